@@ -1,0 +1,182 @@
+//! Configuration: paths and limits, from one TOML file.
+//!
+//! Paths come from here and nowhere else; job values (run id, DSCP) come on the command line.
+//! A missing file at the default place means the defaults; a missing file that was named is an
+//! error. Unknown keys are refused, so that a typo cannot silently mean the default.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::model::{Dscp, DscpRange, ServiceLimits};
+
+/// Where the configuration is looked for when no `--config` is given.
+pub const DEFAULT_FILE: &str = "/etc/tsim/tsim.toml";
+
+/// The configuration could not be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not TOML, or a key or value is wrong.
+    #[error("configuration {path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, key and what is allowed.
+        message: String,
+    },
+}
+
+/// Paths and limits of one installation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Registry directory, see [`crate::registry`].
+    pub registry_dir: PathBuf,
+    /// Directory with one sub-directory per lab.
+    pub labs_dir: PathBuf,
+    /// DSCP values that jobs may hold.
+    pub dscp: DscpRange,
+    /// Most services per job.
+    pub services: ServiceLimits,
+    /// How long a job waits for router locks unless `--lock-timeout` says otherwise.
+    pub lock_timeout: Duration,
+    /// Directory with `iptables-restore`, `nft`, `ipset` and the like; searched in order.
+    pub tool_dirs: Vec<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            registry_dir: "/run/tsim".into(),
+            labs_dir: "/run/tsim/labs".into(),
+            dscp: DscpRange::default(),
+            services: ServiceLimits::default(),
+            lock_timeout: Duration::from_secs(60),
+            tool_dirs: ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
+                .map(PathBuf::from)
+                .to_vec(),
+        }
+    }
+}
+
+/// The file as written; every key is optional.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    registry_dir: Option<PathBuf>,
+    labs_dir: Option<PathBuf>,
+    dscp_first: Option<Dscp>,
+    dscp_last: Option<Dscp>,
+    max_services: Option<usize>,
+    lock_timeout_seconds: Option<f64>,
+    tool_dirs: Option<Vec<PathBuf>>,
+}
+
+impl Config {
+    /// Reads `path`, or [`DEFAULT_FILE`] when none was named.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when a named file is missing, or any file is unreadable or wrong.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(Path::new(DEFAULT_FILE));
+        match fs::read_to_string(file) {
+            Ok(text) => Self::parse(&text, file),
+            Err(e) if path.is_none() && e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read {
+                path: file.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let refuse = |message: String| ConfigError::Parse {
+            path: path.to_owned(),
+            message,
+        };
+        let file: File = toml::from_str(text).map_err(|e| refuse(e.to_string()))?;
+        let default = Self::default();
+        let first = file
+            .dscp_first
+            .unwrap_or(Dscp::new(32).map_err(|e| refuse(e.to_string()))?);
+        let last = file
+            .dscp_last
+            .unwrap_or(Dscp::new(63).map_err(|e| refuse(e.to_string()))?);
+        let seconds = file
+            .lock_timeout_seconds
+            .unwrap_or(default.lock_timeout.as_secs_f64());
+        let registry_dir = file.registry_dir.unwrap_or(default.registry_dir);
+        let config = Self {
+            labs_dir: file.labs_dir.unwrap_or_else(|| registry_dir.join("labs")),
+            registry_dir,
+            dscp: DscpRange::new(first, last).map_err(|e| refuse(e.to_string()))?,
+            services: ServiceLimits {
+                max_services: file.max_services.unwrap_or(default.services.max_services),
+            },
+            lock_timeout: Duration::try_from_secs_f64(seconds).map_err(|_| {
+                refuse(format!(
+                    "lock_timeout_seconds = {seconds}: a number ≥ 0 is allowed"
+                ))
+            })?,
+            tool_dirs: file.tool_dirs.unwrap_or(default.tool_dirs),
+        };
+        for dir in [&config.registry_dir, &config.labs_dir] {
+            if !dir.is_absolute() {
+                return Err(refuse(format!("{} is not an absolute path", dir.display())));
+            }
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("t.toml")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn labs_move_with_the_registry() {
+        let config = parse("registry_dir = \"/var/lib/tsim\"").unwrap();
+        assert_eq!(config.labs_dir, Path::new("/var/lib/tsim/labs"));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (text, want) in [
+            ("dscp_first = 64", "64"),
+            ("dscp_first = 40\ndscp_last = 39", "40-39"),
+            ("registry_dir = \"tmp\"", "absolute"),
+            ("lock_timeout_seconds = -1.0", "lock_timeout_seconds"),
+            ("registrydir = \"/x\"", "registrydir"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(want), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        assert!(Config::load(Some(Path::new("/nonexistent/tsim.toml"))).is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! The lab: facts of real routers → topology (pure) → namespaces; hosts; path trace.
+
+pub mod topology;

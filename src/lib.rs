@@ -1,0 +1,28 @@
+//! tsim rebuilds routers from collected facts as Linux network namespaces and measures, in the
+//! real kernel, which services get through their firewalls.
+//!
+//! The modules form layers; each may use those below it and none above:
+//!
+//! | layer | what it does |
+//! |---|---|
+//! | [`cli`] | arguments as typed, then resolved; exit codes; output |
+//! | [`run`] | the quick job: taps, probes, verdicts, undo, report |
+//! | [`lab`] | facts → topology → namespaces; hosts; path trace |
+//! | [`registry`] | leases, locks, waiters, DSCP values; crash-safe |
+//! | [`firewall`] | taps as data, rendered by back ends |
+//! | [`netlink`] | links, addresses, routes, rules, neighbours |
+//! | [`netns`] | create, open, enter and delete network namespaces |
+//! | [`sys`] | the only unsafe code |
+//!
+//! [`model`] holds the words that every layer shares, [`config`] the paths and limits.
+
+pub mod cli;
+pub mod config;
+pub mod firewall;
+pub mod lab;
+pub mod model;
+pub mod netlink;
+pub mod netns;
+pub mod registry;
+pub mod run;
+pub mod sys;

@@ -1,0 +1,11 @@
+//! The words that every layer shares: names that are safe to use, services, DSCP values.
+
+pub mod dscp;
+pub mod name;
+pub mod service;
+
+pub use dscp::{Dscp, DscpRange};
+pub use name::{
+    HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,
+};
+pub use service::{Protocol, Service, ServiceError, ServiceLimits, parse_services};

@@ -1,0 +1,3 @@
+//! Links, addresses, routes, policy rules and neighbours of one namespace, over rtnetlink(7).
+
+pub mod object;

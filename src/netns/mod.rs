@@ -1,0 +1,1 @@
+//! Network namespaces: create, list, open, enter, delete; sockets opened inside, used outside.

@@ -1,0 +1,1 @@
+//! What the runners do: the quick job from its resolved question to its report.

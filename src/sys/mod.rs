@@ -1,0 +1,1 @@
+//! The only unsafe code, one fenced file per kernel or library interface.
