@@ -1,1 +1,219 @@
 //! The command lines: arguments as typed, then resolved; exit codes; output as text and JSON.
+//!
+//! A binary's `main` is one call: [`main`] with the type of its arguments. Each subcommand lives
+//! in a file of its own and implements [`Run`].
+
+use std::{
+    ffi::OsString,
+    fmt,
+    io::{self, Write},
+    path::PathBuf,
+    process,
+};
+
+use clap::{Args, Parser};
+use serde::Serialize;
+
+use crate::config::{Config, ConfigError};
+
+pub mod tsim;
+
+/// How a command ended; the process's exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything asked for was done; for a job: every service passes every router.
+    Ok = 0,
+    /// A job found at least one NO (and no UNKNOWN).
+    SomeNo = 1,
+    /// Wrong arguments or configuration; nothing was changed.
+    Usage = 2,
+    /// A job found at least one UNKNOWN.
+    SomeUnknown = 3,
+    /// It could not run: rights, kernel, lab, a lock that was not had in time.
+    CannotRun = 4,
+}
+
+/// The table of exit codes for `--help`.
+pub const EXIT_CODES: &str = "Exit codes:
+  0  done; for a job: every service passes every router
+  1  a job found at least one NO
+  2  wrong arguments or configuration; nothing was changed
+  3  a job found at least one UNKNOWN
+  4  could not run: rights, kernel, lab, or a lock not had in time";
+
+/// A command that failed: the error and the exit code that it means.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What went wrong, with its causes.
+    pub error: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Failure {
+    /// Wrong arguments or configuration.
+    pub fn usage(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self {
+            exit: Exit::Usage,
+            error: error.into(),
+        }
+    }
+
+    /// It could not run.
+    pub fn cannot_run(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self {
+            exit: Exit::CannotRun,
+            error: error.into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    /// The error and its causes on one line, outermost first.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.error)?;
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::cannot_run(error)
+    }
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Configuration file [default: /etc/tsim/tsim.toml, if there is one]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Say more on standard error; twice for every step
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What a command needs beside its own arguments.
+#[derive(Debug)]
+pub struct Context {
+    /// Paths and limits.
+    pub config: Config,
+    /// Whether to print JSON.
+    pub json: bool,
+}
+
+impl Context {
+    /// Prints `value` as JSON, or what `text` writes, as the user asked.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
+    pub fn print<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        match self.write(value, text) {
+            // The reader has seen enough (`tsim … | head`).
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    fn write<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        if self.json {
+            serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
+            writeln!(out)?;
+        } else {
+            text(&mut out)?;
+        }
+        out.flush()
+    }
+}
+
+/// A command with its arguments as typed.
+pub trait Run {
+    /// Resolves the arguments and does the work.
+    ///
+    /// # Errors
+    /// [`Failure`] with the exit code that says whose fault it is.
+    fn run(self, context: &Context) -> Result<Exit, Failure>;
+}
+
+/// A whole command line: global options and what to run.
+pub trait CommandLine: Parser + Run {
+    /// The options that every command takes.
+    fn global(&self) -> &Global;
+}
+
+/// Parses `args`, runs the command, prints what went wrong, and ends the process.
+pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
+    let exit = match C::try_parse_from(args) {
+        Ok(command) => run(command),
+        Err(error) => {
+            let exit = if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Ok
+            };
+            // Nothing is left to tell anybody when even this cannot be printed.
+            let _ = error.print();
+            exit
+        }
+    };
+    process::exit(exit as i32)
+}
+
+fn run<C: CommandLine>(command: C) -> Exit {
+    let global = command.global().clone();
+    start_log(global.verbose);
+    let result = Config::load(global.config.as_deref())
+        .map_err(Failure::from)
+        .and_then(|config| {
+            let context = Context {
+                config,
+                json: global.json,
+            };
+            command.run(&context)
+        });
+    match result {
+        Ok(exit) => exit,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "error: {failure}");
+            failure.exit
+        }
+    }
+}
+
+/// Sends log lines to standard error: warnings, with `-v` information, with `-vv` every step.
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(io::stderr)
+        .init();
+}
