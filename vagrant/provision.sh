@@ -1,0 +1,93 @@
+#!/bin/sh
+# Installs the Debian packages that building and testing need.
+#
+#   vagrant/provision.sh [--check] SET…
+#
+# Sets: build  compile the crate (Rust itself is not among them)
+#       run    what the tests drive and compare with
+#       vm     virtual machines of vagrant/vm-tests.sh
+#       box    vagrant/build-box.sh and the trixie userland
+#       vagrant  Vagrant with its libvirt provider
+#       lint   checks of the shell scripts
+#
+# --check installs nothing; it names what is missing and fails if there is any.
+# Nothing missing is the usual case: one dpkg-query, no network, no root.
+set -eu
+
+packages_of() {
+    case $1 in
+        build) echo gcc libc6-dev pkg-config libmnl-dev libnftnl-dev ;;
+        run) echo dash iproute2 ipset iptables nftables ;;
+        vm) echo busybox-static cpio dash kmod qemu-system-x86 xz-utils zstd ;;
+        box) echo debootstrap e2fsprogs extlinux fdisk qemu-utils ;;
+        vagrant) echo vagrant vagrant-libvirt ;;
+        lint) echo shellcheck ;;
+        *)
+            echo "provision.sh: no set is named '$1': build, run, vm, box, vagrant, lint" >&2
+            return 2
+            ;;
+    esac
+}
+
+installed() {
+    # dpkg-query fails for each unknown name; what it does know it still prints.
+    dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' "$@" 2>/dev/null |
+        sed -n 's/^installed //p' || true
+}
+
+missing_of() {
+    present=" $(installed "$@" | tr '\n' ' ') "
+    for package in "$@"; do
+        case $present in
+            *" $package "*) ;;
+            *) echo "$package" ;;
+        esac
+    done
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
+install() {
+    apt="env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --option DPkg::Lock::Timeout=300"
+    # The lists may be too old for what the mirror still carries: fetch them first.
+    # shellcheck disable=SC2086 # $apt is a command line, not a word
+    as_root $apt update
+    # shellcheck disable=SC2086
+    as_root $apt install --no-install-recommends --yes "$@" >&2
+}
+
+main() {
+    check=false
+    if [ "${1-}" = --check ]; then
+        check=true
+        shift
+    fi
+    if [ $# -eq 0 ]; then
+        echo "usage: provision.sh [--check] SET…   (build, run, vm, box, vagrant, lint)" >&2
+        return 2
+    fi
+    wanted=
+    for set in "$@"; do
+        packages=$(packages_of "$set")
+        wanted="$wanted $packages"
+    done
+    # shellcheck disable=SC2086 # package names hold no blanks
+    missing=$(missing_of $wanted | sort -u)
+    if [ -z "$missing" ]; then
+        return 0
+    fi
+    if $check; then
+        echo "provision.sh: missing packages: $(echo "$missing" | tr "\n" " ")" >&2
+        return 1
+    fi
+    # shellcheck disable=SC2086
+    install $missing
+}
+
+main "$@"
