@@ -14,10 +14,12 @@
 //! | [`netns`] | create, open, enter and delete network namespaces |
 //! | [`sys`] | the only unsafe code |
 //!
-//! [`model`] holds the words that every layer shares, [`config`] the paths and limits.
+//! [`model`] holds the words that every layer shares, [`config`] the paths and limits, [`fault`]
+//! the hook by which tests make any step fail.
 
 pub mod cli;
 pub mod config;
+pub mod fault;
 pub mod firewall;
 pub mod lab;
 pub mod model;
