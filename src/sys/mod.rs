@@ -1,1 +1,4 @@
 //! The only unsafe code, one fenced file per kernel or library interface.
+
+pub mod mmsg;
+pub mod nftnl;

@@ -1,0 +1,96 @@
+//! sendmmsg(2): many datagrams of one size to one destination with few system calls.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use nix::sys::socket::{SockaddrLike, SockaddrStorage};
+
+/// `UIO_MAXIOV`, the most messages that one call takes.
+const CHUNK: usize = 1024;
+
+/// Sends `packets`, which holds datagrams of `size` bytes each, one after the other, to
+/// `destination`, and reports those that the kernel refused as (index, error). A refused datagram
+/// does not keep the next ones from being sent.
+///
+/// # Panics
+/// When `size` is 0.
+#[must_use]
+pub fn send_each(
+    socket: BorrowedFd<'_>,
+    packets: &[u8],
+    size: usize,
+    destination: IpAddr,
+) -> Vec<(usize, io::Error)> {
+    let address = SockaddrStorage::from(SocketAddr::new(destination, 0));
+    let mut vectors: Vec<libc::iovec> = packets
+        .chunks_exact(size)
+        .map(|p| libc::iovec {
+            iov_base: p.as_ptr().cast_mut().cast(),
+            iov_len: size,
+        })
+        .collect();
+    let mut headers: Vec<libc::mmsghdr> = vectors
+        .iter_mut()
+        .map(|vector| header(vector, &address))
+        .collect();
+    let mut refused = Vec::new();
+    let mut next = 0;
+    while next < headers.len() {
+        let chunk = &mut headers[next..];
+        let count = chunk.len().min(CHUNK);
+        // SAFETY: `chunk` has at least `count` headers; each points to one vector and to the
+        // address, which outlive the call and, as all of this is only read, may be shared.
+        let sent = unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                chunk.as_mut_ptr(),
+                count as libc::c_uint,
+                0,
+            )
+        };
+        match usize::try_from(sent) {
+            Ok(sent) => next += sent,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    refused.push((next, error));
+                    next += 1;
+                }
+            }
+        }
+    }
+    refused
+}
+
+fn header(vector: &mut libc::iovec, address: &SockaddrStorage) -> libc::mmsghdr {
+    // SAFETY: all-zero is a valid value of this struct of numbers and pointers.
+    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    header.msg_hdr.msg_name = address.as_ptr().cast_mut().cast();
+    header.msg_hdr.msg_namelen = address.len();
+    header.msg_hdr.msg_iov = vector;
+    header.msg_hdr.msg_iovlen = 1;
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::UdpSocket, os::fd::AsFd};
+
+    use super::*;
+
+    #[test]
+    fn every_refused_datagram_is_named_and_the_rest_is_tried() {
+        // Port 0 is refused by UDP for each datagram on its own.
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let refused = send_each(socket.as_fd(), &[0; 12], 4, "127.0.0.1".parse().unwrap());
+        let indexes: Vec<_> = refused
+            .iter()
+            .map(|(i, e)| (*i, e.raw_os_error()))
+            .collect();
+        assert_eq!(indexes, [0, 1, 2].map(|i| (i, Some(libc::EINVAL))));
+    }
+}
