@@ -1,1 +1,12 @@
 //! Taps as plain data, and the back ends that put them into the kernel and read them.
+//!
+//! A quick job says what it wants as [`Taps`]: which probes are its own and how many there are. A
+//! back end renders that value for one router, reads back a [`Reading`], and removes exactly what
+//! it put there.
+
+pub mod nft;
+pub mod tag;
+pub mod taps;
+
+pub use tag::TagSpace;
+pub use taps::{Reading, Taps};

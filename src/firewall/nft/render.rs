@@ -1,0 +1,260 @@
+//! Renders [`Taps`] as one nf_tables transaction.
+
+use crate::{
+    firewall::Taps,
+    model::Protocol,
+    netlink::object,
+    sys::nftnl::{EncodeError, Encoder, Expr, Family, Header, Hook, Meta, Set, Verdict},
+};
+
+/// Services per set.
+const SHARD_BITS: u32 = 12;
+const SHARD: u32 = 1 << SHARD_BITS;
+/// How nft(8) numbers the type of a set key that is a 32-bit number (`mark`).
+const KEY_TYPE_MARK: u32 = 19;
+
+/// How many sets it takes for this many services.
+pub(super) fn shards(services: u32) -> u32 {
+    services.div_ceil(SHARD)
+}
+
+/// The transaction that makes the job's table in one router. `flags` are the table's.
+pub(super) fn transaction(
+    batch: Encoder,
+    taps: &Taps,
+    family: Family,
+    table: &str,
+    flags: u32,
+) -> Result<Encoder, EncodeError> {
+    let mut render = Render {
+        batch,
+        taps,
+        family,
+        table,
+        sets: 0,
+    };
+    render.batch.begin();
+    render.batch.table(family, table, flags)?;
+    for point in [&ARRIVAL, &OUT, &LOCAL] {
+        render.point(point)?;
+    }
+    render.batch.end();
+    Ok(render.batch)
+}
+
+/// One place on a probe's way where the job looks.
+struct Point {
+    /// Name of the chain and of its counter.
+    name: &'static str,
+    /// First letter of the names of its sets.
+    prefix: char,
+    hook: Hook,
+    priority: i32,
+    /// Whether the probe's way ends here.
+    last: bool,
+}
+
+const ARRIVAL: Point = Point {
+    name: "in",
+    prefix: 'i',
+    hook: Hook::Prerouting,
+    priority: i32::MIN,
+    last: false,
+};
+const OUT: Point = Point {
+    name: "out",
+    prefix: 'o',
+    hook: Hook::Postrouting,
+    priority: i32::MAX,
+    last: true,
+};
+const LOCAL: Point = Point {
+    name: "local",
+    prefix: 'l',
+    hook: Hook::Input,
+    priority: i32::MAX,
+    last: true,
+};
+
+struct Render<'a> {
+    batch: Encoder,
+    taps: &'a Taps,
+    family: Family,
+    table: &'a str,
+    /// Sets made so far; their ids within the batch count from 1.
+    sets: u32,
+}
+
+impl Render<'_> {
+    fn point(&mut self, point: &Point) -> Result<(), EncodeError> {
+        let Self { family, table, .. } = *self;
+        self.batch.counter(family, table, point.name)?;
+        self.batch
+            .base_chain(family, table, point.name, point.hook, point.priority)?;
+        if point.last || self.taps.note_arrivals {
+            (0..shards(self.taps.services)).try_for_each(|shard| self.shard(point, shard))
+        } else {
+            self.protocols(0, self.taps.services)
+                .try_for_each(|protocol| {
+                    let (prefix, mask) = self.taps.tags.prefix();
+                    self.rule(point, protocol, prefix, mask, None)
+                })
+        }
+    }
+
+    /// The set of one shard at one point, and the rules that fill it.
+    fn shard(&mut self, point: &Point, shard: u32) -> Result<(), EncodeError> {
+        self.sets += 1;
+        let name = format!("{}{shard}", point.prefix);
+        let set = Set {
+            name: &name,
+            id: self.sets,
+            key_type: KEY_TYPE_MARK,
+            key_len: 4,
+            size: SHARD,
+        };
+        self.batch.set(self.family, self.table, set)?;
+        let first = shard * SHARD;
+        let prefix = self.taps.tags.tag(first);
+        self.protocols(first, first + SHARD)
+            .try_for_each(|protocol| {
+                self.rule(point, protocol, prefix, !(SHARD - 1), Some((&name, set.id)))
+            })
+    }
+
+    /// The protocols that services with indexes from `first` to below `end` have.
+    fn protocols(&self, first: u32, end: u32) -> std::vec::IntoIter<Protocol> {
+        let tcp = (first < self.taps.tcp).then_some(Protocol::Tcp);
+        let udp = (end.min(self.taps.services) > self.taps.tcp).then_some(Protocol::Udp);
+        tcp.into_iter().chain(udp).collect::<Vec<_>>().into_iter()
+    }
+
+    /// A rule that recognises probes by protocol, mark and the masked tag, notes and counts them.
+    fn rule(
+        &mut self,
+        point: &Point,
+        protocol: Protocol,
+        prefix: u32,
+        mask: u32,
+        set: Option<(&str, u32)>,
+    ) -> Result<(), EncodeError> {
+        let number = [protocol.number()];
+        let (prefix, mask) = (prefix.to_be_bytes(), mask.to_be_bytes());
+        let mark = Mark::of(self.taps);
+        let tag = load_tag(protocol);
+        let mut exprs = vec![Expr::LoadMeta(Meta::L4Proto), Expr::Equal(&number)];
+        exprs.extend(mark.matches());
+        exprs.extend([tag.clone(), Expr::Mask(&mask), Expr::Equal(&prefix)]);
+        if let Some((name, id)) = set {
+            exprs.extend([tag, Expr::AddToSet { name, id }]);
+        }
+        exprs.push(Expr::Count(point.name));
+        if point.last && !self.taps.pass_on {
+            exprs.push(Expr::Verdict(Verdict::Drop));
+        }
+        self.batch.rule(self.family, self.table, point.name, &exprs)
+    }
+}
+
+/// Loads the tag: the TCP sequence number, or the first four bytes of the UDP payload.
+fn load_tag(protocol: Protocol) -> Expr<'static> {
+    let offset = match protocol {
+        Protocol::Tcp => 4,
+        Protocol::Udp => 8,
+    };
+    Expr::LoadPayload {
+        header: Header::Transport,
+        offset,
+        len: 4,
+    }
+}
+
+/// The part of the IP header that marks a probe.
+enum Mark {
+    /// Identification, RFC 791.
+    V4([u8; 2]),
+    /// Flow label, RFC 8200.
+    V6([u8; 4]),
+}
+
+impl Mark {
+    fn of(taps: &Taps) -> Self {
+        match taps.family {
+            object::Family::V4 => Self::V4(taps.tags.ipv4_id().to_be_bytes()),
+            object::Family::V6 => Self::V6(taps.tags.flow_label().to_be_bytes()),
+        }
+    }
+
+    fn matches(&self) -> Vec<Expr<'_>> {
+        let load = |offset, len| Expr::LoadPayload {
+            header: Header::Network,
+            offset,
+            len,
+        };
+        match self {
+            Self::V4(id) => vec![load(4, 2), Expr::Equal(id)],
+            Self::V6(label) => {
+                vec![
+                    load(0, 4),
+                    Expr::Mask(&[0, 0x0f, 0xff, 0xff]),
+                    Expr::Equal(label),
+                ]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        firewall::{TagSpace, nft::wire::Messages},
+        model::{Dscp, RunId},
+    };
+
+    fn taps(services: u32, tcp: u32) -> Taps {
+        Taps {
+            run_id: RunId::new("r1").unwrap(),
+            family: object::Family::V4,
+            tags: TagSpace::new(Dscp::new(33).unwrap(), 0x1234_5678_90ab_cdef),
+            services,
+            tcp,
+            note_arrivals: false,
+            pass_on: false,
+        }
+    }
+
+    fn kinds(taps: &Taps) -> Vec<u16> {
+        let batch = transaction(Encoder::new(1), taps, Family::Ip, "tsim_r1", 2).unwrap();
+        Messages(batch.bytes()).map(|m| m.kind & 0xff).collect()
+    }
+
+    fn rules(taps: &Taps) -> usize {
+        kinds(taps).iter().filter(|&&kind| kind == 6).count()
+    }
+
+    #[test]
+    fn each_shard_gets_one_rule_per_protocol_that_it_holds() {
+        // One rule that counts arrivals, then at both ends one per shard.
+        assert_eq!(rules(&taps(1, 1)), 1 + 2);
+        assert_eq!(rules(&taps(4096, 4096)), 1 + 2);
+        assert_eq!(rules(&taps(4097, 4097)), 1 + 2 * 2);
+        assert_eq!(rules(&taps(10, 5)), 2 + 2 * 2);
+        assert_eq!(rules(&taps(8192, 4096)), 2 + 2 * 2);
+        assert_eq!(rules(&taps(1, 0)), 1 + 2);
+    }
+
+    #[test]
+    fn the_batch_is_framed_and_its_last_change_asks_for_the_acknowledgement() {
+        let batch = transaction(Encoder::new(1), &taps(1, 1), Family::Ip, "t", 2).unwrap();
+        let messages: Vec<_> = Messages(batch.bytes()).collect();
+        assert_eq!(i32::from(messages[0].kind), libc::NFNL_MSG_BATCH_BEGIN);
+        let (end, rest) = messages.split_last().unwrap();
+        assert_eq!(i32::from(end.kind), libc::NFNL_MSG_BATCH_END);
+        let ack = libc::NLM_F_ACK as u16;
+        assert!(rest.last().unwrap().flags & ack != 0);
+        assert_eq!(messages.iter().filter(|m| m.flags & ack != 0).count(), 1);
+        let numbers: Vec<_> = messages.iter().map(|m| m.sequence).collect();
+        assert_eq!(numbers, (1..=messages.len() as u32).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,290 @@
+//! A netlink socket to nf_tables of one namespace: transactions and dumps.
+//!
+//! The kernel works a request off within `sendmsg`: when that returns, every reply to a
+//! transaction is in the receive buffer. So replies are drained without waiting, and a missing
+//! ACK is an error instead of a hang.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::sys::socket::{setsockopt, sockopt};
+use thiserror::Error;
+
+use super::wire::{Attributes, HEADER, Message, Messages, array, request};
+use crate::sys::nftnl::Encoder;
+
+/// Dumps come in datagrams as large as the reader's buffer, up to 32 KiB (netlink_dump()).
+const RECEIVE_BUFFER: usize = 64 * 1024;
+/// A transaction above this size needs a larger send buffer than the default of 208 KiB.
+const DEFAULT_SEND_BUFFER: usize = 150 * 1024;
+/// `NLMSGERR_ATTR_MSG`, linux/netlink.h.
+const ERROR_MESSAGE: u16 = 1;
+
+/// Talking to nf_tables failed.
+#[derive(Debug, Error)]
+pub enum NftError {
+    /// No socket could be opened or set up.
+    #[error("cannot open a netfilter netlink socket")]
+    Open(#[source] io::Error),
+    /// A request could not be sent.
+    #[error("cannot send to nf_tables: {what}")]
+    Send {
+        /// What was asked for.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Replies could not be read.
+    #[error("cannot read the reply of nf_tables: {what}")]
+    Receive {
+        /// What was asked for.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused.
+    #[error("nf_tables refused: {what} (message {nth}){}", .ext_ack.as_ref().map(|t| format!(": {t}")).unwrap_or_default())]
+    Refused {
+        /// What was asked for.
+        what: &'static str,
+        /// The message of the transaction that was refused, counted from 0 (its opening).
+        nth: u32,
+        /// The kernel's own words, where it had any.
+        ext_ack: Option<String>,
+        /// The error number.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel neither refused nor acknowledged.
+    #[error("nf_tables did not acknowledge: {0}")]
+    NoAck(&'static str),
+    /// A dump was interrupted by changes again and again.
+    #[error("nf_tables changed during every attempt to read: {0}")]
+    Interrupted(&'static str),
+    /// A transaction could not be encoded.
+    #[error(transparent)]
+    Encode(#[from] crate::sys::nftnl::EncodeError),
+}
+
+impl NftError {
+    /// The errno with which the kernel refused, if it did.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+/// A socket to nf_tables of the namespace in which it was opened, whichever thread uses it.
+#[derive(Debug)]
+pub struct NftSocket {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl NftSocket {
+    /// Opens a socket in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// [`NftError::Open`].
+    pub fn open_here() -> Result<Self, NftError> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            socket.set_cap_ack(true)?;
+            socket.set_ext_ack(true)?;
+            Ok(Self {
+                socket,
+                sequence: 1,
+                buffer: Vec::with_capacity(RECEIVE_BUFFER),
+            })
+        };
+        open().map_err(NftError::Open)
+    }
+
+    /// An encoder whose messages belong to this socket.
+    #[must_use]
+    pub fn encoder(&self) -> Encoder {
+        Encoder::new(self.sequence)
+    }
+
+    /// Runs one transaction: all of it is in force when this returns, or nothing of it.
+    ///
+    /// # Errors
+    /// [`NftError`]; after [`NftError::Refused`] nothing was changed.
+    pub fn transact(&mut self, batch: &Encoder, what: &'static str) -> Result<(), NftError> {
+        let first = std::mem::replace(&mut self.sequence, batch.next_sequence());
+        if batch.bytes().len() > DEFAULT_SEND_BUFFER {
+            setsockopt(&self.fd(), sockopt::SndBufForce, &(4 * batch.bytes().len())).map_err(
+                |e| NftError::Send {
+                    what,
+                    source: e.into(),
+                },
+            )?;
+        }
+        self.socket
+            .send(batch.bytes(), 0)
+            .map_err(|source| NftError::Send { what, source })?;
+        let mut acknowledged = false;
+        let mut refused = None;
+        while self.receive(libc::MSG_DONTWAIT, what)? {
+            for message in Messages(&self.buffer) {
+                match error_of(&message) {
+                    Some((0, _)) => acknowledged = true,
+                    Some((errno, ext_ack)) if refused.is_none() => {
+                        refused = Some((message.sequence.wrapping_sub(first), errno, ext_ack));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        match refused {
+            Some((nth, errno, ext_ack)) => {
+                let source = io::Error::from_raw_os_error(errno);
+                Err(NftError::Refused {
+                    what,
+                    nth,
+                    ext_ack,
+                    source,
+                })
+            }
+            None if acknowledged => Ok(()),
+            None => Err(NftError::NoAck(what)),
+        }
+    }
+
+    /// Asks for a dump of objects selected by string attributes and gives each to `each`.
+    ///
+    /// # Errors
+    /// [`NftError`]; `each` may have seen a part by then.
+    pub(super) fn dump(
+        &mut self,
+        message: u16,
+        family: u8,
+        select: &[(u16, &str)],
+        what: &'static str,
+        mut each: impl FnMut(Attributes<'_>),
+    ) -> Result<Dumped, NftError> {
+        let sequence = self.next_sequence();
+        let bytes = request(message, family, libc::NLM_F_DUMP as u16, sequence, select);
+        self.socket
+            .send(&bytes, 0)
+            .map_err(|source| NftError::Send { what, source })?;
+        let mut dumped = Dumped::Whole;
+        loop {
+            self.receive(0, what)?;
+            for message in Messages(&self.buffer).filter(|m| m.sequence == sequence) {
+                if message.flags & libc::NLM_F_DUMP_INTR as u16 != 0 {
+                    dumped = Dumped::Interrupted;
+                }
+                if i32::from(message.kind) == libc::NLMSG_DONE {
+                    return Ok(dumped);
+                }
+                match error_of(&message) {
+                    Some((0, _)) => {}
+                    Some((errno, ext_ack)) => {
+                        let source = io::Error::from_raw_os_error(errno);
+                        return Err(NftError::Refused {
+                            what,
+                            nth: 0,
+                            ext_ack,
+                            source,
+                        });
+                    }
+                    None => each(message.attributes()),
+                }
+            }
+        }
+    }
+
+    /// Asks for one object and gives it to `read`.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub(super) fn get<T>(
+        &mut self,
+        message: u16,
+        family: u8,
+        select: &[(u16, &str)],
+        what: &'static str,
+        read: impl Fn(Attributes<'_>) -> Option<T>,
+    ) -> Result<T, NftError> {
+        let sequence = self.next_sequence();
+        let bytes = request(message, family, 0, sequence, select);
+        self.socket
+            .send(&bytes, 0)
+            .map_err(|source| NftError::Send { what, source })?;
+        while self.receive(libc::MSG_DONTWAIT, what)? {
+            for message in Messages(&self.buffer).filter(|m| m.sequence == sequence) {
+                match error_of(&message) {
+                    Some((errno, ext_ack)) => {
+                        let source = io::Error::from_raw_os_error(errno);
+                        return Err(NftError::Refused {
+                            what,
+                            nth: 0,
+                            ext_ack,
+                            source,
+                        });
+                    }
+                    None => {
+                        if let Some(value) = read(message.attributes()) {
+                            return Ok(value);
+                        }
+                    }
+                }
+            }
+        }
+        Err(NftError::NoAck(what))
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    /// Reads one datagram into the buffer; false when none waits.
+    fn receive(&mut self, flags: libc::c_int, what: &'static str) -> Result<bool, NftError> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, flags) {
+                Ok(_) => return Ok(true),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(NftError::Receive { what, source }),
+            }
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Whether a dump shows one state of the objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dumped {
+    /// Nothing changed while it was read.
+    Whole,
+    /// Something changed; it may lack or repeat objects.
+    Interrupted,
+}
+
+/// The errno (0 for an ACK) and the kernel's words of an error message, if it is one.
+fn error_of(message: &Message<'_>) -> Option<(i32, Option<String>)> {
+    if i32::from(message.kind) != libc::NLMSG_ERROR {
+        return None;
+    }
+    let errno = -i32::from_ne_bytes(array(message.body, 0)?);
+    // With NETLINK_CAP_ACK only the header of the offending message comes back before attributes.
+    let attributes = Attributes(message.body.get(4 + HEADER..).unwrap_or_default());
+    Some((errno, attributes.text(ERROR_MESSAGE).map(str::to_owned)))
+}

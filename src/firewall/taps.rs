@@ -1,0 +1,117 @@
+//! What a quick job wants on a router, and what it reads there, as plain values.
+
+use crate::{firewall::TagSpace, model::RunId, netlink::object::Family};
+
+/// The taps of one job on one router.
+///
+/// They see a probe come in (before everything else at PREROUTING), see it go out (behind
+/// everything else at POSTROUTING) or to a local socket (behind everything else at INPUT), and
+/// discard it there, before connection tracking confirms it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taps {
+    /// The job.
+    pub run_id: RunId,
+    /// Family of the probes.
+    pub family: Family,
+    /// Which packets are the job's probes.
+    pub tags: TagSpace,
+    /// How many services there are: indexes 0 to `services` − 1.
+    pub services: u32,
+    /// How many of them are TCP; these have the indexes 0 to `tcp` − 1, UDP ones follow.
+    pub tcp: u32,
+    /// Note which probes came in, not only how many.
+    pub note_arrivals: bool,
+    /// Let probes go on instead of discarding them behind the last tap. A test compares what the
+    /// taps say with a packet capture on the far side this way.
+    pub pass_on: bool,
+}
+
+/// A set of service indexes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Indexes {
+    present: Vec<bool>,
+    count: usize,
+}
+
+impl Indexes {
+    /// An empty set of indexes below `size`.
+    #[must_use]
+    pub fn new(size: u32) -> Self {
+        Self {
+            present: vec![false; size as usize],
+            count: 0,
+        }
+    }
+
+    /// Adds `index`; says whether it belongs into the set and was new.
+    pub fn insert(&mut self, index: u32) -> bool {
+        match self.present.get_mut(index as usize) {
+            Some(present) if !*present => {
+                *present = true;
+                self.count += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether `index` is in the set.
+    #[must_use]
+    pub fn contains(&self, index: u32) -> bool {
+        self.present.get(index as usize).copied().unwrap_or(false)
+    }
+
+    /// How many indexes are in the set.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether the set is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The indexes in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        (0u32..)
+            .zip(&self.present)
+            .filter_map(|(index, &present)| present.then_some(index))
+    }
+}
+
+/// What the taps on one router saw.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Probes that came in.
+    pub packets_in: u64,
+    /// Probes that went out.
+    pub packets_out: u64,
+    /// Probes that reached the end of INPUT.
+    pub packets_local: u64,
+    /// Services whose probe came in, where [`Taps::note_arrivals`] asked for it.
+    pub arrived: Option<Indexes>,
+    /// Services whose probe went out.
+    pub out: Indexes,
+    /// Services whose probe reached the end of INPUT.
+    pub local: Indexes,
+    /// Set elements that carry no tag of this job: foreign packets that looked like probes.
+    pub foreign: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_indexes_counts_each_once_and_refuses_strangers() {
+        let mut set = Indexes::new(3);
+        assert!(set.insert(2) && !set.insert(2) && !set.insert(3));
+        assert_eq!(
+            (set.len(), set.contains(2), set.contains(1)),
+            (1, true, false)
+        );
+        assert_eq!(set.iter().collect::<Vec<_>>(), [2]);
+    }
+}
