@@ -448,6 +448,7 @@ impl Encoder {
         payload(header.cast());
         let [a, b, c, d, ..] = scratch.0;
         let length = u32::from_ne_bytes([a, b, c, d]) as usize;
+        self.last = self.bytes.len();
         self.bytes
             .extend_from_slice(&scratch.0[..length.next_multiple_of(4)]);
         self.sequence += 1;
