@@ -6,6 +6,7 @@
 //! | layer | what it does |
 //! |---|---|
 //! | [`cli`] | arguments as typed, then resolved; exit codes; output |
+//! | [`sched`] | queue, policy, event loop, live viewer |
 //! | [`run`] | the quick job: taps, probes, verdicts, undo, report |
 //! | [`lab`] | facts → topology → namespaces; hosts; path trace |
 //! | [`registry`] | leases, locks, waiters, DSCP values; crash-safe |
@@ -27,4 +28,5 @@ pub mod netlink;
 pub mod netns;
 pub mod registry;
 pub mod run;
+pub mod sched;
 pub mod sys;

@@ -1,0 +1,213 @@
+//! Finished jobs: a directory each with the result, and an index to list them without opening
+//! them.
+//!
+//! The index is one JSON line per job, oldest first, only ever appended to; expiry rewrites it. A
+//! job that a crash left twice in it is listed once. A last line that a crash cut off is skipped
+//! and the next append starts a line of its own.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::PathBuf,
+};
+
+use jiff::Timestamp;
+use nix::libc;
+use tempfile::NamedTempFile;
+
+use super::{
+    job::FinishedJob,
+    spool::{Locked, Spool, SpoolError, make_dir, read_json, write_json},
+};
+use crate::model::RunId;
+
+/// How much of the index is read at a time, from its end.
+const BLOCK: u64 = 64 * 1024;
+
+/// A page of the history, latest job first.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Page {
+    /// The jobs.
+    pub jobs: Vec<FinishedJob>,
+    /// Where the next page begins, if there may be one; pass it as `before`.
+    pub next: Option<u64>,
+}
+
+impl Spool {
+    fn index(&self) -> PathBuf {
+        self.runs_dir().join("index.jsonl")
+    }
+
+    /// A job that is over.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when its file cannot be read.
+    pub fn finished(&self, run_id: &RunId) -> Result<Option<FinishedJob>, SpoolError> {
+        read_json(&self.run_dir(run_id).join("job.json"))
+    }
+
+    /// At most `limit` finished jobs, latest first, of those whose line begins before the byte
+    /// `before` of the index. Reads no more of the index than it returns.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`] when the index cannot be read.
+    pub fn history(&self, before: Option<u64>, limit: usize) -> Result<Page, SpoolError> {
+        let path = self.index();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Page::default()),
+            Err(e) => return Err(SpoolError::io("open", &path)(e)),
+        };
+        page(&file, before, limit).map_err(SpoolError::io("read", &path))
+    }
+}
+
+fn page(file: &File, before: Option<u64>, limit: usize) -> io::Result<Page> {
+    let length = file.metadata()?.len();
+    let mut start = before.unwrap_or(length).min(length);
+    let mut seen = HashSet::new();
+    let mut page = Page::default();
+    // Bytes from `start` on whose line begins before `start`.
+    let mut tail = Vec::new();
+    while start > 0 && page.jobs.len() < limit {
+        let from = start.saturating_sub(BLOCK);
+        // At most BLOCK, which fits.
+        let mut block = vec![0; (start - from) as usize];
+        file.read_exact_at(&mut block, from)?;
+        block.append(&mut tail);
+        let first = if from == 0 {
+            0
+        } else {
+            block
+                .iter()
+                .position(|b| *b == b'\n')
+                .map_or(block.len(), |at| at + 1)
+        };
+        let mut end = block.len();
+        let mut at = from + block.len() as u64;
+        for line in block[first..].rsplit(|b| *b == b'\n') {
+            let begin = end - line.len();
+            at = from + begin as u64;
+            end = begin.saturating_sub(1);
+            let Ok(job) = serde_json::from_slice::<FinishedJob>(line) else {
+                continue;
+            };
+            if seen.insert(job.run_id.clone()) {
+                page.jobs.push(job);
+            }
+            if page.jobs.len() == limit {
+                break;
+            }
+        }
+        if page.jobs.len() == limit {
+            page.next = Some(at).filter(|at| *at > 0);
+            return Ok(page);
+        }
+        block.truncate(first);
+        tail = block;
+        start = from;
+    }
+    Ok(page)
+}
+
+impl Locked<'_> {
+    /// Records a job as over: its own file first, whose existence says so, then the index.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`] when a file cannot be written.
+    pub fn close(&self, job: &FinishedJob) -> Result<(), SpoolError> {
+        let dir = self.spool.run_dir(&job.run_id);
+        make_dir(&dir)?;
+        write_json(&dir.join("job.json"), job)?;
+        let path = self.spool.index();
+        append(&path, job).map_err(SpoolError::io("append to", &path))
+    }
+
+    /// Removes the finished jobs that were over before `until`, and returns how many.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`] when a file cannot be read, written or removed.
+    pub fn expire(&self, until: Timestamp) -> Result<usize, SpoolError> {
+        let path = self.spool.index();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(e) => return Err(SpoolError::io("open", &path)(e)),
+        };
+        let (kept, expired) = split(file, until).map_err(SpoolError::io("read", &path))?;
+        if expired.is_empty() {
+            return Ok(0);
+        }
+        // The directories first: what a crash leaves in the index is expired again.
+        for run_id in &expired {
+            let dir = self.spool.run_dir(run_id);
+            match fs::remove_dir_all(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(SpoolError::io("remove", &dir)(e));
+                }
+                _ => {}
+            }
+        }
+        let rewrite = || -> io::Result<()> {
+            let mut temporary = NamedTempFile::new_in(self.spool.runs_dir())?;
+            temporary.write_all(&kept)?;
+            temporary.as_file().sync_all()?;
+            temporary.persist(&path)?;
+            File::open(self.spool.runs_dir())?.sync_all()
+        };
+        rewrite().map_err(SpoolError::io("write", &path))?;
+        Ok(expired.len())
+    }
+}
+
+/// The lines to keep, and the jobs to remove.
+fn split(file: File, until: Timestamp) -> io::Result<(Vec<u8>, HashSet<RunId>)> {
+    let mut kept = Vec::new();
+    let mut expired = HashSet::new();
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        match serde_json::from_slice::<FinishedJob>(&line) {
+            Ok(job) if job.finished_at < until => {
+                expired.insert(job.run_id);
+            }
+            Ok(_) => kept.extend_from_slice(&line),
+            Err(_) => {}
+        }
+        line.clear();
+    }
+    Ok((kept, expired))
+}
+
+fn append(path: &PathBuf, job: &FinishedJob) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    let mut line = serde_json::to_vec(job)?;
+    line.push(b'\n');
+    if !ends_with_newline(&mut file)? {
+        line.insert(0, b'\n');
+    }
+    file.write_all(&line)?;
+    file.sync_data()
+}
+
+fn ends_with_newline(file: &mut File) -> io::Result<bool> {
+    if file.metadata()?.len() == 0 {
+        return Ok(true);
+    }
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
+}
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod tests;

@@ -1,0 +1,489 @@
+//! Jobs as they are submitted, queued, running and finished; checked where they come in.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::model::{
+    Dscp, LabName, NameError, Protocol, RouterName, RunId, ServiceError, ServiceLimits,
+    parse_services,
+};
+
+/// Longest user name in characters.
+const USER_MAX: usize = 64;
+/// Longest service list in bytes; every port of both protocols fits many times.
+const PORTS_MAX: usize = 16 * 1024;
+/// Most routers that one job may name.
+const ROUTERS_MAX: usize = 1024;
+
+/// How a job measures; `analysis_mode` in `queue.json`, `type` in `current.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// One probe per service and router; shares routers.
+    Quick,
+    /// Real connections; takes its routers exclusively.
+    Detailed,
+}
+
+impl Mode {
+    /// The word for it in files, on command lines and in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+            Self::Detailed => "detailed",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A job was refused when it was submitted.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RefusedJob {
+    /// The run id, lab or a router is not a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The service list is wrong.
+    #[error(transparent)]
+    Services(#[from] ServiceError),
+    /// Source and destination are of different families.
+    #[error("source {source_address} and destination {destination} are of different IP versions")]
+    Families {
+        /// The source as given.
+        source_address: IpAddr,
+        /// The destination as given.
+        destination: IpAddr,
+    },
+    /// An address that no packet of a job can have.
+    #[error("{what} {address} is not allowed: a unicast address is")]
+    Address {
+        /// `source` or `destination`.
+        what: &'static str,
+        /// The value.
+        address: IpAddr,
+    },
+    /// More text or names than a job may have.
+    #[error("{what} has {found} {unit}, at most {max} are allowed")]
+    TooLong {
+        /// The field.
+        what: &'static str,
+        /// How much there is.
+        found: usize,
+        /// How much there may be.
+        max: usize,
+        /// What is counted.
+        unit: &'static str,
+    },
+    /// `routers` is there but names none.
+    #[error("routers is empty: leave it out to trace the path, or name at least one")]
+    NoRouters,
+    /// The user name is empty or has control characters.
+    #[error("user name {0:?} is not allowed: 1 to 64 characters without control characters are")]
+    User(String),
+}
+
+/// Who submitted a job; any text without control characters. Escape it where it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UserName(String);
+
+impl UserName {
+    /// Checks `name` and wraps it.
+    ///
+    /// # Errors
+    /// [`RefusedJob::User`] when it is empty, too long or has control characters.
+    pub fn new(name: impl Into<String>) -> Result<Self, RefusedJob> {
+        let name = name.into();
+        let count = name.chars().count();
+        if count == 0 || count > USER_MAX || name.chars().any(is_unprintable) {
+            return Err(RefusedJob::User(name));
+        }
+        Ok(Self(name))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Control characters, and the marks that turn the direction of the text around them.
+fn is_unprintable(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+impl TryFrom<String> for UserName {
+    type Error = RefusedJob;
+    fn try_from(name: String) -> Result<Self, RefusedJob> {
+        Self::new(name)
+    }
+}
+
+impl From<UserName> for String {
+    fn from(name: UserName) -> Self {
+        name.0
+    }
+}
+
+impl FromStr for UserName {
+    type Err = RefusedJob;
+    fn from_str(name: &str) -> Result<Self, RefusedJob> {
+        Self::new(name)
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What a job asks; becomes the runner's arguments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Params {
+    /// The lab to measure in.
+    pub lab: LabName,
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Services as typed, e.g. `22,80,443/tcp,53/udp`.
+    pub ports: String,
+    /// The routers to measure; the runner traces the path when they are not named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routers: Option<Vec<RouterName>>,
+    /// Fields that other programs put there; kept.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Params {
+    /// Checks what the types cannot: the service list, the addresses, the sizes.
+    ///
+    /// # Errors
+    /// [`RefusedJob`] for the first thing that is wrong.
+    pub fn check(&self, limits: ServiceLimits) -> Result<(), RefusedJob> {
+        let too_long = |what, found, max, unit| RefusedJob::TooLong {
+            what,
+            found,
+            max,
+            unit,
+        };
+        if self.ports.len() > PORTS_MAX {
+            return Err(too_long("ports", self.ports.len(), PORTS_MAX, "bytes"));
+        }
+        parse_services(&self.ports, Protocol::Tcp, limits)?;
+        match self.routers.as_deref() {
+            Some([]) => return Err(RefusedJob::NoRouters),
+            Some(routers) if routers.len() > ROUTERS_MAX => {
+                return Err(too_long("routers", routers.len(), ROUTERS_MAX, "names"));
+            }
+            _ => {}
+        }
+        check_address("source", self.source)?;
+        check_address("destination", self.destination)?;
+        if self.source.is_ipv4() != self.destination.is_ipv4() {
+            return Err(RefusedJob::Families {
+                source_address: self.source,
+                destination: self.destination,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn check_address(what: &'static str, address: IpAddr) -> Result<(), RefusedJob> {
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    if address.is_unspecified() || address.is_multicast() || broadcast {
+        return Err(RefusedJob::Address { what, address });
+    }
+    Ok(())
+}
+
+/// A job as somebody wants it, before it has a place in the queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewJob {
+    /// Its name.
+    pub run_id: RunId,
+    /// Who wants it.
+    pub username: UserName,
+    /// Quick or detailed.
+    pub mode: Mode,
+    /// What it asks.
+    pub params: Params,
+}
+
+/// A job in `queue.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QueuedJob {
+    /// Its name.
+    pub run_id: RunId,
+    /// Who wants it.
+    pub username: UserName,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// Always `QUEUED`.
+    pub status: Status,
+    /// What it asks.
+    pub params: Params,
+    /// Quick or detailed.
+    pub analysis_mode: Mode,
+    /// Fields that other programs put there; kept.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// A job in `current.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunningJob {
+    /// Its name.
+    pub run_id: RunId,
+    /// Who wants it.
+    pub username: UserName,
+    /// Always `RUNNING`.
+    pub status: Status,
+    /// Quick or detailed.
+    #[serde(rename = "type")]
+    pub mode: Mode,
+    /// The DSCP value that it holds; none for detailed jobs.
+    pub dscp: Option<Dscp>,
+    /// When it left the queue.
+    pub started_at: Timestamp,
+    /// What it asks.
+    pub params: Params,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// Who wants it to end, once somebody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled_by: Option<UserName>,
+    /// Fields that other programs put there; kept.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl RunningJob {
+    /// The job as it leaves the queue.
+    #[must_use]
+    pub fn from_queued(job: QueuedJob, dscp: Option<Dscp>, started_at: Timestamp) -> Self {
+        Self {
+            run_id: job.run_id,
+            username: job.username,
+            status: Status::Running,
+            mode: job.analysis_mode,
+            dscp,
+            started_at,
+            params: job.params,
+            created_at: job.created_at,
+            cancelled_by: None,
+            extra: job.extra,
+        }
+    }
+
+    /// The job as it goes back to the queue, because it never ran.
+    #[must_use]
+    pub fn into_queued(self) -> QueuedJob {
+        QueuedJob {
+            run_id: self.run_id,
+            username: self.username,
+            created_at: self.created_at,
+            status: Status::Queued,
+            params: self.params,
+            analysis_mode: self.mode,
+            extra: self.extra,
+        }
+    }
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    /// Waiting.
+    Queued,
+    /// Its runner was started.
+    Running,
+    /// Its runner came to a result, whatever the verdicts.
+    Done,
+    /// Its runner ended without a result.
+    Failed,
+    /// Somebody ended it.
+    Cancelled,
+    /// It ran out of time.
+    #[serde(rename = "TIMED_OUT")]
+    TimedOut,
+}
+
+impl Status {
+    /// All of them, in the order of a job's life.
+    pub const ALL: [Self; 6] = [
+        Self::Queued,
+        Self::Running,
+        Self::Done,
+        Self::Failed,
+        Self::Cancelled,
+        Self::TimedOut,
+    ];
+
+    /// The word for it in files and in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "QUEUED",
+            Self::Running => "RUNNING",
+            Self::Done => "DONE",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+            Self::TimedOut => "TIMED_OUT",
+        }
+    }
+
+    /// Whether the job is over.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Queued | Self::Running)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How many (router, service) pairs got which verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdicts {
+    /// Services that pass.
+    pub yes: u64,
+    /// Services that do not.
+    pub no: u64,
+    /// Services of which it cannot be known.
+    pub unknown: u64,
+}
+
+/// A job that is over: one line of the history, and `job.json` in its run directory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FinishedJob {
+    /// Its name.
+    pub run_id: RunId,
+    /// Who wanted it.
+    pub username: UserName,
+    /// How it ended.
+    pub status: Status,
+    /// Quick or detailed.
+    #[serde(rename = "type")]
+    pub mode: Mode,
+    /// The DSCP value that it held.
+    pub dscp: Option<Dscp>,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// When its runner was started, if it was.
+    pub started_at: Option<Timestamp>,
+    /// When it was over.
+    pub finished_at: Timestamp,
+    /// What it asked.
+    pub params: Params,
+    /// The runner's exit code, where the scheduler saw it.
+    pub exit_code: Option<i32>,
+    /// The verdicts counted, where there is a result.
+    pub verdicts: Option<Verdicts>,
+    /// Why there is no result, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A run id for a job whose user gave none: mode, time and 40 random bits.
+///
+/// # Errors
+/// When the kernel gives no random bytes.
+pub fn fresh_run_id(mode: Mode, now: Timestamp) -> Result<RunId, getrandom::Error> {
+    let mut bytes = [0u8; 5];
+    getrandom::fill(&mut bytes)?;
+    let random: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let time = now.strftime("%Y%m%dT%H%M%SZ");
+    // Digits, letters and `-` only: always a valid run id.
+    RunId::new(format!("{mode}-{time}-{random}")).map_err(|_| getrandom::Error::UNEXPECTED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(ports: &str, source: &str, destination: &str) -> Params {
+        Params {
+            lab: LabName::new("corp10").unwrap(),
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            ports: ports.to_owned(),
+            routers: None,
+            extra: Map::new(),
+        }
+    }
+
+    #[test]
+    fn a_bad_question_is_refused_by_name() {
+        for (ports, source, destination, want) in [
+            ("0", "10.0.0.1", "10.0.0.2", "port 0"),
+            ("", "10.0.0.1", "10.0.0.2", "empty entry"),
+            ("80", "10.0.0.1", "fd00::1", "different IP versions"),
+            ("80", "0.0.0.0", "10.0.0.2", "source 0.0.0.0"),
+            ("80", "10.0.0.1", "224.0.0.1", "destination 224.0.0.1"),
+            ("80", "10.0.0.1", "255.255.255.255", "unicast"),
+        ] {
+            let refused = params(ports, source, destination).check(ServiceLimits::default());
+            let text = refused.unwrap_err().to_string();
+            assert!(
+                text.contains(want),
+                "{ports} {source} {destination}: {text}"
+            );
+        }
+        let mut none = params("80", "10.0.0.1", "10.0.0.2");
+        assert!(none.check(ServiceLimits::default()).is_ok());
+        none.routers = Some(Vec::new());
+        assert_eq!(
+            none.check(ServiceLimits::default()),
+            Err(RefusedJob::NoRouters)
+        );
+    }
+
+    #[test]
+    fn user_names_may_be_any_printable_text() {
+        assert!(UserName::new("<b>Zoë</b> & co").is_ok());
+        for bad in ["", "a\nb", "\u{1b}[31m", "abc\u{202e}def"] {
+            assert!(UserName::new(bad).is_err(), "{bad:?}");
+        }
+        assert!(UserName::new("x".repeat(65)).is_err());
+    }
+
+    #[test]
+    fn a_queue_entry_reads_back_with_its_unknown_fields() {
+        let text = r#"{"run_id":"r1","username":"ann","created_at":"2026-01-02T03:04:05Z",
+            "status":"QUEUED","params":{"lab":"corp10","source":"10.0.0.1",
+            "destination":"10.0.0.2","ports":"80","trace_file":"x"},
+            "analysis_mode":"quick","note":[1,2]}"#;
+        let value: Value = serde_json::from_str(text).unwrap();
+        let job: QueuedJob = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&job).unwrap(), value);
+        let running = RunningJob::from_queued(job.clone(), None, Timestamp::UNIX_EPOCH);
+        assert_eq!(running.extra["note"][1], 2);
+        assert_eq!(running.into_queued(), job);
+    }
+
+    #[test]
+    fn fresh_run_ids_are_valid_and_differ() {
+        let a = fresh_run_id(Mode::Quick, Timestamp::UNIX_EPOCH).unwrap();
+        let b = fresh_run_id(Mode::Quick, Timestamp::UNIX_EPOCH).unwrap();
+        assert!(a.as_str().starts_with("quick-19700101T000000Z-"));
+        assert_ne!(a, b);
+    }
+}
