@@ -1,12 +1,19 @@
 //! What a lab consists of, as a plain value: made from facts without touching the system, and
 //! built from without looking at facts again.
 
+use std::ops::Deref;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{IfName, RouterName},
     netlink::object::{Address, Mac, PolicyRule, Route},
 };
+
+mod check;
+mod join;
+
+pub use join::build;
 
 /// Routers, the segments that join them, and what could not be represented.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -19,26 +26,53 @@ pub struct Topology {
     pub warnings: Vec<Warning>,
 }
 
+/// A value together with the line of its router's facts file that it was read from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct At<T> {
+    /// Line, counted from 1; 0 where no single line is meant.
+    pub line: usize,
+    /// The value.
+    #[serde(flatten)]
+    pub value: T,
+}
+
+impl<T> At<T> {
+    /// Notes that `value` stands in `line`.
+    pub fn new(line: usize, value: T) -> Self {
+        Self { line, value }
+    }
+}
+
+impl<T> Deref for At<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
 /// One router.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Router {
     /// Name, as in its facts.
     pub name: RouterName,
+    /// The facts file, for messages about a line of it.
+    pub file: String,
     /// Interfaces, loopback included, in the order of the facts.
     pub interfaces: Vec<Interface>,
-    /// Routes of every table except those that the kernel keeps itself.
-    pub routes: Vec<Route>,
-    /// Policy rules of both families except the kernel's own three, unless the facts lack these.
-    pub rules: Vec<PolicyRule>,
+    /// Routes of every table except those that the kernel makes from the addresses.
+    pub routes: Vec<At<Route>>,
+    /// All policy rules of both families. The kernel's own (priorities 0, 32766, 32767) are among
+    /// them unless the real router lacks them.
+    pub rules: Vec<At<PolicyRule>>,
     /// Rulesets in the order in which they are to be loaded.
     pub rulesets: Vec<Ruleset>,
     /// Per-namespace sysctls as path below /proc/sys/ and value, e.g.
-    /// (`net/ipv4/ip_forward`, `1`).
+    /// (`net/ipv4/ip_forward`, `1`), in the order in which they are to be set.
     pub sysctls: Vec<(String, String)>,
 }
 
 /// What an interface was on the real router. In the lab all but loopback are links of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum InterfaceKind {
     /// `lo`.
@@ -47,6 +81,17 @@ pub enum InterfaceKind {
     Ethernet,
     /// wireguard, gre, ipip, tun and other point-to-point or tunnel interfaces.
     Tunnel,
+}
+
+impl Router {
+    /// A place in this router's facts.
+    #[must_use]
+    pub fn origin(&self, line: usize) -> Origin {
+        Origin {
+            file: self.file.clone(),
+            line,
+        }
+    }
 }
 
 /// One interface of a router.
@@ -77,8 +122,9 @@ pub struct Segment {
     pub members: Vec<(RouterName, IfName)>,
 }
 
-/// Which tool a ruleset is loaded with; it is the one that it was saved with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Which tool a ruleset is loaded with; it is the one that it was saved with. In the order in
+/// which a router's rulesets are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RulesetKind {
     /// `ipset save`; loaded before the rulesets that refer to it.
@@ -121,9 +167,21 @@ impl std::fmt::Display for Origin {
     }
 }
 
+/// How much a [`Warning`] matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The lab has it in another form that no verdict depends on; strict mode lets it pass.
+    Notice,
+    /// The lab differs from the facts; strict mode refuses it.
+    Warning,
+}
+
 /// Something in the facts that the lab cannot have, or has in another form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
+    /// How much it matters.
+    pub severity: Severity,
     /// Where.
     pub origin: Origin,
     /// The router it is about.
@@ -134,8 +192,40 @@ pub struct Warning {
     pub ruleset_incomplete: bool,
 }
 
+impl Warning {
+    /// The lab of `router` differs from what stands at `origin`.
+    pub fn new(origin: Origin, router: &RouterName, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Warning,
+            origin,
+            router: Some(router.clone()),
+            message: message.into(),
+            ruleset_incomplete: false,
+        }
+    }
+
+    /// As [`Warning::new`], for something that no verdict depends on.
+    pub fn notice(origin: Origin, router: &RouterName, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Notice,
+            ..Self::new(origin, router, message)
+        }
+    }
+
+    /// As [`Warning::new`], and the router's ruleset lacks something because of it.
+    pub fn ruleset(origin: Origin, router: &RouterName, message: impl Into<String>) -> Self {
+        Self {
+            ruleset_incomplete: true,
+            ..Self::new(origin, router, message)
+        }
+    }
+}
+
 impl std::fmt::Display for Warning {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.origin, self.message)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,15 @@ impl std::fmt::Display for Mac {
     }
 }
 
+impl Mac {
+    /// Whether an interface can have it: neither multicast nor all zero, as
+    /// is_valid_ether_addr() in linux/etherdevice.h.
+    #[must_use]
+    pub fn is_usable(self) -> bool {
+        self.0 != [0; 6] && self.0[0] & 1 == 0
+    }
+}
+
 /// Text that is no Ethernet address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a MAC address: six hexadecimal octets separated by `:` are allowed")]

@@ -1,0 +1,96 @@
+//! Routes to an interface's own subnets: which of those in the facts the kernel makes itself.
+//!
+//! `ip route show` lists them among the others. The lab must not make them twice, and must not
+//! have one that the router lacks.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::RouterFacts;
+use crate::{
+    lab::topology::{At, InterfaceKind, Warning},
+    model::IfName,
+    netlink::object::{Address, Family, Route, RouteKind},
+};
+
+/// RTPROT_KERNEL, linux/rtnetlink.h.
+const KERNEL: u8 = 2;
+/// IP6_RT_PRIO_ADDRCONF, linux/ipv6_route.h: the metric of IPv6 prefix routes.
+const V6_METRIC: u32 = 256;
+
+/// Takes the routes that the kernel makes out of `facts`, and stops it from making those that the
+/// facts do not have or have with another metric or source.
+pub(super) fn normalise(facts: &mut RouterFacts) {
+    let mut natural = BTreeSet::new();
+    let mut missing = Vec::new();
+    for interface in &mut facts.interfaces {
+        let (line, interface) = (interface.line, &mut interface.value);
+        let mut seen = BTreeSet::new();
+        for address in &mut interface.addresses {
+            let family = Family::of(address.local.addr());
+            let subnet = subnet(address);
+            // A second address of a subnet adds no route of its own.
+            if !address.prefix_route || !makes_route(address) || !seen.insert(subnet) {
+                continue;
+            }
+            let listed = |at: &&At<Route>| is_to(at, subnet, &interface.name);
+            let found: Vec<&At<Route>> = facts.routes.iter().filter(listed).collect();
+            match found.iter().find(|route| is_natural(route, address)) {
+                Some(route) => {
+                    natural.insert(route.line);
+                }
+                None if !facts.tables.contains(&(family, Route::MAIN)) => {}
+                None => {
+                    address.prefix_route = false;
+                    if found.is_empty() && interface.up && interface.kind != InterfaceKind::Loopback
+                    {
+                        missing.push((line, interface.name.clone(), subnet));
+                    }
+                }
+            }
+        }
+    }
+    facts.routes.retain(|route| !natural.contains(&route.line));
+    for (line, name, subnet) in missing {
+        let message = format!(
+            "{name}: table main has no route to its own subnet {subnet}; the lab has none either"
+        );
+        let warning = Warning::new(facts.origin(line), &facts.name, message);
+        facts.warnings.push(warning);
+    }
+}
+
+/// The prefix that the kernel makes a route to.
+fn subnet(address: &Address) -> IpNet {
+    address.peer.unwrap_or(address.local).trunc()
+}
+
+/// IPv4 makes no route to a whole address of one's own; loopback's is in table local.
+fn makes_route(address: &Address) -> bool {
+    let own = address.local.addr();
+    let whole = address.peer.is_none() && address.local.prefix_len() == 32;
+    !(own.is_loopback() || own.is_ipv4() && whole)
+}
+
+fn is_to(route: &Route, subnet: IpNet, dev: &IfName) -> bool {
+    let over =
+        |hop: &crate::netlink::object::NextHop| hop.via.is_none() && hop.dev.as_ref() == Some(dev);
+    route.table == Route::MAIN
+        && route.kind == RouteKind::Unicast
+        && route.destination == subnet
+        && route.next_hops.iter().any(over)
+}
+
+/// Whether the kernel makes just this route from `address`.
+fn is_natural(route: &Route, address: &Address) -> bool {
+    let own = address.local.addr();
+    let (source, metric) = match Family::of(own) {
+        Family::V4 => (route.source == Some(own), None),
+        Family::V6 => (route.source.is_none(), Some(V6_METRIC)),
+    };
+    source
+        && route.protocol == Some(KERNEL)
+        && route.tos == 0
+        && (route.metric.is_none() || route.metric == metric)
+}

@@ -1,0 +1,382 @@
+//! Facts: what was collected from a real router, one file per router.
+//!
+//! Two formats, told apart by the file's name.
+//!
+//! **`*.txt`**, what the collector writes; the router is named after the file (`hq-gw_facts.txt`
+//! or `hq-gw.txt`). Each section holds the output of one command:
+//!
+//! ```text
+//! === TSIM_SECTION_START:policy_rules ===
+//! TITLE: IP Policy Rules
+//! COMMAND: /sbin/ip rule show
+//! TIMESTAMP: 2025-07-01 10:00:00
+//! ---
+//! 0:      from all lookup local
+//!
+//! EXIT_CODE: 0
+//! === TSIM_SECTION_END:policy_rules ===
+//! ```
+//!
+//! | section | what | |
+//! |---|---|---|
+//! | `interfaces` | `ip addr show` | needed |
+//! | `routing_table` or `routing_table_main` | `ip route show`, with or without `-o` | needed |
+//! | `routing_table_NAME`, `routing_table_ID` | other tables; `rt_tables` or the number in TITLE, `(100)`, or in COMMAND, `table 100`, says which | |
+//! | `rt_tables` | /etc/iproute2/rt_tables | |
+//! | `policy_rules` | `ip rule show` | |
+//! | `ipv6_routing_table…`, `ipv6_policy_rules` | `ip -6 route show`, `ip -6 rule show` | |
+//! | `ip_forwarding`, `ipv6_forwarding` | `0` or `1`; IPv6 follows IPv4 where it is missing | |
+//! | `sysctl` | `sysctl -a`; what decides about packets is taken over | |
+//! | `ipset_save`, `iptables_save`, `ip6tables_save` | what the tools save, with or without counters | |
+//! | `nft_ruleset` | `nft list ruleset`; tables that `iptables_save` has too are left to it | |
+//!
+//! Sections may stand in any order and anywhere, `EXIT_CODE` may be missing. What else the
+//! collector writes is not needed; a section of an unknown name is a notice.
+//!
+//! **`*.json`**, our own format for labs written by hand, see [`json`] and
+//! `netns-fixtures/facts.schema.json`.
+//!
+//! Other files in the directory do not count, nor do `*.schema.json`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use super::topology::{At, InterfaceKind, Origin, Ruleset, Warning};
+use crate::{
+    model::{IfName, NameError, RouterName},
+    netlink::object::{Address, Family, Mac, PolicyRule, Route},
+};
+
+mod addr;
+mod connected;
+pub mod json;
+mod route;
+mod rule;
+mod section;
+mod sysctl;
+mod text;
+mod words;
+
+/// Largest facts file in bytes. Real ones have some 100 kB; a router with a million ipset
+/// elements stays below this.
+pub const MAX_FILE: u64 = 64 << 20;
+
+/// What was collected from one router. What the lab cannot have is in `warnings` instead.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouterFacts {
+    /// The router.
+    pub name: RouterName,
+    /// The file, for messages.
+    pub file: String,
+    /// Interfaces in the order of the facts.
+    pub interfaces: Vec<At<InterfaceFacts>>,
+    /// Routes of all tables but `local`, without those that the kernel makes from the addresses.
+    pub routes: Vec<At<Route>>,
+    /// Policy rules of both families, the kernel's own included.
+    pub rules: Vec<At<PolicyRule>>,
+    /// Families whose rules the file lists; of the others the kernel's own are taken.
+    rule_families: BTreeSet<Family>,
+    /// Tables that the file has, empty ones included.
+    pub tables: BTreeSet<(Family, u32)>,
+    /// Rulesets in the order in which they are to be loaded.
+    pub rulesets: Vec<Ruleset>,
+    /// Path below /proc/sys and value, in the order in which they are to be set.
+    pub sysctls: Vec<(String, String)>,
+    /// What could not be read or represented.
+    pub warnings: Vec<Warning>,
+}
+
+/// One interface of a router as its facts have it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InterfaceFacts {
+    /// Name.
+    pub name: IfName,
+    /// What it is.
+    pub kind: InterfaceKind,
+    /// Hardware address, where it has one.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Administratively up.
+    pub up: bool,
+    /// Addresses of both families.
+    pub addresses: Vec<Address>,
+    /// Joined with the interfaces of the same segment; if absent, subnets decide.
+    pub segment: Option<String>,
+}
+
+/// Facts that cannot be used at all.
+#[derive(Debug, Error)]
+pub enum FactsError {
+    /// The directory cannot be listed.
+    #[error("cannot read the facts directory {path}")]
+    ReadDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is nothing to build a lab from.
+    #[error("{path} holds no facts: files named *_facts.txt, *.txt or *.json are wanted")]
+    Empty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is larger than any facts file.
+    #[error("{path} has {size} bytes; facts of at most {MAX_FILE} are read")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A file is binary or in another encoding.
+    #[error("{origin}: not text in UTF-8: {found}")]
+    NotText {
+        /// Where the first wrong byte stands.
+        origin: Origin,
+        /// What was found.
+        found: String,
+    },
+    /// A section does not end.
+    #[error("{origin}: section `{section}` has no end: the file was cut; collect the facts again")]
+    Cut {
+        /// Where the section begins.
+        origin: Origin,
+        /// The section.
+        section: String,
+    },
+    /// A section that no router is without is missing.
+    #[error("{file} has no section `{section}`: no facts file, or it was cut")]
+    Lacks {
+        /// The file.
+        file: String,
+        /// The section.
+        section: String,
+    },
+    /// A file of our own format is wrong.
+    #[error("{origin}: {message}")]
+    Json {
+        /// Where.
+        origin: Origin,
+        /// What is wrong and what is allowed.
+        message: String,
+    },
+    /// A router's name is not allowed.
+    #[error("{origin}: a router cannot have this name")]
+    Name {
+        /// Where the name stands.
+        origin: Origin,
+        /// Why.
+        #[source]
+        source: NameError,
+    },
+    /// Two files are about one router.
+    #[error("router {router} has two facts files, {first} and {second}: remove one")]
+    Duplicate {
+        /// The router.
+        router: RouterName,
+        /// One file.
+        first: String,
+        /// The other.
+        second: String,
+    },
+}
+
+/// Reads the facts of all routers in `dir`, in the order of their names.
+///
+/// # Errors
+/// [`FactsError`] when the directory or one of its files cannot be used; a lab from half of the
+/// routers would answer wrongly.
+pub fn load_dir(dir: &Path) -> Result<Vec<RouterFacts>, FactsError> {
+    let mut routers: BTreeMap<RouterName, RouterFacts> = BTreeMap::new();
+    for path in facts_files(dir)? {
+        let facts = load_file(&path)?;
+        let (router, second) = (facts.name.clone(), facts.file.clone());
+        if let Some(first) = routers.insert(router.clone(), facts) {
+            return Err(FactsError::Duplicate {
+                router,
+                first: first.file,
+                second,
+            });
+        }
+    }
+    if routers.is_empty() {
+        return Err(FactsError::Empty { path: dir.into() });
+    }
+    Ok(routers.into_values().collect())
+}
+
+fn facts_files(dir: &Path) -> Result<Vec<PathBuf>, FactsError> {
+    let refuse = |source| FactsError::ReadDir {
+        path: dir.into(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).map_err(refuse)? {
+        let path = entry.map_err(refuse)?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let is_facts = |n: String| {
+            n.ends_with(".txt") || (n.ends_with(".json") && !n.ends_with(".schema.json"))
+        };
+        if name.is_some_and(is_facts) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Reads the facts of one router; the file's name says the format.
+///
+/// # Errors
+/// [`FactsError`] when the file cannot be used.
+pub fn load_file(path: &Path) -> Result<RouterFacts, FactsError> {
+    let label = path.display().to_string();
+    let text = read_text(path)?;
+    if path.extension().is_some_and(|e| e == "json") {
+        return json::read(path, &label, &text);
+    }
+    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = RouterName::new(text::router_of(&file_name)).map_err(|source| FactsError::Name {
+        origin: Origin {
+            file: label.clone(),
+            line: 0,
+        },
+        source,
+    })?;
+    text::read(name, &label, &text)
+}
+
+/// A whole file as text, unless it is larger than [`MAX_FILE`], binary or not UTF-8.
+fn read_text(path: &Path) -> Result<String, FactsError> {
+    let refuse = |source| FactsError::Read {
+        path: path.into(),
+        source,
+    };
+    let too_large = |size| FactsError::TooLarge {
+        path: path.into(),
+        size,
+    };
+    // Not `open` first: a FIFO would block.
+    let meta = fs::metadata(path).map_err(refuse)?;
+    if !meta.is_file() {
+        return Err(refuse(io::Error::other("it is not a regular file")));
+    }
+    if meta.len() > MAX_FILE {
+        return Err(too_large(meta.len()));
+    }
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(refuse)?;
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(refuse)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(too_large(bytes.len() as u64));
+    }
+    decode(&path.display().to_string(), bytes)
+}
+
+fn decode(file: &str, bytes: Vec<u8>) -> Result<String, FactsError> {
+    let refuse = |at: usize, bytes: &[u8], what: &str| {
+        let before = bytes.get(..at).unwrap_or(bytes);
+        let byte = bytes.get(at).copied().unwrap_or(0);
+        FactsError::NotText {
+            origin: Origin {
+                file: file.to_owned(),
+                line: 1 + before.iter().filter(|b| **b == b'\n').count(),
+            },
+            found: format!("{what} 0x{byte:02x} at byte {at}"),
+        }
+    };
+    if let Some(at) = bytes.iter().position(|b| *b == 0) {
+        return Err(refuse(at, &bytes, "binary data,"));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(match text.strip_prefix('\u{feff}') {
+            Some(rest) => rest.to_owned(),
+            None => text,
+        }),
+        Err(e) => {
+            let at = e.utf8_error().valid_up_to();
+            Err(refuse(at, e.as_bytes(), "another encoding,"))
+        }
+    }
+}
+
+impl RouterFacts {
+    fn new(name: RouterName, file: &str) -> Self {
+        let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        Self {
+            name,
+            file: file.to_owned(),
+            interfaces: Vec::new(),
+            routes: Vec::new(),
+            rules: Vec::new(),
+            rule_families: BTreeSet::new(),
+            tables: BTreeSet::new(),
+            rulesets: Vec::new(),
+            sysctls: sysctl::DEFAULTS.map(own).to_vec(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// A place in this router's facts.
+    #[must_use]
+    pub fn origin(&self, line: usize) -> Origin {
+        Origin {
+            file: self.file.clone(),
+            line,
+        }
+    }
+
+    fn sysctl(&self, key: &str) -> Option<&str> {
+        let found = self.sysctls.iter().find(|(k, _)| k == key);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    fn set_sysctl(&mut self, key: &str, value: &str) {
+        match self.sysctls.iter_mut().find(|(k, _)| k == key) {
+            Some((_, old)) => value.clone_into(old),
+            None => self.sysctls.push((key.to_owned(), value.to_owned())),
+        }
+    }
+
+    /// Adds the kernel's own rules where the file does not list the family's rules itself.
+    fn add_kernels_rules(&mut self) {
+        for family in [Family::V4, Family::V6] {
+            if self.rule_families.contains(&family) {
+                continue;
+            }
+            for own in rule::kernels_own(family) {
+                if !self.rules.iter().any(|rule| rule.value == own) {
+                    self.rules.push(At::new(0, own));
+                }
+            }
+        }
+    }
+
+    /// Sets come before the rules that refer to them.
+    fn order_rulesets(&mut self) {
+        self.rulesets.sort_by_key(|ruleset| ruleset.kind);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! `ip route show`, with or without `-o`: one route per line, next hops on lines of their own or
+//! behind `\`.
+
+use ipnet::IpNet;
+
+use super::words::{Tables, Words, address_with_len, prefix, route_protocol, scope, tos};
+use crate::netlink::object::{Family, NextHop, Route, RouteKind};
+
+/// RTPROT_BOOT, linux/rtnetlink.h; the one protocol that ip(8) does not print.
+const BOOT: u8 = 3;
+
+/// A route, and what its line says that a lab has no use for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Parsed {
+    pub(super) route: Route,
+    /// Attributes left out, as text; they concern the router's own TCP connections only.
+    pub(super) ignored: Vec<String>,
+}
+
+/// Reads one route.
+///
+/// `family` is that of the section; without one, addresses tell, and `default` without a gateway
+/// is IPv4. `table` is that of the section; a `table` in the line wins.
+///
+/// # Errors
+/// What in the line cannot be read or represented.
+pub(super) fn parse(
+    line: &str,
+    family: Option<Family>,
+    table: u32,
+    tables: &Tables,
+) -> Result<Parsed, String> {
+    let mut words = Words::new(line);
+    let kind = kind(&mut words)?;
+    let destination = words.value("the type of the route")?;
+    let mut parser = Parser::new(table, tables);
+    while let Some(word) = words.next() {
+        parser.attribute(word, &mut words)?;
+    }
+    parser.finish(kind, destination, family)
+}
+
+fn kind(words: &mut Words<'_>) -> Result<RouteKind, String> {
+    let kind = match words.peek() {
+        Some("unicast") => RouteKind::Unicast,
+        Some("local") => RouteKind::Local,
+        Some("broadcast") => RouteKind::Broadcast,
+        Some("blackhole") => RouteKind::Blackhole,
+        Some("unreachable") => RouteKind::Unreachable,
+        Some("prohibit") => RouteKind::Prohibit,
+        Some("throw") => RouteKind::Throw,
+        Some(word @ ("multicast" | "anycast" | "nat")) => {
+            return Err(format!("routes of type `{word}` are not supported"));
+        }
+        _ => return Ok(RouteKind::Unicast),
+    };
+    words.next();
+    Ok(kind)
+}
+
+struct Parser<'a> {
+    tables: &'a Tables,
+    route: Route,
+    /// The hop that `via`, `dev`, `weight` and `onlink` belong to.
+    hop: NextHop,
+    /// Hops of a multipath route that are complete.
+    hops: Vec<NextHop>,
+    multipath: bool,
+    ignored: Vec<String>,
+}
+
+const NO_HOP: NextHop = NextHop {
+    via: None,
+    dev: None,
+    weight: 1,
+    onlink: false,
+};
+
+impl<'a> Parser<'a> {
+    fn new(table: u32, tables: &'a Tables) -> Self {
+        Self {
+            tables,
+            route: Route {
+                destination: IpNet::default(),
+                kind: RouteKind::Unicast,
+                table,
+                next_hops: Vec::new(),
+                metric: None,
+                source: None,
+                scope: None,
+                protocol: Some(BOOT),
+                tos: 0,
+                mtu: None,
+            },
+            hop: NO_HOP,
+            hops: Vec::new(),
+            multipath: false,
+            ignored: Vec::new(),
+        }
+    }
+
+    fn attribute(&mut self, word: &str, words: &mut Words<'_>) -> Result<(), String> {
+        let unknown = |value: &str| format!("`{word} {value}` is not known");
+        match word {
+            "via" => {
+                if !words.take("inet6") {
+                    words.take("inet");
+                }
+                self.hop.via = Some(words.parse(word)?);
+            }
+            "dev" | "oif" => self.hop.dev = Some(words.interface(word)?),
+            "weight" => self.hop.weight = words.parse(word)?,
+            "onlink" => self.hop.onlink = true,
+            "nexthop" => self.next_hop(),
+            "metric" | "preference" | "priority" => self.route.metric = Some(words.parse(word)?),
+            "src" => self.route.source = Some(words.parse(word)?),
+            "scope" => {
+                let value = words.value(word)?;
+                self.route.scope = Some(scope(value).ok_or_else(|| unknown(value))?);
+            }
+            "proto" | "protocol" => {
+                let value = words.value(word)?;
+                self.route.protocol = Some(route_protocol(value).ok_or_else(|| unknown(value))?);
+            }
+            "tos" | "dsfield" => {
+                let value = words.value(word)?;
+                self.route.tos = tos(value).ok_or_else(|| unknown(value))?;
+            }
+            "table" => {
+                let value = words.value(word)?;
+                self.route.table = self.tables.id(value).ok_or_else(|| unknown(value))?;
+            }
+            "mtu" => {
+                words.take("lock");
+                self.route.mtu = Some(words.parse(word)?);
+            }
+            other => self.without_effect(other, words)?,
+        }
+        Ok(())
+    }
+
+    fn next_hop(&mut self) {
+        let done = std::mem::replace(&mut self.hop, NO_HOP);
+        if self.multipath {
+            self.hops.push(done);
+        }
+        self.multipath = true;
+    }
+
+    fn without_effect(&mut self, word: &str, words: &mut Words<'_>) -> Result<(), String> {
+        match word {
+            // How the route fared when it was shown, and the line break of `ip -o`.
+            "dead" | "linkdown" | "pervasive" | "offload" | "rt_offload" | "rt_trap" | "trap"
+            | "notify" | "unresolved" | "offload_failed" | "rt_offload_failed" | "\\" => {}
+            "nhid" | "pref" | "expires" | "error" | "age" | "users" => {
+                words.value(word)?;
+            }
+            "advmss" | "hoplimit" | "rtt" | "rttvar" | "window" | "cwnd" | "initcwnd"
+            | "initrwnd" | "ssthresh" | "reordering" | "rto_min" | "quickack" | "congctl"
+            | "features" | "fastopen_no_cookie" | "realm" | "realms" => {
+                words.take("lock");
+                let value = words.value(word)?;
+                self.ignored.push(format!("{word} {value}"));
+            }
+            other => return Err(format!("`{other}` is not known")),
+        }
+        Ok(())
+    }
+
+    fn finish(
+        mut self,
+        kind: RouteKind,
+        destination: &str,
+        family: Option<Family>,
+    ) -> Result<Parsed, String> {
+        if self.multipath {
+            self.hops.push(self.hop);
+        } else if self.hop != NO_HOP {
+            self.hops = vec![self.hop];
+        }
+        let hint = self.hops.iter().find_map(|hop| hop.via).map(Family::of);
+        let own = address_with_len(destination).map(|net| Family::of(net.addr()));
+        self.route.destination = prefix(destination, family.or(own).or(hint))?;
+        self.route.kind = kind;
+        match kind {
+            RouteKind::Unicast if self.hops.is_empty() => {
+                return Err("neither a gateway nor an interface is given".to_owned());
+            }
+            // IPv6 shows `dev lo` with routes that lead nowhere.
+            RouteKind::Blackhole
+            | RouteKind::Unreachable
+            | RouteKind::Prohibit
+            | RouteKind::Throw => self.hops.clear(),
+            RouteKind::Unicast | RouteKind::Local | RouteKind::Broadcast => {}
+        }
+        self.route.next_hops = self.hops;
+        Ok(Parsed {
+            route: self.route,
+            ignored: self.ignored,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::object::Scope;
+
+    fn route(line: &str, family: Option<Family>) -> Result<Route, String> {
+        parse(line, family, Route::MAIN, &Tables::default()).map(|p| p.route)
+    }
+
+    fn v4(line: &str) -> Route {
+        route(line, Some(Family::V4)).unwrap()
+    }
+
+    #[test]
+    fn unicast_routes_with_every_attribute() {
+        let r = v4(
+            "10.2.0.0/16 tos 0x10 via 10.100.1.2 dev wg0 proto bird scope site src 10.100.1.1 \
+             metric 10 mtu lock 1400 onlink",
+        );
+        assert_eq!(r.destination.to_string(), "10.2.0.0/16");
+        assert_eq!((r.tos, r.metric, r.mtu), (0x10, Some(10), Some(1400)));
+        assert_eq!((r.protocol, r.scope), (Some(12), Some(Scope::Site)));
+        assert_eq!(r.source.unwrap().to_string(), "10.100.1.1");
+        let hop = &r.next_hops[0];
+        assert_eq!(hop.via.unwrap().to_string(), "10.100.1.2");
+        assert_eq!(hop.dev.as_ref().unwrap().as_str(), "wg0");
+        assert!(hop.onlink);
+    }
+
+    #[test]
+    fn a_route_without_protocol_is_one_of_boot() {
+        assert_eq!(v4("default via 10.0.0.1 dev eth0").protocol, Some(BOOT));
+    }
+
+    #[test]
+    fn routes_that_lead_nowhere_have_no_next_hop() {
+        for (word, kind) in [
+            ("blackhole", RouteKind::Blackhole),
+            ("unreachable", RouteKind::Unreachable),
+            ("prohibit", RouteKind::Prohibit),
+            ("throw", RouteKind::Throw),
+        ] {
+            assert_eq!(v4(&format!("{word} 10.0.0.0/8 metric 3")).kind, kind);
+            let line = format!("{word} 2001:db8::/32 dev lo metric 1024 error -101 pref medium");
+            let six = route(&line, Some(Family::V6)).unwrap();
+            assert_eq!((six.kind, six.next_hops), (kind, vec![]));
+        }
+    }
+
+    #[test]
+    fn multipath_is_read_from_one_line_and_from_several() {
+        for line in [
+            "default proto static nexthop via 10.0.0.1 dev eth0 weight 3 nexthop dev wg0 weight 1",
+            "default proto static \\\tnexthop via 10.0.0.1 dev eth0 weight 3 \\\tnexthop dev wg0",
+        ] {
+            let hops = v4(line).next_hops;
+            assert_eq!(hops.len(), 2, "{line}");
+            assert_eq!((hops[0].weight, hops[1].weight), (3, 1));
+            assert_eq!(hops[1].via, None);
+        }
+    }
+
+    #[test]
+    fn the_family_comes_from_the_section_or_else_from_the_addresses() {
+        let six = route("default via fe80::1 dev eth0", None).unwrap();
+        assert_eq!(six.destination.to_string(), "::/0");
+        assert_eq!(
+            route("default dev eth0", None)
+                .unwrap()
+                .destination
+                .to_string(),
+            "0.0.0.0/0"
+        );
+        let six = route("default dev eth0", Some(Family::V6)).unwrap();
+        assert_eq!(six.destination.to_string(), "::/0");
+        let six = route("10.0.0.0/8 via inet6 fe80::1 dev eth0", None).unwrap();
+        assert_eq!(six.destination.to_string(), "10.0.0.0/8");
+        assert!(route("10.0.0.0/8 dev eth0", Some(Family::V6)).is_err());
+    }
+
+    #[test]
+    fn what_concerns_local_tcp_only_is_left_out_and_named() {
+        let parsed = parse(
+            "10.0.0.0/8 via 10.0.0.1 nhid 7 advmss 1400 linkdown",
+            None,
+            7,
+            &Tables::default(),
+        )
+        .unwrap();
+        assert_eq!(parsed.ignored, ["advmss 1400"]);
+        assert_eq!(parsed.route.table, 7);
+    }
+
+    #[test]
+    fn what_cannot_be_represented_is_refused_with_the_word() {
+        for (line, word) in [
+            ("10.0.0.0/8 encap mpls 16 via 10.0.0.1 dev eth0", "encap"),
+            ("multicast 224.0.0.0/4 dev eth0", "multicast"),
+            ("10.0.0.0/8", "neither"),
+            ("10.0.0.0/8 via", "via"),
+            ("10.0.0.0/8 via nonsense", "nonsense"),
+            ("10.0.0.0/8 dev a/b", "a/b"),
+            ("10.0.0.0/33 dev eth0", "10.0.0.0/33"),
+            ("10.0.0.0/8 dev eth0 table nosuch", "nosuch"),
+            ("", "type of the route"),
+        ] {
+            let error = route(line, Some(Family::V4)).unwrap_err();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}

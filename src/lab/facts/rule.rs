@@ -1,0 +1,239 @@
+//! `ip rule show`: one policy rule per line.
+
+use ipnet::IpNet;
+
+use super::words::{Tables, Words, ip_protocol, number, prefix, tos};
+use crate::netlink::object::{Family, PolicyRule, PortRange, RuleAction};
+
+/// Reads one rule: `PRIORITY: SELECTORS ACTION`.
+///
+/// # Errors
+/// What in the line cannot be read or represented; a rule is read whole or not at all, because
+/// one that lacks a selector would match more than on the real router.
+pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<PolicyRule, String> {
+    let (priority, rest) = line
+        .split_once(':')
+        .ok_or("no `priority:` at the beginning")?;
+    let priority = priority
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{priority}` is not a priority"))?;
+    let mut parser = Parser {
+        tables,
+        rule: empty(family, priority),
+        action: None,
+    };
+    let mut words = Words::new(rest);
+    while let Some(word) = words.next() {
+        parser.word(word, &mut words)?;
+    }
+    parser.finish()
+}
+
+/// The rules that the kernel makes for every namespace, ip-rule(8).
+pub(super) fn kernels_own(family: Family) -> Vec<PolicyRule> {
+    let tables: &[(u32, u32)] = match family {
+        Family::V4 => &[(0, 255), (32766, 254), (32767, 253)],
+        Family::V6 => &[(0, 255), (32766, 254)],
+    };
+    tables
+        .iter()
+        .map(|&(priority, table)| PolicyRule {
+            action: RuleAction::Table(table),
+            ..empty(family, priority)
+        })
+        .collect()
+}
+
+fn empty(family: Family, priority: u32) -> PolicyRule {
+    PolicyRule {
+        family,
+        priority,
+        invert: false,
+        from: None,
+        to: None,
+        fwmark: None,
+        tos: None,
+        iif: None,
+        oif: None,
+        ip_proto: None,
+        sport: None,
+        dport: None,
+        action: RuleAction::Nop,
+        suppress_prefix_len: None,
+    }
+}
+
+struct Parser<'a> {
+    tables: &'a Tables,
+    rule: PolicyRule,
+    action: Option<RuleAction>,
+}
+
+impl Parser<'_> {
+    fn word(&mut self, word: &str, words: &mut Words<'_>) -> Result<(), String> {
+        let rule = &mut self.rule;
+        match word {
+            "not" => rule.invert = true,
+            "from" => rule.from = selector(words.value(word)?, rule.family)?,
+            "to" => rule.to = selector(words.value(word)?, rule.family)?,
+            "fwmark" => rule.fwmark = Some(mark(words.value(word)?)?),
+            "tos" | "dsfield" => rule.tos = Some(known(word, words, tos)?),
+            "iif" | "dev" => rule.iif = Some(words.interface(word)?),
+            "oif" => rule.oif = Some(words.interface(word)?),
+            "ipproto" => rule.ip_proto = Some(known(word, words, ip_protocol)?),
+            "sport" => rule.sport = Some(known(word, words, ports)?),
+            "dport" => rule.dport = Some(known(word, words, ports)?),
+            "suppress_prefixlength" => rule.suppress_prefix_len = Some(words.parse(word)?),
+            "proto" | "protocol" => {
+                words.value(word)?;
+            }
+            // Whether the interface or the goto's target existed when the rule was shown.
+            "[detached]" | "[unresolved]" => {}
+            other => self.action(other, words)?,
+        }
+        Ok(())
+    }
+
+    fn action(&mut self, word: &str, words: &mut Words<'_>) -> Result<(), String> {
+        self.action = Some(match word {
+            "lookup" | "table" => {
+                let table = words.value(word)?;
+                let id = self.tables.id(table);
+                RuleAction::Table(id.ok_or_else(|| format!("table `{table}` is not known"))?)
+            }
+            "goto" => RuleAction::Goto(words.parse(word)?),
+            "nop" => RuleAction::Nop,
+            "blackhole" => RuleAction::Blackhole,
+            "unreachable" => RuleAction::Unreachable,
+            "prohibit" => RuleAction::Prohibit,
+            other => return Err(format!("`{other}` is not supported")),
+        });
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<PolicyRule, String> {
+        self.rule.action = self.action.ok_or("it has no action")?;
+        Ok(self.rule)
+    }
+}
+
+fn known<T>(key: &str, words: &mut Words<'_>, read: fn(&str) -> Option<T>) -> Result<T, String> {
+    let value = words.value(key)?;
+    read(value).ok_or_else(|| format!("`{key} {value}` cannot be read"))
+}
+
+/// A source or destination prefix; everything is no selector at all.
+fn selector(word: &str, family: Family) -> Result<Option<IpNet>, String> {
+    let net = prefix(word, Some(family))?;
+    Ok((net.prefix_len() != 0).then_some(net))
+}
+
+fn mark(word: &str) -> Result<(u32, u32), String> {
+    let (value, mask) = word.split_once('/').unwrap_or((word, "0xffffffff"));
+    number(value)
+        .zip(number(mask))
+        .ok_or_else(|| format!("`fwmark {word}` cannot be read"))
+}
+
+fn ports(word: &str) -> Option<PortRange> {
+    let (first, last) = word.split_once('-').unwrap_or((word, word));
+    let range = PortRange {
+        first: first.parse().ok()?,
+        last: last.parse().ok()?,
+    };
+    (range.first <= range.last).then_some(range)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(line: &str) -> Result<PolicyRule, String> {
+        let mut tables = Tables::default();
+        tables.insert("isp2", 100);
+        parse(line, Family::V4, &tables)
+    }
+
+    #[test]
+    fn every_selector_is_read() {
+        let r = rule(
+            "100:\tnot from 10.0.0.0/8 to 10.1.2.3 fwmark 0x1/0xff tos 0x10 iif eth0 [detached] \
+             oif wg0 ipproto tcp sport 1024-2048 dport 80 lookup isp2 suppress_prefixlength 0 \
+             proto static",
+        )
+        .unwrap();
+        assert!(r.invert);
+        assert_eq!(r.priority, 100);
+        assert_eq!(r.from.unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(r.to.unwrap().to_string(), "10.1.2.3/32");
+        assert_eq!((r.fwmark, r.tos), (Some((1, 0xff)), Some(0x10)));
+        assert_eq!(r.iif.unwrap().as_str(), "eth0");
+        assert_eq!(r.oif.unwrap().as_str(), "wg0");
+        assert_eq!(r.ip_proto, Some(6));
+        assert_eq!(
+            r.sport,
+            Some(PortRange {
+                first: 1024,
+                last: 2048
+            })
+        );
+        assert_eq!(
+            r.dport,
+            Some(PortRange {
+                first: 80,
+                last: 80
+            })
+        );
+        assert_eq!(r.action, RuleAction::Table(100));
+        assert_eq!(r.suppress_prefix_len, Some(0));
+    }
+
+    #[test]
+    fn actions_tables_by_number_and_the_old_files_without_from() {
+        assert_eq!(
+            rule("1: lookup 300").unwrap().action,
+            RuleAction::Table(300)
+        );
+        assert_eq!(
+            rule("1: from all goto 9").unwrap().action,
+            RuleAction::Goto(9)
+        );
+        for (word, action) in [
+            ("nop", RuleAction::Nop),
+            ("blackhole", RuleAction::Blackhole),
+            ("unreachable", RuleAction::Unreachable),
+            ("prohibit", RuleAction::Prohibit),
+        ] {
+            assert_eq!(rule(&format!("1: from all {word}")).unwrap().action, action);
+        }
+        let r = rule("57:\tdport 3306 lookup isp2").unwrap();
+        assert_eq!((r.from, r.to, r.fwmark), (None, None, None));
+    }
+
+    #[test]
+    fn the_kernels_own_rules_are_recognised() {
+        let lines = ["0:\tfrom all lookup local", "32766:\tfrom all lookup main"];
+        for (line, own) in lines.iter().zip(kernels_own(Family::V4)) {
+            assert_eq!(rule(line).unwrap(), own);
+        }
+    }
+
+    #[test]
+    fn a_rule_with_something_unknown_is_refused_whole() {
+        for (line, word) in [
+            ("1: from all uidrange 0-99 lookup main", "uidrange"),
+            ("1: from all lookup nosuch", "nosuch"),
+            ("1: from all lookup [l3mdev-table]", "l3mdev"),
+            ("1: from all sport 0x50/0xff lookup main", "sport"),
+            ("1: from all dport 9-1 lookup main", "9-1"),
+            ("1: from all", "no action"),
+            ("x: from all lookup main", "priority"),
+            ("from all lookup main", "priority"),
+            ("1: from 2001:db8::/32 lookup main", "family"),
+        ] {
+            let error = rule(line).unwrap_err();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}

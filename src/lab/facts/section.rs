@@ -1,0 +1,154 @@
+//! Cuts a sectioned facts file into its sections.
+
+use super::FactsError;
+use crate::lab::topology::Origin;
+
+const START: &str = "=== TSIM_SECTION_START:";
+const END: &str = "=== TSIM_SECTION_END:";
+const MARK: &str = " ===";
+
+/// One section: what one command printed on the router.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Section<'a> {
+    /// Name between the marks, e.g. `policy_rules`.
+    pub name: &'a str,
+    /// `TITLE:`; empty where it is missing.
+    pub title: &'a str,
+    /// `COMMAND:`; empty where it is missing.
+    pub command: &'a str,
+    /// Line of the start mark.
+    pub line: usize,
+    /// The command's output with its line numbers, `EXIT_CODE:` and blank ends cut off.
+    pub body: Vec<(usize, &'a str)>,
+    /// `EXIT_CODE:`, where there is one.
+    pub exit_code: Option<i32>,
+}
+
+impl Section<'_> {
+    /// Line of the first line of output, or of the start mark where there is no output.
+    pub(super) fn first_line(&self) -> usize {
+        self.body.first().map_or(self.line, |(line, _)| *line)
+    }
+
+    /// The output as one text that ends with a newline; empty where there is no output.
+    pub(super) fn text(&self) -> String {
+        self.body.iter().fold(String::new(), |mut text, (_, line)| {
+            text.push_str(line);
+            text.push('\n');
+            text
+        })
+    }
+}
+
+/// All sections of `text`, wherever they stand; what is between them does not count.
+///
+/// # Errors
+/// A section without its end, which is how a file that was cut shows.
+pub(super) fn sections<'a>(file: &str, text: &'a str) -> Result<Vec<Section<'a>>, FactsError> {
+    let mut lines = (1..).zip(text.lines());
+    let mut found = Vec::new();
+    while let Some((line, content)) = lines.next() {
+        let Some(name) = mark(content, START) else {
+            continue;
+        };
+        let mut inner = Vec::new();
+        let closed = lines.by_ref().find_map(|(line, content)| {
+            if mark(content, END) == Some(name) {
+                return Some(true);
+            }
+            inner.push((line, content));
+            mark(content, START).map(|_| false)
+        });
+        if closed != Some(true) {
+            return Err(FactsError::Cut {
+                origin: Origin {
+                    file: file.to_owned(),
+                    line,
+                },
+                section: name.to_owned(),
+            });
+        }
+        found.push(section(name, line, &inner));
+    }
+    Ok(found)
+}
+
+fn mark<'a>(line: &'a str, start: &str) -> Option<&'a str> {
+    Some(line.strip_prefix(start)?.strip_suffix(MARK)?.trim())
+}
+
+fn section<'a>(name: &'a str, line: usize, inner: &[(usize, &'a str)]) -> Section<'a> {
+    let field = |key: &str| {
+        inner
+            .iter()
+            .take_while(|(_, l)| *l != "---")
+            .find_map(|(_, l)| l.strip_prefix(key))
+            .map_or("", str::trim)
+    };
+    let head = inner.iter().position(|(_, l)| *l == "---");
+    let output = inner.get(head.map_or(0, |at| at + 1)..).unwrap_or(&[]);
+    let (body, exit_code) = split_exit_code(output);
+    Section {
+        name,
+        title: field("TITLE:"),
+        command: field("COMMAND:"),
+        line,
+        body: trim_blank(body).to_vec(),
+        exit_code,
+    }
+}
+
+type Lines<'s, 'a> = &'s [(usize, &'a str)];
+
+fn split_exit_code<'s, 'a>(output: Lines<'s, 'a>) -> (Lines<'s, 'a>, Option<i32>) {
+    let last = output
+        .iter()
+        .rposition(|(_, l)| l.starts_with("EXIT_CODE:"));
+    match last.and_then(|at| output.split_at_checked(at)) {
+        Some((body, tail)) => {
+            let code = tail.first().and_then(|(_, l)| l.split(':').nth(1));
+            (body, code.and_then(|c| c.trim().parse().ok()))
+        }
+        None => (output, None),
+    }
+}
+
+fn trim_blank<'s, 'a>(lines: Lines<'s, 'a>) -> Lines<'s, 'a> {
+    let full = |(_, l): &(usize, &str)| !l.trim().is_empty();
+    match (lines.iter().position(full), lines.iter().rposition(full)) {
+        (Some(first), Some(last)) => lines.get(first..=last).unwrap_or(&[]),
+        _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "# head\n\
+        === TSIM_SECTION_START:a ===\nTITLE: A (7)\nCOMMAND: a b\nTIMESTAMP: now\n---\n\
+        one\n\n two\n\nEXIT_CODE: 3\n\n=== TSIM_SECTION_END:a ===\n\
+        === TSIM_FACTS_COLLECTION_COMPLETE ===\n\
+        === TSIM_SECTION_START:b ===\n---\nthree\n=== TSIM_SECTION_END:b ===\n";
+
+    #[test]
+    fn sections_carry_head_lines_and_exit_code() {
+        let found = sections("f", FILE).unwrap();
+        let a = &found[0];
+        assert_eq!((a.name, a.title, a.command), ("a", "A (7)", "a b"));
+        assert_eq!((a.line, a.first_line(), a.exit_code), (2, 7, Some(3)));
+        assert_eq!(a.text(), "one\n\n two\n");
+        let b = &found[1];
+        assert_eq!((b.name, b.exit_code), ("b", None));
+        assert_eq!(b.body, [(17, "three")]);
+    }
+
+    #[test]
+    fn a_section_without_its_end_is_an_error_that_names_it() {
+        let cut = &FILE[..FILE.find("=== TSIM_SECTION_END:a").unwrap()];
+        let error = sections("f", cut).unwrap_err().to_string();
+        assert!(error.contains("f:2") && error.contains("`a`"), "{error}");
+        let nested = FILE.replace("=== TSIM_SECTION_END:a ===\n", "");
+        assert!(sections("f", &nested).is_err());
+    }
+}

@@ -1,0 +1,376 @@
+//! Facts of one router from a sectioned file; see [the parent](super) for the sections.
+
+use super::{
+    FactsError, RouterFacts, addr, connected, route, rule,
+    section::{Section, sections},
+    sysctl,
+    words::{Tables, Words, number},
+};
+use crate::{
+    lab::topology::{At, Origin, Ruleset, RulesetKind, Warning},
+    model::RouterName,
+    netlink::object::{Family, Route},
+};
+
+/// What the collector writes and no lab needs.
+const NOT_NEEDED: [&str; 17] = [
+    "interface_stats",
+    "kernel_version",
+    "loaded_modules",
+    "netfilter_modules",
+    "conntrack",
+    "conntrack_info",
+    "conntrack_unavailable",
+    "hostname",
+    "iptables_info",
+    "iptables_filter",
+    "iptables_nat",
+    "iptables_mangle",
+    "iptables_warning",
+    "iptables_missing",
+    "ipset_list",
+    "ipset_warning",
+    "ipset_missing",
+];
+
+/// Reads the facts of router `name` from `text`; `file` names it in messages.
+///
+/// # Errors
+/// [`FactsError`] when the text is no facts file or was cut.
+pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFacts, FactsError> {
+    let sections = sections(file, text)?;
+    let has = |wanted: &str| sections.iter().any(|s| s.name == wanted);
+    for needed in [
+        &["interfaces"][..],
+        &["routing_table", "routing_table_main"],
+    ] {
+        if !needed.iter().any(|n| has(n)) {
+            return Err(FactsError::Lacks {
+                file: file.to_owned(),
+                section: needed.join("` or `"),
+            });
+        }
+    }
+    let tables = table_names(&sections);
+    let mut reader = Reader {
+        facts: RouterFacts::new(name, file),
+        tables,
+    };
+    reader.check_hostname(text)?;
+    for section in &sections {
+        reader.section(section);
+    }
+    reader.complete(&sections);
+    Ok(reader.facts)
+}
+
+/// Names from `rt_tables`, and those that only the sections' names and titles give.
+fn table_names(sections: &[Section<'_>]) -> Tables {
+    let mut tables = Tables::default();
+    for section in sections {
+        if section.name == "rt_tables" {
+            for (_, line) in &section.body {
+                let mut words = Words::new(line.split('#').next().unwrap_or(""));
+                if let (Some(id), Some(name)) = (words.next().and_then(number), words.next()) {
+                    tables.insert(name, id);
+                }
+            }
+        } else if let Some((_, table)) = routing_table(section.name)
+            && let Some(id) = number_in_title(section)
+        {
+            tables.insert(table, id);
+        }
+    }
+    tables
+}
+
+/// Family and table, by name or number, of a section with routes.
+fn routing_table(section: &str) -> Option<(Family, &str)> {
+    let (family, rest) = match section.strip_prefix("ipv6_") {
+        Some(rest) => (Family::V6, rest),
+        None => (Family::V4, section),
+    };
+    match rest.strip_prefix("routing_table")? {
+        "" => Some((family, "main")),
+        table => Some((family, table.strip_prefix('_')?)),
+    }
+}
+
+/// `IP Routing Table Priority Table (100)`, `/sbin/ip route show table 100`.
+fn number_in_title(section: &Section<'_>) -> Option<u32> {
+    let title = section.title.strip_suffix(')');
+    let from_title = title.and_then(|t| t.rsplit_once('(')).map(|(_, n)| n);
+    let from_command = || section.command.rsplit_once("table ").map(|(_, n)| n);
+    from_title
+        .and_then(number)
+        .or_else(|| from_command().and_then(number))
+}
+
+struct Reader {
+    facts: RouterFacts,
+    tables: Tables,
+}
+
+impl Reader {
+    fn warn(&mut self, line: usize, message: impl Into<String>) {
+        let warning = Warning::new(self.facts.origin(line), &self.facts.name, message);
+        self.facts.warnings.push(warning);
+    }
+
+    fn notice(&mut self, line: usize, message: impl Into<String>) {
+        let warning = Warning::notice(self.facts.origin(line), &self.facts.name, message);
+        self.facts.warnings.push(warning);
+    }
+
+    fn ruleset_warning(&mut self, line: usize, message: impl Into<String>) {
+        let warning = Warning::ruleset(self.facts.origin(line), &self.facts.name, message);
+        self.facts.warnings.push(warning);
+    }
+
+    /// The file's name is the router's; a head that names another router is worth a word.
+    fn check_hostname(&mut self, text: &str) -> Result<(), FactsError> {
+        let head = (1..)
+            .zip(text.lines())
+            .take_while(|(_, l)| !l.starts_with("==="));
+        let found = head
+            .filter_map(|(n, l)| Some((n, l.strip_prefix("# Hostname:")?.trim())))
+            .find(|(_, name)| !name.is_empty());
+        let Some((line, hostname)) = found else {
+            return Ok(());
+        };
+        let hostname = RouterName::new(hostname).map_err(|source| FactsError::Name {
+            origin: Origin {
+                line,
+                ..self.facts.origin(0)
+            },
+            source,
+        })?;
+        if hostname != self.facts.name {
+            let name = self.facts.name.clone();
+            self.notice(
+                line,
+                format!("the host is called {hostname}; the lab goes by the file and says {name}"),
+            );
+        }
+        Ok(())
+    }
+
+    fn section(&mut self, section: &Section<'_>) {
+        if !self.usable(section) {
+            return;
+        }
+        match section.name {
+            "interfaces" => self.interfaces(section),
+            "policy_rules" => self.rules(section, Family::V4),
+            "ipv6_policy_rules" => self.rules(section, Family::V6),
+            "ip_forwarding" => self.forwarding(section, "net/ipv4/ip_forward"),
+            "ipv6_forwarding" => self.forwarding(section, "net/ipv6/conf/all/forwarding"),
+            "sysctl" => self.sysctls(section),
+            "iptables_save" => self.ruleset(section, RulesetKind::Iptables),
+            "ip6tables_save" => self.ruleset(section, RulesetKind::Ip6tables),
+            "ipset_save" => self.ruleset(section, RulesetKind::Ipset),
+            "nft_ruleset" => self.ruleset(section, RulesetKind::Nft),
+            "rt_tables" => {}
+            other => match routing_table(other) {
+                Some((family, table)) => self.routes(section, family, table),
+                None if NOT_NEEDED.contains(&other) => {}
+                None => self.notice(section.line, format!("section `{other}` is not read")),
+            },
+        }
+    }
+
+    /// Whether the section's command worked; says so where it did not.
+    fn usable(&mut self, section: &Section<'_>) -> bool {
+        let code = section.exit_code.unwrap_or(0);
+        if code == 0 || NOT_NEEDED.contains(&section.name) {
+            return true;
+        }
+        // ip-route(8) on a table without routes.
+        if routing_table(section.name).is_some()
+            && section
+                .body
+                .iter()
+                .any(|(_, l)| l.contains("FIB table does not exist"))
+        {
+            return true;
+        }
+        let name = section.name;
+        self.ruleset_warning(
+            section.line,
+            format!("section `{name}`: its command failed with exit code {code}; it is left out"),
+        );
+        false
+    }
+
+    fn interfaces(&mut self, section: &Section<'_>) {
+        let parsed = addr::parse(&section.body);
+        for (line, reason) in parsed.refused {
+            self.warn(line, format!("left out of the interfaces: {reason}"));
+        }
+        for (line, message) in parsed.notices {
+            self.notice(line, message);
+        }
+        self.facts.interfaces.extend(parsed.interfaces);
+    }
+
+    fn rules(&mut self, section: &Section<'_>, family: Family) {
+        self.facts.rule_families.insert(family);
+        for &(line, text) in &section.body {
+            if text.trim().is_empty() {
+                continue;
+            }
+            match rule::parse(text, family, &self.tables) {
+                Ok(rule) => self.facts.rules.push(At::new(line, rule)),
+                Err(reason) => {
+                    self.warn(
+                        line,
+                        format!("policy rule left out: {reason}: {}", text.trim()),
+                    );
+                }
+            }
+        }
+    }
+
+    fn routes(&mut self, section: &Section<'_>, family: Family, table: &str) {
+        let Some(id) = self.tables.id(table) else {
+            self.warn(
+                section.line,
+                format!("routing table `{table}` left out: neither title nor rt_tables numbers it"),
+            );
+            return;
+        };
+        self.facts.tables.insert((family, id));
+        if id == Route::LOCAL {
+            return; // the kernel makes it from the addresses
+        }
+        for (line, text) in joined(&section.body) {
+            match route::parse(&text, Some(family), id, &self.tables) {
+                Ok(parsed) => {
+                    if !parsed.ignored.is_empty() {
+                        let ignored = parsed.ignored.join(", ");
+                        self.notice(line, format!("the route is made without {ignored}"));
+                    }
+                    self.facts.routes.push(At::new(line, parsed.route));
+                }
+                Err(reason) => {
+                    self.warn(line, format!("route left out: {reason}: {}", text.trim()));
+                }
+            }
+        }
+    }
+
+    fn forwarding(&mut self, section: &Section<'_>, key: &str) {
+        match section.body.first() {
+            Some((_, value @ ("0" | "1"))) => self.facts.set_sysctl(key, value),
+            other => {
+                let found = other.map_or("nothing", |(_, text)| text).to_owned();
+                self.warn(
+                    section.first_line(),
+                    format!("`{found}` is neither 0 nor 1; taken as 1: a router forwards"),
+                );
+            }
+        }
+    }
+
+    fn sysctls(&mut self, section: &Section<'_>) {
+        for &(line, text) in &section.body {
+            match sysctl::parse(text) {
+                Some((key, value)) if sysctl::matters(&key) => self.facts.set_sysctl(&key, &value),
+                Some(_) => {}
+                None => self.warn(line, format!("`{text}` is not `key = value`; left out")),
+            }
+        }
+    }
+
+    fn ruleset(&mut self, section: &Section<'_>, kind: RulesetKind) {
+        let comment = |l: &str| l.trim().is_empty() || l.starts_with('#');
+        if section.body.iter().all(|(_, l)| comment(l)) {
+            return;
+        }
+        let text = match kind {
+            RulesetKind::Nft => without_iptables_tables(&section.text()),
+            _ => section.text(),
+        };
+        self.facts.rulesets.push(Ruleset {
+            kind,
+            text,
+            origin: self.facts.origin(section.first_line()),
+        });
+    }
+
+    /// Says what a router usually has and this file does not, and puts in what that means.
+    fn complete(&mut self, sections: &[Section<'_>]) {
+        let key = "net/ipv6/conf/all/forwarding";
+        let v6 = sections.iter().any(|s| {
+            s.name == "ipv6_forwarding" || s.name == "sysctl" && s.text().contains("ipv6.conf.all.")
+        });
+        if let Some(v4) = self.facts.sysctl("net/ipv4/ip_forward").map(str::to_owned)
+            && !v6
+        {
+            self.facts.set_sysctl(key, &v4);
+        }
+        let rulesets = ["iptables_save", "nft_ruleset"];
+        if !sections.iter().any(|s| rulesets.contains(&s.name)) {
+            self.ruleset_warning(
+                0,
+                "no section `iptables_save` or `nft_ruleset`: the router lets everything pass",
+            );
+        }
+        if !self.facts.rule_families.contains(&Family::V4) {
+            self.notice(
+                0,
+                "no section `policy_rules`: the kernel's own rules are taken",
+            );
+        }
+        self.facts.order_rulesets();
+        self.facts.add_kernels_rules();
+        connected::normalise(&mut self.facts);
+    }
+}
+
+/// Blanks the tables that nft(8) says iptables-nft keeps: `iptables_save` has them in a form that
+/// can be loaded. Lines keep their numbers.
+fn without_iptables_tables(text: &str) -> String {
+    let mut managed = false;
+    let mut inside = false;
+    let mut kept = String::with_capacity(text.len());
+    for line in text.lines() {
+        managed |=
+            line.starts_with("# Warning: table ") && line.contains("managed by iptables-nft");
+        if line.starts_with("table ") {
+            inside = std::mem::take(&mut managed);
+        }
+        if !inside {
+            kept.push_str(line);
+        }
+        kept.push('\n');
+        if line == "}" {
+            inside = false;
+        }
+    }
+    kept
+}
+
+/// Routes whose next hops stand on lines of their own, each as one line.
+fn joined(body: &[(usize, &str)]) -> Vec<(usize, String)> {
+    let noise = |l: &str| {
+        l.trim().is_empty() || l.contains("FIB table does not exist") || l == "Dump terminated"
+    };
+    let mut routes: Vec<(usize, String)> = Vec::new();
+    for &(line, text) in body.iter().filter(|(_, l)| !noise(l)) {
+        match routes.last_mut() {
+            Some((_, route)) if text.starts_with([' ', '\t']) => {
+                route.push(' ');
+                route.push_str(text.trim());
+            }
+            _ => routes.push((line, text.replace('\\', " "))),
+        }
+    }
+    routes
+}
+
+/// The router that a file is named after: `hq-gw_facts.txt` and `hq-gw.txt` are both hq-gw.
+pub(super) fn router_of(file_name: &str) -> &str {
+    let stem = file_name.strip_suffix(".txt").unwrap_or(file_name);
+    stem.strip_suffix("_facts").unwrap_or(stem)
+}

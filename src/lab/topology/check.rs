@@ -1,0 +1,144 @@
+//! What one router's facts say and no lab can have, found without knowing the other routers.
+
+use std::collections::BTreeSet;
+
+use super::{At, InterfaceKind, Warning};
+use crate::{
+    lab::facts::{InterfaceFacts, RouterFacts},
+    model::IfName,
+    netlink::object::{Family, PolicyRule, Route, RuleAction},
+};
+
+/// veth devices take an MTU from ETH_MIN_MTU to ETH_MAX_MTU, linux/if_ether.h.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+
+/// Facts that can be built, with a warning for each thing that was changed or left out.
+pub(super) fn router(mut facts: RouterFacts) -> RouterFacts {
+    interfaces(&mut facts);
+    routes(&mut facts);
+    rules(&mut facts);
+    facts
+}
+
+fn warning(facts: &RouterFacts, line: usize, message: String) -> Warning {
+    Warning::new(facts.origin(line), &facts.name, message)
+}
+
+fn interfaces(facts: &mut RouterFacts) {
+    let mut seen: BTreeSet<IfName> = BTreeSet::new();
+    let mut kept = Vec::new();
+    for mut interface in std::mem::take(&mut facts.interfaces) {
+        if seen.insert(interface.name.clone()) {
+            interface_values(facts, &mut interface);
+            kept.push(interface);
+        } else {
+            let message = format!("a second interface {}; left out", interface.name);
+            facts.warnings.push(warning(facts, interface.line, message));
+        }
+    }
+    facts.interfaces = kept;
+}
+
+fn interface_values(facts: &mut RouterFacts, interface: &mut At<InterfaceFacts>) {
+    let (line, interface) = (interface.line, &mut interface.value);
+    let name = interface.name.clone();
+    let mut say = |message: String| facts.warnings.push(warning(facts, line, message));
+    if interface.kind == InterfaceKind::Loopback {
+        interface.mac = None;
+        interface.mtu = None;
+    }
+    if let Some(mtu) = interface.mtu.filter(|mtu| !MTU.contains(mtu)) {
+        interface.mtu = None;
+        say(format!(
+            "{name}: MTU {mtu} is not from 68 to 65535; 1500 is taken"
+        ));
+    }
+    if let Some(mac) = interface.mac.filter(|mac| !mac.is_usable()) {
+        interface.mac = None;
+        say(format!(
+            "{name}: {mac} cannot be an interface's address; another one is taken"
+        ));
+    }
+    let mut own = BTreeSet::new();
+    interface.addresses.retain(|address| {
+        let first = own.insert(address.local);
+        if !first {
+            say(format!(
+                "{name}: {} is there twice; once is enough",
+                address.local
+            ));
+        }
+        first
+    });
+    if interface.kind == InterfaceKind::Tunnel {
+        let message = format!("{name} is a tunnel; in the lab it is a link");
+        let notice = Warning::notice(facts.origin(line), &facts.name, message);
+        facts.warnings.push(notice);
+    }
+}
+
+fn routes(facts: &mut RouterFacts) {
+    let mut kept = Vec::new();
+    for route in std::mem::take(&mut facts.routes) {
+        match unusable(facts, &route) {
+            Some(reason) => {
+                let message = format!(
+                    "route to {} in table {} left out: {reason}",
+                    route.destination, route.table
+                );
+                facts.warnings.push(warning(facts, route.line, message));
+            }
+            None => kept.push(route),
+        }
+    }
+    facts.routes = kept;
+}
+
+fn unusable(facts: &RouterFacts, route: &Route) -> Option<String> {
+    let devices = route.next_hops.iter().filter_map(|hop| hop.dev.as_ref());
+    for dev in devices {
+        match facts.interfaces.iter().find(|i| i.name == *dev) {
+            None => return Some(format!("the router has no interface {dev}")),
+            Some(interface) if !interface.up => return Some(format!("interface {dev} is down")),
+            Some(_) => {}
+        }
+    }
+    None
+}
+
+fn rules(facts: &mut RouterFacts) {
+    let mut notices = Vec::new();
+    for rule in &facts.rules {
+        let mut note = |message| {
+            notices.push(Warning::notice(
+                facts.origin(rule.line),
+                &facts.name,
+                message,
+            ));
+        };
+        if let RuleAction::Table(table) = rule.action
+            && !has_table(facts, rule, table)
+        {
+            note(format!(
+                "no routes of table {table} are in the facts; taken as empty"
+            ));
+        }
+        for dev in [&rule.iif, &rule.oif].into_iter().flatten() {
+            if !facts.interfaces.iter().any(|i| i.name == *dev) {
+                note(format!(
+                    "the router has no interface {dev}: the rule never matches"
+                ));
+            }
+        }
+    }
+    facts.warnings.append(&mut notices);
+}
+
+fn has_table(facts: &RouterFacts, rule: &PolicyRule, table: u32) -> bool {
+    const DEFAULT: u32 = 253;
+    let own = [Route::LOCAL, Route::MAIN, DEFAULT].contains(&table);
+    // Facts without IPv6 routes say nothing about IPv6 tables.
+    let v6_unknown =
+        rule.family == Family::V6 && !facts.tables.iter().any(|(f, _)| *f == Family::V6);
+    own || v6_unknown || facts.tables.contains(&(rule.family, table))
+}

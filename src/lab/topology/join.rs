@@ -1,0 +1,311 @@
+//! Which interfaces of which routers share a segment.
+//!
+//! Interfaces join when the facts name the same segment, or else when they are in the same
+//! subnet: each one's address is on the other's link, as the kernel sees it. Point-to-point
+//! addresses join when each is the other's peer.
+//!
+//! The same address twice in a subnet is either two networks that happen to be numbered alike, or
+//! one address that routers share (VRRP and the like). An interface that has nothing but
+//! duplicates gets a segment of its own, as in the first case; one with an address of its own
+//! joins, as in the second.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use super::{Interface, InterfaceKind, Router, Segment, Topology, Warning, check};
+use crate::{
+    lab::facts::{InterfaceFacts, RouterFacts},
+    model::{IfName, RouterName},
+    netlink::object::{Address, Mac, Scope},
+};
+
+/// Makes the topology of a lab from the facts of its routers.
+#[must_use]
+pub fn build(facts: Vec<RouterFacts>) -> Topology {
+    let mut topology = Topology::default();
+    let mut ends = Vec::new();
+    for router in facts {
+        add_router(router, &mut topology, &mut ends);
+    }
+    let groups = Joiner::new(&ends).groups(&mut topology.warnings);
+    for group in groups {
+        add_segment(&group, &ends, &mut topology);
+    }
+    topology
+}
+
+/// One interface that wants a segment.
+struct End {
+    /// Indices into the topology: router, then interface.
+    at: (usize, usize),
+    router: RouterName,
+    file: String,
+    line: usize,
+    facts: InterfaceFacts,
+}
+
+impl End {
+    fn warning(&self, message: String) -> Warning {
+        let origin = super::Origin {
+            file: self.file.clone(),
+            line: self.line,
+        };
+        Warning::new(origin, &self.router, message)
+    }
+
+    fn label(&self) -> String {
+        format!("{}:{}", self.router, self.facts.name)
+    }
+
+    /// Addresses that can make it share a segment.
+    fn addresses(&self) -> impl Iterator<Item = &Address> {
+        let counts = |a: &&Address| {
+            !matches!(a.scope, Scope::Link | Scope::Host) && !a.local.addr().is_loopback()
+        };
+        self.facts.addresses.iter().filter(counts)
+    }
+}
+
+fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<End>) {
+    let mut checked = check::router(facts);
+    topology.warnings.append(&mut checked.warnings);
+    let at = topology.routers.len();
+    let mut interfaces = Vec::with_capacity(checked.interfaces.len());
+    for (index, interface) in checked.interfaces.into_iter().enumerate() {
+        let (line, facts) = (interface.line, interface.value);
+        interfaces.push(Interface {
+            name: facts.name.clone(),
+            kind: facts.kind,
+            mac: facts.mac,
+            mtu: facts.mtu,
+            up: facts.up,
+            addresses: facts.addresses.clone(),
+            segment: None,
+        });
+        if facts.kind != InterfaceKind::Loopback {
+            ends.push(End {
+                at: (at, index),
+                router: checked.name.clone(),
+                file: checked.file.clone(),
+                line,
+                facts,
+            });
+        }
+    }
+    topology.routers.push(Router {
+        name: checked.name,
+        file: checked.file,
+        interfaces,
+        routes: checked.routes,
+        rules: checked.rules,
+        rulesets: checked.rulesets,
+        sysctls: checked.sysctls,
+    });
+}
+
+/// Union-find over the ends.
+struct Joiner<'a> {
+    ends: &'a [End],
+    parent: Vec<usize>,
+}
+
+impl<'a> Joiner<'a> {
+    fn new(ends: &'a [End]) -> Self {
+        Self {
+            ends,
+            parent: (0..ends.len()).collect(),
+        }
+    }
+
+    fn root(&mut self, mut end: usize) -> usize {
+        while let Some(&up) = self.parent.get(end).filter(|up| **up != end) {
+            let grand = self.parent.get(up).copied().unwrap_or(up);
+            if let Some(slot) = self.parent.get_mut(end) {
+                *slot = grand;
+            }
+            end = grand;
+        }
+        end
+    }
+
+    fn join(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.root(a), self.root(b));
+        if let Some(slot) = self.parent.get_mut(a.max(b)) {
+            *slot = a.min(b);
+        }
+    }
+
+    /// The ends of each segment, in the order of their first ends.
+    fn groups(mut self, warnings: &mut Vec<Warning>) -> Vec<Vec<usize>> {
+        let alone = self.duplicates(warnings);
+        self.join_named();
+        self.join_subnets(&alone, warnings);
+        self.join_peers(&alone);
+        let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for end in 0..self.ends.len() {
+            let root = self.root(end);
+            groups.entry(root).or_default().push(end);
+        }
+        groups.into_values().collect()
+    }
+
+    fn join_named(&mut self) {
+        let mut first: BTreeMap<&str, usize> = BTreeMap::new();
+        for (index, end) in self.ends.iter().enumerate() {
+            if let Some(name) = &end.facts.segment {
+                let with = *first.entry(name).or_insert(index);
+                self.join(with, index);
+            }
+        }
+    }
+
+    /// Ends without a named segment, with their indices.
+    fn unnamed(&self) -> impl Iterator<Item = (usize, &'a End)> + use<'a> {
+        let ends = self.ends.iter().enumerate();
+        ends.filter(|(_, end)| end.facts.segment.is_none())
+    }
+
+    /// Ends that stay alone because another end has all their addresses already.
+    fn duplicates(&self, warnings: &mut Vec<Warning>) -> BTreeSet<usize> {
+        let mut owner: BTreeMap<IpNet, &End> = BTreeMap::new();
+        let mut alone = BTreeSet::new();
+        for (index, end) in self.unnamed() {
+            let taken: Vec<_> = end
+                .addresses()
+                .filter_map(|a| Some((a.local, *owner.get(&a.local)?)))
+                .collect();
+            if let Some((address, other)) = taken.first() {
+                let all = taken.len() == end.addresses().count();
+                warnings.push(end.warning(duplicate_message(end, other, *address, all)));
+                if all {
+                    alone.insert(index);
+                    continue;
+                }
+            }
+            for address in end.addresses() {
+                owner.entry(address.local).or_insert(end);
+            }
+        }
+        alone
+    }
+
+    /// Joins what is in one subnet, also where prefix lengths differ and both ends still see
+    /// each other on the link.
+    fn join_subnets(&mut self, alone: &BTreeSet<usize>, warnings: &mut Vec<Warning>) {
+        let mut subnets: BTreeMap<IpNet, Vec<(usize, IpNet)>> = BTreeMap::new();
+        for (index, end) in self.unnamed().filter(|(index, _)| !alone.contains(index)) {
+            for address in end.addresses().filter(|a| a.peer.is_none()) {
+                let members = subnets.entry(address.local.trunc()).or_default();
+                members.push((index, address.local));
+            }
+        }
+        for (subnet, members) in &subnets {
+            for pair in members.windows(2) {
+                if let [(a, _), (b, _)] = pair {
+                    self.join(*a, *b);
+                }
+            }
+            for wider in wider(*subnet).filter_map(|net| subnets.get(&net)) {
+                self.join_across(members, wider, warnings);
+            }
+        }
+    }
+
+    fn join_across(
+        &mut self,
+        narrow: &[(usize, IpNet)],
+        wide: &[(usize, IpNet)],
+        warnings: &mut Vec<Warning>,
+    ) {
+        for (a, a_net) in narrow {
+            let sees = |(_, b_net): &&(usize, IpNet)| a_net.contains(&b_net.addr());
+            for (b, b_net) in wide.iter().filter(sees) {
+                self.join(*a, *b);
+                if let (Some(a), Some(b)) = (self.ends.get(*a), self.ends.get(*b)) {
+                    warnings.push(a.warning(format!(
+                        "{a_net} on {} and {b_net} on {} share a link with different prefix \
+                         lengths; joined",
+                        a.label(),
+                        b.label()
+                    )));
+                }
+            }
+        }
+    }
+
+    fn join_peers(&mut self, alone: &BTreeSet<usize>) {
+        let mut seen = BTreeMap::new();
+        for (index, end) in self.unnamed().filter(|(index, _)| !alone.contains(index)) {
+            for address in end.addresses() {
+                let Some(peer) = address.peer else { continue };
+                let (own, peer) = (address.local.addr(), peer.addr());
+                if let Some(other) = seen.get(&(peer, own)) {
+                    self.join(*other, index);
+                }
+                seen.insert((own, peer), index);
+            }
+        }
+    }
+}
+
+/// All prefixes that hold `net`, the default route excepted.
+fn wider(net: IpNet) -> impl Iterator<Item = IpNet> {
+    let lengths = 1..net.prefix_len();
+    lengths.filter_map(move |len| Some(IpNet::new(net.addr(), len).ok()?.trunc()))
+}
+
+fn duplicate_message(end: &End, other: &End, address: IpNet, all: bool) -> String {
+    let (own, other) = (end.label(), other.label());
+    if all {
+        format!("{address} of {own} is on {other} too; {own} gets a segment of its own")
+    } else {
+        format!("{address} of {own} is on {other} too; on their segment both answer for it")
+    }
+}
+
+fn add_segment(group: &[usize], ends: &[End], topology: &mut Topology) {
+    let index = topology.segments.len();
+    let members: Vec<&End> = group.iter().filter_map(|end| ends.get(*end)).collect();
+    let name = segment_name(&members, &topology.segments);
+    let mut macs: BTreeMap<Mac, &End> = BTreeMap::new();
+    for end in &members {
+        let interface = topology
+            .routers
+            .get_mut(end.at.0)
+            .and_then(|router| router.interfaces.get_mut(end.at.1));
+        let Some(interface) = interface else { continue };
+        interface.segment = Some(index);
+        if let Some(mac) = interface.mac
+            && let Some(other) = macs.insert(mac, end)
+        {
+            interface.mac = None;
+            topology.warnings.push(end.warning(format!(
+                "{mac} of {} is on {} in the same segment too; {0} gets another one",
+                end.label(),
+                other.label()
+            )));
+        }
+    }
+    let member =
+        |end: &&End| -> (RouterName, IfName) { (end.router.clone(), end.facts.name.clone()) };
+    topology.segments.push(Segment {
+        name,
+        members: members.iter().map(member).collect(),
+    });
+}
+
+/// The name that the facts give, the subnet, or `router:interface`; the first that is free.
+fn segment_name(members: &[&End], others: &[Segment]) -> String {
+    let free = |name: &String| !others.iter().any(|s| s.name == *name);
+    let given = members.iter().find_map(|end| end.facts.segment.clone());
+    let subnet = members.iter().flat_map(|end| end.addresses()).next();
+    let subnet = subnet.map(|a| a.local.trunc().to_string());
+    let label = members.first().map(|end| end.label());
+    let fallback = label.clone().unwrap_or_default();
+    [given, subnet, label]
+        .into_iter()
+        .flatten()
+        .find(free)
+        .unwrap_or(fallback)
+}
