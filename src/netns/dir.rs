@@ -1,0 +1,346 @@
+//! The directory of named namespaces, kept as iproute2 keeps it (`ip/ipnetns.c`).
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+    sys::statfs::{NSFS_MAGIC, statfs},
+};
+
+use super::{NetnsError, NetnsFd, fd::on_own_thread};
+use crate::model::NetnsName;
+
+/// Where ip-netns(8) keeps named namespaces.
+pub const DEFAULT_DIR: &str = "/run/netns";
+
+/// The calling thread's namespace. `/proc/self` would be the main thread's.
+const OWN_NETNS: &str = "/proc/thread-self/ns/net";
+
+const NONE: Option<&str> = None;
+
+/// A directory of named network namespaces.
+///
+/// ```text
+/// /run/netns/              a mount point, shared, so that an unmount is seen everywhere
+/// /run/netns/corp10.hq-gw  an empty file with the namespace mounted on it
+/// ```
+#[derive(Debug, Clone)]
+pub struct NetnsDir {
+    dir: PathBuf,
+    /// Set once the directory is a shared mount; clones share it.
+    prepared: Arc<OnceLock<()>>,
+}
+
+impl Default for NetnsDir {
+    fn default() -> Self {
+        Self::new(DEFAULT_DIR)
+    }
+}
+
+impl NetnsDir {
+    /// Namespaces named in `dir`. The directory is made when the first namespace is.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            prepared: Arc::default(),
+        }
+    }
+
+    /// The file that stands for `name`.
+    #[must_use]
+    pub fn path(&self, name: &NetnsName) -> PathBuf {
+        self.dir.join(name.as_str())
+    }
+
+    /// Creates the namespace `name`, with nothing in it but a loopback interface that is down.
+    ///
+    /// # Errors
+    /// [`NetnsError::Exists`] when the name is taken, another [`NetnsError`] when a step fails;
+    /// nothing is left then.
+    pub fn create(&self, name: &NetnsName) -> Result<NetnsFd, NetnsError> {
+        Ok(self.create_with(name, || ())?.0)
+    }
+
+    /// Creates the namespace `name` and runs `inside` in it on the thread that made it, which
+    /// saves a thread and an entry.
+    ///
+    /// # Errors
+    /// As [`NetnsDir::create`], and when `inside` panics. Then the namespace exists and is the
+    /// caller's to delete.
+    pub fn create_with<T: Send>(
+        &self,
+        name: &NetnsName,
+        inside: impl FnOnce() -> T + Send,
+    ) -> Result<(NetnsFd, T), NetnsError> {
+        self.prepare()?;
+        if self.exists(name)? {
+            return Err(NetnsError::Exists {
+                netns: name.clone(),
+            });
+        }
+        on_own_thread(|| {
+            let fd = self.create_here(name)?;
+            Ok((fd, inside()))
+        })
+    }
+
+    /// Puts the calling thread into a new namespace and gives that its name.
+    fn create_here(&self, name: &NetnsName) -> Result<NetnsFd, NetnsError> {
+        let fail = |step| {
+            move |source| NetnsError::Create {
+                netns: name.clone(),
+                step,
+                source,
+            }
+        };
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| fail("create")(e.into()))?;
+        let own = File::open(OWN_NETNS).map_err(fail("open the new"))?;
+        self.pin(name)?;
+        match NetnsFd::from_file(own, name.clone()) {
+            Ok(Some(fd)) => Ok(fd),
+            Ok(None) => Err(NetnsError::NotANamespace {
+                path: OWN_NETNS.into(),
+            }),
+            Err(source) => Err(fail("look at the new")(source)),
+        }
+    }
+
+    /// Mounts the calling thread's namespace on the file `name`.
+    ///
+    /// Under the lock, so that a file without a mount is known to be what a crash left, and may
+    /// be used again.
+    fn pin(&self, name: &NetnsName) -> Result<(), NetnsError> {
+        let fail = |step| {
+            move |source| NetnsError::Create {
+                netns: name.clone(),
+                step,
+                source,
+            }
+        };
+        let _lock = self.lock()?;
+        let path = self.path(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o000)
+            .open(&path);
+        match file {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                if self.exists(name)? {
+                    return Err(NetnsError::Exists {
+                        netns: name.clone(),
+                    });
+                }
+            }
+            Err(e) => return Err(fail("make the file of")(e)),
+        }
+        mount(Some(OWN_NETNS), &path, NONE, MsFlags::MS_BIND, NONE).map_err(|errno| {
+            // Nothing more can be done if this fails too; the next creation uses the file again.
+            let _ = fs::remove_file(&path);
+            fail("mount")(errno.into())
+        })
+    }
+
+    /// The names in the directory, sorted, those that tsim does not use left out.
+    ///
+    /// A name may lack its namespace: see [`NetnsError::NotANamespace`].
+    ///
+    /// # Errors
+    /// [`NetnsError::List`] when the directory exists and cannot be read.
+    pub fn list(&self) -> Result<Vec<NetnsName>, NetnsError> {
+        let fail = |source| NetnsError::List {
+            dir: self.dir.clone(),
+            source,
+        };
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(fail(e)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let file = entry.map_err(fail)?.file_name();
+            names.extend(file.to_str().and_then(|text| NetnsName::new(text).ok()));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Whether a namespace of this name exists.
+    ///
+    /// # Errors
+    /// [`NetnsError::Open`] when the kernel cannot say.
+    pub fn exists(&self, name: &NetnsName) -> Result<bool, NetnsError> {
+        match statfs(&self.path(name)) {
+            Ok(stat) => Ok(stat.filesystem_type() == NSFS_MAGIC),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(NetnsError::Open {
+                netns: name.clone(),
+                source: errno.into(),
+            }),
+        }
+    }
+
+    /// Opens the namespace `name`.
+    ///
+    /// # Errors
+    /// [`NetnsError::NotFound`], [`NetnsError::NotANamespace`] or [`NetnsError::Open`].
+    pub fn open(&self, name: &NetnsName) -> Result<NetnsFd, NetnsError> {
+        let path = self.path(name);
+        let fail = |source| NetnsError::Open {
+            netns: name.clone(),
+            source,
+        };
+        // Looked at first, because the file that a crash leaves has mode 0 and might be anything.
+        if !self.exists(name)? {
+            return Err(match path.symlink_metadata() {
+                Ok(_) => NetnsError::NotANamespace { path },
+                Err(_) => NetnsError::NotFound {
+                    netns: name.clone(),
+                },
+            });
+        }
+        let file = File::open(&path).map_err(fail)?;
+        NetnsFd::from_file(file, name.clone())
+            .map_err(fail)?
+            .ok_or(NetnsError::NotANamespace { path })
+    }
+
+    /// Takes the name away. The namespace itself, with its interfaces, goes when nothing else
+    /// keeps it: no process, no socket, no [`NetnsFd`]; the kernel does that later, by itself.
+    /// A name that is already gone is success.
+    ///
+    /// # Errors
+    /// [`NetnsError::Delete`] when the kernel refuses a step.
+    pub fn delete(&self, name: &NetnsName) -> Result<(), NetnsError> {
+        let fail = |step| {
+            move |source| NetnsError::Delete {
+                netns: name.clone(),
+                step,
+                source,
+            }
+        };
+        let path = self.path(name);
+        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        // More than one mount can lie on the file when two programs raced for the name. EINVAL
+        // says that there is no further one.
+        loop {
+            match umount2(&path, flags) {
+                Ok(()) => {}
+                Err(Errno::EINVAL | Errno::ENOENT) => break,
+                Err(errno) => return Err(fail("unmount")(errno.into())),
+            }
+        }
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(fail("remove the file of")(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the directory a shared mount point, once.
+    ///
+    /// Shared, so that deleting a namespace also unmounts it in the mount namespaces of services
+    /// that were started meanwhile; otherwise those would keep it alive. Under a lock, because two
+    /// programs that both find the directory not mounted would stack mounts on it, which then
+    /// double with every further namespace (Debian bug 949235).
+    fn prepare(&self) -> Result<(), NetnsError> {
+        if self.prepared.get().is_some() {
+            return Ok(());
+        }
+        let fail = |step| {
+            move |source| NetnsError::PrepareDir {
+                dir: self.dir.clone(),
+                step,
+                source,
+            }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&self.dir)
+            .map_err(fail("make"))?;
+        let _lock = self.lock()?;
+        match make_shared(&self.dir) {
+            // Not a mount point yet.
+            Err(Errno::EINVAL) => {
+                let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+                mount(Some(&self.dir), &self.dir, NONE, bind, NONE)
+                    .map_err(|e| fail("mount")(e.into()))?;
+                make_shared(&self.dir).map_err(|e| fail("share")(e.into()))?;
+            }
+            other => other.map_err(|e| fail("share")(e.into()))?,
+        }
+        // Another thread may have come first, with the same result.
+        let _ = self.prepared.set(());
+        Ok(())
+    }
+
+    /// The lock that iproute2 takes too.
+    fn lock(&self) -> Result<Flock<File>, NetnsError> {
+        let fail = |step| {
+            move |source| NetnsError::PrepareDir {
+                dir: self.dir.clone(),
+                step,
+                source,
+            }
+        };
+        let mut dir = File::open(&self.dir).map_err(fail("open"))?;
+        loop {
+            match Flock::lock(dir, FlockArg::LockExclusive) {
+                Ok(lock) => return Ok(lock),
+                Err((again, Errno::EINTR)) => dir = again,
+                Err((_, errno)) => return Err(fail("lock")(errno.into())),
+            }
+        }
+    }
+}
+
+/// Without `MS_REC`, which iproute2 adds: what is mounted below a shared mount from now on is
+/// shared by itself, and walking over every namespace's mount costs time in a large lab.
+fn make_shared(dir: &Path) -> nix::Result<()> {
+    mount(NONE, dir, NONE, MsFlags::MS_SHARED, NONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> NetnsName {
+        NetnsName::new(text).unwrap()
+    }
+
+    #[test]
+    fn names_without_a_namespace_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("lab.stale"), "").unwrap();
+        fs::write(dir.path().join("not allowed"), "").unwrap();
+        let netns = NetnsDir::new(dir.path());
+        assert_eq!(netns.list().unwrap(), [name("lab.stale")]);
+        assert!(!netns.exists(&name("lab.stale")).unwrap());
+        let error = netns.open(&name("lab.stale")).unwrap_err();
+        assert!(matches!(error, NetnsError::NotANamespace { .. }), "{error}");
+        let error = netns.open(&name("lab.none")).unwrap_err();
+        assert!(matches!(error, NetnsError::NotFound { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_missing_directory_holds_no_namespace() {
+        let dir = tempfile::tempdir().unwrap();
+        let netns = NetnsDir::new(dir.path().join("none"));
+        assert!(netns.list().unwrap().is_empty());
+        assert!(!netns.exists(&name("a.b")).unwrap());
+        netns.delete(&name("a.b")).unwrap();
+    }
+}

@@ -1,0 +1,175 @@
+//! An open network namespace, and being inside it.
+
+use std::{
+    any::Any,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    thread,
+};
+
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+        statfs::{NSFS_MAGIC, fstatfs},
+    },
+};
+
+use super::NetnsError;
+use crate::model::NetnsName;
+
+/// Tells a namespace from every other one that exists at the same time: device and inode on the
+/// kernel's nsfs (namespaces(7)).
+///
+/// The kernel gives the number of a namespace that is gone to a later one. Two equal values mean
+/// the same namespace for sure only while a [`NetnsFd`] of it is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NetnsId {
+    /// Device of the nsfs.
+    pub dev: u64,
+    /// Inode within it.
+    pub ino: u64,
+}
+
+/// An open network namespace. It stays alive as long as this value does, even without its name.
+#[derive(Debug)]
+pub struct NetnsFd {
+    file: File,
+    name: NetnsName,
+    id: NetnsId,
+}
+
+impl NetnsFd {
+    /// Wraps `file`; none when it is not on the nsfs.
+    pub(super) fn from_file(file: File, name: NetnsName) -> io::Result<Option<Self>> {
+        if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
+            return Ok(None);
+        }
+        let meta = file.metadata()?;
+        let id = NetnsId {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        };
+        Ok(Some(Self { file, name, id }))
+    }
+
+    /// The name under which it was opened.
+    #[must_use]
+    pub fn name(&self) -> &NetnsName {
+        &self.name
+    }
+
+    /// Which namespace it is, whatever its name refers to by now.
+    #[must_use]
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// Runs `work` inside the namespace, on a thread of its own, and waits for it.
+    ///
+    /// # Errors
+    /// [`NetnsError`] when the thread cannot be started or cannot enter, or when `work` panics.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        on_own_thread(|| {
+            self.join()?;
+            Ok(work())
+        })
+    }
+
+    /// Opens a socket inside the namespace, to be used from anywhere; always `SOCK_CLOEXEC`.
+    ///
+    /// # Errors
+    /// [`NetnsError`] when the namespace cannot be entered or the kernel refuses the socket.
+    pub fn socket(
+        &self,
+        family: AddressFamily,
+        kind: SockType,
+        flags: SockFlag,
+        protocol: Option<SockProtocol>,
+    ) -> Result<OwnedFd, NetnsError> {
+        let flags = flags | SockFlag::SOCK_CLOEXEC;
+        self.enter(|| socket(family, kind, flags, protocol))?
+            .map_err(|errno| NetnsError::Socket {
+                netns: self.name.clone(),
+                source: errno.into(),
+            })
+    }
+
+    /// Moves the calling thread into the namespace, for good. Only for threads that end soon.
+    fn join(&self) -> Result<(), NetnsError> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| NetnsError::Enter {
+            netns: self.name.clone(),
+            source: errno.into(),
+        })
+    }
+}
+
+impl AsFd for NetnsFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Runs `work` in each of `namespaces` in turn, all on one thread of its own: entering a further
+/// namespace costs a few microseconds, a thread some tens of them.
+///
+/// # Errors
+/// [`NetnsError`] of the first namespace that cannot be entered, or when `work` panics.
+pub fn visit<T: Send>(
+    namespaces: &[&NetnsFd],
+    mut work: impl FnMut(&NetnsFd) -> T + Send,
+) -> Result<Vec<T>, NetnsError> {
+    let one = |netns: &&NetnsFd| {
+        netns.join()?;
+        Ok(work(netns))
+    };
+    on_own_thread(|| namespaces.iter().map(one).collect())
+}
+
+/// Runs `work` on a new thread, which then ends: whatever it did to itself goes with it.
+pub(super) fn on_own_thread<T: Send>(
+    work: impl FnOnce() -> Result<T, NetnsError> + Send,
+) -> Result<T, NetnsError> {
+    let named = || thread::Builder::new().name("netns".to_owned());
+    thread::scope(|scope| {
+        let thread = named()
+            .spawn_scoped(scope, work)
+            .map_err(NetnsError::Thread)?;
+        thread.join().unwrap_or_else(|payload| {
+            Err(NetnsError::Panicked {
+                message: panic_text(payload.as_ref()),
+            })
+        })
+    })
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "(no message)".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_on_the_thread_is_an_error_with_its_message() {
+        let error = on_own_thread::<()>(|| panic!("boom {}", 7)).unwrap_err();
+        assert!(
+            matches!(&error, NetnsError::Panicked { message } if message == "boom 7"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_plain_file_is_no_namespace() {
+        let name = NetnsName::new("t").unwrap();
+        let file = tempfile::tempfile().unwrap();
+        assert!(NetnsFd::from_file(file, name).unwrap().is_none());
+    }
+}
