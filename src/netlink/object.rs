@@ -181,6 +181,39 @@ impl Route {
     pub const MAIN: u32 = 254;
     /// Table local, kept by the kernel.
     pub const LOCAL: u32 = 255;
+    /// Table default, which is empty unless somebody fills it.
+    pub const DEFAULT: u32 = 253;
+
+    /// A route in table main to `destination` by one gateway.
+    #[must_use]
+    pub fn via(destination: IpNet, via: IpAddr, dev: IfName) -> Self {
+        Self {
+            next_hops: vec![NextHop {
+                via: Some(via),
+                dev: Some(dev),
+                weight: 1,
+                onlink: false,
+            }],
+            ..Self::without_hops(destination, RouteKind::Unicast)
+        }
+    }
+
+    /// A route in table main that needs no way out.
+    #[must_use]
+    pub fn without_hops(destination: IpNet, kind: RouteKind) -> Self {
+        Self {
+            destination,
+            kind,
+            table: Self::MAIN,
+            next_hops: Vec::new(),
+            metric: None,
+            source: None,
+            scope: None,
+            protocol: None,
+            tos: 0,
+            mtu: None,
+        }
+    }
 }
 
 /// What a matching policy rule does, ip-rule(8).
@@ -243,6 +276,40 @@ pub struct PolicyRule {
     pub suppress_prefix_len: Option<u32>,
 }
 
+impl PolicyRule {
+    /// A rule that matches every packet.
+    #[must_use]
+    pub fn new(family: Family, priority: u32, action: RuleAction) -> Self {
+        Self {
+            family,
+            priority,
+            invert: false,
+            from: None,
+            to: None,
+            fwmark: None,
+            tos: None,
+            iif: None,
+            oif: None,
+            ip_proto: None,
+            sport: None,
+            dport: None,
+            action,
+            suppress_prefix_len: None,
+        }
+    }
+
+    /// The rules that a new namespace has: tables local, main and, for IPv4, default.
+    #[must_use]
+    pub fn kernel_defaults(family: Family) -> Vec<Self> {
+        let rule = |priority, table| Self::new(family, priority, RuleAction::Table(table));
+        let mut rules = vec![rule(0, Route::LOCAL), rule(32_766, Route::MAIN)];
+        if family == Family::V4 {
+            rules.push(rule(32_767, Route::DEFAULT));
+        }
+        rules
+    }
+}
+
 /// A neighbour (ARP, NDP) entry, ip-neighbour(8).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Neighbour {
@@ -254,6 +321,22 @@ pub struct Neighbour {
     pub mac: Option<Mac>,
     /// `NUD_*` state bits, linux/neighbour.h.
     pub state: u16,
+}
+
+impl Neighbour {
+    /// `NUD_PERMANENT`: never looked up again.
+    pub const PERMANENT: u16 = 0x80;
+
+    /// An entry that stays as it is.
+    #[must_use]
+    pub fn permanent(dev: IfName, address: IpAddr, mac: Mac) -> Self {
+        Self {
+            dev,
+            address,
+            mac: Some(mac),
+            state: Self::PERMANENT,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,468 @@
+//! Network interfaces: ip-link(8).
+
+use std::collections::HashMap;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{
+        BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+        InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    },
+};
+use nix::errno::Errno;
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::{Batch, Netlink, NetlinkError, object::Mac};
+use crate::{model::IfName, netns::NetnsFd};
+
+/// An interface as the kernel lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Number, unique in the namespace.
+    pub index: u32,
+    /// Name.
+    pub name: IfName,
+    /// What it is (`veth`, `bridge` …); none for hardware and loopback.
+    pub kind: Option<String>,
+    /// Hardware address.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Up, and so is the other end.
+    pub carrier: bool,
+    /// Index of the bridge it is a port of.
+    pub master: Option<u32>,
+    /// Index of the far end of a veth, in the far end's namespace.
+    pub peer: Option<u32>,
+    /// This namespace's number for the far end's, where that is another one.
+    pub peer_netns: Option<i32>,
+    /// Options of a bridge port.
+    pub port: Option<PortOptions>,
+}
+
+/// One end of a veth to be made.
+#[derive(Debug, Clone)]
+pub struct VethEnd<'a> {
+    /// Namespace; none for the socket's own.
+    pub netns: Option<&'a NetnsFd>,
+    /// Name.
+    pub name: IfName,
+    /// Index that it shall get. With one, later requests of the same batch can name the link
+    /// without a round trip. It must be free, as any but 1 is in a new namespace.
+    pub index: Option<u32>,
+    /// Hardware address; the kernel makes one up where there is none.
+    pub mac: Option<Mac>,
+    /// MTU in bytes; the kernel takes 1500 where there is none.
+    pub mtu: Option<u32>,
+}
+
+impl VethEnd<'_> {
+    /// An end in the socket's own namespace, with what the kernel makes up.
+    #[must_use]
+    pub fn new(name: IfName) -> Self {
+        Self {
+            netns: None,
+            name,
+            index: None,
+            mac: None,
+            mtu: None,
+        }
+    }
+}
+
+/// A pair of interfaces, joined by a wire, veth(4).
+#[derive(Debug, Clone)]
+pub struct NewVeth<'a> {
+    /// One end.
+    pub near: VethEnd<'a>,
+    /// The near end is up from the start. The far end cannot be: the kernel sets it up before it
+    /// has a peer, and `veth_open()` wants one.
+    pub near_up: bool,
+    /// Bridge in the near end's namespace that the near end becomes a port of. Only where that is
+    /// the socket's own.
+    pub master: Option<IfName>,
+    /// The other end.
+    pub far: VethEnd<'a>,
+}
+
+/// A bridge to be made.
+#[derive(Debug, Clone, Default)]
+pub struct BridgeOptions {
+    /// Index that it shall get, see [`VethEnd::index`].
+    pub index: Option<u32>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Up from the start.
+    pub up: bool,
+    /// Spanning tree protocol; without it a port forwards at once.
+    pub stp: bool,
+    /// IGMP and MLD snooping; without it multicast reaches every port.
+    pub multicast_snooping: bool,
+}
+
+/// Options of a bridge port, bridge(8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortOptions {
+    /// Learns source addresses from frames that come in.
+    pub learning: bool,
+    /// Sends out frames to addresses that the bridge does not know.
+    pub flood: bool,
+}
+
+/// What to change about a link; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkChange {
+    /// Administrative state.
+    pub up: Option<bool>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Hardware address.
+    pub mac: Option<Mac>,
+    /// Bridge that it is a port of; `Some(None)` takes it out of its bridge.
+    pub master: Option<Option<IfName>>,
+}
+
+impl LinkChange {
+    /// Up, nothing else.
+    #[must_use]
+    pub fn up() -> Self {
+        Self {
+            up: Some(true),
+            ..Self::default()
+        }
+    }
+}
+
+/// Marks the link of `message` as up or down.
+fn set_up(message: &mut LinkMessage, up: bool) {
+    message.header.change_mask = LinkFlags::Up;
+    if up {
+        message.header.flags = LinkFlags::Up;
+    }
+}
+
+/// A request about the link `name`; the kernel finds it by that.
+fn named(name: &IfName) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_string()));
+    message
+}
+
+fn end_message(end: &VethEnd<'_>) -> LinkMessage {
+    let mut message = named(&end.name);
+    message.header.index = end.index.unwrap_or(0);
+    let attributes = &mut message.attributes;
+    attributes.extend(end.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    attributes.extend(end.mtu.map(LinkAttribute::Mtu));
+    attributes.extend(
+        end.netns
+            .map(|netns| LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd())),
+    );
+    message
+}
+
+fn veth_message(veth: &NewVeth<'_>, master: Option<u32>) -> LinkMessage {
+    let mut message = end_message(&veth.near);
+    if veth.near_up {
+        set_up(&mut message, true);
+    }
+    let peer = InfoVeth::Peer(end_message(&veth.far));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(peer)),
+    ]));
+    message
+        .attributes
+        .extend(master.map(LinkAttribute::Controller));
+    message
+}
+
+fn bridge_message(name: &IfName, options: &BridgeOptions) -> LinkMessage {
+    let mut message = named(name);
+    message.header.index = options.index.unwrap_or(0);
+    if options.up {
+        set_up(&mut message, true);
+    }
+    message
+        .attributes
+        .extend(options.mtu.map(LinkAttribute::Mtu));
+    let stp = if options.stp {
+        BridgeStpState::KernelStp
+    } else {
+        BridgeStpState::Disabled
+    };
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Bridge),
+        LinkInfo::Data(InfoData::Bridge(vec![
+            InfoBridge::StpState(stp),
+            InfoBridge::MulticastSnooping(options.multicast_snooping),
+        ])),
+    ]));
+    message
+}
+
+fn port_message(name: &IfName, options: PortOptions) -> LinkMessage {
+    let mut message = named(name);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![
+            InfoBridgePort::Learning(options.learning),
+            InfoBridgePort::UnicastFlood(options.flood),
+        ])),
+    ]));
+    message
+}
+
+/// The link in `message`; none when its name is one that tsim never gives.
+fn from_message(message: &LinkMessage) -> Option<Link> {
+    let flags = message.header.flags;
+    let name = message.attributes.iter().find_map(|a| match a {
+        LinkAttribute::IfName(name) => IfName::new(name.as_str()).ok(),
+        _ => None,
+    })?;
+    let mut link = Link {
+        index: message.header.index,
+        name,
+        kind: None,
+        mac: None,
+        mtu: 0,
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        master: None,
+        peer: None,
+        peer_netns: None,
+        port: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(octets) => {
+                link.mac = octets.as_slice().try_into().ok().map(Mac);
+            }
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(master) => link.master = Some(*master),
+            LinkAttribute::Link(peer) => link.peer = Some(*peer),
+            LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(*id),
+            LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| fill(&mut link, info)),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn fill(link: &mut Link, info: &LinkInfo) {
+    match info {
+        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+        LinkInfo::PortData(InfoPortData::BridgePort(options)) => {
+            let mut port = PortOptions {
+                learning: true,
+                flood: true,
+            };
+            for option in options {
+                match option {
+                    InfoBridgePort::Learning(on) => port.learning = *on,
+                    InfoBridgePort::UnicastFlood(on) => port.flood = *on,
+                    _ => {}
+                }
+            }
+            link.port = Some(port);
+        }
+        _ => {}
+    }
+}
+
+impl<'a> Batch<'a> {
+    /// Makes a veth, each end in its own namespace, in one request.
+    pub fn add_veth(&mut self, veth: &NewVeth<'a>) -> &mut Self {
+        let (near, far) = (&veth.near, &veth.far);
+        let what = match far.netns {
+            Some(netns) => format!(
+                "to add veth {} to {} in {}",
+                near.name,
+                far.name,
+                netns.name()
+            ),
+            None => format!("to add veth {} to {}", near.name, far.name),
+        };
+        self.push(what, NLM_F_CREATE | NLM_F_EXCL, |index| {
+            let master = veth.master.as_ref().map(index).transpose()?;
+            Ok(RouteNetlinkMessage::NewLink(veth_message(veth, master)))
+        });
+        for end in [near, far].into_iter().filter(|end| end.netns.is_none()) {
+            self.learn(&end.name, end.index);
+        }
+        self
+    }
+
+    /// Makes a bridge.
+    pub fn add_bridge(&mut self, name: &IfName, options: &BridgeOptions) -> &mut Self {
+        let message = bridge_message(name, options);
+        self.push(
+            format_args!("to add bridge {name}"),
+            NLM_F_CREATE | NLM_F_EXCL,
+            |_| Ok(RouteNetlinkMessage::NewLink(message)),
+        );
+        self.learn(name, options.index);
+        self
+    }
+
+    fn learn(&mut self, name: &IfName, index: Option<u32>) {
+        match index {
+            Some(index) => self.netlink.learn(name.clone(), index),
+            None => drop(self.netlink.indexes.remove(name)),
+        }
+    }
+
+    /// Changes the link `name`.
+    pub fn set_link(&mut self, name: &IfName, change: &LinkChange) -> &mut Self {
+        let what = format!("to set link {name}{}", describe(change));
+        self.push(what, 0, |index| {
+            let mut message = named(name);
+            if let Some(up) = change.up {
+                set_up(&mut message, up);
+            }
+            let attributes = &mut message.attributes;
+            attributes.extend(change.mtu.map(LinkAttribute::Mtu));
+            attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+            if let Some(master) = &change.master {
+                let master = master.as_ref().map_or(Ok(0), index)?;
+                attributes.push(LinkAttribute::Controller(master));
+            }
+            Ok(RouteNetlinkMessage::SetLink(message))
+        })
+    }
+
+    /// Changes the options of the bridge port `name`.
+    pub fn set_port(&mut self, name: &IfName, options: PortOptions) -> &mut Self {
+        self.push(format_args!("to set bridge port {name}"), 0, |_| {
+            Ok(RouteNetlinkMessage::NewLink(port_message(name, options)))
+        })
+    }
+
+    /// Deletes the link `name`, with a veth its far end. One that is gone already is success.
+    pub fn delete_link(&mut self, name: &IfName) -> &mut Self {
+        self.push(format_args!("to delete link {name}"), 0, |_| {
+            Ok(RouteNetlinkMessage::DelLink(named(name)))
+        });
+        self.netlink.indexes.remove(name);
+        self.tolerate(Errno::ENODEV)
+    }
+}
+
+fn describe(change: &LinkChange) -> String {
+    let mut text = String::new();
+    let mut add = |part: String| {
+        text.push(' ');
+        text.push_str(&part);
+    };
+    if let Some(up) = change.up {
+        add(if up { "up" } else { "down" }.to_owned());
+    }
+    if let Some(mtu) = change.mtu {
+        add(format!("mtu {mtu}"));
+    }
+    if let Some(mac) = change.mac {
+        add(format!("address {mac}"));
+    }
+    match &change.master {
+        Some(Some(master)) => add(format!("master {master}")),
+        Some(None) => add("nomaster".to_owned()),
+        None => {}
+    }
+    text
+}
+
+impl Netlink {
+    /// Every link of the namespace, by index. A link whose name tsim does not allow is left out:
+    /// tsim makes none such.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the kernel refuses the list.
+    pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let mut request = LinkMessage::default();
+        request
+            .attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let list = self.dump(
+            &format!("to list the links of namespace {}", self.netns()),
+            &RouteNetlinkMessage::GetLink(request),
+        )?;
+        let links: Vec<Link> = list
+            .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewLink(link) => from_message(link),
+                _ => None,
+            })
+            .collect();
+        self.indexes = links.iter().map(|l| (l.name.clone(), l.index)).collect();
+        Ok(links)
+    }
+
+    /// The link `name`; none when there is none.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the kernel refuses to say.
+    pub fn link(&mut self, name: &IfName) -> Result<Option<Link>, NetlinkError> {
+        self.get_link(named(name), name.as_str())
+    }
+
+    /// The link with `index`; none when there is none.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the kernel refuses to say.
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.get_link(message, &format!("with index {index}"))
+    }
+
+    fn get_link(
+        &mut self,
+        mut message: LinkMessage,
+        which: &str,
+    ) -> Result<Option<Link>, NetlinkError> {
+        message
+            .attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let what = format!("to show link {which} of namespace {}", self.netns());
+        match self.query_one(what, RouteNetlinkMessage::GetLink(message)) {
+            Ok(RouteNetlinkMessage::NewLink(message)) => {
+                let link = from_message(&message);
+                if let Some(link) = &link {
+                    self.learn(link.name.clone(), link.index);
+                }
+                Ok(link)
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes `index` for the index of link `name` from now on. For whoever knows that it is, for
+    /// example because another socket made the link with this index.
+    pub fn learn(&mut self, name: IfName, index: u32) {
+        self.indexes.insert(name, index);
+    }
+
+    /// The index of link `name`, remembered or asked for.
+    pub(super) fn find_index(&mut self, name: &IfName) -> Result<Option<u32>, NetlinkError> {
+        match self.indexes.get(name) {
+            Some(index) => Ok(Some(*index)),
+            None => Ok(self.link(name)?.map(|link| link.index)),
+        }
+    }
+
+    /// Names of all links by index.
+    pub(super) fn names(&mut self) -> Result<HashMap<u32, IfName>, NetlinkError> {
+        Ok(self
+            .links()?
+            .into_iter()
+            .map(|link| (link.index, link.name))
+            .collect())
+    }
+}

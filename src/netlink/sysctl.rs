@@ -1,0 +1,151 @@
+//! sysctls of one namespace, sysctl(8).
+//!
+//! `/proc/sys/net` shows the namespace of the thread that opens a file there, so each access runs
+//! inside the namespace.
+
+use std::{
+    fs, io,
+    path::{Component, Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use crate::netns::{NetnsError, NetnsFd};
+
+/// Where the kernel shows sysctls.
+const ROOT: &str = "/proc/sys";
+/// Only this part is per namespace; a write elsewhere would change the machine.
+const PART: &str = "net";
+
+/// A sysctl could not be read or written.
+#[derive(Debug, Error)]
+pub enum SysctlError {
+    /// The path leads elsewhere than to a namespace's sysctl.
+    #[error("sysctl {path:?} is not allowed: a path below {PART}/ without `..` is")]
+    Path {
+        /// The path as given.
+        path: String,
+    },
+    /// The file could not be read.
+    #[error("cannot read sysctl {path} of namespace {netns}")]
+    Read {
+        /// Path below `/proc/sys`.
+        path: String,
+        /// The namespace.
+        netns: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The value was not taken.
+    #[error("cannot set sysctl {path} of namespace {netns} to {value:?}")]
+    Write {
+        /// Path below `/proc/sys`.
+        path: String,
+        /// The value.
+        value: String,
+        /// The namespace.
+        netns: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Enter(#[from] NetnsError),
+}
+
+/// Writes `values`, pairs of path below `/proc/sys` and value, in order, all in one visit.
+///
+/// # Errors
+/// Every [`SysctlError`], in the order of the values; the others were written.
+pub fn write<P: AsRef<str> + Sync, V: AsRef<str> + Sync>(
+    netns: &NetnsFd,
+    values: &[(P, V)],
+) -> Result<(), Vec<SysctlError>> {
+    netns
+        .enter(|| write_here(netns.name().as_str(), values))
+        .map_err(|error| vec![error.into()])?
+}
+
+/// As [`write()`], for a thread that is inside the namespace, which messages call `netns`.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_here<P: AsRef<str>, V: AsRef<str>>(
+    netns: &str,
+    values: &[(P, V)],
+) -> Result<(), Vec<SysctlError>> {
+    let one = |(path, value): &(P, V)| write_one(netns, path.as_ref(), value.as_ref());
+    let errors: Vec<SysctlError> = values.iter().filter_map(|pair| one(pair).err()).collect();
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
+    }
+}
+
+fn write_one(netns: &str, path: &str, value: &str) -> Result<(), SysctlError> {
+    fs::write(file(path)?, value).map_err(|source| SysctlError::Write {
+        path: path.to_owned(),
+        value: value.to_owned(),
+        netns: netns.to_owned(),
+        source,
+    })
+}
+
+/// Reads the sysctls `paths`, below `/proc/sys`, all in one visit; white space at the end is cut.
+///
+/// # Errors
+/// [`SysctlError`] of the first that cannot be read.
+pub fn read<P: AsRef<str> + Sync>(
+    netns: &NetnsFd,
+    paths: &[P],
+) -> Result<Vec<String>, SysctlError> {
+    let one = |path: &P| {
+        let path = path.as_ref();
+        let text = fs::read_to_string(file(path)?).map_err(|source| SysctlError::Read {
+            path: path.to_owned(),
+            netns: netns.name().to_string(),
+            source,
+        })?;
+        Ok(text.trim_end().to_owned())
+    };
+    netns.enter(|| paths.iter().map(one).collect())?
+}
+
+fn file(path: &str) -> Result<PathBuf, SysctlError> {
+    let mut parts = Path::new(path).components();
+    let safe = parts.next() == Some(Component::Normal(PART.as_ref()))
+        && parts.all(|part| matches!(part, Component::Normal(_)));
+    if safe {
+        Ok(Path::new(ROOT).join(path))
+    } else {
+        Err(SysctlError::Path {
+            path: path.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_cannot_leave_the_namespaces_part() {
+        assert_eq!(
+            file("net/ipv4/conf/eth0.100/rp_filter").unwrap(),
+            Path::new("/proc/sys/net/ipv4/conf/eth0.100/rp_filter")
+        );
+        for bad in [
+            "",
+            "kernel/sysrq",
+            "/net/ipv4/ip_forward",
+            "net/../kernel/sysrq",
+            "../sys/net/x",
+            "/etc/passwd",
+        ] {
+            assert!(file(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Tests that need root: they make namespaces of their own, under names of their own, and remove
+//! them. They never touch the machine's own network. What cannot run fails; nothing is skipped.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod netlink;
+mod netns;
+mod support;

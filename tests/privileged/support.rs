@@ -1,0 +1,82 @@
+//! What every privileged test uses: unique names, namespaces that go when the test ends, and a
+//! look at whether anything was left behind.
+
+use std::{
+    fs, process,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use tsim::{
+    model::{IfName, LabName, NetnsName},
+    netns::{NetnsDir, NetnsFd},
+};
+
+/// A lab name that no other test and no other process has.
+pub(crate) fn lab_name() -> LabName {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    LabName::new(format!("t{}x{number}", process::id())).unwrap()
+}
+
+pub(crate) fn ifname(name: &str) -> IfName {
+    IfName::new(name).unwrap()
+}
+
+/// Namespaces under one lab name; all of that name are deleted in the end, and the test fails if
+/// the kernel does not let one go.
+pub(crate) struct Bed {
+    pub(crate) dir: NetnsDir,
+    pub(crate) lab: LabName,
+}
+
+impl Bed {
+    pub(crate) fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "privileged tests must run as root"
+        );
+        Self {
+            dir: NetnsDir::default(),
+            lab: lab_name(),
+        }
+    }
+
+    /// The full name of the namespace `name` of this test.
+    pub(crate) fn name(&self, name: &str) -> NetnsName {
+        NetnsName::new(format!("{}.{name}", self.lab)).unwrap()
+    }
+
+    pub(crate) fn netns(&self, name: &str) -> NetnsFd {
+        self.dir.create(&self.name(name)).unwrap()
+    }
+
+    /// The namespaces of this test that exist.
+    pub(crate) fn left(&self) -> Vec<NetnsName> {
+        let mine = |name: &NetnsName| {
+            let rest = name.as_str().strip_prefix(self.lab.as_str());
+            rest.is_some_and(|rest| rest.starts_with(['.', '@']))
+        };
+        let all = self.dir.list().unwrap();
+        all.into_iter().filter(mine).collect()
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let errors: Vec<String> = self
+            .left()
+            .iter()
+            .filter_map(|name| self.dir.delete(name).err())
+            .map(|error| error.to_string())
+            .collect();
+        assert!(errors.is_empty() || std::thread::panicking(), "{errors:?}");
+    }
+}
+
+/// The mounts whose mount point contains `text`.
+pub(crate) fn mounts(text: &str) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let point = |line: &str| line.split(' ').nth(4).unwrap_or_default().to_owned();
+    let points = table.lines().map(point);
+    points.filter(|point| point.contains(text)).collect()
+}
