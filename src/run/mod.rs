@@ -1,3 +1,7 @@
 //! What the runners do: the quick job from its resolved question to its report.
 
 pub mod packet;
+pub mod probe;
+pub mod report;
+pub mod undo;
+pub mod verdict;

@@ -1,0 +1,232 @@
+//! From what the taps saw to what may be said, as pure code.
+
+use std::collections::BTreeMap;
+
+use crate::firewall::Reading;
+
+/// What one measurement on one router showed.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed<'a> {
+    /// Indexes of the services that were probed, in ascending order.
+    pub probed: &'a [u32],
+    /// Probes that the source host's kernel refused to send, with its reason.
+    pub refused: &'a BTreeMap<u32, String>,
+    /// What the taps saw.
+    pub reading: &'a Reading,
+    /// Whether the destination is an address of the router itself.
+    pub local_destination: bool,
+}
+
+/// What is known about one probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// It left the router.
+    Passed,
+    /// It reached the end of INPUT on a router that owns the destination.
+    Delivered,
+    /// It was meant to be forwarded and reached the end of INPUT instead.
+    Diverted,
+    /// It came in and did not come out.
+    Stopped,
+    /// It never came in.
+    NotArrived,
+    /// The source host could not send it.
+    NotSent(String),
+    /// Not every probe came in, and it is not known which ones.
+    Unclear,
+}
+
+impl Finding {
+    /// Whether another measurement, one that notes arrivals, would say more.
+    #[must_use]
+    pub fn is_unclear(&self) -> bool {
+        *self == Self::Unclear
+    }
+}
+
+/// Judges every probed service, in the order of `probed`.
+#[must_use]
+pub fn judge(observed: &Observed<'_>) -> Vec<(u32, Finding)> {
+    let Observed {
+        probed,
+        refused,
+        reading,
+        ..
+    } = *observed;
+    let sent = (probed.len() - refused.len()) as u64;
+    let all_arrived = reading.packets_in >= sent;
+    let one = |&index: &u32| {
+        let finding = if let Some(reason) = refused.get(&index) {
+            Finding::NotSent(reason.clone())
+        } else if reading.out.contains(index) {
+            Finding::Passed
+        } else if reading.local.contains(index) {
+            if observed.local_destination {
+                Finding::Delivered
+            } else {
+                Finding::Diverted
+            }
+        } else {
+            match &reading.arrived {
+                Some(arrived) if arrived.contains(index) => Finding::Stopped,
+                Some(_) => Finding::NotArrived,
+                None if all_arrived => Finding::Stopped,
+                None => Finding::Unclear,
+            }
+        };
+        (index, finding)
+    };
+    probed.iter().map(one).collect()
+}
+
+/// What in a measurement does not add up, in words for the reader; empty when all does.
+#[must_use]
+pub fn doubts(observed: &Observed<'_>) -> Vec<String> {
+    let Observed {
+        probed,
+        refused,
+        reading,
+        ..
+    } = *observed;
+    let sent = (probed.len() - refused.len()) as u64;
+    let mut doubts = Vec::new();
+    if reading.foreign > 0 {
+        let count = reading.foreign;
+        doubts.push(format!("{count} foreign packets carried this job's mark"));
+    }
+    if reading.packets_in > sent {
+        let extra = reading.packets_in - sent;
+        doubts.push(format!(
+            "{extra} probes more came in than were sent: duplicated on the way"
+        ));
+    }
+    let noted = (reading.out.len() + reading.foreign) as u64;
+    if reading.packets_out > noted {
+        let extra = reading.packets_out - noted;
+        doubts.push(format!(
+            "{extra} probes more went out than services: the router duplicates packets (TEE, dup)"
+        ));
+    }
+    doubts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::taps::Indexes;
+
+    fn set(indexes: &[u32]) -> Indexes {
+        let mut set = Indexes::new(8);
+        for &index in indexes {
+            set.insert(index);
+        }
+        set
+    }
+
+    fn findings(reading: &Reading, local_destination: bool) -> Vec<Finding> {
+        let refused = BTreeMap::new();
+        let probed = [0, 1, 2];
+        let observed = Observed {
+            probed: &probed,
+            refused: &refused,
+            reading,
+            local_destination,
+        };
+        judge(&observed)
+            .into_iter()
+            .map(|(_, finding)| finding)
+            .collect()
+    }
+
+    #[test]
+    fn what_came_in_and_not_out_was_stopped() {
+        let reading = Reading {
+            packets_in: 3,
+            packets_out: 1,
+            out: set(&[1]),
+            ..Reading::default()
+        };
+        assert_eq!(
+            findings(&reading, false),
+            [Finding::Stopped, Finding::Passed, Finding::Stopped]
+        );
+    }
+
+    #[test]
+    fn nothing_is_said_of_probes_that_may_not_have_come_in() {
+        let reading = Reading {
+            packets_in: 2,
+            packets_out: 1,
+            out: set(&[1]),
+            ..Reading::default()
+        };
+        assert_eq!(
+            findings(&reading, false),
+            [Finding::Unclear, Finding::Passed, Finding::Unclear]
+        );
+        let arrived = Some(set(&[0, 1]));
+        let reading = Reading { arrived, ..reading };
+        assert_eq!(
+            findings(&reading, false),
+            [Finding::Stopped, Finding::Passed, Finding::NotArrived]
+        );
+    }
+
+    #[test]
+    fn the_end_of_input_counts_only_for_the_routers_own_addresses() {
+        let reading = Reading {
+            packets_in: 3,
+            local: set(&[0, 1, 2]),
+            ..Reading::default()
+        };
+        assert!(
+            findings(&reading, true)
+                .iter()
+                .all(|f| *f == Finding::Delivered)
+        );
+        assert!(
+            findings(&reading, false)
+                .iter()
+                .all(|f| *f == Finding::Diverted)
+        );
+    }
+
+    #[test]
+    fn a_refused_probe_is_not_judged_and_does_not_blur_the_others() {
+        let reading = Reading {
+            packets_in: 2,
+            out: set(&[1]),
+            ..Reading::default()
+        };
+        let refused = BTreeMap::from([(0, "EPERM".to_owned())]);
+        let observed = Observed {
+            probed: &[0, 1, 2],
+            refused: &refused,
+            reading: &reading,
+            local_destination: false,
+        };
+        let findings: Vec<_> = judge(&observed).into_iter().map(|(_, f)| f).collect();
+        let not_sent = Finding::NotSent("EPERM".to_owned());
+        assert_eq!(findings, [not_sent, Finding::Passed, Finding::Stopped]);
+        assert!(doubts(&observed).is_empty());
+    }
+
+    #[test]
+    fn sums_that_do_not_add_up_are_told() {
+        let reading = Reading {
+            packets_in: 4,
+            packets_out: 3,
+            out: set(&[1]),
+            foreign: 1,
+            ..Reading::default()
+        };
+        let refused = BTreeMap::new();
+        let observed = Observed {
+            probed: &[0, 1, 2],
+            refused: &refused,
+            reading: &reading,
+            local_destination: false,
+        };
+        assert_eq!(doubts(&observed).len(), 3);
+    }
+}
