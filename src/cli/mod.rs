@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 
+pub mod matrix;
 pub mod tsim;
 
 /// How a command ended; the process's exit code.
