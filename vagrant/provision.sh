@@ -53,13 +53,23 @@ as_root() {
     fi
 }
 
+apt() {
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get --quiet=2 --option DPkg::Lock::Timeout=300 "$@" >&2
+}
+
+# A package from elsewhere (backports, say) may stand in the way; apt then
+# removes it. That is said before it happens.
+announce_removals() {
+    apt-get --simulate install --no-install-recommends "$@" 2>/dev/null |
+        sed -n 's/^Remv \([^ ]*\).*/provision.sh: apt removes \1, which conflicts/p' >&2
+}
+
 install() {
-    apt="env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --option DPkg::Lock::Timeout=300"
-    # The lists may be too old for what the mirror still carries: fetch them first.
-    # shellcheck disable=SC2086 # $apt is a command line, not a word
-    as_root $apt update
-    # shellcheck disable=SC2086
-    as_root $apt install --no-install-recommends --yes "$@" >&2
+    # The lists may be older than what the mirror still carries: fetch them first.
+    apt update
+    announce_removals "$@"
+    apt install --no-install-recommends --yes "$@"
 }
 
 main() {
