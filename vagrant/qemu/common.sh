@@ -1,0 +1,122 @@
+# shellcheck shell=sh
+# What the scripts of this directory share. Read in with `.`, after `here` is
+# set to this directory. Everything that is kept lies below target/vm:
+#
+#   target/vm/kernel/K/{vmlinuz,modules.cpio,release}   a kernel, ready to boot
+#   target/vm/userland/U.cpio                           a guest's programs
+#   target/vm/results/K/                                what the last run brought back
+#
+# Each entry is made beside its place and renamed into it: it is whole or it is
+# not there. Remove an entry to have it made anew, from what the mirror has then.
+
+: "${here:?}"
+root=$(cd "$here/../.." && pwd -P)
+cache=$root/target/vm
+
+say() {
+    echo "${0##*/}: $*" >&2
+}
+
+fail() {
+    say "$*"
+    exit 125
+}
+
+# Two runs that need the same entry make it once: the second waits and finds it.
+# The lock goes with the descriptor, so a killed run leaves none.
+lock() {
+    mkdir -p "$cache"
+    exec 9>"$cache/lock"
+    flock 9
+}
+
+unlock() {
+    exec 9>&-
+}
+
+# The mirror of this machine: its apt sources name one that carries its own
+# release. Nothing here knows the name of a host. $1 is the end of the label,
+# empty for the archive itself, -Security for the security archive.
+mirror() {
+    # shellcheck disable=SC2016 # apt expands these
+    apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        sed -n "s/^$(. /etc/os-release && echo "$VERSION_CODENAME")$1 main //p" |
+        head -n 1
+}
+
+# apt-get or apt-cache in a root of its own for one suite: needs no privileges
+# and changes nothing of the machine.  suite_apt SUITE COMMAND [ARGUMENT…]
+suite_apt() {
+    suite_root=$cache/apt/$1
+    tool=$2
+    shift 2
+    "$tool" \
+        --option Dir::State="$suite_root" \
+        --option Dir::State::status="$suite_root/status" \
+        --option Dir::Cache="$suite_root/cache" \
+        --option Dir::Etc::sourcelist="$suite_root/sources" \
+        --option Dir::Etc::sourceparts=/dev/null \
+        --option Dir::Etc::preferencesparts=/dev/null \
+        --option Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
+        --option Acquire::Languages=none \
+        --option APT::Sandbox::User="$(id -un)" \
+        --option APT::Get::List-Cleanup=false \
+        --option APT::Update::Post-Invoke-Success::=true \
+        --quiet=2 "$@"
+}
+
+suite_update() {
+    archive=$(mirror '')
+    [ -n "$archive" ] || fail "apt's sources name no mirror for this release's main component"
+    mkdir -p "$cache/apt/$1/lists/partial" "$cache/apt/$1/cache/archives/partial"
+    : >"$cache/apt/$1/status"
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    echo "deb [signed-by=$keyring] $archive $1 main" >"$cache/apt/$1/sources"
+    security=$(mirror -security)
+    case $1 in
+        sid) ;;
+        *) [ -z "$security" ] ||
+            echo "deb [signed-by=$keyring] $security $1-security main" >>"$cache/apt/$1/sources" ;;
+    esac
+    suite_apt "$1" apt-get update || fail "the suite $1 cannot be read from $archive"
+}
+
+# Downloads packages of a suite into the current directory and unpacks them.
+suite_unpack() {
+    suite=$1
+    into=$2
+    shift 2
+    suite_apt "$suite" apt-get download "$@" || fail "cannot download from $suite: $*"
+    for package in ./*.deb; do
+        dpkg-deb --extract "$package" "$into"
+        rm "$package"
+    done
+}
+
+# Writes the files named on standard input (relative to the current directory)
+# as an archive that the kernel unpacks. Owned by root, whoever makes it.
+pack() {
+    LC_ALL=C sort -u | cpio --quiet --create --format=newc --owner=0:0 --reproducible
+}
+
+# The path with every directory of it resolved: /sbin/ip is /usr/sbin/ip.
+resolved() {
+    echo "$(cd "$(dirname "$1")" && pwd -P)/$(basename "$1")"
+}
+
+# Puts a file of this machine into $tree, with each link on the way to it.
+add() {
+    : "${tree:?}"
+    file=$(resolved "$1")
+    while [ ! -e "$tree$file" ] && [ ! -L "$tree$file" ]; do
+        mkdir -p "$tree$(dirname "$file")"
+        cp --no-dereference --preserve=mode,links "$file" "$tree$file"
+        [ -L "$file" ] || return 0
+        file=$(resolved "$(cd "$(dirname "$file")" && realpath --no-symlinks "$(readlink "$file")")")
+    done
+}
+
+# What the loader will ask for. A static program has none, which ldd calls an error.
+libraries_of() {
+    ldd "$@" 2>/dev/null | sed -n 's/^[^/]*\(\/[^ ]*\) (0x.*/\1/p' | sort -u
+}

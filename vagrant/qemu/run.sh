@@ -1,0 +1,214 @@
+#!/bin/sh
+# Runs one command as root in a throw-away virtual machine.
+#
+#   run.sh --kernel KERNEL [OPTION…] -- COMMAND [ARGUMENT…]
+#
+#   --kernel KERNEL      see kernel.sh
+#   --userland U         host (the default) or a Debian suite, see userland.sh
+#   --file PATH          give the guest this file, or directory, at the same
+#                        path; programs come with their libraries (repeatable)
+#   --chdir DIR          where COMMAND starts (the repository)
+#   --results DIR        what COMMAND leaves in /results, with console.log and
+#                        output.log; emptied first
+#   --limit SECONDS      end the machine then (600)
+#   --memory MIB         (1024)
+#   --accel kvm|tcg      do not find out
+#
+# The command's output is this program's. Exit status: the command's own;
+# 124 when the limit was reached; 125 when the machine could not be made, failed
+# or panicked: then the end of its console is shown.
+# Needs no privileges. However it ends, no process stays.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd -P)
+# shellcheck source-path=SCRIPTDIR
+. "$here/common.sh"
+
+kernel='' userland=host results='' limit=600 memory=1024 accel=''
+chdir=$root
+
+usage() {
+    sed -n '4,5p' "$0" | cut -c 3- >&2
+    exit 125
+}
+
+parse() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --) return ;;
+            --file) ;;
+            --kernel) kernel=${2-} ;;
+            --userland) userland=${2-} ;;
+            --chdir) chdir=${2-} ;;
+            --results) results=${2-} ;;
+            --limit) limit=${2-} ;;
+            --memory) memory=${2-} ;;
+            --accel) accel=${2-} ;;
+            *) usage ;;
+        esac
+        [ $# -ge 2 ] || usage
+        shift 2
+    done
+    usage
+}
+
+# One argument as a word of the shell, whatever it holds.
+quoted() {
+    printf "'%s' " "$(printf '%s\n' "$1" | sed "s/'/'\\\\''/g")"
+}
+
+# A file or directory of the host, at its own path, and what it is linked with.
+give() {
+    [ -e "$1" ] || fail "--file $1: there is no such file"
+    real=$(realpath "$1")
+    mkdir -p "$tree$(dirname "$real")"
+    cp --recursive --reflink=auto "$real" "$tree$(dirname "$real")/"
+    [ "$userland" = host ] && [ -f "$real" ] || return 0
+    for library in $(libraries_of "$real"); do
+        add "$library"
+    done
+}
+
+# The part of the guest that is this job's: arguments as for parse.
+make_job() {
+    tree=$work/job
+    mkdir -p "$tree/job" "$tree$chdir"
+    while [ "$1" != -- ]; do
+        [ "$1" != --file ] || give "$2"
+        shift 2
+    done
+    shift
+    {
+        printf 'cd '
+        quoted "$chdir"
+        printf '\nexec '
+        for argument in "$@"; do
+            quoted "$argument"
+        done
+        echo
+    } >"$tree/job/command"
+    cp "$here/init" "$tree/init"
+    (cd "$tree" && find . | pack) >"$work/job.cpio"
+    rm -rf "$tree"
+}
+
+machine() {
+    case $accel in
+        kvm) echo '-accel kvm -cpu host' ;;
+        *) echo '-accel tcg,thread=multi,tb-size=512 -cpu max' ;;
+    esac
+}
+
+boot() {
+    cat "$(userland_archive)" "$kernel_dir/modules.cpio" "$work/job.cpio" >"$work/initrd"
+    # Not qemu's own standard output: its chardev counts as unplugged when
+    # standard input is at its end, and a guest that writes to it then waits.
+    mkfifo "$work/output"
+    cat "$work/output" &
+    reader_pid=$!
+    # Whoever starts a process here is outlived by none of them, not even when
+    # killed: the kernel ends the child with its parent.
+    # shellcheck disable=SC2046 # words
+    setpriv --pdeathsig KILL \
+        timeout --foreground --kill-after=10 "$limit" \
+        setpriv --pdeathsig KILL \
+        qemu-system-x86_64 -machine pc $(machine) -smp 2 -m "$memory" \
+        -nodefaults -no-user-config -display none -no-reboot \
+        -kernel "$kernel_dir/vmlinuz" -initrd "$work/initrd" \
+        -append 'console=ttyS0 quiet mitigations=off tsc=reliable panic=-1' \
+        -serial "file:$results/console.log" \
+        -device virtio-serial-pci,max_ports=4 \
+        -chardev "file,id=output,path=$work/output,logfile=$results/output.log" \
+        -device virtserialport,nr=1,chardev=output \
+        -chardev "file,id=results,path=$work/results.tar" \
+        -device virtserialport,nr=2,chardev=results </dev/null &
+    machine_pid=$!
+    wait "$machine_pid"
+    status=$?
+    machine_pid=
+    wait "$reader_pid"
+    return $status
+}
+
+userland_archive() {
+    "$here/userland.sh" "$userland"
+}
+
+# What the command left, and its status; none of it when the guest did not get
+# so far.
+collect() {
+    tar -xf "$work/results.tar" -C "$results" 2>/dev/null && [ -s "$results/status" ]
+}
+
+failed() {
+    say "$*; the end of its console ($results/console.log):"
+    tail -n 40 "$results/console.log" >&2 2>/dev/null || true
+}
+
+judge() {
+    if [ "$1" -eq 124 ]; then
+        failed "kernel $kernel: killed at the limit of $limit s"
+        return 124
+    elif collect; then
+        return "$(cat "$results/status")"
+    fi
+    failed "kernel $kernel: the machine ended without a result (qemu: $1)"
+    return 125
+}
+
+# Hardware virtualisation is used only where a guest has really booted with it:
+# a /dev/kvm that is there may still not run such a kernel.
+find_accel() {
+    [ -z "$accel" ] || return 0
+    accel=tcg
+    [ -w /dev/kvm ] || return 0
+    known=$cache/accel-$(cat /proc/sys/kernel/random/boot_id)
+    if [ ! -e "$known" ]; then
+        if "$0" --kernel "$kernel" --accel kvm --limit 15 -- true 2>/dev/null; then
+            echo kvm >"$known"
+        else
+            echo tcg >"$known"
+        fi
+    fi
+    accel=$(cat "$known")
+}
+
+# A directory of this run's own, locked as long as the run lives; those that
+# killed runs left are removed here.
+make_work() {
+    lock
+    for old in "$cache"/run.*; do
+        [ ! -d "$old" ] || ! flock --nonblock "$old" true || rm -rf "$old"
+    done
+    work=$(mktemp -d "$cache/run.XXXXXX")
+    exec 8<"$work"
+    flock 8
+    unlock
+}
+
+clean_up() {
+    trap - EXIT INT TERM HUP
+    [ -z "${machine_pid-}" ] || kill "$machine_pid" 2>/dev/null || true
+    [ -z "${machine_pid-}" ] || wait "$machine_pid" || true
+    rm -rf "$work"
+}
+
+main() {
+    parse "$@"
+    [ -n "$kernel" ] || usage
+    kernel_dir=$("$here/kernel.sh" "$kernel") || exit 125
+    userland_archive >/dev/null || exit 125
+    find_accel
+    make_work
+    trap clean_up EXIT
+    trap 'clean_up; exit 130' INT
+    trap 'clean_up; exit 143' TERM HUP
+    results=${results:-$work/results}
+    rm -rf "$results"
+    mkdir -p "$results"
+    make_job "$@"
+    status=0
+    boot || status=$?
+    judge "$status" || exit
+}
+
+main "$@"

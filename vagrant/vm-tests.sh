@@ -1,0 +1,171 @@
+#!/bin/sh
+# Runs the privileged tests in throw-away virtual machines, one per kernel.
+#
+#   vagrant/vm-tests.sh [OPTION…] [KERNEL…] [-- TEST-OPTION…]
+#
+#   KERNEL            5.10, 6.1, 6.12, newest, host (this machine's own, where its
+#                     image can be read), or a Debian suite; all of them by default
+#   --userland SUITE  a guest with that suite's programs and libraries, not ours
+#   --binary PATH     run this test program instead of building the suite
+#   --limit SECONDS   for each machine (900)
+#
+# What follows -- goes to the test program: names to run, --test-threads=1, ….
+# Results of each kernel: target/vm/results/KERNEL/{junit.xml,output.log,console.log}.
+# Exit status, the highest of all kernels: the tests' own; 124 a machine reached
+# the limit; 125 a machine failed or panicked.
+set -eu
+vagrant=$(cd "$(dirname "$0")" && pwd -P)
+root=$(dirname "$vagrant")
+results=$root/target/vm/results
+
+kernels='' userland=host binary='' limit=900
+
+usage() {
+    sed -n '4p' "$0" | cut -c 3- >&2
+    exit 125
+}
+
+# Leaves the test options alone; `options` says how many arguments they follow.
+parse() {
+    options=0
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --) options=$((options + 1)) && return ;;
+            --userland) userland=${2-} ;;
+            --binary) binary=${2-} ;;
+            --limit) limit=${2-} ;;
+            -*) usage ;;
+            *)
+                kernels="$kernels $1"
+                options=$((options + 1))
+                shift
+                continue
+                ;;
+        esac
+        [ $# -ge 2 ] || usage
+        options=$((options + 2))
+        shift 2
+    done
+}
+
+# The test program last, before it the programs that it starts.
+build() {
+    cd "$root"
+    built=$(cargo test --no-run --test privileged --message-format=json-render-diagnostics) || exit
+    echo "$built" | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
+}
+
+# Beside a test program, cargo puts the programs of the package.
+programs_of() {
+    echo "$1"
+    case $1 in
+        */deps/*) find "${1%/deps/*}" -maxdepth 1 -type f -executable ! -name '*.so' ;;
+    esac
+}
+
+# As `wait` on a child that must not outlive this program.
+attend() {
+    setpriv --pdeathsig TERM "$@" &
+    child=$!
+    wait "$child" || { attended=$? && return "$attended"; }
+    child=''
+}
+
+run_on() {
+    kernel=$1
+    shift
+    set -- -- "$binary" "$@"
+    for file in $programs "$root/netns-fixtures" "$root/tests" "$vagrant/kernels.toml"; do
+        [ ! -e "$file" ] || set -- --file "$file" "$@"
+    done
+    attend "$vagrant/qemu/run.sh" --kernel "$kernel" --userland "$userland" \
+        --limit "$limit" --results "$results/$kernel" "$@"
+}
+
+# What a kernel's run came to, for people and for machines.
+report() {
+    kernel=$1 status=$2 seconds=$3
+    shift 3
+    # Without output there was no run whose tests could be missing.
+    if [ -s "$results/$kernel/output.log" ]; then
+        "$binary" --list "$@" 2>/dev/null
+    fi >"$results/$kernel/list" || true
+    report="awk -v suite=privileged.$kernel -f $vagrant/junit.awk"
+    (
+        cd "$results/$kernel"
+        touch output.log
+        $report list output.log >junit.xml
+        $report -v names=1 list output.log >failed
+    )
+    case $status in
+        0) verdict=passed ;;
+        124) verdict="reached the limit of $limit s" ;;
+        125) verdict='machine failed' ;;
+        *) verdict=FAILED ;;
+    esac
+    {
+        release=$(cat "$root/target/vm/kernel/$kernel/release" 2>/dev/null || echo 'not there')
+        tests=$(grep -c ': test$' "$results/$kernel/list" || true)
+        echo "kernel $kernel ($release): $verdict, $tests tests, $seconds s"
+        sed 's/^/    /' "$results/$kernel/failed"
+    } >>"$results/summary"
+}
+
+run_all() {
+    worst=0
+    for kernel in $kernels; do
+        echo "--- kernel $kernel" >&2
+        started=$(date +%s)
+        status=0
+        run_on "$kernel" "$@" || status=$?
+        mkdir -p "$results/$kernel"
+        report "$kernel" "$status" $(($(date +%s) - started)) "$@"
+        [ "$status" -le "$worst" ] || worst=$status
+    done
+    return "$worst"
+}
+
+choose_kernels() {
+    if [ -z "$kernels" ]; then
+        kernels=$("$vagrant/qemu/kernel.sh" --list)
+        case $kernels in
+            *host*) ;;
+            *) echo "kernel host: not run, /boot has no readable image of $(uname -r)" \
+                >>"$results/summary" ;;
+        esac
+    fi
+}
+
+choose_programs() {
+    if [ -n "$binary" ]; then
+        binary=$(realpath "$binary")
+        programs=$(programs_of "$binary")
+    else
+        programs=$(build)
+        binary=$(echo "$programs" | grep '/deps/' | tail -n 1)
+    fi
+}
+
+stop() {
+    [ -z "${child-}" ] || kill "$child" 2>/dev/null || true
+    [ -z "${child-}" ] || wait "$child" || true
+    exit "$1"
+}
+
+main() {
+    parse "$@"
+    shift "$options"
+    "$vagrant/provision.sh" --check run vm || exit 125
+    trap 'stop 130' INT
+    trap 'stop 143' TERM HUP
+    choose_programs
+    mkdir -p "$results"
+    : >"$results/summary"
+    choose_kernels
+    status=0
+    run_all "$@" || status=$?
+    cat "$results/summary" >&2
+    return "$status"
+}
+
+main "$@"
