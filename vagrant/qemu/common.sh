@@ -47,38 +47,49 @@ mirror() {
 # apt-get or apt-cache in a root of its own for one suite: needs no privileges
 # and changes nothing of the machine.  suite_apt SUITE COMMAND [ARGUMENT…]
 suite_apt() {
-    suite_root=$cache/apt/$1
+    configuration=$cache/apt/$1/apt.conf
     tool=$2
     shift 2
-    "$tool" \
-        --option Dir::State="$suite_root" \
-        --option Dir::State::status="$suite_root/status" \
-        --option Dir::Cache="$suite_root/cache" \
-        --option Dir::Etc::sourcelist="$suite_root/sources" \
-        --option Dir::Etc::sourceparts=/dev/null \
-        --option Dir::Etc::preferencesparts=/dev/null \
-        --option Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
-        --option Acquire::Languages=none \
-        --option APT::Sandbox::User="$(id -un)" \
-        --option APT::Get::List-Cleanup=false \
-        --option APT::Update::Post-Invoke-Success::=true \
-        --quiet=2 "$@"
+    "$tool" --config-file "$configuration" --quiet=2 "$@"
+}
+
+# Read after the machine's own configuration, whose hooks are for its own root.
+suite_configuration() {
+    cat <<END
+Dir::State "$1";
+Dir::State::status "$1/status";
+Dir::Cache "$1/cache";
+Dir::Etc::sourcelist "$1/sources";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::Languages "none";
+APT::Sandbox::User "$(id -un)";
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Post-Invoke;
+END
+}
+
+suite_sources() {
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    archive=$(mirror '')
+    [ -n "$archive" ] || fail "apt's sources name no mirror for this release's main component"
+    echo "deb [signed-by=$keyring] $archive $1 main"
+    security=$(mirror -security)
+    # The unstable suite has no security suite of its own.
+    if [ -n "$security" ] && [ "$1" != sid ]; then
+        echo "deb [signed-by=$keyring] $security $1-security main"
+    fi
 }
 
 suite_update() {
-    archive=$(mirror '')
-    [ -n "$archive" ] || fail "apt's sources name no mirror for this release's main component"
-    mkdir -p "$cache/apt/$1/lists/partial" "$cache/apt/$1/cache/archives/partial"
-    : >"$cache/apt/$1/status"
-    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    echo "deb [signed-by=$keyring] $archive $1 main" >"$cache/apt/$1/sources"
-    security=$(mirror -security)
-    case $1 in
-        sid) ;;
-        *) [ -z "$security" ] ||
-            echo "deb [signed-by=$keyring] $security $1-security main" >>"$cache/apt/$1/sources" ;;
-    esac
-    suite_apt "$1" apt-get update || fail "the suite $1 cannot be read from $archive"
+    suite_root=$cache/apt/$1
+    mkdir -p "$suite_root/lists/partial" "$suite_root/cache/archives/partial"
+    : >"$suite_root/status"
+    suite_configuration "$suite_root" >"$suite_root/apt.conf"
+    suite_sources "$1" >"$suite_root/sources"
+    suite_apt "$1" apt-get update || fail "apt cannot read the suite $1: $(cat "$suite_root/sources")"
 }
 
 # Downloads packages of a suite into the current directory and unpacks them.
