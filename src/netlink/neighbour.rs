@@ -58,6 +58,14 @@ fn mac_of(message: &NeighbourMessage) -> Option<Mac> {
     })
 }
 
+/// A kernel with CONFIG_BRIDGE_VLAN_FILTERING enters an address once without a VLAN,
+/// which is the entry that a bridge without VLANs uses, and again for each VLAN of
+/// the port (1 by default).
+fn is_vlan_copy(message: &NeighbourMessage) -> bool {
+    let is_vlan = |a: &NeighbourAttribute| matches!(a, NeighbourAttribute::Vlan(_));
+    message.attributes.iter().any(is_vlan)
+}
+
 fn from_message(message: &NeighbourMessage, dev: IfName) -> Option<Neighbour> {
     let address = message.attributes.iter().find_map(|a| match a {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
@@ -188,7 +196,8 @@ impl Netlink {
         let read = |message: &RouteNetlinkMessage| match message {
             RouteNetlinkMessage::NewNeighbour(message)
                 if message.header.ifindex == index
-                    && message.header.state != NeighbourState::Permanent =>
+                    && message.header.state != NeighbourState::Permanent
+                    && !is_vlan_copy(message) =>
             {
                 mac_of(message)
             }
