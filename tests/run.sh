@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Installs what is missing and runs every test.
+#
+#   tests/run.sh [STAGE…]
+#
+# Stages, in this order when none is named:
+#   format     rustfmt
+#   lint       clippy with warnings as errors, shellcheck
+#   unit       unit and documentation tests, licences; need no rights
+#   system     everything that needs root: namespaces, rulesets, real processes
+#   bench      every benchmark compiled, and run once
+#
+# A test that cannot run is a failure, never a skip. Exit status: 0 only if all passed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+note() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
+
+need_root() {
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "tests/run.sh: the stage '$1' makes network namespaces: run it as root" >&2
+        exit 1
+    fi
+}
+
+stage_format() { cargo fmt --check; }
+
+stage_lint() {
+    cargo clippy --locked --all-targets -- -D warnings
+    git ls-files -z -- '*.sh' .ci/run vagrant/qemu/init | xargs -0 -r shellcheck
+}
+
+stage_unit() {
+    cargo test --locked --lib --bins --test licences
+    cargo test --locked --doc
+}
+
+stage_system() {
+    need_root system
+    before=$(ip netns list | sort)
+    cargo test --locked --test '*'
+    after=$(ip netns list | sort)
+    if [ "$before" != "$after" ]; then
+        printf 'tests/run.sh: namespaces were left behind:\n%s\n' "$after" >&2
+        exit 1
+    fi
+}
+
+stage_bench() {
+    need_root bench
+    # --test: each benchmark runs once, to show that it still does; no figure is judged here.
+    cargo bench --locked --benches -- --test
+}
+
+main() {
+    for stage in "$@"; do
+        case $stage in
+            format | lint | unit | system | bench) ;;
+            *)
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, bench" >&2
+                exit 2
+                ;;
+        esac
+    done
+    [ $# -gt 0 ] || set -- format lint unit system bench
+    note "packages"
+    ./vagrant/provision.sh build run lint
+    for stage in "$@"; do
+        note "$stage"
+        "stage_$stage"
+    done
+    note "all passed: $*"
+}
+
+main "$@"
