@@ -5,3 +5,4 @@ pub mod probe;
 pub mod report;
 pub mod undo;
 pub mod verdict;
+pub mod way;
