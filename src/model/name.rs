@@ -225,7 +225,8 @@ impl fmt::Display for NetnsName {
 }
 
 /// One router of one lab; its text form is its namespace's name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct RouterId {
     /// The lab.
     pub lab: LabName,
@@ -265,7 +266,8 @@ impl FromStr for RouterId {
 }
 
 /// One host of one lab; its text form is its namespace's name and its key in the registry.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct HostId {
     /// The lab.
     pub lab: LabName,
@@ -303,6 +305,26 @@ impl FromStr for HostId {
         })
     }
 }
+
+/// In JSON an id is its text.
+macro_rules! id_as_text {
+    ($($id:ident),*) => {$(
+        impl TryFrom<String> for $id {
+            type Error = NameError;
+            fn try_from(value: String) -> Result<Self, NameError> {
+                value.parse()
+            }
+        }
+
+        impl From<$id> for String {
+            fn from(id: $id) -> Self {
+                id.to_string()
+            }
+        }
+    )*};
+}
+
+id_as_text!(RouterId, HostId);
 
 fn split<'a>(
     value: &'a str,
