@@ -1,0 +1,204 @@
+//! A job's way through the registry: first hosts and their leases, then router locks, then
+//! neighbour leases; back in reverse.
+
+use crate::{
+    model::{Dscp, RouterId, RunId},
+    registry::{
+        JobType, Lease, Mode, RegistryError, RegistryManager, RouterLock, Wait,
+        host::{ManagedBy, Registrant},
+        order::{Nothing, Token},
+        time,
+    },
+};
+
+/// What the registry writes down about a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobInfo {
+    /// Its name.
+    pub run_id: RunId,
+    /// Its kind.
+    pub job_type: JobType,
+    /// Its DSCP value; none for detailed jobs and operators.
+    pub dscp: Option<Dscp>,
+}
+
+/// A job in one of two stages, [`Unlocked`] or [`Locked`].
+///
+/// Dropping a job frees its router locks. Leases stay until they are released, because that
+/// concerns the kernel too; those of a process that ended are dropped by whoever comes next.
+#[derive(Debug)]
+pub struct Job<Stage> {
+    pub(crate) registry: RegistryManager,
+    pub(crate) info: JobInfo,
+    pub(crate) token: Token<'static, Nothing>,
+    stage: Stage,
+}
+
+/// The job holds no router: it may register, lease, release and remove hosts.
+#[derive(Debug)]
+pub struct Unlocked(());
+
+/// The job holds routers: it may lease their neighbour entries.
+#[derive(Debug)]
+pub struct Locked {
+    locks: Vec<RouterLock>,
+}
+
+/// Router locks were not had; the job is as it was before.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Refused {
+    /// The job, holding no router.
+    pub job: Job<Unlocked>,
+    /// Why.
+    pub error: RegistryError,
+}
+
+impl From<Refused> for RegistryError {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
+impl<Stage> Job<Stage> {
+    /// The registry.
+    #[must_use]
+    pub fn registry(&self) -> &RegistryManager {
+        &self.registry
+    }
+
+    /// What the registry knows about the job.
+    #[must_use]
+    pub fn info(&self) -> &JobInfo {
+        &self.info
+    }
+
+    pub(crate) fn lease(&self) -> Lease {
+        let JobInfo {
+            run_id,
+            job_type,
+            dscp,
+        } = &self.info;
+        Lease::new(run_id, self.registry.owner(), *job_type, *dscp, time::now())
+    }
+
+    pub(crate) fn registrant(&self, managed_by: ManagedBy) -> Registrant {
+        Registrant {
+            managed_by,
+            run_id: self.info.run_id.clone(),
+            owner: self.registry.owner().clone(),
+        }
+    }
+}
+
+impl Job<Unlocked> {
+    pub(crate) fn new(registry: RegistryManager, info: JobInfo) -> Self {
+        Self {
+            registry,
+            info,
+            token: Token::new(),
+            stage: Unlocked(()),
+        }
+    }
+
+    /// Locks one router, see [`Self::all_router_locks`].
+    ///
+    /// # Errors
+    /// As [`Self::all_router_locks`].
+    pub fn router_lock(
+        self,
+        router: &RouterId,
+        mode: Mode,
+        wait: &Wait,
+    ) -> Result<Job<Locked>, Box<Refused>> {
+        self.all_router_locks(std::slice::from_ref(router), mode, wait)
+    }
+
+    /// Locks all `routers` or none: in the order of their names, whatever order they are given
+    /// in, waiting for all of them together as long as `wait` allows. Who waits holds back those
+    /// who come later, see [`queue`](crate::registry::queue).
+    ///
+    /// Take the locks before opening sockets whose closing removes something from a router: when
+    /// a process dies, the kernel closes what was opened later first.
+    ///
+    /// # Errors
+    /// [`Refused`] gives the job back, with [`RegistryError::LockTimeout`],
+    /// [`RegistryError::Cancelled`], or what was wrong with the lock's files.
+    pub fn all_router_locks(
+        self,
+        routers: &[RouterId],
+        mode: Mode,
+        wait: &Wait,
+    ) -> Result<Job<Locked>, Box<Refused>> {
+        match lock_all(&self.registry, &self.info.run_id, routers, mode, wait) {
+            Ok(locks) => Ok(Job {
+                registry: self.registry,
+                info: self.info,
+                token: self.token,
+                stage: Locked { locks },
+            }),
+            Err(error) => Err(Box::new(Refused { job: self, error })),
+        }
+    }
+}
+
+impl Job<Locked> {
+    /// The routers that are held, by name.
+    #[must_use]
+    pub fn locks(&self) -> &[RouterLock] {
+        &self.stage.locks
+    }
+
+    /// Frees one router early; returns whether it was held.
+    pub fn release_router(&mut self, router: &RouterId) -> bool {
+        let before = self.stage.locks.len();
+        self.stage.locks.retain(|l| l.router() != router);
+        self.stage.locks.len() < before
+    }
+
+    /// Frees all routers.
+    #[must_use]
+    pub fn unlock(self) -> Job<Unlocked> {
+        // The last one taken is freed first.
+        self.stage.locks.into_iter().rev().for_each(drop);
+        Job {
+            registry: self.registry,
+            info: self.info,
+            token: self.token,
+            stage: Unlocked(()),
+        }
+    }
+}
+
+fn lock_all(
+    registry: &RegistryManager,
+    run_id: &RunId,
+    routers: &[RouterId],
+    mode: Mode,
+    wait: &Wait,
+) -> Result<Vec<RouterLock>, RegistryError> {
+    let mut sorted: Vec<(String, &RouterId)> = routers.iter().map(|r| (r.to_string(), r)).collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let lock = |(name, router): &(String, &RouterId)| {
+        let lock = registry.enter_queue(name, mode, run_id, wait)?;
+        Ok(RouterLock::new((*router).clone(), lock))
+    };
+    sorted.iter().map(lock).collect()
+}
+
+impl RegistryManager {
+    /// Waits until all `routers` could be had in `mode`, without keeping them.
+    ///
+    /// # Errors
+    /// As [`Job::all_router_locks`].
+    pub fn wait_for_routers(
+        &self,
+        run_id: &RunId,
+        routers: &[RouterId],
+        mode: Mode,
+        wait: &Wait,
+    ) -> Result<(), RegistryError> {
+        lock_all(self, run_id, routers, mode, wait).map(drop)
+    }
+}

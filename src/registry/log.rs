@@ -1,0 +1,99 @@
+//! The transaction log: what was changed, when, by which job.
+//!
+//! ```text
+//! transactions.jsonl     {"time": "…Z", "operation": "host_lease.acquire", "run_id": "…", "details": {…}}
+//! transactions.jsonl.1   the lines before those
+//! ```
+//!
+//! A line is appended with one write(2) after its change was made; a crash in between loses the
+//! line, not the change. Nothing is read back from it but by people.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    model::RunId,
+    registry::{
+        RegistryError, Wait,
+        medium::{Directory, Medium},
+        mutex, time,
+    },
+};
+
+const FILE: &str = "transactions.jsonl";
+const OLDER: &str = "transactions.jsonl.1";
+const LOCK: &str = "transactions";
+/// Above this size in bytes the file is rotated.
+const ROTATE: u64 = 4 << 20;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// `object.verb`.
+    pub operation: String,
+    /// The job.
+    pub run_id: Option<RunId>,
+    /// On what.
+    pub details: Value,
+}
+
+/// Appends a line. A log that cannot be written does not undo a change that was made: it is only
+/// reported.
+pub(crate) fn record(
+    medium: &dyn Medium,
+    locks: &Directory,
+    operation: &str,
+    run_id: Option<&RunId>,
+    details: Value,
+) {
+    let entry = Entry {
+        time: time::text(time::now()),
+        operation: operation.to_owned(),
+        run_id: run_id.cloned(),
+        details,
+    };
+    let written = append(medium, &entry).and_then(|size| {
+        if size > ROTATE {
+            rotate(medium, locks)
+        } else {
+            Ok(())
+        }
+    });
+    if let Err(e) = written {
+        tracing::warn!(error = %e, operation, "cannot write the transaction log");
+    }
+}
+
+fn append(medium: &dyn Medium, entry: &Entry) -> Result<u64, RegistryError> {
+    let mut line = serde_json::to_vec(entry).unwrap_or_default();
+    line.push(b'\n');
+    medium.append(FILE, &line)
+}
+
+fn rotate(medium: &dyn Medium, locks: &Directory) -> Result<(), RegistryError> {
+    let open = || locks.lock_file(LOCK);
+    // Somebody else who has the lock is rotating.
+    let Ok(_held) = mutex::lock_linked(locks, LOCK, &Wait::not(), open) else {
+        return Ok(());
+    };
+    // Who held it a moment ago may have rotated already.
+    if medium.append(FILE, b"")? > ROTATE {
+        medium.rename(FILE, OLDER)?;
+    }
+    Ok(())
+}
+
+/// The last `count` lines, oldest first. A line that is no entry is left out.
+pub(crate) fn tail(medium: &dyn Medium, count: usize) -> Result<Vec<Entry>, RegistryError> {
+    let mut text = medium.read(OLDER)?.unwrap_or_default();
+    text.extend(medium.read(FILE)?.unwrap_or_default());
+    let lines = text.split(|&b| b == b'\n').rev();
+    let mut entries: Vec<Entry> = lines
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .take(count)
+        .collect();
+    entries.reverse();
+    Ok(entries)
+}

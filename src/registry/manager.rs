@@ -1,0 +1,303 @@
+//! The entry point: opens the registry, answers questions, hands out jobs and DSCP values.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{
+    config::Config,
+    model::{Dscp, DscpRange, HostId, RouterId, RunId},
+    registry::{
+        DscpAllocation, DscpGrant, HostLeases, HostRecord, Job, JobInfo, Lease, Liveness,
+        LockHolder, Mode, NeighbourKey, NeighbourLeases, Owner, RegistryError, Repair, Unlocked,
+        Wait, dscp, host, lease, lock, log,
+        medium::{Directory, Medium},
+        mutex::{self, Guard},
+        neighbour,
+        order::{Before, Dscp as DscpLevel, HostLeases as LeasesLevel, Hosts, Neighbours, Token},
+        store::{FileLevel, Store},
+        table::Table,
+        time,
+    },
+};
+
+/// How long a change waits for others that change the same file. A change takes well below a
+/// millisecond; who holds a file for longer is stopped or hung.
+const FILE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The registry, opened. Cheap to open and to clone, safe to use from many threads and processes.
+#[derive(Debug, Clone)]
+pub struct RegistryManager(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    locks: Arc<Directory>,
+    dscp: DscpRange,
+    owner: Owner,
+}
+
+/// A file that is locked and loaded.
+pub(crate) struct Open<'t, L: FileLevel> {
+    pub(crate) table: Table,
+    guard: Guard<'t, L>,
+}
+
+impl<'t, L: FileLevel> Open<'t, L> {
+    pub(crate) fn token(&mut self) -> &mut Token<'t, L> {
+        self.guard.token()
+    }
+}
+
+/// Looks at each owner once.
+#[derive(Default)]
+pub(crate) struct Census(HashMap<Owner, Liveness>);
+
+impl Census {
+    pub(crate) fn ask(&mut self, owner: &Owner) -> Liveness {
+        if let Some(known) = self.0.get(owner) {
+            return *known;
+        }
+        let found = owner.liveness();
+        self.0.insert(owner.clone(), found);
+        found
+    }
+}
+
+impl RegistryManager {
+    /// Opens the registry in `config.registry_dir`, which is made if it is missing.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unsafe`] when the directory is not to be trusted, otherwise
+    /// [`RegistryError::Io`].
+    pub fn open(config: &Config) -> Result<Self, RegistryError> {
+        let directory = Directory::open(&config.registry_dir)?;
+        let locks = directory.sub("locks")?;
+        Self::assemble(config, locks, Box::new(directory))
+    }
+
+    /// The same with files on another medium; locks stay in the configured directory. For tests.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_on(config: &Config, medium: Box<dyn Medium>) -> Result<Self, RegistryError> {
+        let locks = Directory::open(&config.registry_dir)?.sub("locks")?;
+        Self::assemble(config, locks, medium)
+    }
+
+    fn assemble(
+        config: &Config,
+        locks: Directory,
+        medium: Box<dyn Medium>,
+    ) -> Result<Self, RegistryError> {
+        let owner = Owner::current().map_err(|source| RegistryError::Io {
+            op: "read",
+            path: "/proc/self/stat".into(),
+            source,
+        })?;
+        Ok(Self(Arc::new(Inner {
+            store: Store::new(medium),
+            locks: Arc::new(locks),
+            dscp: config.dscp,
+            owner,
+        })))
+    }
+
+    /// Starts a job: the way to everything that is held.
+    #[must_use]
+    pub fn job(&self, info: JobInfo) -> Job<Unlocked> {
+        Job::new(self.clone(), info)
+    }
+
+    /// The calling process as the registry knows it.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        &self.0.owner
+    }
+
+    /// All registered hosts, by name.
+    ///
+    /// # Errors
+    /// When `hosts.json` cannot be read.
+    pub fn hosts(&self) -> Result<Vec<(HostId, HostRecord)>, RegistryError> {
+        host::list(&self.look::<Hosts>()?)
+    }
+
+    /// One registered host.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`], or when `hosts.json` cannot be read.
+    pub fn host(&self, host: &HostId) -> Result<HostRecord, RegistryError> {
+        host::find(&self.look::<Hosts>()?, host)
+    }
+
+    /// All leased hosts with their leases, by name.
+    ///
+    /// # Errors
+    /// When `host_leases.json` cannot be read.
+    pub fn source_host_leases(&self) -> Result<Vec<(HostId, HostLeases)>, RegistryError> {
+        lease::list(&self.look::<LeasesLevel>()?)
+    }
+
+    /// The leases of one host.
+    ///
+    /// # Errors
+    /// When `host_leases.json` cannot be read.
+    pub fn leases_of(&self, host: &HostId) -> Result<Vec<Lease>, RegistryError> {
+        lease::of_host(&self.look::<LeasesLevel>()?, host)
+    }
+
+    /// All leased neighbour entries.
+    ///
+    /// # Errors
+    /// When `neighbor_leases.json` cannot be read.
+    pub fn neighbor_leases(&self) -> Result<Vec<(NeighbourKey, NeighbourLeases)>, RegistryError> {
+        neighbour::list(&self.look::<Neighbours>()?)
+    }
+
+    /// All DSCP allocations, by run id.
+    ///
+    /// # Errors
+    /// When `dscp_registry.json` cannot be read.
+    pub fn dscp_allocations(&self) -> Result<Vec<(RunId, DscpAllocation)>, RegistryError> {
+        dscp::list(&self.look::<DscpLevel>()?)
+    }
+
+    /// The DSCP values that jobs may hold.
+    #[must_use]
+    pub fn dscp_range(&self) -> DscpRange {
+        self.0.dscp
+    }
+
+    /// Allocates `wanted`, or the lowest free DSCP value, to `run_id`. Asking again gives the same
+    /// value and makes the caller its owner: so a job takes over what a scheduler allocated.
+    /// Allocations whose owners are provably gone are dropped first.
+    ///
+    /// # Errors
+    /// [`RegistryError::DscpExhausted`], [`RegistryError::DscpTaken`],
+    /// [`RegistryError::DscpOutOfRange`], or when the file cannot be read or written.
+    pub fn allocate_dscp(
+        &self,
+        run_id: &RunId,
+        username: Option<&str>,
+        wanted: Option<Dscp>,
+    ) -> Result<DscpGrant, RegistryError> {
+        let mut token = Token::new();
+        let mut open = self.open_file::<DscpLevel, _>(&mut token)?;
+        let request = dscp::Request {
+            run_id,
+            owner: self.owner(),
+            username,
+            wanted,
+        };
+        let mut census = Census::default();
+        let range = self.0.dscp;
+        let liveness = &mut |o: &Owner| census.ask(o);
+        let grant = dscp::allocate(&mut open.table, range, &request, liveness, time::now())?;
+        self.save(&open)?;
+        for dead in &grant.dead {
+            self.record("dscp.drop", Some(&dead.run_id), json!({"dscp": dead.dscp}));
+        }
+        self.record("dscp.allocate", Some(run_id), json!({"dscp": grant.dscp}));
+        Ok(grant)
+    }
+
+    /// Gives back the DSCP value of `run_id`.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`] when it holds none, or when the file cannot be written.
+    pub fn release_dscp(&self, run_id: &RunId) -> Result<Dscp, RegistryError> {
+        let mut token = Token::new();
+        let mut open = self.open_file::<DscpLevel, _>(&mut token)?;
+        let dscp = dscp::release(&mut open.table, run_id)?;
+        self.save(&open)?;
+        self.record("dscp.release", Some(run_id), json!({"dscp": dscp}));
+        Ok(dscp)
+    }
+
+    /// Who holds `router` or waits for it, in order; empty when it is free.
+    ///
+    /// # Errors
+    /// When the queue cannot be read.
+    pub fn is_router_locked(&self, router: &RouterId) -> Result<Vec<LockHolder>, RegistryError> {
+        lock::holders(self.locks(), &router.to_string())
+    }
+
+    /// All queues that somebody is in, of routers (`LAB.ROUTER`) and of hosts that are being made
+    /// or removed (`LAB@HOST`).
+    ///
+    /// # Errors
+    /// When the queues cannot be read.
+    pub fn locks_held(&self) -> Result<Vec<(String, Vec<LockHolder>)>, RegistryError> {
+        let mut held = Vec::new();
+        for name in lock::names(self.locks())? {
+            let holders = lock::holders(self.locks(), &name)?;
+            if !holders.is_empty() {
+                held.push((name, holders));
+            }
+        }
+        Ok(held)
+    }
+
+    /// The last `count` lines of the transaction log, oldest first.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn log_tail(&self, count: usize) -> Result<Vec<log::Entry>, RegistryError> {
+        log::tail(self.0.store.medium(), count)
+    }
+
+    /// Damaged files that this process has set aside since this was last asked.
+    #[must_use]
+    pub fn take_repairs(&self) -> Vec<Repair> {
+        self.0.store.take_repairs()
+    }
+
+    pub(crate) fn locks(&self) -> &Arc<Directory> {
+        &self.0.locks
+    }
+
+    /// Locks a file and loads it.
+    pub(crate) fn open_file<'t, L: FileLevel, P: Before<L>>(
+        &self,
+        token: &'t mut Token<'_, P>,
+    ) -> Result<Open<'t, L>, RegistryError> {
+        let wait = Wait::at_most(FILE_PATIENCE);
+        let guard = mutex::lock(token, &self.0.locks, L::FILE.lock, &wait)?;
+        let table = self.0.store.load(L::FILE, time::now())?;
+        Ok(Open { table, guard })
+    }
+
+    pub(crate) fn save<L: FileLevel>(&self, open: &Open<'_, L>) -> Result<(), RegistryError> {
+        self.0.store.save(L::FILE, &open.table)
+    }
+
+    /// Loads a file to look at it. It is locked for that only because a damaged one is repaired.
+    fn look<L: FileLevel>(&self) -> Result<Table, RegistryError>
+    where
+        crate::registry::order::Nothing: Before<L>,
+    {
+        Ok(self.open_file::<L, _>(&mut Token::new())?.table)
+    }
+
+    pub(crate) fn record(&self, operation: &str, run_id: Option<&RunId>, details: Value) {
+        log::record(
+            self.0.store.medium(),
+            &self.0.locks,
+            operation,
+            run_id,
+            details,
+        );
+    }
+
+    /// Enters the queue `name` on behalf of a job and waits for its turn.
+    pub(crate) fn enter_queue(
+        &self,
+        name: &str,
+        mode: Mode,
+        run_id: &RunId,
+        wait: &Wait,
+    ) -> Result<lock::QueueLock, RegistryError> {
+        lock::acquire(&self.0.locks, name, mode, run_id, &self.0.owner, wait)
+    }
+}

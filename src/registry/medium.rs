@@ -1,0 +1,325 @@
+//! The directory that the registry lives in, and the few file operations that it needs.
+//!
+//! [`Medium`] is small so that tests can put a medium under the registry that fails, loses power
+//! or tears at any step. [`Directory`] is the real one: all names are opened relative to a
+//! directory that was checked once, and no symbolic link is followed.
+
+use std::{
+    fs::{DirBuilder, File},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, openat, renameat},
+    sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat},
+    unistd::{UnlinkatFlags, geteuid, unlinkat},
+};
+
+use crate::{fault, registry::RegistryError};
+
+/// A file that is larger is refused: no registry grows to that, but a mistake or malice does.
+pub const MAX_FILE: u64 = 64 << 20;
+
+/// File operations within one directory. Names have no `/`.
+pub trait Medium: Send + Sync {
+    /// The file's content, or none when it does not exist.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not a plain file of ours of a sane size.
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, RegistryError>;
+
+    /// Makes a new file of this content; one that is there is removed first. With `durable` the
+    /// content is on the medium when this returns; the name is so only after
+    /// [`Self::sync_names`].
+    ///
+    /// # Errors
+    /// When not all of it could be written.
+    fn write(&self, name: &str, content: &[u8], durable: bool) -> Result<(), RegistryError>;
+
+    /// Renames a file, replacing what has the new name, atomically.
+    ///
+    /// # Errors
+    /// When it was not renamed.
+    fn rename(&self, from: &str, to: &str) -> Result<(), RegistryError>;
+
+    /// Makes renames durable.
+    ///
+    /// # Errors
+    /// When they may be lost with the power.
+    fn sync_names(&self) -> Result<(), RegistryError>;
+
+    /// Appends to a file with one write(2) and returns the file's size then; not durable.
+    ///
+    /// # Errors
+    /// When not all of it could be written.
+    fn append(&self, name: &str, content: &[u8]) -> Result<u64, RegistryError>;
+}
+
+/// A checked directory.
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Opens `path`, made with mode 0700 if it is missing.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unsafe`] when it is a symbolic link, belongs to somebody else or is
+    /// world-writable; [`RegistryError::Io`] when it cannot be made or opened.
+    pub fn open(path: &Path) -> Result<Self, RegistryError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let opened = File::options()
+            .read(true)
+            .custom_flags(flags.bits())
+            .open(path);
+        let fd: OwnedFd = match (opened, made) {
+            (Ok(file), _) => file.into(),
+            (Err(_), Err(e)) => return Err(io_error("make", path, e)),
+            (Err(e), Ok(())) => return Err(refused_link("open", path, e)),
+        };
+        Self::checked(fd, path.to_owned())
+    }
+
+    /// The sub-directory `name`, made if it is missing.
+    pub(crate) fn sub(&self, name: &str) -> Result<Self, RegistryError> {
+        loop {
+            if let Some(found) = self.sub_existing(name)? {
+                return Ok(found);
+            }
+            match mkdirat(&self.fd, name, Mode::S_IRWXU) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => return Err(self.error("make", name, e)),
+            }
+        }
+    }
+
+    /// The sub-directory `name`, if it is there.
+    pub(crate) fn sub_existing(&self, name: &str) -> Result<Option<Self>, RegistryError> {
+        let path = self.path.join(name);
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => Self::checked(fd, path).map(Some),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(e) => Err(refused_link("open", &path, e.into())),
+        }
+    }
+
+    /// Opens the file `name` for locking, made if it is missing.
+    pub(crate) fn lock_file(&self, name: &str) -> Result<OwnedFd, RegistryError> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT;
+        match self.open_checked(name, flags)? {
+            Some((file, _)) => Ok(file.into()),
+            None => Err(self.error("open", name, io::ErrorKind::NotFound)),
+        }
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    fn checked(fd: OwnedFd, path: PathBuf) -> Result<Self, RegistryError> {
+        let stat = fstat(&fd).map_err(|e| io_error("examine", &path, e.into()))?;
+        check_owner(&stat, &path)?;
+        Ok(Self { fd, path })
+    }
+
+    /// Where the directory is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    pub(crate) fn error(
+        &self,
+        op: &'static str,
+        name: &str,
+        e: impl Into<io::Error>,
+    ) -> RegistryError {
+        io_error(op, &self.path.join(name), e.into())
+    }
+
+    fn open_checked(
+        &self,
+        name: &str,
+        flags: OFlag,
+    ) -> Result<Option<(File, FileStat)>, RegistryError> {
+        let path = self.path.join(name);
+        // O_NONBLOCK: a FIFO in the file's place must not make anybody wait.
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let fd = match retry(|| {
+            Ok(openat(
+                &self.fd,
+                name,
+                flags,
+                Mode::from_bits_truncate(0o600),
+            )?)
+        }) {
+            Ok(fd) => fd,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(refused_link("open", &path, e)),
+        };
+        let stat = fstat(&fd).map_err(|e| io_error("examine", &path, e.into()))?;
+        check_owner(&stat, &path)?;
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+            return Err(refuse(&path, "it is not a regular file".to_owned()));
+        }
+        Ok(Some((fd.into(), stat)))
+    }
+
+    fn create(&self, name: &str) -> io::Result<File> {
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let open = || openat(&self.fd, name, flags, Mode::from_bits_truncate(0o600));
+        fault::step("registry.create")?;
+        let fd = match open() {
+            Err(Errno::EEXIST) => {
+                unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)?;
+                open()
+            }
+            other => other,
+        };
+        Ok(fd?.into())
+    }
+
+    fn write_steps(&self, name: &str, content: &[u8], durable: bool) -> io::Result<()> {
+        let mut file = retry(|| self.create(name))?;
+        retry(|| fault::step("registry.write"))?;
+        file.write_all(content)?;
+        if durable {
+            retry(|| {
+                fault::step("registry.fsync")?;
+                file.sync_all()
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Medium for Directory {
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, RegistryError> {
+        let Some((file, stat)) = self.open_checked(name, OFlag::O_RDONLY)? else {
+            return Ok(None);
+        };
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let path = self.path.join(name);
+        let too_large = || {
+            let reason = format!("it has more than {MAX_FILE} bytes, the most that is read");
+            refuse(&path, reason)
+        };
+        if size > MAX_FILE {
+            return Err(too_large());
+        }
+        let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+        file.take(MAX_FILE + 1)
+            .read_to_end(&mut content)
+            .map_err(|e| self.error("read", name, e))?;
+        if content.len() as u64 > MAX_FILE {
+            return Err(too_large());
+        }
+        Ok(Some(content))
+    }
+
+    fn write(&self, name: &str, content: &[u8], durable: bool) -> Result<(), RegistryError> {
+        self.write_steps(name, content, durable).map_err(|e| {
+            // Half a file under a temporary name is of no use; that it cannot be removed either
+            // adds nothing to the error.
+            let _ = unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir);
+            self.error("write", name, e)
+        })
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), RegistryError> {
+        retry(|| {
+            fault::step("registry.rename")?;
+            Ok(renameat(&self.fd, from, &self.fd, to)?)
+        })
+        .map_err(|e| self.error("replace", to, e))
+    }
+
+    fn sync_names(&self) -> Result<(), RegistryError> {
+        retry(|| {
+            fault::step("registry.fsync_dir")?;
+            Ok(nix::unistd::fsync(self.fd.as_fd())?)
+        })
+        .map_err(|e| self.error("sync", ".", e))
+    }
+
+    fn append(&self, name: &str, content: &[u8]) -> Result<u64, RegistryError> {
+        let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT;
+        let Some((mut file, stat)) = self.open_checked(name, flags)? else {
+            return Err(self.error("open", name, io::ErrorKind::NotFound));
+        };
+        retry(|| {
+            fault::step("registry.append")?;
+            file.write_all(content)
+        })
+        .map_err(|e| self.error("append to", name, e))?;
+        Ok(u64::try_from(stat.st_size).unwrap_or(0) + content.len() as u64)
+    }
+}
+
+/// Asks again when a signal came in between.
+fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+fn check_owner(stat: &FileStat, path: &Path) -> Result<(), RegistryError> {
+    let me = geteuid().as_raw();
+    if stat.st_uid != me && stat.st_uid != 0 {
+        let uid = stat.st_uid;
+        let reason = format!("it belongs to uid {uid}; only uid {me} and root are trusted");
+        return Err(refuse(path, reason));
+    }
+    if stat.st_mode & 0o002 != 0 {
+        let mode = stat.st_mode & 0o7777;
+        let reason = format!("its mode is {mode:04o}: everybody may write to it");
+        return Err(refuse(path, reason));
+    }
+    Ok(())
+}
+
+fn refuse(path: &Path, reason: String) -> RegistryError {
+    RegistryError::Unsafe {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+/// O_NOFOLLOW reports a symbolic link as ELOOP, with O_DIRECTORY as ENOTDIR, open(2).
+fn refused_link(op: &'static str, path: &Path, e: io::Error) -> RegistryError {
+    let is_link = path.symlink_metadata().is_ok_and(|m| m.is_symlink());
+    match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
+        Errno::ELOOP | Errno::ENOTDIR if is_link => refuse(
+            path,
+            "it is a symbolic link, and none is followed".to_owned(),
+        ),
+        Errno::ENOTDIR => refuse(path, "it is not a directory".to_owned()),
+        _ => io_error(op, path, e),
+    }
+}
+
+fn io_error(op: &'static str, path: &Path, source: io::Error) -> RegistryError {
+    RegistryError::Io {
+        op,
+        path: path.to_owned(),
+        source,
+    }
+}

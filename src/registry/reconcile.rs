@@ -1,0 +1,492 @@
+//! Removes what dead jobs left.
+//!
+//! The one reason to take something away is that its owner is provably gone: not a name, not an
+//! age. What cannot be told is kept and reported. Kernel objects go before the record that knows
+//! of them, so a crash or failure half-way leaves the record to the next one who comes by.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{
+    model::{Dscp, HostId, RouterId, RunId},
+    registry::{
+        DeadJob, HostKernel, HostRecord, Liveness, ManagedBy, Mode, NeighbourKernel, NeighbourKey,
+        NeighbourLeases, RegistryError, RegistryManager, TapKernel, Wait, dscp, job_hosts,
+        job_neighbours, lease, lock,
+        manager::Census,
+        neighbour,
+        order::{Dscp as DscpLevel, HostLeases, Hosts, Neighbours, Token},
+    },
+};
+
+/// What is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything in the registry.
+    Everything,
+    /// What a job is about to use: these routers with everything on them, and these hosts.
+    /// DSCP allocations are left alone: what their jobs left may be on other routers.
+    Touching {
+        /// Routers.
+        routers: Vec<RouterId>,
+        /// Hosts beside those on the routers.
+        hosts: Vec<HostId>,
+    },
+}
+
+impl Scope {
+    fn has_router(&self, router: &RouterId) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Touching { routers, .. } => routers.contains(router),
+        }
+    }
+
+    fn has_host(&self, host: &HostId, router: &RouterId) -> bool {
+        self.has_router(router)
+            || matches!(self, Self::Touching { hosts, .. } if hosts.contains(host))
+    }
+
+    fn has_queue(&self, name: &str) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Touching { routers, hosts } => {
+                routers.iter().any(|r| r.to_string() == name)
+                    || hosts.iter().any(|h| h.to_string() == name)
+            }
+        }
+    }
+}
+
+/// One thing that was done, or would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    /// A tap was removed from a router.
+    SweepTap {
+        /// The tap.
+        tap: String,
+    },
+    /// A lease of a neighbour entry was dropped.
+    DropNeighbourLease {
+        /// The entry.
+        neighbor: NeighbourKey,
+        /// The dead job.
+        run_id: RunId,
+    },
+    /// A neighbour entry was put back as it was before tsim.
+    RestoreNeighbour {
+        /// The entry.
+        neighbor: NeighbourKey,
+    },
+    /// A lease of a host was dropped.
+    DropHostLease {
+        /// The host.
+        host: HostId,
+        /// The dead job.
+        run_id: RunId,
+    },
+    /// A host was removed and unregistered.
+    RemoveHost {
+        /// The host.
+        host: HostId,
+    },
+    /// A dead job's place in a queue was removed.
+    RemoveTicket {
+        /// The queue.
+        queue: String,
+        /// The dead job.
+        run_id: RunId,
+    },
+    /// A DSCP value was freed.
+    FreeDscp {
+        /// The value.
+        dscp: Dscp,
+        /// The dead job.
+        run_id: RunId,
+    },
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SweepTap { tap } => write!(f, "remove tap {tap}"),
+            Self::DropNeighbourLease { neighbor, run_id } => {
+                write!(f, "drop the lease of neighbour {neighbor} by {run_id}")
+            }
+            Self::RestoreNeighbour { neighbor } => write!(f, "put back neighbour {neighbor}"),
+            Self::DropHostLease { host, run_id } => {
+                write!(f, "drop the lease of host {host} by {run_id}")
+            }
+            Self::RemoveHost { host } => write!(f, "remove host {host}"),
+            Self::RemoveTicket { queue, run_id } => {
+                write!(f, "remove {run_id} from the queue of {queue}")
+            }
+            Self::FreeDscp { dscp, run_id } => write!(f, "free DSCP {dscp} of {run_id}"),
+        }
+    }
+}
+
+/// What reconciling came to.
+#[derive(Debug, Default, Serialize)]
+pub struct ReconcileReport {
+    /// Nothing was changed; the actions are what would have been done.
+    pub dry_run: bool,
+    /// What was done, in order.
+    pub actions: Vec<Action>,
+    /// What was kept because it cannot be told whether its owner lives, and what in the kernel
+    /// does not agree with the registry.
+    pub notices: Vec<String>,
+    /// What could not be done; it is left to the next one.
+    pub failures: Vec<String>,
+}
+
+/// One pass.
+struct Pass<'a, K> {
+    registry: &'a RegistryManager,
+    run_id: &'a RunId,
+    scope: &'a Scope,
+    kernel: &'a mut K,
+    census: Census,
+    report: ReconcileReport,
+}
+
+impl RegistryManager {
+    /// Removes what provably dead owners left, as far as `scope` goes; with `dry_run` only says
+    /// what that is. It is done in the name of `run_id`.
+    ///
+    /// A part that fails is reported in [`ReconcileReport::failures`] and does not stop the rest.
+    ///
+    /// # Errors
+    /// When the registry's files cannot be read or written.
+    pub fn reconcile<K: HostKernel + NeighbourKernel + TapKernel>(
+        &self,
+        run_id: &RunId,
+        scope: &Scope,
+        kernel: &mut K,
+        dry_run: bool,
+    ) -> Result<ReconcileReport, RegistryError> {
+        let mut pass = Pass {
+            registry: self,
+            run_id,
+            scope,
+            kernel,
+            census: Census::default(),
+            report: ReconcileReport {
+                dry_run,
+                ..ReconcileReport::default()
+            },
+        };
+        let dead = pass.dead_jobs()?;
+        let swept = pass.taps(&dead);
+        pass.neighbours()?;
+        let freed = pass.host_leases()?;
+        pass.hosts(&freed)?;
+        pass.tickets()?;
+        if *scope == Scope::Everything {
+            if swept {
+                pass.dscp()?;
+            }
+            pass.compare_with_kernel()?;
+        }
+        Ok(pass.report)
+    }
+}
+
+impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
+    /// Jobs of which every trace belongs to a process that is gone.
+    fn dead_jobs(&mut self) -> Result<Vec<DeadJob>, RegistryError> {
+        let mut jobs: BTreeMap<RunId, (bool, Option<Dscp>)> = BTreeMap::new();
+        let leases = self.registry.source_host_leases()?.into_iter();
+        let neighbours = self.registry.neighbor_leases()?.into_iter();
+        let traces = leases
+            .flat_map(|(_, r)| r.leases)
+            .chain(neighbours.flat_map(|(_, r)| r.leases))
+            .map(|l| (l.run_id, l.owner, l.dscp));
+        let allocations = self.registry.dscp_allocations()?.into_iter();
+        for (run, owner, dscp) in traces.chain(allocations.map(|(r, a)| (r, a.owner, Some(a.dscp))))
+        {
+            let state = self.census.ask(&owner);
+            if state == Liveness::Unknown {
+                let pid = owner.pid;
+                let notice = format!("kept what {run} holds: cannot tell whether pid {pid} is it");
+                if !self.report.notices.contains(&notice) {
+                    self.report.notices.push(notice);
+                }
+            }
+            let job = jobs.entry(run).or_insert((true, None));
+            job.0 &= state == Liveness::Gone;
+            job.1 = job.1.or(dscp);
+        }
+        let dead = jobs.into_iter().filter(|(_, (gone, _))| *gone);
+        Ok(dead
+            .map(|(run_id, (_, dscp))| DeadJob { run_id, dscp })
+            .collect())
+    }
+
+    /// Whether no tap of the dead is left where the scope reaches.
+    fn taps(&mut self, dead: &[DeadJob]) -> bool {
+        if dead.is_empty() {
+            return true;
+        }
+        let routers: Vec<Option<&RouterId>> = match self.scope {
+            Scope::Everything => vec![None],
+            Scope::Touching { routers, .. } => routers.iter().map(Some).collect(),
+        };
+        let failures = self.report.failures.len();
+        for router in routers {
+            match self.kernel.sweep_taps(router, dead, self.report.dry_run) {
+                Ok(taps) => taps
+                    .into_iter()
+                    .for_each(|tap| self.did(Action::SweepTap { tap }, None)),
+                Err(e) => self.failed("sweep taps", &*e),
+            }
+        }
+        self.report.failures.len() == failures
+    }
+
+    fn neighbours(&mut self) -> Result<(), RegistryError> {
+        let mut token = Token::new();
+        let mut open = self.registry.open_file::<Neighbours, _>(&mut token)?;
+        let mut changed = false;
+        for (key, mut record) in neighbour::list(&open.table)? {
+            if !self.scope.has_router(&key.router) {
+                continue;
+            }
+            let gone = lease::drop_gone(&mut record.leases, &mut |o| self.census.ask(o));
+            if gone.is_empty() || !self.put_back(&key, &record) {
+                continue;
+            }
+            changed = true;
+            if record.leases.is_empty() {
+                open.table.remove(&key.to_string());
+            } else {
+                open.table.put(&key.to_string(), &record)?;
+            }
+            for lease in gone {
+                let run = lease.run_id.clone();
+                let neighbor = key.clone();
+                self.did(
+                    Action::DropNeighbourLease {
+                        neighbor,
+                        run_id: lease.run_id,
+                    },
+                    Some(&run),
+                );
+            }
+        }
+        if changed && !self.report.dry_run {
+            self.registry.save(&open)?;
+        }
+        Ok(())
+    }
+
+    /// Restores the entry when nobody leases it any more; false when that failed.
+    fn put_back(&mut self, key: &NeighbourKey, record: &NeighbourLeases) -> bool {
+        if !record.leases.is_empty() {
+            return true;
+        }
+        if !self.report.dry_run {
+            let restored = self.kernel.restore_neighbour(key, record.before.as_ref());
+            if let Err(e) = job_neighbours::kernel_call("put back", key, restored) {
+                self.failed("put back a neighbour", &e);
+                return false;
+            }
+        }
+        self.did(
+            Action::RestoreNeighbour {
+                neighbor: key.clone(),
+            },
+            None,
+        );
+        true
+    }
+
+    /// Drops leases of the dead; returns the hosts that have none left because of it.
+    fn host_leases(&mut self) -> Result<Vec<HostId>, RegistryError> {
+        let mut token = Token::new();
+        let mut open = self.registry.open_file::<HostLeases, _>(&mut token)?;
+        let mut freed = Vec::new();
+        let mut changed = false;
+        for (host, mut record) in lease::list(&open.table)? {
+            if !self.scope.has_host(&host, &record.router) {
+                continue;
+            }
+            let gone = lease::drop_gone(&mut record.leases, &mut |o| self.census.ask(o));
+            if gone.is_empty() {
+                continue;
+            }
+            changed = true;
+            lease::put_or_remove(&mut open.table, &host.to_string(), &record)?;
+            for lease in gone {
+                let run = lease.run_id.clone();
+                let host = host.clone();
+                self.did(
+                    Action::DropHostLease {
+                        host,
+                        run_id: lease.run_id,
+                    },
+                    Some(&run),
+                );
+            }
+            if record.leases.is_empty() {
+                freed.push(host);
+            }
+        }
+        if changed && !self.report.dry_run {
+            self.registry.save(&open)?;
+        }
+        Ok(freed)
+    }
+
+    fn hosts(&mut self, freed: &[HostId]) -> Result<(), RegistryError> {
+        for (host, record) in self.registry.hosts()? {
+            if !self.scope.has_host(&host, &record.connected_to) {
+                continue;
+            }
+            if self.is_left_over(&host, &record, freed)? {
+                self.remove_host(&host, freed);
+            }
+        }
+        Ok(())
+    }
+
+    /// A host that no job uses and nobody is about to use: the last lease was just dropped, or
+    /// who registered it died before making or leasing it.
+    fn is_left_over(
+        &mut self,
+        host: &HostId,
+        record: &HostRecord,
+        freed: &[HostId],
+    ) -> Result<bool, RegistryError> {
+        let by_job = record.managed_by == ManagedBy::Job;
+        if !by_job && !record.creating {
+            return Ok(false);
+        }
+        let just_freed = freed.contains(host);
+        if !just_freed && !self.registry.leases_of(host)?.is_empty() {
+            return Ok(false);
+        }
+        let mut creator_gone = || self.census.ask(&record.created_by) == Liveness::Gone;
+        Ok(just_freed || creator_gone())
+    }
+
+    /// Removes a host, unless somebody is making, leasing or removing it right now.
+    fn remove_host(&mut self, host: &HostId, freed: &[HostId]) {
+        if !self.report.dry_run {
+            match self.try_remove_host(host, freed) {
+                Ok(true) => {}
+                Ok(false) | Err(RegistryError::LockTimeout { .. }) => return,
+                Err(e) => return self.failed("remove a host", &e),
+            }
+        }
+        self.did(Action::RemoveHost { host: host.clone() }, None);
+    }
+
+    fn try_remove_host(&mut self, host: &HostId, freed: &[HostId]) -> Result<bool, RegistryError> {
+        let name = host.to_string();
+        let _queue =
+            self.registry
+                .enter_queue(&name, Mode::Exclusive, self.run_id, &Wait::not())?;
+        let record = match self.registry.host(host) {
+            Ok(record) => record,
+            Err(RegistryError::NotFound(_)) => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        // Somebody may have leased it before the queue was entered.
+        let leased = !self.registry.leases_of(host)?.is_empty();
+        if leased || !self.is_left_over(host, &record, freed)? {
+            return Ok(false);
+        }
+        job_hosts::kernel_call("remove", host, self.kernel.remove_host(host))?;
+        let mut token = Token::new();
+        let mut hosts = self.registry.open_file::<Hosts, _>(&mut token)?;
+        hosts.table.remove(&name);
+        self.registry.save(&hosts)?;
+        Ok(true)
+    }
+
+    fn tickets(&mut self) -> Result<(), RegistryError> {
+        for queue in lock::names(self.registry.locks())? {
+            if !self.scope.has_queue(&queue) {
+                continue;
+            }
+            for run_id in lock::sweep(self.registry.locks(), &queue, self.report.dry_run)? {
+                let run = run_id.clone();
+                let queue = queue.clone();
+                self.did(Action::RemoveTicket { queue, run_id }, Some(&run));
+            }
+        }
+        Ok(())
+    }
+
+    fn dscp(&mut self) -> Result<(), RegistryError> {
+        let mut token = Token::new();
+        let mut open = self.registry.open_file::<DscpLevel, _>(&mut token)?;
+        let mut changed = false;
+        for (run_id, allocation) in dscp::list(&open.table)? {
+            if self.census.ask(&allocation.owner) == Liveness::Gone {
+                changed = true;
+                open.table.remove(run_id.as_str());
+                let run = run_id.clone();
+                self.did(
+                    Action::FreeDscp {
+                        dscp: allocation.dscp,
+                        run_id,
+                    },
+                    Some(&run),
+                );
+            }
+        }
+        if changed && !self.report.dry_run {
+            self.registry.save(&open)?;
+        }
+        Ok(())
+    }
+
+    /// Says what the kernel has and the registry does not, and the other way round.
+    fn compare_with_kernel(&mut self) -> Result<(), RegistryError> {
+        let there = match self.kernel.list_hosts() {
+            Ok(there) => there,
+            Err(e) => {
+                self.failed("list host namespaces", &*e);
+                return Ok(());
+            }
+        };
+        let hosts = self.registry.hosts()?;
+        for host in &there {
+            if !hosts.iter().any(|(h, _)| h == host) {
+                let notice = format!("namespace {host} is a host that is not registered; kept");
+                self.report.notices.push(notice);
+            }
+        }
+        for (host, _) in hosts
+            .iter()
+            .filter(|(h, r)| !r.creating && !there.contains(h))
+        {
+            let notice = format!("host {host} is registered and has no namespace");
+            self.report.notices.push(notice);
+        }
+        Ok(())
+    }
+
+    fn did(&mut self, action: Action, run_id: Option<&RunId>) {
+        if !self.report.dry_run {
+            let details = json!(action);
+            self.registry.record("reconcile", run_id, details);
+        }
+        self.report.actions.push(action);
+    }
+
+    fn failed(&mut self, what: &str, error: &dyn std::error::Error) {
+        let mut text = format!("cannot {what}: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        self.report.failures.push(text);
+    }
+}

@@ -1,0 +1,185 @@
+//! Hosts and leases within and between processes.
+
+use tsim::registry::{Collided, ManagedBy, RegistryError};
+
+use crate::child::{Child, Order, Site, host, named_spec, patience, spec};
+
+#[test]
+fn a_host_is_made_with_the_first_lease_and_removed_with_the_last() {
+    let site = Site::new();
+    let mut kernel = site.kernel();
+    let (mut a, mut b) = (site.job("a"), site.job("b"));
+    let lease = a
+        .ensure_host_and_lease(&spec(1), &mut kernel, &patience())
+        .unwrap();
+    let again = a
+        .ensure_host_and_lease(&spec(1), &mut kernel, &patience())
+        .unwrap();
+    assert_eq!(lease, again, "asking twice gives the same lease");
+    b.ensure_host_and_lease(&spec(1), &mut kernel, &patience())
+        .unwrap();
+    assert_eq!(site.open().leases_of(&host(1)).unwrap().len(), 2);
+
+    let released = a
+        .release_and_remove(&host(1), &mut kernel, &patience())
+        .unwrap();
+    assert_eq!((released.left, released.should_delete), (1, false));
+    assert!(kernel.is_complete(&host(1)));
+    let released = b
+        .release_and_remove(&host(1), &mut kernel, &patience())
+        .unwrap();
+    assert_eq!((released.left, released.should_delete), (0, true));
+    assert!(!kernel.is_complete(&host(1)));
+    site.assert_empty("after the last release");
+    let error = b
+        .release_and_remove(&host(1), &mut kernel, &patience())
+        .unwrap_err();
+    assert!(matches!(error, RegistryError::NotFound(_)), "{error}");
+}
+
+#[test]
+fn an_operators_host_stays_and_cannot_be_removed_while_leased() {
+    let site = Site::new();
+    let mut kernel = site.kernel();
+    let (mut operator, mut job) = (site.job("operator"), site.job("a"));
+    operator
+        .add_host(&spec(1), &mut kernel, &patience())
+        .unwrap();
+    let error = operator
+        .add_host(&spec(1), &mut kernel, &patience())
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            RegistryError::Collision {
+                what: Collided::Name,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    job.ensure_host_and_lease(&spec(1), &mut kernel, &patience())
+        .unwrap();
+    let error = operator
+        .remove_host(&host(1), &mut kernel, &patience())
+        .unwrap_err();
+    assert!(error.to_string().contains("in use by a"), "{error}");
+    let released = job
+        .release_and_remove(&host(1), &mut kernel, &patience())
+        .unwrap();
+    assert!(!released.should_delete);
+    assert!(kernel.is_complete(&host(1)));
+    operator
+        .remove_host(&host(1), &mut kernel, &patience())
+        .unwrap();
+    site.assert_empty("after the operator removed it");
+    assert_eq!(kernel.snapshot(), [""; 0]);
+}
+
+#[test]
+fn a_collision_says_what_and_whose() {
+    let site = Site::new();
+    let mut job = site.job("a");
+    let by = ManagedBy::Operator;
+    job.check_and_register_host(&spec(1), by, &patience())
+        .unwrap();
+    for (other, what) in [
+        (named_spec("src-1", 9, 9), "the name"),
+        (named_spec("other", 1, 9), "the address 10.0.0.1 on lab.r1"),
+        (
+            named_spec("other", 9, 1),
+            "the MAC address 02:00:00:00:00:01",
+        ),
+    ] {
+        let error = job
+            .check_and_register_host(&other, by, &patience())
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(what) && text.contains("by host lab@src-1"),
+            "{text}"
+        );
+    }
+    let mut elsewhere = named_spec("other", 1, 9);
+    elsewhere.router = "lab.r2".parse().unwrap();
+    job.check_and_register_host(&elsewhere, by, &patience())
+        .expect("the same address on another router is allowed");
+}
+
+#[test]
+fn of_two_processes_that_register_at_once_one_wins() {
+    for (a, b) in [
+        (("x", 1, 1), ("x", 2, 2)),
+        (("x", 1, 1), ("y", 1, 2)),
+        (("x", 1, 1), ("y", 2, 1)),
+    ] {
+        let site = Site::new();
+        let mut children = [site.child("a"), site.child("b")];
+        for (child, (name, ip, mac)) in children.iter_mut().zip([a, b]) {
+            child.tell(&Order::Register(name.to_owned(), ip, mac));
+        }
+        let answers: Vec<_> = children.iter_mut().map(Child::answer).collect();
+        assert_eq!(
+            answers.iter().filter(|a| a.is_ok()).count(),
+            1,
+            "{answers:?}"
+        );
+        assert_eq!(site.open().hosts().unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn the_last_release_and_a_new_lease_at_once_leave_a_leased_host_that_exists() {
+    for _ in 0..20 {
+        let site = Site::new();
+        let (mut a, mut b) = (site.child("a"), site.child("b"));
+        a.ask(&Order::Ensure(1)).unwrap();
+        a.tell(&Order::Release(1));
+        b.tell(&Order::Ensure(1));
+        a.answer().unwrap();
+        b.answer().unwrap();
+        assert!(
+            site.kernel().is_complete(&host(1)),
+            "no host is removed while leased"
+        );
+        assert_eq!(site.open().leases_of(&host(1)).unwrap().len(), 1);
+        b.ask(&Order::Release(1)).unwrap();
+        site.assert_empty("after both");
+    }
+}
+
+#[test]
+fn a_host_whose_namespace_somebody_removed_is_made_again() {
+    let site = Site::new();
+    let mut kernel = site.kernel();
+    let (mut a, mut b) = (site.job("a"), site.job("b"));
+    a.ensure_host_and_lease(&spec(1), &mut kernel, &patience())
+        .unwrap();
+    std::fs::remove_dir_all(site.path().join("kernel/ns/lab@src-1")).unwrap();
+    b.ensure_host_and_lease(&spec(1), &mut kernel, &patience())
+        .unwrap();
+    assert!(kernel.is_complete(&host(1)));
+}
+
+#[test]
+fn a_lease_needs_a_registered_host() {
+    let site = Site::new();
+    let mut job = site.job("a");
+    let error = job
+        .acquire_source_host_lease(&host(1), &patience())
+        .unwrap_err();
+    assert!(matches!(error, RegistryError::NotFound(_)), "{error}");
+    let mut other = site.child("b");
+    other
+        .ask(&Order::Register("src-1".to_owned(), 1, 1))
+        .unwrap();
+    let error = job
+        .acquire_source_host_lease(&host(1), &patience())
+        .unwrap_err();
+    assert!(matches!(error, RegistryError::NotReady(_)), "{error}");
+    other.ask(&Order::Lease(1)).unwrap();
+    job.acquire_source_host_lease(&host(1), &patience())
+        .unwrap();
+    let released = other.ask(&Order::Unlease(1)).unwrap();
+    assert_eq!(released, "1 false");
+}
