@@ -3,6 +3,7 @@
 pub mod interrupt;
 pub mod packet;
 pub mod probe;
+pub mod progress;
 pub mod report;
 pub mod undo;
 pub mod verdict;

@@ -1,0 +1,165 @@
+//! Progress of a job, written for whoever watches: JSON lines `{"percent":40,"phase":"probing"}`.
+//!
+//! The phases and their weights are known before the first step, so the percentage only grows and
+//! reaches 100 at the end. A line is written when the percentage or the phase changed, in one
+//! write(2) to a file opened for appending: a reader never sees half of two lines. A file that
+//! cannot be written does not fail the job; that is logged once.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// One line of progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// How much is done, 0 to 100.
+    pub percent: u8,
+    /// What is being done.
+    pub phase: String,
+}
+
+/// One phase of a job and its share of the whole, in any unit.
+pub type Phase = (&'static str, u32);
+
+/// Where a job stands among its phases.
+#[derive(Debug)]
+pub struct Progress {
+    file: Option<File>,
+    phases: &'static [Phase],
+    current: usize,
+    last: Option<(u8, usize)>,
+}
+
+impl Progress {
+    /// Progress over `phases`, appended to `path` if one is given. Writes the first line.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn new(path: Option<&Path>, phases: &'static [Phase]) -> io::Result<Self> {
+        let open = |path| OpenOptions::new().create(true).append(true).open(path);
+        let mut progress = Self {
+            file: path.map(open).transpose()?,
+            phases,
+            current: 0,
+            last: None,
+        };
+        progress.part(0, 1);
+        Ok(progress)
+    }
+
+    /// Enters a phase; earlier ones count as done. An unknown or earlier phase changes nothing.
+    pub fn enter(&mut self, phase: &str) {
+        let place = self.phases.iter().position(|(name, _)| *name == phase);
+        if let Some(place) = place.filter(|place| *place >= self.current) {
+            self.current = place;
+            self.part(0, 1);
+        }
+    }
+
+    /// `done` of the `total` steps of this phase are done.
+    pub fn part(&mut self, done: usize, total: usize) {
+        let weight = |phases: &[Phase]| phases.iter().map(|(_, w)| u128::from(*w)).sum::<u128>();
+        let whole = weight(self.phases).max(1) * total.max(1) as u128;
+        let before = weight(&self.phases[..self.current]) * total.max(1) as u128;
+        let own = self.phases.get(self.current).map_or(0, |(_, w)| *w);
+        let now = before + u128::from(own) * done.min(total) as u128;
+        // At most 100.
+        self.write((now * 100 / whole) as u8);
+    }
+
+    /// Everything is done.
+    pub fn finish(&mut self) {
+        self.current = self.phases.len().saturating_sub(1);
+        self.write(100);
+    }
+
+    fn write(&mut self, percent: u8) {
+        let percent = percent.max(self.last.map_or(0, |(last, _)| last));
+        let now = (percent, self.current);
+        let Some(file) = self.file.as_mut().filter(|_| self.last != Some(now)) else {
+            return;
+        };
+        self.last = Some(now);
+        let line = Line {
+            percent,
+            phase: self
+                .phases
+                .get(self.current)
+                .map_or("", |(name, _)| name)
+                .to_owned(),
+        };
+        let written = serde_json::to_vec(&line)
+            .map_err(io::Error::from)
+            .and_then(|mut text| {
+                text.push(b'\n');
+                file.write_all(&text)
+            });
+        if let Err(error) = written {
+            tracing::warn!(%error, "progress is no longer written");
+            self.file = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PHASES: &[Phase] = &[("waiting", 10), ("probing", 80), ("undoing", 10)];
+
+    fn lines(path: &Path) -> Vec<(u8, String)> {
+        let text = std::fs::read_to_string(path).unwrap();
+        let parse = |line| serde_json::from_str::<Line>(line).unwrap();
+        let lines = text.lines().map(parse);
+        lines.map(|line| (line.percent, line.phase)).collect()
+    }
+
+    #[test]
+    fn the_percentage_only_grows_and_ends_at_100() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        let mut progress = Progress::new(Some(&path), PHASES).unwrap();
+        progress.enter("probing");
+        for done in [0, 1, 1, 3, 2, 4] {
+            progress.part(done, 4);
+        }
+        progress.enter("waiting");
+        progress.enter("no such phase");
+        progress.enter("undoing");
+        progress.finish();
+        let want = [
+            (0, "waiting"),
+            (10, "probing"),
+            (30, "probing"),
+            (70, "probing"),
+            (90, "probing"),
+            (90, "undoing"),
+            (100, "undoing"),
+        ];
+        let want: Vec<_> = want.iter().map(|(n, s)| (*n, (*s).to_owned())).collect();
+        assert_eq!(lines(&path), want);
+    }
+
+    #[test]
+    fn many_steps_make_at_most_a_line_per_percent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        let mut progress = Progress::new(Some(&path), &[("probing", 1)]).unwrap();
+        for done in 0..=65_535 {
+            progress.part(done, 65_535);
+        }
+        assert_eq!(lines(&path).len(), 101);
+    }
+
+    #[test]
+    fn without_a_file_or_phases_nothing_happens() {
+        let mut progress = Progress::new(None, &[]).unwrap();
+        progress.enter("x");
+        progress.part(1, 0);
+        progress.finish();
+    }
+}
