@@ -15,6 +15,10 @@ use thiserror::Error;
 
 use crate::model::{Dscp, DscpRange, ServiceLimits};
 
+mod scheduler;
+
+pub use scheduler::Scheduler;
+
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_FILE: &str = "/etc/tsim/tsim.toml";
 
@@ -55,6 +59,8 @@ pub struct Config {
     pub lock_timeout: Duration,
     /// Directory with `iptables-restore`, `nft`, `ipset` and the like; searched in order.
     pub tool_dirs: Vec<PathBuf>,
+    /// The scheduler and its viewer.
+    pub scheduler: Scheduler,
 }
 
 impl Default for Config {
@@ -68,6 +74,7 @@ impl Default for Config {
             tool_dirs: ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
                 .map(PathBuf::from)
                 .to_vec(),
+            scheduler: Scheduler::default(),
         }
     }
 }
@@ -83,6 +90,8 @@ struct File {
     max_services: Option<usize>,
     lock_timeout_seconds: Option<f64>,
     tool_dirs: Option<Vec<PathBuf>>,
+    #[serde(default)]
+    scheduler: Scheduler,
 }
 
 impl Config {
@@ -132,7 +141,9 @@ impl Config {
                 ))
             })?,
             tool_dirs: file.tool_dirs.unwrap_or(default.tool_dirs),
+            scheduler: file.scheduler,
         };
+        config.scheduler.check().map_err(refuse)?;
         for dir in [&config.registry_dir, &config.labs_dir] {
             if !dir.is_absolute() {
                 return Err(refuse(format!("{} is not an absolute path", dir.display())));
@@ -169,6 +180,12 @@ mod tests {
             ("registry_dir = \"tmp\"", "absolute"),
             ("lock_timeout_seconds = -1.0", "lock_timeout_seconds"),
             ("registrydir = \"/x\"", "registrydir"),
+            ("[scheduler]\nquick_jobs = 0", "quick_jobs"),
+            ("[scheduler]\nquickjobs = 1", "quickjobs"),
+            ("[scheduler]\nlisten = \"localhost\"", "listen"),
+            ("[scheduler]\nlisten = \"0.0.0.0:80\"", "token_file"),
+            ("[scheduler]\ntoken_file = \"t\"", "absolute"),
+            ("[scheduler]\nkeep_hours = -1.0", "keep_hours"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(want), "{text}: {error}");

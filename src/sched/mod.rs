@@ -8,9 +8,31 @@
 //! | [`spool`] | the files: layout, locking, atomic change |
 //! | [`queue`] | submit, take, requeue, cancel |
 //! | [`history`] | finished jobs and their index |
+//! | [`leader`] | one scheduler at a time |
+//! | [`runner`] | runner processes: start, find again, signal, reap |
+//! | [`progress`] | what a running job says of itself |
+//! | [`outcome`] | how a job ended |
+//! | [`resources`] | DSCP values and reconcile, as the scheduler needs them |
+//! | [`events`] | the loop: everything seen becomes an event, every action is carried out |
+//! | `crew`, `watch` | the loop's hands and eyes: runners, inotify |
+//! | [`daemon`], [`notify`] | the process around the loop |
+//! | [`board`] | what viewers see, and the stream of changes |
+//! | [`metrics`] | counters for Prometheus |
 
+pub mod board;
+mod crew;
+pub mod daemon;
+pub mod events;
 pub mod history;
 pub mod job;
+pub mod leader;
+pub mod metrics;
+pub mod notify;
+pub mod outcome;
 pub mod policy;
+pub mod progress;
 pub mod queue;
+pub mod resources;
+pub mod runner;
 pub mod spool;
+mod watch;

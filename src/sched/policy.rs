@@ -6,7 +6,7 @@
 //! - FIFO within a mode; quick jobs first, but a detailed job that could have started is overtaken
 //!   by at most [`Limits::overtakes`] later quick jobs.
 //! - A job without a DSCP goes back to where it stood; quick jobs wait until one may be free.
-//! - A job that is cancelled, late or too talkative gets SIGTERM, and SIGKILL when it ignores that.
+//! - A job that is cancelled or late gets SIGTERM, and SIGKILL when it ignores that.
 //! - SIGTERM to the scheduler drains: nothing new starts. A second one cancels what runs.
 //!
 //! Time is a [`Duration`] since any fixed point that the caller likes.
@@ -75,8 +75,6 @@ pub enum Event {
     DscpMayBeFree,
     /// Somebody wants a running job to end.
     Cancel(RunId),
-    /// A runner wrote more than it may.
-    OutputTooLarge(RunId),
     /// A runner's process is gone.
     Ended(RunId),
     /// The scheduler was asked to stop.
@@ -127,8 +125,6 @@ pub enum Cause {
     Cancelled,
     /// It exceeded the time limit.
     TimedOut,
-    /// It wrote more than it may.
-    OutputTooLarge,
     /// The scheduler was told twice to stop.
     Shutdown,
 }
@@ -206,9 +202,6 @@ impl State {
             Event::NotStarted(run_id, why) => self.not_started(&run_id, why, now),
             Event::DscpMayBeFree => self.no_dscp = false,
             Event::Cancel(run_id) => self.end(&run_id, Cause::Cancelled, now, &mut actions),
-            Event::OutputTooLarge(run_id) => {
-                self.end(&run_id, Cause::OutputTooLarge, now, &mut actions);
-            }
             Event::Ended(run_id) => self.ended(run_id, &mut actions),
             Event::Terminate => self.terminate(now, &mut actions),
             Event::Time => {}

@@ -126,13 +126,15 @@ fn the_first_cause_of_an_end_is_the_one_reported() {
     state.step(queue("q1"), NOW);
     let actions = state.step(Event::Cancel(id("q1")), secs(1));
     assert_eq!(actions, [Action::Terminate(id("q1"))]);
-    assert_eq!(state.step(Event::OutputTooLarge(id("q1")), secs(2)), []);
+    assert_eq!(state.step(Event::Terminate, secs(2)), []);
+    assert_eq!(state.step(Event::Terminate, secs(2)), []);
     let close = Action::Close {
         run_id: id("q1"),
         cause: Some(Cause::Cancelled),
         killed: false,
     };
-    assert_eq!(state.step(Event::Ended(id("q1")), secs(3)), [close]);
+    let actions = state.step(Event::Ended(id("q1")), secs(3));
+    assert_eq!(actions, [close, Action::Exit]);
 }
 
 #[test]
@@ -187,7 +189,6 @@ enum Move {
     CancelQueued(usize),
     CancelRunning(usize),
     End(usize),
-    Talk(usize),
     ReleaseForeignDscp,
     HoldForeignDscp,
     Pass(u64),
@@ -200,7 +201,6 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => any::<usize>().prop_map(Move::CancelQueued),
         1 => any::<usize>().prop_map(Move::CancelRunning),
         6 => any::<usize>().prop_map(Move::End),
-        1 => any::<usize>().prop_map(Move::Talk),
         1 => Just(Move::ReleaseForeignDscp),
         1 => Just(Move::HoldForeignDscp),
         3 => (0u64..20).prop_map(Move::Pass),
@@ -356,11 +356,6 @@ impl World {
             Move::CancelRunning(index) => {
                 if let Some(run_id) = self.pick(index) {
                     self.feed(Event::Cancel(run_id));
-                }
-            }
-            Move::Talk(index) => {
-                if let Some(run_id) = self.pick(index) {
-                    self.feed(Event::OutputTooLarge(run_id));
                 }
             }
             Move::End(index) => {

@@ -262,6 +262,16 @@ impl Locked<'_> {
         self.write_list(List::Current, current, now)
     }
 
+    /// Takes a job that is over off the waiting ones.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when a file cannot be read or written.
+    pub fn forget_queued(&self, over: &RunId, now: Timestamp) -> Result<(), SpoolError> {
+        let mut queue = self.list(List::Queue)?;
+        queue.jobs.retain(|entry| !is(entry, over));
+        self.write_list(List::Queue, queue, now)
+    }
+
     /// Cancels a job: a waiting one is over at once, a running one is marked for the scheduler.
     ///
     /// # Errors
@@ -296,9 +306,7 @@ impl Locked<'_> {
             reason: Some(format!("cancelled by {by} before it started")),
         };
         self.close(&finished)?;
-        let mut queue = self.list(List::Queue)?;
-        queue.jobs.retain(|entry| !is(entry, run_id));
-        self.write_list(List::Queue, queue, now)?;
+        self.forget_queued(run_id, now)?;
         Ok(Cancelled::Queued(Box::new(finished)))
     }
 

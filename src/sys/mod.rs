@@ -2,3 +2,4 @@
 
 pub mod mmsg;
 pub mod nftnl;
+pub mod readable;

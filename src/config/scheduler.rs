@@ -1,0 +1,139 @@
+//! The `[scheduler]` table: how many jobs run, how long, what is kept, where the viewer listens.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+/// Limits of the scheduler and set-up of its viewer; every key is optional.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scheduler {
+    /// Most quick jobs at once; each also needs a DSCP value.
+    pub quick_jobs: usize,
+    /// Most detailed jobs at once.
+    pub detailed_jobs: usize,
+    /// Most jobs at once, both modes together.
+    pub jobs: usize,
+    /// Most later quick jobs that may overtake one waiting detailed job.
+    pub overtakes: u32,
+    /// Longest run of a quick job, waiting for router locks included.
+    pub quick_seconds: f64,
+    /// Longest run of a detailed job, waiting for router locks included.
+    pub detailed_seconds: f64,
+    /// Time that a runner has after SIGTERM before SIGKILL.
+    pub grace_seconds: f64,
+    /// Most jobs that may wait.
+    pub max_queued: usize,
+    /// Most bytes that a runner may write to one file, its result among them.
+    pub max_output_bytes: u64,
+    /// How long finished jobs and their results are kept.
+    pub keep_hours: f64,
+    /// Where `tsim-quick` and `tsim-detailed` are; where `tsimd` itself is unless set.
+    pub runner_dir: Option<PathBuf>,
+    /// Address and port of the viewer and API.
+    pub listen: SocketAddr,
+    /// File with the token that changes state through the API; without one the API only reads.
+    pub token_file: Option<PathBuf>,
+    /// Names by which browsers may call the viewer, beside `localhost` and the address itself.
+    pub host_names: Vec<String>,
+    /// Most viewers that are sent live updates.
+    pub max_viewers: usize,
+    /// Most connections to the viewer at once.
+    pub max_connections: usize,
+    /// Requests per second from one address, over a minute.
+    pub requests_per_second: u32,
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self {
+            quick_jobs: 32,
+            detailed_jobs: 4,
+            jobs: 32,
+            overtakes: 16,
+            quick_seconds: 600.0,
+            detailed_seconds: 3600.0,
+            grace_seconds: 10.0,
+            max_queued: 10_000,
+            max_output_bytes: 256 << 20,
+            keep_hours: 7.0 * 24.0,
+            runner_dir: None,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8686)),
+            token_file: None,
+            host_names: Vec::new(),
+            max_viewers: 1024,
+            max_connections: 2048,
+            requests_per_second: 100,
+        }
+    }
+}
+
+impl Scheduler {
+    /// Time limit of a quick job.
+    #[must_use]
+    pub fn quick_time(&self) -> Duration {
+        Duration::from_secs_f64(self.quick_seconds)
+    }
+
+    /// Time limit of a detailed job.
+    #[must_use]
+    pub fn detailed_time(&self) -> Duration {
+        Duration::from_secs_f64(self.detailed_seconds)
+    }
+
+    /// Time between SIGTERM and SIGKILL.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs_f64(self.grace_seconds)
+    }
+
+    /// How long finished jobs are kept.
+    #[must_use]
+    pub fn keep(&self) -> Duration {
+        Duration::from_secs_f64(self.keep_hours * 3600.0)
+    }
+
+    /// What the types cannot say; the text names the key.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let counts = [
+            ("quick_jobs", self.quick_jobs),
+            ("detailed_jobs", self.detailed_jobs),
+            ("jobs", self.jobs),
+            ("max_queued", self.max_queued),
+            ("max_connections", self.max_connections),
+        ];
+        if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(format!("scheduler.{key} = 0: at least 1 is needed"));
+        }
+        // A year is more than anybody means, and far from what a Duration cannot hold.
+        const YEAR_HOURS: f64 = 366.0 * 24.0;
+        let times = [
+            ("quick_seconds", self.quick_seconds / 3600.0),
+            ("detailed_seconds", self.detailed_seconds / 3600.0),
+            ("grace_seconds", self.grace_seconds / 3600.0),
+            ("keep_hours", self.keep_hours),
+        ];
+        if let Some((key, _)) = times.iter().find(|(_, h)| !(0.0..=YEAR_HOURS).contains(h)) {
+            return Err(format!("scheduler.{key}: 0 to one year is allowed"));
+        }
+        for (key, path) in [
+            ("runner_dir", &self.runner_dir),
+            ("token_file", &self.token_file),
+        ] {
+            if path.as_deref().is_some_and(|path| !path.is_absolute()) {
+                return Err(format!("scheduler.{key} is not an absolute path"));
+            }
+        }
+        if !self.listen.ip().is_loopback() && self.token_file.is_none() {
+            return Err(format!(
+                "scheduler.listen = {} is reachable from outside: set scheduler.token_file too",
+                self.listen
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,338 @@
+//! The loop's hands: starts runners, finds those of an earlier scheduler, closes what is over.
+//!
+//! The order of the steps of a start and of an end is what makes a crash between any two of them
+//! harmless:
+//!
+//! | start | died right after | the next leader |
+//! |---|---|---|
+//! | DSCP allocated | the allocation's owner is gone | it is reconciled; the job still waits |
+//! | job in `current.json` | no runner, no trace of one | puts it back to the queue |
+//! | runner spawned | the runner holds `alive` | adopts it |
+//!
+//! | end | died right after | the next leader |
+//! |---|---|---|
+//! | DSCP released | job in `current.json`, runner gone | closes it from what it left |
+//! | `job.json` written | job in both | enters it into the index and takes it off |
+
+use std::{collections::BTreeSet, io, sync::Arc};
+
+use jiff::Timestamp;
+
+use super::{
+    events::{Scheduler, SchedulerError, Seen, wait_error},
+    job::{FinishedJob, Mode, RunningJob, Status},
+    outcome::Left,
+    policy::{Cause, Event, NotStarted},
+    progress::Reader,
+    runner::{self, Found, PROGRESS, Process, StartError},
+    spool::SpoolError,
+};
+use crate::model::{Dscp, RunId};
+
+/// A job whose runner lives, or ended and is not closed yet.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) job: RunningJob,
+    pub(super) process: Option<Process>,
+    pub(super) progress: Reader,
+    /// What it left, once it ended.
+    pub(super) left: Option<Left>,
+}
+
+impl Scheduler {
+    /// Starts jobs, in order; returns what the policy must know about those that did not start.
+    pub(super) fn start(&mut self, run_ids: &[RunId]) -> Result<Vec<Event>, SchedulerError> {
+        if run_ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut events = Vec::new();
+        let wanted = self.allocate(run_ids, &mut events);
+        let lock = self.spool.lock()?;
+        let taken = lock.take(&wanted, Timestamp::now())?;
+        drop(lock);
+        let names: BTreeSet<&RunId> = taken.iter().map(|job| &job.run_id).collect();
+        for (run_id, dscp) in &wanted {
+            if !names.contains(run_id) {
+                self.release(run_id, *dscp);
+                events.push(Event::NotStarted(run_id.clone(), NotStarted::Gone));
+            }
+        }
+        for job in taken {
+            self.queued.remove(&job.run_id);
+            events.extend(self.start_one(job)?);
+        }
+        Ok(events)
+    }
+
+    /// A DSCP value for each quick job; from the first one on that gets none, none of them does.
+    fn allocate(&self, run_ids: &[RunId], events: &mut Vec<Event>) -> Vec<(RunId, Option<Dscp>)> {
+        let mut wanted = Vec::new();
+        let mut exhausted = false;
+        for run_id in run_ids {
+            let Some(job) = self.queued.get(run_id) else {
+                events.push(Event::NotStarted(run_id.clone(), NotStarted::Gone));
+                continue;
+            };
+            if job.analysis_mode == Mode::Detailed {
+                wanted.push((run_id.clone(), None));
+                continue;
+            }
+            let allocated = if exhausted {
+                Ok(None)
+            } else {
+                self.resources.allocate(run_id, &job.username)
+            };
+            let why = match allocated {
+                Ok(Some(dscp)) => {
+                    wanted.push((run_id.clone(), Some(dscp)));
+                    continue;
+                }
+                Ok(None) => NotStarted::NoDscp,
+                Err(error) => {
+                    tracing::error!(%run_id, error, "cannot allocate a DSCP value");
+                    NotStarted::Busy
+                }
+            };
+            exhausted = true;
+            events.push(Event::NotStarted(run_id.clone(), why));
+        }
+        wanted
+    }
+
+    fn start_one(&mut self, job: RunningJob) -> Result<Option<Event>, SchedulerError> {
+        let run_id = job.run_id.clone();
+        let error = match self.runners.start(&job, &self.spool) {
+            Ok(process) => {
+                let pid = process.pid();
+                let dscp = job.dscp.map(Dscp::get);
+                tracing::info!(%run_id, pid, mode = %job.mode, dscp, "started");
+                self.take_on(job, process)?;
+                return Ok(None);
+            }
+            Err(error) => error,
+        };
+        self.release(&run_id, job.dscp);
+        tracing::error!(%run_id, %error, "not started");
+        let now = Timestamp::now();
+        if error.is_transient() {
+            self.spool.lock()?.requeue(job, now)?;
+            return Ok(Some(Event::NotStarted(run_id, NotStarted::Busy)));
+        }
+        let reason = Some(with_source(&error));
+        let finished = finished(job, now, Status::Failed, reason);
+        self.record(&finished)?;
+        self.board.ended(finished);
+        Ok(Some(Event::NotStarted(run_id, NotStarted::Failed)))
+    }
+
+    /// Watches a runner, started or adopted.
+    fn take_on(&mut self, job: RunningJob, process: Process) -> Result<(), SchedulerError> {
+        let run_id = job.run_id.clone();
+        let path = self.spool.run_dir(&run_id).join(PROGRESS);
+        let watched = self.watches.progress(&path, &run_id);
+        watched.map_err(wait_error("watch the progress"))?;
+        let progress = Reader::open(&path).map_err(SpoolError::io("open", &path))?;
+        if job.dscp.is_some()
+            && let Err(error) = self.resources.hand_over(&run_id, process.pid())
+        {
+            tracing::error!(%run_id, error, "cannot hand the DSCP value over to the runner");
+        }
+        self.board.started(job.clone(), Some(process.pid()));
+        self.watch_end(run_id.clone(), &process)?;
+        let live = Live {
+            job,
+            process: Some(process),
+            progress,
+            left: None,
+        };
+        self.live.insert(run_id.clone(), live);
+        // It may have written before it was watched.
+        self.progress(&run_id);
+        Ok(())
+    }
+
+    pub(super) fn signal(&self, run_id: &RunId, send: impl FnOnce(&Process) -> io::Result<()>) {
+        let process = self.live.get(run_id).and_then(|live| live.process.as_ref());
+        if let Some(Err(error)) = process.map(send) {
+            tracing::error!(%run_id, %error, "cannot signal the runner");
+        }
+    }
+
+    /// Reaps a runner that is gone, and has its result read where that holds nobody up.
+    pub(super) fn look_at_what_it_left(&mut self, run_id: RunId) {
+        let Some(mut process) = self
+            .live
+            .get_mut(&run_id)
+            .and_then(|live| live.process.take())
+        else {
+            return;
+        };
+        let dir = self.spool.run_dir(&run_id);
+        let report = self.report.clone();
+        tokio::task::spawn_blocking(move || {
+            let status = process.reap().unwrap_or_else(|error| {
+                tracing::error!(%run_id, %error, "cannot reap the runner");
+                None
+            });
+            let left = Left::look(&dir, status);
+            // The loop is gone only when nobody needs to know any more.
+            let _ = report.send(Seen::Judged(run_id, left));
+        });
+    }
+
+    /// Records how a job ended and frees what it held.
+    pub(super) fn close(
+        &mut self,
+        run_id: &RunId,
+        cause: Option<Cause>,
+        killed: bool,
+    ) -> Result<(), SchedulerError> {
+        let Some(live) = self.live.remove(run_id) else {
+            return Ok(());
+        };
+        self.watches.forget(run_id);
+        let left = live.left;
+        let crashed = killed || left.as_ref().is_some_and(|left| left.crashed);
+        self.conclude(live.job, left.as_ref(), cause)?;
+        if crashed {
+            self.reconcile(run_id.clone());
+        }
+        Ok(())
+    }
+
+    fn conclude(
+        &self,
+        job: RunningJob,
+        left: Option<&Left>,
+        cause: Option<Cause>,
+    ) -> Result<(), SchedulerError> {
+        self.release(&job.run_id, job.dscp);
+        let concluded = left.map(|left| left.conclude(cause, job.cancelled_by.as_ref()));
+        let (status, reason) = concluded.unwrap_or((Status::Failed, None));
+        let mut finished = finished(job, Timestamp::now(), status, reason);
+        finished.exit_code = left.and_then(|left| left.exit_code);
+        finished.verdicts = left.and_then(|left| left.verdicts);
+        tracing::info!(run_id = %finished.run_id, %status, reason = finished.reason, "ended");
+        self.record(&finished)?;
+        self.board.ended(finished);
+        Ok(())
+    }
+
+    fn record(&self, job: &FinishedJob) -> Result<(), SpoolError> {
+        let lock = self.spool.lock()?;
+        lock.close(job)?;
+        lock.forget_running(std::slice::from_ref(&job.run_id), job.finished_at)
+    }
+
+    fn release(&self, run_id: &RunId, dscp: Option<Dscp>) {
+        if dscp.is_some()
+            && let Err(error) = self.resources.release(run_id)
+        {
+            tracing::error!(%run_id, error, "cannot release the DSCP value");
+        }
+    }
+
+    /// Removes what a runner that could not undo its work left.
+    fn reconcile(&self, run_id: RunId) {
+        let (resources, board) = (Arc::clone(&self.resources), Arc::clone(&self.board));
+        tokio::task::spawn_blocking(move || match resources.reconcile() {
+            Ok(removed) => {
+                board.metrics.reconciled(removed);
+                tracing::info!(%run_id, removed, "reconciled after a runner that was killed");
+            }
+            Err(error) => tracing::error!(%run_id, error, "cannot reconcile"),
+        });
+    }
+
+    /// Takes over from an earlier scheduler: closes what ended, adopts what runs, queues again
+    /// what never ran.
+    pub(super) fn recover(&mut self) -> Result<Vec<Event>, SchedulerError> {
+        let spool = self.spool.clone();
+        let lock = spool.lock()?;
+        let jobs = lock.jobs()?;
+        for job in &jobs.queued {
+            // A cancel that died before its last step.
+            if let Some(over) = spool.finished(&job.run_id)? {
+                lock.close(&over)?;
+                lock.forget_queued(&job.run_id, Timestamp::now())?;
+            }
+        }
+        let found = runner::find(&jobs.running, &spool)?;
+        drop(lock);
+        let mut events = Vec::new();
+        // Backwards, so that jobs which go back to the head of the queue keep their order.
+        for (job, found) in jobs.running.into_iter().zip(found).rev() {
+            events.extend(self.recover_one(job, found)?);
+        }
+        Ok(events)
+    }
+
+    fn recover_one(
+        &mut self,
+        job: RunningJob,
+        found: Found,
+    ) -> Result<Option<Event>, SchedulerError> {
+        let run_id = job.run_id.clone();
+        let mode = job.mode;
+        if let Some(over) = self.spool.finished(&run_id)? {
+            self.release(&run_id, job.dscp);
+            self.record(&over)?;
+            return Ok(None);
+        }
+        match found {
+            Found::Alive(process) => {
+                tracing::info!(%run_id, pid = process.pid(), "adopted");
+                let age = Timestamp::now().duration_since(job.started_at);
+                let age = age.try_into().unwrap_or_default();
+                self.take_on(job, process)?;
+                return Ok(Some(Event::Adopted { run_id, mode, age }));
+            }
+            Found::Ended => {
+                let left = Left::look(&self.spool.run_dir(&run_id), None);
+                let cause = job.cancelled_by.is_some().then_some(Cause::Cancelled);
+                self.conclude(job, Some(&left), cause)?;
+                if !left.complete {
+                    self.reconcile(run_id);
+                }
+            }
+            Found::NeverRan => {
+                tracing::info!(%run_id, "never ran; back to the queue");
+                self.release(&run_id, job.dscp);
+                self.spool.lock()?.requeue(job, Timestamp::now())?;
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn finished(
+    job: RunningJob,
+    now: Timestamp,
+    status: Status,
+    reason: Option<String>,
+) -> FinishedJob {
+    FinishedJob {
+        run_id: job.run_id,
+        username: job.username,
+        status,
+        mode: job.mode,
+        dscp: job.dscp,
+        created_at: job.created_at,
+        started_at: Some(job.started_at),
+        finished_at: now,
+        params: job.params,
+        exit_code: None,
+        verdicts: None,
+        reason,
+    }
+}
+
+fn with_source(error: &StartError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

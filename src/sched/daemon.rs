@@ -1,0 +1,148 @@
+//! `tsimd` from its start to its end: takes the lead or stands by for it, then runs jobs and
+//! serves the viewer.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use jiff::Timestamp;
+use thiserror::Error;
+use tokio::runtime::{Builder, Runtime};
+
+use super::{
+    board::{Board, this_scheduler},
+    events::{Scheduler, SchedulerError, StopSignals, limits},
+    job::Mode,
+    leader::Leadership,
+    notify::notify,
+    resources::Resources,
+    runner::Runners,
+    spool::{Spool, SpoolError},
+};
+use crate::config::Config;
+
+/// The daemon could not start, or cannot go on.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The scheduler's files cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The scheduler cannot go on.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    /// A runner is not where it should be.
+    #[error("no runner {0}: set scheduler.runner_dir to where tsim-quick and tsim-detailed are")]
+    NoRunner(PathBuf),
+    /// The kernel refused something.
+    #[error("cannot {what}")]
+    Io {
+        /// What was refused.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the daemon works with.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Paths and limits.
+    pub config: Config,
+    /// The configuration file, passed on to the runners.
+    pub config_file: Option<PathBuf>,
+    /// DSCP values and reconcile.
+    pub resources: Arc<dyn Resources>,
+}
+
+impl Daemon {
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// [`DaemonError`]; running jobs go on, and the next leader adopts them.
+    pub fn run(self) -> Result<(), DaemonError> {
+        let runners = self.runners()?;
+        let spool = Spool::open(&self.config)?;
+        let runtime = runtime()?;
+        let Some(_leadership) = lead(&runtime, &spool)? else {
+            return Ok(());
+        };
+        let limits = limits(&self.config);
+        let board = Arc::new(Board::new(this_scheduler(&limits, Timestamp::now())));
+        let served = runtime.block_on(async {
+            let publisher = Arc::clone(&board);
+            tokio::spawn(async move { publisher.publish().await });
+            let config = &self.config;
+            let resources = Arc::clone(&self.resources);
+            let scheduler = Scheduler::new(config, spool, runners, resources, board)?;
+            notify("READY=1\nSTATUS=Leading");
+            tracing::info!("leading");
+            scheduler.run().await
+        });
+        notify("STOPPING=1");
+        // A viewer's connection is no reason to wait.
+        runtime.shutdown_background();
+        Ok(served?)
+    }
+
+    fn runners(&self) -> Result<Runners, DaemonError> {
+        let own_dir = || {
+            let own = std::env::current_exe()?;
+            own.parent()
+                .map(PathBuf::from)
+                .ok_or(io::ErrorKind::NotFound.into())
+        };
+        let dir = match &self.config.scheduler.runner_dir {
+            Some(dir) => dir.clone(),
+            None => own_dir().map_err(|source| DaemonError::Io {
+                what: "find the own executable",
+                source,
+            })?,
+        };
+        let runners = Runners {
+            dir,
+            config_file: self.config_file.clone(),
+            max_output: self.config.scheduler.max_output_bytes,
+        };
+        // Better no scheduler than one that fails every job.
+        let program = runners.program(Mode::Quick);
+        if !program.is_file() {
+            return Err(DaemonError::NoRunner(program));
+        }
+        Ok(runners)
+    }
+}
+
+fn runtime() -> Result<Runtime, DaemonError> {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|source| DaemonError::Io {
+            what: "start the runtime",
+            source,
+        })
+}
+
+/// Takes the lead, or stands by for it; none when it was told to stop before.
+fn lead(runtime: &Runtime, spool: &Spool) -> Result<Option<Leadership>, DaemonError> {
+    if let Some(leadership) = Leadership::try_take(spool)? {
+        return Ok(Some(leadership));
+    }
+    tracing::info!("another scheduler leads; standing by");
+    notify("READY=1\nSTATUS=Standing by");
+    let spool = spool.clone();
+    runtime.block_on(async {
+        let mut stop = StopSignals::new()?;
+        // The thread sleeps in flock(2); when the process ends, so does it.
+        let mut wait = tokio::task::spawn_blocking(move || Leadership::wait(&spool));
+        tokio::select! {
+            () = stop.next() => Ok(None),
+            lead = &mut wait => match lead {
+                Ok(lead) => Ok(Some(lead?)),
+                Err(panic) => Err(DaemonError::Io {
+                    what: "wait for the lead",
+                    source: io::Error::other(panic),
+                }),
+            },
+        }
+    })
+}

@@ -1,0 +1,333 @@
+//! The scheduler's loop: everything that is seen becomes an event of the [policy](super::policy),
+//! and its actions are carried out.
+//!
+//! The loop sleeps in the kernel: in inotify for the queue and for progress, in a pidfd for each
+//! runner, in a signal, in the policy's next deadline. Idle, it costs nothing. It keeps nothing
+//! that is not in the files or in the kernel, so it may be killed at any instant; an error of the
+//! files ends it, and the next leader takes over.
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::{SignedDuration, Timestamp};
+use nix::libc;
+use thiserror::Error;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{Instant as TokioInstant, sleep_until},
+};
+
+use super::{
+    board::Board,
+    crew::Live,
+    job::QueuedJob,
+    outcome::Left,
+    policy::{Action, Event, Limits, State},
+    resources::Resources,
+    runner::{Process, Runners},
+    spool::{Spool, SpoolError},
+    watch::{Changed, Watches},
+};
+use crate::{config::Config, model::RunId, sys::readable::Readable};
+
+/// How often finished jobs are looked through for expired ones.
+const EXPIRY_PERIOD: Duration = Duration::from_secs(3600);
+
+/// The scheduler cannot go on; its running jobs do.
+#[derive(Debug, Error)]
+pub enum SchedulerError {
+    /// The queue or the history cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The kernel refused something that the loop waits with.
+    #[error("cannot {what}")]
+    Wait {
+        /// What was refused.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(super) fn wait_error(what: &'static str) -> impl FnOnce(io::Error) -> SchedulerError {
+    move |source| SchedulerError::Wait { what, source }
+}
+
+/// What a task of the loop reports back.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// A runner's process is gone.
+    Gone(RunId),
+    /// What it left was looked at.
+    Judged(RunId, Left),
+}
+
+/// Everything that the loop works with.
+#[derive(Debug)]
+pub struct Scheduler {
+    pub(super) spool: Spool,
+    pub(super) runners: Runners,
+    pub(super) resources: Arc<dyn Resources>,
+    pub(super) board: Arc<Board>,
+    pub(super) live: BTreeMap<RunId, Live>,
+    pub(super) queued: BTreeMap<RunId, QueuedJob>,
+    pub(super) watches: Watches,
+    pub(super) report: mpsc::UnboundedSender<Seen>,
+    state: State,
+    reports: mpsc::UnboundedReceiver<Seen>,
+    registry_dir: PathBuf,
+    keep: Duration,
+    epoch: Instant,
+    over: bool,
+}
+
+/// The limits that a configuration sets.
+#[must_use]
+pub fn limits(config: &Config) -> Limits {
+    let scheduler = &config.scheduler;
+    Limits {
+        quick: scheduler.quick_jobs.min(config.dscp.count()),
+        detailed: scheduler.detailed_jobs,
+        total: scheduler.jobs,
+        overtakes: scheduler.overtakes,
+        quick_time: scheduler.quick_time(),
+        detailed_time: scheduler.detailed_time(),
+        grace: scheduler.grace(),
+    }
+}
+
+impl Scheduler {
+    /// A scheduler that has not looked at anything yet; call within a tokio runtime, as the leader.
+    ///
+    /// # Errors
+    /// [`SchedulerError::Wait`] when inotify is not to be had.
+    pub fn new(
+        config: &Config,
+        spool: Spool,
+        runners: Runners,
+        resources: Arc<dyn Resources>,
+        board: Arc<Board>,
+    ) -> Result<Self, SchedulerError> {
+        let (report, reports) = mpsc::unbounded_channel();
+        Ok(Self {
+            spool,
+            runners,
+            resources,
+            board,
+            live: BTreeMap::new(),
+            queued: BTreeMap::new(),
+            watches: Watches::new().map_err(wait_error("watch files"))?,
+            report,
+            state: State::new(limits(config)),
+            reports,
+            registry_dir: config.registry_dir.clone(),
+            keep: config.scheduler.keep(),
+            epoch: Instant::now(),
+            over: false,
+        })
+    }
+
+    /// Runs jobs until it is told to stop by SIGTERM or SIGINT: once to drain, twice to cancel.
+    ///
+    /// # Errors
+    /// [`SchedulerError`]; running jobs go on and the next leader adopts them.
+    pub async fn run(mut self) -> Result<(), SchedulerError> {
+        let mut stop = StopSignals::new()?;
+        // Watch first, look afterwards: nothing falls in between.
+        let directories = [
+            (self.spool.queue_dir().to_owned(), Changed::Queue),
+            (self.registry_dir.clone(), Changed::Registry),
+        ];
+        for (path, changed) in directories {
+            let watched = self.watches.directory(&path, changed);
+            watched.map_err(wait_error("watch a directory"))?;
+        }
+        for event in self.recover()? {
+            self.step(event)?;
+        }
+        self.queue_changed()?;
+        let mut expiry = tokio::time::interval(EXPIRY_PERIOD);
+        while !self.over {
+            let deadline = self.state.deadline().map(|at| self.epoch + at);
+            tokio::select! {
+                () = stop.next() => {
+                    tracing::info!(running = self.live.len(), "draining");
+                    self.step(Event::Terminate)?;
+                }
+                Some(seen) = self.reports.recv() => self.seen(seen)?,
+                changed = self.watches.next() => {
+                    self.changed(changed.map_err(wait_error("read file events"))?)?;
+                }
+                () = until(deadline) => self.step(Event::Time)?,
+                _ = expiry.tick() => self.expire(),
+            }
+        }
+        self.board.render();
+        Ok(())
+    }
+
+    fn changed(&mut self, changed: HashSet<Changed>) -> Result<(), SchedulerError> {
+        for changed in changed {
+            match changed {
+                Changed::Queue => self.queue_changed()?,
+                Changed::Registry => {
+                    self.board.registry();
+                    if self.state.waits_for_dscp() {
+                        self.step(Event::DscpMayBeFree)?;
+                    }
+                }
+                Changed::Progress(run_id) => self.progress(&run_id),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what the files say now: who waits, and who is to be cancelled.
+    fn queue_changed(&mut self) -> Result<(), SchedulerError> {
+        let jobs = match self.spool.jobs() {
+            // Readers see a damaged file; who locks it repairs it.
+            Err(SpoolError::Damaged { .. }) => self.spool.lock()?.jobs()?,
+            other => other?,
+        };
+        let mut cancelled = Vec::new();
+        for job in jobs.running.iter().filter(|job| job.cancelled_by.is_some()) {
+            if let Some(live) = self.live.get_mut(&job.run_id) {
+                live.job.cancelled_by.clone_from(&job.cancelled_by);
+                cancelled.push(job.run_id.clone());
+            }
+        }
+        let order = jobs.queued.iter();
+        let order = order
+            .map(|job| (job.run_id.clone(), job.analysis_mode))
+            .collect();
+        let queued = jobs
+            .queued
+            .iter()
+            .map(|job| (job.run_id.clone(), job.clone()));
+        self.queued = queued.collect();
+        self.board.queue(Arc::new(jobs));
+        for run_id in cancelled {
+            self.step(Event::Cancel(run_id))?;
+        }
+        self.step(Event::Queue(order))
+    }
+
+    pub(super) fn progress(&mut self, run_id: &RunId) {
+        let Some(live) = self.live.get_mut(run_id) else {
+            return;
+        };
+        match live.progress.read() {
+            Ok(true) => {
+                if let Some(line) = live.progress.last() {
+                    self.board.progress(run_id, line);
+                }
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%run_id, %error, "cannot read the progress"),
+        }
+    }
+
+    fn seen(&mut self, seen: Seen) -> Result<(), SchedulerError> {
+        match seen {
+            Seen::Gone(run_id) => {
+                self.progress(&run_id);
+                self.look_at_what_it_left(run_id);
+                Ok(())
+            }
+            Seen::Judged(run_id, left) => {
+                if let Some(live) = self.live.get_mut(&run_id) {
+                    live.left = Some(left);
+                }
+                self.step(Event::Ended(run_id))
+            }
+        }
+    }
+
+    pub(super) fn step(&mut self, event: Event) -> Result<(), SchedulerError> {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let now = self.epoch.elapsed();
+            let mut starts = Vec::new();
+            for action in self.state.step(event, now) {
+                match action {
+                    Action::Start(run_id) => starts.push(run_id),
+                    Action::Terminate(run_id) => self.signal(&run_id, Process::terminate),
+                    Action::Kill(run_id) => self.signal(&run_id, Process::kill),
+                    Action::Close {
+                        run_id,
+                        cause,
+                        killed,
+                    } => self.close(&run_id, cause, killed)?,
+                    Action::Exit => self.over = true,
+                }
+            }
+            events.extend(self.start(&starts)?);
+        }
+        let draining = self.state.is_draining();
+        self.board.scheduler(draining, self.state.waits_for_dscp());
+        Ok(())
+    }
+
+    /// Reports when a runner's process is gone.
+    pub(super) fn watch_end(&self, run_id: RunId, process: &Process) -> Result<(), SchedulerError> {
+        let pidfd = process.pidfd().and_then(Readable::new);
+        let pidfd = pidfd.map_err(wait_error("watch a process"))?;
+        let report = self.report.clone();
+        tokio::spawn(async move {
+            // An error here would be of epoll itself; looking at the job early is harmless then.
+            let _ = pidfd.wait().await;
+            // The loop is gone only when this task is about to be.
+            let _ = report.send(Seen::Gone(run_id));
+        });
+        Ok(())
+    }
+
+    fn expire(&self) {
+        let (spool, keep) = (self.spool.clone(), self.keep);
+        tokio::task::spawn_blocking(move || {
+            let keep = SignedDuration::try_from(keep).unwrap_or(SignedDuration::MAX);
+            let expired = Timestamp::now()
+                .checked_sub(keep)
+                .map_or(Ok(0), |until| spool.lock()?.expire(until));
+            match expired {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "removed expired jobs"),
+                Err(error) => tracing::error!(%error, "cannot remove expired jobs"),
+            }
+        });
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(TokioInstant::from_std(deadline)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// SIGTERM and SIGINT; both mean the same here.
+pub(super) struct StopSignals(Signal, Signal);
+
+impl StopSignals {
+    pub(super) fn new() -> Result<Self, SchedulerError> {
+        let listen = |kind| signal(kind).map_err(wait_error("listen for signals"));
+        Ok(Self(
+            listen(SignalKind::from_raw(libc::SIGTERM))?,
+            listen(SignalKind::from_raw(libc::SIGINT))?,
+        ))
+    }
+
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
+}

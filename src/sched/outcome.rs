@@ -1,0 +1,210 @@
+//! How a job ended: judged from what its runner left, its exit status and why it was made to end.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Seek, SeekFrom},
+    path::Path,
+    process::ExitStatus,
+};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::run::report::Verdict;
+
+use super::{
+    job::{Status, UserName, Verdicts},
+    policy::Cause,
+    runner::{RESULT, STDERR, describe},
+};
+
+/// Exit codes of a runner that came to a result: all YES, some NO, some UNKNOWN.
+const WITH_RESULT: [i32; 3] = [0, 1, 3];
+/// How much of a runner's last words are kept.
+const LAST_WORDS: u64 = 1024;
+
+/// What a runner left when it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// Its exit code, where it is known and it ended by itself.
+    pub exit_code: Option<i32>,
+    /// Whether it came to a result.
+    pub complete: bool,
+    /// The verdicts counted, if it did.
+    pub verdicts: Option<Verdicts>,
+    /// What went wrong, if it did not.
+    pub reason: Option<String>,
+    /// Whether it was ended by a signal, so that nothing was undone.
+    pub crashed: bool,
+}
+
+impl Left {
+    /// Looks at the files of a runner that ended with `status`; none is of one that ended unseen.
+    #[must_use]
+    pub fn look(dir: &Path, status: Option<ExitStatus>) -> Self {
+        let exit_code = status.and_then(|status| status.code());
+        let crashed = status.is_some_and(|status| status.code().is_none());
+        let verdicts = count_verdicts(&dir.join(RESULT));
+        let ran = exit_code.is_none_or(|code| WITH_RESULT.contains(&code));
+        let complete = verdicts.is_ok() && !crashed && ran;
+        let reason = (!complete).then(|| {
+            let words = last_words(&dir.join(STDERR)).unwrap_or_default();
+            if words.is_empty() {
+                describe(status)
+            } else {
+                format!("{}: {words}", describe(status))
+            }
+        });
+        Self {
+            exit_code,
+            complete,
+            verdicts: verdicts.ok().flatten().filter(|_| complete),
+            reason,
+            crashed,
+        }
+    }
+
+    /// The job's status and the reason for it. A job that came to its result in time is done,
+    /// even if somebody wanted it to end.
+    #[must_use]
+    pub fn conclude(
+        &self,
+        cause: Option<Cause>,
+        cancelled_by: Option<&UserName>,
+    ) -> (Status, Option<String>) {
+        match cause {
+            _ if self.complete => (Status::Done, None),
+            None => (Status::Failed, self.reason.clone()),
+            Some(Cause::TimedOut) => (
+                Status::TimedOut,
+                Some("it ran longer than it may".to_owned()),
+            ),
+            Some(Cause::Cancelled) => {
+                let by = cancelled_by.map_or("somebody", UserName::as_str);
+                (Status::Cancelled, Some(format!("cancelled by {by}")))
+            }
+            Some(Cause::Shutdown) => (
+                Status::Cancelled,
+                Some("cancelled because the scheduler was stopped".to_owned()),
+            ),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Service {
+    result: Verdict,
+}
+
+#[derive(Deserialize)]
+struct Router {
+    services: Vec<Service>,
+}
+
+/// The part of a result that is counted.
+#[derive(Deserialize)]
+struct Counted {
+    routers: Vec<Router>,
+}
+
+/// The verdicts of a whole JSON document, or none when it has another shape.
+fn count_verdicts(path: &Path) -> io::Result<Option<Verdicts>> {
+    let counted: Counted = match serde_json::from_reader(BufReader::new(File::open(path)?)) {
+        Ok(counted) => counted,
+        Err(error) if error.is_data() => {
+            serde_json::from_reader::<_, Map<String, Value>>(BufReader::new(File::open(path)?))?;
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut verdicts = Verdicts::default();
+    for service in counted.routers.iter().flat_map(|router| &router.services) {
+        match service.result {
+            Verdict::Yes => verdicts.yes += 1,
+            Verdict::No => verdicts.no += 1,
+            Verdict::Unknown => verdicts.unknown += 1,
+        }
+    }
+    Ok(Some(verdicts))
+}
+
+/// The end of what a runner wrote to its standard error, on one line.
+fn last_words(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
+    let mut bytes = Vec::new();
+    file.take(LAST_WORDS).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let text = lines.collect::<Vec<_>>().join("; ");
+    Ok(text.chars().filter(|c| !c.is_control()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::process::ExitStatusExt};
+
+    use super::*;
+
+    const RESULT_TEXT: &str = r#"{"source":"10.0.0.1","routers":[
+        {"name":"a","services":[{"port":1,"result":"YES"},{"port":2,"result":"NO"}]},
+        {"name":"b","services":[{"port":1,"result":"UNKNOWN","reason":"x"}]}]}"#;
+
+    fn left(result: &str, stderr: &str, status: Option<i32>) -> Left {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(RESULT), result).unwrap();
+        fs::write(dir.path().join(STDERR), stderr).unwrap();
+        Left::look(dir.path(), status.map(ExitStatus::from_raw))
+    }
+
+    /// The status of an exit with `code`, as wait(2) encodes it.
+    fn code(code: i32) -> Option<i32> {
+        Some(code << 8)
+    }
+
+    #[test]
+    fn a_complete_result_is_done_whatever_its_verdicts() {
+        for status in [code(0), code(1), code(3), None] {
+            let left = left(RESULT_TEXT, "a warning\n", status);
+            assert_eq!(left.conclude(Some(Cause::Cancelled), None).0, Status::Done);
+            let verdicts = left.verdicts.unwrap();
+            assert_eq!((verdicts.yes, verdicts.no, verdicts.unknown), (1, 1, 1));
+        }
+        assert!(left("{\"summary\":{}}", "", code(0)).complete);
+    }
+
+    #[test]
+    fn anything_else_is_failed_with_the_runners_last_words() {
+        for (result, status, want) in [
+            ("", code(4), "exit code 4: error: no lab; try up"),
+            (RESULT_TEXT, code(4), "exit code 4"),
+            ("{\"routers\":[", code(0), "exit code 0"),
+            ("[]", code(0), "exit code 0"),
+            (RESULT_TEXT, Some(9), "SIGKILL"),
+            ("", Some(25), "more than it may"),
+            ("", None, "no scheduler watched"),
+        ] {
+            let left = left(result, "error: no lab\n\n  try up\u{7}\n", status);
+            let (status, reason) = left.conclude(None, None);
+            let reason = reason.unwrap();
+            assert_eq!(status, Status::Failed);
+            assert!(reason.contains(want), "{reason}");
+            assert_eq!(left.verdicts, None);
+        }
+    }
+
+    #[test]
+    fn the_cause_of_an_end_is_its_status() {
+        let left = left("", "", Some(15));
+        assert!(left.crashed);
+        let ann = UserName::new("ann").unwrap();
+        let (status, reason) = left.conclude(Some(Cause::Cancelled), Some(&ann));
+        assert_eq!(status, Status::Cancelled);
+        assert_eq!(reason.as_deref(), Some("cancelled by ann"));
+        assert_eq!(
+            left.conclude(Some(Cause::TimedOut), None).0,
+            Status::TimedOut
+        );
+    }
+}

@@ -1,0 +1,386 @@
+//! Runner processes: started with arguments only, seen to end by pidfd, found again after a crash.
+//!
+//! A runner's standard input is its `alive` file, locked (flock(2)) before it is started. The lock
+//! belongs to the open file, which only the runner holds: while it is locked the runner lives, and
+//! when the runner dies, however it dies, the kernel frees it. So a later scheduler knows for
+//! certain whether a job still runs, no job is started twice, and the process is found by the file
+//! that it has open and not by a pid that may have been reused.
+//!
+//! A runner gets an empty environment, a process group of its own (a Ctrl-C on the scheduler's
+//! terminal is not for it) and a limit on the size of each file that it writes.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{MetadataExt, OpenOptionsExt},
+            process::{CommandExt, ExitStatusExt},
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus},
+};
+
+use nix::libc;
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal, prlimit},
+};
+use thiserror::Error;
+
+use super::{
+    job::{Mode, RunningJob},
+    spool::{Spool, SpoolError, make_dir},
+};
+use crate::model::RunId;
+
+/// The runner's standard input, locked while it lives.
+const ALIVE: &str = "alive";
+/// The runner's standard output.
+pub const RESULT: &str = "result.json";
+/// The runner's standard error.
+pub const STDERR: &str = "stderr.txt";
+/// The runner's progress.
+pub const PROGRESS: &str = "progress.jsonl";
+
+/// A runner could not be started.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The job is running already.
+    #[error("run {0} is running already")]
+    Alive(RunId),
+    /// The run directory could not be prepared.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The process could not be started.
+    #[error("cannot start {program}")]
+    Spawn {
+        /// The executable.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// Whether the system may be able to start it later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        // EAGAIN and ENOMEM of fork(2), EMFILE and ENFILE of open(2).
+        let busy = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+        let (Self::Spawn { source, .. } | Self::Spool(SpoolError::Io { source, .. })) = self else {
+            return false;
+        };
+        source.raw_os_error().is_some_and(|e| busy.contains(&e))
+    }
+}
+
+/// Where the runners are and what they may do.
+#[derive(Debug, Clone)]
+pub struct Runners {
+    /// Directory with `tsim-quick` and `tsim-detailed`.
+    pub dir: PathBuf,
+    /// Passed on as `--config`.
+    pub config_file: Option<PathBuf>,
+    /// Most bytes per file.
+    pub max_output: u64,
+}
+
+/// A runner that was started or adopted.
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    pidfd: OwnedFd,
+    child: Option<Child>,
+}
+
+impl Runners {
+    /// Starts the runner of a job.
+    ///
+    /// # Errors
+    /// [`StartError`]; the job did not run then.
+    pub fn start(&self, job: &RunningJob, spool: &Spool) -> Result<Process, StartError> {
+        let dir = spool.run_dir(&job.run_id);
+        make_dir(&dir)?;
+        let alive = open(&dir.join(ALIVE))?;
+        // Not nix's Flock: dropping that unlocks, here the lock goes on in the runner.
+        flock(&alive, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StartError::Alive(job.run_id.clone()))?;
+        File::options()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(dir.join(PROGRESS))
+            .map_err(SpoolError::io("make", &dir.join(PROGRESS)))?;
+        let mut command = self.command(job, &dir);
+        command
+            .stdin(alive)
+            .stdout(open(&dir.join(RESULT))?)
+            .stderr(open(&dir.join(STDERR))?);
+        let spawn_error = |source| StartError::Spawn {
+            program: self.program(job.mode),
+            source,
+        };
+        let child = command.spawn().map_err(spawn_error)?;
+        Process::of_child(child, self.max_output).map_err(spawn_error)
+    }
+
+    /// The executable for a mode.
+    #[must_use]
+    pub fn program(&self, mode: Mode) -> PathBuf {
+        self.dir.join(match mode {
+            Mode::Quick => "tsim-quick",
+            Mode::Detailed => "tsim-detailed",
+        })
+    }
+
+    fn command(&self, job: &RunningJob, dir: &Path) -> Command {
+        let mut command = Command::new(self.program(job.mode));
+        let params = &job.params;
+        command
+            .env_clear()
+            .process_group(0)
+            .current_dir("/")
+            .args(["--lab", params.lab.as_str()])
+            .args(["-s", &params.source.to_string()])
+            .args(["-d", &params.destination.to_string()])
+            .args(["-P", &params.ports]);
+        if let Some(routers) = &params.routers {
+            let names: Vec<&str> = routers.iter().map(AsRef::as_ref).collect();
+            command.args(["--routers", &names.join(",")]);
+        }
+        command.args(["--run-id", job.run_id.as_str()]);
+        if let Some(dscp) = job.dscp {
+            command.args(["--dscp", &dscp.to_string()]);
+        }
+        command
+            .arg("--json")
+            .arg("--progress")
+            .arg(dir.join(PROGRESS));
+        if let Some(file) = &self.config_file {
+            command.arg("--config").arg(file);
+        }
+        command
+    }
+}
+
+fn open(path: &Path) -> Result<File, SpoolError> {
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(SpoolError::io("open", path))
+}
+
+impl Process {
+    fn of_child(mut child: Child, max_output: u64) -> io::Result<Self> {
+        match Self::watch(child.id(), max_output) {
+            Ok((pid, pidfd)) => Ok(Self {
+                pid,
+                pidfd,
+                child: Some(child),
+            }),
+            Err(error) => {
+                // Without a pidfd nobody would see it end: it must not run at all.
+                child.kill()?;
+                child.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn watch(pid: u32, max_output: u64) -> io::Result<(Pid, OwnedFd)> {
+        let pid = to_pid(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        // No more than this process itself may: raising a hard limit takes a capability.
+        let own = rustix::process::getrlimit(Resource::Fsize).maximum;
+        let most = Some(own.map_or(max_output, |own| own.min(max_output)));
+        let size = Rlimit {
+            current: most,
+            maximum: most,
+        };
+        match prlimit(Some(pid), Resource::Fsize, size) {
+            // A runner that is over already is not in the way of its own end.
+            Ok(_) | Err(rustix::io::Errno::SRCH) => Ok((pid, pidfd)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The process id, for people.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Becomes readable when the process ends.
+    ///
+    /// # Errors
+    /// When no descriptor is free.
+    pub fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
+    /// Sends SIGTERM; a process that is gone is none to worry about.
+    ///
+    /// # Errors
+    /// When it may not be signalled.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Sends SIGKILL.
+    ///
+    /// # Errors
+    /// When it may not be signalled.
+    pub fn kill(&self) -> io::Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// How the process ended: call when its pidfd is readable. None for an adopted one, whose
+    /// status only its first scheduler could have had.
+    ///
+    /// # Errors
+    /// When the kernel has no status to give.
+    pub fn reap(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.as_mut().map(Child::wait).transpose()
+    }
+}
+
+/// What became of the runner of a job that an earlier scheduler started.
+#[derive(Debug)]
+pub enum Found {
+    /// It lives.
+    Alive(Process),
+    /// It ended, and left traces of having run.
+    Ended,
+    /// It never ran.
+    NeverRan,
+}
+
+/// Looks for the runners of jobs that another scheduler started.
+///
+/// # Errors
+/// [`SpoolError::Io`] when a run directory or `/proc` cannot be read.
+pub fn find(jobs: &[RunningJob], spool: &Spool) -> Result<Vec<Found>, SpoolError> {
+    let mut holders = None;
+    jobs.iter()
+        .map(|job| find_one(&spool.run_dir(&job.run_id), &mut holders))
+        .collect()
+}
+
+type FileId = (u64, u64);
+
+fn find_one(
+    dir: &Path,
+    holders: &mut Option<HashMap<FileId, Vec<Pid>>>,
+) -> Result<Found, SpoolError> {
+    let path = dir.join(ALIVE);
+    let alive = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::NeverRan),
+        Err(e) => return Err(SpoolError::io("open", &path)(e)),
+    };
+    let metadata = alive.metadata().map_err(SpoolError::io("examine", &path))?;
+    let file = (metadata.dev(), metadata.ino());
+    // A holder may end between the look at the lock and the look for its process: look again.
+    while flock(&alive, FlockOperation::NonBlockingLockShared).is_err() {
+        if holders.is_none() {
+            *holders = Some(stdin_holders().map_err(SpoolError::io("list", Path::new("/proc")))?);
+        }
+        let pids = holders.as_ref().and_then(|holders| holders.get(&file));
+        let found = pids.into_iter().flatten().find_map(|pid| adopt(*pid, file));
+        if let Some(process) = found {
+            return Ok(Found::Alive(process));
+        }
+        *holders = None;
+    }
+    Ok(if has_run(dir) {
+        Found::Ended
+    } else {
+        Found::NeverRan
+    })
+}
+
+/// Any byte that a runner wrote proves that it ran.
+fn has_run(dir: &Path) -> bool {
+    let written = |name| fs::metadata(dir.join(name)).is_ok_and(|file| file.len() > 0);
+    [PROGRESS, RESULT, STDERR].into_iter().any(written)
+}
+
+/// Every process by the file that it has as standard input; leaders of process groups first.
+fn stdin_holders() -> io::Result<HashMap<FileId, Vec<Pid>>> {
+    let mut holders: HashMap<FileId, Vec<Pid>> = HashMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let pid = name.to_str().and_then(|name| name.parse().ok());
+        let Some((pid, file)) = pid
+            .and_then(to_pid)
+            .and_then(|pid| Some((pid, stdin_of(pid)?)))
+        else {
+            continue;
+        };
+        let pids = holders.entry(file).or_default();
+        // The runner leads its group; a child of it that inherited the file does not.
+        match rustix::process::getpgid(Some(pid)) {
+            Ok(group) if group == pid => pids.insert(0, pid),
+            _ => pids.push(pid),
+        }
+    }
+    Ok(holders)
+}
+
+/// The file that a process has as its standard input, proc_pid_fd(5).
+fn stdin_of(pid: Pid) -> Option<FileId> {
+    let file = fs::metadata(format!("/proc/{}/fd/0", pid.as_raw_nonzero())).ok()?;
+    Some((file.dev(), file.ino()))
+}
+
+fn adopt(pid: Pid, file: FileId) -> Option<Process> {
+    let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).ok()?;
+    // The pidfd first: if the pid still has the file now, the pidfd is of that very process.
+    (stdin_of(pid)? == file).then_some(Process {
+        pid,
+        pidfd,
+        child: None,
+    })
+}
+
+fn to_pid(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+/// An exit status in words, for a job that has no result.
+#[must_use]
+pub fn describe(status: Option<ExitStatus>) -> String {
+    let Some(status) = status else {
+        return "the runner ended while no scheduler watched it".to_owned();
+    };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("the runner ended with exit code {code}"),
+        (None, Some(libc::SIGXFSZ)) => "the runner wrote more than it may".to_owned(),
+        (None, Some(signal)) => {
+            let name = nix::sys::signal::Signal::try_from(signal);
+            let name = name.map_or_else(|_| signal.to_string(), |name| name.to_string());
+            format!("the runner was ended by {name}")
+        }
+        (None, None) => "the runner ended".to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "runner_tests.rs"]
+mod tests;
