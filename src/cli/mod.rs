@@ -16,8 +16,11 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 
+mod jobs;
 pub mod matrix;
 pub mod tsim;
+pub mod tsimd;
+mod watch;
 
 /// How a command ended; the process's exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +168,34 @@ pub trait Run {
 pub trait CommandLine: Parser + Run {
     /// The options that every command takes.
     fn global(&self) -> &Global;
+
+    /// How log lines look, and from which level on they are written.
+    fn log(&self) -> Log {
+        Log::quiet(self.global().verbose)
+    }
+}
+
+/// How log lines look, and which are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// The least severe level that is written.
+    pub level: tracing::Level,
+    /// JSON lines instead of text.
+    pub json: bool,
+}
+
+impl Log {
+    /// For commands that speak for themselves: warnings, with `-v` information, with `-vv` every
+    /// step.
+    #[must_use]
+    pub fn quiet(verbose: u8) -> Self {
+        let level = match verbose {
+            0 => tracing::Level::WARN,
+            1 => tracing::Level::INFO,
+            _ => tracing::Level::DEBUG,
+        };
+        Self { level, json: false }
+    }
 }
 
 /// Parses `args`, runs the command, prints what went wrong, and ends the process.
@@ -187,7 +218,7 @@ pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
 
 fn run<C: CommandLine>(command: C) -> Exit {
     let global = command.global().clone();
-    start_log(global.verbose);
+    start_log(command.log());
     let result = Config::load(global.config.as_deref())
         .map_err(Failure::from)
         .and_then(|config| {
@@ -206,15 +237,16 @@ fn run<C: CommandLine>(command: C) -> Exit {
     }
 }
 
-/// Sends log lines to standard error: warnings, with `-v` information, with `-vv` every step.
-fn start_log(verbose: u8) {
-    let level = match verbose {
-        0 => tracing::Level::WARN,
-        1 => tracing::Level::INFO,
-        _ => tracing::Level::DEBUG,
-    };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(io::stderr)
-        .init();
+/// Sends log lines to standard error.
+fn start_log(log: Log) {
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(log.level)
+        .with_writer(io::stderr);
+    if log.json {
+        lines.json().init();
+    } else {
+        lines
+            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+            .init();
+    }
 }

@@ -1,8 +1,8 @@
-//! `tsim`, the operator's command: labs, hosts, traces, registry.
+//! `tsim`, the operator's command: labs, hosts, traces, registry, queue.
 
 use clap::{Parser, Subcommand};
 
-use super::{CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run};
+use super::{CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, jobs, watch};
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
 #[derive(Debug, Parser)]
@@ -15,7 +15,13 @@ pub struct Tsim {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Submit(jobs::Submit),
+    Queue(jobs::Queue),
+    Cancel(jobs::Cancel),
+    Result(jobs::Show),
+    Watch(watch::Watch),
+}
 
 impl CommandLine for Tsim {
     fn global(&self) -> &Global {
@@ -24,7 +30,13 @@ impl CommandLine for Tsim {
 }
 
 impl Run for Tsim {
-    fn run(self, _context: &Context) -> Result<Exit, Failure> {
-        match self.command {}
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        match self.command {
+            Command::Submit(command) => command.run(context),
+            Command::Queue(command) => command.run(context),
+            Command::Cancel(command) => command.run(context),
+            Command::Result(command) => command.run(context),
+            Command::Watch(command) => command.run(context),
+        }
     }
 }

@@ -1,0 +1,365 @@
+//! `tsim submit`, `queue`, `cancel` and `result`: the queue from the command line.
+//!
+//! They work on the queue's files, so they need no scheduler to run; one that runs sees the change
+//! at once.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    net::IpAddr,
+    path::Path,
+};
+
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use nix::unistd::{User, getuid};
+use serde::Serialize;
+use serde_json::Map;
+
+use super::{
+    Context, Exit, Failure, Run,
+    matrix::{self, Layout},
+};
+use crate::{
+    model::{LabName, RouterName, RunId},
+    run::report::QuickReport,
+    sched::{
+        history::Page,
+        job::{FinishedJob, Mode, NewJob, Params, Status, UserName, fresh_run_id},
+        leader,
+        queue::{Cancelled, Jobs, SubmitError},
+        runner::RESULT,
+        spool::{Spool, SpoolError},
+    },
+};
+
+impl From<SpoolError> for Failure {
+    fn from(error: SpoolError) -> Self {
+        Self::cannot_run(error)
+    }
+}
+
+impl From<SubmitError> for Failure {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Taken { .. } => Self::usage(error),
+            other => Self::cannot_run(other),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ModeArg {
+    Quick,
+    Detailed,
+}
+
+/// Puts a job into the queue and prints its run id and its place
+#[derive(Debug, Args)]
+pub(super) struct Submit {
+    /// How to measure
+    mode: ModeArg,
+    /// Lab to measure in
+    #[arg(long, value_name = "NAME")]
+    lab: LabName,
+    /// Source address
+    #[arg(short, long, value_name = "ADDRESS")]
+    source: IpAddr,
+    /// Destination address
+    #[arg(short, long, value_name = "ADDRESS")]
+    destination: IpAddr,
+    /// Services, e.g. `22,80,443/tcp,53/udp,8000-8100`
+    #[arg(short = 'P', long, value_name = "LIST")]
+    ports: String,
+    /// Routers to measure; without, the path is traced
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    routers: Option<Vec<RouterName>>,
+    /// Name of the job; asking twice for the same job under the same name is asking once
+    #[arg(long, value_name = "ID")]
+    run_id: Option<RunId>,
+    /// On whose behalf [default: the login name]
+    #[arg(long, value_name = "NAME")]
+    user: Option<UserName>,
+}
+
+impl Run for Submit {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let mode = match self.mode {
+            ModeArg::Quick => Mode::Quick,
+            ModeArg::Detailed => Mode::Detailed,
+        };
+        let now = Timestamp::now();
+        let params = Params {
+            lab: self.lab,
+            source: self.source,
+            destination: self.destination,
+            ports: self.ports,
+            routers: self.routers,
+            extra: Map::new(),
+        };
+        params
+            .check(context.config.services)
+            .map_err(Failure::usage)?;
+        let run_id = match self.run_id {
+            Some(run_id) => run_id,
+            None => fresh_run_id(mode, now).map_err(|e| Failure::cannot_run(e.to_string()))?,
+        };
+        let job = NewJob {
+            run_id,
+            username: user(self.user)?,
+            mode,
+            params,
+        };
+        let spool = Spool::open(&context.config)?;
+        let most = context.config.scheduler.max_queued;
+        let submitted = spool.lock()?.submit(job, most, now)?;
+        context.print(&submitted, |out| {
+            write!(out, "{} {}", submitted.run_id, submitted.status)?;
+            match submitted.position {
+                Some(position) => writeln!(out, ", number {position} of the waiting {mode} jobs"),
+                None => writeln!(out),
+            }
+        })?;
+        warn_without_scheduler(&spool)?;
+        Ok(Exit::Ok)
+    }
+}
+
+/// The name given, or the login name of the calling user.
+fn user(given: Option<UserName>) -> Result<UserName, Failure> {
+    if let Some(user) = given {
+        return Ok(user);
+    }
+    let uid = getuid();
+    let user = User::from_uid(uid).map_err(io::Error::from)?;
+    let name = user.map_or_else(|| format!("uid {uid}"), |user| user.name);
+    UserName::new(name).map_err(Failure::cannot_run)
+}
+
+fn warn_without_scheduler(spool: &Spool) -> Result<(), Failure> {
+    if !leader::is_led(spool)? {
+        tracing::warn!("no scheduler is running: jobs wait until tsimd is started");
+    }
+    Ok(())
+}
+
+/// Lists running and waiting jobs, and the latest that are over
+#[derive(Debug, Args)]
+pub(super) struct Queue {
+    /// How many finished jobs to list
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    history: usize,
+}
+
+#[derive(Serialize)]
+struct Listing<'a> {
+    scheduler: bool,
+    running: &'a [crate::sched::job::RunningJob],
+    queued: &'a [crate::sched::job::QueuedJob],
+    history: &'a [FinishedJob],
+}
+
+impl Run for Queue {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let spool = Spool::open(&context.config)?;
+        let jobs = spool.jobs()?;
+        let page = spool.history(None, self.history)?;
+        let listing = Listing {
+            scheduler: leader::is_led(&spool)?,
+            running: &jobs.running,
+            queued: &jobs.queued,
+            history: &page.jobs,
+        };
+        context.print(&listing, |out| print_jobs(out, &jobs, &page))?;
+        if jobs.unreadable > 0 {
+            let count = jobs.unreadable;
+            tracing::warn!(
+                count,
+                "entries of the queue are no jobs and are left as they are"
+            );
+        }
+        warn_without_scheduler(&spool)?;
+        Ok(Exit::Ok)
+    }
+}
+
+fn print_jobs(out: &mut dyn Write, jobs: &Jobs, page: &Page) -> io::Result<()> {
+    let mut rows = Vec::new();
+    for job in &jobs.running {
+        let dscp = job.dscp.map_or(String::new(), |dscp| dscp.to_string());
+        rows.push(row(
+            &job.run_id,
+            job.status,
+            job.mode,
+            &job.username,
+            &job.params,
+            dscp,
+        ));
+    }
+    for job in &jobs.queued {
+        let place = jobs
+            .position(&job.run_id)
+            .map_or(String::new(), |n| format!("#{n}"));
+        let mode = job.analysis_mode;
+        rows.push(row(
+            &job.run_id,
+            job.status,
+            mode,
+            &job.username,
+            &job.params,
+            place,
+        ));
+    }
+    for job in &page.jobs {
+        let verdicts = job
+            .verdicts
+            .map(|v| format!("{} yes, {} no, {} unknown", v.yes, v.no, v.unknown));
+        let note = verdicts.or_else(|| job.reason.clone()).unwrap_or_default();
+        rows.push(row(
+            &job.run_id,
+            job.status,
+            job.mode,
+            &job.username,
+            &job.params,
+            note,
+        ));
+    }
+    if rows.is_empty() {
+        return writeln!(out, "no jobs");
+    }
+    rows.insert(
+        0,
+        [
+            "RUN ID", "STATUS", "MODE", "USER", "LAB", "FROM", "TO", "NOTE",
+        ]
+        .map(str::to_owned),
+    );
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; 8] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    for row in &rows {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn row(
+    run_id: &RunId,
+    status: Status,
+    mode: Mode,
+    user: &UserName,
+    params: &Params,
+    note: String,
+) -> [String; 8] {
+    [
+        run_id.to_string(),
+        status.to_string(),
+        mode.to_string(),
+        user.to_string(),
+        params.lab.to_string(),
+        params.source.to_string(),
+        params.destination.to_string(),
+        note,
+    ]
+}
+
+/// Cancels a waiting or running job
+#[derive(Debug, Args)]
+pub(super) struct Cancel {
+    /// The job
+    run_id: RunId,
+    /// On whose behalf [default: the login name]
+    #[arg(long, value_name = "NAME")]
+    user: Option<UserName>,
+}
+
+impl Run for Cancel {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let spool = Spool::open(&context.config)?;
+        let user = user(self.user)?;
+        let run_id = self.run_id;
+        let cancelled = spool.lock()?.cancel(&run_id, &user, Timestamp::now())?;
+        let (text, status) = match &cancelled {
+            Cancelled::Queued(_) => ("cancelled before it started", Status::Cancelled),
+            Cancelled::Running => ("is being ended", Status::Running),
+            Cancelled::Over(status) => ("is over already", *status),
+            Cancelled::Unknown => {
+                return Err(Failure::usage(format!("there is no job {run_id}")));
+            }
+        };
+        let value = serde_json::json!({"run_id": run_id, "status": status});
+        context.print(&value, |out| writeln!(out, "{run_id} {text}"))?;
+        Ok(Exit::Ok)
+    }
+}
+
+/// Prints the result of a job that is over; the exit code is that of its verdicts
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The job
+    run_id: RunId,
+}
+
+impl Run for Show {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let spool = Spool::open(&context.config)?;
+        let run_id = &self.run_id;
+        let Some(job) = spool.finished(run_id)? else {
+            let jobs = spool.jobs()?;
+            let running = jobs.running.iter().any(|job| job.run_id == *run_id);
+            let waits = jobs.position(run_id);
+            return Err(Failure::cannot_run(match (running, waits) {
+                (true, _) => format!("job {run_id} is running: see `tsim watch {run_id}`"),
+                (_, Some(place)) => format!("job {run_id} waits as number {place}"),
+                _ => format!("there is no job {run_id}"),
+            }));
+        };
+        if job.status != Status::Done {
+            let reason = job.reason.unwrap_or_default();
+            return Err(Failure::cannot_run(format!(
+                "job {run_id} {}: {reason}",
+                job.status
+            )));
+        }
+        let path = spool.run_dir(run_id).join(RESULT);
+        print_result(context, &path, &job)?;
+        Ok(exit_of(&job))
+    }
+}
+
+/// As JSON the runner's own output byte for byte; as text the matrix of a quick job.
+fn print_result(context: &Context, path: &Path, job: &FinishedJob) -> Result<(), Failure> {
+    let mut file = File::open(path)?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let printed = if context.json || job.mode == Mode::Detailed {
+        io::copy(&mut file, &mut out).map(drop)
+    } else {
+        let report: QuickReport =
+            serde_json::from_reader(io::BufReader::new(file)).map_err(io::Error::from)?;
+        matrix::print(&mut out, &report, layout())
+    };
+    match printed.and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn layout() -> Layout {
+    let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
+    Layout {
+        width,
+        colour: io::IsTerminal::is_terminal(&io::stdout()),
+    }
+}
+
+pub(super) fn exit_of(job: &FinishedJob) -> Exit {
+    match job.verdicts {
+        Some(verdicts) if verdicts.unknown > 0 => Exit::SomeUnknown,
+        Some(verdicts) if verdicts.no > 0 => Exit::SomeNo,
+        _ => Exit::Ok,
+    }
+}

@@ -1,0 +1,12 @@
+//! The scheduler as a process, with fake runners: what it starts, ends, adopts and records.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod crash;
+mod jobs;
+mod support;

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Stands in for tsim-quick and tsim-detailed. SITE is replaced by the test's directory; the lab's
+# name says what to do. It notes its start and end in SITE/log, so that a test sees who ran when.
+while [ $# -gt 0 ]; do
+    case $1 in
+        --lab) lab=$2 ;;
+        --run-id) id=$2 ;;
+        --dscp) dscp=$2 ;;
+        --progress) progress=$2 ;;
+        -s) from=$2 ;;
+        -d) to=$2 ;;
+        -P | --routers | --config) ;;
+        --json)
+            shift
+            continue
+            ;;
+        *)
+            echo "error: unexpected argument $1" >&2
+            exit 2
+            ;;
+    esac
+    shift 2
+done
+echo '{"percent":0,"phase":"waiting"}' >>"$progress"
+[ "$lab" = stubborn ] && trap '' TERM
+echo "start $id $$ ${dscp:-none}" >>SITE/log
+case $lab in
+    # Opening blocks until the test opens the other end.
+    gate | stubborn) read -r _ <"SITE/gate" ;;
+    fail)
+        echo "error: no such lab" >&2
+        exit 4
+        ;;
+    crash) kill -KILL $$ ;;
+    talk) while :; do echo '"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"'; done ;;
+    env) env >SITE/env ;;
+esac
+echo '{"percent":60,"phase":"probing"}' >>"$progress"
+cat <<RESULT
+{"source":"$from","destination":"$to","dscp":${dscp:-0},"run_id":"$id","backend":"nft","routers":[
+{"name":"hq-gw","iface_in":"eth0","iface_out":"eth1","next_hop":null,"services":[
+{"port":80,"protocol":"tcp","result":"YES"},
+{"port":81,"protocol":"tcp","result":"NO","reason":"dropped by policy"}]}],
+"warnings":[],"timing_ms":{"resolve":0,"lock":0,"hosts":0,"install":0,"probe":0,"read":0,"explain":0,"undo":0,"total":0}}
+RESULT
+echo '{"percent":100,"phase":"done"}' >>"$progress"
+echo "end $id" >>SITE/log
+exit 1

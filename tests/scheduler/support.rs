@@ -1,0 +1,288 @@
+//! A scheduler of its own for each test: directory, configuration, fake runners, daemon.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::{BufRead, BufReader},
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+        signal::{Signal, kill},
+        stat::Mode as FileMode,
+    },
+    unistd::{Pid, mkfifo},
+};
+use serde_json::Map;
+use tempfile::TempDir;
+use tsim::{
+    config::Config,
+    model::{LabName, RunId},
+    sched::{
+        job::{FinishedJob, Mode, NewJob, Params, UserName},
+        queue::{Jobs, Submitted},
+        spool::Spool,
+    },
+};
+
+/// Longer than any step takes; only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Site {
+    dir: TempDir,
+    pub spool: Spool,
+}
+
+impl Site {
+    /// A site whose `[scheduler]` table has these lines beside the necessary ones.
+    pub fn new(scheduler: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let text = format!(
+            "registry_dir = \"{0}/registry\"\n[scheduler]\nrunner_dir = \"{0}\"\n\
+             listen = \"127.0.0.1:0\"\n{scheduler}\n",
+            root.display()
+        );
+        fs::write(root.join("tsim.toml"), text).unwrap();
+        fs::write(root.join("log"), "").unwrap();
+        mkfifo(&root.join("gate"), FileMode::S_IRWXU).unwrap();
+        let script = include_str!("runner.sh").replace("SITE", &root.display().to_string());
+        for name in ["tsim-quick", "tsim-detailed"] {
+            fs::write(root.join(name), &script).unwrap();
+            fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let config = Config::load(Some(&root.join("tsim.toml"))).unwrap();
+        let spool = Spool::open(&config).unwrap();
+        Self { dir, spool }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts `tsimd` without waiting for anything.
+    pub fn spawn(&self) -> Daemon {
+        let child = Command::new(env!("CARGO_BIN_EXE_tsimd"))
+            .arg("--config")
+            .arg(self.path("tsim.toml"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Daemon::new(child)
+    }
+
+    /// Starts `tsimd` and waits until it leads.
+    pub fn daemon(&self) -> Daemon {
+        let mut daemon = self.spawn();
+        daemon.until_log("leading");
+        daemon
+    }
+
+    pub fn tsim(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_tsim"))
+            .arg("--config")
+            .arg(self.path("tsim.toml"))
+            .args(args)
+            .output()
+            .unwrap()
+    }
+
+    pub fn submit(&self, name: &str, mode: Mode, lab: &str) -> Submitted {
+        let job = NewJob {
+            run_id: id(name),
+            username: UserName::new("ann").unwrap(),
+            mode,
+            params: Params {
+                lab: LabName::new(lab).unwrap(),
+                source: [10, 0, 0, 1].into(),
+                destination: [10, 0, 0, 2].into(),
+                ports: "80,81".to_owned(),
+                routers: None,
+                extra: Map::new(),
+            },
+        };
+        let lock = self.spool.lock().unwrap();
+        lock.submit(job, 100_000, Timestamp::now()).unwrap()
+    }
+
+    pub fn quick(&self, name: &str, lab: &str) {
+        self.submit(name, Mode::Quick, lab);
+    }
+
+    pub fn cancel(&self, name: &str) {
+        let lock = self.spool.lock().unwrap();
+        let user = UserName::new("bob").unwrap();
+        lock.cancel(&id(name), &user, Timestamp::now()).unwrap();
+    }
+
+    pub fn finished(&self, name: &str) -> Option<FinishedJob> {
+        self.spool.finished(&id(name)).unwrap()
+    }
+
+    pub fn jobs(&self) -> Jobs {
+        self.spool.jobs().unwrap()
+    }
+
+    /// Sleeps until `done`, looking whenever a file of the site changed.
+    pub fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).unwrap();
+        let flags = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_MODIFY;
+        for dir in [
+            self.spool.queue_dir(),
+            self.spool.runs_dir(),
+            self.dir.path(),
+        ] {
+            inotify.add_watch(dir, flags).unwrap();
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(
+                Instant::now() < deadline,
+                "{what} never came; {:?}\n{}",
+                self.jobs(),
+                fs::read_to_string(self.path("log")).unwrap()
+            );
+            let mut fds = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::from(1000u16)).unwrap();
+            let _ = inotify.read_events();
+        }
+    }
+
+    pub fn until_finished(&self, name: &str) -> FinishedJob {
+        self.until(name, |site| {
+            let running = site.jobs().running;
+            site.finished(name).is_some() && running.iter().all(|job| job.run_id != id(name))
+        });
+        self.finished(name).unwrap()
+    }
+
+    /// Which runs started and ended, in order.
+    pub fn log(&self) -> Vec<Logged> {
+        let text = fs::read_to_string(self.path("log")).unwrap();
+        text.lines().filter_map(Logged::parse).collect()
+    }
+
+    pub fn started(&self) -> Vec<Logged> {
+        let log = self.log();
+        log.into_iter()
+            .filter(|line| line.what == "start")
+            .collect()
+    }
+
+    /// How often each run was started.
+    pub fn starts(&self) -> BTreeMap<String, usize> {
+        let mut starts = BTreeMap::new();
+        for line in self.started() {
+            *starts.entry(line.id).or_default() += 1;
+        }
+        starts
+    }
+
+    /// Lets every runner that waits at the gate go on, and those that come.
+    pub fn open_gate(&self) -> OpenGate {
+        OpenGate::new(&self.path("gate"))
+    }
+}
+
+/// A gate that stays open: both ends are held, so opening never blocks, and there is always a line.
+pub struct OpenGate(#[allow(dead_code)] fs::File);
+
+impl OpenGate {
+    fn new(path: &Path) -> Self {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        // Each runner takes one line; a pipe holds many.
+        std::io::Write::write_all(&mut file, "\n".repeat(2000).as_bytes()).unwrap();
+        Self(file)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logged {
+    pub what: String,
+    pub id: String,
+    pub pid: i32,
+    pub dscp: String,
+}
+
+impl Logged {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        Some(Self {
+            what: words.next()?.to_owned(),
+            id: words.next()?.to_owned(),
+            pid: words.next().and_then(|pid| pid.parse().ok()).unwrap_or(0),
+            dscp: words.next().unwrap_or_default().to_owned(),
+        })
+    }
+}
+
+pub fn id(name: &str) -> RunId {
+    RunId::new(name).unwrap()
+}
+
+pub struct Daemon {
+    child: Child,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Daemon {
+    fn new(mut child: Child) -> Self {
+        let log = BufReader::new(child.stderr.take().unwrap());
+        Self { child, log }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// Reads the log up to a line with `text`, and returns that line.
+    pub fn until_log(&mut self, text: &str) -> String {
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            let count = self.log.read_line(&mut line).unwrap();
+            assert!(count > 0, "tsimd ended without saying {text:?}:\n{seen}");
+            if line.contains(text) {
+                return line;
+            }
+            seen.push_str(&line);
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for its end and says whether that was a success.
+    pub fn wait(mut self) -> bool {
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut self.log, &mut rest).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {rest}");
+        true
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Gone already after kill() and wait().
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
