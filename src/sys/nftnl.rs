@@ -68,7 +68,7 @@ pub enum Header {
 #[repr(u32)]
 pub enum Meta {
     /// Whether the packet is traced, one byte.
-    NfTrace = 14,
+    NfTrace = 12,
     /// Transport protocol number, one byte.
     L4Proto = 16,
 }
