@@ -6,6 +6,7 @@
 //! | layer | what it does |
 //! |---|---|
 //! | [`cli`] | arguments as typed, then resolved; exit codes; output |
+//! | [`doctor`] | what this machine offers and lacks |
 //! | [`sched`] | queue, policy, event loop, live viewer |
 //! | [`run`] | the quick job: taps, probes, verdicts, undo, report |
 //! | [`lab`] | facts → topology → namespaces; hosts; path trace |
@@ -20,6 +21,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod fault;
 pub mod firewall;
 pub mod lab;

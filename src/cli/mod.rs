@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 
+mod doctor;
 mod jobs;
 pub mod matrix;
 pub mod tsim;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, jobs, watch};
+use super::{CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, jobs, watch};
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
 #[derive(Debug, Parser)]
@@ -21,6 +21,7 @@ enum Command {
     Cancel(jobs::Cancel),
     Result(jobs::Show),
     Watch(watch::Watch),
+    Doctor(doctor::Doctor),
 }
 
 impl CommandLine for Tsim {
@@ -37,6 +38,7 @@ impl Run for Tsim {
             Command::Cancel(command) => command.run(context),
             Command::Result(command) => command.run(context),
             Command::Watch(command) => command.run(context),
+            Command::Doctor(command) => command.run(context),
         }
     }
 }

@@ -5,8 +5,11 @@
 //! it put there.
 
 pub mod nft;
+mod support;
 pub mod tag;
 pub mod taps;
 
+pub use support::Support;
+pub(crate) use support::with_causes;
 pub use tag::TagSpace;
 pub use taps::{Reading, Taps};

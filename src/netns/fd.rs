@@ -12,7 +12,7 @@ use std::{
 };
 
 use nix::{
-    sched::{CloneFlags, setns},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
         statfs::{NSFS_MAGIC, fstatfs},
@@ -128,6 +128,18 @@ pub fn visit<T: Send>(
         Ok(work(netns))
     };
     on_own_thread(|| namespaces.iter().map(one).collect())
+}
+
+/// Runs `work` inside a new namespace without a name, on a thread of its own. The namespace goes
+/// with the thread and what was opened in it. Child processes started by `work` run inside it.
+///
+/// # Errors
+/// [`NetnsError`] when the namespace cannot be made, or when `work` panics.
+pub fn in_scratch<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+    on_own_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| NetnsError::Scratch(errno.into()))?;
+        Ok(work())
+    })
 }
 
 /// Runs `work` on a new thread, which then ends: whatever it did to itself goes with it.

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 pub use self::{
     dir::{DEFAULT_DIR, NetnsDir},
-    fd::{NetnsFd, NetnsId, visit},
+    fd::{NetnsFd, NetnsId, in_scratch, visit},
 };
 use crate::model::NetnsName;
 
@@ -115,6 +115,9 @@ pub enum NetnsError {
         #[source]
         source: io::Error,
     },
+    /// A namespace without a name could not be made.
+    #[error("cannot make a network namespace")]
+    Scratch(#[source] io::Error),
     /// The thread for work inside a namespace could not be started.
     #[error("cannot start a thread for work inside a network namespace")]
     Thread(#[source] io::Error),

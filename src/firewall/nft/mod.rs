@@ -18,6 +18,7 @@
 
 mod render;
 pub mod socket;
+pub mod support;
 mod wire;
 
 pub use socket::{NftError, NftSocket};
