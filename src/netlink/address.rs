@@ -138,6 +138,28 @@ impl Netlink {
         };
         Ok(list.iter().filter_map(read).collect())
     }
+
+    /// The addresses of the interface `dev`, both families.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when there is no such interface or the kernel refuses the list.
+    pub fn addresses_of(&mut self, dev: &IfName) -> Result<Vec<Address>, NetlinkError> {
+        let what = format!(
+            "to list the addresses of {dev} of namespace {}",
+            self.netns()
+        );
+        let index = self.index(dev, &what)?;
+        let mut request = AddressMessage::default();
+        request.header.index = index;
+        let list = self.dump(&what, &RouteNetlinkMessage::GetAddress(request))?;
+        let read = |message: &RouteNetlinkMessage| match message {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
+                from_message(message)
+            }
+            _ => None,
+        };
+        Ok(list.iter().filter_map(read).collect())
+    }
 }
 
 #[cfg(test)]

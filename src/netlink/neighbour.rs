@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     neighbour::{
@@ -107,11 +107,12 @@ impl Batch<'_> {
         .tolerate(Errno::ENOENT)
     }
 
-    /// Tells the bridge of port `port` that `mac` is behind that port, now and for ever.
+    /// Tells the bridge of port `port` that `mac` is behind that port, now and for ever. An
+    /// address that the bridge knows already is an error.
     pub fn add_forwarding(&mut self, port: &IfName, mac: Mac) -> &mut Self {
         self.push(
             format_args!("to add forwarding entry {mac} dev {port}"),
-            NLM_F_CREATE | NLM_F_REPLACE,
+            NLM_F_CREATE | NLM_F_EXCL,
             |index| {
                 let message = forwarding(index(port)?, mac);
                 Ok(RouteNetlinkMessage::NewNeighbour(message))

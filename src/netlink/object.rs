@@ -118,6 +118,19 @@ pub struct Address {
     pub prefix_route: bool,
 }
 
+impl Address {
+    /// A global address whose prefix route the kernel adds.
+    #[must_use]
+    pub fn new(local: IpNet) -> Self {
+        Self {
+            local,
+            peer: None,
+            scope: Scope::Global,
+            prefix_route: true,
+        }
+    }
+}
+
 /// What happens to packets that a route matches, ip-route(8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

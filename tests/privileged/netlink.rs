@@ -164,15 +164,18 @@ fn bridges_and_their_ports_take_their_options() {
         .set_link(
             &port,
             &LinkChange {
+                name: None,
                 up: Some(false),
                 mtu: Some(9000),
                 mac: Some(NEAR),
                 master: Some(None),
+                alias: Some("free text".to_owned()),
             },
         );
     batch.send().unwrap();
     let link = netlink.link(&port).unwrap().unwrap();
     assert_eq!((link.mtu, link.mac, link.master), (9000, Some(NEAR), None));
+    assert_eq!(link.alias.as_deref(), Some("free text"));
     assert!(!link.up);
 }
 

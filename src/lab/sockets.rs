@@ -1,0 +1,122 @@
+//! The rtnetlink sockets of a lab's routers, opened when they are first needed.
+
+use std::collections::{HashMap, hash_map::Entry};
+
+use thiserror::Error;
+
+use crate::{
+    model::{LabName, NetnsName, RouterId, RouterName},
+    netlink::{Netlink, NetlinkError},
+    netns::{NetnsDir, NetnsError, NetnsFd},
+};
+
+/// A router of the lab, or its segments, cannot be reached.
+#[derive(Debug, Error)]
+pub enum SocketsError {
+    /// The lab is not up, or has no such router.
+    #[error("lab {lab} is not up, or has no {what}")]
+    Missing {
+        /// The lab.
+        lab: LabName,
+        /// What was looked for, e.g. `router hq-gw`.
+        what: String,
+        /// Why.
+        #[source]
+        source: NetnsError,
+    },
+    /// The namespace exists, but no socket can be opened in it.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// Sockets in the routers of one lab. Each keeps its namespace alive: hold this value no longer
+/// than one command.
+#[derive(Debug)]
+pub struct RouterSockets {
+    dir: NetnsDir,
+    lab: LabName,
+    open: HashMap<RouterName, Netlink>,
+}
+
+impl RouterSockets {
+    /// No socket is opened yet.
+    #[must_use]
+    pub fn new(dir: &NetnsDir, lab: &LabName) -> Self {
+        Self {
+            dir: dir.clone(),
+            lab: lab.clone(),
+            open: HashMap::new(),
+        }
+    }
+
+    /// The lab.
+    #[must_use]
+    pub fn lab(&self) -> &LabName {
+        &self.lab
+    }
+
+    /// Where the namespaces are.
+    #[must_use]
+    pub fn dir(&self) -> &NetnsDir {
+        &self.dir
+    }
+
+    /// The socket of `router`.
+    ///
+    /// # Errors
+    /// [`SocketsError`] when there is no such router or no socket can be opened.
+    pub fn router(&mut self, router: &RouterName) -> Result<&mut Netlink, SocketsError> {
+        match self.open.entry(router.clone()) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(free) => {
+                let name = RouterId::new(self.lab.clone(), router.clone()).netns();
+                let netns = open(&self.dir, &self.lab, &name, &format!("router {router}"))?;
+                Ok(free.insert(Netlink::open(&netns)?))
+            }
+        }
+    }
+
+    /// Opens the sockets of all `routers` at once, which is quicker than one after the other.
+    ///
+    /// # Errors
+    /// As [`RouterSockets::router`].
+    pub fn open_all(&mut self, routers: &[&RouterName]) -> Result<(), SocketsError> {
+        let mut missing: Vec<&RouterName> = routers.to_vec();
+        missing.retain(|router| !self.open.contains_key(*router));
+        missing.sort();
+        missing.dedup();
+        let namespaces: Vec<NetnsFd> = missing
+            .iter()
+            .map(|router| {
+                let name = RouterId::new(self.lab.clone(), (*router).clone()).netns();
+                open(&self.dir, &self.lab, &name, &format!("router {router}"))
+            })
+            .collect::<Result<_, _>>()?;
+        let sockets = Netlink::open_all(&namespaces.iter().collect::<Vec<_>>())?;
+        self.open.extend(missing.into_iter().cloned().zip(sockets));
+        Ok(())
+    }
+
+    /// A socket in the namespace of the lab's bridges.
+    ///
+    /// # Errors
+    /// As [`RouterSockets::router`].
+    pub fn segments(&self) -> Result<Netlink, SocketsError> {
+        let name = NetnsName::segments(&self.lab);
+        let netns = open(&self.dir, &self.lab, &name, "segments")?;
+        Ok(Netlink::open(&netns)?)
+    }
+}
+
+fn open(
+    dir: &NetnsDir,
+    lab: &LabName,
+    name: &NetnsName,
+    what: &str,
+) -> Result<NetnsFd, SocketsError> {
+    dir.open(name).map_err(|source| SocketsError::Missing {
+        lab: lab.clone(),
+        what: what.to_owned(),
+        source,
+    })
+}
