@@ -7,7 +7,7 @@ use std::{
 };
 
 use tsim::{
-    lab::hosts::{Added, HostError, HostPlan, HostRequest, Hosts},
+    lab::hosts::{Added, HostError, HostRequest, Hosts},
     model::{HostId, RouterId},
     netlink::{
         Netlink,
@@ -15,6 +15,7 @@ use tsim::{
         sysctl,
     },
     netns::NetnsFd,
+    registry::HostSpec,
 };
 
 use crate::{
@@ -51,7 +52,7 @@ fn hosts(lab: &MiniLab) -> Hosts {
     Hosts::open(&lab.bed.dir, &lab.bed.lab).unwrap()
 }
 
-fn add(lab: &MiniLab, host: &str, router: &str, address: &str) -> HostPlan {
+fn add(lab: &MiniLab, host: &str, router: &str, address: &str) -> HostSpec {
     let mut hosts = hosts(lab);
     let plan = hosts.plan(&request(lab, host, router, address)).unwrap();
     assert_eq!(hosts.add(&plan).unwrap(), Added::Made);
@@ -173,7 +174,7 @@ fn what_fails_half_way_is_undone_and_what_was_there_stays() {
 fn the_same_address_serves_one_host_per_router_and_each_reaches_its_own() {
     let (lab, a, b) = lab();
     let mut hosts = hosts(&lab);
-    let plans: Vec<HostPlan> = ["a", "b"]
+    let plans: Vec<HostSpec> = ["a", "b"]
         .iter()
         .map(|router| hosts.plan(&request(&lab, &format!("src-{router}"), router, "10.0.0.9")))
         .map(Result::unwrap)
@@ -214,7 +215,7 @@ fn hosts_talk_through_a_router_in_both_families() {
     for (near, far) in [("10.0.0.9", "10.1.0.9"), ("2001:db8::9", "2001:db8:1::9")] {
         let left = add(&lab, &format!("l-{near}").replace(':', "-"), "r", near);
         let right = add(&lab, &format!("r-{far}").replace(':', "-"), "r", far);
-        let open = |plan: &HostPlan| lab.bed.dir.open(&plan.id.netns()).unwrap();
+        let open = |plan: &HostSpec| lab.bed.dir.open(&plan.id.netns()).unwrap();
         let (left, right) = (open(&left), open(&right));
         let listener = right
             .enter(|| TcpListener::bind(SocketAddr::new(ip(far), 80)).unwrap())
@@ -264,7 +265,7 @@ fn requests_that_cannot_be_met_say_why() {
     );
     let plan = hosts.plan(&on("eth1")).unwrap();
     assert_eq!(plan.address.to_string(), "192.0.2.1/32");
-    assert_eq!(plan.gateway, ip("10.1.0.1"));
+    assert_eq!(plan.gateway, Some(ip("10.1.0.1")));
     assert_eq!(hosts.add(&plan).unwrap(), Added::Made);
     let none = Hosts::open(&lab.bed.dir, &"no-such-lab".parse().unwrap()).unwrap_err();
     assert!(none.to_string().contains("not up"), "{none}");

@@ -17,6 +17,7 @@
 //! is to note at its port what it is; a host without that note is half made or half removed.
 
 mod error;
+mod kernel;
 mod plan;
 
 use std::{io, net::IpAddr};
@@ -25,7 +26,8 @@ use nix::errno::Errno;
 
 pub use self::{
     error::HostError,
-    plan::{HostPlan, HostRequest, HostState},
+    kernel::LabHosts,
+    plan::{HostRequest, HostState},
 };
 use super::sockets::RouterSockets;
 use crate::{
@@ -36,6 +38,7 @@ use crate::{
         sysctl::{self, SysctlError},
     },
     netns::{NetnsDir, NetnsFd},
+    registry::HostSpec,
 };
 
 /// The interface in a host.
@@ -69,7 +72,8 @@ struct Socket {
 
 /// A host on its way: its namespace, and a socket in it.
 struct Draft<'a> {
-    plan: &'a HostPlan,
+    plan: &'a HostSpec,
+    gateway: IpAddr,
     port: IfName,
     socket: Socket,
     netns: NetnsFd,
@@ -91,7 +95,7 @@ impl Hosts {
     ///
     /// # Errors
     /// [`HostError`] when the router has no place for it.
-    pub fn plan(&mut self, request: &HostRequest) -> Result<HostPlan, HostError> {
+    pub fn plan(&mut self, request: &HostRequest) -> Result<HostSpec, HostError> {
         self.check(&request.id, &request.router)?;
         let max = if request.address.is_ipv4() { 32 } else { 128 };
         if let Some(length) = request.prefix_len.filter(|length| *length > max) {
@@ -114,11 +118,17 @@ impl Hosts {
             }
         };
         self.socket(&request.router, &interface)?;
-        let addresses = self
-            .routers
-            .router(&request.router.router)?
-            .addresses_of(&interface)?;
-        Ok(HostPlan::new(request, interface, &addresses))
+        let addresses = self.addresses(&request.router, &interface)?;
+        Ok(plan::spec(request, interface, &addresses))
+    }
+
+    fn addresses(
+        &mut self,
+        router: &RouterId,
+        interface: &IfName,
+    ) -> Result<Vec<Address>, HostError> {
+        let netlink = self.routers.router(&router.router)?;
+        Ok(netlink.addresses_of(interface)?)
     }
 
     fn check(&self, host: &HostId, router: &RouterId) -> Result<(), HostError> {
@@ -180,7 +190,7 @@ impl Hosts {
     ///
     /// # Errors
     /// [`HostError`]; nothing of the host is left then, unless the error says so.
-    pub fn add(&mut self, plan: &HostPlan) -> Result<Added, HostError> {
+    pub fn add(&mut self, plan: &HostSpec) -> Result<Added, HostError> {
         let added = self.add_all(std::slice::from_ref(plan))?;
         Ok(added.first().copied().unwrap_or(Added::AlreadyThere))
     }
@@ -189,13 +199,13 @@ impl Hosts {
     ///
     /// # Errors
     /// As [`Hosts::add`].
-    pub fn add_all(&mut self, plans: &[HostPlan]) -> Result<Vec<Added>, HostError> {
+    pub fn add_all(&mut self, plans: &[HostSpec]) -> Result<Vec<Added>, HostError> {
         let mut found = Vec::with_capacity(plans.len());
         for plan in plans {
             found.push(self.find(plan)?);
         }
         let new = plans.iter().zip(&found);
-        let new: Vec<&HostPlan> = new
+        let new: Vec<&HostSpec> = new
             .filter(|(_, added)| **added == Added::Made)
             .map(|(plan, _)| plan)
             .collect();
@@ -212,7 +222,7 @@ impl Hosts {
     }
 
     /// Whether the host exists; an error when another one or a part of one does.
-    fn find(&mut self, plan: &HostPlan) -> Result<Added, HostError> {
+    fn find(&mut self, plan: &HostSpec) -> Result<Added, HostError> {
         self.check(&plan.id, &plan.router)?;
         let port = self.segments.link(&plan::port_name(&plan.id)?)?;
         let state = port
@@ -234,7 +244,7 @@ impl Hosts {
 
     /// Makes `plans`; `begun` tells of which there may be something to undo. Whoever has the
     /// namespace has the host: one that somebody else made meanwhile is not among them.
-    fn make(&mut self, plans: &[&HostPlan], begun: &mut Vec<HostId>) -> Result<(), HostError> {
+    fn make(&mut self, plans: &[&HostSpec], begun: &mut Vec<HostId>) -> Result<(), HostError> {
         let mut drafts = Vec::with_capacity(plans.len());
         for plan in plans {
             drafts.push(self.draft(plan, begun)?);
@@ -249,10 +259,17 @@ impl Hosts {
     /// Makes the namespace. What it must know before its interface appears is set first.
     fn draft<'p>(
         &mut self,
-        plan: &'p HostPlan,
+        plan: &'p HostSpec,
         begun: &mut Vec<HostId>,
     ) -> Result<Draft<'p>, HostError> {
         let socket = self.socket(&plan.router, &plan.interface)?;
+        let gateway = match plan.gateway {
+            Some(gateway) => gateway,
+            None => plan::gateway(
+                &self.addresses(&plan.router, &plan.interface)?,
+                plan.address.addr(),
+            ),
+        };
         let name = plan.id.netns();
         let family = Family::of(plan.address.addr());
         let (netns, inside) = self.routers.dir().create_with(&name, || {
@@ -263,6 +280,7 @@ impl Hosts {
         Ok(Draft {
             port: plan::port_name(&plan.id)?,
             plan,
+            gateway,
             socket,
             netns,
             netlink: inside?,
@@ -404,7 +422,7 @@ impl Draft<'_> {
             prefix_route: false,
             ..Address::new(plan.address)
         };
-        let gateway = Neighbour::permanent(eth0.clone(), plan.gateway, self.socket.router_mac);
+        let gateway = Neighbour::permanent(eth0.clone(), self.gateway, self.socket.router_mac);
         self.netlink.learn(eth0.clone(), ETH0_INDEX);
         let mut batch = self.netlink.batch(format!("host {}", plan.id));
         batch
@@ -412,7 +430,7 @@ impl Draft<'_> {
             .set_link(&eth0, &LinkChange::up())
             .add_address(&eth0, &address)
             .replace_neighbour(&gateway)
-            .add_route(&default_route(plan.gateway, eth0));
+            .add_route(&default_route(self.gateway, eth0));
         Ok(batch.send()?)
     }
 }

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::{
-    model::{HostId, IfName, RouterId},
+    model::{HostId, HostName, IfName, NameError, RouterId, RouterName},
     netlink::object::{Address, Mac, Scope},
+    registry::HostSpec,
 };
 
 /// Points a host's default route where the router's interface has no address of the host's
@@ -30,39 +31,20 @@ pub struct HostRequest {
     pub interface: Option<IfName>,
 }
 
-/// A host with everything that it needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostPlan {
-    /// Its name; also that of its namespace.
-    pub id: HostId,
-    /// The router whose segment it joins.
-    pub router: RouterId,
-    /// That router's interface.
-    pub interface: IfName,
-    /// The host's address.
-    pub address: IpNet,
-    /// Where its default route points.
-    pub gateway: IpAddr,
-    /// Its hardware address.
-    pub mac: Mac,
-}
-
-impl HostPlan {
-    /// Completes `request` for `interface`, which has `addresses`.
-    pub(super) fn new(request: &HostRequest, interface: IfName, addresses: &[Address]) -> Self {
-        let subnet = subnet(addresses, request.address);
-        let prefix_len = request.prefix_len.or(subnet.map(|a| a.local.prefix_len()));
-        let address = prefix_len
-            .and_then(|length| IpNet::new(request.address, length).ok())
-            .unwrap_or_else(|| request.address.into());
-        Self {
-            id: request.id.clone(),
-            router: request.router.clone(),
-            interface,
-            address,
-            gateway: gateway(addresses, request.address),
-            mac: mac(&request.id, &request.router),
-        }
+/// Completes `request` for `interface`, which has `addresses`.
+pub(super) fn spec(request: &HostRequest, interface: IfName, addresses: &[Address]) -> HostSpec {
+    let subnet = subnet(addresses, request.address);
+    let prefix_len = request.prefix_len.or(subnet.map(|a| a.local.prefix_len()));
+    let address = prefix_len
+        .and_then(|length| IpNet::new(request.address, length).ok())
+        .unwrap_or_else(|| request.address.into());
+    HostSpec {
+        id: request.id.clone(),
+        router: request.router.clone(),
+        interface,
+        address,
+        gateway: Some(gateway(addresses, request.address)),
+        mac: mac(&request.id, &request.router),
     }
 }
 
@@ -75,7 +57,7 @@ fn subnet(addresses: &[Address], host: IpAddr) -> Option<&Address> {
 }
 
 /// The router's address that a host on the link sends to.
-fn gateway(addresses: &[Address], host: IpAddr) -> IpAddr {
+pub(super) fn gateway(addresses: &[Address], host: IpAddr) -> IpAddr {
     let same_family = |a: &&Address| a.local.addr().is_ipv4() == host.is_ipv4();
     let global = || {
         addresses
@@ -99,7 +81,7 @@ fn mac(host: &HostId, router: &RouterId) -> Mac {
 }
 
 /// The bridge port of a host, in the namespace of its lab's segments.
-pub(super) fn port_name(host: &HostId) -> Result<IfName, crate::model::NameError> {
+pub(super) fn port_name(host: &HostId) -> Result<IfName, NameError> {
     let number = hash(&host.to_string()) >> 8;
     IfName::new(format!("h{number:014x}"))
 }
@@ -120,9 +102,9 @@ fn hash(text: &str) -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct HostState {
     /// The host within the lab.
-    pub host: crate::model::HostName,
+    pub host: HostName,
     /// The router whose segment it joins.
-    pub router: crate::model::RouterName,
+    pub router: RouterName,
     /// That router's interface.
     pub interface: IfName,
     /// The host's address.
@@ -135,7 +117,7 @@ pub struct HostState {
 const MARK: &str = "tsim-host";
 
 impl HostState {
-    pub(super) fn of(plan: &HostPlan) -> Self {
+    pub(super) fn of(plan: &HostSpec) -> Self {
         Self {
             host: plan.id.host.clone(),
             router: plan.router.router.clone(),
@@ -187,7 +169,7 @@ mod tests {
         }
     }
 
-    fn plan(address: &str, interface: &[&str]) -> HostPlan {
+    fn plan(address: &str, interface: &[&str]) -> HostSpec {
         let parse = |text: &&str| {
             let local: IpNet = text.parse().unwrap();
             let link = text.starts_with("fe80");
@@ -197,7 +179,7 @@ mod tests {
             }
         };
         let addresses: Vec<Address> = interface.iter().map(parse).collect();
-        HostPlan::new(&request(address), "eth0".parse().unwrap(), &addresses)
+        spec(&request(address), "eth0".parse().unwrap(), &addresses)
     }
 
     #[test]
@@ -238,7 +220,11 @@ mod tests {
         ] {
             let plan = plan(address, interface);
             assert_eq!(plan.address.to_string(), want, "{address} {interface:?}");
-            assert_eq!(plan.gateway.to_string(), gateway, "{address} {interface:?}");
+            assert_eq!(
+                plan.gateway.unwrap().to_string(),
+                gateway,
+                "{address} {interface:?}"
+            );
         }
     }
 
