@@ -4,3 +4,4 @@ pub mod facts;
 pub mod hosts;
 pub mod sockets;
 pub mod topology;
+pub mod trace;

@@ -7,3 +7,4 @@ mod minilab;
 mod netlink;
 mod netns;
 mod support;
+mod trace;

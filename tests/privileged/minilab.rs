@@ -149,7 +149,12 @@ impl MiniLab {
         let mut netlink = self.segments();
         loop {
             let have = netlink.links().unwrap();
-            if have == want {
+            // The rest of a link's state may lag behind (linkwatch).
+            if have
+                .iter()
+                .map(|l| &l.name)
+                .eq(want.iter().map(|l| &l.name))
+            {
                 return;
             }
             let event = recv(events.as_raw_fd(), &mut [0; 8192], MsgFlags::empty());

@@ -1,0 +1,316 @@
+//! The way of a packet through a lab, router by router, as the routers' own kernels route it.
+//!
+//! Each step is a look-up in the router's namespace for a packet that comes in on the interface
+//! where the step before sent it, so policy rules count, and so do `rp_filter` and forwarding.
+//! Firewalls do not: that is what jobs are for.
+
+mod walk;
+mod wiring;
+
+use std::{fmt, io, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use self::{
+    walk::trace,
+    wiring::{Plug, Wiring},
+};
+use super::sockets::SocketsError;
+use crate::{
+    model::{IfName, LabName, Protocol, RouterName},
+    netlink::NetlinkError,
+};
+
+/// A trace could not be made.
+#[derive(Debug, Error)]
+pub enum TraceError {
+    /// Source and destination are of different families.
+    #[error("source {source_address} and destination {destination} are of different families")]
+    Families {
+        /// The source.
+        source_address: IpAddr,
+        /// The destination.
+        destination: IpAddr,
+    },
+    /// No router is near the source.
+    #[error(
+        "no router of lab {lab} has a subnet with {source_address} or routes it out of the lab: \
+         name the first router"
+    )]
+    NoStart {
+        /// The lab.
+        lab: LabName,
+        /// The source.
+        source_address: IpAddr,
+    },
+    /// There is no such router.
+    #[error("lab {lab} has no router {router}")]
+    NoRouter {
+        /// The lab.
+        lab: LabName,
+        /// The router.
+        router: RouterName,
+    },
+    /// The router sends packets to the source nowhere, so none can come in from it.
+    #[error("router {router} has no interface towards {source_address}")]
+    NotFacing {
+        /// The router.
+        router: RouterName,
+        /// The source.
+        source_address: IpAddr,
+    },
+    /// A router cannot be reached.
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
+    /// The kernel refused a look-up.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// The packet whose way is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packet {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Transport protocol; without one, policy rules that look at it do not match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// Source port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
+    /// Destination port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_port: Option<u16>,
+    /// Firewall mark that it has in every router.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mark: u32,
+    /// TOS / DS field octet.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tos: u8,
+}
+
+impl Packet {
+    /// A packet of no particular protocol.
+    #[must_use]
+    pub fn new(source: IpAddr, destination: IpAddr) -> Self {
+        Self {
+            source,
+            destination,
+            protocol: None,
+            source_port: None,
+            destination_port: None,
+            mark: 0,
+            tos: 0,
+        }
+    }
+}
+
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// One router on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hop {
+    /// The router.
+    pub router: RouterName,
+    /// Where the packet comes in; none where the router itself is the source.
+    pub iface_in: Option<IfName>,
+    /// Where it leaves; none where it does not.
+    pub iface_out: Option<IfName>,
+    /// To whom it is sent on that link: the gateway, or the destination itself.
+    pub next_hop: Option<IpAddr>,
+}
+
+/// How a way ends. The router is the last hop's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum End {
+    /// On the segment where the destination is.
+    Delivered {
+        /// The segment.
+        segment: String,
+    },
+    /// The destination is the router itself.
+    Local,
+    /// The destination is a broadcast or multicast address.
+    NotUnicast,
+    /// A blackhole route or rule.
+    Blackhole,
+    /// An unreachable route or rule.
+    Unreachable,
+    /// A prohibit route or rule.
+    Prohibit,
+    /// No route.
+    NoRoute,
+    /// The router has a route, but does not forward.
+    NotForwarding,
+    /// The router accepts no packet from the source on this interface (`rp_filter`, martians), or
+    /// policy rules lead it to a blackhole; the kernel does not say which.
+    Refused,
+    /// The next hop is no router of the lab, or its interface is down.
+    NextHopUnknown {
+        /// The segment that the packet leaves on; none for an interface on no segment.
+        segment: Option<String>,
+    },
+    /// The packet comes to a router where it was, on the same interface. The last hop is the one
+    /// that sends it there.
+    Loop {
+        /// That router.
+        to: RouterName,
+    },
+}
+
+/// The way of a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// The lab.
+    pub lab: LabName,
+    /// The packet.
+    #[serde(flatten)]
+    pub packet: Packet,
+    /// The routers, in the order in which it passes them.
+    pub hops: Vec<Hop>,
+    /// How it ends.
+    pub end: End,
+    /// Choices that were made, and what is odd.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+impl Trace {
+    /// Whether the packet gets where it is to go, as far as routing is concerned.
+    #[must_use]
+    pub fn arrives(&self) -> bool {
+        matches!(self.end, End::Delivered { .. } | End::Local)
+    }
+
+    /// Writes the trace for people.
+    ///
+    /// # Errors
+    /// When `out` cannot be written to.
+    pub fn write_text(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        writeln!(out, "{} in lab {}", self.packet, self.lab)?;
+        let width = |text: fn(&Hop) -> usize| self.hops.iter().map(text).max().unwrap_or(0);
+        let routers = width(|hop| hop.router.as_str().len());
+        let ins = width(|hop| hop.iface_in.as_ref().map_or(1, |name| name.as_str().len()));
+        let outs = width(|hop| hop.iface_out.as_ref().map_or(1, |name| name.as_str().len()));
+        for (number, hop) in self.hops.iter().enumerate() {
+            let name = |name: &Option<IfName>| name.as_ref().map_or("-", IfName::as_str).to_owned();
+            let line = format!(
+                "{:3}  {:routers$}  {:ins$} > {:outs$}  {}",
+                number + 1,
+                hop.router,
+                name(&hop.iface_in),
+                name(&hop.iface_out),
+                hop.next_hop.map(|ip| ip.to_string()).unwrap_or_default(),
+            );
+            writeln!(out, "{}", line.trim_end())?;
+        }
+        writeln!(out, "     {}", self.end_text())?;
+        for warning in &self.warnings {
+            writeln!(out, "note: {warning}")?;
+        }
+        Ok(())
+    }
+
+    /// The end as a sentence, with the router that it happens at.
+    #[must_use]
+    pub fn end_text(&self) -> String {
+        let last = self.hops.last();
+        let at = last.map_or("the first router", |hop| hop.router.as_str());
+        let to = self.packet.destination;
+        match &self.end {
+            End::Delivered { segment } => format!("{to} is on segment {segment}"),
+            End::Local => format!("{to} is {at} itself"),
+            End::NotUnicast => format!("{to} is a broadcast or multicast address at {at}"),
+            End::Blackhole => format!("{at} discards it: blackhole"),
+            End::Unreachable => format!("{at} refuses it: unreachable"),
+            End::Prohibit => format!("{at} refuses it: prohibit"),
+            End::NoRoute => format!("{at} has no route to {to}"),
+            End::NotForwarding => format!("{at} does not forward"),
+            End::Refused => format!(
+                "{at} does not accept it from {} there (rp_filter, martian source), or discards it",
+                self.packet.source
+            ),
+            End::NextHopUnknown { segment } => format!(
+                "{at} sends it to {}, which is no router of the lab{}",
+                last.and_then(|hop| hop.next_hop).unwrap_or(to),
+                segment
+                    .as_ref()
+                    .map(|name| format!(" on segment {name}"))
+                    .unwrap_or_default()
+            ),
+            End::Loop { to } => format!("{at} sends it back to {to}: a loop"),
+        }
+    }
+}
+
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.source, self.destination)?;
+        if let Some(protocol) = self.protocol {
+            match self.destination_port {
+                Some(port) => write!(f, " {port}/{protocol}")?,
+                None => write!(f, " {protocol}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Trace {
+        let hop = |router: &str, out: Option<&str>, next: Option<&str>| Hop {
+            router: router.parse().unwrap(),
+            iface_in: Some("eth0".parse().unwrap()),
+            iface_out: out.map(|name| name.parse().unwrap()),
+            next_hop: next.map(|ip| ip.parse().unwrap()),
+        };
+        Trace {
+            lab: "corp".parse().unwrap(),
+            packet: Packet {
+                protocol: Some(Protocol::Tcp),
+                destination_port: Some(443),
+                ..Packet::new("10.0.0.9".parse().unwrap(), "10.9.0.9".parse().unwrap())
+            },
+            hops: vec![
+                hop("hq-gw", Some("wg0"), Some("10.1.0.2")),
+                hop("dc", None, None),
+            ],
+            end: End::NoRoute,
+            warnings: vec!["odd".to_owned()],
+        }
+    }
+
+    #[test]
+    fn json_reads_back_and_is_what_a_job_reads() {
+        let json = serde_json::to_value(example()).unwrap();
+        assert_eq!(json["source"], "10.0.0.9");
+        assert_eq!(json["hops"][0]["router"], "hq-gw");
+        assert_eq!(json["hops"][0]["next_hop"], "10.1.0.2");
+        assert_eq!(json["hops"][1]["iface_out"], serde_json::Value::Null);
+        assert_eq!(json["end"]["kind"], "no_route");
+        assert_eq!(serde_json::from_value::<Trace>(json).unwrap(), example());
+    }
+
+    #[test]
+    fn text_names_the_router_where_it_ends() {
+        let mut text = Vec::new();
+        example().write_text(&mut text).unwrap();
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "10.0.0.9 to 10.9.0.9 443/tcp in lab corp\n\
+             \x20 1  hq-gw  eth0 > wg0  10.1.0.2\n\
+             \x20 2  dc     eth0 > -\n\
+             \x20    dc has no route to 10.9.0.9\n\
+             note: odd\n"
+        );
+    }
+}
