@@ -158,6 +158,7 @@ mod message {
     pub(super) const NEW_TABLE: u16 = 0;
     pub(super) const DEL_TABLE: u16 = 2;
     pub(super) const NEW_CHAIN: u16 = 3;
+    pub(super) const DEL_CHAIN: u16 = 5;
     pub(super) const NEW_RULE: u16 = 6;
     pub(super) const NEW_SET: u16 = 9;
     pub(super) const NEW_OBJECT: u16 = 18;
@@ -172,6 +173,8 @@ const POLICY_ACCEPT: u32 = 1;
 /// `NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL`, and for rules `NLM_F_APPEND` in place of `EXCL`.
 const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
 const APPEND: u16 = (libc::NLM_F_CREATE | libc::NLM_F_APPEND) as u16;
+/// `NLM_F_NONREC`, linux/netlink.h: refuse to delete what has something in it.
+const ONLY_UNUSED: u16 = 0x100;
 
 /// Owns one libnftnl object and frees it.
 struct Owned<T> {
@@ -285,6 +288,49 @@ impl Encoder {
     /// # Errors
     /// [`EncodeError`].
     pub fn delete_table(&mut self, family: Family, name: &str) -> Result<(), EncodeError> {
+        self.delete_table_with(family, name, 0)
+    }
+
+    /// Deletes a table, or a chain of it, that nobody uses; the kernel refuses with `EBUSY` while
+    /// there is anything in it.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn delete_unused(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: Option<&str>,
+    ) -> Result<(), EncodeError> {
+        let Some(chain) = chain else {
+            return self.delete_table_with(family, table, ONLY_UNUSED);
+        };
+        let (table, name) = (CString::new(table)?, CString::new(chain)?);
+        // SAFETY: no arguments; null is checked by `Owned`.
+        let chain = Owned::new(
+            "chain",
+            unsafe { ffi::nftnl_chain_alloc() },
+            ffi::nftnl_chain_free,
+        )?;
+        // SAFETY: the object is live; strings are copied by the library.
+        unsafe {
+            let chain = chain.as_ptr();
+            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TABLE as u16, table.as_ptr());
+            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_NAME as u16, name.as_ptr());
+        }
+        self.message(message::DEL_CHAIN, family, ONLY_UNUSED, |header| {
+            // SAFETY: `header` heads MESSAGE_MAX writable bytes.
+            unsafe { ffi::nftnl_chain_nlmsg_build_payload(header, chain.as_ptr()) }
+        });
+        Ok(())
+    }
+
+    fn delete_table_with(
+        &mut self,
+        family: Family,
+        name: &str,
+        flags: u16,
+    ) -> Result<(), EncodeError> {
         let name = CString::new(name)?;
         // SAFETY: no arguments; null is checked by `Owned`.
         let table = Owned::new(
@@ -296,7 +342,7 @@ impl Encoder {
         unsafe {
             ffi::nftnl_table_set_str(table.as_ptr(), ffi::NFTNL_TABLE_NAME as u16, name.as_ptr());
         }
-        self.message(message::DEL_TABLE, family, 0, |header| {
+        self.message(message::DEL_TABLE, family, flags, |header| {
             // SAFETY: `header` heads MESSAGE_MAX writable bytes.
             unsafe { ffi::nftnl_table_nlmsg_build_payload(header, table.as_ptr()) }
         });

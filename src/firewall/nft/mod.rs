@@ -16,10 +16,11 @@
 //! above 4,096 elements, and their elements carry no counters, because these get lost on the
 //! packet path.
 
+pub mod inventory;
 mod render;
 pub mod socket;
 pub mod support;
-mod wire;
+pub(super) mod wire;
 
 pub use socket::{NftError, NftSocket};
 

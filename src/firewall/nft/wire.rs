@@ -5,30 +5,30 @@
 //! linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h.
 
 /// Length of `struct nlmsghdr`.
-pub(super) const HEADER: usize = 16;
+pub(in crate::firewall) const HEADER: usize = 16;
 
 /// Bits of an attribute's type that are flags (`NLA_F_NESTED`, `NLA_F_NET_BYTEORDER`).
 const TYPE_MASK: u16 = 0x3fff;
 
 /// One message of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
+pub(in crate::firewall) struct Message<'a> {
+    pub(in crate::firewall) kind: u16,
+    pub(in crate::firewall) flags: u16,
+    pub(in crate::firewall) sequence: u32,
     /// What follows the netlink header.
-    pub(super) body: &'a [u8],
+    pub(in crate::firewall) body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The attributes behind `struct nfgenmsg`.
-    pub(super) fn attributes(&self) -> Attributes<'a> {
+    pub(in crate::firewall) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.body.get(4..).unwrap_or_default())
     }
 }
 
 /// The messages of one datagram; a message that is cut off ends the iteration.
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(in crate::firewall) struct Messages<'a>(pub(in crate::firewall) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
@@ -47,32 +47,32 @@ impl<'a> Iterator for Messages<'a> {
 
 /// Attributes as (type without flags, payload); one that is cut off ends the iteration.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+pub(in crate::firewall) struct Attributes<'a>(pub(in crate::firewall) &'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// The payload of the first attribute of this type.
-    pub(super) fn find(mut self, kind: u16) -> Option<&'a [u8]> {
+    pub(in crate::firewall) fn find(mut self, kind: u16) -> Option<&'a [u8]> {
         self.find_map(|(k, payload)| (k == kind).then_some(payload))
     }
 
     /// The attributes nested in the first attribute of this type.
-    pub(super) fn nested(self, kind: u16) -> Option<Attributes<'a>> {
+    pub(in crate::firewall) fn nested(self, kind: u16) -> Option<Attributes<'a>> {
         self.find(kind).map(Attributes)
     }
 
     /// A string attribute without its closing NUL.
-    pub(super) fn text(self, kind: u16) -> Option<&'a str> {
+    pub(in crate::firewall) fn text(self, kind: u16) -> Option<&'a str> {
         let bytes = self.find(kind)?;
         std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
     }
 
     /// A 32-bit number in network byte order.
-    pub(super) fn be32(self, kind: u16) -> Option<u32> {
+    pub(in crate::firewall) fn be32(self, kind: u16) -> Option<u32> {
         Some(u32::from_be_bytes(array(self.find(kind)?, 0)?))
     }
 
     /// A 64-bit number in network byte order.
-    pub(super) fn be64(self, kind: u16) -> Option<u64> {
+    pub(in crate::firewall) fn be64(self, kind: u16) -> Option<u64> {
         Some(u64::from_be_bytes(array(self.find(kind)?, 0)?))
     }
 }
@@ -89,7 +89,7 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 /// `N` bytes at `offset`, if there are that many.
-pub(super) fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
+pub(in crate::firewall) fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..offset + N)?.try_into().ok()
 }
 
