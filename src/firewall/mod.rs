@@ -4,12 +4,15 @@
 //! back end renders that value for one router, reads back a [`Reading`], and removes exactly what
 //! it put there.
 
+pub mod backend;
+pub mod iptables;
 pub mod nft;
 mod support;
 pub mod tag;
 pub mod taps;
 
+pub use backend::{Backend, BackendChoice, InstalledTaps, Site, TapsError, choose};
 pub use support::Support;
 pub(crate) use support::with_causes;
 pub use tag::TagSpace;
-pub use taps::{Reading, Taps};
+pub use taps::{Reading, Taps, Undecided};

@@ -98,6 +98,18 @@ pub struct Reading {
     pub local: Indexes,
     /// Set elements that carry no tag of this job: foreign packets that looked like probes.
     pub foreign: usize,
+    /// Services of which the taps cannot say whether their probes got through, and why not. None
+    /// of them is in `out` or `local`.
+    pub undecided: Vec<Undecided>,
+}
+
+/// Probes that came to a place behind which the back end sees nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undecided {
+    /// Their services.
+    pub services: Indexes,
+    /// What may have happened to them there.
+    pub reason: String,
 }
 
 #[cfg(test)]

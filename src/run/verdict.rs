@@ -32,6 +32,8 @@ pub enum Finding {
     NotArrived,
     /// The source host could not send it.
     NotSent(String),
+    /// It came to a place behind which the back end sees nothing; why that does not decide.
+    Undecided(String),
     /// Not every probe came in, and it is not known which ones.
     Unclear,
 }
@@ -55,6 +57,10 @@ pub fn judge(observed: &Observed<'_>) -> Vec<(u32, Finding)> {
     } = *observed;
     let sent = (probed.len() - refused.len()) as u64;
     let all_arrived = reading.packets_in >= sent;
+    let undecided = |index| {
+        let mut all = reading.undecided.iter();
+        all.find(|undecided| undecided.services.contains(index))
+    };
     let one = |&index: &u32| {
         let finding = if let Some(reason) = refused.get(&index) {
             Finding::NotSent(reason.clone())
@@ -66,6 +72,8 @@ pub fn judge(observed: &Observed<'_>) -> Vec<(u32, Finding)> {
             } else {
                 Finding::Diverted
             }
+        } else if let Some(undecided) = undecided(index) {
+            Finding::Undecided(undecided.reason.clone())
         } else {
             match &reading.arrived {
                 Some(arrived) if arrived.contains(index) => Finding::Stopped,
@@ -113,7 +121,7 @@ pub fn doubts(observed: &Observed<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firewall::taps::Indexes;
+    use crate::firewall::{Undecided, taps::Indexes};
 
     fn set(indexes: &[u32]) -> Indexes {
         let mut set = Indexes::new(8);
@@ -136,6 +144,30 @@ mod tests {
             .into_iter()
             .map(|(_, finding)| finding)
             .collect()
+    }
+
+    #[test]
+    fn what_the_back_end_cannot_see_is_no_verdict() {
+        let undecided = Undecided {
+            services: set(&[2]),
+            reason: "rules behind the tap".to_owned(),
+        };
+        let reading = Reading {
+            packets_in: 3,
+            packets_out: 1,
+            out: set(&[1]),
+            undecided: vec![undecided],
+            ..Reading::default()
+        };
+        let reason = "rules behind the tap".to_owned();
+        assert_eq!(
+            findings(&reading, false),
+            [
+                Finding::Stopped,
+                Finding::Passed,
+                Finding::Undecided(reason)
+            ]
+        );
     }
 
     #[test]

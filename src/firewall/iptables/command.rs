@@ -1,0 +1,204 @@
+//! `iptables-restore` and `iptables-save` of one variant and family, run in a router.
+
+use std::{fmt, process::ExitStatus, sync::Arc};
+
+use super::{IptablesError, save::Save};
+use crate::{
+    firewall::Site,
+    netlink::object::Family,
+    netns::{
+        NetnsFd,
+        tool::{Printed, ToolError, Tools},
+    },
+};
+
+/// How long `iptables-legacy-restore` waits for its lock, in seconds. The lock is one for all
+/// network namespaces of a machine.
+const LOCK_WAIT_SECONDS: &str = "20";
+/// `RESOURCE_PROBLEM`, xtables.h: the lock was not free, or somebody changed the table meanwhile.
+const EXIT_RESOURCE: i32 = 4;
+/// How often a payload is sent again because somebody changed the table meanwhile.
+const ATTEMPTS: u32 = 5;
+
+/// A variant of iptables: which part of the kernel holds its rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// nf_tables.
+    Nft,
+    /// ip_tables and ip6_tables.
+    Legacy,
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        })
+    }
+}
+
+/// The tools of one variant and family in one router.
+#[derive(Debug, Clone)]
+pub(super) struct Iptables {
+    pub(super) variant: Variant,
+    pub(super) family: Family,
+    netns: Arc<NetnsFd>,
+    tools: Tools,
+}
+
+impl Iptables {
+    pub(super) fn new(variant: Variant, family: Family, site: Site<'_>) -> Self {
+        Self {
+            variant,
+            family,
+            netns: Arc::clone(site.netns),
+            tools: site.tools.clone(),
+        }
+    }
+
+    /// The file name of a tool, such as `ip6tables-nft-save`.
+    pub(super) fn tool(&self, what: &str) -> String {
+        let family = match self.family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        format!("{family}-{}-{what}", self.variant)
+    }
+
+    /// Runs `work` in the router's namespace.
+    pub(super) fn inside<T: Send>(
+        &self,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, IptablesError> {
+        Ok(self.netns.enter(work)?)
+    }
+
+    fn run(&self, what: &str, args: &[&str], input: &str) -> Result<Printed, IptablesError> {
+        let tool = self.tool(what);
+        let printed = self.inside(|| self.tools.run(&tool, args, input.as_bytes()))?;
+        Ok(printed?)
+    }
+
+    /// All tables with their counters, or only one. With the legacy variant, naming a table
+    /// brings it into being.
+    pub(super) fn save(&self, table: Option<&str>) -> Result<Save, IptablesError> {
+        let mut args = vec!["-c"];
+        args.extend(table.map(|name| ["-t", name]).iter().flatten());
+        let printed = self.run("save", &args, "")?;
+        Ok(Save::parse(&String::from_utf8_lossy(&printed.stdout)))
+    }
+
+    /// Puts a payload into force, table by table.
+    pub(super) fn restore(&self, payload: &str) -> Result<(), IptablesError> {
+        let args: &[&str] = match self.variant {
+            Variant::Nft => &["--noflush"],
+            Variant::Legacy => &["--noflush", "-w", LOCK_WAIT_SECONDS],
+        };
+        let mut attempt = 1;
+        loop {
+            let error = match self.run("restore", args, payload) {
+                Ok(_) => return Ok(()),
+                Err(error) => explain(error, payload),
+            };
+            let busy = matches!(error, IptablesError::Busy { .. });
+            // A payload of several tables may be half in force by now, so it cannot be repeated.
+            if !busy || attempt == ATTEMPTS || payload.matches("COMMIT").count() > 1 {
+                return Err(error);
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Whether the tool is installed.
+    pub(super) fn find(&self, what: &str) -> Result<(), ToolError> {
+        self.tools.find(&self.tool(what)).map(drop)
+    }
+}
+
+/// Turns a tool's failure into what it means.
+fn explain(error: IptablesError, payload: &str) -> IptablesError {
+    let IptablesError::Tool(ToolError::Failed {
+        tool,
+        status,
+        stderr,
+    }) = error
+    else {
+        return error;
+    };
+    if status.code() == Some(EXIT_RESOURCE) {
+        return if stderr.contains("xtables lock") {
+            IptablesError::Locked {
+                tool,
+                seconds: LOCK_WAIT_SECONDS,
+            }
+        } else {
+            IptablesError::Busy { tool, stderr }
+        };
+    }
+    refused(tool, status, stderr, payload)
+}
+
+fn refused(tool: String, status: ExitStatus, stderr: String, payload: &str) -> IptablesError {
+    let number = line_number(&stderr);
+    let line = number.and_then(|n| payload.lines().nth(n.checked_sub(1)?));
+    let at = match (number, line) {
+        (Some(number), Some(line)) => format!(" at line {number} ({line})"),
+        _ => String::new(),
+    };
+    IptablesError::Refused {
+        tool,
+        status,
+        at,
+        stderr,
+    }
+}
+
+/// The line that the tool complains about: `line 7 failed`, `Error occurred at line: 7`.
+fn line_number(stderr: &str) -> Option<usize> {
+    stderr.split("line").skip(1).find_map(|rest| {
+        let rest = rest.trim_start_matches([':', ' ']);
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    fn failed(code: i32, stderr: &str) -> IptablesError {
+        IptablesError::Tool(ToolError::Failed {
+            tool: "iptables-legacy-restore".to_owned(),
+            status: ExitStatus::from_raw(code << 8),
+            stderr: stderr.to_owned(),
+        })
+    }
+
+    #[test]
+    fn a_refusal_names_the_line_of_the_payload() {
+        let payload = "*mangle\n-N a\n-A a -m nosuch\nCOMMIT\n";
+        for stderr in [
+            "iptables-restore v1.8.9 (legacy): Couldn't load match `nosuch'\n\
+             Error occurred at line: 3\nTry `iptables-restore -h'",
+            "iptables-restore: line 3 failed\n",
+            "ip6tables-nft-restore: \nline 3: RULE_APPEND failed (No such file or directory)",
+        ] {
+            let error = explain(failed(2, stderr), payload).to_string();
+            assert!(error.contains("line 3 (-A a -m nosuch)"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_taken_lock_and_a_changed_table_are_told_apart() {
+        let lock = "Another app is currently holding the xtables lock; still 0s";
+        let error = explain(failed(4, lock), "");
+        assert!(matches!(error, IptablesError::Locked { .. }), "{error}");
+        let error = explain(failed(4, "Resource temporarily unavailable."), "");
+        assert!(matches!(error, IptablesError::Busy { .. }), "{error}");
+        let error = explain(failed(1, ""), "");
+        assert!(matches!(error, IptablesError::Refused { .. }), "{error}");
+    }
+}

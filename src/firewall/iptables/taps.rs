@@ -1,0 +1,545 @@
+//! Installing, reading and removing the taps of one job in one router.
+
+use std::collections::BTreeMap;
+
+use super::{
+    IptablesError,
+    command::{Iptables, Variant},
+    feature,
+    identity::{Identity, Mark, OwnerMark, PARTS, Part, chain_name},
+    notes::{Note, Notes},
+    place::{self, Place, Spot},
+    render::{self, Matcher, Plan, Tap, letter},
+    save::Save,
+};
+use crate::{
+    firewall::{
+        Reading, Site, Support, Taps, Undecided,
+        nft::{
+            NftError, NftSocket,
+            inventory::{Inventory, support_here},
+        },
+        taps::Indexes,
+    },
+    model::{Dscp, Protocol},
+    netlink::object::Family,
+    sys::nftnl,
+};
+
+/// The first NFLOG group that a job tries, so that jobs seldom meet and people's own groups, which
+/// are small numbers, are left alone.
+const FIRST_GROUP: u16 = 0x4000;
+/// How many groups are tried.
+const GROUP_ATTEMPTS: u16 = 64;
+/// How often removing is tried while others change the same tables.
+const REMOVE_ATTEMPTS: u32 = 5;
+/// Most notes per probe: one at each of three taps, and one at the head of a chain.
+const NOTES_PER_PROBE: usize = 4;
+
+/// `NFPROTO_INET`, linux/netfilter.h.
+const NFPROTO_INET: u8 = 1;
+/// `NF_INET_LOCAL_IN` and `NF_INET_POST_ROUTING`, linux/netfilter.h.
+const HOOK_INPUT: u32 = 1;
+const HOOK_POSTROUTING: u32 = 4;
+
+/// The taps of one job in one router's iptables.
+#[derive(Debug)]
+pub struct IptablesTaps {
+    iptables: Iptables,
+    plan: Plan,
+    notes: Notes,
+    /// Services noted so far, by letter of the tap.
+    seen: BTreeMap<char, Indexes>,
+    foreign: usize,
+    taken: u64,
+    /// Why taps at POSTROUTING and INPUT do not decide, as far as they do not.
+    doubts: Doubts,
+    /// What the last reading saw of the tables.
+    last: Option<Save>,
+}
+
+#[derive(Debug, Default)]
+struct Doubts {
+    out: Doubt,
+    local: Doubt,
+}
+
+/// How far the word of a tap goes.
+#[derive(Debug, Default)]
+struct Doubt {
+    /// Packets seen at the head of the chain and not at its end may have gone through.
+    between: Option<String>,
+    /// Packets seen at the tap may have been stopped behind it.
+    behind: Option<String>,
+}
+
+impl Doubt {
+    fn new(place: &Place, behind: Option<String>) -> Self {
+        match &place.spot {
+            Spot::Both { reason } => Self {
+                between: Some(reason.clone()),
+                behind,
+            },
+            Spot::Undecided { reason } => Self {
+                between: Some(reason.clone()),
+                behind: None,
+            },
+            _ => Self {
+                between: None,
+                behind,
+            },
+        }
+    }
+}
+
+impl IptablesTaps {
+    /// Puts the taps of `taps` into a router.
+    ///
+    /// # Errors
+    /// [`IptablesError`]; what was installed by then is removed again.
+    pub fn install(variant: Variant, site: Site<'_>, taps: Taps) -> Result<Self, IptablesError> {
+        let iptables = Iptables::new(variant, taps.family, site);
+        let before = iptables.save(None)?;
+        let others = Others::look(&iptables)?;
+        let (out, local) = (place::out(&before), others.place_local(&before));
+        let notes = listen(&iptables, &taps)?;
+        let points = render::points(&taps, &place::arrival(&before), &out, &local);
+        let doubts = Doubts {
+            out: Doubt::new(&out, others.behind(HOOK_POSTROUTING, "mangle")),
+            local: Doubt::new(&local, others.behind(HOOK_INPUT, local.table)),
+        };
+        let plan = Plan {
+            identity: identity(&taps, site.owner),
+            matcher: Matcher::U32,
+            group: notes.group(),
+            made: made(&before, &others, &points),
+            points,
+            taps,
+        };
+        let mut installed = Self {
+            iptables,
+            plan,
+            notes,
+            seen: BTreeMap::new(),
+            foreign: 0,
+            taken: 0,
+            doubts,
+            last: None,
+        };
+        installed.install_with_any_matcher()?;
+        Ok(installed)
+    }
+
+    /// The variant of iptables that holds the taps.
+    #[must_use]
+    pub fn variant(&self) -> Variant {
+        self.iptables.variant
+    }
+
+    /// The match that recognises probes.
+    #[must_use]
+    pub fn matcher(&self) -> Matcher {
+        self.plan.matcher
+    }
+
+    fn install_with_any_matcher(&mut self) -> Result<(), IptablesError> {
+        let mut missing = Vec::new();
+        for matcher in [Matcher::U32, Matcher::Bpf] {
+            self.plan.matcher = matcher;
+            let Err(error) = self.install_once() else {
+                return Ok(());
+            };
+            if !matches!(error, IptablesError::Refused { .. }) {
+                return Err(error);
+            }
+            // Asked only now, because it takes four tools and nearly every kernel has u32.
+            match feature::matcher(&self.iptables, &self.plan) {
+                Support::No(why) => missing.push((matcher, why)),
+                _ => return Err(error),
+            }
+        }
+        Err(IptablesError::NoMatcher(missing))
+    }
+
+    fn install_once(&mut self) -> Result<(), IptablesError> {
+        let Err(failed) = self.iptables.restore(&self.plan.install()) else {
+            return Ok(());
+        };
+        // Table by table: those before the one that was refused are in force.
+        match self.clear() {
+            Ok(()) => Err(failed),
+            Err(undo) => Err(IptablesError::Undo {
+                failed: Box::new(failed),
+                undo: Box::new(undo),
+            }),
+        }
+    }
+
+    /// Reads what the taps saw so far.
+    ///
+    /// # Errors
+    /// [`IptablesError`]; [`IptablesError::NotesLost`] when it is not known which probes came.
+    pub fn read(&mut self) -> Result<Reading, IptablesError> {
+        let save = self.save_tables()?;
+        let mut counters = BTreeMap::new();
+        for tap in &self.plan.points {
+            counters.insert(tap.letter, self.count(&save, tap)?);
+        }
+        self.last = Some(save);
+        let noting = self.plan.points.iter().filter(|tap| tap.note);
+        let counted: u64 = noting.filter_map(|tap| counters.get(&tap.letter)).sum();
+        self.take_notes(counted)?;
+        let count = |letter| counters.get(&letter).copied().unwrap_or(0);
+        let mut reading = Reading {
+            packets_in: count(letter::ARRIVAL),
+            packets_out: count(letter::OUT),
+            packets_local: count(letter::LOCAL),
+            arrived: self
+                .plan
+                .taps
+                .note_arrivals
+                .then(|| self.seen(letter::ARRIVAL)),
+            foreign: self.foreign,
+            ..Reading::default()
+        };
+        let Doubts { out, local } = &self.doubts;
+        reading.out = self.decided(letter::OUT_HEAD, letter::OUT, out, &mut reading.undecided);
+        let undecided = &mut reading.undecided;
+        reading.local = self.decided(letter::LOCAL_HEAD, letter::LOCAL, local, undecided);
+        Ok(reading)
+    }
+
+    /// The services that got through for sure at one place; those that only may have are added to
+    /// `undecided`.
+    fn decided(
+        &self,
+        head: char,
+        end: char,
+        doubt: &Doubt,
+        undecided: &mut Vec<Undecided>,
+    ) -> Indexes {
+        let through = self.seen(end);
+        if let Some(reason) = &doubt.between {
+            let came = self.seen(head);
+            let between = came.iter().filter(|&i| !through.contains(i));
+            undecided.extend(doubtful(&self.plan.taps, between.collect(), reason));
+        }
+        let Some(reason) = &doubt.behind else {
+            return through;
+        };
+        undecided.extend(doubtful(&self.plan.taps, through.iter().collect(), reason));
+        Indexes::new(self.plan.taps.services)
+    }
+
+    fn seen(&self, letter: char) -> Indexes {
+        let none = || Indexes::new(self.plan.taps.services);
+        self.seen.get(&letter).cloned().unwrap_or_else(none)
+    }
+
+    /// The probes that one tap counted.
+    fn count(&self, save: &Save, tap: &Tap) -> Result<u64, IptablesError> {
+        let chain = chain_name(&self.plan.taps.run_id, tap.letter);
+        // All rules of the chain count every probe; the first one does so whatever the others do.
+        let first = save.tables.get(tap.table).and_then(|table| {
+            let mut rules = table.chain(&chain);
+            rules.next().map(|rule| rule.packets)
+        });
+        first.ok_or(IptablesError::Gone {
+            chain,
+            table: tap.table,
+        })
+    }
+
+    fn take_notes(&mut self, counted: u64) -> Result<(), IptablesError> {
+        let taps = &self.plan.taps;
+        let missing = counted.saturating_sub(self.taken);
+        let (seen, foreign) = (&mut self.seen, &mut self.foreign);
+        let taken = self.notes.take(missing, |note| {
+            let letter = note.prefix.chars().next().unwrap_or_default();
+            let services = || Indexes::new(taps.services);
+            match service(&note, taps) {
+                Some(index) => _ = seen.entry(letter).or_insert_with(services).insert(index),
+                None => *foreign += 1,
+            }
+        });
+        self.taken += taken.map_err(|source| IptablesError::Notes {
+            step: "receive",
+            source,
+        })?;
+        if self.taken < counted {
+            let noted = self.taken;
+            return Err(IptablesError::NotesLost { counted, noted });
+        }
+        Ok(())
+    }
+
+    /// The tables that hold taps.
+    fn save_tables(&self) -> Result<Save, IptablesError> {
+        let mut save = Save::default();
+        for tap in &self.plan.points {
+            if !save.tables.contains_key(tap.table) {
+                let one = self.iptables.save(Some(tap.table))?;
+                save.tables.extend(one.tables);
+            }
+        }
+        Ok(save)
+    }
+
+    /// Removes the taps, and what came into being with them.
+    ///
+    /// # Errors
+    /// [`IptablesError`]; what is already gone is no error.
+    pub fn remove(mut self) -> Result<(), IptablesError> {
+        self.clear()
+    }
+
+    fn clear(&mut self) -> Result<(), IptablesError> {
+        let mine = self.plan.identity.clone();
+        let last = self.last.take();
+        remove_marked(&self.iptables, last, |mark| mark.identity == mine)?;
+        remove_made(&self.iptables, &self.plan.made)
+    }
+}
+
+fn doubtful(taps: &Taps, services: Vec<u32>, reason: &str) -> Option<Undecided> {
+    let mut undecided = Undecided {
+        services: Indexes::new(taps.services),
+        reason: reason.to_owned(),
+    };
+    for index in services {
+        undecided.services.insert(index);
+    }
+    (!undecided.services.is_empty()).then_some(undecided)
+}
+
+/// Removes the taps of the jobs that `is_dead` says are provably dead, and nothing else. Returns
+/// whose they were.
+///
+/// # Errors
+/// [`IptablesError`].
+pub fn sweep(
+    variant: Variant,
+    family: Family,
+    site: Site<'_>,
+    is_dead: impl Fn(&Identity) -> bool,
+) -> Result<Vec<Identity>, IptablesError> {
+    let iptables = Iptables::new(variant, family, site);
+    let save = iptables.save(None)?;
+    let mut dead: Vec<Identity> = Vec::new();
+    let mut made = Vec::new();
+    for mark in marks(&save) {
+        let known = dead.contains(&mark.identity);
+        if known || is_dead(&mark.identity) {
+            made.extend(mark.made);
+            if !known {
+                dead.push(mark.identity);
+            }
+        }
+    }
+    if dead.is_empty() {
+        return Ok(dead);
+    }
+    remove_marked(&iptables, Some(save), |mark| dead.contains(&mark.identity))?;
+    remove_made(&iptables, &made)?;
+    Ok(dead)
+}
+
+/// The comments of all jobs' taps.
+fn marks(save: &Save) -> impl Iterator<Item = Mark> {
+    let rules = save.tables.values().flat_map(|table| &table.rules);
+    rules.filter_map(|rule| Mark::parse(&rule.comment()?))
+}
+
+/// Removes marked rules. `save` may be out of date; then the tables are looked at again.
+fn remove_marked(
+    iptables: &Iptables,
+    mut save: Option<Save>,
+    doomed: impl Fn(&Mark) -> bool,
+) -> Result<(), IptablesError> {
+    let mut attempt = 1;
+    loop {
+        let seen = match save.take() {
+            Some(seen) => seen,
+            None => iptables.save(None)?,
+        };
+        let Some(payload) = render::removal(&seen, &doomed) else {
+            return Ok(());
+        };
+        match iptables.restore(&payload) {
+            Ok(()) => return Ok(()),
+            Err(error) if attempt == REMOVE_ATTEMPTS => return Err(error),
+            Err(_) => attempt += 1,
+        }
+    }
+}
+
+/// Removes tables and chains that came into being with taps and that nobody uses.
+fn remove_made(iptables: &Iptables, made: &[&'static Part]) -> Result<(), IptablesError> {
+    // With the legacy variant a table stays once it is there.
+    if iptables.variant == Variant::Legacy || made.is_empty() {
+        return Ok(());
+    }
+    let mut socket = iptables.inside(NftSocket::open_here)??;
+    let family = match iptables.family {
+        Family::V4 => nftnl::Family::Ip,
+        Family::V6 => nftnl::Family::Ip6,
+    };
+    // Chains before their tables.
+    let chains = PARTS.iter().filter(|part| part.chain.is_some());
+    let tables = PARTS.iter().filter(|part| part.chain.is_none());
+    for part in chains.chain(tables).filter(|part| made.contains(part)) {
+        let mut batch = socket.encoder();
+        batch.begin();
+        batch
+            .delete_unused(family, part.table, part.chain)
+            .map_err(NftError::from)?;
+        batch.end();
+        match socket.transact(&batch, "removing a table or chain that nobody uses") {
+            Err(error) if matches!(error.errno(), Some(libc::EBUSY | libc::ENOENT)) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// What installing will bring into being: what is not there, and what is there only because of
+/// other jobs' taps.
+fn made(before: &Save, others: &Others, points: &[Tap]) -> Vec<&'static Part> {
+    let inherited: Vec<_> = marks(before).flat_map(|mark| mark.made).collect();
+    let used = |part: &&Part| {
+        points
+            .iter()
+            .any(|tap| tap.table == part.table && part.chain.is_none_or(|chain| chain == tap.base))
+    };
+    let missing = |part: &&Part| !others.own.has(part.table, part.chain);
+    let parts = PARTS.iter().filter(used);
+    parts
+        .filter(|part| missing(part) || inherited.contains(part))
+        .collect()
+}
+
+/// The job as its comments will show it: what a comment cannot hold is left out here too, or the
+/// job would not find its own rules again.
+fn identity(taps: &Taps, owner: &OwnerMark) -> Identity {
+    // The DSCP is the first six bits of every tag, so it is one that is allowed.
+    let dscp = Dscp::new((taps.tags.prefix().0 >> 26) as u8).unwrap_or(Dscp::DEFAULT);
+    let mark = Mark {
+        identity: Identity {
+            run_id: taps.run_id.clone(),
+            dscp,
+            owner: owner.clone(),
+        },
+        point: letter::OUT,
+        made: Vec::new(),
+    };
+    Mark::parse(&mark.comment()).unwrap_or(mark).identity
+}
+
+fn listen(iptables: &Iptables, taps: &Taps) -> Result<Notes, IptablesError> {
+    let (base, _) = taps.tags.prefix();
+    let first = FIRST_GROUP + (base >> 17) as u16 % FIRST_GROUP;
+    let expected = NOTES_PER_PROBE * taps.services as usize;
+    let notes = iptables.inside(|| Notes::open_here(first, GROUP_ATTEMPTS, expected))?;
+    notes.map_err(|source| IptablesError::Notes {
+        step: "listen to",
+        source,
+    })
+}
+
+/// The service whose probe `note` shows; none if it is no probe of this job.
+fn service(note: &Note, taps: &Taps) -> Option<u32> {
+    let packet = &note.packet;
+    let (header, protocol) = match packet.first()? >> 4 {
+        4 => (usize::from(packet[0] & 0xf) * 4, *packet.get(9)?),
+        _ => (40, *packet.get(6)?),
+    };
+    let (offset, range) = if protocol == Protocol::Tcp.number() {
+        (4, 0..taps.tcp)
+    } else {
+        (8, taps.tcp..taps.services)
+    };
+    let tag = packet.get(header + offset..header + offset + 4)?;
+    let index = taps.tags.index(u32::from_be_bytes(tag.try_into().ok()?))?;
+    range.contains(&index).then_some(index)
+}
+
+/// What else looks at packets in a router: chains of nf_tables that iptables does not show.
+struct Others {
+    variant: Variant,
+    own: Inventory,
+    inet: Inventory,
+}
+
+impl Others {
+    fn look(iptables: &Iptables) -> Result<Self, IptablesError> {
+        let variant = iptables.variant;
+        let family = match iptables.family {
+            Family::V4 => nftnl::Family::Ip,
+            Family::V6 => nftnl::Family::Ip6,
+        };
+        iptables.inside(|| {
+            let (mut own, mut inet) = (Inventory::default(), Inventory::default());
+            // A kernel without nf_tables has no such chains.
+            if !matches!(support_here(), Support::No(_)) {
+                let mut socket = NftSocket::open_here()?;
+                own = Inventory::read(&mut socket, family as u16 as u8)?;
+                inet = Inventory::read(&mut socket, NFPROTO_INET)?;
+            }
+            Ok(Self { variant, own, inet })
+        })?
+    }
+
+    /// Where local probes end. Chains of nf_tables sit in between the tables of iptables, so if
+    /// there are any, only the last table will do.
+    fn place_local(&self, before: &Save) -> Place {
+        let place = place::local(before);
+        if place.table != "security" && self.behind(HOOK_INPUT, place.table).is_some() {
+            return Place {
+                table: "security",
+                spot: Spot::Head,
+            };
+        }
+        place
+    }
+
+    /// A chain that may stop packets behind a tap in `table`, in words.
+    fn behind(&self, hook: u32, table: &str) -> Option<String> {
+        let own = self
+            .own
+            .chains
+            .iter()
+            .filter(|chain| !self.is_iptables(&chain.table));
+        let chains = own.chain(&self.inet.chains).filter(|chain| {
+            // Another job's taps discard nothing but their own probes.
+            !chain.table.starts_with("tsim_") && (chain.used > 0 || chain.policy_drops)
+        });
+        let mut behind = chains.filter_map(|chain| {
+            let at = chain.hook.filter(|at| at.number == hook)?;
+            (at.priority >= priority(table)).then(|| {
+                let (table, name) = (&chain.table, &chain.name);
+                format!(
+                    "nf_tables chain {table} {name} (priority {}) comes behind iptables, which \
+                     cannot see what it does; the nft back end can",
+                    at.priority
+                )
+            })
+        });
+        behind.next()
+    }
+
+    /// Whether iptables shows what is in this table.
+    fn is_iptables(&self, table: &str) -> bool {
+        let tables = ["raw", "mangle", "nat", "filter", "security"];
+        self.variant == Variant::Nft && tables.contains(&table)
+    }
+}
+
+/// Where a table sits in its hooks: `NF_IP_PRI_*`, linux/netfilter_ipv4.h.
+fn priority(table: &str) -> i32 {
+    match table {
+        "raw" => -300,
+        "mangle" => -150,
+        "filter" => 0,
+        _ => 50,
+    }
+}
