@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::config::{Config, ConfigError};
 
 mod doctor;
+mod host;
 mod jobs;
 pub mod matrix;
 pub mod tsim;

@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, jobs, watch};
+use super::{
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, host, jobs, watch,
+};
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
 #[derive(Debug, Parser)]
@@ -16,6 +18,7 @@ pub struct Tsim {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Host(host::Host),
     Submit(jobs::Submit),
     Queue(jobs::Queue),
     Cancel(jobs::Cancel),
@@ -33,6 +36,7 @@ impl CommandLine for Tsim {
 impl Run for Tsim {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.command {
+            Command::Host(command) => command.run(context),
             Command::Submit(command) => command.run(context),
             Command::Queue(command) => command.run(context),
             Command::Cancel(command) => command.run(context),

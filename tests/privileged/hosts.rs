@@ -6,8 +6,11 @@ use std::{
     time::Duration,
 };
 
+use clap::Parser;
 use tsim::{
-    lab::hosts::{Added, HostError, HostRequest, Hosts},
+    cli::{Context, Exit, Run, tsim::Tsim},
+    config::Config,
+    lab::hosts::{Added, HostError, HostRequest, Hosts, LabHosts},
     model::{HostId, RouterId},
     netlink::{
         Netlink,
@@ -15,7 +18,7 @@ use tsim::{
         sysctl,
     },
     netns::NetnsFd,
-    registry::HostSpec,
+    registry::{HostKernel, HostSpec, JobInfo, JobType, RegistryManager, Wait},
 };
 
 use crate::{
@@ -269,4 +272,134 @@ fn requests_that_cannot_be_met_say_why() {
     assert_eq!(hosts.add(&plan).unwrap(), Added::Made);
     let none = Hosts::open(&lab.bed.dir, &"no-such-lab".parse().unwrap()).unwrap_err();
     assert!(none.to_string().contains("not up"), "{none}");
+}
+
+/// A registry of its own, in a directory that goes with the first value.
+fn registry() -> (tempfile::TempDir, Config) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        registry_dir: dir.path().join("registry"),
+        labs_dir: dir.path().join("labs"),
+        ..Config::default()
+    };
+    (dir, config)
+}
+
+#[test]
+fn the_registry_makes_leases_and_removes_hosts() {
+    let (lab, _a, _b) = lab();
+    let (_dir, config) = registry();
+    let registry = RegistryManager::open(&config).unwrap();
+    let mut kernel = LabHosts::new(&lab.bed.dir);
+    let spec = hosts(&lab)
+        .plan(&request(&lab, "src", "a", "10.0.0.9"))
+        .unwrap();
+    let job = |name: &str| {
+        registry.job(JobInfo {
+            run_id: name.parse().unwrap(),
+            job_type: JobType::Quick,
+            dscp: None,
+        })
+    };
+    let wait = Wait::at_most(Duration::from_secs(10));
+    let (mut one, mut two) = (job("one"), job("two"));
+    one.ensure_host_and_lease(&spec, &mut kernel, &wait)
+        .unwrap();
+    two.ensure_host_and_lease(&spec, &mut kernel, &wait)
+        .unwrap();
+    assert_eq!(
+        kernel
+            .list_hosts()
+            .unwrap()
+            .iter()
+            .filter(|h| h.lab == lab.bed.lab)
+            .count(),
+        1
+    );
+    one.release_and_remove(&spec.id, &mut kernel, &wait)
+        .unwrap();
+    assert!(kernel.host_exists(&spec.id).unwrap());
+    two.release_and_remove(&spec.id, &mut kernel, &wait)
+        .unwrap();
+    assert!(!kernel.host_exists(&spec.id).unwrap());
+    assert!(registry.hosts().unwrap().is_empty());
+}
+
+#[test]
+fn a_host_of_a_lab_that_is_gone_can_be_removed() {
+    let (lab, _a, _b) = lab();
+    let plan = add(&lab, "h", "a", "10.0.0.9");
+    let segments = tsim::model::NetnsName::segments(&lab.bed.lab);
+    lab.bed.dir.delete(&segments).unwrap();
+    let mut kernel = LabHosts::new(&lab.bed.dir);
+    kernel.remove_host(&plan.id).unwrap();
+    assert!(!kernel.host_exists(&plan.id).unwrap());
+}
+
+#[test]
+fn the_command_adds_lists_and_removes() {
+    let (lab, _a, _b) = lab();
+    let (_dir, config) = registry();
+    let context = Context {
+        config: config.clone(),
+        json: true,
+    };
+    let name = lab.bed.lab.as_str();
+    let run = |args: &[&str]| {
+        let args = ["tsim", "host"].iter().chain(args);
+        Tsim::try_parse_from(args).unwrap().run(&context)
+    };
+    let new = [
+        "add",
+        "--lab",
+        name,
+        "--router",
+        "a",
+        "--address",
+        "10.0.0.9",
+        "--name",
+        "h",
+    ];
+    for _ in 0..2 {
+        assert_eq!(run(&new).unwrap(), Exit::Ok);
+    }
+    let registry = RegistryManager::open(&config).unwrap();
+    let hosts = registry.hosts().unwrap();
+    assert_eq!(hosts.len(), 1);
+    assert_eq!(hosts[0].1.primary_ip.to_string(), "10.0.0.9/24");
+    let same_address = [
+        "add",
+        "--lab",
+        name,
+        "--router",
+        "a",
+        "--address",
+        "10.0.0.9",
+    ];
+    let error = run(&same_address).unwrap_err();
+    assert_eq!(error.exit, Exit::CannotRun);
+    assert!(error.to_string().contains("10.0.0.9"), "{error}");
+    let own = [
+        "add",
+        "--lab",
+        name,
+        "--router",
+        "a",
+        "--address",
+        "10.0.0.1",
+    ];
+    assert_eq!(run(&own).unwrap_err().exit, Exit::Usage);
+    assert_eq!(run(&["list", "--lab", name]).unwrap(), Exit::Ok);
+    for _ in 0..2 {
+        assert_eq!(run(&["remove", "--lab", name, "h"]).unwrap(), Exit::Ok);
+    }
+    assert!(registry.hosts().unwrap().is_empty());
+    assert_eq!(
+        lab.bed
+            .left()
+            .iter()
+            .filter(|n| n.as_str().contains('@'))
+            .count(),
+        0
+    );
 }

@@ -1,0 +1,449 @@
+//! `tsim host`: hosts made and removed by hand.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    net::IpAddr,
+    process,
+    str::FromStr,
+};
+
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Context, Exit, Failure, Run};
+use crate::{
+    lab::hosts::{HostError, HostRequest, Hosts, LabHosts},
+    model::{HostId, HostName, IfName, LabName, NameError, RouterId, RouterName, RunId},
+    netlink::object::Mac,
+    netns::NetnsDir,
+    registry::{
+        HostKernel, HostRecord, HostSpec, Job, JobInfo, JobType, ManagedBy, RegistryError,
+        RegistryManager, Unlocked, Wait,
+    },
+};
+
+/// Make, remove and list hosts on the routers of a lab
+#[derive(Debug, Args)]
+pub(super) struct Host {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Add(Add),
+    Remove(Remove),
+    List(List),
+}
+
+impl Run for Host {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        match self.command {
+            Command::Add(command) => command.run(context),
+            Command::Remove(command) => command.run(context),
+            Command::List(command) => command.run(context),
+        }
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Self {
+        match error {
+            HostError::OtherLab { .. }
+            | HostError::PrefixLength { .. }
+            | HostError::NoInterface { .. }
+            | HostError::NoSegment { .. }
+            | HostError::NoWay { .. }
+            | HostError::RouterAddress { .. } => Self::usage(error),
+            other => Self::cannot_run(other),
+        }
+    }
+}
+
+/// An address with or without a prefix length.
+#[derive(Debug, Clone, Copy)]
+struct AddressArg {
+    address: IpAddr,
+    prefix_len: Option<u8>,
+}
+
+impl FromStr for AddressArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse = || "an IP address is allowed, with or without a prefix length".to_owned();
+        match text.contains('/') {
+            true => text.parse().map(|net: IpNet| Self {
+                address: net.addr(),
+                prefix_len: Some(net.prefix_len()),
+            }),
+            false => {
+                return text.parse().map_err(|_| refuse()).map(|address| Self {
+                    address,
+                    prefix_len: None,
+                });
+            }
+        }
+        .map_err(|_| refuse())
+    }
+}
+
+const ADD_EXAMPLES: &str = "Examples:
+  tsim host add --lab corp --router hq-gw --address 10.1.1.5
+  tsim host add --lab corp --router hq-gw --address 203.0.113.5 --interface eth0 --name client
+
+The host joins the segment of the router's interface by which the router sends to the address,
+unless --interface names another one. It stays until it is removed. Adding the same host again
+changes nothing.";
+
+/// Make a host on a router
+#[derive(Debug, Args)]
+#[command(after_help = ADD_EXAMPLES)]
+struct Add {
+    /// Lab of the router
+    #[arg(long, value_name = "NAME")]
+    lab: LabName,
+    /// Router that the host sends everything to
+    #[arg(long, value_name = "NAME")]
+    router: RouterName,
+    /// Address; without a prefix length it gets that of the router's subnet
+    #[arg(long, value_name = "ADDRESS")]
+    address: AddressArg,
+    /// The router's interface [default: the one that faces the address]
+    #[arg(long, value_name = "NAME")]
+    interface: Option<IfName>,
+    /// Name of the host [default: ADDRESS-ROUTER]
+    #[arg(long, value_name = "NAME")]
+    name: Option<HostName>,
+}
+
+/// What `add` prints.
+#[derive(Debug, Serialize)]
+struct Added {
+    #[serde(flatten)]
+    host: Row,
+    /// Whether it was made just now.
+    made: bool,
+}
+
+impl Run for Add {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let name = match self.name {
+            Some(name) => name,
+            None => HostName::new(format!("{}-{}", self.address.address, self.router))
+                .map_err(|e| Failure::usage(format!("{e}; give another with --name")))?,
+        };
+        let request = HostRequest {
+            id: HostId::new(self.lab.clone(), name),
+            router: RouterId::new(self.lab.clone(), self.router),
+            address: self.address.address,
+            prefix_len: self.address.prefix_len,
+            interface: self.interface,
+        };
+        let mut kernel = LabHosts::new(&NetnsDir::default());
+        let spec = kernel.lab(&self.lab)?.plan(&request)?;
+        let registry = open(context)?;
+        let made = add(&registry, &spec, &mut kernel, context)?;
+        let record = registry.host(&spec.id).map_err(Failure::cannot_run)?;
+        let host = Row::registered(&spec.id, &record, Vec::new(), State::Ok);
+        context.print(&Added { host, made }, |out| {
+            let verb = if made { "made" } else { "there already:" };
+            let HostSpec {
+                id,
+                address,
+                interface,
+                router,
+                mac,
+                ..
+            } = &spec;
+            writeln!(
+                out,
+                "{verb} {id} {address} on {interface} of {router}, {mac}"
+            )
+        })?;
+        Ok(Exit::Ok)
+    }
+}
+
+/// Makes the host unless the very same one is registered and there; says whether it was made.
+fn add(
+    registry: &RegistryManager,
+    spec: &HostSpec,
+    kernel: &mut LabHosts,
+    context: &Context,
+) -> Result<bool, Failure> {
+    let same = match registry.host(&spec.id) {
+        Ok(record) => !record.creating && record.spec(&spec.id) == *spec,
+        Err(RegistryError::NotFound(_)) => false,
+        Err(error) => return Err(Failure::cannot_run(error)),
+    };
+    if same && kernel.host_exists(&spec.id).map_err(Failure::cannot_run)? {
+        return Ok(false);
+    }
+    operator(registry)?
+        .add_host(spec, kernel, &Wait::at_most(context.config.lock_timeout))
+        .map_err(Failure::cannot_run)?;
+    Ok(true)
+}
+
+/// Remove a host that no job uses. One that is not there is success
+#[derive(Debug, Args)]
+struct Remove {
+    /// Lab of the host
+    #[arg(long, value_name = "NAME")]
+    lab: LabName,
+    /// Name of the host
+    name: HostName,
+}
+
+/// What `remove` prints.
+#[derive(Debug, Serialize)]
+struct Removed {
+    host: HostName,
+    /// Whether there was something to remove.
+    removed: bool,
+}
+
+impl Run for Remove {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let id = HostId::new(self.lab, self.name);
+        let mut kernel = LabHosts::new(&NetnsDir::default());
+        let registry = open(context)?;
+        let wait = Wait::at_most(context.config.lock_timeout);
+        let removed = match operator(&registry)?.remove_host(&id, &mut kernel, &wait) {
+            Ok(_) => true,
+            Err(RegistryError::NotFound(_)) => remove_unregistered(&id, &mut kernel)?,
+            Err(error) => return Err(Failure::cannot_run(error)),
+        };
+        let report = Removed {
+            host: id.host.clone(),
+            removed,
+        };
+        context.print(&report, |out| match removed {
+            true => writeln!(out, "removed {id}"),
+            false => writeln!(out, "there is no {id}"),
+        })?;
+        Ok(Exit::Ok)
+    }
+}
+
+/// Removes a host that the registry does not know.
+fn remove_unregistered(host: &HostId, kernel: &mut LabHosts) -> Result<bool, Failure> {
+    let there = kernel.host_exists(host).map_err(Failure::cannot_run)?;
+    if there {
+        kernel.remove_host(host).map_err(Failure::cannot_run)?;
+    }
+    Ok(there)
+}
+
+/// List the hosts of a lab, those of jobs included
+#[derive(Debug, Args)]
+struct List {
+    /// The lab
+    #[arg(long, value_name = "NAME")]
+    lab: LabName,
+}
+
+/// Whether registry and kernel agree about a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// Registered, and there.
+    Ok,
+    /// Registered, but not there (any more, or not yet).
+    Missing,
+    /// There, but not registered.
+    Unregistered,
+    /// There in part: being made, or left by a crash.
+    Part,
+}
+
+/// One host, as listed.
+#[derive(Debug, Serialize)]
+struct Row {
+    host: HostName,
+    router: Option<RouterName>,
+    interface: Option<IfName>,
+    address: Option<IpNet>,
+    mac: Option<Mac>,
+    gateway: Option<IpAddr>,
+    managed_by: Option<ManagedBy>,
+    leases: Vec<RunId>,
+    state: State,
+}
+
+impl Row {
+    fn registered(id: &HostId, record: &HostRecord, leases: Vec<RunId>, state: State) -> Self {
+        Self {
+            host: id.host.clone(),
+            router: Some(record.connected_to.router.clone()),
+            interface: Some(record.router_interface.clone()),
+            address: Some(record.primary_ip),
+            mac: Some(record.mac_address),
+            gateway: record.gateway_ip,
+            managed_by: Some(record.managed_by),
+            leases,
+            state,
+        }
+    }
+}
+
+impl Run for List {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let registry = open(context)?;
+        let mut hosts = Hosts::open(&NetnsDir::default(), &self.lab)?;
+        let rows = rows(&self.lab, &registry, &mut hosts)?;
+        context.print(&rows, |out| write_rows(&rows, out))?;
+        Ok(Exit::Ok)
+    }
+}
+
+fn rows(lab: &LabName, registry: &RegistryManager, hosts: &mut Hosts) -> Result<Vec<Row>, Failure> {
+    let mut there: BTreeSet<HostName> = hosts.names()?.into_iter().collect();
+    let whole = hosts.list()?;
+    let mut rows = Vec::new();
+    for (id, record) in registry.hosts().map_err(Failure::cannot_run)? {
+        if id.lab != *lab {
+            continue;
+        }
+        let leases = registry.leases_of(&id).map_err(Failure::cannot_run)?;
+        let leases = leases.into_iter().map(|lease| lease.run_id).collect();
+        let state = match there.remove(&id.host) {
+            false => State::Missing,
+            true if whole.iter().any(|host| host.host == id.host) => State::Ok,
+            true => State::Part,
+        };
+        rows.push(Row::registered(&id, &record, leases, state));
+    }
+    for host in there {
+        let found = whole.iter().find(|state| state.host == host);
+        rows.push(Row {
+            router: found.map(|state| state.router.clone()),
+            interface: found.map(|state| state.interface.clone()),
+            address: found.map(|state| state.address),
+            mac: found.map(|state| state.mac),
+            gateway: None,
+            managed_by: None,
+            leases: Vec::new(),
+            state: found.map_or(State::Part, |_| State::Unregistered),
+            host,
+        });
+    }
+    rows.sort_by(|a, b| a.host.cmp(&b.host));
+    Ok(rows)
+}
+
+fn write_rows(rows: &[Row], out: &mut dyn Write) -> io::Result<()> {
+    if rows.is_empty() {
+        return writeln!(out, "no hosts");
+    }
+    fn text(value: Option<impl ToString>) -> String {
+        value.map_or("-".to_owned(), |value| value.to_string())
+    }
+    let head = [
+        "HOST",
+        "ROUTER",
+        "INTERFACE",
+        "ADDRESS",
+        "MAC",
+        "OF",
+        "STATE",
+    ]
+    .map(String::from);
+    let lines = rows.iter().map(|row| {
+        let owner = match (row.leases.len(), row.managed_by) {
+            (0, Some(ManagedBy::Job)) => "job".to_owned(),
+            (0, Some(ManagedBy::Operator)) => "operator".to_owned(),
+            (0, None) => "-".to_owned(),
+            (1, _) => text(row.leases.first()),
+            (many, _) => format!("{many} jobs"),
+        };
+        [
+            row.host.to_string(),
+            text(row.router.as_ref()),
+            text(row.interface.as_ref()),
+            text(row.address),
+            text(row.mac),
+            owner,
+            format!("{:?}", row.state).to_lowercase(),
+        ]
+    });
+    let lines: Vec<[String; 7]> = std::iter::once(head).chain(lines).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].len()).max();
+    let widths: Vec<usize> = (0..7).map(|column| width(column).unwrap_or(0)).collect();
+    for line in &lines {
+        let cells = line.iter().zip(&widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+fn open(context: &Context) -> Result<RegistryManager, Failure> {
+    RegistryManager::open(&context.config).map_err(Failure::cannot_run)
+}
+
+/// The operator as the registry sees it: as a job that lasts as long as this command.
+fn operator(registry: &RegistryManager) -> Result<Job<Unlocked>, Failure> {
+    let now = Timestamp::now().as_millisecond();
+    let run_id = RunId::new(format!("operator-{}-{now}", process::id()))
+        .map_err(|error: NameError| Failure::cannot_run(error))?;
+    Ok(registry.job(JobInfo {
+        run_id,
+        job_type: JobType::Detailed,
+        dscp: None,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_taken_with_and_without_prefix_length() {
+        let parse = |text: &str| {
+            text.parse::<AddressArg>()
+                .map(|a| (a.address, a.prefix_len))
+        };
+        let v4 = "10.0.0.9".parse().unwrap();
+        assert_eq!(parse("10.0.0.9"), Ok((v4, None)));
+        assert_eq!(parse("10.0.0.9/24"), Ok((v4, Some(24))));
+        assert!(parse("2001:db8::1/64").is_ok());
+        for bad in ["", "10.0.0", "10.0.0.9/33", "10.0.0.9/", "host"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_list_says_whose_each_host_is_and_what_is_wrong_with_it() {
+        let row = |host: &str, managed_by, leases: &[&str], state| Row {
+            host: host.parse().unwrap(),
+            router: Some("gw".parse().unwrap()),
+            interface: None,
+            address: Some("10.0.0.9/24".parse().unwrap()),
+            mac: None,
+            gateway: None,
+            managed_by,
+            leases: leases.iter().map(|id| id.parse().unwrap()).collect(),
+            state,
+        };
+        let rows = [
+            row("a", Some(ManagedBy::Operator), &[], State::Ok),
+            row("b", Some(ManagedBy::Job), &["q1", "q2"], State::Missing),
+            row("c", None, &[], State::Unregistered),
+        ];
+        let mut text = Vec::new();
+        write_rows(&rows, &mut text).unwrap();
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "HOST  ROUTER  INTERFACE  ADDRESS      MAC  OF        STATE\n\
+             a     gw      -          10.0.0.9/24  -    operator  ok\n\
+             b     gw      -          10.0.0.9/24  -    2 jobs    missing\n\
+             c     gw      -          10.0.0.9/24  -    -         unregistered\n"
+        );
+    }
+}
