@@ -77,7 +77,7 @@ impl LookupQuery {
 }
 
 /// What becomes of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LookupKind {
     /// Sent out on [`Lookup::dev`].
     Unicast,

@@ -41,6 +41,8 @@ pub enum Hook {
     Prerouting = 0,
     /// On the way to a local socket.
     Input = 1,
+    /// Between two interfaces.
+    Forward = 2,
     /// On the way out again.
     Postrouting = 4,
 }
@@ -51,6 +53,8 @@ pub enum Hook {
 pub enum Verdict {
     /// Discard it.
     Drop = 0,
+    /// Let it go on to the next chain of the hook.
+    Accept = 1,
 }
 
 /// A header that payload offsets count from (`NFT_PAYLOAD_*_HEADER`).
@@ -168,6 +172,8 @@ mod message {
 const SET_EVAL: u32 = 0x20;
 /// `NFT_OBJECT_COUNTER`.
 const OBJECT_COUNTER: u32 = 1;
+/// `NF_NETDEV_INGRESS`, linux/netfilter.h.
+const NETDEV_INGRESS: u32 = 0;
 /// `NF_ACCEPT`, the policy of our base chains.
 const POLICY_ACCEPT: u32 = 1;
 /// `NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL`, and for rules `NLM_F_APPEND` in place of `EXCL`.
@@ -379,6 +385,44 @@ impl Encoder {
             ffi::nftnl_chain_set_u32(chain, ffi::NFTNL_CHAIN_POLICY as u16, POLICY_ACCEPT);
         }
         self.message(message::NEW_CHAIN, family, CREATE, |header| {
+            // SAFETY: `header` heads MESSAGE_MAX writable bytes.
+            unsafe { ffi::nftnl_chain_nlmsg_build_payload(header, chain.as_ptr()) }
+        });
+        Ok(())
+    }
+
+    /// A chain that sees what comes in on one device, before everything else that nf_tables or IP
+    /// does with it. The table is one of [`Family::Netdev`].
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn ingress_chain(
+        &mut self,
+        table: &str,
+        name: &str,
+        device: &str,
+        priority: i32,
+    ) -> Result<(), EncodeError> {
+        let (table, name) = (CString::new(table)?, CString::new(name)?);
+        let device = CString::new(device)?;
+        // SAFETY: no arguments; null is checked by `Owned`.
+        let chain = Owned::new(
+            "chain",
+            unsafe { ffi::nftnl_chain_alloc() },
+            ffi::nftnl_chain_free,
+        )?;
+        // SAFETY: the object is live; strings are copied by the library.
+        unsafe {
+            let chain = chain.as_ptr();
+            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TABLE as u16, table.as_ptr());
+            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_NAME as u16, name.as_ptr());
+            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TYPE as u16, c"filter".as_ptr());
+            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_DEV as u16, device.as_ptr());
+            ffi::nftnl_chain_set_u32(chain, ffi::NFTNL_CHAIN_HOOKNUM as u16, NETDEV_INGRESS);
+            ffi::nftnl_chain_set_s32(chain, ffi::NFTNL_CHAIN_PRIO as u16, priority);
+            ffi::nftnl_chain_set_u32(chain, ffi::NFTNL_CHAIN_POLICY as u16, POLICY_ACCEPT);
+        }
+        self.message(message::NEW_CHAIN, Family::Netdev, CREATE, |header| {
             // SAFETY: `header` heads MESSAGE_MAX writable bytes.
             unsafe { ffi::nftnl_chain_nlmsg_build_payload(header, chain.as_ptr()) }
         });
