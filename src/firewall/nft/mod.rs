@@ -17,9 +17,12 @@
 //! packet path.
 
 pub mod inventory;
+pub mod list;
+mod probe;
 mod render;
 pub mod socket;
 pub mod support;
+pub mod trace;
 pub(super) mod wire;
 
 pub use socket::{NftError, NftSocket};
@@ -28,7 +31,7 @@ use crate::{
     firewall::{Reading, Taps, taps::Indexes},
     model::RunId,
     netlink::object,
-    sys::nftnl::Family,
+    sys::nftnl::{EncodeError, Encoder, Family},
 };
 
 /// `NFT_TABLE_F_OWNER`, since Linux 5.12.
@@ -38,9 +41,11 @@ const DUMP_ATTEMPTS: u32 = 5;
 
 /// Messages and attributes that are read here, linux/netfilter/nf_tables.h.
 mod kernel {
+    pub(super) const GET_RULE: u16 = 7;
     pub(super) const GET_SET_ELEM: u16 = 13;
     pub(super) const GET_GENERATION: u16 = 16;
     pub(super) const GET_OBJECT: u16 = 19;
+    pub(super) const TRACE: u16 = 17;
     pub(super) const SET_ELEM_LIST_TABLE: u16 = 1;
     pub(super) const SET_ELEM_LIST_SET: u16 = 2;
     pub(super) const SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -78,6 +83,33 @@ pub fn table_name(run_id: &RunId) -> String {
     format!("tsim_{run_id}")
 }
 
+/// The family of tables that see packets of `family` only.
+fn table_family(family: object::Family) -> Family {
+    match family {
+        object::Family::V4 => Family::Ip,
+        object::Family::V6 => Family::Ip6,
+    }
+}
+
+/// Runs the transaction that `render` makes for the given table flags: owned by the socket where
+/// the kernel can do that.
+fn make_tables(
+    socket: &mut NftSocket,
+    render: impl Fn(Encoder, u32) -> Result<Encoder, EncodeError>,
+    what: &'static str,
+) -> Result<Ownership, NftError> {
+    let owned = render(socket.encoder(), TABLE_OWNER)?;
+    match socket.transact(&owned, what) {
+        Ok(()) => Ok(Ownership::Owned),
+        Err(error) if owner_flag_refused(&error) => {
+            let plain = render(socket.encoder(), 0)?;
+            socket.transact(&plain, what)?;
+            Ok(Ownership::Unowned)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl NftTaps {
     /// Puts the taps of `taps` into the namespace of `socket`, in one transaction.
     ///
@@ -85,21 +117,9 @@ impl NftTaps {
     /// [`NftError`]; nothing was changed then.
     pub fn install(mut socket: NftSocket, taps: Taps) -> Result<Self, NftError> {
         let table = table_name(&taps.run_id);
-        let family = match taps.family {
-            object::Family::V4 => Family::Ip,
-            object::Family::V6 => Family::Ip6,
-        };
-        let what = "installing taps";
-        let mut ownership = Ownership::Owned;
-        let owned = render::transaction(socket.encoder(), &taps, family, &table, TABLE_OWNER)?;
-        if let Err(error) = socket.transact(&owned, what) {
-            if !owner_flag_refused(&error) {
-                return Err(error);
-            }
-            ownership = Ownership::Unowned;
-            let plain = render::transaction(socket.encoder(), &taps, family, &table, 0)?;
-            socket.transact(&plain, what)?;
-        }
+        let family = table_family(taps.family);
+        let render = |batch, flags| render::transaction(batch, &taps, family, &table, flags);
+        let ownership = make_tables(&mut socket, render, "installing taps")?;
         Ok(Self {
             socket,
             taps,

@@ -1,10 +1,10 @@
 //! Renders [`Taps`] as one nf_tables transaction.
 
+use super::probe::ProbeMatch;
 use crate::{
     firewall::Taps,
     model::Protocol,
-    netlink::object,
-    sys::nftnl::{EncodeError, Encoder, Expr, Family, Header, Hook, Meta, Set, Verdict},
+    sys::nftnl::{EncodeError, Encoder, Expr, Family, Hook, Set, Verdict},
 };
 
 /// Services per set.
@@ -138,15 +138,10 @@ impl Render<'_> {
         mask: u32,
         set: Option<(&str, u32)>,
     ) -> Result<(), EncodeError> {
-        let number = [protocol.number()];
-        let (prefix, mask) = (prefix.to_be_bytes(), mask.to_be_bytes());
-        let mark = Mark::of(self.taps);
-        let tag = load_tag(protocol);
-        let mut exprs = vec![Expr::LoadMeta(Meta::L4Proto), Expr::Equal(&number)];
-        exprs.extend(mark.matches());
-        exprs.extend([tag.clone(), Expr::Mask(&mask), Expr::Equal(&prefix)]);
+        let probe = ProbeMatch::new(self.taps.family, self.taps.tags, protocol, (prefix, mask));
+        let mut exprs = probe.exprs();
         if let Some((name, id)) = set {
-            exprs.extend([tag, Expr::AddToSet { name, id }]);
+            exprs.extend([probe.load_tag(), Expr::AddToSet { name, id }]);
         }
         exprs.push(Expr::Count(point.name));
         if point.last && !self.taps.pass_on {
@@ -156,60 +151,13 @@ impl Render<'_> {
     }
 }
 
-/// Loads the tag: the TCP sequence number, or the first four bytes of the UDP payload.
-fn load_tag(protocol: Protocol) -> Expr<'static> {
-    let offset = match protocol {
-        Protocol::Tcp => 4,
-        Protocol::Udp => 8,
-    };
-    Expr::LoadPayload {
-        header: Header::Transport,
-        offset,
-        len: 4,
-    }
-}
-
-/// The part of the IP header that marks a probe.
-enum Mark {
-    /// Identification, RFC 791.
-    V4([u8; 2]),
-    /// Flow label, RFC 8200.
-    V6([u8; 4]),
-}
-
-impl Mark {
-    fn of(taps: &Taps) -> Self {
-        match taps.family {
-            object::Family::V4 => Self::V4(taps.tags.ipv4_id().to_be_bytes()),
-            object::Family::V6 => Self::V6(taps.tags.flow_label().to_be_bytes()),
-        }
-    }
-
-    fn matches(&self) -> Vec<Expr<'_>> {
-        let load = |offset, len| Expr::LoadPayload {
-            header: Header::Network,
-            offset,
-            len,
-        };
-        match self {
-            Self::V4(id) => vec![load(4, 2), Expr::Equal(id)],
-            Self::V6(label) => {
-                vec![
-                    load(0, 4),
-                    Expr::Mask(&[0, 0x0f, 0xff, 0xff]),
-                    Expr::Equal(label),
-                ]
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         firewall::{TagSpace, nft::wire::Messages},
         model::{Dscp, RunId},
+        netlink::object,
     };
 
     fn taps(services: u32, tcp: u32) -> Taps {

@@ -1,0 +1,320 @@
+//! Following the probes of a job through the chains of one router.
+//!
+//! ```text
+//! table ip tsimtrace_RUNID {       # flags owner
+//!   chain prerouting_first  { hook prerouting  priority -2^31;  # probe? meta nftrace set 1 }
+//!   chain prerouting_last   { hook prerouting  priority 2^31-1; # probe? accept }
+//!   chain input_first, forward_first, postrouting_first  { …    # probe? accept }
+//!   chain forward_last      { …                                 # probe? accept }
+//!   chain input_last        { hook input       priority 2^31-1; # probe? drop }
+//!   chain postrouting_last  { hook postrouting priority 2^31-1; # probe? drop }
+//! }
+//! table netdev tsimtrace_RUNID {   # where the incoming interface is known
+//!   chain ingress_first, ingress_last { hook ingress device … }
+//! }
+//! ```
+//!
+//! The bit that `nftrace` sets makes every later rule that matches, and every policy, report to
+//! multicast group `NFNLGRP_NFTRACE`, native rules and those of iptables-nft alike. The tracer's own
+//! chains do not change what the router's see; their events say between which hooks a probe was
+//! lost. Probes end at the tracer's last chains, which come before those of taps installed earlier,
+//! so taps do not see traced probes go out; they do see them come in.
+
+mod event;
+mod head;
+mod trail;
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use self::{
+    event::Event,
+    trail::{Own, Trails, chain_name},
+};
+pub use self::{
+    event::{Decision, StepKind},
+    head::PacketHead,
+    trail::{Exit, Reached, StoppedBy, TraceStep, Trail},
+};
+use super::{NftError, NftSocket, make_tables, probe::ProbeMatch, table_family, wire::Messages};
+use crate::{
+    firewall::{TagSpace, place::HookPoint},
+    model::{IfName, Protocol, RunId},
+    netlink::object,
+    sys::nftnl::{EncodeError, Encoder, Expr, Family, Hook, Meta, Verdict},
+};
+
+/// `NFNLGRP_NFTRACE`, linux/netfilter/nfnetlink.h.
+const TRACE_GROUP: u32 = 9;
+/// Asked of the socket; the kernel doubles it.
+const RECEIVE_BUFFER: usize = 16 << 20;
+/// What the kernel charges for an event: an allocation of 1 KiB and the `struct sk_buff`.
+const EVENT_BYTES: usize = 1_536;
+/// Events per probe that a batch leaves room for.
+const EVENTS_PER_PROBE: usize = 48;
+/// One event is a few hundred bytes; each comes in a datagram of its own.
+const EVENT_BUFFER: usize = 4 * 1024;
+
+/// How many probes may be sent between two drains before their events could fill the buffer, if
+/// none causes more than 48. More lose events, which [`Tracer::drain`] notices.
+pub const PROBES_PER_DRAIN: usize = 2 * RECEIVE_BUFFER / (EVENT_BYTES * EVENTS_PER_PROBE);
+
+/// What to follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceSpec {
+    /// The job.
+    pub run_id: RunId,
+    /// Family of the probes.
+    pub family: object::Family,
+    /// Which packets are the job's probes.
+    pub tags: TagSpace,
+    /// The interface by which they come in, to see what happens there before IP; without it, what
+    /// is discarded there leaves no trace.
+    pub ingress: Option<IfName>,
+}
+
+/// The two sockets that a tracer needs, opened in the router's namespace.
+#[derive(Debug)]
+pub struct TraceSockets {
+    control: NftSocket,
+    events: Socket,
+}
+
+impl TraceSockets {
+    /// Opens both in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// [`NftError::Open`].
+    pub fn open_here() -> Result<Self, NftError> {
+        let open = || -> io::Result<Socket> {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+            socket.add_membership(TRACE_GROUP)?;
+            Ok(socket)
+        };
+        Ok(Self {
+            control: NftSocket::open_here()?,
+            events: open().map_err(NftError::Open)?,
+        })
+    }
+
+    /// The socket for requests.
+    pub fn control(&mut self) -> &mut NftSocket {
+        &mut self.control
+    }
+}
+
+/// What was read of the events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drained {
+    /// The ways of probes by index of the service.
+    pub trails: HashMap<u32, Trail>,
+    /// Whether the kernel lost events because the buffer was full. Then the ways are not to be
+    /// trusted; the probes are to be sent again, fewer at a time.
+    pub overrun: bool,
+}
+
+/// Follows the probes of one job through one router.
+#[derive(Debug)]
+pub struct Tracer {
+    control: NftSocket,
+    events: Socket,
+    trails: Trails,
+    table: String,
+    family: Family,
+    /// Whether there is a table of family netdev, too.
+    ingress: bool,
+    buffer: Vec<u8>,
+}
+
+impl Tracer {
+    /// Begins: from now on probes are followed, and taken away at their way's end.
+    ///
+    /// # Errors
+    /// [`NftError`]; nothing was changed then.
+    pub fn start(sockets: TraceSockets, spec: &TraceSpec) -> Result<Self, NftError> {
+        let TraceSockets {
+            mut control,
+            events,
+        } = sockets;
+        let table = trace_table_name(&spec.run_id);
+        let render = |batch, flags| render(batch, spec, &table, flags);
+        make_tables(&mut control, render, "installing a trace")?;
+        let own = Own {
+            table: table.clone(),
+            taps: super::table_name(&spec.run_id),
+        };
+        Ok(Self {
+            control,
+            events,
+            trails: Trails::new(own, spec.tags),
+            table,
+            family: table_family(spec.family),
+            ingress: spec.ingress.is_some(),
+            buffer: Vec::with_capacity(EVENT_BUFFER),
+        })
+    }
+
+    /// Reads what happened to the probes that were sent since the last call.
+    ///
+    /// # Errors
+    /// [`NftError::Receive`].
+    pub fn drain(&mut self) -> Result<Drained, NftError> {
+        let what = "reading trace events";
+        let mut overrun = false;
+        loop {
+            self.buffer.clear();
+            match self.events.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => Messages(&self.buffer)
+                    .filter_map(|message| Event::parse(&message))
+                    .for_each(|event| self.trails.add(&event)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // What is in the buffer can still be read, and must be: only an empty one takes
+                // events again (netlink_rcv_wake()).
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => overrun = true,
+                Err(source) => return Err(NftError::Receive { what, source }),
+            }
+        }
+        Ok(Drained {
+            trails: self.trails.take(),
+            overrun,
+        })
+    }
+
+    /// The control socket, to ask about the ruleset.
+    pub fn control(&mut self) -> &mut NftSocket {
+        &mut self.control
+    }
+
+    /// Ends the trace. The sockets are returned, to be closed when nobody waits any more.
+    ///
+    /// # Errors
+    /// [`NftError`]; closing the sockets removes owned tables even then.
+    pub fn stop(mut self) -> (TraceSockets, Result<(), NftError>) {
+        let result = self.delete_tables();
+        let Self {
+            control, events, ..
+        } = self;
+        (TraceSockets { control, events }, result)
+    }
+
+    fn delete_tables(&mut self) -> Result<(), NftError> {
+        let mut batch = self.control.encoder();
+        batch.begin();
+        batch.delete_table(self.family, &self.table)?;
+        if self.ingress {
+            batch.delete_table(Family::Netdev, &self.table)?;
+        }
+        batch.end();
+        match self.control.transact(&batch, "removing a trace") {
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+impl AsFd for Tracer {
+    /// Readable when events wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+/// The name of the tables that a trace makes. A run id cannot make it a tap's.
+fn trace_table_name(run_id: &RunId) -> String {
+    format!("tsimtrace_{run_id}")
+}
+
+/// The hooks of IP, with what the last chain there does.
+const HOOKS: [(HookPoint, Hook, Verdict); 4] = [
+    (HookPoint::Prerouting, Hook::Prerouting, Verdict::Accept),
+    (HookPoint::Input, Hook::Input, Verdict::Drop),
+    (HookPoint::Forward, Hook::Forward, Verdict::Accept),
+    (HookPoint::Postrouting, Hook::Postrouting, Verdict::Drop),
+];
+
+/// The transaction that makes the tables.
+fn render(
+    batch: Encoder,
+    spec: &TraceSpec,
+    table: &str,
+    flags: u32,
+) -> Result<Encoder, EncodeError> {
+    let mut render = Render { batch, spec, table };
+    render.batch.begin();
+    render
+        .batch
+        .table(table_family(spec.family), table, flags)?;
+    for (point, hook, last) in HOOKS {
+        render.ip_chain(point, hook, false, Verdict::Accept)?;
+        render.ip_chain(point, hook, true, last)?;
+    }
+    if let Some(device) = &spec.ingress {
+        render.batch.table(Family::Netdev, table, flags)?;
+        render.ingress_chain(device, false)?;
+        render.ingress_chain(device, true)?;
+    }
+    render.batch.end();
+    Ok(render.batch)
+}
+
+struct Render<'a> {
+    batch: Encoder,
+    spec: &'a TraceSpec,
+    table: &'a str,
+}
+
+impl Render<'_> {
+    fn ip_chain(
+        &mut self,
+        point: HookPoint,
+        hook: Hook,
+        whole: bool,
+        verdict: Verdict,
+    ) -> Result<(), EncodeError> {
+        let family = table_family(self.spec.family);
+        let name = chain_name(Reached { hook: point, whole });
+        let priority = if whole { i32::MAX } else { i32::MIN };
+        self.batch
+            .base_chain(family, self.table, &name, hook, priority)?;
+        let begins = point == HookPoint::Prerouting && !whole;
+        self.rules(family, &name, (!begins).then_some(verdict))
+    }
+
+    fn ingress_chain(&mut self, device: &IfName, whole: bool) -> Result<(), EncodeError> {
+        let hook = HookPoint::Ingress;
+        let name = chain_name(Reached { hook, whole });
+        let priority = if whole { i32::MAX } else { i32::MIN };
+        self.batch
+            .ingress_chain(self.table, &name, device.as_str(), priority)?;
+        self.rules(Family::Netdev, &name, whole.then_some(Verdict::Accept))
+    }
+
+    /// Rules that decide about probes, or without a verdict switch the trace on. These have none,
+    /// because a rule that switches it on is reported itself only if it does not decide.
+    fn rules(
+        &mut self,
+        family: Family,
+        chain: &str,
+        verdict: Option<Verdict>,
+    ) -> Result<(), EncodeError> {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let probe = ProbeMatch::all(self.spec.family, self.spec.tags, protocol);
+            let mut exprs = probe.exprs();
+            match verdict {
+                Some(verdict) => exprs.push(Expr::Verdict(verdict)),
+                None => exprs.extend([Expr::LoadData(&[1]), Expr::SetMeta(Meta::NfTrace)]),
+            }
+            self.batch.rule(family, self.table, chain, &exprs)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,318 @@
+//! Rules as the user's own tool prints them.
+//!
+//! The kernel knows rules by handle. Their order comes from the kernel, too; their text from the
+//! tool that the table belongs to: `iptables-nft-save` and `ip6tables-nft-save` for tables that
+//! these made, `nft` for all others. A book runs each tool at most once, and only when a rule of
+//! its kind is asked for, however many rules that are.
+
+mod nft;
+mod xtables;
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use self::{nft::Listing, xtables::Save};
+use crate::{
+    firewall::{
+        Caveat, RulePlace, TableFamily, caveat,
+        nft::{
+            NftError, NftSocket,
+            list::{RuleOrder, rule_order},
+        },
+    },
+    netns::{
+        NetnsError, NetnsFd,
+        tool::{ToolError, Tools},
+    },
+};
+
+/// Tables that iptables makes, iptables(8).
+const XTABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+
+/// Where a book gets its content from: one namespace.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// The namespace.
+    pub netns: &'a NetnsFd,
+    /// The tools that print rulesets.
+    pub tools: &'a Tools,
+    /// A socket of that namespace.
+    pub socket: &'a mut NftSocket,
+}
+
+/// A rule with what there is to say about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleText {
+    /// Where it is.
+    pub place: RulePlace,
+    /// Its position in the chain, counted from 1; none when it is gone.
+    pub position: Option<usize>,
+    /// The rule as its tool prints it; none when the tool did not print it.
+    pub text: Option<String>,
+    /// Whether the table is one of iptables.
+    pub xtables: bool,
+}
+
+impl fmt::Display for RuleText {
+    /// `rule 12 of chain FORWARD (table filter): -A FORWARD …`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.position {
+            Some(position) => write!(f, "rule {position}")?,
+            None => write!(f, "rule with handle {}", self.place.handle)?,
+        }
+        f.write_str(" of ")?;
+        write_chain(f, &self.place, self.xtables)?;
+        match &self.text {
+            Some(text) => write!(f, ": {text}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A chain with its rules in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Where it is; the handle is 0.
+    pub place: RulePlace,
+    /// Its rules.
+    pub rules: Vec<RuleText>,
+    /// Rules whose outcome depends on more than the packet, by their index in `rules`.
+    pub caveats: Vec<(usize, Caveat)>,
+    /// Whether the table is one of iptables.
+    pub xtables: bool,
+    by_handle: HashMap<u64, usize>,
+}
+
+impl Chain {
+    fn new(place: &RulePlace, handles: &[u64], texts: Vec<Option<String>>, xtables: bool) -> Self {
+        let rule = |(at, (&handle, text)): (usize, (&u64, Option<String>))| RuleText {
+            place: RulePlace {
+                handle,
+                ..place.clone()
+            },
+            position: Some(at + 1),
+            text,
+            xtables,
+        };
+        let rules: Vec<RuleText> = handles.iter().zip(texts).enumerate().map(rule).collect();
+        let caveats = rules
+            .iter()
+            .enumerate()
+            .filter_map(|(at, rule)| Some((at, caveat(rule.text.as_ref()?)?)))
+            .collect();
+        Self {
+            place: place.clone(),
+            rules,
+            caveats,
+            xtables,
+            by_handle: handles.iter().copied().zip(0..).collect(),
+        }
+    }
+
+    /// The index in `rules` of the rule with this handle.
+    #[must_use]
+    pub fn index(&self, handle: u64) -> Option<usize> {
+        self.by_handle.get(&handle).copied()
+    }
+
+    /// The rule with this handle; without position and text when it is gone by now.
+    #[must_use]
+    pub fn rule(&self, handle: u64) -> RuleText {
+        match self.index(handle) {
+            Some(index) => self.rules[index].clone(),
+            None => RuleText {
+                place: RulePlace {
+                    handle,
+                    ..self.place.clone()
+                },
+                position: None,
+                text: None,
+                xtables: self.xtables,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Chain {
+    /// `chain FORWARD (table filter)`; the family is said unless iptables' own words imply it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_chain(f, &self.place, self.xtables)
+    }
+}
+
+fn write_chain(f: &mut fmt::Formatter<'_>, place: &RulePlace, xtables: bool) -> fmt::Result {
+    let RulePlace {
+        family,
+        table,
+        chain,
+        ..
+    } = place;
+    if xtables && *family == TableFamily::IP {
+        write!(f, "chain {chain} (table {table})")
+    } else {
+        write!(f, "chain {chain} (table {family} {table})")
+    }
+}
+
+/// The rules of one namespace at one generation of its ruleset.
+#[derive(Debug, Default)]
+pub struct RuleBook {
+    /// Handles of tables that were read, of chains that were not.
+    orders: HashMap<(TableFamily, String), RuleOrder>,
+    chains: HashMap<RulePlace, Arc<Chain>>,
+    native: Option<Listing>,
+    saves: HashMap<TableFamily, Save>,
+    failures: Vec<String>,
+}
+
+impl RuleBook {
+    /// A book without content; it is read when it is needed.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Why a tool did not print what was wanted.
+    #[must_use]
+    pub fn failures(&self) -> &[String] {
+        &self.failures
+    }
+
+    /// The chain that holds `place`, with all its rules.
+    ///
+    /// # Errors
+    /// [`NftError`] when the order of rules cannot be read. A tool that fails is no error: rules
+    /// come without text.
+    pub fn chain(
+        &mut self,
+        source: &mut Source<'_>,
+        place: &RulePlace,
+    ) -> Result<Arc<Chain>, NftError> {
+        let key = RulePlace {
+            handle: 0,
+            ..place.clone()
+        };
+        if let Some(chain) = self.chains.get(&key) {
+            return Ok(chain.clone());
+        }
+        let chain = Arc::new(self.read_chain(source, &key)?);
+        self.chains.insert(key, chain.clone());
+        Ok(chain)
+    }
+
+    fn read_chain(
+        &mut self,
+        source: &mut Source<'_>,
+        place: &RulePlace,
+    ) -> Result<Chain, NftError> {
+        let table = (place.family, place.table.clone());
+        if !self.orders.contains_key(&table) {
+            let order = rule_order(source.socket, place.family, &place.table)?;
+            self.orders.insert(table.clone(), order);
+        }
+        let handles = self.orders.get_mut(&table);
+        let handles = handles
+            .and_then(|order| order.remove(&place.chain))
+            .unwrap_or_default();
+        let saved = self.saved(source, place, handles.len());
+        let xtables = saved.is_some();
+        let texts: Vec<Option<String>> = match saved {
+            Some(texts) => texts.iter().cloned().map(Some).collect(),
+            None => self.listed(source, place, &handles),
+        };
+        Ok(Chain::new(place, &handles, texts, xtables))
+    }
+
+    /// The chain as iptables prints it, if it is one of iptables and has `count` rules there, too.
+    fn saved(&mut self, source: &Source<'_>, place: &RulePlace, count: usize) -> Option<&[String]> {
+        let tool = match place.family {
+            TableFamily::IP => "iptables-nft-save",
+            TableFamily::IP6 => "ip6tables-nft-save",
+            _ => return None,
+        };
+        if !XTABLES.contains(&place.table.as_str()) {
+            return None;
+        }
+        if !self.saves.contains_key(&place.family) {
+            let text = self.run(source, tool, &[]);
+            self.saves.insert(place.family, Save::parse(&text));
+        }
+        let save = self.saves.get(&place.family)?;
+        let rules = save.chain(&place.table, &place.chain)?;
+        (rules.len() == count).then_some(rules)
+    }
+
+    fn listed(
+        &mut self,
+        source: &Source<'_>,
+        place: &RulePlace,
+        handles: &[u64],
+    ) -> Vec<Option<String>> {
+        if self.native.is_none() && !handles.is_empty() {
+            let text = self.run(source, "nft", &["-a", "-s", "-t", "list", "ruleset"]);
+            self.native = Some(Listing::parse(&text));
+        }
+        let text = |&handle: &u64| {
+            let place = RulePlace {
+                handle,
+                ..place.clone()
+            };
+            self.native.as_ref()?.text(&place).map(str::to_owned)
+        };
+        handles.iter().map(text).collect()
+    }
+
+    /// What `tool` prints inside the namespace; nothing, and a note, when it fails.
+    fn run(&mut self, source: &Source<'_>, tool: &str, args: &[&str]) -> String {
+        let ran = source
+            .netns
+            .enter(|| source.tools.run(tool, args, &[]))
+            .map_err(Failure::Enter)
+            .and_then(|ran| ran.map_err(Failure::Run));
+        match ran {
+            Ok(printed) => String::from_utf8_lossy(&printed.stdout).into_owned(),
+            Err(failure) => {
+                self.failures.push(format!("no rule text: {failure}"));
+                String::new()
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Enter(NetnsError),
+    #[error(transparent)]
+    Run(ToolError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_is_named_by_position_chain_and_text() {
+        let mut rule = RuleText {
+            place: RulePlace {
+                family: TableFamily::IP,
+                table: "filter".to_owned(),
+                chain: "FORWARD".to_owned(),
+                handle: 7,
+            },
+            position: Some(12),
+            text: Some("-A FORWARD -p tcp -m tcp --dport 23 -j DROP".to_owned()),
+            xtables: true,
+        };
+        assert_eq!(
+            rule.to_string(),
+            "rule 12 of chain FORWARD (table filter): -A FORWARD -p tcp -m tcp --dport 23 -j DROP"
+        );
+        rule.xtables = false;
+        rule.position = None;
+        rule.text = None;
+        assert_eq!(
+            rule.to_string(),
+            "rule with handle 7 of chain FORWARD (table ip filter)"
+        );
+    }
+}
