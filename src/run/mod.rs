@@ -1,6 +1,8 @@
 //! What the runners do: the quick job from its resolved question to its report.
 
+pub mod explain;
 pub mod interrupt;
+pub mod outside;
 pub mod packet;
 pub mod probe;
 pub mod progress;

@@ -51,6 +51,20 @@ const TCP_SYN: u8 = 0x02;
 /// UDP header, tag, and padding to what a small DNS query has.
 const UDP_LENGTH: usize = 8 + 32;
 
+/// Length in bytes of a probe of this protocol, with its IP header.
+#[must_use]
+pub fn length(spec: &ProbeSpec, protocol: Protocol) -> usize {
+    let ip = if spec.destination.is_ipv4() { 20 } else { 40 };
+    ip + transport_length(protocol)
+}
+
+fn transport_length(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Tcp => TCP_LENGTH,
+        Protocol::Udp => UDP_LENGTH,
+    }
+}
+
 /// The probes for services of one protocol, given as (index, service).
 #[must_use]
 pub fn probes(
@@ -58,10 +72,7 @@ pub fn probes(
     protocol: Protocol,
     services: impl ExactSizeIterator<Item = (u32, Service)>,
 ) -> Packets {
-    let payload = match protocol {
-        Protocol::Tcp => TCP_LENGTH,
-        Protocol::Udp => UDP_LENGTH,
-    };
+    let payload = transport_length(protocol);
     let mut head = ip_header(spec, protocol, payload);
     let ip_length = head.len();
     let pseudo = pseudo_header_sum(spec, protocol, payload);

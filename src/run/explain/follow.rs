@@ -1,0 +1,55 @@
+//! Sending probes again while they are traced, as many at a time as the events have room for.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{ExplainError, SendAgain};
+use crate::firewall::nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail};
+
+/// By how much a batch shrinks when its events did not fit.
+const SHRINK: usize = 8;
+
+/// What the trace showed.
+#[derive(Debug, Default)]
+pub(super) struct Followed {
+    /// The ways of probes by index.
+    pub(super) trails: HashMap<u32, Trail>,
+    /// Probes that caused more events than fit although each was sent alone.
+    pub(super) overrun: HashSet<u32>,
+}
+
+/// Sends each of the probes and follows it. Where events were lost, the same probes are sent again,
+/// fewer at a time.
+pub(super) fn follow(
+    tracer: &mut Tracer,
+    indexes: &[u32],
+    send: &mut SendAgain<'_>,
+) -> Result<Followed, ExplainError> {
+    let mut followed = Followed::default();
+    let mut rest = indexes;
+    let mut size = PROBES_PER_DRAIN;
+    while !rest.is_empty() {
+        let (batch, behind) = rest.split_at(size.min(rest.len()));
+        send(batch).map_err(ExplainError::Send)?;
+        let drained = tracer.drain()?;
+        if drained.overrun && batch.len() > 1 {
+            size = (batch.len() / SHRINK).max(1);
+            continue;
+        }
+        if drained.overrun {
+            followed.overrun.extend(batch);
+        } else {
+            followed.trails.extend(drained.trails);
+        }
+        rest = behind;
+    }
+    Ok(followed)
+}
+
+impl Followed {
+    /// Whether the probe was lost where neither a rule nor a policy was seen to stop it, and no
+    /// other user of a hook either.
+    pub(super) fn is_lost(&self, index: u32) -> bool {
+        let trail = self.trails.get(&index).map(Trail::stopped_by);
+        !self.overrun.contains(&index) && matches!(trail, None | Some(StoppedBy::After(_)))
+    }
+}

@@ -1,0 +1,200 @@
+//! From the way of a probe to the reason, with the texts of the rules that it met.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    sync::Arc,
+};
+
+use super::{
+    ExplainError,
+    follow::Followed,
+    reason::{Action, Explained, Reason},
+};
+use crate::{
+    firewall::{
+        Caveat, RulePlace,
+        concern::concerns,
+        effect::{entry_left, rejected_with},
+        nft::trace::{Decision, StepKind, StoppedBy, TraceStep, Trail},
+        ruletext::{Chain, RuleBook, RuleText, Source},
+    },
+    model::Service,
+    run::outside::OutsideReason,
+};
+
+/// Lists the queues that somebody listens to, one per line, its number first.
+const QUEUES: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
+
+/// Reads rules.
+pub(super) struct Reader<'a> {
+    book: RuleBook,
+    source: Source<'a>,
+    queues: Option<Vec<u16>>,
+    warnings: BTreeSet<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(book: RuleBook, source: Source<'a>) -> Self {
+        Self {
+            book,
+            source,
+            queues: None,
+            warnings: BTreeSet::new(),
+        }
+    }
+
+    /// Gives the book back, and what the reader should know.
+    pub(super) fn finish(self) -> (RuleBook, Vec<String>) {
+        let failures = self.book.failures().iter().cloned();
+        let warnings = failures.chain(self.warnings).collect();
+        (self.book, warnings)
+    }
+
+    /// Explains one service.
+    pub(super) fn explained(
+        &mut self,
+        index: u32,
+        service: Service,
+        followed: &Followed,
+        outside: &BTreeMap<u32, OutsideReason>,
+    ) -> Result<Explained, ExplainError> {
+        let trail = followed.trails.get(&index);
+        let reason = match (trail, outside.get(&index)) {
+            _ if followed.overrun.contains(&index) => Reason::TooManyEvents,
+            (_, Some(reason)) => Reason::Outside(reason.clone()),
+            (Some(trail), None) => self.reason(trail)?,
+            (None, None) => Reason::Outside(OutsideReason::NotSeen(Vec::new())),
+        };
+        let caveats = match trail {
+            Some(trail) => self.caveats(trail, service)?,
+            None => Vec::new(),
+        };
+        Ok(Explained {
+            index,
+            reason,
+            caveats,
+            steps: trail.map_or_else(Vec::new, |trail| trail.steps.clone()),
+        })
+    }
+
+    fn reason(&mut self, trail: &Trail) -> Result<Reason, ExplainError> {
+        Ok(match trail.stopped_by() {
+            StoppedBy::Rule(step) => {
+                let rule = self.chain(&step.place)?.rule(step.place.handle);
+                Reason::Rule {
+                    hook: step.hook,
+                    action: self.action(step, &rule),
+                    rule,
+                }
+            }
+            StoppedBy::Policy(step) => Reason::Policy {
+                hook: step.hook,
+                chain: self.chain(&step.place)?.to_string(),
+            },
+            StoppedBy::Within(hook) => Reason::Within(hook),
+            StoppedBy::After(after) => Reason::Outside(OutsideReason::Unknown {
+                after,
+                evidence: Vec::new(),
+            }),
+            StoppedBy::Nothing(exit) => Reason::WentThrough(exit),
+        })
+    }
+
+    fn action(&mut self, step: &TraceStep, rule: &RuleText) -> Action {
+        match step.decision {
+            Decision::Queue(queue) => Action::Queued {
+                queue,
+                listener: self.queues().contains(&queue),
+            },
+            Decision::Stolen => Action::Taken,
+            _ => match rule.text.as_ref().and_then(|text| rejected_with(text)) {
+                Some(with) => Action::Rejected(with),
+                None => Action::Dropped,
+            },
+        }
+    }
+
+    fn queues(&mut self) -> &[u16] {
+        let netns = self.source.netns;
+        self.queues.get_or_insert_with(|| {
+            let text = netns.enter(|| fs::read_to_string(QUEUES));
+            let text = text.ok().and_then(Result::ok).unwrap_or_default();
+            let number = |line: &str| line.split_whitespace().next()?.parse().ok();
+            text.lines().filter_map(number).collect()
+        })
+    }
+
+    fn chain(&mut self, place: &RulePlace) -> Result<Arc<Chain>, ExplainError> {
+        Ok(self.book.chain(&mut self.source, place)?)
+    }
+
+    /// Rules that the probe was held against and that decide by more than the packet.
+    fn caveats(
+        &mut self,
+        trail: &Trail,
+        service: Service,
+    ) -> Result<Vec<(Caveat, RuleText)>, ExplainError> {
+        let ports = [service.port, trail.head.destination_port];
+        let mut found = Vec::new();
+        for (place, end) in visited(trail) {
+            let chain = self.chain(&place)?;
+            let end = end.and_then(|handle| chain.index(handle));
+            for (at, caveat) in &chain.caveats {
+                let rule = &chain.rules[*at];
+                let asked = end.is_none_or(|end| *at <= end);
+                let text = rule.text.as_deref().unwrap_or_default();
+                if asked && concerns(text, service.protocol, &ports) {
+                    found.push((caveat.clone(), rule.clone()));
+                }
+            }
+        }
+        self.note_entries(trail)?;
+        Ok(found)
+    }
+
+    /// Notes rules that matched and remember the probe.
+    fn note_entries(&mut self, trail: &Trail) -> Result<(), ExplainError> {
+        for step in trail.steps.iter().filter(|s| s.kind == StepKind::Rule) {
+            let rule = self.chain(&step.place)?.rule(step.place.handle);
+            if let Some(where_to) = rule.text.as_ref().and_then(|text| entry_left(text)) {
+                self.warnings
+                    .insert(format!("probes left an entry in {where_to} by {rule}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The chains that a probe went through, in order, each with the rule that ended its stay there;
+/// none where it came to the end.
+fn visited(trail: &Trail) -> Vec<(RulePlace, Option<u64>)> {
+    let mut order: Vec<RulePlace> = Vec::new();
+    let mut ends: HashMap<RulePlace, Option<u64>> = HashMap::new();
+    let mut visit = |place: RulePlace, end: Option<u64>| {
+        if !ends.contains_key(&place) {
+            order.push(place.clone());
+        }
+        ends.insert(place, end);
+    };
+    for step in &trail.steps {
+        let chain = |name: &str| RulePlace {
+            chain: name.to_owned(),
+            handle: 0,
+            ..step.place.clone()
+        };
+        let stays = matches!(step.decision, Decision::Continue | Decision::Jump(_));
+        let ended = !stays && step.kind == StepKind::Rule;
+        visit(chain(&step.place.chain), ended.then_some(step.place.handle));
+        if let Decision::Jump(target) | Decision::Goto(target) = &step.decision {
+            visit(chain(target), None);
+        }
+    }
+    order
+        .into_iter()
+        .map(|place| {
+            let end = ends.get(&place).copied().flatten();
+            (place, end)
+        })
+        .collect()
+}

@@ -1,0 +1,143 @@
+//! Why a service was blocked, in types and in words.
+
+use std::fmt;
+
+use crate::{
+    firewall::{
+        Caveat,
+        nft::trace::{Exit, TraceStep},
+        place::HookPoint,
+        ruletext::RuleText,
+    },
+    run::outside::OutsideReason,
+};
+
+/// What a rule did with a packet that it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Discarded it.
+    Dropped,
+    /// Discarded it and answered with this.
+    Rejected(String),
+    /// Handed it to this queue, from which it did not come back.
+    Queued {
+        /// The queue's number.
+        queue: u16,
+        /// Whether a program listens there.
+        listener: bool,
+    },
+    /// Took it away (`NF_STOLEN`), as SYNPROXY does.
+    Taken,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dropped => f.write_str("dropped"),
+            Self::Rejected(with) => write!(f, "rejected with {with}"),
+            Self::Queued { queue, .. } => write!(f, "handed to NFQUEUE {queue}"),
+            Self::Taken => f.write_str("taken away"),
+        }
+    }
+}
+
+/// What stopped a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// A rule.
+    Rule {
+        /// At which hook.
+        hook: HookPoint,
+        /// What it did.
+        action: Action,
+        /// The rule.
+        rule: RuleText,
+    },
+    /// The policy of a base chain.
+    Policy {
+        /// At which hook.
+        hook: HookPoint,
+        /// The chain, e.g. `chain forward (table inet fw)`.
+        chain: String,
+    },
+    /// Something at a hook that nf_tables does not trace.
+    Within(HookPoint),
+    /// Something outside netfilter.
+    Outside(OutsideReason),
+    /// Nothing: it went through when it was sent again.
+    WentThrough(Exit),
+    /// Its way caused more trace events than fit.
+    TooManyEvents,
+}
+
+impl Reason {
+    /// Whether it names what stopped the probe.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        match self {
+            Self::Rule { .. } | Self::Policy { .. } => true,
+            Self::Outside(reason) => reason.is_known(),
+            Self::Within(_) | Self::WentThrough(_) | Self::TooManyEvents => false,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule { action, rule, .. } => {
+                write!(f, "{action} by {rule}")?;
+                match action {
+                    Action::Queued { listener: true, .. } => {
+                        f.write_str(", whose listener has not given it back")
+                    }
+                    Action::Queued { .. } => f.write_str(", without a listener"),
+                    _ => Ok(()),
+                }
+            }
+            Self::Policy { chain, .. } => write!(f, "dropped by the policy of {chain}"),
+            Self::Within(hook) => write!(
+                f,
+                "dropped at {hook} by something that nf_tables does not trace, such as \
+                 iptables-legacy or connection tracking"
+            ),
+            Self::Outside(reason) => reason.fmt(f),
+            Self::WentThrough(_) => f.write_str("went through when it was sent again"),
+            Self::TooManyEvents => f.write_str("its way has more trace events than can be held"),
+        }
+    }
+}
+
+/// A blocked service with its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    /// The service's index.
+    pub index: u32,
+    /// What stopped its probe.
+    pub reason: Reason,
+    /// Rules on its way that decide by more than the packet, whether they matched this time or
+    /// not. Where there is one, another probe at another time may fare differently.
+    pub caveats: Vec<(Caveat, RuleText)>,
+    /// What the chains did with the probe, in order.
+    pub steps: Vec<TraceStep>,
+}
+
+impl Explained {
+    /// Whether the same probe would be stopped again: the cause is known, and nothing that
+    /// depends on rate, quota, chance, time or history was on the way.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.reason.is_known() && self.caveats.is_empty()
+    }
+}
+
+impl fmt::Display for Explained {
+    /// The reason, and behind it each [`Caveat`] with its rule.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reason.fmt(f)?;
+        for (caveat, rule) in &self.caveats {
+            write!(f, "; {caveat} on {rule}")?;
+        }
+        Ok(())
+    }
+}

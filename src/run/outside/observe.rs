@@ -1,0 +1,169 @@
+//! Gathers what [`judge`](super::judge) weighs.
+
+use std::{collections::HashMap, io};
+
+use super::{Counters, Observed, Settings};
+use crate::{
+    firewall::{nft::trace::PacketHead, place::HookPoint},
+    model::IfName,
+    netlink::{Link, Lookup, LookupQuery, Netlink, NetlinkError, object::Address, sysctl},
+    netns::NetnsFd,
+};
+
+/// Looks into one router.
+#[derive(Debug)]
+pub struct Observer<'a> {
+    netns: &'a NetnsFd,
+    netlink: Netlink,
+    links: Vec<Link>,
+    addresses: Vec<(IfName, Address)>,
+    settings: HashMap<(Option<IfName>, bool), Settings>,
+}
+
+impl<'a> Observer<'a> {
+    /// Opens a socket in the router and reads its interfaces and addresses.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub fn new(netns: &'a NetnsFd) -> Result<Self, NetlinkError> {
+        let mut netlink = Netlink::open(netns)?;
+        let links = netlink.links()?;
+        let addresses = netlink.addresses()?;
+        Ok(Self {
+            netns,
+            netlink,
+            links,
+            addresses,
+            settings: HashMap::new(),
+        })
+    }
+
+    /// The name of an interface.
+    #[must_use]
+    pub fn name(&self, index: u32) -> Option<&IfName> {
+        self.link(index).map(|link| &link.name)
+    }
+
+    /// The number of an interface.
+    #[must_use]
+    pub fn index(&self, name: &IfName) -> Option<u32> {
+        let link = self.links.iter().find(|link| link.name == *name);
+        link.map(|link| link.index)
+    }
+
+    /// The router's counters of discarded packets.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn counters(&self) -> io::Result<Counters> {
+        self.netns
+            .enter(Counters::read_here)
+            .map_err(io::Error::other)?
+    }
+
+    /// Asks for the ways of many packets at once; none where the kernel did not understand.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] of the socket.
+    pub fn ways(&mut self, heads: &[PacketHead]) -> Result<Vec<Option<Lookup>>, NetlinkError> {
+        let queries: Vec<LookupQuery> = heads.iter().map(|head| self.forwarded(head)).collect();
+        let answers = self.netlink.lookup(&queries)?;
+        Ok(answers.into_iter().map(Result::ok).collect())
+    }
+
+    /// Observes a lost packet of which the way is known, and what rose when it was sent alone.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] of the socket.
+    pub fn observe(
+        &mut self,
+        after: Option<HookPoint>,
+        head: PacketHead,
+        way: Option<&Lookup>,
+        rose: Counters,
+    ) -> Result<Observed, NetlinkError> {
+        let unchecked = LookupQuery {
+            iif: None,
+            from: None,
+            ..self.forwarded(&head)
+        };
+        let back = LookupQuery::to(head.source);
+        let mut answers = self.netlink.lookup(&[unchecked, back])?.into_iter();
+        let mut next = || answers.next().and_then(Result::ok);
+        let (unchecked, back) = (next(), next());
+        let out = way.and_then(|way| way.dev.as_ref());
+        let out = out.and_then(|dev| self.links.iter().find(|link| link.name == *dev));
+        let iif = self.link(head.iif).cloned();
+        Ok(Observed {
+            after,
+            head,
+            way: way.map(|way| way.kind),
+            out: out.map(|link| (link.name.clone(), link.mtu)),
+            unchecked: unchecked.map(|lookup| lookup.kind),
+            back,
+            settings: self.settings(iif.as_ref().map(|link| &link.name), head),
+            down: self.down_network(head),
+            iif_up: iif.as_ref().is_none_or(|link| link.up),
+            iif: iif.map(|link| link.name),
+            rose,
+        })
+    }
+
+    fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    fn forwarded(&self, head: &PacketHead) -> LookupQuery {
+        LookupQuery {
+            from: Some(head.source),
+            iif: self.name(head.iif).cloned(),
+            mark: head.mark,
+            tos: head.tos,
+            ip_proto: Some(head.protocol.number()),
+            sport: Some(head.source_port),
+            dport: Some(head.destination_port),
+            ..LookupQuery::to(head.destination)
+        }
+    }
+
+    /// An interface that is down, in whose network the destination is.
+    fn down_network(&self, head: PacketHead) -> Option<IfName> {
+        let down = |name: &IfName| self.links.iter().any(|l| l.name == *name && !l.up);
+        let holds = |(name, address): &&(IfName, Address)| {
+            address.local.contains(&head.destination) && down(name)
+        };
+        let found = self.addresses.iter().find(holds);
+        found.map(|(name, _)| name.clone())
+    }
+
+    fn settings(&mut self, iif: Option<&IfName>, head: PacketHead) -> Settings {
+        let v4 = head.destination.is_ipv4();
+        let key = (iif.cloned(), v4);
+        if let Some(known) = self.settings.get(&key) {
+            return *known;
+        }
+        let read = read_settings(self.netns, iif, v4);
+        self.settings.insert(key, read);
+        read
+    }
+}
+
+/// A sysctl that cannot be read is one that this kernel does not have: it is off.
+fn read_settings(netns: &NetnsFd, iif: Option<&IfName>, v4: bool) -> Settings {
+    let dev = iif.map_or("default", IfName::as_str);
+    let (version, name) = if v4 { ("ipv4", dev) } else { ("ipv6", "all") };
+    let number = |path: String| -> u8 {
+        let read = sysctl::read(netns, &[path]).ok();
+        let text = read.and_then(|mut values| values.pop());
+        text.and_then(|text| text.parse().ok()).unwrap_or(0)
+    };
+    let of = |name: &str, key: &str| number(format!("net/{version}/conf/{name}/{key}"));
+    // ip-sysctl.rst: the larger of both counts for rp_filter, either for the others.
+    Settings {
+        forwarding: of(name, "forwarding") > 0,
+        rp_filter: of("all", "rp_filter").max(of(dev, "rp_filter")),
+        accept_local: of("all", "accept_local") > 0 || of(dev, "accept_local") > 0,
+        route_localnet: of("all", "route_localnet") > 0 || of(dev, "route_localnet") > 0,
+        disable_ipv6: !v4 && (of("all", "disable_ipv6") > 0 || of(dev, "disable_ipv6") > 0),
+    }
+}
