@@ -4,6 +4,7 @@
 
 mod explain;
 mod hosts;
+mod iptables;
 mod minilab;
 mod netlink;
 mod netns;

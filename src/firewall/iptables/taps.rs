@@ -153,7 +153,9 @@ impl IptablesTaps {
                 return Err(error);
             }
             // Asked only now, because it takes four tools and nearly every kernel has u32.
-            match feature::matcher(&self.iptables, &self.plan) {
+            let support = feature::matcher(&self.iptables, &self.plan);
+            remove_made(&self.iptables, &self.plan.made)?;
+            match support {
                 Support::No(why) => missing.push((matcher, why)),
                 _ => return Err(error),
             }
