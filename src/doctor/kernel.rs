@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Area, Check, check, tools::ask};
+use super::{Area, Check, check, loaded, tools::ask};
 use crate::{
     firewall::{Support, nft::support, with_causes},
     model::{IfName, NameError},
@@ -11,75 +11,10 @@ use crate::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-/// Matches of rules as collected from routers, with the least that they need.
-const MATCHES: [(&str, &str); 14] = [
-    ("comment", "--comment x"),
-    ("connmark", "--mark 1"),
-    ("conntrack", "--ctstate NEW"),
-    ("dscp", "--dscp 1"),
-    ("hashlimit", "--hashlimit-name x --hashlimit-upto 1/s"),
-    ("iprange", "--src-range 192.0.2.1-192.0.2.9"),
-    ("limit", "--limit 1/s"),
-    ("mac", "--mac-source 02:00:00:00:00:01"),
-    ("mark", "--mark 1"),
-    ("multiport", "-p tcp --dports 1,2"),
-    ("recent", "--set --name tsim_probe"),
-    ("state", "--state NEW"),
-    ("statistic", "--mode random --probability 0.5"),
-    ("string", "--algo bm --string x"),
-];
-
-/// Targets: table, chain, name, options.
-const TARGETS: [(&str, &str, &str, &str); 9] = [
-    ("mangle", "PREROUTING", "CONNMARK", "--save-mark"),
-    ("mangle", "PREROUTING", "DSCP", "--set-dscp 1"),
-    ("mangle", "PREROUTING", "MARK", "--set-mark 1"),
-    (
-        "mangle",
-        "FORWARD",
-        "TCPMSS",
-        "-p tcp --tcp-flags SYN SYN --clamp-mss-to-pmtu",
-    ),
-    ("nat", "POSTROUTING", "MASQUERADE", ""),
-    ("nat", "PREROUTING", "DNAT", "--to-destination 192.0.2.1"),
-    ("filter", "FORWARD", "LOG", ""),
-    ("filter", "FORWARD", "NFLOG", "--nflog-group 1"),
-    ("filter", "FORWARD", "REJECT", ""),
-];
-
-/// Types of ipset(8) with what they need beside their name.
-const SETS: [(&str, &str); 15] = [
-    ("bitmap:ip", "range 192.0.2.0/24"),
-    ("bitmap:ip,mac", "range 192.0.2.0/24"),
-    ("bitmap:port", "range 0-100"),
-    ("hash:ip", ""),
-    ("hash:ip,mac", ""),
-    ("hash:ip,mark", ""),
-    ("hash:ip,port", ""),
-    ("hash:ip,port,ip", ""),
-    ("hash:ip,port,net", ""),
-    ("hash:mac", ""),
-    ("hash:net", ""),
-    ("hash:net,iface", ""),
-    ("hash:net,net", ""),
-    ("hash:net,port", ""),
-    ("list:set", ""),
-];
-
 /// What is said of each feature where no namespace could be made.
 pub const UNTRIED: &str = "there is no namespace to try it in";
 
 type OwnProbe = fn(&Tools) -> Support;
-
-/// How a feature is tried.
-enum Probe {
-    /// In a way of its own.
-    Own(OwnProbe),
-    /// By loading a rule into a table of iptables.
-    Rule(&'static str, String),
-    /// By making a set of this type with these options.
-    Set(&'static str, &'static str),
-}
 
 /// Features that have a probe of their own.
 const OWN: [(&str, OwnProbe); 11] = [
@@ -100,33 +35,21 @@ const OWN: [(&str, OwnProbe); 11] = [
     ("match_set", match_set),
 ];
 
-/// Every feature that is tried inside a namespace.
-fn features() -> Vec<(String, Probe)> {
-    let own = OWN.map(|(name, probe)| (name.to_owned(), Probe::Own(probe)));
-    let matches = MATCHES.map(|(name, options)| {
-        let rule = format!("-A FORWARD -m {name} {options}");
-        (format!("match_{name}"), Probe::Rule("filter", rule))
-    });
-    let targets = TARGETS.map(|(table, chain, name, options)| {
-        let rule = format!("-A {chain} -j {name} {options}");
-        (format!("target_{name}"), Probe::Rule(table, rule))
-    });
-    let sets = SETS.map(|(kind, options)| (format!("ipset_{kind}"), Probe::Set(kind, options)));
-    let all = own.into_iter().chain(matches).chain(targets).chain(sets);
-    all.collect()
-}
-
 /// Tries everything. Without the right to make a namespace nothing can be told.
 pub(super) fn checks(tools: &Tools) -> Vec<Check> {
-    let try_one = |(name, probe): (String, Probe)| {
-        let support = match probe {
-            Probe::Own(probe) => probe(tools),
-            Probe::Rule(table, rule) => load(tools, "iptables-restore", table, &rule),
-            Probe::Set(kind, options) => make_set(tools, kind, kind, options),
-        };
-        to_check(name, support)
+    let own = OWN.iter().map(|(name, probe)| {
+        let support = probe(tools);
+        to_check((*name).to_owned(), support)
+    });
+    let loaded = || {
+        loaded::groups()
+            .into_iter()
+            .flat_map(|group| group.try_all(tools))
     };
-    let try_all = || features().into_iter().map(try_one).collect();
+    let try_all = || {
+        let loaded = loaded().map(|(name, support)| to_check(name, support));
+        own.chain(loaded).collect()
+    };
     match netns::in_scratch(try_all) {
         Ok(checks) => with_namespaces(Support::Yes, checks),
         Err(error) => with_namespaces(no_namespace(&error), untried()),
@@ -145,8 +68,13 @@ fn with_namespaces(namespaces: Support, others: Vec<Check>) -> Vec<Check> {
 
 fn untried() -> Vec<Check> {
     let why = || Support::Unknown(UNTRIED.to_owned());
-    let names = features().into_iter().map(|(name, _)| name);
-    names.map(|name| to_check(name, why())).collect()
+    let own = OWN.iter().map(|(name, _)| (*name).to_owned());
+    let loaded = loaded::groups()
+        .into_iter()
+        .flat_map(loaded::Group::into_names);
+    own.chain(loaded)
+        .map(|name| to_check(name, why()))
+        .collect()
 }
 
 /// `unshare` answers EINVAL where the kernel has no network namespaces.
@@ -243,29 +171,18 @@ fn acknowledged(request: &[u8]) -> io::Result<()> {
 /// The flavour of iptables that `restore` belongs to, with what our own taps use.
 fn xtables(tools: &Tools, restore: &str) -> Support {
     let rule = "-A POSTROUTING -m comment --comment tsim -m dscp --dscp 32 -j RETURN";
-    load(tools, restore, "mangle", rule)
+    let input = loaded::rule("mangle", rule);
+    ask(tools, restore, &loaded::RESTORE, &input)
 }
 
+/// The set is there before the rule that looks into it.
 fn match_set(tools: &Tools) -> Support {
-    match make_set(tools, "matched", "hash:ip", "") {
+    match ask(tools, "ipset", &["restore"], "create matched hash:ip\n") {
         Support::Yes => {
             let rule = "-A FORWARD -m set --match-set matched src";
-            load(tools, "iptables-restore", "filter", rule)
+            let input = loaded::rule("filter", rule);
+            ask(tools, "iptables-restore", &loaded::RESTORE, &input)
         }
         other => other,
     }
-}
-
-fn load(tools: &Tools, restore: &str, table: &str, rule: &str) -> Support {
-    ask(
-        tools,
-        restore,
-        &["--noflush", "--wait"],
-        &format!("*{table}\n{rule}\nCOMMIT\n"),
-    )
-}
-
-fn make_set(tools: &Tools, name: &str, kind: &str, options: &str) -> Support {
-    let script = format!("create {name} {kind} {options}\n");
-    ask(tools, "ipset", &["restore"], &script)
 }

@@ -5,6 +5,7 @@
 mod explain;
 mod hosts;
 mod iptables;
+mod kernels;
 mod minilab;
 mod netlink;
 mod netns;

@@ -24,7 +24,7 @@ const KEY_TYPE_MARK: u32 = 19;
 const TRACE_GROUP: u32 = 9;
 const TRACE_MESSAGE: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | 17;
 /// How long a packet to this machine itself may take at most.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// nf_tables as such: a table.
 #[must_use]
