@@ -21,7 +21,10 @@ pub struct Batch<'a> {
     pub(super) netlink: &'a mut Netlink,
     owner: String,
     requests: Requests,
-    errors: Vec<NetlinkError>,
+    /// Requests added so far.
+    count: usize,
+    /// What failed, with the number of the request, counted from 0.
+    errors: Vec<(usize, NetlinkError)>,
 }
 
 impl<'a> Batch<'a> {
@@ -30,6 +33,7 @@ impl<'a> Batch<'a> {
             netlink,
             owner,
             requests: Requests::default(),
+            count: 0,
             errors: Vec::new(),
         }
     }
@@ -51,10 +55,15 @@ impl<'a> Batch<'a> {
             })
         };
         let made = make(&mut resolve);
+        let number = self.count;
+        self.count += 1;
         match (made, unresolved) {
-            (_, Some(error)) => self.errors.push(error),
-            (Err(reason), None) => self.errors.push(NetlinkError::Unsendable { what, reason }),
-            (Ok(message), None) => self.requests.push(what, flags, message),
+            (_, Some(error)) => self.errors.push((number, error)),
+            (Err(reason), None) => {
+                let error = NetlinkError::Unsendable { what, reason };
+                self.errors.push((number, error));
+            }
+            (Ok(message), None) => self.requests.push_numbered(number, what, flags, message),
         }
         self
     }
@@ -69,21 +78,26 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// [`NetlinkErrors`] with every request that failed. The others were carried out.
-    pub fn send(mut self) -> Result<(), NetlinkErrors> {
-        self.flush();
-        if self.errors.is_empty() {
-            Ok(())
-        } else {
-            Err(NetlinkErrors(self.errors))
+    pub fn send(self) -> Result<(), NetlinkErrors> {
+        match self.send_each() {
+            errors if errors.is_empty() => Ok(()),
+            errors => Err(NetlinkErrors(errors.into_iter().map(|(_, e)| e).collect())),
         }
+    }
+
+    /// Sends what was added, for a caller that can do without some of it: returns what failed
+    /// with the number of the request, in the order in which they were added, from 0 on.
+    #[must_use = "what failed is returned, not raised"]
+    pub fn send_each(mut self) -> Vec<(usize, NetlinkError)> {
+        self.flush();
+        self.errors.sort_by_key(|(number, _)| *number);
+        self.errors
     }
 
     fn flush(&mut self) {
         if !self.requests.is_empty() {
             let requests = std::mem::take(&mut self.requests);
-            let result = self.netlink.change(requests);
-            self.errors
-                .extend(result.err().into_iter().flat_map(|errors| errors.0));
+            self.errors.extend(self.netlink.change(requests));
         }
     }
 

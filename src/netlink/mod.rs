@@ -28,4 +28,5 @@ pub use self::{
     link::{BridgeOptions, Link, LinkChange, NewVeth, PortOptions, VethEnd},
     lookup::{Lookup, LookupKind, LookupQuery},
     socket::Netlink,
+    sysctl::SysctlError,
 };

@@ -3,7 +3,7 @@
 //! Interfaces are named, not numbered, because a value of these types is made before the
 //! interface exists (from facts) and outlives it (in a report).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,27 @@ impl Mac {
     #[must_use]
     pub fn is_usable(self) -> bool {
         self.0 != [0; 6] && self.0[0] & 1 == 0
+    }
+
+    /// A locally administered address for what has none, the same every time for one `seed`.
+    #[must_use]
+    pub fn made_up(seed: &str) -> Self {
+        // FNV-1a, 64 bits: it spreads names; nothing depends on its strength.
+        let hash = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let [a, b, c, d, e, ..] = hash.to_be_bytes();
+        Self([0x02, a, b, c, d, e])
+    }
+
+    /// The IPv6 link-local address that the kernel would make of it, RFC 4291 appendix A.
+    #[must_use]
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, g] = self.0;
+        let mut octets = [0; 16];
+        octets[..2].copy_from_slice(&[0xfe, 0x80]);
+        octets[8..].copy_from_slice(&[a ^ 2, b, c, 0xff, 0xfe, d, e, g]);
+        octets.into()
     }
 }
 
@@ -369,5 +390,15 @@ mod tests {
         ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn made_up_addresses_are_local_and_stay_the_same() {
+        let mac = Mac::made_up("r1:eth0");
+        assert_eq!(mac, Mac::made_up("r1:eth0"));
+        assert_ne!(mac, Mac::made_up("r1:eth1"));
+        assert!(mac.is_usable() && mac.0[0] & 2 != 0);
+        let mac = Mac([0x02, 0, 0x5e, 0, 0x53, 0xaf]);
+        assert_eq!(mac.link_local().to_string(), "fe80::5eff:fe00:53af");
     }
 }

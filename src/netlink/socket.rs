@@ -12,10 +12,7 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 
-use super::{
-    Batch, NetlinkError,
-    error::{NetlinkErrors, ext_ack},
-};
+use super::{Batch, NetlinkError, error::ext_ack};
 use crate::{
     model::IfName,
     netns::{NetnsError, NetnsFd, visit},
@@ -64,6 +61,8 @@ pub(super) struct Requests {
 #[derive(Debug)]
 struct Request {
     start: usize,
+    /// The caller's number for it.
+    number: usize,
     what: String,
     /// Errors that mean that the wanted state exists already.
     tolerated: Vec<Errno>,
@@ -75,6 +74,16 @@ impl Requests {
     }
 
     pub(super) fn push(&mut self, what: String, flags: u16, message: RouteNetlinkMessage) {
+        self.push_numbered(self.list.len(), what, flags, message);
+    }
+
+    pub(super) fn push_numbered(
+        &mut self,
+        number: usize,
+        what: String,
+        flags: u16,
+        message: RouteNetlinkMessage,
+    ) {
         let start = self.bytes.len();
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -85,6 +94,7 @@ impl Requests {
         message.serialize(&mut self.bytes[start..start + length]);
         self.list.push(Request {
             start,
+            number,
             what,
             tolerated: Vec::new(),
         });
@@ -221,26 +231,28 @@ impl Netlink {
         Batch::new(self, owner.into())
     }
 
-    /// Sends `requests` and returns everything that failed.
-    pub(super) fn change(&mut self, requests: Requests) -> Result<(), NetlinkErrors> {
+    /// Sends `requests` and returns everything that failed, by the requests' numbers. A failure of
+    /// the socket counts for the last one.
+    pub(super) fn change(&mut self, requests: Requests) -> Vec<(usize, NetlinkError)> {
         let mut errors = Vec::new();
+        let last = requests.list.last().map_or(0, |request| request.number);
         let result = self.exchange(requests, true, |request, reply| match reply {
             Some(Reply::Refused(errno, ext_ack)) if !request.tolerated.contains(&errno) => {
-                errors.push(NetlinkError::Refused {
+                let error = NetlinkError::Refused {
                     what: request.what.clone(),
                     errno,
                     ext_ack,
-                });
+                };
+                errors.push((request.number, error));
             }
             _ => {}
         });
-        errors.extend(result.err());
-        if errors.is_empty() {
-            return Ok(());
+        errors.extend(result.err().map(|error| (last, error)));
+        if !errors.is_empty() {
+            // Whatever was believed to exist by now may not.
+            self.indexes.clear();
         }
-        // Whatever was believed to exist by now may not.
-        self.indexes.clear();
-        Err(NetlinkErrors(errors))
+        errors
     }
 
     /// Sends `requests`, each of which has one object or one error as its reply.

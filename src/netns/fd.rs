@@ -19,6 +19,8 @@ use nix::{
     },
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::NetnsError;
 use crate::model::NetnsName;
 
@@ -27,7 +29,7 @@ use crate::model::NetnsName;
 ///
 /// The kernel gives the number of a namespace that is gone to a later one. Two equal values mean
 /// the same namespace for sure only while a [`NetnsFd`] of it is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NetnsId {
     /// Device of the nsfs.
     pub dev: u64,
