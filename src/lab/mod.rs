@@ -1,7 +1,129 @@
 //! The lab: facts of real routers → topology (pure) → namespaces; hosts; path trace.
 
+mod down;
+mod error;
 pub mod facts;
 pub mod hosts;
+mod kernel_settings;
+mod plan;
+mod pool;
+mod router;
+mod rulesets;
+mod segments;
 pub mod sockets;
+mod state;
 pub mod topology;
 pub mod trace;
+mod up;
+
+use std::ops::Deref;
+
+use self::{down::Found, state::LabDir};
+pub use self::{
+    down::{Removed, down},
+    error::LabError,
+    state::{InterfaceState, LabState, Phase, RouterState, bridge_name},
+    up::{Options, Progress, Step, Up, up, up_from},
+};
+use crate::{
+    config::Config,
+    model::{LabName, NetnsName, RouterId, RouterName},
+    netns::{NetnsDir, NetnsFd},
+};
+
+/// A lab that is up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lab {
+    state: LabState,
+}
+
+impl Deref for Lab {
+    type Target = LabState;
+    fn deref(&self) -> &LabState {
+        &self.state
+    }
+}
+
+impl Lab {
+    fn new(state: LabState) -> Self {
+        Self { state }
+    }
+
+    /// Opens lab `name` from its own file; no facts are needed.
+    ///
+    /// # Errors
+    /// [`LabError`] when there is no such lab, or its `up` was interrupted.
+    pub fn open(config: &Config, name: &LabName) -> Result<Self, LabError> {
+        match LabDir::new(config, name).state()? {
+            None => Err(LabError::NotFound {
+                lab: name.clone(),
+                dir: config.labs_dir.clone(),
+            }),
+            Some(state) if state.phase != Phase::Up => {
+                Err(LabError::HalfMade { lab: name.clone() })
+            }
+            Some(state) => Ok(Self::new(state)),
+        }
+    }
+
+    /// The namespace of router `name`.
+    ///
+    /// # Errors
+    /// [`LabError`] when the lab has no such router or its namespace cannot be opened.
+    pub fn router_netns(&self, name: &RouterName) -> Result<NetnsFd, LabError> {
+        self.state.router(name)?;
+        let id = RouterId::new(self.state.lab.clone(), name.clone());
+        Ok(NetnsDir::default().open(&id.netns())?)
+    }
+
+    /// The namespace with the lab's bridges.
+    ///
+    /// # Errors
+    /// [`LabError`] when it cannot be opened.
+    pub fn segments_netns(&self) -> Result<NetnsFd, LabError> {
+        let name = NetnsName::segments(&self.state.lab);
+        Ok(NetnsDir::default().open(&name)?)
+    }
+}
+
+/// How a lab is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// The lab as its file has it.
+    pub state: LabState,
+    /// Its namespaces that are gone or were replaced by others; empty for a sound lab.
+    pub missing: Vec<NetnsName>,
+}
+
+/// Looks how lab `name` is, half made ones included.
+///
+/// # Errors
+/// [`LabError`] when there is no such lab or it cannot be looked at.
+pub fn status(config: &Config, name: &LabName) -> Result<Status, LabError> {
+    let state = LabDir::new(config, name).state()?;
+    let state = state.ok_or_else(|| LabError::NotFound {
+        lab: name.clone(),
+        dir: config.labs_dir.clone(),
+    })?;
+    let dir = NetnsDir::default();
+    let mut missing = Vec::new();
+    for (name, id) in down::namespaces(&state) {
+        if down::find(&dir, &name, id)? != Found::Ours {
+            missing.push(name);
+        }
+    }
+    Ok(Status { state, missing })
+}
+
+/// All labs, half made ones included, by name.
+///
+/// # Errors
+/// [`LabError`] when the directory of labs or a lab's file cannot be read.
+pub fn list(config: &Config) -> Result<Vec<LabState>, LabError> {
+    let mut labs = Vec::new();
+    for name in LabDir::list(config)? {
+        // One that was taken down meanwhile is none.
+        labs.extend(LabDir::new(config, &name).state()?);
+    }
+    Ok(labs)
+}

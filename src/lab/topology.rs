@@ -99,6 +99,8 @@ impl Router {
 pub struct Interface {
     /// Name, as in the facts.
     pub name: IfName,
+    /// Where it begins in the router's facts; 0 where they do not list it.
+    pub line: usize,
     /// What it was on the real router.
     pub kind: InterfaceKind,
     /// Hardware address, where the facts have one.

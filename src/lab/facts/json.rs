@@ -20,10 +20,11 @@
 
 use std::{
     collections::BTreeMap,
+    net::Ipv6Addr,
     path::{Path, PathBuf},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -134,7 +135,8 @@ struct Interface {
     /// Administratively up; true unless said otherwise.
     #[serde(default = "yes")]
     up: bool,
-    /// Addresses with prefix length, or `ADDRESS peer ADDRESS/LENGTH`.
+    /// Addresses with prefix length, or `ADDRESS peer ADDRESS/LENGTH`. An interface with IPv6
+    /// addresses gets a link-local one unless one is listed.
     #[serde(default)]
     addresses: Vec<String>,
     /// Interfaces with the same segment are joined; if absent, the subnets decide.
@@ -286,7 +288,13 @@ impl Reader<'_> {
         let mac = from
             .mac
             .map(|mac| mac.parse::<Mac>().map_err(|e| e.to_string()));
+        let mac = mac.transpose()?;
         let addresses = from.addresses.iter().map(|text| address(text));
+        let mut addresses: Vec<Address> = addresses.collect::<Result<_, _>>()?;
+        let seed = format!("{}:{name}", self.facts.name);
+        addresses.extend(missing_link_local(&addresses, || {
+            mac.unwrap_or_else(|| Mac::made_up(&seed)).link_local()
+        }));
         Ok(InterfaceFacts {
             kind: if name.as_str() == "lo" {
                 InterfaceKind::Loopback
@@ -294,10 +302,10 @@ impl Reader<'_> {
                 from.kind
             },
             name,
-            mac: mac.transpose()?,
+            mac,
             mtu: from.mtu,
             up: from.up,
-            addresses: addresses.collect::<Result<_, _>>()?,
+            addresses,
             segment: from.segment,
         })
     }
@@ -415,15 +423,34 @@ fn address(text: &str) -> Result<Address, String> {
         _ => return Err(refuse()),
     };
     let len = peer.map_or(local.prefix_len(), |peer| peer.prefix_len());
-    let link_local = matches!(local.addr(), std::net::IpAddr::V6(a) if a.is_unicast_link_local());
+    let local = IpNet::new(local.addr(), len).map_err(|_| refuse())?;
     Ok(Address {
-        local: IpNet::new(local.addr(), len).map_err(|_| refuse())?,
+        local,
         peer,
-        scope: if link_local {
+        scope: if is_link_local(local) {
             Scope::Link
         } else {
             Scope::Global
         },
+        prefix_route: true,
+    })
+}
+
+fn is_link_local(address: IpNet) -> bool {
+    matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local())
+}
+
+/// What the kernel would add: without a link-local address a router cannot look for the neighbours
+/// that it forwards to (ndisc_send_ns() in the kernel).
+fn missing_link_local(addresses: &[Address], make: impl FnOnce() -> Ipv6Addr) -> Option<Address> {
+    let v6 = |a: &Address| matches!(a.local, IpNet::V6(net) if !net.addr().is_loopback());
+    if !addresses.iter().any(v6) || addresses.iter().any(|a| is_link_local(a.local)) {
+        return None;
+    }
+    Some(Address {
+        local: Ipv6Net::new(make(), 64).ok()?.into(),
+        peer: None,
+        scope: Scope::Link,
         prefix_route: true,
     })
 }

@@ -364,7 +364,7 @@ impl RouterFacts {
             if self.rule_families.contains(&family) {
                 continue;
             }
-            for own in rule::kernels_own(family) {
+            for own in PolicyRule::kernel_defaults(family) {
                 if !self.rules.iter().any(|rule| rule.value == own) {
                     self.rules.push(At::new(0, own));
                 }

@@ -20,7 +20,7 @@ pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<Polic
         .map_err(|_| format!("`{priority}` is not a priority"))?;
     let mut parser = Parser {
         tables,
-        rule: empty(family, priority),
+        rule: PolicyRule::new(family, priority, RuleAction::Nop),
         action: None,
     };
     let mut words = Words::new(rest);
@@ -28,40 +28,6 @@ pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<Polic
         parser.word(word, &mut words)?;
     }
     parser.finish()
-}
-
-/// The rules that the kernel makes for every namespace, ip-rule(8).
-pub(super) fn kernels_own(family: Family) -> Vec<PolicyRule> {
-    let tables: &[(u32, u32)] = match family {
-        Family::V4 => &[(0, 255), (32766, 254), (32767, 253)],
-        Family::V6 => &[(0, 255), (32766, 254)],
-    };
-    tables
-        .iter()
-        .map(|&(priority, table)| PolicyRule {
-            action: RuleAction::Table(table),
-            ..empty(family, priority)
-        })
-        .collect()
-}
-
-fn empty(family: Family, priority: u32) -> PolicyRule {
-    PolicyRule {
-        family,
-        priority,
-        invert: false,
-        from: None,
-        to: None,
-        fwmark: None,
-        tos: None,
-        iif: None,
-        oif: None,
-        ip_proto: None,
-        sport: None,
-        dport: None,
-        action: RuleAction::Nop,
-        suppress_prefix_len: None,
-    }
 }
 
 struct Parser<'a> {
@@ -214,7 +180,7 @@ mod tests {
     #[test]
     fn the_kernels_own_rules_are_recognised() {
         let lines = ["0:\tfrom all lookup local", "32766:\tfrom all lookup main"];
-        for (line, own) in lines.iter().zip(kernels_own(Family::V4)) {
+        for (line, own) in lines.iter().zip(PolicyRule::kernel_defaults(Family::V4)) {
             assert_eq!(rule(line).unwrap(), own);
         }
     }

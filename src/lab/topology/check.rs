@@ -6,7 +6,7 @@ use super::{At, InterfaceKind, Warning};
 use crate::{
     lab::facts::{InterfaceFacts, RouterFacts},
     model::IfName,
-    netlink::object::{Family, PolicyRule, Route, RuleAction},
+    netlink::object::{Address, Family, PolicyRule, Route, RuleAction, Scope},
 };
 
 /// veth devices take an MTU from ETH_MIN_MTU to ETH_MAX_MTU, linux/if_ether.h.
@@ -70,11 +70,26 @@ fn interface_values(facts: &mut RouterFacts, interface: &mut At<InterfaceFacts>)
         }
         first
     });
+    if lacks_link_local(interface) {
+        let message = format!(
+            "{name} has IPv6 addresses and none of scope link: it cannot find neighbours to forward to"
+        );
+        let notice = Warning::notice(facts.origin(line), &facts.name, message);
+        facts.warnings.push(notice);
+    }
     if interface.kind == InterfaceKind::Tunnel {
         let message = format!("{name} is a tunnel; in the lab it is a link");
         let notice = Warning::notice(facts.origin(line), &facts.name, message);
         facts.warnings.push(notice);
     }
+}
+
+fn lacks_link_local(interface: &InterfaceFacts) -> bool {
+    let is_v6 = |a: &&Address| a.local.addr().is_ipv6();
+    let v6 = || interface.addresses.iter().filter(is_v6);
+    interface.kind != InterfaceKind::Loopback
+        && v6().next().is_some()
+        && !v6().any(|a| a.scope == Scope::Link)
 }
 
 fn routes(facts: &mut RouterFacts) {

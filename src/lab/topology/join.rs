@@ -76,6 +76,7 @@ fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<End>) 
         let (line, facts) = (interface.line, interface.value);
         interfaces.push(Interface {
             name: facts.name.clone(),
+            line,
             kind: facts.kind,
             mac: facts.mac,
             mtu: facts.mtu,

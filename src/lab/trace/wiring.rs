@@ -6,8 +6,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::{
-    lab::topology::Topology,
+    lab::{
+        LabState,
+        topology::{Segment, Topology},
+    },
     model::{IfName, RouterName},
+    netlink::object::Address,
 };
 
 /// A router interface.
@@ -53,20 +57,48 @@ pub struct Wiring {
 impl From<&Topology> for Wiring {
     fn from(topology: &Topology) -> Self {
         let plugs = topology.routers.iter().flat_map(|router| {
-            router.interfaces.iter().map(|interface| Plug {
-                router: router.name.clone(),
-                interface: interface.name.clone(),
-                up: interface.up,
-                segment: interface.segment,
-                addresses: interface.addresses.iter().map(|a| a.local).collect(),
-                peers: interface.addresses.iter().filter_map(|a| a.peer).collect(),
-            })
+            let interfaces = router.interfaces.iter();
+            interfaces.map(|i| plug(&router.name, &i.name, i.up, i.segment, &i.addresses))
         });
         Self {
             plugs: plugs.collect(),
-            segments: topology.segments.iter().map(|s| s.name.clone()).collect(),
+            segments: names(&topology.segments),
         }
     }
+}
+
+impl From<&LabState> for Wiring {
+    fn from(lab: &LabState) -> Self {
+        let plugs = lab.routers.iter().flat_map(|router| {
+            let interfaces = router.interfaces.iter();
+            interfaces.map(|i| plug(&router.name, &i.name, i.up, i.segment, &i.addresses))
+        });
+        Self {
+            plugs: plugs.collect(),
+            segments: names(&lab.segments),
+        }
+    }
+}
+
+fn plug(
+    router: &RouterName,
+    interface: &IfName,
+    up: bool,
+    segment: Option<usize>,
+    addresses: &[Address],
+) -> Plug {
+    Plug {
+        router: router.clone(),
+        interface: interface.clone(),
+        up,
+        segment,
+        addresses: addresses.iter().map(|a| a.local).collect(),
+        peers: addresses.iter().filter_map(|a| a.peer).collect(),
+    }
+}
+
+fn names(segments: &[Segment]) -> Vec<String> {
+    segments.iter().map(|s| s.name.clone()).collect()
 }
 
 impl Wiring {

@@ -1,0 +1,152 @@
+//! Takes a lab down, by what was written when it was made, and says what is left of one.
+
+use super::{
+    LabError, pool,
+    state::{LabDir, LabState, boot_id},
+};
+use crate::{
+    config::Config,
+    fault,
+    model::{HostId, LabName, NetnsName, RouterId},
+    netns::{NetnsDir, NetnsError, NetnsId},
+};
+
+/// What became of a lab's namespaces.
+#[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Removed {
+    /// Removed.
+    pub removed: Vec<String>,
+    /// Not there (any more).
+    pub absent: Vec<String>,
+    /// There, but not the one that `up` made: left alone.
+    pub foreign: Vec<String>,
+    /// Namespaces of hosts that were attached to the lab's routers; left alone, and cut off.
+    pub hosts: Vec<String>,
+}
+
+/// Every namespace of a lab, hidden one first, with its identity where it is known.
+pub(super) fn namespaces(
+    state: &LabState,
+) -> impl Iterator<Item = (NetnsName, Option<NetnsId>)> + '_ {
+    let routers = state.routers.iter().map(|router| {
+        let id = RouterId::new(state.lab.clone(), router.name.clone());
+        (id.netns(), router.netns)
+    });
+    let hidden = (NetnsName::segments(&state.lab), state.segments_netns);
+    std::iter::once(hidden).chain(routers)
+}
+
+/// What there is under the name of a namespace of a lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    Ours,
+    Absent,
+    Foreign,
+}
+
+/// Looks whether `name` is there, and the one that is meant. One whose identity was not written
+/// down yet is ours: `up` saw that the name was free before it wrote down that it would take it.
+pub(super) fn find(
+    dir: &NetnsDir,
+    name: &NetnsName,
+    id: Option<NetnsId>,
+) -> Result<Found, NetnsError> {
+    match dir.open(name) {
+        Ok(netns) if id.is_none_or(|id| id == netns.id()) => Ok(Found::Ours),
+        Ok(_) => Ok(Found::Foreign),
+        Err(NetnsError::NotFound { .. }) => Ok(Found::Absent),
+        // The bare file is what an interrupted creation leaves.
+        Err(NetnsError::NotANamespace { .. }) if id.is_none() => Ok(Found::Ours),
+        Err(NetnsError::NotANamespace { .. }) => Ok(Found::Foreign),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether all namespaces of the lab are there.
+pub(super) fn intact(dir: &NetnsDir, state: &LabState) -> Result<bool, LabError> {
+    for (name, id) in namespaces(state) {
+        if id.is_none() || find(dir, &name, id)? != Found::Ours {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Removes the namespaces of a lab, noting what became of each in `removed`; returns what failed.
+pub(super) fn remove_namespaces(
+    dir: &NetnsDir,
+    state: &LabState,
+    removed: &mut Removed,
+) -> Vec<LabError> {
+    let same_boot = boot_id().is_ok_and(|boot| boot == state.boot_id);
+    let all: Vec<_> = namespaces(state).collect();
+    let results = pool::each(&all, |(name, id)| {
+        let found = if same_boot {
+            find(dir, name, *id)?
+        } else {
+            Found::Absent
+        };
+        if found == Found::Ours {
+            fault::step("lab.delete").map_err(|source| LabError::File {
+                call: "remove the namespace",
+                path: dir.path(name),
+                source,
+            })?;
+            dir.delete(name)?;
+        }
+        Ok(found)
+    });
+    let mut failures = Vec::new();
+    for ((name, _), result) in all.into_iter().zip(results) {
+        let list = match result.unwrap_or(Err(LabError::Worker)) {
+            Ok(Found::Ours) => &mut removed.removed,
+            Ok(Found::Absent) => &mut removed.absent,
+            Ok(Found::Foreign) => &mut removed.foreign,
+            Err(error) => {
+                failures.push(error);
+                continue;
+            }
+        };
+        list.push(name.to_string());
+    }
+    failures
+}
+
+/// Takes lab `name` down: removes what `up` made, and nothing else. Works from the lab's own file,
+/// also when `up` was interrupted; a lab that is not there is success.
+///
+/// # Errors
+/// [`LabError::NotRemoved`] with everything that failed; what is left can be tried again.
+pub fn down(config: &Config, name: &LabName) -> Result<Removed, LabError> {
+    let mut removed = Removed::default();
+    let dir = LabDir::new(config, name);
+    if !dir.exists() {
+        return Ok(removed);
+    }
+    let locked = dir.lock()?;
+    let netns = NetnsDir::default();
+    let mut failures = Vec::new();
+    if let Some(state) = locked.dir().state()? {
+        removed.hosts = hosts(&netns, name)?;
+        failures = remove_namespaces(&netns, &state, &mut removed);
+    }
+    if failures.is_empty() {
+        failures.extend(locked.remove().err());
+    }
+    if failures.is_empty() {
+        return Ok(removed);
+    }
+    Err(LabError::NotRemoved {
+        lab: name.clone(),
+        failures,
+    })
+}
+
+fn hosts(dir: &NetnsDir, lab: &LabName) -> Result<Vec<String>, LabError> {
+    let is_host = |name: &NetnsName| {
+        let host = name.as_str().parse::<HostId>();
+        host.is_ok_and(|host| host.lab == *lab)
+    };
+    let all = dir.list()?.into_iter();
+    Ok(all.filter(is_host).map(|name| name.to_string()).collect())
+}

@@ -1,0 +1,184 @@
+//! What can go wrong with a lab as a whole.
+
+use std::{fmt, io, path::PathBuf};
+
+use thiserror::Error;
+
+use super::{facts::FactsError, topology::Warning};
+use crate::{
+    model::{LabName, NetnsName, RouterName},
+    netlink::{NetlinkErrors, SysctlError},
+    netns::{NetnsError, tool::ToolError},
+};
+
+/// A lab could not be made, taken down or opened.
+#[derive(Debug, Error)]
+pub enum LabError {
+    /// The facts cannot be used.
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    /// Strict mode was asked for and the lab would differ from the facts.
+    #[error("the lab would differ from its facts in {} places, and strict mode was asked for: {}",
+        .0.len(), Lines(.0))]
+    Strict(Vec<Warning>),
+    /// The lab is up, and from something else.
+    #[error(
+        "lab {lab} is up already, from other facts or options ({facts}): take it down first \
+        with `tsim lab down {lab}`, or choose another name"
+    )]
+    Exists {
+        /// The lab.
+        lab: LabName,
+        /// The facts that it was made from.
+        facts: PathBuf,
+    },
+    /// A namespace of that name exists and belongs to somebody else.
+    #[error(
+        "network namespace {netns} exists and is no part of a lab: remove it, or choose \
+        another name for the lab"
+    )]
+    Taken {
+        /// The namespace.
+        netns: NetnsName,
+    },
+    /// There is no such lab.
+    #[error("there is no lab {lab} in {dir}: `tsim lab list` shows which there are")]
+    NotFound {
+        /// The lab.
+        lab: LabName,
+        /// Where it was looked for.
+        dir: PathBuf,
+    },
+    /// An `up` that did not come to its end left it.
+    #[error(
+        "lab {lab} is half made, its `up` was interrupted: run `tsim lab down {lab}` or \
+        `tsim lab up {lab}`"
+    )]
+    HalfMade {
+        /// The lab.
+        lab: LabName,
+    },
+    /// The lab's state file has a router that does not exist (any more).
+    #[error("lab {lab} has no router {router}")]
+    NoRouter {
+        /// The lab.
+        lab: LabName,
+        /// The router.
+        router: RouterName,
+    },
+    /// A program that loads rulesets is missing.
+    #[error("{tool} is needed to load the rulesets and is not in {}: install {package}",
+        Dirs(.dirs))]
+    ToolMissing {
+        /// Its name.
+        tool: &'static str,
+        /// Where it was looked for.
+        dirs: Vec<PathBuf>,
+        /// What Debian calls the package.
+        package: &'static str,
+    },
+    /// A ruleset cannot be loaded, and no line of it is to blame.
+    #[error("{tool} cannot load the ruleset of router {router}: {message}")]
+    Loader {
+        /// The tool.
+        tool: &'static str,
+        /// The router.
+        router: RouterName,
+        /// What the tool said.
+        message: String,
+    },
+    /// A ruleset tool could not be run.
+    #[error("cannot load the ruleset of router {router}")]
+    Run {
+        /// The router.
+        router: RouterName,
+        /// Why.
+        #[source]
+        source: ToolError,
+    },
+    /// A namespace could not be made, opened or removed.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The kernel refused something that every lab needs.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkErrors),
+    /// A sysctl that every lab needs was refused.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// A file of the lab's own could not be read or written.
+    #[error("cannot {call} {path}")]
+    File {
+        /// What was tried.
+        call: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the lab's own is not what this version writes.
+    #[error("{path} cannot be understood: {message}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A worker thread ended without a result.
+    #[error("a worker thread died")]
+    Worker,
+    /// `up` failed and undid what it had made.
+    #[error("lab {lab} was not made{}", Undone(.failures))]
+    NotMade {
+        /// The lab.
+        lab: LabName,
+        /// Why.
+        #[source]
+        cause: Box<LabError>,
+        /// What could not be undone.
+        failures: Vec<LabError>,
+    },
+    /// `down` failed in part.
+    #[error("lab {lab} is not wholly removed: {}", Lines(.failures))]
+    NotRemoved {
+        /// The lab.
+        lab: LabName,
+        /// Everything that failed.
+        failures: Vec<LabError>,
+    },
+}
+
+struct Lines<'a, T>(&'a [T]);
+
+impl<T: fmt::Display> fmt::Display for Lines<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for item in self.0 {
+            write!(f, "\n  {item}")?;
+        }
+        Ok(())
+    }
+}
+
+struct Dirs<'a>(&'a [PathBuf]);
+
+impl fmt::Display for Dirs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, dir) in self.0.iter().enumerate() {
+            let comma = if at > 0 { ", " } else { "" };
+            write!(f, "{comma}{}", dir.display())?;
+        }
+        Ok(())
+    }
+}
+
+struct Undone<'a>(&'a [LabError]);
+
+impl fmt::Display for Undone<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            f.write_str("; nothing is left of it")
+        } else {
+            write!(f, "; this is left of it: {}", Lines(self.0))
+        }
+    }
+}

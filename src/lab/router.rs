@@ -1,0 +1,248 @@
+//! Gives a router's namespace what its facts have: addresses, routes, rules, rulesets.
+
+use nix::errno::Errno;
+
+use super::{
+    LabError, kernel_settings, plan,
+    rulesets::{self, Loaders},
+    segments::write_known,
+    state::RouterState,
+    topology::{At, Router, Warning},
+};
+use crate::{
+    model::{IfName, LabName},
+    netlink::{
+        LinkChange, Netlink, NetlinkError, NetlinkErrors,
+        object::{Family, PolicyRule, Route},
+        sysctl,
+    },
+    netns::NetnsFd,
+};
+
+/// Sets up the namespace of the calling thread, called `netns`, before it has any interface:
+/// interfaces take over what is set then. Returns what of the facts this kernel does not have.
+pub(super) fn settle_here(router: &Router, netns: &str) -> Result<Vec<Warning>, LabError> {
+    // Forwarding first: the kernel resets other settings when it changes.
+    let (forwarding, others): (Vec<_>, Vec<_>) = global_settings(router)
+        .partition(|(key, _)| key.ends_with("forward") || key.ends_with("forwarding"));
+    let mut warnings = write(router, netns, &forwarding);
+    write_known(netns, &kernel_settings::ROUTER)?;
+    warnings.extend(write(router, netns, &others));
+    Ok(warnings)
+}
+
+type Setting<'a> = &'a (String, String);
+
+fn global_settings(router: &Router) -> impl Iterator<Item = Setting<'_>> {
+    router
+        .sysctls
+        .iter()
+        .filter(|(key, _)| interface_of(key).is_none())
+}
+
+/// The interface that the setting `key` is about.
+fn interface_of(key: &str) -> Option<&str> {
+    let (_, rest) = key.split_once("/conf/")?;
+    let (interface, _) = rest.split_once('/')?;
+    (!matches!(interface, "all" | "default")).then_some(interface)
+}
+
+fn write(router: &Router, netns: &str, settings: &[Setting<'_>]) -> Vec<Warning> {
+    let pairs: Vec<(&str, &str)> = settings
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect();
+    let errors = sysctl::write_here(netns, &pairs).err().unwrap_or_default();
+    let warning = |error: sysctl::SysctlError| {
+        Warning::new(router.origin(0), &router.name, with_cause(&error))
+    };
+    errors.into_iter().map(warning).collect()
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+/// What it takes to fill one router.
+pub(super) struct Job<'a> {
+    pub(super) lab: &'a LabName,
+    pub(super) router: &'a Router,
+    pub(super) state: &'a RouterState,
+    pub(super) netns: &'a NetnsFd,
+    pub(super) loaders: &'a Loaders,
+}
+
+/// Fills the router's namespace, whose interfaces exist; returns what it lacks.
+pub(super) fn fill(job: &Job<'_>) -> Result<Vec<Warning>, LabError> {
+    job.netns.enter(|| fill_here(job))?
+}
+
+fn fill_here(job: &Job<'_>) -> Result<Vec<Warning>, LabError> {
+    let netns = job.netns.name().as_str();
+    let mut filler = Filler {
+        job,
+        netlink: Netlink::open_here(netns).map_err(NetlinkErrors::from)?,
+        warnings: Vec::new(),
+    };
+    for interface in &job.state.interfaces {
+        filler
+            .netlink
+            .learn(interface.name.clone(), interface.index);
+    }
+    filler.links()?;
+    filler.addresses()?;
+    let of_interfaces = job
+        .router
+        .sysctls
+        .iter()
+        .filter(|(key, _)| interface_of(key).is_some());
+    filler
+        .warnings
+        .extend(write(job.router, netns, &of_interfaces.collect::<Vec<_>>()));
+    // Before the rules: the kernel looks a gateway up by the rules that there are, and the routes
+    // of the real router came in an order that nobody knows any more.
+    filler.routes()?;
+    filler.rules()?;
+    let mut warnings = filler.warnings;
+    warnings.extend(rulesets::load_here(job.router, job.loaders)?);
+    Ok(warnings)
+}
+
+struct Filler<'a> {
+    job: &'a Job<'a>,
+    netlink: Netlink,
+    warnings: Vec<Warning>,
+}
+
+impl Filler<'_> {
+    fn owner(&self) -> String {
+        format!("router {}.{}", self.job.lab, self.job.router.name)
+    }
+
+    fn warn(&mut self, line: usize, message: String) {
+        let router = self.job.router;
+        let warning = Warning::new(router.origin(line), &router.name, message);
+        self.warnings.push(warning);
+    }
+
+    /// Interfaces that were up in the facts, and loopback, without which nothing is local.
+    fn links(&mut self) -> Result<(), LabError> {
+        let owner = self.owner();
+        let mut batch = self.netlink.batch(owner);
+        for interface in &self.job.state.interfaces {
+            if interface.up || interface.index == plan::LOOPBACK {
+                batch.set_link(&interface.name, &LinkChange::up());
+            }
+        }
+        Ok(batch.send()?)
+    }
+
+    fn addresses(&mut self) -> Result<(), LabError> {
+        let interfaces = self.job.router.interfaces.iter();
+        let all: Vec<(usize, &IfName, _)> = interfaces
+            .flat_map(|i| i.addresses.iter().map(move |a| (i.line, &i.name, a)))
+            .collect();
+        let owner = self.owner();
+        let mut batch = self.netlink.batch(owner);
+        for (_, name, address) in &all {
+            batch.add_address(name, address);
+            if address.local.addr().is_loopback() {
+                // The kernel gave it to lo already.
+                batch.tolerate(Errno::EEXIST);
+            }
+        }
+        for (at, error) in batch.send_each() {
+            let line = all.get(at).map_or(0, |(line, ..)| *line);
+            let reason = refusal(error)?;
+            self.warn(line, format!("address left out: {reason}"));
+        }
+        Ok(())
+    }
+
+    /// Routes on the link first, then those whose gateways they reach, and again as long as that
+    /// helps: a gateway may be reached by another gateway.
+    fn routes(&mut self) -> Result<(), LabError> {
+        let routes = &self.job.router.routes;
+        let (mut pending, behind): (Vec<&At<Route>>, Vec<&At<Route>>) = routes
+            .iter()
+            .partition(|route| route.next_hops.iter().all(|hop| hop.via.is_none()));
+        pending.extend(behind);
+        loop {
+            let owner = self.owner();
+            let mut batch = self.netlink.batch(owner);
+            for route in &pending {
+                batch.append_route(route);
+            }
+            let errors = batch.send_each();
+            let failed: Vec<_> = errors
+                .iter()
+                .filter_map(|(at, _)| pending.get(*at).copied())
+                .collect();
+            let helped = failed.len() < pending.len();
+            if !helped || !errors.iter().any(|(_, error)| may_work_later(error)) {
+                return self.left_out_routes(&failed, errors);
+            }
+            pending = failed;
+        }
+    }
+
+    fn left_out_routes(
+        &mut self,
+        failed: &[&At<Route>],
+        errors: Vec<(usize, NetlinkError)>,
+    ) -> Result<(), LabError> {
+        for (route, (_, error)) in failed.iter().zip(errors) {
+            let reason = refusal(error)?;
+            self.warn(route.line, format!("route left out: {reason}"));
+        }
+        Ok(())
+    }
+
+    /// The facts' rules, and none of the kernel's own that they do not have.
+    fn rules(&mut self) -> Result<(), LabError> {
+        let own: Vec<PolicyRule> = [Family::V4, Family::V6]
+            .into_iter()
+            .flat_map(PolicyRule::kernel_defaults)
+            .collect();
+        let wanted = &self.job.router.rules;
+        let new: Vec<_> = wanted.iter().filter(|rule| !own.contains(rule)).collect();
+        let owner = self.owner();
+        let mut batch = self.netlink.batch(owner);
+        for rule in &new {
+            batch.add_rule(rule);
+        }
+        for rule in own
+            .iter()
+            .filter(|own| !wanted.iter().any(|rule| rule.value == **own))
+        {
+            batch.delete_rule(rule);
+        }
+        for (at, error) in batch.send_each() {
+            let line = new.get(at).map_or(0, |rule| rule.line);
+            let reason = refusal(error)?;
+            self.warn(line, format!("policy rule left out: {reason}"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a route that was refused so may be taken when others are there.
+fn may_work_later(error: &NetlinkError) -> bool {
+    let unreachable = [Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EINVAL];
+    error
+        .errno()
+        .is_some_and(|errno| unreachable.contains(&errno))
+}
+
+/// Why the kernel does not take an object; an error that is not about the object is passed on.
+fn refusal(error: NetlinkError) -> Result<String, LabError> {
+    match error {
+        NetlinkError::Refused { .. }
+        | NetlinkError::NoInterface { .. }
+        | NetlinkError::Unsendable { .. } => Ok(error.to_string()),
+        other => Err(NetlinkErrors::from(other).into()),
+    }
+}

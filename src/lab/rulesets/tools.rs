@@ -1,0 +1,122 @@
+//! Which program loads which ruleset.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use crate::{
+    lab::{LabError, topology::RulesetKind},
+    netns::tool::{ToolError, Tools},
+};
+
+/// The programs that a lab needs.
+#[derive(Debug)]
+pub(in crate::lab) struct Loaders {
+    tools: Tools,
+    programs: BTreeMap<RulesetKind, Program>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Program {
+    name: &'static str,
+    arguments: &'static [&'static str],
+}
+
+/// File names to try in order, arguments, and the Debian package.
+type Choice = (
+    &'static [&'static str],
+    &'static [&'static str],
+    &'static str,
+);
+
+fn choice(kind: RulesetKind, legacy: bool) -> Choice {
+    match (kind, legacy) {
+        // A set that is there already, with the same element twice, is no failure.
+        (RulesetKind::Ipset, _) => (&["ipset"], &["-exist", "restore"], "ipset"),
+        (RulesetKind::Nft, _) => (&["nft"], &["-f", "-"], "nftables"),
+        (RulesetKind::Iptables, false) => (
+            &["iptables-nft-restore", "iptables-restore"],
+            &[],
+            "iptables",
+        ),
+        (RulesetKind::Ip6tables, false) => (
+            &["ip6tables-nft-restore", "ip6tables-restore"],
+            &[],
+            "iptables",
+        ),
+        // All routers share one lock file, so that each waits for the others.
+        (RulesetKind::Iptables, true) => (&["iptables-legacy-restore"], &["-w"], "iptables"),
+        (RulesetKind::Ip6tables, true) => (&["ip6tables-legacy-restore"], &["-w"], "iptables"),
+    }
+}
+
+impl Loaders {
+    /// Finds the programs for `kinds` in `dirs`.
+    ///
+    /// # Errors
+    /// [`LabError::ToolMissing`].
+    pub(in crate::lab) fn find(
+        dirs: &[PathBuf],
+        kinds: impl Iterator<Item = RulesetKind>,
+        legacy: bool,
+    ) -> Result<Self, LabError> {
+        let tools = Tools::new(dirs);
+        let mut programs = BTreeMap::new();
+        for kind in kinds {
+            if programs.contains_key(&kind) {
+                continue;
+            }
+            let (names, arguments, package) = choice(kind, legacy);
+            let found = names.iter().find(|name| tools.find(name).is_ok());
+            let name = found.ok_or_else(|| LabError::ToolMissing {
+                tool: names.first().copied().unwrap_or_default(),
+                dirs: dirs.to_vec(),
+                package,
+            })?;
+            programs.insert(kind, Program { name, arguments });
+        }
+        Ok(Self { tools, programs })
+    }
+
+    /// The name of the program for `kind`.
+    pub(super) fn name(&self, kind: RulesetKind) -> &'static str {
+        let found = self.programs.get(&kind);
+        found.map_or_else(|| choice(kind, false).0[0], |program| program.name)
+    }
+
+    /// Hands `text` to the program for `kind`; what it said if it refused.
+    pub(super) fn run(
+        &self,
+        kind: RulesetKind,
+        text: &str,
+    ) -> Result<Result<(), String>, ToolError> {
+        let found = self.programs.get(&kind);
+        let arguments = found.map_or(choice(kind, false).1, |program| program.arguments);
+        match self.tools.run(self.name(kind), arguments, text.as_bytes()) {
+            Ok(_) => Ok(Ok(())),
+            Err(ToolError::Failed { stderr, status, .. }) => Ok(Err(if stderr.trim().is_empty() {
+                status.to_string()
+            } else {
+                stderr.trim().to_owned()
+            })),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_tool_is_named_with_its_package() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = [dir.path().to_owned()];
+        let kinds = [RulesetKind::Iptables];
+        let error = Loaders::find(&dirs, kinds.into_iter(), true).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("iptables-legacy-restore"), "{text}");
+        assert!(text.contains("install iptables"), "{text}");
+        std::fs::write(dir.path().join("iptables-restore"), "").unwrap();
+        let loaders = Loaders::find(&dirs, kinds.into_iter(), false).unwrap();
+        assert_eq!(loaders.name(RulesetKind::Iptables), "iptables-restore");
+    }
+}

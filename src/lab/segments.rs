@@ -1,0 +1,110 @@
+//! The hidden namespace of a lab: one bridge per segment, and a wire to each router interface.
+
+use super::{
+    LabError, kernel_settings, plan,
+    state::{LabState, RouterState, bridge_name},
+};
+use crate::{
+    fault,
+    netlink::{
+        BridgeOptions, Netlink, NetlinkErrors, NewVeth, SysctlError, VethEnd, object::Mac, sysctl,
+    },
+    netns::NetnsFd,
+};
+
+/// The most that a frame may hold: a segment never is what cuts a packet, a router's own
+/// interface is.
+const PORT_MTU: u32 = 65_535;
+
+/// Sets up the namespace of the calling thread, called `netns`, before it has any interface.
+pub(super) fn settle_here(netns: &str) -> Result<(), LabError> {
+    write_known(netns, &kernel_settings::SEGMENTS)?;
+    write_known(netns, &kernel_settings::BRIDGE_NETFILTER)
+}
+
+/// Writes `values` as far as this kernel has them.
+pub(super) fn write_known(netns: &str, values: &[(&str, &str)]) -> Result<(), LabError> {
+    let errors = sysctl::write_here(netns, values).err().unwrap_or_default();
+    match errors.into_iter().find(|error| !is_missing(error)) {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
+}
+
+fn is_missing(error: &SysctlError) -> bool {
+    matches!(error, SysctlError::Write { source, .. }
+        if source.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// Makes the bridges of `lab` in `segments`, and a veth from each to every interface of its
+/// routers, whose namespaces are `routers` in the same order. The routers' ends are down.
+pub(super) fn make(
+    lab: &LabState,
+    segments: &NetnsFd,
+    routers: &[NetnsFd],
+) -> Result<(), LabError> {
+    let mut netlink = Netlink::open(segments).map_err(NetlinkErrors::from)?;
+    fault::step("lab.segments").map_err(|source| LabError::File {
+        call: "make the segments in",
+        path: segments.name().as_str().into(),
+        source,
+    })?;
+    let mut batch = netlink.batch(format!("lab {}", lab.lab));
+    for number in 0..lab.segments.len() {
+        let options = BridgeOptions {
+            index: Some(plan::bridge_index(number)),
+            up: true,
+            ..BridgeOptions::default()
+        };
+        batch.add_bridge(&bridge(number)?, &options);
+    }
+    for (router, netns) in lab.routers.iter().zip(routers) {
+        for (veth, mac) in wires(router, netns)? {
+            batch.add_veth(&veth);
+            // The bridge knows where each router is: no frame to one of them is ever flooded.
+            batch.add_forwarding(&veth.near.name, mac);
+        }
+    }
+    Ok(batch.send()?)
+}
+
+fn bridge(number: usize) -> Result<crate::model::IfName, LabError> {
+    bridge_name(number).map_err(|e| LabError::Format {
+        path: "the topology".into(),
+        message: e.to_string(),
+    })
+}
+
+fn wires<'a>(
+    router: &RouterState,
+    netns: &'a NetnsFd,
+) -> Result<Vec<(NewVeth<'a>, Mac)>, LabError> {
+    let mut wires = Vec::new();
+    for interface in &router.interfaces {
+        let (Some(port), Some(segment), Some(mac)) =
+            (&interface.port, interface.segment, interface.mac)
+        else {
+            continue;
+        };
+        let near = VethEnd {
+            index: plan::port_index(port),
+            mtu: Some(PORT_MTU),
+            ..VethEnd::new(port.clone())
+        };
+        let far = VethEnd {
+            netns: Some(netns),
+            name: interface.name.clone(),
+            index: Some(interface.index),
+            mac: Some(mac),
+            mtu: interface.mtu,
+        };
+        let veth = NewVeth {
+            near,
+            near_up: true,
+            master: Some(bridge(segment)?),
+            far,
+        };
+        wires.push((veth, mac));
+    }
+    Ok(wires)
+}

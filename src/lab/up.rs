@@ -1,0 +1,332 @@
+//! Makes a lab: all of it or nothing.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Lab, LabError,
+    down::{self, Removed},
+    facts, plan, pool,
+    router::{self, Job},
+    rulesets::{self, Loaders},
+    segments,
+    state::{LabDir, LabState, LockedLab, Phase, boot_id},
+    topology::{self, Router, Severity, Topology, Warning},
+};
+use crate::{
+    config::Config,
+    fault,
+    model::{LabName, NetnsName, RouterId},
+    netns::{NetnsDir, NetnsFd},
+};
+
+/// How a lab is to be made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// A lab that would differ from its facts is an error.
+    pub strict: bool,
+    /// iptables rulesets go through the legacy variant.
+    pub legacy: bool,
+}
+
+/// What `up` is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Reading facts; nothing is changed yet.
+    Facts,
+    /// Removing what an interrupted `up` left.
+    Sweep,
+    /// Making this many namespaces.
+    Namespaces(usize),
+    /// Making this many segments.
+    Segments(usize),
+    /// Filling this many routers; [`Step::Filled`] comes once for each.
+    Routers(usize),
+    /// One router is filled.
+    Filled,
+}
+
+/// Told what `up` is at, from any of its threads.
+pub trait Progress: Sync {
+    /// `step` begins, or for [`Step::Filled`], is done.
+    fn step(&self, step: Step);
+}
+
+/// Nobody wants to know.
+impl Progress for () {
+    fn step(&self, _step: Step) {}
+}
+
+/// What `up` did.
+#[derive(Debug)]
+pub struct Up {
+    /// The lab.
+    pub lab: Lab,
+    /// False when it was up already, made from the same.
+    pub changed: bool,
+    /// How long each part took.
+    pub timing: Vec<(&'static str, Duration)>,
+}
+
+/// Makes lab `name` from the facts in `facts_dir`, see [`up`].
+///
+/// # Errors
+/// As [`up`], and when the facts cannot be read.
+pub fn up_from(
+    config: &Config,
+    name: &LabName,
+    facts_dir: &Path,
+    options: Options,
+    progress: &dyn Progress,
+) -> Result<Up, LabError> {
+    progress.step(Step::Facts);
+    let begin = Instant::now();
+    let topology = topology::build(facts::load_dir(facts_dir)?);
+    let took = begin.elapsed();
+    let facts_dir = facts_dir
+        .canonicalize()
+        .unwrap_or_else(|_| facts_dir.into());
+    let mut up = up(config, name, &topology, facts_dir, options, progress)?;
+    up.timing.insert(0, ("facts", took));
+    Ok(up)
+}
+
+/// Makes lab `name` from `topology`, or finds that it is there. `facts` is where the topology
+/// comes from, for messages.
+///
+/// # Errors
+/// [`LabError`]. Nothing is left of a lab that could not be made, unless the error says so.
+pub fn up(
+    config: &Config,
+    name: &LabName,
+    topology: &Topology,
+    facts: PathBuf,
+    options: Options,
+    progress: &dyn Progress,
+) -> Result<Up, LabError> {
+    check_strict(options, &topology.warnings)?;
+    let kinds = topology.routers.iter().flat_map(rulesets::kinds);
+    let loaders = Loaders::find(&config.tool_dirs, kinds, options.legacy)?;
+    let routers = plan::routers(topology)?;
+    let state = LabState::new(name.clone(), facts, options.legacy, topology, routers)?;
+    let locked = LabDir::new(config, name).lock()?;
+    if let Some(lab) = existing(&locked, name, topology, options, progress)? {
+        return Ok(Up {
+            lab,
+            changed: false,
+            timing: Vec::new(),
+        });
+    }
+    let builder = Builder {
+        dir: NetnsDir::default(),
+        topology,
+        loaders,
+        options,
+        progress,
+        timing: Vec::new(),
+    };
+    builder.run(locked, name, state)
+}
+
+fn check_strict(options: Options, warnings: &[Warning]) -> Result<(), LabError> {
+    let differs = |w: &&Warning| w.severity == Severity::Warning;
+    let found: Vec<Warning> = warnings.iter().filter(differs).cloned().collect();
+    if options.strict && !found.is_empty() {
+        Err(LabError::Strict(found))
+    } else {
+        Ok(())
+    }
+}
+
+/// The lab of this name, if it is up and made from the same. What an interrupted `up` left, or
+/// what did not outlive a reboot, is removed.
+fn existing(
+    locked: &LockedLab,
+    name: &LabName,
+    topology: &Topology,
+    options: Options,
+    progress: &dyn Progress,
+) -> Result<Option<Lab>, LabError> {
+    let Some(state) = locked.dir().state()? else {
+        return Ok(None);
+    };
+    let netns = NetnsDir::default();
+    let intact = state.boot_id == boot_id()? && down::intact(&netns, &state)?;
+    if state.phase == Phase::Up && intact {
+        let same =
+            state.legacy == options.legacy && locked.dir().topology()?.as_ref() == Some(topology);
+        if !same {
+            return Err(LabError::Exists {
+                lab: name.clone(),
+                facts: state.facts,
+            });
+        }
+        check_strict(options, &state.warnings)?;
+        return Ok(Some(Lab::new(state)));
+    }
+    progress.step(Step::Sweep);
+    let mut removed = Removed::default();
+    let failures = down::remove_namespaces(&netns, &state, &mut removed);
+    if failures.is_empty() {
+        Ok(None)
+    } else {
+        Err(LabError::NotRemoved {
+            lab: name.clone(),
+            failures,
+        })
+    }
+}
+
+struct Builder<'a> {
+    dir: NetnsDir,
+    topology: &'a Topology,
+    loaders: Loaders,
+    options: Options,
+    progress: &'a dyn Progress,
+    timing: Vec<(&'static str, Duration)>,
+}
+
+impl Builder<'_> {
+    /// Builds, or undoes what was built.
+    fn run(mut self, locked: LockedLab, name: &LabName, state: LabState) -> Result<Up, LabError> {
+        let intent = state.clone();
+        // Before the intent is written, which would claim them.
+        let free = self.check_free(&state);
+        let built = free.and_then(|()| self.build(&locked, state).map_err(|e| (true, e)));
+        let (made, cause) = match built {
+            Ok(state) => {
+                return Ok(Up {
+                    lab: Lab::new(state),
+                    changed: true,
+                    timing: self.timing,
+                });
+            }
+            Err(error) => error,
+        };
+        let mut failures = Vec::new();
+        if made {
+            let mut removed = Removed::default();
+            // By the intent, which names all: identities may not be known yet.
+            failures = down::remove_namespaces(&self.dir, &intent, &mut removed);
+        }
+        if failures.is_empty() {
+            failures.extend(locked.remove().err());
+        }
+        Err(LabError::NotMade {
+            lab: name.clone(),
+            cause: Box::new(cause),
+            failures,
+        })
+    }
+
+    fn check_free(&self, state: &LabState) -> Result<(), (bool, LabError)> {
+        for netns in down::namespaces(state).map(|(name, _)| name) {
+            match self.dir.exists(&netns) {
+                Ok(false) => {}
+                Ok(true) => return Err((false, LabError::Taken { netns })),
+                Err(error) => return Err((false, error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn build(&mut self, locked: &LockedLab, mut state: LabState) -> Result<LabState, LabError> {
+        let mut clock = Instant::now();
+        let mut lap = |timing: &mut Vec<_>, what| {
+            timing.push((what, clock.elapsed()));
+            clock = Instant::now();
+        };
+        locked.write_topology(self.topology)?;
+        locked.write_state(&state)?;
+        lap(&mut self.timing, "intent");
+
+        self.progress
+            .step(Step::Namespaces(state.routers.len() + 1));
+        let (hidden, routers) = self.namespaces(&mut state)?;
+        locked.write_state(&state)?;
+        lap(&mut self.timing, "namespaces");
+
+        self.progress.step(Step::Segments(state.segments.len()));
+        segments::make(&state, &hidden, &routers)?;
+        lap(&mut self.timing, "segments");
+
+        self.progress.step(Step::Routers(routers.len()));
+        self.fill(&mut state, &routers)?;
+        lap(&mut self.timing, "routers");
+
+        check_strict(self.options, &state.warnings)?;
+        state.phase = Phase::Up;
+        locked.write_state(&state)?;
+        lap(&mut self.timing, "state");
+        Ok(state)
+    }
+
+    /// Makes all namespaces and notes their identities; those of the routers in order.
+    fn namespaces(&self, state: &mut LabState) -> Result<(NetnsFd, Vec<NetnsFd>), LabError> {
+        let name = NetnsName::segments(&state.lab);
+        let hidden = self.make(&name, || segments::settle_here(name.as_str()))?.0;
+        state.segments_netns = Some(hidden.id());
+        let lab = &state.lab;
+        let made = pool::each(&self.topology.routers, |router: &Router| {
+            let name = RouterId::new(lab.clone(), router.name.clone()).netns();
+            self.make(&name, || router::settle_here(router, name.as_str()))
+        });
+        let mut routers = Vec::with_capacity(made.len());
+        for (result, router) in made.into_iter().zip(&mut state.routers) {
+            let (netns, mut warnings) = result.ok_or(LabError::Worker)??;
+            router.netns = Some(netns.id());
+            state.warnings.append(&mut warnings);
+            routers.push(netns);
+        }
+        Ok((hidden, routers))
+    }
+
+    fn make<T: Send>(
+        &self,
+        name: &NetnsName,
+        inside: impl FnOnce() -> Result<T, LabError> + Send,
+    ) -> Result<(NetnsFd, T), LabError> {
+        fault::step("lab.namespace").map_err(|source| LabError::File {
+            call: "make the namespace",
+            path: self.dir.path(name),
+            source,
+        })?;
+        let (netns, result) = self.dir.create_with(name, inside)?;
+        Ok((netns, result?))
+    }
+
+    fn fill(&self, state: &mut LabState, netns: &[NetnsFd]) -> Result<(), LabError> {
+        let jobs: Vec<Job<'_>> = self
+            .topology
+            .routers
+            .iter()
+            .zip(&state.routers)
+            .zip(netns)
+            .map(|((router, planned), netns)| Job {
+                lab: &state.lab,
+                router,
+                state: planned,
+                netns,
+                loaders: &self.loaders,
+            })
+            .collect();
+        let filled = pool::each(&jobs, |job| {
+            let result = router::fill(job);
+            self.progress.step(Step::Filled);
+            result
+        });
+        drop(jobs);
+        for result in filled {
+            state.warnings.extend(result.ok_or(LabError::Worker)??);
+        }
+        state.warnings.sort_by(|a, b| a.origin.cmp(&b.origin));
+        for router in &mut state.routers {
+            let lacks =
+                |w: &Warning| w.ruleset_incomplete && w.router.as_ref() == Some(&router.name);
+            router.ruleset_incomplete = state.warnings.iter().any(lacks);
+        }
+        Ok(())
+    }
+}
