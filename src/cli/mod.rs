@@ -14,11 +14,15 @@ use std::{
 use clap::{Args, Parser};
 use serde::Serialize;
 
-use crate::config::{Config, ConfigError};
+use crate::{
+    config::{Config, ConfigError},
+    fault::{self, Plan},
+};
 
 mod doctor;
 mod host;
 mod jobs;
+mod lab;
 pub mod matrix;
 pub mod tsim;
 pub mod tsimd;
@@ -109,6 +113,10 @@ pub struct Global {
     /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
+
+    /// Die or fail at a step on purpose, see the module `fault`; for tests
+    #[arg(long, global = true, hide = true, value_name = "PLAN")]
+    pub fault: Option<Plan>,
 
     /// Say more on standard error; twice for every step
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -221,6 +229,9 @@ pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
 fn run<C: CommandLine>(command: C) -> Exit {
     let global = command.global().clone();
     start_log(command.log());
+    if let Some(plan) = global.fault {
+        fault::arm(plan);
+    }
     let result = Config::load(global.config.as_deref())
         .map_err(Failure::from)
         .and_then(|config| {
@@ -230,6 +241,9 @@ fn run<C: CommandLine>(command: C) -> Exit {
             };
             command.run(&context)
         });
+    if global.fault == Some(Plan::Count) {
+        let _ = writeln!(io::stderr(), "fault: {} steps", fault::taken().0);
+    }
     match result {
         Ok(exit) => exit,
         Err(failure) => {

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, host, jobs, watch,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, host, jobs, lab, watch,
 };
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
@@ -19,6 +19,7 @@ pub struct Tsim {
 #[derive(Debug, Subcommand)]
 enum Command {
     Host(host::Host),
+    Lab(lab::Lab),
     Submit(jobs::Submit),
     Queue(jobs::Queue),
     Cancel(jobs::Cancel),
@@ -37,6 +38,7 @@ impl Run for Tsim {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.command {
             Command::Host(command) => command.run(context),
+            Command::Lab(command) => command.run(context),
             Command::Submit(command) => command.run(context),
             Command::Queue(command) => command.run(context),
             Command::Cancel(command) => command.run(context),

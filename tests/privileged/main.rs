@@ -6,6 +6,7 @@ mod explain;
 mod hosts;
 mod iptables;
 mod kernels;
+mod lab;
 mod minilab;
 mod netlink;
 mod netns;

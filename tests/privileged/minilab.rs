@@ -72,6 +72,7 @@ impl MiniLab {
         for (at, (segment, addresses)) in interfaces.iter().enumerate() {
             let interface = Interface {
                 name: ifname(&format!("eth{at}")),
+                line: 0,
                 kind: InterfaceKind::Ethernet,
                 mac: Some(Mac([2, 0xff, 0, 0, number, u8::try_from(at).unwrap()])),
                 mtu: Some(1500),

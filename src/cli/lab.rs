@@ -1,0 +1,410 @@
+//! `tsim lab`: make labs, take them down, look at them.
+
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    sync::Mutex,
+    time::Duration,
+};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::{Context, Exit, Failure, Run};
+use crate::{
+    lab::{
+        self, LabError, LabState, Options, Phase, Progress, Removed, Status, Step, Up,
+        topology::{Severity, Warning},
+    },
+    model::{LabName, NetnsName},
+};
+
+/// Make labs from facts, take them down, look at them.
+#[derive(Debug, Args)]
+pub(super) struct Lab {
+    #[command(subcommand)]
+    command: LabCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum LabCommand {
+    Up(UpArgs),
+    Down(DownArgs),
+    Status(StatusArgs),
+    List(ListArgs),
+}
+
+impl Run for Lab {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        match self.command {
+            LabCommand::Up(args) => args.run(context),
+            LabCommand::Down(args) => args.run(context),
+            LabCommand::Status(args) => args.run(context),
+            LabCommand::List(args) => args.run(context),
+        }
+    }
+}
+
+impl From<LabError> for Failure {
+    /// What the user typed or wrote is wrong, or else the machine is.
+    fn from(error: LabError) -> Self {
+        match error {
+            LabError::Facts(_) | LabError::Strict(_) => Self::usage(error),
+            other => Self::cannot_run(other),
+        }
+    }
+}
+
+const UP_EXAMPLES: &str = "Examples:
+  tsim lab up corp --facts netns-fixtures/corp10
+  tsim lab up corp --facts /var/lib/facts --strict --json
+
+A lab that is up already from the same facts is left as it is. What the lab cannot have as the
+facts do is said as FILE:LINE: MESSAGE; with --strict that is an error. Nothing is left of a lab
+that could not be made.";
+
+/// Make a lab from the facts of its routers, all or nothing
+#[derive(Debug, Args)]
+#[command(after_help = UP_EXAMPLES)]
+struct UpArgs {
+    /// Name of the lab: letters, digits, `_`, `-`
+    name: LabName,
+
+    /// Directory with one facts file per router (*_facts.txt, *.txt, *.json)
+    #[arg(long, value_name = "DIR")]
+    facts: PathBuf,
+
+    /// Refuse a lab that would differ from its facts
+    #[arg(long)]
+    strict: bool,
+
+    /// Load iptables rulesets with the legacy variant rather than the nft one
+    #[arg(long)]
+    legacy: bool,
+}
+
+impl Run for UpArgs {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let options = Options {
+            strict: self.strict,
+            legacy: self.legacy,
+        };
+        let bar = Bar::new();
+        let up = lab::up_from(&context.config, &self.name, &self.facts, options, &bar);
+        bar.clear();
+        let up = up?;
+        context.print(&UpOutput::new(&up), |out| write_up(out, &up))?;
+        Ok(Exit::Ok)
+    }
+}
+
+/// What `tsim lab up --json` prints.
+#[derive(Serialize)]
+struct UpOutput<'a> {
+    changed: bool,
+    timing_ms: serde_json::Map<String, serde_json::Value>,
+    #[serde(flatten)]
+    lab: &'a LabState,
+}
+
+impl<'a> UpOutput<'a> {
+    fn new(up: &'a Up) -> Self {
+        let entry = |(what, took): &(&str, Duration)| ((*what).to_owned(), milliseconds(*took));
+        Self {
+            changed: up.changed,
+            timing_ms: up.timing.iter().map(entry).collect(),
+            lab: &up.lab,
+        }
+    }
+}
+
+/// Warnings that `up` shows; facts can have hundreds of them.
+const SHOWN: usize = 10;
+
+fn milliseconds(took: Duration) -> serde_json::Value {
+    let microseconds = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+    (f64::from(microseconds) / 1000.0).into()
+}
+
+fn write_up(out: &mut dyn Write, up: &Up) -> io::Result<()> {
+    let lab: &LabState = &up.lab;
+    let warnings = lab.warnings.iter();
+    let differs: Vec<_> = warnings
+        .filter(|w| w.severity == Severity::Warning)
+        .collect();
+    for warning in differs.iter().take(SHOWN) {
+        writeln!(out, "warning: {warning}")?;
+    }
+    if let Some(more) = differs.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        writeln!(
+            out,
+            "and {more} more: `tsim lab status {}` shows all",
+            lab.lab
+        )?;
+    }
+    let what = if up.changed { "up" } else { "up already" };
+    let total: Duration = up.timing.iter().map(|(_, took)| *took).sum();
+    write!(out, "lab {} is {what}: {}", lab.lab, size(lab))?;
+    if up.changed {
+        write!(out, ", made in {:.3} s", total.as_secs_f64())?;
+    }
+    writeln!(out)
+}
+
+fn size(lab: &LabState) -> String {
+    let mut text = format!(
+        "{}, {}",
+        count(lab.routers.len(), "router"),
+        count(lab.segments.len(), "segment")
+    );
+    let incomplete = lab.routers.iter().filter(|r| r.ruleset_incomplete).count();
+    let warnings = of(&lab.warnings, Severity::Warning).count();
+    if warnings > 0 {
+        let _ = write!(text, ", {}", count(warnings, "warning"));
+    }
+    if incomplete > 0 {
+        let _ = write!(
+            text,
+            " ({} with an incomplete ruleset)",
+            count(incomplete, "router")
+        );
+    }
+    text
+}
+
+fn count(number: usize, what: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{s}")
+}
+
+fn of(warnings: &[Warning], severity: Severity) -> impl Iterator<Item = &Warning> {
+    warnings.iter().filter(move |w| w.severity == severity)
+}
+
+fn write_warnings(out: &mut dyn Write, warnings: &[Warning]) -> io::Result<()> {
+    for (severity, word) in [(Severity::Notice, "notice"), (Severity::Warning, "warning")] {
+        for warning in of(warnings, severity) {
+            writeln!(out, "{word}: {warning}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Take a lab down: remove what `up` made, and nothing else
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Works without the facts, and after an interrupted `up`. \
+    A lab that is not there is no error.\n\nExample:\n  tsim lab down corp"
+)]
+struct DownArgs {
+    /// Name of the lab
+    name: LabName,
+}
+
+#[derive(Serialize)]
+struct DownOutput<'a> {
+    lab: &'a LabName,
+    #[serde(flatten)]
+    removed: &'a Removed,
+}
+
+impl Run for DownArgs {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let removed = lab::down(&context.config, &self.name)?;
+        let output = DownOutput {
+            lab: &self.name,
+            removed: &removed,
+        };
+        context.print(&output, |out| write_down(out, &self.name, &removed))?;
+        Ok(Exit::Ok)
+    }
+}
+
+fn write_down(out: &mut dyn Write, name: &LabName, removed: &Removed) -> io::Result<()> {
+    for netns in &removed.foreign {
+        writeln!(
+            out,
+            "notice: {netns} is not the namespace that was made; left alone"
+        )?;
+    }
+    for netns in &removed.hosts {
+        writeln!(
+            out,
+            "notice: host {netns} has lost its router; `tsim reconcile` removes it"
+        )?;
+    }
+    match removed.removed.len() + removed.absent.len() + removed.foreign.len() {
+        0 => writeln!(out, "there is no lab {name}"),
+        _ => {
+            let namespaces = count(removed.removed.len(), "namespace");
+            writeln!(out, "lab {name} is down: {namespaces} removed")
+        }
+    }
+}
+
+/// Say how a lab is: its routers, what it lacks, whether all of it is there
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tsim lab status corp\n  tsim lab status corp --json")]
+struct StatusArgs {
+    /// Name of the lab
+    name: LabName,
+}
+
+#[derive(Serialize)]
+struct StatusOutput<'a> {
+    sound: bool,
+    missing: Vec<&'a str>,
+    #[serde(flatten)]
+    lab: &'a LabState,
+}
+
+impl Run for StatusArgs {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let status = lab::status(&context.config, &self.name)?;
+        let sound = status.missing.is_empty() && status.state.phase == Phase::Up;
+        let output = StatusOutput {
+            sound,
+            missing: status.missing.iter().map(NetnsName::as_str).collect(),
+            lab: &status.state,
+        };
+        context.print(&output, |out| write_status(out, &status))?;
+        Ok(if sound { Exit::Ok } else { Exit::CannotRun })
+    }
+}
+
+fn write_status(out: &mut dyn Write, status: &Status) -> io::Result<()> {
+    let lab = &status.state;
+    writeln!(out, "{}", line(lab))?;
+    writeln!(out, "made {} from {}", lab.created_at, lab.facts.display())?;
+    let width = lab.routers.iter().map(|r| r.name.as_str().len()).max();
+    for router in &lab.routers {
+        let interfaces: Vec<_> = router
+            .interfaces
+            .iter()
+            .filter(|i| i.segment.is_some())
+            .map(|i| {
+                if i.up {
+                    i.name.to_string()
+                } else {
+                    format!("{} (down)", i.name)
+                }
+            })
+            .collect();
+        let mark = if router.ruleset_incomplete {
+            "  incomplete ruleset"
+        } else {
+            ""
+        };
+        let width = width.unwrap_or(0);
+        writeln!(
+            out,
+            "  {:width$}  {}{mark}",
+            router.name,
+            interfaces.join(" ")
+        )?;
+    }
+    write_warnings(out, &lab.warnings)?;
+    for netns in &status.missing {
+        writeln!(out, "missing: network namespace {netns}")?;
+    }
+    Ok(())
+}
+
+fn line(lab: &LabState) -> String {
+    let phase = match lab.phase {
+        Phase::Up => "up",
+        Phase::Building => "half made (run `tsim lab down`, or `up` again)",
+    };
+    format!("lab {} is {phase}: {}", lab.lab, size(lab))
+}
+
+/// List the labs of this machine
+#[derive(Debug, Args)]
+struct ListArgs {}
+
+impl Run for ListArgs {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let labs = lab::list(&context.config)?;
+        let entries: Vec<_> = labs.iter().map(ListEntry::new).collect();
+        context.print(&entries, |out| {
+            for lab in &labs {
+                writeln!(out, "{}", line(lab))?;
+            }
+            Ok(())
+        })?;
+        Ok(Exit::Ok)
+    }
+}
+
+#[derive(Serialize)]
+struct ListEntry<'a> {
+    lab: &'a LabName,
+    phase: Phase,
+    created_at: &'a str,
+    facts: &'a std::path::Path,
+    routers: usize,
+    segments: usize,
+    warnings: usize,
+}
+
+impl<'a> ListEntry<'a> {
+    fn new(lab: &'a LabState) -> Self {
+        Self {
+            lab: &lab.lab,
+            phase: lab.phase,
+            created_at: &lab.created_at,
+            facts: &lab.facts,
+            routers: lab.routers.len(),
+            segments: lab.segments.len(),
+            warnings: of(&lab.warnings, Severity::Warning).count(),
+        }
+    }
+}
+
+/// One line on standard error that says what `up` is at; nothing when that is no terminal.
+struct Bar {
+    terminal: bool,
+    /// Routers filled, of how many.
+    filled: Mutex<(usize, usize)>,
+}
+
+impl Bar {
+    fn new() -> Self {
+        Self {
+            terminal: io::stderr().is_terminal(),
+            filled: Mutex::new((0, 0)),
+        }
+    }
+
+    fn show(&self, text: &str) {
+        if self.terminal {
+            // Back to the start of the line, and clear it.
+            let _ = write!(io::stderr(), "\r\x1b[K{text}");
+        }
+    }
+
+    fn clear(&self) {
+        self.show("");
+    }
+}
+
+impl Progress for Bar {
+    fn step(&self, step: Step) {
+        match step {
+            Step::Facts => self.show("reading facts"),
+            Step::Sweep => self.show("removing what an interrupted run left"),
+            Step::Namespaces(n) => self.show(&format!("making {n} namespaces")),
+            Step::Segments(n) => self.show(&format!("making {n} segments")),
+            Step::Routers(_) | Step::Filled => {
+                if let Ok(mut filled) = self.filled.lock() {
+                    match step {
+                        Step::Routers(n) => filled.1 = n,
+                        _ => filled.0 += 1,
+                    }
+                    self.show(&format!("loading routers: {} of {}", filled.0, filled.1));
+                }
+            }
+        }
+    }
+}
