@@ -145,6 +145,75 @@ fn decision(attributes: Attributes<'_>, kind: StepKind) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::firewall::nft::wire::Messages;
+
+    /// What Linux 6.18 sent for a SYN from 10.0.1.2:48672 to 10.0.2.2:23, which
+    /// `iptables-nft -A FORWARD -p tcp --dport 23 -j DROP` stopped.
+    const DROP: &str = "\
+        c0000000110a00000000000000000000 02000000 08000f0000000002 0800040000000003 08000600af3f6e15 \
+        0c000200464f525741524400 0b00010066696c7465720000 0c0003000000000000000003 \
+        0c0005000800010000000000 08000a0000000002 06000b0000010000 08000c0000000003 06000d0000010000 \
+        180008004500003c16dd40003f060ddc0a0001020a000202 \
+        18000900be6200177f97c1b300000000a002faf017320000 \
+        12000700ce93ac9d7b38724a5711e25208000000";
+    /// A jump to chain `sub` of `table inet fw`.
+    const JUMP: &str = "\
+        60000000110a00000000000000000000 01000000 08000f0000000002 0800040000000003 08000600c41beb38 \
+        0c000200666f727761726400 0700010066770000 0c0003000000000000000009 \
+        14000500 08000100fffffffd 0800020073756200";
+    /// The policy of that table's base chain, drop.
+    const POLICY: &str = "\
+        48000000110a00000000000000000000 01000000 08000f0000000002 0800040000000001 08000600c41beb38 \
+        0c000200666f727761726400 0700010066770000 0800100000000000";
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
+        let byte = |pair: &[u8]| {
+            let text = std::str::from_utf8(pair).unwrap();
+            u8::from_str_radix(text, 16).unwrap()
+        };
+        digits.chunks_exact(2).map(byte).collect()
+    }
+
+    #[test]
+    fn a_rules_verdict_is_read_with_place_interfaces_and_headers() {
+        let bytes = bytes(DROP);
+        let message = Messages(&bytes).next().unwrap();
+        let event = Event::parse(&message).unwrap();
+        assert_eq!(event.family, TableFamily::IP);
+        assert_eq!((event.table, event.chain), ("filter", "FORWARD"));
+        assert_eq!((event.handle, event.kind), (3, StepKind::Rule));
+        assert_eq!(event.decision, Decision::Drop);
+        assert_eq!((event.iif, event.oif, event.mark), (2, 3, 0));
+        assert_eq!(event.id, 0xaf3f_6e15);
+        assert_eq!(event.network.unwrap()[16..], [10, 0, 2, 2]);
+        assert_eq!(event.transport.unwrap()[4..8], [0x7f, 0x97, 0xc1, 0xb3]);
+    }
+
+    #[test]
+    fn jumps_have_a_target_and_policies_a_verdict() {
+        let (jump, policy) = (bytes(JUMP), bytes(POLICY));
+        let jump = Event::parse(&Messages(&jump).next().unwrap()).unwrap();
+        assert_eq!(jump.family, TableFamily::INET);
+        assert_eq!(jump.decision, Decision::Jump("sub".to_owned()));
+        assert_eq!(jump.network, None);
+        let policy = Event::parse(&Messages(&policy).next().unwrap()).unwrap();
+        assert_eq!(policy.kind, StepKind::Policy);
+        assert_eq!(policy.decision, Decision::Drop);
+    }
+
+    #[test]
+    fn what_is_cut_off_or_no_event_is_none() {
+        let whole = bytes(DROP);
+        for end in 16..whole.len() {
+            let mut part = whole[..end].to_vec();
+            part[..4].copy_from_slice(&(end as u32).to_ne_bytes());
+            let _ = Event::parse(&Messages(&part).next().unwrap());
+        }
+        let mut other = whole;
+        other[4] = 0x10;
+        assert_eq!(Event::parse(&Messages(&other).next().unwrap()), None);
+    }
 
     #[test]
     fn verdict_codes_are_told_apart() {

@@ -215,6 +215,10 @@ impl Trail {
     }
 
     fn step(&mut self, event: &Event<'_>) {
+        // A rule without a handle is the end of a chain, where nothing is decided.
+        if event.kind == StepKind::Rule && event.handle == 0 {
+            return;
+        }
         self.ends_with_step = true;
         self.steps.push(TraceStep {
             hook: self.hook_of(event.family),
@@ -264,3 +268,7 @@ fn marker(chain: &str) -> Option<Reached> {
     let whole = end == "last";
     Some(Reached { hook, whole })
 }
+
+#[cfg(test)]
+#[path = "trail_tests.rs"]
+mod tests;
