@@ -9,9 +9,18 @@ use std::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
 use tsim::{
     config::Config,
-    firewall::TagSpace,
+    firewall::{
+        TagSpace, Taps,
+        nft::{
+            NftSocket, NftTaps,
+            trace::{PROBES_PER_DRAIN, StoppedBy, TraceSockets, TraceSpec, Tracer, Trail},
+        },
+    },
     model::{Dscp, Protocol, RunId, Service},
-    netlink::{LinkChange, Netlink, NewVeth, VethEnd, object::Address, object::Scope, sysctl},
+    netlink::{
+        LinkChange, Netlink, NewVeth, VethEnd, object::Address, object::Family, object::Scope,
+        sysctl,
+    },
     netns::{NetnsFd, tool::Tools},
     run::{
         explain::{Explainer, Explanation, Question},
@@ -587,4 +596,175 @@ fn probes_that_do_not_come_in_are_not_called_dropped() {
         row.tcp(80),
         "dropped outside netfilter: interface i0 is down"
     );
+}
+
+/// A tracer in the router, without the layers above.
+fn tracer(row: &Row) -> Tracer {
+    let spec = TraceSpec {
+        run_id: row.run_id.clone(),
+        family: Family::of(row.probe.destination),
+        tags: row.probe.tags,
+        ingress: None,
+    };
+    let sockets = row.router.enter(TraceSockets::open_here).unwrap().unwrap();
+    Tracer::start(sockets, &spec).unwrap()
+}
+
+fn many(count: u32) -> Vec<(u32, Service)> {
+    let service = |index: u32| Service {
+        port: (index % 60_000 + 1) as u16,
+        protocol: Protocol::Tcp,
+    };
+    (0..count).map(|index| (index, service(index))).collect()
+}
+
+#[test]
+fn events_that_do_not_fit_are_noticed_and_the_next_ones_are_whole() {
+    let row = Row::v4();
+    row.run("iptables-nft -P FORWARD DROP");
+    let mut tracer = tracer(&row);
+    row.send(&many(40_000)).unwrap();
+    assert!(tracer.drain().unwrap().overrun);
+    let few = many(PROBES_PER_DRAIN as u32);
+    row.send(&few).unwrap();
+    let drained = tracer.drain().unwrap();
+    assert!(!drained.overrun);
+    assert_eq!(drained.trails.len(), few.len());
+    let whole = |trail: &Trail| matches!(trail.stopped_by(), StoppedBy::Policy(_));
+    assert!(drained.trails.values().all(whole));
+    tracer.stop().1.unwrap();
+}
+
+#[test]
+fn probes_with_many_events_are_sent_again_in_smaller_batches() {
+    let row = Row::v4();
+    // 100 rules that match and decide nothing are 100 events for each probe.
+    let rules = "counter\n".repeat(100);
+    row.nft(&format!(
+        "table ip fw {{ chain forward {{ {FORWARD} policy drop; {rules} }} }}"
+    ));
+    let explanation = row.explain(&many(PROBES_PER_DRAIN as u32));
+    assert_eq!(explanation.warnings, Vec::<String>::new());
+    for explained in &explanation.reasons {
+        assert_eq!(
+            explained.to_string(),
+            "dropped by the policy of chain forward (table ip fw)"
+        );
+        assert_eq!(explained.steps.len(), 101);
+    }
+}
+
+#[test]
+fn a_copy_that_leaves_is_not_taken_for_the_probe() {
+    let row = Row::v4();
+    row.run("iptables-nft -t mangle -A PREROUTING -p tcp --dport 23 -j TEE --gateway 10.0.2.2");
+    row.run("iptables-nft -A FORWARD -p tcp --dport 23 -j DROP");
+    assert_eq!(
+        row.tcp(23),
+        "dropped by rule 1 of chain FORWARD (table filter): \
+         -A FORWARD -p tcp -m tcp --dport 23 -j DROP"
+    );
+}
+
+#[test]
+fn a_rule_of_iptables_legacy_is_said_to_be_untraced() {
+    let row = Row::v4();
+    row.run("iptables-legacy -A FORWARD -p tcp --dport 23 -j DROP");
+    assert_eq!(
+        row.tcp(23),
+        "dropped at forward by something that nf_tables does not trace, such as iptables-legacy \
+         or connection tracking"
+    );
+}
+
+#[test]
+fn the_jobs_taps_see_traced_probes_come_in_and_not_go_out() {
+    let row = Row::v4();
+    row.run("iptables-nft -A FORWARD -p tcp --dport 23 -j DROP");
+    let taps = Taps {
+        run_id: row.run_id.clone(),
+        family: Family::V4,
+        tags: row.probe.tags,
+        services: 2,
+        tcp: 2,
+        note_arrivals: false,
+        pass_on: false,
+    };
+    let socket = row.router.enter(NftSocket::open_here).unwrap().unwrap();
+    let mut taps = NftTaps::install(socket, taps).unwrap();
+    let services = [22, 23].map(|port| Service {
+        port,
+        protocol: Protocol::Tcp,
+    });
+    let services: Vec<_> = (0..).zip(services).collect();
+    row.send(&services).unwrap();
+    let read = taps.read().unwrap();
+    assert_eq!((read.packets_in, read.out.len()), (2, 1));
+    let explanation = row.explain(&services);
+    let words: Vec<String> = explanation
+        .reasons
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(words[0], "went through when it was sent again");
+    assert!(
+        words[1].starts_with("dropped by rule 1 of chain FORWARD"),
+        "{}",
+        words[1]
+    );
+    let after = taps.read().unwrap();
+    assert_eq!((after.packets_in, after.packets_out), (4, read.packets_out));
+    taps.remove().1.unwrap();
+}
+
+#[test]
+fn a_rule_that_remembers_probes_is_warned_about() {
+    let row = Row::v4();
+    row.nft(&format!(
+        "table ip fw {{ set seen {{ type ipv4_addr; flags dynamic; timeout 1m; }}
+         chain forward {{ {FORWARD} policy drop; add @seen {{ ip saddr }}
+         }} }}"
+    ));
+    let explanation = row.explain(&many(1));
+    assert_eq!(
+        explanation.warnings,
+        [
+            "probes left an entry in set seen by rule 1 of chain forward (table ip fw): \
+          add @seen { ip saddr }"
+        ]
+    );
+}
+
+#[test]
+fn a_ruleset_that_changes_meanwhile_is_warned_about() {
+    let row = Row::v4();
+    row.run("iptables-nft -P FORWARD DROP");
+    let services = many(1);
+    let question = Question {
+        netns: &row.router,
+        run_id: &row.run_id,
+        probe: &row.probe,
+        ingress: None,
+        blocked: &services,
+    };
+    let mut send = |_: &[u32]| {
+        row.run("iptables-nft -A FORWARD -p tcp --dport 9 -j DROP");
+        row.send(&services)
+    };
+    let mut explainer = Explainer::new(row.tools.clone());
+    let explanation = explainer.explain(&question, &mut send).unwrap();
+    assert_eq!(
+        explanation.warnings,
+        ["the ruleset changed while blocked services were explained"]
+    );
+}
+
+#[test]
+fn a_trace_is_gone_when_its_tracer_dies() {
+    let row = Row::v4();
+    let tracer = tracer(&row);
+    assert!(row.run("nft list tables").contains("tsimtrace"));
+    drop(tracer);
+    // Closing waits until the kernel has taken the table away.
+    assert!(!row.run("nft list tables").contains("tsimtrace"));
 }

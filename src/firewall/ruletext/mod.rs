@@ -14,6 +14,7 @@ use self::{nft::Listing, xtables::Save};
 use crate::{
     firewall::{
         Caveat, RulePlace, TableFamily, caveat,
+        effect::entry_left,
         nft::{
             NftError, NftSocket,
             list::{RuleOrder, rule_order},
@@ -77,6 +78,8 @@ pub struct Chain {
     pub rules: Vec<RuleText>,
     /// Rules whose outcome depends on more than the packet, by their index in `rules`.
     pub caveats: Vec<(usize, Caveat)>,
+    /// Rules that remember packets that match, by their index in `rules`, and where they do.
+    pub memories: Vec<(usize, String)>,
     /// Whether the table is one of iptables.
     pub xtables: bool,
     by_handle: HashMap<u64, usize>,
@@ -94,15 +97,21 @@ impl Chain {
             xtables,
         };
         let rules: Vec<RuleText> = handles.iter().zip(texts).enumerate().map(rule).collect();
-        let caveats = rules
-            .iter()
-            .enumerate()
-            .filter_map(|(at, rule)| Some((at, caveat(rule.text.as_ref()?)?)))
+        let texts = || {
+            let all = rules.iter().enumerate();
+            all.filter_map(|(at, rule)| Some((at, rule.text.as_deref()?)))
+        };
+        let caveats = texts()
+            .filter_map(|(at, text)| Some((at, caveat(text)?)))
+            .collect();
+        let memories = texts()
+            .filter_map(|(at, text)| Some((at, entry_left(text)?)))
             .collect();
         Self {
             place: place.clone(),
             rules,
             caveats,
+            memories,
             xtables,
             by_handle: handles.iter().copied().zip(0..).collect(),
         }

@@ -1,7 +1,7 @@
 //! From the way of a probe to the reason, with the texts of the rules that it met.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fs,
     sync::Arc,
 };
@@ -15,7 +15,7 @@ use crate::{
     firewall::{
         Caveat, RulePlace,
         concern::concerns,
-        effect::{entry_left, rejected_with},
+        effect::rejected_with,
         nft::trace::{Decision, StepKind, StoppedBy, TraceStep, Trail},
         ruletext::{Chain, RuleBook, RuleText, Source},
     },
@@ -137,8 +137,9 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<(Caveat, RuleText)>, ExplainError> {
         let ports = [service.port, trail.head.destination_port];
         let mut found = Vec::new();
-        for (place, end) in visited(trail) {
+        for (place, end) in visited(&trail.steps) {
             let chain = self.chain(&place)?;
+            self.note_memories(trail, &chain);
             let end = end.and_then(|handle| chain.index(handle));
             for (at, caveat) in &chain.caveats {
                 let rule = &chain.rules[*at];
@@ -149,52 +150,103 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        self.note_entries(trail)?;
         Ok(found)
     }
 
     /// Notes rules that matched and remember the probe.
-    fn note_entries(&mut self, trail: &Trail) -> Result<(), ExplainError> {
-        for step in trail.steps.iter().filter(|s| s.kind == StepKind::Rule) {
-            let rule = self.chain(&step.place)?.rule(step.place.handle);
-            if let Some(where_to) = rule.text.as_ref().and_then(|text| entry_left(text)) {
+    fn note_memories(&mut self, trail: &Trail, chain: &Chain) {
+        for (at, where_to) in &chain.memories {
+            let rule = &chain.rules[*at];
+            let matched =
+                |step: &TraceStep| step.place == rule.place && step.kind == StepKind::Rule;
+            if trail.steps.iter().any(matched) {
                 self.warnings
                     .insert(format!("probes left an entry in {where_to} by {rule}"));
             }
         }
-        Ok(())
     }
 }
 
 /// The chains that a probe went through, in order, each with the rule that ended its stay there;
 /// none where it came to the end.
-fn visited(trail: &Trail) -> Vec<(RulePlace, Option<u64>)> {
-    let mut order: Vec<RulePlace> = Vec::new();
-    let mut ends: HashMap<RulePlace, Option<u64>> = HashMap::new();
-    let mut visit = |place: RulePlace, end: Option<u64>| {
-        if !ends.contains_key(&place) {
-            order.push(place.clone());
-        }
-        ends.insert(place, end);
-    };
-    for step in &trail.steps {
-        let chain = |name: &str| RulePlace {
-            chain: name.to_owned(),
-            handle: 0,
-            ..step.place.clone()
+fn visited(steps: &[TraceStep]) -> Vec<(RulePlace, Option<u64>)> {
+    let mut chains: Vec<(RulePlace, Option<u64>)> = Vec::new();
+    let mut visit = |of: &RulePlace, chain: &str, end: Option<u64>| {
+        let same = |(place, _): &&mut (RulePlace, _)| {
+            place.family == of.family && place.table == of.table && place.chain == chain
         };
+        match chains.iter_mut().find(same) {
+            Some((_, known)) => *known = end,
+            None => {
+                let place = RulePlace {
+                    chain: chain.to_owned(),
+                    handle: 0,
+                    ..of.clone()
+                };
+                chains.push((place, end));
+            }
+        }
+    };
+    for step in steps {
+        let place = &step.place;
         let stays = matches!(step.decision, Decision::Continue | Decision::Jump(_));
         let ended = !stays && step.kind == StepKind::Rule;
-        visit(chain(&step.place.chain), ended.then_some(step.place.handle));
+        visit(place, &place.chain, ended.then_some(place.handle));
         if let Decision::Jump(target) | Decision::Goto(target) = &step.decision {
-            visit(chain(target), None);
+            visit(place, target, None);
         }
     }
-    order
-        .into_iter()
-        .map(|place| {
-            let end = ends.get(&place).copied().flatten();
-            (place, end)
-        })
-        .collect()
+    chains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::{TableFamily, place::HookPoint};
+
+    fn step(chain: &str, handle: u64, decision: Decision) -> TraceStep {
+        let kind = if handle == 0 {
+            StepKind::Policy
+        } else {
+            StepKind::Rule
+        };
+        TraceStep {
+            hook: HookPoint::Forward,
+            place: RulePlace {
+                family: TableFamily::IP,
+                table: "t".to_owned(),
+                chain: chain.to_owned(),
+                handle,
+            },
+            kind,
+            decision,
+        }
+    }
+
+    #[test]
+    fn a_chain_counts_up_to_the_rule_that_ended_the_stay_there() {
+        let jump = |to: &str| Decision::Jump(to.to_owned());
+        let steps = [
+            step("base", 1, jump("empty")),
+            step("base", 2, jump("sub")),
+            step("sub", 7, Decision::Return),
+            step("base", 3, Decision::Continue),
+            step("base", 0, Decision::Drop),
+        ];
+        let seen: Vec<_> = visited(&steps)
+            .into_iter()
+            .map(|(place, end)| (place.chain, end))
+            .collect();
+        let chain = |name: &str, end| (name.to_owned(), end);
+        assert_eq!(
+            seen,
+            [
+                chain("base", None),
+                chain("empty", None),
+                chain("sub", Some(7))
+            ]
+        );
+        let stopped = visited(&[step("base", 4, Decision::Drop)]);
+        assert_eq!(stopped[0].1, Some(4));
+    }
 }
