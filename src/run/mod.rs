@@ -6,6 +6,7 @@ pub mod outside;
 pub mod packet;
 pub mod probe;
 pub mod progress;
+pub mod quick;
 pub mod report;
 pub mod undo;
 pub mod verdict;

@@ -1,7 +1,7 @@
 //! A packet's way through one router: where it comes in and where the router would send it, by
 //! the kernel's own look-ups in the router.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use nix::errno::Errno;
 use thiserror::Error;
@@ -57,7 +57,7 @@ pub struct Way {
     /// The router.
     pub router: RouterId,
     /// Its namespace.
-    pub netns: NetnsFd,
+    pub netns: Arc<NetnsFd>,
     /// The interface towards the source; none when the router has no route there.
     pub iface_in: Option<IfName>,
     /// The way on for the first service.
@@ -117,7 +117,7 @@ impl Way {
         let by_port = differing(lookups, classes, &onward).map_err(fail)?;
         Ok(Self {
             router,
-            netns,
+            netns: Arc::new(netns),
             iface_in,
             onward,
             by_port,

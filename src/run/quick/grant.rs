@@ -1,0 +1,76 @@
+//! The DSCP value that a job holds, and how it stands to other jobs.
+
+use super::{DscpChoice, QuickError, QuickJob, random, session::Session};
+use crate::{
+    config::Config,
+    model::Dscp,
+    registry::{JobInfo, JobType, RegistryManager, Wait},
+    run::{interrupt::Interrupt, undo::UndoError},
+};
+
+/// A DSCP value in a job's hands.
+#[derive(Debug)]
+pub(super) struct Grant {
+    registry: Option<RegistryManager>,
+    dscp: Dscp,
+}
+
+impl Grant {
+    /// Takes the value that the job asks for, or a free one.
+    pub(super) fn take(job: &QuickJob, config: &Config) -> Result<Self, QuickError> {
+        let wanted = match job.dscp {
+            DscpChoice::Auto => None,
+            DscpChoice::Value(dscp) => Some(dscp),
+        };
+        if let Some(dscp) = wanted.filter(|&dscp| !config.dscp.contains(dscp)) {
+            return Err(QuickError::DscpRange {
+                dscp,
+                range: config.dscp,
+            });
+        }
+        if job.use_registry {
+            let registry = RegistryManager::open(config)?;
+            let granted = registry.allocate_dscp(&job.run_id, None, wanted)?;
+            return Ok(Self {
+                registry: Some(registry),
+                dscp: granted.dscp,
+            });
+        }
+        let chance = random()? as usize % config.dscp.count();
+        let any = config.dscp.iter().nth(chance).unwrap_or(Dscp::DEFAULT);
+        Ok(Self {
+            registry: None,
+            dscp: wanted.unwrap_or(any),
+        })
+    }
+
+    pub(super) fn dscp(&self) -> Dscp {
+        self.dscp
+    }
+
+    /// How the job that holds this value works with others.
+    pub(super) fn session(&self, job: &QuickJob, interrupt: &Interrupt) -> Session {
+        match &self.registry {
+            None => Session::Alone,
+            Some(registry) => Session::Registered {
+                registry: registry.clone(),
+                info: JobInfo {
+                    run_id: job.run_id.clone(),
+                    job_type: JobType::Quick,
+                    dscp: Some(self.dscp),
+                },
+                wait: Wait::at_most(job.lock_timeout).or_until(interrupt.cancel().clone()),
+            },
+        }
+    }
+
+    /// Gives the value back.
+    pub(super) fn give_back(self, job: &QuickJob) -> Option<UndoError> {
+        let released = self.registry?.release_dscp(&job.run_id);
+        let source = released.err()?;
+        Some(UndoError {
+            what: format!("DSCP {}", self.dscp),
+            source: source.into(),
+        })
+    }
+}

@@ -1,0 +1,240 @@
+//! One router's measurement: taps in, probes through, taps read, taps out.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::QuickError;
+use crate::{
+    fault,
+    firewall::{
+        Reading, Taps,
+        backend::{Backend, InstalledTaps, Site, TapsError},
+        iptables::OwnerMark,
+        nft::{NftError, NftSocket, NftTaps, Ownership},
+    },
+    netns::{NetnsFd, tool::Tools, visit},
+    run::{
+        packet::ProbeSpec,
+        probe::{Catalogue, ProbeSocket, Refused},
+        verdict::{Finding, Observed, doubts, judge},
+    },
+};
+
+/// What all routers of a job are measured with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Question<'a> {
+    pub(super) taps: &'a Taps,
+    pub(super) spec: &'a ProbeSpec,
+    pub(super) catalogue: &'a Catalogue,
+    pub(super) backend: Backend,
+    pub(super) tools: &'a Tools,
+    pub(super) owner: &'a OwnerMark,
+}
+
+/// What it takes to measure one router: a socket to its nf_tables, and one out of its source host.
+#[derive(Debug)]
+pub(super) struct Probing<'a> {
+    question: Question<'a>,
+    router: Arc<NetnsFd>,
+    nft: Option<NftSocket>,
+    probes: ProbeSocket,
+    local_destination: bool,
+}
+
+/// How long each part took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Spent {
+    pub(super) install: Duration,
+    pub(super) probe: Duration,
+    pub(super) read: Duration,
+    pub(super) undo: Duration,
+    pub(super) explain: Duration,
+}
+
+/// What one router's measurement found.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) findings: Vec<(u32, Finding)>,
+    pub(super) doubts: Vec<String>,
+    /// Whether the kernel removes the taps if this process dies.
+    pub(super) owned: bool,
+    pub(super) spent: Spent,
+}
+
+impl<'a> Probing<'a> {
+    /// Opens the sockets, both from one thread.
+    pub(super) fn open(
+        question: Question<'a>,
+        router: &Arc<NetnsFd>,
+        host: &NetnsFd,
+        local_destination: bool,
+    ) -> Result<Self, QuickError> {
+        let (mut nft, mut probes) = (None, None);
+        visit(&[router, host], |netns| {
+            if netns.id() == host.id() {
+                probes = Some(ProbeSocket::open_here(question.spec.destination));
+            } else if question.backend == Backend::Nft {
+                nft = Some(NftSocket::open_here());
+            }
+        })?;
+        let name = router.name();
+        let probes = probes.ok_or_else(|| QuickError::NoHost {
+            netns: name.to_string(),
+        })?;
+        let probes = probes.map_err(|source| QuickError::ProbeSocket {
+            host: host.name().to_string(),
+            source,
+        })?;
+        let nft = nft
+            .transpose()
+            .map_err(|source: NftError| QuickError::Taps {
+                router: name.to_string(),
+                source: source.into(),
+            })?;
+        Ok(Self {
+            question,
+            router: Arc::clone(router),
+            nft,
+            probes,
+            local_destination,
+        })
+    }
+
+    /// The socket that is left to close.
+    pub(super) fn into_closing(self) -> Option<NftSocket> {
+        self.nft
+    }
+
+    /// Measures the services with `indexes`, and once more, noting arrivals, those of which it
+    /// stays unclear whether their probes came in.
+    pub(super) fn measure(&mut self, indexes: &[u32]) -> Result<Measured, QuickError> {
+        let mut first = self.pass(self.question.taps.clone(), indexes)?;
+        let unclear: Vec<u32> = first
+            .findings
+            .iter()
+            .filter(|(_, finding)| finding.is_unclear())
+            .map(|&(index, _)| index)
+            .collect();
+        if unclear.is_empty() {
+            return Ok(first);
+        }
+        let noting = Taps {
+            note_arrivals: true,
+            ..self.question.taps.clone()
+        };
+        let second = self.pass(noting, &unclear)?;
+        let mut clear = second.findings.into_iter().peekable();
+        for (index, finding) in &mut first.findings {
+            if let Some((_, found)) = clear.next_if(|(again, _)| again == index) {
+                *finding = found;
+            }
+        }
+        first.doubts.extend(second.doubts);
+        first.spent.add(second.spent);
+        Ok(first)
+    }
+
+    /// Sends the probes with `indexes` once more; whoever calls watches them in another way.
+    pub(super) fn send(&self, indexes: &[u32]) -> Refused {
+        self.probes
+            .send(self.question.spec, self.question.catalogue, indexes)
+    }
+
+    /// Puts taps in, probes, reads, and takes the taps out again whatever happened.
+    fn pass(&mut self, taps: Taps, indexes: &[u32]) -> Result<Measured, QuickError> {
+        let mut spent = Spent::default();
+        let mut clock = Instant::now();
+        let mut lap = |part: &mut Duration| {
+            let now = Instant::now();
+            *part = now - std::mem::replace(&mut clock, now);
+        };
+        step("quick.install")?;
+        let mut installed = self.install(taps).map_err(|e| self.failed(e))?;
+        lap(&mut spent.install);
+        let refused = step("quick.probe").map(|()| self.send(indexes));
+        lap(&mut spent.probe);
+        let reading =
+            step("quick.read").and_then(|()| installed.read().map_err(|e| self.failed(e)));
+        lap(&mut spent.read);
+        // A fault here must not keep the taps in: it is reported after the removal.
+        let fault = step("quick.remove");
+        let owned = owned(&installed);
+        let (socket, removed) = installed.remove();
+        self.nft = socket;
+        lap(&mut spent.undo);
+        let (refused, reading) = (refused?, reading?);
+        removed.map_err(|e| self.failed(e))?;
+        fault?;
+        Ok(self.found(&refused, &reading, indexes, owned, spent))
+    }
+
+    fn install(&mut self, taps: Taps) -> Result<InstalledTaps, TapsError> {
+        let Question {
+            backend,
+            tools,
+            owner,
+            ..
+        } = self.question;
+        match self.nft.take() {
+            Some(socket) => Ok(InstalledTaps::Nft(NftTaps::install(socket, taps)?)),
+            None => {
+                let site = Site {
+                    netns: &self.router,
+                    tools,
+                    owner,
+                };
+                InstalledTaps::install(backend, site, taps)
+            }
+        }
+    }
+
+    fn found(
+        &self,
+        refused: &Refused,
+        reading: &Reading,
+        indexes: &[u32],
+        owned: bool,
+        spent: Spent,
+    ) -> Measured {
+        let local_destination = self.local_destination;
+        let observed = Observed {
+            probed: indexes,
+            refused,
+            reading,
+            local_destination,
+        };
+        Measured {
+            findings: judge(&observed),
+            doubts: doubts(&observed),
+            owned,
+            spent,
+        }
+    }
+
+    fn failed(&self, source: TapsError) -> QuickError {
+        QuickError::Taps {
+            router: self.router.name().to_string(),
+            source,
+        }
+    }
+}
+
+impl Spent {
+    pub(super) fn add(&mut self, other: Self) {
+        self.install += other.install;
+        self.probe += other.probe;
+        self.read += other.read;
+        self.undo += other.undo;
+    }
+}
+
+/// Whether the kernel removes the taps if this process dies.
+fn owned(taps: &InstalledTaps) -> bool {
+    matches!(taps, InstalledTaps::Nft(taps) if taps.ownership() == Ownership::Owned)
+}
+
+pub(super) fn step(name: &'static str) -> Result<(), QuickError> {
+    fault::step(name).map_err(|source| QuickError::Fault { step: name, source })
+}

@@ -1,0 +1,384 @@
+//! The quick job: which services get through which routers, in milliseconds.
+//!
+//! [`run`] reads as the job's phases: resolve, lease, lock, tap, probe, read, judge, explain, undo.
+//! Each phase that takes something gives it back before the function returns, whatever happened in
+//! between; a failure to give back is reported beside the answer.
+
+mod grant;
+mod measure;
+mod plan;
+mod report;
+mod resolve;
+mod session;
+
+use std::{
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+
+pub use resolve::RouterChoice;
+
+use self::{grant::Grant, plan::Plan};
+use crate::{
+    config::Config,
+    firewall::{
+        backend::{BackendChoice, ChooseError, TapsError},
+        nft::NftSocket,
+    },
+    lab::{
+        Lab, LabError,
+        hosts::{HostError, LabHosts},
+        trace::TraceError,
+    },
+    model::{Dscp, DscpRange, LabName, NameError, RouterId, RunId, Service, dscp::DscpError},
+    netns::{NetnsDir, NetnsError},
+    registry::{HostSpec, KernelError, RegistryError},
+    run::{
+        explain::{ExplainError, Explainer},
+        interrupt::Interrupt,
+        progress::{Phase, Progress},
+        report::{QuickReport, Timing},
+        undo::UndoError,
+        way::WayError,
+    },
+};
+
+/// What a quick job does, with the share of its time that it usually takes.
+const PHASES: &[Phase] = &[
+    ("resolving", 10),
+    ("waiting", 20),
+    ("probing", 60),
+    ("undoing", 10),
+];
+
+/// A quick job with its arguments resolved.
+#[derive(Debug, Clone)]
+pub struct QuickJob {
+    /// Lab to measure in.
+    pub lab: LabName,
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address, of the same family.
+    pub destination: IpAddr,
+    /// Services in the order asked for, each once.
+    pub services: Vec<Service>,
+    /// Which routers to measure.
+    pub routers: RouterChoice,
+    /// The DSCP value that the job holds.
+    pub dscp: DscpChoice,
+    /// The job's name.
+    pub run_id: RunId,
+    /// DSCP that the routers' own rules see in the probes.
+    pub probe_dscp: Dscp,
+    /// Source port of the probes; none for one that is new to the routers.
+    pub source_port: Option<u16>,
+    /// How long to wait for router locks.
+    pub lock_timeout: Duration,
+    /// When to look for reasons.
+    pub explain: ExplainMode,
+    /// What measures.
+    pub backend: BackendChoice,
+    /// Whether to take leases and locks.
+    pub use_registry: bool,
+    /// Where to append progress.
+    pub progress: Option<PathBuf>,
+    /// Test hook: let probes go on behind the last tap, with tags from this seed.
+    pub pass_on: Option<u64>,
+}
+
+/// The DSCP value that a job asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DscpChoice {
+    /// A free one.
+    Auto,
+    /// This one.
+    Value(Dscp),
+}
+
+impl FromStr for DscpChoice {
+    type Err = DscpError;
+    fn from_str(text: &str) -> Result<Self, DscpError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => Ok(Self::Value(text.parse()?)),
+        }
+    }
+}
+
+/// When to look for reasons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExplainMode {
+    /// For blocked services, up to [`EXPLAIN_AUTO_MAX`] per router.
+    Auto,
+    /// For every blocked service.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// How many blocked services of a router are explained unless all are asked for.
+pub const EXPLAIN_AUTO_MAX: usize = 1000;
+
+/// A quick job could not be run, or not be undone.
+#[derive(Debug, Error)]
+pub enum QuickError {
+    /// Nothing is known of the lab.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// The path through the lab could not be followed.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// The path leads through no router.
+    #[error("there is no router between {source_address} and {destination} in lab {lab}: {why}")]
+    NoRouters {
+        /// The lab.
+        lab: LabName,
+        /// Source address.
+        source_address: IpAddr,
+        /// Destination address.
+        destination: IpAddr,
+        /// What the trace says.
+        why: String,
+    },
+    /// A router's interfaces could not be found out.
+    #[error(transparent)]
+    Way(#[from] WayError),
+    /// A namespace could not be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// A DSCP value outside the configured range.
+    #[error("DSCP {dscp} is outside the range {range} that the configuration gives to jobs")]
+    DscpRange {
+        /// The value asked for.
+        dscp: Dscp,
+        /// What is allowed.
+        range: DscpRange,
+    },
+    /// Leases or locks were not had.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A source host could not be planned.
+    #[error(transparent)]
+    HostSpec(#[from] HostError),
+    /// A source host could not be made.
+    #[error("cannot make source host {host}")]
+    Host {
+        /// The host.
+        host: String,
+        /// Why.
+        #[source]
+        source: KernelError,
+    },
+    /// Taps could not be installed, read or removed.
+    #[error("router {router}")]
+    Taps {
+        /// The router.
+        router: String,
+        /// Why.
+        #[source]
+        source: TapsError,
+    },
+    /// No back end could be chosen.
+    #[error(transparent)]
+    Backend(#[from] ChooseError),
+    /// Blocked services could not be explained.
+    #[error("cannot explain what router {router} blocks")]
+    Explain {
+        /// The router.
+        router: String,
+        /// Why.
+        #[source]
+        source: ExplainError,
+    },
+    /// No probe can be sent from a host.
+    #[error("cannot open a raw socket in host {host}")]
+    ProbeSocket {
+        /// The host.
+        host: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A router and its host are one namespace; somebody changed /run/netns.
+    #[error("router {netns} and its source host are one and the same network namespace")]
+    NoHost {
+        /// The router.
+        netns: String,
+    },
+    /// SIGINT or SIGTERM.
+    #[error("interrupted; everything was undone")]
+    Interrupted,
+    /// No random numbers, no thread, no signal handling.
+    #[error("cannot {what}")]
+    System {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A fault on purpose.
+    #[error("fault at {step}")]
+    Fault {
+        /// The step.
+        step: &'static str,
+        /// The error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A name for a run that nobody gave one: unique by its random part.
+///
+/// # Errors
+/// [`QuickError::System`] without random numbers.
+pub fn new_run_id() -> Result<RunId, QuickError> {
+    let name = format!("q{:012x}", random()? & 0xffff_ffff_ffff);
+    RunId::new(name).map_err(impossible)
+}
+
+fn impossible(error: NameError) -> QuickError {
+    QuickError::System {
+        what: "name a run",
+        source: io::Error::other(error),
+    }
+}
+
+fn random() -> Result<u64, QuickError> {
+    getrandom::u64().map_err(|e| QuickError::System {
+        what: "draw random numbers",
+        source: io::Error::other(e.to_string()),
+    })
+}
+
+/// An answer, and the sockets that are left to close.
+///
+/// Closing a socket that owned a table waits for the kernel to settle, 10 to 16 ms. All that
+/// matters is undone by then, so print the report first and drop this afterwards.
+#[derive(Debug)]
+pub struct Answered {
+    /// The answer.
+    pub report: QuickReport,
+    /// The sockets.
+    pub closing: Vec<Closing>,
+}
+
+/// A socket that owned a table, and so takes its time to close.
+#[derive(Debug)]
+pub enum Closing {
+    /// That of the taps.
+    Nft(NftSocket),
+    /// Those of traces.
+    Explainer(Explainer),
+}
+
+/// Runs the job.
+///
+/// # Errors
+/// [`QuickError`] when it could not be run; everything was undone then, or the log says what is
+/// left. What could not be undone after a measurement that worked is a warning in the report.
+pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
+    let started = Instant::now();
+    let system = |what| move |source| QuickError::System { what, source };
+    let interrupt = Interrupt::watch().map_err(system("watch for signals"))?;
+    let mut progress =
+        Progress::new(job.progress.as_deref(), PHASES).map_err(system("write progress"))?;
+    let lab = Lab::open(config, &job.lab)?;
+    let grant = Grant::take(job, config)?;
+    let answered = answer(job, config, &lab, &grant, &interrupt, &mut progress);
+    let mut left: Vec<UndoError> = grant.give_back(job).into_iter().collect();
+    match answered {
+        Ok((mut answered, more)) => {
+            left.splice(..0, more);
+            answered.report.warnings.extend(left.iter().map(full));
+            answered.report.timing_ms.total = millis(started.elapsed());
+            progress.finish();
+            Ok(answered)
+        }
+        Err(error) => {
+            left.iter()
+                .for_each(|failure| tracing::error!("{}", full(failure)));
+            Err(error)
+        }
+    }
+}
+
+/// The job with a DSCP value in its hands.
+fn answer(
+    job: &QuickJob,
+    config: &Config,
+    lab: &Lab,
+    grant: &Grant,
+    interrupt: &Interrupt,
+    progress: &mut Progress,
+) -> Result<(Answered, Vec<UndoError>), QuickError> {
+    let started = Instant::now();
+    let dir = NetnsDir::default();
+    let mut kernel = LabHosts::new(&dir);
+    let flow = plan::flow(job)?;
+    let parts = resolve::parts(job, &flow, lab, &dir, kernel.lab(&job.lab)?)?;
+    let plan = Plan::new(job, &flow, grant.dscp(), config, &parts)?;
+    let resolve = millis(started.elapsed());
+
+    progress.enter("waiting");
+    let hosts: Vec<HostSpec> = parts.iter().filter_map(|p| p.host.clone().ok()).collect();
+    let routers: Vec<RouterId> = parts.iter().map(|p| p.way.router.clone()).collect();
+    let outcome = grant
+        .session(job, interrupt)
+        .run(&hosts, &routers, &mut kernel, || {
+            stop_if(interrupt)?;
+            progress.enter("probing");
+            let answers = plan.measure_all(&parts, &dir)?;
+            stop_if(interrupt)?;
+            Ok(answers)
+        });
+    progress.enter("undoing");
+    let undone = Timing {
+        resolve,
+        hosts: millis(outcome.hosts),
+        lock: millis(outcome.lock),
+        undo: millis(outcome.undo),
+        ..Timing::default()
+    };
+    match outcome.result {
+        Ok(answers) => Ok((
+            report::assemble(job, grant.dscp(), &parts, &plan, answers, undone),
+            outcome.left,
+        )),
+        Err(error) => {
+            outcome
+                .left
+                .iter()
+                .for_each(|failure| tracing::error!("{}", full(failure)));
+            Err(error)
+        }
+    }
+}
+
+fn stop_if(interrupt: &Interrupt) -> Result<(), QuickError> {
+    if interrupt.is_set() {
+        Err(QuickError::Interrupted)
+    } else {
+        Ok(())
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// A failure with its causes on one line.
+fn full(failure: &UndoError) -> String {
+    let mut text = failure.to_string();
+    let mut cause = std::error::Error::source(failure);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,310 @@
+//! What is measured on every router, and the routers worked off side by side.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    num::NonZero,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use super::{
+    Closing, EXPLAIN_AUTO_MAX, ExplainMode, QuickError, QuickJob,
+    measure::{Probing, Question, Spent, step},
+    random,
+    resolve::Part,
+};
+use crate::{
+    config::Config,
+    firewall::{
+        TagSpace, Taps,
+        backend::{Backend, Site, choose},
+        caveat::Caveat,
+        iptables::{OwnerMark, feature},
+        ruletext::RuleText,
+    },
+    model::{Dscp, Service},
+    netlink::object::Family,
+    netns::{NetnsDir, tool::Tools},
+    registry::Owner,
+    run::{
+        explain::{self, Explained, Explainer, Explanation, Reason},
+        packet::ProbeSpec,
+        probe::Catalogue,
+        report::Verdict,
+        verdict::Finding,
+        way::Flow,
+    },
+};
+
+/// TTL of the probes, Linux's default.
+const TTL: u8 = 64;
+
+/// The job's question in the form that routers are measured with.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) backend: Backend,
+    explain: ExplainMode,
+    tools: Tools,
+    owner: OwnerMark,
+    taps: Taps,
+    spec: ProbeSpec,
+    pub(super) catalogue: Catalogue,
+}
+
+/// What became of one router's part.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// It was measured.
+    Measured(Measurement),
+    /// No probe can be sent to it; why.
+    Unmeasured(String),
+}
+
+/// What is known about one router when everything was measured and explained.
+#[derive(Debug)]
+pub(super) struct Measurement {
+    /// By service index.
+    pub(super) findings: BTreeMap<u32, Finding>,
+    /// By service index, where the reason was looked into.
+    pub(super) reasons: BTreeMap<u32, (Verdict, String)>,
+    pub(super) doubts: Vec<String>,
+    pub(super) owned: bool,
+    pub(super) spent: Spent,
+    /// Closing these waits for the kernel to settle; the caller does that last.
+    pub(super) closing: Vec<Closing>,
+}
+
+impl Plan {
+    pub(super) fn new(
+        job: &QuickJob,
+        flow: &Flow,
+        dscp: Dscp,
+        config: &Config,
+        parts: &[Part],
+    ) -> Result<Self, QuickError> {
+        let tools = Tools::new(config.tool_dirs.clone());
+        let owner = Owner::current().map_err(|source| QuickError::System {
+            what: "tell who this process is",
+            source,
+        })?;
+        let owner = OwnerMark::from(&owner);
+        let family = Family::of(job.destination);
+        let backend = match parts.first() {
+            Some(part) => choose(job.backend, |backend| {
+                let site = Site {
+                    netns: &part.way.netns,
+                    tools: &tools,
+                    owner: &owner,
+                };
+                feature::probe(backend, family, site)
+            })?,
+            None => Backend::Nft,
+        };
+        let catalogue = Catalogue::new(&job.services);
+        let seed = job.pass_on.map_or_else(random, Ok)?;
+        let tags = TagSpace::new(dscp, seed);
+        let taps = Taps {
+            run_id: job.run_id.clone(),
+            family,
+            tags,
+            services: catalogue.len(),
+            tcp: catalogue.tcp(),
+            note_arrivals: false,
+            pass_on: job.pass_on.is_some(),
+        };
+        let spec = ProbeSpec {
+            source: job.source,
+            destination: job.destination,
+            source_port: flow.source_port,
+            dscp: job.probe_dscp,
+            ttl: TTL,
+            tags,
+        };
+        Ok(Self {
+            backend,
+            explain: job.explain,
+            tools,
+            owner,
+            taps,
+            spec,
+            catalogue,
+        })
+    }
+
+    /// Measures every part, as many at once as there are processors. The first failure ends the
+    /// job; what is being measured then is finished and undone.
+    pub(super) fn measure_all(
+        &self,
+        parts: &[Part],
+        dir: &NetnsDir,
+    ) -> Result<Vec<Answer>, QuickError> {
+        let next = AtomicUsize::new(0);
+        let answers = Mutex::new(BTreeMap::new());
+        let work = || {
+            while let Some((index, part)) = take(&next, parts) {
+                let answer = self.measure(part, dir);
+                if answer.is_err() {
+                    next.store(parts.len(), Ordering::Relaxed);
+                }
+                answers
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(index, answer);
+            }
+        };
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        match processors.min(parts.len()) {
+            0 | 1 => work(),
+            workers => thread::scope(|scope| {
+                // One worker is this thread.
+                (1..workers).for_each(|_| _ = scope.spawn(work));
+                work();
+            }),
+        }
+        let answers = answers.into_inner().unwrap_or_else(PoisonError::into_inner);
+        answers.into_values().collect()
+    }
+
+    fn measure(&self, part: &Part, dir: &NetnsDir) -> Result<Answer, QuickError> {
+        let host = match &part.host {
+            Ok(host) => dir.open(&host.id.netns())?,
+            Err(why) => return Ok(Answer::Unmeasured(why.clone())),
+        };
+        let local = part.way.ends_here();
+        let mut probing = Probing::open(self.question(), &part.way.netns, &host, local)?;
+        let measured = probing.measure(&self.catalogue.all())?;
+        let findings: BTreeMap<u32, Finding> = measured.findings.into_iter().collect();
+        let mut closing = Vec::new();
+        let begin = Instant::now();
+        let explained = match self.worth_explaining(&findings) {
+            blocked if blocked.is_empty() => Explanation::default(),
+            blocked => {
+                let mut explainer = Explainer::new(self.tools.clone());
+                let explained = self.explain(&mut explainer, part, &probing, &blocked);
+                closing.push(Closing::Explainer(explainer));
+                explained?
+            }
+        };
+        let explain = begin.elapsed();
+        closing.extend(probing.into_closing().map(Closing::Nft));
+        let reasons = explained
+            .reasons
+            .iter()
+            .map(|e| (e.index, conclude(e, findings.get(&e.index))))
+            .collect();
+        let mut doubts = measured.doubts;
+        doubts.extend(explained.warnings);
+        Ok(Answer::Measured(Measurement {
+            findings,
+            reasons,
+            doubts,
+            owned: measured.owned,
+            spent: Spent {
+                explain,
+                ..measured.spent
+            },
+            closing,
+        }))
+    }
+
+    /// The blocked services whose reasons are to be found.
+    fn worth_explaining(&self, findings: &BTreeMap<u32, Finding>) -> Vec<(u32, Service)> {
+        let most = match self.explain {
+            ExplainMode::Never => 0,
+            ExplainMode::Auto => EXPLAIN_AUTO_MAX,
+            ExplainMode::Always => usize::MAX,
+        };
+        findings
+            .iter()
+            .filter(|(_, finding)| matches!(finding, Finding::Stopped | Finding::NotArrived))
+            .filter_map(|(&index, _)| Some((index, self.catalogue.service(index)?)))
+            .take(most)
+            .collect()
+    }
+
+    fn explain(
+        &self,
+        explainer: &mut Explainer,
+        part: &Part,
+        probing: &Probing<'_>,
+        blocked: &[(u32, Service)],
+    ) -> Result<Explanation, QuickError> {
+        step("quick.explain")?;
+        let question = explain::Question {
+            netns: &part.way.netns,
+            run_id: &self.taps.run_id,
+            probe: &self.spec,
+            ingress: part.way.iface_in.as_ref(),
+            blocked,
+        };
+        let mut send = |indexes: &[u32]| match probing.send(indexes).into_values().next() {
+            None => Ok(()),
+            Some(why) => Err(io::Error::other(why)),
+        };
+        explainer
+            .explain(&question, &mut send)
+            .map_err(|source| QuickError::Explain {
+                router: part.way.router.to_string(),
+                source,
+            })
+    }
+
+    fn question(&self) -> Question<'_> {
+        Question {
+            taps: &self.taps,
+            spec: &self.spec,
+            catalogue: &self.catalogue,
+            backend: self.backend,
+            tools: &self.tools,
+            owner: &self.owner,
+        }
+    }
+}
+
+/// What an explanation makes of a service whose probe did not come out.
+fn conclude(explained: &Explained, finding: Option<&Finding>) -> (Verdict, String) {
+    let rate = |(caveat, rule): &(Caveat, RuleText)| match caveat {
+        Caveat::RateLimited(rate) => Some(format!("rate-limited: {rate} on {rule}")),
+        _ => None,
+    };
+    let limited = explained.caveats.iter().find_map(rate);
+    match (&explained.reason, limited) {
+        // Alone it goes through: only the burst of a whole job exceeds the rate.
+        (Reason::WentThrough(_), Some(limit)) => (Verdict::Yes, limit),
+        (Reason::WentThrough(_), None) => (Verdict::Unknown, format!("stopped once, {explained}")),
+        (reason, _) if finding == Some(&Finding::NotArrived) && !reason.is_known() => (
+            Verdict::Unknown,
+            format!("it did not reach PREROUTING; {explained}"),
+        ),
+        _ => (Verdict::No, explained.to_string()),
+    }
+}
+
+fn take<'a>(next: &AtomicUsize, parts: &'a [Part]) -> Option<(usize, &'a Part)> {
+    let index = next.fetch_add(1, Ordering::Relaxed);
+    Some((index, parts.get(index)?))
+}
+
+/// A source port that no earlier run is likely to have used, so that no entry of connection
+/// tracking answers in a rule's place.
+pub(super) fn fresh_port() -> Result<u16, QuickError> {
+    // Linux's range for clients, net.ipv4.ip_local_port_range: rules may look at it.
+    const FIRST: u16 = 32_768;
+    const COUNT: u64 = 28_232;
+    Ok(FIRST + (random()? % COUNT) as u16)
+}
+
+/// The flow of the job's probes.
+pub(super) fn flow(job: &QuickJob) -> Result<Flow, QuickError> {
+    Ok(Flow {
+        source: job.source,
+        destination: job.destination,
+        source_port: job.source_port.map_or_else(fresh_port, Ok)?,
+        tos: job.probe_dscp.tos(),
+    })
+}

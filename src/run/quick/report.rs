@@ -1,0 +1,207 @@
+//! From findings and reasons to the answer.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Answered, QuickJob,
+    plan::{Answer, Measurement, Plan},
+    resolve::Part,
+};
+use crate::{
+    model::{Dscp, Service},
+    run::{
+        probe::Catalogue,
+        report::{QuickReport, RouterReport, ServiceReport, Timing, Verdict},
+        verdict::Finding,
+        way,
+    },
+};
+
+/// Puts the answer together.
+pub(super) fn assemble(
+    job: &QuickJob,
+    dscp: Dscp,
+    parts: &[Part],
+    plan: &Plan,
+    answers: Vec<Answer>,
+    mut timing: Timing,
+) -> Answered {
+    let mut routers = Vec::new();
+    let mut warnings = Vec::new();
+    let mut closing = Vec::new();
+    for (part, answer) in parts.iter().zip(answers) {
+        warnings.extend(about(job, part));
+        match answer {
+            Answer::Unmeasured(why) => routers.push(unmeasured(job, part, &why)),
+            Answer::Measured(measurement) => {
+                timing.add(&measurement.spent);
+                let name = &part.way.router.router;
+                warnings.extend(measurement.doubts.iter().map(|d| format!("{name}: {d}")));
+                if !measurement.owned {
+                    warnings.push(format!(
+                        "{name}: taps of this back end stay in the router if the job is killed, \
+                         until the next job or `tsim reconcile` sweeps them"
+                    ));
+                }
+                routers.push(measured(job, part, &plan.catalogue, &measurement));
+                closing.extend(measurement.closing);
+            }
+        }
+    }
+    if !job.use_registry {
+        warnings.push(ALONE.to_owned());
+    }
+    let report = QuickReport {
+        source: job.source,
+        destination: job.destination,
+        dscp,
+        run_id: job.run_id.clone(),
+        backend: plan.backend.to_string(),
+        routers,
+        warnings,
+        timing_ms: timing,
+    };
+    Answered { report, closing }
+}
+
+const ALONE: &str = "--no-registry: no leases and locks were taken; a job that ran at the same \
+                     time may have removed a source host or measured these probes";
+
+/// What a reader should know about a router before any probe.
+fn about(job: &QuickJob, part: &Part) -> Vec<String> {
+    let name = &part.way.router.router;
+    let mut warnings = Vec::new();
+    if part.incomplete {
+        warnings.push(format!(
+            "{name}: some rules of its facts could not be loaded; see `tsim lab status {}`",
+            job.lab
+        ));
+    }
+    if !part.way.by_port.is_empty() {
+        let others: BTreeSet<String> = part
+            .way
+            .by_port
+            .iter()
+            .map(|(_, lookup)| {
+                lookup
+                    .dev
+                    .as_ref()
+                    .map_or("nowhere".to_owned(), ToString::to_string)
+            })
+            .collect();
+        let count = part.way.by_port.len();
+        let others: Vec<String> = others.into_iter().collect();
+        warnings.push(format!(
+            "{name}: policy rules send {count} of the services another way than the first: {}",
+            others.join(", ")
+        ));
+    }
+    warnings
+}
+
+/// Says why no probe could be sent at all.
+fn unmeasured(job: &QuickJob, part: &Part, why: &str) -> RouterReport {
+    let service = |service: &Service| ServiceReport {
+        port: service.port,
+        protocol: service.protocol,
+        result: Verdict::Unknown,
+        reason: Some(why.to_owned()),
+    };
+    frame(part, job.services.iter().map(service).collect())
+}
+
+/// One router's answers in the order asked for.
+fn measured(
+    job: &QuickJob,
+    part: &Part,
+    catalogue: &Catalogue,
+    answer: &Measurement,
+) -> RouterReport {
+    let one = |(service, index): (&Service, &u32)| {
+        let (result, reason) = conclude(part, *index, answer);
+        ServiceReport {
+            port: service.port,
+            protocol: service.protocol,
+            result,
+            reason,
+        }
+    };
+    frame(
+        part,
+        job.services
+            .iter()
+            .zip(catalogue.in_order_asked())
+            .map(one)
+            .collect(),
+    )
+}
+
+fn frame(part: &Part, services: Vec<ServiceReport>) -> RouterReport {
+    RouterReport {
+        name: part.way.router.router.clone(),
+        iface_in: part.way.iface_in.clone(),
+        iface_out: part.way.iface_out().cloned(),
+        next_hop: part.way.next_hop(),
+        services,
+    }
+}
+
+fn conclude(part: &Part, index: u32, answer: &Measurement) -> (Verdict, Option<String>) {
+    let Some(finding) = answer.findings.get(&index) else {
+        return (Verdict::Unknown, Some("it was not measured".to_owned()));
+    };
+    let (verdict, reason) = match (finding, answer.reasons.get(&index)) {
+        (Finding::Stopped, Some((verdict, reason))) => (*verdict, Some(reason.clone())),
+        (Finding::Stopped, None) => (Verdict::No, Some(stopped(part))),
+        (Finding::Passed, reason) => match reason {
+            Some((verdict, reason)) => (*verdict, Some(reason.clone())),
+            None => (Verdict::Yes, None),
+        },
+        (Finding::Delivered, _) => {
+            let reason = "the destination is the router itself; judged at the end of INPUT";
+            (Verdict::Yes, Some(reason.to_owned()))
+        }
+        (Finding::Diverted, _) => {
+            let reason = "it ends on the router itself (redirected by NAT or TPROXY)";
+            (Verdict::No, Some(reason.to_owned()))
+        }
+        (Finding::NotArrived, Some((verdict, reason))) => (*verdict, Some(reason.clone())),
+        (Finding::NotArrived, None) => (
+            Verdict::Unknown,
+            Some("the probe did not reach the router's PREROUTING".to_owned()),
+        ),
+        (Finding::NotSent(reason), _) => (Verdict::Unknown, Some(reason.clone())),
+        (Finding::Undecided(reason), _) => (Verdict::Unknown, Some(reason.clone())),
+        (Finding::Unclear, _) => (
+            Verdict::Unknown,
+            Some("probes were lost before the router".to_owned()),
+        ),
+    };
+    match (verdict, part.incomplete) {
+        // A missing rule might have stopped what passed, or let through what was stopped.
+        (Verdict::Yes | Verdict::No, true) => {
+            let note = "some rules of the facts could not be loaded";
+            let reason = reason.map_or_else(|| note.to_owned(), |r| format!("{r}; {note}"));
+            (verdict, Some(reason))
+        }
+        _ => (verdict, reason),
+    }
+}
+
+/// What the router's routes say about a probe that came in and did not come out.
+fn stopped(part: &Part) -> String {
+    way::nowhere(&part.way.onward)
+        .unwrap_or_else(|| "it came in and did not come out: stopped by the router".to_owned())
+}
+
+impl Timing {
+    /// Adds what one router took. Routers are measured side by side, so the sum may exceed the
+    /// total.
+    fn add(&mut self, spent: &super::measure::Spent) {
+        self.install += super::millis(spent.install);
+        self.probe += super::millis(spent.probe);
+        self.read += super::millis(spent.read);
+        self.explain += super::millis(spent.explain);
+        self.undo += super::millis(spent.undo);
+    }
+}
