@@ -24,6 +24,7 @@ mod host;
 mod jobs;
 mod lab;
 pub mod matrix;
+pub mod quick;
 pub mod tsim;
 pub mod tsimd;
 mod watch;
