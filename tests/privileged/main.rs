@@ -2,6 +2,7 @@
 //! them. They never touch the machine's own network. What cannot run fails; nothing is skipped.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod capture;
 mod explain;
 mod hosts;
 mod iptables;
@@ -10,5 +11,6 @@ mod lab;
 mod minilab;
 mod netlink;
 mod netns;
+mod quick;
 mod support;
 mod trace;

@@ -1,0 +1,111 @@
+//! A packet capture on one interface of a namespace: what verdicts are compared with.
+
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
+        sockopt,
+    },
+};
+use tsim::{firewall::TagSpace, model::IfName, netlink::Netlink, netns::NetnsFd};
+
+/// `PACKET_OUTGOING`, linux/if_packet.h: a frame that this side sends.
+const OUTGOING: u8 = 4;
+
+/// Frames that come in on one interface, packet(7).
+pub(crate) struct Capture {
+    socket: OwnedFd,
+    index: usize,
+}
+
+/// One captured probe.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Captured {
+    /// Index of its service.
+    pub(crate) index: u32,
+    /// TOS octet or traffic class.
+    pub(crate) tos: u8,
+    /// Destination port as it left the router.
+    pub(crate) port: u16,
+}
+
+impl Capture {
+    /// Starts to capture what comes in on `interface` of `netns`.
+    pub(crate) fn start(netns: &NetnsFd, interface: &IfName) -> Self {
+        let link = Netlink::open(netns).unwrap().link(interface).unwrap();
+        let index = link.expect("the interface exists").index as usize;
+        let open = || {
+            socket(
+                AddressFamily::Packet,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+                SockProtocol::EthAll,
+            )
+        };
+        let socket = netns.enter(open).unwrap().unwrap();
+        setsockopt(&socket, sockopt::RcvBufForce, &(256 << 20)).unwrap();
+        Self { socket, index }
+    }
+
+    /// Whole frames seen since the last call. What was sent before this call is in: a frame
+    /// crosses a veth pair within the system call that sends it.
+    pub(crate) fn frames(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut buffer = [0; 2048];
+        loop {
+            match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer) {
+                Ok((length, Some(from))) => {
+                    if from.ifindex() == self.index && from.pkttype() != OUTGOING {
+                        frames.push(buffer[..length].to_vec());
+                    }
+                }
+                Ok((_, None)) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return frames,
+                Err(errno) => panic!("capture: {errno}"),
+            }
+        }
+    }
+
+    /// The job's probes among the frames seen since the last call.
+    pub(crate) fn probes(&self, tags: TagSpace) -> BTreeSet<Captured> {
+        let frames = self.frames();
+        frames
+            .iter()
+            .filter_map(|frame| probe(&frame[14..], tags))
+            .collect()
+    }
+}
+
+/// The probe in an IP packet, if it is one of this job's.
+fn probe(packet: &[u8], tags: TagSpace) -> Option<Captured> {
+    let (protocol, tos, payload) = match packet.first()? >> 4 {
+        4 => (
+            packet[9],
+            packet[1],
+            packet.get(usize::from(packet[0] & 15) * 4..)?,
+        ),
+        6 => (
+            packet[6],
+            packet[0] << 4 | packet[1] >> 4,
+            packet.get(40..)?,
+        ),
+        _ => return None,
+    };
+    let at = match protocol {
+        6 => 4,
+        17 => 8,
+        _ => return None,
+    };
+    let tag = u32::from_be_bytes(payload.get(at..at + 4)?.try_into().ok()?);
+    let port = u16::from_be_bytes(payload.get(2..4)?.try_into().ok()?);
+    Some(Captured {
+        index: tags.index(tag)?,
+        tos,
+        port,
+    })
+}
