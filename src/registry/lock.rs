@@ -169,6 +169,15 @@ pub(crate) fn sweep(
     let Some(queue) = Queue::open_existing(locks, name)? else {
         return Ok(Vec::new());
     };
+    // Nobody enters meanwhile, so no name that was found dead can be that of a new ticket. If
+    // somebody is entering right now, that one sweeps.
+    let fd = queue
+        .fd
+        .try_clone()
+        .map_err(|e| queue.error("open", ".", e))?;
+    let Ok(_held) = Flock::lock(fd, FlockArg::LockExclusiveNonblock) else {
+        return Ok(Vec::new());
+    };
     let mut dead = Vec::new();
     for ticket in queue.tickets()? {
         if !queue.is_live(&ticket)? {
@@ -362,15 +371,8 @@ impl Queue {
         }
     }
 
-    /// Removes a FIFO that did not become a ticket, unless somebody is about to make it one.
+    /// Removes a FIFO that did not become a ticket; the directory is locked.
     fn remove_unfinished(&self) -> Result<(), RegistryError> {
-        let fd = self
-            .fd
-            .try_clone()
-            .map_err(|e| self.error("open", ".", e))?;
-        let Ok(_held) = Flock::lock(fd, FlockArg::LockExclusiveNonblock) else {
-            return Ok(());
-        };
         match unlinkat(&self.fd, NEW, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(self.error("remove", NEW, e)),

@@ -22,6 +22,8 @@
 //! 3. A job holds the router when no live ticket with a lower number is in its [way](blocks): a
 //!    shared ticket waits for exclusive ones, an exclusive ticket for all.
 //! 4. To leave, a job unlinks its ticket and closes it.
+//! 5. A dead ticket is removed by a job that waits behind it, whose own ticket keeps its number
+//!    from being given again, or by somebody who has locked the directory.
 //!
 //! The queue is first come, first served: a waiting exclusive job holds back shared ones that
 //! come later and is itself held back only by those that came before. Nobody starves. Each job
@@ -134,13 +136,29 @@ pub fn next_number(numbers: impl Iterator<Item = u64>) -> u64 {
     numbers.max().map_or(1, |n| n + 1)
 }
 
-/// Of those in the way of `mine` the nearest; it is the one to wait for.
-pub fn nearest(tickets: &[Ticket], mine: (u64, Mode)) -> Option<&Ticket> {
-    tickets
-        .iter()
-        .filter(|t| blocks((t.number, t.mode), mine))
-        .max_by_key(|t| t.number)
+/// What has a number and a mode.
+pub trait Place {
+    /// Both.
+    fn place(&self) -> (u64, Mode);
 }
+
+impl Place for Ticket {
+    fn place(&self) -> (u64, Mode) {
+        (self.number, self.mode)
+    }
+}
+
+/// Of those in the way of `mine` the nearest; it is the one to wait for.
+pub fn nearest<P: Place>(places: &[P], mine: (u64, Mode)) -> Option<&P> {
+    places
+        .iter()
+        .filter(|p| blocks(p.place(), mine))
+        .max_by_key(|p| p.place().0)
+}
+
+#[cfg(test)]
+#[path = "queue_model.rs"]
+mod model;
 
 #[cfg(test)]
 mod tests {
