@@ -119,6 +119,9 @@ pub(crate) struct Registrant {
     pub(crate) owner: Owner,
 }
 
+/// A member that every record of this program has, and no other program's.
+const OURS: &str = "\"managed_by\"";
+
 /// The part of a record that may collide; read in place.
 #[derive(Deserialize)]
 struct Keys<'a> {
@@ -151,8 +154,13 @@ pub(crate) fn register(
     if hosts.contains(&key) {
         return Err(collision(Collided::Name, &key));
     }
-    for entry in hosts.iter::<Keys<'_>>() {
-        let (other, keys) = entry?;
+    let ip_text = ip.to_string();
+    // Records that this program wrote spell addresses in one way; only those that have one of
+    // these texts in them need a closer look.
+    let may_collide =
+        |text: &str| text.contains(&ip_text) || text.contains(&mac) || !text.contains(OURS);
+    for (other, text) in hosts.texts().filter(|(_, text)| may_collide(text)) {
+        let keys: Keys<'_> = serde_json::from_str(text).map_err(|e| hosts.damaged(other, &e))?;
         if keys.connected_to == router && address(&keys.primary_ip) == Some(ip) {
             return Err(collision(
                 Collided::Address(format!("{ip} on {router}")),
@@ -171,11 +179,9 @@ fn address(text: &str) -> Option<IpAddr> {
     text.split('/').next()?.parse().ok()
 }
 
-/// The record of `host`.
-pub(crate) fn find(hosts: &Table, host: &HostId) -> Result<HostRecord, RegistryError> {
-    hosts
-        .get(&host.to_string())?
-        .ok_or_else(|| RegistryError::NotFound(format!("host {host}")))
+/// The error for a host that is not registered.
+pub(crate) fn not_found(host: &HostId) -> RegistryError {
+    RegistryError::NotFound(format!("host {host}"))
 }
 
 /// All hosts, by name.

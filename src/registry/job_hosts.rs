@@ -12,8 +12,8 @@ use serde_json::json;
 use crate::{
     model::HostId,
     registry::{
-        HostKernel, HostRecord, HostSpec, Job, KernelError, Lease, ManagedBy, Mode, Owner,
-        RegistryError, Released, Unlocked, Wait, host, lease,
+        HostKernel, HostLeases as Leases, HostRecord, HostSpec, Job, KernelError, Lease, ManagedBy,
+        Mode, Owner, RegistryError, Released, Unlocked, Wait, host, lease,
         lock::QueueLock,
         manager::Census,
         order::{HostLeases, Hosts},
@@ -178,11 +178,12 @@ impl Job<Unlocked> {
     ) -> Result<Lease, RegistryError> {
         let _queue = self.host_queue(host, wait)?;
         let new = self.lease();
-        let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
-        let record = host::find(&hosts.table, host)?;
+        let mut hosts = self.registry.lock_file::<Hosts, _>(&mut self.token)?;
+        let record: Option<HostRecord> = self.registry.one(&hosts, &host.to_string())?;
+        let record = record.ok_or_else(|| host::not_found(host))?;
         let mut leases = self.registry.open_file::<HostLeases, _>(hosts.token())?;
         let mine = record.created_by == *self.registry.owner();
-        if !mine && !is_made(&record, &lease::of_host(&leases.table, host)?) {
+        if !mine && !is_made(&record, leases.table.get(&host.to_string())?.as_ref()) {
             return Err(RegistryError::NotReady(host.clone()));
         }
         let router = &record.connected_to;
@@ -219,9 +220,10 @@ impl Job<Unlocked> {
     fn find_or_register(&mut self, spec: &HostSpec) -> Result<Found, RegistryError> {
         let new = self.lease();
         let by = self.registrant(ManagedBy::Job);
-        let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
-        let record: Option<HostRecord> = hosts.table.get(&spec.id.to_string())?;
+        let mut hosts = self.registry.lock_file::<Hosts, _>(&mut self.token)?;
+        let record: Option<HostRecord> = self.registry.one(&hosts, &spec.id.to_string())?;
         let Some(record) = record else {
+            let mut hosts = self.registry.load(hosts)?;
             host::register(&mut hosts.table, spec, &by, time::now())?;
             self.registry.save(&hosts)?;
             drop(hosts);
@@ -229,7 +231,7 @@ impl Job<Unlocked> {
             return Ok(Found::Registered);
         };
         let mut leases = self.registry.open_file::<HostLeases, _>(hosts.token())?;
-        if !is_made(&record, &lease::of_host(&leases.table, &spec.id)?) {
+        if !is_made(&record, leases.table.get(&spec.id.to_string())?.as_ref()) {
             return Ok(Found::Unfinished);
         }
         host::check_same(&record, spec)?;
@@ -299,8 +301,8 @@ impl Job<Unlocked> {
 
     fn release_lease(&mut self, host: &HostId) -> Result<Released, RegistryError> {
         let run_id = self.info.run_id.clone();
-        let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
-        let record: Option<HostRecord> = hosts.table.get(&host.to_string())?;
+        let mut hosts = self.registry.lock_file::<Hosts, _>(&mut self.token)?;
+        let record: Option<HostRecord> = self.registry.one(&hosts, &host.to_string())?;
         let mut leases = self.registry.open_file::<HostLeases, _>(hosts.token())?;
         let left = lease::release_host(&mut leases.table, host, &run_id, &mut alive())?;
         self.registry.save(&leases)?;
@@ -324,33 +326,34 @@ impl Job<Unlocked> {
         Ok(())
     }
 
-    /// The record of a host that nobody who may live leases.
+    /// The record of a host that nobody who may live leases; leases of the dead are dropped.
     fn unleased(&mut self, host: &HostId) -> Result<HostRecord, RegistryError> {
-        let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
-        let record = host::find(&hosts.table, host)?;
-        let leases = self.registry.open_file::<HostLeases, _>(hosts.token())?;
-        let mut held = lease::of_host(&leases.table, host)?;
-        lease::drop_gone(&mut held, &mut alive());
-        if held.is_empty() {
+        let key = host.to_string();
+        let mut hosts = self.registry.lock_file::<Hosts, _>(&mut self.token)?;
+        let record: Option<HostRecord> = self.registry.one(&hosts, &key)?;
+        let record = record.ok_or_else(|| host::not_found(host))?;
+        let leases = self.registry.lock_file::<HostLeases, _>(hosts.token())?;
+        let found: Option<Leases> = self.registry.one(&leases, &key)?;
+        let Some(mut found) = found else {
             return Ok(record);
+        };
+        lease::drop_gone(&mut found.leases, &mut alive());
+        if !found.leases.is_empty() {
+            return Err(RegistryError::InUse {
+                host: host.clone(),
+                by: found.leases.into_iter().map(|l| l.run_id).collect(),
+            });
         }
-        Err(RegistryError::InUse {
-            host: host.clone(),
-            by: held.into_iter().map(|l| l.run_id).collect(),
-        })
+        let mut leases = self.registry.load(leases)?;
+        leases.table.remove(&key);
+        self.registry.save(&leases)?;
+        Ok(record)
     }
 
-    /// Removes the host's record and any leases of the dead.
+    /// Removes the record of a host that has no lease.
     fn forget_host(&mut self, host: &HostId) -> Result<(), RegistryError> {
-        let key = host.to_string();
         let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
-        let mut leases = self.registry.open_file::<HostLeases, _>(hosts.token())?;
-        if leases.table.contains(&key) {
-            leases.table.remove(&key);
-            self.registry.save(&leases)?;
-        }
-        drop(leases);
-        hosts.table.remove(&key);
+        hosts.table.remove(&host.to_string());
         self.registry.save(&hosts)?;
         drop(hosts);
         self.note("host.unregister", host);
@@ -379,7 +382,8 @@ impl Job<Unlocked> {
         change: impl FnOnce(&mut HostRecord),
     ) -> Result<(), RegistryError> {
         let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
-        let mut record = host::find(&hosts.table, host)?;
+        let record: Option<HostRecord> = hosts.table.get(&host.to_string())?;
+        let mut record = record.ok_or_else(|| host::not_found(host))?;
         let before = record.spec(host);
         change(&mut record);
         host::check_same(&record, &before)?;
@@ -401,8 +405,9 @@ impl Job<Unlocked> {
     }
 }
 
-fn is_made(record: &HostRecord, leases: &[Lease]) -> bool {
-    !record.creating && (record.managed_by == ManagedBy::Operator || !leases.is_empty())
+fn is_made(record: &HostRecord, leases: Option<&Leases>) -> bool {
+    let leased = leases.is_some_and(|l| !l.leases.is_empty());
+    !record.creating && (record.managed_by == ManagedBy::Operator || leased)
 }
 
 fn alive() -> impl FnMut(&Owner) -> crate::registry::Liveness {

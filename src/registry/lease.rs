@@ -151,12 +151,6 @@ pub(crate) fn release_host(
     Ok(record.leases.len())
 }
 
-/// The leases of `host`, none when it has no record.
-pub(crate) fn of_host(leases: &Table, host: &HostId) -> Result<Vec<Lease>, RegistryError> {
-    let record: Option<HostLeases> = leases.get(&host.to_string())?;
-    Ok(record.map(|r| r.leases).unwrap_or_default())
-}
-
 /// Stores a record; one without leases goes.
 pub(crate) fn put_or_remove(
     leases: &mut Table,

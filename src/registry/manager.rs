@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
@@ -40,13 +41,8 @@ struct Inner {
 /// A file that is locked and loaded.
 pub(crate) struct Open<'t, L: FileLevel> {
     pub(crate) table: Table,
-    guard: Guard<'t, L>,
-}
-
-impl<'t, L: FileLevel> Open<'t, L> {
-    pub(crate) fn token(&mut self) -> &mut Token<'t, L> {
-        self.guard.token()
-    }
+    /// Held until the change is saved.
+    _guard: Guard<'t, L>,
 }
 
 /// Looks at each owner once.
@@ -128,7 +124,10 @@ impl RegistryManager {
     /// # Errors
     /// [`RegistryError::NotFound`], or when `hosts.json` cannot be read.
     pub fn host(&self, host: &HostId) -> Result<HostRecord, RegistryError> {
-        host::find(&self.look::<Hosts>()?, host)
+        let mut token = Token::new();
+        let guard = self.lock_file::<Hosts, _>(&mut token)?;
+        self.one(&guard, &host.to_string())?
+            .ok_or_else(|| host::not_found(host))
     }
 
     /// All leased hosts with their leases, by name.
@@ -144,7 +143,10 @@ impl RegistryManager {
     /// # Errors
     /// When `host_leases.json` cannot be read.
     pub fn leases_of(&self, host: &HostId) -> Result<Vec<Lease>, RegistryError> {
-        lease::of_host(&self.look::<LeasesLevel>()?, host)
+        let mut token = Token::new();
+        let guard = self.lock_file::<LeasesLevel, _>(&mut token)?;
+        let record: Option<HostLeases> = self.one(&guard, &host.to_string())?;
+        Ok(record.map(|r| r.leases).unwrap_or_default())
     }
 
     /// All leased neighbour entries.
@@ -257,15 +259,43 @@ impl RegistryManager {
         &self.0.locks
     }
 
+    /// Locks a file.
+    pub(crate) fn lock_file<'t, L: FileLevel, P: Before<L>>(
+        &self,
+        token: &'t mut Token<'_, P>,
+    ) -> Result<Guard<'t, L>, RegistryError> {
+        let wait = Wait::at_most(FILE_PATIENCE);
+        mutex::lock(token, &self.0.locks, L::FILE.lock, &wait)
+    }
+
+    /// Reads one record of a locked file.
+    pub(crate) fn one<L: FileLevel, T: DeserializeOwned>(
+        &self,
+        _held: &Guard<'_, L>,
+        key: &str,
+    ) -> Result<Option<T>, RegistryError> {
+        self.0.store.load_one(L::FILE, key, time::now())
+    }
+
+    /// Loads a locked file.
+    pub(crate) fn load<'t, L: FileLevel>(
+        &self,
+        guard: Guard<'t, L>,
+    ) -> Result<Open<'t, L>, RegistryError> {
+        let table = self.0.store.load(L::FILE, time::now())?;
+        Ok(Open {
+            table,
+            _guard: guard,
+        })
+    }
+
     /// Locks a file and loads it.
     pub(crate) fn open_file<'t, L: FileLevel, P: Before<L>>(
         &self,
         token: &'t mut Token<'_, P>,
     ) -> Result<Open<'t, L>, RegistryError> {
-        let wait = Wait::at_most(FILE_PATIENCE);
-        let guard = mutex::lock(token, &self.0.locks, L::FILE.lock, &wait)?;
-        let table = self.0.store.load(L::FILE, time::now())?;
-        Ok(Open { table, guard })
+        let guard = self.lock_file(token)?;
+        self.load(guard)
     }
 
     pub(crate) fn save<L: FileLevel>(&self, open: &Open<'_, L>) -> Result<(), RegistryError> {

@@ -34,13 +34,19 @@ pub trait Medium: Send + Sync {
     /// When it cannot be read, or is not a plain file of ours of a sane size.
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>, RegistryError>;
 
-    /// Makes a new file of this content; one that is there is removed first. With `durable` the
-    /// content is on the medium when this returns; the name is so only after
-    /// [`Self::sync_names`].
+    /// Makes a new file of this content; one that is there is removed first. The content is on
+    /// the medium when this returns; the name is so only after [`Self::sync_names`].
     ///
     /// # Errors
     /// When not all of it could be written.
-    fn write(&self, name: &str, content: &[u8], durable: bool) -> Result<(), RegistryError>;
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), RegistryError>;
+
+    /// Replaces a file's content in place, neither atomically nor durably; makes the file if it
+    /// is missing. A fraction of the cost of [`Self::write`], because its memory is used again.
+    ///
+    /// # Errors
+    /// When not all of it could be written.
+    fn overwrite(&self, name: &str, content: &[u8]) -> Result<(), RegistryError>;
 
     /// Renames a file, replacing what has the new name, atomically.
     ///
@@ -194,17 +200,14 @@ impl Directory {
         Ok(fd?.into())
     }
 
-    fn write_steps(&self, name: &str, content: &[u8], durable: bool) -> io::Result<()> {
+    fn write_steps(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let mut file = retry(|| self.create(name))?;
         retry(|| fault::step("registry.write"))?;
         file.write_all(content)?;
-        if durable {
-            retry(|| {
-                fault::step("registry.fsync")?;
-                file.sync_all()
-            })?;
-        }
-        Ok(())
+        retry(|| {
+            fault::step("registry.fsync")?;
+            file.sync_all()
+        })
     }
 }
 
@@ -232,13 +235,28 @@ impl Medium for Directory {
         Ok(Some(content))
     }
 
-    fn write(&self, name: &str, content: &[u8], durable: bool) -> Result<(), RegistryError> {
-        self.write_steps(name, content, durable).map_err(|e| {
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), RegistryError> {
+        self.write_steps(name, content).map_err(|e| {
             // Half a file under a temporary name is of no use; that it cannot be removed either
             // adds nothing to the error.
             let _ = unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir);
             self.error("write", name, e)
         })
+    }
+
+    fn overwrite(&self, name: &str, content: &[u8]) -> Result<(), RegistryError> {
+        let Some((mut file, stat)) = self.open_checked(name, OFlag::O_WRONLY | OFlag::O_CREAT)?
+        else {
+            return Err(self.error("open", name, io::ErrorKind::NotFound));
+        };
+        let length = content.len() as u64;
+        retry(|| fault::step("registry.copy"))
+            .and_then(|()| file.write_all(content))
+            .and_then(|()| match u64::try_from(stat.st_size) {
+                Ok(old) if old <= length => Ok(()),
+                _ => file.set_len(length),
+            })
+            .map_err(|e| self.error("write", name, e))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), RegistryError> {

@@ -22,7 +22,7 @@
 //! ├── host_leases.json        {"LAB@HOST": {"router": "LAB.ROUTER", "leases": [...]}}
 //! ├── neighbor_leases.json    {"LAB.ROUTER|IFACE|IP": {..., "leases": [...]}}
 //! ├── dscp_registry.json      {"allocations": {"RUN-ID": {...}}}
-//! ├── *.json.bak              the same, written right after its original
+//! ├── *.json.bak              the same, written right after its original was replaced
 //! ├── *.json.tmp              left by a crash; never read, replaced by the next write
 //! ├── *.json.corrupt-TIME     set aside because it could not be read as JSON
 //! ├── transactions.jsonl      one line per change; .1 is the older one, see [`log`]

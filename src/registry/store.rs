@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::registry::{
     RegistryError,
@@ -98,6 +98,23 @@ impl Store {
         }
     }
 
+    /// Reads one record; the file's lock is held.
+    pub(crate) fn load_one<T: DeserializeOwned>(
+        &self,
+        file: RegistryFile,
+        key: &str,
+        now: Timestamp,
+    ) -> Result<Option<T>, RegistryError> {
+        match self.medium.read(file.name)? {
+            None => Ok(None),
+            Some(text) if file.nested.is_none() => match Table::peek(&text, key) {
+                Some(found) => Ok(found),
+                None => self.load(file, now)?.get(key),
+            },
+            Some(_) => self.load(file, now)?.get(key),
+        }
+    }
+
     fn read(
         &self,
         file: RegistryFile,
@@ -142,28 +159,199 @@ impl Store {
     pub(crate) fn save(&self, file: RegistryFile, table: &Table) -> Result<(), RegistryError> {
         let content = table.to_bytes();
         let temporary = format!("{}.tmp", file.name);
-        self.medium.write(&temporary, &content, true)?;
+        self.medium.write(&temporary, &content)?;
         self.medium.rename(&temporary, file.name)?;
         // From here on every process reads the new content: the change is made, and an error would
         // say that it was not. What may be missing is safety against a power failure.
-        if let Err(e) = self
-            .medium
-            .sync_names()
-            .and_then(|()| self.copy(file, &content))
-        {
-            tracing::warn!(error = %e, file = file.name, "the change is made, its safety copy is not");
+        let safe = self.medium.sync_names();
+        // The copy is for files that somebody damages. It is written after the original was
+        // replaced, so at any moment at least one of the two is whole.
+        let safe = safe.and_then(|()| self.medium.overwrite(&backup(file), &content));
+        if let Err(e) = safe {
+            let file = file.name;
+            tracing::warn!(error = %e, file, "the change is made, its safety copy is not");
         }
         Ok(())
-    }
-
-    /// The copy is for files that somebody damages, not for power failures: no fsync.
-    fn copy(&self, file: RegistryFile, content: &[u8]) -> Result<(), RegistryError> {
-        let temporary = format!("{}.tmp", file.name);
-        self.medium.write(&temporary, content, false)?;
-        self.medium.rename(&temporary, &backup(file))
     }
 }
 
 fn backup(file: RegistryFile) -> String {
     format!("{}.bak", file.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, io, sync::Arc};
+
+    use super::*;
+
+    const FILE: RegistryFile = <order::Hosts as FileLevel>::FILE;
+
+    /// A disk that loses power: what was not synced may be there, half there, or not there.
+    #[derive(Debug, Default, Clone)]
+    struct Disk {
+        /// What processes see.
+        files: BTreeMap<String, Vec<u8>>,
+        /// Names and content that survive for certain.
+        durable: BTreeMap<String, Vec<u8>>,
+        /// Renames and new files since the last sync of names, in order.
+        pending: Vec<(String, Option<String>)>,
+        synced: Vec<String>,
+        /// Operations until the power fails.
+        left: usize,
+    }
+
+    #[derive(Debug, Clone)]
+    struct Shared(Arc<Mutex<Disk>>);
+
+    impl Shared {
+        fn step<T>(&self, work: impl FnOnce(&mut Disk) -> T) -> Result<T, RegistryError> {
+            let mut disk = self.0.lock().unwrap();
+            if disk.left == 0 {
+                return Err(RegistryError::Io {
+                    op: "use",
+                    path: "a disk without power".into(),
+                    source: io::ErrorKind::Other.into(),
+                });
+            }
+            disk.left -= 1;
+            Ok(work(&mut disk))
+        }
+    }
+
+    impl Medium for Shared {
+        fn read(&self, name: &str) -> Result<Option<Vec<u8>>, RegistryError> {
+            Ok(self.0.lock().unwrap().files.get(name).cloned())
+        }
+        fn write(&self, name: &str, content: &[u8]) -> Result<(), RegistryError> {
+            // Two operations: the content may be half there before it is synced.
+            self.step(|d| {
+                let half = content[..content.len() / 2].to_vec();
+                d.files.insert(name.to_owned(), half);
+            })?;
+            self.step(|d| {
+                d.files.insert(name.to_owned(), content.to_vec());
+                d.synced.push(name.to_owned());
+            })
+        }
+        fn overwrite(&self, name: &str, content: &[u8]) -> Result<(), RegistryError> {
+            let half = content[..content.len() / 2].to_vec();
+            self.step(|d| d.files.insert(name.to_owned(), half))?;
+            self.step(|d| d.files.insert(name.to_owned(), content.to_vec()))?;
+            Ok(())
+        }
+        fn rename(&self, from: &str, to: &str) -> Result<(), RegistryError> {
+            self.step(|d| {
+                let content = d.files.remove(from).unwrap();
+                d.files.insert(to.to_owned(), content);
+                d.pending.push((from.to_owned(), Some(to.to_owned())));
+            })
+        }
+        fn sync_names(&self) -> Result<(), RegistryError> {
+            self.step(|d| {
+                d.durable = d.files.clone();
+                d.pending.clear();
+            })
+        }
+        fn append(&self, _: &str, _: &[u8]) -> Result<u64, RegistryError> {
+            Ok(0)
+        }
+    }
+
+    /// What may be found after the power came back: the pending rename made or not.
+    fn after_power_failure(disk: &Disk) -> Vec<BTreeMap<String, Vec<u8>>> {
+        let mut without = disk.durable.clone();
+        // The copy is never synced: it may hold anything.
+        without.insert(backup(FILE), b"{\"a\":".to_vec());
+        let mut with = without.clone();
+        for (from, to) in &disk.pending {
+            assert!(disk.synced.contains(from), "renamed before it was synced");
+            if let Some(to) = to {
+                with.insert(to.clone(), disk.files[to].clone());
+            }
+        }
+        vec![without, with]
+    }
+
+    fn table(value: u8) -> Table {
+        let mut table = Table::empty(FILE.name, None);
+        table.put("a", &value).unwrap();
+        table
+    }
+
+    fn value(store: &Store) -> Option<u8> {
+        let table = store.load(FILE, Timestamp::UNIX_EPOCH).unwrap();
+        table.get("a").unwrap()
+    }
+
+    #[test]
+    fn whenever_the_power_fails_the_file_is_the_old_or_the_new_one() {
+        let mut failed = 0;
+        for left in 0..20 {
+            let disk = Shared(Arc::default());
+            disk.0.lock().unwrap().left = 1000;
+            let store = Store::new(Box::new(disk.clone()));
+            store.save(FILE, &table(1)).unwrap();
+            disk.0.lock().unwrap().left = left;
+            let saved = store.save(FILE, &table(2)).is_ok();
+            failed += usize::from(!saved);
+            let now = disk.0.lock().unwrap().clone();
+            for files in after_power_failure(&now) {
+                let found = Disk {
+                    files,
+                    left: 1000,
+                    ..Disk::default()
+                };
+                let store = Store::new(Box::new(Shared(Arc::new(Mutex::new(found)))));
+                let value = value(&store);
+                assert!(
+                    matches!(value, Some(1 | 2)),
+                    "{value:?} after {left} operations"
+                );
+                assert_eq!(store.take_repairs(), [], "the original is whole");
+            }
+        }
+        assert!(failed >= 3, "{failed}: the power failed too late");
+    }
+
+    #[test]
+    fn a_process_that_dies_leaves_the_original_or_the_copy_whole() {
+        for left in 0..20 {
+            let disk = Shared(Arc::default());
+            disk.0.lock().unwrap().left = 1000;
+            let store = Store::new(Box::new(disk.clone()));
+            store.save(FILE, &table(1)).unwrap();
+            disk.0.lock().unwrap().left = left;
+            let _ = store.save(FILE, &table(2));
+            let mut now = disk.0.lock().unwrap().clone();
+            now.left = 1000;
+            let store = Store::new(Box::new(Shared(Arc::new(Mutex::new(now)))));
+            assert!(
+                matches!(value(&store), Some(1 | 2)),
+                "after {left} operations"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_set_aside_and_taken_from_the_copy() {
+        let whole = table(1).to_bytes();
+        for length in 0..whole.len() - 1 {
+            let disk = Shared(Arc::default());
+            disk.0.lock().unwrap().left = 1000;
+            let store = Store::new(Box::new(disk.clone()));
+            store.save(FILE, &table(1)).unwrap();
+            let cut = whole[..length].to_vec();
+            disk.0
+                .lock()
+                .unwrap()
+                .files
+                .insert(FILE.name.to_owned(), cut.clone());
+            assert_eq!(value(&store), Some(1), "cut at {length}");
+            let repairs = store.take_repairs();
+            assert!(repairs[0].from_copy, "{repairs:?}");
+            let files = &disk.0.lock().unwrap().files;
+            assert_eq!(files[&repairs[0].set_aside], cut, "nothing is thrown away");
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, btree_map};
 
+use memchr::{memchr, memmem};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
@@ -49,6 +50,7 @@ impl Table {
         text: &[u8],
     ) -> Result<Self, serde_json::Error> {
         let mut records: Records = serde_json::from_slice(text)?;
+        records.values_mut().try_for_each(on_one_line)?;
         let Some(name) = nested else {
             return Ok(Self {
                 file,
@@ -87,6 +89,25 @@ impl Table {
         out
     }
 
+    /// Finds one record in a file's content without reading the rest. None when the content is not
+    /// laid out as [`Self::to_bytes`] does it, or the record is damaged: then parse it all.
+    pub(crate) fn peek<T: DeserializeOwned>(text: &[u8], key: &str) -> Option<Option<T>> {
+        // No line but the first begins a member unless this program has written the file, and a
+        // string has no line feed in it, RFC 8259 section 7.
+        if !text.starts_with(b"{\n\"") || !text.ends_with(b"\n}\n") {
+            return (text == b"{}\n").then_some(None);
+        }
+        let mut needle = b"\n".to_vec();
+        write_member(&mut needle, key, b"");
+        let Some(at) = memmem::find(text, &needle) else {
+            return Some(None);
+        };
+        let rest = &text[at + needle.len()..];
+        let line = &rest[..memchr(b'\n', rest)?];
+        let record = line.strip_suffix(b",").unwrap_or(line);
+        serde_json::from_slice(record).ok().map(Some)
+    }
+
     pub(crate) fn contains(&self, key: &str) -> bool {
         self.records.contains_key(key)
     }
@@ -100,6 +121,13 @@ impl Table {
     pub(crate) fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, RegistryError> {
         let read = |raw: &RawValue| self.read(key, raw);
         self.records.get(key).map(|raw| read(raw)).transpose()
+    }
+
+    /// All records as the text that they are, in the order of their keys.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.records
+            .iter()
+            .map(|(key, raw)| (key.as_str(), raw.get()))
     }
 
     /// All records, or a part of each, in the order of their keys.
@@ -137,6 +165,14 @@ impl Table {
             reason: reason.to_string(),
         }
     }
+}
+
+/// Line feeds between the tokens of a record that somebody else wrote become spaces.
+fn on_one_line(raw: &mut Box<RawValue>) -> Result<(), serde_json::Error> {
+    if memchr(b'\n', raw.get().as_bytes()).is_some() {
+        *raw = RawValue::from_string(raw.get().replace('\n', " "))?;
+    }
+    Ok(())
 }
 
 fn write_object<'a>(
@@ -195,6 +231,24 @@ mod tests {
             value,
             serde_json::json!({"version": 1, "allocations": {}, "note": "x"})
         );
+    }
+
+    #[test]
+    fn one_record_is_found_without_reading_the_rest() {
+        let text = b"{\"a\":\n {\"b\":\n 1}, \"b\": 2, \"c\\n\": 3}";
+        assert_eq!(Table::peek::<u8>(text, "b"), None, "not our layout");
+        let ours = Table::parse("t.json", None, text).unwrap().to_bytes();
+        assert_eq!(Table::peek::<u8>(&ours, "b"), Some(Some(2)));
+        assert_eq!(Table::peek::<u8>(&ours, "c\n"), Some(Some(3)));
+        assert_eq!(Table::peek::<u8>(&ours, "d"), Some(None));
+        assert_eq!(Table::peek::<u8>(&ours, "a"), None, "not of this shape");
+        assert_eq!(
+            Table::peek::<u8>(&ours[..ours.len() - 1], "b"),
+            None,
+            "cut short"
+        );
+        let empty = Table::empty("t.json", None).to_bytes();
+        assert_eq!(Table::peek::<u8>(&empty, "b"), Some(None));
     }
 
     #[test]
