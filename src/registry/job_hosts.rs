@@ -96,7 +96,7 @@ impl Job<Unlocked> {
         wait: &Wait,
     ) -> Result<(), RegistryError> {
         let _queue = self.host_queue(&spec.id, wait)?;
-        self.drop_unfinished(&spec.id, kernel)?;
+        self.drop_remains(spec, kernel)?;
         self.register(spec, ManagedBy::Operator)?;
         let made = self
             .make(spec, kernel)
@@ -360,20 +360,27 @@ impl Job<Unlocked> {
         Ok(())
     }
 
-    /// Removes an operator's host whose making was cut short, so that it can be added again.
-    fn drop_unfinished(
+    /// Removes an operator's host whose making was cut short, or whose namespace somebody has
+    /// removed, so that it can be added again.
+    fn drop_remains(
         &mut self,
-        host: &HostId,
+        spec: &HostSpec,
         kernel: &mut impl HostKernel,
     ) -> Result<(), RegistryError> {
-        match self.registry.host(host) {
-            Ok(record) if record.creating => {
-                kernel_call("remove the remains of", host, kernel.remove_host(host))?;
-                self.forget_host(host)
-            }
-            Ok(_) | Err(RegistryError::NotFound(_)) => Ok(()),
-            Err(e) => Err(e),
+        let host = &spec.id;
+        let record = match self.registry.host(host) {
+            Ok(record) => record,
+            Err(RegistryError::NotFound(_)) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let is_same = host::check_same(&record, spec).is_ok();
+        let is_lost = is_same && !self.exists(host, kernel)?;
+        if !record.creating && !is_lost {
+            return Ok(());
         }
+        self.unleased(host)?;
+        kernel_call("remove the remains of", host, kernel.remove_host(host))?;
+        self.forget_host(host)
     }
 
     fn update_record(

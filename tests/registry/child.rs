@@ -43,13 +43,13 @@ pub(crate) enum Order {
     /// Lock routers; most milliseconds to wait.
     Lock(Vec<String>, Mode, u64),
     Unlock,
+    /// Lease the neighbour entry, pointing at MAC n; needs routers locked.
+    Neighbour(u8),
     Lease(u8),
     Unlease(u8),
     Dscp,
-    FreeDscp,
     /// A whole job over host n: reconcile, all that it takes, undo.
     WholeJob(u8),
-    Reconcile,
 }
 
 /// A place for one registry, its kernel and its jobs.
@@ -77,6 +77,11 @@ impl Site {
 
     pub(crate) fn registry_dir(&self) -> PathBuf {
         self.path().join("registry")
+    }
+
+    pub(crate) fn kernel_dir(&self) -> PathBuf {
+        self.kernel();
+        self.path().join("kernel")
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -309,23 +314,19 @@ impl Actor {
                 self.job = self.locked.take().map(Job::unlock);
                 Ok(String::new())
             }
+            Order::Neighbour(n) => {
+                let locked = self.locked.as_mut().unwrap();
+                let mac = Mac([2, 0, 0, 0, 1, n]);
+                locked
+                    .acquire_neighbor_lease(&neighbour(), mac, &mut kernel)
+                    .map(|_| String::new())
+            }
             Order::Dscp => {
                 let run = &self.job.as_ref().unwrap().info().run_id;
                 let grant = self.registry.allocate_dscp(run, None, None)?;
                 Ok(grant.dscp.to_string())
             }
-            Order::FreeDscp => {
-                let run = &self.job.as_ref().unwrap().info().run_id;
-                Ok(self.registry.release_dscp(run)?.to_string())
-            }
             Order::WholeJob(n) => self.whole_job(n, &mut kernel).map(|()| String::new()),
-            Order::Reconcile => {
-                let run = &self.job.as_ref().unwrap().info().run_id;
-                let report =
-                    self.registry
-                        .reconcile(run, &Scope::Everything, &mut kernel, false)?;
-                Ok(serde_json::to_string(&report).unwrap())
-            }
             other => self.obey_about_hosts(other, &mut kernel),
         }
     }

@@ -162,6 +162,22 @@ fn a_host_whose_namespace_somebody_removed_is_made_again() {
 }
 
 #[test]
+fn an_operator_may_add_a_host_again_whose_namespace_is_gone() {
+    let site = Site::new();
+    let mut kernel = site.kernel();
+    let mut operator = site.job("operator");
+    operator
+        .add_host(&spec(1), &mut kernel, &patience())
+        .unwrap();
+    std::fs::remove_dir_all(site.path().join("kernel/ns/lab@src-1")).unwrap();
+    operator
+        .add_host(&spec(1), &mut kernel, &patience())
+        .unwrap();
+    assert!(kernel.is_complete(&host(1)));
+    assert_eq!(site.open().hosts().unwrap().len(), 1);
+}
+
+#[test]
 fn a_lease_needs_a_registered_host() {
     let site = Site::new();
     let mut job = site.job("a");

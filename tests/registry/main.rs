@@ -12,6 +12,9 @@
 
 mod child;
 mod crash;
+mod crowd;
 mod fake;
+mod hostile;
 mod hosts;
 mod locks;
+mod reconcile;
