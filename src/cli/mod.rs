@@ -4,9 +4,11 @@
 //! in a file of its own and implements [`Run`].
 
 use std::{
+    cell::Cell,
     ffi::OsString,
     fmt,
     io::{self, Write},
+    mem,
     path::PathBuf,
     process,
 };
@@ -17,6 +19,7 @@ use serde::Serialize;
 use crate::{
     config::{Config, ConfigError},
     fault::{self, Plan},
+    sys::leave,
 };
 
 mod doctor;
@@ -131,9 +134,17 @@ pub struct Context {
     pub config: Config,
     /// Whether to print JSON.
     pub json: bool,
+    slow_to_close: Cell<bool>,
 }
 
 impl Context {
+    /// Leaves what `value` has open to be closed after the process has ended, see
+    /// [`crate::sys::leave`]. For the end of a command only: everything else must be undone.
+    fn close_last<T>(&self, value: T) {
+        mem::forget(value);
+        self.slow_to_close.set(true);
+    }
+
     /// Prints `value` as JSON, or what `text` writes, as the user asked.
     ///
     /// # Errors
@@ -227,6 +238,7 @@ pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
     process::exit(exit as i32)
 }
 
+/// Ends the process here where a command left descriptors that take long to close.
 fn run<C: CommandLine>(command: C) -> Exit {
     let global = command.global().clone();
     start_log(command.log());
@@ -239,14 +251,17 @@ fn run<C: CommandLine>(command: C) -> Exit {
             let context = Context {
                 config,
                 json: global.json,
+                slow_to_close: Cell::new(false),
             };
-            command.run(&context)
+            let exit = command.run(&context)?;
+            Ok((exit, context.slow_to_close.get()))
         });
     if global.fault == Some(Plan::Count) {
         let _ = writeln!(io::stderr(), "fault: {} steps", fault::taken().0);
     }
     match result {
-        Ok(exit) => exit,
+        Ok((exit, true)) => leave::exit_leaving_descriptors(exit as i32),
+        Ok((exit, false)) => exit,
         Err(failure) => {
             let _ = writeln!(io::stderr(), "error: {failure}");
             failure.exit

@@ -142,11 +142,15 @@ impl Run for Quick {
         let report = &answered.report;
         let layout = layout();
         context.print(report, |out| matrix::print(out, report, layout))?;
-        Ok(match report.overall() {
+        let exit = match report.overall() {
             Verdict::Yes => Exit::Ok,
             Verdict::No => Exit::SomeNo,
             Verdict::Unknown => Exit::SomeUnknown,
-        })
+        };
+        if !answered.closing.is_empty() {
+            context.close_last(answered);
+        }
+        Ok(exit)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The only unsafe code, one fenced file per kernel or library interface.
 
+pub mod leave;
 pub mod mmsg;
 pub mod nftnl;
 pub mod readable;
