@@ -138,6 +138,16 @@ pub struct Context {
 }
 
 impl Context {
+    /// What a command gets.
+    #[must_use]
+    pub fn new(config: Config, json: bool) -> Self {
+        Self {
+            config,
+            json,
+            slow_to_close: Cell::new(false),
+        }
+    }
+
     /// Leaves what `value` has open to be closed after the process has ended, see
     /// [`crate::sys::leave`]. For the end of a command only: everything else must be undone.
     fn close_last<T>(&self, value: T) {
@@ -248,11 +258,7 @@ fn run<C: CommandLine>(command: C) -> Exit {
     let result = Config::load(global.config.as_deref())
         .map_err(Failure::from)
         .and_then(|config| {
-            let context = Context {
-                config,
-                json: global.json,
-                slow_to_close: Cell::new(false),
-            };
+            let context = Context::new(config, global.json);
             let exit = command.run(&context)?;
             Ok((exit, context.slow_to_close.get()))
         });

@@ -340,10 +340,7 @@ fn a_host_of_a_lab_that_is_gone_can_be_removed() {
 fn the_command_adds_lists_and_removes() {
     let (lab, _a, _b) = lab();
     let (_dir, config) = registry();
-    let context = Context {
-        config: config.clone(),
-        json: true,
-    };
+    let context = Context::new(config.clone(), true);
     let name = lab.bed.lab.as_str();
     let run = |args: &[&str]| {
         let args = ["tsim", "host"].iter().chain(args);
