@@ -68,6 +68,15 @@ pub(super) fn make(
     Ok(batch.send()?)
 }
 
+/// Has every port forward, now that the interfaces at the other ends are up: the first packet
+/// after `up` must not be lost.
+pub(super) fn settle(lab: &LabState, segments: &NetnsFd) -> Result<(), LabError> {
+    let mut netlink = Netlink::open(segments).map_err(NetlinkErrors::from)?;
+    let interfaces = lab.routers.iter().flat_map(|router| &router.interfaces);
+    let ports = interfaces.filter_map(|interface| interface.port.as_ref());
+    Ok(netlink.settle_links(ports).map_err(NetlinkErrors::from)?)
+}
+
 fn bridge(number: usize) -> Result<crate::model::IfName, LabError> {
     bridge_name(number).map_err(|e| LabError::Format {
         path: "the topology".into(),

@@ -254,6 +254,7 @@ impl Builder<'_> {
 
         self.progress.step(Step::Routers(routers.len()));
         self.fill(&mut state, &routers)?;
+        segments::settle(&state, &hidden)?;
         lap(&mut self.timing, "routers");
 
         check_strict(self.options, &state.warnings)?;

@@ -13,7 +13,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 
-use super::{Batch, Netlink, NetlinkError, object::Mac};
+use super::{Batch, Netlink, NetlinkError, object::Mac, socket::Requests};
 use crate::{model::IfName, netns::NetnsFd};
 
 /// An interface as the kernel lists it.
@@ -472,6 +472,32 @@ impl Netlink {
             Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Has the kernel act at once on what it knows of the carriers of the links `names`. Otherwise
+    /// a link that just got its carrier carries nothing, and a bridge port does not forward, until
+    /// the kernel's own worker comes to it (net/core/link_watch.c).
+    ///
+    /// Asking for one link does it, since Linux 6.7 (rtnl_getlink()); before, this only asks.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when there is no such link, or the socket fails.
+    pub fn settle_links<'n>(
+        &mut self,
+        names: impl IntoIterator<Item = &'n IfName>,
+    ) -> Result<(), NetlinkError> {
+        let mut requests = Requests::default();
+        for name in names {
+            let mut message = named(name);
+            message
+                .attributes
+                .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+            let what = format!("to show link {name} of namespace {}", self.netns());
+            requests.push(what, 0, RouteNetlinkMessage::GetLink(message));
+        }
+        self.query(requests)?
+            .into_iter()
+            .try_for_each(|reply| reply.map(drop))
     }
 
     /// Takes `index` for the index of link `name` from now on. For whoever knows that it is, for

@@ -123,6 +123,7 @@ impl MiniLab {
             batch.add_address(&interface.name, address);
         }
         batch.send().unwrap();
+        segments.settle_links([&ifname(port)]).unwrap();
     }
 
     /// Waits until the namespace of the bridges has the links `want`, at most ten seconds after

@@ -253,6 +253,9 @@ impl Hosts {
         for draft in &mut drafts {
             draft.configure()?;
         }
+        // The first packet must not be lost.
+        self.segments
+            .settle_links(drafts.iter().map(|draft| &draft.port))?;
         self.note(&drafts)
     }
 
