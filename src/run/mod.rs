@@ -8,6 +8,7 @@ pub mod probe;
 pub mod progress;
 pub mod quick;
 pub mod report;
+pub mod resolve;
 pub mod undo;
 pub mod verdict;
 pub mod way;

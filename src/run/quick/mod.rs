@@ -8,7 +8,6 @@ mod grant;
 mod measure;
 mod plan;
 mod report;
-mod resolve;
 mod session;
 
 use std::{
@@ -21,20 +20,15 @@ use std::{
 
 use thiserror::Error;
 
-pub use resolve::RouterChoice;
-
 use self::{grant::Grant, plan::Plan};
+pub use super::resolve::RouterChoice;
 use crate::{
     config::Config,
     firewall::{
         backend::{BackendChoice, ChooseError, TapsError},
         nft::NftSocket,
     },
-    lab::{
-        Lab, LabError,
-        hosts::{HostError, LabHosts},
-        trace::TraceError,
-    },
+    lab::{Lab, LabError, hosts::LabHosts},
     model::{Dscp, DscpRange, LabName, NameError, RouterId, RunId, Service, dscp::DscpError},
     netns::{NetnsDir, NetnsError},
     registry::{HostSpec, KernelError, RegistryError},
@@ -43,8 +37,8 @@ use crate::{
         interrupt::Interrupt,
         progress::{Phase, Progress},
         report::{QuickReport, Timing},
+        resolve::{self, Question, ResolveError},
         undo::UndoError,
-        way::WayError,
     },
 };
 
@@ -130,24 +124,9 @@ pub enum QuickError {
     /// Nothing is known of the lab.
     #[error(transparent)]
     Lab(#[from] LabError),
-    /// The path through the lab could not be followed.
+    /// Routers, their interfaces or source hosts could not be found out.
     #[error(transparent)]
-    Trace(#[from] TraceError),
-    /// The path leads through no router.
-    #[error("there is no router between {source_address} and {destination} in lab {lab}: {why}")]
-    NoRouters {
-        /// The lab.
-        lab: LabName,
-        /// Source address.
-        source_address: IpAddr,
-        /// Destination address.
-        destination: IpAddr,
-        /// What the trace says.
-        why: String,
-    },
-    /// A router's interfaces could not be found out.
-    #[error(transparent)]
-    Way(#[from] WayError),
+    Resolve(#[from] ResolveError),
     /// A namespace could not be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -162,9 +141,6 @@ pub enum QuickError {
     /// Leases or locks were not had.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// A source host could not be planned.
-    #[error(transparent)]
-    HostSpec(#[from] HostError),
     /// A source host could not be made.
     #[error("cannot make source host {host}")]
     Host {
@@ -321,7 +297,14 @@ fn answer(
     let dir = NetnsDir::default();
     let mut kernel = LabHosts::new(&dir);
     let flow = plan::flow(job)?;
-    let parts = resolve::parts(job, &flow, lab, &dir, kernel.lab(&job.lab)?)?;
+    let question = Question {
+        lab: &job.lab,
+        flow: &flow,
+        services: &job.services,
+        routers: &job.routers,
+    };
+    let hosts = kernel.lab(&job.lab).map_err(ResolveError::from)?;
+    let parts = resolve::parts(&question, lab, &dir, hosts)?;
     let plan = Plan::new(job, &flow, grant.dscp(), config, &parts)?;
     let resolve = millis(started.elapsed());
 

@@ -16,7 +16,6 @@ use super::{
     Closing, EXPLAIN_AUTO_MAX, ExplainMode, QuickError, QuickJob,
     measure::{Probing, Question, Spent, step},
     random,
-    resolve::Part,
 };
 use crate::{
     config::Config,
@@ -36,6 +35,7 @@ use crate::{
         packet::ProbeSpec,
         probe::Catalogue,
         report::Verdict,
+        resolve::Part,
         verdict::Finding,
         way::Flow,
     },

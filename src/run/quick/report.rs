@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use super::{
     Answered, QuickJob,
     plan::{Answer, Measurement, Plan},
-    resolve::Part,
 };
 use crate::{
     model::{Dscp, Service},
     run::{
         probe::Catalogue,
         report::{QuickReport, RouterReport, ServiceReport, Timing, Verdict},
+        resolve::Part,
         verdict::Finding,
         way,
     },

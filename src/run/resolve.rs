@@ -1,20 +1,65 @@
 //! From the question to what will be measured: routers, their interfaces, their source hosts.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
+};
 
-use super::{QuickError, QuickJob};
+use thiserror::Error;
+
+use super::way::{Flow, Way, WayError};
 use crate::{
     lab::{
-        LabState,
+        LabError, LabState,
         hosts::{HostError, HostRequest, HostState, Hosts},
         sockets::RouterSockets,
-        trace::{self, Packet, Trace, Wiring},
+        trace::{self, Packet, Trace, TraceError, Wiring},
     },
-    model::{HostId, HostName, IfName, RouterId, RouterName},
+    model::{HostId, HostName, IfName, LabName, NameError, RouterId, RouterName, Service},
     netns::NetnsDir,
     registry::HostSpec,
-    run::way::{Flow, Way},
 };
+
+/// What a job asks, whatever its kind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Question<'a> {
+    pub(super) lab: &'a LabName,
+    pub(super) flow: &'a Flow,
+    pub(super) services: &'a [Service],
+    pub(super) routers: &'a RouterChoice,
+}
+
+/// Routers, their interfaces or source hosts could not be found out.
+#[derive(Debug, Error)]
+pub enum ResolveError {
+    /// The lab has no such router.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// The path through the lab could not be followed.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// The path leads through no router.
+    #[error("there is no router between {source_address} and {destination} in lab {lab}: {why}")]
+    NoRouters {
+        /// The lab.
+        lab: LabName,
+        /// Source address.
+        source_address: IpAddr,
+        /// Destination address.
+        destination: IpAddr,
+        /// What the trace says.
+        why: String,
+    },
+    /// A router's interfaces could not be found out.
+    #[error(transparent)]
+    Way(#[from] WayError),
+    /// A source host could not be planned.
+    #[error(transparent)]
+    HostSpec(#[from] HostError),
+    /// A source host could not be named.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
 
 /// Which routers a job measures.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,24 +90,23 @@ struct Stop {
 
 /// Finds out what each router's part is.
 pub(super) fn parts(
-    job: &QuickJob,
-    flow: &Flow,
+    question: &Question<'_>,
     lab: &LabState,
     dir: &NetnsDir,
     hosts: &mut Hosts,
-) -> Result<Vec<Part>, QuickError> {
+) -> Result<Vec<Part>, ResolveError> {
     let there = hosts.list()?;
     let mut parts = Vec::new();
-    for stop in stops(job, flow, lab, dir)? {
+    for stop in stops(question, lab, dir)? {
         let state = lab.router(&stop.router)?;
         let existing = there
             .iter()
-            .find(|h| h.router == stop.router && h.address.addr() == job.source);
+            .find(|h| h.router == stop.router && h.address.addr() == question.flow.source);
         // Who put a source host on an interface by hand has decided where its packets come in.
         let iface_in = existing.map(|h| h.interface.clone()).or(stop.iface_in);
-        let router = RouterId::new(job.lab.clone(), stop.router);
-        let way = Way::find(dir, router, flow, &job.services, iface_in)?;
-        let host = source_host(job, &way, existing, hosts)?;
+        let router = RouterId::new(question.lab.clone(), stop.router);
+        let way = Way::find(dir, router, question.flow, question.services, iface_in)?;
+        let host = source_host(question, &way, existing, hosts)?;
         parts.push(Part {
             way,
             host,
@@ -73,12 +117,11 @@ pub(super) fn parts(
 }
 
 fn stops(
-    job: &QuickJob,
-    flow: &Flow,
+    question: &Question<'_>,
     lab: &LabState,
     dir: &NetnsDir,
-) -> Result<Vec<Stop>, QuickError> {
-    let traced = match &job.routers {
+) -> Result<Vec<Stop>, ResolveError> {
+    let traced = match question.routers {
         RouterChoice::Named(names) => {
             let unknown = |router: RouterName| Stop {
                 router,
@@ -87,13 +130,13 @@ fn stops(
             return Ok(names.iter().cloned().map(unknown).collect());
         }
         RouterChoice::Traced(trace) => trace.clone(),
-        RouterChoice::Trace => follow(job, flow, lab, dir)?,
+        RouterChoice::Trace => follow(question, lab, dir)?,
     };
     if traced.hops.is_empty() {
-        return Err(QuickError::NoRouters {
-            lab: job.lab.clone(),
-            source_address: job.source,
-            destination: job.destination,
+        return Err(ResolveError::NoRouters {
+            lab: question.lab.clone(),
+            source_address: question.flow.source,
+            destination: question.flow.destination,
             why: traced.end_text(),
         });
     }
@@ -105,13 +148,9 @@ fn stops(
 }
 
 /// Follows the first service's packet through the lab.
-fn follow(
-    job: &QuickJob,
-    flow: &Flow,
-    lab: &LabState,
-    dir: &NetnsDir,
-) -> Result<Trace, QuickError> {
-    let first = job.services.first();
+fn follow(question: &Question<'_>, lab: &LabState, dir: &NetnsDir) -> Result<Trace, ResolveError> {
+    let flow = question.flow;
+    let first = question.services.first();
     let packet = Packet {
         protocol: first.map(|s| s.protocol),
         source_port: first.map(|_| flow.source_port),
@@ -119,7 +158,7 @@ fn follow(
         tos: flow.tos,
         ..Packet::new(flow.source, flow.destination)
     };
-    let mut sockets = RouterSockets::new(dir, &job.lab);
+    let mut sockets = RouterSockets::new(dir, question.lab);
     Ok(trace::trace(
         &Wiring::from(lab),
         &mut sockets,
@@ -130,26 +169,26 @@ fn follow(
 
 /// The host that sends probes to the router of `way`: the one that is there, or a new one.
 fn source_host(
-    job: &QuickJob,
+    question: &Question<'_>,
     way: &Way,
     existing: Option<&HostState>,
     hosts: &mut Hosts,
-) -> Result<Result<HostSpec, String>, QuickError> {
+) -> Result<Result<HostSpec, String>, ResolveError> {
     let router = &way.router;
     let id = match existing {
-        Some(host) => HostId::new(job.lab.clone(), host.host.clone()),
-        None => host_id(job, way)?,
+        Some(host) => HostId::new(question.lab.clone(), host.host.clone()),
+        None => host_id(question, way)?,
     };
     let Some(interface) = way.iface_in.clone() else {
         return Ok(Err(format!(
             "router {} has no route to the source {}, so it is not known where its packets come in",
-            router.router, job.source
+            router.router, question.flow.source
         )));
     };
     let request = HostRequest {
         id,
         router: router.clone(),
-        address: job.source,
+        address: question.flow.source,
         prefix_len: existing.map(|host| host.address.prefix_len()),
         interface: Some(interface),
     };
@@ -166,9 +205,9 @@ fn source_host(
 }
 
 /// One host per router, interface and address, so that jobs with the same question share it.
-fn host_id(job: &QuickJob, way: &Way) -> Result<HostId, QuickError> {
+fn host_id(question: &Question<'_>, way: &Way) -> Result<HostId, ResolveError> {
     let iface = way.iface_in.as_ref().map_or("none", IfName::as_str);
-    let name = format!("{}:{iface}:{}", way.router.router, job.source);
+    let name = format!("{}:{iface}:{}", way.router.router, question.flow.source);
     let allowed = |c: char| {
         if c.is_ascii_alphanumeric() || "_-.:".contains(c) {
             c
@@ -182,8 +221,5 @@ fn host_id(job: &QuickJob, way: &Way) -> Result<HostId, QuickError> {
         name.hash(&mut hasher);
         HostName::new(format!("h:{:016x}", hasher.finish()))
     });
-    Ok(HostId::new(
-        job.lab.clone(),
-        name.map_err(super::impossible)?,
-    ))
+    Ok(HostId::new(question.lab.clone(), name?))
 }
