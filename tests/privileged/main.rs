@@ -4,6 +4,7 @@
 
 mod capture;
 mod explain;
+mod faults;
 mod hosts;
 mod iptables;
 mod kernels;

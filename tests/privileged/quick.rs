@@ -243,7 +243,7 @@ fn nothing_is_left_behind_and_rulesets_are_untouched() {
 }
 
 /// The router's whole ruleset as nft prints it.
-fn ruleset(lab: &TestLab, router: &str) -> String {
+pub(crate) fn ruleset(lab: &TestLab, router: &str) -> String {
     let netns = lab
         .lab
         .router_netns(&RouterName::new(router).unwrap())

@@ -1,0 +1,228 @@
+//! A quick job that is killed, or that fails, at every step of it: the next job's answers are
+//! right, and nothing is left.
+
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use tsim::model::RouterName;
+
+use crate::quick::TestLab;
+
+/// A lab, and the quick runner as users start it.
+struct Runner {
+    lab: TestLab,
+    config: std::path::PathBuf,
+}
+
+impl Runner {
+    fn new() -> Self {
+        let lab = TestLab::up("small3");
+        let config = lab.config.registry_dir.with_file_name("tsim.toml");
+        let text = format!(
+            "registry_dir = {:?}\nlabs_dir = {:?}\n",
+            lab.config.registry_dir, lab.config.labs_dir
+        );
+        fs::write(&config, text).unwrap();
+        Self { lab, config }
+    }
+
+    fn quick(&self, run_id: &str, fault: Option<&str>) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-quick"));
+        command
+            .arg("--config")
+            .arg(&self.config)
+            .args(["--lab", self.lab.bed.lab.as_str()]);
+        command.args([
+            "-s",
+            "10.81.1.10",
+            "-d",
+            "10.81.3.10",
+            "-P",
+            "22,23",
+            "--routers",
+            "r1,r2",
+        ]);
+        command.args(["--json", "--explain", "always", "--run-id", run_id]);
+        if let Some(fault) = fault {
+            command.args(["--fault", fault]);
+        }
+        command.output().unwrap()
+    }
+
+    /// How many steps a job takes.
+    fn steps(&self) -> u64 {
+        let output = self.quick("count", Some("count"));
+        let text = String::from_utf8(output.stderr).unwrap();
+        let count = text
+            .split("fault: ")
+            .nth(1)
+            .and_then(|t| t.split(' ').next())
+            .unwrap();
+        count.parse().unwrap()
+    }
+
+    /// No table of the job is in any router, at once after its death.
+    fn assert_no_taps(&self, when: &str) {
+        for router in ["r1", "r2"] {
+            let netns = self
+                .lab
+                .lab
+                .router_netns(&RouterName::new(router).unwrap())
+                .unwrap();
+            let list = || {
+                Command::new("/usr/sbin/nft")
+                    .args(["list", "tables"])
+                    .output()
+            };
+            let tables = String::from_utf8(netns.enter(list).unwrap().unwrap().stdout).unwrap();
+            assert!(!tables.contains("tsim"), "{when}: {tables}");
+        }
+    }
+
+    /// A job without faults answers rightly.
+    fn assert_right(&self, when: &str) {
+        let output = self.quick("next", None);
+        right(&output, when);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["warnings"], Value::Array(Vec::new()), "{when}");
+    }
+
+    /// Neither namespaces nor leases nor DSCP values are left.
+    fn assert_empty(&self, when: &str) {
+        let left: Vec<String> = self
+            .lab
+            .bed
+            .left()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert!(
+            !left.iter().any(|name| name.contains('@')),
+            "{when}: {left:?}"
+        );
+        for file in ["hosts.json", "host_leases.json", "dscp_registry.json"] {
+            let text = read(&self.lab.config.registry_dir.join(file));
+            assert!(!text.contains("pid"), "{when}: {file}: {text}");
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[test]
+fn a_quick_job_killed_at_any_step_leaves_nothing_to_the_next() {
+    let runner = Runner::new();
+    let steps = runner.steps();
+    assert!(steps >= 50, "{steps} steps");
+    for step in 1..=steps {
+        let when = format!("killed at step {step} of {steps}");
+        let output = runner.quick(&format!("killed{step}"), Some(&format!("kill@{step}")));
+        assert_eq!(output.status.signal(), Some(9), "{when}");
+        runner.assert_no_taps(&when);
+        runner.assert_right(&when);
+        runner.assert_empty(&when);
+    }
+}
+
+#[test]
+fn a_quick_job_that_fails_at_any_step_leaves_nothing_to_the_next() {
+    let runner = Runner::new();
+    let steps = runner.steps();
+    for step in 1..=steps {
+        let errno = ["ENOSPC", "EIO", "EBUSY", "ENOBUFS"][step as usize % 4];
+        let when = format!("{errno} at step {step} of {steps}");
+        let output = runner.quick(&format!("failed{step}"), Some(&format!("{errno}@{step}")));
+        assert!(output.status.code().is_some(), "{when}: {output:?}");
+        runner.assert_no_taps(&when);
+        runner.assert_right(&when);
+        runner.assert_empty(&when);
+    }
+}
+
+/// Numbers that are the same in every run (a linear congruential generator).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// 32 jobs at once over the same routers and source hosts, half of them killed at some step.
+fn crowd(rounds: u64, seed: u64) {
+    let runner = Runner::new();
+    let steps = runner.steps();
+    let before: Vec<String> = ["r1", "r2"]
+        .iter()
+        .map(|r| crate::quick::ruleset(&runner.lab, r))
+        .collect();
+    let mut chance = Chance(seed);
+    for round in 0..rounds {
+        let faults: Vec<Option<String>> = (0..32)
+            .map(|_| (chance.below(2) == 0).then(|| format!("kill@{}", 1 + chance.below(steps))))
+            .collect();
+        let outputs: Vec<Output> = std::thread::scope(|scope| {
+            let runner = &runner;
+            let start = |(job, fault): (usize, &Option<String>)| {
+                let (run_id, fault) = (format!("round{round}job{job}"), fault.clone());
+                scope.spawn(move || runner.quick(&run_id, fault.as_deref()))
+            };
+            let jobs: Vec<_> = faults.iter().enumerate().map(start).collect();
+            jobs.into_iter().map(|job| job.join().unwrap()).collect()
+        });
+        for (fault, output) in faults.iter().zip(&outputs) {
+            let when = format!("seed {seed}, round {round}, {fault:?}");
+            match fault {
+                // A job that had fewer steps than the count, because a host was there, ends well.
+                Some(_) if output.status.signal() == Some(9) => {}
+                _ => right(output, &when),
+            }
+        }
+    }
+    runner.assert_right("after the crowd");
+    runner.assert_empty("after the crowd");
+    runner.assert_no_taps("after the crowd");
+    let after: Vec<String> = ["r1", "r2"]
+        .iter()
+        .map(|r| crate::quick::ruleset(&runner.lab, r))
+        .collect();
+    assert_eq!(after, before);
+}
+
+/// The job ended and its answers are right.
+fn right(output: &Output, when: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{when}: {errors}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for router in report["routers"].as_array().unwrap() {
+        let results: Vec<&Value> = router["services"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|s| &s["result"])
+            .collect();
+        assert_eq!(results, ["YES", "NO"], "{when}: {report}");
+    }
+}
+
+#[test]
+fn thirty_two_jobs_at_once_answer_rightly_while_half_of_them_die() {
+    crowd(3, 1);
+}
+
+#[test]
+#[ignore = "a hundred rounds take minutes: cargo test --test privileged -- --ignored hundred"]
+fn a_hundred_rounds_of_thirty_two_jobs_answer_rightly_while_half_of_them_die() {
+    crowd(100, 2);
+}
