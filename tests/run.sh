@@ -10,6 +10,9 @@
 #   system     everything that needs root: namespaces, rulesets, real processes
 #   bench      every benchmark compiled, and run once
 #
+# and only when it is named:
+#   vm         the privileged tests on kernels 6.1 and 5.10, each in a virtual machine
+#
 # A test that cannot run is a failure, never a skip. Exit status: 0 only if all passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -52,12 +55,17 @@ stage_bench() {
     cargo bench --locked --benches -- --test
 }
 
+stage_vm() {
+    ./vagrant/provision.sh vm
+    ./vagrant/vm-tests.sh 6.1 5.10
+}
+
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | bench) ;;
+            format | lint | unit | system | bench | vm) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, bench" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, bench, vm" >&2
                 exit 2
                 ;;
         esac

@@ -19,7 +19,7 @@ packages_of() {
         build) echo gcc libc6-dev pkg-config libmnl-dev libnftnl-dev ;;
         run) echo dash iproute2 ipset iptables nftables ;;
         vm) echo busybox-static cpio dash kmod qemu-system-x86 xz-utils zstd ;;
-        box) echo debootstrap e2fsprogs extlinux fdisk qemu-utils ;;
+        box) echo debootstrap e2fsprogs extlinux qemu-utils ;;
         vagrant) echo vagrant vagrant-libvirt ;;
         lint) echo shellcheck ;;
         *)

@@ -7,6 +7,7 @@
 #                     image can be read), or a Debian suite; all of them by default
 #   --userland SUITE  a guest with that suite's programs and libraries, not ours
 #   --binary PATH     run this test program instead of building the suite
+#   --build-only      build the suite, print the files that it needs, and end
 #   --limit SECONDS   for each machine (900)
 #
 # What follows -- goes to the test program: names to run, --test-threads=1, ….
@@ -33,6 +34,10 @@ parse() {
             --) options=$((options + 1)) && return ;;
             --userland) userland=${2-} ;;
             --binary) binary=${2-} ;;
+            --build-only)
+                build
+                exit
+                ;;
             --limit) limit=${2-} ;;
             -*) usage ;;
             *)
@@ -48,11 +53,13 @@ parse() {
     done
 }
 
-# The test program last, before it the programs that it starts.
+# The test program, then the programs that it starts.
 build() {
     cd "$root"
     built=$(cargo test --no-run --test privileged --message-format=json-render-diagnostics) || exit
-    echo "$built" | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
+    built=$(echo "$built" | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+    echo "$built" | grep '/deps/'
+    echo "$built" | grep -v '/deps/'
 }
 
 # Beside a test program, cargo puts the programs of the package.
@@ -142,7 +149,7 @@ choose_programs() {
         programs=$(programs_of "$binary")
     else
         programs=$(build)
-        binary=$(echo "$programs" | grep '/deps/' | tail -n 1)
+        binary=$(echo "$programs" | head -n 1)
     fi
 }
 

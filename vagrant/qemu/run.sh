@@ -116,7 +116,7 @@ boot() {
         qemu-system-x86_64 -machine pc $(machine) -smp 2 -m "$memory" \
         -nodefaults -no-user-config -display none -no-reboot \
         -kernel "$kernel_dir/vmlinuz" -initrd "$work/initrd" \
-        -append 'console=ttyS0 quiet mitigations=off clocksource=hpet tsc=unstable panic=-1' \
+        -append 'console=ttyS0 loglevel=5 mitigations=off clocksource=hpet tsc=unstable panic=-1' \
         -serial "file:$results/console.log" \
         -device virtio-serial-pci,max_ports=4 \
         -chardev "file,id=output,path=$work/output,logfile=$results/output.log" \

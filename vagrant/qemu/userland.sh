@@ -12,11 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd -P)
 # shellcheck source-path=SCRIPTDIR
 . "$here/common.sh"
 
-programs='dash busybox kmod modprobe ip tc ss bridge nft ipset
-    iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore
-    iptables-nft iptables-nft-save iptables-nft-restore
-    iptables-legacy iptables-legacy-save iptables-legacy-restore
-    ip6tables-nft ip6tables-legacy'
+programs='dash busybox kmod modprobe ip tc ss bridge nft ipset'
 packages='dash busybox-static kmod iproute2 nftables ipset iptables netbase
     libc6 libgcc-s1 libmnl0 libnftnl11'
 
@@ -24,6 +20,10 @@ from_host() {
     for name in $programs; do
         add "$(PATH=$PATH:/usr/sbin:/sbin command -v "$name")" ||
             fail "this machine has no $name: vagrant/provision.sh run vm"
+    done
+    # Every name of iptables: both families, both flavours.
+    for file in /usr/sbin/iptables* /usr/sbin/ip6tables*; do
+        add "$file"
     done
     plugins=$(dirname "$(find /usr/lib -name libxt_tcp.so -o -name libxt_standard.so | head -n 1)")
     for file in "$plugins"/*.so; do
