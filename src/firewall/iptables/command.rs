@@ -2,7 +2,7 @@
 
 use std::{fmt, process::ExitStatus, sync::Arc};
 
-use super::{IptablesError, save::Save};
+use super::{IptablesError, save::Save, turn::Turn};
 use crate::{
     firewall::Site,
     netlink::object::Family,
@@ -72,6 +72,11 @@ impl Iptables {
         work: impl FnOnce() -> T + Send,
     ) -> Result<T, IptablesError> {
         Ok(self.netns.enter(work)?)
+    }
+
+    /// Waits until no other job installs or removes taps in this router.
+    pub(super) fn turn(&self) -> Result<Turn, IptablesError> {
+        self.inside(Turn::wait_here)?.map_err(IptablesError::Turn)
     }
 
     fn run(&self, what: &str, args: &[&str], input: &str) -> Result<Printed, IptablesError> {

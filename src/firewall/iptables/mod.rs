@@ -2,7 +2,7 @@
 //! the probes themselves as notes of where they came.
 //!
 //! ```text
-//! raw or mangle  PREROUTING   first rule: probe? → TSIM_RUNID_i   count (and note)
+//! raw or mangle  PREROUTING   first rule: probe? → TSIM_RUNID_i   note, count
 //! mangle         POSTROUTING  first or last: probe? → TSIM_RUNID_o   note, count, discard
 //! mangle or security  INPUT   first or last: probe? → TSIM_RUNID_l   note, count, discard
 //! ```
@@ -24,6 +24,8 @@ mod place;
 mod render;
 mod save;
 mod taps;
+pub mod trace;
+mod turn;
 
 use std::{io, process::ExitStatus};
 
@@ -86,6 +88,9 @@ pub enum IptablesError {
     /// The kernel or the tool has nothing that recognises a probe.
     #[error("no match recognises probes: {}", .0.iter().map(|(m, why)| format!("{}: {why}", m.as_str())).collect::<Vec<_>>().join("; "))]
     NoMatcher(Vec<(Matcher, String)>),
+    /// The lock on the router's namespace could not be taken.
+    #[error("cannot lock the router's network namespace")]
+    Turn(#[source] io::Error),
     /// The socket for notes failed.
     #[error("cannot {step} NFLOG notes")]
     Notes {
@@ -95,6 +100,9 @@ pub enum IptablesError {
         #[source]
         source: io::Error,
     },
+    /// Notes found no room in the socket.
+    #[error("more probes came than there was room for; which ones is not known (NFLOG)")]
+    Overrun,
     /// Notes were lost: the kernel counted more probes than it passed on.
     #[error("the kernel counted {counted} probes and passed on {noted} (NFLOG)")]
     NotesLost {

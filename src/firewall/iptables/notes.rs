@@ -1,35 +1,31 @@
 //! Notes: the packets that `NFLOG` rules pass to this process, over nfnetlink_log.
 //!
-//! The kernel puts packets together into messages and sends one when it is full, when it holds
-//! [`THRESHOLD`] packets, or [`FLUSH`] after its first. A note that finds no room in the socket is
-//! lost; who reads knows from the rules' counters how many there must be.
+//! The kernel puts packets together into messages and sends one when it is full or holds
+//! [`THRESHOLD`] packets, and what it still has when its listener leaves the group; or it sends each
+//! packet at once. A note that finds no room in the socket is lost, which the socket reports.
 //! Layouts: linux/netfilter/nfnetlink_log.h.
 
-use std::{io, os::fd::AsFd, time::Duration};
+use std::{io, ops::Range, os::fd::AsFd};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{setsockopt, sockopt},
 };
 
-use crate::firewall::nft::wire::{Messages, array};
+use crate::{
+    firewall::nft::wire::{Message, Messages, array},
+    model::Protocol,
+};
 
 /// Packets per message.
 const THRESHOLD: u32 = 128;
-/// Longest wait of a packet for others, in hundredths of a second.
-const FLUSH: u32 = 1;
-/// Size of a message in bytes; one packet with its attributes takes about 200.
-const MESSAGE: u32 = 32 * 1024;
 /// Bytes of each packet that are wanted: IPv6 header and the first 24 bytes of what follows.
 const COPY: u32 = 64;
-/// Room in the socket per expected note, in bytes: kernel buffers are counted whole.
-const ROOM_PER_NOTE: usize = 512;
 /// Least room in the socket, in bytes.
 const ROOM_MIN: usize = 1 << 20;
-/// How long nothing may come before what is missing counts as lost: many times [`FLUSH`].
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Room for the messages of one read.
+const BUFFER: usize = 64 * 1024;
 
 mod kernel {
     pub(super) const MSG_PACKET: u16 = 0;
@@ -37,21 +33,67 @@ mod kernel {
     pub(super) const CFG_CMD: u16 = 1;
     pub(super) const CFG_MODE: u16 = 2;
     pub(super) const CFG_NLBUFSIZ: u16 = 3;
-    pub(super) const CFG_TIMEOUT: u16 = 4;
     pub(super) const CFG_QTHRESH: u16 = 5;
     pub(super) const CMD_BIND: u8 = 1;
+    pub(super) const CMD_UNBIND: u8 = 2;
     pub(super) const COPY_PACKET: u8 = 2;
+    pub(super) const ATTR_PACKET_HEADER: u16 = 1;
     pub(super) const ATTR_PAYLOAD: u16 = 9;
     pub(super) const ATTR_PREFIX: u16 = 10;
+}
+
+/// How packets come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// Many in one message.
+    Together,
+    /// Each in a message of its own, which is there when the packet has gone its way.
+    AtOnce,
+}
+
+impl Delivery {
+    /// Packets per message, and the size of a message in bytes. A packet with its attributes takes
+    /// about 200.
+    fn limits(self) -> (u32, u32) {
+        match self {
+            Self::Together => (THRESHOLD, 32 * 1024),
+            Self::AtOnce => (1, 512),
+        }
+    }
+
+    /// Room in the socket per note, in bytes: kernel buffers are counted whole.
+    pub(super) fn room(self) -> usize {
+        match self {
+            Self::Together => 512,
+            Self::AtOnce => 2048,
+        }
+    }
 }
 
 /// One packet that a rule passed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Note {
-    /// First letter of the rule's `--nflog-prefix`, or the whole prefix as text of traces.
+    /// The rule's `--nflog-prefix`, or what a trace says.
     pub(super) prefix: String,
+    /// At which hook, `NF_INET_*`.
+    pub(super) hook: u8,
     /// The packet from its IP header on, as far as it was asked for.
     pub(super) packet: Vec<u8>,
+}
+
+impl Note {
+    /// The protocol's number and the tag of a probe: the TCP sequence number, or the first four
+    /// bytes of a UDP payload.
+    pub(super) fn tag(&self) -> Option<(u8, u32)> {
+        let packet = &self.packet;
+        let (header, protocol) = match packet.first()? >> 4 {
+            4 => (usize::from(packet[0] & 0xf) * 4, *packet.get(9)?),
+            _ => (40, *packet.get(6)?),
+        };
+        let tcp = protocol == Protocol::Tcp.number();
+        let tag = array(packet, header + if tcp { 4 } else { 8 })?;
+        Some((protocol, u32::from_be_bytes(tag)))
+    }
 }
 
 /// A socket that receives one NFLOG group of one namespace.
@@ -59,33 +101,43 @@ pub(super) struct Note {
 pub(super) struct Notes {
     socket: Socket,
     group: u16,
+    delivery: Delivery,
     sequence: u32,
     buffer: Vec<u8>,
+    overrun: bool,
 }
 
 impl Notes {
-    /// Listens, in the calling thread's namespace, to the first group from `from` on that nobody
-    /// listens to, with room for `expected` notes.
-    pub(super) fn open_here(from: u16, attempts: u16, expected: usize) -> io::Result<Self> {
+    /// Listens, in the calling thread's namespace, to the first of `groups` that nobody listens
+    /// to, with room for `expected` notes.
+    pub(super) fn open_here(
+        groups: Range<u16>,
+        delivery: Delivery,
+        expected: usize,
+    ) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        let room = expected.saturating_mul(ROOM_PER_NOTE).max(ROOM_MIN);
+        let room = expected.saturating_mul(delivery.room()).max(ROOM_MIN);
         setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &room)?;
         let mut notes = Self {
             socket,
-            group: from,
+            group: groups.start,
+            delivery,
             sequence: 0,
-            buffer: Vec::with_capacity(2 * MESSAGE as usize),
+            buffer: Vec::with_capacity(BUFFER),
+            overrun: false,
         };
-        for group in from..from.saturating_add(attempts.max(1)) {
+        let mut taken = Errno::EBUSY.into();
+        for group in groups {
             notes.group = group;
             match notes.listen() {
-                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+                // Somebody else's group, as nfulnl_recv_config() puts it.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EPERM)) => taken = e,
                 other => return other.map(|()| notes),
             }
         }
-        Err(Errno::EBUSY.into())
+        Err(taken)
     }
 
     /// The group that is listened to.
@@ -94,64 +146,63 @@ impl Notes {
     }
 
     fn listen(&mut self) -> io::Result<()> {
+        let (packets, bytes) = self.delivery.limits();
         // `struct nfulnl_msg_config_mode`: range, mode, padding.
         let mut mode = COPY.to_be_bytes().to_vec();
         mode.extend([kernel::COPY_PACKET, 0]);
-        self.configure(kernel::CFG_CMD, &[kernel::CMD_BIND])?;
-        self.configure(kernel::CFG_MODE, &mode)?;
-        self.configure(kernel::CFG_NLBUFSIZ, &MESSAGE.to_be_bytes())?;
-        self.configure(kernel::CFG_TIMEOUT, &FLUSH.to_be_bytes())?;
-        self.configure(kernel::CFG_QTHRESH, &THRESHOLD.to_be_bytes())
+        let mut configure = |attribute, value: &[u8]| self.configure(attribute, value, &mut |_| ());
+        configure(kernel::CFG_CMD, &[kernel::CMD_BIND])?;
+        configure(kernel::CFG_MODE, &mode)?;
+        configure(kernel::CFG_NLBUFSIZ, &bytes.to_be_bytes())?;
+        configure(kernel::CFG_QTHRESH, &packets.to_be_bytes())
     }
 
-    fn configure(&mut self, attribute: u16, value: &[u8]) -> io::Result<()> {
+    /// Sets one thing of the group. Notes that come before the kernel's answer go to `each`.
+    fn configure(
+        &mut self,
+        attribute: u16,
+        value: &[u8],
+        each: &mut impl FnMut(Note),
+    ) -> io::Result<()> {
         self.sequence += 1;
         let request = config(self.group, self.sequence, attribute, value);
         self.socket.send(&request, 0)?;
-        // The kernel answers within sendmsg; notes of this group may come before the answer.
+        // The kernel answers within sendmsg, so the answer is there, behind the notes.
+        let mut answer = None;
         while self.receive()? {
             for message in Messages(&self.buffer) {
-                let answer = i32::from(message.kind) == libc::NLMSG_ERROR
-                    && message.sequence == self.sequence;
-                if answer {
-                    let errno = array(message.body, 0).map_or(0, |b| -i32::from_ne_bytes(b));
-                    return match errno {
-                        0 => Ok(()),
-                        errno => Err(io::Error::from_raw_os_error(errno)),
-                    };
-                }
-            }
-        }
-        Err(Errno::ENODATA.into())
-    }
-
-    /// Takes `count` notes and gives each to `each`. Fewer come when notes were lost; how many
-    /// came is returned.
-    pub(super) fn take(&mut self, count: u64, mut each: impl FnMut(Note)) -> io::Result<u64> {
-        let mut taken = 0;
-        while taken < count {
-            if self.receive()? {
-                for note in Messages(&self.buffer).filter_map(|m| note(&m)) {
-                    taken += 1;
+                let ours = message.sequence == self.sequence;
+                if ours && i32::from(message.kind) == libc::NLMSG_ERROR {
+                    answer = array(message.body, 0).map(i32::from_ne_bytes);
+                } else if let Some(note) = note(&message) {
                     each(note);
                 }
-            } else if !self.wait()? {
-                break;
             }
         }
-        Ok(taken)
+        match answer {
+            Some(0) => Ok(()),
+            Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
+            None => Err(Errno::ENODATA.into()),
+        }
     }
 
-    /// Waits until there is something to receive; false when nothing came for too long.
-    fn wait(&self) -> io::Result<bool> {
-        let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::NONE);
-        loop {
-            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, timeout) {
-                Err(Errno::EINTR) => {}
-                other => return Ok(other? > 0),
-            }
+    /// Takes every note there is, those that the kernel still holds included, and gives each to
+    /// `each`; false when some were lost. Packets that come meanwhile may be missed.
+    pub(super) fn take_all(&mut self, mut each: impl FnMut(Note)) -> io::Result<bool> {
+        let whole = self.drain(&mut each)?;
+        self.configure(kernel::CFG_CMD, &[kernel::CMD_UNBIND], &mut each)?;
+        self.listen()?;
+        Ok(whole && !std::mem::take(&mut self.overrun))
+    }
+
+    /// Takes all notes that are there and gives each to `each`; false when some were lost.
+    pub(super) fn drain(&mut self, mut each: impl FnMut(Note)) -> io::Result<bool> {
+        while self.receive()? {
+            Messages(&self.buffer)
+                .filter_map(|m| note(&m))
+                .for_each(&mut each);
         }
+        Ok(!std::mem::take(&mut self.overrun))
     }
 
     /// Reads one datagram into the buffer; false when none waits.
@@ -161,8 +212,8 @@ impl Notes {
             match self.socket.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
                 Ok(_) => return Ok(true),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                // Some were lost. Those that are there can still be read, and the count tells.
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
+                // Some were lost. Those that are there can still be read.
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => self.overrun = true,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
@@ -170,13 +221,25 @@ impl Notes {
     }
 }
 
-fn note(message: &crate::firewall::nft::wire::Message<'_>) -> Option<Note> {
+impl Drop for Notes {
+    /// Frees the group at once. Closing the socket would do, but a process that is just being
+    /// started elsewhere in this program holds a copy of it until its exec.
+    fn drop(&mut self) {
+        // Where this fails the kernel frees the group with the socket.
+        let _ = self.configure(kernel::CFG_CMD, &[kernel::CMD_UNBIND], &mut |_| ());
+    }
+}
+
+fn note(message: &Message<'_>) -> Option<Note> {
     let packet = (libc::NFNL_SUBSYS_ULOG as u16) << 8 | kernel::MSG_PACKET;
     if message.kind != packet {
         return None;
     }
     let attributes = message.attributes();
+    // `struct nfulnl_msg_packet_hdr`: protocol, hook, padding.
+    let header = attributes.find(kernel::ATTR_PACKET_HEADER);
     Some(Note {
+        hook: header.and_then(|h| h.get(2)).copied().unwrap_or(u8::MAX),
         prefix: attributes
             .text(kernel::ATTR_PREFIX)
             .unwrap_or_default()

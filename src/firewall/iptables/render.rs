@@ -51,7 +51,6 @@ pub(super) struct Tap {
     pub(super) table: &'static str,
     pub(super) base: &'static str,
     at_end: bool,
-    pub(super) note: bool,
     discard: bool,
 }
 
@@ -88,7 +87,6 @@ pub(super) fn points(taps: &Taps, arrival: &Place, out: &Place, local: &Place) -
         table: arrival.table,
         base: "PREROUTING",
         at_end: false,
-        note: taps.note_arrivals,
         discard: false,
     }];
     let ends = [
@@ -101,7 +99,6 @@ pub(super) fn points(taps: &Taps, arrival: &Place, out: &Place, local: &Place) -
             table: place.table,
             base,
             at_end,
-            note: true,
             discard,
         };
         let discard = !taps.pass_on;
@@ -134,15 +131,11 @@ impl Plan {
         let comment = self.comment(tap.letter);
         // `-N` refuses a chain that exists; declaring it with a colon would empty it instead.
         let _ = writeln!(lines, "-N {chain}");
-        let _ = write!(lines, "-A {chain} {comment}");
-        if tap.note {
-            let (group, prefix) = (self.group, tap.letter);
-            let _ = write!(
-                lines,
-                " -j NFLOG --nflog-group {group} --nflog-prefix {prefix}"
-            );
-        }
-        let _ = writeln!(lines);
+        let (group, prefix) = (self.group, tap.letter);
+        let _ = writeln!(
+            lines,
+            "-A {chain} {comment} -j NFLOG --nflog-group {group} --nflog-prefix {prefix}"
+        );
         if tap.discard {
             let _ = writeln!(lines, "-A {chain} {comment} -j DROP");
         }
@@ -333,7 +326,7 @@ mod tests {
         let text = plan(Family::V4, Spot::End).install();
         let golden = r#"*raw
 -N TSIM_r1_i
--A TSIM_r1_i -m comment --comment "TSIM_KSMS=r1:i:dscp=33:pid=7:made=m"
+-A TSIM_r1_i -m comment --comment "TSIM_KSMS=r1:i:dscp=33:pid=7:made=m" -j NFLOG --nflog-group 16500 --nflog-prefix i
 -I PREROUTING 1 -p tcp -m u32 --u32 "4>>16=0x5679&&0>>22&0x3c@4=0x87de0000:0x87de0003" -m comment --comment "TSIM_KSMS=r1:i:dscp=33:pid=7:made=m" -j TSIM_r1_i
 -I PREROUTING 1 -p udp -m u32 --u32 "4>>16=0x5679&&0>>22&0x3c@8=0x87de0004:0x87de0009" -m comment --comment "TSIM_KSMS=r1:i:dscp=33:pid=7:made=m" -j TSIM_r1_i
 COMMIT

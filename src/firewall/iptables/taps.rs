@@ -7,7 +7,7 @@ use super::{
     command::{Iptables, Variant},
     feature,
     identity::{Identity, Mark, OwnerMark, PARTS, Part, chain_name},
-    notes::{Note, Notes},
+    notes::{Delivery, Note, Notes},
     place::{self, Place, Spot},
     render::{self, Matcher, Plan, Tap, letter},
     save::Save,
@@ -48,14 +48,21 @@ pub struct IptablesTaps {
     iptables: Iptables,
     plan: Plan,
     notes: Notes,
-    /// Services noted so far, by letter of the tap.
-    seen: BTreeMap<char, Indexes>,
+    /// What was noted so far, by letter of the tap.
+    noted: BTreeMap<char, Noted>,
     foreign: usize,
-    taken: u64,
     /// Why taps at POSTROUTING and INPUT do not decide, as far as they do not.
     doubts: Doubts,
     /// What the last reading saw of the tables.
     last: Option<Save>,
+}
+
+/// What one tap noted.
+#[derive(Debug)]
+struct Noted {
+    services: Indexes,
+    /// Notes, repeated ones included.
+    packets: u64,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +106,7 @@ impl IptablesTaps {
     /// [`IptablesError`]; what was installed by then is removed again.
     pub fn install(variant: Variant, site: Site<'_>, taps: Taps) -> Result<Self, IptablesError> {
         let iptables = Iptables::new(variant, taps.family, site);
+        let _turn = iptables.turn()?;
         let before = iptables.save(None)?;
         let others = Others::look(&iptables)?;
         let (out, local) = (place::out(&before), others.place_local(&before));
@@ -120,9 +128,8 @@ impl IptablesTaps {
             iptables,
             plan,
             notes,
-            seen: BTreeMap::new(),
+            noted: BTreeMap::new(),
             foreign: 0,
-            taken: 0,
             doubts,
             last: None,
         };
@@ -183,24 +190,24 @@ impl IptablesTaps {
     /// [`IptablesError`]; [`IptablesError::NotesLost`] when it is not known which probes came.
     pub fn read(&mut self) -> Result<Reading, IptablesError> {
         let save = self.save_tables()?;
-        let mut counters = BTreeMap::new();
+        let mut counters = Vec::new();
         for tap in &self.plan.points {
-            counters.insert(tap.letter, self.count(&save, tap)?);
+            counters.push((tap.letter, self.count(&save, tap)?));
         }
         self.last = Some(save);
-        let noting = self.plan.points.iter().filter(|tap| tap.note);
-        let counted: u64 = noting.filter_map(|tap| counters.get(&tap.letter)).sum();
-        self.take_notes(counted)?;
-        let count = |letter| counters.get(&letter).copied().unwrap_or(0);
+        self.take_notes()?;
+        // While another iptables-legacy is at work, counters read less than they are, never more.
+        for (letter, counted) in counters {
+            let noted = self.packets(letter);
+            if noted < counted {
+                return Err(IptablesError::NotesLost { counted, noted });
+            }
+        }
         let mut reading = Reading {
-            packets_in: count(letter::ARRIVAL),
-            packets_out: count(letter::OUT),
-            packets_local: count(letter::LOCAL),
-            arrived: self
-                .plan
-                .taps
-                .note_arrivals
-                .then(|| self.seen(letter::ARRIVAL)),
+            packets_in: self.packets(letter::ARRIVAL),
+            packets_out: self.packets(letter::OUT),
+            packets_local: self.packets(letter::LOCAL),
+            arrived: Some(self.seen(letter::ARRIVAL)),
             foreign: self.foreign,
             ..Reading::default()
         };
@@ -235,7 +242,12 @@ impl IptablesTaps {
 
     fn seen(&self, letter: char) -> Indexes {
         let none = || Indexes::new(self.plan.taps.services);
-        self.seen.get(&letter).cloned().unwrap_or_else(none)
+        let noted = self.noted.get(&letter).map(|n| n.services.clone());
+        noted.unwrap_or_else(none)
+    }
+
+    fn packets(&self, letter: char) -> u64 {
+        self.noted.get(&letter).map_or(0, |noted| noted.packets)
     }
 
     /// The probes that one tap counted.
@@ -252,27 +264,31 @@ impl IptablesTaps {
         })
     }
 
-    fn take_notes(&mut self, counted: u64) -> Result<(), IptablesError> {
+    fn take_notes(&mut self) -> Result<(), IptablesError> {
         let taps = &self.plan.taps;
-        let missing = counted.saturating_sub(self.taken);
-        let (seen, foreign) = (&mut self.seen, &mut self.foreign);
-        let taken = self.notes.take(missing, |note| {
+        let (noted, foreign) = (&mut self.noted, &mut self.foreign);
+        let whole = self.notes.take_all(|note| {
             let letter = note.prefix.chars().next().unwrap_or_default();
-            let services = || Indexes::new(taps.services);
+            let none = || Noted {
+                services: Indexes::new(taps.services),
+                packets: 0,
+            };
+            let noted = noted.entry(letter).or_insert_with(none);
+            noted.packets += 1;
             match service(&note, taps) {
-                Some(index) => _ = seen.entry(letter).or_insert_with(services).insert(index),
+                Some(index) => _ = noted.services.insert(index),
                 None => *foreign += 1,
             }
         });
-        self.taken += taken.map_err(|source| IptablesError::Notes {
+        let fail = |source| IptablesError::Notes {
             step: "receive",
             source,
-        })?;
-        if self.taken < counted {
-            let noted = self.taken;
-            return Err(IptablesError::NotesLost { counted, noted });
+        };
+        if whole.map_err(fail)? {
+            Ok(())
+        } else {
+            Err(IptablesError::Overrun)
         }
-        Ok(())
     }
 
     /// The tables that hold taps.
@@ -292,9 +308,11 @@ impl IptablesTaps {
     /// # Errors
     /// [`IptablesError`]; what is already gone is no error.
     pub fn remove(mut self) -> Result<(), IptablesError> {
+        let _turn = self.iptables.turn()?;
         self.clear()
     }
 
+    /// Removes everything. The caller has its turn.
     fn clear(&mut self) -> Result<(), IptablesError> {
         let mine = self.plan.identity.clone();
         let last = self.last.take();
@@ -326,6 +344,7 @@ pub fn sweep(
     is_dead: impl Fn(&Identity) -> bool,
 ) -> Result<Vec<Identity>, IptablesError> {
     let iptables = Iptables::new(variant, family, site);
+    let _turn = iptables.turn()?;
     let save = iptables.save(None)?;
     let mut dead: Vec<Identity> = Vec::new();
     let mut made = Vec::new();
@@ -440,8 +459,9 @@ fn identity(taps: &Taps, owner: &OwnerMark) -> Identity {
 fn listen(iptables: &Iptables, taps: &Taps) -> Result<Notes, IptablesError> {
     let (base, _) = taps.tags.prefix();
     let first = FIRST_GROUP + (base >> 17) as u16 % FIRST_GROUP;
+    let groups = first..first + GROUP_ATTEMPTS;
     let expected = NOTES_PER_PROBE * taps.services as usize;
-    let notes = iptables.inside(|| Notes::open_here(first, GROUP_ATTEMPTS, expected))?;
+    let notes = iptables.inside(|| Notes::open_here(groups, Delivery::Together, expected))?;
     notes.map_err(|source| IptablesError::Notes {
         step: "listen to",
         source,
@@ -450,19 +470,13 @@ fn listen(iptables: &Iptables, taps: &Taps) -> Result<Notes, IptablesError> {
 
 /// The service whose probe `note` shows; none if it is no probe of this job.
 fn service(note: &Note, taps: &Taps) -> Option<u32> {
-    let packet = &note.packet;
-    let (header, protocol) = match packet.first()? >> 4 {
-        4 => (usize::from(packet[0] & 0xf) * 4, *packet.get(9)?),
-        _ => (40, *packet.get(6)?),
-    };
-    let (offset, range) = if protocol == Protocol::Tcp.number() {
-        (4, 0..taps.tcp)
+    let (protocol, tag) = note.tag()?;
+    let range = if protocol == Protocol::Tcp.number() {
+        0..taps.tcp
     } else {
-        (8, taps.tcp..taps.services)
+        taps.tcp..taps.services
     };
-    let tag = packet.get(header + offset..header + offset + 4)?;
-    let index = taps.tags.index(u32::from_be_bytes(tag.try_into().ok()?))?;
-    range.contains(&index).then_some(index)
+    taps.tags.index(tag).filter(|index| range.contains(index))
 }
 
 /// What else looks at packets in a router: chains of nf_tables that iptables does not show.

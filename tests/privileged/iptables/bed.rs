@@ -6,15 +6,21 @@ use std::{
     sync::Arc,
 };
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv};
+use nix::sys::{
+    socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+        setsockopt, sockopt::ReceiveTimeout,
+    },
+    time::TimeVal,
+};
 use tsim::{
     firewall::{
         Backend, InstalledTaps, Reading, Site, TagSpace, Taps,
         iptables::{OwnerMark, Variant},
     },
-    model::{Dscp, Protocol, RunId, ServiceLimits, parse_services},
+    model::{Dscp, Protocol, RunId, Service, ServiceLimits, parse_services},
     netlink::{
-        LinkChange, Netlink, NewVeth, VethEnd,
+        LinkChange, LookupKind, LookupQuery, Netlink, NewVeth, VethEnd,
         object::{Address, Family, Mac, Neighbour, Route},
         sysctl,
     },
@@ -83,10 +89,12 @@ impl Row {
         }
         join(&source, "eth0", MACS[0], &router, "in", MACS[1]);
         join(&router, "out", MACS[2], &far, "eth0", MACS[3]);
+        let routes = route_events(&router);
         configure(&source, "eth0", &["10.0.0.2/24", "2001:db8:a::2/64"]);
         configure(&router, "in", &["10.0.0.1/24", "2001:db8:a::1/64"]);
         configure(&router, "out", &["10.9.0.1/24", "2001:db8:b::1/64"]);
         configure(&far, "eth0", &["10.9.0.2/24", "2001:db8:b::2/64"]);
+        await_local(&router, &routes, plan(Family::V6).near);
         for family in [Family::V4, Family::V6] {
             let plan = plan(family);
             neighbour(&source, "eth0", plan.near, MACS[1]);
@@ -194,8 +202,8 @@ impl Capture {
 pub(super) struct Job<'a> {
     row: &'a Row,
     pub(super) taps: Taps,
-    catalogue: Catalogue,
-    spec: ProbeSpec,
+    pub(super) catalogue: Catalogue,
+    pub(super) spec: ProbeSpec,
 }
 
 impl<'a> Job<'a> {
@@ -264,6 +272,13 @@ impl<'a> Job<'a> {
         reading
     }
 
+    /// All services with their indexes.
+    pub(super) fn services(&self) -> Vec<(u32, Service)> {
+        let all = self.catalogue.all().into_iter();
+        all.map(|index| (index, self.catalogue.service(index).unwrap()))
+            .collect()
+    }
+
     /// The services with these indexes, in the order of [`SERVICES`].
     pub(super) fn ports(&self, indexes: impl Iterator<Item = u32>) -> String {
         let names: Vec<_> = indexes
@@ -318,4 +333,25 @@ fn default_route(netns: &NetnsFd, family: Family, via: IpAddr, dev: &str) {
     let mut batch = netlink.batch("row");
     batch.add_route(&Route::via(to.parse().unwrap(), via, ifname(dev)));
     batch.send().unwrap();
+}
+
+/// A socket that hears of changes to IPv6 routes.
+fn route_events(netns: &NetnsFd) -> OwnedFd {
+    let (kind, flags) = (SockType::Raw, SockFlag::empty());
+    let events = netns.socket(AddressFamily::Netlink, kind, flags, None);
+    let events = events.unwrap();
+    let groups = u32::try_from(libc::RTMGRP_IPV6_ROUTE).unwrap();
+    bind(events.as_raw_fd(), &NetlinkAddr::new(0, groups)).unwrap();
+    setsockopt(&events, ReceiveTimeout, &TimeVal::new(10, 0)).unwrap();
+    events
+}
+
+/// Waits until `address` leads to the namespace itself: the kernel adds that route some time after
+/// the address (addrconf_dad_work()).
+fn await_local(netns: &NetnsFd, events: &OwnedFd, address: IpAddr) {
+    let mut netlink = Netlink::open(netns).unwrap();
+    let query = LookupQuery::to(address);
+    while netlink.lookup_one(&query).unwrap().kind != LookupKind::Local {
+        recv(events.as_raw_fd(), &mut [0; 8192], MsgFlags::empty()).unwrap();
+    }
 }

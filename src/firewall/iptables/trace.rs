@@ -1,0 +1,412 @@
+//! Following probes through the rules of iptables-legacy.
+//!
+//! A packet whose trace bit is set, be it by an nf_tables rule, is reported by ip_tables and
+//! ip6_tables, too: each rule that matches, each return from a chain, and each policy, before it
+//! takes effect (trace_packet(), net/ipv4/netfilter/ip_tables.c). The report is text and goes to
+//! the logger that the namespace has set for its family. A new namespace's logger writes to the
+//! kernel's log, and only for the first namespace of the machine; so for the time of a trace it is
+//! nfnetlink_log, which sends to NFLOG group 0:
+//!
+//! ```text
+//! TRACE: filter:FORWARD:rule:12
+//! TRACE: filter:FORWARD:policy:13
+//! ```
+//!
+//! A job that is killed meanwhile leaves that setting. It changes nothing but where reports of
+//! traces and of invalid packets go, and the next trace works with it.
+
+use std::{collections::HashMap, fs, io};
+
+use thiserror::Error;
+
+use super::{
+    notes::{Delivery, Note, Notes},
+    save::{Save, Target},
+    turn::Turn,
+};
+use crate::{
+    firewall::{
+        Caveat, RulePlace, TableFamily, TagSpace, caveat, concern::concerns, nft::trace::StepKind,
+        place::HookPoint, ruletext::RuleText,
+    },
+    model::Protocol,
+    netlink::{
+        object::Family,
+        sysctl::{self, SysctlError},
+    },
+    netns::{
+        NetnsError, NetnsFd,
+        tool::{ToolError, Tools},
+    },
+};
+
+/// The NFLOG group that traces go to: nfulnl_log_packet() takes group 0 for whatever no rule sent.
+const TRACE_GROUP: u16 = 0;
+/// Steps per probe that the socket has room for.
+const STEPS_PER_PROBE: usize = 48;
+/// The logger that sends notes.
+const LOGGER: &str = "nfnetlink_log";
+
+/// A trace of iptables-legacy failed.
+#[derive(Debug, Error)]
+pub enum LegacyTraceError {
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The logger could not be set.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The socket failed.
+    #[error("cannot {step} the trace of iptables-legacy (NFLOG group {TRACE_GROUP}): {source}")]
+    Socket {
+        /// What was being done.
+        step: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The rules could not be printed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+}
+
+/// Something that a chain of iptables-legacy reported of a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LegacyStep {
+    /// At which hook.
+    pub hook: HookPoint,
+    /// Table.
+    pub table: String,
+    /// Chain.
+    pub chain: String,
+    /// What the report is about.
+    pub kind: StepKind,
+    /// Position of the rule in the chain, counted from 1.
+    pub position: usize,
+}
+
+/// The ways of probes by index of the service.
+pub type LegacyTrails = HashMap<u32, Vec<LegacyStep>>;
+
+/// Follows the probes of one job through the legacy tables of one router.
+#[derive(Debug)]
+pub struct LegacyTrace<'a> {
+    netns: &'a NetnsFd,
+    notes: Notes,
+    tags: TagSpace,
+    setting: &'static str,
+    before: String,
+    /// Only one job at a time can listen to the group.
+    _turn: Turn,
+}
+
+impl<'a> LegacyTrace<'a> {
+    /// Begins to listen, with room for the steps of `probes` probes between two drains. Waits
+    /// while another job traces in the same router. None where the router has no legacy tables.
+    ///
+    /// # Errors
+    /// [`LegacyTraceError`]; nothing was changed then.
+    pub fn start(
+        netns: &'a NetnsFd,
+        family: Family,
+        tags: TagSpace,
+        probes: usize,
+    ) -> Result<Option<Self>, LegacyTraceError> {
+        if !netns.enter(|| has_tables_here(family))? {
+            return Ok(None);
+        }
+        let open = || -> io::Result<(Turn, Notes)> {
+            let turn = Turn::wait_here()?;
+            let groups = TRACE_GROUP..TRACE_GROUP + 1;
+            let notes = Notes::open_here(groups, Delivery::AtOnce, probes * STEPS_PER_PROBE)?;
+            Ok((turn, notes))
+        };
+        let step = "listen to";
+        let (turn, notes) = netns
+            .enter(open)?
+            .map_err(|source| LegacyTraceError::Socket { step, source })?;
+        let setting = match family {
+            Family::V4 => "net/netfilter/nf_log/2",
+            Family::V6 => "net/netfilter/nf_log/10",
+        };
+        let before = sysctl::read(netns, &[setting])?.concat();
+        set_logger(netns, setting, LOGGER)?;
+        Ok(Some(Self {
+            netns,
+            notes,
+            tags,
+            setting,
+            before,
+            _turn: turn,
+        }))
+    }
+
+    /// Reads what was reported of the probes that were sent since the last call; none when reports
+    /// were lost, so that the probes are to be sent again, fewer at a time.
+    ///
+    /// # Errors
+    /// [`LegacyTraceError::Socket`].
+    pub fn drain(&mut self) -> Result<Option<LegacyTrails>, LegacyTraceError> {
+        let mut trails = LegacyTrails::new();
+        let tags = self.tags;
+        let whole = self.notes.drain(|note| {
+            if let (Some(index), Some(step)) = (index(&note, tags), step(&note)) {
+                trails.entry(index).or_default().push(step);
+            }
+        });
+        let step = "receive";
+        let whole = whole.map_err(|source| LegacyTraceError::Socket { step, source })?;
+        Ok(whole.then_some(trails))
+    }
+
+    /// Ends the trace: the namespace's logger is what it was.
+    ///
+    /// # Errors
+    /// [`LegacyTraceError::Sysctl`].
+    pub fn stop(self) -> Result<(), LegacyTraceError> {
+        set_logger(self.netns, self.setting, &self.before)
+    }
+}
+
+fn set_logger(
+    netns: &NetnsFd,
+    setting: &'static str,
+    logger: &str,
+) -> Result<(), LegacyTraceError> {
+    match sysctl::write(netns, &[(setting, logger)]) {
+        Err(errors) => errors.into_iter().next().map_or(Ok(()), |e| Err(e.into())),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Whether any legacy table was ever looked into in the calling thread's namespace.
+fn has_tables_here(family: Family) -> bool {
+    let names = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(names).is_ok_and(|names| !names.is_empty())
+}
+
+/// The service whose probe a report is about.
+fn index(note: &Note, tags: TagSpace) -> Option<u32> {
+    let (_, tag) = note.tag()?;
+    tags.index(tag)
+}
+
+/// `TRACE: TABLE:CHAIN:KIND:POSITION`.
+fn step(note: &Note) -> Option<LegacyStep> {
+    let text = note.prefix.trim_end().strip_prefix("TRACE: ")?;
+    let (text, position) = text.rsplit_once(':')?;
+    let (text, kind) = text.rsplit_once(':')?;
+    let (table, chain) = text.split_once(':')?;
+    let kind = match kind {
+        "rule" => StepKind::Rule,
+        "return" => StepKind::Return,
+        "policy" => StepKind::Policy,
+        _ => return None,
+    };
+    // `NF_INET_*`, linux/netfilter.h.
+    let hook = match note.hook {
+        0 => HookPoint::Prerouting,
+        1 => HookPoint::Input,
+        2 => HookPoint::Forward,
+        4 => HookPoint::Postrouting,
+        _ => return None,
+    };
+    Some(LegacyStep {
+        hook,
+        table: table.to_owned(),
+        chain: chain.to_owned(),
+        kind,
+        position: position.parse().ok()?,
+    })
+}
+
+/// What stopped a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LegacyStop {
+    /// A rule.
+    Rule(RuleText),
+    /// The policy of this chain, e.g. `chain FORWARD (table filter)`.
+    Policy(String),
+}
+
+/// The legacy rules of one router, as `iptables-legacy-save` prints them.
+#[derive(Debug)]
+pub struct LegacyRules {
+    family: Family,
+    save: Save,
+}
+
+impl LegacyRules {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// [`LegacyTraceError::Tool`].
+    pub fn read(netns: &NetnsFd, tools: &Tools, family: Family) -> Result<Self, LegacyTraceError> {
+        let tool = match family {
+            Family::V4 => "iptables-legacy-save",
+            Family::V6 => "ip6tables-legacy-save",
+        };
+        let printed = netns.enter(|| tools.run(tool, &[], &[]))??;
+        let save = Save::parse(&String::from_utf8_lossy(&printed.stdout));
+        Ok(Self { family, save })
+    }
+
+    /// What stopped a probe that did not get past `hook`, by its last step there; none when that
+    /// step does not end a packet's way.
+    #[must_use]
+    pub fn stopped_by(&self, steps: &[LegacyStep], hook: HookPoint) -> Option<LegacyStop> {
+        let step = steps.last().filter(|step| step.hook == hook)?;
+        match step.kind {
+            StepKind::Policy => {
+                let table = self.save.tables.get(&step.table)?;
+                let name = self.chain_name(step);
+                (table.policy(&step.chain) != "ACCEPT").then_some(LegacyStop::Policy(name))
+            }
+            StepKind::Rule => {
+                let mut rules = self.save.tables.get(&step.table)?.chain(&step.chain);
+                let rule = rules.nth(step.position.checked_sub(1)?)?;
+                let Target::Jump(target) = rule.target() else {
+                    return None;
+                };
+                let ends = target == "DROP" || target == "REJECT";
+                ends.then(|| LegacyStop::Rule(self.text(step, step.position, &rule.spec)))
+            }
+            StepKind::Return => None,
+        }
+    }
+
+    /// Rules that a probe was held against and that decide by more than the packet, as far as
+    /// they concern its protocol and one of these ports.
+    #[must_use]
+    pub fn caveats(
+        &self,
+        steps: &[LegacyStep],
+        protocol: Protocol,
+        ports: &[u16],
+    ) -> Vec<(Caveat, RuleText)> {
+        let mut found = Vec::new();
+        for (at, step) in steps.iter().enumerate() {
+            let same = |s: &&LegacyStep| (&s.table, &s.chain) == (&step.table, &step.chain);
+            // Each chain once, up to the last rule that matched there.
+            if steps[at + 1..].iter().any(|s| same(&s)) {
+                continue;
+            }
+            let Some(table) = self.save.tables.get(&step.table) else {
+                continue;
+            };
+            for (position, rule) in (1..=step.position).zip(table.chain(&step.chain)) {
+                let text = self.text(step, position, &rule.spec);
+                let words = text.text.as_deref().unwrap_or_default();
+                if let Some(caveat) = caveat(words).filter(|_| concerns(words, protocol, ports)) {
+                    found.push((caveat, text));
+                }
+            }
+        }
+        found
+    }
+
+    fn text(&self, step: &LegacyStep, position: usize, spec: &str) -> RuleText {
+        RuleText {
+            place: RulePlace {
+                family: self.table_family(),
+                table: step.table.clone(),
+                chain: step.chain.clone(),
+                handle: 0,
+            },
+            position: Some(position),
+            text: Some(format!("-A {} {spec}", step.chain)),
+            xtables: true,
+        }
+    }
+
+    fn chain_name(&self, step: &LegacyStep) -> String {
+        let LegacyStep { table, chain, .. } = step;
+        match self.family {
+            Family::V4 => format!("chain {chain} (table {table})"),
+            Family::V6 => format!("chain {chain} (table ip6 {table})"),
+        }
+    }
+
+    fn table_family(&self) -> TableFamily {
+        match self.family {
+            Family::V4 => TableFamily::IP,
+            Family::V6 => TableFamily::IP6,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(prefix: &str, hook: u8) -> Note {
+        Note {
+            prefix: prefix.to_owned(),
+            hook,
+            packet: Vec::new(),
+        }
+    }
+
+    fn forward(chain: &str, kind: StepKind, position: usize) -> LegacyStep {
+        LegacyStep {
+            hook: HookPoint::Forward,
+            table: "filter".to_owned(),
+            chain: chain.to_owned(),
+            kind,
+            position,
+        }
+    }
+
+    #[test]
+    fn reports_are_read() {
+        let read = step(&note("TRACE: filter:FORWARD:rule:12 ", 2)).unwrap();
+        assert_eq!(read, forward("FORWARD", StepKind::Rule, 12));
+        let read = step(&note("TRACE: filter:a:b:policy:1 ", 2)).unwrap();
+        assert_eq!(read, forward("a:b", StepKind::Policy, 1));
+        for (text, hook) in [
+            ("o", 4),
+            ("TRACE: filter:FORWARD:rule:x ", 2),
+            ("TRACE: filter:FORWARD:comment:1 ", 2),
+            ("TRACE: filter:FORWARD:rule:1 ", 3),
+        ] {
+            assert_eq!(step(&note(text, hook)), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_step_at_the_hook_is_what_stopped_it_if_it_can() {
+        let saved = "*filter\n:FORWARD DROP [0:0]\n:mine - [0:0]\n\
+                     -A FORWARD -j mine\n-A mine -m limit --limit 1/sec -j ACCEPT\n\
+                     -A mine -p udp -m limit --limit 1/sec -j ACCEPT\n-A mine -j REJECT\n";
+        let rules = LegacyRules {
+            family: Family::V4,
+            save: Save::parse(saved),
+        };
+        let at = HookPoint::Forward;
+        let jump = forward("FORWARD", StepKind::Rule, 1);
+        let reject = forward("mine", StepKind::Rule, 3);
+        let steps = [jump.clone(), reject];
+        let Some(LegacyStop::Rule(rule)) = rules.stopped_by(&steps, at) else {
+            panic!();
+        };
+        assert_eq!(
+            rule.to_string(),
+            "rule 3 of chain mine (table filter): -A mine -j REJECT"
+        );
+        let caveats = rules.caveats(&steps, Protocol::Tcp, &[80]);
+        let positions: Vec<_> = caveats.iter().map(|(_, rule)| rule.position).collect();
+        assert_eq!(positions, [Some(1)]);
+        let policy = [jump.clone(), forward("FORWARD", StepKind::Policy, 2)];
+        let name = "chain FORWARD (table filter)".to_owned();
+        assert_eq!(
+            rules.stopped_by(&policy, at),
+            Some(LegacyStop::Policy(name))
+        );
+        for steps in [vec![], vec![jump.clone()]] {
+            assert_eq!(rules.stopped_by(&steps, at), None);
+        }
+        assert_eq!(rules.stopped_by(&policy, HookPoint::Input), None);
+    }
+}
