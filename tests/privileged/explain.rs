@@ -667,13 +667,13 @@ fn a_copy_that_leaves_is_not_taken_for_the_probe() {
 }
 
 #[test]
-fn a_rule_of_iptables_legacy_is_said_to_be_untraced() {
+fn a_rule_of_iptables_legacy_is_named() {
     let row = Row::v4();
     row.run("iptables-legacy -A FORWARD -p tcp --dport 23 -j DROP");
     assert_eq!(
         row.tcp(23),
-        "dropped at forward by something that nf_tables does not trace, such as iptables-legacy \
-         or connection tracking"
+        "dropped by rule 1 of chain FORWARD (table filter): \
+         -A FORWARD -p tcp -m tcp --dport 23 -j DROP"
     );
 }
 

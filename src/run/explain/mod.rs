@@ -1,10 +1,12 @@
 //! The second pass over blocked services: why each was stopped.
 //!
 //! Each blocked probe is sent once more while its way through the router's chains is traced. A
-//! rule or a policy that ended it is the reason. One that was lost between hooks is sent again,
-//! alone, while the router's counters are watched, and judged by look-ups and settings.
+//! rule or a policy that ended it is the reason. One that was lost at a hook without a trace there
+//! is sent again while iptables-legacy reports what its rules do. One that was lost between hooks is
+//! sent again, alone, while the router's counters are watched, and judged by look-ups and settings.
 
 mod follow;
+mod legacy;
 mod lost;
 mod read;
 mod reason;
@@ -14,7 +16,7 @@ use std::{collections::HashMap, io};
 use thiserror::Error;
 
 pub use self::reason::{Action, Explained, Reason};
-use self::{follow::follow, lost::Lost, read::Reader};
+use self::{follow::follow, legacy::Legacy, lost::Lost, read::Reader};
 use crate::{
     firewall::{
         nft::{
@@ -148,6 +150,7 @@ impl Explainer {
         let indexes: Vec<u32> = question.blocked.iter().map(|(index, _)| *index).collect();
         let mut followed = follow(tracer, &indexes, send)?;
         let outside = Lost::new(question)?.explain(tracer, &mut followed, send)?;
+        let mut legacy = Legacy::follow(question, &self.tools, tracer, &followed, send)?;
         let mut reader = Reader::new(
             self.book(question.netns, before),
             Source {
@@ -157,8 +160,13 @@ impl Explainer {
             },
         );
         let one = |(index, service): &_| reader.explained(*index, *service, &followed, &outside);
-        let reasons = question.blocked.iter().map(one).collect::<Result<_, _>>()?;
+        let mut reasons: Vec<Explained> =
+            question.blocked.iter().map(one).collect::<Result<_, _>>()?;
+        for explained in &mut reasons {
+            legacy.improve(question, explained);
+        }
         let (book, mut warnings) = reader.finish();
+        warnings.extend(legacy.warning());
         // Installing the trace was one change, and only that may have happened; removing it will
         // be the next.
         let now = generation(tracer.control())?;
