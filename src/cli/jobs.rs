@@ -102,7 +102,7 @@ impl Run for Submit {
             .map_err(Failure::usage)?;
         let run_id = match self.run_id {
             Some(run_id) => run_id,
-            None => fresh_run_id(mode, now).map_err(|e| Failure::cannot_run(e.to_string()))?,
+            None => fresh_run_id(mode, now)?,
         };
         let job = NewJob {
             run_id,

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use clap::{Parser, ValueEnum};
 
 use super::{CommandLine, Context, Exit, Failure, Global, Log, Run};
-use crate::sched::{daemon::Daemon, resources::LocalResources};
+use crate::{
+    registry::RegistryManager,
+    sched::{daemon::Daemon, resources::RegistryResources},
+};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -47,10 +50,11 @@ impl CommandLine for Tsimd {
 
 impl Run for Tsimd {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let registry = RegistryManager::open(&context.config).map_err(Failure::cannot_run)?;
         let daemon = Daemon {
             config: context.config.clone(),
             config_file: self.global.config,
-            resources: Arc::new(LocalResources::new(context.config.dscp)),
+            resources: Arc::new(RegistryResources::new(registry, Box::new(|_| Ok(0)))),
         };
         daemon.run().map_err(Failure::cannot_run)?;
         Ok(Exit::Ok)

@@ -38,6 +38,9 @@ pub struct Scheduler {
     pub listen: SocketAddr,
     /// File with the token that changes state through the API; without one the API only reads.
     pub token_file: Option<PathBuf>,
+    /// Whether reading needs the token too; it always does when `listen` is not loopback. Set it
+    /// when a proxy on this machine lets others in.
+    pub token_to_read: bool,
     /// Names by which browsers may call the viewer, beside `localhost` and the address itself.
     pub host_names: Vec<String>,
     /// Most viewers that are sent live updates.
@@ -64,6 +67,7 @@ impl Default for Scheduler {
             runner_dir: None,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8686)),
             token_file: None,
+            token_to_read: false,
             host_names: Vec::new(),
             max_viewers: 1024,
             max_connections: 2048,

@@ -13,7 +13,6 @@ use std::{
 };
 
 use jiff::Timestamp;
-use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
@@ -32,11 +31,10 @@ const KEPT: usize = 1024;
 const LISTED: usize = 100;
 
 /// A running job as viewers see it.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunningView {
     /// The job.
     #[serde(flatten)]
-    #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
     pub job: RunningJob,
     /// How much is done, 0 to 100.
     pub percent: u8,
@@ -47,19 +45,18 @@ pub struct RunningView {
 }
 
 /// The queue as viewers see it.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct QueueView {
     /// How many quick jobs wait.
     pub quick: usize,
     /// How many detailed jobs wait.
     pub detailed: usize,
     /// The first of them, in the order of the queue.
-    #[schemars(with = "Vec<serde_json::Map<String, serde_json::Value>>")]
     pub first: Vec<QueuedJob>,
 }
 
 /// The scheduler itself as viewers see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SchedulerView {
     /// Its process id.
     pub pid: u32,
@@ -78,7 +75,7 @@ pub struct SchedulerView {
 }
 
 /// Everything, for a viewer that starts.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Snapshot {
     /// The scheduler.
     pub scheduler: SchedulerView,

@@ -132,11 +132,6 @@ impl Scheduler {
         let watched = self.watches.progress(&path, &run_id);
         watched.map_err(wait_error("watch the progress"))?;
         let progress = Reader::open(&path).map_err(SpoolError::io("open", &path))?;
-        if job.dscp.is_some()
-            && let Err(error) = self.resources.hand_over(&run_id, process.pid())
-        {
-            tracing::error!(%run_id, error, "cannot hand the DSCP value over to the runner");
-        }
         self.board.started(job.clone(), Some(process.pid()));
         self.watch_end(run_id.clone(), &process)?;
         let live = Live {
@@ -284,6 +279,10 @@ impl Scheduler {
                 tracing::info!(%run_id, pid = process.pid(), "adopted");
                 let age = Timestamp::now().duration_since(job.started_at);
                 let age = age.try_into().unwrap_or_default();
+                let kept = job.dscp.map(|dscp| self.resources.keep(&run_id, dscp));
+                if let Some(Err(error)) = kept {
+                    tracing::error!(%run_id, error, "the adopted job's DSCP value is not its own");
+                }
                 self.take_on(job, process)?;
                 return Ok(Some(Event::Adopted { run_id, mode, age }));
             }

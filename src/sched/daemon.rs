@@ -1,11 +1,14 @@
 //! `tsimd` from its start to its end: takes the lead or stands by for it, then runs jobs and
 //! serves the viewer.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use thiserror::Error;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Runtime},
+};
 
 use super::{
     board::{Board, this_scheduler},
@@ -16,6 +19,10 @@ use super::{
     resources::Resources,
     runner::Runners,
     spool::{Spool, SpoolError},
+    web::{
+        self, Site,
+        auth::{Token, TokenError},
+    },
 };
 use crate::config::Config;
 
@@ -31,6 +38,18 @@ pub enum DaemonError {
     /// A runner is not where it should be.
     #[error("no runner {0}: set scheduler.runner_dir to where tsim-quick and tsim-detailed are")]
     NoRunner(PathBuf),
+    /// The token file cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The viewer's port cannot be had.
+    #[error("cannot listen on {address}, scheduler.listen")]
+    Listen {
+        /// Address and port.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel refused something.
     #[error("cannot {what}")]
     Io {
@@ -60,6 +79,8 @@ impl Daemon {
     /// [`DaemonError`]; running jobs go on, and the next leader adopts them.
     pub fn run(self) -> Result<(), DaemonError> {
         let runners = self.runners()?;
+        let token_file = self.config.scheduler.token_file.as_deref();
+        let token = token_file.map(Token::read).transpose()?;
         let spool = Spool::open(&self.config)?;
         let runtime = runtime()?;
         let Some(_leadership) = lead(&runtime, &spool)? else {
@@ -70,17 +91,26 @@ impl Daemon {
         let served = runtime.block_on(async {
             let publisher = Arc::clone(&board);
             tokio::spawn(async move { publisher.publish().await });
+            let listener = listen(&self.config).await?;
+            let site = Arc::new(Site::new(
+                self.config.clone(),
+                spool.clone(),
+                Arc::clone(&board),
+                Arc::clone(&self.resources),
+                token,
+            ));
+            tokio::spawn(web::serve(listener, site));
             let config = &self.config;
             let resources = Arc::clone(&self.resources);
             let scheduler = Scheduler::new(config, spool, runners, resources, board)?;
             notify("READY=1\nSTATUS=Leading");
             tracing::info!("leading");
-            scheduler.run().await
+            Ok::<_, DaemonError>(scheduler.run().await?)
         });
         notify("STOPPING=1");
         // A viewer's connection is no reason to wait.
         runtime.shutdown_background();
-        Ok(served?)
+        served
     }
 
     fn runners(&self) -> Result<Runners, DaemonError> {
@@ -109,6 +139,17 @@ impl Daemon {
         }
         Ok(runners)
     }
+}
+
+/// Listens for viewers; the port is free at once after a leader that was killed, because tokio sets
+/// SO_REUSEADDR.
+async fn listen(config: &Config) -> Result<TcpListener, DaemonError> {
+    let address = config.scheduler.listen;
+    let cannot = |source| DaemonError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(cannot)?;
+    let address = listener.local_addr().map_err(cannot)?;
+    tracing::info!(%address, "serving the viewer");
+    Ok(listener)
 }
 
 fn runtime() -> Result<Runtime, DaemonError> {

@@ -7,21 +7,24 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    path::PathBuf,
+    fs::{self, File},
+    io::{self, BufRead, BufReader},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
-use nix::libc;
-use tempfile::NamedTempFile;
 
 use super::{
     job::FinishedJob,
-    spool::{Locked, Spool, SpoolError, make_dir, read_json, write_json},
+    spool::{Locked, Spool, SpoolError, read_json, replace, write_json},
 };
-use crate::model::RunId;
+use crate::{model::RunId, registry::medium::Medium};
+
+/// The index within the directory of all runs.
+const INDEX: &str = "index.jsonl";
+/// The finished job within its run directory.
+const JOB: &str = "job.json";
 
 /// How much of the index is read at a time, from its end.
 const BLOCK: u64 = 64 * 1024;
@@ -37,7 +40,7 @@ pub struct Page {
 
 impl Spool {
     fn index(&self) -> PathBuf {
-        self.runs_dir().join("index.jsonl")
+        self.runs_dir().join(INDEX)
     }
 
     /// A job that is over.
@@ -45,7 +48,10 @@ impl Spool {
     /// # Errors
     /// [`SpoolError`] when its file cannot be read.
     pub fn finished(&self, run_id: &RunId) -> Result<Option<FinishedJob>, SpoolError> {
-        read_json(&self.run_dir(run_id).join("job.json"))
+        match self.runs().sub_existing(run_id.as_str())? {
+            Some(dir) => read_json(&dir, JOB),
+            None => Ok(None),
+        }
     }
 
     /// At most `limit` finished jobs, latest first, of those whose line begins before the byte
@@ -118,11 +124,15 @@ impl Locked<'_> {
     /// # Errors
     /// [`SpoolError::Io`] when a file cannot be written.
     pub fn close(&self, job: &FinishedJob) -> Result<(), SpoolError> {
-        let dir = self.spool.run_dir(&job.run_id);
-        make_dir(&dir)?;
-        write_json(&dir.join("job.json"), job)?;
-        let path = self.spool.index();
-        append(&path, job).map_err(SpoolError::io("append to", &path))
+        let runs = self.spool.runs();
+        write_json(&runs.sub(job.run_id.as_str())?, JOB, job)?;
+        let mut line = serde_json::to_vec(job).unwrap_or_default();
+        line.push(b'\n');
+        if !ends_with_newline(&self.spool.index()) {
+            line.insert(0, b'\n');
+        }
+        runs.append(INDEX, &line)?;
+        Ok(())
     }
 
     /// Removes the finished jobs that were over before `until`, and returns how many.
@@ -150,14 +160,7 @@ impl Locked<'_> {
                 _ => {}
             }
         }
-        let rewrite = || -> io::Result<()> {
-            let mut temporary = NamedTempFile::new_in(self.spool.runs_dir())?;
-            temporary.write_all(&kept)?;
-            temporary.as_file().sync_all()?;
-            temporary.persist(&path)?;
-            File::open(self.spool.runs_dir())?.sync_all()
-        };
-        rewrite().map_err(SpoolError::io("write", &path))?;
+        replace(self.spool.runs(), INDEX, &kept, true)?;
         Ok(expired.len())
     }
 }
@@ -181,31 +184,18 @@ fn split(file: File, until: Timestamp) -> io::Result<(Vec<u8>, HashSet<RunId>)> 
     Ok((kept, expired))
 }
 
-fn append(path: &PathBuf, job: &FinishedJob) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)?;
-    let mut line = serde_json::to_vec(job)?;
-    line.push(b'\n');
-    if !ends_with_newline(&mut file)? {
-        line.insert(0, b'\n');
-    }
-    file.write_all(&line)?;
-    file.sync_data()
-}
-
-fn ends_with_newline(file: &mut File) -> io::Result<bool> {
-    if file.metadata()?.len() == 0 {
-        return Ok(true);
-    }
-    file.seek(SeekFrom::End(-1))?;
-    let mut last = [0];
-    file.read_exact(&mut last)?;
-    Ok(last == *b"\n")
+/// Whether the next line can be appended as it is; a crash may have cut the last one off.
+fn ends_with_newline(path: &Path) -> bool {
+    let last = || -> io::Result<u8> {
+        let file = File::open(path)?;
+        let mut last = *b"\n";
+        if let Some(at) = file.metadata()?.len().checked_sub(1) {
+            file.read_exact_at(&mut last, at)?;
+        }
+        Ok(last[0])
+    };
+    // What cannot be read cannot be appended to either, and that will say why.
+    last().map_or(true, |last| last == b'\n')
 }
 
 #[cfg(test)]

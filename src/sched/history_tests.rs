@@ -83,7 +83,7 @@ fn a_torn_line_costs_nothing_but_itself() {
     close(&spool, 2);
     let index = spool.index();
     let length = fs::metadata(&index).unwrap().len();
-    let file = OpenOptions::new().write(true).open(&index).unwrap();
+    let file = File::options().write(true).open(&index).unwrap();
     file.set_len(length - 30).unwrap();
     let lock = spool.lock().unwrap();
     lock.close(&job("j9", 9)).unwrap();

@@ -1,6 +1,6 @@
 //! Jobs as they are submitted, queued, running and finished; checked where they come in.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, io, net::IpAddr, str::FromStr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -406,13 +406,13 @@ pub struct FinishedJob {
 ///
 /// # Errors
 /// When the kernel gives no random bytes.
-pub fn fresh_run_id(mode: Mode, now: Timestamp) -> Result<RunId, getrandom::Error> {
+pub fn fresh_run_id(mode: Mode, now: Timestamp) -> io::Result<RunId> {
     let mut bytes = [0u8; 5];
-    getrandom::fill(&mut bytes)?;
+    getrandom::fill(&mut bytes).map_err(|e| io::Error::other(e.to_string()))?;
     let random: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
     let time = now.strftime("%Y%m%dT%H%M%SZ");
     // Digits, letters and `-` only: always a valid run id.
-    RunId::new(format!("{mode}-{time}-{random}")).map_err(|_| getrandom::Error::UNEXPECTED)
+    RunId::new(format!("{mode}-{time}-{random}")).map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -36,3 +36,4 @@ pub mod resources;
 pub mod runner;
 pub mod spool;
 mod watch;
+pub mod web;

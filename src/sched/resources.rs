@@ -9,10 +9,46 @@ use std::{
 use serde::Serialize;
 
 use super::job::UserName;
-use crate::model::{Dscp, DscpRange, RunId};
+use crate::{
+    model::{Dscp, DscpRange, RunId},
+    registry::{Liveness, LockHolder, RegistryError, RegistryManager},
+};
 
 /// Why a resource could not be had or freed.
 pub type ResourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Who holds what just now.
+#[derive(Debug, Default, Serialize)]
+pub struct Held {
+    /// DSCP values.
+    pub dscp: Vec<HeldDscp>,
+    /// Routers and hosts with who holds or waits for them.
+    pub locks: Vec<HeldLock>,
+    /// Leased source hosts.
+    pub host_leases: Vec<HeldLease>,
+    /// Leased neighbour entries.
+    pub neighbour_leases: Vec<HeldLease>,
+}
+
+/// A router or host that somebody holds or waits for.
+#[derive(Debug, Serialize)]
+pub struct HeldLock {
+    /// `LAB.ROUTER` or `LAB@HOST`.
+    pub name: String,
+    /// In the order of the queue.
+    pub holders: Vec<LockHolder>,
+}
+
+/// A host or neighbour entry that somebody leases.
+#[derive(Debug, Serialize)]
+pub struct HeldLease {
+    /// The host, or `ROUTER|INTERFACE|ADDRESS`.
+    pub name: String,
+    /// The router that a host is attached to.
+    pub router: Option<String>,
+    /// The runs that lease it.
+    pub run_ids: Vec<RunId>,
+}
 
 /// A DSCP value that is held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,11 +69,12 @@ pub trait Resources: Send + Sync + fmt::Debug {
     /// When the registry cannot be used.
     fn allocate(&self, run_id: &RunId, username: &UserName) -> Result<Option<Dscp>, ResourceError>;
 
-    /// Makes the runner's process the holder of what its run was allocated.
+    /// Makes sure that a run which is adopted still has its value: one that its runner did not
+    /// take over was held by a scheduler that is gone.
     ///
     /// # Errors
-    /// When the registry cannot be used.
-    fn hand_over(&self, run_id: &RunId, pid: i32) -> Result<(), ResourceError>;
+    /// When somebody else has the value now, or the registry cannot be used.
+    fn keep(&self, run_id: &RunId, dscp: Dscp) -> Result<(), ResourceError>;
 
     /// Frees the DSCP value of a run, if it has one.
     ///
@@ -51,14 +88,115 @@ pub trait Resources: Send + Sync + fmt::Debug {
     /// When the registry cannot be used, or something could not be removed.
     fn reconcile(&self) -> Result<usize, ResourceError>;
 
-    /// The DSCP values that are held now.
+    /// Who holds what now.
     ///
     /// # Errors
     /// When the registry cannot be used.
-    fn held(&self) -> Result<Vec<HeldDscp>, ResourceError>;
+    fn held(&self) -> Result<Held, ResourceError>;
 }
 
-/// DSCP values of this process alone, for a machine where nobody else runs jobs, and for tests.
+/// Removes what dead jobs left in the kernel and the registry, and returns how many things.
+pub type Reconcile = Box<dyn Fn(&RegistryManager) -> Result<usize, ResourceError> + Send + Sync>;
+
+/// The machine's registry, shared with every other process.
+pub struct RegistryResources {
+    registry: RegistryManager,
+    reconcile: Reconcile,
+}
+
+impl fmt::Debug for RegistryResources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryResources").finish_non_exhaustive()
+    }
+}
+
+impl RegistryResources {
+    /// Works on `registry`; `reconcile` knows the kernel's side of it.
+    #[must_use]
+    pub fn new(registry: RegistryManager, reconcile: Reconcile) -> Self {
+        Self {
+            registry,
+            reconcile,
+        }
+    }
+}
+
+impl Resources for RegistryResources {
+    fn allocate(&self, run_id: &RunId, username: &UserName) -> Result<Option<Dscp>, ResourceError> {
+        let user = Some(username.as_str());
+        match self.registry.allocate_dscp(run_id, user, None) {
+            Ok(grant) => Ok(Some(grant.dscp)),
+            Err(RegistryError::DscpExhausted { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn keep(&self, run_id: &RunId, dscp: Dscp) -> Result<(), ResourceError> {
+        let allocations = self.registry.dscp_allocations()?;
+        let own = allocations.iter().find(|(run, _)| run == run_id);
+        // The runner, or who knows whom: only an owner that is gone is replaced.
+        if own.is_none_or(|(_, own)| own.owner.liveness() == Liveness::Gone) {
+            self.registry.allocate_dscp(run_id, None, Some(dscp))?;
+        }
+        Ok(())
+    }
+
+    fn release(&self, run_id: &RunId) -> Result<(), ResourceError> {
+        match self.registry.release_dscp(run_id) {
+            // The runner released it itself.
+            Ok(_) | Err(RegistryError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn reconcile(&self) -> Result<usize, ResourceError> {
+        (self.reconcile)(&self.registry)
+    }
+
+    fn held(&self) -> Result<Held, ResourceError> {
+        let registry = &self.registry;
+        let dscp = registry.dscp_allocations()?.into_iter();
+        let locks = registry.locks_held()?.into_iter();
+        let hosts = registry.source_host_leases()?.into_iter();
+        let neighbours = registry.neighbor_leases()?.into_iter();
+        Ok(Held {
+            dscp: dscp
+                .map(|(run_id, own)| HeldDscp {
+                    dscp: own.dscp,
+                    run_id: run_id.to_string(),
+                    username: own.username,
+                })
+                .collect(),
+            locks: locks
+                .map(|(name, holders)| HeldLock { name, holders })
+                .collect(),
+            host_leases: hosts
+                .map(|(host, leased)| HeldLease {
+                    name: host.to_string(),
+                    router: Some(leased.router.to_string()),
+                    run_ids: leased
+                        .leases
+                        .into_iter()
+                        .map(|lease| lease.run_id)
+                        .collect(),
+                })
+                .collect(),
+            neighbour_leases: neighbours
+                .map(|(key, leased)| HeldLease {
+                    name: key.to_string(),
+                    router: None,
+                    run_ids: leased
+                        .leases
+                        .into_iter()
+                        .map(|lease| lease.run_id)
+                        .collect(),
+                })
+                .collect(),
+        })
+    }
+}
+
+/// DSCP values of this process alone, for tests.
 #[derive(Debug)]
 pub struct LocalResources {
     range: DscpRange,
@@ -90,8 +228,15 @@ impl Resources for LocalResources {
         Ok(free)
     }
 
-    fn hand_over(&self, _run_id: &RunId, _pid: i32) -> Result<(), ResourceError> {
-        Ok(())
+    fn keep(&self, run_id: &RunId, dscp: Dscp) -> Result<(), ResourceError> {
+        let user = UserName::new("adopted")?;
+        let mut held = self.lock();
+        let (holder, _) = held.entry(dscp).or_insert((run_id.clone(), user));
+        if holder == run_id {
+            Ok(())
+        } else {
+            Err(format!("DSCP {dscp} is held by {holder}").into())
+        }
     }
 
     fn release(&self, run_id: &RunId) -> Result<(), ResourceError> {
@@ -103,13 +248,16 @@ impl Resources for LocalResources {
         Ok(0)
     }
 
-    fn held(&self) -> Result<Vec<HeldDscp>, ResourceError> {
+    fn held(&self) -> Result<Held, ResourceError> {
         let held = self.lock();
         let list = held.iter().map(|(dscp, (run_id, username))| HeldDscp {
             dscp: *dscp,
             run_id: run_id.to_string(),
             username: Some(username.to_string()),
         });
-        Ok(list.collect())
+        Ok(Held {
+            dscp: list.collect(),
+            ..Held::default()
+        })
     }
 }

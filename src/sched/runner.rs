@@ -33,7 +33,7 @@ use thiserror::Error;
 
 use super::{
     job::{Mode, RunningJob},
-    spool::{Spool, SpoolError, make_dir},
+    spool::{Spool, SpoolError},
 };
 use crate::model::RunId;
 
@@ -104,19 +104,17 @@ impl Runners {
     /// # Errors
     /// [`StartError`]; the job did not run then.
     pub fn start(&self, job: &RunningJob, spool: &Spool) -> Result<Process, StartError> {
-        let dir = spool.run_dir(&job.run_id);
-        make_dir(&dir)?;
+        let dir = spool
+            .runs()
+            .sub(job.run_id.as_str())
+            .map_err(SpoolError::from)?;
+        let dir = dir.path();
         let alive = open(&dir.join(ALIVE))?;
         // Not nix's Flock: dropping that unlocks, here the lock goes on in the runner.
         flock(&alive, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StartError::Alive(job.run_id.clone()))?;
-        File::options()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(dir.join(PROGRESS))
-            .map_err(SpoolError::io("make", &dir.join(PROGRESS)))?;
-        let mut command = self.command(job, &dir);
+        open(&dir.join(PROGRESS))?;
+        let mut command = self.command(job, dir);
         command
             .stdin(alive)
             .stdout(open(&dir.join(RESULT))?)

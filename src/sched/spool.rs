@@ -20,10 +20,11 @@
 //! left in both counts as further on.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use jiff::Timestamp;
@@ -34,10 +35,16 @@ use nix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
-use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use crate::{config::Config, model::RunId};
+use crate::{
+    config::Config,
+    model::RunId,
+    registry::{
+        RegistryError,
+        medium::{Directory, Medium},
+    },
+};
 
 /// The one version of `queue.json` and `current.json`.
 const VERSION: u32 = 1;
@@ -56,6 +63,9 @@ pub enum SpoolError {
         #[source]
         source: io::Error,
     },
+    /// A file cannot be read or replaced.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// A file is not what it should be.
     #[error("{path} is damaged")]
     Damaged {
@@ -88,8 +98,8 @@ impl SpoolError {
 /// The scheduler's directories. Cheap to open and to clone; safe from threads and processes.
 #[derive(Debug, Clone)]
 pub struct Spool {
-    queue: PathBuf,
-    runs: PathBuf,
+    queue: Arc<Directory>,
+    runs: Arc<Directory>,
 }
 
 /// The right to change the files: nobody else has it at the same time.
@@ -141,34 +151,35 @@ impl Spool {
     /// Opens the scheduler's directories under the registry directory; makes what is missing.
     ///
     /// # Errors
-    /// [`SpoolError::Io`] when a directory cannot be made.
+    /// [`SpoolError::Registry`] when a directory cannot be made or is not to be trusted.
     pub fn open(config: &Config) -> Result<Self, SpoolError> {
-        let spool = Self {
-            queue: config.registry_dir.join("queue"),
-            runs: config.registry_dir.join("runs"),
-        };
-        for dir in [&config.registry_dir, &spool.queue, &spool.runs] {
-            make_dir(dir)?;
-        }
-        Ok(spool)
+        let registry = Directory::open(&config.registry_dir)?;
+        Ok(Self {
+            queue: Arc::new(registry.sub("queue")?),
+            runs: Arc::new(registry.sub("runs")?),
+        })
     }
 
     /// The directory that holds `queue.json` and `current.json`; watch it to see them change.
     #[must_use]
     pub fn queue_dir(&self) -> &Path {
-        &self.queue
+        self.queue.path()
     }
 
     /// The directory of all runs.
     #[must_use]
     pub fn runs_dir(&self) -> &Path {
-        &self.runs
+        self.runs.path()
     }
 
     /// The directory of one run.
     #[must_use]
     pub fn run_dir(&self, run_id: &RunId) -> PathBuf {
-        self.runs.join(run_id.as_str())
+        self.runs_dir().join(run_id.as_str())
+    }
+
+    pub(super) fn runs(&self) -> &Directory {
+        &self.runs
     }
 
     /// Waits until nobody else changes the files. The wait is short: no holder waits for anything
@@ -177,7 +188,7 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Io`] when the lock file cannot be opened or locked.
     pub fn lock(&self) -> Result<Locked<'_>, SpoolError> {
-        let path = self.queue.join("queue.lock");
+        let path = self.queue_dir().join("queue.lock");
         let mut file = open_lock(&path)?;
         loop {
             match Flock::lock(file, FlockArg::LockExclusive) {
@@ -194,41 +205,38 @@ impl Spool {
     }
 
     pub(super) fn read_list(&self, list: List) -> Result<JobFile, SpoolError> {
-        let path = self.queue.join(list.file());
-        let Some(file): Option<JobFile> = read_json(&path)? else {
+        let Some(file): Option<JobFile> = read_json(&self.queue, list.file())? else {
             return Ok(JobFile::empty());
         };
         if file.version != VERSION {
-            let found = file.version;
-            return Err(SpoolError::Version { path, found });
+            return Err(SpoolError::Version {
+                path: self.queue_dir().join(list.file()),
+                found: file.version,
+            });
         }
         Ok(file)
     }
 }
 
 impl Locked<'_> {
-    /// Reads a list to change it. A damaged file is set aside under a name that says when, and the
-    /// copy that was good before takes its place.
+    /// Reads a list to change it. A damaged file is set aside under a name that says when, and its
+    /// copy takes its place.
     pub(super) fn list(&self, list: List) -> Result<JobFile, SpoolError> {
         match self.spool.read_list(list) {
             Err(SpoolError::Damaged { path, source }) => {
-                let aside = self.set_aside(&path)?;
-                tracing::error!(file = %path.display(), aside = %aside.display(), %source,
-                    "damaged file set aside; going on from the last good copy");
-                let file = read_json(&good_copy(&path))?.unwrap_or_else(JobFile::empty);
-                write_json(&path, &file)?;
+                let dir = &self.spool.queue;
+                let name = list.file();
+                let aside = format!("{name}.corrupt-{}", Timestamp::now().as_millisecond());
+                dir.rename(name, &aside)?;
+                tracing::error!(file = %path.display(), aside, %source,
+                    "damaged file set aside; going on from its copy");
+                let file = read_json(dir, &backup(name));
+                let file = file.ok().flatten().unwrap_or_else(JobFile::empty);
+                replace(dir, name, &to_text(&file), true)?;
                 Ok(file)
             }
             other => other,
         }
-    }
-
-    fn set_aside(&self, path: &Path) -> Result<PathBuf, SpoolError> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".damaged-{}", Timestamp::now().as_millisecond()));
-        let aside = PathBuf::from(name);
-        fs::rename(path, &aside).map_err(SpoolError::io("set aside", path))?;
-        Ok(aside)
     }
 
     pub(super) fn write_list(
@@ -238,65 +246,66 @@ impl Locked<'_> {
         now: Timestamp,
     ) -> Result<(), SpoolError> {
         file.updated_at = now;
-        let path = self.spool.queue.join(list.file());
-        let good = good_copy(&path);
-        // The copy is a second link to the version before this one; losing it loses nothing yet.
-        let _ = fs::remove_file(&good);
-        let _ = fs::hard_link(&path, &good);
-        write_json(&path, &file)
+        let (dir, name, text) = (&self.spool.queue, list.file(), to_text(&file));
+        replace(dir, name, &text, true)?;
+        // The change is made; what may be missing is a copy for when somebody damages the file.
+        if let Err(error) = replace(dir, &backup(name), &text, false) {
+            tracing::warn!(%error, file = name, "the change is made, its safety copy is not");
+        }
+        Ok(())
     }
 }
 
-fn good_copy(path: &Path) -> PathBuf {
-    path.with_extension("json.good")
+fn backup(name: &str) -> String {
+    format!("{name}.bak")
+}
+
+fn to_text<T: Serialize>(value: &T) -> Vec<u8> {
+    // Our own types have string keys and no failing serializer.
+    let mut text = serde_json::to_vec(value).unwrap_or_default();
+    text.push(b'\n');
+    text
 }
 
 /// Reads a JSON file; none when there is no such file.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SpoolError> {
-    let text = match read(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(SpoolError::io("read", path)(e)),
+pub(super) fn read_json<T: DeserializeOwned>(
+    dir: &Directory,
+    name: &str,
+) -> Result<Option<T>, SpoolError> {
+    let Some(text) = dir.read(name)? else {
+        return Ok(None);
     };
     serde_json::from_slice(&text)
         .map(Some)
         .map_err(|source| SpoolError::Damaged {
-            path: path.to_owned(),
+            path: dir.path().join(name),
             source,
         })
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)?;
-    let mut text = Vec::new();
-    io::Read::read_to_end(&mut file, &mut text)?;
-    Ok(text)
-}
-
 /// Replaces a JSON file. When this returns the new content survives a crash of the machine, as far
 /// as the file system keeps what fsync promised.
-pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), SpoolError> {
-    let write = || -> io::Result<()> {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let mut temporary = NamedTempFile::new_in(dir)?;
-        serde_json::to_writer(io::BufWriter::new(&mut temporary), value)?;
-        temporary.write_all(b"\n")?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(SpoolError::io("write", path))
+pub(super) fn write_json<T: Serialize>(
+    dir: &Directory,
+    name: &str,
+    value: &T,
+) -> Result<(), SpoolError> {
+    replace(dir, name, &to_text(value), true)
 }
 
-pub(super) fn make_dir(dir: &Path) -> Result<(), SpoolError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(SpoolError::io("make directory", dir))
+pub(super) fn replace(
+    dir: &Directory,
+    name: &str,
+    text: &[u8],
+    durable: bool,
+) -> Result<(), SpoolError> {
+    let temporary = format!("{name}.tmp");
+    dir.write(&temporary, text, durable)?;
+    dir.rename(&temporary, name)?;
+    if durable {
+        dir.sync_names()?;
+    }
+    Ok(())
 }
 
 /// Opens a lock file, which nobody ever removes.

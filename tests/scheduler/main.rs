@@ -8,5 +8,7 @@
 )]
 
 mod crash;
+mod http;
 mod jobs;
 mod support;
+mod web;

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{BufRead, BufReader},
+    net::SocketAddr,
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -43,8 +44,14 @@ pub struct Site {
 impl Site {
     /// A site whose `[scheduler]` table has these lines beside the necessary ones.
     pub fn new(scheduler: &str) -> Self {
+        Self::with(|_| scheduler.to_owned())
+    }
+
+    /// The same, for lines that name files of the site.
+    pub fn with(scheduler: impl FnOnce(&Path) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
+        let scheduler = scheduler(root);
         let text = format!(
             "registry_dir = \"{0}/registry\"\n[scheduler]\nrunner_dir = \"{0}\"\n\
              listen = \"127.0.0.1:0\"\n{scheduler}\n",
@@ -81,6 +88,9 @@ impl Site {
     /// Starts `tsimd` and waits until it leads.
     pub fn daemon(&self) -> Daemon {
         let mut daemon = self.spawn();
+        let line = daemon.until_log("serving the viewer");
+        let address = line.split("address=").nth(1).unwrap();
+        daemon.address = address.trim().parse().ok();
         daemon.until_log("leading");
         daemon
     }
@@ -234,12 +244,30 @@ pub fn id(name: &str) -> RunId {
 pub struct Daemon {
     child: Child,
     log: BufReader<std::process::ChildStderr>,
+    address: Option<SocketAddr>,
 }
 
 impl Daemon {
     fn new(mut child: Child) -> Self {
         let log = BufReader::new(child.stderr.take().unwrap());
-        Self { child, log }
+        Self {
+            child,
+            log,
+            address: None,
+        }
+    }
+
+    /// Where its viewer is.
+    pub fn address(&self) -> SocketAddr {
+        self.address.unwrap()
+    }
+
+    /// Waits for it to fail, and returns what it said.
+    pub fn failure(mut self) -> String {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut self.log, &mut text).unwrap();
+        assert!(!self.child.wait().unwrap().success(), "{text}");
+        text
     }
 
     pub fn pid(&self) -> Pid {

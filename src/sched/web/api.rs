@@ -1,0 +1,353 @@
+//! `/api/v1`: the queue as JSON, and the two things that change it.
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Shared, Site,
+    ask::{Asked, Body, Name},
+    error::ApiError,
+};
+use crate::{
+    model::{LabName, RouterName, RunId},
+    sched::{
+        board::Snapshot,
+        job::{FinishedJob, Mode, NewJob, Params, QueuedJob, Status, UserName, fresh_run_id},
+        metrics::Gauges,
+        queue::{Cancelled, SubmitError, Submitted},
+        resources::Held,
+        spool::SpoolError,
+    },
+};
+
+/// Most entries of one answer.
+const PAGE_MAX: usize = 500;
+/// Entries of an answer unless asked otherwise.
+const PAGE: usize = 50;
+
+impl From<SpoolError> for ApiError {
+    fn from(error: SpoolError) -> Self {
+        Self::ours(&error)
+    }
+}
+
+/// Does what blocks for a moment (files, locks) where it holds up nobody.
+pub(super) async fn blocking<T: Send + 'static>(
+    site: &Shared,
+    work: impl FnOnce(&Site) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let site = Arc::clone(site);
+    let done = tokio::task::spawn_blocking(move || work(&site)).await;
+    done.unwrap_or_else(|panic| Err(ApiError::ours(&panic)))
+}
+
+/// A run id from an address; anything else is nothing.
+pub(super) fn run_id(text: String) -> Result<RunId, ApiError> {
+    RunId::new(text).map_err(|e| ApiError::new(StatusCode::NOT_FOUND, e.to_string()))
+}
+
+fn no_such_job(run_id: &RunId) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is no job {run_id}"))
+}
+
+pub(super) async fn healthz() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+pub(super) async fn state(State(site): State<Shared>) -> Json<Snapshot> {
+    Json(site.board.snapshot())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QueuePage {
+    #[serde(default)]
+    offset: usize,
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+pub(super) struct QueueAnswer {
+    total: usize,
+    jobs: Vec<QueuedJob>,
+}
+
+pub(super) async fn queue(
+    State(site): State<Shared>,
+    Asked(page): Asked<QueuePage>,
+) -> Json<QueueAnswer> {
+    let jobs = site.board.jobs();
+    let limit = page.limit.unwrap_or(PAGE).min(PAGE_MAX);
+    let part = jobs.queued.iter().skip(page.offset).take(limit);
+    Json(QueueAnswer {
+        total: jobs.queued.len(),
+        jobs: part.cloned().collect(),
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HistoryPage {
+    before: Option<u64>,
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+pub(super) struct HistoryAnswer {
+    jobs: Vec<FinishedJob>,
+    /// Pass it as `before` to go on.
+    next: Option<u64>,
+}
+
+pub(super) async fn history(
+    State(site): State<Shared>,
+    Asked(page): Asked<HistoryPage>,
+) -> Result<Json<HistoryAnswer>, ApiError> {
+    let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+    blocking(&site, move |site| {
+        let page = site.spool.history(page.before, limit)?;
+        Ok(Json(HistoryAnswer {
+            jobs: page.jobs,
+            next: page.next,
+        }))
+    })
+    .await
+}
+
+pub(super) async fn registry(State(site): State<Shared>) -> Result<Json<Held>, ApiError> {
+    blocking(&site, |site| {
+        let held = site.resources.held();
+        held.map(Json).map_err(|e| ApiError::ours(&*e))
+    })
+    .await
+}
+
+/// A job wherever it stands; fields that do not apply are null.
+#[derive(Serialize)]
+pub(super) struct JobAnswer {
+    run_id: RunId,
+    username: UserName,
+    status: Status,
+    #[serde(rename = "type")]
+    mode: Mode,
+    params: Params,
+    created_at: Timestamp,
+    started_at: Option<Timestamp>,
+    finished_at: Option<Timestamp>,
+    dscp: Option<crate::model::Dscp>,
+    position: Option<usize>,
+    percent: Option<u8>,
+    phase: Option<String>,
+    verdicts: Option<crate::sched::job::Verdicts>,
+    exit_code: Option<i32>,
+    reason: Option<String>,
+}
+
+impl JobAnswer {
+    fn queued(job: QueuedJob, position: Option<usize>) -> Self {
+        Self {
+            run_id: job.run_id,
+            username: job.username,
+            status: Status::Queued,
+            mode: job.analysis_mode,
+            params: job.params,
+            created_at: job.created_at,
+            started_at: None,
+            finished_at: None,
+            dscp: None,
+            position,
+            percent: None,
+            phase: None,
+            verdicts: None,
+            exit_code: None,
+            reason: None,
+        }
+    }
+
+    fn finished(job: FinishedJob) -> Self {
+        Self {
+            run_id: job.run_id,
+            username: job.username,
+            status: job.status,
+            mode: job.mode,
+            params: job.params,
+            created_at: job.created_at,
+            started_at: job.started_at,
+            finished_at: Some(job.finished_at),
+            dscp: job.dscp,
+            position: None,
+            percent: None,
+            phase: None,
+            verdicts: job.verdicts,
+            exit_code: job.exit_code,
+            reason: job.reason,
+        }
+    }
+}
+
+fn find(site: &Site, id: &RunId) -> Result<JobAnswer, ApiError> {
+    // In the order in which a job moves, so that one that moves meanwhile is not missed.
+    let jobs = site.spool.jobs()?;
+    let position = jobs.position(id);
+    if let Some(job) = jobs.queued.into_iter().find(|job| job.run_id == *id) {
+        return Ok(JobAnswer::queued(job, position));
+    }
+    let running = jobs.running.into_iter().find(|job| job.run_id == *id);
+    if let Some(job) = site.spool.finished(id)? {
+        return Ok(JobAnswer::finished(job));
+    }
+    let job = running.ok_or_else(|| no_such_job(id))?;
+    let view = site.board.running(id);
+    let (started_at, dscp) = (job.started_at, job.dscp);
+    Ok(JobAnswer {
+        status: Status::Running,
+        started_at: Some(started_at),
+        dscp,
+        percent: view.as_ref().map(|view| view.percent),
+        phase: view.map(|view| view.phase),
+        ..JobAnswer::queued(job.into_queued(), None)
+    })
+}
+
+pub(super) async fn job(
+    State(site): State<Shared>,
+    Name(id): Name,
+) -> Result<Json<JobAnswer>, ApiError> {
+    let id = run_id(id)?;
+    blocking(&site, move |site| find(site, &id).map(Json)).await
+}
+
+/// A job as it is submitted.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Submission {
+    mode: Mode,
+    lab: LabName,
+    source: IpAddr,
+    destination: IpAddr,
+    ports: String,
+    routers: Option<Vec<RouterName>>,
+    run_id: Option<RunId>,
+    username: UserName,
+}
+
+pub(super) async fn submit(
+    State(site): State<Shared>,
+    Body(submission): Body<Submission>,
+) -> Result<Response, ApiError> {
+    let submitted = blocking(&site, |site| enqueue(site, submission)).await?;
+    let status = if submitted.new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    let location = HeaderValue::try_from(format!("/api/v1/jobs/{}", submitted.run_id));
+    let mut response = (status, Json(submitted)).into_response();
+    if let Ok(location) = location {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+fn enqueue(site: &Site, submission: Submission) -> Result<Submitted, ApiError> {
+    let now = Timestamp::now();
+    let params = Params {
+        lab: submission.lab,
+        source: submission.source,
+        destination: submission.destination,
+        ports: submission.ports,
+        routers: submission.routers,
+        extra: Map::new(),
+    };
+    params
+        .check(site.config.services)
+        .map_err(|e| ApiError::bad(e.to_string()))?;
+    let run_id = match submission.run_id {
+        Some(run_id) => run_id,
+        None => fresh_run_id(submission.mode, now).map_err(|e| ApiError::ours(&e))?,
+    };
+    let job = NewJob {
+        run_id,
+        username: submission.username,
+        mode: submission.mode,
+        params,
+    };
+    let most = site.config.scheduler.max_queued;
+    site.spool
+        .lock()?
+        .submit(job, most, now)
+        .map_err(|error| match &error {
+            SubmitError::Taken { .. } => ApiError::new(StatusCode::CONFLICT, error.to_string()),
+            SubmitError::Full(_) => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            SubmitError::Spool(_) => ApiError::ours(&error),
+        })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cancellation {
+    username: UserName,
+}
+
+pub(super) async fn cancel(
+    State(site): State<Shared>,
+    Name(id): Name,
+    Body(cancellation): Body<Cancellation>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let id = run_id(id)?;
+    blocking(&site, move |site| {
+        let by = &cancellation.username;
+        let cancelled = site.spool.lock()?.cancel(&id, by, Timestamp::now())?;
+        let (code, status) = match cancelled {
+            Cancelled::Queued(_) => (StatusCode::OK, Status::Cancelled),
+            Cancelled::Running => (StatusCode::ACCEPTED, Status::Running),
+            Cancelled::Over(status) => {
+                let text = format!("job {id} is over already ({status})");
+                return Err(ApiError::new(StatusCode::CONFLICT, text));
+            }
+            Cancelled::Unknown => return Err(no_such_job(&id)),
+        };
+        Ok((code, Json(json!({"run_id": id, "status": status}))))
+    })
+    .await
+}
+
+pub(super) async fn metrics(State(site): State<Shared>) -> Result<Response, ApiError> {
+    let text = blocking(&site, |site| {
+        let held = site.resources.held().map_err(|e| ApiError::ours(&*e))?;
+        let jobs = site.board.jobs();
+        let running = site.board.snapshot().running;
+        let count = |mode| {
+            [
+                jobs.queued
+                    .iter()
+                    .filter(|job| job.analysis_mode == mode)
+                    .count(),
+                running.iter().filter(|view| view.job.mode == mode).count(),
+            ]
+        };
+        let (quick, detailed) = (count(Mode::Quick), count(Mode::Detailed));
+        let viewers = &site.config.scheduler.max_viewers;
+        Ok(site.board.metrics.render(&Gauges {
+            queued: [quick[0], detailed[0]],
+            running: [quick[1], detailed[1]],
+            dscp_held: held.dscp.len(),
+            dscp_all: site.config.dscp.count(),
+            viewers: viewers - site.viewers.available_permits(),
+        }))
+    })
+    .await?;
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}

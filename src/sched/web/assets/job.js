@@ -1,0 +1,183 @@
+// One job: its question, live progress, then the result with the reasons.
+import {
+    announce, api, ApiError, byId, cancelJob, duration, el, live, moment, progressBar, routersText,
+    setText, start, statusText, tag, token, verdicts, withToken,
+} from "./common.js";
+
+start("Job");
+
+const runId = decodeURIComponent(location.pathname.split("/").pop());
+setText(byId("run-id"), runId);
+document.title = `${runId} · tsim`;
+
+const bar = progressBar(`Progress of ${runId}`);
+byId("progress").append(bar);
+let over = false;
+
+function showJob(job) {
+    byId("problem").hidden = true;
+    byId("status").replaceChildren(tag(job.status, job.status === "QUEUED" ? `waiting, number ${job.position}` : statusText(job.status)));
+    const rows = [
+        ["Type", job.type], ["User", job.username], ["Lab", job.params.lab],
+        ["From", job.params.source], ["To", job.params.destination], ["Services", job.params.ports],
+        ["Routers", routersText(job.params)], ["DSCP", job.dscp],
+        ["Submitted", moment(job.created_at)],
+        ["Started", job.started_at && moment(job.started_at)],
+        ["Ended", job.finished_at && moment(job.finished_at)],
+        ["Took", job.finished_at && job.started_at && duration(job.started_at, job.finished_at)],
+        ["Reason", job.reason],
+    ];
+    const shown = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
+    byId("facts").replaceChildren(...shown.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, typeof value === "number" ? String(value) : value)]));
+    const running = job.status === "RUNNING";
+    byId("cancel").hidden = !running && job.status !== "QUEUED";
+    byId("progress-panel").hidden = !running;
+    if (running) showProgress(job.percent ?? 0, job.phase ?? "");
+}
+
+function showProgress(percent, phase) {
+    bar.show(percent);
+    setText(byId("phase"), phase);
+}
+
+async function load() {
+    try {
+        const job = await api(`/jobs/${encodeURIComponent(runId)}`);
+        showJob(job);
+        if (job.finished_at && !over) {
+            over = true;
+            announce(`${runId} ${statusText(job.status)}`);
+            await showEnd(job);
+        }
+    } catch (error) {
+        setText(byId("problem"), error.message);
+        byId("problem").hidden = false;
+    }
+}
+
+async function showEnd(job) {
+    if (job.status === "DONE") {
+        const result = await api(`/jobs/${encodeURIComponent(runId)}/result`);
+        byId("result-panel").hidden = false;
+        byId("download").hidden = false;
+        if (job.verdicts) byId("counts").append(verdicts(job.verdicts));
+        byId("result").replaceChildren(...showResult(result));
+    }
+    if (!job.started_at) return;
+    const response = await fetch(`/api/v1/jobs/${encodeURIComponent(runId)}/stderr`, { headers: token() ? { Authorization: `Bearer ${token()}` } : {} });
+    const text = response.ok ? await response.text() : "";
+    byId("stderr-panel").hidden = !text.trim();
+    byId("stderr").textContent = text.slice(-20000);
+}
+
+function showResult(result) {
+    const warnings = (result.warnings ?? []).map((warning) => el("p", { class: "notice" }, typeof warning === "string" ? warning : JSON.stringify(warning)));
+    const tests = result.reachability_tests?.service?.result?.tests;
+    const body = Array.isArray(result.routers) && result.routers.every((router) => Array.isArray(router.services)) ? showMatrix(result)
+        : Array.isArray(tests) ? showTests(tests)
+            : [el("div", { class: "pad" }, el("pre", { tabindex: "0" }, JSON.stringify(result, null, 2)))];
+    return [...(warnings.length ? [el("div", { class: "pad" }, ...warnings)] : []), ...body];
+}
+
+// A line stands for neighbouring services with the same answer on every router.
+const LINES = 500;
+
+function linesOf(result) {
+    const lines = [];
+    const services = result.routers[0]?.services ?? [];
+    services.forEach((service, index) => {
+        const answers = result.routers.map((router) => router.services[index]);
+        const same = JSON.stringify(answers.map((answer) => [answer?.result, answer?.reason]));
+        const last = lines.at(-1);
+        if (last && last.same === same && last.protocol === service.protocol && last.to + 1 === service.port) last.to = service.port;
+        else lines.push({ from: service.port, to: service.port, protocol: service.protocol, answers, same });
+    });
+    return lines;
+}
+
+function showMatrix(result) {
+    const lines = linesOf(result);
+    const body = el("tbody");
+    const note = el("p", { class: "note", role: "status" });
+    const find = el("input", { id: "find", type: "search", placeholder: "443, udp, reason …", autocomplete: "off" });
+    const verdict = el("select", { id: "verdict" }, ...["all", "YES", "NO", "UNKNOWN"].map((name) => el("option", { value: name }, name)));
+    const draw = () => {
+        const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+        const fits = (line) => {
+            const text = `${line.from} ${line.to} ${line.protocol} ${line.same}`.toLowerCase();
+            const inRange = (word) => /^\d+$/.test(word) && line.from <= Number(word) && Number(word) <= line.to;
+            return words.every((word) => text.includes(word) || inRange(word))
+                && (verdict.value === "all" || line.answers.some((answer) => answer?.result === verdict.value));
+        };
+        const found = lines.filter(fits);
+        body.replaceChildren(...found.slice(0, LINES).map(matrixRow));
+        note.hidden = found.length <= LINES && found.length > 0;
+        setText(note, found.length === 0 ? "No service fits." : `${LINES} of ${found.length} lines; the filter narrows them down.`);
+    };
+    find.addEventListener("input", draw);
+    verdict.addEventListener("change", draw);
+    draw();
+    const heads = result.routers.map((router) => {
+        const way = [router.iface_in, router.iface_out].map((name) => name ?? "–").join(" → ");
+        return el("th", { scope: "col" }, router.name, el("span", { class: "why" }, router.next_hop ? `${way}, via ${router.next_hop}` : way));
+    });
+    return [
+        el("div", { class: "filters" }, el("label", { for: "find" }, "Find"), find, el("label", { for: "verdict" }, "Verdict"), verdict,
+            el("span", { class: "count" }, [result.backend && `measured with ${result.backend}`, result.timing_ms?.total !== undefined && `${result.timing_ms.total.toFixed(1)} ms`].filter(Boolean).join(", "))),
+        el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Verdicts by service and router" },
+            el("table", { class: "matrix" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Service"), ...heads)), body)),
+        note,
+    ];
+}
+
+function matrixRow(line) {
+    const ports = line.from === line.to ? String(line.from) : `${line.from}–${line.to}`;
+    return el("tr", {}, el("th", { scope: "row", class: "mono" }, `${ports}/${line.protocol}`),
+        ...line.answers.map((answer) => el("td", { class: "v" }, tag(answer?.result ?? "", answer?.result ?? "–"),
+            answer?.reason ? el("span", { class: "why" }, answer.reason) : null)));
+}
+
+function showTests(tests) {
+    return tests.map((test) => {
+        const rules = (name, list) => (list?.length ? [el("h3", {}, name), ruleTable(list)] : []);
+        const way = [test.incoming_interface, test.outgoing_interface].filter(Boolean).join(" → ");
+        const service = [test.port, test.protocol].filter((part) => part !== undefined && part !== null).join("/");
+        return el("details", {},
+            el("summary", {}, tag(test.status, test.status), " ", el("strong", {}, test.via_router ?? ""), ` ${service} ${way} `, el("span", { class: "count" }, test.message ?? "")),
+            ...rules("Blocked by", test.blocking_rules), ...rules("Allowed by", test.allowing_rules),
+            el("details", {}, el("summary", {}, "All evidence"), el("pre", { tabindex: "0" }, JSON.stringify(test, null, 2))));
+    });
+}
+
+function ruleTable(rules) {
+    const heads = ["Chain", "Rule", "Before", "After"].map((name) => el("th", { scope: "col" }, name));
+    const rows = rules.map((rule) => el("tr", {},
+        el("td", { class: "mono" }, [rule.table, rule.chain].filter(Boolean).join(" ")), el("td", { class: "wrap mono" }, typeof rule.rule === "string" ? rule.rule : JSON.stringify(rule.rule ?? rule)),
+        el("td", { class: "num" }, String(rule.packets_before ?? "")), el("td", { class: "num" }, String(rule.packets_after ?? ""))));
+    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Rules" }, el("table", {}, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows)));
+}
+
+byId("cancel").addEventListener("click", () => cancelJob(runId));
+byId("download").addEventListener("click", async () => {
+    const result = await withToken(() => api(`/jobs/${encodeURIComponent(runId)}/result`));
+    const address = URL.createObjectURL(new Blob([JSON.stringify(result, null, 2)], { type: "application/json" }));
+    el("a", { href: address, download: `${runId}.json` }).click();
+    URL.revokeObjectURL(address);
+});
+
+let waits = false;
+live({
+    snapshot: load,
+    update(change) {
+        if (over) return;
+        const mine = change.running?.find((job) => job.run_id === runId);
+        const ended = change.ended?.some((job) => job.run_id === runId);
+        if (mine && !byId("progress-panel").hidden) showProgress(mine.percent, mine.phase);
+        // Its place in the queue moves with every change; once per second is enough to look at.
+        if (ended || (mine && byId("progress-panel").hidden)) load();
+        else if (change.queue && !waits && byId("progress-panel").hidden) {
+            waits = true;
+            setTimeout(() => { waits = false; load(); }, 1000);
+        }
+    },
+}).catch((error) => { if (!(error instanceof ApiError)) throw error; });

@@ -1,0 +1,244 @@
+//! Who may do what: the token, and where a request comes from.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::IpAddr,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use axum::{
+    extract::Request,
+    http::{HeaderMap, Method, StatusCode, header},
+};
+use nix::{libc, unistd::geteuid};
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+
+use super::error::ApiError;
+use crate::config::Scheduler;
+
+/// Shortest token in bytes: 128 random bits as hexadecimal digits.
+const TOKEN_MIN: usize = 32;
+/// Longest token in bytes.
+const TOKEN_MAX: usize = 256;
+
+/// The token file cannot be used.
+#[derive(Debug, Error)]
+pub enum TokenError {
+    /// It cannot be read.
+    #[error("cannot read the token file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Others could read or replace it.
+    #[error("token file {path}: {reason}; make it 0600 and owned by the scheduler's user or root")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Who could do what.
+        reason: String,
+    },
+    /// It holds no token.
+    #[error(
+        "token file {0} must hold one line of 32 to 256 visible ASCII characters, for example from \
+         `openssl rand -hex 32`"
+    )]
+    Content(PathBuf),
+}
+
+/// What a request must carry to change anything.
+#[derive(Clone)]
+pub struct Token(Vec<u8>);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+impl Token {
+    /// Reads the token's file, which nobody else may read.
+    ///
+    /// # Errors
+    /// [`TokenError`] when the file is not there, not safe or holds no token.
+    pub fn read(path: &Path) -> Result<Self, TokenError> {
+        let cannot = |source| TokenError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(cannot)?;
+        let metadata = file.metadata().map_err(cannot)?;
+        let unsafe_ = |reason: String| TokenError::Open {
+            path: path.to_owned(),
+            reason,
+        };
+        if metadata.mode() & 0o077 != 0 {
+            let mode = metadata.mode() & 0o7777;
+            return Err(unsafe_(format!("its mode {mode:04o} lets others use it")));
+        }
+        if ![0, geteuid().as_raw()].contains(&metadata.uid()) {
+            return Err(unsafe_(format!("it belongs to uid {}", metadata.uid())));
+        }
+        let mut text = Vec::new();
+        file.take(TOKEN_MAX as u64 + 2)
+            .read_to_end(&mut text)
+            .map_err(cannot)?;
+        let text = text.trim_ascii();
+        let fits = (TOKEN_MIN..=TOKEN_MAX).contains(&text.len());
+        if !fits || !text.iter().all(u8::is_ascii_graphic) {
+            return Err(TokenError::Content(path.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Compares in a time that does not depend on where the difference is.
+    fn is(&self, other: &[u8]) -> bool {
+        self.0.ct_eq(other).into()
+    }
+}
+
+/// Checks each request before anything else looks at it.
+#[derive(Debug)]
+pub(super) struct Guard {
+    token: Option<Token>,
+    token_to_read: bool,
+    /// Names and addresses by which we may be called, lower case, without port.
+    hosts: Vec<String>,
+}
+
+impl Guard {
+    pub(super) fn new(config: &Scheduler, token: Option<Token>) -> Self {
+        let ip = config.listen.ip();
+        let mut hosts: Vec<String> = config
+            .host_names
+            .iter()
+            .map(|h| h.to_ascii_lowercase())
+            .collect();
+        if ip.is_loopback() {
+            hosts.extend(["localhost", "127.0.0.1", "[::1]"].map(str::to_owned));
+        }
+        if !ip.is_unspecified() {
+            hosts.push(match ip {
+                IpAddr::V4(v4) => v4.to_string(),
+                IpAddr::V6(v6) => format!("[{v6}]"),
+            });
+        }
+        Self {
+            token,
+            token_to_read: config.token_to_read || !ip.is_loopback(),
+            hosts,
+        }
+    }
+
+    pub(super) fn check(&self, request: &Request) -> Result<(), ApiError> {
+        let headers = request.headers();
+        let host = self.check_host(headers, request.uri().host())?;
+        let path = request.uri().path();
+        let reads = [Method::GET, Method::HEAD].contains(request.method());
+        let data = path.starts_with("/api/") || path == "/metrics";
+        if !reads || data {
+            check_origin(headers, &host)?;
+        }
+        if !reads {
+            return self.check_token(headers);
+        }
+        if data && self.token_to_read && path != "/api/v1/openapi.json" {
+            return self.check_token(headers);
+        }
+        Ok(())
+    }
+
+    /// A browser that was told by a hostile name server that we are `evil.example` says so here.
+    fn check_host(&self, headers: &HeaderMap, target: Option<&str>) -> Result<String, ApiError> {
+        let mut named = headers.get_all(header::HOST).iter();
+        let (first, second) = (named.next(), named.next());
+        let host = match (first, second, target) {
+            (Some(host), None, None) => host.to_str().ok(),
+            _ => None,
+        };
+        let host = host.map(str::to_ascii_lowercase).unwrap_or_default();
+        if self.hosts.iter().any(|ours| ours == without_port(&host)) {
+            return Ok(host);
+        }
+        Err(ApiError::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this server is not called by that name; scheduler.host_names lists its names",
+        ))
+    }
+
+    fn check_token(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let Some(token) = &self.token else {
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "nothing can be changed here: scheduler.token_file is not set",
+            ));
+        };
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        match given {
+            Some(given) if token.is(given) => Ok(()),
+            Some(_) => Err(unauthorized("the token is wrong")),
+            None => Err(unauthorized("a token is needed: Authorization: Bearer …")),
+        }
+    }
+}
+
+fn unauthorized(message: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, message)
+}
+
+/// The host of `host:port`, `[v6]:port` or either without a port.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit())
+                && (!name.contains(':') || name.ends_with(']')) =>
+        {
+            name
+        }
+        _ => host,
+    }
+}
+
+/// A request that another site's page makes in somebody's browser is refused, token or not.
+fn check_origin(headers: &HeaderMap, host: &str) -> Result<(), ApiError> {
+    let foreign = || {
+        Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "requests from other sites' pages are refused",
+        ))
+    };
+    if let Some(site) = headers.get("sec-fetch-site")
+        && site != "same-origin"
+        && site != "none"
+    {
+        return foreign();
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return Ok(());
+    };
+    let origin = origin.to_str().unwrap_or_default().to_ascii_lowercase();
+    let authority = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| origin.strip_prefix(scheme));
+    if authority == Some(host) {
+        Ok(())
+    } else {
+        foreign()
+    }
+}
+
+#[cfg(test)]
+#[path = "auth_tests.rs"]
+mod tests;

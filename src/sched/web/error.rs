@@ -1,0 +1,99 @@
+//! Answers that are no answers: a status and `{"error": "…"}`.
+
+use axum::{
+    Json,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+/// A request that was refused or failed.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    pub(super) status: StatusCode,
+    pub(super) message: String,
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+        }
+    }
+
+    /// The client's mistake.
+    pub(super) fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// Ours: the log has the causes, the client need not.
+    pub(super) fn ours(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        tracing::error!(error = text, "request failed");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the scheduler's files or registry could not be used; its log says why",
+        )
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = Json(json!({"error": self.message}));
+        let mut response = (self.status, body).into_response();
+        let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, const { value("Bearer") });
+        }
+        if matches!(
+            self.status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ) {
+            headers.insert(header::RETRY_AFTER, const { value("1") });
+        }
+        response
+    }
+}
+
+impl From<ApiError> for Response {
+    fn from(error: ApiError) -> Self {
+        error.into_response()
+    }
+}
+
+const fn value(text: &'static str) -> axum::http::HeaderValue {
+    axum::http::HeaderValue::from_static(text)
+}
+
+pub(super) async fn not_found() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "there is nothing here")
+}
+
+pub(super) async fn method_not_allowed() -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this address has no such method; /api/v1/openapi.json lists them",
+    )
+}
+
+pub(super) fn too_many() -> Response {
+    ApiError::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too many requests from this address; try again in a moment",
+    )
+    .into_response()
+}
+
+pub(super) fn too_slow() -> Response {
+    ApiError::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "the request did not come in, or could not be answered, in time",
+    )
+    .into_response()
+}

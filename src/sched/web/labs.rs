@@ -1,0 +1,143 @@
+//! The labs: what there is, and one of them with its routers and segments.
+
+use axum::{Json, extract::State, http::StatusCode};
+use serde::Serialize;
+
+use super::{Shared, api::blocking, ask::Name, error::ApiError};
+use crate::{
+    lab::{self, LabError, LabState, Phase, Status},
+    model::{IfName, LabName, RouterName},
+};
+
+/// A lab in the list of labs.
+#[derive(Serialize)]
+pub(super) struct LabEntry {
+    lab: LabName,
+    phase: Phase,
+    created_at: String,
+    routers: usize,
+}
+
+/// A lab as it is drawn.
+#[derive(Serialize)]
+pub(super) struct LabAnswer {
+    lab: LabName,
+    phase: Phase,
+    created_at: String,
+    missing: Vec<String>,
+    routers: Vec<RouterAnswer>,
+    segments: Vec<SegmentAnswer>,
+    warnings: Vec<WarningAnswer>,
+}
+
+#[derive(Serialize)]
+struct RouterAnswer {
+    name: RouterName,
+    ruleset_incomplete: bool,
+    interfaces: Vec<InterfaceAnswer>,
+}
+
+#[derive(Serialize)]
+struct InterfaceAnswer {
+    name: IfName,
+    up: bool,
+    addresses: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct SegmentAnswer {
+    name: String,
+    members: Vec<MemberAnswer>,
+}
+
+#[derive(Serialize)]
+struct MemberAnswer {
+    router: RouterName,
+    interface: IfName,
+}
+
+#[derive(Serialize)]
+struct WarningAnswer {
+    r#where: String,
+    message: String,
+}
+
+pub(super) async fn list(State(site): State<Shared>) -> Result<Json<Vec<LabEntry>>, ApiError> {
+    blocking(&site, |site| {
+        let labs = lab::list(&site.config).map_err(|e| ApiError::ours(&e))?;
+        let entry = |state: LabState| LabEntry {
+            routers: state.routers.len(),
+            lab: state.lab,
+            phase: state.phase,
+            created_at: state.created_at,
+        };
+        Ok(Json(labs.into_iter().map(entry).collect()))
+    })
+    .await
+}
+
+pub(super) async fn one(
+    State(site): State<Shared>,
+    Name(name): Name,
+) -> Result<Json<LabAnswer>, ApiError> {
+    let none = |e: String| ApiError::new(StatusCode::NOT_FOUND, e);
+    let name = LabName::new(name).map_err(|e| none(e.to_string()))?;
+    blocking(&site, move |site| match lab::status(&site.config, &name) {
+        Ok(status) => Ok(Json(answer(status))),
+        Err(LabError::NotFound { .. }) => Err(none(format!("there is no lab {name}"))),
+        Err(error) => Err(ApiError::ours(&error)),
+    })
+    .await
+}
+
+fn answer(status: Status) -> LabAnswer {
+    let Status { state, missing } = status;
+    let interfaces = |router: &lab::RouterState| {
+        let own = router
+            .interfaces
+            .iter()
+            .filter(|port| port.name.as_str() != "lo");
+        own.map(|port| InterfaceAnswer {
+            name: port.name.clone(),
+            up: port.up,
+            addresses: port.addresses.iter().map(|a| a.local.to_string()).collect(),
+        })
+        .collect()
+    };
+    let members = |segment: &lab::topology::Segment| {
+        let ends = segment.members.iter().cloned();
+        ends.map(|(router, interface)| MemberAnswer { router, interface })
+            .collect()
+    };
+    LabAnswer {
+        missing: missing.iter().map(ToString::to_string).collect(),
+        routers: state
+            .routers
+            .iter()
+            .map(|router| RouterAnswer {
+                name: router.name.clone(),
+                ruleset_incomplete: router.ruleset_incomplete,
+                interfaces: interfaces(router),
+            })
+            .collect(),
+        segments: state
+            .segments
+            .iter()
+            .map(|segment| SegmentAnswer {
+                name: segment.name.clone(),
+                members: members(segment),
+            })
+            .collect(),
+        warnings: state
+            .warnings
+            .iter()
+            .map(|warning| WarningAnswer {
+                r#where: warning.origin.to_string(),
+                message: warning.message.clone(),
+            })
+            .collect(),
+        lab: state.lab,
+        phase: state.phase,
+        created_at: state.created_at,
+    }
+}

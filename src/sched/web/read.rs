@@ -1,0 +1,83 @@
+//! What a job's runner wrote, streamed from its file.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use nix::libc;
+
+use super::{
+    Shared,
+    api::{blocking, run_id},
+    ask::Name,
+    error::ApiError,
+};
+use crate::sched::runner::{RESULT, STDERR};
+
+/// How much is read at a time.
+const BLOCK: usize = 64 * 1024;
+
+pub(super) async fn result(
+    State(site): State<Shared>,
+    Name(id): Name,
+) -> Result<Response, ApiError> {
+    file(site, id, RESULT, "application/json").await
+}
+
+pub(super) async fn stderr(
+    State(site): State<Shared>,
+    Name(id): Name,
+) -> Result<Response, ApiError> {
+    file(site, id, STDERR, "text/plain; charset=utf-8").await
+}
+
+/// Only of a job that is over: a running one's result is not one yet.
+async fn file(
+    site: Shared,
+    id: String,
+    name: &'static str,
+    kind: &'static str,
+) -> Result<Response, ApiError> {
+    let id = run_id(id)?;
+    let (file, length) = blocking(&site, move |site| {
+        let none = |text: String| ApiError::new(StatusCode::NOT_FOUND, text);
+        if site.spool.finished(&id)?.is_none() {
+            return Err(none(format!("there is no job {id} that is over")));
+        }
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(site.spool.run_dir(&id).join(name))
+            .map_err(|_| none(format!("job {id} left none: it never started")))?;
+        let length = file.metadata().map_err(|e| ApiError::ours(&e))?.len();
+        Ok((file, length))
+    })
+    .await?;
+    // The length as of now: a file that grows meanwhile is cut there, one that shrinks is an error.
+    let blocks = stream::try_unfold(file.take(length), next_block);
+    let headers = [
+        (header::CONTENT_TYPE, kind.to_owned()),
+        (header::CONTENT_LENGTH, length.to_string()),
+    ];
+    Ok((headers, Body::from_stream(blocks)).into_response())
+}
+
+async fn next_block(mut file: io::Take<File>) -> io::Result<Option<(Bytes, io::Take<File>)>> {
+    let read = tokio::task::spawn_blocking(move || {
+        let mut block = vec![0; BLOCK];
+        let count = file.read(&mut block)?;
+        block.truncate(count);
+        Ok((count > 0).then(|| (Bytes::from(block), file)))
+    });
+    read.await
+        .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+}

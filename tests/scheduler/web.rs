@@ -1,0 +1,380 @@
+//! The viewer and API against their own description, and against misuse.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read, Write},
+    os::unix::fs::PermissionsExt,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    http::{Client, Event, read_answer},
+    support::{Daemon, Site},
+};
+
+const TOKEN: &str = "5f0e1c2d3b4a59687786f5e4d3c2b1a0";
+
+/// A site with a token, and its daemon.
+fn serve(scheduler: &str) -> (Site, Daemon) {
+    let site = Site::with(|root| {
+        let token = root.join("token");
+        fs::write(&token, TOKEN).unwrap();
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+        format!("token_file = \"{}\"\n{scheduler}", token.display())
+    });
+    let daemon = site.daemon();
+    (site, daemon)
+}
+
+fn client(daemon: &Daemon) -> Client<'static> {
+    Client {
+        address: daemon.address(),
+        token: Some(TOKEN),
+    }
+}
+
+fn submission(run_id: &str, lab: &str) -> Value {
+    json!({"mode": "quick", "lab": lab, "source": "10.0.0.1", "destination": "10.0.0.2",
+        "ports": "80,81", "run_id": run_id, "username": "<script>alert(1)</script>"})
+}
+
+/// The server's own description, and answers held against it.
+struct Description(Value);
+
+impl Description {
+    fn check(&self, method: &str, path: &str, answer: &crate::http::Answer) {
+        let described = &self.0["paths"][path][method]["responses"];
+        let described = &described[answer.status.to_string()];
+        assert!(
+            !described.is_null(),
+            "{method} {path}: {} is not described: {}",
+            answer.status,
+            String::from_utf8_lossy(&answer.body)
+        );
+        let described = match described["$ref"].as_str() {
+            Some(reference) => self.0.pointer(&reference[1..]).unwrap(),
+            None => described,
+        };
+        let kind = answer.header("content-type").unwrap();
+        let kind = kind.split(';').next().unwrap();
+        let content = &described["content"][kind];
+        assert!(
+            !content.is_null(),
+            "{method} {path}: {kind} is not described"
+        );
+        if kind == "application/json" {
+            self.check_value(&content["schema"], &answer.json(), path);
+        }
+    }
+
+    fn check_value(&self, schema: &Value, value: &Value, what: &str) {
+        let mut schema = schema.clone();
+        if let Some(fields) = schema.as_object_mut() {
+            fields.insert("components".to_owned(), self.0["components"].clone());
+        }
+        let validator = jsonschema::options()
+            .should_validate_formats(true)
+            .build(&schema)
+            .unwrap();
+        let errors: Vec<String> = validator
+            .iter_errors(value)
+            .map(|e| format!("{e} at {}", e.instance_path()))
+            .collect();
+        assert!(errors.is_empty(), "{what}: {errors:?}\n{value:#}");
+    }
+}
+
+#[test]
+fn every_described_operation_answers_as_described() {
+    let (site, daemon) = serve("quick_jobs = 1");
+    let client = client(&daemon);
+    let document = Description(client.get("/api/v1/openapi.json").json());
+
+    let created = client.post("/api/v1/jobs", &submission("r1", "any"));
+    document.check("post", "/api/v1/jobs", &created);
+    assert_eq!(created.status, 201);
+    assert_eq!(created.header("location"), Some("/api/v1/jobs/r1"));
+    site.until_finished("r1");
+    let again = client.post("/api/v1/jobs", &submission("r1", "any"));
+    document.check("post", "/api/v1/jobs", &again);
+    assert_eq!(again.status, 200);
+    for (body, status) in [
+        (submission("r1", "other"), 409),
+        (json!({"mode": "quick"}), 400),
+        (json!({"mode": "quick", "run_id": "../x"}), 400),
+    ] {
+        let answer = client.post("/api/v1/jobs", &body);
+        document.check("post", "/api/v1/jobs", &answer);
+        assert_eq!(answer.status, status, "{body}");
+    }
+    client.post("/api/v1/jobs", &submission("running", "gate"));
+    site.until("it runs", |site| site.started().len() == 2);
+    client.post("/api/v1/jobs", &submission("waiting", "gate"));
+    site.until("it waits", |site| site.jobs().queued.len() == 1);
+
+    let paths = document.0["paths"].as_object().unwrap().clone();
+    for (path, methods) in &paths {
+        if methods.get("get").is_none() || path == "/api/v1/events" {
+            continue;
+        }
+        for run_id in ["r1", "running", "waiting", "nobody", "..%2fx"] {
+            let url = path.replace("{run_id}", run_id).replace("{lab}", run_id);
+            document.check("get", path, &client.get(&url));
+        }
+        let stranger = client.ask("GET", path, &[("host", "evil.example")], "");
+        document.check("get", path, &stranger);
+    }
+    let state = client.get("/api/v1/state").json();
+    assert_eq!(state["running"][0]["run_id"], "running");
+    assert_eq!(state["queue"]["first"][0]["run_id"], "waiting");
+    for path in ["/api/v1/history?limit=0x", "/api/v1/queue?nonsense=1"] {
+        let answer = client.get(path);
+        document.check("get", path.split('?').next().unwrap(), &answer);
+        assert_eq!(answer.status, 400);
+    }
+
+    let by = json!({"username": "bob"});
+    for (run_id, status) in [
+        ("waiting", 200),
+        ("running", 202),
+        ("r1", 409),
+        ("nobody", 404),
+    ] {
+        let answer = client.post(&format!("/api/v1/jobs/{run_id}/cancel"), &by);
+        document.check("post", "/api/v1/jobs/{run_id}/cancel", &answer);
+        assert_eq!(answer.status, status, "{run_id}");
+    }
+}
+
+#[test]
+fn the_stream_tells_a_jobs_whole_life_as_described() {
+    let (site, daemon) = serve("");
+    let client = client(&daemon);
+    let document = Description(client.get("/api/v1/openapi.json").json());
+    let schema = |name: &str| document.0["components"]["schemas"][name].clone();
+    let mut stream = client.events(None);
+    let first = stream.next();
+    assert_eq!(first.name, "snapshot");
+    document.check_value(&schema("Snapshot"), &first.data, "snapshot");
+    client.post("/api/v1/jobs", &submission("r1", "gate"));
+    let started = stream.until(|event| has(event, "running", "r1"));
+    let _gate = site.open_gate();
+    let ended = stream.until(|event| has(event, "ended", "r1"));
+    for event in started.iter().chain(&ended) {
+        assert_eq!(event.name, "update");
+        document.check_value(&schema("Update"), &event.data, "update");
+    }
+    let end = &ended.last().unwrap().data["ended"][0];
+    assert_eq!(end["verdicts"], json!({"yes": 1, "no": 1, "unknown": 0}));
+    assert_eq!(end["username"], "<script>alert(1)</script>");
+
+    // Who comes back is told exactly what was missed.
+    let mut back = client.events(Some(&first.id));
+    let missed = back.until(|event| has(event, "ended", "r1"));
+    let ids = |events: &[Event]| -> Vec<String> { events.iter().map(|e| e.id.clone()).collect() };
+    assert_eq!(ids(&missed), [ids(&started), ids(&ended)].concat());
+    // Who saw another scheduler, or talks nonsense, starts over.
+    for id in ["1.1", "x", "999999999999999999999.1", ""] {
+        assert_eq!(client.events(Some(id)).next().name, "snapshot", "{id}");
+    }
+}
+
+fn has(event: &Event, list: &str, run_id: &str) -> bool {
+    let jobs = event.data[list].as_array();
+    jobs.is_some_and(|jobs| jobs.iter().any(|job| job["run_id"] == run_id))
+}
+
+#[test]
+fn strangers_change_nothing() {
+    let (site, daemon) = serve("");
+    let right = client(&daemon);
+    let nobody = Client {
+        token: None,
+        ..right
+    };
+    let wrong = Client {
+        token: Some("5f0e1c2d3b4a59687786f5e4d3c2b1a1"),
+        ..right
+    };
+    let job = submission("x", "any");
+    assert_eq!(nobody.post("/api/v1/jobs", &job).status, 401);
+    assert_eq!(wrong.post("/api/v1/jobs", &job).status, 401);
+    let json = ("content-type", "application/json");
+    for header in [
+        ("origin", "http://evil.example"),
+        ("sec-fetch-site", "cross-site"),
+        ("host", "evil.example"),
+    ] {
+        let answer = right.ask("POST", "/api/v1/jobs", &[json, header], &job.to_string());
+        assert!(
+            [403, 421].contains(&answer.status),
+            "{header:?}: {}",
+            answer.status
+        );
+    }
+    for kind in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+    ] {
+        let headers = [("content-type", kind)];
+        let answer = right.ask("POST", "/api/v1/jobs", &headers, &job.to_string());
+        assert_eq!(answer.status, 415, "{kind}");
+    }
+    for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
+        let answer = right.ask(method, "/api/v1/jobs", &[], "");
+        assert_eq!(answer.status, 405, "{method}");
+        assert!(answer.header("access-control-allow-origin").is_none());
+    }
+    assert!(site.jobs().queued.is_empty() && site.started().is_empty());
+}
+
+#[test]
+fn names_never_leave_their_directory() {
+    let (site, daemon) = serve("");
+    let client = client(&daemon);
+    fs::write(site.path("secret"), "hidden").unwrap();
+    for path in [
+        "/api/v1/jobs/..%2f..%2fsecret/result",
+        "/api/v1/jobs/%2e%2e/result",
+        "/api/v1/jobs/../../secret/result",
+        "/api/v1/jobs/..%00/result",
+        "/api/v1/jobs/-x/result",
+        "/assets/..%2f..%2f..%2fsecret",
+        "/assets/../mod.rs",
+        "/assets//etc/passwd",
+        "/api/v1/labs/..%2f..%2fsecret",
+    ] {
+        let answer = client.get(path);
+        assert!(
+            [400, 404].contains(&answer.status),
+            "{path}: {}",
+            answer.status
+        );
+        let text = String::from_utf8_lossy(&answer.body);
+        assert!(!text.contains("hidden"), "{path}");
+    }
+}
+
+#[test]
+fn bodies_and_heads_are_limited() {
+    let (site, daemon) = serve("");
+    let client = client(&daemon);
+    let headers = [("content-type", "application/json")];
+    let body = format!("{{\"ports\":\"{}\"}}", "1,".repeat(5 << 20));
+    assert_eq!(
+        client.ask("POST", "/api/v1/jobs", &headers, &body).status,
+        413
+    );
+    let deep = "[".repeat(60_000);
+    assert_eq!(
+        client.ask("POST", "/api/v1/jobs", &headers, &deep).status,
+        400
+    );
+    let long = format!("/api/v1/jobs/{}", "x".repeat(100_000));
+    assert!([414, 431].contains(&client.get(&long).status));
+    let mut stream = client.connect();
+    let head = format!(
+        "GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n",
+        "y".repeat(100_000)
+    );
+    let _ = stream.write_all(head.as_bytes());
+    assert_eq!(read_answer(stream).status, 431);
+    assert!(site.jobs().queued.is_empty());
+}
+
+#[test]
+fn pages_carry_their_protection_and_no_inline_code() {
+    let (_site, daemon) = serve("");
+    let client = client(&daemon);
+    let mut linked = BTreeSet::new();
+    for path in ["/", "/job/x", "/lab", "/lab/corp10"] {
+        let page = client.get(path);
+        assert_eq!(page.status, 200, "{path}");
+        let csp = page.header("content-security-policy").unwrap();
+        assert!(
+            csp.contains("default-src 'none'") && !csp.contains("unsafe"),
+            "{csp}"
+        );
+        assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+        let text = String::from_utf8(page.body).unwrap();
+        for inline in ["<script>", "<style", " style=", " onclick=", "javascript:"] {
+            assert!(!text.contains(inline), "{path}: {inline}");
+        }
+        let quoted = text.split('"').filter(|part| part.starts_with("/assets/"));
+        linked.extend(quoted.map(str::to_owned));
+    }
+    for asset in linked {
+        let answer = client.get(&asset);
+        assert_eq!(answer.status, 200, "{asset}");
+        let text = String::from_utf8(answer.body).unwrap();
+        assert!(
+            !text.contains("innerHTML") && !text.contains("eval("),
+            "{asset}"
+        );
+    }
+}
+
+#[test]
+fn requests_per_address_are_limited() {
+    let (_site, daemon) = serve("requests_per_second = 1");
+    let client = client(&daemon);
+    let answers: Vec<u16> = (0..70).map(|_| client.get("/healthz").status).collect();
+    assert!(answers[..60].iter().all(|status| *status == 200));
+    assert!(answers.contains(&429));
+}
+
+#[test]
+fn slow_heads_are_cut_off_and_hold_nobody_up() {
+    let (_site, daemon) = serve("max_connections = 200");
+    let client = client(&daemon);
+    let mut slow: Vec<_> = (0..100)
+        .map(|_| {
+            let mut stream = client.connect();
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: ")
+                .unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(client.get("/healthz").status, 200);
+    // The server gives up on each of them; this waits until it has.
+    for stream in &mut slow {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408"));
+    }
+    assert_eq!(client.get("/healthz").status, 200);
+}
+
+#[test]
+fn a_thousand_viewers_see_the_same_and_the_rest_is_told_to_wait() {
+    let (site, daemon) = serve("max_viewers = 1000");
+    let client = client(&daemon);
+    let mut streams: Vec<_> = (0..1000).map(|_| client.events(None)).collect();
+    for stream in &mut streams {
+        assert_eq!(stream.next().name, "snapshot");
+    }
+    assert_eq!(client.events(None).status, 503);
+    site.quick("r1", "any");
+    for stream in &mut streams {
+        stream.until(|event| has(event, "ended", "r1"));
+    }
+    let text = String::from_utf8(client.get("/metrics").body).unwrap();
+    assert!(text.contains("tsim_viewers 1000\n"), "{text}");
+    assert!(text.contains("tsim_jobs_ended_total{mode=\"quick\",status=\"done\"} 1\n"));
+    drop(streams);
+}
+
+#[test]
+fn an_unsafe_token_or_address_stops_the_start() {
+    let site = Site::with(|root| {
+        fs::write(root.join("token"), TOKEN).unwrap();
+        fs::set_permissions(root.join("token"), fs::Permissions::from_mode(0o644)).unwrap();
+        format!("token_file = \"{}/token\"", root.display())
+    });
+    let text = site.spawn().failure();
+    assert!(text.contains("0644") && text.contains("0600"), "{text}");
+}
