@@ -160,7 +160,7 @@ impl Locked<'_> {
                 _ => {}
             }
         }
-        replace(self.spool.runs(), INDEX, &kept, true)?;
+        replace(self.spool.runs(), INDEX, &kept)?;
         Ok(expired.len())
     }
 }

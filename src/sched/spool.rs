@@ -232,7 +232,7 @@ impl Locked<'_> {
                     "damaged file set aside; going on from its copy");
                 let file = read_json(dir, &backup(name));
                 let file = file.ok().flatten().unwrap_or_else(JobFile::empty);
-                replace(dir, name, &to_text(&file), true)?;
+                replace(dir, name, &to_text(&file))?;
                 Ok(file)
             }
             other => other,
@@ -247,9 +247,10 @@ impl Locked<'_> {
     ) -> Result<(), SpoolError> {
         file.updated_at = now;
         let (dir, name, text) = (&self.spool.queue, list.file(), to_text(&file));
-        replace(dir, name, &text, true)?;
-        // The change is made; what may be missing is a copy for when somebody damages the file.
-        if let Err(error) = replace(dir, &backup(name), &text, false) {
+        replace(dir, name, &text)?;
+        // The change is made; what may be missing is a copy for when somebody damages the file. It
+        // is written after the original was replaced, so at least one of the two is whole.
+        if let Err(error) = dir.overwrite(&backup(name), &text) {
             tracing::warn!(%error, file = name, "the change is made, its safety copy is not");
         }
         Ok(())
@@ -290,22 +291,14 @@ pub(super) fn write_json<T: Serialize>(
     name: &str,
     value: &T,
 ) -> Result<(), SpoolError> {
-    replace(dir, name, &to_text(value), true)
+    replace(dir, name, &to_text(value))
 }
 
-pub(super) fn replace(
-    dir: &Directory,
-    name: &str,
-    text: &[u8],
-    durable: bool,
-) -> Result<(), SpoolError> {
+pub(super) fn replace(dir: &Directory, name: &str, text: &[u8]) -> Result<(), SpoolError> {
     let temporary = format!("{name}.tmp");
-    dir.write(&temporary, text, durable)?;
+    dir.write(&temporary, text)?;
     dir.rename(&temporary, name)?;
-    if durable {
-        dir.sync_names()?;
-    }
-    Ok(())
+    Ok(dir.sync_names()?)
 }
 
 /// Opens a lock file, which nobody ever removes.
