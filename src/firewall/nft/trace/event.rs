@@ -105,41 +105,66 @@ impl<'a> Event<'a> {
         if message.kind != trace {
             return None;
         }
-        let attributes = message.attributes();
-        let kind = match attributes.be32(TYPE)? {
-            1 => StepKind::Policy,
-            2 => StepKind::Return,
-            3 => StepKind::Rule,
+        let mut event = Self::empty(TableFamily(*message.body.first()?));
+        let (mut kind, mut verdict, mut policy) = (0, None, None);
+        // One pass: there are ten events per probe and as many attributes in each.
+        for (attribute, payload) in message.attributes() {
+            let number = || Some(u32::from_be_bytes(array(payload, 0)?));
+            match attribute {
+                ID => event.id = number()?,
+                TYPE => kind = number()?,
+                TABLE => event.table = text(payload)?,
+                CHAIN => event.chain = text(payload)?,
+                RULE_HANDLE => event.handle = u64::from_be_bytes(array(payload, 0)?),
+                VERDICT => verdict = Some(Attributes(payload)),
+                POLICY => policy = number(),
+                IIF => event.iif = number()?,
+                OIF => event.oif = number()?,
+                MARK => event.mark = number()?,
+                NETWORK_HEADER => event.network = Some(payload),
+                TRANSPORT_HEADER => event.transport = Some(payload),
+                _ => {}
+            }
+        }
+        (event.kind, event.decision) = match kind {
+            1 => (StepKind::Policy, Decision::of(policy? as i32, None)),
+            2 => (
+                StepKind::Return,
+                verdict.map_or(Decision::Continue, decision),
+            ),
+            3 => (StepKind::Rule, verdict.map_or(Decision::Continue, decision)),
             _ => return None,
         };
-        Some(Self {
-            id: attributes.be32(ID)?,
-            family: TableFamily(*message.body.first()?),
-            table: attributes.text(TABLE)?,
-            chain: attributes.text(CHAIN)?,
-            handle: attributes.be64(RULE_HANDLE).unwrap_or(0),
-            kind,
-            decision: decision(attributes, kind),
-            iif: attributes.be32(IIF).unwrap_or(0),
-            oif: attributes.be32(OIF).unwrap_or(0),
-            mark: attributes.be32(MARK).unwrap_or(0),
-            network: attributes.find(NETWORK_HEADER),
-            transport: attributes.find(TRANSPORT_HEADER),
-        })
+        Some(event).filter(|event| !event.table.is_empty() && !event.chain.is_empty())
+    }
+
+    fn empty(family: TableFamily) -> Self {
+        Self {
+            id: 0,
+            family,
+            table: "",
+            chain: "",
+            handle: 0,
+            kind: StepKind::Rule,
+            decision: Decision::Continue,
+            iif: 0,
+            oif: 0,
+            mark: 0,
+            network: None,
+            transport: None,
+        }
     }
 }
 
-fn decision(attributes: Attributes<'_>, kind: StepKind) -> Decision {
-    if kind == StepKind::Policy {
-        let code = attributes.be32(POLICY).unwrap_or(libc::NF_ACCEPT as u32);
-        return Decision::of(code as i32, None);
-    }
-    let Some(verdict) = attributes.nested(VERDICT) else {
-        return Decision::Continue;
-    };
+fn decision(verdict: Attributes<'_>) -> Decision {
     let code = verdict.find(VERDICT_CODE).and_then(|b| array(b, 0));
     let code = code.map_or(libc::NFT_CONTINUE, i32::from_be_bytes);
     Decision::of(code, verdict.text(VERDICT_CHAIN))
+}
+
+/// A string without its closing NUL.
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
 }
 
 #[cfg(test)]
