@@ -55,7 +55,7 @@ pub struct Quick {
     default_proto: String,
 
     /// Most services in one job [default: from the configuration]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = most_services)]
     max_services: Option<usize>,
 
     /// Routers to measure, in this order [default: the path that the lab's routes take]
@@ -121,6 +121,14 @@ enum Explain {
     Always,
     /// Not at all
     Never,
+}
+
+fn most_services(text: &str) -> Result<usize, String> {
+    let most = text
+        .parse()
+        .ok()
+        .filter(|most| (1..=ServiceLimits::ALL).contains(most));
+    most.ok_or_else(|| format!("1 to {} are allowed", ServiceLimits::ALL))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

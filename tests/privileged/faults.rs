@@ -4,7 +4,7 @@
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -16,18 +16,13 @@ use crate::quick::TestLab;
 /// A lab, and the quick runner as users start it.
 struct Runner {
     lab: TestLab,
-    config: std::path::PathBuf,
+    config: PathBuf,
 }
 
 impl Runner {
     fn new() -> Self {
         let lab = TestLab::up("small3");
-        let config = lab.config.registry_dir.with_file_name("tsim.toml");
-        let text = format!(
-            "registry_dir = {:?}\nlabs_dir = {:?}\n",
-            lab.config.registry_dir, lab.config.labs_dir
-        );
-        fs::write(&config, text).unwrap();
+        let config = lab.config_file();
         Self { lab, config }
     }
 

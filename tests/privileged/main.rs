@@ -13,5 +13,6 @@ mod minilab;
 mod netlink;
 mod netns;
 mod quick;
+mod quick_cli;
 mod support;
 mod trace;

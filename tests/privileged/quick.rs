@@ -1,15 +1,26 @@
 //! The quick job against packet captures: a verdict is what a capture on the router's far side
 //! would have shown.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tsim::{
     config::Config,
     firewall::{TagSpace, backend::BackendChoice},
-    lab::{self, Lab},
-    model::{Dscp, IfName, Protocol, RouterName, ServiceLimits, parse_services},
+    lab::{
+        self, Lab,
+        hosts::{HostRequest, LabHosts},
+    },
+    model::{
+        Dscp, HostId, HostName, IfName, Protocol, RouterId, RouterName, ServiceLimits,
+        parse_services,
+    },
     netlink::{
-        Netlink,
+        self, Netlink,
         object::{Mac, Neighbour},
     },
     run::{
@@ -77,6 +88,17 @@ impl TestLab {
             progress: None,
             pass_on: None,
         }
+    }
+
+    /// A configuration file that leads to this lab.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        let file = self.config.registry_dir.with_file_name("tsim.toml");
+        let text = format!(
+            "registry_dir = {:?}\nlabs_dir = {:?}\n",
+            self.config.registry_dir, self.config.labs_dir
+        );
+        std::fs::write(&file, text).unwrap();
+        file
     }
 
     pub(crate) fn run(&self, job: &QuickJob) -> QuickReport {
@@ -172,9 +194,45 @@ fn verdicts_on_small_routers_are_what_a_capture_shows() {
     // An address in the ipset, and a blackhole route.
     pairs += lab.verdicts_equal_capture("r1", "10.81.1.10", "10.81.3.66", services);
     pairs += lab.verdicts_equal_capture("r2", "10.81.1.10", "10.81.9.1", services);
+    // No route at all.
+    pairs += lab.verdicts_equal_capture("r2", "10.81.1.10", "192.0.2.1", services);
     // Behind an interface that is down.
     pairs += lab.verdicts_equal_capture("r3", "10.81.1.10", "10.81.4.10", services);
-    assert_eq!(pairs, 9 * 18);
+    assert_eq!(pairs, 10 * 18);
+}
+
+#[test]
+fn a_source_that_rp_filter_refuses_gets_nowhere() {
+    let lab = TestLab::up("small3");
+    let r3 = lab
+        .lab
+        .router_netns(&RouterName::new("r3").unwrap())
+        .unwrap();
+    let strict = [("net/ipv4/conf/all/rp_filter", "1")];
+    netlink::sysctl::write(&r3, &strict).unwrap();
+    // Its way back is `west`, but it sits behind `dst`.
+    let source = "10.81.1.77";
+    let facing = HostRequest {
+        id: HostId::new(lab.bed.lab.clone(), HostName::new("astray").unwrap()),
+        router: RouterId::new(lab.bed.lab.clone(), RouterName::new("r3").unwrap()),
+        address: source.parse().unwrap(),
+        prefix_len: None,
+        interface: Some(IfName::new("dst").unwrap()),
+    };
+    let mut hosts = LabHosts::new(&lab.bed.dir);
+    let hosts = hosts.lab(&lab.bed.lab).unwrap();
+    let spec = hosts.plan(&facing).unwrap();
+    hosts.add(&spec).unwrap();
+    let mut job = lab.job("r3", source, "10.81.23.2", "80,53/udp");
+    job.use_registry = false;
+    let report = lab.run(&job);
+    hosts.remove(&spec.id).unwrap();
+    assert_eq!(report.routers[0].iface_in.as_ref().unwrap().as_str(), "dst");
+    for service in &report.routers[0].services {
+        assert_eq!(service.result, Verdict::No);
+        let reason = service.reason.clone().unwrap();
+        assert!(reason.contains("rp_filter"), "{reason}");
+    }
 }
 
 #[test]
