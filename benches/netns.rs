@@ -1,20 +1,26 @@
-//! What the kernel side costs: namespaces, links, routes, look-ups. Needs root.
+//! What the kernel side costs: namespaces, routes, look-ups, hosts. Needs root.
 //!
 //! `cargo bench --bench netns`
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::{net::Ipv4Addr, process, thread, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    process, thread,
+    time::{Duration, Instant},
+};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ipnet::Ipv4Net;
 use tsim::{
-    model::{IfName, NetnsName},
+    lab::hosts::{HostRequest, Hosts},
+    model::{HostId, IfName, LabName, NetnsName},
     netlink::{
-        LinkChange, LookupQuery, Netlink, NewVeth, VethEnd,
-        object::{Address, Route, Scope},
+        BridgeOptions, LinkChange, LookupQuery, Netlink, NewVeth, VethEnd,
+        object::{Address, Route},
         sysctl,
     },
     netns::{NetnsDir, NetnsFd},
+    registry::HostSpec,
 };
 
 fn name(text: &str) -> NetnsName {
@@ -100,12 +106,7 @@ fn veth(near: &Netns, far: &Netns) -> Netlink {
         master: None,
         far: end(Some(&far.fd)),
     };
-    let address = Address {
-        local: "10.0.0.1/24".parse().unwrap(),
-        peer: None,
-        scope: Scope::Global,
-        prefix_route: true,
-    };
+    let address = Address::new("10.0.0.1/24".parse().unwrap());
     let mut batch = netlink.batch("bench");
     batch.add_veth(&pair).add_address(&ifname("eth0"), &address);
     batch.send().unwrap();
@@ -157,11 +158,120 @@ fn routing(c: &mut Criterion) {
     group.finish();
 }
 
+/// A lab with one segment and three routers on it.
+struct Lab {
+    name: LabName,
+    all: Vec<Netns>,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let name = LabName::new(format!("b{}", process::id())).unwrap();
+        let dir = NetnsDir::default();
+        let segments = dir.create(&NetnsName::segments(&name)).unwrap();
+        let mut netlink = Netlink::open(&segments).unwrap();
+        let mut batch = netlink.batch("bench");
+        let up = BridgeOptions {
+            up: true,
+            ..BridgeOptions::default()
+        };
+        batch.add_bridge(&ifname("br0"), &up);
+        batch.send().unwrap();
+        let mut all = vec![];
+        for number in 1..=3 {
+            let router = Netns::new(&format!("r{number}"));
+            let mut batch = netlink.batch("bench");
+            batch.add_veth(&NewVeth {
+                near: VethEnd::new(ifname(&format!("p{number}"))),
+                near_up: true,
+                master: Some(ifname("br0")),
+                far: VethEnd {
+                    netns: Some(&router.fd),
+                    ..VethEnd::new(ifname("eth0"))
+                },
+            });
+            batch.send().unwrap();
+            let mut netlink = Netlink::open(&router.fd).unwrap();
+            let mut batch = netlink.batch("bench");
+            let address = Address::new(format!("10.0.0.{number}/24").parse().unwrap());
+            batch
+                .set_link(&ifname("eth0"), &LinkChange::up())
+                .add_address(&ifname("eth0"), &address);
+            batch.send().unwrap();
+            all.push(router);
+        }
+        all.push(Netns { dir, fd: segments });
+        Self { name, all }
+    }
+
+    fn hosts(&self) -> Hosts {
+        Hosts::open(&self.all[0].dir, &self.name).unwrap()
+    }
+
+    /// One host on each of `count` routers, all with the same address.
+    fn requests(&self, count: usize) -> Vec<HostRequest> {
+        let request = |number: usize| HostRequest {
+            id: format!("{}@h{number}", self.name).parse().unwrap(),
+            router: format!("{}.r{number}", self.name).parse().unwrap(),
+            address: "10.0.0.9".parse().unwrap(),
+            prefix_len: None,
+            interface: None,
+        };
+        (1..=count).map(request).collect()
+    }
+}
+
+/// From nothing to hosts that work, and back; each time with sockets opened anew, as a command
+/// does it. Between two rounds the kernel frees what is gone, which is not measured but uses a
+/// processor.
+fn hosts(c: &mut Criterion) {
+    let lab = Lab::new();
+    let make = |requests: &[HostRequest]| {
+        let mut hosts = lab.hosts();
+        let plans: Vec<HostSpec> = requests.iter().map(|r| hosts.plan(r).unwrap()).collect();
+        hosts.add_all(&plans).unwrap();
+    };
+    let remove = |requests: &[HostRequest]| {
+        let ids: Vec<HostId> = requests.iter().map(|r| r.id.clone()).collect();
+        lab.hosts().remove_all(&ids).unwrap();
+    };
+    let mut group = c.benchmark_group("hosts");
+    for count in [1, 3] {
+        let requests = lab.requests(count);
+        group.bench_function(format!("add {count}"), |b| {
+            b.iter_custom(|rounds| {
+                (0..rounds)
+                    .map(|_| {
+                        let start = Instant::now();
+                        make(&requests);
+                        let took = start.elapsed();
+                        remove(&requests);
+                        took
+                    })
+                    .sum()
+            });
+        });
+        group.bench_function(format!("remove {count}"), |b| {
+            b.iter_custom(|rounds| {
+                (0..rounds)
+                    .map(|_| {
+                        make(&requests);
+                        let start = Instant::now();
+                        remove(&requests);
+                        start.elapsed()
+                    })
+                    .sum()
+            });
+        });
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2));
-    targets = namespaces, routing
+    targets = namespaces, routing, hosts
 }
 criterion_main!(benches);
