@@ -28,6 +28,7 @@ mod jobs;
 mod lab;
 pub mod matrix;
 pub mod quick;
+mod trace;
 pub mod tsim;
 pub mod tsimd;
 mod watch;

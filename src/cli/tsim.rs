@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, host, jobs, lab, watch,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, host, jobs, lab, trace,
+    watch,
 };
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
@@ -20,6 +21,7 @@ pub struct Tsim {
 enum Command {
     Host(host::Host),
     Lab(lab::Lab),
+    Trace(trace::Trace),
     Submit(jobs::Submit),
     Queue(jobs::Queue),
     Cancel(jobs::Cancel),
@@ -39,6 +41,7 @@ impl Run for Tsim {
         match self.command {
             Command::Host(command) => command.run(context),
             Command::Lab(command) => command.run(context),
+            Command::Trace(command) => command.run(context),
             Command::Submit(command) => command.run(context),
             Command::Queue(command) => command.run(context),
             Command::Cancel(command) => command.run(context),

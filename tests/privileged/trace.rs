@@ -1,7 +1,13 @@
 //! Traces through a chain of routers.
 
+use std::path::Path;
+
+use clap::Parser;
 use tsim::{
+    cli::{Context, Exit, Run, tsim::Tsim},
+    config::Config,
     lab::{
+        self, Options,
         sockets::RouterSockets,
         trace::{End, Hop, Packet, Trace, TraceError, Wiring, trace},
     },
@@ -16,7 +22,7 @@ use tsim::{
 
 use crate::{
     minilab::{MiniLab, dead_end, ip, route},
-    support::ifname,
+    support::{Bed, ifname},
 };
 
 /// a - segment 1 - b - segment 2 - c, with segment 0 before a and 3 behind c.
@@ -229,4 +235,36 @@ fn ipv6_is_traced_too() {
         way(&lab, "2001:db8::9", "2001:db8:3::9").end,
         End::Blackhole
     );
+}
+
+#[test]
+fn the_command_traces_a_lab_made_from_facts_and_says_by_its_exit_code_whether_it_arrives() {
+    let bed = Bed::new();
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        registry_dir: dir.path().join("registry"),
+        labs_dir: dir.path().join("labs"),
+        ..Config::default()
+    };
+    let facts = Path::new(env!("CARGO_MANIFEST_DIR")).join("netns-fixtures/small3");
+    lab::up_from(&config, &bed.lab, &facts, Options::default(), &()).unwrap();
+    let context = Context {
+        config: config.clone(),
+        json: true,
+    };
+    let run = |to: &str, more: &[&str]| {
+        let lab = bed.lab.as_str();
+        let args = ["tsim", "trace", "--lab", lab, "-s", "10.81.1.9", "-d", to];
+        let command = Tsim::try_parse_from(args.iter().chain(more)).unwrap();
+        command.run(&context).map_err(|failure| failure.exit)
+    };
+    assert_eq!(
+        run("10.81.3.9", &["--proto", "tcp", "--dport", "80"]),
+        Ok(Exit::Ok)
+    );
+    assert_eq!(run("10.81.9.9", &[]), Ok(Exit::SomeNo));
+    assert_eq!(run("10.81.3.9", &["--from", "none"]), Err(Exit::Usage));
+    assert_eq!(run("2001:db8::1", &[]), Err(Exit::Usage));
+    lab::down(&config, &bed.lab).unwrap();
+    assert_eq!(run("10.81.3.9", &[]), Err(Exit::CannotRun));
 }

@@ -1,0 +1,119 @@
+//! `tsim trace`: the way of a packet through a lab, as its routers route it.
+
+use std::net::IpAddr;
+
+use clap::Args;
+
+use super::{Context, Exit, Failure, Run};
+use crate::{
+    lab::{
+        Lab,
+        sockets::RouterSockets,
+        trace::{Packet, TraceError, Wiring, trace},
+    },
+    model::{LabName, Protocol, RouterName},
+    netns::NetnsDir,
+};
+
+const EXAMPLES: &str = "Examples:
+  tsim trace --lab corp -s 10.1.1.5 -d 10.9.0.7
+  tsim trace --lab corp -s 10.1.1.5 -d 10.9.0.7 --proto tcp --dport 443 --json > way.json
+  tsim-quick --lab corp -s 10.1.1.5 -d 10.9.0.7 -P 443/tcp --trace way.json
+
+Every step is a look-up in the router's own tables: policy rules, forwarding and rp_filter count,
+firewalls do not.
+
+Exit codes of trace:
+  0  the packet arrives
+  1  it does not; the last router says why
+  2  wrong arguments
+  4  could not run: rights, lab";
+
+/// Show the way of a packet through the routers of a lab
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Trace {
+    /// The lab
+    #[arg(long, value_name = "NAME")]
+    lab: LabName,
+    /// Source address
+    #[arg(short, long, value_name = "ADDRESS")]
+    source: IpAddr,
+    /// Destination address
+    #[arg(short, long, value_name = "ADDRESS")]
+    destination: IpAddr,
+    /// Router where it begins [default: the one next to the source]
+    #[arg(long, value_name = "ROUTER")]
+    from: Option<RouterName>,
+    /// Transport protocol, tcp or udp, for policy rules that look at it
+    #[arg(long, value_name = "NAME")]
+    proto: Option<Protocol>,
+    /// Destination port
+    #[arg(long, value_name = "PORT", requires = "proto")]
+    dport: Option<u16>,
+    /// Source port
+    #[arg(long, value_name = "PORT", requires = "proto")]
+    sport: Option<u16>,
+    /// Firewall mark that the packet has in every router
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, value_parser = number)]
+    mark: u32,
+    /// TOS octet
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    tos: u8,
+}
+
+/// A number as ip-rule(8) writes marks: decimal, or hexadecimal with `0x`.
+fn number(text: &str) -> Result<u32, String> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+    .map_err(|_| "0 to 4294967295 are allowed, also as 0x…".to_owned())
+}
+
+impl From<TraceError> for Failure {
+    fn from(error: TraceError) -> Self {
+        match error {
+            TraceError::Sockets(_) | TraceError::Netlink(_) => Self::cannot_run(error),
+            other => Self::usage(other),
+        }
+    }
+}
+
+impl Run for Trace {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let lab = Lab::open(&context.config, &self.lab)?;
+        let packet = Packet {
+            protocol: self.proto,
+            source_port: self.sport,
+            destination_port: self.dport,
+            mark: self.mark,
+            tos: self.tos,
+            ..Packet::new(self.source, self.destination)
+        };
+        let mut sockets = RouterSockets::new(&NetnsDir::default(), &self.lab);
+        let wiring = Wiring::from(&*lab);
+        let trace = trace(&wiring, &mut sockets, &packet, self.from.as_ref())?;
+        context.print(&trace, |out| trace.write_text(out))?;
+        Ok(if trace.arrives() {
+            Exit::Ok
+        } else {
+            Exit::SomeNo
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_decimal_or_hexadecimal() {
+        assert_eq!(number("16"), Ok(16));
+        assert_eq!(number("0x10"), Ok(16));
+        assert_eq!(number("0xffffffff"), Ok(u32::MAX));
+        for bad in ["", "0x", "-1", "4294967296", "ten"] {
+            assert!(number(bad).is_err(), "{bad}");
+        }
+    }
+}
