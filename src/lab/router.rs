@@ -106,8 +106,14 @@ fn fill_here(job: &Job<'_>) -> Result<Vec<Warning>, LabError> {
     // of the real router came in an order that nobody knows any more.
     filler.routes()?;
     filler.rules()?;
-    let mut warnings = filler.warnings;
+    let Filler {
+        mut netlink,
+        mut warnings,
+        ..
+    } = filler;
     warnings.extend(rulesets::load_here(job.router, job.loaders)?);
+    // The kernel had the time of the rulesets to take notice of links and addresses.
+    netlink.await_settled().map_err(NetlinkErrors::from)?;
     Ok(warnings)
 }
 

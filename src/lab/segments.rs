@@ -73,8 +73,12 @@ pub(super) fn make(
 pub(super) fn settle(lab: &LabState, segments: &NetnsFd) -> Result<(), LabError> {
     let mut netlink = Netlink::open(segments).map_err(NetlinkErrors::from)?;
     let interfaces = lab.routers.iter().flat_map(|router| &router.interfaces);
-    let ports = interfaces.filter_map(|interface| interface.port.as_ref());
-    Ok(netlink.settle_links(ports).map_err(NetlinkErrors::from)?)
+    let ports: Vec<_> = interfaces
+        .filter_map(|interface| interface.port.as_ref())
+        .collect();
+    Ok(netlink
+        .await_forwarding(&ports)
+        .map_err(NetlinkErrors::from)?)
 }
 
 fn bridge(number: usize) -> Result<crate::model::IfName, LabError> {

@@ -1,5 +1,7 @@
 //! Addresses of interfaces: ip-address(8).
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -70,6 +72,11 @@ fn message(index: u32, address: &Address) -> AddressMessage {
     message
 }
 
+/// The node's own address in `message`.
+pub(super) fn local(message: &AddressMessage) -> Option<IpAddr> {
+    Some(from_message(message)?.local.addr())
+}
+
 fn from_message(message: &AddressMessage) -> Option<Address> {
     let (mut local, mut far, mut flags) = (None, None, AddressFlags::empty());
     for attribute in &message.attributes {
@@ -95,8 +102,9 @@ fn from_message(message: &AddressMessage) -> Option<Address> {
 }
 
 impl Batch<'_> {
-    /// Adds `address` to the interface `dev`. IPv6 ones are usable at once: duplicate address
-    /// detection is off, since a lab may hold one address in two places on purpose.
+    /// Adds `address` to the interface `dev`, IPv6 ones without duplicate address detection, since
+    /// a lab may hold one address in two places on purpose. The kernel takes packets to an IPv6
+    /// address a little later, see [`Netlink::await_settled`].
     pub fn add_address(&mut self, dev: &IfName, address: &Address) -> &mut Self {
         self.push(
             format_args!("to add address {address} dev {dev}"),

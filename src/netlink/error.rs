@@ -62,6 +62,14 @@ pub enum NetlinkError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What the kernel does later by itself has not come about.
+    #[error("the {what} of namespace {netns} are not ready after ten seconds")]
+    NotSettled {
+        /// The namespace.
+        netns: String,
+        /// Of what kind.
+        what: &'static str,
+    },
     /// Replies were lost, or there was none: whether the request was carried out is not known.
     #[error("no reply of the kernel to {what}")]
     NoReply {

@@ -6,8 +6,9 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-        InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+        InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+        LinkMessage,
     },
 };
 use nix::errno::Errno;
@@ -33,6 +34,8 @@ pub struct Link {
     pub up: bool,
     /// Up, and so is the other end.
     pub carrier: bool,
+    /// The kernel has taken notice of the carrier: it sends. Later than [`Link::carrier`].
+    pub running: bool,
     /// Index of the bridge it is a port of.
     pub master: Option<u32>,
     /// Index of the far end of a veth, in the far end's namespace.
@@ -41,6 +44,8 @@ pub struct Link {
     pub peer_netns: Option<i32>,
     /// Options of a bridge port.
     pub port: Option<PortOptions>,
+    /// Whether the bridge forwards by this port; none for what is no bridge port.
+    pub forwarding: Option<bool>,
     /// Free text that somebody gave the link.
     pub alias: Option<String>,
 }
@@ -159,6 +164,24 @@ fn named(name: &IfName) -> LinkMessage {
     message
 }
 
+/// Asks for links without their counters, which are most of an answer.
+fn without_statistics(mut message: LinkMessage) -> LinkMessage {
+    let skip = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+    message.attributes.push(skip);
+    message
+}
+
+fn link_or_none(
+    reply: Result<RouteNetlinkMessage, NetlinkError>,
+) -> Result<Option<Link>, NetlinkError> {
+    match reply {
+        Ok(RouteNetlinkMessage::NewLink(message)) => Ok(from_message(&message)),
+        Ok(_) => Ok(None),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn end_message(end: &VethEnd<'_>) -> LinkMessage {
     let mut message = named(&end.name);
     message.header.index = end.index.unwrap_or(0);
@@ -239,10 +262,12 @@ fn from_message(message: &LinkMessage) -> Option<Link> {
         mtu: 0,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
+        running: flags.contains(LinkFlags::Running),
         master: None,
         peer: None,
         peer_netns: None,
         port: None,
+        forwarding: None,
         alias: None,
     };
     for attribute in &message.attributes {
@@ -274,6 +299,9 @@ fn fill(link: &mut Link, info: &LinkInfo) {
                 match option {
                     InfoBridgePort::Learning(on) => port.learning = *on,
                     InfoBridgePort::UnicastFlood(on) => port.flood = *on,
+                    InfoBridgePort::State(state) => {
+                        link.forwarding = Some(*state == BridgePortState::Forwarding);
+                    }
                     _ => {}
                 }
             }
@@ -414,10 +442,7 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError`] when the kernel refuses the list.
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let mut request = LinkMessage::default();
-        request
-            .attributes
-            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let request = without_statistics(LinkMessage::default());
         let list = self.dump(
             &format!("to list the links of namespace {}", self.netns()),
             &RouteNetlinkMessage::GetLink(request),
@@ -453,51 +478,31 @@ impl Netlink {
 
     fn get_link(
         &mut self,
-        mut message: LinkMessage,
+        message: LinkMessage,
         which: &str,
     ) -> Result<Option<Link>, NetlinkError> {
-        message
-            .attributes
-            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let what = format!("to show link {which} of namespace {}", self.netns());
-        match self.query_one(what, RouteNetlinkMessage::GetLink(message)) {
-            Ok(RouteNetlinkMessage::NewLink(message)) => {
-                let link = from_message(&message);
-                if let Some(link) = &link {
-                    self.learn(link.name.clone(), link.index);
-                }
-                Ok(link)
-            }
-            Ok(_) => Ok(None),
-            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
-            Err(error) => Err(error),
+        let message = RouteNetlinkMessage::GetLink(without_statistics(message));
+        let link = link_or_none(self.query_one(what, message))?;
+        if let Some(link) = &link {
+            self.learn(link.name.clone(), link.index);
         }
+        Ok(link)
     }
 
-    /// Has the kernel act at once on what it knows of the carriers of the links `names`. Otherwise
-    /// a link that just got its carrier carries nothing, and a bridge port does not forward, until
-    /// the kernel's own worker comes to it (net/core/link_watch.c).
-    ///
-    /// Asking for one link does it, since Linux 6.7 (rtnl_getlink()); before, this only asks.
+    /// The links `names`, in one go; none for one that does not exist.
     ///
     /// # Errors
-    /// [`NetlinkError`] when there is no such link, or the socket fails.
-    pub fn settle_links<'n>(
-        &mut self,
-        names: impl IntoIterator<Item = &'n IfName>,
-    ) -> Result<(), NetlinkError> {
+    /// [`NetlinkError`] when the kernel refuses to say.
+    pub fn links_named(&mut self, names: &[&IfName]) -> Result<Vec<Option<Link>>, NetlinkError> {
         let mut requests = Requests::default();
         for name in names {
-            let mut message = named(name);
-            message
-                .attributes
-                .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
             let what = format!("to show link {name} of namespace {}", self.netns());
+            let message = without_statistics(named(name));
             requests.push(what, 0, RouteNetlinkMessage::GetLink(message));
         }
-        self.query(requests)?
-            .into_iter()
-            .try_for_each(|reply| reply.map(drop))
+        let replies = self.query(requests)?;
+        replies.into_iter().map(link_or_none).collect()
     }
 
     /// Takes `index` for the index of link `name` from now on. For whoever knows that it is, for

@@ -18,6 +18,7 @@ mod neighbour;
 pub mod object;
 mod route;
 mod rule;
+mod settle;
 mod socket;
 pub mod sysctl;
 mod text;

@@ -43,11 +43,15 @@ type Message = NetlinkMessage<RouteNetlinkMessage>;
 /// The rtnetlink socket of one namespace. It keeps the namespace alive as long as it is open.
 #[derive(Debug)]
 pub struct Netlink {
-    socket: Socket,
+    pub(super) socket: Socket,
+    /// The socket's address; replies carry it.
+    port: u32,
     netns: String,
     sequence: u32,
     /// What was received last.
     read: Vec<u8>,
+    /// Something came that was no reply: news of a group that [`Netlink::await_settled`] joins.
+    pub(super) news: bool,
     pub(super) indexes: HashMap<IfName, u32>,
 }
 
@@ -200,7 +204,7 @@ impl Netlink {
             }
         };
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(fail("open"))?;
-        socket.bind_auto().map_err(fail("bind"))?;
+        let port = socket.bind_auto().map_err(fail("bind"))?.port_number();
         socket
             .connect(&SocketAddr::new(0, 0))
             .map_err(fail("connect"))?;
@@ -212,9 +216,11 @@ impl Netlink {
         set(setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).map_err(io::Error::from))?;
         Ok(Self {
             socket,
+            port,
             netns: netns.to_owned(),
             sequence: 1,
             read: Vec::with_capacity(READ_BYTES),
+            news: false,
             indexes: HashMap::new(),
         })
     }
@@ -331,10 +337,13 @@ impl Netlink {
         let mut replies: Vec<Option<Reply>> = requests.iter().map(|_| None).collect();
         let netns = self.netns.clone();
         while self.receive()? {
-            for message in messages(&self.read) {
-                let (header, payload) = message
-                    .map_err(|reason| malformed(&format!("a request in {netns}"), reason))?
-                    .into_parts();
+            for message in messages(&self.read, self.port) {
+                let message = message
+                    .map_err(|reason| malformed(&format!("a request in {netns}"), reason))?;
+                let Some((header, payload)) = message.map(Message::into_parts) else {
+                    self.news = true;
+                    continue;
+                };
                 let at = header.sequence_number.wrapping_sub(first) as usize;
                 // Anything else is the late reply to an exchange that was given up.
                 if let Some(slot) = replies.get_mut(at) {
@@ -377,8 +386,12 @@ impl Netlink {
         let mut list = Vec::new();
         let mut torn = false;
         while self.receive()? {
-            for message in messages(&self.read) {
-                let (header, payload) = message.map_err(|e| malformed(what, e))?.into_parts();
+            for message in messages(&self.read, self.port) {
+                let message = message.map_err(|e| malformed(what, e))?;
+                let Some((header, payload)) = message.map(Message::into_parts) else {
+                    self.news = true;
+                    continue;
+                };
                 if header.sequence_number != sequence {
                     continue;
                 }
@@ -417,7 +430,7 @@ impl Netlink {
     ///
     /// Never waits: the kernel queues the replies before the request's system call returns, and
     /// the rest of a list as soon as what is queued of it has been read.
-    fn receive(&mut self) -> Result<bool, NetlinkError> {
+    pub(super) fn receive(&mut self) -> Result<bool, NetlinkError> {
         loop {
             self.read.clear();
             let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
@@ -431,14 +444,15 @@ impl Netlink {
                     Errno::EAGAIN => return Ok(false),
                     // The receive buffer overflowed. What it still holds can be read; who misses
                     // a reply will say so.
-                    Errno::EINTR | Errno::ENOBUFS => {}
+                    Errno::ENOBUFS => self.news = true,
+                    Errno::EINTR => {}
                     errno => return Err(self.socket_error("read from", errno)),
                 },
             }
         }
     }
 
-    fn socket_error(&self, call: &'static str, errno: Errno) -> NetlinkError {
+    pub(super) fn socket_error(&self, call: &'static str, errno: Errno) -> NetlinkError {
         NetlinkError::Socket {
             netns: self.netns.clone(),
             call,
@@ -456,8 +470,8 @@ fn send(socket: &Socket, bytes: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// The messages in one datagram.
-fn messages(bytes: &[u8]) -> impl Iterator<Item = Result<Message, String>> + '_ {
+/// The messages in one datagram; none in place of one that is no reply to `port`.
+fn messages(bytes: &[u8], port: u32) -> impl Iterator<Item = Result<Option<Message>, String>> + '_ {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = rest.first_chunk().map(|field| u32::from_ne_bytes(*field))? as usize;
@@ -469,7 +483,15 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = Result<Message, String>> + '_ 
         rest = rest
             .get(length.next_multiple_of(ALIGN)..)
             .unwrap_or_default();
-        Some(Message::deserialize(message).map_err(|e| e.to_string()))
+        let to = message.get(12..16).and_then(|field| field.try_into().ok());
+        if to.map(u32::from_ne_bytes) != Some(port) {
+            return Some(Ok(None));
+        }
+        Some(
+            Message::deserialize(message)
+                .map(Some)
+                .map_err(|e| e.to_string()),
+        )
     })
 }
 
@@ -527,8 +549,8 @@ mod tests {
         let chunks = list.chunks();
         assert_eq!(chunks, [0..SEND_REQUESTS, SEND_REQUESTS..SEND_REQUESTS + 1]);
         let bytes = list.number(&chunks[0], 7).to_vec();
-        let numbers: Vec<u32> = messages(&bytes)
-            .map(|m| m.unwrap().header.sequence_number)
+        let numbers: Vec<u32> = messages(&bytes, 0)
+            .map(|m| m.unwrap().unwrap().header.sequence_number)
             .collect();
         let want: Vec<u32> = (7..7 + u32::try_from(SEND_REQUESTS).unwrap()).collect();
         assert_eq!(numbers, want);
@@ -539,11 +561,11 @@ mod tests {
     fn a_datagram_that_is_cut_is_an_error_not_a_panic() {
         let bytes = requests(2).bytes;
         for cut in 0..bytes.len() {
-            let _ = messages(&bytes[..cut]).collect::<Vec<_>>();
+            let _ = messages(&bytes[..cut], 0).collect::<Vec<_>>();
         }
         let mut lies = bytes.clone();
         lies[0] = 3;
-        assert!(messages(&lies).next().unwrap().is_err());
+        assert!(messages(&lies, 0).next().unwrap().is_err());
     }
 
     #[test]
@@ -557,7 +579,7 @@ mod tests {
         error.extend(b"no way\0\0");
         let length = u32::try_from(error.len()).unwrap();
         error[..4].copy_from_slice(&length.to_ne_bytes());
-        let message = messages(&error).next().unwrap().unwrap();
+        let message = messages(&error, 0).next().unwrap().unwrap().unwrap();
         match reply(message.into_parts().1) {
             Some(Reply::Refused(Errno::ENETUNREACH, Some(text))) => assert_eq!(text, "no way"),
             other => panic!("{other:?}"),

@@ -123,7 +123,8 @@ impl MiniLab {
             batch.add_address(&interface.name, address);
         }
         batch.send().unwrap();
-        segments.settle_links([&ifname(port)]).unwrap();
+        segments.await_forwarding(&[&ifname(port)]).unwrap();
+        netlink.await_settled().unwrap();
     }
 
     /// Waits until the namespace of the bridges has the links `want`, at most ten seconds after

@@ -61,6 +61,7 @@ fn pair(near: &NetnsFd, far: &NetnsFd) -> Netlink {
     let mut batch = other.batch("router far");
     batch.set_link(&ifname("eth0"), &LinkChange::up());
     batch.send().unwrap();
+    netlink.await_settled().unwrap();
     netlink
 }
 
@@ -601,4 +602,48 @@ fn sysctls_are_those_of_the_namespace() {
     assert_eq!(sysctl::read(&near, &[path]).unwrap(), ["1"]);
     let errors = sysctl::write(&near, &[("net/ipv4/none", "1"), ("kernel/sysrq", "1")]);
     assert_eq!(errors.unwrap_err().len(), 2);
+}
+
+#[test]
+fn what_the_kernel_does_later_is_awaited_and_not_polled_for() {
+    let (_bed, near, far) = beds();
+    let mut netlink = Netlink::open(&near).unwrap();
+    let veth = NewVeth {
+        near: VethEnd::new(ifname("p0")),
+        near_up: true,
+        master: Some(ifname("br0")),
+        far: VethEnd {
+            netns: Some(&far),
+            ..VethEnd::new(ifname("eth0"))
+        },
+    };
+    let up = BridgeOptions {
+        up: true,
+        ..BridgeOptions::default()
+    };
+    let mut batch = netlink.batch("segments");
+    batch.add_bridge(&ifname("br0"), &up).add_veth(&veth);
+    batch.send().unwrap();
+    let mut other = Netlink::open(&far).unwrap();
+    for number in 0..50 {
+        let address = address(&format!("2001:db8::{number:x}/64"));
+        let mut batch = other.batch("host");
+        batch
+            .set_link(&ifname("eth0"), &LinkChange::up())
+            .add_address(&ifname("eth0"), &address);
+        batch.send().unwrap();
+        netlink.await_forwarding(&[&ifname("p0")]).unwrap();
+        let port = netlink.link(&ifname("p0")).unwrap().unwrap();
+        assert_eq!((port.running, port.forwarding), (true, Some(true)));
+        other.await_settled().unwrap();
+        let way = other.lookup_one(&LookupQuery::to(address.local.addr()));
+        assert_eq!(way.unwrap().kind, LookupKind::Local);
+        let mut batch = other.batch("host");
+        let down = LinkChange {
+            up: Some(false),
+            ..LinkChange::default()
+        };
+        batch.set_link(&ifname("eth0"), &down);
+        batch.send().unwrap();
+    }
 }

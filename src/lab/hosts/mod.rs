@@ -253,9 +253,8 @@ impl Hosts {
         for draft in &mut drafts {
             draft.configure()?;
         }
-        // The first packet must not be lost.
-        self.segments
-            .settle_links(drafts.iter().map(|draft| &draft.port))?;
+        let ports: Vec<&IfName> = drafts.iter().map(|draft| &draft.port).collect();
+        self.segments.await_forwarding(&ports)?;
         self.note(&drafts)
     }
 
@@ -417,7 +416,7 @@ impl Hosts {
 }
 
 impl Draft<'_> {
-    /// Gives the host its address and its way out.
+    /// Gives the host its address and its way out. Afterwards it can send and receive at once.
     fn configure(&mut self) -> Result<(), HostError> {
         let eth0 = IfName::new(ETH0)?;
         let plan = self.plan;
@@ -434,7 +433,11 @@ impl Draft<'_> {
             .add_address(&eth0, &address)
             .replace_neighbour(&gateway)
             .add_route(&default_route(self.gateway, eth0));
-        Ok(batch.send()?)
+        batch.send()?;
+        if plan.address.addr().is_ipv6() {
+            self.netlink.await_settled()?;
+        }
+        Ok(())
     }
 }
 
