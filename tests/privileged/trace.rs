@@ -248,10 +248,7 @@ fn the_command_traces_a_lab_made_from_facts_and_says_by_its_exit_code_whether_it
     };
     let facts = Path::new(env!("CARGO_MANIFEST_DIR")).join("netns-fixtures/small3");
     lab::up_from(&config, &bed.lab, &facts, Options::default(), &()).unwrap();
-    let context = Context {
-        config: config.clone(),
-        json: true,
-    };
+    let context = Context::new(config.clone(), true);
     let run = |to: &str, more: &[&str]| {
         let lab = bed.lab.as_str();
         let args = ["tsim", "trace", "--lab", lab, "-s", "10.81.1.9", "-d", to];
