@@ -5,6 +5,7 @@ mod error;
 pub mod facts;
 pub mod hosts;
 mod kernel_settings;
+pub mod neighbours;
 mod plan;
 mod pool;
 mod router;

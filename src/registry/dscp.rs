@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     model::{Dscp, DscpRange, RunId},
-    registry::{DeadJob, Liveness, Owner, RegistryError, lease::IsGone, table::Table, time},
+    registry::{Liveness, Owner, RegistryError, lease::IsGone, table::Table, time},
 };
 
 /// A DSCP value that a job holds.
@@ -38,9 +38,8 @@ pub struct DscpAllocation {
 pub struct DscpGrant {
     /// The value.
     pub dscp: Dscp,
-    /// Jobs whose allocations were dropped because they are gone. What they left on routers is to
-    /// be swept, see [`TapKernel`](crate::registry::TapKernel).
-    pub dead: Vec<DeadJob>,
+    /// Jobs whose allocations were dropped because their owners are gone.
+    pub dead: Vec<RunId>,
 }
 
 /// Who asks for a value, and for which.
@@ -86,7 +85,7 @@ pub(crate) fn allocate(
     table.put(key, &allocation)?;
     Ok(DscpGrant {
         dscp,
-        dead: gone.into_iter().map(DeadJob::from).collect(),
+        dead: gone.into_iter().map(|(run, _)| run).collect(),
     })
 }
 
@@ -132,15 +131,6 @@ pub(crate) fn release(table: &mut Table, run_id: &RunId) -> Result<Dscp, Registr
         mine.ok_or_else(|| RegistryError::NotFound(format!("a DSCP allocation of {run_id}")))?;
     table.remove(run_id.as_str());
     Ok(mine.dscp)
-}
-
-impl From<(RunId, DscpAllocation)> for DeadJob {
-    fn from((run_id, allocation): (RunId, DscpAllocation)) -> Self {
-        Self {
-            run_id,
-            dscp: Some(allocation.dscp),
-        }
-    }
 }
 
 /// All allocations, by run id.

@@ -7,9 +7,9 @@
 use std::error::Error;
 
 use crate::{
-    model::{Dscp, HostId, RouterId, RunId},
+    model::{HostId, RouterId},
     netlink::object::{Mac, Neighbour},
-    registry::{HostSpec, NeighbourKey},
+    registry::{HostSpec, NeighbourKey, Owner},
 };
 
 /// Why the kernel did not do it, as the layer above words it.
@@ -69,28 +69,19 @@ pub trait NeighbourKernel {
     ) -> Result<(), KernelError>;
 }
 
-/// A job that provably ended, and what it may have left on which routers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadJob {
-    /// The job.
-    pub run_id: RunId,
-    /// The DSCP value that it held, where that is known.
-    pub dscp: Option<Dscp>,
-}
-
-/// Removes taps that survive their job: those of the iptables back end.
+/// Removes taps that survive their job: those of the iptables back end, which carry their owner.
 pub trait TapKernel {
-    /// Removes the taps that carry the identity of one of `dead` from `router`, or from every
-    /// router when there is none given. With `dry_run` they are only reported.
+    /// Removes the taps of owners of whom `is_gone` says that they are provably gone, from
+    /// `router`, or from every router when none is given. With `dry_run` they are only reported.
     ///
-    /// Returns one readable line per tap.
+    /// Returns one readable line per job and router.
     ///
     /// # Errors
-    /// When a tap is still there afterwards.
+    /// When such a tap is still there afterwards.
     fn sweep_taps(
         &mut self,
         router: Option<&RouterId>,
-        dead: &[DeadJob],
+        is_gone: &dyn Fn(&Owner) -> bool,
         dry_run: bool,
     ) -> Result<Vec<String>, KernelError>;
 }

@@ -198,7 +198,7 @@ impl RegistryManager {
         let grant = dscp::allocate(&mut open.table, range, &request, liveness, time::now())?;
         self.save(&open)?;
         for dead in &grant.dead {
-            self.record("dscp.drop", Some(&dead.run_id), json!({"dscp": dead.dscp}));
+            self.record("dscp.drop", Some(dead), json!({}));
         }
         self.record("dscp.allocate", Some(run_id), json!({"dscp": grant.dscp}));
         Ok(grant)

@@ -70,7 +70,7 @@ pub use dscp::{DscpAllocation, DscpGrant};
 pub use error::{Collided, RegistryError};
 pub use host::{HostRecord, HostSpec, ManagedBy};
 pub use job::{Job, JobInfo, Locked, Refused, Unlocked};
-pub use kernel::{DeadJob, HostKernel, KernelError, NeighbourKernel, TapKernel};
+pub use kernel::{HostKernel, KernelError, NeighbourKernel, TapKernel};
 pub use lease::{HostLeases, JobType, Lease, Released};
 pub use lock::{LockHolder, RouterLock};
 pub use manager::RegistryManager;

@@ -4,7 +4,7 @@
 //! age. What cannot be told is kept and reported. Kernel objects go before the record that knows
 //! of them, so a crash or failure half-way leaves the record to the next one who comes by.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeSet, fmt};
 
 use serde::Serialize;
 use serde_json::json;
@@ -12,8 +12,8 @@ use serde_json::json;
 use crate::{
     model::{Dscp, HostId, RouterId, RunId},
     registry::{
-        DeadJob, HostKernel, HostRecord, Liveness, ManagedBy, Mode, NeighbourKernel, NeighbourKey,
-        NeighbourLeases, RegistryError, RegistryManager, TapKernel, Wait, dscp, job_hosts,
+        HostKernel, HostRecord, Liveness, ManagedBy, Mode, NeighbourKernel, NeighbourKey,
+        NeighbourLeases, Owner, RegistryError, RegistryManager, TapKernel, Wait, dscp, job_hosts,
         job_neighbours, lease, lock,
         manager::Census,
         neighbour,
@@ -27,7 +27,7 @@ pub enum Scope {
     /// Everything in the registry.
     Everything,
     /// What a job is about to use: these routers with everything on them, and these hosts.
-    /// DSCP allocations are left alone: what their jobs left may be on other routers.
+    /// (DSCP allocations of the dead are dropped when a value is allocated.)
     Touching {
         /// Routers.
         routers: Vec<RouterId>,
@@ -179,16 +179,14 @@ impl RegistryManager {
                 ..ReconcileReport::default()
             },
         };
-        let dead = pass.dead_jobs()?;
-        let swept = pass.taps(&dead);
+        pass.doubts()?;
+        pass.taps();
         pass.neighbours()?;
         let freed = pass.host_leases()?;
         pass.hosts(&freed)?;
         pass.tickets()?;
         if *scope == Scope::Everything {
-            if swept {
-                pass.dscp()?;
-            }
+            pass.dscp()?;
             pass.compare_with_kernel()?;
         }
         Ok(pass.report)
@@ -196,55 +194,44 @@ impl RegistryManager {
 }
 
 impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
-    /// Jobs of which every trace belongs to a process that is gone.
-    fn dead_jobs(&mut self) -> Result<Vec<DeadJob>, RegistryError> {
-        let mut jobs: BTreeMap<RunId, (bool, Option<Dscp>)> = BTreeMap::new();
+    /// Says what is kept because it cannot be told whether its owner lives.
+    fn doubts(&mut self) -> Result<(), RegistryError> {
         let leases = self.registry.source_host_leases()?.into_iter();
         let neighbours = self.registry.neighbor_leases()?.into_iter();
-        let traces = leases
-            .flat_map(|(_, r)| r.leases)
-            .chain(neighbours.flat_map(|(_, r)| r.leases))
-            .map(|l| (l.run_id, l.owner, l.dscp));
+        let leases = leases
+            .flat_map(|(_, record)| record.leases)
+            .chain(neighbours.flat_map(|(_, record)| record.leases))
+            .map(|lease| (lease.run_id, lease.owner));
         let allocations = self.registry.dscp_allocations()?.into_iter();
-        for (run, owner, dscp) in traces.chain(allocations.map(|(r, a)| (r, a.owner, Some(a.dscp))))
-        {
-            let state = self.census.ask(&owner);
-            if state == Liveness::Unknown {
+        let doubts: BTreeSet<String> = leases
+            .chain(allocations.map(|(run, allocation)| (run, allocation.owner)))
+            .filter(|(_, owner)| self.census.ask(owner) == Liveness::Unknown)
+            .map(|(run, owner)| {
                 let pid = owner.pid;
-                let notice = format!("kept what {run} holds: cannot tell whether pid {pid} is it");
-                if !self.report.notices.contains(&notice) {
-                    self.report.notices.push(notice);
-                }
-            }
-            let job = jobs.entry(run).or_insert((true, None));
-            job.0 &= state == Liveness::Gone;
-            job.1 = job.1.or(dscp);
-        }
-        let dead = jobs.into_iter().filter(|(_, (gone, _))| *gone);
-        Ok(dead
-            .map(|(run_id, (_, dscp))| DeadJob { run_id, dscp })
-            .collect())
+                format!("kept what {run} holds: cannot tell whether process {pid} is still it")
+            })
+            .collect();
+        self.report.notices.extend(doubts);
+        Ok(())
     }
 
-    /// Whether no tap of the dead is left where the scope reaches.
-    fn taps(&mut self, dead: &[DeadJob]) -> bool {
-        if dead.is_empty() {
-            return true;
-        }
+    fn taps(&mut self) {
         let routers: Vec<Option<&RouterId>> = match self.scope {
             Scope::Everything => vec![None],
             Scope::Touching { routers, .. } => routers.iter().map(Some).collect(),
         };
-        let failures = self.report.failures.len();
+        let is_gone = |owner: &Owner| owner.liveness() == Liveness::Gone;
         for router in routers {
-            match self.kernel.sweep_taps(router, dead, self.report.dry_run) {
+            match self
+                .kernel
+                .sweep_taps(router, &is_gone, self.report.dry_run)
+            {
                 Ok(taps) => taps
                     .into_iter()
                     .for_each(|tap| self.did(Action::SweepTap { tap }, None)),
                 Err(e) => self.failed("sweep taps", &*e),
             }
         }
-        self.report.failures.len() == failures
     }
 
     fn neighbours(&mut self) -> Result<(), RegistryError> {

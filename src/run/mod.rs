@@ -1,5 +1,6 @@
 //! What the runners do: the quick job from its resolved question to its report.
 
+pub mod caretaker;
 pub mod explain;
 pub mod interrupt;
 pub mod outside;

@@ -84,5 +84,5 @@ fn the_dscp_value_of_a_dead_job_is_given_on_and_the_dead_job_named() {
     let run = tsim::model::RunId::new("heir").unwrap();
     let grant = site.open().allocate_dscp(&run, None, None).unwrap();
     assert_eq!(grant.dscp.get(), 32);
-    assert_eq!(grant.dead[0].run_id.as_str(), "doomed");
+    assert_eq!(grant.dead[0].as_str(), "doomed");
 }

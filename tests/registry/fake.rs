@@ -3,7 +3,7 @@
 //! ```text
 //! kernel/ns/LAB@HOST/complete      a namespace; without the file it is half made
 //! kernel/neighbours/KEY            a neighbour entry: its MAC
-//! kernel/taps/RUN-ID               a tap
+//! kernel/taps/RUN-ID               a tap: its owner
 //! ```
 
 use std::{
@@ -16,7 +16,7 @@ use tsim::{
     model::{HostId, RouterId},
     netlink::object::{Mac, Neighbour},
     registry::{
-        DeadJob, HostKernel, HostSpec, KernelError, NeighbourKernel, NeighbourKey, TapKernel,
+        HostKernel, HostSpec, KernelError, NeighbourKernel, NeighbourKey, Owner, TapKernel,
     },
 };
 
@@ -45,6 +45,11 @@ impl FakeKernel {
 
     pub(crate) fn put_neighbour(&self, key: &NeighbourKey, mac: &str) {
         fs::write(self.entry(key), mac).unwrap();
+    }
+
+    pub(crate) fn put_tap(&self, run: &str, owner: &Owner) {
+        let owner = serde_json::to_vec(owner).unwrap();
+        fs::write(self.root.join("taps").join(run), owner).unwrap();
     }
 
     pub(crate) fn is_complete(&self, host: &HostId) -> bool {
@@ -142,19 +147,21 @@ impl TapKernel for FakeKernel {
     fn sweep_taps(
         &mut self,
         _router: Option<&RouterId>,
-        dead: &[DeadJob],
+        is_gone: &dyn Fn(&Owner) -> bool,
         dry_run: bool,
     ) -> Result<Vec<String>, KernelError> {
         let mut swept = Vec::new();
-        for job in dead {
-            let tap = self.root.join("taps").join(job.run_id.as_str());
-            if tap.exists() {
-                if !dry_run {
-                    fault::step("kernel.tap.remove")?;
-                    absent_is_fine(fs::remove_file(tap))?;
-                }
-                swept.push(job.run_id.to_string());
+        for entry in fs::read_dir(self.root.join("taps"))? {
+            let tap = entry?.path();
+            let owner: Owner = serde_json::from_slice(&fs::read(&tap)?)?;
+            if !is_gone(&owner) {
+                continue;
             }
+            if !dry_run {
+                fault::step("kernel.tap.remove")?;
+                absent_is_fine(fs::remove_file(&tap))?;
+            }
+            swept.push(tap.file_name().unwrap_or_default().display().to_string());
         }
         Ok(swept)
     }

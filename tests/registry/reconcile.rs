@@ -34,7 +34,8 @@ fn a_dry_run_says_what_a_real_one_then_does() {
     let lock = Order::Lock(vec!["r1".to_owned()], Mode::Shared, 0);
     doomed.ask(&lock).unwrap();
     doomed.ask(&Order::Neighbour(1)).unwrap();
-    fs::write(site.path().join("kernel/taps/doomed"), "").unwrap();
+    let (_, allocation) = &site.open().dscp_allocations().unwrap()[0];
+    kernel.put_tap("doomed", &allocation.owner);
     doomed.kill();
     let left = kernel.snapshot();
 
@@ -78,6 +79,7 @@ fn what_the_living_hold_is_left_alone() {
     operator
         .add_host(&spec(2), &mut kernel, &patience())
         .unwrap();
+    kernel.put_tap("other", site.open().owner());
     let there = kernel.snapshot();
     let report = site.reconcile();
     assert_eq!((report.actions, report.notices), (vec![], vec![]));

@@ -1,0 +1,169 @@
+//! What the registry needs to put everything right: hosts, neighbour entries and taps of all labs.
+
+use std::{cell::RefCell, sync::Arc};
+
+use crate::{
+    config::Config,
+    firewall::{
+        Site,
+        iptables::{self, Identity, OwnerMark, Variant},
+    },
+    lab::{hosts::LabHosts, neighbours::LabNeighbours},
+    model::{HostId, RouterId},
+    netlink::object::{Family, Mac, Neighbour},
+    netns::{NetnsDir, NetnsError, NetnsFd, tool::Tools},
+    registry::{
+        HostKernel, HostSpec, KernelError, NeighbourKernel, NeighbourKey, Owner, TapKernel,
+    },
+};
+
+/// The tools without which there can be no taps of a variant: who has put them there had them.
+const TOOLS: [(Variant, Family, &str); 4] = [
+    (Variant::Nft, Family::V4, "iptables-nft-save"),
+    (Variant::Nft, Family::V6, "ip6tables-nft-save"),
+    (Variant::Legacy, Family::V4, "iptables-legacy-save"),
+    (Variant::Legacy, Family::V6, "ip6tables-legacy-save"),
+];
+
+/// Everything that reconciling may have to remove or put back.
+#[derive(Debug)]
+pub struct Caretaker {
+    dir: NetnsDir,
+    tools: Tools,
+    hosts: LabHosts,
+    neighbours: LabNeighbours,
+}
+
+impl Caretaker {
+    /// For the namespaces in `dir`.
+    #[must_use]
+    pub fn new(dir: &NetnsDir, config: &Config) -> Self {
+        Self {
+            dir: dir.clone(),
+            tools: Tools::new(config.tool_dirs.clone()),
+            hosts: LabHosts::new(dir),
+            neighbours: LabNeighbours::new(dir),
+        }
+    }
+
+    fn routers(&self, router: Option<&RouterId>) -> Result<Vec<RouterId>, NetnsError> {
+        match router {
+            Some(router) => Ok(vec![router.clone()]),
+            None => {
+                let names = self.dir.list()?;
+                Ok(names
+                    .iter()
+                    .filter_map(|n| n.as_str().parse().ok())
+                    .collect())
+            }
+        }
+    }
+
+    fn sweep_router(
+        &self,
+        router: &RouterId,
+        is_gone: &dyn Fn(&Owner) -> bool,
+        dry_run: bool,
+    ) -> Result<Vec<String>, KernelError> {
+        let netns = match self.dir.open(&router.netns()) {
+            Ok(netns) => Arc::new(netns),
+            // It went with its taps.
+            Err(NetnsError::NotFound { .. } | NetnsError::NotANamespace { .. }) => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut swept = Vec::new();
+        for (variant, family, tool) in TOOLS {
+            if self.tools.find(tool).is_ok() {
+                let dead = self.sweep_variant(&netns, (variant, family), is_gone, dry_run)?;
+                swept.extend(dead.iter().map(|of| {
+                    let (run_id, dscp) = (&of.run_id, of.dscp);
+                    format!("of {run_id} (DSCP {dscp}, iptables-{variant}, {family}) on {router}")
+                }));
+            }
+        }
+        Ok(swept)
+    }
+
+    fn sweep_variant(
+        &self,
+        netns: &Arc<NetnsFd>,
+        (variant, family): (Variant, Family),
+        is_gone: &dyn Fn(&Owner) -> bool,
+        dry_run: bool,
+    ) -> Result<Vec<Identity>, KernelError> {
+        let nobody = OwnerMark::default();
+        let site = Site {
+            netns,
+            tools: &self.tools,
+            owner: &nobody,
+        };
+        let would_go = RefCell::new(Vec::new());
+        let is_dead = |identity: &Identity| {
+            let dead = is_gone(&Owner::from(&identity.owner));
+            let mut would_go = would_go.borrow_mut();
+            if dead && !would_go.contains(identity) {
+                would_go.push(identity.clone());
+            }
+            dead && !dry_run
+        };
+        let swept = iptables::sweep(variant, family, site, is_dead)?;
+        Ok(if dry_run {
+            would_go.into_inner()
+        } else {
+            swept
+        })
+    }
+}
+
+impl TapKernel for Caretaker {
+    fn sweep_taps(
+        &mut self,
+        router: Option<&RouterId>,
+        is_gone: &dyn Fn(&Owner) -> bool,
+        dry_run: bool,
+    ) -> Result<Vec<String>, KernelError> {
+        let mut swept = Vec::new();
+        for router in self.routers(router)? {
+            swept.extend(self.sweep_router(&router, is_gone, dry_run)?);
+        }
+        Ok(swept)
+    }
+}
+
+impl HostKernel for Caretaker {
+    fn host_exists(&mut self, host: &HostId) -> Result<bool, KernelError> {
+        self.hosts.host_exists(host)
+    }
+
+    fn create_host(&mut self, spec: &HostSpec) -> Result<(), KernelError> {
+        self.hosts.create_host(spec)
+    }
+
+    fn remove_host(&mut self, host: &HostId) -> Result<(), KernelError> {
+        self.hosts.remove_host(host)
+    }
+
+    fn list_hosts(&mut self) -> Result<Vec<HostId>, KernelError> {
+        self.hosts.list_hosts()
+    }
+}
+
+impl NeighbourKernel for Caretaker {
+    fn neighbour(&mut self, key: &NeighbourKey) -> Result<Option<Neighbour>, KernelError> {
+        self.neighbours.neighbour(key)
+    }
+
+    fn set_neighbour(&mut self, key: &NeighbourKey, mac: Mac) -> Result<(), KernelError> {
+        self.neighbours.set_neighbour(key, mac)
+    }
+
+    fn restore_neighbour(
+        &mut self,
+        key: &NeighbourKey,
+        before: Option<&Neighbour>,
+    ) -> Result<(), KernelError> {
+        self.neighbours.restore_neighbour(key, before)
+    }
+}
