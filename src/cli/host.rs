@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Context, Exit, Failure, Run};
+use super::{Context, Exit, Failure, Run, table::write_table};
 use crate::{
     lab::hosts::{HostError, HostRequest, Hosts, LabHosts},
     model::{HostId, HostName, IfName, LabName, NameError, RouterId, RouterName, RunId},
@@ -350,8 +350,7 @@ fn write_rows(rows: &[Row], out: &mut dyn Write) -> io::Result<()> {
         "MAC",
         "OF",
         "STATE",
-    ]
-    .map(String::from);
+    ];
     let lines = rows.iter().map(|row| {
         let owner = match (row.leases.len(), row.managed_by) {
             (0, Some(ManagedBy::Job)) => "job".to_owned(),
@@ -370,17 +369,7 @@ fn write_rows(rows: &[Row], out: &mut dyn Write) -> io::Result<()> {
             format!("{:?}", row.state).to_lowercase(),
         ]
     });
-    let lines: Vec<[String; 7]> = std::iter::once(head).chain(lines).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].len()).max();
-    let widths: Vec<usize> = (0..7).map(|column| width(column).unwrap_or(0)).collect();
-    for line in &lines {
-        let cells = line.iter().zip(&widths);
-        let cells: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        writeln!(out, "{}", cells.join("  ").trim_end())?;
-    }
-    Ok(())
+    write_table(out, head, &lines.collect::<Vec<_>>())
 }
 
 fn open(context: &Context) -> Result<RegistryManager, Failure> {

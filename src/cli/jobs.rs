@@ -19,6 +19,7 @@ use serde_json::Map;
 use super::{
     Context, Exit, Failure, Run,
     matrix::{self, Layout},
+    table::write_table,
 };
 use crate::{
     model::{LabName, RouterName, RunId},
@@ -227,24 +228,10 @@ fn print_jobs(out: &mut dyn Write, jobs: &Jobs, page: &Page) -> io::Result<()> {
     if rows.is_empty() {
         return writeln!(out, "no jobs");
     }
-    rows.insert(
-        0,
-        [
-            "RUN ID", "STATUS", "MODE", "USER", "LAB", "FROM", "TO", "NOTE",
-        ]
-        .map(str::to_owned),
-    );
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: [usize; 8] = std::array::from_fn(|column| width(column).unwrap_or(0));
-    for row in &rows {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
+    let head = [
+        "RUN ID", "STATUS", "MODE", "USER", "LAB", "FROM", "TO", "NOTE",
+    ];
+    write_table(out, head, &rows)
 }
 
 fn row(

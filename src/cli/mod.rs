@@ -28,6 +28,8 @@ mod jobs;
 mod lab;
 pub mod matrix;
 pub mod quick;
+mod registry;
+mod table;
 mod trace;
 pub mod tsim;
 pub mod tsimd;

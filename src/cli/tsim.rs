@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, host, jobs, lab, trace,
-    watch,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, host, jobs, lab,
+    registry, trace, watch,
 };
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
@@ -27,6 +27,12 @@ enum Command {
     Cancel(jobs::Cancel),
     Result(jobs::Show),
     Watch(watch::Watch),
+    Hosts(registry::Hosts),
+    Leases(registry::Leases),
+    Locks(registry::Locks),
+    Dscp(registry::Dscp),
+    Reconcile(registry::Reconcile),
+    Log(registry::Log),
     Doctor(doctor::Doctor),
 }
 
@@ -47,6 +53,12 @@ impl Run for Tsim {
             Command::Cancel(command) => command.run(context),
             Command::Result(command) => command.run(context),
             Command::Watch(command) => command.run(context),
+            Command::Hosts(command) => command.run(context),
+            Command::Leases(command) => command.run(context),
+            Command::Locks(command) => command.run(context),
+            Command::Dscp(command) => command.run(context),
+            Command::Reconcile(command) => command.run(context),
+            Command::Log(command) => command.run(context),
             Command::Doctor(command) => command.run(context),
         }
     }
