@@ -9,7 +9,7 @@
 //!
 //! Where a tap stands so that nothing behind it can change what it says, [`place`] works out.
 //! Installing takes two tools (`iptables-save`, `iptables-restore`), reading one `iptables-save`
-//! per table that holds a tap, removing one `iptables-restore`.
+//! (with the legacy variant one per table that holds a tap), removing one `iptables-restore`.
 //!
 //! Unlike an nf_tables owner table, these taps outlive a job that is killed. Every rule carries
 //! the job's identity, so [`sweep`] can tell whose they are. With the legacy variant a table that
@@ -20,7 +20,9 @@ mod command;
 pub mod feature;
 mod identity;
 mod notes;
+mod others;
 mod place;
+mod removal;
 mod render;
 mod save;
 mod taps;
@@ -34,8 +36,9 @@ use thiserror::Error;
 pub use self::{
     command::Variant,
     identity::{Identity, OwnerMark},
+    removal::sweep,
     render::Matcher,
-    taps::{IptablesTaps, sweep},
+    taps::IptablesTaps,
 };
 use self::{identity::Mark, save::Rule};
 use crate::{

@@ -28,6 +28,11 @@ use std::collections::BTreeSet;
 
 use super::save::{Save, Table, Target};
 
+/// `NF_INET_LOCAL_IN`, linux/netfilter.h.
+pub(super) const HOOK_INPUT: u32 = 1;
+/// `NF_INET_POST_ROUTING`.
+pub(super) const HOOK_POSTROUTING: u32 = 4;
+
 /// Where in its chain a tap stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Spot {

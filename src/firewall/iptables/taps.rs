@@ -8,22 +8,15 @@ use super::{
     feature,
     identity::{Identity, Mark, OwnerMark, PARTS, Part, chain_name},
     notes::{Delivery, Note, Notes},
-    place::{self, Place, Spot},
+    others::Others,
+    place::{self, HOOK_INPUT, HOOK_POSTROUTING, Place, Spot},
+    removal::{marks, remove_made, remove_marked},
     render::{self, Matcher, Plan, Tap, letter},
     save::Save,
 };
 use crate::{
-    firewall::{
-        Reading, Site, Support, Taps, Undecided,
-        nft::{
-            NftError, NftSocket,
-            inventory::{Inventory, support_here},
-        },
-        taps::Indexes,
-    },
+    firewall::{Reading, Site, Support, Taps, Undecided, taps::Indexes},
     model::{Dscp, Protocol},
-    netlink::object::Family,
-    sys::nftnl,
 };
 
 /// The first NFLOG group that a job tries, so that jobs seldom meet and people's own groups, which
@@ -31,16 +24,8 @@ use crate::{
 const FIRST_GROUP: u16 = 0x4000;
 /// How many groups are tried.
 const GROUP_ATTEMPTS: u16 = 64;
-/// How often removing is tried while others change the same tables.
-const REMOVE_ATTEMPTS: u32 = 5;
 /// Most notes per probe: one at each of three taps, and one at the head of a chain.
 const NOTES_PER_PROBE: usize = 4;
-
-/// `NFPROTO_INET`, linux/netfilter.h.
-const NFPROTO_INET: u8 = 1;
-/// `NF_INET_LOCAL_IN` and `NF_INET_POST_ROUTING`, linux/netfilter.h.
-const HOOK_INPUT: u32 = 1;
-const HOOK_POSTROUTING: u32 = 4;
 
 /// The taps of one job in one router's iptables.
 #[derive(Debug)]
@@ -293,6 +278,10 @@ impl IptablesTaps {
 
     /// The tables that hold taps.
     fn save_tables(&self) -> Result<Save, IptablesError> {
+        // That variant reads all tables from the kernel, whatever it is to print.
+        if self.iptables.variant == Variant::Nft {
+            return self.iptables.save(None);
+        }
         let mut save = Save::default();
         for tap in &self.plan.points {
             if !save.tables.contains_key(tap.table) {
@@ -330,97 +319,6 @@ fn doubtful(taps: &Taps, services: Vec<u32>, reason: &str) -> Option<Undecided> 
         undecided.services.insert(index);
     }
     (!undecided.services.is_empty()).then_some(undecided)
-}
-
-/// Removes the taps of the jobs that `is_dead` says are provably dead, and nothing else. Returns
-/// whose they were.
-///
-/// # Errors
-/// [`IptablesError`].
-pub fn sweep(
-    variant: Variant,
-    family: Family,
-    site: Site<'_>,
-    is_dead: impl Fn(&Identity) -> bool,
-) -> Result<Vec<Identity>, IptablesError> {
-    let iptables = Iptables::new(variant, family, site);
-    let _turn = iptables.turn()?;
-    let save = iptables.save(None)?;
-    let mut dead: Vec<Identity> = Vec::new();
-    let mut made = Vec::new();
-    for mark in marks(&save) {
-        let known = dead.contains(&mark.identity);
-        if known || is_dead(&mark.identity) {
-            made.extend(mark.made);
-            if !known {
-                dead.push(mark.identity);
-            }
-        }
-    }
-    if dead.is_empty() {
-        return Ok(dead);
-    }
-    remove_marked(&iptables, Some(save), |mark| dead.contains(&mark.identity))?;
-    remove_made(&iptables, &made)?;
-    Ok(dead)
-}
-
-/// The comments of all jobs' taps.
-fn marks(save: &Save) -> impl Iterator<Item = Mark> {
-    let rules = save.tables.values().flat_map(|table| &table.rules);
-    rules.filter_map(|rule| Mark::parse(&rule.comment()?))
-}
-
-/// Removes marked rules. `save` may be out of date; then the tables are looked at again.
-fn remove_marked(
-    iptables: &Iptables,
-    mut save: Option<Save>,
-    doomed: impl Fn(&Mark) -> bool,
-) -> Result<(), IptablesError> {
-    let mut attempt = 1;
-    loop {
-        let seen = match save.take() {
-            Some(seen) => seen,
-            None => iptables.save(None)?,
-        };
-        let Some(payload) = render::removal(&seen, &doomed) else {
-            return Ok(());
-        };
-        match iptables.restore(&payload) {
-            Ok(()) => return Ok(()),
-            Err(error) if attempt == REMOVE_ATTEMPTS => return Err(error),
-            Err(_) => attempt += 1,
-        }
-    }
-}
-
-/// Removes tables and chains that came into being with taps and that nobody uses.
-fn remove_made(iptables: &Iptables, made: &[&'static Part]) -> Result<(), IptablesError> {
-    // With the legacy variant a table stays once it is there.
-    if iptables.variant == Variant::Legacy || made.is_empty() {
-        return Ok(());
-    }
-    let mut socket = iptables.inside(NftSocket::open_here)??;
-    let family = match iptables.family {
-        Family::V4 => nftnl::Family::Ip,
-        Family::V6 => nftnl::Family::Ip6,
-    };
-    // Chains before their tables.
-    let chains = PARTS.iter().filter(|part| part.chain.is_some());
-    let tables = PARTS.iter().filter(|part| part.chain.is_none());
-    for part in chains.chain(tables).filter(|part| made.contains(part)) {
-        let mut batch = socket.encoder();
-        batch.begin();
-        batch
-            .delete_unused(family, part.table, part.chain)
-            .map_err(NftError::from)?;
-        batch.end();
-        match socket.transact(&batch, "removing a table or chain that nobody uses") {
-            Err(error) if matches!(error.errno(), Some(libc::EBUSY | libc::ENOENT)) => {}
-            other => other?,
-        }
-    }
-    Ok(())
 }
 
 /// What installing will bring into being: what is not there, and what is there only because of
@@ -477,85 +375,4 @@ fn service(note: &Note, taps: &Taps) -> Option<u32> {
         taps.tcp..taps.services
     };
     taps.tags.index(tag).filter(|index| range.contains(index))
-}
-
-/// What else looks at packets in a router: chains of nf_tables that iptables does not show.
-struct Others {
-    variant: Variant,
-    own: Inventory,
-    inet: Inventory,
-}
-
-impl Others {
-    fn look(iptables: &Iptables) -> Result<Self, IptablesError> {
-        let variant = iptables.variant;
-        let family = match iptables.family {
-            Family::V4 => nftnl::Family::Ip,
-            Family::V6 => nftnl::Family::Ip6,
-        };
-        iptables.inside(|| {
-            let (mut own, mut inet) = (Inventory::default(), Inventory::default());
-            // A kernel without nf_tables has no such chains.
-            if !matches!(support_here(), Support::No(_)) {
-                let mut socket = NftSocket::open_here()?;
-                own = Inventory::read(&mut socket, family as u16 as u8)?;
-                inet = Inventory::read(&mut socket, NFPROTO_INET)?;
-            }
-            Ok(Self { variant, own, inet })
-        })?
-    }
-
-    /// Where local probes end. Chains of nf_tables sit in between the tables of iptables, so if
-    /// there are any, only the last table will do.
-    fn place_local(&self, before: &Save) -> Place {
-        let place = place::local(before);
-        if place.table != "security" && self.behind(HOOK_INPUT, place.table).is_some() {
-            return Place {
-                table: "security",
-                spot: Spot::Head,
-            };
-        }
-        place
-    }
-
-    /// A chain that may stop packets behind a tap in `table`, in words.
-    fn behind(&self, hook: u32, table: &str) -> Option<String> {
-        let own = self
-            .own
-            .chains
-            .iter()
-            .filter(|chain| !self.is_iptables(&chain.table));
-        let chains = own.chain(&self.inet.chains).filter(|chain| {
-            // Another job's taps discard nothing but their own probes.
-            !chain.table.starts_with("tsim_") && (chain.used > 0 || chain.policy_drops)
-        });
-        let mut behind = chains.filter_map(|chain| {
-            let at = chain.hook.filter(|at| at.number == hook)?;
-            (at.priority >= priority(table)).then(|| {
-                let (table, name) = (&chain.table, &chain.name);
-                format!(
-                    "nf_tables chain {table} {name} (priority {}) comes behind iptables, which \
-                     cannot see what it does; the nft back end can",
-                    at.priority
-                )
-            })
-        });
-        behind.next()
-    }
-
-    /// Whether iptables shows what is in this table.
-    fn is_iptables(&self, table: &str) -> bool {
-        let tables = ["raw", "mangle", "nat", "filter", "security"];
-        self.variant == Variant::Nft && tables.contains(&table)
-    }
-}
-
-/// Where a table sits in its hooks: `NF_IP_PRI_*`, linux/netfilter_ipv4.h.
-fn priority(table: &str) -> i32 {
-    match table {
-        "raw" => -300,
-        "mangle" => -150,
-        "filter" => 0,
-        _ => 50,
-    }
 }
