@@ -65,12 +65,13 @@ pub(crate) fn allocate(
         .into_iter()
         .filter(|(run, _)| run != request.run_id)
         .partition(|(_, a)| liveness(&a.owner) == Liveness::Gone);
-    gone.iter().for_each(|(run, _)| table.remove(run.as_str()));
     let dscp = match (request.wanted, &mine) {
         (None, Some(mine)) => mine.dscp,
         (Some(wanted), _) => take(range, wanted, &others)?,
         (None, None) => lowest_free(range, &others)?,
     };
+    // Only now that nothing can go wrong any more: an error leaves everything as it was.
+    gone.iter().for_each(|(run, _)| table.remove(run.as_str()));
     let mut allocation = mine.unwrap_or_else(|| DscpAllocation {
         dscp,
         job_id: Some(key.to_owned()),

@@ -61,6 +61,8 @@ pub mod order;
 pub mod owner;
 pub mod queue;
 pub mod reconcile;
+#[cfg(test)]
+mod state_model;
 mod store;
 mod table;
 mod time;
