@@ -14,5 +14,6 @@ mod netlink;
 mod netns;
 mod quick;
 mod quick_cli;
+mod registry;
 mod support;
 mod trace;
