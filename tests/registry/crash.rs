@@ -113,3 +113,22 @@ fn a_disk_that_stays_full_stops_a_job_and_loses_nothing() {
         assert_eq!(site.kernel().snapshot(), before, "step {n}");
     }
 }
+
+#[test]
+fn a_thousand_jobs_in_a_row_leak_nothing() {
+    let site = Site::new();
+    let mut child = site.child("serial");
+    let count = |path: &std::path::Path| std::fs::read_dir(path).unwrap().count();
+    let fds = std::path::PathBuf::from(format!("/proc/{}/fd", child.pid()));
+    child.ask(&Order::WholeJob(1)).unwrap();
+    let before = (count(&fds), count(&site.registry_dir()));
+    for n in 0..1000_u16 {
+        child.tell(&Order::WholeJob((n % 5) as u8));
+    }
+    for _ in 0..1000 {
+        child.answer().unwrap();
+    }
+    assert_eq!((count(&fds), count(&site.registry_dir())), before);
+    site.assert_empty("after 1,000 jobs");
+    assert_eq!(site.kernel().snapshot(), [""; 0]);
+}
