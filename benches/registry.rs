@@ -397,6 +397,7 @@ fn spec(n: usize) -> HostSpec {
         address: format!("10.0.{high}.{low}/16").parse().unwrap(),
         gateway: Some("10.0.255.254".parse().unwrap()),
         mac: Mac([2, 0, 0, 0, high, low]),
+        stands_in: false,
     }
 }
 

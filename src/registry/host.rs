@@ -39,6 +39,9 @@ pub struct HostSpec {
     pub gateway: Option<IpAddr>,
     /// The host's hardware address.
     pub mac: Mac,
+    /// It stands for somebody else's address: the destination host of a detailed job. It is
+    /// reached through a leased neighbour entry only, so several may have one address.
+    pub stands_in: bool,
 }
 
 /// A registered host.
@@ -67,6 +70,9 @@ pub struct HostRecord {
     /// It is registered and not yet made. (A host that a job manages has no lease then either.)
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub creating: bool,
+    /// It stands for somebody else's address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stands_in: bool,
     /// The job that registered it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by_run: Option<RunId>,
@@ -89,6 +95,7 @@ impl HostRecord {
             address: self.primary_ip,
             gateway: self.gateway_ip,
             mac: self.mac_address,
+            stands_in: self.stands_in,
         }
     }
 
@@ -104,6 +111,7 @@ impl HostRecord {
             registered_at_timestamp: time::seconds(now),
             managed_by: by.managed_by,
             creating: by.managed_by == ManagedBy::Operator,
+            stands_in: spec.stands_in,
             created_by_run: Some(by.run_id.clone()),
             created_by: by.owner.clone(),
             extra: Map::new(),
@@ -131,10 +139,12 @@ struct Keys<'a> {
     connected_to: Cow<'a, str>,
     #[serde(borrow, default)]
     mac_address: Option<Cow<'a, str>>,
+    #[serde(default)]
+    stands_in: bool,
 }
 
 /// Registers `spec` if neither its name, its address on this router, nor its MAC in this lab is
-/// taken.
+/// taken. An address is not taken by a host that stands in for its owner.
 pub(crate) fn register(
     hosts: &mut Table,
     spec: &HostSpec,
@@ -161,7 +171,8 @@ pub(crate) fn register(
         |text: &str| text.contains(&ip_text) || text.contains(&mac) || !text.contains(OURS);
     for (other, text) in hosts.texts().filter(|(_, text)| may_collide(text)) {
         let keys: Keys<'_> = serde_json::from_str(text).map_err(|e| hosts.damaged(other, &e))?;
-        if keys.connected_to == router && address(&keys.primary_ip) == Some(ip) {
+        let may_share = spec.stands_in || keys.stands_in;
+        if !may_share && keys.connected_to == router && address(&keys.primary_ip) == Some(ip) {
             return Err(collision(
                 Collided::Address(format!("{ip} on {router}")),
                 other,

@@ -117,6 +117,7 @@ impl Model {
             address: format!("10.0.0.{ip}/24").parse().unwrap(),
             gateway: None,
             mac: Mac([2, 0, 0, 0, 0, mac]),
+            stands_in: false,
         };
         let by = Registrant {
             managed_by: ManagedBy::Job,

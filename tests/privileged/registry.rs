@@ -199,6 +199,7 @@ fn register(registry: &RegistryManager, name: &str) -> Result<(), RegistryError>
         address: format!("10.0.0.{number}/24").parse().unwrap(),
         gateway: None,
         mac: Mac([2, 0, 0, 0, 0, u8::try_from(number).unwrap()]),
+        stands_in: false,
     };
     registry
         .job(info)

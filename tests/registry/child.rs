@@ -166,6 +166,7 @@ pub(crate) fn named_spec(name: &str, ip: u8, mac: u8) -> HostSpec {
         address: format!("10.0.0.{ip}/24").parse().unwrap(),
         gateway: Some("10.0.0.254".parse().unwrap()),
         mac: Mac([2, 0, 0, 0, 0, mac]),
+        stands_in: false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Hosts and leases within and between processes.
 
-use tsim::registry::{Collided, ManagedBy, RegistryError};
+use tsim::registry::{Collided, HostSpec, ManagedBy, RegistryError};
 
 use crate::child::{Child, Order, Site, host, named_spec, patience, spec};
 
@@ -35,6 +35,30 @@ fn a_host_is_made_with_the_first_lease_and_removed_with_the_last() {
         .release_and_remove(&host(1), &mut kernel, &patience())
         .unwrap_err();
     assert!(matches!(error, RegistryError::NotFound(_)), "{error}");
+}
+
+#[test]
+fn hosts_that_stand_in_may_share_an_address_and_others_may_not() {
+    let site = Site::new();
+    let mut kernel = site.kernel();
+    let mut job = site.job("a");
+    let stand_in = |name: &str, mac: u8| HostSpec {
+        stands_in: true,
+        ..named_spec(name, 7, mac)
+    };
+    for spec in [
+        stand_in("dst-1", 1),
+        stand_in("dst-2", 2),
+        named_spec("owner", 7, 3),
+        stand_in("dst-3", 4),
+    ] {
+        job.ensure_host_and_lease(&spec, &mut kernel, &patience())
+            .unwrap();
+    }
+    let error = job
+        .ensure_host_and_lease(&named_spec("thief", 7, 5), &mut kernel, &patience())
+        .unwrap_err();
+    assert!(error.to_string().contains("owner"), "{error}");
 }
 
 #[test]

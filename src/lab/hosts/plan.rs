@@ -45,6 +45,7 @@ pub(super) fn spec(request: &HostRequest, interface: IfName, addresses: &[Addres
         address,
         gateway: Some(gateway(addresses, request.address)),
         mac: mac(&request.id, &request.router),
+        stands_in: false,
     }
 }
 
