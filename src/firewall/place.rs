@@ -44,6 +44,8 @@ pub enum HookPoint {
     Input,
     /// Between two interfaces.
     Forward,
+    /// On the way from a local socket, or from the router itself.
+    Output,
     /// On the way out.
     Postrouting,
 }
@@ -55,6 +57,7 @@ impl fmt::Display for HookPoint {
             Self::Prerouting => "prerouting",
             Self::Input => "input",
             Self::Forward => "forward",
+            Self::Output => "output",
             Self::Postrouting => "postrouting",
         })
     }

@@ -43,6 +43,8 @@ pub enum Hook {
     Input = 1,
     /// Between two interfaces.
     Forward = 2,
+    /// On the way from a local socket.
+    Output = 3,
     /// On the way out again.
     Postrouting = 4,
 }
@@ -61,6 +63,8 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Header {
+    /// The Ethernet header.
+    Link = 0,
     /// The IP header.
     Network = 1,
     /// The TCP or UDP header.
@@ -71,6 +75,8 @@ pub enum Header {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Meta {
+    /// Number of the incoming interface, four bytes in the machine's order.
+    Iif = 4,
     /// Whether the packet is traced, one byte.
     NfTrace = 12,
     /// Transport protocol number, one byte.

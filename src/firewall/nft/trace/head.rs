@@ -41,11 +41,12 @@ impl PacketHead {
     pub(super) fn of(event: &Event<'_>, tags: TagSpace) -> Option<(Self, u32)> {
         let (network, transport) = (event.network?, event.transport?);
         let ip = Ip::parse(network)?;
-        let tag = u32::from_be_bytes(array(transport, tag_offset(ip.protocol))?);
+        let protocol = protocol(ip.protocol)?;
+        let tag = u32::from_be_bytes(array(transport, tag_offset(protocol))?);
         let head = Self {
             source: ip.source,
             destination: ip.destination,
-            protocol: ip.protocol,
+            protocol,
             source_port: u16::from_be_bytes(array(transport, 0)?),
             destination_port: u16::from_be_bytes(array(transport, 2)?),
             tos: ip.tos,
@@ -59,22 +60,24 @@ impl PacketHead {
     }
 }
 
-struct Ip {
-    source: IpAddr,
-    destination: IpAddr,
-    protocol: Protocol,
-    tos: u8,
-    ttl: u8,
-    length: u32,
+/// What an IP header says.
+pub(super) struct Ip {
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    /// The number of the next header.
+    pub(super) protocol: u8,
+    pub(super) tos: u8,
+    pub(super) ttl: u8,
+    pub(super) length: u32,
 }
 
 impl Ip {
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         match bytes.first()? >> 4 {
             4 => Some(Self {
                 source: Ipv4Addr::from(array::<4>(bytes, 12)?).into(),
                 destination: Ipv4Addr::from(array::<4>(bytes, 16)?).into(),
-                protocol: protocol(*bytes.get(9)?)?,
+                protocol: *bytes.get(9)?,
                 tos: *bytes.get(1)?,
                 ttl: *bytes.get(8)?,
                 length: u16::from_be_bytes(array(bytes, 2)?).into(),
@@ -82,7 +85,7 @@ impl Ip {
             6 => Some(Self {
                 source: Ipv6Addr::from(array::<16>(bytes, 8)?).into(),
                 destination: Ipv6Addr::from(array::<16>(bytes, 24)?).into(),
-                protocol: protocol(*bytes.get(6)?)?,
+                protocol: *bytes.get(6)?,
                 tos: (u16::from_be_bytes(array(bytes, 0)?) >> 4) as u8,
                 ttl: *bytes.get(7)?,
                 length: 40 + u32::from(u16::from_be_bytes(array(bytes, 4)?)),
@@ -92,7 +95,7 @@ impl Ip {
     }
 }
 
-fn protocol(number: u8) -> Option<Protocol> {
+pub(super) fn protocol(number: u8) -> Option<Protocol> {
     [Protocol::Tcp, Protocol::Udp]
         .into_iter()
         .find(|protocol| protocol.number() == number)

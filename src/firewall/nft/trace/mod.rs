@@ -21,6 +21,7 @@
 //! so taps do not see traced probes go out; they do see them come in.
 
 mod event;
+pub mod flow;
 mod head;
 mod trail;
 
@@ -167,22 +168,8 @@ impl Tracer {
     /// # Errors
     /// [`NftError::Receive`].
     pub fn drain(&mut self) -> Result<Drained, NftError> {
-        let what = "reading trace events";
-        let mut overrun = false;
-        loop {
-            self.buffer.clear();
-            match self.events.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
-                Ok(_) => Messages(&self.buffer)
-                    .filter_map(|message| Event::parse(&message))
-                    .for_each(|event| self.trails.add(&event)),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // What is in the buffer can still be read, and must be: only an empty one takes
-                // events again (netlink_rcv_wake()).
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => overrun = true,
-                Err(source) => return Err(NftError::Receive { what, source }),
-            }
-        }
+        let trails = &mut self.trails;
+        let overrun = read_events(&self.events, &mut self.buffer, |event| trails.add(event))?;
         Ok(Drained {
             trails: self.trails.take(),
             overrun,
@@ -217,6 +204,30 @@ impl Tracer {
         match self.control.transact(&batch, "removing a trace") {
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
             other => other,
+        }
+    }
+}
+
+/// Gives every event that waits to `each`; says whether the kernel had to leave some out.
+fn read_events(
+    socket: &Socket,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(&Event<'_>),
+) -> Result<bool, NftError> {
+    let what = "reading trace events";
+    let mut overrun = false;
+    loop {
+        buffer.clear();
+        match socket.recv(buffer, libc::MSG_DONTWAIT) {
+            Ok(_) => Messages(buffer)
+                .filter_map(|message| Event::parse(&message))
+                .for_each(|event| each(&event)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(overrun),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // What is in the buffer can still be read, and must be: only an empty one takes
+            // events again (netlink_rcv_wake()).
+            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => overrun = true,
+            Err(source) => return Err(NftError::Receive { what, source }),
         }
     }
 }

@@ -78,24 +78,33 @@ impl Trail {
     /// What stopped the probe.
     #[must_use]
     pub fn stopped_by(&self) -> StoppedBy<'_> {
-        if let Some(exit) = self.exit {
-            return StoppedBy::Nothing(exit);
+        match self.exit {
+            Some(exit) => StoppedBy::Nothing(exit),
+            None => stopped_by(
+                self.steps.last().filter(|_| self.ends_with_step),
+                self.reached,
+            ),
         }
-        if let Some(step) = self.steps.last().filter(|_| self.ends_with_step) {
-            let ends = matches!(
-                step.decision,
-                Decision::Drop | Decision::Stolen | Decision::Queue(_)
-            );
-            match step.kind {
-                StepKind::Policy if ends => return StoppedBy::Policy(step),
-                StepKind::Rule if ends => return StoppedBy::Rule(step),
-                _ => {}
-            }
+    }
+}
+
+/// What stopped a packet that did not come to its way's end: the last step, unless one of the
+/// tracer's own chains saw the packet afterwards.
+pub(super) fn stopped_by(last: Option<&TraceStep>, reached: Reached) -> StoppedBy<'_> {
+    if let Some(step) = last {
+        let ends = matches!(
+            step.decision,
+            Decision::Drop | Decision::Stolen | Decision::Queue(_)
+        );
+        match step.kind {
+            StepKind::Policy if ends => return StoppedBy::Policy(step),
+            StepKind::Rule if ends => return StoppedBy::Rule(step),
+            _ => {}
         }
-        match self.reached {
-            Reached { hook, whole: true } => StoppedBy::After(hook),
-            Reached { hook, whole: false } => StoppedBy::Within(hook),
-        }
+    }
+    match reached {
+        Reached { hook, whole: true } => StoppedBy::After(hook),
+        Reached { hook, whole: false } => StoppedBy::Within(hook),
     }
 }
 
@@ -255,17 +264,18 @@ pub(super) fn chain_name(reached: Reached) -> String {
 }
 
 /// Which of the tracer's chains this is.
-fn marker(chain: &str) -> Option<Reached> {
+pub(super) fn marker(chain: &str) -> Option<Reached> {
     let (hook, end) = chain.split_once('_')?;
     let hook = match hook {
         "ingress" => HookPoint::Ingress,
         "prerouting" => HookPoint::Prerouting,
         "input" => HookPoint::Input,
         "forward" => HookPoint::Forward,
+        "output" => HookPoint::Output,
         "postrouting" => HookPoint::Postrouting,
         _ => return None,
     };
-    let whole = end == "last";
+    let whole = end.starts_with("last");
     Some(Reached { hook, whole })
 }
 
