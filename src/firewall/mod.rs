@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod caveat;
 pub mod concern;
+pub mod conntrack;
 pub mod effect;
 pub mod iptables;
 pub mod nft;

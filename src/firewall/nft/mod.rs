@@ -16,6 +16,7 @@
 //! above 4,096 elements, and their elements carry no counters, because these get lost on the
 //! packet path.
 
+pub mod counters;
 pub mod inventory;
 pub mod list;
 mod probe;

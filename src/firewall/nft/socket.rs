@@ -174,6 +174,23 @@ impl NftSocket {
         what: &'static str,
         mut each: impl FnMut(Attributes<'_>),
     ) -> Result<Dumped, NftError> {
+        self.dump_messages(message, family, select, what, |message| {
+            each(message.attributes());
+        })
+    }
+
+    /// As [`NftSocket::dump`], with the head of each message, which names the object's family.
+    ///
+    /// # Errors
+    /// [`NftError`]; `each` may have seen a part by then.
+    pub(super) fn dump_messages(
+        &mut self,
+        message: u16,
+        family: u8,
+        select: &[(u16, &str)],
+        what: &'static str,
+        mut each: impl FnMut(&Message<'_>),
+    ) -> Result<Dumped, NftError> {
         let sequence = self.next_sequence();
         let bytes = request(message, family, libc::NLM_F_DUMP as u16, sequence, select);
         self.socket
@@ -200,7 +217,7 @@ impl NftSocket {
                             source,
                         });
                     }
-                    None => each(message.attributes()),
+                    None => each(&message),
                 }
             }
         }
