@@ -1,6 +1,7 @@
 //! What the runners do: the quick job from its resolved question to its report.
 
 pub mod caretaker;
+pub mod detailed;
 pub mod explain;
 pub mod interrupt;
 pub mod outside;

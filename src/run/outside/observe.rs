@@ -1,6 +1,6 @@
 //! Gathers what [`judge`](super::judge) weighs.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, net::IpAddr};
 
 use super::{Counters, Observed, Settings};
 use crate::{
@@ -49,6 +49,12 @@ impl<'a> Observer<'a> {
     pub fn index(&self, name: &IfName) -> Option<u32> {
         let link = self.links.iter().find(|link| link.name == *name);
         link.map(|link| link.index)
+    }
+
+    /// The router's addresses.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.addresses.iter().map(|(_, a)| a.local.addr()).collect()
     }
 
     /// The router's counters of discarded packets.

@@ -1,0 +1,220 @@
+//! One attempt: a client connects, the listener answers, and every packet is followed.
+//!
+//! Nothing here waits for a fixed time. An attempt ends with what the client experiences; or when
+//! the trace shows that a packet was dropped and that the router sent nothing back, which nobody
+//! needs to wait for; or when the patience given to it ends.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use tokio::time::{Instant as Deadline, sleep_until};
+
+use super::{
+    connect::{Attempt, Client, Experience, PAYLOAD},
+    listen::{Listener, Witness},
+};
+use crate::{
+    firewall::nft::{
+        NftError,
+        trace::{
+            Decision, Exit, StoppedBy,
+            flow::{FlowPacket, FlowTracer},
+        },
+    },
+    model::Protocol,
+    sys::readable::Readable,
+};
+
+/// What one attempt showed.
+#[derive(Debug)]
+pub(super) struct Tried {
+    /// What the client experienced; none when nothing came back.
+    pub(super) experience: Option<Experience>,
+    /// The packets, as they were followed.
+    pub(super) packets: Vec<FlowPacket>,
+    /// Whether trace events were lost.
+    pub(super) overrun: bool,
+    /// The client's end before NAT.
+    pub(super) client: Option<SocketAddr>,
+    /// The client's end as the destination host saw it; none when the request did not arrive.
+    pub(super) arrived: Option<SocketAddr>,
+}
+
+/// Watches a router's packets.
+#[derive(Debug)]
+pub(super) struct Watch {
+    tracer: FlowTracer,
+    events: Readable,
+}
+
+impl Watch {
+    /// Watches with `tracer`, on the calling thread's runtime.
+    pub(super) fn new(tracer: FlowTracer) -> io::Result<Self> {
+        let events = Readable::new(tracer.as_fd().try_clone_to_owned()?)?;
+        Ok(Self { tracer, events })
+    }
+
+    pub(super) fn tracer(&mut self) -> &mut FlowTracer {
+        &mut self.tracer
+    }
+
+    pub(super) fn into_tracer(self) -> FlowTracer {
+        self.tracer
+    }
+
+    /// Sleeps until the trace shows that nothing will come back.
+    async fn dead_end(&mut self) -> Result<(), NftError> {
+        loop {
+            self.tracer.read()?;
+            if is_dead_end(self.tracer.packets()) {
+                return Ok(());
+            }
+            let waited = self.events.wait_anew().await;
+            waited.map_err(|source| NftError::Receive {
+                what: "waiting for trace events",
+                source,
+            })?;
+        }
+    }
+}
+
+/// Whether a packet was dropped and the router sent nothing about it that is still under way.
+///
+/// REJECT sends its answer before the rule's verdict is reported, so an answer that is not seen by
+/// then will not come.
+fn is_dead_end(packets: &[FlowPacket]) -> bool {
+    let dropped = |p: &FlowPacket| match p.stopped_by() {
+        StoppedBy::Rule(step) | StoppedBy::Policy(step) => step.decision == Decision::Drop,
+        _ => false,
+    };
+    let answered = |p: &FlowPacket| p.is_own() && p.stopped_by() == StoppedBy::Nothing(Exit::Out);
+    packets.iter().any(dropped) && !packets.iter().any(answered)
+}
+
+/// Where and how long to try.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Try {
+    pub(super) to: SocketAddr,
+    pub(super) payload: [u8; PAYLOAD],
+    pub(super) patience: Duration,
+    /// Wait the whole patience even when the trace shows that it is in vain.
+    pub(super) patient: bool,
+}
+
+/// Makes one attempt while nothing else happens on the router.
+pub(super) async fn attempt(
+    what: &Try,
+    protocol: Protocol,
+    client: Client,
+    listener: Option<&Listener>,
+    witness: Option<&Witness>,
+    watch: Option<&mut Watch>,
+) -> Result<Tried, AttemptError> {
+    if let Some(witness) = witness {
+        witness.take().map_err(AttemptError::Witness)?;
+    }
+    let (experience, client, watch) = match client.start(what.to, what.payload) {
+        Ok(attempt) => {
+            let local = attempt.local();
+            let (experience, watch) = follow(what, &attempt, listener, watch).await?;
+            (experience, local, watch)
+        }
+        Err(experience) => (Some(experience), None, watch),
+    };
+    let arrived = arrival(protocol, listener, witness)?;
+    let (packets, overrun) = match watch {
+        Some(watch) => {
+            watch.tracer.read()?;
+            watch.tracer.take()
+        }
+        None => (Vec::new(), false),
+    };
+    Ok(Tried {
+        experience,
+        packets,
+        overrun,
+        client,
+        arrived,
+    })
+}
+
+async fn follow<'w>(
+    what: &Try,
+    attempt: &Attempt,
+    listener: Option<&Listener>,
+    mut watch: Option<&'w mut Watch>,
+) -> Result<(Option<Experience>, Option<&'w mut Watch>), AttemptError> {
+    let experience = {
+        let mut experience = pin!(attempt.experience());
+        let mut answer = pin!(async {
+            match listener {
+                Some(listener) => listener.answer().await,
+                None => std::future::pending().await,
+            }
+        });
+        let mut dead_end = pin!(async {
+            match watch.as_deref_mut() {
+                Some(watch) if !what.patient => watch.dead_end().await,
+                _ => std::future::pending().await,
+            }
+        });
+        loop {
+            let so_far = attempt.so_far();
+            let deadline = Deadline::from_std(Instant::now() + what.patience);
+            tokio::select! {
+                biased;
+                experience = &mut experience => break Some(experience),
+                never = &mut answer => match never {},
+                ended = &mut dead_end => { ended?; break None }
+                // Who got a step further gets the whole patience for the next one.
+                () = sleep_until(deadline) => if attempt.so_far() == so_far { break None },
+            }
+        }
+    };
+    Ok((experience.or_else(|| attempt.so_far()), watch))
+}
+
+fn arrival(
+    protocol: Protocol,
+    listener: Option<&Listener>,
+    witness: Option<&Witness>,
+) -> Result<Option<SocketAddr>, AttemptError> {
+    let Some(listener) = listener else {
+        return Ok(None);
+    };
+    listener.look();
+    let peer = listener.take_peer();
+    match (protocol, witness) {
+        (Protocol::Tcp, Some(witness)) if peer.is_none() => {
+            let seen = witness.take().map_err(AttemptError::Witness)?;
+            let mine = seen.iter().find(|syn| Some(syn.port) == listener.port());
+            Ok(mine.map(|syn| syn.from))
+        }
+        _ => Ok(peer),
+    }
+}
+
+/// An attempt could not be made or followed.
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptError {
+    /// The trace failed.
+    #[error(transparent)]
+    Trace(#[from] NftError),
+    /// The destination host could not be watched.
+    #[error("cannot watch what reaches the destination host")]
+    Witness(#[source] io::Error),
+    /// A socket could not be opened.
+    #[error("cannot open {what}")]
+    Socket {
+        /// Which.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}

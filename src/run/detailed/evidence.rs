@@ -1,0 +1,435 @@
+//! From followed packets and counters to evidence in the words of the user's own tools.
+//!
+//! What the trace shows comes first; counters stand beside it. A counter that rose by more than
+//! the trace explains is said, and never taken for a rule that decided.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+};
+
+use thiserror::Error;
+
+use super::{
+    judge::Fate,
+    result::{Direction, RuleEvidence},
+    way,
+};
+use crate::{
+    firewall::{
+        RulePlace,
+        effect::{entry_left, rejected_with},
+        nft::{
+            NftError, NftSocket,
+            counters::{BaseChain, Counts, Snapshot},
+            trace::{Decision, PacketHead, StepKind, StoppedBy, TraceStep, flow::FlowPacket},
+        },
+        place::HookPoint,
+        ruletext::{RuleBook, RuleText, Source},
+    },
+    netlink::NetlinkError,
+    netns::{NetnsFd, tool::Tools},
+    run::outside::{Counters, Observer, OutsideReason, judge},
+};
+
+/// Evidence could not be read.
+#[derive(Debug, Error)]
+pub enum EvidenceError {
+    /// The ruleset could not be read.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// The router could not be asked.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// Puts one router's evidence into words.
+#[derive(Debug)]
+pub(super) struct Clerk<'a> {
+    netns: &'a NetnsFd,
+    tools: &'a Tools,
+    book: RuleBook,
+    chains: HashMap<RulePlace, BaseChain>,
+    pub(super) observer: Observer<'a>,
+    /// The job's source address.
+    source: IpAddr,
+    notes: BTreeSet<String>,
+}
+
+/// Rules by what they did.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Rules {
+    pub(super) allowing: Vec<RuleEvidence>,
+    pub(super) blocking: Vec<RuleEvidence>,
+    pub(super) touched: Vec<RuleEvidence>,
+    pub(super) other_traffic: Vec<RuleEvidence>,
+}
+
+/// What a rule did with a role's worth of packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Touched,
+    Allowed,
+    Blocked,
+}
+
+/// One rule or policy that the trace saw.
+#[derive(Debug)]
+struct Seen<'p> {
+    step: &'p TraceStep,
+    role: Role,
+    packets: u64,
+}
+
+impl<'a> Clerk<'a> {
+    pub(super) fn new(
+        netns: &'a NetnsFd,
+        tools: &'a Tools,
+        chains: HashMap<RulePlace, BaseChain>,
+        source: IpAddr,
+    ) -> Result<Self, EvidenceError> {
+        Ok(Self {
+            netns,
+            tools,
+            book: RuleBook::new(),
+            chains,
+            observer: Observer::new(netns)?,
+            source,
+            notes: BTreeSet::new(),
+        })
+    }
+
+    /// What the reader should know about the router's rules, and why texts are missing.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let failures = self.book.failures().iter().cloned();
+        failures.chain(self.notes.iter().cloned()).collect()
+    }
+
+    /// Which way a packet went; none for what the router says to the source by itself.
+    pub(super) fn direction(&self, packet: &FlowPacket) -> Option<Direction> {
+        match (packet.is_own(), packet.first.source == self.source) {
+            (true, _) if way::is_refusal(&packet.first) => None,
+            (false, true) => Some(Direction::Request),
+            _ => Some(Direction::Answer),
+        }
+    }
+
+    /// What became of the packets of one direction.
+    pub(super) fn fate(
+        &mut self,
+        socket: &mut NftSocket,
+        packets: &[FlowPacket],
+        direction: Direction,
+    ) -> Result<Fate, EvidenceError> {
+        let mine: Vec<&FlowPacket> = packets
+            .iter()
+            .filter(|p| self.direction(p) == Some(direction))
+            .collect();
+        let ended = |p: &&&FlowPacket| !matches!(p.stopped_by(), StoppedBy::Nothing(_));
+        let Some(packet) = mine.iter().find(ended) else {
+            return Ok(if mine.is_empty() {
+                Fate::NotSeen
+            } else {
+                Fate::Passed
+            });
+        };
+        Ok(match packet.stopped_by() {
+            StoppedBy::Rule(step) => self.stopped_by_rule(socket, step)?,
+            StoppedBy::Policy(step) => Fate::Stopped {
+                by: format!("the policy of {}", self.chain(socket, &step.place)?),
+                rejects_with: None,
+            },
+            StoppedBy::Within(hook) => Fate::Within(hook.to_string()),
+            StoppedBy::After(hook) => Fate::Lost(self.lost(packet, hook)?),
+            StoppedBy::Nothing(_) => Fate::Passed,
+        })
+    }
+
+    fn stopped_by_rule(
+        &mut self,
+        socket: &mut NftSocket,
+        step: &TraceStep,
+    ) -> Result<Fate, EvidenceError> {
+        let rule = self.rule(socket, &step.place)?;
+        let by = match step.decision {
+            Decision::Queue(queue) => format!("{rule}, which hands it to NFQUEUE {queue}"),
+            Decision::Stolen => format!("{rule}, which takes it away"),
+            _ => rule.to_string(),
+        };
+        Ok(Fate::Stopped {
+            by,
+            rejects_with: rule.text.as_deref().and_then(rejected_with),
+        })
+    }
+
+    /// Why a packet got lost between hooks.
+    fn lost(
+        &mut self,
+        packet: &FlowPacket,
+        after: HookPoint,
+    ) -> Result<OutsideReason, EvidenceError> {
+        let Some(head) = packet_head(packet) else {
+            return Ok(OutsideReason::Unknown {
+                after,
+                evidence: Vec::new(),
+            });
+        };
+        let way = self.observer.ways(&[head])?.pop().flatten();
+        let rose = Counters::default();
+        let observed = self
+            .observer
+            .observe(Some(after), head, way.as_ref(), rose)?;
+        Ok(judge(&observed))
+    }
+
+    /// The neighbour to which the router sends a packet that it let through; none when that cannot
+    /// be told.
+    pub(super) fn next_hop(&mut self, packet: &FlowPacket) -> Option<IpAddr> {
+        // Routing is over when POSTROUTING rewrites the source.
+        let head = PacketHead {
+            source: packet.first.source,
+            source_port: packet.first.payload.ports()?.0,
+            ..packet_head(packet)?
+        };
+        let way = self.observer.ways(&[head]).ok()?.pop().flatten()?;
+        Some(way.via.unwrap_or(head.destination))
+    }
+
+    /// The rules that a test's packets met, with their counters.
+    pub(super) fn rules(
+        &mut self,
+        socket: &mut NftSocket,
+        packets: &[FlowPacket],
+        (before, after): (&Snapshot, &Snapshot),
+    ) -> Result<Rules, EvidenceError> {
+        let mut rules = Rules::default();
+        let seen = self.seen(packets);
+        for seen in &seen {
+            let place = &seen.step.place;
+            let counts = (before.counts.get(place), after.counts.get(place));
+            let words = self.worded(socket, seen.step)?;
+            let evidence = evidence(place, words, seen.packets, counts);
+            match seen.role {
+                Role::Blocked => rules.blocking.push(evidence),
+                Role::Allowed => rules.allowing.push(evidence),
+                Role::Touched => rules.touched.push(evidence),
+            }
+        }
+        let traced = packets.iter().flat_map(|p| &p.steps).map(|s| &s.place);
+        let traced: HashSet<&RulePlace> = traced.collect();
+        rules.other_traffic = self.others(socket, &traced, (before, after))?;
+        Ok(rules)
+    }
+
+    /// Each rule and policy that the trace saw once, in the order in which packets met them.
+    fn seen<'p>(&self, packets: &'p [FlowPacket]) -> Vec<Seen<'p>> {
+        let mut seen: Vec<Seen<'p>> = Vec::new();
+        let mut at: HashMap<&RulePlace, usize> = HashMap::new();
+        for packet in packets {
+            for step in &packet.steps {
+                let Some(role) = self.role(step) else {
+                    continue;
+                };
+                match at.get(&step.place).and_then(|&i| seen.get_mut(i)) {
+                    Some(known) => {
+                        known.packets += 1;
+                        known.role = known.role.max(role);
+                    }
+                    None => {
+                        at.insert(&step.place, seen.len());
+                        seen.push(Seen {
+                            step,
+                            role,
+                            packets: 1,
+                        });
+                    }
+                }
+            }
+        }
+        seen
+    }
+
+    /// What a step did with its packet; none for a chain's end, and for a policy that lets
+    /// through where nothing is filtered.
+    fn role(&self, step: &TraceStep) -> Option<Role> {
+        let ends = matches!(
+            step.decision,
+            Decision::Drop | Decision::Stolen | Decision::Queue(_)
+        );
+        // Tables of iptables that are there to rewrite or mark let everything through.
+        let decides = !["mangle", "raw", "security"].contains(&step.place.table.as_str());
+        let filters = decides && matches!(step.hook, HookPoint::Forward | HookPoint::Input);
+        match step.kind {
+            StepKind::Return => None,
+            _ if ends => Some(Role::Blocked),
+            StepKind::Policy if filters && !self.is_nat(step) => Some(Role::Allowed),
+            StepKind::Policy => None,
+            StepKind::Rule if step.decision == Decision::Accept && !self.is_nat(step) => {
+                Some(Role::Allowed)
+            }
+            StepKind::Rule => Some(Role::Touched),
+        }
+    }
+
+    /// Whether a step belongs to address translation, where accepting lets nothing through.
+    fn is_nat(&self, step: &TraceStep) -> bool {
+        let hook = hook_number(step.hook);
+        let here = |(place, chain): &(&RulePlace, &BaseChain)| {
+            place.family == step.place.family
+                && place.table == step.place.table
+                && Some(chain.hook) == hook
+        };
+        let mut here = self.chains.iter().filter(here).peekable();
+        here.peek().is_some() && here.all(|(_, chain)| chain.kind == "nat")
+    }
+
+    /// Rules whose counters rose although the trace saw none of the test's packets there.
+    fn others(
+        &mut self,
+        socket: &mut NftSocket,
+        traced: &HashSet<&RulePlace>,
+        (before, after): (&Snapshot, &Snapshot),
+    ) -> Result<Vec<RuleEvidence>, EvidenceError> {
+        let rose = |(place, now): (&RulePlace, &Counts)| {
+            let then = before.counts.get(place).copied().unwrap_or_default();
+            let rose = now.since(then).packets > 0;
+            (rose && !traced.contains(place)).then(|| place.clone())
+        };
+        let mut places: Vec<RulePlace> = after.counts.iter().filter_map(rose).collect();
+        places.sort_by(|a, b| {
+            let key = |p: &RulePlace| (p.family, p.table.clone(), p.chain.clone(), p.handle);
+            key(a).cmp(&key(b))
+        });
+        let mut others = Vec::with_capacity(places.len());
+        for place in places {
+            let counts = (before.counts.get(&place), after.counts.get(&place));
+            let words = if place.handle == 0 {
+                (None, "policy".to_owned(), "policy".to_owned())
+            } else {
+                let rule = self.rule(socket, &place)?;
+                (rule.position, text_of(&rule), String::new())
+            };
+            others.push(evidence(&place, words, 0, counts));
+        }
+        Ok(others)
+    }
+
+    /// Position, text and action of a step.
+    pub(super) fn worded(
+        &mut self,
+        socket: &mut NftSocket,
+        step: &TraceStep,
+    ) -> Result<(Option<usize>, String, String), EvidenceError> {
+        let action = way::decision(&step.decision);
+        Ok(match step.kind {
+            StepKind::Return => (None, "end of chain".to_owned(), action),
+            StepKind::Policy => (None, format!("policy {action}"), action),
+            StepKind::Rule => {
+                let rule = self.rule(socket, &step.place)?;
+                let text = text_of(&rule);
+                self.note_entry(&rule);
+                let rejects = rejected_with(&text).filter(|_| step.decision == Decision::Drop);
+                let action = rejects.map_or(action, |with| format!("reject with {with}"));
+                (rule.position, text, action)
+            }
+        })
+    }
+
+    /// Notes a rule that remembers the packets that it matched.
+    fn note_entry(&mut self, rule: &RuleText) {
+        if let Some(where_to) = rule.text.as_deref().and_then(entry_left) {
+            let note = format!("the job's packets left an entry in {where_to}, by {rule}");
+            self.notes.insert(note);
+        }
+    }
+
+    fn rule(
+        &mut self,
+        socket: &mut NftSocket,
+        place: &RulePlace,
+    ) -> Result<RuleText, EvidenceError> {
+        let mut source = Source {
+            netns: self.netns,
+            tools: self.tools,
+            socket,
+        };
+        Ok(self.book.chain(&mut source, place)?.rule(place.handle))
+    }
+
+    fn chain(
+        &mut self,
+        socket: &mut NftSocket,
+        place: &RulePlace,
+    ) -> Result<String, EvidenceError> {
+        let mut source = Source {
+            netns: self.netns,
+            tools: self.tools,
+            socket,
+        };
+        Ok(self.book.chain(&mut source, place)?.to_string())
+    }
+}
+
+/// The rule's text, or what stands for it where its tool did not print it.
+fn text_of(rule: &RuleText) -> String {
+    let unknown = || format!("(rule with handle {})", rule.place.handle);
+    rule.text.clone().unwrap_or_else(unknown)
+}
+
+fn evidence(
+    place: &RulePlace,
+    (position, rule, action): (Option<usize>, String, String),
+    traced: u64,
+    (before, after): (Option<&Counts>, Option<&Counts>),
+) -> RuleEvidence {
+    // A rule that appeared meanwhile began at zero.
+    let before = before.copied().or_else(|| after.map(|_| Counts::default()));
+    let increase = after.zip(before).map(|(after, before)| after.since(before));
+    let packets = increase.map(|i| i.packets);
+    RuleEvidence {
+        chain: place.chain.clone(),
+        rule,
+        table: place.table.clone(),
+        family: place.family.to_string(),
+        position,
+        handle: (place.handle != 0).then_some(place.handle),
+        action,
+        packets_before: before.map(|c| c.packets),
+        packets_after: after.map(|c| c.packets),
+        packet_increase: packets,
+        byte_increase: increase.map(|i| i.bytes),
+        packets_traced: traced,
+        unexplained: packets.map_or(0, |packets| packets.saturating_sub(traced)),
+    }
+}
+
+/// `NF_INET_*` of a hook.
+fn hook_number(hook: HookPoint) -> Option<u32> {
+    Some(match hook {
+        HookPoint::Ingress => return None,
+        HookPoint::Prerouting => 0,
+        HookPoint::Input => 1,
+        HookPoint::Forward => 2,
+        HookPoint::Output => 3,
+        HookPoint::Postrouting => 4,
+    })
+}
+
+/// The packet's headers when they were last shown, for look-ups; none for ICMP.
+fn packet_head(packet: &FlowPacket) -> Option<PacketHead> {
+    let head = packet.last;
+    let (source_port, destination_port) = head.payload.ports()?;
+    Some(PacketHead {
+        source: head.source,
+        destination: head.destination,
+        protocol: way::protocol(head.payload)?,
+        source_port,
+        destination_port,
+        tos: head.tos,
+        ttl: head.ttl,
+        length: head.length,
+        mark: head.mark,
+        iif: head.iif,
+        oif: head.oif,
+    })
+}

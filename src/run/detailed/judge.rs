@@ -1,0 +1,347 @@
+//! From what was observed to a status and a sentence; pure code.
+//!
+//! The packets' ways outrank what the client felt where both speak: a client that waited in vain
+//! cannot know whether its request or the answer was lost.
+
+use std::net::IpAddr;
+
+use nix::errno::Errno;
+
+use super::{
+    connect::{Experience, IcmpError},
+    result::{Refuser, Status},
+};
+use crate::run::outside::OutsideReason;
+
+/// What became of the packets of one direction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// None was seen.
+    NotSeen,
+    /// All went on behind the router's last chain, or to the router itself.
+    Passed,
+    /// A rule or policy ended one.
+    Stopped {
+        /// Who, e.g. `rule 4 of chain FORWARD (table filter): …`.
+        by: String,
+        /// What it answers with, if it rejects.
+        rejects_with: Option<String>,
+    },
+    /// Something ended one that is no rule of nf_tables.
+    Lost(OutsideReason),
+    /// At this hook something ended one that nf_tables does not trace.
+    Within(String),
+}
+
+/// What was observed of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Facts<'a> {
+    pub(super) experience: Option<&'a Experience>,
+    /// Whether packets could be followed at all.
+    pub(super) traced: bool,
+    pub(super) request: Fate,
+    pub(super) answer: Fate,
+    /// Whether the router itself sent something to the source, and it went out.
+    pub(super) own_left: bool,
+    /// Whether the destination host saw the request.
+    pub(super) arrived: bool,
+    /// The address that the destination host has.
+    pub(super) destination: IpAddr,
+    /// Addresses of the router.
+    pub(super) router: &'a [IpAddr],
+}
+
+/// A status, the sentence that goes with it, and who said no.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Judged {
+    pub(super) status: Status,
+    pub(super) message: String,
+    pub(super) refused_by: Option<Refuser>,
+}
+
+impl Judged {
+    fn new(status: Status, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            refused_by: None,
+        }
+    }
+
+    fn by(self, refuser: Refuser) -> Self {
+        let refused_by = Some(refuser);
+        Self { refused_by, ..self }
+    }
+}
+
+/// Judges one attempt.
+pub(super) fn judge(facts: &Facts<'_>) -> Judged {
+    match facts.experience {
+        Some(Experience::Answered(_)) => Judged::new(Status::Ok, "answered"),
+        Some(Experience::Mute(_)) => mute(facts),
+        Some(Experience::Icmp(icmp)) => icmp_error(facts, *icmp),
+        Some(Experience::Reset) => reset(facts),
+        Some(Experience::NotSent(errno)) => Judged::new(Status::Unknown, not_sent(*errno)),
+        Some(Experience::Failed(errno)) => {
+            let message = format!("the client's socket failed: {}", errno.desc());
+            Judged::new(Status::Unknown, message)
+        }
+        None => silence(facts),
+    }
+}
+
+/// Whether the packets' ways say how it ends, so that nobody needs to wait longer.
+pub(super) fn is_settled(facts: &Facts<'_>) -> bool {
+    match (&facts.request, &facts.answer) {
+        (Fate::Stopped { .. }, _) | (_, Fate::Stopped { .. }) => true,
+        (Fate::Lost(reason), _) if facts.experience.is_none() => reason.is_known(),
+        // Who has a connection and no answer yet may still get one.
+        _ => !matches!(facts.experience, None | Some(Experience::Mute(_))),
+    }
+}
+
+/// The handshake was done, so both ways are open for its packets, and then not.
+fn mute(facts: &Facts<'_>) -> Judged {
+    let why = match (&facts.request, &facts.answer) {
+        (Fate::Stopped { by, .. }, _) => format!("the data sent over it was stopped by {by}"),
+        (_, Fate::Stopped { by, .. }) => format!("the answer was stopped by {by}"),
+        _ => "what was sent over it did not come back".to_owned(),
+    };
+    Judged::new(Status::Partial, format!("the connection was made; {why}"))
+}
+
+fn icmp_error(facts: &Facts<'_>, icmp: IcmpError) -> Judged {
+    if facts.arrived && icmp.from == facts.destination {
+        let message = format!("the destination host refused: {icmp}");
+        return Judged::new(Status::Refused, message).by(Refuser::Destination);
+    }
+    let refuser = if facts.router.contains(&icmp.from) || facts.own_left {
+        Refuser::Router
+    } else {
+        Refuser::Other
+    };
+    let judged = match &facts.request {
+        Fate::Stopped { by, .. } => {
+            Judged::new(Status::Rejected, format!("rejected with {icmp} by {by}"))
+        }
+        Fate::Lost(reason) => Judged::new(Status::Unreachable, format!("{icmp}: {reason}")),
+        _ if is_routing(icmp) => Judged::new(Status::Unreachable, icmp.to_string()),
+        _ => Judged::new(Status::Rejected, format!("rejected with {icmp}")),
+    };
+    judged.by(refuser)
+}
+
+/// Whether routing, rather than a rule, usually answers with this.
+fn is_routing(icmp: IcmpError) -> bool {
+    match (icmp.from.is_ipv4(), icmp.kind) {
+        (true, 3) => icmp.code <= 1,
+        (true, kind) => kind == 11,
+        (false, 1) => matches!(icmp.code, 0 | 3),
+        (false, kind) => kind == 3,
+    }
+}
+
+fn reset(facts: &Facts<'_>) -> Judged {
+    match &facts.request {
+        Fate::Stopped { by, .. } => {
+            let message = format!("rejected with a TCP reset by {by}");
+            Judged::new(Status::Rejected, message).by(Refuser::Router)
+        }
+        _ if facts.arrived => {
+            let message = "the destination host refused with a TCP reset";
+            Judged::new(Status::Refused, message).by(Refuser::Destination)
+        }
+        _ => {
+            let message = "rejected with a TCP reset by the router: the request did not reach the \
+                           destination host";
+            Judged::new(Status::Rejected, message).by(Refuser::Router)
+        }
+    }
+}
+
+fn not_sent(errno: Errno) -> String {
+    match errno {
+        Errno::EPERM => "the source host's own firewall drops the request".to_owned(),
+        errno => format!("the source host could not send: {}", errno.desc()),
+    }
+}
+
+/// Nothing came back at all.
+fn silence(facts: &Facts<'_>) -> Judged {
+    match &facts.request {
+        Fate::Stopped {
+            by,
+            rejects_with: Some(with),
+        } => {
+            let message = format!(
+                "rejected with {with} by {by}; the router did not send that answer this time \
+                 (net.ipv4.icmp_ratelimit, icmp_msgs_per_sec, or its own output rules)"
+            );
+            Judged::new(Status::Rejected, message).by(Refuser::Router)
+        }
+        Fate::Stopped { by, .. } => {
+            Judged::new(Status::Timeout, format!("no answer: dropped by {by}"))
+        }
+        Fate::Lost(reason @ OutsideReason::NotSeen(_)) => {
+            Judged::new(Status::Unknown, format!("the request {reason}"))
+        }
+        Fate::Lost(reason) if reason.is_known() => {
+            Judged::new(Status::Unreachable, format!("no answer: {reason}"))
+        }
+        Fate::Lost(reason) => Judged::new(Status::Timeout, format!("no answer: {reason}")),
+        Fate::Within(hook) if !facts.arrived => {
+            let message = format!(
+                "no answer: dropped at {hook} by something that nf_tables does not trace, such \
+                 as iptables-legacy or connection tracking"
+            );
+            Judged::new(Status::Timeout, message)
+        }
+        Fate::NotSeen if facts.traced && !facts.arrived => {
+            Judged::new(Status::Unknown, "the request did not come in at the router")
+        }
+        _ if facts.arrived => half_way(facts),
+        Fate::Passed => {
+            let message = "the request left the router and did not reach the destination host";
+            Judged::new(Status::Unknown, message)
+        }
+        _ => Judged::new(
+            Status::Timeout,
+            "no answer, and the destination host saw no request",
+        ),
+    }
+}
+
+/// The request arrived, the answer did not.
+fn half_way(facts: &Facts<'_>) -> Judged {
+    let why = match &facts.answer {
+        Fate::Stopped { by, .. } => format!("the answer was stopped by {by}"),
+        Fate::Lost(reason) => format!("the answer was lost: {reason}"),
+        Fate::Within(hook) => {
+            format!("the answer was dropped at {hook} by something that nf_tables does not trace")
+        }
+        Fate::Passed => "the answer left the router, and not towards the source host: the way \
+                         back is another one"
+            .to_owned(),
+        Fate::NotSeen if facts.traced => "no answer came back to the router".to_owned(),
+        Fate::NotSeen => "the answer did not come back".to_owned(),
+    };
+    Judged::new(Status::Partial, format!("the request arrived; {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 9, 0, 9));
+
+    fn facts(experience: Option<&Experience>) -> Facts<'_> {
+        Facts {
+            experience,
+            traced: true,
+            request: Fate::Passed,
+            answer: Fate::NotSeen,
+            own_left: false,
+            arrived: false,
+            destination: HOST,
+            router: &[ROUTER],
+        }
+    }
+
+    fn stopped(with: Option<&str>) -> Fate {
+        Fate::Stopped {
+            by: "rule 3".to_owned(),
+            rejects_with: with.map(str::to_owned),
+        }
+    }
+
+    fn icmp(code: u8, from: IpAddr) -> Experience {
+        Experience::Icmp(IcmpError {
+            kind: 3,
+            code,
+            from,
+        })
+    }
+
+    /// Each row: experience, fate of the request and of the answer, arrived; status and a part of
+    /// the message.
+    #[test]
+    fn each_observation_has_its_status() {
+        let answered = Experience::Answered(Duration::from_micros(70));
+        let mute = Experience::Mute(Duration::ZERO);
+        let prohibited = icmp(13, ROUTER);
+        let unreachable = icmp(0, ROUTER);
+        let closed = icmp(3, HOST);
+        let no_route = || Fate::Lost(OutsideReason::NoRoute(HOST));
+        let unseen = || Fate::Lost(OutsideReason::NotSeen(vec![]));
+        let passed = || Fate::Passed;
+        let none = || Fate::NotSeen;
+        let within = || Fate::Within("forward".to_owned());
+        #[rustfmt::skip]
+        let table = [
+            (Some(&answered), passed(), passed(), true, Status::Ok, "answered"),
+            (None, stopped(None), none(), false, Status::Timeout, "dropped by rule 3"),
+            (None, stopped(Some("icmp-x")), none(), false, Status::Rejected, "icmp-x by rule 3"),
+            (Some(&prohibited), stopped(Some("x")), none(), false, Status::Rejected, "13"),
+            (Some(&Experience::Reset), stopped(Some("x")), none(), false, Status::Rejected, "reset by rule 3"),
+            (Some(&Experience::Reset), none(), none(), false, Status::Rejected, "did not reach"),
+            (Some(&Experience::Reset), passed(), none(), true, Status::Refused, "destination host"),
+            (Some(&closed), passed(), passed(), true, Status::Refused, "destination host"),
+            (Some(&unreachable), no_route(), none(), false, Status::Unreachable, "no route"),
+            (Some(&unreachable), none(), none(), false, Status::Unreachable, "network unreachable"),
+            (None, no_route(), none(), false, Status::Unreachable, "no route"),
+            (None, within(), none(), false, Status::Timeout, "does not trace"),
+            (None, unseen(), none(), false, Status::Unknown, "did not come in"),
+            (None, passed(), stopped(None), true, Status::Partial, "answer was stopped by rule 3"),
+            (None, passed(), passed(), true, Status::Partial, "another one"),
+            (None, passed(), none(), false, Status::Unknown, "did not reach"),
+            (Some(&mute), passed(), stopped(None), true, Status::Partial, "connection was made"),
+        ];
+        for (experience, request, answer, arrived, status, words) in table {
+            let facts = Facts {
+                request,
+                answer,
+                arrived,
+                ..facts(experience)
+            };
+            let judged = judge(&facts);
+            assert_eq!(judged.status, status, "{facts:?}");
+            assert!(judged.message.contains(words), "{judged:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_trace_the_destination_host_tells_both_ways_apart() {
+        let untraced = |arrived| Facts {
+            traced: false,
+            request: Fate::NotSeen,
+            arrived,
+            ..facts(None)
+        };
+        assert_eq!(judge(&untraced(false)).status, Status::Timeout);
+        assert_eq!(judge(&untraced(true)).status, Status::Partial);
+    }
+
+    #[test]
+    fn the_sender_of_a_no_is_named() {
+        let by = |from, own_left| {
+            let experience = icmp(13, from);
+            let facts = Facts {
+                own_left,
+                ..facts(Some(&experience))
+            };
+            judge(&facts).refused_by
+        };
+        assert_eq!(by(ROUTER, false), Some(Refuser::Router));
+        assert_eq!(
+            by("192.0.2.1".parse().unwrap(), true),
+            Some(Refuser::Router)
+        );
+        assert_eq!(
+            by("192.0.2.1".parse().unwrap(), false),
+            Some(Refuser::Other)
+        );
+    }
+}
