@@ -22,6 +22,7 @@ use crate::{
     sys::leave,
 };
 
+pub mod detailed;
 mod doctor;
 mod host;
 mod jobs;

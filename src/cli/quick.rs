@@ -123,7 +123,7 @@ enum Explain {
     Never,
 }
 
-fn most_services(text: &str) -> Result<usize, String> {
+pub(super) fn most_services(text: &str) -> Result<usize, String> {
     let most = text
         .parse()
         .ok()
@@ -131,7 +131,7 @@ fn most_services(text: &str) -> Result<usize, String> {
     most.ok_or_else(|| format!("1 to {} are allowed", ServiceLimits::ALL))
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let refuse = |_| "a number of seconds ≥ 0 is allowed".to_owned();
     let seconds = f64::from_str(text).map_err(|_| refuse(()))?;
     Duration::try_from_secs_f64(seconds).map_err(|_| refuse(()))
@@ -204,7 +204,7 @@ impl Quick {
     }
 }
 
-fn choose_routers(
+pub(super) fn choose_routers(
     routers: Vec<RouterName>,
     trace: Option<PathBuf>,
 ) -> Result<RouterChoice, Failure> {
@@ -227,7 +227,7 @@ fn choose_routers(
 }
 
 /// The terminal's width, and colour where the user's terminal and `NO_COLOR` allow it.
-fn layout() -> matrix::Layout {
+pub(super) fn layout() -> matrix::Layout {
     let terminal = io::stdout().is_terminal();
     let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
     matrix::Layout {

@@ -101,6 +101,19 @@ impl TestLab {
         file
     }
 
+    /// Runs an nft command in a router.
+    pub(crate) fn nft(&self, router: &str, command: &str) {
+        let netns = self.lab.router_netns(&RouterName::new(router).unwrap());
+        let run = || {
+            let nft = std::process::Command::new("/usr/sbin/nft")
+                .arg(command)
+                .output();
+            nft.unwrap()
+        };
+        let output = netns.unwrap().enter(run).unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+    }
+
     pub(crate) fn run(&self, job: &QuickJob) -> QuickReport {
         quick::run(job, &self.config).unwrap().report
     }
