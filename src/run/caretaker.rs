@@ -30,6 +30,7 @@ const TOOLS: [(Variant, Family, &str); 4] = [
 pub struct Caretaker {
     dir: NetnsDir,
     tools: Tools,
+    sweeps_taps: bool,
     hosts: LabHosts,
     neighbours: LabNeighbours,
 }
@@ -41,9 +42,18 @@ impl Caretaker {
         Self {
             dir: dir.clone(),
             tools: Tools::new(config.tool_dirs.clone()),
+            sweeps_taps: true,
             hosts: LabHosts::new(dir),
             neighbours: LabNeighbours::new(dir),
         }
+    }
+
+    /// Leaves taps of dead jobs where they are. Finding them takes the tools of iptables, several
+    /// processes per router; a job that measures with nf_tables is not disturbed by them.
+    #[must_use]
+    pub fn leaving_taps(mut self) -> Self {
+        self.sweeps_taps = false;
+        self
     }
 
     fn routers(&self, router: Option<&RouterId>) -> Result<Vec<RouterId>, NetnsError> {
@@ -125,6 +135,9 @@ impl TapKernel for Caretaker {
         dry_run: bool,
     ) -> Result<Vec<String>, KernelError> {
         let mut swept = Vec::new();
+        if !self.sweeps_taps {
+            return Ok(swept);
+        }
         for router in self.routers(router)? {
             swept.extend(self.sweep_router(&router, is_gone, dry_run)?);
         }

@@ -3,9 +3,9 @@
 use super::{DscpChoice, QuickError, QuickJob, random, session::Session};
 use crate::{
     config::Config,
-    model::Dscp,
-    registry::{JobInfo, JobType, RegistryManager, Wait},
-    run::{interrupt::Interrupt, undo::UndoError},
+    model::{Dscp, RouterId},
+    registry::{JobInfo, JobType, RegistryManager, Scope, Wait},
+    run::{caretaker::Caretaker, interrupt::Interrupt, undo::UndoError},
 };
 
 /// A DSCP value in a job's hands.
@@ -46,6 +46,27 @@ impl Grant {
 
     pub(super) fn dscp(&self) -> Dscp {
         self.dscp
+    }
+
+    /// Removes what dead jobs left on `routers`; what could not be removed is returned in words.
+    pub(super) fn reconcile(
+        &self,
+        job: &QuickJob,
+        routers: &[RouterId],
+        caretaker: &mut Caretaker,
+    ) -> Result<Vec<String>, QuickError> {
+        let Some(registry) = &self.registry else {
+            return Ok(Vec::new());
+        };
+        let scope = Scope::Touching {
+            routers: routers.to_vec(),
+            hosts: Vec::new(),
+        };
+        let report = registry.reconcile(&job.run_id, &scope, caretaker, false)?;
+        for action in &report.actions {
+            tracing::info!("reconcile: {action}");
+        }
+        Ok(report.failures)
     }
 
     /// How the job that holds this value works with others.

@@ -25,7 +25,7 @@ pub use super::resolve::RouterChoice;
 use crate::{
     config::Config,
     firewall::{
-        backend::{BackendChoice, ChooseError, TapsError},
+        backend::{Backend, BackendChoice, ChooseError, TapsError},
         nft::NftSocket,
     },
     lab::{Lab, LabError, hosts::LabHosts},
@@ -33,6 +33,7 @@ use crate::{
     netns::{NetnsDir, NetnsError},
     registry::{HostSpec, KernelError, RegistryError},
     run::{
+        caretaker::Caretaker,
         explain::{ExplainError, Explainer},
         interrupt::Interrupt,
         progress::{Phase, Progress},
@@ -311,6 +312,12 @@ fn answer(
     progress.enter("waiting");
     let hosts: Vec<HostSpec> = parts.iter().filter_map(|p| p.host.clone().ok()).collect();
     let routers: Vec<RouterId> = parts.iter().map(|p| p.way.router.clone()).collect();
+    let caretaker = Caretaker::new(&dir, config);
+    let mut caretaker = match plan.backend {
+        Backend::Nft => caretaker.leaving_taps(),
+        Backend::IptablesNft | Backend::IptablesLegacy => caretaker,
+    };
+    let kept = grant.reconcile(job, &routers, &mut caretaker)?;
     let outcome = grant
         .session(job, interrupt)
         .run(&hosts, &routers, &mut kernel, || {
@@ -329,10 +336,11 @@ fn answer(
         ..Timing::default()
     };
     match outcome.result {
-        Ok(answers) => Ok((
-            report::assemble(job, grant.dscp(), &parts, &plan, answers, undone),
-            outcome.left,
-        )),
+        Ok(answers) => {
+            let mut answered = report::assemble(job, grant.dscp(), &parts, &plan, answers, undone);
+            answered.report.warnings.extend(kept);
+            Ok((answered, outcome.left))
+        }
         Err(error) => {
             outcome
                 .left

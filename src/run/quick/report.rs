@@ -1,6 +1,6 @@
 //! From findings and reasons to the answer.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     Answered, QuickJob,
@@ -198,10 +198,14 @@ impl Timing {
     /// Adds what one router took. Routers are measured side by side, so the sum may exceed the
     /// total.
     fn add(&mut self, spent: &super::measure::Spent) {
-        self.install += super::millis(spent.install);
-        self.probe += super::millis(spent.probe);
-        self.read += super::millis(spent.read);
-        self.explain += super::millis(spent.explain);
-        self.undo += super::millis(spent.undo);
+        for (sum, part) in [
+            (&mut self.install, spent.install),
+            (&mut self.probe, spent.probe),
+            (&mut self.read, spent.read),
+            (&mut self.explain, spent.explain),
+            (&mut self.undo, spent.undo),
+        ] {
+            *sum = super::millis(Duration::from_secs_f64(*sum / 1e3) + part);
+        }
     }
 }
