@@ -38,7 +38,7 @@ unlock() {
 # release. Nothing here knows the name of a host. $1 is the end of the label,
 # empty for the archive itself, -Security for the security archive.
 mirror() {
-    # shellcheck disable=SC2016 # apt expands these
+    # shellcheck disable=SC2016,SC1091 # apt expands these; os-release is the machine's own
     apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
         sed -n "s/^$(. /etc/os-release && echo "$VERSION_CODENAME")$1 main //p" |
         head -n 1
