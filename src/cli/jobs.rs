@@ -8,6 +8,7 @@ use std::{
     io::{self, Write},
     net::IpAddr,
     path::Path,
+    sync::Arc,
 };
 
 use clap::{Args, ValueEnum};
@@ -156,7 +157,7 @@ pub(super) struct Queue {
 struct Listing<'a> {
     scheduler: bool,
     running: &'a [crate::sched::job::RunningJob],
-    queued: &'a [crate::sched::job::QueuedJob],
+    queued: &'a [Arc<crate::sched::job::QueuedJob>],
     history: &'a [FinishedJob],
 }
 

@@ -52,7 +52,7 @@ pub struct QueueView {
     /// How many detailed jobs wait.
     pub detailed: usize,
     /// The first of them, in the order of the queue.
-    pub first: Vec<QueuedJob>,
+    pub first: Vec<Arc<QueuedJob>>,
 }
 
 /// The scheduler itself as viewers see it.

@@ -107,7 +107,7 @@ fn a_job_that_came_and_went_in_between_is_seen_ended() {
 #[test]
 fn a_long_queue_is_counted_and_only_its_beginning_listed() {
     let board = board();
-    let queued = (0..1000).map(|n| job(&format!("j{n}"))).collect();
+    let queued = (0..1000).map(|n| Arc::new(job(&format!("j{n}")))).collect();
     let jobs = Jobs {
         queued,
         ..Jobs::default()

@@ -7,7 +7,7 @@
 //! files ends it, and the next leader takes over.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     io,
     path::PathBuf,
     sync::Arc,
@@ -29,6 +29,7 @@ use super::{
     job::QueuedJob,
     outcome::Left,
     policy::{Action, Event, Limits, State},
+    queue::Reader,
     resources::Resources,
     runner::{Process, Runners},
     spool::{Spool, SpoolError},
@@ -77,10 +78,11 @@ pub struct Scheduler {
     pub(super) resources: Arc<dyn Resources>,
     pub(super) board: Arc<Board>,
     pub(super) live: BTreeMap<RunId, Live>,
-    pub(super) queued: BTreeMap<RunId, QueuedJob>,
+    pub(super) queued: HashMap<RunId, Arc<QueuedJob>>,
     pub(super) watches: Watches,
     pub(super) report: mpsc::UnboundedSender<Seen>,
     state: State,
+    reader: Reader,
     reports: mpsc::UnboundedReceiver<Seen>,
     registry_dir: PathBuf,
     keep: Duration,
@@ -122,10 +124,11 @@ impl Scheduler {
             resources,
             board,
             live: BTreeMap::new(),
-            queued: BTreeMap::new(),
+            queued: HashMap::new(),
             watches: Watches::new().map_err(wait_error("watch files"))?,
             report,
             state: State::new(limits(config)),
+            reader: Reader::default(),
             reports,
             registry_dir: config.registry_dir.clone(),
             keep: config.scheduler.keep(),
@@ -191,7 +194,7 @@ impl Scheduler {
 
     /// Takes in what the files say now: who waits, and who is to be cancelled.
     fn queue_changed(&mut self) -> Result<(), SchedulerError> {
-        let jobs = match self.spool.jobs() {
+        let jobs = match self.reader.read(&self.spool) {
             // Readers see a damaged file; who locks it repairs it.
             Err(SpoolError::Damaged { .. }) => self.spool.lock()?.jobs()?,
             other => other?,
@@ -210,7 +213,7 @@ impl Scheduler {
         let queued = jobs
             .queued
             .iter()
-            .map(|job| (job.run_id.clone(), job.clone()));
+            .map(|job| (job.run_id.clone(), Arc::clone(job)));
         self.queued = queued.collect();
         self.board.queue(Arc::new(jobs));
         for run_id in cancelled {

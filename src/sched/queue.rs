@@ -2,14 +2,21 @@
 //!
 //! Every change holds the lock of [`Spool`]; reading needs none.
 
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    mem,
+    sync::Arc,
+};
+
 use jiff::Timestamp;
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use thiserror::Error;
 
 use super::{
     job::{FinishedJob, Mode, NewJob, Params, QueuedJob, RunningJob, Status, UserName},
-    spool::{JobFile, List, Locked, Spool, SpoolError},
+    spool::{Edition, JobFile, List, Locked, Spool, SpoolError},
 };
 use crate::model::{Dscp, RunId};
 
@@ -64,7 +71,7 @@ pub enum Cancelled {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Jobs {
     /// In the order of the queue.
-    pub queued: Vec<QueuedJob>,
+    pub queued: Vec<Arc<QueuedJob>>,
     /// In the order in which they were started.
     pub running: Vec<RunningJob>,
     /// How many entries of the two files are no jobs; they are left as they are.
@@ -84,43 +91,105 @@ impl Jobs {
     }
 }
 
+/// Reads the lists again and again, but only what is new in them: of a queue of thousands, a
+/// change of one job costs that job.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    edition: Edition,
+    waiting: HashMap<Box<str>, Arc<QueuedJob>>,
+    order: Vec<Arc<QueuedJob>>,
+    unreadable: usize,
+}
+
+impl Reader {
+    /// The waiting and running jobs, as of now.
+    pub(super) fn read(&mut self, spool: &Spool) -> Result<Jobs, SpoolError> {
+        // The queue first: a job that moves in between is then seen in both, not in neither. Its
+        // edition before its content: at worst it is read again for nothing.
+        let edition = spool.edition(List::Queue)?;
+        if edition.is_none() || edition != self.edition {
+            let file = spool.read_list(List::Queue)?;
+            self.take_in(&file);
+            self.edition = edition;
+        }
+        let current = spool.read_list(List::Current)?;
+        let running: Vec<RunningJob> = current.jobs.iter().filter_map(|e| parse(e)).collect();
+        let moved: HashSet<&RunId> = running.iter().map(|job| &job.run_id).collect();
+        let waits = |job: &&Arc<QueuedJob>| !moved.contains(&job.run_id);
+        Ok(Jobs {
+            queued: self.order.iter().filter(waits).cloned().collect(),
+            unreadable: self.unreadable + current.jobs.len() - running.len(),
+            running,
+        })
+    }
+
+    fn take_in(&mut self, file: &JobFile) {
+        let mut known = mem::take(&mut self.waiting);
+        self.order.clear();
+        for entry in &file.jobs {
+            let job = match known.remove(entry.get()) {
+                Some(job) => Some(job),
+                None => parse(entry).map(Arc::new),
+            };
+            if let Some(job) = job {
+                self.waiting.insert(entry.get().into(), Arc::clone(&job));
+                self.order.push(job);
+            }
+        }
+        self.unreadable = file.jobs.len() - self.order.len();
+    }
+}
+
 impl Spool {
     /// The jobs that wait and the jobs that run, as of now.
     ///
     /// # Errors
     /// [`SpoolError`] when a file cannot be read.
     pub fn jobs(&self) -> Result<Jobs, SpoolError> {
-        // The queue first: a job that moves in between is then seen in both, not in neither.
-        let queue = self.read_list(List::Queue)?;
-        let current = self.read_list(List::Current)?;
-        Ok(jobs(&queue, &current))
+        Reader::default().read(self)
     }
 }
 
-fn jobs(queue: &JobFile, current: &JobFile) -> Jobs {
-    let running: Vec<RunningJob> = current.jobs.iter().filter_map(parse).collect();
-    let waiting: Vec<QueuedJob> = queue.jobs.iter().filter_map(parse).collect();
-    let unreadable = queue.jobs.len() + current.jobs.len() - running.len() - waiting.len();
-    let moved = |job: &QueuedJob| running.iter().any(|other| other.run_id == job.run_id);
-    Jobs {
-        queued: waiting.into_iter().filter(|job| !moved(job)).collect(),
-        running,
-        unreadable,
-    }
+fn parse<T: serde::de::DeserializeOwned>(entry: &RawValue) -> Option<T> {
+    serde_json::from_str(entry.get()).ok()
 }
 
-fn parse<T: serde::de::DeserializeOwned>(entry: &Value) -> Option<T> {
-    T::deserialize(entry).ok()
+/// As much of an entry as it takes to find it.
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(borrow)]
+    run_id: Cow<'a, str>,
+    analysis_mode: Option<Mode>,
 }
 
-/// The run id of an entry, be it a job or not.
-fn is(entry: &Value, run_id: &RunId) -> bool {
-    entry.get("run_id").and_then(Value::as_str) == Some(run_id.as_str())
+fn head(entry: &RawValue) -> Option<Head<'_>> {
+    serde_json::from_str(entry.get()).ok()
 }
 
-fn to_entry<T: Serialize>(job: &T) -> Value {
+/// Whether an entry has this run id, be it a job or not.
+fn is(entry: &RawValue, run_id: &RunId) -> bool {
+    // A run id needs no escapes, so its text is in the entry's text.
+    entry.get().contains(run_id.as_str())
+        && head(entry).is_some_and(|head| head.run_id == run_id.as_str())
+}
+
+fn find<T: serde::de::DeserializeOwned>(file: &JobFile, run_id: &RunId) -> Option<T> {
+    let mut entries = file.jobs.iter().filter(|entry| is(entry, run_id));
+    entries.find_map(|entry| parse(entry))
+}
+
+/// The place of the last entry among those of its mode.
+fn last_position(file: &JobFile, mode: Mode) -> usize {
+    let modes = file
+        .jobs
+        .iter()
+        .filter_map(|entry| head(entry)?.analysis_mode);
+    modes.filter(|other| *other == mode).count()
+}
+
+fn to_entry<T: Serialize>(job: &T) -> Box<RawValue> {
     // Our own types have string keys and no failing serializer.
-    serde_json::to_value(job).unwrap_or_default()
+    serde_json::value::to_raw_value(job).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 impl Locked<'_> {
@@ -142,18 +211,18 @@ impl Locked<'_> {
         if queue.jobs.len() >= most {
             return Err(SubmitError::Full(queue.jobs.len()));
         }
-        let run_id = job.run_id;
+        let (run_id, mode) = (job.run_id, job.mode);
         let entry = QueuedJob {
             run_id: run_id.clone(),
             username: job.username,
             created_at: now,
             status: Status::Queued,
             params: job.params,
-            analysis_mode: job.mode,
+            analysis_mode: mode,
             extra: serde_json::Map::new(),
         };
         queue.jobs.push(to_entry(&entry));
-        let position = jobs(&queue, &self.list(List::Current)?).position(&run_id);
+        let position = Some(last_position(&queue, mode));
         self.write_list(List::Queue, queue, now)?;
         Ok(Submitted {
             run_id,
@@ -165,25 +234,21 @@ impl Locked<'_> {
 
     /// The job that already has this run id, if it is the same one.
     fn known(&self, job: &NewJob) -> Result<Option<Submitted>, SubmitError> {
-        let jobs = self.jobs()?;
+        let run_id = job.run_id.clone();
         let same = |mode: Mode, params: &Params| mode == job.mode && *params == job.params;
-        let known = if let Some(other) = jobs.running.iter().find(|o| o.run_id == job.run_id) {
+        let known = if let Some(other) = find::<RunningJob>(&self.list(List::Current)?, &run_id) {
             let same = same(other.mode, &other.params);
-            (other.username.clone(), Status::Running, same)
-        } else if let Some(other) = jobs.queued.iter().find(|o| o.run_id == job.run_id) {
+            (other.username, Status::Running, same)
+        } else if let Some(other) = find::<QueuedJob>(&self.list(List::Queue)?, &run_id) {
             let same = same(other.analysis_mode, &other.params);
-            (other.username.clone(), Status::Queued, same)
-        } else if let Some(other) = self.spool.finished(&job.run_id)? {
-            (
-                other.username,
-                other.status,
-                same(other.mode, &other.params),
-            )
+            (other.username, Status::Queued, same)
+        } else if let Some(other) = self.spool.finished(&run_id)? {
+            let same = same(other.mode, &other.params);
+            (other.username, other.status, same)
         } else {
             return Ok(None);
         };
         let (username, status, same) = known;
-        let run_id = job.run_id.clone();
         if !same || username != job.username {
             return Err(SubmitError::Taken {
                 run_id,
@@ -191,8 +256,10 @@ impl Locked<'_> {
                 status,
             });
         }
+        let waits = status == Status::Queued;
+        let position = waits.then(|| self.spool.jobs()).transpose()?;
         Ok(Some(Submitted {
-            position: jobs.position(&run_id),
+            position: position.and_then(|jobs| jobs.position(&run_id)),
             run_id,
             status,
             new: false,
@@ -204,7 +271,10 @@ impl Locked<'_> {
     /// # Errors
     /// [`SpoolError`] when a file cannot be read.
     pub fn jobs(&self) -> Result<Jobs, SpoolError> {
-        Ok(jobs(&self.list(List::Queue)?, &self.list(List::Current)?))
+        // Repairs what is damaged; what is read afterwards is whole, because nobody changes it.
+        self.list(List::Queue)?;
+        self.list(List::Current)?;
+        self.spool.jobs()
     }
 
     /// Moves waiting jobs to the running ones, each with the DSCP value that it was given. Returns
@@ -219,11 +289,12 @@ impl Locked<'_> {
     ) -> Result<Vec<RunningJob>, SpoolError> {
         let mut queue = self.list(List::Queue)?;
         let mut current = self.list(List::Current)?;
-        let waiting = jobs(&queue, &current).queued;
         let mut taken = Vec::new();
         for (run_id, dscp) in wanted {
-            if let Some(job) = waiting.iter().find(|job| job.run_id == *run_id) {
-                let job = RunningJob::from_queued(job.clone(), *dscp, now);
+            let runs = current.jobs.iter().any(|entry| is(entry, run_id));
+            let waiting = if runs { None } else { find(&queue, run_id) };
+            if let Some(job) = waiting {
+                let job = RunningJob::from_queued(job, *dscp, now);
                 current.jobs.push(to_entry(&job));
                 queue.jobs.retain(|entry| !is(entry, run_id));
                 taken.push(job);
@@ -282,12 +353,11 @@ impl Locked<'_> {
         by: &UserName,
         now: Timestamp,
     ) -> Result<Cancelled, SpoolError> {
-        let jobs = self.jobs()?;
-        if let Some(job) = jobs.running.into_iter().find(|job| job.run_id == *run_id) {
-            self.mark_cancelled(&job, by, now)?;
+        if let Some(job) = find(&self.list(List::Current)?, run_id) {
+            self.mark_cancelled(job, by, now)?;
             return Ok(Cancelled::Running);
         }
-        let Some(job) = jobs.queued.into_iter().find(|job| job.run_id == *run_id) else {
+        let Some(job) = find::<QueuedJob>(&self.list(List::Queue)?, run_id) else {
             let over = self.spool.finished(run_id)?;
             return Ok(over.map_or(Cancelled::Unknown, |job| Cancelled::Over(job.status)));
         };
@@ -312,18 +382,17 @@ impl Locked<'_> {
 
     fn mark_cancelled(
         &self,
-        job: &RunningJob,
+        mut job: RunningJob,
         by: &UserName,
         now: Timestamp,
     ) -> Result<(), SpoolError> {
         if job.cancelled_by.is_some() {
             return Ok(());
         }
+        job.cancelled_by = Some(by.clone());
         let mut current = self.list(List::Current)?;
         for entry in current.jobs.iter_mut().filter(|e| is(e, &job.run_id)) {
-            if let Some(fields) = entry.as_object_mut() {
-                fields.insert("cancelled_by".to_owned(), by.as_str().into());
-            }
+            *entry = to_entry(&job);
         }
         self.write_list(List::Current, current, now)
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, net::IpAddr, thread};
 
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::{

@@ -20,9 +20,9 @@
 //! left in both counts as further on.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -34,7 +34,7 @@ use nix::{
     libc,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 use thiserror::Error;
 
 use crate::{
@@ -110,12 +110,12 @@ pub struct Locked<'a> {
 }
 
 /// `queue.json` or `current.json` with everything that is in it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct JobFile {
     version: u32,
     updated_at: Timestamp,
-    /// Kept as found; entries that are no jobs stay where they are.
-    pub(super) jobs: Vec<Value>,
+    /// Kept as the text that they are: cheap, and what is not ours survives.
+    pub(super) jobs: Vec<Box<RawValue>>,
     #[serde(flatten)]
     extra: Map<String, Value>,
 }
@@ -130,6 +130,9 @@ impl JobFile {
         }
     }
 }
+
+/// Inode, time and length of a file; none when there is no file.
+pub(super) type Edition = Option<(u64, i64, i64, u64)>;
 
 /// Which of the two lists of jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,6 +204,21 @@ impl Spool {
                 Err((again, Errno::EINTR)) => file = again,
                 Err((_, errno)) => return Err(SpoolError::io("lock", &path)(errno.into())),
             }
+        }
+    }
+
+    /// Tells one content of a list from another: the file is always replaced, never written to.
+    pub(super) fn edition(&self, list: List) -> Result<Edition, SpoolError> {
+        let path = self.queue_dir().join(list.file());
+        match fs::symlink_metadata(&path) {
+            Ok(file) => Ok(Some((
+                file.ino(),
+                file.mtime(),
+                file.mtime_nsec(),
+                file.len(),
+            ))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(SpoolError::io("examine", &path)(e)),
         }
     }
 

@@ -78,7 +78,7 @@ pub(super) struct QueuePage {
 #[derive(Serialize)]
 pub(super) struct QueueAnswer {
     total: usize,
-    jobs: Vec<QueuedJob>,
+    jobs: Vec<Arc<QueuedJob>>,
 }
 
 pub(super) async fn queue(
@@ -153,13 +153,13 @@ pub(super) struct JobAnswer {
 }
 
 impl JobAnswer {
-    fn queued(job: QueuedJob, position: Option<usize>) -> Self {
+    fn queued(job: &QueuedJob, position: Option<usize>) -> Self {
         Self {
-            run_id: job.run_id,
-            username: job.username,
+            run_id: job.run_id.clone(),
+            username: job.username.clone(),
             status: Status::Queued,
             mode: job.analysis_mode,
-            params: job.params,
+            params: job.params.clone(),
             created_at: job.created_at,
             started_at: None,
             finished_at: None,
@@ -198,7 +198,7 @@ fn find(site: &Site, id: &RunId) -> Result<JobAnswer, ApiError> {
     // In the order in which a job moves, so that one that moves meanwhile is not missed.
     let jobs = site.spool.jobs()?;
     let position = jobs.position(id);
-    if let Some(job) = jobs.queued.into_iter().find(|job| job.run_id == *id) {
+    if let Some(job) = jobs.queued.iter().find(|job| job.run_id == *id) {
         return Ok(JobAnswer::queued(job, position));
     }
     let running = jobs.running.into_iter().find(|job| job.run_id == *id);
@@ -214,7 +214,7 @@ fn find(site: &Site, id: &RunId) -> Result<JobAnswer, ApiError> {
         dscp,
         percent: view.as_ref().map(|view| view.percent),
         phase: view.map(|view| view.phase),
-        ..JobAnswer::queued(job.into_queued(), None)
+        ..JobAnswer::queued(&job.into_queued(), None)
     })
 }
 
