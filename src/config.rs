@@ -22,6 +22,9 @@ pub use scheduler::Scheduler;
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_FILE: &str = "/etc/tsim/tsim.toml";
 
+/// A configuration file with every key, its default and what it means.
+pub const EXAMPLE: &str = include_str!("sched/dist/tsim.toml");
+
 /// The configuration could not be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -164,6 +167,23 @@ mod tests {
     #[test]
     fn an_empty_file_means_the_defaults() {
         assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_example_names_every_key_with_its_default() {
+        // The last two have no default; what stands there is an example.
+        let example = EXAMPLE.split("#runner_dir").next().unwrap();
+        let keys = example.lines().map(|line| match line.strip_prefix('#') {
+            Some(setting) if !setting.starts_with(' ') => setting,
+            _ => line,
+        });
+        let text = keys.collect::<Vec<_>>().join("\n");
+        assert_eq!(parse(&text).unwrap(), Config::default());
+        let keys = |table: &toml::Table| table.keys().cloned().collect::<Vec<_>>();
+        let table: toml::Table = text.parse().unwrap();
+        let scheduler = table["scheduler"].as_table().unwrap();
+        assert_eq!((keys(&table).len(), keys(scheduler).len()), (8, 16));
+        assert_eq!(parse(EXAMPLE).unwrap(), Config::default());
     }
 
     #[test]

@@ -1,13 +1,23 @@
 //! `tsimd`, the scheduler and viewer.
 
-use std::sync::Arc;
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
 use clap::{Parser, ValueEnum};
 
 use super::{CommandLine, Context, Exit, Failure, Global, Log, Run};
 use crate::{
-    registry::RegistryManager,
-    sched::{daemon::Daemon, resources::RegistryResources},
+    config::{self, Config},
+    model::RunId,
+    netns::NetnsDir,
+    registry::{RegistryManager, Scope},
+    run::caretaker::Caretaker,
+    sched::{
+        daemon::Daemon,
+        resources::{Reconcile, RegistryResources},
+    },
 };
 
 /// How log lines look.
@@ -32,7 +42,16 @@ pub struct Tsimd {
     /// How log lines look; they go to standard error
     #[arg(long, value_enum, default_value = "text")]
     log: LogFormat,
+    /// Print a systemd unit for this scheduler and end
+    #[arg(long)]
+    print_unit: bool,
+    /// Print a configuration file with every key, its default and its meaning, and end
+    #[arg(long)]
+    print_config: bool,
 }
+
+/// The systemd unit that [`Tsimd`] prints.
+const UNIT: &str = include_str!("../sched/dist/tsimd.service");
 
 impl CommandLine for Tsimd {
     fn global(&self) -> &Global {
@@ -50,13 +69,37 @@ impl CommandLine for Tsimd {
 
 impl Run for Tsimd {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        for (wanted, text) in [
+            (self.print_unit, UNIT),
+            (self.print_config, config::EXAMPLE),
+        ] {
+            if wanted {
+                io::stdout().write_all(text.as_bytes())?;
+                return Ok(Exit::Ok);
+            }
+        }
         let registry = RegistryManager::open(&context.config).map_err(Failure::cannot_run)?;
         let daemon = Daemon {
             config: context.config.clone(),
             config_file: self.global.config,
-            resources: Arc::new(RegistryResources::new(registry, Box::new(|_| Ok(0)))),
+            resources: Arc::new(RegistryResources::new(registry, reconcile(&context.config))),
         };
         daemon.run().map_err(Failure::cannot_run)?;
         Ok(Exit::Ok)
     }
+}
+
+/// What `tsim reconcile` does.
+fn reconcile(config: &Config) -> Reconcile {
+    let config = config.clone();
+    Box::new(move |registry| {
+        let run_id = RunId::new(format!("tsimd-{}", std::process::id()))?;
+        let mut kernel = Caretaker::new(&NetnsDir::default(), &config);
+        let report = registry.reconcile(&run_id, &Scope::Everything, &mut kernel, false)?;
+        if report.failures.is_empty() {
+            Ok(report.actions.len())
+        } else {
+            Err(report.failures.join("; ").into())
+        }
+    })
 }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
 use serde::Serialize;
@@ -119,13 +120,27 @@ impl RegistryResources {
             reconcile,
         }
     }
+
+    /// Removes what those left whose values were free because they are dead. On a thread of its
+    /// own, because the kernel's side may have a runtime of its own, which does not nest.
+    fn sweep(&self) {
+        let swept = thread::scope(|scope| scope.spawn(|| self.reconcile()).join());
+        if let Ok(Err(error)) = swept {
+            tracing::error!(error, "cannot reconcile");
+        }
+    }
 }
 
 impl Resources for RegistryResources {
     fn allocate(&self, run_id: &RunId, username: &UserName) -> Result<Option<Dscp>, ResourceError> {
         let user = Some(username.as_str());
         match self.registry.allocate_dscp(run_id, user, None) {
-            Ok(grant) => Ok(Some(grant.dscp)),
+            Ok(grant) => {
+                if !grant.dead.is_empty() {
+                    self.sweep();
+                }
+                Ok(Some(grant.dscp))
+            }
             Err(RegistryError::DscpExhausted { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }

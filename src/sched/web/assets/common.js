@@ -180,7 +180,7 @@ export function announce(text) {
     setText(byId("announce"), text);
 }
 
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
 /** A moment: the time today, otherwise the date too; the whole of it as a title. */
@@ -276,7 +276,7 @@ export function start(page) {
             el("label", { for: "token-field" }, "The content of the scheduler's token file; kept until this tab is closed"),
             el("input", { id: "token-field", type: "password", autocomplete: "off", spellcheck: "false" }),
             el("div", { class: "buttons" },
-                el("button", { value: "cancel", formnovalidate: true }, "Cancel"),
+                el("button", { type: "button", on: { click: () => dialog.close("") } }, "Cancel"),
                 el("button", { value: "ok", class: "primary" }, "Use token"))));
     document.body.prepend(head);
     document.body.append(dialog, el("div", { id: "announce", class: "visually-hidden", role: "status", "aria-live": "polite" }));

@@ -28,7 +28,7 @@ function showJob(job) {
         ["Reason", job.reason],
     ];
     const shown = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
-    byId("facts").replaceChildren(...shown.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, typeof value === "number" ? String(value) : value)]));
+    byId("facts").replaceChildren(...shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, typeof value === "number" ? String(value) : value))));
     const running = job.status === "RUNNING";
     byId("cancel").hidden = !running && job.status !== "QUEUED";
     byId("progress-panel").hidden = !running;

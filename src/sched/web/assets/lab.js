@@ -52,11 +52,24 @@ function graph() {
 }
 
 const WIDTH = 1200;
-const HEIGHT = 700;
+const HEIGHT = 560;
+const MARGIN = { x: 80, y: 30 };
+
+/** Stretches the picture to the drawing's size, which grows with the number of things in it. */
+function fit(nodes) {
+    const scale = Math.max(1, Math.sqrt(nodes.length / 28));
+    const [width, height] = [WIDTH * scale, HEIGHT * scale];
+    for (const [axis, size] of [["x", width], ["y", height]]) {
+        const places = nodes.map((node) => node[axis]);
+        const [low, high] = [Math.min(...places), Math.max(...places)];
+        for (const node of nodes) node[axis] = MARGIN[axis] + ((node[axis] - low) / (high - low || 1)) * (size - 2 * MARGIN[axis]);
+    }
+    return `0 0 ${width} ${height}`;
+}
 
 /** Springs along links, everything pushing everything apart; the same picture every time. */
 function layout({ nodes, links }) {
-    const at = new Map(nodes.map((node, index) => [node.id, node]));
+    const at = new Map(nodes.map((node) => [node.id, node]));
     nodes.forEach((node, index) => {
         const angle = (index / nodes.length) * 2 * Math.PI;
         const radius = node.kind === "router" ? 260 : 160;
@@ -95,10 +108,7 @@ function draw() {
     const picture = graph();
     const at = layout(picture);
     const map = byId("map");
-    const xs = picture.nodes.map((node) => node.x);
-    const ys = picture.nodes.map((node) => node.y);
-    const [left, top] = [Math.min(...xs) - 90, Math.min(...ys) - 40];
-    map.setAttribute("viewBox", `${left} ${top} ${Math.max(...xs) - left + 90} ${Math.max(...ys) - top + 40}`);
+    map.setAttribute("viewBox", fit(picture.nodes));
     const links = picture.links.map(([from, to]) => svg("line", { class: "link", x1: at.get(from).x, y1: at.get(from).y, x2: at.get(to).x, y2: at.get(to).y }));
     map.replaceChildren(...links, ...picture.nodes.map(drawNode));
     setText(byId("map-count"), `${lab.routers.length} routers, ${lab.segments.length} segments`);
@@ -160,7 +170,8 @@ function showWarnings() {
     byId("warnings-panel").hidden = lab.warnings.length === 0;
     setText(byId("warnings-count"), String(lab.warnings.length));
     byId("warnings").replaceChildren(...lab.warnings.map((warning) => el("tr", {},
-        el("th", { scope: "row", class: "mono" }, warning.where), el("td", { class: "wrap", "data-label": "What" }, warning.message))));
+        el("th", { scope: "row", class: "mono", title: warning.where }, warning.where.split("/").at(-1)),
+        el("td", { class: "wrap", "data-label": "What" }, warning.message))));
 }
 
 let timer = null;
