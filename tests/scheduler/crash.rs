@@ -68,10 +68,10 @@ fn a_cancel_while_no_scheduler_runs_is_carried_out_by_the_next() {
 }
 
 /// xorshift64*, so that a seed is a history.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

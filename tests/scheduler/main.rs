@@ -10,5 +10,7 @@
 mod crash;
 mod http;
 mod jobs;
+mod real;
+mod soak;
 mod support;
 mod web;

@@ -33,8 +33,8 @@ use tsim::{
     },
 };
 
-/// Longer than any step takes; only a test that fails waits for it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than anything takes on a busy machine; only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 pub struct Site {
     dir: TempDir,
@@ -50,21 +50,33 @@ impl Site {
     /// The same, for lines that name files of the site.
     pub fn with(scheduler: impl FnOnce(&Path) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let script = include_str!("runner.sh").replace("SITE", &dir.path().display().to_string());
+        for name in ["tsim-quick", "tsim-detailed"] {
+            let program = dir.path().join(name);
+            fs::write(&program, &script).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let scheduler = scheduler(dir.path());
+        Self::at(dir, None, &scheduler)
+    }
+
+    /// A site with other runners than the fake ones.
+    pub fn over(runners: &Path, scheduler: &str) -> Self {
+        Self::at(tempfile::tempdir().unwrap(), Some(runners), scheduler)
+    }
+
+    fn at(dir: TempDir, runners: Option<&Path>, scheduler: &str) -> Self {
         let root = dir.path();
-        let scheduler = scheduler(root);
+        let runners = runners.unwrap_or(root);
         let text = format!(
-            "registry_dir = \"{0}/registry\"\n[scheduler]\nrunner_dir = \"{0}\"\n\
+            "registry_dir = \"{}/registry\"\n[scheduler]\nrunner_dir = \"{}\"\n\
              listen = \"127.0.0.1:0\"\n{scheduler}\n",
-            root.display()
+            root.display(),
+            runners.display()
         );
         fs::write(root.join("tsim.toml"), text).unwrap();
         fs::write(root.join("log"), "").unwrap();
         mkfifo(&root.join("gate"), FileMode::S_IRWXU).unwrap();
-        let script = include_str!("runner.sh").replace("SITE", &root.display().to_string());
-        for name in ["tsim-quick", "tsim-detailed"] {
-            fs::write(root.join(name), &script).unwrap();
-            fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
-        }
         let config = Config::load(Some(&root.join("tsim.toml"))).unwrap();
         let spool = Spool::open(&config).unwrap();
         Self { dir, spool }
@@ -243,13 +255,14 @@ pub fn id(name: &str) -> RunId {
 
 pub struct Daemon {
     child: Child,
-    log: BufReader<std::process::ChildStderr>,
+    log: BufReader<Box<dyn std::io::Read + Send>>,
     address: Option<SocketAddr>,
 }
 
 impl Daemon {
     fn new(mut child: Child) -> Self {
-        let log = BufReader::new(child.stderr.take().unwrap());
+        let stderr: Box<dyn std::io::Read + Send> = Box::new(child.stderr.take().unwrap());
+        let log = BufReader::new(stderr);
         Self {
             child,
             log,
@@ -260,6 +273,13 @@ impl Daemon {
     /// Where its viewer is.
     pub fn address(&self) -> SocketAddr {
         self.address.unwrap()
+    }
+
+    /// Throws its log away from here on, so that it never waits for a reader.
+    pub fn drain(&mut self) {
+        let empty: Box<dyn std::io::Read + Send> = Box::new(std::io::empty());
+        let mut log = std::mem::replace(&mut self.log, BufReader::new(empty));
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
     }
 
     /// Waits for it to fail, and returns what it said.
