@@ -8,6 +8,7 @@
 #   lint       clippy with warnings as errors, shellcheck
 #   unit       unit and documentation tests, licences; need no rights
 #   system     everything that needs root: namespaces, rulesets, real processes
+#   browser    the viewer in headless Chromium, with an accessibility check
 #   bench      every benchmark compiled, and run once
 #
 # and only when it is named:
@@ -49,6 +50,14 @@ stage_system() {
     fi
 }
 
+stage_browser() {
+    need_root browser
+    ./vagrant/provision.sh browser
+    command -v npm >/dev/null || ./vagrant/provision.sh node
+    cargo build --locked --bins
+    (cd tests/browser && npm ci --no-audit --no-fund && npm test)
+}
+
 stage_bench() {
     need_root bench
     # --test: each benchmark runs once, to show that it still does; no figure is judged here.
@@ -63,14 +72,14 @@ stage_vm() {
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | bench | vm) ;;
+            format | lint | unit | system | browser | bench | vm) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, bench, vm" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, browser, bench, vm" >&2
                 exit 2
                 ;;
         esac
     done
-    [ $# -gt 0 ] || set -- format lint unit system bench
+    [ $# -gt 0 ] || set -- format lint unit system browser bench
     note "packages"
     ./vagrant/provision.sh build run lint
     for stage in "$@"; do

@@ -9,6 +9,8 @@
 #       box    vagrant/build-box.sh and the trixie userland
 #       vagrant  Vagrant with its libvirt provider
 #       lint   checks of the shell scripts
+#       browser  headless Chromium for tests/browser
+#       node   Node.js and npm, where another source has not installed them
 #
 # --check installs nothing; it names what is missing and fails if there is any.
 # Nothing missing is the usual case: one dpkg-query, no network, no root.
@@ -22,8 +24,10 @@ packages_of() {
         box) echo debootstrap e2fsprogs extlinux qemu-utils ;;
         vagrant) echo vagrant vagrant-libvirt ;;
         lint) echo shellcheck ;;
+        node) echo nodejs npm ;;
+        browser) echo chromium fonts-dejavu-core ;;
         *)
-            echo "provision.sh: no set is named '$1': build, run, vm, box, vagrant, lint" >&2
+            echo "provision.sh: no set is named '$1': build, run, vm, box, vagrant, lint, browser, node" >&2
             return 2
             ;;
     esac

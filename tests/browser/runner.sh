@@ -1,0 +1,50 @@
+#!/bin/sh
+# Stands in for tsim-quick and tsim-detailed. It waits at 30 and 70 percent until the test makes
+# SITE/steps/RUN.30 and RUN.70; a lab named `fast` does not wait.
+while [ $# -gt 0 ]; do
+    case $1 in
+        --lab) lab=$2 ;;
+        --run-id) id=$2 ;;
+        --dscp) dscp=$2 ;;
+        --progress) progress=$2 ;;
+        -s) from=$2 ;;
+        -d) to=$2 ;;
+    esac
+    shift
+done
+say() { printf '{"percent":%s,"phase":"%s"}\n' "$1" "$2" >>"$progress"; }
+wait_for() {
+    [ "$lab" = fast ] && return
+    while [ ! -e "SITE/steps/$id.$1" ]; do sleep 0.05; done
+}
+say 5 "waiting for locks"
+wait_for 30
+say 30 "installing taps"
+wait_for 70
+say 70 probing
+case $lab in
+    broken)
+        echo "error: router hq-gw: cannot open its namespace: No such file or directory (os error 2)" >&2
+        exit 4
+        ;;
+esac
+if [ "${0##*/}" = tsim-detailed ]; then
+    cat <<RESULT
+{"summary":{"source":"$from","destination":"$to"},"warnings":[],"reachability_tests":{"service":{"result":{"tests":[
+{"source_host":"$id-src","via_router":"hq-gw","incoming_interface":"eth1","outgoing_interface":"eth0","port":443,"protocol":"tcp","status":"OK","message":"connected in 0.4 ms",
+"allowing_rules":[{"chain":"FORWARD","rule":"-A FORWARD -p tcp -m tcp --dport 443 -j ACCEPT","packets_before":10,"packets_after":16,"packet_increase":6}],"blocking_rules":[]},
+{"source_host":"$id-src","via_router":"br-gw","incoming_interface":"wg0","outgoing_interface":"eth1","port":443,"protocol":"tcp","status":"TIMEOUT","message":"no answer within 2 s",
+"allowing_rules":[],"blocking_rules":[{"chain":"FORWARD","rule":"-A FORWARD -s 10.1.0.0/16 -j DROP","packets_before":3,"packets_after":6,"packet_increase":3}]}]}}}}
+RESULT
+else
+    cat <<RESULT
+{"source":"$from","destination":"$to","dscp":${dscp:-0},"run_id":"$id","backend":"nft","routers":[
+{"name":"hq-gw","iface_in":"eth1","iface_out":"wg0","next_hop":"10.100.1.2","services":[
+{"port":22,"protocol":"tcp","result":"YES"},{"port":80,"protocol":"tcp","result":"YES"},{"port":443,"protocol":"tcp","result":"YES"},{"port":53,"protocol":"udp","result":"NO","reason":"iptables filter FORWARD rule 12: -p udp --dport 53 -j DROP"}]},
+{"name":"br-gw","iface_in":"wg0","iface_out":"eth1","next_hop":null,"services":[
+{"port":22,"protocol":"tcp","result":"NO","reason":"<b>policy</b> DROP of chain FORWARD"},{"port":80,"protocol":"tcp","result":"YES"},{"port":443,"protocol":"tcp","result":"YES"},{"port":53,"protocol":"udp","result":"UNKNOWN","reason":"rate-limited: 5/s on rule 3"}]}],
+"warnings":["br-gw: 2 rules could not be loaded"],
+"timing_ms":{"resolve":0.4,"lock":0.1,"hosts":1.2,"install":0.3,"probe":0.2,"read":0.1,"explain":0.5,"undo":0.4,"total":3.2}}
+RESULT
+fi
+say 100 "done"
