@@ -1,6 +1,10 @@
 //! The detailed job on real labs: statuses, the rule that decided, and nothing left behind.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    time::Duration,
+};
 
 use tsim::{
     model::{Protocol, RouterName, ServiceLimits, parse_services},
@@ -348,7 +352,9 @@ fn a_path_of_small_routers_is_measured_router_by_router() {
     assert_eq!(row("25/tcp"), "REJECTED REJECTED OK");
     assert_eq!(row("53/udp"), "OK OK OK");
     assert_eq!(row("54/udp"), "TIMEOUT TIMEOUT OK");
-    assert_eq!(report.locks.len(), 3);
+    // A router may be locked once more for a service that had to be asked again.
+    let locked: BTreeSet<String> = report.locks.iter().map(|l| l.router.to_string()).collect();
+    assert_eq!(locked.len(), 3, "{locked:?}");
 }
 
 /// A quick job that asks the same.
