@@ -34,7 +34,7 @@ const ROUNDS: usize = 201;
 fn main() {
     let args: Vec<String> = std::env::args()
         .skip(1)
-        .filter(|a| a != "--bench")
+        .filter(|a| a != "--bench" && a != "--test")
         .collect();
     match args.first().map(String::as_str) {
         Some("--contender") => return contend(&args[1], &args[2]),
