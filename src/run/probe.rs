@@ -4,7 +4,9 @@ use std::{
     collections::BTreeMap,
     io,
     net::IpAddr,
+    num::NonZero,
     os::fd::{AsFd, OwnedFd},
+    panic, thread,
 };
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
@@ -85,6 +87,9 @@ impl Catalogue {
     }
 }
 
+/// From how many probes on a thread is worth its start: they take a millisecond or two.
+const SHARE_MIN: usize = 256;
+
 /// Probes that the source host's kernel refused to send: index and its reason.
 pub type Refused = BTreeMap<u32, String>;
 
@@ -121,9 +126,27 @@ impl ProbeSocket {
         })
     }
 
-    /// Sends the probes with these indexes, ascending.
+    /// Sends the probes with these indexes, ascending. Many are shared out among threads: the
+    /// kernel takes a packet through all namespaces on the processor that sends it.
     #[must_use]
     pub fn send(&self, spec: &ProbeSpec, catalogue: &Catalogue, indexes: &[u32]) -> Refused {
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let share = indexes.len().div_ceil(processors).max(SHARE_MIN);
+        let mut shares = indexes.chunks(share);
+        let first = shares.next().unwrap_or_default();
+        thread::scope(|scope| {
+            let others: Vec<_> = shares
+                .map(|share| scope.spawn(move || self.send_share(spec, catalogue, share)))
+                .collect();
+            let mut refused = self.send_share(spec, catalogue, first);
+            for other in others {
+                refused.extend(other.join().unwrap_or_else(|e| panic::resume_unwind(e)));
+            }
+            refused
+        })
+    }
+
+    fn send_share(&self, spec: &ProbeSpec, catalogue: &Catalogue, indexes: &[u32]) -> Refused {
         let split = indexes.partition_point(|&index| index < catalogue.tcp());
         let (tcp, udp) = indexes.split_at(split);
         let mut refused = Refused::new();

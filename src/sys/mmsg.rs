@@ -26,29 +26,31 @@ pub fn send_each(
     destination: IpAddr,
 ) -> Vec<(usize, io::Error)> {
     let address = SockaddrStorage::from(SocketAddr::new(destination, 0));
-    let mut vectors: Vec<libc::iovec> = packets
-        .chunks_exact(size)
-        .map(|p| libc::iovec {
-            iov_base: p.as_ptr().cast_mut().cast(),
-            iov_len: size,
-        })
-        .collect();
-    let mut headers: Vec<libc::mmsghdr> = vectors
-        .iter_mut()
-        .map(|vector| header(vector, &address))
-        .collect();
+    let mut refused = Vec::new();
+    // The headers of one call at a time: they stay in the processor's cache.
+    for (number, chunk) in packets.chunks(size * CHUNK).enumerate() {
+        let mut vectors: Vec<libc::iovec> = chunk.chunks_exact(size).map(vector).collect();
+        let mut headers: Vec<libc::mmsghdr> =
+            vectors.iter_mut().map(|v| header(v, &address)).collect();
+        let errors = send_all(socket, &mut headers).into_iter();
+        refused.extend(errors.map(|(at, error)| (number * CHUNK + at, error)));
+    }
+    refused
+}
+
+/// Calls sendmmsg until every message was sent or refused.
+fn send_all(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> Vec<(usize, io::Error)> {
     let mut refused = Vec::new();
     let mut next = 0;
     while next < headers.len() {
-        let chunk = &mut headers[next..];
-        let count = chunk.len().min(CHUNK);
-        // SAFETY: `chunk` has at least `count` headers; each points to one vector and to the
-        // address, which outlive the call and, as all of this is only read, may be shared.
+        let rest = &mut headers[next..];
+        // SAFETY: `rest` has as many headers as are announced; each points to one vector and to
+        // the address, which outlive the call and, as all of this is only read, may be shared.
         let sent = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),
-                chunk.as_mut_ptr(),
-                count as libc::c_uint,
+                rest.as_mut_ptr(),
+                rest.len() as libc::c_uint,
                 0,
             )
         };
@@ -64,6 +66,13 @@ pub fn send_each(
         }
     }
     refused
+}
+
+fn vector(packet: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: packet.as_ptr().cast_mut().cast(),
+        iov_len: packet.len(),
+    }
 }
 
 fn header(vector: &mut libc::iovec, address: &SockaddrStorage) -> libc::mmsghdr {
