@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::select_all;
 use jiff::{SignedDuration, Timestamp};
 use nix::libc;
 use thiserror::Error;
@@ -68,6 +69,8 @@ pub(super) enum Seen {
     Gone(RunId),
     /// What it left was looked at.
     Judged(RunId, Left),
+    /// A process that held a DSCP value is gone.
+    HolderGone,
 }
 
 /// Everything that the loop works with.
@@ -87,6 +90,7 @@ pub struct Scheduler {
     registry_dir: PathBuf,
     keep: Duration,
     epoch: Instant,
+    watches_holders: bool,
     over: bool,
 }
 
@@ -133,6 +137,7 @@ impl Scheduler {
             registry_dir: config.registry_dir.clone(),
             keep: config.scheduler.keep(),
             epoch: Instant::now(),
+            watches_holders: false,
             over: false,
         })
     }
@@ -250,6 +255,10 @@ impl Scheduler {
                 }
                 self.step(Event::Ended(run_id))
             }
+            Seen::HolderGone => {
+                self.watches_holders = false;
+                self.step(Event::DscpMayBeFree)
+            }
         }
     }
 
@@ -274,7 +283,36 @@ impl Scheduler {
             events.extend(self.start(&starts)?);
         }
         let draining = self.state.is_draining();
-        self.board.scheduler(draining, self.state.waits_for_dscp());
+        let waits = self.state.waits_for_dscp();
+        self.board.scheduler(draining, waits);
+        if waits && !self.watches_holders {
+            self.watch_holders()?;
+        }
+        Ok(())
+    }
+
+    /// Reports when one of those that hold a DSCP value is gone: who is killed releases nothing.
+    fn watch_holders(&mut self) -> Result<(), SchedulerError> {
+        let holders = match self.resources.holders() {
+            Ok(holders) => holders,
+            Err(error) => {
+                tracing::error!(error, "cannot see who holds DSCP values");
+                return Ok(());
+            }
+        };
+        let holders: io::Result<Vec<Readable>> = holders.into_iter().map(Readable::new).collect();
+        let holders = holders.map_err(wait_error("watch a process"))?;
+        if holders.is_empty() {
+            return Ok(());
+        }
+        tracing::info!("every DSCP value is held; quick jobs wait");
+        self.watches_holders = true;
+        let report = self.report.clone();
+        tokio::spawn(async move {
+            let ends = holders.iter().map(|holder| Box::pin(holder.wait()));
+            let _ = select_all(ends).await;
+            let _ = report.send(Seen::HolderGone);
+        });
         Ok(())
     }
 

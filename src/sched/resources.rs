@@ -1,17 +1,13 @@
 //! What jobs hold outside the scheduler's files: DSCP values, and what a killed one leaves.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
-    thread,
-};
+use std::{collections::BTreeSet, fmt, os::fd::OwnedFd, thread};
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 
 use super::job::UserName;
 use crate::{
-    model::{Dscp, DscpRange, RunId},
+    model::{Dscp, RunId},
     registry::{Liveness, LockHolder, RegistryError, RegistryManager},
 };
 
@@ -76,6 +72,13 @@ pub trait Resources: Send + Sync + fmt::Debug {
     /// # Errors
     /// When somebody else has the value now, or the registry cannot be used.
     fn keep(&self, run_id: &RunId, dscp: Dscp) -> Result<(), ResourceError>;
+
+    /// Descriptors that become readable when a process that holds a DSCP value ends. Who dies does
+    /// not release; that its value is free again is seen here.
+    ///
+    /// # Errors
+    /// When the registry cannot be used.
+    fn holders(&self) -> Result<Vec<OwnedFd>, ResourceError>;
 
     /// Frees the DSCP value of a run, if it has one.
     ///
@@ -156,6 +159,20 @@ impl Resources for RegistryResources {
         Ok(())
     }
 
+    fn holders(&self) -> Result<Vec<OwnedFd>, ResourceError> {
+        let allocations = self.registry.dscp_allocations()?;
+        let alive = allocations
+            .iter()
+            .filter(|(_, own)| own.owner.liveness() == Liveness::Alive);
+        let pids: BTreeSet<u32> = alive.map(|(_, own)| own.owner.pid).collect();
+        let foreign = pids.into_iter().filter(|pid| *pid != std::process::id());
+        let pids = foreign.filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        // One that died in between has no pidfd; the others tell when to look again.
+        Ok(pids
+            .filter_map(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok())
+            .collect())
+    }
+
     fn release(&self, run_id: &RunId) -> Result<(), ResourceError> {
         match self.registry.release_dscp(run_id) {
             // The runner released it itself.
@@ -207,72 +224,6 @@ impl Resources for RegistryResources {
                         .collect(),
                 })
                 .collect(),
-        })
-    }
-}
-
-/// DSCP values of this process alone, for tests.
-#[derive(Debug)]
-pub struct LocalResources {
-    range: DscpRange,
-    held: Mutex<BTreeMap<Dscp, (RunId, UserName)>>,
-}
-
-impl LocalResources {
-    /// All values of `range` are free.
-    #[must_use]
-    pub fn new(range: DscpRange) -> Self {
-        Self {
-            range,
-            held: Mutex::new(BTreeMap::new()),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Dscp, (RunId, UserName)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Resources for LocalResources {
-    fn allocate(&self, run_id: &RunId, username: &UserName) -> Result<Option<Dscp>, ResourceError> {
-        let mut held = self.lock();
-        let free = self.range.iter().find(|dscp| !held.contains_key(dscp));
-        if let Some(dscp) = free {
-            held.insert(dscp, (run_id.clone(), username.clone()));
-        }
-        Ok(free)
-    }
-
-    fn keep(&self, run_id: &RunId, dscp: Dscp) -> Result<(), ResourceError> {
-        let user = UserName::new("adopted")?;
-        let mut held = self.lock();
-        let (holder, _) = held.entry(dscp).or_insert((run_id.clone(), user));
-        if holder == run_id {
-            Ok(())
-        } else {
-            Err(format!("DSCP {dscp} is held by {holder}").into())
-        }
-    }
-
-    fn release(&self, run_id: &RunId) -> Result<(), ResourceError> {
-        self.lock().retain(|_, (holder, _)| holder != run_id);
-        Ok(())
-    }
-
-    fn reconcile(&self) -> Result<usize, ResourceError> {
-        Ok(0)
-    }
-
-    fn held(&self) -> Result<Held, ResourceError> {
-        let held = self.lock();
-        let list = held.iter().map(|(dscp, (run_id, username))| HeldDscp {
-            dscp: *dscp,
-            run_id: run_id.to_string(),
-            username: Some(username.to_string()),
-        });
-        Ok(Held {
-            dscp: list.collect(),
-            ..Held::default()
         })
     }
 }

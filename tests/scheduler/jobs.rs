@@ -1,6 +1,6 @@
 //! One daemon: jobs run, wait, are cancelled, run out of time; the daemon drains.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use nix::sys::signal::Signal;
 use tsim::{
@@ -201,4 +201,39 @@ fn a_second_sigterm_cancels_what_runs() {
     let job = site.finished("a").unwrap();
     assert_eq!(job.status, Status::Cancelled);
     assert!(job.reason.unwrap().contains("scheduler was stopped"));
+}
+
+#[test]
+fn a_job_that_waits_for_a_dscp_starts_when_its_holder_is_killed() {
+    let site = Site::with_one_dscp();
+    // Somebody else's job, run by hand: it will never say that it is over.
+    let mut holder = Command::new("sleep").arg("1000").spawn().unwrap();
+    hold_dscp(&site, holder.id());
+    let mut daemon = site.daemon();
+    site.quick("q", "any");
+    daemon.until_log("every DSCP value is held");
+    assert!(site.started().is_empty());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!(site.until_finished("q").status, Status::Done);
+}
+
+/// Enters process `pid` as the holder of the only DSCP value.
+fn hold_dscp(site: &Site, pid: u32) {
+    let read = |path: &str| fs::read_to_string(path).unwrap().trim().to_owned();
+    let stat = read(&format!("/proc/{pid}/stat"));
+    let start: u64 = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split(' ')
+        .nth(20)
+        .unwrap()
+        .parse()
+        .unwrap();
+    let held = serde_json::json!({"allocations": {"by-hand": {"dscp": 40, "job_id": "by-hand",
+        "username": "bob", "allocated_at": "2026-01-01T00:00:00Z", "pid": pid,
+        "boot_id": read("/proc/sys/kernel/random/boot_id"), "start_time": start,
+        "status": "allocated"}}});
+    fs::write(site.path("registry/dscp_registry.json"), held.to_string()).unwrap();
 }

@@ -60,6 +60,17 @@ impl Site {
         Self::at(dir, None, &scheduler)
     }
 
+    /// A site of fake runners with one DSCP value only.
+    pub fn with_one_dscp() -> Self {
+        let one = "dscp_first = 40\ndscp_last = 40\n";
+        let mut site = Self::new("");
+        let file = site.path("tsim.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, format!("{one}{text}")).unwrap();
+        site.spool = Spool::open(&Config::load(Some(&file)).unwrap()).unwrap();
+        site
+    }
+
     /// A site with other runners than the fake ones.
     pub fn over(runners: &Path, scheduler: &str) -> Self {
         Self::at(tempfile::tempdir().unwrap(), Some(runners), scheduler)
@@ -163,6 +174,11 @@ impl Site {
         ] {
             inotify.add_watch(dir, flags).unwrap();
         }
+        // There once somebody has used the registry.
+        let _ = inotify.add_watch(
+            &self.path("registry/locks"),
+            AddWatchFlags::IN_CLOSE | AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE,
+        );
         let deadline = Instant::now() + PATIENCE;
         while !done(self) {
             assert!(
