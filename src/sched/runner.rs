@@ -280,6 +280,9 @@ pub fn find(jobs: &[RunningJob], spool: &Spool) -> Result<Vec<Found>, SpoolError
         .collect()
 }
 
+/// How often a holder that cannot be found is looked for.
+const LOOKS: usize = 100;
+
 type FileId = (u64, u64);
 
 fn find_one(
@@ -295,7 +298,14 @@ fn find_one(
     let metadata = alive.metadata().map_err(SpoolError::io("examine", &path))?;
     let file = (metadata.dev(), metadata.ino());
     // A holder may end between the look at the lock and the look for its process: look again.
-    while flock(&alive, FlockOperation::NonBlockingLockShared).is_err() {
+    for _ in 0..LOOKS {
+        if flock(&alive, FlockOperation::NonBlockingLockShared).is_ok() {
+            return Ok(if has_run(dir) {
+                Found::Ended
+            } else {
+                Found::NeverRan
+            });
+        }
         if holders.is_none() {
             *holders = Some(stdin_holders().map_err(SpoolError::io("list", Path::new("/proc")))?);
         }
@@ -306,11 +316,8 @@ fn find_one(
         }
         *holders = None;
     }
-    Ok(if has_run(dir) {
-        Found::Ended
-    } else {
-        Found::NeverRan
-    })
+    let hidden = io::Error::other("its process cannot be seen from here");
+    Err(SpoolError::io("find who holds", &path)(hidden))
 }
 
 /// Any byte that a runner wrote proves that it ran.
