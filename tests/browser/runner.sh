@@ -30,11 +30,15 @@ case $lab in
 esac
 if [ "${0##*/}" = tsim-detailed ]; then
     cat <<RESULT
-{"summary":{"source":"$from","destination":"$to"},"warnings":[],"reachability_tests":{"service":{"result":{"tests":[
-{"source_host":"$id-src","via_router":"hq-gw","incoming_interface":"eth1","outgoing_interface":"eth0","port":443,"protocol":"tcp","status":"OK","message":"connected in 0.4 ms",
-"allowing_rules":[{"chain":"FORWARD","rule":"-A FORWARD -p tcp -m tcp --dport 443 -j ACCEPT","packets_before":10,"packets_after":16,"packet_increase":6}],"blocking_rules":[]},
-{"source_host":"$id-src","via_router":"br-gw","incoming_interface":"wg0","outgoing_interface":"eth1","port":443,"protocol":"tcp","status":"TIMEOUT","message":"no answer within 2 s",
-"allowing_rules":[],"blocking_rules":[{"chain":"FORWARD","rule":"-A FORWARD -s 10.1.0.0/16 -j DROP","packets_before":3,"packets_after":6,"packet_increase":3}]}]}}}}
+{"run_id":"$id","summary":{"yes":1,"no":1,"unknown":0},"warnings":[],
+"routers":[{"name":"hq-gw","iface_in":"eth1","iface_out":"eth0","next_hop":"203.0.113.1","services":[{"port":443,"protocol":"tcp","result":"YES"}]},
+{"name":"br-gw","iface_in":"wg0","iface_out":"eth1","next_hop":null,"services":[{"port":443,"protocol":"tcp","result":"NO","reason":"dropped by rule 59 of chain FORWARD"}]}],
+"services":[{"summary":{"destination_port":443,"protocol":"tcp"},"reachability_tests":{"service":{"result":{"tests":[
+{"source_host":"$id-src","via_router":"hq-gw","incoming_interface":"eth1","outgoing_interface":"eth0","status":"OK","message":"connected in 0.4 ms","nat":[],"warnings":[],"trace":[],
+"allowing_rules":[{"family":"ip","table":"filter","chain":"FORWARD","position":12,"rule":"-A FORWARD -p tcp -m tcp --dport 443 -j ACCEPT","action":"accept","packets_before":10,"packets_after":16,"packet_increase":6}],"blocking_rules":[],"touched_rules":[]},
+{"source_host":"$id-src","via_router":"br-gw","incoming_interface":"wg0","outgoing_interface":"eth1","status":"TIMEOUT","message":"no answer within 2 s","nat":[{"direction":"request","before":{"source":"10.1.1.1","source_port":40000,"destination":"10.2.1.2","destination_port":443},"after":{"source":"10.1.1.1","source_port":40000,"destination":"10.2.1.9","destination_port":8443}}],"warnings":[],
+"trace":[{"direction":"request","packet":"tcp SYN","count":3,"end":"dropped","passed":false,"steps":[{"hook":"prerouting","family":"ip","table":"mangle","chain":"PREROUTING","rule":"policy accept","verdict":"accept"},{"hook":"forward","family":"ip","table":"filter","chain":"FORWARD","rule":"-A FORWARD -s 10.1.0.0/16 -j DROP","verdict":"drop"}]}],
+"allowing_rules":[],"blocking_rules":[{"family":"ip","table":"filter","chain":"FORWARD","position":59,"rule":"-A FORWARD -s 10.1.0.0/16 -j DROP","action":"drop","packets_before":3,"packets_after":6,"packet_increase":3}],"touched_rules":[]}]}}}}]}
 RESULT
 else
     cat <<RESULT

@@ -72,11 +72,13 @@ async function showEnd(job) {
 
 function showResult(result) {
     const warnings = (result.warnings ?? []).map((warning) => el("p", { class: "notice" }, typeof warning === "string" ? warning : JSON.stringify(warning)));
-    const tests = result.reachability_tests?.service?.result?.tests;
-    const body = Array.isArray(result.routers) && result.routers.every((router) => Array.isArray(router.services)) ? showMatrix(result)
-        : Array.isArray(tests) ? showTests(tests)
-            : [el("div", { class: "pad" }, el("pre", { tabindex: "0" }, JSON.stringify(result, null, 2)))];
-    return [...(warnings.length ? [el("div", { class: "pad" }, ...warnings)] : []), ...body];
+    const parts = warnings.length ? [el("div", { class: "pad" }, ...warnings)] : [];
+    if (Array.isArray(result.routers)) parts.push(...showMatrix(result));
+    const tests = (result.services ?? []).flatMap((service) => (service.reachability_tests?.service?.result?.tests ?? [])
+        .map((found) => ({ ...found, port: service.summary?.destination_port, protocol: service.summary?.protocol })));
+    if (tests.length) parts.push(el("h3", { class: "within" }, "Evidence"), ...showTests(tests));
+    if (!parts.length) parts.push(el("div", { class: "pad" }, el("pre", { tabindex: "0" }, JSON.stringify(result, null, 2))));
+    return parts;
 }
 
 // A line stands for neighbouring services with the same answer on every router.
@@ -138,23 +140,38 @@ function matrixRow(line) {
 }
 
 function showTests(tests) {
-    return tests.map((test) => {
-        const rules = (name, list) => (list?.length ? [el("h3", {}, name), ruleTable(list)] : []);
-        const way = [test.incoming_interface, test.outgoing_interface].filter(Boolean).join(" → ");
-        const service = [test.port, test.protocol].filter((part) => part !== undefined && part !== null).join("/");
+    return tests.map((found) => {
+        const rules = (name, list) => (list?.length ? [el("h3", {}, name), ruleTable(name, list)] : []);
+        const way = [found.incoming_interface, found.outgoing_interface].filter(Boolean).join(" → ");
+        const service = [found.port, found.protocol].filter((part) => part !== undefined && part !== null).join("/");
+        const nat = (found.nat ?? []).map((entry) => el("p", { class: "mono" }, `${entry.direction}: ${flow(entry.before)} becomes ${flow(entry.after)}`));
         return el("details", {},
-            el("summary", {}, tag(test.status, test.status), " ", el("strong", {}, test.via_router ?? ""), ` ${service} ${way} `, el("span", { class: "count" }, test.message ?? "")),
-            ...rules("Blocked by", test.blocking_rules), ...rules("Allowed by", test.allowing_rules),
-            el("details", {}, el("summary", {}, "All evidence"), el("pre", { tabindex: "0" }, JSON.stringify(test, null, 2))));
+            el("summary", {}, tag(found.status, found.status), " ", el("strong", {}, found.via_router ?? ""), ` ${service} ${way} `, el("span", { class: "count" }, found.message ?? "")),
+            ...rules("Blocked by", found.blocking_rules), ...rules("Allowed by", found.allowing_rules), ...rules("Touched by", found.touched_rules),
+            ...(found.trace ?? []).map(packetWay),
+            ...(nat.length ? [el("h3", {}, "Address translation"), ...nat] : []),
+            ...(found.warnings ?? []).map((warning) => el("p", { class: "notice" }, warning)),
+            el("details", {}, el("summary", {}, "All of it as JSON"), el("pre", { tabindex: "0" }, JSON.stringify(found, null, 2))));
     });
 }
 
-function ruleTable(rules) {
-    const heads = ["Chain", "Rule", "Before", "After"].map((name) => el("th", { scope: "col" }, name));
+const end = (address, port) => (port === null || port === undefined ? address : address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`);
+const flow = (headers) => `${end(headers.source, headers.source_port)} → ${end(headers.destination, headers.destination_port)}`;
+const count = (value) => (value === null || value === undefined ? "–" : String(value));
+
+function ruleTable(name, rules) {
+    const heads = [["Chain", ""], ["Rule", ""], ["Packets before", "num"], ["after", "num"], ["more", "num"]].map(([head, kind]) => el("th", { scope: "col", class: kind }, head));
     const rows = rules.map((rule) => el("tr", {},
-        el("td", { class: "mono" }, [rule.table, rule.chain].filter(Boolean).join(" ")), el("td", { class: "wrap mono" }, typeof rule.rule === "string" ? rule.rule : JSON.stringify(rule.rule ?? rule)),
-        el("td", { class: "num" }, String(rule.packets_before ?? "")), el("td", { class: "num" }, String(rule.packets_after ?? ""))));
-    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Rules" }, el("table", {}, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows)));
+        el("td", { class: "mono" }, [rule.family, rule.table, rule.chain, rule.position && `#${rule.position}`].filter(Boolean).join(" ")),
+        el("td", { class: "wrap mono" }, rule.rule),
+        ...[rule.packets_before, rule.packets_after, rule.packet_increase].map((packets) => el("td", { class: "num" }, count(packets)))));
+    return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": name }, el("table", {}, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows)));
+}
+
+function packetWay(way) {
+    const steps = (way.steps ?? []).map((step) => el("li", { class: "mono" },
+        [step.hook, step.family, step.table, step.chain].filter(Boolean).join(" "), step.rule ? `: ${step.rule}` : "", step.verdict ? ` → ${step.verdict}` : ""));
+    return el("div", {}, el("h3", {}, `${way.direction} ${way.packet}: ${way.end}${way.count > 1 ? ` (${way.count} packets)` : ""}`), el("ol", { class: "way" }, ...steps));
 }
 
 byId("cancel").addEventListener("click", () => cancelJob(runId));
