@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     missing_docs,
     unreachable_pub
 )]
@@ -10,6 +11,7 @@
 mod crash;
 mod http;
 mod jobs;
+mod lab;
 mod real;
 mod soak;
 mod support;

@@ -1,182 +1,210 @@
-//! The real runner in a real lab, through the daemon: needs root.
+//! Real runners in a real lab, through the daemon: who runs beside whom, who waits for whom, and
+//! that every verdict is what a job alone finds.
+//!
+//! Nothing here depends on how long a job takes: the test itself holds a router where jobs are to
+//! meet, looks at the lines of those who wait, and lets go.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use tsim::{
+    model::Dscp,
+    registry::Mode::{Exclusive, Shared},
+    sched::job::{Mode, Status},
+};
 
-use serde_json::Value;
-use tsim::sched::job::Status;
+use crate::lab::{Lab, ROUTERS, kill_a_runner};
 
-use crate::support::{Site, id};
+type Found = Vec<(String, Vec<String>)>;
 
-/// A lab of ten routers from real facts, taken down at the end.
-struct Lab<'a> {
-    site: &'a Site,
-    name: String,
-}
-
-impl<'a> Lab<'a> {
-    fn up(site: &'a Site, number: usize) -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "labs need root");
-        let name = format!("t{}x{number}", std::process::id());
-        let output = site.tsim(&["lab", "up", &name, "--facts", "netns-fixtures/corp10"]);
-        assert!(output.status.success(), "{output:?}");
-        Self { site, name }
-    }
-
-    fn submit(&self, run_id: &str) {
-        let output = self.site.tsim(&[
-            "submit",
-            "quick",
-            "--lab",
-            &self.name,
-            "-s",
-            "10.1.1.100",
-            "-d",
-            "10.2.1.50",
-            "-P",
-            "22,80,443/tcp,53/udp,8000-8010",
-            "--routers",
-            "hq-gw,br-gw,dc-gw",
-            "--run-id",
-            run_id,
-        ]);
-        assert!(output.status.success(), "{output:?}");
-    }
-
-    /// The routers' rulesets, counters left out.
-    fn rulesets(&self) -> Vec<String> {
-        let routers = ["hq-gw", "br-gw", "dc-gw"].map(|router| format!("{}.{router}", self.name));
-        let list = |netns: String| {
-            let output = Command::new("ip")
-                .args(["netns", "exec", &netns, "nft", "-s", "list", "ruleset"])
-                .output()
-                .unwrap();
-            assert!(output.status.success(), "{output:?}");
-            String::from_utf8(output.stdout).unwrap()
-        };
-        routers.map(list).to_vec()
-    }
-}
-
-impl Drop for Lab<'_> {
-    fn drop(&mut self) {
-        let output = self.site.tsim(&["lab", "down", &self.name]);
-        assert!(
-            std::thread::panicking() || output.status.success(),
-            "{output:?}"
-        );
-    }
-}
-
-fn real_site(scheduler: &str) -> Site {
-    let programs = Path::new(env!("CARGO_BIN_EXE_tsimd")).parent().unwrap();
-    let dir = tempfile::tempdir().unwrap().keep();
-    // Only the quick runner is wanted here.
-    std::os::unix::fs::symlink(programs.join("tsim-quick"), dir.join("tsim-quick")).unwrap();
-    Site::over(&dir, scheduler)
-}
-
-/// The verdicts of a job, router by router.
-fn verdicts(site: &Site, run_id: &str) -> Value {
-    let path = site.spool.run_dir(&id(run_id)).join("result.json");
-    let result: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    result["routers"].clone()
+/// What one quick job finds that has the lab for itself.
+fn alone(lab: &Lab) -> Found {
+    lab.submit("quick", "alone", &ROUTERS);
+    let found = lab.verdicts("alone");
+    let text = format!("{found:?}");
+    assert_eq!(found.len(), ROUTERS.len(), "{text}");
+    assert!(
+        text.contains("443/tcp YES") && text.contains("443/tcp NO"),
+        "{text}"
+    );
+    found
 }
 
 #[test]
-fn forty_quick_jobs_at_once_agree_and_leave_nothing() {
-    let site = real_site("");
-    let lab = Lab::up(&site, 1);
-    let before = lab.rulesets();
-    let _daemon = site.daemon();
-    lab.submit("first");
-    let job = site.until_finished("first");
-    assert_eq!(job.status, Status::Done, "{:?}", job.reason);
-    let want = verdicts(&site, "first");
-    assert!(
-        want.as_array().is_some_and(|routers| routers.len() == 3),
-        "{want:#}"
-    );
-    for n in 0..40 {
-        lab.submit(&format!("q{n}"));
+fn one_detailed_job_finds_what_a_quick_one_finds() {
+    let lab = Lab::up(1, "");
+    let _daemon = lab.site.daemon();
+    let want = alone(&lab);
+    lab.submit("detailed", "d", &ROUTERS);
+    assert_eq!(lab.verdicts("d"), want);
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn detailed_jobs_that_share_a_router_take_turns_and_the_others_go_on() {
+    let lab = Lab::up(2, "");
+    let _daemon = lab.site.daemon();
+    let want = alone(&lab);
+    // d1 gets as far as br-gw and waits for hq-gw; d2 waits for br-gw; d3 needs neither.
+    let held = lab.hold("hq-gw", Exclusive);
+    lab.submit("detailed", "d1", &["hq-gw", "br-gw"]);
+    lab.until_line("hq-gw", &["held", "d1 …"]);
+    lab.submit("detailed", "d2", &["br-gw"]);
+    lab.until_line("br-gw", &["d1", "d2 …"]);
+    lab.submit("detailed", "d3", &["dc-gw"]);
+    lab.submit("detailed", "d4", &["dc-gw"]);
+    lab.assert_agree(&["d3", "d4"], &want);
+    assert_eq!(lab.line("br-gw"), ["d1", "d2 …"]);
+    drop(held);
+    lab.assert_agree(&["d1", "d2"], &want);
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn quick_jobs_share_routers_pass_by_detailed_jobs_elsewhere_and_queue_behind_them_here() {
+    let lab = Lab::up(3, "");
+    let _daemon = lab.site.daemon();
+    let want = alone(&lab);
+    // A quick job is at br-gw: another one joins it, a detailed one waits, and holds back those
+    // who come later.
+    let held = lab.hold("br-gw", Shared);
+    lab.submit("quick", "q1", &["br-gw"]);
+    lab.assert_agree(&["q1"], &want);
+    lab.submit("detailed", "d1", &["br-gw"]);
+    lab.until_line("br-gw", &["held", "d1 …"]);
+    lab.submit("quick", "q2", &["br-gw"]);
+    lab.until_line("br-gw", &["held", "d1 …", "q2 …"]);
+    lab.submit("quick", "q3", &["dc-gw", "hq-gw"]);
+    lab.submit("detailed", "d2", &["dc-gw"]);
+    lab.assert_agree(&["q3", "d2"], &want);
+    assert_eq!(lab.line("br-gw"), ["held", "d1 …", "q2 …"]);
+    drop(held);
+    lab.assert_agree(&["d1", "q2"], &want);
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn thirty_two_of_forty_quick_jobs_run_beside_four_detailed_ones() {
+    let lab = Lab::up(4, "jobs = 40");
+    let _daemon = lab.site.daemon();
+    let want = alone(&lab);
+    let held = ROUTERS.map(|router| lab.hold(router, Exclusive));
+    let detailed: [&[&str]; 5] = [
+        &["br-gw"],
+        &["br-gw", "dc-gw"],
+        &["dc-gw"],
+        &ROUTERS,
+        &["hq-gw"],
+    ];
+    for (n, routers) in detailed.iter().enumerate() {
+        lab.submit("detailed", &format!("d{n}"), routers);
     }
     for n in 0..40 {
-        let name = format!("q{n}");
-        let job = site.until_finished(&name);
-        assert_eq!(job.status, Status::Done, "{name}: {:?}", job.reason);
-        assert_eq!(verdicts(&site, &name), want, "{name}");
+        // Every third one everywhere, the others at one router.
+        let routers = if n % 3 == 0 {
+            &ROUTERS[..]
+        } else {
+            &ROUTERS[n % 3..=n % 3]
+        };
+        lab.submit("quick", &format!("q{n}"), routers);
     }
-    assert_nothing_left(&site);
-    assert_eq!(lab.rulesets(), before);
+    lab.site
+        .until("36 at once", |site| site.jobs().running.len() == 36);
+    let jobs = lab.site.jobs();
+    let ids = |mode: Mode| -> Vec<String> {
+        let same = jobs.running.iter().filter(|job| job.mode == mode);
+        same.map(|job| job.run_id.to_string()).collect()
+    };
+    let first = |prefix: &str, count: usize| -> Vec<String> {
+        (0..count).map(|n| format!("{prefix}{n}")).collect()
+    };
+    assert_eq!(ids(Mode::Quick), first("q", 32));
+    assert_eq!(ids(Mode::Detailed), first("d", 4));
+    let mut values: Vec<u8> = jobs
+        .running
+        .iter()
+        .filter_map(|job| job.dscp.map(Dscp::get))
+        .collect();
+    values.sort_unstable();
+    assert_eq!(values, (32..64).collect::<Vec<u8>>());
+    drop(held);
+    let all = [first("q", 40), first("d", 5)].concat();
+    lab.assert_agree(&all.iter().map(String::as_str).collect::<Vec<_>>(), &want);
+    lab.assert_nothing_left();
 }
 
 #[test]
 fn kills_of_the_scheduler_and_of_runners_leave_right_verdicts_and_nothing_else() {
-    let mut random = crate::crash::Random(7);
-    let site = real_site("quick_jobs = 8");
-    let lab = Lab::up(&site, 2);
-    let before = lab.rulesets();
-    let mut daemon = site.daemon();
-    lab.submit("first");
-    site.until_finished("first");
-    let want = verdicts(&site, "first");
-    let names: Vec<String> = (0..40).map(|n| format!("q{n}")).collect();
-    for name in &names {
-        lab.submit(name);
-        match random.below(8) {
-            0 => {
+    let lab = Lab::up(5, "quick_jobs = 8");
+    let storm = Storm {
+        jobs: 40,
+        seed: 7,
+        kills_in: 8,
+    };
+    storm.rage(&lab);
+}
+
+/// The same at length; `cargo test --release --test scheduler -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes minutes"]
+fn a_thousand_real_jobs_survive_kills_of_schedulers_and_runners() {
+    let lab = Lab::up(6, "");
+    let storm = Storm {
+        jobs: 1000,
+        seed: 42,
+        kills_in: 25,
+    };
+    storm.rage(&lab);
+}
+
+/// Jobs are submitted while schedulers and runners are killed, one time in `kills_in` each.
+struct Storm {
+    jobs: usize,
+    seed: u64,
+    kills_in: u64,
+}
+
+impl Storm {
+    fn rage(&self, lab: &Lab) {
+        let site = &lab.site;
+        let mut random = crate::crash::Random(self.seed);
+        let mut daemon = site.daemon();
+        let want = alone(lab);
+        let (mut daemons, mut runners) = (0, 0);
+        let mode = |n: usize| if n % 10 == 9 { "detailed" } else { "quick" };
+        for n in 0..self.jobs {
+            let routers = &ROUTERS[usize::try_from(random.below(3)).unwrap()..];
+            lab.submit(mode(n), &format!("j{n}"), routers);
+            if random.below(self.kills_in) == 0 {
                 daemon.kill();
+                daemons += 1;
                 daemon = site.daemon();
+                daemon.drain();
             }
-            1 => kill_a_runner(&site),
-            _ => {}
+            if random.below(self.kills_in) == 0 {
+                let nth = usize::try_from(random.below(32)).unwrap();
+                runners += usize::from(kill_a_runner(site, nth));
+            }
         }
-    }
-    let mut statuses = BTreeSet::new();
-    for name in &names {
-        let job = site.until_finished(name);
-        statuses.insert(job.status.as_str());
-        if job.status == Status::Done {
-            assert_eq!(verdicts(&site, name), want, "{name}");
+        let mut done = 0;
+        for n in 0..self.jobs {
+            let name = format!("j{n}");
+            if site.until_finished(&name).status == Status::Done {
+                lab.assert_agree(&[&name], &want);
+                done += 1;
+            }
         }
-    }
-    assert!(statuses.contains("DONE"), "{statuses:?}");
-    lab.submit("last");
-    assert_eq!(site.until_finished("last").status, Status::Done);
-    site.tsim(&["reconcile"]);
-    assert_nothing_left(&site);
-    assert_eq!(lab.rulesets(), before);
-}
-
-/// Kills the runner that holds the input of a running job, if there is one.
-fn kill_a_runner(site: &Site) {
-    let running = site.jobs().running;
-    let Some(job) = running.first() else { return };
-    let alive = site.spool.run_dir(&job.run_id).join("alive");
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let pid = entry.file_name().to_string_lossy().parse::<i32>();
-        let holds = fs::read_link(entry.path().join("fd/0")).is_ok_and(|file| file == alive);
-        if let (Ok(pid), true) = (pid, holds) {
-            let pid = nix::unistd::Pid::from_raw(pid);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        }
-    }
-}
-
-fn assert_nothing_left(site: &Site) {
-    let output = site.tsim(&["reconcile", "--dry-run", "--json"]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["actions"], Value::Array(Vec::new()), "{report:#}");
-    for what in ["dscp", "leases", "locks"] {
-        let output = site.tsim(&[what, "--json"]);
-        let list: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let empty = match &list {
-            Value::Array(list) => list.is_empty(),
-            Value::Object(fields) => fields.values().all(|value| {
-                value.as_array().is_none_or(Vec::is_empty)
-                    && value.as_object().is_none_or(serde_json::Map::is_empty)
-            }),
-            _ => false,
-        };
-        assert!(empty, "{what}: {list:#}");
+        println!(
+            "{} jobs: {done} done, {daemons} schedulers and {runners} runners killed",
+            self.jobs
+        );
+        assert!(
+            done + runners >= self.jobs,
+            "more jobs failed than runners were killed"
+        );
+        let history = site.spool.history(None, 2 * self.jobs).unwrap().jobs;
+        assert_eq!(history.len(), self.jobs + 1);
+        // What was killed is cleared up by the next job or by reconcile.
+        lab.submit("quick", "last", &ROUTERS);
+        lab.assert_agree(&["last"], &want);
+        site.tsim(&["reconcile"]);
+        lab.assert_nothing_left();
     }
 }
