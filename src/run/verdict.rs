@@ -108,7 +108,9 @@ pub fn doubts(observed: &Observed<'_>) -> Vec<String> {
             "{extra} probes more came in than were sent: duplicated on the way"
         ));
     }
-    let noted = (reading.out.len() + reading.foreign) as u64;
+    // Undecided ones may have been counted on their way out.
+    let undecided: usize = reading.undecided.iter().map(|u| u.services.len()).sum();
+    let noted = (reading.out.len() + reading.foreign + undecided) as u64;
     if reading.packets_out > noted {
         let extra = reading.packets_out - noted;
         doubts.push(format!(
@@ -159,6 +161,17 @@ mod tests {
             undecided: vec![undecided],
             ..Reading::default()
         };
+        let refused = BTreeMap::new();
+        let observed = Observed {
+            probed: &[0, 1, 2],
+            refused: &refused,
+            reading: &Reading {
+                packets_out: 2,
+                ..reading.clone()
+            },
+            local_destination: false,
+        };
+        assert!(doubts(&observed).is_empty(), "counted, and not told apart");
         let reason = "rules behind the tap".to_owned();
         assert_eq!(
             findings(&reading, false),
