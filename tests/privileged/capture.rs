@@ -17,10 +17,10 @@ use tsim::{firewall::TagSpace, model::IfName, netlink::Netlink, netns::NetnsFd};
 /// `PACKET_OUTGOING`, linux/if_packet.h: a frame that this side sends.
 const OUTGOING: u8 = 4;
 
-/// Frames that come in on one interface, packet(7).
+/// Frames that come in on some interfaces, packet(7).
 pub(crate) struct Capture {
     socket: OwnedFd,
-    index: usize,
+    indexes: Vec<usize>,
 }
 
 /// One captured probe.
@@ -37,8 +37,18 @@ pub(crate) struct Captured {
 impl Capture {
     /// Starts to capture what comes in on `interface` of `netns`.
     pub(crate) fn start(netns: &NetnsFd, interface: &IfName) -> Self {
-        let link = Netlink::open(netns).unwrap().link(interface).unwrap();
-        let index = link.expect("the interface exists").index as usize;
+        Self::start_on(netns, std::slice::from_ref(interface))
+    }
+
+    /// Starts to capture what comes in on any of `interfaces` of `netns`: one socket, because
+    /// closing one takes 16 ms.
+    pub(crate) fn start_on(netns: &NetnsFd, interfaces: &[IfName]) -> Self {
+        let mut netlink = Netlink::open(netns).unwrap();
+        let mut index = |name: &IfName| {
+            let link = netlink.link(name).unwrap();
+            link.expect("the interface exists").index as usize
+        };
+        let indexes = interfaces.iter().map(&mut index).collect();
         let open = || {
             socket(
                 AddressFamily::Packet,
@@ -49,7 +59,7 @@ impl Capture {
         };
         let socket = netns.enter(open).unwrap().unwrap();
         setsockopt(&socket, sockopt::RcvBufForce, &(256 << 20)).unwrap();
-        Self { socket, index }
+        Self { socket, indexes }
     }
 
     /// Whole frames seen since the last call. What was sent before this call is in: a frame
@@ -60,7 +70,7 @@ impl Capture {
         loop {
             match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer) {
                 Ok((length, Some(from))) => {
-                    if from.ifindex() == self.index && from.pkttype() != OUTGOING {
+                    if self.indexes.contains(&from.ifindex()) && from.pkttype() != OUTGOING {
                         frames.push(buffer[..length].to_vec());
                     }
                 }
@@ -82,7 +92,7 @@ impl Capture {
 }
 
 /// The probe in an IP packet, if it is one of this job's.
-fn probe(packet: &[u8], tags: TagSpace) -> Option<Captured> {
+pub(crate) fn probe(packet: &[u8], tags: TagSpace) -> Option<Captured> {
     let (protocol, tos, payload) = match packet.first()? >> 4 {
         4 => (
             packet[9],

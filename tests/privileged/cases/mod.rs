@@ -1,0 +1,199 @@
+//! The case table: what is right for each ruleset in `netns-fixtures/cases`, held against every
+//! back end, both families, and a packet capture.
+
+mod bed;
+pub(crate) mod file;
+mod kernel;
+
+use std::{
+    collections::BTreeMap,
+    env,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tsim::{
+    firewall::Backend,
+    netlink::object::Family,
+    run::report::{QuickReport, Verdict},
+};
+
+use self::{
+    bed::CaseBed,
+    file::{CaseFile, Expected, Loader, Run},
+    kernel::Kernel,
+};
+
+/// How many cases run at once. They wait for the kernel more than they compute.
+const THREADS: usize = 4;
+/// Said of every job of this test.
+const USUAL_WARNINGS: [&str; 2] = [
+    "--no-registry: ",
+    "taps of this back end stay in the router",
+];
+
+/// What became of the cases.
+#[derive(Default)]
+struct Outcome {
+    runs: usize,
+    not_runnable: BTreeMap<String, Vec<String>>,
+    failures: Vec<String>,
+}
+
+#[test]
+fn every_case_has_the_verdicts_and_reasons_that_are_right() {
+    // For work on one of them: the beginning of its name.
+    let only = env::var("TSIM_CASES").unwrap_or_default();
+    let mut cases = file::all(Path::new("netns-fixtures/cases"));
+    cases.retain(|case| case.name.starts_with(&only));
+    let kernel = Kernel::running();
+    let next = AtomicUsize::new(0);
+    let outcome = Mutex::new(Outcome::default());
+    let work = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            check(case, &kernel, &outcome);
+        }
+    };
+    thread::scope(|scope| {
+        (0..THREADS).for_each(|_| _ = scope.spawn(work));
+    });
+    let outcome = outcome.into_inner().unwrap();
+    for (symbol, names) in &outcome.not_runnable {
+        println!("not runnable without CONFIG_{symbol}: {}", names.join(", "));
+    }
+    println!("{} cases, {} runs", cases.len(), outcome.runs);
+    assert!(!cases.is_empty(), "no case {only:?}");
+    let failures = outcome.failures;
+    assert!(
+        failures.is_empty(),
+        "{} failures:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
+
+fn check(case: &CaseFile, kernel: &Kernel, outcome: &Mutex<Outcome>) {
+    if let Some(symbol) = case.needs.iter().find(|symbol| kernel.lacks(symbol)) {
+        let mut outcome = outcome.lock().unwrap();
+        let names = outcome.not_runnable.entry(symbol.clone()).or_default();
+        names.push(case.name.clone());
+        return;
+    }
+    for loader in case.loaders() {
+        for family in case.families() {
+            let checked = catch_unwind(AssertUnwindSafe(|| asked(case, loader, family)));
+            let (runs, failures) = checked.unwrap_or_else(|panic| {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref().map(|t: &&str| (*t).to_owned()));
+                (0, vec![format!("panicked: {}", text.unwrap_or_default())])
+            });
+            let mut outcome = outcome.lock().unwrap();
+            outcome.runs += runs;
+            let told = failures
+                .into_iter()
+                .map(|failure| format!("{} ({loader:?}, {family:?}): {failure}", case.name));
+            outcome.failures.extend(told);
+        }
+    }
+}
+
+/// Asks every back end about rules that were loaded in one way. Returns how many jobs ran, and
+/// what was wrong.
+fn asked(case: &CaseFile, loader: Loader, family: Family) -> (usize, Vec<String>) {
+    let new = || CaseBed::new(case, loader, family).unwrap_or_else(|error| panic!("{error}"));
+    let mut shared = new();
+    let (mut runs, mut failures) = (0, Vec::new());
+    for backend in loader.backends() {
+        let run = Run {
+            loader,
+            backend,
+            family,
+        };
+        let expected = case.expected(run);
+        // Discarding and passing on differ in one verdict; forking tools takes its time.
+        let both = backend == Backend::Nft;
+        for capture in if both { &[false, true][..] } else { &[true] } {
+            let capture = *capture;
+            if case.fresh && runs > 0 {
+                shared = new();
+            }
+            let before = shared.ruleset(case, loader, family);
+            let (report, seen) = if capture {
+                let (report, seen) = shared.captured(case, run, &expected);
+                (report, Some(seen))
+            } else {
+                (shared.measure(case, run, &expected), None)
+            };
+            runs += 1;
+            let mut wrong = compare(case, run, &expected, &report, seen.as_deref());
+            let after = shared.ruleset(case, loader, family);
+            if after != before && !case.leaves() {
+                wrong.push(format!("the ruleset changed from\n{before}to\n{after}"));
+            }
+            let how = if capture { ", captured" } else { "" };
+            failures.extend(wrong.into_iter().map(|w| format!("{run}{how}: {w}")));
+        }
+    }
+    (runs, failures)
+}
+
+/// Whether a back end of iptables says of native rules that it does not see them. That is right
+/// whatever the case: it has no place behind chains of others.
+fn beyond(run: Run, verdict: Verdict, reason: &str) -> bool {
+    let native = run.loader == Loader::Nft && run.backend != Backend::Nft;
+    native && verdict == Verdict::Unknown && reason.contains("the nft back end can")
+}
+
+/// Holds a report against the file and the capture.
+fn compare(
+    case: &CaseFile,
+    run: Run,
+    expected: &[Expected],
+    report: &QuickReport,
+    seen: Option<&[Verdict]>,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let services = &report.routers[0].services;
+    for (at, (answer, expected)) in services.iter().zip(expected).enumerate() {
+        let reason = answer.reason.as_deref().unwrap_or_default();
+        let fits = |text: &String| reason.contains(text.as_str());
+        let because = expected.because.is_empty() || expected.because.iter().any(fits);
+        let right = answer.result == expected.verdict && because;
+        if !right && !beyond(run, answer.result, reason) {
+            wrong.push(format!(
+                "{} is {} ({reason}) instead of {} ({})",
+                answer.service(),
+                answer.result,
+                expected.verdict,
+                expected.because.join(" | ")
+            ));
+        }
+        let captured = seen.map(|seen| seen[at]);
+        let local = report.routers[0].iface_out.as_ref();
+        let decided = answer.result != Verdict::Unknown && local.is_none_or(|o| o.as_str() != "lo");
+        if let Some(captured) = captured.filter(|seen| decided && *seen != answer.result) {
+            wrong.push(format!(
+                "{} is {} ({reason}), and the capture shows {captured}",
+                answer.service(),
+                answer.result,
+            ));
+        }
+    }
+    let wanted = case.warns(run);
+    let told = &report.warnings;
+    let missing = wanted
+        .iter()
+        .filter(|w| !told.iter().any(|t| t.contains(w.as_str())));
+    wrong.extend(missing.map(|w| format!("no warning {w:?} in {told:?}")));
+    let extra = told.iter().filter(|told| {
+        let usual = USUAL_WARNINGS.iter().any(|usual| told.contains(usual));
+        !usual && !wanted.iter().any(|wanted| told.contains(wanted.as_str()))
+    });
+    wrong.extend(extra.map(|told| format!("warns: {told}")));
+    wrong
+}
