@@ -11,6 +11,7 @@ mod hosts;
 mod iptables;
 mod kernels;
 mod lab;
+mod leaks;
 mod minilab;
 mod netlink;
 mod netns;

@@ -1,6 +1,6 @@
 //! A small lab, put together by hand as a lab from facts is: routers, and a namespace of bridges.
 
-use std::{net::IpAddr, os::fd::AsRawFd};
+use std::net::IpAddr;
 
 use tsim::{
     lab::topology::{Interface, InterfaceKind, Router, Segment, Topology},
@@ -13,7 +13,7 @@ use tsim::{
     netns::NetnsFd,
 };
 
-use crate::support::{Bed, ifname};
+use crate::support::{Bed, await_links, ifname};
 
 pub(crate) struct MiniLab {
     pub(crate) bed: Bed,
@@ -127,42 +127,10 @@ impl MiniLab {
         netlink.await_settled().unwrap();
     }
 
-    /// Waits until the namespace of the bridges has the links `want`, at most ten seconds after
-    /// the last change there: the kernel frees a deleted namespace by itself.
+    /// Waits until the namespace of the bridges has the links `want`.
     pub(crate) fn await_links(&self, want: &[Link]) {
-        use nix::sys::{
-            socket::{
-                AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, bind, recv, setsockopt,
-                sockopt::ReceiveTimeout,
-            },
-            time::TimeVal,
-        };
-        let events = self
-            .segments
-            .socket(
-                AddressFamily::Netlink,
-                SockType::Raw,
-                SockFlag::empty(),
-                None,
-            )
-            .unwrap();
-        let links = u32::try_from(libc::RTMGRP_LINK).unwrap();
-        bind(events.as_raw_fd(), &NetlinkAddr::new(0, links)).unwrap();
-        setsockopt(&events, ReceiveTimeout, &TimeVal::new(10, 0)).unwrap();
-        let mut netlink = self.segments();
-        loop {
-            let have = netlink.links().unwrap();
-            // The rest of a link's state may lag behind (linkwatch).
-            if have
-                .iter()
-                .map(|l| &l.name)
-                .eq(want.iter().map(|l| &l.name))
-            {
-                return;
-            }
-            let event = recv(events.as_raw_fd(), &mut [0; 8192], MsgFlags::empty());
-            assert!(event.is_ok(), "{event:?}; {have:#?} instead of {want:#?}");
-        }
+        let want: Vec<IfName> = want.iter().map(|link| link.name.clone()).collect();
+        await_links(&self.segments, &want);
     }
 
     /// A socket in the namespace of the bridges.

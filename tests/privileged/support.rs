@@ -2,12 +2,22 @@
 //! look at whether anything was left behind.
 
 use std::{
-    fs, process,
+    fs,
+    os::fd::AsRawFd,
+    process,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use nix::sys::{
+    socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, bind, recv, setsockopt,
+        sockopt::ReceiveTimeout,
+    },
+    time::TimeVal,
+};
 use tsim::{
     model::{IfName, LabName, NetnsName},
+    netlink::Netlink,
     netns::{NetnsDir, NetnsFd},
 };
 
@@ -79,4 +89,40 @@ pub(crate) fn mounts(text: &str) -> Vec<String> {
     let point = |line: &str| line.split(' ').nth(4).unwrap_or_default().to_owned();
     let points = table.lines().map(point);
     points.filter(|point| point.contains(text)).collect()
+}
+
+/// Waits until `netns` has the links `want`, at most ten seconds after the last change there: the
+/// kernel frees what was in a deleted namespace by itself.
+pub(crate) fn await_links(netns: &NetnsFd, want: &[IfName]) {
+    let events = netns
+        .socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::empty(),
+            None,
+        )
+        .unwrap();
+    let links = u32::try_from(libc::RTMGRP_LINK).unwrap();
+    bind(events.as_raw_fd(), &NetlinkAddr::new(0, links)).unwrap();
+    setsockopt(&events, ReceiveTimeout, &TimeVal::new(10, 0)).unwrap();
+    let mut netlink = Netlink::open(netns).unwrap();
+    loop {
+        // Only names: the rest of a link's state may lag behind (linkwatch).
+        let have: Vec<IfName> = netlink
+            .links()
+            .unwrap()
+            .into_iter()
+            .map(|l| l.name)
+            .collect();
+        if have == want {
+            return;
+        }
+        let event = recv(events.as_raw_fd(), &mut [0; 8192], MsgFlags::empty());
+        // ENOBUFS: there were more events than the socket could keep.
+        let missed = event == Err(nix::errno::Errno::ENOBUFS);
+        assert!(
+            event.is_ok() || missed,
+            "{event:?}; {have:?} instead of {want:?}"
+        );
+    }
 }
