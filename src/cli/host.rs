@@ -4,25 +4,20 @@ use std::{
     collections::BTreeSet,
     io::{self, Write},
     net::IpAddr,
-    process,
     str::FromStr,
 };
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
-use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Context, Exit, Failure, Run, table::write_table};
 use crate::{
     lab::hosts::{HostError, HostRequest, Hosts, LabHosts},
-    model::{HostId, HostName, IfName, LabName, NameError, RouterId, RouterName, RunId},
+    model::{HostId, HostName, IfName, LabName, RouterId, RouterName, RunId},
     netlink::object::Mac,
     netns::NetnsDir,
-    registry::{
-        HostKernel, HostRecord, HostSpec, Job, JobInfo, JobType, ManagedBy, RegistryError,
-        RegistryManager, Unlocked, Wait,
-    },
+    registry::{HostKernel, HostRecord, HostSpec, ManagedBy, RegistryError, RegistryManager, Wait},
 };
 
 /// Make, remove and list hosts on the routers of a lab
@@ -182,7 +177,9 @@ fn add(
     if same && kernel.host_exists(&spec.id).map_err(Failure::cannot_run)? {
         return Ok(false);
     }
-    operator(registry)?
+    registry
+        .operator()
+        .map_err(Failure::cannot_run)?
         .add_host(spec, kernel, &Wait::at_most(context.config.lock_timeout))
         .map_err(Failure::cannot_run)?;
     Ok(true)
@@ -212,7 +209,8 @@ impl Run for Remove {
         let mut kernel = LabHosts::new(&NetnsDir::default());
         let registry = open(context)?;
         let wait = Wait::at_most(context.config.lock_timeout);
-        let removed = match operator(&registry)?.remove_host(&id, &mut kernel, &wait) {
+        let mut operator = registry.operator().map_err(Failure::cannot_run)?;
+        let removed = match operator.remove_host(&id, &mut kernel, &wait) {
             Ok(_) => true,
             Err(RegistryError::NotFound(_)) => remove_unregistered(&id, &mut kernel)?,
             Err(error) => return Err(Failure::cannot_run(error)),
@@ -374,18 +372,6 @@ fn write_rows(rows: &[Row], out: &mut dyn Write) -> io::Result<()> {
 
 fn open(context: &Context) -> Result<RegistryManager, Failure> {
     RegistryManager::open(&context.config).map_err(Failure::cannot_run)
-}
-
-/// The operator as the registry sees it: as a job that lasts as long as this command.
-fn operator(registry: &RegistryManager) -> Result<Job<Unlocked>, Failure> {
-    let now = Timestamp::now().as_millisecond();
-    let run_id = RunId::new(format!("operator-{}-{now}", process::id()))
-        .map_err(|error: NameError| Failure::cannot_run(error))?;
-    Ok(registry.job(JobInfo {
-        run_id,
-        job_type: JobType::Detailed,
-        dscp: None,
-    }))
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use crate::{
         self, LabError, LabState, Options, Phase, Progress, Removed, Status, Step, Up,
         topology::{Severity, Warning},
     },
-    model::{LabName, NetnsName},
+    model::{HostId, LabName, NetnsName},
+    registry::Wait,
 };
 
 /// Make labs from facts, take them down, look at them.
@@ -191,37 +192,62 @@ fn write_warnings(out: &mut dyn Write, warnings: &[Warning]) -> io::Result<()> {
     Ok(())
 }
 
-/// Take a lab down: remove what `up` made, and nothing else
+const DOWN_EXAMPLES: &str = "Examples:
+  tsim lab down corp
+  tsim lab down corp --force
+
+Removes what `up` made and the registered hosts on it, and nothing else. Works without the facts,
+and after an interrupted `up`. A lab that is not there is no error; one that jobs measure in is.";
+
+/// Take a lab down: remove what `up` made, and its hosts
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Works without the facts, and after an interrupted `up`. \
-    A lab that is not there is no error.\n\nExample:\n  tsim lab down corp"
-)]
+#[command(after_help = DOWN_EXAMPLES)]
 struct DownArgs {
     /// Name of the lab
     name: LabName,
+
+    /// Do not ask whether jobs use the lab, and leave its hosts to `tsim reconcile`
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Serialize)]
 struct DownOutput<'a> {
     lab: &'a LabName,
+    hosts_removed: &'a [HostId],
     #[serde(flatten)]
     removed: &'a Removed,
 }
 
 impl Run for DownArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let wait = Wait::at_most(context.config.lock_timeout);
+        // Its locks are held until the lab is down.
+        let vacated = match self.force {
+            true => None,
+            false => Some(lab::vacate(&context.config, &self.name, &wait)?),
+        };
         let removed = lab::down(&context.config, &self.name)?;
+        let hosts: &[HostId] = vacated.as_ref().map_or(&[], |v| &v.hosts);
         let output = DownOutput {
             lab: &self.name,
+            hosts_removed: hosts,
             removed: &removed,
         };
-        context.print(&output, |out| write_down(out, &self.name, &removed))?;
+        context.print(&output, |out| write_down(out, &self.name, hosts, &removed))?;
         Ok(Exit::Ok)
     }
 }
 
-fn write_down(out: &mut dyn Write, name: &LabName, removed: &Removed) -> io::Result<()> {
+fn write_down(
+    out: &mut dyn Write,
+    name: &LabName,
+    hosts: &[HostId],
+    removed: &Removed,
+) -> io::Result<()> {
+    for host in hosts {
+        writeln!(out, "removed host {host}")?;
+    }
     for netns in &removed.foreign {
         writeln!(
             out,

@@ -6,9 +6,10 @@ use thiserror::Error;
 
 use super::{facts::FactsError, topology::Warning};
 use crate::{
-    model::{LabName, NetnsName, RouterName},
+    model::{LabName, NameError, NetnsName, RouterName, RunId},
     netlink::{NetlinkErrors, SysctlError},
     netns::{NetnsError, tool::ToolError},
+    registry::RegistryError,
 };
 
 /// A lab could not be made, taken down or opened.
@@ -58,6 +59,23 @@ pub enum LabError {
         /// The lab.
         lab: LabName,
     },
+    /// Jobs measure in the lab.
+    #[error(
+        "lab {lab} is in use by {}: wait for them or cancel them, or take it down under them \
+        with --force",
+        .users.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    InUse {
+        /// The lab.
+        lab: LabName,
+        /// The jobs.
+        users: Vec<RunId>,
+    },
+    /// Hosts of the lab could not be removed, or its routers not be locked.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A job of one command could not be named.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// The lab's state file has a router that does not exist (any more).
     #[error("lab {lab} has no router {router}")]
     NoRouter {

@@ -16,6 +16,7 @@ mod state;
 pub mod topology;
 pub mod trace;
 mod up;
+mod vacate;
 
 use std::ops::Deref;
 
@@ -25,6 +26,7 @@ pub use self::{
     error::LabError,
     state::{InterfaceState, LabState, Phase, RouterState, bridge_name},
     up::{Options, Progress, Step, Up, up, up_from},
+    vacate::{Vacated, vacate},
 };
 use crate::{
     config::Config,

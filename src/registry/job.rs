@@ -1,8 +1,10 @@
 //! A job's way through the registry: first hosts and their leases, then router locks, then
 //! neighbour leases; back in reverse.
 
+use std::process;
+
 use crate::{
-    model::{Dscp, RouterId, RunId},
+    model::{Dscp, NameError, RouterId, RunId},
     registry::{
         JobType, Lease, Mode, RegistryError, RegistryManager, RouterLock, Wait,
         host::{ManagedBy, Registrant},
@@ -188,6 +190,19 @@ fn lock_all(
 }
 
 impl RegistryManager {
+    /// The operator as the registry sees one: a job that lasts as long as the calling command.
+    ///
+    /// # Errors
+    /// [`NameError`] never in practice: the job is named after process and time.
+    pub fn operator(&self) -> Result<Job<Unlocked>, NameError> {
+        let now = time::now().as_millisecond();
+        Ok(self.job(JobInfo {
+            run_id: RunId::new(format!("operator-{}-{now}", process::id()))?,
+            job_type: JobType::Detailed,
+            dscp: None,
+        }))
+    }
+
     /// Waits until all `routers` could be had in `mode`, without keeping them.
     ///
     /// # Errors

@@ -20,3 +20,4 @@ mod quick_cli;
 mod registry;
 mod support;
 mod trace;
+mod vacate;
