@@ -1,7 +1,7 @@
 //! Faults on purpose: dies or fails at the N-th step, for tests that try every step.
 //!
 //! Code that changes something outside the process (a file, a kernel object) calls [`step`]
-//! right before each change. Unarmed, that is one relaxed load. A plan is armed once, before any
+//! right before each change, and before it waits for another job. Unarmed, that is one relaxed load. A plan is armed once, before any
 //! thread is started, from a hidden command-line option or by a test:
 //!
 //! ```text
@@ -9,10 +9,12 @@
 //! kill@17      SIGKILL to the own process at step 17
 //! ENOSPC@17    step 17 fails with ENOSPC, once
 //! ENOSPC@17+   step 17 and all later ones fail
+//! stop@NAME    the process stops (SIGSTOP) at its first step of that name
 //! ```
 //!
 //! A harness runs once with `count`, then once with each `kill@N`, and asserts that the next job
-//! finds nothing left over.
+//! finds nothing left over. A process that stops is a barrier: whoever started it sees that it
+//! has stopped (waitpid(2)), and has it go on with SIGCONT.
 
 use std::{
     fmt, io,
@@ -25,7 +27,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::signal::{Signal, kill},
+    sys::signal::{Signal, kill, raise},
     unistd::getpid,
 };
 use thiserror::Error;
@@ -59,11 +61,13 @@ pub enum Plan {
         /// Whether all later ones fail too, as on a disk that stays full.
         onwards: bool,
     },
+    /// The process stops at its first step of this name, and goes on when it is told to.
+    Stop(&'static str),
 }
 
 /// Text that is no [`Plan`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("fault plan {0:?} is not allowed: count, kill@N, or ERRNO@N[+] is, with N ≥ 1")]
+#[error("fault plan {0:?} is not allowed: count, kill@N, ERRNO@N[+] or stop@NAME is, with N ≥ 1")]
 pub struct PlanError(String);
 
 impl FromStr for Plan {
@@ -74,6 +78,10 @@ impl FromStr for Plan {
             return Ok(Self::Count);
         }
         let (what, at) = text.split_once('@').ok_or_else(refuse)?;
+        if what == "stop" && !at.is_empty() {
+            // Leaked once per process: a plan is armed once.
+            return Ok(Self::Stop(at.to_owned().leak()));
+        }
         let onwards = at.ends_with('+');
         let at = at.trim_end_matches('+').parse().map_err(|_| refuse())?;
         if at == 0 {
@@ -96,6 +104,7 @@ impl fmt::Display for Plan {
         match self {
             Self::Count => f.write_str("count"),
             Self::Kill(at) => write!(f, "kill@{at}"),
+            Self::Stop(name) => write!(f, "stop@{name}"),
             Self::Fail { at, errno, onwards } => {
                 write!(f, "{errno:?}@{at}{}", if *onwards { "+" } else { "" })
             }
@@ -167,6 +176,11 @@ fn armed_step(name: &'static str) -> io::Result<()> {
     state.last = name;
     match state.plan {
         Plan::Kill(at) if at == state.taken => die(),
+        Plan::Stop(at) if at == name => {
+            state.plan = Plan::Count;
+            // To this thread: it takes the signal before raise(3) returns.
+            Ok(raise(Signal::SIGSTOP)?)
+        }
         Plan::Fail { at, errno, onwards } if at == state.taken || onwards && at < state.taken => {
             Err(errno.into())
         }
@@ -187,10 +201,25 @@ mod tests {
 
     #[test]
     fn plans_read_back_and_junk_is_refused() {
-        for text in ["count", "kill@17", "ENOSPC@1", "EINTR@3+"] {
+        for text in [
+            "count",
+            "kill@17",
+            "ENOSPC@1",
+            "EINTR@3+",
+            "stop@quick.read",
+        ] {
             assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
         }
-        for bad in ["", "kill", "kill@0", "kill@2+", "ENOTHING@1", "EIO@x", "@1"] {
+        for bad in [
+            "",
+            "kill",
+            "stop@",
+            "kill@0",
+            "kill@2+",
+            "ENOTHING@1",
+            "EIO@x",
+            "@1",
+        ] {
             assert!(bad.parse::<Plan>().is_err(), "{bad}");
         }
     }

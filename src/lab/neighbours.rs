@@ -3,6 +3,7 @@
 use std::collections::{HashMap, hash_map::Entry};
 
 use crate::{
+    fault,
     model::RouterId,
     netlink::{
         Netlink, NetlinkError,
@@ -53,6 +54,7 @@ impl LabNeighbours {
         before: Option<&Neighbour>,
     ) -> Result<(), KernelError> {
         let netlink = self.router(&key.router)?;
+        fault::step("neighbour.restore")?;
         let mut batch = netlink.batch(key.router.to_string());
         match before.and_then(as_it_can_be_set) {
             Some(before) => batch.replace_neighbour(&before),
@@ -88,6 +90,7 @@ impl NeighbourKernel for LabNeighbours {
             state: NUD_PERMANENT,
         };
         let netlink = self.router(&key.router)?;
+        fault::step("neighbour.set")?;
         let mut batch = netlink.batch(key.router.to_string());
         batch.replace_neighbour(&neighbour);
         Ok(batch.send()?)

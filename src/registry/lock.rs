@@ -121,7 +121,7 @@ pub(crate) fn acquire(
         }
     };
     while let Some(ahead) = lock.queue.nearest_live(&lock.ticket)? {
-        let woken = wait.readable(ahead.as_fd());
+        let woken = fault::step("registry.queue.wait").and_then(|()| wait.readable(ahead.as_fd()));
         match woken.map_err(|e| locks.error("wait for", name, e))? {
             Woken::Ready => {}
             Woken::TimedOut => return Err(lock.timed_out(wait)),

@@ -125,6 +125,15 @@ pub enum HostError {
     /// A sysctl could not be set.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// A fault on purpose.
+    #[error("fault at {step}")]
+    Fault {
+        /// The step.
+        step: &'static str,
+        /// The error.
+        #[source]
+        source: std::io::Error,
+    },
     /// A name could not be derived.
     #[error(transparent)]
     Name(#[from] NameError),

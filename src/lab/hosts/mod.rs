@@ -31,6 +31,7 @@ pub use self::{
 };
 use super::sockets::RouterSockets;
 use crate::{
+    fault,
     model::{HostId, HostName, IfName, LabName, RouterId},
     netlink::{
         LinkChange, LookupKind, LookupQuery, Netlink, NewVeth, PortOptions, VethEnd,
@@ -249,12 +250,15 @@ impl Hosts {
         for plan in plans {
             drafts.push(self.draft(plan, begun)?);
         }
+        step("host.link")?;
         self.plug_in(&drafts)?;
         for draft in &mut drafts {
+            step("host.configure")?;
             draft.configure()?;
         }
         let ports: Vec<&IfName> = drafts.iter().map(|draft| &draft.port).collect();
         self.segments.await_forwarding(&ports)?;
+        step("host.note")?;
         self.note(&drafts)
     }
 
@@ -272,6 +276,7 @@ impl Hosts {
                 plan.address.addr(),
             ),
         };
+        step("host.namespace")?;
         let name = plan.id.netns();
         let family = Family::of(plan.address.addr());
         let (netns, inside) = self.routers.dir().create_with(&name, || {
@@ -349,8 +354,10 @@ impl Hosts {
     /// # Errors
     /// As [`Hosts::remove`].
     pub fn remove_all(&mut self, hosts: &[HostId]) -> Result<(), HostError> {
+        step("host.remove")?;
         let mut errors = Vec::new();
         errors.extend(self.unplug(hosts).err());
+        step("host.delete")?;
         for host in hosts {
             let deleted = self.routers.dir().delete(&host.netns());
             errors.extend(deleted.err().map(HostError::from));
@@ -439,6 +446,10 @@ impl Draft<'_> {
         }
         Ok(())
     }
+}
+
+fn step(name: &'static str) -> Result<(), HostError> {
+    fault::step(name).map_err(|source| HostError::Fault { step: name, source })
 }
 
 fn default_route(gateway: IpAddr, dev: IfName) -> Route {
