@@ -4,7 +4,10 @@
 //! age. What cannot be told is kept and reported. Kernel objects go before the record that knows
 //! of them, so a crash or failure half-way leaves the record to the next one who comes by.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt,
+};
 
 use serde::Serialize;
 use serde_json::json;
@@ -26,7 +29,8 @@ use crate::{
 pub enum Scope {
     /// Everything in the registry.
     Everything,
-    /// What a job is about to use: these routers with everything on them, and these hosts.
+    /// What a job is about to use: these routers with everything on them, and these hosts; and the
+    /// queues of hosts that nobody registered, which are left by jobs that died before.
     /// (DSCP allocations of the dead are dropped when a value is allocated.)
     Touching {
         /// Routers.
@@ -396,10 +400,11 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
     }
 
     fn tickets(&mut self) -> Result<(), RegistryError> {
-        for queue in lock::names(self.registry.locks())? {
-            if !self.scope.has_queue(&queue) {
-                continue;
-            }
+        let queues = lock::names(self.registry.locks())?.into_iter();
+        let (mut swept, others): (Vec<_>, Vec<_>) =
+            queues.partition(|queue| self.scope.has_queue(queue));
+        swept.extend(self.nobodys(others)?);
+        for queue in swept {
             for run_id in lock::sweep(self.registry.locks(), &queue, self.report.dry_run)? {
                 let run = run_id.clone();
                 let queue = queue.clone();
@@ -407,6 +412,18 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
             }
         }
         Ok(())
+    }
+
+    /// Of these queues the ones of hosts that are not registered: no scope names them any more.
+    fn nobodys(&self, mut queues: Vec<String>) -> Result<Vec<String>, RegistryError> {
+        queues.retain(|queue| queue.contains('@'));
+        if queues.is_empty() {
+            return Ok(queues);
+        }
+        let hosts = self.registry.hosts()?;
+        let registered: HashSet<String> = hosts.iter().map(|(id, _)| id.to_string()).collect();
+        queues.retain(|queue| !registered.contains(queue));
+        Ok(queues)
     }
 
     fn dscp(&mut self) -> Result<(), RegistryError> {
