@@ -555,17 +555,20 @@ impl<'a> Bench<'a> {
         test
     }
 
+    /// Warns of other traffic in tables that the service's packets pass, too.
     fn warn_of_other_traffic(&self, test: &mut RouterTest) {
-        let rules = test.other_traffic.len();
+        let elsewhere = match self.setup.source {
+            IpAddr::V4(_) => "ip6",
+            IpAddr::V6(_) => "ip",
+        };
+        let others = test.other_traffic.iter().filter(|r| r.family != elsewhere);
+        let (rules, packets) = others.fold((0, 0), |(n, sum), r| (n + 1, sum + r.unexplained));
         if rules > 0 {
-            let packets = test
-                .other_traffic
-                .iter()
-                .map(|r| r.unexplained)
-                .sum::<u64>();
             test.warnings.push(format!(
-                "counters of {rules} rules that saw none of this service's packets rose by \
-                 {packets} packets: other traffic passed the router"
+                "other traffic passed the router meanwhile: {} that saw none of this service's \
+                 packets counted {}",
+                plural(rules, "rule"),
+                plural(packets, "packet")
             ));
         }
     }
@@ -639,4 +642,10 @@ fn chunks<T>(list: Vec<T>) -> Vec<Vec<T>> {
         }
     }
     chunks
+}
+
+/// `1 rule`, `2 rules`.
+fn plural(count: u64, what: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{s}")
 }
