@@ -4,7 +4,9 @@
 
 mod capture;
 mod cases;
+mod coexistence;
 mod detailed;
+mod detailed_faults;
 mod explain;
 mod faults;
 mod hosts;
