@@ -24,7 +24,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFdReadyGuard};
 
-use super::listen::family;
+use super::listen::{family, socket_address};
 use crate::{model::Protocol, sys::readable::Readable};
 
 /// Payload of a TCP client's message and of a datagram: as long as the quick job's datagram, so
@@ -200,13 +200,7 @@ impl Attempt {
     pub(super) fn local(&self) -> Option<SocketAddr> {
         let name =
             nix::sys::socket::getsockname::<SockaddrStorage>(self.socket.as_fd().as_raw_fd());
-        let name = name.ok()?;
-        let v4 = name.as_sockaddr_in();
-        let v4 = v4.map(|a| SocketAddr::new(a.ip().into(), a.port()));
-        v4.or_else(|| {
-            let v6 = name.as_sockaddr_in6()?;
-            Some(SocketAddr::new(v6.ip().into(), v6.port()))
-        })
+        socket_address(&name.ok()?)
     }
 
     /// What there is to say when the caller stops waiting; none when nothing happened at all.

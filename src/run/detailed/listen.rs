@@ -114,8 +114,11 @@ impl Listener {
     pub(super) fn look(&self) {
         if let Socket::Udp(socket) = &self.socket {
             let mut bytes = [0; ECHO_BYTES];
-            while let Ok((_, peer)) = socket.try_recv_from(&mut bytes) {
-                self.last_peer.set(Some(peer));
+            // Not `try_recv_from()`: that asks the kernel only if the runtime had done so before.
+            while let Ok((_, Some(peer))) =
+                recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut bytes)
+            {
+                self.last_peer.set(socket_address(&peer));
             }
         }
     }
@@ -215,14 +218,18 @@ impl Witness {
 
 fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> nix::Result<(usize, IpAddr)> {
     let (length, from) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), bytes)?;
-    let from = from.as_ref().and_then(ip_of).ok_or(Errno::EAFNOSUPPORT)?;
-    Ok((length, from))
+    let from = from.as_ref().and_then(socket_address);
+    Ok((length, from.ok_or(Errno::EAFNOSUPPORT)?.ip()))
 }
 
-/// The IP address of a socket address.
-pub(super) fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+/// Address and port of a socket address.
+pub(super) fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in();
+    let v4 = v4.map(|a| SocketAddr::new(a.ip().into(), a.port()));
+    v4.or_else(|| {
+        let v6 = address.as_sockaddr_in6()?;
+        Some(SocketAddr::new(v6.ip().into(), v6.port()))
+    })
 }
 
 /// The address family of sockets for `address`.
