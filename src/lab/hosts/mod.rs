@@ -399,10 +399,21 @@ impl Hosts {
     /// # Errors
     /// [`HostError::Netlink`] when the kernel refuses the list.
     pub fn list(&mut self) -> Result<Vec<HostState>, HostError> {
-        let links = self.segments.links()?;
-        let mut hosts: Vec<HostState> = links
+        let mut ports = Vec::new();
+        for host in self.names()? {
+            ports.push(plan::port_name(&HostId::new(
+                self.routers.lab().clone(),
+                host,
+            ))?);
+        }
+        // Asked for by name: a lab has many more ports than hosts.
+        let ports = self
+            .segments
+            .links_named(&ports.iter().collect::<Vec<_>>())?;
+        let mut hosts: Vec<HostState> = ports
             .iter()
-            .filter_map(|link| HostState::from_alias(link.alias.as_deref()?))
+            .flatten()
+            .filter_map(|port| HostState::from_alias(port.alias.as_deref()?))
             .collect();
         hosts.sort_by(|a, b| a.host.cmp(&b.host));
         Ok(hosts)
