@@ -3,7 +3,7 @@
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
-use super::{Netlink, NetlinkError, NetlinkErrors, socket::Requests};
+use super::{Netlink, NetlinkError, NetlinkErrors, requests::Requests};
 use crate::model::IfName;
 
 /// Finds the index of an interface by its name.

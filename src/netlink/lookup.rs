@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use super::{
     Netlink, NetlinkError,
     object::Family,
+    requests::Requests,
     route::{destination, ip, oif, table, via},
-    socket::Requests,
 };
 use crate::model::IfName;
 

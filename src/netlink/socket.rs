@@ -2,9 +2,7 @@
 
 use std::{collections::HashMap, io};
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{
@@ -12,16 +10,17 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 
-use super::{Batch, NetlinkError, error::ext_ack};
+use super::{
+    Batch, NetlinkError,
+    error::ext_ack,
+    reply::{Message, Reply, messages, reply},
+    requests::{Request, Requests, SEND_BYTES},
+};
 use crate::{
     model::IfName,
     netns::{NetnsError, NetnsFd, visit},
 };
 
-/// Bytes of requests per system call. Each call copies its bytes into one kernel buffer.
-const SEND_BYTES: usize = 512 << 10;
-/// Requests per system call: so many replies of a good kilobyte fit the receive buffer.
-const SEND_REQUESTS: usize = 4096;
 /// Send buffer; the kernel takes one call's bytes only if they fit.
 const SEND_BUFFER: usize = 2 * SEND_BYTES;
 /// Receive buffer. An error reply takes about a kilobyte of it.
@@ -30,15 +29,8 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 const READ_BYTES: usize = 64 << 10;
 /// How often a list is read again because it changed meanwhile.
 const DUMP_ATTEMPTS: usize = 16;
-/// Requests are padded to this (`NLMSG_ALIGNTO`).
-const ALIGN: usize = 4;
-/// `struct nlmsghdr`.
-const HEADER_BYTES: usize = 16;
 /// `NLM_F_ACK` as it stands in a request's flags, low byte.
 const ACK: u8 = 4;
-
-/// A parsed message of the kernel.
-type Message = NetlinkMessage<RouteNetlinkMessage>;
 
 /// The rtnetlink socket of one namespace. It keeps the namespace alive as long as it is open.
 #[derive(Debug)]
@@ -53,107 +45,6 @@ pub struct Netlink {
     /// Something came that was no reply: news of a group that [`Netlink::await_settled`] joins.
     pub(super) news: bool,
     pub(super) indexes: HashMap<IfName, u32>,
-}
-
-/// Requests as bytes, with what is needed to judge their replies.
-#[derive(Debug, Default)]
-pub(super) struct Requests {
-    bytes: Vec<u8>,
-    list: Vec<Request>,
-}
-
-#[derive(Debug)]
-struct Request {
-    start: usize,
-    /// The caller's number for it.
-    number: usize,
-    what: String,
-    /// Errors that mean that the wanted state exists already.
-    tolerated: Vec<Errno>,
-}
-
-impl Requests {
-    pub(super) fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
-    pub(super) fn push(&mut self, what: String, flags: u16, message: RouteNetlinkMessage) {
-        self.push_numbered(self.list.len(), what, flags, message);
-    }
-
-    pub(super) fn push_numbered(
-        &mut self,
-        number: usize,
-        what: String,
-        flags: u16,
-        message: RouteNetlinkMessage,
-    ) {
-        let start = self.bytes.len();
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        message.finalize();
-        let length = message.buffer_len();
-        self.bytes.resize(start + length.next_multiple_of(ALIGN), 0);
-        message.serialize(&mut self.bytes[start..start + length]);
-        self.list.push(Request {
-            start,
-            number,
-            what,
-            tolerated: Vec::new(),
-        });
-    }
-
-    /// Lets the latest request fail with `errno`.
-    pub(super) fn tolerate(&mut self, errno: Errno) {
-        if let Some(request) = self.list.last_mut() {
-            request.tolerated.push(errno);
-        }
-    }
-
-    fn end(&self, at: usize) -> usize {
-        self.list
-            .get(at + 1)
-            .map_or(self.bytes.len(), |next| next.start)
-    }
-
-    /// The ranges of requests that go out in one call each.
-    fn chunks(&self) -> Vec<std::ops::Range<usize>> {
-        let mut chunks = Vec::new();
-        let mut first = 0;
-        for at in 0..self.list.len() {
-            let bytes = self.end(at) - self.list[first].start;
-            if at > first && (bytes > SEND_BYTES || at - first == SEND_REQUESTS) {
-                chunks.push(first..at);
-                first = at;
-            }
-        }
-        if first < self.list.len() {
-            chunks.push(first..self.list.len());
-        }
-        chunks
-    }
-
-    /// Numbers the requests of `chunk` from `sequence` on and returns its bytes.
-    fn number(&mut self, chunk: &std::ops::Range<usize>, sequence: u32) -> &mut [u8] {
-        for (at, sequence) in chunk.clone().zip(sequence..) {
-            let field = self.list[at].start + 8;
-            self.bytes[field..field + 4].copy_from_slice(&sequence.to_ne_bytes());
-        }
-        let range = self.list[chunk.start].start..self.end(chunk.end - 1);
-        &mut self.bytes[range]
-    }
-}
-
-/// What came back for one request.
-#[derive(Debug)]
-pub(super) enum Reply {
-    /// `NLMSG_ERROR` with 0: done.
-    Done,
-    /// `NLMSG_ERROR`: refused.
-    Refused(Errno, Option<String>),
-    /// An object.
-    Object(Box<RouteNetlinkMessage>),
 }
 
 impl Netlink {
@@ -470,46 +361,6 @@ fn send(socket: &Socket, bytes: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// The messages in one datagram; none in place of one that is no reply to `port`.
-fn messages(bytes: &[u8], port: u32) -> impl Iterator<Item = Result<Option<Message>, String>> + '_ {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let length = rest.first_chunk().map(|field| u32::from_ne_bytes(*field))? as usize;
-        if length < HEADER_BYTES || length > rest.len() {
-            let have = std::mem::take(&mut rest).len();
-            return Some(Err(format!("message of {length} bytes in {have} bytes")));
-        }
-        let (message, _) = rest.split_at(length);
-        rest = rest
-            .get(length.next_multiple_of(ALIGN)..)
-            .unwrap_or_default();
-        let to = message.get(12..16).and_then(|field| field.try_into().ok());
-        if to.map(u32::from_ne_bytes) != Some(port) {
-            return Some(Ok(None));
-        }
-        Some(
-            Message::deserialize(message)
-                .map(Some)
-                .map_err(|e| e.to_string()),
-        )
-    })
-}
-
-fn reply(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Reply> {
-    match payload {
-        NetlinkPayload::InnerMessage(object) => Some(Reply::Object(Box::new(object))),
-        NetlinkPayload::Error(error) => Some(match error.code {
-            None => Reply::Done,
-            // The request's header comes first; its body is left out (`NETLINK_CAP_ACK`).
-            Some(code) => Reply::Refused(
-                Errno::from_raw(-code.get()),
-                error.header.get(HEADER_BYTES..).and_then(ext_ack),
-            ),
-        }),
-        _ => None,
-    }
-}
-
 fn malformed(what: &str, reason: String) -> NetlinkError {
     NetlinkError::Malformed {
         what: what.to_owned(),
@@ -526,63 +377,4 @@ fn errno_of(error: &NetnsError) -> Errno {
     let source = std::error::Error::source(error);
     let io = source.and_then(|cause| cause.downcast_ref::<io::Error>());
     io.map_or(Errno::UnknownErrno, errno_from)
-}
-
-#[cfg(test)]
-mod tests {
-    use netlink_packet_route::route::RouteMessage;
-
-    use super::*;
-
-    fn requests(count: usize) -> Requests {
-        let mut requests = Requests::default();
-        for at in 0..count {
-            let message = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-            requests.push(format!("request {at}"), 0, message);
-        }
-        requests
-    }
-
-    #[test]
-    fn requests_are_split_at_the_limit_and_numbered() {
-        let mut list = requests(SEND_REQUESTS + 1);
-        let chunks = list.chunks();
-        assert_eq!(chunks, [0..SEND_REQUESTS, SEND_REQUESTS..SEND_REQUESTS + 1]);
-        let bytes = list.number(&chunks[0], 7).to_vec();
-        let numbers: Vec<u32> = messages(&bytes, 0)
-            .map(|m| m.unwrap().unwrap().header.sequence_number)
-            .collect();
-        let want: Vec<u32> = (7..7 + u32::try_from(SEND_REQUESTS).unwrap()).collect();
-        assert_eq!(numbers, want);
-        assert!(requests(0).chunks().is_empty());
-    }
-
-    #[test]
-    fn a_datagram_that_is_cut_is_an_error_not_a_panic() {
-        let bytes = requests(2).bytes;
-        for cut in 0..bytes.len() {
-            let _ = messages(&bytes[..cut], 0).collect::<Vec<_>>();
-        }
-        let mut lies = bytes.clone();
-        lies[0] = 3;
-        assert!(messages(&lies, 0).next().unwrap().is_err());
-    }
-
-    #[test]
-    fn a_refusal_keeps_errno_and_explanation() {
-        // NLMSG_ERROR as Linux 6.18 sent it for a route with a gateway that is not on a link.
-        let mut error = vec![0; 16];
-        error[4..8].copy_from_slice(&[2, 0, 0, 3]);
-        error.extend((-(Errno::ENETUNREACH as i32)).to_ne_bytes());
-        error.extend([0; HEADER_BYTES]);
-        error.extend([11, 0, 1, 0]);
-        error.extend(b"no way\0\0");
-        let length = u32::try_from(error.len()).unwrap();
-        error[..4].copy_from_slice(&length.to_ne_bytes());
-        let message = messages(&error, 0).next().unwrap().unwrap().unwrap();
-        match reply(message.into_parts().1) {
-            Some(Reply::Refused(Errno::ENETUNREACH, Some(text))) => assert_eq!(text, "no way"),
-            other => panic!("{other:?}"),
-        }
-    }
 }

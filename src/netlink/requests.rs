@@ -1,0 +1,143 @@
+//! Requests to rtnetlink as bytes.
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use nix::errno::Errno;
+
+/// Bytes of requests per system call. Each call copies its bytes into one kernel buffer.
+pub(super) const SEND_BYTES: usize = 512 << 10;
+/// Requests per system call: so many replies of a good kilobyte fit the receive buffer.
+const SEND_REQUESTS: usize = 4096;
+/// Requests are padded to this (`NLMSG_ALIGNTO`).
+pub(super) const ALIGN: usize = 4;
+
+/// Requests as bytes, with what is needed to judge their replies.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    bytes: Vec<u8>,
+    pub(super) list: Vec<Request>,
+}
+
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) start: usize,
+    /// The caller's number for it.
+    pub(super) number: usize,
+    pub(super) what: String,
+    /// Errors that mean that the wanted state exists already.
+    pub(super) tolerated: Vec<Errno>,
+}
+
+impl Requests {
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub(super) fn push(&mut self, what: String, flags: u16, message: RouteNetlinkMessage) {
+        self.push_numbered(self.list.len(), what, flags, message);
+    }
+
+    pub(super) fn push_numbered(
+        &mut self,
+        number: usize,
+        what: String,
+        flags: u16,
+        message: RouteNetlinkMessage,
+    ) {
+        let start = self.bytes.len();
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let length = message.buffer_len();
+        self.bytes.resize(start + length.next_multiple_of(ALIGN), 0);
+        message.serialize(&mut self.bytes[start..start + length]);
+        self.list.push(Request {
+            start,
+            number,
+            what,
+            tolerated: Vec::new(),
+        });
+    }
+
+    /// Lets the latest request fail with `errno`.
+    pub(super) fn tolerate(&mut self, errno: Errno) {
+        if let Some(request) = self.list.last_mut() {
+            request.tolerated.push(errno);
+        }
+    }
+
+    fn end(&self, at: usize) -> usize {
+        self.list
+            .get(at + 1)
+            .map_or(self.bytes.len(), |next| next.start)
+    }
+
+    /// The ranges of requests that go out in one call each.
+    pub(super) fn chunks(&self) -> Vec<std::ops::Range<usize>> {
+        let mut chunks = Vec::new();
+        let mut first = 0;
+        for at in 0..self.list.len() {
+            let bytes = self.end(at) - self.list[first].start;
+            if at > first && (bytes > SEND_BYTES || at - first == SEND_REQUESTS) {
+                chunks.push(first..at);
+                first = at;
+            }
+        }
+        if first < self.list.len() {
+            chunks.push(first..self.list.len());
+        }
+        chunks
+    }
+
+    /// Numbers the requests of `chunk` from `sequence` on and returns its bytes.
+    pub(super) fn number(&mut self, chunk: &std::ops::Range<usize>, sequence: u32) -> &mut [u8] {
+        for (at, sequence) in chunk.clone().zip(sequence..) {
+            let field = self.list[at].start + 8;
+            self.bytes[field..field + 4].copy_from_slice(&sequence.to_ne_bytes());
+        }
+        let range = self.list[chunk.start].start..self.end(chunk.end - 1);
+        &mut self.bytes[range]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::route::RouteMessage;
+
+    use super::{super::reply::messages, *};
+
+    fn requests(count: usize) -> Requests {
+        let mut requests = Requests::default();
+        for at in 0..count {
+            let message = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+            requests.push(format!("request {at}"), 0, message);
+        }
+        requests
+    }
+
+    #[test]
+    fn requests_are_split_at_the_limit_and_numbered() {
+        let mut list = requests(SEND_REQUESTS + 1);
+        let chunks = list.chunks();
+        assert_eq!(chunks, [0..SEND_REQUESTS, SEND_REQUESTS..SEND_REQUESTS + 1]);
+        let bytes = list.number(&chunks[0], 7).to_vec();
+        let numbers: Vec<u32> = messages(&bytes, 0)
+            .map(|m| m.unwrap().unwrap().header.sequence_number)
+            .collect();
+        let want: Vec<u32> = (7..7 + u32::try_from(SEND_REQUESTS).unwrap()).collect();
+        assert_eq!(numbers, want);
+        assert!(requests(0).chunks().is_empty());
+    }
+
+    #[test]
+    fn a_datagram_that_is_cut_is_an_error_not_a_panic() {
+        let bytes = requests(2).bytes;
+        for cut in 0..bytes.len() {
+            let _ = messages(&bytes[..cut], 0).collect::<Vec<_>>();
+        }
+        let mut lies = bytes.clone();
+        lies[0] = 3;
+        assert!(messages(&lies, 0).next().unwrap().is_err());
+    }
+}
