@@ -18,15 +18,17 @@
 
 mod error;
 mod kernel;
+mod make;
 mod plan;
 
-use std::{io, net::IpAddr};
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 
 pub use self::{
     error::HostError,
     kernel::LabHosts,
+    make::Added,
     plan::{HostRequest, HostState},
 };
 use super::sockets::RouterSockets;
@@ -34,18 +36,12 @@ use crate::{
     fault,
     model::{HostId, HostName, IfName, LabName, RouterId},
     netlink::{
-        LinkChange, LookupKind, LookupQuery, Netlink, NewVeth, PortOptions, VethEnd,
-        object::{Address, Family, Mac, Neighbour, NextHop, Route, RouteKind},
-        sysctl::{self, SysctlError},
+        LinkChange, LookupKind, LookupQuery, Netlink,
+        object::{Address, Mac},
     },
-    netns::{NetnsDir, NetnsFd},
+    netns::NetnsDir,
     registry::HostSpec,
 };
-
-/// The interface in a host.
-const ETH0: &str = "eth0";
-/// Its index: a new namespace has 1, the loopback, only.
-const ETH0_INDEX: u32 = 2;
 
 /// Makes and removes hosts of one lab. It keeps sockets open in the lab's namespaces: hold it no
 /// longer than one command.
@@ -55,30 +51,11 @@ pub struct Hosts {
     segments: Netlink,
 }
 
-/// What [`Hosts::add`] found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Added {
-    /// The host was made.
-    Made,
-    /// The very same host was there already.
-    AlreadyThere,
-}
-
 /// Where a host is plugged in.
 struct Socket {
     router_mac: Mac,
     mtu: u32,
     bridge: IfName,
-}
-
-/// A host on its way: its namespace, and a socket in it.
-struct Draft<'a> {
-    plan: &'a HostSpec,
-    gateway: IpAddr,
-    port: IfName,
-    socket: Socket,
-    netns: NetnsFd,
-    netlink: Netlink,
 }
 
 impl Hosts {
@@ -186,160 +163,6 @@ impl Hosts {
         })
     }
 
-    /// Makes the host `plan`. The same host made before is success; a different one of its name,
-    /// or a part of one, is an error.
-    ///
-    /// # Errors
-    /// [`HostError`]; nothing of the host is left then, unless the error says so.
-    pub fn add(&mut self, plan: &HostSpec) -> Result<Added, HostError> {
-        let added = self.add_all(std::slice::from_ref(plan))?;
-        Ok(added.first().copied().unwrap_or(Added::AlreadyThere))
-    }
-
-    /// Makes all hosts of `plans` or none, each as [`Hosts::add`] does.
-    ///
-    /// # Errors
-    /// As [`Hosts::add`].
-    pub fn add_all(&mut self, plans: &[HostSpec]) -> Result<Vec<Added>, HostError> {
-        let mut found = Vec::with_capacity(plans.len());
-        for plan in plans {
-            found.push(self.find(plan)?);
-        }
-        let new = plans.iter().zip(&found);
-        let new: Vec<&HostSpec> = new
-            .filter(|(_, added)| **added == Added::Made)
-            .map(|(plan, _)| plan)
-            .collect();
-        let mut begun = Vec::new();
-        self.make(&new, &mut begun).map_err(|source| {
-            let undo = self.remove_all(&begun).err().into_iter().collect();
-            HostError::Make {
-                hosts: new.iter().map(|plan| plan.id.clone()).collect(),
-                source: Box::new(source),
-                undo,
-            }
-        })?;
-        Ok(found)
-    }
-
-    /// Whether the host exists; an error when another one or a part of one does.
-    fn find(&mut self, plan: &HostSpec) -> Result<Added, HostError> {
-        self.check(&plan.id, &plan.router)?;
-        let port = self.segments.link(&plan::port_name(&plan.id)?)?;
-        let state = port
-            .as_ref()
-            .and_then(|port| HostState::from_alias(port.alias.as_deref()?));
-        let netns = self.routers.dir().exists(&plan.id.netns())?;
-        match (netns, state) {
-            (true, Some(state)) if state == HostState::of(plan) => Ok(Added::AlreadyThere),
-            (_, Some(found)) => Err(HostError::Exists {
-                host: plan.id.clone(),
-                found: Box::new(found),
-            }),
-            (false, None) if port.is_none() => Ok(Added::Made),
-            _ => Err(HostError::InPart {
-                host: plan.id.clone(),
-            }),
-        }
-    }
-
-    /// Makes `plans`; `begun` tells of which there may be something to undo. Whoever has the
-    /// namespace has the host: one that somebody else made meanwhile is not among them.
-    fn make(&mut self, plans: &[&HostSpec], begun: &mut Vec<HostId>) -> Result<(), HostError> {
-        let mut drafts = Vec::with_capacity(plans.len());
-        for plan in plans {
-            drafts.push(self.draft(plan, begun)?);
-        }
-        step("host.link")?;
-        self.plug_in(&drafts)?;
-        for draft in &mut drafts {
-            step("host.configure")?;
-            draft.configure()?;
-        }
-        let ports: Vec<&IfName> = drafts.iter().map(|draft| &draft.port).collect();
-        self.segments.await_forwarding(&ports)?;
-        step("host.note")?;
-        self.note(&drafts)
-    }
-
-    /// Makes the namespace. What it must know before its interface appears is set first.
-    fn draft<'p>(
-        &mut self,
-        plan: &'p HostSpec,
-        begun: &mut Vec<HostId>,
-    ) -> Result<Draft<'p>, HostError> {
-        let socket = self.socket(&plan.router, &plan.interface)?;
-        let gateway = match plan.gateway {
-            Some(gateway) => gateway,
-            None => plan::gateway(
-                &self.addresses(&plan.router, &plan.interface)?,
-                plan.address.addr(),
-            ),
-        };
-        step("host.namespace")?;
-        let name = plan.id.netns();
-        let family = Family::of(plan.address.addr());
-        let (netns, inside) = self.routers.dir().create_with(&name, || {
-            quiet(name.as_str(), family)?;
-            Ok::<_, HostError>(Netlink::open_here(name.as_str())?)
-        })?;
-        begun.push(plan.id.clone());
-        Ok(Draft {
-            port: plan::port_name(&plan.id)?,
-            plan,
-            gateway,
-            socket,
-            netns,
-            netlink: inside?,
-        })
-    }
-
-    /// Joins each host to its bridge by a veth.
-    fn plug_in(&mut self, drafts: &[Draft<'_>]) -> Result<(), HostError> {
-        let eth0 = IfName::new(ETH0)?;
-        let mut batch = self.segments.batch(format!("lab {}", self.routers.lab()));
-        for draft in drafts {
-            batch.add_veth(&NewVeth {
-                near: VethEnd {
-                    mtu: Some(draft.socket.mtu),
-                    ..VethEnd::new(draft.port.clone())
-                },
-                near_up: true,
-                master: Some(draft.socket.bridge.clone()),
-                far: VethEnd {
-                    netns: Some(&draft.netns),
-                    index: Some(ETH0_INDEX),
-                    mac: Some(draft.plan.mac),
-                    mtu: Some(draft.socket.mtu),
-                    ..VethEnd::new(eth0.clone())
-                },
-            });
-        }
-        let quiet = PortOptions {
-            learning: false,
-            flood: false,
-        };
-        for draft in drafts {
-            batch.set_port(&draft.port, quiet);
-            batch.add_forwarding(&draft.port, draft.plan.mac);
-        }
-        Ok(batch.send()?)
-    }
-
-    /// Notes at each port what its host is: from now on it counts as made.
-    fn note(&mut self, drafts: &[Draft<'_>]) -> Result<(), HostError> {
-        let mut batch = self.segments.batch(format!("lab {}", self.routers.lab()));
-        for draft in drafts {
-            let alias = HostState::of(draft.plan).to_alias();
-            let change = LinkChange {
-                alias: Some(alias),
-                ..LinkChange::default()
-            };
-            batch.set_link(&draft.port, &change);
-        }
-        Ok(batch.send()?)
-    }
-
     /// Removes `host`, whole or in part. One that is not there is success. The kernel frees what
     /// the host had some milliseconds later, by itself; nothing of it is in the way meanwhile.
     ///
@@ -433,92 +256,6 @@ impl Hosts {
     }
 }
 
-impl Draft<'_> {
-    /// Gives the host its address and its way out. Afterwards it can send and receive at once.
-    fn configure(&mut self) -> Result<(), HostError> {
-        let eth0 = IfName::new(ETH0)?;
-        let plan = self.plan;
-        let address = Address {
-            prefix_route: false,
-            ..Address::new(plan.address)
-        };
-        let gateway = Neighbour::permanent(eth0.clone(), self.gateway, self.socket.router_mac);
-        self.netlink.learn(eth0.clone(), ETH0_INDEX);
-        let mut batch = self.netlink.batch(format!("host {}", plan.id));
-        batch
-            .set_link(&IfName::new("lo")?, &LinkChange::up())
-            .set_link(&eth0, &LinkChange::up())
-            .add_address(&eth0, &address)
-            .replace_neighbour(&gateway)
-            .add_route(&default_route(self.gateway, eth0));
-        batch.send()?;
-        if plan.address.addr().is_ipv6() {
-            self.netlink.await_settled()?;
-        }
-        Ok(())
-    }
-}
-
 fn step(name: &'static str) -> Result<(), HostError> {
     fault::step(name).map_err(|source| HostError::Fault { step: name, source })
-}
-
-fn default_route(gateway: IpAddr, dev: IfName) -> Route {
-    let any: IpAddr = match gateway {
-        IpAddr::V4(_) => [0; 4].into(),
-        IpAddr::V6(_) => [0; 16].into(),
-    };
-    let hop = NextHop {
-        via: Some(gateway),
-        dev: Some(dev),
-        weight: 1,
-        onlink: true,
-    };
-    let destination = ipnet::IpNet::new_assert(any, 0);
-    Route {
-        next_hops: vec![hop],
-        ..Route::without_hops(destination, RouteKind::Unicast)
-    }
-}
-
-/// Makes the namespace that the thread is in that of a host that takes no advice about routes
-/// (redirects, router advertisements), forwards nothing, and sends nothing by itself.
-///
-/// A new namespace has its IPv4 settings from the machine's own (`devconf_inherit_init_net`), so
-/// nothing may be taken for granted.
-fn quiet(netns: &str, family: Family) -> Result<(), HostError> {
-    // Forwarding first: changing it sets `accept_redirects`.
-    const V4: &[(&str, &str)] = &[
-        ("net/ipv4/ip_forward", "0"),
-        ("net/ipv4/conf/all/accept_redirects", "0"),
-        ("net/ipv4/conf/default/accept_redirects", "0"),
-        ("net/ipv4/conf/all/rp_filter", "0"),
-        ("net/ipv4/conf/default/rp_filter", "0"),
-    ];
-    const V6: &[(&str, &str)] = &[
-        ("net/ipv6/conf/all/accept_redirects", "0"),
-        ("net/ipv6/conf/default/accept_redirects", "0"),
-        ("net/ipv6/conf/default/accept_ra", "0"),
-        ("net/ipv6/conf/default/accept_dad", "0"),
-        // No link-local address: nobody would need it.
-        ("net/ipv6/conf/default/addr_gen_mode", "1"),
-    ];
-    const NO_V6: &[(&str, &str)] = &[
-        ("net/ipv6/conf/all/disable_ipv6", "1"),
-        ("net/ipv6/conf/default/disable_ipv6", "1"),
-    ];
-    let mut errors = sysctl::write_here(netns, V4).err().unwrap_or_default();
-    match family {
-        Family::V6 => errors.extend(sysctl::write_here(netns, V6).err().unwrap_or_default()),
-        Family::V4 => {
-            let failed = sysctl::write_here(netns, NO_V6).err().unwrap_or_default();
-            errors.extend(failed.into_iter().filter(|error| !missing(error)));
-        }
-    }
-    HostError::all(errors.into_iter().map(HostError::from).collect())
-}
-
-/// A kernel without IPv6 has nothing to switch off.
-fn missing(error: &SysctlError) -> bool {
-    matches!(error, SysctlError::Write { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
