@@ -755,7 +755,7 @@ fn a_ruleset_that_changes_meanwhile_is_warned_about() {
     let explanation = explainer.explain(&question, &mut send).unwrap();
     assert_eq!(
         explanation.warnings,
-        ["the ruleset changed while blocked services were explained"]
+        ["table filter changed while blocked services were explained"]
     );
 }
 

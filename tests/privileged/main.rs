@@ -7,6 +7,7 @@ mod cases;
 mod coexistence;
 mod detailed;
 mod detailed_faults;
+mod doubts;
 mod explain;
 mod faults;
 mod hosts;

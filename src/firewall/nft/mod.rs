@@ -24,6 +24,7 @@ mod render;
 pub mod socket;
 pub mod support;
 pub mod trace;
+pub mod watch;
 pub(super) mod wire;
 
 pub use socket::{NftError, NftSocket};

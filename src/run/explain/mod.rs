@@ -22,6 +22,7 @@ use crate::{
         nft::{
             NftError, generation,
             trace::{TraceSockets, TraceSpec, Tracer},
+            watch::{Changes, RulesetWatch},
         },
         ruletext::{RuleBook, Source},
     },
@@ -125,10 +126,21 @@ impl Explainer {
         if question.blocked.is_empty() {
             return Ok(Explanation::default());
         }
-        let mut sockets = question.netns.enter(TraceSockets::open_here)??;
+        let open = || Ok::<_, NftError>((TraceSockets::open_here()?, RulesetWatch::open_here()?));
+        let (mut sockets, mut watch) = question.netns.enter(open)??;
         let before = generation(sockets.control())?;
         let mut tracer = Tracer::start(sockets, &trace_spec(question))?;
-        let explained = self.with_tracer(question, &mut tracer, before, send);
+        let explained = self
+            .with_tracer(question, &mut tracer, before, send)
+            .and_then(|mut explanation| {
+                match watch.changes()? {
+                    Changes::None => {}
+                    changes => explanation.warnings.push(format!(
+                        "{changes} changed while blocked services were explained"
+                    )),
+                }
+                Ok(explanation)
+            });
         let (sockets, stopped) = tracer.stop();
         self.closing.push(sockets);
         match stopped {
@@ -167,14 +179,12 @@ impl Explainer {
         }
         let (book, mut warnings) = reader.finish();
         warnings.extend(legacy.warning());
-        // Installing the trace was one change, and only that may have happened; removing it will
-        // be the next.
+        // If installing the trace was the only change, what was read stays right; removing it will
+        // be the next one.
         let now = generation(tracer.control())?;
         if now == before.wrapping_add(1) {
             let settled = now.wrapping_add(1);
             self.books.insert(question.netns.id(), (settled, book));
-        } else {
-            warnings.push("the ruleset changed while blocked services were explained".to_owned());
         }
         Ok(Explanation { reasons, warnings })
     }

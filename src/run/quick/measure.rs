@@ -12,7 +12,10 @@ use crate::{
         Reading, Taps,
         backend::{Backend, InstalledTaps, Site, TapsError},
         iptables::OwnerMark,
-        nft::{NftError, NftSocket, NftTaps, Ownership},
+        nft::{
+            NftError, NftSocket, NftTaps, Ownership,
+            watch::{Changes, RulesetWatch},
+        },
     },
     netns::{NetnsFd, tool::Tools, visit},
     run::{
@@ -39,6 +42,8 @@ pub(super) struct Probing<'a> {
     question: Question<'a>,
     router: Arc<NetnsFd>,
     nft: Option<NftSocket>,
+    /// With nf_tables taps only: those of iptables change tables of the router.
+    watch: Option<RulesetWatch>,
     probes: ProbeSocket,
     local_destination: bool,
 }
@@ -76,7 +81,8 @@ impl<'a> Probing<'a> {
             if netns.id() == host.id() {
                 probes = Some(ProbeSocket::open_here(question.spec.destination));
             } else if question.backend == Backend::Nft {
-                nft = Some(NftSocket::open_here());
+                nft =
+                    Some(RulesetWatch::open_here().and_then(|w| Ok((NftSocket::open_here()?, w))));
             }
         })?;
         let name = router.name();
@@ -93,10 +99,12 @@ impl<'a> Probing<'a> {
                 router: name.to_string(),
                 source: source.into(),
             })?;
+        let (nft, watch) = nft.unzip();
         Ok(Self {
             question,
             router: Arc::clone(router),
             nft,
+            watch,
             probes,
             local_destination,
         })
@@ -107,9 +115,38 @@ impl<'a> Probing<'a> {
         self.nft
     }
 
+    /// Measures the services with `indexes`, and once more if somebody changed the ruleset
+    /// meanwhile.
+    pub(super) fn measure(&mut self, indexes: &[u32]) -> Result<Measured, QuickError> {
+        let first = self.measure_once(indexes)?;
+        let changes = match self.changes()? {
+            Changes::None => return Ok(first),
+            changes => changes,
+        };
+        let mut second = self.measure_once(indexes)?;
+        second.spent.add(first.spent);
+        second.doubts.push(match self.changes()? {
+            Changes::None => {
+                format!("{changes} changed during the measurement; the verdicts are from after it")
+            }
+            again => format!(
+                "{again} changed during the measurement and again when it was repeated: verdicts \
+                may be of different rules"
+            ),
+        });
+        Ok(second)
+    }
+
+    fn changes(&mut self) -> Result<Changes, QuickError> {
+        let changes = self.watch.as_mut().map(RulesetWatch::changes);
+        changes
+            .unwrap_or(Ok(Changes::None))
+            .map_err(|e| self.failed(e.into()))
+    }
+
     /// Measures the services with `indexes`, and once more, noting arrivals, those of which it
     /// stays unclear whether their probes came in.
-    pub(super) fn measure(&mut self, indexes: &[u32]) -> Result<Measured, QuickError> {
+    fn measure_once(&mut self, indexes: &[u32]) -> Result<Measured, QuickError> {
         let mut first = self.pass(self.question.taps.clone(), indexes)?;
         let unclear: Vec<u32> = first
             .findings

@@ -199,6 +199,13 @@ impl Plan {
             .collect();
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
+        let netns = &part.way.netns;
+        if !dir
+            .open(netns.name())
+            .is_ok_and(|now| now.id() == netns.id())
+        {
+            doubts.push("the router was rebuilt or removed during the measurement".to_owned());
+        }
         Ok(Answer::Measured(Measurement {
             findings,
             reasons,

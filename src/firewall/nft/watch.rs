@@ -1,0 +1,109 @@
+//! Noticing that somebody else changes a ruleset while a job measures it.
+//!
+//! nf_tables tells multicast group `NFNLGRP_NFTABLES` of every object that a transaction makes or
+//! removes. What tsim's own jobs put in and take out is left out here: taps change no verdict.
+//! Elements that packets add to sets are not told of, and rules of iptables-legacy neither.
+
+use std::{collections::BTreeSet, fmt, io};
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::errno::Errno;
+
+use super::{NftError, wire::Messages};
+
+/// `NFNLGRP_NFTABLES`, linux/netfilter/nfnetlink.h.
+const GROUP: u32 = 7;
+/// One object is told of in a datagram of at most a page or so (NLMSG_GOODSIZE).
+const BUFFER: usize = 32 * 1024;
+/// `NFT_MSG_NEWGEN` of subsystem `NFNL_SUBSYS_NFTABLES`: a new generation, of no table.
+const NEW_GENERATION: u16 = 10 << 8 | 15;
+/// The attribute that names the table is the first of every object (`NFTA_TABLE_NAME`,
+/// `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, …).
+const TABLE: u16 = 1;
+/// What the names of tsim's own tables begin with.
+const OWN: [&str; 3] = ["tsim_", "tsimtrace_", "tsimflow_"];
+
+/// Listens for changes of one namespace's ruleset.
+#[derive(Debug)]
+pub struct RulesetWatch {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+/// What was changed since the last look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changes {
+    /// Nothing.
+    None,
+    /// Something in these tables.
+    Tables(BTreeSet<String>),
+    /// So much that the kernel could not tell all of it.
+    Many,
+}
+
+impl RulesetWatch {
+    /// Listens in the calling thread's network namespace from now on.
+    ///
+    /// # Errors
+    /// [`NftError::Open`].
+    pub fn open_here() -> Result<Self, NftError> {
+        let open = || -> io::Result<Socket> {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            socket.add_membership(GROUP)?;
+            Ok(socket)
+        };
+        Ok(Self {
+            socket: open().map_err(NftError::Open)?,
+            buffer: Vec::with_capacity(BUFFER),
+        })
+    }
+
+    /// What was changed by others since the watch was opened or last asked. Does not wait.
+    ///
+    /// # Errors
+    /// [`NftError::Receive`].
+    pub fn changes(&mut self) -> Result<Changes, NftError> {
+        let mut tables = BTreeSet::new();
+        let mut lost = false;
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => tables.extend(Messages(&self.buffer).filter_map(|message| {
+                    let table = message.attributes().text(TABLE)?;
+                    let own = OWN.iter().any(|prefix| table.starts_with(prefix));
+                    (message.kind != NEW_GENERATION && !own).then(|| table.to_owned())
+                })),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.raw_os_error() == Some(Errno::ENOBUFS as i32) => lost = true,
+                Err(source) => {
+                    let what = "listening for changes";
+                    return Err(NftError::Receive { what, source });
+                }
+            }
+        }
+        Ok(match (lost, tables.is_empty()) {
+            (true, _) => Changes::Many,
+            (false, true) => Changes::None,
+            (false, false) => Changes::Tables(tables),
+        })
+    }
+}
+
+impl fmt::Display for Changes {
+    /// What was changed, as the subject of a sentence.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("nothing"),
+            Self::Tables(tables) if tables.len() == 1 => {
+                tables.iter().try_for_each(|t| write!(f, "table {t}"))
+            }
+            Self::Tables(tables) => {
+                let names: Vec<&str> = tables.iter().map(String::as_str).collect();
+                write!(f, "tables {}", names.join(", "))
+            }
+            Self::Many => f.write_str("the ruleset"),
+        }
+    }
+}
