@@ -258,23 +258,19 @@ impl LegacyRules {
     #[must_use]
     pub fn stopped_by(&self, steps: &[LegacyStep], hook: HookPoint) -> Option<LegacyStop> {
         let step = steps.last().filter(|step| step.hook == hook)?;
-        match step.kind {
-            StepKind::Policy => {
-                let table = self.save.tables.get(&step.table)?;
-                let name = self.chain_name(step);
-                (table.policy(&step.chain) != "ACCEPT").then_some(LegacyStop::Policy(name))
-            }
-            StepKind::Rule => {
-                let mut rules = self.save.tables.get(&step.table)?.chain(&step.chain);
-                let rule = rules.nth(step.position.checked_sub(1)?)?;
-                let Target::Jump(target) = rule.target() else {
-                    return None;
-                };
-                let ends = target == "DROP" || target == "REJECT";
-                ends.then(|| LegacyStop::Rule(self.text(step, step.position, &rule.spec)))
-            }
-            StepKind::Return => None,
-        }
+        let table = self.save.tables.get(&step.table)?;
+        let at = step.position.checked_sub(1)?;
+        // A rule without a match that accepts, drops or returns is reported as the end of its
+        // chain (get_chainname_rulenum()); its position tells it from that.
+        let Some(rule) = table.chain(&step.chain).nth(at) else {
+            let drops = step.kind == StepKind::Policy && table.policy(&step.chain) != "ACCEPT";
+            return drops.then(|| LegacyStop::Policy(self.chain_name(step)));
+        };
+        let Target::Jump(target) = rule.target() else {
+            return None;
+        };
+        let ends = target == "DROP" || target == "REJECT";
+        ends.then(|| LegacyStop::Rule(self.text(step, step.position, &rule.spec)))
     }
 
     /// Rules that a probe was held against and that decide by more than the packet, as far as
@@ -408,5 +404,30 @@ mod tests {
             assert_eq!(rules.stopped_by(&steps, at), None);
         }
         assert_eq!(rules.stopped_by(&policy, HookPoint::Input), None);
+    }
+
+    #[test]
+    fn a_rule_without_a_match_that_is_reported_as_the_end_of_its_chain_is_still_a_rule() {
+        let saved = "*filter\n:FORWARD ACCEPT [0:0]\n:mine - [0:0]\n\
+                     -A FORWARD -p udp -j mine\n-A FORWARD -j DROP\n-A mine -j DROP\n";
+        let rules = LegacyRules {
+            family: Family::V4,
+            save: Save::parse(saved),
+        };
+        for (step, want) in [
+            (
+                forward("FORWARD", StepKind::Policy, 2),
+                "rule 2 of chain FORWARD (table filter): -A FORWARD -j DROP",
+            ),
+            (
+                forward("mine", StepKind::Return, 1),
+                "rule 1 of chain mine (table filter): -A mine -j DROP",
+            ),
+        ] {
+            let Some(LegacyStop::Rule(rule)) = rules.stopped_by(&[step], HookPoint::Forward) else {
+                panic!("{want}");
+            };
+            assert_eq!(rule.to_string(), want);
+        }
     }
 }
