@@ -241,28 +241,31 @@ fn routing(observed: &Observed) -> Option<OutsideReason> {
         LookupKind::Blackhole => Some(OutsideReason::Blackhole(to)),
         LookupKind::Unreachable => Some(OutsideReason::Unreachable(to)),
         LookupKind::Prohibit => Some(OutsideReason::Prohibit(to)),
-        LookupKind::Refused => refused(observed).or_else(|| {
-            let strict = observed.settings.rp_filter > 0;
-            strict.then(filtered).flatten()
-        }),
+        LookupKind::Refused => refused(observed).or_else(filtered),
         LookupKind::Unicast | LookupKind::Local | LookupKind::Broadcast | LookupKind::Multicast => {
             None
         }
     }
 }
 
-/// A blackhole, or a source that the router has itself; the kernel gives one errno for both.
+/// A blackhole, or a source that the router has itself; the kernel gives one errno for these and
+/// for what `rp_filter` refuses. A blackhole of a policy rule that looks at the incoming interface
+/// is seen by no other look-up, so it is what remains where the source is in order.
 fn refused(observed: &Observed) -> Option<OutsideReason> {
-    let own = observed
-        .back
-        .as_ref()
-        .is_some_and(|back| back.kind == LookupKind::Local);
-    if own && !observed.settings.accept_local {
-        Some(OutsideReason::MartianSource(observed.head.source))
-    } else if observed.unchecked == Some(LookupKind::Blackhole) {
-        Some(OutsideReason::Blackhole(observed.head.destination))
-    } else {
-        None
+    let back = observed.back.as_ref();
+    let own = back.is_some_and(|back| back.kind == LookupKind::Local);
+    let blackhole = Some(OutsideReason::Blackhole(observed.head.destination));
+    let exists = back.is_some_and(|back| back.kind == LookupKind::Unicast);
+    let straight = exists && back.and_then(|back| back.dev.as_ref()) == observed.iif.as_ref();
+    match observed.settings.rp_filter {
+        _ if own && !observed.settings.accept_local => {
+            Some(OutsideReason::MartianSource(observed.head.source))
+        }
+        _ if observed.unchecked == Some(LookupKind::Blackhole) => blackhole,
+        0 => blackhole,
+        1 if straight => blackhole,
+        2 if exists => blackhole,
+        _ => None,
     }
 }
 

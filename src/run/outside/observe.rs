@@ -93,7 +93,12 @@ impl<'a> Observer<'a> {
             from: None,
             ..self.forwarded(&head)
         };
-        let back = LookupQuery::to(head.source);
+        let back = LookupQuery {
+            ip_proto: Some(head.protocol.number()),
+            sport: Some(head.destination_port),
+            dport: Some(head.source_port),
+            ..LookupQuery::to(head.source)
+        };
         let mut answers = self.netlink.lookup(&[unchecked, back])?.into_iter();
         let mut next = || answers.next().and_then(Result::ok);
         let (unchecked, back) = (next(), next());

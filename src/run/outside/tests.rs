@@ -113,6 +113,13 @@ fn one_errno_stands_for_blackhole_martian_and_rp_filter() {
         shown(&observed),
         "dropped outside netfilter: rp_filter on i0: the way back to 10.0.1.2 leads to o0"
     );
+
+    // Nothing is wrong with the source: a policy rule that looks at the incoming interface.
+    for (rp_filter, back) in [(0, "o0"), (1, "i0"), (2, "o0")] {
+        observed.settings.rp_filter = rp_filter;
+        observed.back = Some(way(LookupKind::Unicast, Some(back)));
+        assert_eq!(judge(&observed), OutsideReason::Blackhole(to));
+    }
 }
 
 #[test]
