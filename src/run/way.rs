@@ -91,7 +91,7 @@ impl Way {
         let mut netlink = Netlink::open(&netns).map_err(fail)?;
         let iface_in = match iface_in {
             Some(iface) => Some(iface),
-            None => towards(&mut netlink, flow.source).map_err(fail)?,
+            None => towards(&mut netlink, flow, services).map_err(fail)?,
         };
         let ask = |service: Option<&Service>| LookupQuery {
             from: iface_in.as_ref().map(|_| flow.source),
@@ -143,10 +143,28 @@ impl Way {
     }
 }
 
-/// The interface towards `address`, as for a packet that the router itself sends.
-fn towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<IfName>, NetlinkError> {
-    let lookup = netlink.lookup_one(&LookupQuery::to(address))?;
-    Ok(lookup.dev.filter(|_| lookup.kind == LookupKind::Unicast))
+/// The interface towards the source, as for something that the router itself sends there: by the
+/// protocol of the first service, or by the other one, of those asked about. A look-up without a
+/// protocol would not do: for policy rules the kernel takes that for UDP (inet_rtm_getroute()).
+fn towards(
+    netlink: &mut Netlink,
+    flow: &Flow,
+    services: &[Service],
+) -> Result<Option<IfName>, NetlinkError> {
+    let first = services.first().map(|service| service.protocol);
+    let mut all = services.iter().map(|service| service.protocol);
+    let other = all.find(|protocol| Some(*protocol) != first);
+    for protocol in [first, other].into_iter().flatten() {
+        let query = LookupQuery {
+            ip_proto: Some(protocol.number()),
+            ..LookupQuery::to(flow.source)
+        };
+        let lookup = netlink.lookup_one(&query)?;
+        if lookup.kind == LookupKind::Unicast {
+            return Ok(lookup.dev);
+        }
+    }
+    Ok(None)
 }
 
 /// Positions of services in groups that policy rules cannot tell apart, so that one look-up
