@@ -111,6 +111,10 @@ pub(crate) fn probe(packet: &[u8], tags: TagSpace) -> Option<Captured> {
         17 => 8,
         _ => return None,
     };
+    // SYN alone: a reset that answers a SYN-ACK carries the number behind the probe's.
+    if protocol == 6 && payload.get(13)? & 0x17 != 0x02 {
+        return None;
+    }
     let tag = u32::from_be_bytes(payload.get(at..at + 4)?.try_into().ok()?);
     let port = u16::from_be_bytes(payload.get(2..4)?.try_into().ok()?);
     Some(Captured {

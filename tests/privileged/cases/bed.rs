@@ -93,7 +93,7 @@ impl CaseBed {
             ("alt", ["10.8.0.", "2001:db8:c::"]),
         ] {
             for prefix in prefixes {
-                for (host, mac) in [(2, NOBODY), (3, NOBODY), (4, NOBODY), (9, COPIES)] {
+                for (host, mac) in [(2, NOBODY), (3, NOBODY), (7, NOBODY), (9, COPIES)] {
                     let address: IpAddr = format!("{prefix}{host}").parse().unwrap();
                     batch.replace_neighbour(&Neighbour::permanent(ifname(dev), address, mac));
                 }

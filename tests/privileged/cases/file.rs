@@ -258,7 +258,7 @@ fn expectation(line: &str, case: &str) -> Vec<Expected> {
 /// Puts the family's words in.
 fn fill(text: &str, family: Family) -> String {
     // Name, IPv4, IPv6. Addresses: README.md of the cases.
-    const WORDS: [(&str, &str, &str); 20] = [
+    const WORDS: [(&str, &str, &str); 21] = [
         ("{src}", "10.0.0.2", "2001:db8:a::2"),
         ("{src-net}", "10.0.0.0/24", "2001:db8:a::/64"),
         ("{near}", "10.0.0.1", "2001:db8:a::1"),
@@ -266,6 +266,7 @@ fn fill(text: &str, family: Family) -> String {
         ("{dst-net}", "10.9.0.0/24", "2001:db8:b::/64"),
         ("{other}", "10.9.0.3", "2001:db8:b::3"),
         ("{copy}", "10.9.0.9", "2001:db8:b::9"),
+        ("{hair}", "10.0.0.3", "2001:db8:a::3"),
         ("{far}", "10.9.0.1", "2001:db8:b::1"),
         ("{alt}", "10.8.0.1", "2001:db8:c::1"),
         ("{gw}", "10.8.0.2", "2001:db8:c::2"),
