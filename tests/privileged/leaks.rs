@@ -113,16 +113,17 @@ fn job(lab: &TestLab, config: &std::path::Path, number: usize) -> Output {
 fn in_a_row(count: usize) {
     let lab = TestLab::up("small3");
     let config = lab.config_file();
+    let segments = lab.lab.segments_netns().unwrap();
+    let links = links(&segments);
     // The first jobs make the registry's files, and iptables its empty tables.
     (0..10).for_each(|number| drop(job(&lab, &config, number)));
-    let segments = lab.lab.segments_netns().unwrap();
-    let before = (Remains::of(&lab), links(&segments));
+    let before = Remains::of(&lab);
     for number in 0..count {
         let output = job(&lab, &config, number);
         assert_eq!(output.status.code(), Some(1), "job {number}: {output:?}");
     }
-    await_links(&segments, &before.1);
-    assert_eq!(Remains::of(&lab), before.0);
+    await_links(&segments, &links);
+    assert_eq!(Remains::of(&lab), before);
 }
 
 #[test]

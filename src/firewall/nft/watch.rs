@@ -7,7 +7,10 @@
 use std::{collections::BTreeSet, fmt, io};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt},
+};
 
 use super::{NftError, wire::Messages};
 
@@ -15,6 +18,9 @@ use super::{NftError, wire::Messages};
 const GROUP: u32 = 7;
 /// One object is told of in a datagram of at most a page or so (NLMSG_GOODSIZE).
 const BUFFER: usize = 32 * 1024;
+/// Asked of the socket, the kernel doubles it: 32 jobs that come and go on one router, each with
+/// dozens of objects of several kilobytes of buffer, leave room.
+const RECEIVE_BUFFER: usize = 16 << 20;
 /// `NFT_MSG_NEWGEN` of subsystem `NFNL_SUBSYS_NFTABLES`: a new generation, of no table.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 /// The attribute that names the table is the first of every object (`NFTA_TABLE_NAME`,
@@ -50,6 +56,7 @@ impl RulesetWatch {
         let open = || -> io::Result<Socket> {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.bind(&SocketAddr::new(0, 0))?;
+            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
             socket.add_membership(GROUP)?;
             Ok(socket)
         };
