@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to an answer: installs what a fresh Debian 12 lacks, builds, brings up a lab of ten
-# routers from collected facts, asks which services pass three of them, and cleans up.
+# routers from collected facts, asks which services get from a data centre to a branch office through
+# the four routers between them, why one does not and one does, and cleans up.
 #
 #   netns-fixtures/demo.sh [--keep]
 #
@@ -9,8 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 lab=corp10
-source=10.1.1.100
-destination=10.2.1.50
+source=10.3.10.50
+destination=10.2.1.60
 services=ssh,http,https,3306,5432/tcp,dns,ntp,161/udp,8000-8010,33434-33440/udp
 
 keep=false
@@ -43,7 +44,7 @@ say "Packages"
 ./vagrant/provision.sh build run
 say "Build"
 cargo build --locked --release
-PATH=$PWD/target/release:$PATH
+PATH=$(realpath "${CARGO_TARGET_DIR:-target}")/release:$PATH
 
 if ! $keep; then
     trap 'tsim lab down "$lab" >&2' EXIT
@@ -53,8 +54,10 @@ tsim lab up "$lab" --facts netns-fixtures/corp10
 say "tsim trace --lab $lab -s $source -d $destination"
 tsim trace --lab "$lab" -s "$source" -d "$destination"
 say "tsim-quick --lab $lab -s $source -d $destination -P $services"
-answer tsim-quick --lab "$lab" -s "$source" -d "$destination" -P "$services" --explain always \
-    --routers hq-gw,br-gw,br-core
+answer tsim-quick --lab "$lab" -s "$source" -d "$destination" -P "$services" --explain always
+say "tsim-detailed --lab $lab -s $source -d $destination -P ssh,33434/udp --routers dc-gw --run-id demo"
+answer tsim-detailed --lab "$lab" -s "$source" -d "$destination" -P ssh,33434/udp --routers dc-gw \
+    --run-id demo
 if $keep; then
     say "The lab is up: tsim lab status $lab; take it down with: tsim lab down $lab"
 else
