@@ -27,7 +27,7 @@ use std::{
 use nix::libc;
 use rustix::{
     fs::{FlockOperation, flock},
-    process::{Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal, prlimit},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use thiserror::Error;
 
@@ -35,7 +35,7 @@ use super::{
     job::{Mode, RunningJob},
     spool::{Spool, SpoolError},
 };
-use crate::model::RunId;
+use crate::{model::RunId, sys::limits};
 
 /// The runner's standard input, locked while it lives.
 const ALIVE: &str = "alive";
@@ -123,8 +123,9 @@ impl Runners {
             program: self.program(job.mode),
             source,
         };
-        let child = command.spawn().map_err(spawn_error)?;
-        Process::of_child(child, self.max_output).map_err(spawn_error)
+        let limited = limits::file_size(&mut command, self.max_output);
+        let child = limited.and_then(Command::spawn).map_err(spawn_error)?;
+        Process::of_child(child).map_err(spawn_error)
     }
 
     /// The executable for a mode.
@@ -178,8 +179,8 @@ fn open(path: &Path) -> Result<File, SpoolError> {
 }
 
 impl Process {
-    fn of_child(mut child: Child, max_output: u64) -> io::Result<Self> {
-        match Self::watch(child.id(), max_output) {
+    fn of_child(mut child: Child) -> io::Result<Self> {
+        match Self::watch(child.id()) {
             Ok((pid, pidfd)) => Ok(Self {
                 pid,
                 pidfd,
@@ -194,21 +195,9 @@ impl Process {
         }
     }
 
-    fn watch(pid: u32, max_output: u64) -> io::Result<(Pid, OwnedFd)> {
+    fn watch(pid: u32) -> io::Result<(Pid, OwnedFd)> {
         let pid = to_pid(pid).ok_or(io::ErrorKind::InvalidInput)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        // No more than this process itself may: raising a hard limit takes a capability.
-        let own = rustix::process::getrlimit(Resource::Fsize).maximum;
-        let most = Some(own.map_or(max_output, |own| own.min(max_output)));
-        let size = Rlimit {
-            current: most,
-            maximum: most,
-        };
-        match prlimit(Some(pid), Resource::Fsize, size) {
-            // A runner that is over already is not in the way of its own end.
-            Ok(_) | Err(rustix::io::Errno::SRCH) => Ok((pid, pidfd)),
-            Err(errno) => Err(errno.into()),
-        }
+        Ok((pid, pidfd_open(pid, PidfdFlags::NONBLOCK)?))
     }
 
     /// The process id, for people.

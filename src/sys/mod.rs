@@ -1,6 +1,7 @@
 //! The only unsafe code, one fenced file per kernel or library interface.
 
 pub mod leave;
+pub mod limits;
 pub mod mmsg;
 pub mod nftnl;
 pub mod readable;
