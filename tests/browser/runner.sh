@@ -7,6 +7,7 @@ while [ $# -gt 0 ]; do
         --run-id) id=$2 ;;
         --dscp) dscp=$2 ;;
         --progress) progress=$2 ;;
+        --out) out=$2 ;;
         -s) from=$2 ;;
         -d) to=$2 ;;
     esac
@@ -15,7 +16,8 @@ done
 say() { printf '{"percent":%s,"phase":"%s"}\n' "$1" "$2" >>"$progress"; }
 wait_for() {
     [ "$lab" = fast ] && return
-    while [ ! -e "SITE/steps/$id.$1" ]; do sleep 0.05; done
+    # A test that is over took its directory along.
+    while [ -d SITE ] && [ ! -e "SITE/steps/$id.$1" ]; do sleep 0.05; done
 }
 say 5 "waiting for locks"
 wait_for 30
@@ -29,6 +31,8 @@ case $lab in
         ;;
 esac
 if [ "${0##*/}" = tsim-detailed ]; then
+    mkdir "$out"
+    echo "<!doctype html><title>$id</title>" >"$out/report.html"
     cat <<RESULT
 {"run_id":"$id","summary":{"yes":1,"no":1,"unknown":0},"warnings":[],
 "routers":[{"name":"hq-gw","iface_in":"eth1","iface_out":"eth0","next_hop":"203.0.113.1","services":[{"port":443,"protocol":"tcp","result":"YES"}]},

@@ -1,6 +1,6 @@
 // A scheduler of its own for each test: directory, configuration, fake runners, daemon.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -10,26 +10,43 @@ import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), "../..");
-export const programs = join(root, process.env.TSIM_PROFILE ?? "target/debug");
+export const programs = join(process.env.CARGO_TARGET_DIR ?? join(root, "target"), "debug");
 
 const axe = readFileSync(new URL("./node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
 
 export const TOKEN = "5f0e1c2d3b4a59687786f5e4d3c2b1a0";
 
-/** Starts tsimd over fake runners; `scheduler` are further lines of its table. */
-export async function site({ scheduler = "", registry } = {}) {
-    const dir = mkdtempSync(join(tmpdir(), "tsim-browser-"));
+/** Runners that go on when the test says so, and the files of labs that they never look at. */
+function pretend(dir) {
     const script = readFileSync(join(root, "tests/browser/runner.sh"), "utf8").replaceAll("SITE", dir);
     for (const name of ["tsim-quick", "tsim-detailed"]) {
         writeFileSync(join(dir, name), script);
         chmodSync(join(dir, name), 0o755);
     }
     mkdirSync(join(dir, "steps"));
+    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+    mkdirSync(join(dir, "registry"), { mode: 0o700 });
+    for (const lab of ["corp10", "fast", "broken"]) {
+        mkdirSync(join(dir, "registry/labs", lab), { recursive: true, mode: 0o700 });
+        writeFileSync(join(dir, "registry/labs", lab, "lab.json"), JSON.stringify({
+            version: 1, lab, phase: "up", created_at: "2026-01-01T00:00:00Z", boot_id: boot, facts: "/nowhere",
+            legacy: false, segments_netns: null, segments: [], warnings: [],
+            routers: ["br-gw", "hq-gw"].map((name) => ({ name, netns: null, ruleset_incomplete: false, interfaces: [] })),
+        }));
+    }
+}
+
+/** Starts tsimd, over fake runners unless `real`; `scheduler` are further lines of its table. */
+export async function site({ scheduler = "", real = false } = {}) {
+    const dir = mkdtempSync(join(tmpdir(), "tsim-browser-"));
+    if (!real) pretend(dir);
     writeFileSync(join(dir, "token"), TOKEN, { mode: 0o600 });
     writeFileSync(join(dir, "tsim.toml"), [
-        `registry_dir = "${registry ?? join(dir, "registry")}"`,
+        `registry_dir = "${join(dir, "registry")}"`,
+        // A test decides how long somebody waits, not a clock.
+        "lock_timeout_seconds = 900.0",
         "[scheduler]",
-        `runner_dir = "${dir}"`,
+        `runner_dir = "${real ? programs : dir}"`,
         'listen = "127.0.0.1:0"',
         `token_file = "${join(dir, "token")}"`,
         scheduler,
@@ -55,10 +72,14 @@ export async function site({ scheduler = "", registry } = {}) {
         await self.start();
     };
     self.kill = () => new Promise((done) => {
+        if (self.daemon.exitCode !== null || self.daemon.signalCode !== null) done();
         self.daemon.removeAllListeners("exit");
         self.daemon.once("exit", done);
         self.daemon.kill("SIGKILL");
     });
+    self.tsim = (...args) => execFileSync(join(programs, "tsim"), ["--config", join(dir, "tsim.toml"), ...args], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
+    /** Sleeps until a job is over, however it ended. */
+    self.ended = (runId) => spawnSync(join(programs, "tsim"), ["--config", join(dir, "tsim.toml"), "watch", runId]);
     /** Lets the runner of a job go on to `percent`. */
     self.step = (runId, percent) => writeFileSync(join(dir, "steps", `${runId}.${percent}`), "");
     self.end = async () => {
@@ -94,6 +115,47 @@ export async function open(context, url, problems) {
     });
     await page.goto(url);
     return page;
+}
+
+export async function giveToken(page) {
+    await page.getByRole("button", { name: "Token" }).click();
+    await page.getByLabel(/token file/).fill(TOKEN);
+    await page.getByRole("button", { name: "Use token" }).click();
+}
+
+export const row = (page, name) => page.getByRole("row").filter({ has: page.getByRole("link", { name, exact: true }) });
+
+/** Where asked for, pictures in both colour schemes; `phone` at its width too. */
+export async function shoot(page, name, { phone = false } = {}) {
+    const shots = process.env.TSIM_SCREENSHOTS;
+    if (!shots) return;
+    mkdirSync(shots, { recursive: true });
+    const before = page.viewportSize();
+    for (const [suffix, size] of [["", before], ...(phone ? [["-phone", PHONE]] : [])]) {
+        await page.setViewportSize(size);
+        for (const colorScheme of ["light", "dark"]) {
+            await page.emulateMedia({ colorScheme });
+            await page.screenshot({ path: `${shots}/${name}${suffix}-${colorScheme}.png`, fullPage: true });
+        }
+    }
+    await page.setViewportSize(before);
+    await page.emulateMedia({ colorScheme: "light" });
+}
+
+export const PHONE = { width: 390, height: 844 };
+
+/** In both colour schemes and on a phone: axe finds nothing serious, and nothing is wider than it. */
+export async function fine(page, what) {
+    const before = page.viewportSize();
+    for (const colorScheme of ["dark", "light"]) {
+        await page.emulateMedia({ colorScheme });
+        await accessible(page, `${what}, ${colorScheme}`);
+    }
+    await page.setViewportSize(PHONE);
+    await accessible(page, `${what}, phone`);
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
+    assert.equal(wide, false, `${what} is wider than a phone`);
+    await page.setViewportSize(before);
 }
 
 /** What axe finds serious, in the page as it is. The checker is injected past the page's CSP. */

@@ -1,11 +1,8 @@
 // The viewer in a real browser, against a real tsimd.
 import assert from "node:assert/strict";
-import { mkdirSync } from "node:fs";
 import { after, before, test } from "node:test";
 
-import { accessible, browser, open, site, TOKEN } from "./site.mjs";
-
-const shots = process.env.TSIM_SCREENSHOTS;
+import { accessible, browser, fine, open, row, shoot, site, TOKEN } from "./site.mjs";
 
 let chrome;
 before(async () => { chrome = await browser(); });
@@ -24,24 +21,6 @@ async function visit(options, viewport = { width: 1400, height: 1000 }) {
     };
     return { own, page, context, url, problems, end };
 }
-
-async function shoot(page, name) {
-    if (!shots) return;
-    mkdirSync(shots, { recursive: true });
-    for (const colorScheme of ["light", "dark"]) {
-        await page.emulateMedia({ colorScheme });
-        await page.screenshot({ path: `${shots}/${name}-${colorScheme}.png`, fullPage: true });
-    }
-    await page.emulateMedia({ colorScheme: "light" });
-}
-
-async function giveToken(page) {
-    await page.getByRole("button", { name: "Token" }).click();
-    await page.getByLabel(/token file/).fill(TOKEN);
-    await page.getByRole("button", { name: "Use token" }).click();
-}
-
-const row = (page, name) => page.getByRole("row").filter({ has: page.getByRole("link", { name, exact: true }) });
 
 test("eight quick jobs and a detailed one run together, live, in every way of looking", async () => {
     const { own, page, end } = await visit({ scheduler: "quick_jobs = 8" });
@@ -62,15 +41,8 @@ test("eight quick jobs and a detailed one run together, live, in every way of lo
     await row(page, "waiting-1").getByText("waiting for locks").waitFor();
     await row(page, "quick-2").getByText("5 YES").waitFor();
     assert.equal(await row(page, "quick-2").getByText("2 NO").count(), 1);
-    await accessible(page, "queue, light");
-    await shoot(page, "queue");
-    await page.emulateMedia({ colorScheme: "dark" });
-    await accessible(page, "queue, dark");
-    await page.setViewportSize({ width: 390, height: 844 });
-    await accessible(page, "queue, phone");
-    const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
-    assert.equal(wide, false, "the page is wider than the phone");
-    await shoot(page, "queue-phone");
+    await fine(page, "queue");
+    await shoot(page, "queue", { phone: true });
     await end();
 });
 
@@ -94,7 +66,8 @@ test("a job is submitted and cancelled with the keyboard, and only with the toke
     await page.getByLabel(/^Services/).fill("80,443");
     await page.keyboard.press("Enter");
     const cancel = page.getByRole("button", { name: /^Cancel quick-/ });
-    await cancel.waitFor();
+    // It moves from the waiting jobs to the running ones, and its button with it.
+    await page.getByText("waiting for locks").waitFor();
     page.on("dialog", (dialog) => dialog.accept());
     await cancel.focus();
     await page.keyboard.press("Enter");
@@ -124,8 +97,8 @@ test("a job's page follows it to the result with its reasons", async () => {
     own.step("r1", 70);
     await page.getByText("<b>policy</b> DROP of chain FORWARD").waitFor();
     await page.getByText("2 rules could not be loaded").waitFor();
-    await accessible(page, "job result");
-    await shoot(page, "job-result");
+    await fine(page, "job result");
+    await shoot(page, "job-result", { phone: true });
     await page.getByLabel("Verdict", { exact: true }).selectOption("UNKNOWN");
     assert.equal(await page.locator(".matrix tbody tr").count(), 1);
     await page.getByLabel("Find").fill("no such thing");
@@ -134,8 +107,8 @@ test("a job's page follows it to the result with its reasons", async () => {
     await page.goto(`${url}/job/d1`);
     await page.getByText("no answer within 2 s", { exact: true }).click();
     await page.getByText("-A FORWARD -s 10.1.0.0/16 -j DROP").first().waitFor();
-    await accessible(page, "detailed result");
-    await shoot(page, "job-detailed");
+    await fine(page, "detailed result");
+    await shoot(page, "job-detailed", { phone: true });
     await end();
 });
 

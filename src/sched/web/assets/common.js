@@ -129,8 +129,11 @@ export async function live({ snapshot, update }) {
                 show("lost", "connection lost, trying again");
             }
         }
-        // Not all viewers at the same moment.
-        await new Promise((done) => setTimeout(done, pause * (0.5 + Math.random())));
+        // Not all viewers at the same moment; but at once when the network is back.
+        await new Promise((done) => {
+            setTimeout(done, pause * (0.5 + Math.random()));
+            addEventListener("online", done, { once: true });
+        });
         pause = Math.min(pause * 2, 10000);
     }
 }
@@ -140,7 +143,9 @@ const SILENCE = 40000;
 
 async function stream(last, take) {
     const abort = new AbortController();
-    let watchdog = setTimeout(() => abort.abort(), SILENCE);
+    const cut = () => abort.abort();
+    addEventListener("offline", cut);
+    let watchdog = setTimeout(cut, SILENCE);
     try {
         const response = await fetch("/api/v1/events", {
             headers: headers(last ? { "Last-Event-ID": last } : {}),
@@ -154,14 +159,15 @@ async function stream(last, take) {
             const { done, value } = await reader.read();
             if (done) return;
             clearTimeout(watchdog);
-            watchdog = setTimeout(() => abort.abort(), SILENCE);
+            watchdog = setTimeout(cut, SILENCE);
             const blocks = (rest + value).split("\n\n");
             rest = blocks.pop();
             for (const block of blocks) take(parse(block));
         }
     } finally {
         clearTimeout(watchdog);
-        abort.abort();
+        removeEventListener("offline", cut);
+        cut();
     }
 }
 
@@ -193,9 +199,12 @@ export function moment(text) {
 
 /** A duration in words as short as they are clear. */
 export function duration(from, to) {
-    if (!from) return "–";
-    const ms = Math.max(0, (to ? new Date(to) : new Date()) - new Date(from));
-    if (ms < 1000) return `${ms} ms`;
+    return from ? inWords(Math.max(0, (to ? new Date(to) : new Date()) - new Date(from))) : "–";
+}
+
+/** So many milliseconds. */
+export function inWords(ms) {
+    if (ms < 1000) return `${Number(ms.toFixed(ms < 10 ? 1 : 0))} ms`;
     const seconds = ms / 1000;
     if (seconds < 60) return `${seconds.toFixed(1)} s`;
     const minutes = Math.floor(seconds / 60);
@@ -247,7 +256,7 @@ function startTheme() {
     const apply = (theme) => {
         if (theme === "auto") delete document.documentElement.dataset.theme;
         else document.documentElement.dataset.theme = theme;
-        setText(button, `Theme: ${theme}`);
+        setText(button.lastChild, theme);
     };
     let theme = localStorage.getItem("tsim-theme") ?? "auto";
     apply(theme);
@@ -263,12 +272,12 @@ export function start(page) {
     const link = (href, name) => el("a", { href, "aria-current": page === name ? "page" : undefined }, name);
     const head = el("header", { class: "bar" },
         el("a", { class: "skip", href: "#main" }, "Skip to content"),
-        el("a", { class: "brand", href: "/" }, el("img", { src: "/assets/icon.svg", alt: "" }), "tsim"),
+        el("a", { class: "brand", href: "/" }, el("img", { src: "/assets/icon.svg", alt: "" }), el("span", { class: "wide-only" }, "tsim")),
         el("nav", { "aria-label": "Pages" }, link("/", "Queue"), link("/lab", "Lab")),
         el("span", { class: "space" }),
         el("span", { class: "live", id: "live", role: "status" }, "connecting"),
         el("button", { type: "button", id: "token-button", on: { click: () => askToken() } }, "Token"),
-        el("button", { type: "button", id: "theme" }, "Theme: auto"));
+        el("button", { type: "button", id: "theme" }, el("span", { class: "wide-only" }, "Theme: "), el("span", {}, "auto")));
     const dialog = el("dialog", { id: "token-dialog", "aria-labelledby": "token-title" },
         el("form", { method: "dialog" },
             el("h2", { id: "token-title" }, "API token"),

@@ -38,22 +38,52 @@ async function loadLab(name) {
     showWarnings();
 }
 
-/** Routers, segments that join several, and (if asked for) end networks of one router. */
+/** Routers and the segments that join several of them. */
 function graph() {
     const nodes = lab.routers.map((router) => ({ kind: "router", id: `r ${router.name}`, name: router.name }));
     const links = [];
-    lab.segments.forEach((segment, index) => {
-        const members = [...new Set(segment.members.map((member) => member.router))];
-        if (members.length < 2 && !stubs) return;
-        nodes.push({ kind: members.length < 2 ? "stub" : "segment", id: `s ${index}`, name: segment.name });
+    for (const [index, segment] of lab.segments.entries()) {
+        const members = membersOf(segment);
+        if (members.length < 2) continue;
+        nodes.push({ kind: "segment", id: `s ${index}`, name: segment.name });
         for (const router of members) links.push([`r ${router}`, `s ${index}`]);
-    });
+    }
     return { nodes, links };
+}
+
+const membersOf = (segment) => [...new Set(segment.members.map((member) => member.router))];
+
+/** Sets the networks of one router around it, each into the widest gap, so that the picture stays. */
+function addStubs({ nodes, links }, at) {
+    const angle = (from, to) => Math.atan2(at.get(to).y - at.get(from).y, at.get(to).x - at.get(from).x);
+    const taken = new Map(lab.routers.map((router) => [`r ${router.name}`, []]));
+    for (const [router, segment] of links) taken.get(router).push(angle(router, segment));
+    for (const [index, segment] of lab.segments.entries()) {
+        const [router, ...others] = membersOf(segment).map((name) => `r ${name}`);
+        if (!router || others.length) continue;
+        const free = widestGap(taken.get(router));
+        taken.get(router).push(free);
+        const node = { kind: "stub", id: `s ${index}`, name: segment.name };
+        Object.assign(node, { x: at.get(router).x + 92 * Math.cos(free), y: at.get(router).y + 52 * Math.sin(free) });
+        at.set(node.id, node);
+        nodes.push(node);
+        links.push([router, node.id]);
+    }
+}
+
+/** The direction in the middle of the widest gap between directions; down where there are none. */
+function widestGap(angles) {
+    if (!angles.length) return Math.PI / 2;
+    const sorted = [...angles].sort((a, b) => a - b);
+    const gaps = sorted.map((from, index) => ({ from, size: (sorted[index + 1] ?? sorted[0] + 2 * Math.PI) - from }));
+    const widest = gaps.reduce((best, gap) => (gap.size > best.size ? gap : best));
+    return widest.from + widest.size / 2;
 }
 
 const WIDTH = 1200;
 const HEIGHT = 560;
-const MARGIN = { x: 80, y: 30 };
+// Room for a router at the edge and for what stands around it.
+const MARGIN = { x: 130, y: 74 };
 
 /** Stretches the picture to the drawing's size, which grows with the number of things in it. */
 function fit(nodes) {
@@ -81,7 +111,7 @@ function layout({ nodes, links }) {
         for (const a of nodes) for (const b of nodes) {
             if (a === b) continue;
             const [x, y] = [a.x - b.x || 0.1, a.y - b.y || 0.1];
-            const push = (a.kind === "stub" || b.kind === "stub" ? 3500 : 11000) / (x * x + y * y);
+            const push = 11000 / (x * x + y * y);
             a.dx += x * push;
             a.dy += y * push;
         }
@@ -109,8 +139,11 @@ function draw() {
     const at = layout(picture);
     const map = byId("map");
     map.setAttribute("viewBox", fit(picture.nodes));
+    if (stubs) addStubs(picture, at);
     const links = picture.links.map(([from, to]) => svg("line", { class: "link", x1: at.get(from).x, y1: at.get(from).y, x2: at.get(to).x, y2: at.get(to).y }));
-    map.replaceChildren(...links, ...picture.nodes.map(drawNode));
+    // Routers last: nothing may hide them.
+    const nodes = [...picture.nodes].sort((a, b) => (a.kind === "router") - (b.kind === "router"));
+    map.replaceChildren(...links, ...nodes.map(drawNode));
     setText(byId("map-count"), `${lab.routers.length} routers, ${lab.segments.length} segments`);
     showState();
 }

@@ -35,7 +35,7 @@ function createRunning(job) {
         cell("Routers", "cut", routersText(job.params)),
         cell("DSCP", "num", job.dscp === null ? "–" : String(job.dscp)),
         cell("Progress", "", bar), cell("Phase", "phase"), cell("Started", "", moment(job.started_at)),
-        cell("Running for", "num elapsed"), cancelCell(job));
+        cell("Runs for", "num elapsed"), cancelCell(job));
     row.bar = bar;
     return row;
 }
@@ -146,9 +146,9 @@ function showHeld(held) {
         const names = (waiting) => lock.holders.filter((h) => h.waiting === waiting).map((h) => `${h.run_id} (${h.mode})`).join(", ");
         rows.push([`lock ${lock.name}`, lock.name, "lock", names(false), names(true)]);
     }
-    for (const lease of held.host_leases) rows.push([`host ${lease.name}`, lease.name, "source host", lease.run_ids.join(", "), ""]);
+    for (const lease of held.host_leases) rows.push([`host ${lease.name}`, lease.name, "host", lease.run_ids.join(", "), ""]);
     for (const lease of held.neighbour_leases) rows.push([`neighbour ${lease.name}`, lease.name, "neighbour", lease.run_ids.join(", "), ""]);
-    for (const held_ of held.dscp) rows.push([`dscp ${held_.dscp} ${held_.run_id}`, `DSCP ${held_.dscp}`, "DSCP value", held_.run_id, ""]);
+    for (const held_ of [...held.dscp].sort((a, b) => a.dscp - b.dscp)) rows.push([`dscp ${held_.dscp} ${held_.run_id}`, `DSCP ${held_.dscp}`, "DSCP value", held_.run_id, ""]);
     keyed(byId("held"), rows, (row) => row[0],
         () => el("tr", {}, el("th", { scope: "row", class: "mono" }), cell("Kind", ""), cell("Held by", "wrap mono"), cell("Waiting", "wrap mono")),
         (node, row) => [...node.children].forEach((child, index) => {
@@ -179,7 +179,9 @@ live({
         if (change.ended) {
             const last = change.ended.at(-1);
             announce(change.ended.length === 1 ? `${last.run_id} ${statusText(last.status)}` : `${change.ended.length} jobs ended`);
-            showHistory();
+            // A page that stays open for weeks starts over with the latest.
+            if (history.size > 1000) loadHistory();
+            else showHistory();
         }
         showAll();
         if (change.registry || change.ended || change.running) loadHeldSoon();
