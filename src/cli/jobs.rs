@@ -26,11 +26,12 @@ use crate::{
     model::{LabName, RouterName, RunId},
     run::report::QuickReport,
     sched::{
+        admission::{self, NotAdmitted},
         history::Page,
         job::{FinishedJob, Mode, NewJob, Params, Status, UserName, fresh_run_id},
         leader,
         queue::{Cancelled, Jobs, SubmitError},
-        runner::RESULT,
+        runner::{REPORT_TEXT, RESULT},
         spool::{Spool, SpoolError},
     },
 };
@@ -46,6 +47,16 @@ impl From<SubmitError> for Failure {
         match error {
             SubmitError::Taken { .. } => Self::usage(error),
             other => Self::cannot_run(other),
+        }
+    }
+}
+
+impl From<NotAdmitted> for Failure {
+    fn from(error: NotAdmitted) -> Self {
+        if error.is_asked_wrong() {
+            Self::usage(error)
+        } else {
+            Self::cannot_run(error)
         }
     }
 }
@@ -99,9 +110,7 @@ impl Run for Submit {
             routers: self.routers,
             extra: Map::new(),
         };
-        params
-            .check(context.config.services)
-            .map_err(Failure::usage)?;
+        admission::check(&params, &context.config)?;
         let run_id = match self.run_id {
             Some(run_id) => run_id,
             None => fresh_run_id(mode, now)?,
@@ -313,17 +322,23 @@ impl Run for Show {
                 job.status
             )));
         }
-        let path = spool.run_dir(run_id).join(RESULT);
-        print_result(context, &path, &job)?;
+        print_result(context, &spool.run_dir(run_id), &job)?;
         Ok(exit_of(&job))
     }
 }
 
-/// As JSON the runner's own output byte for byte; as text the matrix of a quick job.
-fn print_result(context: &Context, path: &Path, job: &FinishedJob) -> Result<(), Failure> {
-    let mut file = File::open(path)?;
+/// As JSON the runner's own output byte for byte; as text the matrix of a quick job, and the report
+/// that a detailed one wrote beside it.
+fn print_result(context: &Context, dir: &Path, job: &FinishedJob) -> Result<(), Failure> {
+    let detailed = job.mode == Mode::Detailed;
+    let name = if detailed && !context.json {
+        REPORT_TEXT
+    } else {
+        RESULT
+    };
+    let mut file = File::open(dir.join(name))?;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let printed = if context.json || job.mode == Mode::Detailed {
+    let printed = if context.json || detailed {
         io::copy(&mut file, &mut out).map(drop)
     } else {
         let report: QuickReport =

@@ -4,6 +4,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`job`] | jobs as submitted, queued, running, finished; checked at the door |
+//! | [`admission`] | what a job is held against before it may wait |
 //! | [`policy`] | what to do next, as pure code |
 //! | [`spool`] | the files: layout, locking, atomic change |
 //! | [`queue`] | submit, take, requeue, cancel |
@@ -19,6 +20,7 @@
 //! | [`board`] | what viewers see, and the stream of changes |
 //! | [`metrics`] | counters for Prometheus |
 
+pub mod admission;
 pub mod board;
 mod crew;
 pub mod daemon;

@@ -43,6 +43,12 @@ const ALIVE: &str = "alive";
 pub const RESULT: &str = "result.json";
 /// The runner's standard error.
 pub const STDERR: &str = "stderr.txt";
+/// Directory that a detailed job fills for people.
+const REPORT: &str = "report";
+/// Its report as one HTML file.
+pub const REPORT_HTML: &str = "report/report.html";
+/// The same as text.
+pub const REPORT_TEXT: &str = "report/report.txt";
 /// The runner's progress.
 pub const PROGRESS: &str = "progress.jsonl";
 
@@ -160,6 +166,9 @@ impl Runners {
             .arg("--json")
             .arg("--progress")
             .arg(dir.join(PROGRESS));
+        if job.mode == Mode::Detailed {
+            command.arg("--out").arg(dir.join(REPORT));
+        }
         if let Some(file) = &self.config_file {
             command.arg("--config").arg(file);
         }

@@ -52,15 +52,41 @@ fn bad_parameters_are_refused_when_submitted() {
             "IP versions",
         ),
         (["-s", "10.0.0", "-d", "10.0.0.2", "-P", "80"], "10.0.0"),
+        (
+            ["-s", "10.0.0.1", "-d", "10.0.0.2", "-P", "80,httpz"],
+            "httpz",
+        ),
+        (["-s", "10.0.0.1", "-d", "224.0.0.1", "-P", "80"], "unicast"),
     ] {
-        let output = site.tsim(&[&["submit", "quick", "--lab", "any"], &args[..]].concat());
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(text.contains(want), "{args:?}: {text}");
+        refused(&site, &args, &["--lab", "any"], want);
     }
+    let good = ["-s", "10.0.0.1", "-d", "10.0.0.2", "-P", "80"];
+    refused(&site, &good, &["--lab", "nolab"], "no lab nolab");
+    let router = ["--lab", "any", "--routers", "hq-gw"];
+    refused(&site, &good, &router, "lab any has no router hq-gw");
     let output = site.tsim(&["cancel", "../../etc/passwd"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(site.jobs().queued.is_empty());
+}
+
+fn refused(site: &Site, args: &[&str], more: &[&str], want: &str) {
+    let output = site.tsim(&[&["submit", "quick"], more, args].concat());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?} {more:?}: {text}");
+    assert!(text.contains(want), "{args:?} {more:?}: {text}");
+}
+
+#[test]
+fn a_detailed_job_leaves_a_report_for_people() {
+    let site = Site::new("");
+    let _daemon = site.daemon();
+    site.submit("d", Mode::Detailed, "any");
+    assert_eq!(site.until_finished("d").status, Status::Done);
+    let result = site.tsim(&["result", "d"]);
+    assert_eq!(result.stdout, b"evidence of d\n");
+    let result = site.tsim(&["result", "d", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&result.stdout).unwrap();
+    assert_eq!(json["run_id"], "d");
 }
 
 #[test]

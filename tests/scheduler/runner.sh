@@ -9,6 +9,7 @@ while [ $# -gt 0 ]; do
         --progress) progress=$2 ;;
         -s) from=$2 ;;
         -d) to=$2 ;;
+        --out) out=$2 ;;
         -P | --routers | --config) ;;
         --json)
             shift
@@ -43,6 +44,11 @@ cat <<RESULT
 {"port":81,"protocol":"tcp","result":"NO","reason":"dropped by policy"}]}],
 "warnings":[],"timing_ms":{"resolve":0,"lock":0,"hosts":0,"install":0,"probe":0,"read":0,"explain":0,"undo":0,"total":0}}
 RESULT
+if [ -n "${out:-}" ]; then
+    mkdir "$out"
+    echo "<!doctype html><title>$id</title>" >"$out/report.html"
+    echo "evidence of $id" >"$out/report.txt"
+fi
 echo '{"percent":100,"phase":"done"}' >>"$progress"
 echo "end $id" >>SITE/log
 exit 1

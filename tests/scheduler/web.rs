@@ -9,6 +9,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+use tsim::sched::job::Mode;
+
 use crate::{
     http::{Client, Event, read_answer},
     support::{Daemon, Site},
@@ -104,13 +106,21 @@ fn every_described_operation_answers_as_described() {
         (submission("r1", "other"), 409),
         (json!({"mode": "quick"}), 400),
         (json!({"mode": "quick", "run_id": "../x"}), 400),
+        (submission("r2", "nolab"), 400),
     ] {
         let answer = client.post("/api/v1/jobs", &body);
         document.check("post", "/api/v1/jobs", &answer);
         assert_eq!(answer.status, status, "{body}");
     }
+    site.submit("detailed", Mode::Detailed, "any");
+    site.until_finished("detailed");
+    let report = client.get("/api/v1/jobs/detailed/report");
+    document.check("get", "/api/v1/jobs/{run_id}/report", &report);
+    assert_eq!(report.status, 200);
+    let kept = report.header("content-disposition");
+    assert_eq!(kept, Some("attachment; filename=\"detailed.html\""));
     client.post("/api/v1/jobs", &submission("running", "gate"));
-    site.until("it runs", |site| site.started().len() == 2);
+    site.until("it runs", |site| site.started().len() == 3);
     client.post("/api/v1/jobs", &submission("waiting", "gate"));
     site.until("it waits", |site| site.jobs().queued.len() == 1);
 

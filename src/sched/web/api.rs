@@ -20,6 +20,7 @@ use super::{
 use crate::{
     model::{LabName, RouterName, RunId},
     sched::{
+        admission,
         board::Snapshot,
         job::{FinishedJob, Mode, NewJob, Params, QueuedJob, Status, UserName, fresh_run_id},
         metrics::Gauges,
@@ -268,9 +269,13 @@ fn enqueue(site: &Site, submission: Submission) -> Result<Submitted, ApiError> {
         routers: submission.routers,
         extra: Map::new(),
     };
-    params
-        .check(site.config.services)
-        .map_err(|e| ApiError::bad(e.to_string()))?;
+    admission::check(&params, &site.config).map_err(|error| {
+        if error.is_asked_wrong() {
+            ApiError::bad(error.to_string())
+        } else {
+            ApiError::ours(&error)
+        }
+    })?;
     let run_id = match submission.run_id {
         Some(run_id) => run_id,
         None => fresh_run_id(submission.mode, now).map_err(|e| ApiError::ours(&e))?,

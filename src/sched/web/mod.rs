@@ -128,6 +128,7 @@ fn router(site: Shared) -> Router {
         .route("/jobs", post(api::submit))
         .route("/jobs/{run_id}", get(api::job))
         .route("/jobs/{run_id}/result", get(read::result))
+        .route("/jobs/{run_id}/report", get(read::report))
         .route("/jobs/{run_id}/stderr", get(read::stderr))
         .route("/jobs/{run_id}/cancel", post(api::cancel))
         .route("/labs", get(labs::list))

@@ -9,7 +9,7 @@ use std::{
 use axum::{
     body::{Body, Bytes},
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
@@ -21,7 +21,7 @@ use super::{
     ask::Name,
     error::ApiError,
 };
-use crate::sched::runner::{RESULT, STDERR};
+use crate::sched::runner::{REPORT_HTML, RESULT, STDERR};
 
 /// How much is read at a time.
 const BLOCK: usize = 64 * 1024;
@@ -38,6 +38,19 @@ pub(super) async fn stderr(
     Name(id): Name,
 ) -> Result<Response, ApiError> {
     file(site, id, STDERR, "text/plain; charset=utf-8").await
+}
+
+/// To be kept as a file: shown here, its inline style would be against our own policy.
+pub(super) async fn report(
+    State(site): State<Shared>,
+    Name(id): Name,
+) -> Result<Response, ApiError> {
+    let mut response = file(site, id.clone(), REPORT_HTML, "text/html; charset=utf-8").await?;
+    let disposition = HeaderValue::try_from(format!("attachment; filename=\"{id}.html\""));
+    let disposition = disposition.map_err(|e| ApiError::ours(&e))?;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_DISPOSITION, disposition);
+    Ok(response)
 }
 
 /// Only of a job that is over: a running one's result is not one yet.
@@ -57,7 +70,7 @@ async fn file(
             .read(true)
             .custom_flags(libc::O_NOFOLLOW)
             .open(site.spool.run_dir(&id).join(name))
-            .map_err(|_| none(format!("job {id} left none: it never started")))?;
+            .map_err(|_| none(format!("job {id} left none")))?;
         let length = file.metadata().map_err(|e| ApiError::ours(&e))?.len();
         Ok((file, length))
     })

@@ -1,7 +1,7 @@
 // One job: its question, live progress, then the result with the reasons.
 import {
-    announce, api, ApiError, byId, cancelJob, duration, el, live, moment, progressBar, routersText,
-    setText, start, statusText, tag, token, verdicts, withToken,
+    announce, api, ApiError, byId, cancelJob, duration, el, inWords, live, moment, progressBar, routersText,
+    setText, start, statusText, tag, token, verdicts,
 } from "./common.js";
 
 start("Job");
@@ -60,14 +60,30 @@ async function showEnd(job) {
         const result = await api(`/jobs/${encodeURIComponent(runId)}/result`);
         byId("result-panel").hidden = false;
         byId("download").hidden = false;
+        byId("report").hidden = job.type !== "detailed";
         if (job.verdicts) byId("counts").append(verdicts(job.verdicts));
         byId("result").replaceChildren(...showResult(result));
     }
     if (!job.started_at) return;
-    const response = await fetch(`/api/v1/jobs/${encodeURIComponent(runId)}/stderr`, { headers: token() ? { Authorization: `Bearer ${token()}` } : {} });
+    const response = await ask("stderr");
     const text = response.ok ? await response.text() : "";
     byId("stderr-panel").hidden = !text.trim();
     byId("stderr").textContent = text.slice(-20000);
+}
+
+/** Asks for a file of the job; a plain link could not carry the token. */
+const ask = (what) => fetch(`/api/v1/jobs/${encodeURIComponent(runId)}/${what}`, { headers: token() ? { Authorization: `Bearer ${token()}` } : {} });
+
+async function download(what, name) {
+    const response = await ask(what);
+    if (!response.ok) {
+        setText(byId("problem"), `${name} could not be had: ${response.status}`);
+        byId("problem").hidden = false;
+        return;
+    }
+    const address = URL.createObjectURL(await response.blob());
+    el("a", { href: address, download: name }).click();
+    URL.revokeObjectURL(address);
 }
 
 function showResult(result) {
@@ -125,7 +141,7 @@ function showMatrix(result) {
     });
     return [
         el("div", { class: "filters" }, el("label", { for: "find" }, "Find"), find, el("label", { for: "verdict" }, "Verdict"), verdict,
-            el("span", { class: "count" }, [result.backend && `measured with ${result.backend}`, result.timing_ms?.total !== undefined && `${result.timing_ms.total.toFixed(1)} ms`].filter(Boolean).join(", "))),
+            el("span", { class: "count" }, [result.backend && `measured with ${result.backend}`, result.timing_ms?.total !== undefined && `in ${inWords(result.timing_ms.total)}`].filter(Boolean).join(" "))),
         el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Verdicts by service and router" },
             el("table", { class: "matrix" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Service"), ...heads)), body)),
         note,
@@ -175,12 +191,8 @@ function packetWay(way) {
 }
 
 byId("cancel").addEventListener("click", () => cancelJob(runId));
-byId("download").addEventListener("click", async () => {
-    const result = await withToken(() => api(`/jobs/${encodeURIComponent(runId)}/result`));
-    const address = URL.createObjectURL(new Blob([JSON.stringify(result, null, 2)], { type: "application/json" }));
-    el("a", { href: address, download: `${runId}.json` }).click();
-    URL.revokeObjectURL(address);
-});
+byId("download").addEventListener("click", () => download("result", `${runId}.json`));
+byId("report").addEventListener("click", () => download("report", `${runId}.html`));
 
 let waits = false;
 live({
