@@ -17,11 +17,7 @@ use nix::unistd::{User, getuid};
 use serde::Serialize;
 use serde_json::Map;
 
-use super::{
-    Context, Exit, Failure, Run,
-    matrix::{self, Layout},
-    table::write_table,
-};
+use super::{Context, Exit, Failure, Run, matrix, question::layout, table::write_table};
 use crate::{
     model::{LabName, RouterName, RunId},
     run::report::QuickReport,
@@ -348,14 +344,6 @@ fn print_result(context: &Context, dir: &Path, job: &FinishedJob) -> Result<(), 
     match printed.and_then(|()| out.flush()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
-    }
-}
-
-fn layout() -> Layout {
-    let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
-    Layout {
-        width,
-        colour: io::IsTerminal::is_terminal(&io::stdout()),
     }
 }
 

@@ -28,6 +28,7 @@ mod host;
 mod jobs;
 mod lab;
 pub mod matrix;
+mod question;
 pub mod quick;
 mod registry;
 mod table;

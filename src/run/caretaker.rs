@@ -49,11 +49,17 @@ impl Caretaker {
     }
 
     /// Leaves taps of dead jobs where they are. Finding them takes the tools of iptables, several
-    /// processes per router; a job that measures with nf_tables is not disturbed by them.
+    /// processes per router; they recognise their own probes and nothing else, so neither a job that
+    /// measures with nf_tables nor a detailed one is disturbed by them.
     #[must_use]
     pub fn leaving_taps(mut self) -> Self {
         self.sweeps_taps = false;
         self
+    }
+
+    /// The hosts of all labs.
+    pub fn hosts(&mut self) -> &mut LabHosts {
+        &mut self.hosts
     }
 
     fn routers(&self, router: Option<&RouterId>) -> Result<Vec<RouterId>, NetnsError> {

@@ -9,7 +9,6 @@ use std::{
 use super::{
     DetailedError, DetailedJob, Setup,
     connect::PAYLOAD,
-    keeper::Keeper,
     millis,
     result::{DetailedReport, RouterTest, RouterWay, ServiceResult, Status, Timing},
     rounds::{Held, Rounds},
@@ -22,6 +21,7 @@ use crate::{
     netns::{NetnsDir, tool::Tools},
     registry::{JobInfo, JobType, RegistryManager, Wait},
     run::{
+        caretaker::Caretaker,
         interrupt::Interrupt,
         progress::{Phase, Progress},
         resolve::{self, Part, Question},
@@ -67,8 +67,8 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
     let lab = Lab::open(config, &job.lab)?;
     let registry = RegistryManager::open(config)?;
     let dir = NetnsDir::default();
-    let mut keeper = Keeper::new(&dir);
-    let parts = parts(job, &lab, &dir, &mut keeper)?;
+    let mut caretaker = Caretaker::new(&dir, config).leaving_taps();
+    let parts = parts(job, &lab, &dir, &mut caretaker)?;
     let resolve = started.elapsed();
 
     let tools = Tools::new(config.tool_dirs.clone());
@@ -93,7 +93,7 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
         dscp: None,
     };
     let wait = Wait::at_most(job.lock_timeout).or_until(interrupt.cancel().clone());
-    let mut rounds = Rounds::new(&setup, &parts, wait, keeper, |phase| steps.enter(phase));
+    let mut rounds = Rounds::new(&setup, &parts, wait, caretaker, |phase| steps.enter(phase));
     let (result, held) = rounds.run(registry.job(info), targets(job, &parts));
     match result {
         Ok(()) => {
@@ -130,7 +130,7 @@ fn parts(
     job: &DetailedJob,
     lab: &Lab,
     dir: &NetnsDir,
-    keeper: &mut Keeper,
+    caretaker: &mut Caretaker,
 ) -> Result<Vec<Part>, DetailedError> {
     let flow = Flow {
         source: job.source,
@@ -148,7 +148,7 @@ fn parts(
         &question,
         lab,
         dir,
-        keeper.hosts.lab(&job.lab)?,
+        caretaker.hosts().lab(&job.lab)?,
     )?)
 }
 

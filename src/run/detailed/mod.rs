@@ -15,7 +15,6 @@ pub mod html;
 mod job;
 pub mod json;
 mod judge;
-mod keeper;
 mod legacy;
 mod listen;
 pub mod result;

@@ -13,7 +13,6 @@ use super::{
     DetailedError, Setup,
     bench::{Measurement, measure},
     job::Tests,
-    keeper::Keeper,
     millis,
     result::LockTime,
     site::{Sink, Site, Target},
@@ -25,7 +24,7 @@ use crate::{
     netlink::{LookupKind, LookupQuery, Netlink},
     netns::NetnsFd,
     registry::{HostSpec, Job, Locked, Mode, NeighbourKey, RegistryError, Scope, Unlocked, Wait},
-    run::{resolve::Part, undo::UndoError},
+    run::{caretaker::Caretaker, resolve::Part, undo::UndoError},
 };
 
 /// What was taken and given back, and how long it took.
@@ -47,7 +46,7 @@ pub(super) struct Rounds<'a, P: Fn(&str)> {
     setup: &'a Setup<'a>,
     parts: &'a [Part],
     wait: Wait,
-    keeper: Keeper,
+    caretaker: Caretaker,
     phase: P,
     held: Held,
     pub(super) tests: Tests,
@@ -59,14 +58,14 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         setup: &'a Setup<'a>,
         parts: &'a [Part],
         wait: Wait,
-        keeper: Keeper,
+        caretaker: Caretaker,
         phase: P,
     ) -> Self {
         Self {
             setup,
             parts,
             wait,
-            keeper,
+            caretaker,
             phase,
             held: Held::default(),
             tests: Tests::new(),
@@ -106,7 +105,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         let run_id = self.setup.run_id;
         match job
             .registry()
-            .reconcile(run_id, &scope, &mut self.keeper, false)
+            .reconcile(run_id, &scope, &mut self.caretaker, false)
         {
             Ok(report) => {
                 for action in &report.actions {
@@ -145,7 +144,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         let started = Instant::now();
         let mut result = Ok(());
         for spec in specs {
-            match job.ensure_host_and_lease(spec, &mut self.keeper, &self.wait) {
+            match job.ensure_host_and_lease(spec, &mut self.caretaker, &self.wait) {
                 Ok(_) => leased.push(spec.id.clone()),
                 Err(error) => {
                     result = Err(error.into());
@@ -161,7 +160,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         let started = Instant::now();
         for host in leased.into_iter().rev() {
             // Not `self.wait`: an interrupted job gives back, too.
-            let released = job.release_and_remove(&host, &mut self.keeper, &Wait::forever());
+            let released = job.release_and_remove(&host, &mut self.caretaker, &Wait::forever());
             if let Err(source) = released {
                 self.held.left.push(UndoError {
                     what: format!("host {host}"),
@@ -253,7 +252,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             prefix_len: None,
             interface: Some(interface.clone()),
         };
-        match self.keeper.hosts.lab(&router.lab)?.plan(&request) {
+        match self.caretaker.hosts().lab(&router.lab)?.plan(&request) {
             Ok(spec) => Ok(Some(HostSpec {
                 stands_in: true,
                 ..spec
@@ -334,7 +333,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             }
         }
         for (key, mac) in wanted {
-            job.acquire_neighbor_lease(&key, mac, &mut self.keeper)?;
+            job.acquire_neighbor_lease(&key, mac, &mut self.caretaker)?;
             taken.push(key);
         }
         Ok(())
@@ -342,7 +341,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
 
     fn put_back(&mut self, job: &mut Job<Locked>, keys: Vec<NeighbourKey>) {
         for key in keys.into_iter().rev() {
-            if let Err(source) = job.release_neighbor_lease(&key, &mut self.keeper) {
+            if let Err(source) = job.release_neighbor_lease(&key, &mut self.caretaker) {
                 self.held.left.push(UndoError {
                     what: format!("neighbour {key}"),
                     source: source.into(),
