@@ -7,6 +7,7 @@ mod cases;
 mod coexistence;
 mod detailed;
 mod detailed_faults;
+mod detailed_hand;
 mod doubts;
 mod explain;
 mod faults;
