@@ -2,9 +2,15 @@
 //!
 //! Nothing here waits for a fixed time. An attempt ends with what the client experiences; or when
 //! the trace shows that a packet was dropped and that the router sent nothing back, which nobody
-//! needs to wait for; or when the patience given to it ends.
+//! needs to wait for, or that what it sent went elsewhere; or when the patience given to it ends.
 
-use std::{io, net::SocketAddr, os::fd::AsFd, pin::pin, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    pin::pin,
+    time::Duration,
+};
 
 use tokio::time::sleep;
 
@@ -51,13 +57,47 @@ pub(super) struct Tried {
 pub(super) struct Watch {
     tracer: FlowTracer,
     events: Readable,
+    home: Home,
+}
+
+/// Where answers have to go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Home {
+    /// The source's address.
+    pub(super) source: IpAddr,
+    /// The number of the router's interface at which the source host is; 0 if it is not known.
+    pub(super) interface: u32,
+}
+
+impl Home {
+    /// Whether a packet that is not from the source left by another interface.
+    pub(super) fn is_missed_by(&self, packet: &FlowPacket) -> bool {
+        self.interface != 0
+            && packet.first.source != self.source
+            && packet.stopped_by() == StoppedBy::Nothing(Exit::Out)
+            && packet.last.oif != self.interface
+    }
+}
+
+/// What the trace says about the rest of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DeadEnd {
+    /// A packet was dropped, and the router sent nothing about it that is still under way.
+    Dropped,
+    /// Something was sent back by an interface at which the source host is not. It may yet get
+    /// there if both are on one segment.
+    Astray,
 }
 
 impl Watch {
     /// Watches with `tracer`, on the calling thread's runtime.
-    pub(super) fn new(tracer: FlowTracer) -> io::Result<Self> {
+    pub(super) fn new(tracer: FlowTracer, home: Home) -> io::Result<Self> {
         let events = Readable::new(tracer.as_fd().try_clone_to_owned()?)?;
-        Ok(Self { tracer, events })
+        Ok(Self {
+            tracer,
+            events,
+            home,
+        })
     }
 
     pub(super) fn tracer(&mut self) -> &mut FlowTracer {
@@ -69,11 +109,11 @@ impl Watch {
     }
 
     /// Sleeps until the trace shows that nothing will come back.
-    async fn dead_end(&mut self) -> Result<(), NftError> {
+    async fn dead_end(&mut self) -> Result<DeadEnd, NftError> {
         loop {
             self.tracer.read()?;
-            if is_dead_end(self.tracer.packets()) {
-                return Ok(());
+            if let Some(end) = dead_end(self.tracer.packets(), &self.home) {
+                return Ok(end);
             }
             let waited = self.events.wait_anew().await;
             waited.map_err(|source| NftError::Receive {
@@ -84,17 +124,20 @@ impl Watch {
     }
 }
 
-/// Whether a packet was dropped and the router sent nothing about it that is still under way.
+/// Whether the packets say that nothing will come back.
 ///
 /// REJECT sends its answer before the rule's verdict is reported, so an answer that is not seen by
 /// then will not come.
-fn is_dead_end(packets: &[FlowPacket]) -> bool {
+fn dead_end(packets: &[FlowPacket], home: &Home) -> Option<DeadEnd> {
     let dropped = |p: &FlowPacket| match p.stopped_by() {
         StoppedBy::Rule(step) | StoppedBy::Policy(step) => step.decision == Decision::Drop,
         _ => false,
     };
     let answered = |p: &FlowPacket| p.is_own() && p.stopped_by() == StoppedBy::Nothing(Exit::Out);
-    packets.iter().any(dropped) && !packets.iter().any(answered)
+    if packets.iter().any(|p| home.is_missed_by(p)) {
+        return Some(DeadEnd::Astray);
+    }
+    (packets.iter().any(dropped) && !packets.iter().any(answered)).then_some(DeadEnd::Dropped)
 }
 
 /// Where and how long to try.
@@ -164,7 +207,7 @@ async fn follow<'w>(
                 _ => std::future::pending().await,
             }
         });
-        let mut looks = 0;
+        let (mut looks, mut astray) = (0, false);
         loop {
             let so_far = attempt.so_far();
             let time = if looks == 0 { what.patience } else { LAST_LOOK };
@@ -172,10 +215,13 @@ async fn follow<'w>(
                 biased;
                 experience = &mut experience => break Some(experience),
                 never = &mut answer => match never {},
-                ended = &mut dead_end => { ended?; break None }
+                ended = &mut dead_end, if !astray => match ended? {
+                    DeadEnd::Dropped => break None,
+                    DeadEnd::Astray => (looks, astray) = (1, true),
+                },
                 () = sleep(time) => looks += 1,
             }
-            if attempt.so_far() != so_far {
+            if attempt.so_far() != so_far && !astray {
                 // Who got a step further gets the whole patience for the next one.
                 looks = 0;
             } else if looks > LAST_LOOKS {
@@ -235,7 +281,7 @@ mod tests {
     #[tokio::test]
     async fn what_arrived_is_taken_in_after_the_patience_has_ended() {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let loopback = std::net::IpAddr::from([127, 0, 0, 1]);
+            let loopback = IpAddr::from([127, 0, 0, 1]);
             let bound = Bound::open_here((loopback, 0).into(), protocol).unwrap();
             let to = match &bound {
                 Bound::Tcp(socket) => socket.local_addr().unwrap(),

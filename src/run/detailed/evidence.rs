@@ -11,6 +11,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
+    attempt::Home,
     judge::Fate,
     result::{Direction, RuleEvidence},
     way,
@@ -29,6 +30,7 @@ use crate::{
     },
     netlink::NetlinkError,
     netns::{NetnsFd, tool::Tools},
+    registry::HostSpec,
     run::outside::{Counters, Observer, OutsideReason, judge},
 };
 
@@ -51,8 +53,7 @@ pub(super) struct Clerk<'a> {
     book: RuleBook,
     chains: HashMap<RulePlace, BaseChain>,
     pub(super) observer: Observer<'a>,
-    /// The job's source address.
-    source: IpAddr,
+    home: Home,
     notes: BTreeSet<String>,
 }
 
@@ -86,15 +87,20 @@ impl<'a> Clerk<'a> {
         netns: &'a NetnsFd,
         tools: &'a Tools,
         chains: HashMap<RulePlace, BaseChain>,
-        source: IpAddr,
+        source: &HostSpec,
     ) -> Result<Self, EvidenceError> {
+        let observer = Observer::new(netns)?;
+        let home = Home {
+            source: source.address.addr(),
+            interface: observer.index(&source.interface).unwrap_or(0),
+        };
         Ok(Self {
             netns,
             tools,
             book: RuleBook::new(),
             chains,
-            observer: Observer::new(netns)?,
-            source,
+            observer,
+            home,
             notes: BTreeSet::new(),
         })
     }
@@ -105,9 +111,14 @@ impl<'a> Clerk<'a> {
         failures.chain(self.notes.iter().cloned()).collect()
     }
 
+    /// Where answers have to go.
+    pub(super) fn home(&self) -> Home {
+        self.home
+    }
+
     /// Which way a packet went; none for what the router says to the source by itself.
     pub(super) fn direction(&self, packet: &FlowPacket) -> Option<Direction> {
-        match (packet.is_own(), packet.first.source == self.source) {
+        match (packet.is_own(), packet.first.source == self.home.source) {
             (true, _) if way::is_refusal(&packet.first) => None,
             (false, true) => Some(Direction::Request),
             _ => Some(Direction::Answer),
@@ -127,11 +138,7 @@ impl<'a> Clerk<'a> {
             .collect();
         let ended = |p: &&&FlowPacket| !matches!(p.stopped_by(), StoppedBy::Nothing(_));
         let Some(packet) = mine.iter().find(ended) else {
-            return Ok(if mine.is_empty() {
-                Fate::NotSeen
-            } else {
-                Fate::Passed
-            });
+            return Ok(self.left(&mine));
         };
         Ok(match packet.stopped_by() {
             StoppedBy::Rule(step) => self.stopped_by_rule(socket, step)?,
@@ -143,6 +150,16 @@ impl<'a> Clerk<'a> {
             StoppedBy::After(hook) => Fate::Lost(self.lost(packet, hook)?),
             StoppedBy::Nothing(_) => Fate::Passed,
         })
+    }
+
+    /// What became of packets that nothing ended.
+    fn left(&self, packets: &[&FlowPacket]) -> Fate {
+        let astray = packets.iter().find(|p| self.home.is_missed_by(p));
+        match astray.and_then(|p| self.observer.name(p.last.oif)) {
+            Some(interface) => Fate::Astray(interface.clone()),
+            None if packets.is_empty() => Fate::NotSeen,
+            None => Fate::Passed,
+        }
     }
 
     fn stopped_by_rule(

@@ -11,7 +11,7 @@ use super::{
     connect::{Experience, IcmpError},
     result::{Refuser, Status},
 };
-use crate::run::outside::OutsideReason;
+use crate::{model::IfName, run::outside::OutsideReason};
 
 /// What became of the packets of one direction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub(super) enum Fate {
     NotSeen,
     /// All went on behind the router's last chain, or to the router itself.
     Passed,
+    /// One left by this interface, and the source host is at another one.
+    Astray(IfName),
     /// A rule or policy ended one.
     Stopped {
         /// Who, e.g. `rule 4 of chain FORWARD (table filter): …`.
@@ -93,7 +95,7 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judged {
 /// Whether the packets' ways say how it ends, so that nobody needs to wait longer.
 pub(super) fn is_settled(facts: &Facts<'_>) -> bool {
     match (&facts.request, &facts.answer) {
-        (Fate::Stopped { .. }, _) | (_, Fate::Stopped { .. }) => true,
+        (Fate::Stopped { .. }, _) | (_, Fate::Stopped { .. } | Fate::Astray(_)) => true,
         (Fate::Lost(reason), _) if facts.experience.is_none() => reason.is_known(),
         // Who has a connection and no answer yet may still get one.
         _ => !matches!(facts.experience, None | Some(Experience::Mute(_))),
@@ -105,6 +107,7 @@ fn mute(facts: &Facts<'_>) -> Judged {
     let why = match (&facts.request, &facts.answer) {
         (Fate::Stopped { by, .. }, _) => format!("the data sent over it was stopped by {by}"),
         (_, Fate::Stopped { by, .. }) => format!("the answer was stopped by {by}"),
+        (_, Fate::Astray(interface)) => astray(interface),
         _ => "what was sent over it did not come back".to_owned(),
     };
     Judged::new(Status::Partial, format!("the connection was made; {why}"))
@@ -211,6 +214,10 @@ fn silence(facts: &Facts<'_>) -> Judged {
     }
 }
 
+fn astray(interface: &IfName) -> String {
+    format!("the answer left the router by {interface}, where the source host is not")
+}
+
 /// The request arrived, the answer did not.
 fn half_way(facts: &Facts<'_>) -> Judged {
     let why = match &facts.answer {
@@ -219,9 +226,8 @@ fn half_way(facts: &Facts<'_>) -> Judged {
         Fate::Within(hook) => {
             format!("the answer was dropped at {hook} by something that nf_tables does not trace")
         }
-        Fate::Passed => "the answer left the router, and not towards the source host: the way \
-                         back is another one"
-            .to_owned(),
+        Fate::Astray(interface) => astray(interface),
+        Fate::Passed => "the answer left the router and did not reach the source host".to_owned(),
         Fate::NotSeen if facts.traced => "no answer came back to the router".to_owned(),
         Fate::NotSeen => "the answer did not come back".to_owned(),
     };
@@ -279,6 +285,7 @@ mod tests {
         let passed = || Fate::Passed;
         let none = || Fate::NotSeen;
         let within = || Fate::Within("forward".to_owned());
+        let astray = || Fate::Astray("wan".parse().unwrap());
         #[rustfmt::skip]
         let table = [
             (Some(&answered), passed(), passed(), true, Status::Ok, "answered"),
@@ -295,7 +302,8 @@ mod tests {
             (None, within(), none(), false, Status::Timeout, "does not trace"),
             (None, unseen(), none(), false, Status::Unknown, "did not come in"),
             (None, passed(), stopped(None), true, Status::Partial, "answer was stopped by rule 3"),
-            (None, passed(), passed(), true, Status::Partial, "another one"),
+            (None, passed(), passed(), true, Status::Partial, "did not reach the source host"),
+            (None, passed(), astray(), true, Status::Partial, "left the router by wan"),
             (None, passed(), none(), false, Status::Unknown, "did not reach"),
             (Some(&mute), passed(), stopped(None), true, Status::Partial, "connection was made"),
         ];

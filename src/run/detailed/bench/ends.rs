@@ -1,0 +1,89 @@
+//! The two ends of services: sockets opened inside the namespaces of source and destination.
+
+use super::Bench;
+use crate::{
+    fault,
+    netns::NetnsFd,
+    run::detailed::{
+        DetailedError, Setup,
+        connect::Client,
+        listen::{Bound, Listener},
+        site::Task,
+    },
+};
+
+/// The namespace in which services listen.
+pub(super) enum Listening<'a> {
+    Host(NetnsFd),
+    Router(&'a NetnsFd),
+}
+
+impl Listening<'_> {
+    pub(super) fn netns(&self) -> &NetnsFd {
+        match self {
+            Self::Host(netns) => netns,
+            Self::Router(netns) => netns,
+        }
+    }
+}
+
+/// The two ends of one service, bound and not yet used.
+pub(super) struct Ends {
+    pub(super) client: Client,
+    pub(super) listener: Option<Bound>,
+}
+
+impl Bench<'_> {
+    /// Opens clients and listeners inside their namespaces.
+    pub(super) fn open_ends(&self, tasks: &[Task]) -> Result<Vec<Ends>, DetailedError> {
+        fault::step("detailed.listen").map_err(DetailedError::system("listen"))?;
+        let Setup {
+            source,
+            source_port,
+            ..
+        } = *self.setup;
+        let open = |task: &Task| Client::open_here(source, source_port, task.service.protocol);
+        let clients = self
+            .source
+            .enter(|| tasks.iter().map(open).collect::<Vec<_>>())?;
+        let bind = |task: &Task| {
+            let at = self.site.target.listen_at(task)?;
+            Some(Bound::open_here(at, task.service.protocol))
+        };
+        let listeners = match &self.listening {
+            Some(at) => at
+                .netns()
+                .enter(|| tasks.iter().map(bind).collect::<Vec<_>>())?,
+            None => tasks.iter().map(|_| None).collect(),
+        };
+        let pair = |(client, listener): (Result<Client, _>, Option<Result<Bound, _>>)| {
+            Ok(Ends {
+                client: client.map_err(DetailedError::system("open a client's socket"))?,
+                listener: self.bound(listener)?,
+            })
+        };
+        clients.into_iter().zip(listeners).map(pair).collect()
+    }
+
+    /// On the router itself a service of its own may have the port; that one answers then.
+    fn bound(
+        &self,
+        listener: Option<std::io::Result<Bound>>,
+    ) -> Result<Option<Bound>, DetailedError> {
+        match listener {
+            Some(Err(error))
+                if error.kind() == std::io::ErrorKind::AddrInUse
+                    && matches!(self.listening, Some(Listening::Router(_))) =>
+            {
+                Ok(None)
+            }
+            Some(bound) => bound.map(Some).map_err(DetailedError::system("listen")),
+            None => Ok(None),
+        }
+    }
+}
+
+pub(super) fn serve(bound: Option<Bound>) -> Result<Option<Listener>, DetailedError> {
+    let served = bound.map(Bound::serve).transpose();
+    served.map_err(DetailedError::system("serve a listener"))
+}

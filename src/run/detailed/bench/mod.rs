@@ -1,0 +1,319 @@
+//! Measuring one router: services one after the other, each with its evidence.
+//!
+//! Alone, so that a counter that moves between two readings moved because of this service, or of
+//! traffic that is not the job's. Services that nothing decided in the time that a packet could
+//! possibly need are tried once more at the end, all at once and with the whole patience: waiting
+//! is all that is left to do then, and the evidence has been taken.
+
+mod ends;
+mod examine;
+mod moved;
+
+use std::net::{IpAddr, SocketAddr};
+
+use futures_util::future::join_all;
+
+use self::{
+    ends::{Ends, Listening, serve},
+    examine::Undecided,
+};
+use super::{
+    DetailedError, Setup,
+    attempt::{Tried, Watch, attempt},
+    evidence::Clerk,
+    legacy::{Legacy, LegacySnapshot},
+    listen::Witness,
+    result::RouterTest,
+    site::{Sink, Site, Target, Task, add},
+};
+use crate::{
+    fault,
+    firewall::{
+        conntrack::Conntrack,
+        nft::{
+            NftError,
+            counters::{Snapshot, base_chains, snapshot},
+            trace::{
+                TraceSockets,
+                flow::{FlowEnd, FlowSpec, FlowTracer},
+            },
+        },
+    },
+    netlink::object::Mac,
+    netns::NetnsFd,
+    registry::HostSpec,
+};
+
+/// Sockets that are open at once: listeners and clients of so many services.
+const CHUNK: usize = 128;
+
+/// What measuring a router came to.
+#[derive(Debug, Default)]
+pub(super) struct Measurement {
+    /// Results with the places of their services.
+    pub(super) tests: Vec<(usize, RouterTest)>,
+    /// Services that the router sends elsewhere than its tables said: NAT, or routing by mark.
+    pub(super) moved: Vec<Target>,
+    /// What the reader should know about the router.
+    pub(super) notes: Vec<String>,
+    /// To be closed when nobody waits any more.
+    pub(super) closing: Vec<TraceSockets>,
+}
+
+/// A router with everything that measuring there needs.
+struct Bench<'a> {
+    setup: &'a Setup<'a>,
+    site: &'a Site<'a>,
+    clerk: Clerk<'a>,
+    watch: Option<Watch>,
+    witness: Option<Witness>,
+    conntrack: Option<Conntrack>,
+    legacy: Option<Legacy<'a>>,
+    source: NetnsFd,
+    listening: Option<Listening<'a>>,
+    addresses: Vec<IpAddr>,
+    counters: Counters,
+    result: Measurement,
+}
+
+/// One reading of everything that counts.
+#[derive(Debug, Default)]
+struct Counters {
+    nft: Snapshot,
+    legacy: LegacySnapshot,
+}
+
+/// Measures `site`.
+pub(super) fn measure(setup: &Setup<'_>, site: &Site<'_>) -> Result<Measurement, DetailedError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(DetailedError::system("start a runtime"))?;
+    runtime.block_on(async {
+        let mut bench = Bench::open(setup, site)?;
+        let measured = bench.run().await;
+        let stopped = bench.stop();
+        measured.and(stopped)?;
+        Ok(std::mem::take(&mut bench.result))
+    })
+}
+
+impl<'a> Bench<'a> {
+    fn open(setup: &'a Setup<'a>, site: &'a Site<'a>) -> Result<Self, DetailedError> {
+        let router: &NetnsFd = &site.way.netns;
+        let source = setup.dir.open(&site.source.id.netns())?;
+        let listening = match (&site.destination, &site.target.sink) {
+            (Some(host), _) => Some(Listening::Host(setup.dir.open(&host.id.netns())?)),
+            (None, Sink::Router { .. }) => Some(Listening::Router(router)),
+            (None, _) => None,
+        };
+        let witness = match (&listening, site.target.sink.address()) {
+            (Some(at), Some(address)) => Some(
+                at.netns()
+                    .enter(|| Witness::open_here(address))?
+                    .map_err(DetailedError::system("watch the destination host"))?,
+            ),
+            _ => None,
+        };
+        let (trace, conntrack) =
+            router.enter(|| (TraceSockets::open_here(), Conntrack::open_here()))?;
+        let mut result = Measurement::default();
+        let mut trace = match trace {
+            Ok(sockets) => Some(sockets),
+            Err(error) => {
+                result
+                    .notes
+                    .push(format!("packets cannot be followed: {error}"));
+                None
+            }
+        };
+        let chains = match &mut trace {
+            Some(sockets) => base_chains(sockets.control()).map_err(setup.at(site))?,
+            None => Default::default(),
+        };
+        let clerk = Clerk::new(router, setup.tools, chains, site.source).map_err(setup.at(site))?;
+        let addresses = clerk.observer.addresses();
+        let mut bench = Self {
+            setup,
+            site,
+            clerk,
+            watch: None,
+            witness,
+            conntrack: conntrack.ok(),
+            legacy: Legacy::find(router, setup.tools, setup.source).map_err(setup.at(site))?,
+            source,
+            listening,
+            addresses,
+            counters: Counters::default(),
+            result,
+        };
+        if let Some(sockets) = trace {
+            bench.follow(sockets)?;
+        }
+        Ok(bench)
+    }
+
+    /// Begins to follow packets.
+    fn follow(&mut self, sockets: TraceSockets) -> Result<(), DetailedError> {
+        let end = |host: &HostSpec, mac: Mac| {
+            Some(FlowEnd {
+                interface: host.interface.clone(),
+                index: self.clerk.observer.index(&host.interface)?,
+                mac,
+            })
+        };
+        let source = end(self.site.source, self.site.source.mac);
+        let destination = self.site.destination.as_ref().and_then(|h| end(h, h.mac));
+        let spec = FlowSpec {
+            run_id: self.setup.run_id.clone(),
+            source: self.setup.source,
+            ends: source.into_iter().chain(destination).collect(),
+        };
+        fault::step("detailed.trace").map_err(DetailedError::system("follow packets"))?;
+        let tracer = FlowTracer::start(sockets, &spec).map_err(self.setup.at(self.site))?;
+        let watch = Watch::new(tracer, self.clerk.home())
+            .map_err(DetailedError::system("follow packets"))?;
+        self.watch = Some(watch);
+        Ok(())
+    }
+
+    async fn run(&mut self) -> Result<(), DetailedError> {
+        self.counters = self.read_counters()?;
+        let mut undecided = Vec::new();
+        let tasks = &self.site.target.tasks;
+        for chunk in tasks.chunks(CHUNK) {
+            let ends = self.open_ends(chunk)?;
+            for (task, ends) in chunk.iter().zip(ends) {
+                self.setup.stop_if_interrupted()?;
+                undecided.extend(self.singly(*task, ends).await?);
+                self.setup.done();
+            }
+        }
+        for chunk in chunks(undecided) {
+            self.setup.stop_if_interrupted()?;
+            self.together(chunk).await?;
+        }
+        self.result.notes.extend(self.clerk.notes());
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<(), DetailedError> {
+        let Some(watch) = self.watch.take() else {
+            return Ok(());
+        };
+        let (sockets, stopped) = watch.into_tracer().stop();
+        self.result.closing.push(sockets);
+        stopped.map_err(self.setup.at(self.site))
+    }
+
+    fn read_counters(&mut self) -> Result<Counters, DetailedError> {
+        let at = self.setup.at(self.site);
+        let nft = match &mut self.watch {
+            Some(watch) => snapshot(watch.tracer().control()).map_err(at)?,
+            None => Snapshot::default(),
+        };
+        let legacy = match &self.legacy {
+            Some(legacy) => legacy.read().map_err(self.setup.at(self.site))?,
+            None => LegacySnapshot::default(),
+        };
+        Ok(Counters { nft, legacy })
+    }
+
+    /// Tries one service while nothing else happens; gives it back when nothing was decided.
+    async fn singly(&mut self, task: Task, ends: Ends) -> Result<Option<Undecided>, DetailedError> {
+        let mut tried = self.attempt(task, ends).await?;
+        let mut attempts = 1;
+        if tried.overrun {
+            let again = self.open_ends(std::slice::from_ref(&task))?.pop();
+            if let Some(ends) = again {
+                tried = self.attempt(task, ends).await?;
+                attempts += 1;
+            }
+        }
+        let now = self.read_counters()?;
+        let before = std::mem::replace(&mut self.counters, now);
+        if let Some((sink, there)) = self.moved(task, &tried) {
+            add(&mut self.result.moved, sink, there);
+            return Ok(None);
+        }
+        let examined = self.examine(task, &tried, &before, attempts)?;
+        if examined.1 {
+            self.result.tests.push((task.at, examined.0.test));
+            return Ok(None);
+        }
+        Ok(Some(examined.0))
+    }
+
+    async fn attempt(&mut self, task: Task, ends: Ends) -> Result<Tried, DetailedError> {
+        fault::step("detailed.attempt").map_err(DetailedError::system("connect"))?;
+        let listener = serve(ends.listener)?;
+        let what = self.setup.attempt(task.service, false);
+        let protocol = task.service.protocol;
+        let tried = attempt(
+            &what,
+            protocol,
+            ends.client,
+            listener.as_ref(),
+            self.witness.as_ref(),
+            self.watch.as_mut(),
+        );
+        let tried = tried.await.map_err(self.setup.at(self.site))?;
+        self.forget(task, &tried, what.to);
+        Ok(tried)
+    }
+
+    /// Leaves no connection tracking entry that a later job could be answered by.
+    fn forget(&mut self, task: Task, tried: &Tried, to: SocketAddr) {
+        let (Some(conntrack), Some(client)) = (&mut self.conntrack, tried.client) else {
+            return;
+        };
+        if let Err(error) = conntrack.forget(task.service.protocol, client, to) {
+            let note = "the job's connections stay in the router's connection tracking until they \
+                        time out";
+            self.result.notes.push(format!("{note}: {error}"));
+            self.conntrack = None;
+        }
+    }
+
+    /// Tries services once more, all at once, with the whole patience.
+    async fn together(&mut self, undecided: Vec<Undecided>) -> Result<(), DetailedError> {
+        let tasks: Vec<Task> = undecided.iter().map(|u| u.task).collect();
+        let ends = self.open_ends(&tasks)?;
+        let mut tries = Vec::with_capacity(tasks.len());
+        for (task, ends) in tasks.iter().zip(ends) {
+            let what = self.setup.attempt(task.service, true);
+            let (listener, protocol) = (serve(ends.listener)?, task.service.protocol);
+            tries.push(async move {
+                attempt(&what, protocol, ends.client, listener.as_ref(), None, None).await
+            });
+        }
+        let results = join_all(tries).await;
+        for (undecided, tried) in undecided.into_iter().zip(results) {
+            let tried = tried.map_err(self.setup.at(self.site))?;
+            let to = self.setup.attempt(undecided.task.service, true).to;
+            self.forget(undecided.task, &tried, to);
+            let (at, test) = (undecided.task.at, self.decide(undecided, &tried));
+            self.result.tests.push((at, test));
+        }
+        if let Some(watch) = &mut self.watch {
+            watch
+                .tracer()
+                .read()
+                .map_err(self.setup.at::<NftError>(self.site))?;
+            watch.tracer().take();
+        }
+        self.counters = self.read_counters()?;
+        Ok(())
+    }
+}
+
+fn chunks<T>(list: Vec<T>) -> Vec<Vec<T>> {
+    let mut chunks: Vec<Vec<T>> = Vec::new();
+    for item in list {
+        match chunks.last_mut() {
+            Some(chunk) if chunk.len() < CHUNK => chunk.push(item),
+            _ => chunks.push(vec![item]),
+        }
+    }
+    chunks
+}
