@@ -70,6 +70,20 @@ pub(super) struct Home {
 }
 
 impl Home {
+    /// Whether a packet belongs to this attempt of `client`, and not to one before it.
+    fn concerns(&self, packet: &FlowPacket, what: &Try, client: Option<u16>) -> bool {
+        let Some((source, destination)) = packet.first.payload.ports() else {
+            return true;
+        };
+        if packet.is_own() {
+            return true;
+        }
+        if packet.first.source == self.source {
+            return destination == what.to.port() && client.is_none_or(|port| port == source);
+        }
+        source == what.answers_from
+    }
+
     /// Whether a packet that is not from the source left by another interface.
     pub(super) fn is_missed_by(&self, packet: &FlowPacket) -> bool {
         self.interface != 0
@@ -109,10 +123,12 @@ impl Watch {
     }
 
     /// Sleeps until the trace shows that nothing will come back.
-    async fn dead_end(&mut self) -> Result<DeadEnd, NftError> {
+    async fn dead_end(&mut self, what: &Try, client: Option<u16>) -> Result<DeadEnd, NftError> {
         loop {
             self.tracer.read()?;
-            if let Some(end) = dead_end(self.tracer.packets(), &self.home) {
+            let packets = self.tracer.packets().iter();
+            let own = packets.filter(|p| self.home.concerns(p, what, client));
+            if let Some(end) = dead_end(&own.collect::<Vec<_>>(), &self.home) {
                 return Ok(end);
             }
             let waited = self.events.wait_anew().await;
@@ -128,7 +144,7 @@ impl Watch {
 ///
 /// REJECT sends its answer before the rule's verdict is reported, so an answer that is not seen by
 /// then will not come.
-fn dead_end(packets: &[FlowPacket], home: &Home) -> Option<DeadEnd> {
+fn dead_end(packets: &[&FlowPacket], home: &Home) -> Option<DeadEnd> {
     let dropped = |p: &FlowPacket| match p.stopped_by() {
         StoppedBy::Rule(step) | StoppedBy::Policy(step) => step.decision == Decision::Drop,
         _ => false,
@@ -137,13 +153,16 @@ fn dead_end(packets: &[FlowPacket], home: &Home) -> Option<DeadEnd> {
     if packets.iter().any(|p| home.is_missed_by(p)) {
         return Some(DeadEnd::Astray);
     }
-    (packets.iter().any(dropped) && !packets.iter().any(answered)).then_some(DeadEnd::Dropped)
+    let dead = packets.iter().any(|p| dropped(p)) && !packets.iter().any(|p| answered(p));
+    dead.then_some(DeadEnd::Dropped)
 }
 
 /// Where and how long to try.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Try {
     pub(super) to: SocketAddr,
+    /// The port that answers have when they come to the router.
+    pub(super) answers_from: u16,
     pub(super) payload: [u8; PAYLOAD],
     pub(super) patience: Duration,
     /// Wait the whole patience even when the trace shows that it is in vain.
@@ -193,6 +212,7 @@ async fn follow<'w>(
     listener: Option<&Listener>,
     mut watch: Option<&'w mut Watch>,
 ) -> Result<(Option<Experience>, Option<&'w mut Watch>), AttemptError> {
+    let client = attempt.local().map(|end| end.port());
     let experience = {
         let mut experience = pin!(attempt.experience());
         let mut answer = pin!(async {
@@ -203,7 +223,7 @@ async fn follow<'w>(
         });
         let mut dead_end = pin!(async {
             match watch.as_deref_mut() {
-                Some(watch) if !what.patient => watch.dead_end().await,
+                Some(watch) if !what.patient => watch.dead_end(what, client).await,
                 _ => std::future::pending().await,
             }
         });
@@ -289,6 +309,7 @@ mod tests {
             };
             let what = Try {
                 to,
+                answers_from: to.port(),
                 payload: [7; PAYLOAD],
                 patience: Duration::ZERO,
                 patient: false,

@@ -39,7 +39,12 @@ pub use self::{
     job::{Answered, run},
     legacy::LegacyError,
 };
-use self::{attempt::Try, connect::PAYLOAD, result::RouterWay, site::Site};
+use self::{
+    attempt::Try,
+    connect::PAYLOAD,
+    result::RouterWay,
+    site::{Site, Task},
+};
 use crate::{
     firewall::nft::NftError,
     lab::{LabError, hosts::HostError},
@@ -179,11 +184,12 @@ struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// How to try `service`: as long as a packet could need, or with the whole patience.
-    fn attempt(&self, service: Service, patient: bool) -> Try {
+    /// How to try a service: as long as a packet could need, or with the whole patience.
+    fn attempt(&self, task: &Task, patient: bool) -> Try {
         let patient = patient || self.patient;
         Try {
-            to: SocketAddr::new(self.destination, service.port),
+            to: SocketAddr::new(self.destination, task.service.port),
+            answers_from: task.port,
             payload: self.payload,
             patience: if patient {
                 self.timeout

@@ -36,32 +36,26 @@ impl Bench<'_> {
         attempts: u32,
     ) -> Result<(Undecided, bool), DetailedError> {
         let at = |error: EvidenceError| self.setup.at(self.site)(error);
-        let packets = self.mine(tried);
+        let packets = &tried.packets;
         let (mut request, mut answer) = (Fate::NotSeen, Fate::NotSeen);
         let (mut rules, mut trace, mut nat) = (Rules::default(), Vec::new(), Vec::new());
         if let Some(watch) = &mut self.watch {
             let socket = watch.tracer().control();
             request = self
                 .clerk
-                .fate(socket, &packets, Direction::Request)
+                .fate(socket, packets, Direction::Request)
                 .map_err(at)?;
             answer = self
                 .clerk
-                .fate(socket, &packets, Direction::Answer)
+                .fate(socket, packets, Direction::Answer)
                 .map_err(at)?;
             let counters = (&before.nft, &self.counters.nft);
-            rules = self.clerk.rules(socket, &packets, counters).map_err(at)?;
-            trace = way::ways(&mut self.clerk, socket, &packets).map_err(at)?;
-            nat = way::nat(&self.clerk, &packets);
+            rules = self.clerk.rules(socket, packets, counters).map_err(at)?;
+            trace = way::ways(&mut self.clerk, socket, packets).map_err(at)?;
+            nat = way::nat(&self.clerk, packets);
         }
         self.add_legacy(before, &mut rules, &mut request, tried);
-        let facts = self.facts(
-            tried.experience.as_ref(),
-            &request,
-            &answer,
-            &packets,
-            tried,
-        );
+        let facts = self.facts(tried.experience.as_ref(), &request, &answer, packets, tried);
         let judged = judge(&facts);
         let settled = self.setup.patient || is_settled(&facts);
         let mut test = self.test(task, tried, judged);
@@ -110,22 +104,6 @@ impl Bench<'_> {
                 .unwrap_or(self.setup.destination),
             router: &self.addresses,
         }
-    }
-
-    /// The attempt's own packets: a late one of the attempt before may be among those followed.
-    pub(super) fn mine(&self, tried: &Tried) -> Vec<FlowPacket> {
-        let ends = [tried.client, tried.arrived];
-        let ours = |port: u16| {
-            let known = ends.iter().flatten().any(|end| end.port() == port);
-            known || ends.iter().all(Option::is_none)
-        };
-        let mine = |p: &&FlowPacket| match (self.clerk.direction(p), p.first.payload.ports()) {
-            (Some(Direction::Request), Some((source, _))) => ours(source),
-            // Behind NAT the request may have had another port that nobody saw.
-            (_, Some((_, destination))) => ours(destination) || tried.arrived.is_none(),
-            _ => true,
-        };
-        tried.packets.iter().filter(mine).cloned().collect()
     }
 
     /// What iptables-legacy's counters add; a rule of it that stopped the request ends the search.

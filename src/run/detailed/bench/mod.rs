@@ -8,6 +8,7 @@
 mod ends;
 mod examine;
 mod moved;
+mod own;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -247,7 +248,7 @@ impl<'a> Bench<'a> {
     async fn attempt(&mut self, task: Task, ends: Ends) -> Result<Tried, DetailedError> {
         fault::step("detailed.attempt").map_err(DetailedError::system("connect"))?;
         let listener = serve(ends.listener)?;
-        let what = self.setup.attempt(task.service, false);
+        let what = self.setup.attempt(&task, false);
         let protocol = task.service.protocol;
         let tried = attempt(
             &what,
@@ -257,7 +258,8 @@ impl<'a> Bench<'a> {
             self.witness.as_ref(),
             self.watch.as_mut(),
         );
-        let tried = tried.await.map_err(self.setup.at(self.site))?;
+        let mut tried = tried.await.map_err(self.setup.at(self.site))?;
+        own::keep(&mut tried, &task, |packet| self.clerk.direction(packet));
         self.forget(task, &tried, what.to);
         Ok(tried)
     }
@@ -281,7 +283,7 @@ impl<'a> Bench<'a> {
         let ends = self.open_ends(&tasks)?;
         let mut tries = Vec::with_capacity(tasks.len());
         for (task, ends) in tasks.iter().zip(ends) {
-            let what = self.setup.attempt(task.service, true);
+            let what = self.setup.attempt(task, true);
             let (listener, protocol) = (serve(ends.listener)?, task.service.protocol);
             tries.push(async move {
                 attempt(&what, protocol, ends.client, listener.as_ref(), None, None).await
@@ -290,7 +292,7 @@ impl<'a> Bench<'a> {
         let results = join_all(tries).await;
         for (undecided, tried) in undecided.into_iter().zip(results) {
             let tried = tried.map_err(self.setup.at(self.site))?;
-            let to = self.setup.attempt(undecided.task.service, true).to;
+            let to = self.setup.attempt(&undecided.task, true).to;
             self.forget(undecided.task, &tried, to);
             let (at, test) = (undecided.task.at, self.decide(undecided, &tried));
             self.result.tests.push((at, test));
