@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     connect::{Attempt, Client, Experience, PAYLOAD},
@@ -23,7 +23,7 @@ use crate::{
         NftError,
         trace::{
             Decision, Exit, StoppedBy,
-            flow::{FlowPacket, FlowTracer},
+            flow::{FlowPacket, FlowTracer, Payload},
         },
     },
     model::Protocol,
@@ -36,6 +36,11 @@ use crate::{
 const LAST_LOOKS: u32 = 4;
 /// Time between them, in which the runtime asks the kernel.
 const LAST_LOOK: Duration = Duration::from_millis(1);
+
+/// How long to wait for the reset of a closed connection to come through the router, so that
+/// neither the counters of the next service nor its connection tracking see anything of this one.
+/// It is there already, but for a busy machine.
+const SETTLE: Duration = Duration::from_millis(50);
 
 /// What one attempt showed.
 #[derive(Debug)]
@@ -59,6 +64,9 @@ pub(super) struct Watch {
     events: Readable,
     home: Home,
 }
+
+/// The RST bit of a TCP header's flags, RFC 9293 section 3.1.
+const RST: u8 = 0x04;
 
 /// Where answers have to go.
 #[derive(Debug, Clone, Copy)]
@@ -122,6 +130,32 @@ impl Watch {
         self.tracer
     }
 
+    /// Sleeps until the trace shows the end of the way of the reset that `client` sent.
+    async fn closed(&mut self, client: u16) -> Result<(), NftError> {
+        let source = self.home.source;
+        let reset = |p: &FlowPacket| match p.first.payload {
+            Payload::Tcp { ports, flags } => ports.0 == client && flags & RST != 0,
+            _ => false,
+        };
+        loop {
+            self.tracer.read()?;
+            let mut packets = self.tracer.packets().iter();
+            let reset = packets.find(|p| p.first.source == source && reset(p));
+            if reset.is_some_and(|p| !matches!(p.stopped_by(), StoppedBy::After(_))) {
+                return Ok(());
+            }
+            self.wait().await?;
+        }
+    }
+
+    async fn wait(&self) -> Result<(), NftError> {
+        let waited = self.events.wait_anew().await;
+        waited.map_err(|source| NftError::Receive {
+            what: "waiting for trace events",
+            source,
+        })
+    }
+
     /// Sleeps until the trace shows that nothing will come back.
     async fn dead_end(&mut self, what: &Try, client: Option<u16>) -> Result<DeadEnd, NftError> {
         loop {
@@ -131,11 +165,7 @@ impl Watch {
             if let Some(end) = dead_end(&own.collect::<Vec<_>>(), &self.home) {
                 return Ok(end);
             }
-            let waited = self.events.wait_anew().await;
-            waited.map_err(|source| NftError::Receive {
-                what: "waiting for trace events",
-                source,
-            })?;
+            self.wait().await?;
         }
     }
 }
@@ -192,6 +222,14 @@ pub(super) async fn attempt(
     let arrived = arrival(protocol, listener, witness)?;
     let (packets, overrun) = match watch {
         Some(watch) => {
+            let connected = matches!(
+                experience,
+                Some(Experience::Answered(_) | Experience::Mute(_))
+            );
+            if let Some(client) = client.filter(|_| connected && protocol == Protocol::Tcp) {
+                // Without it the late packets are recognised as what they are, and said.
+                let _ = timeout(SETTLE, watch.closed(client.port())).await;
+            }
             watch.tracer.read()?;
             watch.tracer.take()
         }
