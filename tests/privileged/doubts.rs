@@ -74,3 +74,18 @@ fn jobs_beside_each_other_do_not_make_each_other_doubt() {
         jobs.into_iter().for_each(|job| job.join().unwrap());
     });
 }
+
+#[test]
+fn blocked_services_that_are_not_explained_are_counted() {
+    let lab = TestLab::up("small3");
+    lab.nft(
+        "r1",
+        "add table ip wall; add chain ip wall brick { type filter hook forward priority 0; policy drop; }",
+    );
+    let report = lab.run(&lab.job("r1", "10.81.1.10", "10.81.3.10", "1-1500"));
+    let said = "r1: only 1000 of 1500 blocked services were explained; --explain always takes all";
+    assert_eq!(report.warnings, [said]);
+    let services = &report.routers[0].services;
+    let policy = |s: &&_| matches!(s, tsim::run::report::ServiceReport { reason: Some(r), .. } if r.contains("policy"));
+    assert_eq!(services.iter().filter(policy).count(), 1000);
+}

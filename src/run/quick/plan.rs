@@ -181,14 +181,14 @@ impl Plan {
         let findings: BTreeMap<u32, Finding> = measured.findings.into_iter().collect();
         let mut closing = Vec::new();
         let begin = Instant::now();
-        let explained = match self.worth_explaining(&findings) {
-            blocked if blocked.is_empty() => Explanation::default(),
-            blocked => {
-                let mut explainer = Explainer::new(self.tools.clone());
-                let explained = self.explain(&mut explainer, part, &probing, &blocked);
-                closing.push(Closing::Explainer(explainer));
-                explained?
-            }
+        let (blocked, left_out) = self.worth_explaining(&findings);
+        let explained = if blocked.is_empty() {
+            Explanation::default()
+        } else {
+            let mut explainer = Explainer::new(self.tools.clone());
+            let explained = self.explain(&mut explainer, part, &probing, &blocked);
+            closing.push(Closing::Explainer(explainer));
+            explained?
         };
         let explain = begin.elapsed();
         closing.extend(probing.into_closing().map(Closing::Nft));
@@ -199,6 +199,7 @@ impl Plan {
             .collect();
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
+        doubts.extend(left_out);
         let netns = &part.way.netns;
         if !dir
             .open(netns.name())
@@ -219,19 +220,29 @@ impl Plan {
         }))
     }
 
-    /// The blocked services whose reasons are to be found.
-    fn worth_explaining(&self, findings: &BTreeMap<u32, Finding>) -> Vec<(u32, Service)> {
+    /// The blocked services whose reasons are to be found, and a word about those left out.
+    fn worth_explaining(
+        &self,
+        findings: &BTreeMap<u32, Finding>,
+    ) -> (Vec<(u32, Service)>, Option<String>) {
         let most = match self.explain {
-            ExplainMode::Never => 0,
+            ExplainMode::Never => return (Vec::new(), None),
             ExplainMode::Auto => EXPLAIN_AUTO_MAX,
             ExplainMode::Always => usize::MAX,
         };
-        findings
+        let mut blocked: Vec<(u32, Service)> = findings
             .iter()
             .filter(|(_, finding)| matches!(finding, Finding::Stopped | Finding::NotArrived))
             .filter_map(|(&index, _)| Some((index, self.catalogue.service(index)?)))
-            .take(most)
-            .collect()
+            .collect();
+        let all = blocked.len();
+        blocked.truncate(most);
+        let left_out = (all > most).then(|| {
+            format!(
+                "only {most} of {all} blocked services were explained; --explain always takes all"
+            )
+        });
+        (blocked, left_out)
     }
 
     fn explain(
