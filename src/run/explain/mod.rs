@@ -97,7 +97,7 @@ pub struct Explainer {
     tools: Tools,
     /// Books with the generation at which each is right.
     books: HashMap<NetnsId, (u32, RuleBook)>,
-    closing: Vec<TraceSockets>,
+    closing: Vec<(TraceSockets, RulesetWatch)>,
 }
 
 impl Explainer {
@@ -142,7 +142,7 @@ impl Explainer {
                 Ok(explanation)
             });
         let (sockets, stopped) = tracer.stop();
-        self.closing.push(sockets);
+        self.closing.push((sockets, watch));
         match stopped {
             Ok(()) => explained,
             Err(source) => Err(ExplainError::Stop {

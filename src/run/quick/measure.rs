@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::QuickError;
+use super::{Closing, QuickError};
 use crate::{
     fault,
     firewall::{
@@ -110,9 +110,10 @@ impl<'a> Probing<'a> {
         })
     }
 
-    /// The socket that is left to close.
-    pub(super) fn into_closing(self) -> Option<NftSocket> {
-        self.nft
+    /// The sockets that are left to close.
+    pub(super) fn into_closing(self) -> impl Iterator<Item = Closing> {
+        let nft = self.nft.map(Closing::Nft);
+        nft.into_iter().chain(self.watch.map(Closing::Watch))
     }
 
     /// Measures the services with `indexes`, and once more if somebody changed the ruleset

@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     firewall::{
         backend::{Backend, BackendChoice, ChooseError, TapsError},
-        nft::NftSocket,
+        nft::{NftSocket, watch::RulesetWatch},
     },
     lab::{Lab, LabError, hosts::LabHosts},
     model::{Dscp, DscpRange, LabName, NameError, RouterId, RunId, Service, dscp::DscpError},
@@ -235,8 +235,8 @@ fn random() -> Result<u64, QuickError> {
 
 /// An answer, and the sockets that are left to close.
 ///
-/// Closing a socket that owned a table waits for the kernel to settle, 10 to 16 ms. All that
-/// matters is undone by then, so print the report first and drop this afterwards.
+/// Closing a socket that owned a table or heard of changes waits for the kernel to settle, 10 to
+/// 16 ms. All that matters is undone by then, so print the report first and drop this afterwards.
 #[derive(Debug)]
 pub struct Answered {
     /// The answer.
@@ -245,11 +245,13 @@ pub struct Answered {
     pub closing: Vec<Closing>,
 }
 
-/// A socket that owned a table, and so takes its time to close.
+/// A socket that takes its time to close.
 #[derive(Debug)]
 pub enum Closing {
-    /// That of the taps.
+    /// That of the taps, which owned their table.
     Nft(NftSocket),
+    /// One that was in a multicast group.
+    Watch(RulesetWatch),
     /// Those of traces.
     Explainer(Explainer),
 }

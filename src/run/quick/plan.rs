@@ -191,7 +191,7 @@ impl Plan {
             explained?
         };
         let explain = begin.elapsed();
-        closing.extend(probing.into_closing().map(Closing::Nft));
+        closing.extend(probing.into_closing());
         let reasons = explained
             .reasons
             .iter()
