@@ -38,6 +38,16 @@ fn one_detailed_job_finds_what_a_quick_one_finds() {
 }
 
 #[test]
+fn the_units_capabilities_are_enough_for_every_kind_of_job() {
+    let lab = Lab::up(7, "");
+    let _daemon = lab.site.confined_daemon();
+    let want = alone(&lab);
+    lab.submit("detailed", "d", &ROUTERS);
+    assert_eq!(lab.verdicts("d"), want);
+    lab.assert_nothing_left();
+}
+
+#[test]
 fn detailed_jobs_that_share_a_router_take_turns_and_the_others_go_on() {
     let lab = Lab::up(2, "");
     let _daemon = lab.site.daemon();

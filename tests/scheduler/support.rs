@@ -105,23 +105,41 @@ impl Site {
 
     /// Starts `tsimd` without waiting for anything.
     pub fn spawn(&self) -> Daemon {
-        let child = Command::new(env!("CARGO_BIN_EXE_tsimd"))
-            .arg("--config")
-            .arg(self.path("tsim.toml"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Daemon::new(child)
+        self.spawn_with(Command::new(env!("CARGO_BIN_EXE_tsimd")))
+    }
+
+    fn spawn_with(&self, mut command: Command) -> Daemon {
+        command.arg("--config").arg(self.path("tsim.toml"));
+        Daemon::new(command.stderr(Stdio::piped()).spawn().unwrap())
     }
 
     /// Starts `tsimd` and waits until it leads.
     pub fn daemon(&self) -> Daemon {
-        let mut daemon = self.spawn();
-        let line = daemon.until_log("serving the viewer");
-        let address = line.split("address=").nth(1).unwrap();
-        daemon.address = address.trim().parse().ok();
-        daemon.until_log("leading");
-        daemon
+        self.spawn().until_leading()
+    }
+
+    /// The same with the capabilities only that the systemd unit leaves it.
+    pub fn confined_daemon(&self) -> Daemon {
+        let tsimd = env!("CARGO_BIN_EXE_tsimd");
+        let unit = Command::new(tsimd).arg("--print-unit").output().unwrap();
+        let unit = String::from_utf8(unit.stdout).unwrap();
+        let kept = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+        let mut bounds = "-all".to_owned();
+        for name in kept.unwrap().split(' ') {
+            let name = name.strip_prefix("CAP_").unwrap().to_lowercase();
+            bounds += &format!(",+{name}");
+        }
+        let mut command = Command::new("setpriv");
+        command.args([
+            "--no-new-privs",
+            "--inh-caps=-all",
+            "--bounding-set",
+            &bounds,
+            tsimd,
+        ]);
+        self.spawn_with(command).until_leading()
     }
 
     pub fn tsim(&self, args: &[&str]) -> Output {
@@ -304,6 +322,14 @@ impl Daemon {
             log,
             address: None,
         }
+    }
+
+    fn until_leading(mut self) -> Self {
+        let line = self.until_log("serving the viewer");
+        let address = line.split("address=").nth(1).unwrap();
+        self.address = address.trim().parse().ok();
+        self.until_log("leading");
+        self
     }
 
     /// Where its viewer is.
