@@ -27,6 +27,8 @@ use crate::{model::RunId, run::progress::Line};
 pub const PERIOD: Duration = Duration::from_millis(50);
 /// How many events are kept for viewers that come back.
 const KEPT: usize = 1024;
+/// How many bytes they may have; with a long queue, one event has tens of kilobytes.
+const KEPT_BYTES: usize = 4 << 20;
 /// How many waiting jobs an event lists; their number is always said.
 const LISTED: usize = 100;
 
@@ -121,6 +123,7 @@ struct Inner {
     queue_changed: bool,
     registry_changed: bool,
     events: VecDeque<Event>,
+    event_bytes: usize,
 }
 
 /// The board; shared by the event loop and the viewers.
@@ -158,6 +161,7 @@ impl Board {
                 queue_changed: false,
                 registry_changed: false,
                 events: VecDeque::new(),
+                event_bytes: 0,
             }),
             changed: Notify::new(),
             head: watch::Sender::new(0),
@@ -305,10 +309,7 @@ impl Board {
         }
         let number = *self.head.borrow() + 1;
         let data = data.into();
-        inner.events.push_back(Event { number, data });
-        if inner.events.len() > KEPT {
-            inner.events.pop_front();
-        }
+        inner.keep(Event { number, data });
         drop(inner);
         self.head.send_replace(number);
     }
@@ -320,6 +321,16 @@ impl Inner {
             scheduler: self.scheduler.clone(),
             running: self.running.values().cloned().collect(),
             queue: self.queue_view(),
+        }
+    }
+
+    /// Keeps an event; the last one always, for those that are only one behind.
+    fn keep(&mut self, event: Event) {
+        self.event_bytes += event.data.len();
+        self.events.push_back(event);
+        while self.events.len() > KEPT || self.event_bytes > KEPT_BYTES && self.events.len() > 1 {
+            let oldest = self.events.pop_front();
+            self.event_bytes -= oldest.map_or(0, |event| event.data.len());
         }
     }
 

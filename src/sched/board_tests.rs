@@ -121,6 +121,25 @@ fn a_long_queue_is_counted_and_only_its_beginning_listed() {
 }
 
 #[test]
+fn a_long_queue_does_not_fill_the_memory_with_events() {
+    let board = board();
+    for round in 0..400 {
+        let queued = (0..LISTED).map(|n| Arc::new(job(&format!("j{round}x{n}"))));
+        board.queue(Arc::new(Jobs {
+            queued: queued.collect(),
+            ..Jobs::default()
+        }));
+        board.render();
+    }
+    let kept = board.lock().events.clone();
+    let bytes: usize = kept.iter().map(|event| event.data.len()).sum();
+    assert_eq!(board.lock().event_bytes, bytes);
+    assert!(bytes <= KEPT_BYTES && kept.len() < 400, "{bytes} bytes");
+    assert_eq!(kept.back().unwrap().number, 400);
+    assert!(matches!(board.since(Some(1)), Resumed::Snapshot(400, _)));
+}
+
+#[test]
 fn who_was_away_gets_what_was_missed_or_starts_over() {
     let board = board();
     for n in 0..KEPT as u64 + 10 {
