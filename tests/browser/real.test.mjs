@@ -111,7 +111,7 @@ async function labPage(page) {
     await shoot(page, "lab", { phone: true });
     await page.getByRole("button", { name: "Show end networks" }).click();
     await fine(page, "lab with end networks");
-    await shoot(page, "lab-ends");
+    await shoot(page, "lab-ends", { phone: true });
     await page.close();
 }
 

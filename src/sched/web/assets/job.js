@@ -178,10 +178,11 @@ const count = (value) => (value === null || value === undefined ? "–" : String
 function ruleTable(name, rules) {
     const heads = [["Chain", ""], ["Rule", ""], ["Packets before", "num"], ["after", "num"], ["more", "num"]].map(([head, kind]) => el("th", { scope: "col", class: kind }, head));
     const rows = rules.map((rule) => el("tr", {},
-        el("td", { class: "mono" }, [rule.family, rule.table, rule.chain, rule.position && `#${rule.position}`].filter(Boolean).join(" ")),
+        el("th", { scope: "row", class: "mono" }, [rule.family, rule.table, rule.chain, rule.position && `#${rule.position}`].filter(Boolean).join(" ")),
         el("td", { class: "wrap mono" }, rule.rule),
-        ...[rule.packets_before, rule.packets_after, rule.packet_increase].map((packets) => el("td", { class: "num" }, count(packets)))));
-    return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": name }, el("table", {}, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows)));
+        ...[["Before", rule.packets_before], ["After", rule.packets_after], ["More", rule.packet_increase]]
+            .map(([label, packets]) => el("td", { class: "num", "data-label": label }, count(packets)))));
+    return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": name }, el("table", { class: "cards" }, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows)));
 }
 
 function packetWay(way) {

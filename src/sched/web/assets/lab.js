@@ -54,7 +54,7 @@ function graph() {
 const membersOf = (segment) => [...new Set(segment.members.map((member) => member.router))];
 
 /** Sets the networks of one router around it, each into the widest gap, so that the picture stays. */
-function addStubs({ nodes, links }, at) {
+function addStubs({ nodes, links }, at, away) {
     const angle = (from, to) => Math.atan2(at.get(to).y - at.get(from).y, at.get(to).x - at.get(from).x);
     const taken = new Map(lab.routers.map((router) => [`r ${router.name}`, []]));
     for (const [router, segment] of links) taken.get(router).push(angle(router, segment));
@@ -64,7 +64,7 @@ function addStubs({ nodes, links }, at) {
         const free = widestGap(taken.get(router));
         taken.get(router).push(free);
         const node = { kind: "stub", id: `s ${index}`, name: segment.name };
-        Object.assign(node, { x: at.get(router).x + 92 * Math.cos(free), y: at.get(router).y + 52 * Math.sin(free) });
+        Object.assign(node, { x: at.get(router).x + away.x * Math.cos(free), y: at.get(router).y + away.y * Math.sin(free) });
         at.set(node.id, node);
         nodes.push(node);
         links.push([router, node.id]);
@@ -82,19 +82,24 @@ function widestGap(angles) {
 
 const WIDTH = 1200;
 const HEIGHT = 560;
-// Room for a router at the edge and for what stands around it.
-const MARGIN = { x: 130, y: 74 };
+// Sizes of the drawing; the margins have room for a router at the edge and what stands around it.
+const WIDE = { x: WIDTH, y: HEIGHT, margin: { x: 130, y: 74 }, stub: { x: 92, y: 52 } };
+const TALL = { x: 480, y: 740, margin: { x: 84, y: 66 }, stub: { x: 70, y: 52 } };
+const phone = matchMedia("(max-width: 760px)");
+phone.addEventListener("change", () => lab && draw());
 
 /** Stretches the picture to the drawing's size, which grows with the number of things in it. */
-function fit(nodes) {
+function fit(nodes, size) {
     const scale = Math.max(1, Math.sqrt(nodes.length / 28));
-    const [width, height] = [WIDTH * scale, HEIGHT * scale];
-    for (const [axis, size] of [["x", width], ["y", height]]) {
+    // On a phone it lies on its side.
+    if (size === TALL) for (const node of nodes) [node.x, node.y] = [node.y, node.x];
+    for (const axis of ["x", "y"]) {
         const places = nodes.map((node) => node[axis]);
         const [low, high] = [Math.min(...places), Math.max(...places)];
-        for (const node of nodes) node[axis] = MARGIN[axis] + ((node[axis] - low) / (high - low || 1)) * (size - 2 * MARGIN[axis]);
+        const room = size[axis] * scale - 2 * size.margin[axis];
+        for (const node of nodes) node[axis] = size.margin[axis] + ((node[axis] - low) / (high - low || 1)) * room;
     }
-    return `0 0 ${width} ${height}`;
+    return `0 0 ${size.x * scale} ${size.y * scale}`;
 }
 
 /** Springs along links, everything pushing everything apart; the same picture every time. */
@@ -138,8 +143,9 @@ function draw() {
     const picture = graph();
     const at = layout(picture);
     const map = byId("map");
-    map.setAttribute("viewBox", fit(picture.nodes));
-    if (stubs) addStubs(picture, at);
+    const size = phone.matches ? TALL : WIDE;
+    map.setAttribute("viewBox", fit(picture.nodes, size));
+    if (stubs) addStubs(picture, at, size.stub);
     const links = picture.links.map(([from, to]) => svg("line", { class: "link", x1: at.get(from).x, y1: at.get(from).y, x2: at.get(to).x, y2: at.get(to).y }));
     // Routers last: nothing may hide them.
     const nodes = [...picture.nodes].sort((a, b) => (a.kind === "router") - (b.kind === "router"));
