@@ -63,8 +63,17 @@ enum ModeArg {
     Detailed,
 }
 
+const SUBMIT_EXAMPLES: &str = "\
+Examples:
+  tsim submit quick --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P ssh,https,53/udp
+  tsim submit detailed --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P https --routers dc-gw,br-gw
+  tsim submit quick --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P 1-1024 --run-id change-4711 --json
+
+It prints the job's name (run id) and place and does not wait: `tsim watch RUN` does.";
+
 /// Puts a job into the queue and prints its run id and its place
 #[derive(Debug, Args)]
+#[command(after_help = SUBMIT_EXAMPLES)]
 pub(super) struct Submit {
     /// How to measure
     mode: ModeArg,
@@ -152,6 +161,7 @@ fn warn_without_scheduler(spool: &Spool) -> Result<(), Failure> {
 
 /// Lists running and waiting jobs, and the latest that are over
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tsim queue\n  tsim queue --history 100 --json")]
 pub(super) struct Queue {
     /// How many finished jobs to list
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -262,6 +272,7 @@ fn row(
 
 /// Cancels a waiting or running job
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tsim cancel change-4711")]
 pub(super) struct Cancel {
     /// The job
     run_id: RunId,
@@ -292,6 +303,7 @@ impl Run for Cancel {
 
 /// Prints the result of a job that is over; the exit code is that of its verdicts
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tsim result change-4711\n  tsim result change-4711 --json")]
 pub(super) struct Show {
     /// The job
     run_id: RunId,

@@ -19,6 +19,7 @@ use crate::{
 
 /// Follows a job until it is over; the exit code is that of its verdicts
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tsim watch change-4711 && tsim result change-4711")]
 pub(super) struct Watch {
     /// The job
     run_id: RunId,
