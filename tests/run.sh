@@ -8,10 +8,10 @@
 #   lint       clippy with warnings as errors, shellcheck
 #   unit       unit and documentation tests, licences; need no rights
 #   system     everything that needs root: namespaces, rulesets, real processes
+#   browser    the viewer in headless Chromium, with an accessibility check
 #   bench      every benchmark compiled, and run once
 #
 # and only when it is named:
-#   browser    the viewer in headless Chromium, with an accessibility check
 #   vm         the privileged tests on kernels 6.1 and 5.10, each in a virtual machine
 #
 # A test that cannot run is a failure, never a skip. Exit status: 0 only if all passed.
@@ -79,7 +79,7 @@ main() {
                 ;;
         esac
     done
-    [ $# -gt 0 ] || set -- format lint unit system bench
+    [ $# -gt 0 ] || set -- format lint unit system browser bench
     note "packages"
     ./vagrant/provision.sh build run lint
     for stage in "$@"; do

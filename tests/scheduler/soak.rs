@@ -9,13 +9,10 @@ use std::{
     path::Path,
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::unistd::Pid;
 use tsim::sched::job::Status;
 
-use crate::{crash::Random, support::Site};
+use crate::{crash::Random, lab::kill_a_runner, support::Site};
 
 /// Enough for two hours of a busy team, and for a leak to show.
 const LONG: usize = 1000;
@@ -138,7 +135,8 @@ fn survive(jobs: usize) {
             daemon.drain();
         }
         if random.below(25) == 0 {
-            killed += usize::from(kill_a_runner(&site, &mut random));
+            let nth = usize::try_from(random.below(16)).unwrap();
+            killed += usize::from(kill_a_runner(&site, nth));
         }
     }
     until_all_finished(&site, jobs);
@@ -156,20 +154,4 @@ fn survive(jobs: usize) {
         failed <= killed,
         "more jobs failed than runners were killed"
     );
-}
-
-/// Kills one of the runners that have not ended; false when there is none.
-fn kill_a_runner(site: &Site, random: &mut Random) -> bool {
-    let log = site.log();
-    let ended = |id: &str| log.iter().any(|line| line.what == "end" && line.id == id);
-    let alive: Vec<_> = log
-        .iter()
-        .filter(|line| line.what == "start" && !ended(&line.id))
-        .collect();
-    let Some(victim) = alive.get(usize::try_from(random.below(16)).unwrap()) else {
-        return false;
-    };
-    // The pid may be another process's by now: only one that runs our script is killed.
-    let line = fs::read_to_string(format!("/proc/{}/cmdline", victim.pid)).unwrap_or_default();
-    line.contains(&victim.id) && kill(Pid::from_raw(victim.pid), Signal::SIGKILL).is_ok()
 }
