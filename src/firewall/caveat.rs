@@ -3,7 +3,7 @@
 //! Recognised in the rule's text, as nft(8) or iptables-save(8) prints it. What a connection's
 //! state says about its first packet is no such thing: that packet is always new.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use super::{
     effect::decides,
@@ -35,6 +35,41 @@ impl fmt::Display for Caveat {
             Self::History(detail) => ("depends on what was seen before", detail),
         };
         write!(f, "{what}: {detail}")
+    }
+}
+
+impl Caveat {
+    /// Whether earlier probes of the same job may have brought the outcome about.
+    #[must_use]
+    pub fn may_be_own_doing(&self) -> bool {
+        match self {
+            Self::RateLimited(_) | Self::Quota(_) | Self::Random(_) => true,
+            Self::TimeOfDay(_) => false,
+            Self::History(detail) => ["recent", "meter"]
+                .iter()
+                .any(|kind| detail.starts_with(kind)),
+        }
+    }
+
+    /// How long it takes until the rate allows one packet more; none where there is no rate, or
+    /// one in bytes or of a named object.
+    #[must_use]
+    pub fn interval(&self) -> Option<Duration> {
+        let Self::RateLimited(rate) = self else {
+            return None;
+        };
+        let rate = rate.trim_start_matches("over ").split(' ').next()?;
+        let (count, unit) = rate.split_once('/')?;
+        let seconds = match unit {
+            _ if unit.starts_with('s') => 1.0,
+            _ if unit.starts_with('m') => 60.0,
+            _ if unit.starts_with('h') => 3600.0,
+            _ if unit.starts_with('d') => 86_400.0,
+            _ if unit.starts_with('w') => 604_800.0,
+            _ => return None,
+        };
+        let count: f64 = count.parse().ok().filter(|count| *count > 0.0)?;
+        Duration::try_from_secs_f64(seconds / count).ok()
     }
 }
 
@@ -113,17 +148,25 @@ fn nft_at(words: &[&str], i: usize) -> Option<Caveat> {
         }
         "ct" if matches!(after(2), "bytes" | "packets" | "avgpkt") => Caveat::History(tail(4)),
         "meter" => Caveat::History(format!("meter {}", after(1))),
-        "add" | "update" | "delete" if after(1).starts_with('@') => {
-            dynamic(rest).unwrap_or_else(|| Caveat::History(format!("changes set {}", after(1))))
-        }
+        "add" | "update" | "delete" if after(1).starts_with('@') => dynamic(rest)?,
         _ => return None,
     })
 }
 
-/// A set statement limits by the limit within its braces, if there is one.
+/// What a statement that changes a set holds within its braces. One without a limit, a quota or a
+/// count always does the same.
 fn dynamic(rest: &[&str]) -> Option<Caveat> {
-    let limit = rest.iter().position(|word| *word == "limit")?;
-    Some(Caveat::RateLimited(nft_rate(&rest[limit..])?))
+    let at = |word: &str| rest.iter().position(|w| *w == word);
+    if let Some(limit) = at("limit") {
+        return Some(Caveat::RateLimited(nft_rate(&rest[limit..])?));
+    }
+    let end = at("}").unwrap_or(rest.len());
+    let held = at("quota").or_else(|| at("ct").filter(|ct| rest.get(ct + 1) == Some(&"count")))?;
+    let words = rest.get(held..end)?.join(" ");
+    Some(match rest[held] {
+        "quota" => Caveat::Quota(words.trim_start_matches("quota ").to_owned()),
+        _ => Caveat::History(words),
+    })
 }
 
 /// `limit rate [over] N/unit [burst N packets|bytes]`.
@@ -153,6 +196,21 @@ mod tests {
 
     fn shown(text: &str) -> String {
         caveat(text).map_or_else(String::new, |caveat| caveat.to_string())
+    }
+
+    #[test]
+    fn a_rate_says_when_the_next_packet_may_pass() {
+        for (rate, millis) in [
+            ("200/second burst 1", Some(5)),
+            ("over 5/sec", Some(200)),
+            ("3/min", Some(20_000)),
+            ("limit name \"l1\"", None),
+            ("1 mbytes/second", None),
+        ] {
+            let interval = Caveat::RateLimited(rate.to_owned()).interval();
+            assert_eq!(interval, millis.map(Duration::from_millis), "{rate}");
+        }
+        assert_eq!(Caveat::Quota("5/sec".to_owned()).interval(), None);
     }
 
     #[test]
@@ -234,9 +292,10 @@ mod tests {
                 "add @m { ip saddr limit rate over 3/minute } drop",
                 "rate-limited: over 3/minute",
             ),
+            ("update @seen { ip saddr timeout 1m } accept", ""),
             (
-                "update @seen { ip saddr timeout 1m } accept",
-                "depends on what was seen before: changes set @seen",
+                "add @conns { ip saddr ct count over 20 } reject",
+                "depends on what was seen before: ct count over 20",
             ),
             (
                 "quota over 25 mbytes drop",

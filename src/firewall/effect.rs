@@ -23,6 +23,22 @@ pub fn rejected_with(text: &str) -> Option<String> {
     })
 }
 
+/// The queue that a rule of iptables hands packets to; 0 is what it takes where none is named.
+#[must_use]
+pub fn queued_to(text: &str) -> Option<u16> {
+    let words = words(text);
+    let target = after(&words, "-j").filter(|target| matches!(*target, "NFQUEUE" | "QUEUE"));
+    let named = after(&words, "--queue-num").or_else(|| after(&words, "--queue-balance"));
+    let first = named.and_then(|range| range.split(':').next());
+    target.map(|_| first.and_then(|number| number.parse().ok()).unwrap_or(0))
+}
+
+/// Whether a rule of iptables answers packets itself instead of letting them go on.
+#[must_use]
+pub fn takes_away(text: &str) -> bool {
+    after(&words(text), "-j") == Some("SYNPROXY")
+}
+
 /// Where the rule remembers a packet that matches: a set, or a list of `recent`.
 #[must_use]
 pub fn entry_left(text: &str) -> Option<String> {
@@ -75,8 +91,65 @@ pub fn decides(text: &str) -> bool {
                 | "redirect"
                 | "masquerade"
                 | "tproxy"
+                | "fwd"
         )
     })
+}
+
+/// Whether the rule can stop a packet that it matches.
+#[must_use]
+pub fn may_stop(text: &str) -> bool {
+    let words = words(text);
+    if is_xtables(&words) {
+        let target = after(&words, "-j").or_else(|| after(&words, "-g"));
+        let passes = |target: &str| target == "ACCEPT" || target == "RETURN" || rewrites(target);
+        return decides(text) && !target.is_none_or(passes);
+    }
+    const STOP: [&str; 9] = [
+        "drop", "reject", "jump", "goto", "queue", "synproxy", "vmap", "fwd", "tproxy",
+    ];
+    words.iter().any(|word| STOP.contains(&plain(word)))
+}
+
+/// Whether the rule can let a packet through that it matches: end the walk, or lead it elsewhere.
+#[must_use]
+pub fn may_pass(text: &str) -> bool {
+    let words = words(text);
+    if is_xtables(&words) {
+        let target = after(&words, "-j").or_else(|| after(&words, "-g"));
+        return decides(text) && target.is_some_and(|t| !matches!(t, "DROP" | "REJECT"));
+    }
+    const ONLY_STOP: [&str; 2] = ["drop", "reject"];
+    decides(text) && !words.iter().any(|word| ONLY_STOP.contains(&plain(word)))
+        || words.iter().any(|word| plain(word) == "accept")
+}
+
+/// Whether all that the rule does is to rewrite addresses or ports.
+#[must_use]
+pub fn only_rewrites(text: &str) -> bool {
+    let words = words(text);
+    if is_xtables(&words) {
+        return after(&words, "-j").is_some_and(rewrites);
+    }
+    let some = words
+        .iter()
+        .any(|word| matches!(plain(word), "dnat" | "snat" | "masquerade"));
+    some && !may_stop(text)
+}
+
+/// Whether the rule sends packets out of another device at once, past all of IP.
+#[must_use]
+pub fn forwards_on_device(text: &str) -> bool {
+    let words = words(text);
+    !is_xtables(&words) && words.iter().any(|word| word == "fwd")
+}
+
+fn rewrites(target: &str) -> bool {
+    matches!(target, "DNAT" | "SNAT" | "MASQUERADE" | "NETMAP")
+}
+
+fn plain(word: &str) -> &str {
+    word.trim_end_matches(',')
 }
 
 #[cfg(test)]
@@ -122,6 +195,40 @@ mod tests {
         ] {
             assert_eq!(entry_left(text).as_deref(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn a_rule_may_stop_or_pass_or_both() {
+        for (text, stops, passes) in [
+            ("-A f -m limit --limit 1/sec -j ACCEPT", false, true),
+            ("-A f -m limit --limit 1/sec -j DROP", true, false),
+            ("-A f -m limit --limit 1/sec -j mine", true, true),
+            ("-A f -j DNAT --to-destination 10.0.0.1", false, true),
+            ("-A f -m limit --limit 1/sec -j LOG", false, false),
+            ("limit rate 1/second accept", false, true),
+            ("limit rate over 1/second drop", true, false),
+            ("tcp dport vmap { 1 : accept, 2 : drop }", true, true),
+            ("dnat to numgen inc mod 2 map { 0 : 10.0.0.1 }", false, true),
+            ("ip dscp set cs1", false, false),
+        ] {
+            assert_eq!((may_stop(text), may_pass(text)), (stops, passes), "{text}");
+        }
+        assert!(only_rewrites(
+            "dnat to numgen inc mod 2 map { 0 : 10.0.0.1 }"
+        ));
+        assert!(!only_rewrites("numgen inc mod 2 0 drop"));
+        assert!(forwards_on_device("tcp dport 80 fwd to \"out\""));
+    }
+
+    #[test]
+    fn queues_and_proxies_are_told_from_drops() {
+        let queue = |text| queued_to(text);
+        assert_eq!(queue("-A f -j NFQUEUE --queue-num 7"), Some(7));
+        assert_eq!(queue("-A f -j NFQUEUE --queue-balance 3:5"), Some(3));
+        assert_eq!(queue("-A f -j NFQUEUE"), Some(0));
+        assert_eq!(queue("-A f -j DROP"), None);
+        assert!(takes_away("-A f -p tcp -j SYNPROXY --mss 1460"));
+        assert!(!takes_away("-A f -j DROP"));
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub struct Taps {
     pub tcp: u32,
     /// Note which probes came in, not only how many.
     pub note_arrivals: bool,
+    /// Recognise probes by tag alone on their way out: the router rewrites the IPv4 identification or
+    /// the flow label, which mark them otherwise.
+    pub by_tag: bool,
     /// Let probes go on instead of discarding them behind the last tap. A test compares what the
     /// taps say with a packet capture on the far side this way.
     pub pass_on: bool,
@@ -98,6 +101,9 @@ pub struct Reading {
     pub local: Indexes,
     /// Set elements that carry no tag of this job: foreign packets that looked like probes.
     pub foreign: usize,
+    /// Packets that carried a tag of this job on their way out, and not its mark. If they are probes,
+    /// [`Taps::by_tag`] recognises them.
+    pub unmarked: u64,
     /// Services of which the taps cannot say whether their probes got through, and why not. None
     /// of them is in `out` or `local`.
     pub undecided: Vec<Undecided>,

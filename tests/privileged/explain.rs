@@ -23,7 +23,7 @@ use tsim::{
     },
     netns::{NetnsFd, tool::Tools},
     run::{
-        explain::{Explainer, Explanation, Question},
+        explain::{Explainer, Explanation, Question, Scrutiny},
         packet::{ProbeSpec, probes},
     },
     sys::mmsg::send_each,
@@ -209,7 +209,9 @@ impl Row {
             run_id: &self.run_id,
             probe: &self.probe,
             ingress: Some(&ingress),
-            blocked: services,
+            services,
+            scrutiny: &Scrutiny::default(),
+            pass_on: false,
         };
         let mut send = |indexes: &[u32]| {
             let wanted: Vec<_> = services
@@ -542,9 +544,9 @@ fn a_limit_on_the_way_makes_the_reason_uncertain_and_is_named() {
          rate-limited: 1/day burst 1 on rule 1 of chain FORWARD (table filter): -A FORWARD -p tcp \
          -m tcp --dport 80 -m limit --limit 1/day --limit-burst 1 -j ACCEPT"
     );
-    assert!(!explanation.reasons[0].is_certain());
+    assert!(explanation.reasons[0].doubtful().next().is_some());
     assert!(
-        explanation.reasons[1].is_certain(),
+        explanation.reasons[1].doubtful().next().is_none(),
         "{}",
         explanation.reasons[1]
     );
@@ -601,6 +603,7 @@ fn probes_that_do_not_come_in_are_not_called_dropped() {
 /// A tracer in the router, without the layers above.
 fn tracer(row: &Row) -> Tracer {
     let spec = TraceSpec {
+        pass_on: false,
         run_id: row.run_id.clone(),
         family: Family::of(row.probe.destination),
         tags: row.probe.tags,
@@ -688,6 +691,7 @@ fn the_jobs_taps_see_traced_probes_come_in_and_not_go_out() {
         services: 2,
         tcp: 2,
         note_arrivals: false,
+        by_tag: false,
         pass_on: false,
     };
     let socket = row.router.enter(NftSocket::open_here).unwrap().unwrap();
@@ -745,7 +749,9 @@ fn a_ruleset_that_changes_meanwhile_is_warned_about() {
         run_id: &row.run_id,
         probe: &row.probe,
         ingress: None,
-        blocked: &services,
+        services: &services,
+        scrutiny: &Scrutiny::default(),
+        pass_on: false,
     };
     let mut send = |_: &[u32]| {
         row.run("iptables-nft -A FORWARD -p tcp --dport 9 -j DROP");

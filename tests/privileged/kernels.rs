@@ -155,6 +155,7 @@ fn taps_go_with_their_job_exactly_where_there_are_owner_tables() {
         services: 1,
         tcp: 1,
         note_arrivals: false,
+        by_tag: false,
         pass_on: false,
     };
     let socket = router.enter(NftSocket::open_here).unwrap().unwrap();

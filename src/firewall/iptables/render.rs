@@ -294,6 +294,7 @@ mod tests {
             services: 10,
             tcp: 4,
             note_arrivals: false,
+            by_tag: false,
             pass_on: false,
         };
         let at = |table, spot| Place { table, spot };

@@ -26,10 +26,13 @@ use super::{
 };
 use crate::{
     firewall::{
-        Caveat, RulePlace, TableFamily, TagSpace, caveat, concern::concerns, nft::trace::StepKind,
-        place::HookPoint, ruletext::RuleText,
+        Caveat, RulePlace, TableFamily, TagSpace, caveat,
+        concern::{Subject, concerns},
+        effect::{entry_left, may_stop},
+        nft::trace::StepKind,
+        place::HookPoint,
+        ruletext::RuleText,
     },
-    model::Protocol,
     netlink::{
         object::Family,
         sysctl::{self, SysctlError},
@@ -179,7 +182,8 @@ fn set_logger(
 }
 
 /// Whether any legacy table was ever looked into in the calling thread's namespace.
-fn has_tables_here(family: Family) -> bool {
+#[must_use]
+pub fn has_tables_here(family: Family) -> bool {
     let names = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
@@ -269,19 +273,41 @@ impl LegacyRules {
         let Target::Jump(target) = rule.target() else {
             return None;
         };
-        let ends = target == "DROP" || target == "REJECT";
-        ends.then(|| LegacyStop::Rule(self.text(step, step.position, &rule.spec)))
+        let text = self.text(step, step.position, &rule.spec);
+        let chain = table.chains.iter().any(|chain| chain.name == target);
+        let ends = !chain && text.text.as_deref().is_some_and(may_stop);
+        ends.then_some(LegacyStop::Rule(text))
+    }
+
+    /// Whether any rule decides by more than the packet, remembers or copies packets.
+    #[must_use]
+    pub fn is_volatile(&self) -> bool {
+        let mut rules = self.save.tables.values().flat_map(|table| &table.rules);
+        rules.any(|rule| {
+            let text = format!("-A x {}", rule.spec);
+            let copies = matches!(rule.target(), Target::Jump(target) if target == "TEE");
+            copies || caveat(&text).is_some() || entry_left(&text).is_some()
+        })
+    }
+
+    /// Rules that matched a probe and remember it, with where they do.
+    #[must_use]
+    pub fn memories(&self, steps: &[LegacyStep]) -> Vec<(String, RuleText)> {
+        let memory = |step: &LegacyStep| {
+            let table = self.save.tables.get(&step.table)?;
+            let rule = table
+                .chain(&step.chain)
+                .nth(step.position.checked_sub(1)?)?;
+            let text = self.text(step, step.position, &rule.spec);
+            Some((entry_left(text.text.as_deref()?)?, text))
+        };
+        steps.iter().filter_map(memory).collect()
     }
 
     /// Rules that a probe was held against and that decide by more than the packet, as far as
-    /// they concern its protocol and one of these ports.
+    /// they concern it.
     #[must_use]
-    pub fn caveats(
-        &self,
-        steps: &[LegacyStep],
-        protocol: Protocol,
-        ports: &[u16],
-    ) -> Vec<(Caveat, RuleText)> {
+    pub fn caveats(&self, steps: &[LegacyStep], subject: &Subject) -> Vec<(Caveat, RuleText)> {
         let mut found = Vec::new();
         for (at, step) in steps.iter().enumerate() {
             let same = |s: &&LegacyStep| (&s.table, &s.chain) == (&step.table, &step.chain);
@@ -295,7 +321,7 @@ impl LegacyRules {
             for (position, rule) in (1..=step.position).zip(table.chain(&step.chain)) {
                 let text = self.text(step, position, &rule.spec);
                 let words = text.text.as_deref().unwrap_or_default();
-                if let Some(caveat) = caveat(words).filter(|_| concerns(words, protocol, ports)) {
+                if let Some(caveat) = caveat(words).filter(|_| concerns(words, subject)) {
                     found.push((caveat, text));
                 }
             }
@@ -336,6 +362,7 @@ impl LegacyRules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Protocol;
 
     fn note(prefix: &str, hook: u8) -> Note {
         Note {
@@ -391,7 +418,15 @@ mod tests {
             rule.to_string(),
             "rule 3 of chain mine (table filter): -A mine -j REJECT"
         );
-        let caveats = rules.caveats(&steps, Protocol::Tcp, &[80]);
+        let caveats = rules.caveats(
+            &steps,
+            &Subject {
+                protocol: Protocol::Tcp,
+                ports: vec![80],
+                sources: Vec::new(),
+                destinations: Vec::new(),
+            },
+        );
         let positions: Vec<_> = caveats.iter().map(|(_, rule)| rule.position).collect();
         assert_eq!(positions, [Some(1)]);
         let policy = [jump.clone(), forward("FORWARD", StepKind::Policy, 2)];

@@ -7,6 +7,7 @@
 //!   chain in    { hook prerouting  priority -2^31;   # probe? counter in }
 //!   chain out   { hook postrouting priority 2^31-1;  # probe of shard k? add @ok; counter out; drop }
 //!   chain local { hook input       priority 2^31-1;  # probe of shard k? add @lk; counter local; drop }
+//!   chain copies { hook output     priority -2^31;   # probe? drop: a copy that TEE or dup made }
 //! }
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! above 4,096 elements, and their elements carry no counters, because these get lost on the
 //! packet path.
 
+pub mod census;
 pub mod counters;
 pub mod inventory;
 pub mod list;
@@ -193,6 +195,7 @@ impl NftTaps {
                     Some("in") => reading.packets_in = packets,
                     Some("out") => reading.packets_out = packets,
                     Some("local") => reading.packets_local = packets,
+                    Some("unmarked") => reading.unmarked = packets,
                     _ => {}
                 }
             },

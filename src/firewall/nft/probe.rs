@@ -7,11 +7,16 @@ use crate::{
     sys::nftnl::{Expr, Header, Meta},
 };
 
+/// The TCP flags that count (FIN, SYN, RST, ACK), RFC 9293, and how a probe has them.
+const FLAGS: [u8; 1] = [0x17];
+const SYN: [u8; 1] = [0x02];
+
 /// Matches a probe's protocol, its mark, and the masked tag.
 pub(super) struct ProbeMatch {
     protocol: Protocol,
     number: [u8; 1],
-    mark: Mark,
+    /// None: a probe whose mark the router rewrote.
+    mark: Option<Mark>,
     prefix: [u8; 4],
     mask: [u8; 4],
 }
@@ -27,7 +32,7 @@ impl ProbeMatch {
         Self {
             protocol,
             number: [protocol.number()],
-            mark: Mark::of(family, tags),
+            mark: Some(Mark::of(family, tags)),
             prefix: tag.0.to_be_bytes(),
             mask: tag.1.to_be_bytes(),
         }
@@ -38,10 +43,28 @@ impl ProbeMatch {
         Self::new(family, tags, protocol, tags.prefix())
     }
 
+    /// The same without the mark. That a TCP probe is a SYN is asked instead: a reset that answers
+    /// what a SYN-ACK acknowledged carries the sequence number behind the probe's.
+    pub(super) fn without_mark(self) -> Self {
+        Self { mark: None, ..self }
+    }
+
     /// The expressions that go on only with a matching packet.
     pub(super) fn exprs(&self) -> Vec<Expr<'_>> {
         let mut exprs = vec![Expr::LoadMeta(Meta::L4Proto), Expr::Equal(&self.number)];
-        exprs.extend(self.mark.matches());
+        match &self.mark {
+            Some(mark) => exprs.extend(mark.matches()),
+            None if self.protocol == Protocol::Tcp => exprs.extend([
+                Expr::LoadPayload {
+                    header: Header::Transport,
+                    offset: 13,
+                    len: 1,
+                },
+                Expr::Mask(&FLAGS),
+                Expr::Equal(&SYN),
+            ]),
+            None => {}
+        }
         exprs.extend([
             self.load_tag(),
             Expr::Mask(&self.mask),

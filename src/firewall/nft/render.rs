@@ -35,9 +35,11 @@ pub(super) fn transaction(
     };
     render.batch.begin();
     render.batch.table(family, table, flags)?;
+    render.batch.counter(family, table, UNMARKED)?;
     for point in [&ARRIVAL, &OUT, &LOCAL] {
         render.point(point)?;
     }
+    render.copies()?;
     render.batch.end();
     Ok(render.batch)
 }
@@ -76,6 +78,18 @@ const LOCAL: Point = Point {
     last: true,
 };
 
+/// Copies that the router makes of packets (TEE, dup) begin their way at OUTPUT, where no forwarded
+/// packet comes. They end there, so that no later tap takes one for its original.
+const COPIES: Point = Point {
+    name: "copies",
+    prefix: 'c',
+    hook: Hook::Output,
+    priority: i32::MIN,
+    last: true,
+};
+/// Counts packets with a tag and without the mark.
+const UNMARKED: &str = "unmarked";
+
 struct Render<'a> {
     batch: Encoder,
     taps: &'a Taps,
@@ -91,15 +105,46 @@ impl Render<'_> {
         self.batch.counter(family, table, point.name)?;
         self.batch
             .base_chain(family, table, point.name, point.hook, point.priority)?;
-        if point.last || self.taps.note_arrivals {
-            (0..shards(self.taps.services)).try_for_each(|shard| self.shard(point, shard))
-        } else {
-            self.protocols(0, self.taps.services)
-                .try_for_each(|protocol| {
-                    let (prefix, mask) = self.taps.tags.prefix();
-                    self.rule(point, protocol, prefix, mask, None)
-                })
+        if !point.last && !self.taps.note_arrivals {
+            return self.every(|render, probe| render.note(point, &probe, None));
         }
+        (0..shards(self.taps.services)).try_for_each(|shard| self.shard(point, shard))?;
+        if !point.last || self.taps.by_tag {
+            return Ok(());
+        }
+        self.every(|render, probe| {
+            let probe = probe.without_mark();
+            let mut exprs = probe.exprs();
+            exprs.push(Expr::Count(UNMARKED));
+            render.add(point, &exprs)
+        })
+    }
+
+    /// What is done with copies.
+    fn copies(&mut self) -> Result<(), EncodeError> {
+        let Point {
+            name,
+            hook,
+            priority,
+            ..
+        } = COPIES;
+        self.batch
+            .base_chain(self.family, self.table, name, hook, priority)?;
+        self.every(|render, probe| {
+            let mut exprs = probe.exprs();
+            exprs.push(Expr::Verdict(Verdict::Drop));
+            render.add(&COPIES, &exprs)
+        })
+    }
+
+    /// Does something for the probes of each protocol.
+    fn every(
+        &mut self,
+        mut each: impl FnMut(&mut Self, ProbeMatch) -> Result<(), EncodeError>,
+    ) -> Result<(), EncodeError> {
+        let Taps { family, tags, .. } = *self.taps;
+        self.protocols(0, self.taps.services)
+            .try_for_each(|protocol| each(self, ProbeMatch::all(family, tags, protocol)))
     }
 
     /// The set of one shard at one point, and the rules that fill it.
@@ -118,7 +163,11 @@ impl Render<'_> {
         let prefix = self.taps.tags.tag(first);
         self.protocols(first, first + SHARD)
             .try_for_each(|protocol| {
-                self.rule(point, protocol, prefix, !(SHARD - 1), Some((&name, set.id)))
+                let tag = (prefix, !(SHARD - 1));
+                let probe = ProbeMatch::new(self.taps.family, self.taps.tags, protocol, tag);
+                let by_tag = point.last && self.taps.by_tag;
+                let probe = if by_tag { probe.without_mark() } else { probe };
+                self.note(point, &probe, Some((&name, set.id)))
             })
     }
 
@@ -129,25 +178,32 @@ impl Render<'_> {
         tcp.into_iter().chain(udp).collect::<Vec<_>>().into_iter()
     }
 
-    /// A rule that recognises probes by protocol, mark and the masked tag, notes and counts them.
-    fn rule(
+    /// A rule that notes and counts probes.
+    fn note(
         &mut self,
         point: &Point,
-        protocol: Protocol,
-        prefix: u32,
-        mask: u32,
+        probe: &ProbeMatch,
         set: Option<(&str, u32)>,
     ) -> Result<(), EncodeError> {
-        let probe = ProbeMatch::new(self.taps.family, self.taps.tags, protocol, (prefix, mask));
         let mut exprs = probe.exprs();
         if let Some((name, id)) = set {
             exprs.extend([probe.load_tag(), Expr::AddToSet { name, id }]);
         }
         exprs.push(Expr::Count(point.name));
-        if point.last && !self.taps.pass_on {
-            exprs.push(Expr::Verdict(Verdict::Drop));
+        if point.last {
+            let pass_on = self.taps.pass_on;
+            let verdict = if pass_on {
+                Verdict::Accept
+            } else {
+                Verdict::Drop
+            };
+            exprs.push(Expr::Verdict(verdict));
         }
-        self.batch.rule(self.family, self.table, point.name, &exprs)
+        self.add(point, &exprs)
+    }
+
+    fn add(&mut self, point: &Point, exprs: &[Expr<'_>]) -> Result<(), EncodeError> {
+        self.batch.rule(self.family, self.table, point.name, exprs)
     }
 }
 
@@ -168,6 +224,7 @@ mod tests {
             services,
             tcp,
             note_arrivals: false,
+            by_tag: false,
             pass_on: false,
         }
     }
@@ -183,13 +240,19 @@ mod tests {
 
     #[test]
     fn each_shard_gets_one_rule_per_protocol_that_it_holds() {
-        // One rule that counts arrivals, then at both ends one per shard.
-        assert_eq!(rules(&taps(1, 1)), 1 + 2);
-        assert_eq!(rules(&taps(4096, 4096)), 1 + 2);
-        assert_eq!(rules(&taps(4097, 4097)), 1 + 2 * 2);
-        assert_eq!(rules(&taps(10, 5)), 2 + 2 * 2);
-        assert_eq!(rules(&taps(8192, 4096)), 2 + 2 * 2);
-        assert_eq!(rules(&taps(1, 0)), 1 + 2);
+        // Per protocol one rule that counts arrivals, one for unmarked ones at both ends, one for
+        // copies; then at both ends one per shard.
+        assert_eq!(rules(&taps(1, 1)), 4 + 2);
+        assert_eq!(rules(&taps(4096, 4096)), 4 + 2);
+        assert_eq!(rules(&taps(4097, 4097)), 4 + 2 * 2);
+        assert_eq!(rules(&taps(10, 5)), 2 * 4 + 2 * 2);
+        assert_eq!(rules(&taps(8192, 4096)), 2 * 4 + 2 * 2);
+        assert_eq!(rules(&taps(1, 0)), 4 + 2);
+        let by_tag = Taps {
+            by_tag: true,
+            ..taps(1, 1)
+        };
+        assert_eq!(rules(&by_tag), 2 + 2);
     }
 
     #[test]

@@ -1,12 +1,19 @@
 //! Sending probes again while they are traced, as many at a time as the events have room for.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use super::{ExplainError, SendAgain};
 use crate::firewall::nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail};
 
 /// By how much a batch shrinks when its events did not fit.
 const SHRINK: usize = 8;
+
+/// How long to wait for probes of which nothing was seen at all. They have gone their way when they
+/// are sent, unless the machine is so busy that the kernel leaves packets to a thread (ksoftirqd).
+const LATE: Duration = Duration::from_millis(20);
 
 /// What the trace showed.
 #[derive(Debug, Default)]
@@ -30,7 +37,12 @@ pub(super) fn follow(
     while !rest.is_empty() {
         let (batch, behind) = rest.split_at(size.min(rest.len()));
         send(batch).map_err(ExplainError::Send)?;
-        let drained = tracer.drain()?;
+        let mut drained = tracer.drain()?;
+        while drained.trails.len() < batch.len() && !drained.overrun && tracer.await_events(LATE)? {
+            let more = tracer.drain()?;
+            drained.overrun |= more.overrun;
+            drained.trails.extend(more.trails);
+        }
         if drained.overrun && batch.len() > 1 {
             size = (batch.len() / SHRINK).max(1);
             continue;

@@ -1,17 +1,18 @@
 //! Probes that were lost at a hook that nf_tables does not trace: the rules of iptables-legacy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ExplainError, Question, SendAgain,
     follow::Followed,
+    read::{queues, subject},
     reason::{Action, Explained, Reason},
 };
 use crate::{
     firewall::{
-        effect::rejected_with,
+        effect::{queued_to, rejected_with, takes_away},
         iptables::trace::{LegacyRules, LegacyStop, LegacyTrace, LegacyTraceError, LegacyTrails},
-        nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer},
+        nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail},
         place::HookPoint,
     },
     netlink::object::Family,
@@ -27,12 +28,13 @@ pub(super) struct Legacy {
     /// Where each was lost.
     lost: BTreeMap<u32, HookPoint>,
     found: Option<(LegacyRules, LegacyTrails)>,
-    warning: Option<String>,
+    queues: Vec<u16>,
+    warnings: BTreeSet<String>,
 }
 
 impl Legacy {
-    /// Sends the probes that were lost within a hook again, while the router's legacy tables
-    /// report what they do with them. `tracer` marks them as traced.
+    /// Sends the probes that were lost within a hook again, and all of them where legacy rules
+    /// decide by more than the packet, while the router's legacy tables report what they do. `tracer` marks them as traced.
     pub(super) fn follow(
         question: &Question<'_>,
         tools: &Tools,
@@ -50,54 +52,86 @@ impl Legacy {
             lost: lost.collect(),
             ..Self::default()
         };
-        if legacy.lost.is_empty() {
+        let every = question.scrutiny.legacy;
+        if legacy.lost.is_empty() && !every {
             return Ok(legacy);
         }
-        let indexes: Vec<u32> = legacy.lost.keys().copied().collect();
+        let all = question.services.iter().map(|(index, _)| *index);
+        let indexes: Vec<u32> = all
+            .filter(|index| every || legacy.lost.contains_key(index))
+            .collect();
         match listen(question, tools, tracer, &indexes, send)? {
             Ok(found) => legacy.found = found,
             Err(error) => {
-                legacy.warning = Some(format!("no reasons from iptables-legacy: {error}"));
+                let warning = format!("no reasons from iptables-legacy: {error}");
+                legacy.warnings.insert(warning);
             }
+        }
+        if legacy.found.is_some() {
+            legacy.queues = queues(question.netns);
         }
         Ok(legacy)
     }
 
-    /// What went wrong, for the reader.
-    pub(super) fn warning(&mut self) -> Option<String> {
-        self.warning.take()
+    /// What the reader should know.
+    pub(super) fn into_warnings(self) -> BTreeSet<String> {
+        self.warnings
     }
 
-    /// Puts the rule or policy of iptables-legacy in as the reason, where there is one.
-    pub(super) fn improve(&self, question: &Question<'_>, explained: &mut Explained) {
-        let (Some(hook), Some((rules, trails))) = (self.lost.get(&explained.index), &self.found)
-        else {
+    /// Puts the rule or policy of iptables-legacy in as the reason, where there is one, and adds
+    /// the rules that decide by more than the packet.
+    pub(super) fn improve(
+        &mut self,
+        question: &Question<'_>,
+        trail: Option<&Trail>,
+        explained: &mut Explained,
+    ) {
+        let Some((rules, trails)) = &self.found else {
             return;
         };
         let steps = trails.get(&explained.index).map_or(&[][..], Vec::as_slice);
-        let Some(stop) = rules.stopped_by(steps, *hook) else {
-            return;
-        };
-        explained.reason = reason(stop, *hook);
-        let asked = question.blocked.iter().find(|(i, _)| *i == explained.index);
-        if let Some((_, service)) = asked {
-            let caveats = rules.caveats(steps, service.protocol, &[service.port]);
-            explained.caveats.extend(caveats);
+        let lost = self.lost.get(&explained.index);
+        if let Some((hook, stop)) = lost.and_then(|hook| {
+            let stop = rules.stopped_by(steps, *hook)?;
+            Some((*hook, stop))
+        }) {
+            explained.reason = reason(stop, hook, &self.queues);
+        }
+        let key = explained.index;
+        let asked = question.services.binary_search_by_key(&key, |(i, _)| *i);
+        if let Some((_, service)) = asked.ok().and_then(|at| question.services.get(at)) {
+            let subject = subject(question.probe, *service, trail);
+            explained.caveats.extend(rules.caveats(steps, &subject));
+        }
+        for (where_to, rule) in rules.memories(steps) {
+            self.warnings
+                .insert(format!("probes left an entry in {where_to} by {rule}"));
         }
     }
 }
 
-fn reason(stop: LegacyStop, hook: HookPoint) -> Reason {
+fn reason(stop: LegacyStop, hook: HookPoint, queues: &[u16]) -> Reason {
     match stop {
         LegacyStop::Policy(chain) => Reason::Policy { hook, chain },
-        LegacyStop::Rule(rule) => {
-            let with = rule.text.as_deref().and_then(rejected_with);
-            Reason::Rule {
-                hook,
-                action: with.map_or(Action::Dropped, Action::Rejected),
-                rule,
-            }
-        }
+        LegacyStop::Rule(rule) => Reason::Rule {
+            hook,
+            action: action(rule.text.as_deref().unwrap_or_default(), queues),
+            rule,
+        },
+    }
+}
+
+fn action(text: &str, queues: &[u16]) -> Action {
+    if let Some(with) = rejected_with(text) {
+        return Action::Rejected(with);
+    }
+    match (queued_to(text), takes_away(text)) {
+        (Some(queue), _) => Action::Queued {
+            queue,
+            listener: queues.contains(&queue),
+        },
+        (None, true) => Action::Taken,
+        (None, false) => Action::Dropped,
     }
 }
 

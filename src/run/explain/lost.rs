@@ -66,6 +66,11 @@ impl<'a> Lost<'a> {
         })
     }
 
+    /// The number of an interface.
+    pub(super) fn index(&self, name: &str) -> Option<u32> {
+        self.observer.index(&name.parse().ok()?)
+    }
+
     /// Explains the lost probes, by index. Of each kind one is sent again, alone. If it is not lost
     /// this time, its trail is replaced instead.
     pub(super) fn explain(
@@ -91,7 +96,7 @@ impl<'a> Lost<'a> {
     }
 
     fn cases(&mut self, followed: &Followed) -> Result<Vec<Case>, ExplainError> {
-        let blocked = self.question.blocked.iter();
+        let blocked = self.question.services.iter();
         let mut cases: Vec<Case> = blocked
             .filter(|(index, _)| followed.is_lost(*index))
             .map(|&(index, service)| self.case(index, service, followed.trails.get(&index)))

@@ -5,22 +5,36 @@
 //! is sent again while iptables-legacy reports what its rules do. One that was lost between hooks is
 //! sent again, alone, while the router's counters are watched, and judged by look-ups and settings.
 
+mod behind;
 mod follow;
 mod legacy;
 mod lost;
+mod patience;
 mod read;
 mod reason;
 
-use std::{collections::HashMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+};
 
 use thiserror::Error;
 
 pub use self::reason::{Action, Explained, Reason};
-use self::{follow::follow, legacy::Legacy, lost::Lost, read::Reader};
+use self::{
+    behind::behind,
+    follow::{Followed, follow},
+    legacy::Legacy,
+    lost::Lost,
+    patience::wait_and_send,
+    read::Reader,
+};
 use crate::{
     firewall::{
         nft::{
-            NftError, generation,
+            NftError,
+            census::Census,
+            generation,
             trace::{TraceSockets, TraceSpec, Tracer},
             watch::{Changes, RulesetWatch},
         },
@@ -29,7 +43,7 @@ use crate::{
     model::{IfName, RunId, Service},
     netlink::{NetlinkError, object::Family},
     netns::{NetnsError, NetnsFd, NetnsId, tool::Tools},
-    run::packet::ProbeSpec,
+    run::{outside::OutsideReason, packet::ProbeSpec},
 };
 
 /// What is to be explained.
@@ -43,14 +57,36 @@ pub struct Question<'a> {
     pub probe: &'a ProbeSpec,
     /// The router's interface by which they come in, where it is known.
     pub ingress: Option<&'a IfName>,
-    /// The blocked services with their indexes.
-    pub blocked: &'a [(u32, Service)],
+    /// The services with their indexes: blocked ones, and where [`Scrutiny`] asks for it others,
+    /// in ascending order.
+    pub services: &'a [(u32, Service)],
+    /// What makes the measurement of the others doubtful.
+    pub scrutiny: &'a Scrutiny,
+    /// Let probes go on behind the last chain, as [`Taps::pass_on`](crate::firewall::Taps::pass_on).
+    pub pass_on: bool,
+}
+
+/// Why services that were not blocked are looked at as well.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scrutiny {
+    /// What nf_tables has.
+    pub census: Census,
+    /// Whether iptables-legacy has a rule that decides by more than the packet.
+    pub legacy: bool,
+}
+
+impl Scrutiny {
+    /// Whether there is a reason to look at all.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        self.legacy || self.census.volatile || !self.census.behind.is_empty()
+    }
 }
 
 /// The reasons, and what in them does not add up.
 #[derive(Debug, Default)]
 pub struct Explanation {
-    /// One entry per blocked service, in the order of the question.
+    /// One entry per service, in the order of the question.
     pub reasons: Vec<Explained>,
     /// What the reader should know beside them.
     pub warnings: Vec<String>,
@@ -123,7 +159,7 @@ impl Explainer {
         question: &Question<'_>,
         send: &mut SendAgain<'_>,
     ) -> Result<Explanation, ExplainError> {
-        if question.blocked.is_empty() {
+        if question.services.is_empty() {
             return Ok(Explanation::default());
         }
         let open = || Ok::<_, NftError>((TraceSockets::open_here()?, RulesetWatch::open_here()?));
@@ -159,26 +195,29 @@ impl Explainer {
         before: u32,
         send: &mut SendAgain<'_>,
     ) -> Result<Explanation, ExplainError> {
-        let indexes: Vec<u32> = question.blocked.iter().map(|(index, _)| *index).collect();
+        let indexes: Vec<u32> = question.services.iter().map(|(index, _)| *index).collect();
         let mut followed = follow(tracer, &indexes, send)?;
-        let outside = Lost::new(question)?.explain(tracer, &mut followed, send)?;
-        let mut legacy = Legacy::follow(question, &self.tools, tracer, &followed, send)?;
-        let mut reader = Reader::new(
-            self.book(question.netns, before),
-            Source {
-                netns: question.netns,
-                tools: &self.tools,
-                socket: tracer.control(),
-            },
-        );
-        let one = |(index, service): &_| reader.explained(*index, *service, &followed, &outside);
-        let mut reasons: Vec<Explained> =
-            question.blocked.iter().map(one).collect::<Result<_, _>>()?;
+        let mut lost = Lost::new(question)?;
+        let outside = lost.explain(tracer, &mut followed, send)?;
+        let legacy = Legacy::follow(question, &self.tools, tracer, &followed, send)?;
+        let found = Found {
+            followed,
+            outside,
+            lost,
+            legacy,
+        };
+        let book = self.book(question.netns, before);
+        let (mut reasons, book, mut warnings) =
+            found.reasons(question, self.reader(question, book, tracer))?;
+        let alone = wait_and_send(&reasons, tracer, send)?;
+        let mut reader = self.reader(question, book, tracer);
         for explained in &mut reasons {
-            legacy.improve(question, explained);
+            if let Some(trail) = alone.get(&explained.index) {
+                reader.sent_alone(explained, trail)?;
+            }
         }
-        let (book, mut warnings) = reader.finish();
-        warnings.extend(legacy.warning());
+        let (book, more) = reader.finish();
+        warnings.extend(more);
         // If installing the trace was the only change, what was read stays right; removing it will
         // be the next one.
         let now = generation(tracer.control())?;
@@ -186,7 +225,22 @@ impl Explainer {
             let settled = now.wrapping_add(1);
             self.books.insert(question.netns.id(), (settled, book));
         }
+        let warnings = warnings.into_iter().collect();
         Ok(Explanation { reasons, warnings })
+    }
+
+    fn reader<'t>(
+        &'t self,
+        question: &Question<'t>,
+        book: RuleBook,
+        tracer: &'t mut Tracer,
+    ) -> Reader<'t> {
+        let source = Source {
+            netns: question.netns,
+            tools: &self.tools,
+            socket: tracer.control(),
+        };
+        Reader::new(book, source, question.probe)
     }
 
     /// The book of a router if its ruleset has not changed since, or a new one.
@@ -198,11 +252,43 @@ impl Explainer {
     }
 }
 
+/// What sending the probes again showed.
+struct Found<'a> {
+    followed: Followed,
+    outside: BTreeMap<u32, OutsideReason>,
+    lost: Lost<'a>,
+    legacy: Legacy,
+}
+
+impl Found<'_> {
+    /// The reasons in the order of the question, and what the reader should know.
+    fn reasons(
+        mut self,
+        question: &Question<'_>,
+        mut reader: Reader<'_>,
+    ) -> Result<(Vec<Explained>, RuleBook, BTreeSet<String>), ExplainError> {
+        let chains = &question.scrutiny.census.behind;
+        let index = |name: &str| self.lost.index(name);
+        let mut reasons = Vec::with_capacity(question.services.len());
+        for &(number, service) in question.services {
+            let trail = self.followed.trails.get(&number);
+            let mut explained = reader.explained(number, service, &self.followed, &self.outside)?;
+            explained.behind = behind(&mut reader, chains, question.probe, service, trail, index)?;
+            self.legacy.improve(question, trail, &mut explained);
+            reasons.push(explained);
+        }
+        let (book, mut warnings) = reader.finish();
+        warnings.extend(self.legacy.into_warnings());
+        Ok((reasons, book, warnings))
+    }
+}
+
 fn trace_spec(question: &Question<'_>) -> TraceSpec {
     TraceSpec {
         run_id: question.run_id.clone(),
         family: Family::of(question.probe.destination),
         tags: question.probe.tags,
         ingress: question.ingress.cloned(),
+        pass_on: question.pass_on,
     }
 }

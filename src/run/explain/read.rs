@@ -14,13 +14,14 @@ use super::{
 use crate::{
     firewall::{
         Caveat, RulePlace,
-        concern::concerns,
+        concern::{Subject, concerns},
         effect::rejected_with,
         nft::trace::{Decision, StepKind, StoppedBy, TraceStep, Trail},
         ruletext::{Chain, RuleBook, RuleText, Source},
     },
     model::Service,
-    run::outside::OutsideReason,
+    netns::NetnsFd,
+    run::{outside::OutsideReason, packet::ProbeSpec},
 };
 
 /// Lists the queues that somebody listens to, one per line, its number first.
@@ -30,25 +31,41 @@ const QUEUES: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 pub(super) struct Reader<'a> {
     book: RuleBook,
     source: Source<'a>,
+    probe: &'a ProbeSpec,
     queues: Option<Vec<u16>>,
     warnings: BTreeSet<String>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(book: RuleBook, source: Source<'a>) -> Self {
+    pub(super) fn new(book: RuleBook, source: Source<'a>, probe: &'a ProbeSpec) -> Self {
         Self {
             book,
             source,
+            probe,
             queues: None,
             warnings: BTreeSet::new(),
         }
     }
 
     /// Gives the book back, and what the reader should know.
-    pub(super) fn finish(self) -> (RuleBook, Vec<String>) {
-        let failures = self.book.failures().iter().cloned();
-        let warnings = failures.chain(self.warnings).collect();
-        (self.book, warnings)
+    pub(super) fn finish(mut self) -> (RuleBook, BTreeSet<String>) {
+        self.warnings.extend(self.book.failures().iter().cloned());
+        (self.book, self.warnings)
+    }
+
+    /// Takes the way of a probe that was sent by itself for its reason. Where nf_tables did not see
+    /// what stopped it, the reason stays as it was.
+    pub(super) fn sent_alone(
+        &mut self,
+        explained: &mut Explained,
+        trail: &Trail,
+    ) -> Result<(), ExplainError> {
+        explained.alone = true;
+        match self.reason(trail)? {
+            Reason::Within(_) | Reason::Outside(_) => {}
+            reason => explained.reason = reason,
+        }
+        Ok(())
     }
 
     /// Explains one service.
@@ -74,6 +91,8 @@ impl<'a> Reader<'a> {
             index,
             reason,
             caveats,
+            behind: None,
+            alone: false,
             steps: trail.map_or_else(Vec::new, |trail| trail.steps.clone()),
         })
     }
@@ -117,15 +136,11 @@ impl<'a> Reader<'a> {
 
     fn queues(&mut self) -> &[u16] {
         let netns = self.source.netns;
-        self.queues.get_or_insert_with(|| {
-            let text = netns.enter(|| fs::read_to_string(QUEUES));
-            let text = text.ok().and_then(Result::ok).unwrap_or_default();
-            let number = |line: &str| line.split_whitespace().next()?.parse().ok();
-            text.lines().filter_map(number).collect()
-        })
+        self.queues.get_or_insert_with(|| queues(netns))
     }
 
-    fn chain(&mut self, place: &RulePlace) -> Result<Arc<Chain>, ExplainError> {
+    /// The chain at `place` with its rules.
+    pub(super) fn chain(&mut self, place: &RulePlace) -> Result<Arc<Chain>, ExplainError> {
         Ok(self.book.chain(&mut self.source, place)?)
     }
 
@@ -135,17 +150,17 @@ impl<'a> Reader<'a> {
         trail: &Trail,
         service: Service,
     ) -> Result<Vec<(Caveat, RuleText)>, ExplainError> {
-        let ports = [service.port, trail.head.destination_port];
+        let subject = subject(self.probe, service, Some(trail));
         let mut found = Vec::new();
         for (place, end) in visited(&trail.steps) {
             let chain = self.chain(&place)?;
-            self.note_memories(trail, &chain);
             let end = end.and_then(|handle| chain.index(handle));
+            self.note_memories(trail, &chain, end, &subject);
             for (at, caveat) in &chain.caveats {
                 let rule = &chain.rules[*at];
                 let asked = end.is_none_or(|end| *at <= end);
                 let text = rule.text.as_deref().unwrap_or_default();
-                if asked && concerns(text, service.protocol, &ports) {
+                if asked && concerns(text, &subject) {
                     found.push((caveat.clone(), rule.clone()));
                 }
             }
@@ -153,18 +168,53 @@ impl<'a> Reader<'a> {
         Ok(found)
     }
 
-    /// Notes rules that matched and remember the probe.
-    fn note_memories(&mut self, trail: &Trail, chain: &Chain) {
+    /// Notes rules that remember the probe: those that matched, and those that count or limit per
+    /// element, which add it before they decide whether they match.
+    fn note_memories(
+        &mut self,
+        trail: &Trail,
+        chain: &Chain,
+        end: Option<usize>,
+        subject: &Subject,
+    ) {
         for (at, where_to) in &chain.memories {
             let rule = &chain.rules[*at];
             let matched =
                 |step: &TraceStep| step.place == rule.place && step.kind == StepKind::Rule;
-            if trail.steps.iter().any(matched) {
+            let counts = chain.caveats.iter().any(|(with, _)| with == at);
+            let text = rule.text.as_deref().unwrap_or_default();
+            let asked = end.is_none_or(|end| *at <= end) && concerns(text, subject);
+            if trail.steps.iter().any(matched) || (counts && asked) {
                 self.warnings
                     .insert(format!("probes left an entry in {where_to} by {rule}"));
             }
         }
     }
+}
+
+/// The queues of a namespace that somebody listens to.
+pub(super) fn queues(netns: &NetnsFd) -> Vec<u16> {
+    let text = netns.enter(|| fs::read_to_string(QUEUES));
+    let text = text.ok().and_then(Result::ok).unwrap_or_default();
+    let number = |line: &str| line.split_whitespace().next()?.parse().ok();
+    text.lines().filter_map(number).collect()
+}
+
+/// What rules may see of a probe, before and behind NAT.
+pub(super) fn subject(probe: &ProbeSpec, service: Service, trail: Option<&Trail>) -> Subject {
+    let head = trail.map(|trail| &trail.head);
+    let mut subject = Subject {
+        protocol: service.protocol,
+        ports: vec![service.port],
+        sources: vec![probe.source],
+        destinations: vec![probe.destination],
+    };
+    subject.ports.extend(head.map(|head| head.destination_port));
+    subject.sources.extend(head.map(|head| head.source));
+    subject
+        .destinations
+        .extend(head.map(|head| head.destination));
+    subject
 }
 
 /// The chains that a probe went through, in order, each with the rule that ended its stay there;

@@ -1,10 +1,11 @@
 //! Why a service was blocked, in types and in words.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use crate::{
     firewall::{
         Caveat,
+        effect::may_pass,
         nft::trace::{Exit, TraceStep},
         place::HookPoint,
         ruletext::RuleText,
@@ -118,16 +119,43 @@ pub struct Explained {
     /// Rules on its way that decide by more than the packet, whether they matched this time or
     /// not. Where there is one, another probe at another time may fare differently.
     pub caveats: Vec<(Caveat, RuleText)>,
+    /// A chain behind the last tap that may stop the probe, in words.
+    pub behind: Option<String>,
+    /// Whether it was sent again by itself after as long as a rate on its way asks for, so that
+    /// the rate has no part in the reason.
+    pub alone: bool,
     /// What the chains did with the probe, in order.
     pub steps: Vec<TraceStep>,
 }
 
 impl Explained {
-    /// Whether the same probe would be stopped again: the cause is known, and nothing that
-    /// depends on rate, quota, chance, time or history was on the way.
+    /// Rules on the way by which the outcome may differ: those that may let the probe through
+    /// another time, and the one that stopped it.
+    pub fn doubtful(&self) -> impl Iterator<Item = &(Caveat, RuleText)> {
+        self.caveats.iter().filter(|(_, rule)| {
+            let stopped = match &self.reason {
+                Reason::Rule { rule: by, .. } => {
+                    by.place == rule.place && by.position == rule.position
+                }
+                Reason::Policy { .. } => false,
+                // It may be any of them.
+                _ => true,
+            };
+            stopped || rule.text.as_deref().is_none_or(may_pass)
+        })
+    }
+
+    /// How long to wait until the rates on the way allow one packet more, if a rate may be what
+    /// stopped the probe.
     #[must_use]
-    pub fn is_certain(&self) -> bool {
-        self.reason.is_known() && self.caveats.is_empty()
+    pub fn waits_for(&self) -> Option<Duration> {
+        let stopped = matches!(
+            self.reason,
+            Reason::Rule { .. } | Reason::Policy { .. } | Reason::Within(_)
+        );
+        let waits = self.doubtful().map(|(caveat, _)| caveat.interval());
+        let known: Option<Vec<Duration>> = waits.collect();
+        known?.into_iter().max().filter(|_| stopped)
     }
 }
 

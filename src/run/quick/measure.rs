@@ -9,16 +9,22 @@ use super::{Closing, QuickError};
 use crate::{
     fault,
     firewall::{
-        Reading, Taps,
+        Reading, Support, Taps,
         backend::{Backend, InstalledTaps, Site, TapsError},
-        iptables::OwnerMark,
+        iptables::{
+            OwnerMark,
+            trace::{LegacyRules, has_tables_here},
+        },
         nft::{
             NftError, NftSocket, NftTaps, Ownership,
+            census::Census,
+            inventory::support_here,
             watch::{Changes, RulesetWatch},
         },
     },
     netns::{NetnsFd, tool::Tools, visit},
     run::{
+        explain::Scrutiny,
         packet::ProbeSpec,
         probe::{Catalogue, ProbeSocket, Refused},
         verdict::{Finding, Observed, doubts, judge},
@@ -46,6 +52,8 @@ pub(super) struct Probing<'a> {
     watch: Option<RulesetWatch>,
     probes: ProbeSocket,
     local_destination: bool,
+    /// Whether the router has tables of iptables-legacy.
+    legacy: bool,
 }
 
 /// How long each part took.
@@ -63,6 +71,8 @@ pub(super) struct Spent {
 pub(super) struct Measured {
     pub(super) findings: Vec<(u32, Finding)>,
     pub(super) doubts: Vec<String>,
+    /// Whether something came out with a tag and without the mark.
+    unmarked: bool,
     /// Whether the kernel removes the taps if this process dies.
     pub(super) owned: bool,
     pub(super) spent: Spent,
@@ -76,11 +86,14 @@ impl<'a> Probing<'a> {
         host: &NetnsFd,
         local_destination: bool,
     ) -> Result<Self, QuickError> {
-        let (mut nft, mut probes) = (None, None);
+        let (mut nft, mut probes, mut legacy) = (None, None, false);
         visit(&[router, host], |netns| {
             if netns.id() == host.id() {
                 probes = Some(ProbeSocket::open_here(question.spec.destination));
-            } else if question.backend == Backend::Nft {
+                return;
+            }
+            legacy = has_tables_here(question.taps.family);
+            if question.backend == Backend::Nft {
                 nft =
                     Some(RulesetWatch::open_here().and_then(|w| Ok((NftSocket::open_here()?, w))));
             }
@@ -107,7 +120,37 @@ impl<'a> Probing<'a> {
             watch,
             probes,
             local_destination,
+            legacy,
         })
+    }
+
+    /// Looks for what makes verdicts doubtful that a plain measurement gave, if it gave any.
+    pub(super) fn scrutiny<'f>(
+        &mut self,
+        mut findings: impl Iterator<Item = &'f Finding>,
+    ) -> Result<Scrutiny, QuickError> {
+        let plain = |finding| matches!(finding, &Finding::Passed | &Finding::Delivered);
+        if !findings.any(plain) {
+            // Rules of iptables-legacy are asked for when a blocked probe leads there.
+            return Ok(Scrutiny::default());
+        }
+        let family = self.question.taps.family;
+        let census = match &mut self.nft {
+            Some(socket) => Census::read(socket, family),
+            None => self.router.enter(|| {
+                if matches!(support_here(), Support::No(_)) {
+                    return Ok(Census::default());
+                }
+                NftSocket::open_here().and_then(|mut socket| Census::read(&mut socket, family))
+            })?,
+        };
+        let census = census.map_err(|e| self.failed(e.into()))?;
+        let legacy = self.legacy && {
+            let rules = LegacyRules::read(&self.router, self.question.tools, family);
+            // Rules that cannot be printed are looked at more closely, and that says why not.
+            rules.map_or(true, |rules| rules.is_volatile())
+        };
+        Ok(Scrutiny { census, legacy })
     }
 
     /// The sockets that are left to close.
@@ -145,32 +188,29 @@ impl<'a> Probing<'a> {
             .map_err(|e| self.failed(e.into()))
     }
 
-    /// Measures the services with `indexes`, and once more, noting arrivals, those of which it
-    /// stays unclear whether their probes came in.
+    /// Measures the services with `indexes`, and some of them once more in another way: noting
+    /// arrivals, where it stays unclear whether their probes came in, and by tag alone, where
+    /// something came out that has lost its mark.
     fn measure_once(&mut self, indexes: &[u32]) -> Result<Measured, QuickError> {
         let mut first = self.pass(self.question.taps.clone(), indexes)?;
-        let unclear: Vec<u32> = first
-            .findings
-            .iter()
-            .filter(|(_, finding)| finding.is_unclear())
-            .map(|&(index, _)| index)
-            .collect();
-        if unclear.is_empty() {
-            return Ok(first);
+        let unclear: Vec<u32> = first.with(Finding::is_unclear);
+        if !unclear.is_empty() {
+            let noting = Taps {
+                note_arrivals: true,
+                ..self.question.taps.clone()
+            };
+            let second = self.pass(noting, &unclear)?;
+            first.correct(second);
         }
-        let noting = Taps {
-            note_arrivals: true,
-            ..self.question.taps.clone()
-        };
-        let second = self.pass(noting, &unclear)?;
-        let mut clear = second.findings.into_iter().peekable();
-        for (index, finding) in &mut first.findings {
-            if let Some((_, found)) = clear.next_if(|(again, _)| again == index) {
-                *finding = found;
-            }
+        let stopped = first.with(|finding| *finding == Finding::Stopped);
+        if first.unmarked && !stopped.is_empty() {
+            let by_tag = Taps {
+                by_tag: true,
+                ..self.question.taps.clone()
+            };
+            let second = self.pass(by_tag, &stopped)?;
+            first.correct(second);
         }
-        first.doubts.extend(second.doubts);
-        first.spent.add(second.spent);
         Ok(first)
     }
 
@@ -246,6 +286,7 @@ impl<'a> Probing<'a> {
         Measured {
             findings: judge(&observed),
             doubts: doubts(&observed),
+            unmarked: reading.unmarked > 0,
             owned,
             spent,
         }
@@ -256,6 +297,28 @@ impl<'a> Probing<'a> {
             router: self.router.name().to_string(),
             source,
         }
+    }
+}
+
+impl Measured {
+    /// The services with such findings.
+    fn with(&self, is: impl Fn(&Finding) -> bool) -> Vec<u32> {
+        let all = self.findings.iter();
+        all.filter(|(_, finding)| is(finding))
+            .map(|&(index, _)| index)
+            .collect()
+    }
+
+    /// Takes over what another measurement of some of the services found.
+    fn correct(&mut self, other: Self) {
+        let mut clear = other.findings.into_iter().peekable();
+        for (index, finding) in &mut self.findings {
+            if let Some((_, found)) = clear.next_if(|(again, _)| again == index) {
+                *finding = found;
+            }
+        }
+        self.doubts.extend(other.doubts);
+        self.spent.add(other.spent);
     }
 }
 

@@ -4,6 +4,7 @@
 //! Each phase that takes something gives it back before the function returns, whatever happened in
 //! between; a failure to give back is reported beside the answer.
 
+mod conclude;
 mod grant;
 mod measure;
 mod plan;

@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     Closing, EXPLAIN_AUTO_MAX, ExplainMode, QuickError, QuickJob,
+    conclude::conclude,
     measure::{Probing, Question, Spent, step},
     random,
 };
@@ -22,16 +23,14 @@ use crate::{
     firewall::{
         TagSpace, Taps,
         backend::{Backend, Site, choose},
-        caveat::Caveat,
         iptables::{OwnerMark, feature},
-        ruletext::RuleText,
     },
     model::{Dscp, Service},
     netlink::object::Family,
     netns::{NetnsDir, tool::Tools},
     registry::Owner,
     run::{
-        explain::{self, Explained, Explainer, Explanation, Reason},
+        explain::{self, Explainer, Explanation, Scrutiny},
         packet::ProbeSpec,
         probe::Catalogue,
         report::Verdict,
@@ -79,6 +78,14 @@ pub(super) struct Measurement {
     pub(super) closing: Vec<Closing>,
 }
 
+/// The services that are looked at more closely.
+#[derive(Default)]
+struct Asked {
+    services: Vec<(u32, Service)>,
+    /// What to say of those that are not.
+    left_out: Vec<String>,
+}
+
 impl Plan {
     pub(super) fn new(
         job: &QuickJob,
@@ -115,6 +122,7 @@ impl Plan {
             services: catalogue.len(),
             tcp: catalogue.tcp(),
             note_arrivals: false,
+            by_tag: false,
             pass_on: job.pass_on.is_some(),
         };
         let spec = ProbeSpec {
@@ -181,12 +189,17 @@ impl Plan {
         let findings: BTreeMap<u32, Finding> = measured.findings.into_iter().collect();
         let mut closing = Vec::new();
         let begin = Instant::now();
-        let (blocked, left_out) = self.worth_explaining(&findings);
-        let explained = if blocked.is_empty() {
+        let scrutiny = match self.explain {
+            ExplainMode::Never => Scrutiny::default(),
+            _ => probing.scrutiny(findings.values())?,
+        };
+        let asked = self.worth_explaining(&findings, &scrutiny);
+        let explained = if asked.services.is_empty() {
             Explanation::default()
         } else {
             let mut explainer = Explainer::new(self.tools.clone());
-            let explained = self.explain(&mut explainer, part, &probing, &blocked);
+            let services = &asked.services;
+            let explained = self.explain(&mut explainer, part, &probing, services, &scrutiny);
             closing.push(Closing::Explainer(explainer));
             explained?
         };
@@ -195,11 +208,11 @@ impl Plan {
         let reasons = explained
             .reasons
             .iter()
-            .map(|e| (e.index, conclude(e, findings.get(&e.index))))
+            .filter_map(|e| Some((e.index, conclude(findings.get(&e.index)?, e)?)))
             .collect();
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
-        doubts.extend(left_out);
+        doubts.extend(asked.left_out);
         let netns = &part.way.netns;
         if !dir
             .open(netns.name())
@@ -220,29 +233,43 @@ impl Plan {
         }))
     }
 
-    /// The blocked services whose reasons are to be found, and a word about those left out.
-    fn worth_explaining(
-        &self,
-        findings: &BTreeMap<u32, Finding>,
-    ) -> (Vec<(u32, Service)>, Option<String>) {
+    /// The blocked services, whose reasons are to be found, and the others, where the router has
+    /// something that makes a plain YES doubtful.
+    fn worth_explaining(&self, findings: &BTreeMap<u32, Finding>, scrutiny: &Scrutiny) -> Asked {
         let most = match self.explain {
-            ExplainMode::Never => return (Vec::new(), None),
+            ExplainMode::Never => return Asked::default(),
             ExplainMode::Auto => EXPLAIN_AUTO_MAX,
             ExplainMode::Always => usize::MAX,
         };
-        let mut blocked: Vec<(u32, Service)> = findings
-            .iter()
-            .filter(|(_, finding)| matches!(finding, Finding::Stopped | Finding::NotArrived))
-            .filter_map(|(&index, _)| Some((index, self.catalogue.service(index)?)))
-            .collect();
-        let all = blocked.len();
-        blocked.truncate(most);
-        let left_out = (all > most).then(|| {
-            format!(
-                "only {most} of {all} blocked services were explained; --explain always takes all"
-            )
-        });
-        (blocked, left_out)
+        let (mut blocked, mut passed, mut left) = (0, 0, 0);
+        let mut services = Vec::new();
+        for (&index, finding) in findings {
+            let count = match finding {
+                Finding::Stopped | Finding::NotArrived => &mut blocked,
+                Finding::Passed | Finding::Delivered if scrutiny.is_needed() => &mut passed,
+                _ => continue,
+            };
+            *count += 1;
+            let fits = *count <= most;
+            left += usize::from(!fits && matches!(finding, Finding::Passed | Finding::Delivered));
+            let service = self.catalogue.service(index).filter(|_| fits);
+            services.extend(service.map(|service| (index, service)));
+        }
+        let mut left_out = Vec::new();
+        if blocked > most {
+            left_out.push(format!(
+                "only {most} of {blocked} blocked services were explained; --explain always takes \
+                 all"
+            ));
+        }
+        if left > 0 {
+            left_out.push(format!(
+                "{left} services got through and were not held against rules that decide by rate, \
+                 quota, chance, time or history, and chains behind the last tap; --explain always \
+                 does that"
+            ));
+        }
+        Asked { services, left_out }
     }
 
     fn explain(
@@ -250,7 +277,8 @@ impl Plan {
         explainer: &mut Explainer,
         part: &Part,
         probing: &Probing<'_>,
-        blocked: &[(u32, Service)],
+        services: &[(u32, Service)],
+        scrutiny: &Scrutiny,
     ) -> Result<Explanation, QuickError> {
         step("quick.explain")?;
         let question = explain::Question {
@@ -258,7 +286,9 @@ impl Plan {
             run_id: &self.taps.run_id,
             probe: &self.spec,
             ingress: part.way.iface_in.as_ref(),
-            blocked,
+            services,
+            scrutiny,
+            pass_on: self.taps.pass_on,
         };
         let mut send = |indexes: &[u32]| match probing.send(indexes).into_values().next() {
             None => Ok(()),
@@ -281,25 +311,6 @@ impl Plan {
             tools: &self.tools,
             owner: &self.owner,
         }
-    }
-}
-
-/// What an explanation makes of a service whose probe did not come out.
-fn conclude(explained: &Explained, finding: Option<&Finding>) -> (Verdict, String) {
-    let rate = |(caveat, rule): &(Caveat, RuleText)| match caveat {
-        Caveat::RateLimited(rate) => Some(format!("rate-limited: {rate} on {rule}")),
-        _ => None,
-    };
-    let limited = explained.caveats.iter().find_map(rate);
-    match (&explained.reason, limited) {
-        // Alone it goes through: only the burst of a whole job exceeds the rate.
-        (Reason::WentThrough(_), Some(limit)) => (Verdict::Yes, limit),
-        (Reason::WentThrough(_), None) => (Verdict::Unknown, format!("stopped once, {explained}")),
-        (reason, _) if finding == Some(&Finding::NotArrived) && !reason.is_known() => (
-            Verdict::Unknown,
-            format!("it did not reach PREROUTING; {explained}"),
-        ),
-        _ => (Verdict::No, explained.to_string()),
     }
 }
 

@@ -157,9 +157,12 @@ fn conclude(part: &Part, index: u32, answer: &Measurement) -> (Verdict, Option<S
             Some((verdict, reason)) => (*verdict, Some(reason.clone())),
             None => (Verdict::Yes, None),
         },
-        (Finding::Delivered, _) => {
+        (Finding::Delivered, found) => {
             let reason = "the destination is the router itself; judged at the end of INPUT";
-            (Verdict::Yes, Some(reason.to_owned()))
+            match found {
+                Some((verdict, why)) => (*verdict, Some(format!("{reason}; {why}"))),
+                None => (Verdict::Yes, Some(reason.to_owned())),
+            }
         }
         (Finding::Diverted, _) => {
             let reason = "it ends on the router itself (redirected by NAT or TPROXY)";

@@ -228,6 +228,7 @@ impl<'a> Job<'a> {
                 services: catalogue.len(),
                 tcp: catalogue.tcp(),
                 note_arrivals: false,
+                by_tag: false,
                 pass_on: false,
             },
             catalogue,

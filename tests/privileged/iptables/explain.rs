@@ -4,7 +4,7 @@ use tsim::{
     firewall::iptables::Variant,
     netlink::{object::Family, sysctl},
     run::{
-        explain::{Explainer, Explanation, Question},
+        explain::{Explainer, Explanation, Question, Scrutiny},
         probe::ProbeSocket,
     },
 };
@@ -22,7 +22,9 @@ fn explain(row: &Row, job: &Job<'_>) -> Explanation {
         run_id: &job.taps.run_id,
         probe: &job.spec,
         ingress: Some(&ingress),
-        blocked: &blocked,
+        services: &blocked,
+        scrutiny: &Scrutiny::default(),
+        pass_on: false,
     };
     let destination = job.spec.destination;
     let open = || ProbeSocket::open_here(destination);
@@ -116,7 +118,7 @@ fn many_services_are_explained_by_several_jobs_at_once() {
                         text.contains("--limit 1/hour"),
                         "the caveat is missing: {text}"
                     );
-                    assert!(!explained.is_certain());
+                    assert!(explained.doubtful().next().is_some());
                 }
             });
         }

@@ -29,10 +29,15 @@ use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd, BorrowedFd},
+    time::Duration,
 };
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt},
+};
 
 use self::{
     event::Event,
@@ -78,6 +83,9 @@ pub struct TraceSpec {
     /// The interface by which they come in, to see what happens there before IP; without it, what
     /// is discarded there leaves no trace.
     pub ingress: Option<IfName>,
+    /// Let probes go on behind the last chains instead of discarding them there, as
+    /// [`Taps::pass_on`](crate::firewall::Taps::pass_on).
+    pub pass_on: bool,
 }
 
 /// The two sockets that a tracer needs, opened in the router's namespace.
@@ -176,6 +184,23 @@ impl Tracer {
         })
     }
 
+    /// Waits until events are there, at most for `limit`; false when none came.
+    ///
+    /// # Errors
+    /// [`NftError::Receive`].
+    pub fn await_events(&self, limit: Duration) -> Result<bool, NftError> {
+        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(self.events.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(true),
+            Err(errno) => Err(NftError::Receive {
+                what: "waiting for trace events",
+                source: errno.into(),
+            }),
+        }
+    }
+
     /// The control socket, to ask about the ruleset.
     pub fn control(&mut self) -> &mut NftSocket {
         &mut self.control
@@ -266,6 +291,7 @@ fn render(
         .table(table_family(spec.family), table, flags)?;
     for (point, hook, last) in HOOKS {
         render.ip_chain(point, hook, false, Verdict::Accept)?;
+        let last = if spec.pass_on { Verdict::Accept } else { last };
         render.ip_chain(point, hook, true, last)?;
     }
     if let Some(device) = &spec.ingress {

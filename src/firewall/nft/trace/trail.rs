@@ -166,7 +166,7 @@ impl Trails {
             trail.head = head;
         }
         match marker {
-            Some(Some(reached)) => trail.mark(reached, &event.decision),
+            Some(Some(reached)) => trail.mark(reached),
             Some(None) => {}
             None if event.table == self.own.taps => trail.tap(event),
             None => trail.step(event),
@@ -205,13 +205,13 @@ impl Trail {
         }
     }
 
-    /// One of the tracer's own chains saw the packet.
-    fn mark(&mut self, reached: Reached, decision: &Decision) {
+    /// One of the tracer's own chains saw the packet. Behind the last ones its way has ended.
+    fn mark(&mut self, reached: Reached) {
         self.reached = reached;
         self.ends_with_step = false;
-        self.exit = match (decision, reached.hook) {
-            (Decision::Drop, HookPoint::Postrouting) => Some(Exit::Out),
-            (Decision::Drop, HookPoint::Input) => Some(Exit::Local),
+        self.exit = match (reached.whole, reached.hook) {
+            (true, HookPoint::Postrouting) => Some(Exit::Out),
+            (true, HookPoint::Input) => Some(Exit::Local),
             _ => None,
         };
     }
@@ -219,7 +219,10 @@ impl Trail {
     /// The job's taps saw the packet. They take it away only where its way ends.
     fn tap(&mut self, event: &Event<'_>) {
         if event.decision == Decision::Drop {
-            self.mark(self.reached, &Decision::Drop);
+            self.mark(Reached {
+                whole: true,
+                ..self.reached
+            });
         }
     }
 

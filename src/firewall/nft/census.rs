@@ -1,0 +1,335 @@
+//! What in a ruleset makes a plain measurement doubtful: rules that decide by more than the packet
+//! or remember packets, and chains behind the last taps.
+//!
+//! Two dumps, read as attributes and not as text, so that a ruleset without such things costs a job
+//! next to nothing. What is found here is only a reason to look closer.
+
+use super::{
+    DUMP_ATTEMPTS, NftError, NftSocket, kernel,
+    socket::Dumped,
+    wire::{Attributes, array},
+};
+use crate::{
+    firewall::{RulePlace, TableFamily, place::HookPoint},
+    netlink::object::Family,
+};
+
+/// linux/netfilter/nf_tables.h.
+mod attr {
+    pub(super) const RULE_TABLE: u16 = 1;
+    pub(super) const RULE_EXPRESSIONS: u16 = 4;
+    pub(super) const EXPR_NAME: u16 = 1;
+    pub(super) const EXPR_DATA: u16 = 2;
+    pub(super) const META_KEY: u16 = 2;
+    pub(super) const CT_KEY: u16 = 2;
+    pub(super) const OBJREF_TYPE: u16 = 1;
+    pub(super) const IMMEDIATE_DATA: u16 = 2;
+    pub(super) const DATA_VERDICT: u16 = 2;
+    /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
+    pub(super) const XT_NAME: u16 = 1;
+    pub(super) const CHAIN_TABLE: u16 = 1;
+    pub(super) const CHAIN_NAME: u16 = 3;
+    pub(super) const CHAIN_HOOK: u16 = 4;
+    pub(super) const CHAIN_POLICY: u16 = 5;
+    pub(super) const CHAIN_USE: u16 = 6;
+    pub(super) const HOOK_NUMBER: u16 = 1;
+    pub(super) const HOOK_PRIORITY: u16 = 2;
+    pub(super) const HOOK_DEVICE: u16 = 3;
+    pub(super) const HOOK_DEVICES: u16 = 4;
+    pub(super) const GET_CHAIN: u16 = 4;
+    pub(super) const ACCEPT: u32 = 1;
+}
+
+/// `NF_NETDEV_EGRESS`, linux/netfilter.h.
+const EGRESS: u32 = 1;
+const INPUT: u32 = 1;
+const POSTROUTING: u32 = 4;
+
+/// A chain that sees packets behind the last taps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Behind {
+    /// The chain; the handle is 0.
+    pub place: RulePlace,
+    /// The hook behind whose taps it stands.
+    pub hook: HookPoint,
+    /// The devices whose egress it is; none where it stands at the hook itself.
+    pub devices: Option<Vec<String>>,
+    /// Whether it drops what no rule decides on.
+    pub policy_drops: bool,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Whether a rule decides by more than the packet, remembers or copies packets.
+    pub volatile: bool,
+    /// Chains behind the last taps, if they have rules or drop.
+    pub behind: Vec<Behind>,
+}
+
+impl Census {
+    /// Looks through the chains and rules that packets of `family` may meet, tsim's own left out.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn read(socket: &mut NftSocket, family: Family) -> Result<Self, NftError> {
+        let mut census = Self::default();
+        let what = "looking through chains";
+        let all = TableFamily(0).0;
+        for _ in 0..DUMP_ATTEMPTS {
+            census.behind.clear();
+            let dumped = socket.dump_messages(attr::GET_CHAIN, all, &[], what, |message| {
+                let (at, chain) = (family_of(message.body), message.attributes());
+                census.behind.extend(behind(at, chain, family));
+            })?;
+            if dumped == Dumped::Whole {
+                break;
+            }
+        }
+        for _ in 0..DUMP_ATTEMPTS {
+            census.volatile = false;
+            let dumped = socket.dump_messages(kernel::GET_RULE, all, &[], what, |message| {
+                let here = sees(family_of(message.body), family);
+                census.volatile |= here && is_volatile(message.attributes());
+            })?;
+            if dumped == Dumped::Whole {
+                return Ok(census);
+            }
+        }
+        // It changes all the time; then a closer look cannot be wrong.
+        census.volatile = true;
+        Ok(census)
+    }
+}
+
+/// The family in `struct nfgenmsg`.
+fn family_of(body: &[u8]) -> TableFamily {
+    TableFamily(body.first().copied().unwrap_or_default())
+}
+
+/// Whether tables of the family `table` see packets of `family` that are routed.
+fn sees(table: TableFamily, family: Family) -> bool {
+    let own = match family {
+        Family::V4 => TableFamily::IP,
+        Family::V6 => TableFamily::IP6,
+    };
+    [own, TableFamily::INET, TableFamily::NETDEV].contains(&table)
+}
+
+fn is_own(table: &str) -> bool {
+    let own = ["tsim_", "tsimtrace_", "tsimflow_"];
+    own.iter().any(|prefix| table.starts_with(prefix))
+}
+
+fn behind(at: TableFamily, chain: Attributes<'_>, family: Family) -> Option<Behind> {
+    let hook = chain.nested(attr::CHAIN_HOOK)?;
+    let number = hook.be32(attr::HOOK_NUMBER)?;
+    let priority = i32::from_be_bytes(array(hook.find(attr::HOOK_PRIORITY)?, 0)?);
+    let table = chain.text(attr::CHAIN_TABLE)?;
+    let drops = chain.be32(attr::CHAIN_POLICY).unwrap_or(attr::ACCEPT) != attr::ACCEPT;
+    let idle = chain.be32(attr::CHAIN_USE).unwrap_or(0) == 0 && !drops;
+    let egress = at == TableFamily::NETDEV && number == EGRESS;
+    let last = at != TableFamily::NETDEV && priority == i32::MAX;
+    let hook_point = match number {
+        _ if egress => HookPoint::Postrouting,
+        POSTROUTING if last => HookPoint::Postrouting,
+        INPUT if last => HookPoint::Input,
+        _ => return None,
+    };
+    if idle || is_own(table) || !sees(at, family) {
+        return None;
+    }
+    let names = || {
+        let listed = hook.nested(attr::HOOK_DEVICES).into_iter().flatten();
+        let listed = listed.filter_map(|(_, name)| std::str::from_utf8(name).ok());
+        let one = hook.text(attr::HOOK_DEVICE).into_iter();
+        let all = one.chain(listed);
+        all.map(|name| name.trim_end_matches('\0').to_owned())
+            .collect()
+    };
+    Some(Behind {
+        place: RulePlace {
+            family: at,
+            table: table.to_owned(),
+            chain: chain.text(attr::CHAIN_NAME)?.to_owned(),
+            handle: 0,
+        },
+        hook: hook_point,
+        devices: egress.then(names),
+        policy_drops: drops,
+    })
+}
+
+/// Whether a rule remembers or copies packets, or decides and does so by more than the packet.
+fn is_volatile(rule: Attributes<'_>) -> bool {
+    if rule.text(attr::RULE_TABLE).is_none_or(is_own) {
+        return false;
+    }
+    let (mut varies, mut decides) = (false, false);
+    let expressions = rule.nested(attr::RULE_EXPRESSIONS).into_iter().flatten();
+    for (_, expression) in expressions {
+        let expression = Attributes(expression);
+        let name = expression.text(attr::EXPR_NAME).unwrap_or_default();
+        let data = expression
+            .nested(attr::EXPR_DATA)
+            .unwrap_or(Attributes(&[]));
+        match kind(name, data) {
+            Kind::Remembers | Kind::Copies => return true,
+            Kind::Varies => varies = true,
+            Kind::Decides => decides = true,
+            Kind::VariesAndDecides => return true,
+            Kind::Other => {}
+        }
+    }
+    varies && decides
+}
+
+enum Kind {
+    Remembers,
+    Copies,
+    Varies,
+    Decides,
+    VariesAndDecides,
+    Other,
+}
+
+fn kind(name: &str, data: Attributes<'_>) -> Kind {
+    match name {
+        "dynset" => Kind::Remembers,
+        // A copy may be all that leaves.
+        "dup" => Kind::Copies,
+        "limit" | "quota" | "numgen" | "connlimit" => Kind::Varies,
+        // `NFT_META_PRANDOM`, `NFT_META_TIME_NS` to `NFT_META_TIME_HOUR`.
+        "meta" if matches!(data.be32(attr::META_KEY), Some(24 | 30..=32)) => Kind::Varies,
+        // `NFT_CT_PKTS`, `NFT_CT_BYTES`, `NFT_CT_AVGPKT`.
+        "ct" if matches!(data.be32(attr::CT_KEY), Some(14..=16)) => Kind::Varies,
+        // `NFT_OBJECT_QUOTA`, `NFT_OBJECT_LIMIT`, `NFT_OBJECT_CONNLIMIT`; by map it may be any.
+        "objref" if matches!(data.be32(attr::OBJREF_TYPE), None | Some(2 | 4 | 5)) => Kind::Varies,
+        "match" => xt_match(data.text(attr::XT_NAME).unwrap_or_default()),
+        "target" => xt_target(data.text(attr::XT_NAME).unwrap_or_default()),
+        "immediate" => {
+            let verdict = data.nested(attr::IMMEDIATE_DATA);
+            match verdict.and_then(|data| data.find(attr::DATA_VERDICT)) {
+                Some(_) => Kind::Decides,
+                None => Kind::Other,
+            }
+        }
+        // A look-up may be in a map of verdicts.
+        "lookup" | "reject" | "nat" | "masq" | "redir" | "tproxy" | "queue" | "synproxy"
+        | "fwd" => Kind::Decides,
+        _ => Kind::Other,
+    }
+}
+
+fn xt_match(name: &str) -> Kind {
+    match name {
+        "recent" => Kind::Remembers,
+        "limit" | "hashlimit" | "quota" | "statistic" | "time" | "connlimit" | "connbytes"
+        | "rateest" | "nfacct" | "condition" => Kind::Varies,
+        _ => Kind::Other,
+    }
+}
+
+fn xt_target(name: &str) -> Kind {
+    match name {
+        "SET" => Kind::Remembers,
+        "RATEEST" => Kind::VariesAndDecides,
+        "TEE" => Kind::Copies,
+        "LOG" | "NFLOG" | "MARK" | "CONNMARK" | "TRACE" | "AUDIT" | "TOS" | "DSCP" | "TTL"
+        | "HL" | "CLASSIFY" | "TCPMSS" | "CT" | "CHECKSUM" => Kind::Other,
+        _ => Kind::Decides,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
+        let length = 4 + payload.len();
+        let mut bytes = (length as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(payload);
+        bytes.resize(length.next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn rule(table: &str, expressions: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let one = |(name, data): &(&str, Vec<u8>)| {
+            let mut inner = attribute(attr::EXPR_NAME, format!("{name}\0").as_bytes());
+            inner.extend(attribute(attr::EXPR_DATA, data));
+            attribute(1, &inner)
+        };
+        let list: Vec<u8> = expressions.iter().flat_map(one).collect();
+        let mut bytes = attribute(attr::RULE_TABLE, format!("{table}\0").as_bytes());
+        bytes.extend(attribute(attr::RULE_EXPRESSIONS, &list));
+        bytes
+    }
+
+    fn drop_verdict() -> Vec<u8> {
+        attribute(
+            attr::IMMEDIATE_DATA,
+            &attribute(attr::DATA_VERDICT, &[0; 8]),
+        )
+    }
+
+    fn volatile(expressions: &[(&str, Vec<u8>)]) -> bool {
+        is_volatile(Attributes(&rule("fw", expressions)))
+    }
+
+    #[test]
+    fn a_rule_is_volatile_if_it_decides_by_more_than_the_packet() {
+        let limit = || ("limit", Vec::new());
+        assert!(volatile(&[limit(), ("immediate", drop_verdict())]));
+        assert!(!volatile(&[limit(), ("log", Vec::new())]));
+        assert!(!volatile(&[("immediate", drop_verdict())]));
+        let hour = attribute(attr::META_KEY, &32u32.to_be_bytes());
+        assert!(volatile(&[("meta", hour), ("immediate", drop_verdict())]));
+        let mark = attribute(attr::META_KEY, &3u32.to_be_bytes());
+        assert!(!volatile(&[("meta", mark), ("immediate", drop_verdict())]));
+        assert!(volatile(&[("dynset", Vec::new())]));
+        let xt = |name: &str| attribute(attr::XT_NAME, format!("{name}\0").as_bytes());
+        assert!(volatile(&[
+            ("match", xt("statistic")),
+            ("target", xt("DNAT"))
+        ]));
+        assert!(!volatile(&[("match", xt("limit")), ("target", xt("LOG"))]));
+        assert!(volatile(&[("target", xt("SET"))]));
+        let own = rule("tsim_r1", &[("dynset", Vec::new())]);
+        assert!(!is_volatile(Attributes(&own)));
+    }
+
+    fn chain(table: &str, number: u32, priority: i32, used: u32, device: Option<&str>) -> Vec<u8> {
+        let mut hook = attribute(attr::HOOK_NUMBER, &number.to_be_bytes());
+        hook.extend(attribute(attr::HOOK_PRIORITY, &priority.to_be_bytes()));
+        if let Some(device) = device {
+            let name = attribute(1, format!("{device}\0").as_bytes());
+            hook.extend(attribute(attr::HOOK_DEVICES, &name));
+        }
+        let mut bytes = attribute(attr::CHAIN_TABLE, format!("{table}\0").as_bytes());
+        bytes.extend(attribute(attr::CHAIN_NAME, b"c\0"));
+        bytes.extend(attribute(attr::CHAIN_HOOK, &hook));
+        bytes.extend(attribute(attr::CHAIN_USE, &used.to_be_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn chains_behind_the_last_taps_are_found() {
+        let found = |at, chain: &[u8]| behind(at, Attributes(chain), Family::V4);
+        let last = chain("fw", POSTROUTING, i32::MAX, 1, None);
+        let one = found(TableFamily::INET, &last).unwrap();
+        assert_eq!((one.hook, one.devices), (HookPoint::Postrouting, None));
+        assert_eq!(found(TableFamily::IP6, &last), None);
+        let before = chain("fw", POSTROUTING, i32::MAX - 1, 1, None);
+        assert_eq!(found(TableFamily::IP, &before), None);
+        let taps = chain("tsim_r1", POSTROUTING, i32::MAX, 1, None);
+        assert_eq!(found(TableFamily::IP, &taps), None);
+        let empty = chain("fw", POSTROUTING, i32::MAX, 0, None);
+        assert_eq!(found(TableFamily::IP, &empty), None);
+        let egress = chain("edge", EGRESS, 0, 2, Some("out"));
+        let one = found(TableFamily::NETDEV, &egress).unwrap();
+        assert_eq!(one.devices, Some(vec!["out".to_owned()]));
+        let ingress = chain("edge", 0, 0, 2, Some("in"));
+        assert_eq!(found(TableFamily::NETDEV, &ingress), None);
+    }
+}

@@ -1,0 +1,60 @@
+//! What chains behind the last taps may still do with a probe that came so far.
+
+use super::{
+    ExplainError,
+    read::{Reader, subject},
+};
+use crate::{
+    firewall::{
+        concern::concerns,
+        effect::may_stop,
+        nft::{
+            census::Behind,
+            trace::{Exit, StoppedBy, Trail},
+        },
+        place::HookPoint,
+    },
+    model::Service,
+    run::packet::ProbeSpec,
+};
+
+/// What may stop a probe behind the taps, in words; none where nothing can. `index` gives the
+/// number of a device.
+pub(super) fn behind(
+    reader: &mut Reader<'_>,
+    chains: &[Behind],
+    probe: &ProbeSpec,
+    service: Service,
+    trail: Option<&Trail>,
+    index: impl Fn(&str) -> Option<u32>,
+) -> Result<Option<String>, ExplainError> {
+    let exit = trail.and_then(|trail| match trail.stopped_by() {
+        StoppedBy::Nothing(exit) => Some(exit),
+        _ => None,
+    });
+    let out = trail.map(|trail| trail.head.oif).filter(|oif| *oif > 0);
+    for chain in chains {
+        let elsewhere = match chain.hook {
+            HookPoint::Input => exit == Some(Exit::Out),
+            _ => exit == Some(Exit::Local),
+        };
+        let device = |name: &String| out.is_none() || index(name) == out;
+        let passes = chain.devices.as_ref().is_none_or(|d| d.iter().any(device));
+        if elsewhere || !passes {
+            continue;
+        }
+        let rules = reader.chain(&chain.place)?;
+        if chain.policy_drops {
+            return Ok(Some(format!("the policy of {rules} may stop it")));
+        }
+        let subject = subject(probe, service, trail);
+        let stopping = rules.rules.iter().find(|rule| {
+            let text = rule.text.as_deref();
+            text.is_none_or(|text| may_stop(text) && concerns(text, &subject))
+        });
+        if let Some(rule) = stopping {
+            return Ok(Some(format!("{rule} may stop it")));
+        }
+    }
+    Ok(None)
+}

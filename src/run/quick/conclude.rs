@@ -1,0 +1,232 @@
+//! From what was measured and what was found out about it to the verdict, as pure code.
+
+use crate::{
+    firewall::{
+        Caveat,
+        effect::{forwards_on_device, only_rewrites},
+        place::HookPoint,
+        ruletext::RuleText,
+    },
+    run::{
+        explain::{Action, Explained, Reason},
+        outside::OutsideReason,
+        report::Verdict,
+        verdict::Finding,
+    },
+};
+
+/// What to say of a service that was looked at more closely; none where its finding says it all.
+pub(super) fn conclude(finding: &Finding, explained: &Explained) -> Option<(Verdict, String)> {
+    match finding {
+        Finding::Passed | Finding::Delivered => passed(explained),
+        Finding::NotArrived if !explained.reason.is_known() => Some((
+            Verdict::Unknown,
+            format!("it did not reach PREROUTING; {explained}"),
+        )),
+        _ => Some(stopped(explained)),
+    }
+}
+
+fn passed(explained: &Explained) -> Option<(Verdict, String)> {
+    if let Some(behind) = &explained.behind {
+        let text = format!("it got past the last tap, behind which {behind}");
+        return Some((Verdict::Unknown, text));
+    }
+    // Its own way ends in the router, again and for a reason that does not change: what came out
+    // was a copy (TEE, dup).
+    let ended = matches!(
+        explained.reason,
+        Reason::Rule { .. } | Reason::Policy { .. }
+    );
+    if ended && explained.doubtful().next().is_none() {
+        let text = format!("{}; only a copy of it left", explained.reason);
+        return Some((Verdict::No, text));
+    }
+    let chance = |(caveat, rule): &&(Caveat, RuleText)| {
+        let text = rule.text.as_deref().unwrap_or_default();
+        matches!(caveat, Caveat::Random(_)) && !only_rewrites(text)
+    };
+    if explained.caveats.iter().any(|one| chance(&one)) {
+        let why = notes(explained.caveats.iter().filter(chance));
+        return Some((Verdict::Unknown, why));
+    }
+    let why = notes(explained.caveats.iter());
+    (!why.is_empty()).then_some((Verdict::Yes, why))
+}
+
+fn stopped(explained: &Explained) -> (Verdict, String) {
+    let doubtful: Vec<&(Caveat, RuleText)> = explained.doubtful().collect();
+    let rates = || {
+        let limited = |(caveat, _): &&(Caveat, RuleText)| matches!(caveat, Caveat::RateLimited(_));
+        notes(explained.caveats.iter().filter(limited))
+    };
+    let own_doing = doubtful.iter().any(|(caveat, _)| caveat.may_be_own_doing());
+    match &explained.reason {
+        // Alone it goes through: only the burst of a whole job exceeds the rate.
+        Reason::WentThrough(_) if !rates().is_empty() => (Verdict::Yes, rates()),
+        Reason::WentThrough(_) => (Verdict::Unknown, format!("stopped once, {explained}")),
+        // Nothing but chains of the highest priority comes behind POSTROUTING, so what was lost
+        // there was not recognised.
+        Reason::Outside(OutsideReason::Unknown {
+            after: HookPoint::Postrouting,
+            ..
+        }) => (
+            Verdict::Unknown,
+            "it passed every chain and was not recognised behind them".to_owned(),
+        ),
+        Reason::Rule {
+            action: Action::Taken,
+            rule,
+            ..
+        } if rule.text.as_deref().is_some_and(forwards_on_device) => {
+            (Verdict::Unknown, format!("sent on past all taps by {rule}"))
+        }
+        reason if own_doing && !explained.alone => {
+            let why = notes(doubtful.into_iter());
+            (Verdict::Unknown, format!("{why}; this time {reason}"))
+        }
+        reason if own_doing => {
+            let why = notes(doubtful.into_iter());
+            (Verdict::No, format!("{reason}, sent by itself, too; {why}"))
+        }
+        reason => match notes(doubtful.into_iter()) {
+            why if why.is_empty() => (Verdict::No, reason.to_string()),
+            why => (Verdict::No, format!("{reason}; {why}")),
+        },
+    }
+}
+
+/// Each caveat with its rule.
+fn notes<'a>(caveats: impl Iterator<Item = &'a (Caveat, RuleText)>) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for (caveat, rule) in caveats {
+        let text = format!("{caveat} on {rule}");
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::{RulePlace, TableFamily, nft::trace::Exit};
+
+    fn rule(position: usize, text: &str) -> RuleText {
+        RuleText {
+            place: RulePlace {
+                family: TableFamily::INET,
+                table: "fw".to_owned(),
+                chain: "f".to_owned(),
+                handle: position as u64,
+            },
+            position: Some(position),
+            text: Some(text.to_owned()),
+            xtables: false,
+        }
+    }
+
+    fn explained(reason: Reason, caveats: Vec<(Caveat, RuleText)>) -> Explained {
+        Explained {
+            index: 0,
+            reason,
+            caveats,
+            behind: None,
+            alone: false,
+            steps: Vec::new(),
+        }
+    }
+
+    fn dropped(rule: RuleText) -> Reason {
+        Reason::Rule {
+            hook: HookPoint::Forward,
+            action: Action::Dropped,
+            rule,
+        }
+    }
+
+    fn limit(text: &str) -> (Caveat, RuleText) {
+        (Caveat::RateLimited("5/hour".to_owned()), rule(1, text))
+    }
+
+    fn stopped(explained: &Explained) -> (Verdict, String) {
+        conclude(&Finding::Stopped, explained).unwrap()
+    }
+
+    #[test]
+    fn what_a_rate_may_have_stopped_is_undecided_until_it_was_sent_alone() {
+        let caveats = vec![limit("limit rate 5/hour accept")];
+        let mut one = explained(dropped(rule(2, "drop")), caveats.clone());
+        let (verdict, why) = stopped(&one);
+        assert_eq!(verdict, Verdict::Unknown);
+        assert!(
+            why.starts_with("rate-limited: 5/hour on rule 1 of chain f"),
+            "{why}"
+        );
+        one.alone = true;
+        assert_eq!(stopped(&one).0, Verdict::No);
+        one.reason = Reason::WentThrough(Exit::Out);
+        assert_eq!(stopped(&one).0, Verdict::Yes);
+    }
+
+    #[test]
+    fn a_rate_that_can_only_stop_does_not_excuse_another_rule() {
+        let caveats = vec![limit("limit rate over 5/hour drop")];
+        let one = explained(dropped(rule(2, "drop")), caveats.clone());
+        assert_eq!(stopped(&one).0, Verdict::No);
+        let itself = explained(dropped(rule(1, "limit rate over 5/hour drop")), caveats);
+        assert_eq!(stopped(&itself).0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn the_clock_and_open_connections_are_named_and_change_nothing() {
+        for caveat in [
+            Caveat::TimeOfDay("meta hour".to_owned()),
+            Caveat::History("ct count over 5".to_owned()),
+        ] {
+            let by = rule(1, "meta hour x drop");
+            let one = explained(dropped(by.clone()), vec![(caveat.clone(), by)]);
+            let (verdict, why) = stopped(&one);
+            assert_eq!(verdict, Verdict::No);
+            assert!(why.contains(&caveat.to_string()), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_yes_names_what_it_depends_on_and_chance_makes_it_unknown() {
+        let out = || Reason::WentThrough(Exit::Out);
+        let passed = |one: &Explained| conclude(&Finding::Passed, one);
+        assert_eq!(passed(&explained(out(), Vec::new())), None);
+        let one = explained(out(), vec![limit("limit rate 5/hour accept")]);
+        assert_eq!(passed(&one).unwrap().0, Verdict::Yes);
+        let chance = || Caveat::Random("numgen".to_owned());
+        let one = explained(out(), vec![(chance(), rule(1, "numgen x drop"))]);
+        assert_eq!(passed(&one).unwrap().0, Verdict::Unknown);
+        let one = explained(out(), vec![(chance(), rule(1, "dnat to numgen x"))]);
+        assert_eq!(passed(&one).unwrap().0, Verdict::Yes);
+        let mut one = explained(out(), Vec::new());
+        one.behind = Some("rule 1 may stop it".to_owned());
+        assert_eq!(passed(&one).unwrap().0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_left_unrecognised_or_past_the_taps_is_no_no() {
+        let lost = Reason::Outside(OutsideReason::Unknown {
+            after: HookPoint::Postrouting,
+            evidence: Vec::new(),
+        });
+        assert_eq!(stopped(&explained(lost, Vec::new())).0, Verdict::Unknown);
+        let forwarded = Reason::Rule {
+            hook: HookPoint::Ingress,
+            action: Action::Taken,
+            rule: rule(1, "fwd to \"out\""),
+        };
+        let one = explained(forwarded, Vec::new());
+        assert_eq!(stopped(&one).0, Verdict::Unknown);
+        assert_eq!(
+            conclude(&Finding::NotArrived, &one).unwrap().0,
+            Verdict::Unknown
+        );
+    }
+}
