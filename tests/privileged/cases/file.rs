@@ -110,7 +110,23 @@ fn read(path: &Path) -> CaseFile {
     CaseFile { name, ..case }
 }
 
+/// The services in a list such as `22,53/udp`.
+pub(crate) fn services(list: &str) -> impl Iterator<Item = Service> {
+    let services = parse_services(list, Protocol::Tcp, ServiceLimits::default());
+    services.unwrap().into_iter()
+}
+
 impl CaseFile {
+    /// A case of nothing but rules.
+    pub(crate) fn of_rules(loader: Loader, rules: String) -> Self {
+        let mut case: Self = toml::from_str("title = ''\nwhy = ''").unwrap();
+        match loader {
+            Loader::Nft => case.nft = Some(rules),
+            _ => case.iptables = Some(rules),
+        }
+        case
+    }
+
     pub(crate) fn families(&self) -> Vec<Family> {
         let named = |number: &u8| match number {
             4 => Family::V4,
@@ -246,13 +262,12 @@ fn expectation(line: &str, case: &str) -> Vec<Expected> {
         "UNKNOWN" => Verdict::Unknown,
         other => panic!("{case}: there is no verdict {other}"),
     };
-    let services = parse_services(services.trim(), Protocol::Tcp, ServiceLimits::default());
     let expected = |service| Expected {
         service,
         verdict,
         because: because.iter().map(|text| text.trim().to_owned()).collect(),
     };
-    services.unwrap().into_iter().map(expected).collect()
+    self::services(services.trim()).map(expected).collect()
 }
 
 /// Puts the family's words in.

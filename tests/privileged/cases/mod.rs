@@ -3,6 +3,7 @@
 
 mod bed;
 pub(crate) mod file;
+mod fuzz;
 mod kernel;
 
 use std::{
@@ -147,6 +148,20 @@ fn asked(case: &CaseFile, loader: Loader, family: Family) -> (usize, Vec<String>
 fn beyond(run: Run, verdict: Verdict, reason: &str) -> bool {
     let native = run.loader == Loader::Nft && run.backend != Backend::Nft;
     native && verdict == Verdict::Unknown && reason.contains("the nft back end can")
+}
+
+/// Asks once, with a capture. Says as well how the ruleset changed, if it did.
+fn asked_once(
+    bed: &CaseBed,
+    case: &CaseFile,
+    run: Run,
+    expected: &[Expected],
+) -> (QuickReport, Vec<Verdict>, Option<String>) {
+    let before = bed.ruleset(case, run.loader, run.family);
+    let (report, seen) = bed.captured(case, run, expected);
+    let after = bed.ruleset(case, run.loader, run.family);
+    let changed = format!("the ruleset changed from\n{before}to\n{after}");
+    (report, seen, (after != before).then_some(changed))
 }
 
 /// Holds a report against the file and the capture.
