@@ -6,9 +6,10 @@
 //! child that does nothing but close them and end.
 #![allow(unsafe_code)]
 
-use std::process;
+use std::{os::fd::AsRawFd, process};
 
 use nix::unistd::{ForkResult, close, fork};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 /// Ends this process with `code`, at once. What it has open is closed a moment later, by a child
 /// that first lets go of standard input, output and error, so that nobody waits for it there.
@@ -16,18 +17,33 @@ use nix::unistd::{ForkResult, close, fork};
 /// Call this when every lock is free and everything is undone: to others, the descriptors are
 /// open for as long as the child takes. If there can be no child, this process closes them.
 pub fn exit_leaving_descriptors(code: i32) -> ! {
-    // SAFETY: other threads may hold any lock at this moment, also that of the allocator. The
-    // child calls nothing but close(2) and _exit(2), which are async-signal-safe
-    // (signal-safety(7)).
-    match unsafe { fork() } {
-        Ok(ForkResult::Child) => {
-            for standard in 0..3 {
-                // It may have been closed before.
-                let _ = close(standard);
-            }
-            // SAFETY: ends the process without running anything of it.
-            unsafe { libc::_exit(0) }
+    // Of two processes that have a socket open, the last one to close it waits. So the child stays
+    // until this process has closed everything, which its pidfd tells (pidfd_open(2), Linux 5.3).
+    if let Ok(parent) = pidfd_open(getpid(), PidfdFlags::empty()) {
+        // SAFETY: other threads may hold any lock at this moment, also that of the allocator. The
+        // child calls nothing but close(2), poll(2) and _exit(2), which are async-signal-safe
+        // (signal-safety(7)).
+        if let Ok(ForkResult::Child) = unsafe { fork() } {
+            outlive(&parent);
         }
-        Ok(ForkResult::Parent { .. }) | Err(_) => process::exit(code),
     }
+    process::exit(code)
+}
+
+/// Waits until the process that `pidfd` stands for has ended, and ends.
+fn outlive(pidfd: &impl AsRawFd) -> ! {
+    for standard in 0..3 {
+        // It may have been closed before.
+        let _ = close(standard);
+    }
+    let mut ended = libc::pollfd {
+        fd: pidfd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one descriptor is announced, and there is one. An error ends the wait early, which
+    // only means that the parent may have to wait.
+    unsafe { libc::poll(&raw mut ended, 1, -1) };
+    // SAFETY: ends the process without running anything of it.
+    unsafe { libc::_exit(0) }
 }
