@@ -14,7 +14,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, so
 use crate::{
     model::{Protocol, Service},
     run::packet::{ProbeSpec, probes},
-    sys::mmsg::send_each,
+    sys::{in_flight, mmsg::send_each},
 };
 
 /// The services of a job, numbered as its taps expect: TCP first, then UDP.
@@ -90,6 +90,11 @@ impl Catalogue {
 /// From how many probes on a thread is worth its start: they take a millisecond or two.
 const SHARE_MIN: usize = 256;
 
+/// The kernel doubles it, and charges 768 bytes for a probe: 682 may be under way at once, and the
+/// sender waits for more. A processor's back log holds 1000 packets (`net.core.netdev_max_backlog`)
+/// and loses the others.
+const SEND_BUFFER: usize = 256 << 10;
+
 /// Probes that the source host's kernel refused to send: index and its reason.
 pub type Refused = BTreeMap<u32, String>;
 
@@ -118,15 +123,15 @@ impl ProbeSocket {
             SockFlag::SOCK_CLOEXEC,
             nix::sys::socket::SockProtocol::Raw,
         )?;
-        // Probes of a large job queue up behind each other in the router's back log for moments.
-        setsockopt(&socket, sockopt::SndBufForce, &(4 << 20))?;
+        setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER)?;
         Ok(Self {
             socket,
             destination,
         })
     }
 
-    /// Sends the probes with these indexes, ascending. Many are shared out among threads: the
+    /// Sends the probes with these indexes, ascending, and waits until they have come through the
+    /// first router, or are lost. Many are shared out among threads: the
     /// kernel takes a packet through all namespaces on the processor that sends it.
     #[must_use]
     pub fn send(&self, spec: &ProbeSpec, catalogue: &Catalogue, indexes: &[u32]) -> Refused {
@@ -134,7 +139,7 @@ impl ProbeSocket {
         let share = indexes.len().div_ceil(processors).max(SHARE_MIN);
         let mut shares = indexes.chunks(share);
         let first = shares.next().unwrap_or_default();
-        thread::scope(|scope| {
+        let refused = thread::scope(|scope| {
             let others: Vec<_> = shares
                 .map(|share| scope.spawn(move || self.send_share(spec, catalogue, share)))
                 .collect();
@@ -143,7 +148,9 @@ impl ProbeSocket {
                 refused.extend(other.join().unwrap_or_else(|e| panic::resume_unwind(e)));
             }
             refused
-        })
+        });
+        in_flight::wait(self.socket.as_fd());
+        refused
     }
 
     fn send_share(&self, spec: &ProbeSpec, catalogue: &Catalogue, indexes: &[u32]) -> Refused {

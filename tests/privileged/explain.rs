@@ -26,7 +26,7 @@ use tsim::{
         explain::{Explainer, Explanation, Question, Scrutiny},
         packet::{ProbeSpec, probes},
     },
-    sys::mmsg::send_each,
+    sys::{in_flight, mmsg::send_each},
 };
 
 use crate::support::{Bed, ifname};
@@ -199,6 +199,7 @@ impl Row {
                 return Err(error);
             }
         }
+        in_flight::wait(self.socket.as_fd());
         Ok(())
     }
 

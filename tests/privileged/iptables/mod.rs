@@ -3,8 +3,12 @@
 mod bed;
 mod explain;
 
-use std::fs;
+use std::{fs, process::Command};
 
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use tsim::{
     firewall::{
         Backend, BackendChoice, InstalledTaps, Support, choose,
@@ -429,6 +433,36 @@ fn every_port_of_both_protocols_fits() {
         taps.remove().1.unwrap();
         assert_eq!(reading.out.len(), 131_070);
         assert_eq!(reading.packets_out, 131_070);
+    }
+}
+
+/// Keeps this thread on the first processor and has the kernel take what comes in at `device` to
+/// the last (RPS): who sends probes does not carry them through the router, as on a busy machine.
+fn receive_elsewhere(row: &Row, device: &str) {
+    let last = std::thread::available_parallelism().unwrap().get() - 1;
+    let mut first = CpuSet::new();
+    first.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &first).unwrap();
+    let file = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
+    // `ip netns exec` shows the namespace's own /sys.
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", row.router.name().as_str(), "sh", "-c"]);
+    command.arg(format!("echo {:x} > {file}", 1_u64 << last.min(31)));
+    assert!(command.status().unwrap().success());
+}
+
+#[test]
+fn probes_that_the_sender_does_not_carry_itself_are_waited_for() {
+    let row = Row::new();
+    receive_elsewhere(&row, "in");
+    // Each probe takes the router longer than the sender.
+    let rules = "counter\n".repeat(2000);
+    let chain = format!("type filter hook forward priority 0\n{rules}");
+    let slow = format!("table ip slow {{\nchain forward {{\n{chain}}}\n}}\n");
+    row.tool("nft", &["-f", "-"], &slow);
+    let job = Job::new(&row, "job", Family::V4, "1-500/tcp");
+    for _ in 0..20 {
+        assert_eq!(job.measure(Backend::Nft).out.len(), 500);
     }
 }
 
