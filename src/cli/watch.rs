@@ -12,6 +12,7 @@ use crate::{
     sched::{
         job::{FinishedJob, Status},
         progress::Reader,
+        queue,
         runner::PROGRESS,
         spool::Spool,
     },
@@ -84,6 +85,7 @@ struct Follower {
     spool: Spool,
     run_id: RunId,
     inotify: Inotify,
+    queue: queue::Reader,
     progress: Option<Reader>,
 }
 
@@ -100,6 +102,7 @@ impl Follower {
             spool,
             run_id,
             inotify,
+            queue: queue::Reader::default(),
             progress: None,
         })
     }
@@ -114,7 +117,7 @@ impl Follower {
             reason: None,
         };
         // Where it comes from first: a job that moves meanwhile is then not missed.
-        let jobs = self.spool.jobs()?;
+        let jobs = self.queue.read(&self.spool)?;
         if let Some(job) = self.spool.finished(&self.run_id)? {
             seen.status = job.status;
             seen.reason.clone_from(&job.reason);

@@ -94,7 +94,7 @@ impl Jobs {
 /// Reads the lists again and again, but only what is new in them: of a queue of thousands, a
 /// change of one job costs that job.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
+pub struct Reader {
     edition: Edition,
     waiting: HashMap<Box<str>, Arc<QueuedJob>>,
     order: Vec<Arc<QueuedJob>>,
@@ -103,7 +103,10 @@ pub(super) struct Reader {
 
 impl Reader {
     /// The waiting and running jobs, as of now.
-    pub(super) fn read(&mut self, spool: &Spool) -> Result<Jobs, SpoolError> {
+    ///
+    /// # Errors
+    /// [`SpoolError`] when a file cannot be read, or is damaged and waits for repair.
+    pub fn read(&mut self, spool: &Spool) -> Result<Jobs, SpoolError> {
         // The queue first: a job that moves in between is then seen in both, not in neither. Its
         // edition before its content: at worst it is read again for nothing.
         let edition = spool.edition(List::Queue)?;
