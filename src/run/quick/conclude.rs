@@ -44,7 +44,9 @@ fn passed(explained: &Explained) -> Option<(Verdict, String)> {
     }
     let chance = |(caveat, rule): &&(Caveat, RuleText)| {
         let text = rule.text.as_deref().unwrap_or_default();
-        matches!(caveat, Caveat::Random(_)) && !only_rewrites(text)
+        // iptables lets no rule in nat drop, so a jump there leads to rewriting, too.
+        let rewrites = only_rewrites(text) || (rule.xtables && rule.place.table == "nat");
+        matches!(caveat, Caveat::Random(_)) && !rewrites
     };
     if explained.caveats.iter().any(|one| chance(&one)) {
         let why = notes(explained.caveats.iter().filter(chance));
