@@ -116,6 +116,16 @@ struct Ruleset {
     rules: Vec<(usize, String)>,
 }
 
+/// Where DNAT sends packets to `port`. No two ports are sent to one: all probes come from one source
+/// port, and those that go on behind the taps, for the capture, would become one connection.
+fn target(random: &mut Random, port: &str) -> String {
+    match random.below(3) {
+        0 => "{other}".to_owned(),
+        1 => format!("{{dst}}:1{port}"),
+        _ => format!("{{other}}:2{port}"),
+    }
+}
+
 /// Index of the chain that others jump to.
 const SUB: usize = 0;
 
@@ -204,13 +214,7 @@ impl Ruleset {
         let hooked = self.chains[chain].hook.as_str();
         let does = match random.below(if nat { 4 } else { 14 }) {
             _ if nat && hooked.contains("prerouting") => {
-                let to = random.one(&["{dst}:8080", "{other}", "{gw}:22", "{dst}:23"]);
-                let protocol = if matches.contains("udp") {
-                    "udp"
-                } else {
-                    "tcp"
-                };
-                return format!("meta l4proto {protocol} {matches} dnat to {to}");
+                return format!("tcp dport {port} dnat to {}", target(random, port));
             }
             _ if nat && hooked.contains("postrouting") => {
                 random.one(&["masquerade", "snat to {far}"]).to_owned()
@@ -276,8 +280,9 @@ impl Ruleset {
         };
         let does = match (chain.hook.as_str(), chain.name.as_str()) {
             ("nat", "PREROUTING") => {
-                let to = random.one(&["{dst}:8080", "{other}", "{dst}:23"]);
-                return format!("-p tcp -m tcp --dport {port} -j DNAT --to-destination {to}");
+                let one = port.split(':').next().unwrap_or_default();
+                let to = target(random, one);
+                return format!("-p tcp -m tcp --dport {one} -j DNAT --to-destination {to}");
             }
             ("nat", _) => random.one(&["MASQUERADE", "SNAT --to-source {far}"]),
             ("mangle", _) => random.one(&[
