@@ -85,6 +85,28 @@ impl CaseBed {
         Ok(bed)
     }
 
+    /// A router with the case's rules of iptables as `iptables-restore-translate` puts them into
+    /// nft's words; none where it has no words for some of them, or nft refuses them.
+    pub(super) fn translated(case: &CaseFile, family: Family) -> Option<Self> {
+        let tools = Tools::new(Config::default().tool_dirs);
+        let tool = match family {
+            Family::V4 => "iptables-restore-translate",
+            Family::V6 => "ip6tables-restore-translate",
+        };
+        // As saved: the translator makes only chains that are declared.
+        let loaded = Self::new(case, Loader::IptablesNft, family).ok()?;
+        let save = xtables(Loader::IptablesNft, family, "save");
+        let rules = loaded.tool(&save, &[], "").ok()?;
+        let printed = tools
+            .run(tool, &["-f", "/dev/stdin"], rules.as_bytes())
+            .ok()?;
+        let text = String::from_utf8(printed.stdout).unwrap();
+        // A rule without a translation comes as a comment.
+        let whole = !text.lines().any(|line| line.starts_with("# -"));
+        let bed = Self::new(&case.with_rules(text), Loader::Nft, family);
+        bed.ok().filter(|_| whole)
+    }
+
     fn neighbours(&self) {
         let mut netlink = Netlink::open(&self.router).unwrap();
         let mut batch = netlink.batch("case");

@@ -11,7 +11,7 @@ use tsim::{
 };
 
 /// What a file says.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct CaseFile {
     #[serde(skip)]
@@ -50,7 +50,7 @@ pub(crate) struct CaseFile {
 }
 
 /// Where something else is right than in general, and why.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Exception {
     rules: Option<Loader>,
@@ -125,6 +125,15 @@ impl CaseFile {
             _ => case.iptables = Some(rules),
         }
         case
+    }
+
+    /// The same router and question with other rules, of nft.
+    pub(crate) fn with_rules(&self, rules: String) -> Self {
+        Self {
+            nft: Some(rules),
+            nft6: None,
+            ..self.clone()
+        }
     }
 
     pub(crate) fn families(&self) -> Vec<Family> {

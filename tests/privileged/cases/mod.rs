@@ -5,6 +5,7 @@ mod bed;
 pub(crate) mod file;
 mod fuzz;
 mod kernel;
+mod translate;
 
 use std::{
     collections::BTreeMap,
