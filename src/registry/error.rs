@@ -20,6 +20,8 @@ pub enum Collided {
     Mac(String),
     /// The hardware address that a leased neighbour entry points at.
     Neighbour(String),
+    /// The name of a job.
+    Run(RunId),
 }
 
 impl fmt::Display for Collided {
@@ -29,6 +31,7 @@ impl fmt::Display for Collided {
             Self::Address(a) => write!(f, "the address {a}"),
             Self::Mac(m) => write!(f, "the MAC address {m}"),
             Self::Neighbour(m) => write!(f, "the neighbour's MAC address {m}"),
+            Self::Run(run_id) => write!(f, "the run id {run_id}"),
         }
     }
 }

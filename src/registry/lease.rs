@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     model::{Dscp, HostId, RouterId, RunId},
-    registry::{Liveness, Owner, RegistryError, table::Table, time},
+    registry::{Collided, Liveness, Owner, RegistryError, table::Table, time},
 };
 
 /// The kind of a job.
@@ -113,6 +113,10 @@ pub(crate) fn drop_gone(list: &mut Vec<Lease>, liveness: IsGone<'_>) -> Vec<Leas
 }
 
 /// Leases `host`, which is registered on `router`.
+///
+/// # Errors
+/// [`RegistryError::Collision`] when another process that lives has a lease under this run id: the
+/// first of them to end would take the host away from the other.
 pub(crate) fn acquire_host(
     leases: &mut Table,
     host: &HostId,
@@ -126,6 +130,16 @@ pub(crate) fn acquire_host(
         leases: Vec::new(),
         extra: Map::new(),
     });
+    let twin = |l: &&Lease| l.run_id == lease.run_id && l.owner != lease.owner;
+    if let Some(twin) = record.leases.iter().find(twin)
+        && liveness(&twin.owner) == Liveness::Alive
+    {
+        return Err(RegistryError::Collision {
+            subject: format!("a lease of host {host}"),
+            what: Collided::Run(twin.run_id.clone()),
+            owner: format!("process {}", twin.owner.pid),
+        });
+    }
     let lease = acquire(&mut record.leases, lease, liveness);
     leases.put(&key, &record)?;
     Ok(lease)

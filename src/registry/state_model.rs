@@ -136,7 +136,7 @@ impl Model {
                 Collided::Name => assert!(name_taken),
                 Collided::Address(_) => assert!(!name_taken && ip_taken),
                 Collided::Mac(_) => assert!(!name_taken && mac_taken),
-                Collided::Neighbour(_) => panic!("no neighbour is concerned"),
+                Collided::Neighbour(_) | Collided::Run(_) => panic!("{what} is not concerned"),
             },
             Err(e) => panic!("{e}"),
         }
