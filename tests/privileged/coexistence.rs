@@ -291,6 +291,19 @@ fn detailed_jobs_with_overlapping_routers_in_opposite_order_do_not_deadlock() {
 }
 
 #[test]
+fn a_second_job_under_the_name_of_a_running_one_is_refused() {
+    let stage = Stage::new();
+    let first = stage.detailed("same", "r1", CONNECTING).stopped();
+    let words = ["the run id same is already in use by process"];
+    stage.detailed("same", "r1", &[]).refused(&words);
+    stage.quick("same", "r1", &[]).refused(&words);
+    first.go_on();
+    assert_eq!(first.verdicts(), [RIGHT]);
+    assert_eq!(stage.detailed("same", "r1", &[]).verdicts(), [RIGHT]);
+    nothing_is_registered(&stage.lab);
+}
+
+#[test]
 fn a_crowd_of_detailed_jobs_in_all_orders_finishes() {
     let stage = Stage::new();
     let orders = ["r1,r2", "r2,r1", "r2,r3", "r3,r1", "r3,r2,r1", "r1,r3"];

@@ -242,8 +242,10 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         else {
             return Ok(None);
         };
+        // The payload is random: a second job of the same name does not take this one's host.
+        let job = (self.setup.run_id.as_str(), self.setup.payload);
         let mut hasher = DefaultHasher::new();
-        (self.setup.run_id.as_str(), router.to_string(), round).hash(&mut hasher);
+        (job, router.to_string(), round).hash(&mut hasher);
         let name = HostName::new(format!("dst:{:016x}", hasher.finish()))?;
         let request = HostRequest {
             id: HostId::new(router.lab.clone(), name),
