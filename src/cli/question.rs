@@ -101,6 +101,12 @@ impl Question {
                 self.source, self.destination
             )));
         }
+        if self.source == self.destination {
+            return Err(Failure::usage(format!(
+                "source and destination are both {}: packets to oneself pass no router",
+                self.source
+            )));
+        }
         let run_id = self.run_id.map_or_else(quick::new_run_id, Ok);
         Ok(Asked {
             lab: self.lab,
@@ -147,7 +153,16 @@ fn choose_routers(
             Ok(RouterChoice::Traced(trace))
         }
         None if routers.is_empty() => Ok(RouterChoice::Trace),
-        None => Ok(RouterChoice::Named(routers)),
+        None => match routers
+            .iter()
+            .enumerate()
+            .find(|(at, r)| routers[..*at].contains(r))
+        {
+            Some((_, twice)) => Err(Failure::usage(format!(
+                "--routers names {twice} twice: each router is measured once"
+            ))),
+            None => Ok(RouterChoice::Named(routers)),
+        },
     }
 }
 
