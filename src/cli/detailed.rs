@@ -55,6 +55,9 @@ impl Run for Detailed {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let out = self.out.clone();
         let job = self.resolve(context)?;
+        if let Some(dir) = &out {
+            files::prepare(dir).map_err(Failure::cannot_run)?;
+        }
         let answered = detailed::run(&job, &context.config)?;
         let report = &answered.report;
         if let Some(dir) = &out {

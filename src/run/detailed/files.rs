@@ -36,6 +36,22 @@ pub struct WriteError {
     pub source: io::Error,
 }
 
+/// Makes the directory if it is missing, and sees that files can be made in it: better before a
+/// measurement than after it.
+///
+/// # Errors
+/// [`WriteError`].
+pub fn prepare(dir: &Path) -> Result<(), WriteError> {
+    let try_it = || {
+        fs::create_dir_all(dir)?;
+        tempfile::tempfile_in(dir).map(drop)
+    };
+    try_it().map_err(|source| WriteError {
+        path: dir.to_owned(),
+        source,
+    })
+}
+
 /// Writes all files, and the directory if it is missing. A file that is there is replaced as a
 /// whole.
 ///

@@ -259,6 +259,7 @@ fn nat(page: &mut Page, list: &[Nat]) {
         page.raw("<tr>")
             .element("td class=\"nowrap\"", nat.direction);
         page.element("td class=\"mono\"", nat.before);
+        page.element("td class=\"soft\"", "⇒");
         page.element("td class=\"mono\"", nat.after).raw("</tr>\n");
     }
     page.raw("</tbody></table>\n");

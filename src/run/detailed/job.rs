@@ -63,7 +63,10 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
     let started_at = now();
     let interrupt = Interrupt::watch().map_err(DetailedError::system("watch for signals"))?;
     let progress = Progress::new(job.progress.as_deref(), PHASES);
-    let progress = Mutex::new(progress.map_err(DetailedError::system("write progress"))?);
+    let progress = Mutex::new(progress.map_err(|source| DetailedError::Progress {
+        path: job.progress.clone().unwrap_or_default(),
+        source,
+    })?);
     let lab = Lab::open(config, &job.lab)?;
     let registry = RegistryManager::open(config)?;
     let dir = NetnsDir::default();

@@ -130,6 +130,15 @@ pub enum DetailedError {
     /// The work on a router panicked.
     #[error("the work on router {0} panicked")]
     Panicked(RouterId),
+    /// The file for progress could not be opened.
+    #[error("cannot write progress to {path}")]
+    Progress {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// SIGINT or SIGTERM.
     #[error("interrupted; everything was undone")]
     Interrupted,

@@ -164,10 +164,11 @@ impl Printer<'_> {
 
     fn summary(&self, out: &mut dyn Write) -> io::Result<()> {
         let (yes, no, unknown) = self.report.count();
+        let all = self.report.services.len();
+        let s = if all == 1 { "" } else { "s" };
         write!(
             out,
-            "{} services: {yes} YES, {no} NO, {unknown} UNKNOWN",
-            self.report.services.len()
+            "{all} service{s}: {yes} YES, {no} NO, {unknown} UNKNOWN"
         )?;
         writeln!(out, "; {:.0} ms", self.report.timing_ms.total)
     }
