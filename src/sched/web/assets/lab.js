@@ -244,5 +244,8 @@ async function load() {
     }
 }
 
+// A job that enters a router's line changes no file that the scheduler watches.
+setInterval(() => { if (locks.size) loadLocksSoon(); }, 3000);
+
 await load();
 live({ snapshot: loadLocksSoon, update: loadLocksSoon });
