@@ -2,6 +2,7 @@
 //! it at a step (SIGSTOP), and goes on when the test says so: nothing is waited for by guess.
 
 use std::{
+    io::Read,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
 };
@@ -85,9 +86,14 @@ impl Job {
     }
 
     /// Returns when the job has stopped at its step.
-    fn stopped(self) -> Self {
+    fn stopped(mut self) -> Self {
         let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
-        assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+        if !matches!(status, WaitStatus::Stopped(..)) {
+            let mut errors = String::new();
+            let mut stderr = self.0.stderr.take().unwrap();
+            stderr.read_to_string(&mut errors).unwrap();
+            panic!("{status:?}: {errors}");
+        }
         self
     }
 

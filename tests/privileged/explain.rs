@@ -13,7 +13,9 @@ use tsim::{
         TagSpace, Taps,
         nft::{
             NftSocket, NftTaps,
-            trace::{PROBES_PER_DRAIN, StoppedBy, TraceSockets, TraceSpec, Tracer, Trail},
+            trace::{
+                PROBES_PER_DRAIN, StepKind, StoppedBy, TraceSockets, TraceSpec, Tracer, Trail,
+            },
         },
     },
     model::{Dscp, Protocol, RunId, Service},
@@ -654,7 +656,9 @@ fn probes_with_many_events_are_sent_again_in_smaller_batches() {
             explained.to_string(),
             "dropped by the policy of chain forward (table ip fw)"
         );
-        assert_eq!(explained.steps.len(), 101);
+        // Kernels up to 6.1 also tell that the chain is at its end.
+        let rules = explained.steps.iter().filter(|s| s.kind == StepKind::Rule);
+        assert_eq!(rules.count(), 100, "{:#?}", explained.steps);
     }
 }
 
