@@ -8,7 +8,8 @@
 #   --userland SUITE  a guest with that suite's programs and libraries, not ours
 #   --binary PATH     run this test program instead of building the suite
 #   --build-only      build the suite, print the files that it needs, and end
-#   --limit SECONDS   for each machine (900)
+#   --limit SECONDS   for each machine (1200)
+#   --at-once N       as many machines at a time (1)
 #
 # What follows -- goes to the test program: names to run, --test-threads=1, ….
 # Results of each kernel: target/vm/results/KERNEL/{junit.xml,output.log,console.log}.
@@ -19,7 +20,7 @@ vagrant=$(cd "$(dirname "$0")" && pwd -P)
 root=$(dirname "$vagrant")
 results=$root/target/vm/results
 
-kernels='' userland=host binary='' limit=900
+kernels='' userland=host binary='' limit=1200 at_once=1
 
 usage() {
     sed -n '4p' "$0" | cut -c 3- >&2
@@ -39,6 +40,7 @@ parse() {
                 exit
                 ;;
             --limit) limit=${2-} ;;
+            --at-once) at_once=${2-} ;;
             -*) usage ;;
             *)
                 kernels="$kernels $1"
@@ -53,10 +55,11 @@ parse() {
     done
 }
 
-# The test program, then the programs that it starts.
+# The test program, then the programs that it starts. Optimised: an emulated processor needs
+# twice the time for the others.
 build() {
     cd "$root"
-    built=$(cargo test --no-run --test privileged --message-format=json-render-diagnostics) || exit
+    built=$(cargo test --locked --release --no-run --test privileged --message-format=json-render-diagnostics) || exit
     built=$(echo "$built" | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
     echo "$built" | grep '/deps/'
     echo "$built" | grep -v '/deps/'
@@ -70,23 +73,32 @@ programs_of() {
     esac
 }
 
-# As `wait` on a child that must not outlive this program.
-attend() {
-    setpriv --pdeathsig TERM "$@" &
-    child=$!
-    wait "$child" || { attended=$? && return "$attended"; }
-    child=''
-}
-
-run_on() {
+# Starts a kernel's machine, which must not outlive this program.
+start() {
     kernel=$1
     shift
     set -- -- "$binary" "$@"
     for file in $programs "$root/netns-fixtures" "$root/tests" "$vagrant/kernels.toml"; do
         [ ! -e "$file" ] || set -- --file "$file" "$@"
     done
-    attend "$vagrant/qemu/run.sh" --kernel "$kernel" --userland "$userland" \
-        --limit "$limit" --results "$results/$kernel" "$@"
+    [ "$at_once" -eq 1 ] || set -- --prefix "$kernel: " "$@"
+    echo "--- kernel $kernel" >&2
+    setpriv --pdeathsig TERM "$vagrant/qemu/run.sh" --kernel "$kernel" --userland "$userland" \
+        --limit "$limit" --results "$results/$kernel" "$@" &
+    running="$running $kernel:$!:$(date +%s)"
+}
+
+# Waits for the machine that was started first: until then, `stop` must know it.
+settle() {
+    machine=${running# }
+    machine=${machine%% *}
+    kernel=${machine%%:*} pid=${machine#*:}
+    status=0
+    wait "${pid%:*}" || status=$?
+    running=${running# "$machine"}
+    mkdir -p "$results/$kernel"
+    report "$kernel" "$status" $(($(date +%s) - ${pid#*:})) "$@"
+    [ "$status" -le "$worst" ] || worst=$status
 }
 
 # What a kernel's run came to, for people and for machines.
@@ -119,15 +131,14 @@ report() {
 }
 
 run_all() {
-    worst=0
+    worst=0 running=''
     for kernel in $kernels; do
-        echo "--- kernel $kernel" >&2
-        started=$(date +%s)
-        status=0
-        run_on "$kernel" "$@" || status=$?
-        mkdir -p "$results/$kernel"
-        report "$kernel" "$status" $(($(date +%s) - started)) "$@"
-        [ "$status" -le "$worst" ] || worst=$status
+        start "$kernel" "$@"
+        # shellcheck disable=SC2086 # one word a machine
+        [ "$(set -- $running && echo $#)" -lt "$at_once" ] || settle "$@"
+    done
+    while [ -n "$running" ]; do
+        settle "$@"
     done
     return "$worst"
 }
@@ -154,8 +165,11 @@ choose_programs() {
 }
 
 stop() {
-    [ -z "${child-}" ] || kill "$child" 2>/dev/null || true
-    [ -z "${child-}" ] || wait "$child" || true
+    for machine in ${running-}; do
+        pid=${machine#*:}
+        kill "${pid%:*}" 2>/dev/null || true
+        wait "${pid%:*}" || true
+    done
     exit "$1"
 }
 

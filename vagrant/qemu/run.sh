@@ -13,6 +13,7 @@
 #   --limit SECONDS      end the machine then (600)
 #   --memory MIB         (1024)
 #   --accel kvm|tcg      do not find out
+#   --prefix TEXT        before each line of the command's output
 #
 # The command's output is this program's. Exit status: the command's own;
 # 124 when the limit was reached; 125 when the machine could not be made, failed
@@ -23,7 +24,7 @@ here=$(cd "$(dirname "$0")" && pwd -P)
 # shellcheck source-path=SCRIPTDIR
 . "$here/common.sh"
 
-kernel='' userland=host results='' limit=600 memory=1024 accel=''
+kernel='' userland=host results='' limit=600 memory=1024 accel='' prefix=''
 chdir=$root
 
 usage() {
@@ -43,6 +44,7 @@ parse() {
             --limit) limit=${2-} ;;
             --memory) memory=${2-} ;;
             --accel) accel=${2-} ;;
+            --prefix) prefix=${2-} ;;
             *) usage ;;
         esac
         [ $# -ge 2 ] || usage
@@ -91,12 +93,13 @@ make_job() {
     rm -rf "$tree"
 }
 
-# Emulated processors take turns on one thread. With a thread each, two guests in
-# forty stood still or fell over on a busy host, and used a fifth more of it.
+# One emulated processor. Two that take turns on one thread need twice the time for the same
+# tests, because one waits for locks that the other holds; with a thread each, two guests in
+# forty stood still or fell over on a busy host.
 machine() {
     case $accel in
-        kvm) echo '-accel kvm -cpu host' ;;
-        *) echo '-accel tcg,thread=single,tb-size=512 -cpu max' ;;
+        kvm) echo '-accel kvm -cpu host -smp 2' ;;
+        *) echo '-accel tcg,tb-size=512 -cpu max -smp 1' ;;
     esac
 }
 
@@ -105,7 +108,8 @@ boot() {
     # Not qemu's own standard output: its chardev counts as unplugged when
     # standard input is at its end, and a guest that writes to it then waits.
     mkfifo "$work/output"
-    cat "$work/output" &
+    # Not `cat`, which knows no lines: two machines may write to the same terminal.
+    sed --unbuffered "s/^/$prefix/" "$work/output" &
     reader_pid=$!
     # The clock is the HPET: a guest measures the processor's own counter at boot, is
     # several times wrong when the host is busy just then, and its seconds with it.
@@ -115,7 +119,7 @@ boot() {
     setpriv --pdeathsig KILL \
         timeout --foreground --kill-after=10 "$limit" \
         setpriv --pdeathsig KILL \
-        qemu-system-x86_64 -machine pc $(machine) -smp 2 -m "$memory" \
+        qemu-system-x86_64 -machine pc $(machine) -m "$memory" \
         -nodefaults -no-user-config -display none -no-reboot \
         -kernel "$kernel_dir/vmlinuz" -initrd "$work/initrd" \
         -append 'console=ttyS0 loglevel=5 mitigations=off clocksource=hpet tsc=unstable panic=-1' \

@@ -25,7 +25,8 @@ from_host() {
     for file in /usr/sbin/iptables* /usr/sbin/ip6tables*; do
         add "$file"
     done
-    plugins=$(dirname "$(find /usr/lib -name libxt_tcp.so -o -name libxt_standard.so | head -n 1)")
+    plugins=$(dpkg-query --listfiles iptables | sed -n 's/\/libxt_[a-z]*\.so$//p' | head -n 1)
+    [ -n "$plugins" ] || fail "the package iptables has no plugins: vagrant/provision.sh run"
     for file in "$plugins"/*.so; do
         add "$file"
     done
