@@ -40,7 +40,7 @@ pub struct Quick {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     sport: Option<u16>,
 
-    /// Whether to find out what stops a blocked service
+    /// Whether to find out what stops a blocked service, and what else a verdict depends on
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     explain: Explain,
 
@@ -60,11 +60,11 @@ pub struct Quick {
 /// When to look for reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Explain {
-    /// For blocked services, if there are not too many
+    /// For up to 1,000 services per router
     Auto,
-    /// For every blocked service
+    /// For every service
     Always,
-    /// Not at all
+    /// Not at all: rules by rate, chance, time or history stay unnoticed
     Never,
 }
 
