@@ -34,7 +34,7 @@ const LEGACY_TABLES: &str = "*raw\nCOMMIT\n*mangle\nCOMMIT\n*security\nCOMMIT\n"
 const DSCP: u8 = 40;
 
 pub(super) struct CaseBed {
-    lab: TestLab,
+    pub(super) lab: TestLab,
     router: NetnsFd,
     tools: Tools,
 }

@@ -2,6 +2,7 @@
 //! back end, both families, and a packet capture.
 
 mod bed;
+mod detailed;
 pub(crate) mod file;
 mod fuzz;
 mod kernel;

@@ -1,0 +1,163 @@
+//! The case table through the detailed job: on the state that a case describes, it never
+//! contradicts what is right for the quick one, and names the same rule.
+//!
+//! Where the two may differ, and why: detailed judges the way back as well, so it may say PARTIAL
+//! where quick says YES; a service that the router takes for itself does not get through it, but
+//! is answered; and rules that count, remember or draw lots are in another state for each packet.
+//! Cases that are about the DSCP of probes are not asked, because real connections have 0.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tsim::{
+    firewall::Backend,
+    netlink::object::Family,
+    run::{
+        detailed::{
+            self, DetailedJob,
+            result::{RouterTest, Status},
+        },
+        report::Verdict,
+    },
+};
+
+use super::{
+    bed::CaseBed,
+    file::{self, CaseFile, Expected, Run},
+    kernel::Kernel,
+};
+
+const THREADS: usize = 4;
+
+#[test]
+fn the_detailed_job_agrees_with_every_case() {
+    let mut cases = file::all(Path::new("netns-fixtures/cases"));
+    let only = std::env::var("TSIM_CASES").unwrap_or_default();
+    let kernel = Kernel::running();
+    cases.retain(|case| {
+        let lacks = case.needs.iter().any(|symbol| kernel.lacks(symbol));
+        case.name.starts_with(&only) && case.dscp == 0 && !lacks
+    });
+    let next = AtomicUsize::new(0);
+    let told = Mutex::new((Vec::new(), BTreeMap::new()));
+    let work = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (wrong, statuses) = asked(case);
+            let mut told = told.lock().unwrap();
+            told.0.extend(wrong);
+            for status in statuses {
+                *told.1.entry(status.to_string()).or_insert(0) += 1;
+            }
+        }
+    };
+    thread::scope(|scope| (0..THREADS).for_each(|_| _ = scope.spawn(work)));
+    let (wrong, statuses) = told.into_inner().unwrap();
+    println!("{} cases: {statuses:?}", cases.len());
+    assert!(
+        wrong.is_empty(),
+        "{} failures:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+/// Asks one case. Returns what was wrong, and the statuses.
+fn asked(case: &CaseFile) -> (Vec<String>, Vec<Status>) {
+    let run = Run {
+        loader: case.loaders()[0],
+        backend: Backend::Nft,
+        family: case.families()[0],
+    };
+    let bed = CaseBed::new(case, run.loader, run.family)
+        .unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    let expected = case.expected(run);
+    let report = detailed::run(&bed.detailed(case, run.family, &expected), bed.config());
+    let report = report.unwrap_or_else(|error| panic!("{}: {error:?}", case.name));
+    let report = report.report;
+    let tests = report.services.iter().map(|service| &service.tests[0]);
+    // Where one service's packets change what becomes of the next, another rule may be first.
+    let steady = !expected.iter().any(is_unsteady);
+    let wrong = expected
+        .iter()
+        .zip(tests.clone())
+        .filter(|(expected, _)| steady || expected.verdict != Verdict::No)
+        .filter_map(|(expected, test)| contradiction(expected, test))
+        .map(|text| format!("{} ({run}): {text}", case.name));
+    (wrong.collect(), tests.map(|test| test.status).collect())
+}
+
+/// What the reasons of verdicts that depend on more than the packet have in them.
+const UNSTEADY: [&str; 5] = [
+    "rate-limited",
+    "quota",
+    "chance",
+    "depends on what was seen before",
+    "depends on the time",
+];
+
+fn says(expected: &Expected, part: &str) -> bool {
+    expected.because.iter().any(|text| text.contains(part))
+}
+
+fn is_unsteady(expected: &Expected) -> bool {
+    UNSTEADY.iter().any(|part| says(expected, part))
+}
+
+fn contradiction(expected: &Expected, test: &RouterTest) -> Option<String> {
+    let taken = says(expected, "ends on the router itself");
+    if taken && test.message.contains("the router sends it to") || is_unsteady(expected) {
+        return None;
+    }
+    let agrees = match (expected.verdict, test.status) {
+        (Verdict::Unknown, _) | (_, Status::Unknown) => true,
+        (Verdict::Yes, status) => {
+            matches!(status, Status::Ok | Status::Refused | Status::Partial)
+        }
+        (Verdict::No, status) => matches!(
+            status,
+            Status::Timeout | Status::Rejected | Status::Unreachable
+        ),
+    };
+    let blocking = test.blocking.iter().map(|rule| rule.rule.as_str());
+    let said: Vec<&str> = blocking.chain([test.message.as_str()]).collect();
+    // The two have words of their own for how a rule stops a packet.
+    let names = |text: &String| match text.split_once("by ") {
+        Some((_, rule)) => said.iter().any(|said| said.contains(rule)),
+        None if text.starts_with("rejected") => test.status == Status::Rejected,
+        None => said.iter().any(|said| said.contains(text.as_str())),
+    };
+    let because = expected.verdict != Verdict::No
+        || test.status == Status::Unknown
+        || expected.because.is_empty()
+        || expected.because.iter().any(names);
+    (!agrees || !because).then(|| {
+        format!(
+            "{} is {} ({said:?}) where {} ({}) is right",
+            expected.service,
+            test.status,
+            expected.verdict,
+            expected.because.join(" | ")
+        )
+    })
+}
+
+impl CaseBed {
+    fn detailed(&self, case: &CaseFile, family: Family, expected: &[Expected]) -> DetailedJob {
+        let (source, to) = (case.source(family), case.to(family));
+        DetailedJob {
+            services: expected.iter().map(|e| e.service).collect(),
+            ..crate::detailed::job(&self.lab, &["r"], &source.to_string(), &to.to_string(), "1")
+        }
+    }
+
+    fn config(&self) -> &tsim::config::Config {
+        &self.lab.config
+    }
+}
