@@ -23,7 +23,7 @@ use tsim::{
             DetailedJob,
             result::{Direction, RouterTest, Status, Step},
         },
-        quick::QuickJob,
+        quick::{QuickJob, RouterChoice},
         report::{ServiceReport, Verdict},
     },
 };
@@ -259,7 +259,7 @@ const MORE: &str = "
     add rule inet more forward tcp dport @closed drop
     add rule inet more forward tcp dport 445 reject with tcp reset
     add rule inet more forward udp dport 161 reject
-    add rule inet more forward tcp sport 3389 drop
+    add rule inet more forward udp sport 33440 drop
     add chain inet more early { type filter hook prerouting priority -310; policy accept; }
     add rule inet more early udp dport 514 counter drop
 ";
@@ -267,13 +267,17 @@ const MORE: &str = "
 #[test]
 fn on_real_rulesets_the_rule_named_is_the_one_that_a_trace_by_hand_shows() {
     let lab = TestLab::up("corp10");
-    let routers = ["hq-gw", "br-gw", "br-core"];
-    lab.nft("hq-gw", MORE);
+    // The way that the lab's own routes lead.
+    let routers = ["br-gw", "dc-gw", "dc-core", "dc-srv"];
+    lab.nft("dc-gw", MORE);
     let services = "1,7,20-25,53,67,80,110,123,143,443,445,993,3306,3389,5432,8000,8080,\
                     53/udp,67/udp,123/udp,161/udp,500/udp,514/udp,33434/udp,33440/udp";
-    let asked = job(&lab, &routers, "10.1.1.100", "10.2.1.50", services);
+    let mut asked = job(&lab, &[], "10.2.1.50", "10.3.10.60", services);
+    asked.routers = RouterChoice::Trace;
     assert_eq!(asked.services.len(), 30);
     let report = run(&lab, &asked);
+    let way: Vec<&str> = report.routers.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(way, routers);
     let mut statuses = std::collections::BTreeSet::new();
     for (at, router) in routers.into_iter().enumerate() {
         let tests = report.services.iter().map(|s| (s.service, &s.tests[at]));
