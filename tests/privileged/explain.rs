@@ -776,6 +776,7 @@ fn a_trace_is_gone_when_its_tracer_dies() {
     let tracer = tracer(&row);
     assert!(row.run("nft list tables").contains("tsimtrace"));
     drop(tracer);
-    // Closing waits until the kernel has taken the table away.
-    assert!(!row.run("nft list tables").contains("tsimtrace"));
+    // Closing waits until the kernel has taken the table away, if it does: the next job sweeps.
+    let stays = row.run("nft list tables").contains("tsimtrace");
+    assert_eq!(stays, !crate::kernels::owner_tables());
 }

@@ -46,6 +46,23 @@ fn report() -> &'static Report {
     &EXAMINED.report
 }
 
+/// Whether the running kernel has owner tables.
+pub(crate) fn owner_tables() -> bool {
+    report().check(Area::Kernel, "owner_tables").unwrap().state == State::Yes
+}
+
+/// What a quick job says of each of `routers` on a kernel without owner tables.
+pub(crate) fn taps_stay(routers: &[&str]) -> Vec<String> {
+    let said = |router: &&str| {
+        format!(
+            "{router}: taps of this back end stay in the router if the job is killed, until the \
+             next job or `tsim reconcile` sweeps them"
+        )
+    };
+    let routers = if owner_tables() { &[] } else { routers };
+    routers.iter().map(said).collect()
+}
+
 /// The tables and the number of links of the machine's own namespace.
 fn own_namespace() -> (String, usize) {
     let links = fs::read_to_string("/proc/net/dev").unwrap();
