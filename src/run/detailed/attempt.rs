@@ -2,7 +2,8 @@
 //!
 //! Nothing here waits for a fixed time. An attempt ends with what the client experiences; or when
 //! the trace shows that a packet was dropped and that the router sent nothing back, which nobody
-//! needs to wait for, or that what it sent went elsewhere; or when the patience given to it ends.
+//! needs to wait for, or that what it sent went elsewhere; or when the patience given to it ends;
+//! or when the job is interrupted.
 
 use std::{
     io,
@@ -199,22 +200,36 @@ pub(super) struct Try {
     pub(super) patient: bool,
 }
 
+/// What an attempt listens to beside its client.
+#[derive(Debug, Default)]
+pub(super) struct Ears<'w> {
+    pub(super) listener: Option<&'w Listener>,
+    pub(super) witness: Option<&'w Witness>,
+    pub(super) watch: Option<&'w mut Watch>,
+    /// Readable once the job is interrupted: whoever asks for the result then must not use it.
+    pub(super) interrupt: Option<&'w Readable>,
+}
+
 /// Makes one attempt while nothing else happens on the router.
 pub(super) async fn attempt(
     what: &Try,
     protocol: Protocol,
     client: Client,
-    listener: Option<&Listener>,
-    witness: Option<&Witness>,
-    watch: Option<&mut Watch>,
+    ears: Ears<'_>,
 ) -> Result<Tried, AttemptError> {
+    let Ears {
+        listener,
+        witness,
+        watch,
+        interrupt,
+    } = ears;
     if let Some(witness) = witness {
         witness.take().map_err(AttemptError::Witness)?;
     }
     let (experience, client, watch) = match client.start(what.to, what.payload) {
         Ok(attempt) => {
             let local = attempt.local();
-            let (experience, watch) = follow(what, &attempt, listener, watch).await?;
+            let (experience, watch) = follow(what, &attempt, listener, watch, interrupt).await?;
             (experience, local, watch)
         }
         Err(experience) => (Some(experience), None, watch),
@@ -249,6 +264,7 @@ async fn follow<'w>(
     attempt: &Attempt,
     listener: Option<&Listener>,
     mut watch: Option<&'w mut Watch>,
+    interrupt: Option<&Readable>,
 ) -> Result<(Option<Experience>, Option<&'w mut Watch>), AttemptError> {
     let client = attempt.local().map(|end| end.port());
     let experience = {
@@ -265,6 +281,12 @@ async fn follow<'w>(
                 _ => std::future::pending().await,
             }
         });
+        let mut interrupted = pin!(async {
+            match interrupt {
+                Some(interrupt) => interrupt.wait().await,
+                None => std::future::pending().await,
+            }
+        });
         let (mut looks, mut astray) = (0, false);
         loop {
             let so_far = attempt.so_far();
@@ -277,6 +299,7 @@ async fn follow<'w>(
                     DeadEnd::Dropped => break None,
                     DeadEnd::Astray => (looks, astray) = (1, true),
                 },
+                _ = &mut interrupted => break None,
                 () = sleep(time) => looks += 1,
             }
             if attempt.so_far() != so_far && !astray {
@@ -354,11 +377,43 @@ mod tests {
             };
             let listener = bound.serve().unwrap();
             let client = Client::open_here(loopback, None, protocol).unwrap();
-            let tried = attempt(&what, protocol, client, Some(&listener), None, None);
+            let ears = Ears {
+                listener: Some(&listener),
+                ..Ears::default()
+            };
+            let tried = attempt(&what, protocol, client, ears);
             let tried = tried.await.unwrap();
             let answered = matches!(tried.experience, Some(Experience::Answered(_)));
             assert!(answered, "{tried:?}");
             assert_eq!(tried.arrived, tried.client);
         }
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_job_waits_for_no_answer() {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        // Nobody serves it, so nothing will come back.
+        let Bound::Udp(mute) = Bound::open_here((loopback, 0).into(), Protocol::Udp).unwrap()
+        else {
+            panic!("a datagram socket was asked for");
+        };
+        let to = mute.local_addr().unwrap();
+        let what = Try {
+            to,
+            answers_from: to.port(),
+            payload: [7; PAYLOAD],
+            patience: Duration::from_secs(86_400),
+            patient: true,
+        };
+        let cancel = crate::registry::Cancel::new().unwrap();
+        cancel.cancel();
+        let interrupt = Readable::new(cancel.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let client = Client::open_here(loopback, None, Protocol::Udp).unwrap();
+        let ears = Ears {
+            interrupt: Some(&interrupt),
+            ..Ears::default()
+        };
+        let tried = attempt(&what, Protocol::Udp, client, ears).await.unwrap();
+        assert!(tried.experience.is_none(), "{tried:?}");
     }
 }

@@ -10,7 +10,11 @@ mod examine;
 mod moved;
 mod own;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+};
 
 use futures_util::future::join_all;
 
@@ -20,7 +24,7 @@ use self::{
 };
 use super::{
     DetailedError, Setup,
-    attempt::{Tried, Watch, attempt},
+    attempt::{Ears, Tried, Watch, attempt},
     evidence::Clerk,
     legacy::{Legacy, LegacySnapshot},
     listen::Witness,
@@ -43,6 +47,7 @@ use crate::{
     netlink::object::Mac,
     netns::NetnsFd,
     registry::HostSpec,
+    sys::readable::Readable,
 };
 
 /// Sockets that are open at once: listeners and clients of so many services.
@@ -70,6 +75,7 @@ struct Bench<'a> {
     witness: Option<Witness>,
     conntrack: Option<Conntrack>,
     legacy: Option<Legacy<'a>>,
+    interrupt: Readable,
     source: NetnsFd,
     listening: Option<Listening<'a>>,
     addresses: Vec<IpAddr>,
@@ -97,6 +103,11 @@ pub(super) fn measure(setup: &Setup<'_>, site: &Site<'_>) -> Result<Measurement,
         measured.and(stopped)?;
         Ok(std::mem::take(&mut bench.result))
     })
+}
+
+/// Becomes readable in the current runtime when a signal comes.
+fn interrupted(setup: &Setup<'_>) -> io::Result<Readable> {
+    Readable::new(setup.interrupt.cancel().as_fd().try_clone_to_owned()?)
 }
 
 impl<'a> Bench<'a> {
@@ -142,6 +153,7 @@ impl<'a> Bench<'a> {
             witness,
             conntrack: conntrack.ok(),
             legacy: Legacy::find(router, setup.tools, setup.source).map_err(setup.at(site))?,
+            interrupt: interrupted(setup).map_err(DetailedError::system("watch for signals"))?,
             source,
             listening,
             addresses,
@@ -250,17 +262,17 @@ impl<'a> Bench<'a> {
         let listener = serve(ends.listener)?;
         let what = self.setup.attempt(&task, false);
         let protocol = task.service.protocol;
-        let tried = attempt(
-            &what,
-            protocol,
-            ends.client,
-            listener.as_ref(),
-            self.witness.as_ref(),
-            self.watch.as_mut(),
-        );
-        let mut tried = tried.await.map_err(self.setup.at(self.site))?;
+        let ears = Ears {
+            listener: listener.as_ref(),
+            witness: self.witness.as_ref(),
+            watch: self.watch.as_mut(),
+            interrupt: Some(&self.interrupt),
+        };
+        let tried = attempt(&what, protocol, ends.client, ears).await;
+        let mut tried = tried.map_err(self.setup.at(self.site))?;
         own::keep(&mut tried, &task, |packet| self.clerk.direction(packet));
         self.forget(task, &tried, what.to);
+        self.setup.stop_if_interrupted()?;
         Ok(tried)
     }
 
@@ -285,8 +297,14 @@ impl<'a> Bench<'a> {
         for (task, ends) in tasks.iter().zip(ends) {
             let what = self.setup.attempt(task, true);
             let (listener, protocol) = (serve(ends.listener)?, task.service.protocol);
+            let interrupt = &self.interrupt;
             tries.push(async move {
-                attempt(&what, protocol, ends.client, listener.as_ref(), None, None).await
+                let ears = Ears {
+                    listener: listener.as_ref(),
+                    interrupt: Some(interrupt),
+                    ..Ears::default()
+                };
+                attempt(&what, protocol, ends.client, ears).await
             });
         }
         let results = join_all(tries).await;
@@ -297,6 +315,7 @@ impl<'a> Bench<'a> {
             let (at, test) = (undecided.task.at, self.decide(undecided, &tried));
             self.result.tests.push((at, test));
         }
+        self.setup.stop_if_interrupted()?;
         if let Some(watch) = &mut self.watch {
             watch
                 .tracer()
