@@ -4,12 +4,11 @@ use std::io;
 
 use super::{Area, Check, check, loaded, tools::ask};
 use crate::{
-    firewall::{Support, nft::support, with_causes},
+    firewall::{Support, netfilter_socket, nft::support, with_causes},
     model::{IfName, NameError},
     netlink::{Batch, BridgeOptions, LinkChange, Netlink, NetlinkErrors, NewVeth, VethEnd},
     netns::{self, NetnsError, tool::Tools},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 /// What is said of each feature where no namespace could be made.
 pub const UNTRIED: &str = "there is no namespace to try it in";
@@ -155,8 +154,7 @@ fn nflog() -> Support {
 
 /// Sends one nfnetlink request; the kernel answers before `send` returns.
 fn acknowledged(request: &[u8]) -> io::Result<()> {
-    let socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    let socket = netfilter_socket::connect_here()?;
     socket.send(request, 0)?;
     let mut reply = Vec::with_capacity(1024);
     socket.recv(&mut reply, libc::MSG_DONTWAIT)?;

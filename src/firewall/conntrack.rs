@@ -3,9 +3,9 @@
 
 use std::{io, net::SocketAddr};
 
-use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_NETFILTER};
+use netlink_sys::Socket;
 
-use crate::model::Protocol;
+use crate::{firewall::netfilter_socket, model::Protocol};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE`.
 const DELETE: u16 = 1 << 8 | 2;
@@ -36,11 +36,8 @@ impl Conntrack {
     /// # Errors
     /// When the kernel gives none.
     pub fn open_here() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&NetlinkAddress::new(0, 0))?;
         Ok(Self {
-            socket,
+            socket: netfilter_socket::connect_here()?,
             buffer: Vec::with_capacity(4096),
         })
     }

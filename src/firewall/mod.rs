@@ -10,6 +10,7 @@ pub mod concern;
 pub mod conntrack;
 pub mod effect;
 pub mod iptables;
+pub(crate) mod netfilter_socket;
 pub mod nft;
 pub mod place;
 pub mod ruletext;

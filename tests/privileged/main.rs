@@ -19,6 +19,7 @@ mod leaks;
 mod minilab;
 mod netlink;
 mod netns;
+mod owner;
 mod quick;
 mod quick_cli;
 mod registry;

@@ -7,14 +7,17 @@
 
 use std::{io, ops::Range, os::fd::AsFd};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::Socket;
 use nix::{
     errno::Errno,
     sys::socket::{setsockopt, sockopt},
 };
 
 use crate::{
-    firewall::nft::wire::{Message, Messages, array},
+    firewall::{
+        netfilter_socket,
+        nft::wire::{Message, Messages, array},
+    },
     model::Protocol,
 };
 
@@ -115,9 +118,7 @@ impl Notes {
         delivery: Delivery,
         expected: usize,
     ) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
+        let socket = netfilter_socket::connect_here()?;
         let room = expected.saturating_mul(delivery.room()).max(ROOM_MIN);
         setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &room)?;
         let mut notes = Self {

@@ -9,12 +9,12 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::Socket;
 use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
 
 use super::wire::{Attributes, HEADER, Message, Messages, array, request};
-use crate::sys::nftnl::Encoder;
+use crate::{firewall::netfilter_socket, sys::nftnl::Encoder};
 
 /// Dumps come in datagrams as large as the reader's buffer, up to 32 KiB (netlink_dump()).
 const RECEIVE_BUFFER: usize = 64 * 1024;
@@ -97,9 +97,7 @@ impl NftSocket {
     /// [`NftError::Open`].
     pub fn open_here() -> Result<Self, NftError> {
         let open = || {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
+            let socket = netfilter_socket::connect_here()?;
             socket.set_cap_ack(true)?;
             socket.set_ext_ack(true)?;
             Ok(Self {

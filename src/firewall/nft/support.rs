@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::Socket;
 
 use super::{NftError, NftSocket, TABLE_OWNER};
 use crate::{
-    firewall::Support,
+    firewall::{Support, netfilter_socket},
     sys::nftnl::{EncodeError, Encoder, Expr, Family, Hook, Meta, Set},
 };
 
@@ -85,8 +85,7 @@ impl From<io::Error> for ProbeError {
 }
 
 fn trace_one_packet() -> Result<bool, ProbeError> {
-    let mut listener = Socket::new(NETLINK_NETFILTER)?;
-    listener.bind(&SocketAddr::new(0, 0))?;
+    let listener = netfilter_socket::open_here()?;
     listener.add_membership(TRACE_GROUP)?;
     let mut socket = NftSocket::open_here()?;
     make(&mut socket, 0, |batch| {

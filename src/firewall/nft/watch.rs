@@ -6,13 +6,14 @@
 
 use std::{collections::BTreeSet, fmt, io};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::Socket;
 use nix::{
     errno::Errno,
     sys::socket::{setsockopt, sockopt},
 };
 
 use super::{NftError, wire::Messages};
+use crate::firewall::netfilter_socket;
 
 /// `NFNLGRP_NFTABLES`, linux/netfilter/nfnetlink.h.
 const GROUP: u32 = 7;
@@ -54,8 +55,7 @@ impl RulesetWatch {
     /// [`NftError::Open`].
     pub fn open_here() -> Result<Self, NftError> {
         let open = || -> io::Result<Socket> {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind(&SocketAddr::new(0, 0))?;
+            let socket = netfilter_socket::open_here()?;
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
             socket.add_membership(GROUP)?;
             Ok(socket)

@@ -15,10 +15,6 @@ const SHRINK: usize = 8;
 /// are sent, unless the machine is so busy that the kernel leaves packets to a thread (ksoftirqd).
 const LATE: Duration = Duration::from_millis(20);
 
-/// How often a batch of which nothing was seen at all is sent again: a busy machine was once seen to
-/// lose a whole batch that the taps had just seen come in.
-const AGAIN: u32 = 2;
-
 /// What the trace showed.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
@@ -38,7 +34,6 @@ pub(super) fn follow(
     let mut followed = Followed::default();
     let mut rest = indexes;
     let mut size = PROBES_PER_DRAIN;
-    let mut unseen = 0;
     while !rest.is_empty() {
         let (batch, behind) = rest.split_at(size.min(rest.len()));
         send(batch).map_err(ExplainError::Send)?;
@@ -48,11 +43,6 @@ pub(super) fn follow(
             drained.overrun |= more.overrun;
             drained.trails.extend(more.trails);
         }
-        if drained.trails.is_empty() && !drained.overrun && unseen < AGAIN {
-            unseen += 1;
-            continue;
-        }
-        unseen = 0;
         if drained.overrun && batch.len() > 1 {
             size = (batch.len() / SHRINK).max(1);
             continue;

@@ -32,7 +32,7 @@ use std::{
     time::Duration,
 };
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::Socket;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -50,7 +50,7 @@ pub use self::{
 };
 use super::{NftError, NftSocket, make_tables, probe::ProbeMatch, table_family, wire::Messages};
 use crate::{
-    firewall::{TagSpace, place::HookPoint},
+    firewall::{TagSpace, netfilter_socket, place::HookPoint},
     model::{IfName, Protocol, RunId},
     netlink::object,
     sys::nftnl::{EncodeError, Encoder, Expr, Family, Hook, Meta, Verdict},
@@ -102,8 +102,7 @@ impl TraceSockets {
     /// [`NftError::Open`].
     pub fn open_here() -> Result<Self, NftError> {
         let open = || -> io::Result<Socket> {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind(&SocketAddr::new(0, 0))?;
+            let socket = netfilter_socket::open_here()?;
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
             socket.add_membership(TRACE_GROUP)?;
             Ok(socket)
