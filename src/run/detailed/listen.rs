@@ -14,8 +14,8 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, listen,
-        recvfrom, setsockopt, socket, sockopt,
+        AddressFamily, Backlog, Shutdown, SockFlag, SockProtocol, SockType, SockaddrStorage, bind,
+        listen, recvfrom, setsockopt, shutdown, socket, sockopt,
     },
 };
 use tokio::{
@@ -137,6 +137,17 @@ impl Listener {
     }
 }
 
+impl Drop for Listener {
+    /// Ends listening even if a child of another thread, between fork and exec, has the descriptor
+    /// still: the next one on this port could not listen (`EADDRINUSE`).
+    fn drop(&mut self) {
+        if let Socket::Tcp(listener) = &self.socket {
+            // It fails only where nobody listens.
+            let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
+        }
+    }
+}
+
 /// Gives back what the client sends until it closes.
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
     let mut bytes = [0; ECHO_BYTES];
@@ -237,5 +248,28 @@ pub(super) fn family(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener as Plain};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_copy_of_its_descriptor_does_not_keep_a_port() {
+        let free = Plain::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let bound = Bound::open_here(address, Protocol::Tcp).unwrap();
+        let Bound::Tcp(listener) = &bound else {
+            unreachable!("TCP was asked for")
+        };
+        // As a child has it that was forked and has not called exec yet.
+        let copy = listener.try_clone().unwrap();
+        drop(bound.serve().unwrap());
+        Bound::open_here(address, Protocol::Tcp).unwrap();
+        drop(copy);
     }
 }
