@@ -33,10 +33,15 @@ pub fn queued_to(text: &str) -> Option<u16> {
     target.map(|_| first.and_then(|number| number.parse().ok()).unwrap_or(0))
 }
 
-/// Whether a rule of iptables answers packets itself instead of letting them go on.
+/// Whether a rule answers packets itself instead of letting them go on: SYNPROXY opens a connection
+/// to the server only when the client has shown that it exists.
 #[must_use]
-pub fn takes_away(text: &str) -> bool {
-    after(&words(text), "-j") == Some("SYNPROXY")
+pub fn answers_itself(text: &str) -> bool {
+    let words = words(text);
+    if is_xtables(&words) {
+        return after(&words, "-j") == Some("SYNPROXY");
+    }
+    words.iter().any(|word| word == "synproxy")
 }
 
 /// Where the rule remembers a packet that matches: a set, or a list of `recent`.
@@ -227,8 +232,8 @@ mod tests {
         assert_eq!(queue("-A f -j NFQUEUE --queue-balance 3:5"), Some(3));
         assert_eq!(queue("-A f -j NFQUEUE"), Some(0));
         assert_eq!(queue("-A f -j DROP"), None);
-        assert!(takes_away("-A f -p tcp -j SYNPROXY --mss 1460"));
-        assert!(!takes_away("-A f -j DROP"));
+        assert!(answers_itself("-A f -p tcp -j SYNPROXY --mss 1460"));
+        assert!(!answers_itself("-A f -j DROP"));
     }
 
     #[test]

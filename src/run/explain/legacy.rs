@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     firewall::{
-        effect::{queued_to, rejected_with, takes_away},
+        effect::{answers_itself, queued_to, rejected_with},
         iptables::trace::{LegacyRules, LegacyStop, LegacyTrace, LegacyTraceError, LegacyTrails},
         nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail},
         place::HookPoint,
@@ -125,7 +125,7 @@ fn action(text: &str, queues: &[u16]) -> Action {
     if let Some(with) = rejected_with(text) {
         return Action::Rejected(with);
     }
-    match (queued_to(text), takes_away(text)) {
+    match (queued_to(text), answers_itself(text)) {
         (Some(queue), _) => Action::Queued {
             queue,
             listener: queues.contains(&queue),

@@ -3,7 +3,7 @@
 use crate::{
     firewall::{
         Caveat,
-        effect::{forwards_on_device, only_rewrites},
+        effect::{answers_itself, forwards_on_device, only_rewrites},
         place::HookPoint,
         ruletext::RuleText,
     },
@@ -83,6 +83,17 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
         } if rule.text.as_deref().is_some_and(forwards_on_device) => {
             (Verdict::Unknown, format!("sent on past all taps by {rule}"))
         }
+        Reason::Rule {
+            action: Action::Taken,
+            rule,
+            ..
+        } if rule.text.as_deref().is_some_and(answers_itself) => (
+            Verdict::Unknown,
+            format!(
+                "{rule} answers it in the server's place: a detailed job shows whether the server \
+                 is reached then"
+            ),
+        ),
         reason if own_doing && !explained.alone => {
             let why = notes(doubtful.into_iter());
             (Verdict::Unknown, format!("{why}; this time {reason}"))
@@ -210,6 +221,20 @@ mod tests {
         let mut one = explained(out(), Vec::new());
         one.behind = Some("rule 1 may stop it".to_owned());
         assert_eq!(passed(&one).unwrap().0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_is_answered_in_the_servers_place_is_not_decided() {
+        for text in ["tcp dport 80 synproxy mss 1460", "-A FORWARD -j SYNPROXY"] {
+            let taken = Reason::Rule {
+                hook: HookPoint::Forward,
+                action: Action::Taken,
+                rule: rule(1, text),
+            };
+            let (verdict, why) = stopped(&explained(taken, Vec::new()));
+            assert_eq!(verdict, Verdict::Unknown);
+            assert!(why.starts_with("rule 1 of chain f"), "{why}");
+        }
     }
 
     #[test]
