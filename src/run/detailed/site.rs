@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{
-    model::{IfName, Service},
+    model::{IfName, Protocol, Service},
     netlink::LookupKind,
     registry::HostSpec,
     run::way::Way,
@@ -75,6 +75,13 @@ pub(super) struct Task {
     pub(super) port: u16,
     /// How often it was found to go elsewhere than expected.
     pub(super) moves: u8,
+}
+
+impl Task {
+    /// What its listener takes up on the host that stands for the destination.
+    pub(super) fn listens_on(&self) -> (Protocol, u16) {
+        (self.service.protocol, self.port)
+    }
 }
 
 /// Services for which the same one stands for the destination.

@@ -11,6 +11,7 @@ mod moved;
 mod own;
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
@@ -194,17 +195,17 @@ impl<'a> Bench<'a> {
         self.counters = self.read_counters()?;
         let mut undecided = Vec::new();
         let tasks = &self.site.target.tasks;
-        for chunk in tasks.chunks(CHUNK) {
-            let ends = self.open_ends(chunk)?;
-            for (task, ends) in chunk.iter().zip(ends) {
+        for batch in batches(tasks.clone(), |task| task) {
+            let ends = self.open_ends(&batch)?;
+            for (task, ends) in batch.into_iter().zip(ends) {
                 self.setup.stop_if_interrupted()?;
-                undecided.extend(self.singly(*task, ends).await?);
+                undecided.extend(self.singly(task, ends).await?);
                 self.setup.done();
             }
         }
-        for chunk in chunks(undecided) {
+        for batch in batches(undecided, |undecided| &undecided.task) {
             self.setup.stop_if_interrupted()?;
-            self.together(chunk).await?;
+            self.together(batch).await?;
         }
         self.result.notes.extend(self.clerk.notes());
         Ok(())
@@ -328,13 +329,54 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn chunks<T>(list: Vec<T>) -> Vec<Vec<T>> {
-    let mut chunks: Vec<Vec<T>> = Vec::new();
+/// Splits a list so that what is in one part may be open at once: not too many sockets, and no two
+/// listeners of one port, which services have that the router sends to the same one.
+fn batches<T>(list: Vec<T>, task: impl Fn(&T) -> &Task) -> Vec<Vec<T>> {
+    let mut batches: Vec<Vec<T>> = Vec::new();
+    let mut ports = HashSet::new();
     for item in list {
-        match chunks.last_mut() {
-            Some(chunk) if chunk.len() < CHUNK => chunk.push(item),
-            _ => chunks.push(vec![item]),
+        let port = task(&item).listens_on();
+        let fits = ports.len() < CHUNK && !ports.contains(&port);
+        match batches.last_mut().filter(|_| fits) {
+            Some(batch) => batch.push(item),
+            None => {
+                ports.clear();
+                batches.push(vec![item]);
+            }
+        }
+        ports.insert(port);
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Protocol, Service};
+
+    fn task(at: usize, protocol: Protocol, port: u16) -> Task {
+        Task {
+            at,
+            service: Service { port: 1, protocol },
+            port,
+            moves: 0,
         }
     }
-    chunks
+
+    #[test]
+    fn no_two_of_a_batch_listen_on_one_port_and_the_order_stays() {
+        let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+        let ports = [(tcp, 80), (udp, 80), (tcp, 81), (tcp, 80), (tcp, 80)];
+        let mut tasks: Vec<Task> = ports
+            .iter()
+            .enumerate()
+            .map(|(at, &(protocol, port))| task(at, protocol, port))
+            .collect();
+        let many = (0..300).map(|number| task(5 + number, tcp, 1000 + number as u16));
+        tasks.extend(many);
+        let batches = batches(tasks.clone(), |task| task);
+        let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [3, 1, 128, 128, 45]);
+        assert_eq!(batches.concat(), tasks);
+    }
 }
