@@ -171,7 +171,28 @@ impl CaseBed {
 
     /// The job with probes that go on behind the taps, and whether a capture saw each of the
     /// services leave the router.
+    ///
+    /// All probes of a job have one source port. Where the router sends several services to one
+    /// port, those that go on become one connection, and connection tracking drops the second at
+    /// its end, which happens to no client. So what a capture must show of a YES it may show when
+    /// the service is asked about alone.
     pub(super) fn captured(
+        &self,
+        case: &CaseFile,
+        run: Run,
+        expected: &[Expected],
+    ) -> (QuickReport, Vec<Verdict>) {
+        let (report, mut seen) = self.capture(case, run, expected);
+        let answers = report.routers[0].services.iter().zip(expected);
+        for (seen, (answer, expected)) in seen.iter_mut().zip(answers) {
+            if answer.result == Verdict::Yes && *seen == Verdict::No {
+                *seen = self.capture(case, run, std::slice::from_ref(expected)).1[0];
+            }
+        }
+        (report, seen)
+    }
+
+    fn capture(
         &self,
         case: &CaseFile,
         run: Run,

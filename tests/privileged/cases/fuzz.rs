@@ -116,13 +116,15 @@ struct Ruleset {
     rules: Vec<(usize, String)>,
 }
 
-/// Where DNAT sends packets to `port`. No two ports are sent to one: all probes come from one source
-/// port, and those that go on behind the taps, for the capture, would become one connection.
+/// Where DNAT sends packets to `port`.
 fn target(random: &mut Random, port: &str) -> String {
-    match random.below(3) {
+    match random.below(6) {
         0 => "{other}".to_owned(),
         1 => format!("{{dst}}:1{port}"),
-        _ => format!("{{other}}:2{port}"),
+        2 => format!("{{other}}:2{port}"),
+        3 => "{dst}:23".to_owned(),
+        4 => "{gw}:22".to_owned(),
+        _ => "{dst}:8080".to_owned(),
     }
 }
 
@@ -214,7 +216,13 @@ impl Ruleset {
         let hooked = self.chains[chain].hook.as_str();
         let does = match random.below(if nat { 4 } else { 14 }) {
             _ if nat && hooked.contains("prerouting") => {
-                return format!("tcp dport {port} dnat to {}", target(random, port));
+                let protocol = if matches.contains("udp") {
+                    "udp"
+                } else {
+                    "tcp"
+                };
+                let to = target(random, port);
+                return format!("meta l4proto {protocol} {matches} dnat to {to}");
             }
             _ if nat && hooked.contains("postrouting") => {
                 random.one(&["masquerade", "snat to {far}"]).to_owned()
@@ -282,7 +290,9 @@ impl Ruleset {
             ("nat", "PREROUTING") => {
                 let one = port.split(':').next().unwrap_or_default();
                 let to = target(random, one);
-                return format!("-p tcp -m tcp --dport {one} -j DNAT --to-destination {to}");
+                let to_all = random.chance(30);
+                let ports = if to_all { "1:10000" } else { one };
+                return format!("-p tcp -m tcp --dport {ports} -j DNAT --to-destination {to}");
             }
             ("nat", _) => random.one(&["MASQUERADE", "SNAT --to-source {far}"]),
             ("mangle", _) => random.one(&[
