@@ -275,6 +275,14 @@ fn run<C: CommandLine>(command: C) -> Exit {
         Ok((exit, false)) => exit,
         Err(failure) => {
             let _ = writeln!(io::stderr(), "error: {failure}");
+            if failure.exit == Exit::CannotRun
+                && let Some(hint) = crate::doctor::missing_rights()
+            {
+                let _ = writeln!(
+                    io::stderr(),
+                    "hint: {hint}; `tsim doctor` looks at everything"
+                );
+            }
             failure.exit
         }
     }

@@ -6,12 +6,14 @@
 //! may load modules.
 
 mod advice;
+mod hint;
 mod kernel;
 mod loaded;
 mod places;
 mod rights;
 mod tools;
 
+pub use hint::missing_rights;
 pub use kernel::UNTRIED;
 use serde::Serialize;
 

@@ -26,7 +26,7 @@ pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug, Error)]
 pub enum ToolError {
     /// No directory holds it.
-    #[error("there is no {tool} in {}", list(.dirs))]
+    #[error("there is no {tool} in {}: it comes with the package {}", list(.dirs), package_of(.tool))]
     NotFound {
         /// Its file name.
         tool: String,
@@ -223,6 +223,16 @@ fn read_back(file: &mut File) -> io::Result<Vec<u8>> {
     file.rewind()?;
     file.read_to_end(&mut content)?;
     Ok(content)
+}
+
+/// Debian's package with this tool, of those that are run.
+fn package_of(tool: &str) -> &'static str {
+    match tool {
+        "nft" => "nftables",
+        "ip" => "iproute2",
+        "ipset" => "ipset",
+        _ => "iptables",
+    }
 }
 
 fn list(dirs: &[PathBuf]) -> String {

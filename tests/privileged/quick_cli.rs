@@ -113,8 +113,11 @@ fn without_rights_it_says_so_and_leaves_nothing() {
         .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{errors}");
+    assert!(errors.contains("ermission"), "{errors}");
     assert!(
-        errors.contains("ermission") || errors.contains("root"),
+        errors.contains(
+            "hint: this process lacks cap_sys_admin, cap_net_admin, cap_net_raw: run as root"
+        ),
         "{errors}"
     );
 }
