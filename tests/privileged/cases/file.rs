@@ -282,7 +282,7 @@ fn expectation(line: &str, case: &str) -> Vec<Expected> {
 /// Puts the family's words in.
 fn fill(text: &str, family: Family) -> String {
     // Name, IPv4, IPv6. Addresses: README.md of the cases.
-    const WORDS: [(&str, &str, &str); 21] = [
+    const WORDS: [(&str, &str, &str); 22] = [
         ("{src}", "10.0.0.2", "2001:db8:a::2"),
         ("{src-net}", "10.0.0.0/24", "2001:db8:a::/64"),
         ("{near}", "10.0.0.1", "2001:db8:a::1"),
@@ -299,6 +299,7 @@ fn fill(text: &str, family: Family) -> String {
         ("{any}", "0.0.0.0/0", "::/0"),
         ("{dst}:", "10.9.0.2:", "[2001:db8:b::2]:"),
         ("{other}:", "10.9.0.3:", "[2001:db8:b::3]:"),
+        ("{gw}:", "10.8.0.2:", "[2001:db8:c::2]:"),
         ("{ip}", "ip", "ip6"),
         ("{inet}", "inet", "inet6"),
         ("{addr}", "ipv4_addr", "ipv6_addr"),
