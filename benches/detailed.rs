@@ -16,42 +16,28 @@
     reason = "a bench that cannot run shall say so and stop"
 )]
 
+mod common;
+
 use std::{
-    fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
 };
 
-use nix::sys::{
-    resource::{Usage, UsageWho, getrusage},
-    time::TimeVal,
-};
-use tsim::{
-    config::Config,
-    lab::{self, Lab, Options},
-    model::{LabName, NetnsName},
-    netns::NetnsDir,
-};
+use common::{BenchLab, Cost, millis};
+use tsim::{model::NetnsName, netns::NetnsDir};
 
 const RUNS: usize = 7;
 const ROUTERS: [&str; 3] = ["hq-gw", "br-gw", "br-core"];
 
-/// A lab of ten routers from real facts, and the configuration file that leads to it.
-struct Bench {
-    lab: Lab,
-    config: Config,
-    file: PathBuf,
-    _dir: tempfile::TempDir,
-}
+/// A lab of ten routers from real facts.
+struct Bench(BenchLab);
 
 fn main() {
     assert!(nix::unistd::geteuid().is_root(), "this bench needs root");
     let test = std::env::args().any(|a| a == "--test");
     let runs = if test { 1 } else { RUNS };
-    let bench = Bench::up();
+    let bench = Bench(BenchLab::up("corp10"));
     println!(
         "routers x services   tsim-detailed wall    cpu (ms)    namespaces    connections (ms)"
     );
@@ -61,71 +47,42 @@ fn main() {
         (3, "1-28,53/udp,33434/udp"),
     ] {
         let routers = &ROUTERS[..routers];
-        let detailed = median(runs, || bench.detailed(routers, services));
+        let detailed = Cost::median(runs, || bench.detailed(routers, services));
         let count = count(services) * routers.len();
-        let namespaces = median(runs, || bench.namespaces(2 * routers.len()));
-        let connections = median(runs, || connections(count));
+        let namespaces = Cost::median(runs, || bench.namespaces(2 * routers.len()));
+        let connections = Cost::median(runs, || connections(count));
         println!(
             "{:>7} x {:<10} {:>19.1} {:>11.1} {:>13.1} {:>19.1}",
             routers.len(),
             count / routers.len(),
-            millis(detailed.0),
-            millis(detailed.1),
-            millis(namespaces.0),
-            millis(connections.0),
+            millis(detailed.wall),
+            millis(detailed.cpu),
+            millis(namespaces.wall),
+            millis(connections.wall),
         );
     }
-    bench.down();
+    bench.0.down();
 }
 
 impl Bench {
-    fn up() -> Self {
-        // In memory, as /run is, where the registry has its place by default.
-        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let config = Config {
-            registry_dir: dir.path().join("registry"),
-            labs_dir: dir.path().join("labs"),
-            ..Config::default()
-        };
-        let file = dir.path().join("tsim.toml");
-        let text = format!(
-            "registry_dir = {:?}\nlabs_dir = {:?}\n",
-            config.registry_dir, config.labs_dir
-        );
-        fs::write(&file, text).unwrap();
-        let name = LabName::new(format!("bench{}", std::process::id())).unwrap();
-        let facts = Path::new(env!("CARGO_MANIFEST_DIR")).join("netns-fixtures/corp10");
-        let up = lab::up_from(&config, &name, &facts, Options::default(), &()).unwrap();
-        Self {
-            lab: up.lab,
-            config,
-            file,
-            _dir: dir,
-        }
-    }
-
-    fn down(self) {
-        lab::down(&self.config, &self.lab.lab).unwrap();
-    }
-
-    fn detailed(&self, routers: &[&str], services: &str) -> (Duration, Duration) {
+    fn detailed(&self, routers: &[&str], services: &str) -> Cost {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-detailed"));
-        command.arg("--config").arg(&self.file);
-        command.args(["--lab", self.lab.lab.as_str(), "--json"]);
+        command.arg("--config").arg(&self.0.file);
+        command.args(["--lab", self.0.lab.lab.as_str(), "--json"]);
         command.args(["-s", "10.1.1.100", "-d", "10.2.1.50", "-P", services]);
         command.args(["--routers", &routers.join(",")]);
         command.stdout(Stdio::null());
-        cost(|| {
+        Cost::of(|| {
             let status = command.status().unwrap();
             assert!(matches!(status.code(), Some(0 | 1)), "{status}");
         })
     }
 
     /// Makes and deletes `count` network namespaces.
-    fn namespaces(&self, count: usize) -> (Duration, Duration) {
+    fn namespaces(&self, count: usize) -> Cost {
         let dir = NetnsDir::default();
-        let name = |number| NetnsName::new(format!("{}.none{number}", self.lab.lab)).unwrap();
-        cost(|| {
+        let name = |number| NetnsName::new(format!("{}.none{number}", self.0.lab.lab)).unwrap();
+        Cost::of(|| {
             for number in 0..count {
                 drop(dir.create(&name(number)).unwrap());
             }
@@ -137,8 +94,8 @@ impl Bench {
 }
 
 /// Makes `count` connections over loopback, one after the other, with 32 bytes there and back.
-fn connections(count: usize) -> (Duration, Duration) {
-    cost(|| {
+fn connections(count: usize) -> Cost {
+    Cost::of(|| {
         for _ in 0..count {
             let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -160,30 +117,4 @@ fn count(services: &str) -> usize {
         None => 1,
     };
     services.split(',').map(one).sum()
-}
-
-/// Wall time of `work`, and CPU time of the children that ended meanwhile.
-fn cost(work: impl FnOnce()) -> (Duration, Duration) {
-    let cpu = |usage: Usage| span(usage.user_time()) + span(usage.system_time());
-    let before = cpu(getrusage(UsageWho::RUSAGE_CHILDREN).unwrap());
-    let begin = Instant::now();
-    work();
-    let wall = begin.elapsed();
-    let after = cpu(getrusage(UsageWho::RUSAGE_CHILDREN).unwrap());
-    (wall, after - before)
-}
-
-fn span(time: TimeVal) -> Duration {
-    Duration::from_secs(time.tv_sec() as u64) + Duration::from_micros(time.tv_usec() as u64)
-}
-
-/// The run of median wall time.
-fn median(runs: usize, mut run: impl FnMut() -> (Duration, Duration)) -> (Duration, Duration) {
-    let mut costs: Vec<(Duration, Duration)> = (0..runs).map(|_| run()).collect();
-    costs.sort_by_key(|cost| cost.0);
-    costs[runs / 2]
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

@@ -16,13 +16,15 @@
     reason = "a bench that cannot run shall say so and stop"
 )]
 
-use std::{fmt::Write as _, path::Path, time::Duration};
+mod common;
+
+use std::{fmt::Write as _, time::Duration};
+
+use common::BenchLab;
 
 use tsim::{
-    config::Config,
     firewall::BackendChoice,
-    lab::{self, Lab, Options},
-    model::{Dscp, LabName, Protocol, RouterName, ServiceLimits, parse_services},
+    model::{Dscp, Protocol, RouterName, ServiceLimits, parse_services},
     netns::{NetnsFd, tool::Tools},
     run::{
         quick::{self, DscpChoice, ExplainMode, QuickJob, RouterChoice},
@@ -34,11 +36,9 @@ const SIZES: [usize; 6] = [10, 100, 1000, 5000, 10_000, 20_000];
 const RUNS: usize = 5;
 
 struct Bench {
-    lab: Lab,
-    config: Config,
+    lab: BenchLab,
     router: NetnsFd,
     tools: Tools,
-    _dir: tempfile::TempDir,
 }
 
 fn main() {
@@ -96,17 +96,10 @@ fn rules(iptables: bool, size: usize) -> String {
 
 impl Bench {
     fn up(rules: &str, iptables: bool) -> Self {
-        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let config = Config {
-            registry_dir: dir.path().join("registry"),
-            labs_dir: dir.path().join("labs"),
-            ..Config::default()
-        };
-        let name = LabName::new(format!("bench{}", std::process::id())).unwrap();
-        let facts = Path::new(env!("CARGO_MANIFEST_DIR")).join("netns-fixtures/cases/lab");
-        let up = lab::up_from(&config, &name, &facts, Options::default(), &()).unwrap();
-        let router = up.lab.router_netns(&RouterName::new("r").unwrap()).unwrap();
-        let tools = Tools::new(config.tool_dirs.clone());
+        let lab = BenchLab::up("cases/lab");
+        let name = RouterName::new("r").unwrap();
+        let router = lab.lab.router_netns(&name).unwrap();
+        let tools = Tools::new(lab.config.tool_dirs.clone());
         let (tool, args): (_, &[&str]) = if iptables {
             ("iptables-nft-restore", &["--noflush"])
         } else {
@@ -114,18 +107,12 @@ impl Bench {
         };
         let load = || tools.run(tool, args, rules.as_bytes());
         router.enter(load).unwrap().unwrap();
-        Self {
-            lab: up.lab,
-            config,
-            router,
-            tools,
-            _dir: dir,
-        }
+        Self { lab, router, tools }
     }
 
     fn down(self) {
         drop((self.router, self.tools));
-        lab::down(&self.config, &self.lab.lab).unwrap();
+        self.lab.down();
     }
 
     fn median(&self, runs: usize, services: &str, explain: ExplainMode, want: Verdict) -> Timing {
@@ -139,7 +126,7 @@ impl Bench {
     fn run(&self, services: &str, explain: ExplainMode, want: Verdict) -> Timing {
         let limits = ServiceLimits::default();
         let job = QuickJob {
-            lab: self.lab.lab.clone(),
+            lab: self.lab.lab.lab.clone(),
             source: "10.0.0.2".parse().unwrap(),
             destination: "10.9.0.2".parse().unwrap(),
             services: parse_services(services, Protocol::Tcp, limits).unwrap(),
@@ -155,7 +142,7 @@ impl Bench {
             progress: None,
             pass_on: None,
         };
-        let report = quick::run(&job, &self.config).unwrap().report;
+        let report = quick::run(&job, &self.lab.config).unwrap().report;
         let answers = &report.routers[0].services;
         assert!(answers.iter().all(|answer| answer.result == want));
         report.timing_ms

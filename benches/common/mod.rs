@@ -1,0 +1,102 @@
+//! What benches of whole jobs share: a lab of their own, and what a process costs.
+#![allow(
+    dead_code,
+    reason = "each bench is a crate of its own, and none uses everything"
+)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    resource::{Usage, UsageWho, getrusage},
+    time::TimeVal,
+};
+use tsim::{
+    config::Config,
+    lab::{self, Lab, Options},
+    model::LabName,
+};
+
+/// A lab from shipped facts, and the configuration that leads to it.
+pub(crate) struct BenchLab {
+    pub(crate) lab: Lab,
+    pub(crate) config: Config,
+    /// The configuration as a file, for processes.
+    pub(crate) file: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl BenchLab {
+    /// A lab from the facts in this folder of `netns-fixtures`.
+    pub(crate) fn up(facts: &str) -> Self {
+        // In memory: where /run is no tmpfs, a registry there waits for a disk at each write.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let config = Config {
+            registry_dir: dir.path().join("registry"),
+            labs_dir: dir.path().join("labs"),
+            ..Config::default()
+        };
+        let file = dir.path().join("tsim.toml");
+        let text = format!(
+            "registry_dir = {:?}\nlabs_dir = {:?}\n",
+            config.registry_dir, config.labs_dir
+        );
+        fs::write(&file, text).unwrap();
+        let name = LabName::new(format!("bench{}", std::process::id())).unwrap();
+        let facts = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("netns-fixtures")
+            .join(facts);
+        let up = lab::up_from(&config, &name, &facts, Options::default(), &()).unwrap();
+        Self {
+            lab: up.lab,
+            config,
+            file,
+            _dir: dir,
+        }
+    }
+
+    pub(crate) fn down(self) {
+        lab::down(&self.config, &self.lab.lab).unwrap();
+    }
+}
+
+/// What some work cost.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Cost {
+    pub(crate) wall: Duration,
+    /// CPU time of the children that ended meanwhile.
+    pub(crate) cpu: Duration,
+}
+
+impl Cost {
+    pub(crate) fn of(work: impl FnOnce()) -> Self {
+        let cpu = |usage: Usage| span(usage.user_time()) + span(usage.system_time());
+        let before = cpu(getrusage(UsageWho::RUSAGE_CHILDREN).unwrap());
+        let begin = Instant::now();
+        work();
+        let wall = begin.elapsed();
+        let after = cpu(getrusage(UsageWho::RUSAGE_CHILDREN).unwrap());
+        Self {
+            wall,
+            cpu: after - before,
+        }
+    }
+
+    /// That of the run of median wall time.
+    pub(crate) fn median(runs: usize, mut run: impl FnMut() -> Self) -> Self {
+        let mut costs: Vec<Self> = (0..runs).map(|_| run()).collect();
+        costs.sort_by_key(|cost| cost.wall);
+        costs[runs / 2]
+    }
+}
+
+pub(crate) fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn span(time: TimeVal) -> Duration {
+    Duration::from_secs(time.tv_sec() as u64) + Duration::from_micros(time.tv_usec() as u64)
+}
