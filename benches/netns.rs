@@ -229,10 +229,10 @@ fn hosts(c: &mut Criterion) {
     let make = |requests: &[HostRequest]| {
         let mut hosts = lab.hosts();
         let plans: Vec<HostSpec> = requests.iter().map(|r| hosts.plan(r).unwrap()).collect();
-        hosts.add_all(&plans).unwrap();
+        hosts.add_all(&plans.iter().collect::<Vec<_>>()).unwrap();
     };
     let remove = |requests: &[HostRequest]| {
-        let ids: Vec<HostId> = requests.iter().map(|r| r.id.clone()).collect();
+        let ids: Vec<&HostId> = requests.iter().map(|r| &r.id).collect();
         lab.hosts().remove_all(&ids).unwrap();
     };
     let mut group = c.benchmark_group("hosts");

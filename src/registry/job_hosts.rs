@@ -21,45 +21,56 @@ use crate::{
     },
 };
 
-/// What was found when a host was asked for.
-enum Found {
-    /// It was made; the lease is taken.
-    Leased(Lease),
-    /// It is registered now and nothing of it should be there.
-    Registered,
-    /// It was registered and not made, or the maker died; remains may be there.
-    Unfinished,
+/// What was found when hosts were asked for.
+#[derive(Default)]
+struct Found<'s> {
+    /// Not registered; nothing of them should be there.
+    new: Vec<&'s HostSpec>,
+    /// Registered and not made, or the maker died; remains may be there.
+    unfinished: Vec<&'s HostSpec>,
+    /// Made.
+    made: Vec<&'s HostSpec>,
 }
 
 impl Job<Unlocked> {
-    /// Makes sure that the host of `spec` exists and leases it: registers and makes it if it is
-    /// not there. Until this returns, nobody else makes, leases or removes that host.
+    /// Makes sure that the host of `spec` exists and leases it, see
+    /// [`Self::ensure_hosts_and_lease`].
     ///
     /// # Errors
-    /// [`RegistryError::Collision`] when another host has the name, address or MAC;
-    /// [`RegistryError::Kernel`] when it could not be made; it is unregistered again then.
+    /// As [`Self::ensure_hosts_and_lease`].
     pub fn ensure_host_and_lease(
         &mut self,
         spec: &HostSpec,
         kernel: &mut impl HostKernel,
         wait: &Wait,
-    ) -> Result<Lease, RegistryError> {
-        let _queue = self.host_queue(&spec.id, wait)?;
-        match self.find_or_register(spec)? {
-            Found::Leased(lease) if self.exists(&spec.id, kernel)? => Ok(lease),
-            Found::Leased(_) => self.remake(spec, kernel),
-            Found::Registered => self.make_and_lease(spec, kernel),
-            Found::Unfinished => {
-                kernel_call(
-                    "remove the remains of",
-                    &spec.id,
-                    kernel.remove_host(&spec.id),
-                )?;
-                self.forget_host(&spec.id)?;
-                self.register(spec, ManagedBy::Job)?;
-                self.make_and_lease(spec, kernel)
-            }
-        }
+    ) -> Result<(), RegistryError> {
+        self.ensure_hosts_and_lease(&[spec], kernel, wait)
+    }
+
+    /// Makes sure that the hosts of `specs` exist and leases them: registers and makes those that
+    /// are not there. Until this returns, nobody else makes, leases or removes one of them.
+    ///
+    /// # Errors
+    /// [`RegistryError::Collision`] when another host has a name, address or MAC;
+    /// [`RegistryError::Kernel`] when one could not be made. None of them is leased then, and
+    /// those that were registered for this are unregistered again.
+    pub fn ensure_hosts_and_lease(
+        &mut self,
+        specs: &[&HostSpec],
+        kernel: &mut impl HostKernel,
+        wait: &Wait,
+    ) -> Result<(), RegistryError> {
+        let mut specs = specs.to_vec();
+        specs.sort_by(|a, b| a.id.cmp(&b.id));
+        specs.dedup_by(|a, b| a.id == b.id);
+        let queues = specs.iter().map(|spec| self.host_queue(&spec.id, wait));
+        let _queues: Vec<QueueLock> = queues.collect::<Result<_, _>>()?;
+        let found = self.find(&specs)?;
+        self.register(&found.new, ManagedBy::Job)?;
+        let done = self
+            .make_missing(&found, kernel)
+            .and_then(|()| self.add_leases(&specs));
+        done.map_err(|e| self.unmake(e, &ids(&found.not_made()), kernel))
     }
 
     /// Releases this job's lease of `host`, and removes and unregisters the host if that was the
@@ -80,9 +91,42 @@ impl Job<Unlocked> {
         let released = self.release_lease(host)?;
         if released.should_delete {
             kernel_call("remove", host, kernel.remove_host(host))?;
-            self.forget_host(host)?;
+            self.forget_hosts(&[host])?;
         }
         Ok(released)
+    }
+
+    /// Releases this job's leases of `hosts`, and removes and unregisters those of them that
+    /// [`Self::release_and_remove`] would. Until this returns, nobody else can make or lease them.
+    ///
+    /// Returns everything that failed; what fails for one host stops no other, except that none is
+    /// unregistered when one could not be removed.
+    #[must_use]
+    pub fn release_and_remove_all(
+        &mut self,
+        hosts: &[&HostId],
+        kernel: &mut impl HostKernel,
+        wait: &Wait,
+    ) -> Vec<RegistryError> {
+        let mut hosts = hosts.to_vec();
+        hosts.sort();
+        hosts.dedup();
+        let mut failed = Vec::new();
+        let mut queues = Vec::with_capacity(hosts.len());
+        hosts.retain(|host| match self.host_queue(host, wait) {
+            Ok(queue) => {
+                queues.push(queue);
+                true
+            }
+            Err(error) => {
+                failed.push(error);
+                false
+            }
+        });
+        let unused = self.release_leases(&hosts, &mut failed);
+        let removed = remove_all(&unused, kernel).and_then(|()| self.forget_hosts(&unused));
+        failed.extend(removed.err());
+        failed
     }
 
     /// Registers an operator's host and makes it; it stays until [`Self::remove_host`].
@@ -97,11 +141,11 @@ impl Job<Unlocked> {
     ) -> Result<(), RegistryError> {
         let _queue = self.host_queue(&spec.id, wait)?;
         self.drop_remains(spec, kernel)?;
-        self.register(spec, ManagedBy::Operator)?;
+        self.register(&[spec], ManagedBy::Operator)?;
         let made = self
-            .make(spec, kernel)
+            .make(&[spec], kernel)
             .and_then(|()| self.update_record(&spec.id, |r| r.creating = false));
-        made.map_err(|e| self.unmake(e, &spec.id, kernel))
+        made.map_err(|e| self.unmake(e, &[&spec.id], kernel))
     }
 
     /// Removes and unregisters a host that nobody leases.
@@ -118,7 +162,7 @@ impl Job<Unlocked> {
         let _queue = self.host_queue(host, wait)?;
         let record = self.unleased(host)?;
         kernel_call("remove", host, kernel.remove_host(host))?;
-        self.forget_host(host)?;
+        self.forget_hosts(&[host])?;
         Ok(record)
     }
 
@@ -133,7 +177,7 @@ impl Job<Unlocked> {
         wait: &Wait,
     ) -> Result<(), RegistryError> {
         let _queue = self.host_queue(&spec.id, wait)?;
-        self.register(spec, managed_by)
+        self.register(&[spec], managed_by)
     }
 
     /// Unregisters a host that nobody leases, without removing it.
@@ -147,7 +191,7 @@ impl Job<Unlocked> {
     ) -> Result<HostRecord, RegistryError> {
         let _queue = self.host_queue(host, wait)?;
         let record = self.unleased(host)?;
-        self.forget_host(host)?;
+        self.forget_hosts(&[host])?;
         Ok(record)
     }
 
@@ -217,112 +261,169 @@ impl Job<Unlocked> {
             .enter_queue(&name, Mode::Exclusive, run_id, wait)
     }
 
-    fn find_or_register(&mut self, spec: &HostSpec) -> Result<Found, RegistryError> {
-        let new = self.lease();
-        let by = self.registrant(ManagedBy::Job);
+    /// Finds out what is to be done for `specs`, whose queues are held: nobody else changes that.
+    fn find<'s>(&mut self, specs: &[&'s HostSpec]) -> Result<Found<'s>, RegistryError> {
         let mut hosts = self.registry.lock_file::<Hosts, _>(&mut self.token)?;
-        let record: Option<HostRecord> = self.registry.one(&hosts, &spec.id.to_string())?;
-        let Some(record) = record else {
-            let mut hosts = self.registry.load(hosts)?;
-            host::register(&mut hosts.table, spec, &by, time::now())?;
-            self.registry.save(&hosts)?;
-            drop(hosts);
-            self.note("host.register", &spec.id);
-            return Ok(Found::Registered);
-        };
-        let mut leases = self.registry.open_file::<HostLeases, _>(hosts.token())?;
-        if !is_made(&record, leases.table.get(&spec.id.to_string())?.as_ref()) {
-            return Ok(Found::Unfinished);
+        let record = |spec: &&HostSpec| self.registry.one(&hosts, &spec.id.to_string());
+        let records: Vec<Option<HostRecord>> =
+            specs.iter().map(record).collect::<Result<_, _>>()?;
+        let leases = self.registry.lock_file::<HostLeases, _>(hosts.token())?;
+        let mut found = Found::default();
+        for (&spec, record) in specs.iter().zip(records) {
+            let Some(record) = record else {
+                found.new.push(spec);
+                continue;
+            };
+            let leased: Option<Leases> = self.registry.one(&leases, &spec.id.to_string())?;
+            if is_made(&record, leased.as_ref()) {
+                host::check_same(&record, spec)?;
+                found.made.push(spec);
+            } else {
+                found.unfinished.push(spec);
+            }
         }
-        host::check_same(&record, spec)?;
-        let table = &mut leases.table;
-        let lease = lease::acquire_host(table, &spec.id, &spec.router, new, &mut alive())?;
-        self.registry.save(&leases)?;
-        drop(leases);
-        drop(hosts);
-        self.note("host_lease.acquire", &spec.id);
-        Ok(Found::Leased(lease))
+        Ok(found)
     }
 
-    fn make(&self, spec: &HostSpec, kernel: &mut impl HostKernel) -> Result<(), RegistryError> {
-        kernel_call("make", &spec.id, kernel.create_host(spec))?;
-        self.note("host.create", &spec.id);
+    /// Makes what was not found made, and what is registered as made and is not there.
+    fn make_missing(
+        &mut self,
+        found: &Found<'_>,
+        kernel: &mut impl HostKernel,
+    ) -> Result<(), RegistryError> {
+        if !found.unfinished.is_empty() {
+            let unfinished = ids(&found.unfinished);
+            let removed = kernel.remove_hosts(&unfinished);
+            kernel_calls("remove the remains of", &unfinished, removed)?;
+            self.forget_hosts(&unfinished)?;
+            self.register(&found.unfinished, ManagedBy::Job)?;
+        }
+        let mut missing = found.not_made();
+        for spec in &found.made {
+            if !self.exists(&spec.id, kernel)? {
+                missing.push(spec);
+            }
+        }
+        self.make(&missing, kernel)
+    }
+
+    fn make(&self, specs: &[&HostSpec], kernel: &mut impl HostKernel) -> Result<(), RegistryError> {
+        if specs.is_empty() {
+            return Ok(());
+        }
+        kernel_calls("make", &ids(specs), kernel.create_hosts(specs))?;
+        specs
+            .iter()
+            .for_each(|spec| self.note("host.create", &spec.id));
         Ok(())
     }
 
-    fn make_and_lease(
-        &mut self,
-        spec: &HostSpec,
-        kernel: &mut impl HostKernel,
-    ) -> Result<Lease, RegistryError> {
-        let leased = self.make(spec, kernel).and_then(|()| self.add_lease(spec));
-        leased.map_err(|e| self.unmake(e, &spec.id, kernel))
-    }
-
-    /// A leased host whose namespace somebody removed is made again, under the lease just taken.
-    fn remake(
-        &mut self,
-        spec: &HostSpec,
-        kernel: &mut impl HostKernel,
-    ) -> Result<Lease, RegistryError> {
-        match self.make(spec, kernel) {
-            Ok(()) => Ok(self.lease()),
-            Err(e) => {
-                let undo = self.release_lease(&spec.id).err().into_iter().collect();
-                Err(e.with_undo(undo))
-            }
-        }
-    }
-
-    /// Undoes the making of a host; what cannot be undone is added to the error. A host that
-    /// could not be removed stays registered, so that reconcile knows it.
+    /// Undoes the making of hosts; what cannot be undone is added to the error. Hosts that could
+    /// not be removed stay registered, so that reconcile knows them.
     fn unmake(
         &mut self,
         first: RegistryError,
-        host: &HostId,
+        hosts: &[&HostId],
         kernel: &mut impl HostKernel,
     ) -> RegistryError {
-        let undone = kernel_call("remove", host, kernel.remove_host(host))
-            .and_then(|()| self.forget_host(host));
+        let undone = remove_all(hosts, kernel).and_then(|()| self.forget_hosts(hosts));
         first.with_undo(undone.err().into_iter().collect())
     }
 
-    /// Writes the lease of a host that was just made. Its queue is held: it stays registered.
-    fn add_lease(&mut self, spec: &HostSpec) -> Result<Lease, RegistryError> {
+    /// Writes the leases of hosts that are made. Their queues are held: they stay registered.
+    fn add_leases(&mut self, specs: &[&HostSpec]) -> Result<(), RegistryError> {
         let new = self.lease();
+        let alive = &mut alive();
         let mut leases = self.registry.open_file::<HostLeases, _>(&mut self.token)?;
-        let table = &mut leases.table;
-        let lease = lease::acquire_host(table, &spec.id, &spec.router, new, &mut alive())?;
+        for spec in specs {
+            let table = &mut leases.table;
+            lease::acquire_host(table, &spec.id, &spec.router, new.clone(), alive)?;
+        }
         self.registry.save(&leases)?;
         drop(leases);
-        self.note("host_lease.acquire", &spec.id);
-        Ok(lease)
+        specs
+            .iter()
+            .for_each(|spec| self.note("host_lease.acquire", &spec.id));
+        Ok(())
+    }
+
+    /// Releases leases; returns the hosts that are to go now, and adds what fails to `failed`.
+    fn release_leases<'h>(
+        &mut self,
+        hosts: &[&'h HostId],
+        failed: &mut Vec<RegistryError>,
+    ) -> Vec<&'h HostId> {
+        let mut unused = Vec::new();
+        match self.try_release_leases(hosts) {
+            Ok(released) => {
+                for (&host, released) in hosts.iter().zip(released) {
+                    match released {
+                        Ok(released) if released.should_delete => unused.push(host),
+                        Ok(_) => {}
+                        Err(error) => failed.push(error),
+                    }
+                }
+            }
+            Err(error) => failed.push(error),
+        }
+        unused
+    }
+
+    /// Releases leases in one step: what became of each, or why none is released.
+    fn try_release_leases(
+        &mut self,
+        hosts: &[&HostId],
+    ) -> Result<Vec<Result<Released, RegistryError>>, RegistryError> {
+        let run_id = self.info.run_id.clone();
+        let alive = &mut alive();
+        let mut locked = self.registry.lock_file::<Hosts, _>(&mut self.token)?;
+        let record = |host: &&HostId| self.registry.one(&locked, &host.to_string());
+        let records: Vec<Option<HostRecord>> =
+            hosts.iter().map(record).collect::<Result<_, _>>()?;
+        let mut leases = self.registry.open_file::<HostLeases, _>(locked.token())?;
+        let mut released = Vec::with_capacity(hosts.len());
+        for (host, record) in hosts.iter().zip(records) {
+            let by_job = record.is_some_and(|r| r.managed_by == ManagedBy::Job);
+            let left = lease::release_host(&mut leases.table, host, &run_id, alive);
+            released.push(left.map(|left| Released {
+                left,
+                should_delete: left == 0 && by_job,
+            }));
+        }
+        if released.iter().any(Result::is_ok) {
+            self.registry.save(&leases)?;
+        }
+        drop(leases);
+        drop(locked);
+        for (host, _) in hosts.iter().zip(&released).filter(|(_, r)| r.is_ok()) {
+            self.note("host_lease.release", host);
+        }
+        Ok(released)
     }
 
     fn release_lease(&mut self, host: &HostId) -> Result<Released, RegistryError> {
-        let run_id = self.info.run_id.clone();
-        let mut hosts = self.registry.lock_file::<Hosts, _>(&mut self.token)?;
-        let record: Option<HostRecord> = self.registry.one(&hosts, &host.to_string())?;
-        let mut leases = self.registry.open_file::<HostLeases, _>(hosts.token())?;
-        let left = lease::release_host(&mut leases.table, host, &run_id, &mut alive())?;
-        self.registry.save(&leases)?;
-        drop(leases);
-        drop(hosts);
-        self.note("host_lease.release", host);
-        let by_job = record.is_some_and(|r| r.managed_by == ManagedBy::Job);
-        Ok(Released {
-            left,
-            should_delete: left == 0 && by_job,
-        })
+        let released = self.try_release_leases(&[host])?.pop();
+        released.unwrap_or_else(|| Err(host::not_found(host)))
     }
 
-    fn register(&mut self, spec: &HostSpec, managed_by: ManagedBy) -> Result<(), RegistryError> {
+    fn register(
+        &mut self,
+        specs: &[&HostSpec],
+        managed_by: ManagedBy,
+    ) -> Result<(), RegistryError> {
+        if specs.is_empty() {
+            return Ok(());
+        }
         let by = self.registrant(managed_by);
         let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
-        host::register(&mut hosts.table, spec, &by, time::now())?;
+        for spec in specs {
+            host::register(&mut hosts.table, spec, &by, time::now())?;
+        }
         self.registry.save(&hosts)?;
         drop(hosts);
-        self.note("host.register", &spec.id);
+        specs
+            .iter()
+            .for_each(|spec| self.note("host.register", &spec.id));
         Ok(())
     }
 
@@ -350,13 +451,19 @@ impl Job<Unlocked> {
         Ok(record)
     }
 
-    /// Removes the record of a host that has no lease.
-    fn forget_host(&mut self, host: &HostId) -> Result<(), RegistryError> {
+    /// Removes the records of hosts that have no lease.
+    fn forget_hosts(&mut self, gone: &[&HostId]) -> Result<(), RegistryError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
         let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
-        hosts.table.remove(&host.to_string());
+        for host in gone {
+            hosts.table.remove(&host.to_string());
+        }
         self.registry.save(&hosts)?;
         drop(hosts);
-        self.note("host.unregister", host);
+        gone.iter()
+            .for_each(|host| self.note("host.unregister", host));
         Ok(())
     }
 
@@ -380,7 +487,7 @@ impl Job<Unlocked> {
         }
         self.unleased(host)?;
         kernel_call("remove the remains of", host, kernel.remove_host(host))?;
-        self.forget_host(host)
+        self.forget_hosts(&[host])
     }
 
     fn update_record(
@@ -422,14 +529,44 @@ fn alive() -> impl FnMut(&Owner) -> crate::registry::Liveness {
     move |owner| census.ask(owner)
 }
 
+impl<'s> Found<'s> {
+    /// The hosts that are this job's to make.
+    fn not_made(&self) -> Vec<&'s HostSpec> {
+        [&self.new[..], &self.unfinished].concat()
+    }
+}
+
+fn ids<'s>(specs: &[&'s HostSpec]) -> Vec<&'s HostId> {
+    specs.iter().map(|spec| &spec.id).collect()
+}
+
+fn remove_all(hosts: &[&HostId], kernel: &mut impl HostKernel) -> Result<(), RegistryError> {
+    if hosts.is_empty() {
+        return Ok(());
+    }
+    kernel_calls("remove", hosts, kernel.remove_hosts(hosts))
+}
+
 pub(crate) fn kernel_call<T>(
     op: &'static str,
     what: &HostId,
     result: Result<T, KernelError>,
 ) -> Result<T, RegistryError> {
-    result.map_err(|source| RegistryError::Kernel {
-        op,
-        what: format!("host {what}"),
-        source,
+    kernel_calls(op, &[what], result)
+}
+
+fn kernel_calls<T>(
+    op: &'static str,
+    hosts: &[&HostId],
+    result: Result<T, KernelError>,
+) -> Result<T, RegistryError> {
+    result.map_err(|source| {
+        let names: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        let what = if hosts.len() == 1 { "host" } else { "hosts" };
+        RegistryError::Kernel {
+            op,
+            what: format!("{what} {}", names.join(", ")),
+            source,
+        }
     })
 }

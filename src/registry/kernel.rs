@@ -36,6 +36,22 @@ pub trait HostKernel {
     /// When something of it is still there afterwards.
     fn remove_host(&mut self, host: &HostId) -> Result<(), KernelError>;
 
+    /// Makes all of `specs`, each as [`Self::create_host`] does.
+    ///
+    /// # Errors
+    /// As [`Self::create_host`]; some of them may be there then.
+    fn create_hosts(&mut self, specs: &[&HostSpec]) -> Result<(), KernelError> {
+        specs.iter().try_for_each(|spec| self.create_host(spec))
+    }
+
+    /// Removes all of `hosts`, each as [`Self::remove_host`] does.
+    ///
+    /// # Errors
+    /// As [`Self::remove_host`]; some of them may be gone then.
+    fn remove_hosts(&mut self, hosts: &[&HostId]) -> Result<(), KernelError> {
+        hosts.iter().try_for_each(|host| self.remove_host(host))
+    }
+
     /// The host namespaces that exist, of all labs.
     ///
     /// # Errors

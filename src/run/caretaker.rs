@@ -164,6 +164,14 @@ impl HostKernel for Caretaker {
         self.hosts.remove_host(host)
     }
 
+    fn create_hosts(&mut self, specs: &[&HostSpec]) -> Result<(), KernelError> {
+        self.hosts.create_hosts(specs)
+    }
+
+    fn remove_hosts(&mut self, hosts: &[&HostId]) -> Result<(), KernelError> {
+        self.hosts.remove_hosts(hosts)
+    }
+
     fn list_hosts(&mut self) -> Result<Vec<HostId>, KernelError> {
         self.hosts.list_hosts()
     }

@@ -163,7 +163,7 @@ fn what_fails_half_way_is_undone_and_what_was_there_stays() {
     let mut bad = hosts.plan(&request(&lab, "bad", "a", "10.0.0.9")).unwrap();
     // The bridge knows this address already.
     bad.mac = kept.mac;
-    let error = hosts.add_all(&[good, kept, bad]).unwrap_err();
+    let error = hosts.add_all(&[&good, &kept, &bad]).unwrap_err();
     assert!(
         matches!(&error, HostError::Make { undo, .. } if undo.is_empty()),
         "{error}"
@@ -182,7 +182,10 @@ fn the_same_address_serves_one_host_per_router_and_each_reaches_its_own() {
         .map(|router| hosts.plan(&request(&lab, &format!("src-{router}"), router, "10.0.0.9")))
         .map(Result::unwrap)
         .collect();
-    assert_eq!(hosts.add_all(&plans).unwrap(), [Added::Made; 2]);
+    assert_eq!(
+        hosts.add_all(&[&plans[0], &plans[1]]).unwrap(),
+        [Added::Made; 2]
+    );
     // Each sends to an address that only its own router has; it comes in there, and nowhere else.
     for (plan, near, far, to) in [
         (&plans[0], &a, &b, "10.1.0.1"),

@@ -392,18 +392,22 @@ impl Actor {
         };
         self.registry.reconcile(&run, &scope, kernel, false)?;
         self.registry.allocate_dscp(&run, None, None)?;
-        let done = self.with_host(n, kernel);
+        let done = self.with_hosts(n, kernel);
         let freed = self.registry.release_dscp(&run).map(drop);
         done.and(freed)
     }
 
-    fn with_host(&mut self, n: u8, kernel: &mut FakeKernel) -> Result<(), RegistryError> {
+    fn with_hosts(&mut self, n: u8, kernel: &mut FakeKernel) -> Result<(), RegistryError> {
         let job = self.job.as_mut().unwrap();
-        job.ensure_host_and_lease(&spec(n), kernel, &patience())?;
+        let (first, second) = (spec(n), spec(n + 100));
+        // Named in another order than they are taken in, and one of them twice.
+        job.ensure_hosts_and_lease(&[&second, &first, &second], kernel, &patience())?;
+        assert!(kernel.is_complete(&second.id), "leased, so it is made");
         let done = self.with_locks(n, kernel);
         let job = self.job.as_mut().unwrap();
-        let released = job.release_and_remove(&host(n), kernel, &patience());
-        done.and(released.map(drop))
+        let hosts = [&second.id, &first.id];
+        let mut failed = job.release_and_remove_all(&hosts, kernel, &patience());
+        done.and(failed.pop().map_or(Ok(()), Err))
     }
 
     fn with_locks(&mut self, n: u8, kernel: &mut FakeKernel) -> Result<(), RegistryError> {

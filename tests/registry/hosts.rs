@@ -9,12 +9,12 @@ fn a_host_is_made_with_the_first_lease_and_removed_with_the_last() {
     let site = Site::new();
     let mut kernel = site.kernel();
     let (mut a, mut b) = (site.job("a"), site.job("b"));
-    let lease = a
-        .ensure_host_and_lease(&spec(1), &mut kernel, &patience())
+    a.ensure_host_and_lease(&spec(1), &mut kernel, &patience())
         .unwrap();
-    let again = a
-        .ensure_host_and_lease(&spec(1), &mut kernel, &patience())
+    let lease = site.open().leases_of(&host(1)).unwrap();
+    a.ensure_host_and_lease(&spec(1), &mut kernel, &patience())
         .unwrap();
+    let again = site.open().leases_of(&host(1)).unwrap();
     assert_eq!(lease, again, "asking twice gives the same lease");
     b.ensure_host_and_lease(&spec(1), &mut kernel, &patience())
         .unwrap();
@@ -35,6 +35,45 @@ fn a_host_is_made_with_the_first_lease_and_removed_with_the_last() {
         .release_and_remove(&host(1), &mut kernel, &patience())
         .unwrap_err();
     assert!(matches!(error, RegistryError::NotFound(_)), "{error}");
+}
+
+#[test]
+fn of_hosts_asked_for_together_all_are_leased_or_none() {
+    let site = Site::new();
+    let mut kernel = site.kernel();
+    let (mut a, mut b) = (site.job("a"), site.job("b"));
+    b.ensure_host_and_lease(&spec(2), &mut kernel, &patience())
+        .unwrap();
+    // The second is there, the third has the address of the second.
+    let thief = named_spec("thief", 2, 3);
+    let error = a
+        .ensure_hosts_and_lease(&[&spec(1), &spec(2), &thief], &mut kernel, &patience())
+        .unwrap_err();
+    assert!(matches!(error, RegistryError::Collision { .. }), "{error}");
+    assert!(!kernel.is_complete(&host(1)));
+    assert_eq!(site.open().hosts().unwrap().len(), 1);
+
+    a.ensure_hosts_and_lease(&[&spec(1), &spec(2)], &mut kernel, &patience())
+        .unwrap();
+    let runs = |n: u8| -> Vec<String> {
+        let leases = site.open().leases_of(&host(n)).unwrap();
+        leases.iter().map(|l| l.run_id.to_string()).collect()
+    };
+    assert_eq!(
+        (runs(1), runs(2)),
+        (vec!["a".to_owned()], vec!["b".to_owned(), "a".to_owned()])
+    );
+
+    // What was never leased is reported and keeps nothing else from being released.
+    let hosts = [&host(1), &host(2), &host(3)];
+    let failed = a.release_and_remove_all(&hosts, &mut kernel, &patience());
+    assert!(
+        matches!(failed[..], [RegistryError::NotFound(_)]),
+        "{failed:?}"
+    );
+    assert!(!kernel.is_complete(&host(1)));
+    assert!(kernel.is_complete(&host(2)), "b has it");
+    assert_eq!(runs(2), ["b"]);
 }
 
 #[test]

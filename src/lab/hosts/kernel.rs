@@ -39,14 +39,22 @@ impl LabHosts {
         }
     }
 
-    /// Removes a host whose lab is gone: there is no port left, only the name.
-    fn remove(&mut self, host: &HostId) -> Result<(), HostError> {
-        match self.lab(&host.lab) {
-            Ok(hosts) => hosts.remove(host),
+    /// Removes hosts of one lab. Where the lab is gone, there are no ports left, only the names.
+    fn remove(&mut self, lab: &LabName, hosts: &[&HostId]) -> Result<(), HostError> {
+        match self.lab(lab) {
+            Ok(known) => known.remove_all(hosts),
             Err(HostError::Sockets(SocketsError::Missing {
                 source: NetnsError::NotFound { .. } | NetnsError::NotANamespace { .. },
                 ..
-            })) => Ok(self.dir.delete(&host.netns())?),
+            })) => {
+                let deleted = hosts.iter().map(|host| self.dir.delete(&host.netns()));
+                HostError::all(
+                    deleted
+                        .filter_map(Result::err)
+                        .map(HostError::from)
+                        .collect(),
+                )
+            }
             Err(error) => Err(error),
         }
     }
@@ -58,12 +66,26 @@ impl HostKernel for LabHosts {
     }
 
     fn create_host(&mut self, spec: &HostSpec) -> Result<(), KernelError> {
-        self.lab(&spec.id.lab)?.add(spec)?;
-        Ok(())
+        self.create_hosts(&[spec])
     }
 
     fn remove_host(&mut self, host: &HostId) -> Result<(), KernelError> {
-        Ok(self.remove(host)?)
+        self.remove_hosts(&[host])
+    }
+
+    fn create_hosts(&mut self, specs: &[&HostSpec]) -> Result<(), KernelError> {
+        for specs in specs.chunk_by(|a, b| a.id.lab == b.id.lab) {
+            if let Some(first) = specs.first() {
+                self.lab(&first.id.lab)?.add_all(specs)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_hosts(&mut self, hosts: &[&HostId]) -> Result<(), KernelError> {
+        let parts = hosts.chunk_by(|a, b| a.lab == b.lab);
+        let removed = parts.filter_map(|part| Some(self.remove(&part.first()?.lab, part)));
+        Ok(HostError::all(removed.filter_map(Result::err).collect())?)
     }
 
     fn list_hosts(&mut self) -> Result<Vec<HostId>, KernelError> {

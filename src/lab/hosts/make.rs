@@ -4,13 +4,14 @@ use std::{io, net::IpAddr};
 
 use super::{HostError, HostState, Hosts, Socket, plan, step};
 use crate::{
+    lab::pool,
     model::{HostId, IfName},
     netlink::{
         LinkChange, Netlink, NewVeth, PortOptions, VethEnd,
         object::{Address, Family, Neighbour, NextHop, Route, RouteKind},
         sysctl::{self, SysctlError},
     },
-    netns::NetnsFd,
+    netns::{NetnsDir, NetnsError, NetnsFd},
     registry::HostSpec,
 };
 
@@ -28,12 +29,17 @@ pub enum Added {
     AlreadyThere,
 }
 
-/// A host on its way: its namespace, and a socket in it.
-struct Draft<'a> {
-    plan: &'a HostSpec,
+/// Where a host goes.
+struct Place {
     gateway: IpAddr,
     port: IfName,
     socket: Socket,
+}
+
+/// A host on its way: its namespace, and a socket in it.
+struct Draft<'a> {
+    plan: &'a HostSpec,
+    place: Place,
     netns: NetnsFd,
     netlink: Netlink,
 }
@@ -45,7 +51,7 @@ impl Hosts {
     /// # Errors
     /// [`HostError`]; nothing of the host is left then, unless the error says so.
     pub fn add(&mut self, plan: &HostSpec) -> Result<Added, HostError> {
-        let added = self.add_all(std::slice::from_ref(plan))?;
+        let added = self.add_all(&[plan])?;
         Ok(added.first().copied().unwrap_or(Added::AlreadyThere))
     }
 
@@ -53,7 +59,7 @@ impl Hosts {
     ///
     /// # Errors
     /// As [`Hosts::add`].
-    pub fn add_all(&mut self, plans: &[HostSpec]) -> Result<Vec<Added>, HostError> {
+    pub fn add_all(&mut self, plans: &[&HostSpec]) -> Result<Vec<Added>, HostError> {
         let mut found = Vec::with_capacity(plans.len());
         for plan in plans {
             found.push(self.find(plan)?);
@@ -61,11 +67,12 @@ impl Hosts {
         let new = plans.iter().zip(&found);
         let new: Vec<&HostSpec> = new
             .filter(|(_, added)| **added == Added::Made)
-            .map(|(plan, _)| plan)
+            .map(|(&plan, _)| plan)
             .collect();
         let mut begun = Vec::new();
         self.make(&new, &mut begun).map_err(|source| {
-            let undo = self.remove_all(&begun).err().into_iter().collect();
+            let undo = self.remove_all(&begun.iter().collect::<Vec<_>>());
+            let undo = undo.err().into_iter().collect();
             HostError::Make {
                 hosts: new.iter().map(|plan| plan.id.clone()).collect(),
                 source: Box::new(source),
@@ -99,28 +106,63 @@ impl Hosts {
     /// Makes `plans`; `begun` tells of which there may be something to undo. Whoever has the
     /// namespace has the host: one that somebody else made meanwhile is not among them.
     fn make(&mut self, plans: &[&HostSpec], begun: &mut Vec<HostId>) -> Result<(), HostError> {
-        let mut drafts = Vec::with_capacity(plans.len());
-        for plan in plans {
-            drafts.push(self.draft(plan, begun)?);
-        }
+        let mut drafts = self.drafts(plans, begun)?;
         step("host.link")?;
         self.plug_in(&drafts)?;
         for draft in &mut drafts {
             step("host.configure")?;
             draft.configure()?;
         }
-        let ports: Vec<&IfName> = drafts.iter().map(|draft| &draft.port).collect();
+        let ports: Vec<&IfName> = drafts.iter().map(|draft| &draft.place.port).collect();
         self.segments.await_forwarding(&ports)?;
         step("host.note")?;
         self.note(&drafts)
     }
 
-    /// Makes the namespace. What it must know before its interface appears is set first.
-    fn draft<'p>(
+    /// Makes the namespaces, as many at once as there are processors.
+    fn drafts<'p>(
         &mut self,
-        plan: &'p HostSpec,
+        plans: &[&'p HostSpec],
         begun: &mut Vec<HostId>,
-    ) -> Result<Draft<'p>, HostError> {
+    ) -> Result<Vec<Draft<'p>>, HostError> {
+        let mut places = Vec::with_capacity(plans.len());
+        for plan in plans {
+            places.push(self.place(plan)?);
+        }
+        let dir = self.routers.dir();
+        let mut drafts = Vec::with_capacity(plans.len());
+        let mut errors = Vec::new();
+        let made = pool::each(plans, |plan| namespace(dir, plan));
+        for ((&plan, place), made) in plans.iter().zip(places).zip(made) {
+            let (netns, inside) = match made {
+                Some(Ok(made)) => made,
+                Some(Err(error)) => {
+                    errors.push(error);
+                    continue;
+                }
+                None => {
+                    let message = format!("making host {}", plan.id);
+                    errors.push(NetnsError::Panicked { message }.into());
+                    continue;
+                }
+            };
+            begun.push(plan.id.clone());
+            match inside {
+                Ok(netlink) => drafts.push(Draft {
+                    plan,
+                    place,
+                    netns,
+                    netlink,
+                }),
+                Err(error) => errors.push(error),
+            }
+        }
+        HostError::all(errors)?;
+        Ok(drafts)
+    }
+
+    /// Finds out where the host is plugged in, and where it sends to.
+    fn place(&mut self, plan: &HostSpec) -> Result<Place, HostError> {
         let socket = self.socket(&plan.router, &plan.interface)?;
         let gateway = match plan.gateway {
             Some(gateway) => gateway,
@@ -129,21 +171,10 @@ impl Hosts {
                 plan.address.addr(),
             ),
         };
-        step("host.namespace")?;
-        let name = plan.id.netns();
-        let family = Family::of(plan.address.addr());
-        let (netns, inside) = self.routers.dir().create_with(&name, || {
-            quiet(name.as_str(), family)?;
-            Ok::<_, HostError>(Netlink::open_here(name.as_str())?)
-        })?;
-        begun.push(plan.id.clone());
-        Ok(Draft {
-            port: plan::port_name(&plan.id)?,
-            plan,
+        Ok(Place {
             gateway,
+            port: plan::port_name(&plan.id)?,
             socket,
-            netns,
-            netlink: inside?,
         })
     }
 
@@ -154,16 +185,16 @@ impl Hosts {
         for draft in drafts {
             batch.add_veth(&NewVeth {
                 near: VethEnd {
-                    mtu: Some(draft.socket.mtu),
-                    ..VethEnd::new(draft.port.clone())
+                    mtu: Some(draft.place.socket.mtu),
+                    ..VethEnd::new(draft.place.port.clone())
                 },
                 near_up: true,
-                master: Some(draft.socket.bridge.clone()),
+                master: Some(draft.place.socket.bridge.clone()),
                 far: VethEnd {
                     netns: Some(&draft.netns),
                     index: Some(ETH0_INDEX),
                     mac: Some(draft.plan.mac),
-                    mtu: Some(draft.socket.mtu),
+                    mtu: Some(draft.place.socket.mtu),
                     ..VethEnd::new(eth0.clone())
                 },
             });
@@ -173,8 +204,8 @@ impl Hosts {
             flood: false,
         };
         for draft in drafts {
-            batch.set_port(&draft.port, quiet);
-            batch.add_forwarding(&draft.port, draft.plan.mac);
+            batch.set_port(&draft.place.port, quiet);
+            batch.add_forwarding(&draft.place.port, draft.plan.mac);
         }
         Ok(batch.send()?)
     }
@@ -188,10 +219,26 @@ impl Hosts {
                 alias: Some(alias),
                 ..LinkChange::default()
             };
-            batch.set_link(&draft.port, &change);
+            batch.set_link(&draft.place.port, &change);
         }
         Ok(batch.send()?)
     }
+}
+
+/// Makes a host's namespace and opens a socket in it. What it must know before its interface
+/// appears is set first.
+fn namespace(
+    dir: &NetnsDir,
+    plan: &HostSpec,
+) -> Result<(NetnsFd, Result<Netlink, HostError>), HostError> {
+    step("host.namespace")?;
+    let name = plan.id.netns();
+    let family = Family::of(plan.address.addr());
+    let made = dir.create_with(&name, || {
+        quiet(name.as_str(), family)?;
+        Ok(Netlink::open_here(name.as_str())?)
+    });
+    Ok(made?)
 }
 
 impl Draft<'_> {
@@ -203,7 +250,11 @@ impl Draft<'_> {
             prefix_route: false,
             ..Address::new(plan.address)
         };
-        let gateway = Neighbour::permanent(eth0.clone(), self.gateway, self.socket.router_mac);
+        let gateway = Neighbour::permanent(
+            eth0.clone(),
+            self.place.gateway,
+            self.place.socket.router_mac,
+        );
         self.netlink.learn(eth0.clone(), ETH0_INDEX);
         let mut batch = self.netlink.batch(format!("host {}", plan.id));
         batch
@@ -211,7 +262,7 @@ impl Draft<'_> {
             .set_link(&eth0, &LinkChange::up())
             .add_address(&eth0, &address)
             .replace_neighbour(&gateway)
-            .add_route(&default_route(self.gateway, eth0));
+            .add_route(&default_route(self.place.gateway, eth0));
         batch.send()?;
         if plan.address.addr().is_ipv6() {
             self.netlink.await_settled()?;

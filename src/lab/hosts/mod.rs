@@ -169,14 +169,14 @@ impl Hosts {
     /// # Errors
     /// [`HostError`] with everything that could not be removed.
     pub fn remove(&mut self, host: &HostId) -> Result<(), HostError> {
-        self.remove_all(std::slice::from_ref(host))
+        self.remove_all(&[host])
     }
 
     /// Removes all of `hosts`, each as [`Hosts::remove`] does; one that fails stops no other.
     ///
     /// # Errors
     /// As [`Hosts::remove`].
-    pub fn remove_all(&mut self, hosts: &[HostId]) -> Result<(), HostError> {
+    pub fn remove_all(&mut self, hosts: &[&HostId]) -> Result<(), HostError> {
         step("host.remove")?;
         let mut errors = Vec::new();
         errors.extend(self.unplug(hosts).err());
@@ -193,7 +193,7 @@ impl Hosts {
     /// From then on a host neither sends nor receives, its address may be used again, and its
     /// name is free. Deleting the port would make the caller wait for 25 ms; the kernel does it
     /// with the namespace, a little later.
-    fn unplug(&mut self, hosts: &[HostId]) -> Result<(), HostError> {
+    fn unplug(&mut self, hosts: &[&HostId]) -> Result<(), HostError> {
         let mut ports = Vec::new();
         for host in hosts {
             ports.extend(self.segments.link(&plan::port_name(host)?)?);

@@ -92,7 +92,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             round += 1;
         }
         (self.phase)("undoing");
-        self.release(&mut job, leased);
+        self.release(&mut job, &leased);
         (result, std::mem::take(&mut self.held))
     }
 
@@ -134,7 +134,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         self.lease(job, &needed, leased)
     }
 
-    /// Makes and leases hosts; those that were had are in `leased`, whatever happens.
+    /// Makes and leases hosts, all or none, and adds them to `leased`.
     fn lease(
         &mut self,
         job: &mut Job<Unlocked>,
@@ -142,32 +142,25 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         leased: &mut Vec<HostId>,
     ) -> Result<(), DetailedError> {
         let started = Instant::now();
-        let mut result = Ok(());
-        for spec in specs {
-            match job.ensure_host_and_lease(spec, &mut self.caretaker, &self.wait) {
-                Ok(_) => leased.push(spec.id.clone()),
-                Err(error) => {
-                    result = Err(error.into());
-                    break;
-                }
-            }
+        let result = job.ensure_hosts_and_lease(specs, &mut self.caretaker, &self.wait);
+        if result.is_ok() {
+            leased.extend(specs.iter().map(|spec| spec.id.clone()));
         }
         self.held.hosts += started.elapsed();
-        result
+        Ok(result?)
     }
 
-    fn release(&mut self, job: &mut Job<Unlocked>, leased: Vec<HostId>) {
+    fn release(&mut self, job: &mut Job<Unlocked>, leased: &[HostId]) {
         let started = Instant::now();
-        for host in leased.into_iter().rev() {
-            // Not `self.wait`: an interrupted job gives back, too.
-            let released = job.release_and_remove(&host, &mut self.caretaker, &Wait::forever());
-            if let Err(source) = released {
-                self.held.left.push(UndoError {
-                    what: format!("host {host}"),
-                    source: source.into(),
-                });
-            }
-        }
+        let leased: Vec<&HostId> = leased.iter().collect();
+        // Not `self.wait`: an interrupted job gives back, too.
+        let failed = job.release_and_remove_all(&leased, &mut self.caretaker, &Wait::forever());
+        let what = || "hosts and their leases".to_owned();
+        let failed = failed.into_iter().map(|source| UndoError {
+            what: what(),
+            source: source.into(),
+        });
+        self.held.left.extend(failed);
         self.held.undone += started.elapsed();
     }
 
@@ -197,7 +190,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             }
             Err(error) => Err(error),
         };
-        self.release(&mut job, leased);
+        self.release(&mut job, &leased);
         (job, result)
     }
 

@@ -313,7 +313,7 @@ fn answer(
     let resolve = millis(started.elapsed());
 
     progress.enter("waiting");
-    let hosts: Vec<HostSpec> = parts.iter().filter_map(|p| p.host.clone().ok()).collect();
+    let hosts: Vec<&HostSpec> = parts.iter().filter_map(|p| p.host.as_ref().ok()).collect();
     let routers: Vec<RouterId> = parts.iter().map(|p| p.way.router.clone()).collect();
     let caretaker = Caretaker::new(&dir, config);
     let mut caretaker = match plan.backend {

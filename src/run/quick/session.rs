@@ -7,7 +7,9 @@ use super::QuickError;
 use crate::{
     lab::hosts::LabHosts,
     model::{HostId, RouterId},
-    registry::{HostKernel, HostSpec, Job, JobInfo, Mode, RegistryManager, Unlocked, Wait},
+    registry::{
+        HostKernel, HostSpec, Job, JobInfo, Mode, RegistryError, RegistryManager, Unlocked, Wait,
+    },
     run::undo::UndoError,
 };
 
@@ -40,7 +42,7 @@ impl Session {
     /// back in reverse, whatever happened.
     pub(super) fn run<T>(
         self,
-        plans: &[HostSpec],
+        plans: &[&HostSpec],
         routers: &[RouterId],
         kernel: &mut LabHosts,
         work: impl FnOnce() -> Result<T, QuickError>,
@@ -59,25 +61,16 @@ impl Session {
 fn registered<T>(
     mut job: Job<Unlocked>,
     wait: &Wait,
-    plans: &[HostSpec],
+    plans: &[&HostSpec],
     routers: &[RouterId],
     kernel: &mut LabHosts,
     work: impl FnOnce() -> Result<T, QuickError>,
 ) -> Outcome<T> {
     let mut clock = Clock::start();
-    let mut leased: Vec<&HostId> = Vec::new();
-    let mut hindered = None;
-    for plan in plans {
-        match job.ensure_host_and_lease(plan, kernel, wait) {
-            Ok(_) => leased.push(&plan.id),
-            Err(error) => {
-                hindered = Some(error);
-                break;
-            }
-        }
-    }
+    let hindered = job.ensure_hosts_and_lease(plans, kernel, wait).err();
     let made = clock.lap();
     let mut locked_after = Duration::ZERO;
+    let leased = hindered.is_none();
     let result = match hindered {
         Some(error) => Err(error.into()),
         None => match job.all_router_locks(routers, Mode::Shared, wait) {
@@ -94,15 +87,13 @@ fn registered<T>(
             }
         },
     };
-    let mut left = Vec::new();
-    for host in leased.into_iter().rev() {
-        if let Err(source) = job.release_and_remove(host, kernel, wait) {
-            left.push(UndoError {
-                what: format!("host {host}"),
-                source: source.into(),
-            });
-        }
-    }
+    let left = if leased {
+        let hosts: Vec<&HostId> = plans.iter().map(|plan| &plan.id).collect();
+        let failed = job.release_and_remove_all(&hosts, kernel, wait);
+        failed.into_iter().map(not_given_back).collect()
+    } else {
+        Vec::new()
+    };
     Outcome {
         result,
         left,
@@ -112,8 +103,15 @@ fn registered<T>(
     }
 }
 
+fn not_given_back(error: RegistryError) -> UndoError {
+    UndoError {
+        what: "source hosts and their leases".to_owned(),
+        source: error.into(),
+    }
+}
+
 fn alone<T>(
-    plans: &[HostSpec],
+    plans: &[&HostSpec],
     kernel: &mut LabHosts,
     work: impl FnOnce() -> Result<T, QuickError>,
 ) -> Outcome<T> {
