@@ -92,8 +92,25 @@ impl RouterSockets {
                 open(&self.dir, &self.lab, &name, &format!("router {router}"))
             })
             .collect::<Result<_, _>>()?;
-        let sockets = Netlink::open_all(&namespaces.iter().collect::<Vec<_>>())?;
-        self.open.extend(missing.into_iter().cloned().zip(sockets));
+        let missing: Vec<(&RouterName, &NetnsFd)> = missing.into_iter().zip(&namespaces).collect();
+        Ok(self.open_in(&missing)?)
+    }
+
+    /// Opens the sockets of routers in the namespaces given, all from one thread; those that are
+    /// open already stay as they are.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Socket`] when no socket can be opened.
+    pub fn open_in(&mut self, routers: &[(&RouterName, &NetnsFd)]) -> Result<(), NetlinkError> {
+        let mut missing = routers.to_vec();
+        missing.retain(|(router, _)| !self.open.contains_key(*router));
+        let namespaces: Vec<&NetnsFd> = missing.iter().map(|(_, netns)| *netns).collect();
+        if namespaces.is_empty() {
+            return Ok(());
+        }
+        let sockets = Netlink::open_all(&namespaces)?;
+        let names = missing.into_iter().map(|(router, _)| router.clone());
+        self.open.extend(names.zip(sockets));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::{
         Lookup, LookupKind, LookupQuery, Netlink, NetlinkError,
         object::{Family, PolicyRule, PortRange},
     },
-    netns::{NetnsDir, NetnsError, NetnsFd},
+    netns::{NetnsError, NetnsFd},
 };
 
 /// A router's way could not be found out.
@@ -68,30 +68,26 @@ pub struct Way {
 }
 
 impl Way {
-    /// Finds the way of `flow` through `router`. `iface_in` is where packets come in, if the
-    /// caller knows it (from a trace); otherwise it is where the router would send an answer.
+    /// Finds the way of `flow` through `router`, which is `netns` and is asked by `netlink`.
+    /// `iface_in` is where packets come in, if the caller knows it (from a trace); otherwise it is
+    /// where the router would send an answer.
     ///
     /// # Errors
     /// [`WayError`]. That there is no route is no error.
     pub fn find(
-        dir: &NetnsDir,
-        router: RouterId,
+        (router, netns): (RouterId, Arc<NetnsFd>),
+        netlink: &mut Netlink,
         flow: &Flow,
         services: &[Service],
         iface_in: Option<IfName>,
     ) -> Result<Self, WayError> {
-        let netns = dir.open(&router.netns()).map_err(|source| WayError::Open {
-            router: router.clone(),
-            source,
-        })?;
         let fail = |source| WayError::Lookup {
             router: router.clone(),
             source,
         };
-        let mut netlink = Netlink::open(&netns).map_err(fail)?;
         let iface_in = match iface_in {
             Some(iface) => Some(iface),
-            None => towards(&mut netlink, flow, services).map_err(fail)?,
+            None => towards(netlink, flow, services).map_err(fail)?,
         };
         let ask = |service: Option<&Service>| LookupQuery {
             from: iface_in.as_ref().map(|_| flow.source),
@@ -117,7 +113,7 @@ impl Way {
         let by_port = differing(lookups, classes, &onward).map_err(fail)?;
         Ok(Self {
             router,
-            netns: Arc::new(netns),
+            netns,
             iface_in,
             onward,
             by_port,

@@ -69,6 +69,11 @@ impl Hosts {
         Ok(Self { routers, segments })
     }
 
+    /// The sockets of the lab's routers.
+    pub fn routers(&mut self) -> &mut RouterSockets {
+        &mut self.routers
+    }
+
     /// Finds out where the host goes and what it needs. Changes nothing.
     ///
     /// # Errors
