@@ -28,6 +28,7 @@ pub mod lab;
 pub mod model;
 pub mod netlink;
 pub mod netns;
+mod processors;
 pub mod registry;
 pub mod run;
 pub mod sched;

@@ -8,6 +8,8 @@ use std::{
     thread,
 };
 
+use crate::processors;
+
 /// Runs `work` on each of `items`, as many at a time as there are processors, and returns the
 /// results in order; none where `work` panicked.
 pub(super) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<Option<R>> {
@@ -24,7 +26,7 @@ pub(super) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync)
             }
         }
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let threads = processors::count();
     thread::scope(|scope| {
         let started: Vec<_> = (1..threads.min(items.len()))
             .filter_map(|_| thread::Builder::new().spawn_scoped(scope, worker).ok())

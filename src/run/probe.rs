@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     io,
     net::IpAddr,
-    num::NonZero,
     os::fd::{AsFd, OwnedFd},
     panic, thread,
 };
@@ -13,6 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, so
 
 use crate::{
     model::{Protocol, Service},
+    processors,
     run::packet::{ProbeSpec, probes},
     sys::{in_flight, mmsg::send_each},
 };
@@ -135,8 +135,7 @@ impl ProbeSocket {
     /// kernel takes a packet through all namespaces on the processor that sends it.
     #[must_use]
     pub fn send(&self, spec: &ProbeSpec, catalogue: &Catalogue, indexes: &[u32]) -> Refused {
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        let share = indexes.len().div_ceil(processors).max(SHARE_MIN);
+        let share = indexes.len().div_ceil(processors::count()).max(SHARE_MIN);
         let mut shares = indexes.chunks(share);
         let first = shares.next().unwrap_or_default();
         let refused = thread::scope(|scope| {

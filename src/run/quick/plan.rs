@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     io,
-    num::NonZero,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -28,6 +27,7 @@ use crate::{
     model::{Dscp, Service},
     netlink::object::Family,
     netns::{NetnsDir, tool::Tools},
+    processors,
     registry::Owner,
     run::{
         explain::{self, Explainer, Explanation, Scrutiny},
@@ -165,8 +165,7 @@ impl Plan {
                     .insert(index, answer);
             }
         };
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        match processors.min(parts.len()) {
+        match processors::count().min(parts.len()) {
             0 | 1 => work(),
             workers => thread::scope(|scope| {
                 // One worker is this thread.
