@@ -2,8 +2,8 @@
 //!
 //! The kernel knows rules by handle. Their order comes from the kernel, too; their text from the
 //! tool that the table belongs to: `iptables-nft-save` and `ip6tables-nft-save` for tables that
-//! these made, `nft` for all others. A book runs each tool at most once, and only when a rule of
-//! its kind is asked for, however many rules that are.
+//! these made, `nft` for all others. A book runs each tool at most once, `nft` once per table, and
+//! only when a rule of its kind is asked for, however many rules that are.
 
 mod nft;
 mod xtables;
@@ -168,7 +168,7 @@ pub struct RuleBook {
     /// Handles of tables that were read, of chains that were not.
     orders: HashMap<(TableFamily, String), RuleOrder>,
     chains: HashMap<RulePlace, Arc<Chain>>,
-    native: Option<Listing>,
+    native: HashMap<(TableFamily, String), Listing>,
     saves: HashMap<TableFamily, Save>,
     failures: Vec<String>,
 }
@@ -256,35 +256,57 @@ impl RuleBook {
         place: &RulePlace,
         handles: &[u64],
     ) -> Vec<Option<String>> {
-        if self.native.is_none() && !handles.is_empty() {
-            let text = self.run(source, "nft", &["-a", "-s", "-t", "list", "ruleset"]);
-            self.native = Some(Listing::parse(&text));
+        let table = (place.family, place.table.clone());
+        if !handles.is_empty() && !self.native.contains_key(&table) {
+            let listing = Listing::parse(&self.list(source, &table));
+            self.native.insert(table.clone(), listing);
         }
+        let listing = self.native.get(&table);
         let text = |&handle: &u64| {
             let place = RulePlace {
                 handle,
                 ..place.clone()
             };
-            self.native.as_ref()?.text(&place).map(str::to_owned)
+            listing?.text(&place).map(str::to_owned)
         };
         handles.iter().map(text).collect()
     }
 
-    /// What `tool` prints inside the namespace; nothing, and a note, when it fails.
-    fn run(&mut self, source: &Source<'_>, tool: &str, args: &[&str]) -> String {
-        let ran = source
-            .netns
-            .enter(|| source.tools.run(tool, args, &[]))
-            .map_err(Failure::Enter)
-            .and_then(|ran| ran.map_err(Failure::Run));
-        match ran {
-            Ok(printed) => String::from_utf8_lossy(&printed.stdout).into_owned(),
-            Err(failure) => {
-                self.failures.push(format!("no rule text: {failure}"));
-                String::new()
-            }
+    /// What `nft` prints of one table. Asked for all, it reads every element of every set, those of
+    /// other jobs' taps included; that is done only where it does not take the table's name.
+    fn list(&mut self, source: &Source<'_>, (family, table): &(TableFamily, String)) -> String {
+        let family = family.to_string();
+        let one = ["-a", "-s", "-t", "list", "table", &family, table];
+        let listed = is_word(table).then(|| print(source, "nft", &one));
+        match listed {
+            Some(Ok(text)) => text,
+            Some(Err(_)) | None => self.run(source, "nft", &["-a", "-s", "-t", "list", "ruleset"]),
         }
     }
+
+    /// What `tool` prints inside the namespace; nothing, and a note, when it fails.
+    fn run(&mut self, source: &Source<'_>, tool: &str, args: &[&str]) -> String {
+        print(source, tool, args).unwrap_or_else(|failure| {
+            self.failures.push(format!("no rule text: {failure}"));
+            String::new()
+        })
+    }
+}
+
+/// What `tool` prints inside the namespace.
+fn print(source: &Source<'_>, tool: &str, args: &[&str]) -> Result<String, Failure> {
+    let ran = source.netns.enter(|| source.tools.run(tool, args, &[]));
+    let printed = ran.map_err(Failure::Enter)?.map_err(Failure::Run)?;
+    Ok(String::from_utf8_lossy(&printed.stdout).into_owned())
+}
+
+/// Whether the name of a table is one word to `nft`, and neither an option nor a fragment of
+/// something else. (The kernel allows any name. Key words it refuses.)
+fn is_word(table: &str) -> bool {
+    table.starts_with(|c: char| c.is_ascii_alphabetic())
+        && table
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -298,6 +320,16 @@ enum Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_plain_words_are_put_on_a_command_line() {
+        for word in ["fw", "filter-1", "a.b_c"] {
+            assert!(is_word(word), "{word}");
+        }
+        for other in ["", "-f", "a b", "a;b", "a\"", "1", "ä", "a{"] {
+            assert!(!is_word(other), "{other}");
+        }
+    }
 
     #[test]
     fn a_rule_is_named_by_position_chain_and_text() {

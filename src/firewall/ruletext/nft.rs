@@ -1,4 +1,4 @@
-//! The listing of `nft -a -s list ruleset`, nft(8).
+//! The listing of `nft -a -s list ruleset` or of one table, nft(8).
 
 use std::collections::HashMap;
 
