@@ -4,7 +4,7 @@
 //! different pid namespaces. With boot id, start time and pid namespace beside it, the pid names
 //! one process for ever.
 
-use std::{fs, io, os::unix::fs::MetadataExt};
+use std::{fs, io, os::unix::fs::MetadataExt, sync::OnceLock};
 
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,9 @@ pub struct Owner {
     pub pid_ns: Option<u64>,
 }
 
+/// The calling process, once it was asked for; a process that exists stays the same.
+static OWN: OnceLock<Owner> = OnceLock::new();
+
 /// Whether an owner lives. Only [`Liveness::Gone`] is a reason to take something away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,19 +49,26 @@ impl Owner {
     /// # Errors
     /// When `/proc` does not tell.
     pub fn current() -> io::Result<Self> {
+        if let Some(own) = OWN.get() {
+            return Ok(own.clone());
+        }
         let pid = std::process::id();
         let stat = Stat::of(pid)?.ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self {
+        let own = Self {
             pid,
             boot_id: Some(boot_id()?),
             start_time: Some(stat.start_time),
             pid_ns: Some(pid_ns()?),
-        })
+        };
+        Ok(OWN.get_or_init(|| own).clone())
     }
 
     /// Looks whether this process still lives.
     #[must_use]
     pub fn liveness(&self) -> Liveness {
+        if OWN.get() == Some(self) {
+            return Liveness::Alive;
+        }
         let Ok(boot_id) = boot_id() else {
             return Liveness::Unknown;
         };
