@@ -5,7 +5,7 @@
 //! next to nothing. What is found here is only a reason to look closer.
 
 use super::{
-    DUMP_ATTEMPTS, NftError, NftSocket, kernel,
+    DUMP_ATTEMPTS, NftError, NftSocket, is_own, kernel,
     socket::Dumped,
     wire::{Attributes, array},
 };
@@ -114,11 +114,6 @@ fn sees(table: TableFamily, family: Family) -> bool {
         Family::V6 => TableFamily::IP6,
     };
     [own, TableFamily::INET, TableFamily::NETDEV].contains(&table)
-}
-
-fn is_own(table: &str) -> bool {
-    let own = ["tsim_", "tsimtrace_", "tsimflow_"];
-    own.iter().any(|prefix| table.starts_with(prefix))
 }
 
 fn behind(at: TableFamily, chain: Attributes<'_>, family: Family) -> Option<Behind> {

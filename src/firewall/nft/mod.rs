@@ -87,6 +87,13 @@ pub fn table_name(run_id: &RunId) -> String {
     format!("tsim_{run_id}")
 }
 
+/// Whether a table is one that tsim makes: its taps, traces and counters.
+#[must_use]
+pub fn is_own(table: &str) -> bool {
+    let own = ["tsim_", "tsimtrace_", "tsimflow_"];
+    own.iter().any(|prefix| table.starts_with(prefix))
+}
+
 /// The family of tables that see packets of `family` only.
 fn table_family(family: object::Family) -> Family {
     match family {

@@ -12,7 +12,7 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 
-use super::{NftError, wire::Messages};
+use super::{NftError, is_own, wire::Messages};
 use crate::firewall::netfilter_socket;
 
 /// `NFNLGRP_NFTABLES`, linux/netfilter/nfnetlink.h.
@@ -27,8 +27,6 @@ const NEW_GENERATION: u16 = 10 << 8 | 15;
 /// The attribute that names the table is the first of every object (`NFTA_TABLE_NAME`,
 /// `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, …).
 const TABLE: u16 = 1;
-/// What the names of tsim's own tables begin with.
-const OWN: [&str; 3] = ["tsim_", "tsimtrace_", "tsimflow_"];
 
 /// Listens for changes of one namespace's ruleset.
 #[derive(Debug)]
@@ -78,7 +76,7 @@ impl RulesetWatch {
             match self.socket.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
                 Ok(_) => tables.extend(Messages(&self.buffer).filter_map(|message| {
                     let table = message.attributes().text(TABLE)?;
-                    let own = OWN.iter().any(|prefix| table.starts_with(prefix));
+                    let own = is_own(table);
                     (message.kind != NEW_GENERATION && !own).then(|| table.to_owned())
                 })),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

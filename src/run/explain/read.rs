@@ -16,7 +16,10 @@ use crate::{
         Caveat, RulePlace,
         concern::{Subject, concerns},
         effect::rejected_with,
-        nft::trace::{Decision, StepKind, StoppedBy, TraceStep, Trail},
+        nft::{
+            is_own,
+            trace::{Decision, StepKind, StoppedBy, TraceStep, Trail},
+        },
         ruletext::{Chain, RuleBook, RuleText, Source},
     },
     model::Service,
@@ -152,7 +155,9 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<(Caveat, RuleText)>, ExplainError> {
         let subject = subject(self.probe, service, Some(trail));
         let mut found = Vec::new();
-        for (place, end) in visited(&trail.steps) {
+        let visited = visited(&trail.steps).into_iter();
+        // Other jobs' tables see the probe, and neither stop nor change it.
+        for (place, end) in visited.filter(|(place, _)| !is_own(&place.table)) {
             let chain = self.chain(&place)?;
             let end = end.and_then(|handle| chain.index(handle));
             self.note_memories(trail, &chain, end, &subject);
