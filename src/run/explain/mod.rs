@@ -16,6 +16,7 @@ mod reason;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
+    time::Duration,
 };
 
 use thiserror::Error;
@@ -35,7 +36,7 @@ use crate::{
             NftError,
             census::Census,
             generation,
-            trace::{TraceSockets, TraceSpec, Tracer},
+            trace::{TraceSockets, TraceSpec, Tracer, turn::Turn},
             watch::{Changes, RulesetWatch},
         },
         ruletext::{RuleBook, Source},
@@ -45,6 +46,10 @@ use crate::{
     netns::{NetnsError, NetnsFd, NetnsId, tool::Tools},
     run::{outside::OutsideReason, packet::ProbeSpec},
 };
+
+/// How long to let other jobs trace first on a router: 32 that explain a hundred services each are
+/// done in a fraction of it.
+const TURN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is to be explained.
 #[derive(Debug, Clone, Copy)]
@@ -162,12 +167,15 @@ impl Explainer {
         if question.services.is_empty() {
             return Ok(Explanation::default());
         }
-        let open = || Ok::<_, NftError>((TraceSockets::open_here()?, RulesetWatch::open_here()?));
-        let (mut sockets, mut watch) = question.netns.enter(open)??;
+        let open = || {
+            let turn = Turn::wait_here(TURN_PATIENCE);
+            Ok::<_, NftError>((turn, TraceSockets::open_here()?, RulesetWatch::open_here()?))
+        };
+        let (turn, mut sockets, mut watch) = question.netns.enter(open)??;
         let before = generation(sockets.control())?;
         let mut tracer = Tracer::start(sockets, &trace_spec(question))?;
         let explained = self
-            .with_tracer(question, &mut tracer, before, send)
+            .with_tracer(question, &mut tracer, before, send, turn)
             .and_then(|mut explanation| {
                 match watch.changes()? {
                     Changes::None => {}
@@ -194,12 +202,15 @@ impl Explainer {
         tracer: &mut Tracer,
         before: u32,
         send: &mut SendAgain<'_>,
+        turn: Option<Turn>,
     ) -> Result<Explanation, ExplainError> {
         let indexes: Vec<u32> = question.services.iter().map(|(index, _)| *index).collect();
         let mut followed = follow(tracer, &indexes, send)?;
         let mut lost = Lost::new(question)?;
         let outside = lost.explain(tracer, &mut followed, send)?;
         let legacy = Legacy::follow(question, &self.tools, tracer, &followed, send)?;
+        // The tools need longer than all of this, and few probes are sent after them.
+        drop(turn);
         let found = Found {
             followed,
             outside,

@@ -24,6 +24,7 @@ mod event;
 pub mod flow;
 mod head;
 mod trail;
+pub mod turn;
 
 use std::{
     collections::HashMap,
