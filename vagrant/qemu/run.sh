@@ -107,6 +107,9 @@ boot() {
     cat "$(userland_archive)" "$kernel_dir/modules.cpio" "$work/job.cpio" >"$work/initrd"
     # Not qemu's own standard output: its chardev counts as unplugged when
     # standard input is at its end, and a guest that writes to it then waits.
+    # The port ends in a file, which takes everything at once. It may not be a pipe:
+    # what a full pipe does not take stays in the guest, and goes down with it. The
+    # chardev's log may: it is written whole, and the machine stands still meanwhile.
     mkfifo "$work/output"
     # Not `cat`, which knows no lines: two machines may write to the same terminal.
     sed --unbuffered "s/^/$prefix/" "$work/output" &
@@ -125,7 +128,7 @@ boot() {
         -append 'console=ttyS0 loglevel=5 mitigations=off clocksource=hpet tsc=unstable panic=-1' \
         -serial "file:$results/console.log" \
         -device virtio-serial-pci,max_ports=4 \
-        -chardev "file,id=output,path=$work/output,logfile=$results/output.log" \
+        -chardev "file,id=output,path=$results/output.log,logfile=$work/output" \
         -device virtserialport,nr=1,chardev=output \
         -chardev "file,id=results,path=$work/results.tar" \
         -device virtserialport,nr=2,chardev=results </dev/null &
