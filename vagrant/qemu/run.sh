@@ -111,9 +111,12 @@ boot() {
     # what a full pipe does not take stays in the guest, and goes down with it. The
     # chardev's log may: it is written whole, and the machine stands still meanwhile.
     mkfifo "$work/output"
+    # Held open until qemu ends: a reader of a pipe that nobody opens would wait for ever.
+    exec 7<>"$work/output"
     # Not `cat`, which knows no lines: two machines may write to the same terminal.
-    sed --unbuffered "s/^/$prefix/" "$work/output" &
+    setpriv --pdeathsig KILL sed --unbuffered "s/^/$prefix/" "$work/output" 7>&- &
     reader_pid=$!
+    started=$(date +%s)
     # The clock is the HPET: a guest measures the processor's own counter at boot, is
     # several times wrong when the host is busy just then, and its seconds with it.
     # Whoever starts a process here is outlived by none of them, not even when
@@ -131,12 +134,16 @@ boot() {
         -chardev "file,id=output,path=$results/output.log,logfile=$work/output" \
         -device virtserialport,nr=1,chardev=output \
         -chardev "file,id=results,path=$work/results.tar" \
-        -device virtserialport,nr=2,chardev=results </dev/null &
+        -device virtserialport,nr=2,chardev=results </dev/null 7>&- &
     machine_pid=$!
     wait "$machine_pid"
     status=$?
     machine_pid=
+    ended=$(date +%s)
+    exec 7>&-
     wait "$reader_pid"
+    # A machine that stands still for its reader does not end when asked, and is killed.
+    [ "$status" -ne 137 ] || [ $((ended - started)) -lt "$limit" ] || status=124
     return $status
 }
 
@@ -152,7 +159,7 @@ collect() {
 
 failed() {
     say "$*; the end of its console ($results/console.log):"
-    tail -n 40 "$results/console.log" >&2 2>/dev/null || true
+    tail -n 100 "$results/console.log" >&2 2>/dev/null || true
 }
 
 judge() {
