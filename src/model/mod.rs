@@ -1,11 +1,14 @@
-//! The words that every layer shares: names that are safe to use, services, DSCP values.
+//! The words that every layer shares: names that are safe to use, services, DSCP values,
+//! processes that own something.
 
 pub mod dscp;
 pub mod name;
+pub mod owner;
 pub mod service;
 
 pub use dscp::{Dscp, DscpRange};
 pub use name::{
     HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,
 };
+pub use owner::{Liveness, Owner};
 pub use service::{Protocol, Service, ServiceError, ServiceLimits, parse_services};

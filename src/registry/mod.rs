@@ -58,7 +58,6 @@ pub mod medium;
 mod mutex;
 pub mod neighbour;
 pub mod order;
-pub mod owner;
 pub mod queue;
 pub mod reconcile;
 #[cfg(test)]
@@ -77,8 +76,9 @@ pub use lease::{HostLeases, JobType, Lease, Released};
 pub use lock::{LockHolder, RouterLock};
 pub use manager::RegistryManager;
 pub use neighbour::{NeighbourKey, NeighbourLeases};
-pub use owner::{Liveness, Owner};
 pub use queue::Mode;
 pub use reconcile::{Action, ReconcileReport, Scope};
 pub use store::Repair;
 pub use wait::{Cancel, Wait};
+
+pub use crate::model::owner::{self, Liveness, Owner};

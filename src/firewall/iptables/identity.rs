@@ -9,7 +9,7 @@
 
 use std::fmt::Write;
 
-use crate::model::{Dscp, RunId};
+use crate::model::{Dscp, Owner, RunId};
 
 /// Longest name of a chain: `XT_EXTENSION_MAXNAMELEN` (29, linux/netfilter/x_tables.h) without
 /// the closing NUL.
@@ -32,6 +32,28 @@ pub struct OwnerMark {
     pub boot_id: Option<String>,
     /// Inode of the pid namespace.
     pub pid_ns: Option<u64>,
+}
+
+impl From<&Owner> for OwnerMark {
+    fn from(owner: &Owner) -> Self {
+        Self {
+            pid: owner.pid,
+            start_time: owner.start_time,
+            boot_id: owner.boot_id.clone(),
+            pid_ns: owner.pid_ns,
+        }
+    }
+}
+
+impl From<&OwnerMark> for Owner {
+    fn from(mark: &OwnerMark) -> Self {
+        Self {
+            pid: mark.pid,
+            boot_id: mark.boot_id.clone(),
+            start_time: mark.start_time,
+            pid_ns: mark.pid_ns,
+        }
+    }
 }
 
 /// A job whose taps were found in a router.

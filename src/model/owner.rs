@@ -9,8 +9,6 @@ use std::{fs, io, os::unix::fs::MetadataExt, sync::OnceLock};
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 use serde::{Deserialize, Serialize};
 
-use crate::firewall::iptables::OwnerMark;
-
 /// One process, for ever.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
@@ -94,28 +92,6 @@ impl Owner {
             (Ok(Some(stat)), Some(start)) if stat.start_time == start => Liveness::Alive,
             (Ok(Some(_)), Some(_)) => Liveness::Gone,
             _ => Liveness::Unknown,
-        }
-    }
-}
-
-impl From<&Owner> for OwnerMark {
-    fn from(owner: &Owner) -> Self {
-        Self {
-            pid: owner.pid,
-            start_time: owner.start_time,
-            boot_id: owner.boot_id.clone(),
-            pid_ns: owner.pid_ns,
-        }
-    }
-}
-
-impl From<&OwnerMark> for Owner {
-    fn from(mark: &OwnerMark) -> Self {
-        Self {
-            pid: mark.pid,
-            boot_id: mark.boot_id.clone(),
-            start_time: mark.start_time,
-            pid_ns: mark.pid_ns,
         }
     }
 }
