@@ -27,6 +27,10 @@ pub(super) fn settle_here(router: &Router, netns: &str) -> Result<Vec<Warning>, 
         .partition(|(key, _)| key.ends_with("forward") || key.ends_with("forwarding"));
     let mut warnings = write(router, netns, &forwarding);
     write_known(netns, &kernel_settings::ROUTER)?;
+    let others: Vec<_> = others
+        .into_iter()
+        .filter(|(key, _)| !is_conntrack(key))
+        .collect();
     warnings.extend(write(router, netns, &others));
     Ok(warnings)
 }
@@ -38,6 +42,12 @@ fn global_settings(router: &Router) -> impl Iterator<Item = Setting<'_>> {
         .sysctls
         .iter()
         .filter(|(key, _)| interface_of(key).is_none())
+}
+
+/// Whether the setting comes into being with connection tracking, which may be a module that the
+/// first rule loads.
+fn is_conntrack(key: &str) -> bool {
+    key.starts_with("net/netfilter/nf_conntrack_")
 }
 
 /// The interface that the setting `key` is about.
@@ -112,6 +122,8 @@ fn fill_here(job: &Job<'_>) -> Result<Vec<Warning>, LabError> {
         ..
     } = filler;
     warnings.extend(rulesets::load_here(job.router, job.loaders)?);
+    let conntrack = global_settings(job.router).filter(|(key, _)| is_conntrack(key));
+    warnings.extend(write(job.router, netns, &conntrack.collect::<Vec<_>>()));
     // The kernel had the time of the rulesets to take notice of links and addresses.
     netlink.await_settled().map_err(NetlinkErrors::from)?;
     Ok(warnings)

@@ -58,12 +58,11 @@ impl CaseBed {
         ];
         sysctl::write(&bed.router, &off).unwrap();
         bed.neighbours();
-        let settings: Vec<(&str, &str)> = case
-            .sysctl
-            .iter()
-            .map(|(path, value)| (path.as_str(), value.as_str()))
-            .collect();
-        sysctl::write(&bed.router, &settings).unwrap();
+        // Where connection tracking is a module, its settings come with the first rule.
+        let settings = case.sysctl.iter().map(|(p, v)| (p.as_str(), v.as_str()));
+        let (conntrack, others): (Vec<_>, Vec<_>) =
+            settings.partition(|(path, _)| path.starts_with("net/netfilter/nf_conntrack_"));
+        sysctl::write(&bed.router, &others).unwrap();
         for line in case.ip(family) {
             let words = line.split_whitespace();
             let option = if family == Family::V4 { "-4" } else { "-6" };
@@ -78,6 +77,7 @@ impl CaseBed {
             Loader::Nft => bed.tool("nft", &["-f", "-"], &rules)?,
             _ => bed.tool(&xtables(loader, family, "restore"), &["--noflush"], &rules)?,
         };
+        sysctl::write(&bed.router, &conntrack).unwrap();
         if loader == Loader::IptablesLegacy {
             let restore = xtables(loader, family, "restore");
             bed.tool(&restore, &["--noflush"], LEGACY_TABLES)?;
