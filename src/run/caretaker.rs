@@ -5,8 +5,9 @@ use std::{cell::RefCell, sync::Arc};
 use crate::{
     config::Config,
     firewall::{
-        Site,
+        Site, Support,
         iptables::{self, Identity, OwnerMark, Variant},
+        nft::{NftSocket, inventory::support_here, orphans},
     },
     lab::{hosts::LabHosts, neighbours::LabNeighbours},
     model::{HostId, RouterId},
@@ -48,8 +49,8 @@ impl Caretaker {
         }
     }
 
-    /// Leaves taps of dead jobs where they are. Finding them takes the tools of iptables, several
-    /// processes per router; they recognise their own probes and nothing else, so neither a job that
+    /// Leaves taps of dead jobs where they are, but for tables that the job finds when it makes its
+    /// own. Finding the others takes the tools of iptables, several processes per router; they recognise their own probes and nothing else, so neither a job that
     /// measures with nf_tables nor a detailed one is disturbed by them.
     #[must_use]
     pub fn leaving_taps(mut self) -> Self {
@@ -89,7 +90,10 @@ impl Caretaker {
             }
             Err(error) => return Err(error.into()),
         };
-        let mut swept = Vec::new();
+        let mut swept = sweep_tables(&netns, is_gone, dry_run)?
+            .into_iter()
+            .map(|name| format!("table {name} on {router}"))
+            .collect::<Vec<_>>();
         for (variant, family, tool) in TOOLS {
             if self.tools.find(tool).is_ok() {
                 let dead = self.sweep_variant(&netns, (variant, family), is_gone, dry_run)?;
@@ -130,6 +134,23 @@ impl Caretaker {
         } else {
             swept
         })
+    }
+}
+
+/// Removes tables that outlived their job, as they do where there are no owner tables.
+fn sweep_tables(
+    netns: &NetnsFd,
+    is_gone: &dyn Fn(&Owner) -> bool,
+    dry_run: bool,
+) -> Result<Vec<String>, KernelError> {
+    // Without nf_tables there are none.
+    let open = || match support_here() {
+        Support::No(_) => Ok(None),
+        _ => NftSocket::open_here().map(Some),
+    };
+    match netns.enter(open)?? {
+        Some(mut socket) => Ok(orphans::sweep(&mut socket, is_gone, dry_run)?),
+        None => Ok(Vec::new()),
     }
 }
 

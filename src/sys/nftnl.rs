@@ -152,6 +152,9 @@ pub enum EncodeError {
     /// libnftnl could not allocate.
     #[error("libnftnl could not allocate a {0}")]
     Alloc(&'static str),
+    /// A comment of more than 254 bytes.
+    #[error("a table's comment is too long")]
+    Comment,
 }
 
 /// Encodes messages one after the other into one buffer, ready for one `sendmsg`.
@@ -161,6 +164,8 @@ pub struct Encoder {
     sequence: u32,
     /// Where the last message begins.
     last: usize,
+    /// What tables say of themselves.
+    comment: Option<String>,
 }
 
 /// `NFT_MSG_*`, linux/netfilter/nf_tables.h.
@@ -187,6 +192,14 @@ const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
 const APPEND: u16 = (libc::NLM_F_CREATE | libc::NLM_F_APPEND) as u16;
 /// `NLM_F_NONREC`, linux/netlink.h: refuse to delete what has something in it.
 const ONLY_UNUSED: u16 = 0x100;
+
+/// A comment as nft(8) keeps it with an object: type (`NFTNL_UDATA_TABLE_COMMENT`, libnftnl/udata.h),
+/// length, text, NUL.
+fn user_data(comment: &str) -> Result<Vec<u8>, EncodeError> {
+    let text = CString::new(comment)?.into_bytes_with_nul();
+    let length = u8::try_from(text.len()).map_err(|_| EncodeError::Comment)?;
+    Ok([&[0, length], text.as_slice()].concat())
+}
 
 /// Owns one libnftnl object and frees it.
 struct Owned<T> {
@@ -225,7 +238,15 @@ impl Encoder {
             bytes: Vec::with_capacity(MESSAGE_MAX),
             sequence: first,
             last: 0,
+            comment: None,
         }
+    }
+
+    /// Gives each table from here on this comment, which nft(8) shows. At most 254 bytes.
+    #[must_use]
+    pub fn with_comment(mut self, comment: String) -> Self {
+        self.comment = Some(comment);
+        self
     }
 
     /// What was encoded so far.
@@ -287,6 +308,18 @@ impl Encoder {
         unsafe {
             ffi::nftnl_table_set_str(table.as_ptr(), ffi::NFTNL_TABLE_NAME as u16, name.as_ptr());
             ffi::nftnl_table_set_u32(table.as_ptr(), ffi::NFTNL_TABLE_FLAGS as u16, flags);
+        }
+        if let Some(comment) = &self.comment {
+            let data = user_data(comment)?;
+            // SAFETY: the object is live; the library copies as many bytes as are said here.
+            unsafe {
+                ffi::nftnl_table_set_data(
+                    table.as_ptr(),
+                    ffi::NFTNL_TABLE_USERDATA as u16,
+                    data.as_ptr().cast(),
+                    data.len() as u32,
+                );
+            }
         }
         self.message(message::NEW_TABLE, family, CREATE, |header| {
             // SAFETY: `header` heads MESSAGE_MAX writable bytes.

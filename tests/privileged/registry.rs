@@ -17,8 +17,8 @@ use tsim::{
     },
     netns::{NetnsFd, tool::Tools},
     registry::{
-        Job, JobInfo, JobType, Locked, ManagedBy, Mode, NeighbourKey, RegistryError,
-        RegistryManager, Scope, TapKernel, Wait,
+        Job, JobInfo, JobType, Liveness, Locked, ManagedBy, Mode, NeighbourKey, Owner,
+        RegistryError, RegistryManager, Scope, TapKernel, Wait,
     },
     run::caretaker::Caretaker,
 };
@@ -161,8 +161,7 @@ fn taps_of_a_dead_process_are_swept_and_those_of_the_living_are_not() {
 
     let mut caretaker = Caretaker::new(&bed.dir, &config);
     let router: RouterId = format!("{}.r", bed.lab).parse().unwrap();
-    let is_gone =
-        |owner: &tsim::registry::Owner| owner.liveness() == tsim::registry::Liveness::Gone;
+    let is_gone = |owner: &Owner| owner.liveness() == Liveness::Gone;
     let mut sweep = |dry_run| {
         caretaker
             .sweep_taps(Some(&router), &is_gone, dry_run)
@@ -183,6 +182,54 @@ fn taps_of_a_dead_process_are_swept_and_those_of_the_living_are_not() {
         "{left}"
     );
     assert!(!left.contains("=dead:"), "{left}");
+}
+
+/// As jobs leave them where the kernel has no owner tables.
+#[test]
+fn tables_of_a_dead_process_are_swept_and_all_others_stay() {
+    let bed = Bed::new();
+    let netns = bed.netns("r");
+    let config = Config::default();
+    let tools = Tools::new(config.tool_dirs.clone());
+    let me = Owner::current().unwrap();
+    let (pid, start) = (me.pid, me.start_time.unwrap());
+    let (boot, ns) = (me.boot_id.unwrap(), me.pid_ns.unwrap());
+    let table = |family: &str, name: &str, comment: &str| {
+        format!("table {family} {name} {{ comment \"{comment}\"; }}\n")
+    };
+    let owner = |start: u64| format!("TSIM_KSMS=pid={pid}:start={start}:boot={boot}:ns={ns}");
+    let rules = [
+        table("ip", "tsimtrace_dead", &owner(start - 1)),
+        table("netdev", "tsimtrace_dead", &owner(start - 1)),
+        table("ip", "tsimtrace_living", &owner(start)),
+        table("ip", "tsim_stranger", "of the router"),
+        "table ip tsim_bare { }\n".to_owned(),
+    ];
+    let nft = |args: &[&str], input: &str| {
+        let run = || tools.run("nft", args, input.as_bytes()).unwrap().stdout;
+        String::from_utf8(netns.enter(run).unwrap()).unwrap()
+    };
+    nft(&["-f", "-"], &rules.concat());
+
+    let mut caretaker = Caretaker::new(&bed.dir, &config);
+    let router: RouterId = format!("{}.r", bed.lab).parse().unwrap();
+    let is_gone = |owner: &Owner| owner.liveness() == Liveness::Gone;
+    let mut sweep = |dry_run| {
+        caretaker
+            .sweep_taps(Some(&router), &is_gone, dry_run)
+            .unwrap()
+    };
+    let dead = format!("table tsimtrace_dead on {router}");
+    let said = sweep(true);
+    assert_eq!(said, [dead.clone(), dead]);
+    assert_eq!(sweep(false), said);
+    assert_eq!(sweep(false), [""; 0]);
+    let left = nft(&["list", "tables"], "");
+    let left: Vec<&str> = left
+        .split_whitespace()
+        .filter(|w| w.contains("tsim"))
+        .collect();
+    assert_eq!(left, ["tsimtrace_living", "tsim_stranger", "tsim_bare"]);
 }
 
 fn register(registry: &RegistryManager, name: &str) -> Result<(), RegistryError> {

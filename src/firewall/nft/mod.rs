@@ -21,6 +21,7 @@ pub mod census;
 pub mod counters;
 pub mod inventory;
 pub mod list;
+pub mod orphans;
 mod probe;
 mod render;
 pub mod socket;
@@ -33,7 +34,7 @@ pub use socket::{NftError, NftSocket};
 
 use crate::{
     firewall::{Reading, Taps, taps::Indexes},
-    model::RunId,
+    model::{Liveness, RunId},
     netlink::object,
     sys::nftnl::{EncodeError, Encoder, Family},
 };
@@ -113,7 +114,10 @@ fn make_tables(
     match socket.transact(&owned, what) {
         Ok(()) => Ok(Ownership::Owned),
         Err(error) if owner_flag_refused(&error) => {
-            let plain = render(socket.encoder(), 0)?;
+            // Nothing takes these away when their job dies, so they say whose they are, and the
+            // next job that makes one here does it.
+            orphans::sweep(socket, |owner| owner.liveness() == Liveness::Gone, false)?;
+            let plain = render(socket.encoder().with_comment(orphans::mark()?), 0)?;
             socket.transact(&plain, what)?;
             Ok(Ownership::Unowned)
         }

@@ -66,6 +66,9 @@ pub enum NftError {
     /// A dump was interrupted by changes again and again.
     #[error("nf_tables changed during every attempt to read: {0}")]
     Interrupted(&'static str),
+    /// This process cannot be named for ever.
+    #[error("cannot tell which process this is")]
+    Process(#[source] io::Error),
     /// A transaction could not be encoded.
     #[error(transparent)]
     Encode(#[from] crate::sys::nftnl::EncodeError),
