@@ -119,6 +119,8 @@ boot() {
     started=$(date +%s)
     # The clock is the HPET: a guest measures the processor's own counter at boot, is
     # several times wrong when the host is busy just then, and its seconds with it.
+    # For the same reason no_timer_check: whether the timer ticks is judged by ten ticks, and a
+    # guest that the host kept waiting then panics, "IO-APIC + timer doesn't work!".
     # Whoever starts a process here is outlived by none of them, not even when
     # killed: the kernel ends the child with its parent.
     # shellcheck disable=SC2046 # words
@@ -128,7 +130,7 @@ boot() {
         qemu-system-x86_64 -machine pc $(machine) -m "$memory" \
         -nodefaults -no-user-config -display none -no-reboot \
         -kernel "$kernel_dir/vmlinuz" -initrd "$work/initrd" \
-        -append 'console=ttyS0 loglevel=5 mitigations=off clocksource=hpet tsc=unstable panic=-1' \
+        -append 'console=ttyS0 loglevel=5 mitigations=off no_timer_check clocksource=hpet tsc=unstable panic=-1' \
         -serial "file:$results/console.log" \
         -device virtio-serial-pci,max_ports=4 \
         -chardev "file,id=output,path=$results/output.log,logfile=$work/output" \

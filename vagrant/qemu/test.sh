@@ -32,11 +32,6 @@ right() {
     fi
 }
 
-# Processes that hold a descriptor on, or were started with, a file of a run under way.
-machines_left() {
-    pgrep --full "$cache/run\\.[^ ]*/initrd" | wc -l
-}
-
 status_of() {
     status=0
     "$@" || status=$?
@@ -80,7 +75,6 @@ ask_slow_reader() {
 }
 
 ask_interrupt() {
-    before=$(machines_left)
     # In a session of its own, where ^C is not ignored, as at a terminal.
     # shellcheck disable=SC2016 # expanded in there
     setsid --fork sh -c 'echo $$ >"$1" && shift && exec "$@"' sh "$work/pid" \
@@ -91,7 +85,7 @@ ask_interrupt() {
     pid=$(cat "$work/pid")
     kill -INT "-$pid"
     timeout 20 tail --follow --pid="$pid" /dev/null
-    right "^C leaves no process" "$(machines_left) $(pgrep --session "$pid" | wc -l)" "$before 0"
+    right "^C leaves no process" "$(pgrep --session "$pid" | wc -l)" 0
 }
 
 ask_rounds() {
