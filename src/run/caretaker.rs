@@ -50,8 +50,9 @@ impl Caretaker {
     }
 
     /// Leaves taps of dead jobs where they are, but for tables that the job finds when it makes its
-    /// own. Finding the others takes the tools of iptables, several processes per router; they recognise their own probes and nothing else, so neither a job that
-    /// measures with nf_tables nor a detailed one is disturbed by them.
+    /// own. Finding the others takes the tools of iptables, several processes per router; they
+    /// recognise their own probes and nothing else, so neither a job that measures with nf_tables
+    /// nor a detailed one is disturbed by them.
     #[must_use]
     pub fn leaving_taps(mut self) -> Self {
         self.sweeps_taps = false;
