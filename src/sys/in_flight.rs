@@ -8,9 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Without progress for so long, packets are taken to be held, by the source's own ARP for
-/// example. A processor of a busy virtual machine may stand still for a good part of it.
+/// Without progress for so long, and in so many looks, packets are taken to be held, by the source's
+/// own ARP for example. A virtual machine may stand still for longer than that: then the time is
+/// over after a look or two, and nobody had the processor meanwhile.
 const PATIENCE: Duration = Duration::from_millis(500);
+const LOOKS: u32 = 300;
 /// There is no event for an empty send buffer: poll(2) tells of one that is half empty.
 const PAUSE: Duration = Duration::from_micros(100);
 
@@ -25,11 +27,12 @@ pub fn wait(socket: BorrowedFd<'_>) {
     let Ok(mut left @ 1..) = unsent(socket) else {
         return;
     };
-    let mut progress = Instant::now();
-    while left > 0 && progress.elapsed() < PATIENCE {
+    let (mut progress, mut looks) = (Instant::now(), 0);
+    while left > 0 && (progress.elapsed() < PATIENCE || looks < LOOKS) {
         thread::sleep(PAUSE);
+        looks += 1;
         match unsent(socket) {
-            Ok(now) if now < left => (left, progress) = (now, Instant::now()),
+            Ok(now) if now < left => (left, progress, looks) = (now, Instant::now(), 0),
             Ok(_) => {}
             Err(_) => return,
         }
