@@ -123,7 +123,7 @@ report() {
         *) verdict=FAILED ;;
     esac
     {
-        release=$(cat "$root/target/vm/kernel/$kernel/release" 2>/dev/null || echo 'not there')
+        release=$(cat "$root/target/vm/kernels/$kernel/release" 2>/dev/null || echo 'not there')
         tests=$(grep -c ': test$' "$results/$kernel/list" || true)
         echo "kernel $kernel ($release): $verdict, $tests tests, $seconds s"
         sed 's/^/    /' "$results/$kernel/failed"

@@ -2,7 +2,7 @@
 # What the scripts of this directory share. Read in with `.`, after `here` is
 # set to this directory. Everything that is kept lies below target/vm:
 #
-#   target/vm/kernel/K/{vmlinuz,modules.cpio,release}   a kernel, ready to boot
+#   target/vm/kernels/K/{vmlinuz,modules.cpio,release}   a kernel, ready to boot
 #   target/vm/userland/U.cpio                           a guest's programs
 #   target/vm/results/K/                                what the last run brought back
 #

@@ -12,6 +12,9 @@ here=$(cd "$(dirname "$0")" && pwd -P)
 # as the general ones, without the drivers, at a third of the size.
 meta=linux-image-cloud-amd64
 
+# One directory per kernel, with all that its machine needs of it.
+kernels=$cache/kernels
+
 suite_of() {
     case $1 in
         5.10) echo bullseye ;;
@@ -96,11 +99,15 @@ make() {
     take_modules "$work/$tree" "$work/guest/usr/lib/modules/$release"
     # depmod warns about modules that were left behind; none of the rest needs them.
     depmod --basedir "$work/guest/usr" "$release" 2>/dev/null
+    # Which says what this kernel cannot have.
+    mkdir -p guest/boot
+    config=$(find root -type f -name "config-$release" | head -n 1)
+    [ -z "$config" ] || cp "$config" guest/boot/
     (cd guest && find . | pack) >ready/modules.cpio
     cp "$image" ready/vmlinuz
     echo "$release" >ready/release
-    mkdir -p "$cache/kernel"
-    mv ready "$cache/kernel/$1"
+    mkdir -p "$kernels"
+    mv ready "$kernels/$1"
 }
 
 list() {
@@ -114,15 +121,15 @@ main() {
         --list) list && return ;;
         -* | */*) fail "'$1' is not the name of a kernel" ;;
     esac
-    if [ ! -d "$cache/kernel/$1" ]; then
+    if [ ! -d "$kernels/$1" ]; then
         lock
         # Not `[ … ] || (make)`: that would switch `set -e` off inside.
-        if [ ! -d "$cache/kernel/$1" ]; then
+        if [ ! -d "$kernels/$1" ]; then
             (make "$1")
         fi
         unlock
     fi
-    echo "$cache/kernel/$1"
+    echo "$kernels/$1"
 }
 
 main "$@"
