@@ -1,4 +1,4 @@
-//! Sockets to netfilter's subsystems, each under a port id that no other had before it.
+//! Sockets to netfilter's subsystems, each under a port id drawn at random.
 //!
 //! The kernel's own choice of a port id, the process's id, will not do. When a socket closes, its
 //! id is free before the subsystems remove what belongs to that id (`netlink_release()`), which
