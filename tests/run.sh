@@ -42,6 +42,8 @@ stage_unit() {
 
 stage_system() {
     need_root system
+    # What a login gives; more would hide descriptors that are never closed.
+    ulimit -Sn 1024
     before=$(ip netns list | sort)
     cargo test --locked --test '*'
     after=$(ip netns list | sort)

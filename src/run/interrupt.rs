@@ -23,16 +23,22 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Starts to watch. Call it before any other thread is started: threads inherit the blocked
-    /// signals, and a thread that does not block them would die of them.
+    /// Starts to watch, or joins those who do: a signal is for the whole process, and so one thread
+    /// waits for it whatever number of jobs run here. Call it before any other thread is started:
+    /// threads inherit the blocked signals, and a thread that does not block them would die of them.
     ///
     /// # Errors
     /// When signals cannot be blocked or no thread can be started.
     pub fn watch() -> io::Result<Self> {
+        static WATCHING: Mutex<Option<Interrupt>> = Mutex::new(None);
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGINT);
         signals.add(Signal::SIGTERM);
         signals.thread_block()?;
+        let mut watching = WATCHING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(interrupt) = &*watching {
+            return Ok(interrupt.clone());
+        }
         let interrupt = Self {
             cancel: Cancel::new()?,
             held: Arc::default(),
@@ -41,6 +47,7 @@ impl Interrupt {
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || watcher.wait(signals))?;
+        *watching = Some(interrupt.clone());
         Ok(interrupt)
     }
 
@@ -114,5 +121,22 @@ impl Drop for Holding {
                 held.remove(at);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, AsRawFd};
+
+    use super::*;
+
+    #[test]
+    fn however_many_jobs_run_in_a_process_one_thread_waits_for_signals() {
+        let event = || {
+            let interrupt = Interrupt::watch().unwrap();
+            interrupt.cancel().as_fd().as_raw_fd()
+        };
+        let first = event();
+        assert_eq!([event(), event()], [first, first]);
     }
 }
