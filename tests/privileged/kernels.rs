@@ -63,6 +63,18 @@ pub(crate) fn taps_stay(routers: &[&str]) -> Vec<String> {
     routers.iter().map(said).collect()
 }
 
+/// What a detailed job says of each of `routers` on a kernel without owner tables.
+pub(crate) fn traces_stay(routers: &[&str]) -> Vec<String> {
+    let said = |router: &&str| {
+        format!(
+            "router {router}: traces of this kernel stay in the router if the job is killed, \
+             until the next job or `tsim reconcile` sweeps them"
+        )
+    };
+    let routers = if owner_tables() { &[] } else { routers };
+    routers.iter().map(said).collect()
+}
+
 /// The tables and the number of links of the machine's own namespace.
 fn own_namespace() -> (String, usize) {
     let links = fs::read_to_string("/proc/net/dev").unwrap();

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     firewall::{
         RulePlace, TableFamily,
-        nft::{NftSocket, make_tables, table_family, wire::array},
+        nft::{NftSocket, Ownership, make_tables, table_family, wire::array},
         place::HookPoint,
     },
     model::{IfName, RunId},
@@ -242,6 +242,7 @@ impl FlowPacket {
 #[derive(Debug)]
 pub struct FlowTracer {
     sockets: TraceSockets,
+    ownership: Ownership,
     packets: Packets,
     family: Family,
     ingress: bool,
@@ -257,9 +258,10 @@ impl FlowTracer {
         let table = table_name(&spec.run_id);
         let family = table_family(object::Family::of(spec.source));
         let render = |batch, flags| render(batch, spec, family, &table, flags);
-        make_tables(&mut sockets.control, render, "installing a trace")?;
+        let ownership = make_tables(&mut sockets.control, render, "installing a trace")?;
         Ok(Self {
             sockets,
+            ownership,
             packets: Packets {
                 table,
                 list: Vec::new(),
@@ -269,6 +271,12 @@ impl FlowTracer {
             ingress: !spec.ends.is_empty(),
             buffer: Vec::with_capacity(EVENT_BUFFER),
         })
+    }
+
+    /// Whether the kernel ends the trace if this process dies.
+    #[must_use]
+    pub fn ownership(&self) -> Ownership {
+        self.ownership
     }
 
     /// Reads the events that wait.

@@ -37,7 +37,7 @@ use crate::{
     firewall::{
         conntrack::Conntrack,
         nft::{
-            NftError,
+            NftError, Ownership,
             counters::{Snapshot, base_chains, snapshot},
             trace::{
                 TraceSockets,
@@ -53,6 +53,10 @@ use crate::{
 
 /// Sockets that are open at once: listeners and clients of so many services.
 const CHUNK: usize = 128;
+
+/// Said of a router whose kernel has no owner tables (before 5.12).
+const TRACE_STAYS: &str = "traces of this kernel stay in the router if the job is killed, until the \
+                           next job or `tsim reconcile` sweeps them";
 
 /// What measuring a router came to.
 #[derive(Debug, Default)]
@@ -185,6 +189,9 @@ impl<'a> Bench<'a> {
         };
         fault::step("detailed.trace").map_err(DetailedError::system("follow packets"))?;
         let tracer = FlowTracer::start(sockets, &spec).map_err(self.setup.at(self.site))?;
+        if tracer.ownership() == Ownership::Unowned {
+            self.result.notes.push(TRACE_STAYS.to_owned());
+        }
         let watch = Watch::new(tracer, self.clerk.home())
             .map_err(DetailedError::system("follow packets"))?;
         self.watch = Some(watch);
