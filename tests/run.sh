@@ -10,9 +10,9 @@
 #   system     everything that needs root: namespaces, rulesets, real processes
 #   browser    the viewer in headless Chromium, with an accessibility check
 #   bench      every benchmark compiled, and run once
+#   vm         a part of the privileged tests on kernels 6.1 and 5.10, in virtual machines
 #
 # and only when it is named:
-#   vm         a part of the privileged tests on kernels 6.1 and 5.10, in virtual machines
 #   vm-full    all of them, on every kernel that vagrant/vm-tests.sh knows
 #
 # A test that cannot run is a failure, never a skip. Exit status: 0 only if all passed.
@@ -92,7 +92,7 @@ main() {
                 ;;
         esac
     done
-    [ $# -gt 0 ] || set -- format lint unit system browser bench
+    [ $# -gt 0 ] || set -- format lint unit system browser bench vm
     note "packages"
     ./vagrant/provision.sh build run lint
     for stage in "$@"; do

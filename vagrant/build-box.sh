@@ -40,8 +40,9 @@ set_up_users() {
 }
 
 set_up_system() {
-    echo "tsim-$suite" >"$1/etc/hostname"
-    printf '127.0.0.1 localhost\n127.0.1.1 tsim-%s\n' "$suite" >"$1/etc/hosts"
+    # The name that the Vagrantfile gives, so that nothing is left to be set.
+    echo "$suite" >"$1/etc/hostname"
+    printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$suite" >"$1/etc/hosts"
     echo 'LABEL=root / ext4 defaults 0 1' >"$1/etc/fstab"
     printf '[Match]\nName=en* eth*\n[Network]\nDHCP=yes\n' \
         >"$1/etc/systemd/network/80-dhcp.network"

@@ -8,6 +8,7 @@
 #       vm     virtual machines of vagrant/vm-tests.sh
 #       box    vagrant/build-box.sh and the trixie userland
 #       vagrant  Vagrant with its libvirt provider
+#       libvirt  what vagrant/libvirt-apart.sh starts
 #       lint   checks of the shell scripts
 #       browser  headless Chromium for tests/browser
 #       node   Node.js and npm, where another source has not installed them
@@ -23,11 +24,12 @@ packages_of() {
         vm) echo busybox-static cpio dash kmod qemu-system-x86 xz-utils zstd ;;
         box) echo debootstrap e2fsprogs extlinux qemu-utils ;;
         vagrant) echo vagrant vagrant-libvirt ;;
+        libvirt) echo dnsmasq-base libvirt-daemon libvirt-daemon-driver-qemu ;;
         lint) echo shellcheck ;;
         node) echo nodejs npm ;;
         browser) echo chromium fonts-dejavu-core ;;
         *)
-            echo "provision.sh: no set is named '$1': build, run, vm, box, vagrant, lint, browser, node" >&2
+            echo "provision.sh: no set is named '$1': build, run, vm, box, vagrant, libvirt, lint, browser, node" >&2
             return 2
             ;;
     esac
@@ -83,7 +85,7 @@ main() {
         shift
     fi
     if [ $# -eq 0 ]; then
-        echo "usage: provision.sh [--check] SET…   (build, run, vm, box, vagrant, lint)" >&2
+        echo "usage: provision.sh [--check] SET…   (build, run, vm, box, vagrant, libvirt, lint, browser, node)" >&2
         return 2
     fi
     wanted=
