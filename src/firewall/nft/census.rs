@@ -5,9 +5,7 @@
 //! next to nothing. What is found here is only a reason to look closer.
 
 use super::{
-    DUMP_ATTEMPTS, NftError, NftSocket, is_own, kernel,
-    socket::Dumped,
-    wire::{Attributes, array},
+    DUMP_ATTEMPTS, NftError, NftSocket, inventory, is_own, kernel, socket::Dumped, wire::Attributes,
 };
 use crate::{
     firewall::{RulePlace, TableFamily, place::HookPoint},
@@ -27,17 +25,8 @@ mod attr {
     pub(super) const DATA_VERDICT: u16 = 2;
     /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
     pub(super) const XT_NAME: u16 = 1;
-    pub(super) const CHAIN_TABLE: u16 = 1;
-    pub(super) const CHAIN_NAME: u16 = 3;
-    pub(super) const CHAIN_HOOK: u16 = 4;
-    pub(super) const CHAIN_POLICY: u16 = 5;
-    pub(super) const CHAIN_USE: u16 = 6;
-    pub(super) const HOOK_NUMBER: u16 = 1;
-    pub(super) const HOOK_PRIORITY: u16 = 2;
     pub(super) const HOOK_DEVICE: u16 = 3;
     pub(super) const HOOK_DEVICES: u16 = 4;
-    pub(super) const GET_CHAIN: u16 = 4;
-    pub(super) const ACCEPT: u32 = 1;
 }
 
 /// `NF_NETDEV_EGRESS`, linux/netfilter.h.
@@ -78,10 +67,11 @@ impl Census {
         let all = TableFamily(0).0;
         for _ in 0..DUMP_ATTEMPTS {
             census.behind.clear();
-            let dumped = socket.dump_messages(attr::GET_CHAIN, all, &[], what, |message| {
-                let (at, chain) = (family_of(message.body), message.attributes());
-                census.behind.extend(behind(at, chain, family));
-            })?;
+            let dumped =
+                socket.dump_messages(inventory::kernel::GET_CHAIN, all, &[], what, |message| {
+                    let (at, chain) = (family_of(message.body), message.attributes());
+                    census.behind.extend(behind(at, chain, family));
+                })?;
             if dumped == Dumped::Whole {
                 break;
             }
@@ -116,43 +106,44 @@ fn sees(table: TableFamily, family: Family) -> bool {
     [own, TableFamily::INET, TableFamily::NETDEV].contains(&table)
 }
 
-fn behind(at: TableFamily, chain: Attributes<'_>, family: Family) -> Option<Behind> {
-    let hook = chain.nested(attr::CHAIN_HOOK)?;
-    let number = hook.be32(attr::HOOK_NUMBER)?;
-    let priority = i32::from_be_bytes(array(hook.find(attr::HOOK_PRIORITY)?, 0)?);
-    let table = chain.text(attr::CHAIN_TABLE)?;
-    let drops = chain.be32(attr::CHAIN_POLICY).unwrap_or(attr::ACCEPT) != attr::ACCEPT;
-    let idle = chain.be32(attr::CHAIN_USE).unwrap_or(0) == 0 && !drops;
-    let egress = at == TableFamily::NETDEV && number == EGRESS;
-    let last = at != TableFamily::NETDEV && priority == i32::MAX;
-    let hook_point = match number {
+fn behind(at: TableFamily, attributes: Attributes<'_>, family: Family) -> Option<Behind> {
+    let chain = inventory::chain(attributes)?;
+    let hook = chain.hook?;
+    let egress = at == TableFamily::NETDEV && hook.number == EGRESS;
+    let last = at != TableFamily::NETDEV && hook.priority == i32::MAX;
+    let hook_point = match hook.number {
         _ if egress => HookPoint::Postrouting,
         POSTROUTING if last => HookPoint::Postrouting,
         INPUT if last => HookPoint::Input,
         _ => return None,
     };
-    if idle || is_own(table) || !sees(at, family) {
+    let idle = chain.used == 0 && !chain.policy_drops;
+    if idle || is_own(&chain.table) || !sees(at, family) {
         return None;
     }
-    let names = || {
-        let listed = hook.nested(attr::HOOK_DEVICES).into_iter().flatten();
-        let listed = listed.filter_map(|(_, name)| std::str::from_utf8(name).ok());
-        let one = hook.text(attr::HOOK_DEVICE).into_iter();
-        let all = one.chain(listed);
-        all.map(|name| name.trim_end_matches('\0').to_owned())
-            .collect()
-    };
     Some(Behind {
+        hook: hook_point,
+        devices: egress.then(|| devices(attributes)),
+        policy_drops: chain.policy_drops,
         place: RulePlace {
             family: at,
-            table: table.to_owned(),
-            chain: chain.text(attr::CHAIN_NAME)?.to_owned(),
+            table: chain.table,
+            chain: chain.name,
             handle: 0,
         },
-        hook: hook_point,
-        devices: egress.then(names),
-        policy_drops: drops,
     })
+}
+
+/// The devices that a chain of the family netdev is attached to.
+fn devices(chain: Attributes<'_>) -> Vec<String> {
+    let Some(hook) = chain.nested(inventory::kernel::CHAIN_HOOK) else {
+        return Vec::new();
+    };
+    let listed = hook.nested(attr::HOOK_DEVICES).into_iter().flatten();
+    let listed = listed.filter_map(|(_, name)| std::str::from_utf8(name).ok());
+    let all = hook.text(attr::HOOK_DEVICE).into_iter().chain(listed);
+    all.map(|name| name.trim_end_matches('\0').to_owned())
+        .collect()
 }
 
 /// Whether a rule remembers or copies packets, or decides and does so by more than the packet.
@@ -295,16 +286,22 @@ mod tests {
     }
 
     fn chain(table: &str, number: u32, priority: i32, used: u32, device: Option<&str>) -> Vec<u8> {
-        let mut hook = attribute(attr::HOOK_NUMBER, &number.to_be_bytes());
-        hook.extend(attribute(attr::HOOK_PRIORITY, &priority.to_be_bytes()));
+        let mut hook = attribute(inventory::kernel::HOOK_NUMBER, &number.to_be_bytes());
+        hook.extend(attribute(
+            inventory::kernel::HOOK_PRIORITY,
+            &priority.to_be_bytes(),
+        ));
         if let Some(device) = device {
             let name = attribute(1, format!("{device}\0").as_bytes());
             hook.extend(attribute(attr::HOOK_DEVICES, &name));
         }
-        let mut bytes = attribute(attr::CHAIN_TABLE, format!("{table}\0").as_bytes());
-        bytes.extend(attribute(attr::CHAIN_NAME, b"c\0"));
-        bytes.extend(attribute(attr::CHAIN_HOOK, &hook));
-        bytes.extend(attribute(attr::CHAIN_USE, &used.to_be_bytes()));
+        let mut bytes = attribute(
+            inventory::kernel::CHAIN_TABLE,
+            format!("{table}\0").as_bytes(),
+        );
+        bytes.extend(attribute(inventory::kernel::CHAIN_NAME, b"c\0"));
+        bytes.extend(attribute(inventory::kernel::CHAIN_HOOK, &hook));
+        bytes.extend(attribute(inventory::kernel::CHAIN_USE, &used.to_be_bytes()));
         bytes
     }
 

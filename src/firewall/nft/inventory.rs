@@ -1,28 +1,25 @@
 //! Which tables and chains a namespace has, whoever made them.
 
 use super::{
-    NftError, NftSocket,
+    DUMP_ATTEMPTS, NftError, NftSocket,
     socket::Dumped,
     wire::{Attributes, array},
 };
 use crate::firewall::Support;
 
-/// How often an interrupted dump is read again.
-const ATTEMPTS: u32 = 5;
-
 /// linux/netfilter/nf_tables.h.
-mod kernel {
-    pub(super) const GET_TABLE: u16 = 1;
-    pub(super) const GET_CHAIN: u16 = 4;
-    pub(super) const TABLE_NAME: u16 = 1;
-    pub(super) const CHAIN_TABLE: u16 = 1;
-    pub(super) const CHAIN_NAME: u16 = 3;
-    pub(super) const CHAIN_HOOK: u16 = 4;
-    pub(super) const CHAIN_POLICY: u16 = 5;
-    pub(super) const CHAIN_USE: u16 = 6;
-    pub(super) const HOOK_NUMBER: u16 = 1;
-    pub(super) const HOOK_PRIORITY: u16 = 2;
-    pub(super) const ACCEPT: u32 = 1;
+pub(super) mod kernel {
+    pub(in super::super) const GET_TABLE: u16 = 1;
+    pub(in super::super) const GET_CHAIN: u16 = 4;
+    pub(in super::super) const TABLE_NAME: u16 = 1;
+    pub(in super::super) const CHAIN_TABLE: u16 = 1;
+    pub(in super::super) const CHAIN_NAME: u16 = 3;
+    pub(in super::super) const CHAIN_HOOK: u16 = 4;
+    pub(in super::super) const CHAIN_POLICY: u16 = 5;
+    pub(in super::super) const CHAIN_USE: u16 = 6;
+    pub(in super::super) const HOOK_NUMBER: u16 = 1;
+    pub(in super::super) const HOOK_PRIORITY: u16 = 2;
+    pub(in super::super) const ACCEPT: u32 = 1;
 }
 
 /// The tables and chains of one family.
@@ -102,7 +99,7 @@ fn dump<T>(
     what: &'static str,
     read: impl Fn(Attributes<'_>) -> Option<T>,
 ) -> Result<Vec<T>, NftError> {
-    for _ in 0..ATTEMPTS {
+    for _ in 0..DUMP_ATTEMPTS {
         let mut found = Vec::new();
         let dumped = socket.dump(message, family, &[], what, |a| found.extend(read(a)))?;
         if dumped == Dumped::Whole {
@@ -112,7 +109,8 @@ fn dump<T>(
     Err(NftError::Interrupted(what))
 }
 
-fn chain(attributes: Attributes<'_>) -> Option<Chain> {
+/// A chain as NFT_MSG_GETCHAIN tells of it.
+pub(super) fn chain(attributes: Attributes<'_>) -> Option<Chain> {
     let hook = attributes.nested(kernel::CHAIN_HOOK).and_then(|hook| {
         let number = hook.be32(kernel::HOOK_NUMBER)?;
         let priority = i32::from_be_bytes(array(hook.find(kernel::HOOK_PRIORITY)?, 0)?);
