@@ -1,5 +1,5 @@
-//! What in a ruleset makes a plain measurement doubtful: rules that decide by more than the packet
-//! or remember packets, and chains behind the last taps.
+//! What in a ruleset makes a plain measurement doubtful: rules that decide by more than the packet,
+//! remember packets or take them away, and chains behind the last taps.
 //!
 //! Two dumps, read as attributes and not as text, so that a ruleset without such things costs a job
 //! next to nothing. What is found here is only a reason to look closer.
@@ -15,6 +15,8 @@ use crate::{
 /// linux/netfilter/nf_tables.h.
 mod attr {
     pub(super) const RULE_TABLE: u16 = 1;
+    pub(super) const RULE_CHAIN: u16 = 2;
+    pub(super) const RULE_HANDLE: u16 = 3;
     pub(super) const RULE_EXPRESSIONS: u16 = 4;
     pub(super) const EXPR_NAME: u16 = 1;
     pub(super) const EXPR_DATA: u16 = 2;
@@ -54,6 +56,8 @@ pub struct Census {
     pub volatile: bool,
     /// Chains behind the last taps, if they have rules or drop.
     pub behind: Vec<Behind>,
+    /// Rules that take packets away (`NF_STOLEN`), which not every kernel's trace shows.
+    pub taking: Vec<RulePlace>,
 }
 
 impl Census {
@@ -78,9 +82,15 @@ impl Census {
         }
         for _ in 0..DUMP_ATTEMPTS {
             census.volatile = false;
+            census.taking.clear();
             let dumped = socket.dump_messages(kernel::GET_RULE, all, &[], what, |message| {
-                let here = sees(family_of(message.body), family);
-                census.volatile |= here && is_volatile(message.attributes());
+                let (at, rule) = (family_of(message.body), message.attributes());
+                if sees(at, family) {
+                    let nature = nature(rule);
+                    census.volatile |= nature.volatile;
+                    let taking = nature.takes.then(|| place(at, rule));
+                    census.taking.extend(taking.flatten());
+                }
             })?;
             if dumped == Dumped::Whole {
                 return Ok(census);
@@ -146,10 +156,19 @@ fn devices(chain: Attributes<'_>) -> Vec<String> {
         .collect()
 }
 
-/// Whether a rule remembers or copies packets, or decides and does so by more than the packet.
-fn is_volatile(rule: Attributes<'_>) -> bool {
+/// What a rule is like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Nature {
+    /// It remembers or copies packets, or decides and does so by more than the packet.
+    volatile: bool,
+    /// It takes packets away.
+    takes: bool,
+}
+
+fn nature(rule: Attributes<'_>) -> Nature {
+    let mut nature = Nature::default();
     if rule.text(attr::RULE_TABLE).is_none_or(is_own) {
-        return false;
+        return nature;
     }
     let (mut varies, mut decides) = (false, false);
     let expressions = rule.nested(attr::RULE_EXPRESSIONS).into_iter().flatten();
@@ -160,14 +179,24 @@ fn is_volatile(rule: Attributes<'_>) -> bool {
             .nested(attr::EXPR_DATA)
             .unwrap_or(Attributes(&[]));
         match kind(name, data) {
-            Kind::Remembers | Kind::Copies => return true,
+            Kind::Remembers | Kind::Copies | Kind::VariesAndDecides => nature.volatile = true,
             Kind::Varies => varies = true,
             Kind::Decides => decides = true,
-            Kind::VariesAndDecides => return true,
+            Kind::Takes => (decides, nature.takes) = (true, true),
             Kind::Other => {}
         }
     }
-    varies && decides
+    nature.volatile |= varies && decides;
+    nature
+}
+
+fn place(family: TableFamily, rule: Attributes<'_>) -> Option<RulePlace> {
+    Some(RulePlace {
+        family,
+        table: rule.text(attr::RULE_TABLE)?.to_owned(),
+        chain: rule.text(attr::RULE_CHAIN)?.to_owned(),
+        handle: rule.be64(attr::RULE_HANDLE)?,
+    })
 }
 
 enum Kind {
@@ -176,6 +205,7 @@ enum Kind {
     Varies,
     Decides,
     VariesAndDecides,
+    Takes,
     Other,
 }
 
@@ -201,8 +231,8 @@ fn kind(name: &str, data: Attributes<'_>) -> Kind {
             }
         }
         // A look-up may be in a map of verdicts.
-        "lookup" | "reject" | "nat" | "masq" | "redir" | "tproxy" | "queue" | "synproxy"
-        | "fwd" => Kind::Decides,
+        "lookup" | "reject" | "nat" | "masq" | "redir" | "tproxy" | "queue" => Kind::Decides,
+        "synproxy" | "fwd" => Kind::Takes,
         _ => Kind::Other,
     }
 }
@@ -220,6 +250,7 @@ fn xt_target(name: &str) -> Kind {
     match name {
         "SET" => Kind::Remembers,
         "RATEEST" => Kind::VariesAndDecides,
+        "SYNPROXY" => Kind::Takes,
         "TEE" => Kind::Copies,
         "LOG" | "NFLOG" | "MARK" | "CONNMARK" | "TRACE" | "AUDIT" | "TOS" | "DSCP" | "TTL"
         | "HL" | "CLASSIFY" | "TCPMSS" | "CT" | "CHECKSUM" => Kind::Other,
@@ -260,7 +291,7 @@ mod tests {
     }
 
     fn volatile(expressions: &[(&str, Vec<u8>)]) -> bool {
-        is_volatile(Attributes(&rule("fw", expressions)))
+        nature(Attributes(&rule("fw", expressions))).volatile
     }
 
     #[test]
@@ -282,7 +313,26 @@ mod tests {
         assert!(!volatile(&[("match", xt("limit")), ("target", xt("LOG"))]));
         assert!(volatile(&[("target", xt("SET"))]));
         let own = rule("tsim_r1", &[("dynset", Vec::new())]);
-        assert!(!is_volatile(Attributes(&own)));
+        assert_eq!(nature(Attributes(&own)), Nature::default());
+    }
+
+    #[test]
+    fn rules_that_take_packets_away_are_found_with_their_places() {
+        let takes = |expressions: &[_]| nature(Attributes(&rule("fw", expressions)));
+        let only_takes = Nature {
+            volatile: false,
+            takes: true,
+        };
+        assert_eq!(takes(&[("synproxy", Vec::new())]), only_takes);
+        assert_eq!(takes(&[("fwd", Vec::new())]), only_takes);
+        let target = attribute(attr::XT_NAME, b"SYNPROXY\0");
+        assert_eq!(takes(&[("target", target)]), only_takes);
+        assert!(!takes(&[("immediate", drop_verdict())]).takes);
+        let mut one = rule("fw", &[("synproxy", Vec::new())]);
+        one.extend(attribute(attr::RULE_CHAIN, b"forward\0"));
+        one.extend(attribute(attr::RULE_HANDLE, &9u64.to_be_bytes()));
+        let found = place(TableFamily::IP, Attributes(&one)).unwrap();
+        assert_eq!((found.chain.as_str(), found.handle), ("forward", 9));
     }
 
     fn chain(table: &str, number: u32, priority: i32, used: u32, device: Option<&str>) -> Vec<u8> {

@@ -12,6 +12,7 @@ mod lost;
 mod patience;
 mod read;
 mod reason;
+mod taken;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -29,6 +30,7 @@ use self::{
     lost::Lost,
     patience::wait_and_send,
     read::Reader,
+    taken::perhaps_taken,
 };
 use crate::{
     firewall::{
@@ -286,6 +288,7 @@ impl Found<'_> {
             let mut explained = reader.explained(number, service, &self.followed, &self.outside)?;
             explained.behind = behind(&mut reader, chains, question.probe, service, trail, index)?;
             self.legacy.improve(question, trail, &mut explained);
+            perhaps_taken(&mut reader, question, service, trail, &mut explained)?;
             reasons.push(explained);
         }
         let (book, mut warnings) = reader.finish();

@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
     ) -> Result<(), ExplainError> {
         explained.alone = true;
         match self.reason(trail)? {
-            Reason::Within(_) | Reason::Outside(_) => {}
+            Reason::Within(_) | Reason::PerhapsTaken { .. } | Reason::Outside(_) => {}
             reason => explained.reason = reason,
         }
         Ok(())

@@ -63,6 +63,14 @@ pub enum Reason {
     },
     /// Something at a hook that nf_tables does not trace.
     Within(HookPoint),
+    /// Perhaps a rule that takes packets away, at a hook where nothing was seen to stop it. Before
+    /// Linux 5.19 the trace read such packets when they were gone already, and showed nothing.
+    PerhapsTaken {
+        /// At which hook.
+        hook: HookPoint,
+        /// The rule.
+        rule: RuleText,
+    },
     /// Something outside netfilter.
     Outside(OutsideReason),
     /// Nothing: it went through when it was sent again.
@@ -78,7 +86,10 @@ impl Reason {
         match self {
             Self::Rule { .. } | Self::Policy { .. } => true,
             Self::Outside(reason) => reason.is_known(),
-            Self::Within(_) | Self::WentThrough(_) | Self::TooManyEvents => false,
+            Self::Within(_)
+            | Self::PerhapsTaken { .. }
+            | Self::WentThrough(_)
+            | Self::TooManyEvents => false,
         }
     }
 }
@@ -101,6 +112,10 @@ impl fmt::Display for Reason {
                 f,
                 "dropped at {hook} by something that nf_tables does not trace, such as \
                  iptables-legacy or connection tracking"
+            ),
+            Self::PerhapsTaken { hook, rule } => write!(
+                f,
+                "perhaps taken away at {hook} by {rule}, which this kernel's trace does not show"
             ),
             Self::Outside(reason) => reason.fmt(f),
             Self::WentThrough(_) => f.write_str("went through when it was sent again"),

@@ -57,6 +57,15 @@ fn passed(explained: &Explained) -> Option<(Verdict, String)> {
 }
 
 fn stopped(explained: &Explained) -> (Verdict, String) {
+    if let Reason::Rule {
+        action: Action::Taken,
+        rule,
+        ..
+    } = &explained.reason
+        && let Some(way) = goes_its_own_way(rule)
+    {
+        return (Verdict::Unknown, way);
+    }
     let doubtful: Vec<&(Caveat, RuleText)> = explained.doubtful().collect();
     let rates = || {
         let limited = |(caveat, _): &&(Caveat, RuleText)| matches!(caveat, Caveat::RateLimited(_));
@@ -76,23 +85,12 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
             Verdict::Unknown,
             "it passed every chain and was not recognised behind them".to_owned(),
         ),
-        Reason::Rule {
-            action: Action::Taken,
-            rule,
-            ..
-        } if rule.text.as_deref().is_some_and(forwards_on_device) => {
-            (Verdict::Unknown, format!("sent on past all taps by {rule}"))
-        }
-        Reason::Rule {
-            action: Action::Taken,
-            rule,
-            ..
-        } if rule.text.as_deref().is_some_and(answers_itself) => (
+        reason @ Reason::PerhapsTaken { rule, .. } => (
             Verdict::Unknown,
-            format!(
-                "{rule} answers it in the server's place: a detailed job shows whether the server \
-                 is reached then"
-            ),
+            match goes_its_own_way(rule) {
+                Some(way) => format!("perhaps {way}; this kernel's trace does not show it"),
+                None => reason.to_string(),
+            },
         ),
         reason if own_doing && !explained.alone => {
             let why = notes(doubtful.into_iter());
@@ -107,6 +105,20 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
             why => (Verdict::No, format!("{reason}; {why}")),
         },
     }
+}
+
+/// What becomes of a packet that the rule takes away, where that is not its end.
+fn goes_its_own_way(rule: &RuleText) -> Option<String> {
+    let text = rule.text.as_deref()?;
+    if forwards_on_device(text) {
+        return Some(format!("sent on past all taps by {rule}"));
+    }
+    answers_itself(text).then(|| {
+        format!(
+            "{rule} answers it in the server's place: a detailed job shows whether the server is \
+             reached then"
+        )
+    })
 }
 
 /// Each caveat with its rule.
@@ -157,6 +169,21 @@ mod tests {
             action: Action::Dropped,
             rule,
         }
+    }
+
+    #[test]
+    fn what_a_rule_may_have_taken_away_unseen_is_undecided() {
+        let taken = |text: &str| {
+            let (hook, rule) = (HookPoint::Forward, rule(3, text));
+            stopped(&explained(Reason::PerhapsTaken { hook, rule }, Vec::new()))
+        };
+        let (verdict, why) = taken("tcp dport 80 synproxy mss 1460");
+        assert_eq!(verdict, Verdict::Unknown);
+        assert!(why.starts_with("perhaps rule 3"), "{why}");
+        assert!(why.contains("answers it in the server's place"), "{why}");
+        let (verdict, why) = taken("something new");
+        assert_eq!(verdict, Verdict::Unknown);
+        assert!(why.contains("perhaps taken away at forward"), "{why}");
     }
 
     fn limit(text: &str) -> (Caveat, RuleText) {

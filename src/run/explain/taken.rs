@@ -1,0 +1,32 @@
+//! Rules that take packets away without a trace.
+
+use super::{
+    ExplainError, Question,
+    read::{Reader, subject},
+    reason::{Explained, Reason},
+};
+use crate::{firewall::concern::concerns, firewall::nft::trace::Trail, model::Service};
+
+/// Where nothing was seen to stop the probe at a hook, names a rule that takes packets of its kind
+/// away, if there is one: it may have been that.
+pub(super) fn perhaps_taken(
+    reader: &mut Reader<'_>,
+    question: &Question<'_>,
+    service: Service,
+    trail: Option<&Trail>,
+    explained: &mut Explained,
+) -> Result<(), ExplainError> {
+    let Reason::Within(hook) = explained.reason else {
+        return Ok(());
+    };
+    let subject = subject(question.probe, service, trail);
+    for place in &question.scrutiny.census.taking {
+        let rule = reader.chain(place)?.rule(place.handle);
+        let text = rule.text.as_deref();
+        if text.is_none_or(|text| concerns(text, &subject)) {
+            explained.reason = Reason::PerhapsTaken { hook, rule };
+            break;
+        }
+    }
+    Ok(())
+}
