@@ -116,6 +116,7 @@ fn check(case: &CaseFile, kernel: &Kernel, outcome: &Mutex<Outcome>) {
 fn asked(case: &CaseFile, loader: Loader, family: Family) -> (usize, Vec<String>) {
     let new = || CaseBed::new(case, loader, family).unwrap_or_else(|error| panic!("{error}"));
     let mut shared = new();
+    let mut before = shared.ruleset(case, loader, family);
     let (mut runs, mut failures) = (0, Vec::new());
     for backend in loader.backends() {
         let run = Run {
@@ -130,8 +131,8 @@ fn asked(case: &CaseFile, loader: Loader, family: Family) -> (usize, Vec<String>
             let capture = *capture;
             if case.fresh && runs > 0 {
                 shared = new();
+                before = shared.ruleset(case, loader, family);
             }
-            let before = shared.ruleset(case, loader, family);
             let (report, seen) = if capture {
                 let (report, seen) = shared.captured(case, run, &expected);
                 (report, Some(seen))
@@ -144,6 +145,7 @@ fn asked(case: &CaseFile, loader: Loader, family: Family) -> (usize, Vec<String>
             if after != before && !case.leaves() {
                 wrong.push(format!("the ruleset changed from\n{before}to\n{after}"));
             }
+            before = after;
             let how = if capture { ", captured" } else { "" };
             failures.extend(wrong.into_iter().map(|w| format!("{run}{how}: {w}")));
         }
