@@ -20,7 +20,11 @@ use tsim::{
     registry::{LockHolder, RegistryManager},
 };
 
-use crate::{detailed::nothing_is_registered, kernels::taps_stay, quick::TestLab};
+use crate::{
+    detailed::nothing_is_registered,
+    kernels::{taps_stay, traces_stay},
+    quick::TestLab,
+};
 
 /// What each of the services asked for gets at a router of small3 that filters: 22, 23 and 80.
 const RIGHT: &str = "YES NO YES";
@@ -122,7 +126,7 @@ impl Job {
         let report = self.answer();
         let routers = report["routers"].as_array().into_iter().flatten();
         let routers: Vec<&str> = routers.filter_map(|r| r["name"].as_str()).collect();
-        let stay = taps_stay(&routers);
+        let stay = [taps_stay(&routers), traces_stay(&routers)].concat();
         let warnings = report["warnings"].as_array().unwrap().iter();
         let mut others = warnings.filter(|w| !stay.iter().any(|s| *w == s));
         assert_eq!(others.next(), None, "{report}");
