@@ -11,7 +11,8 @@
 #   --limit SECONDS   for each machine (1200)
 #   --at-once N       as many machines at a time (1)
 #
-# What follows -- goes to the test program: names to run, --test-threads=1, ….
+# What follows -- goes to the test program: names to run, --test-threads=1, …. So do
+# settings of the environment that begin with TSIM_, as TSIM_CASES=nft- does.
 # Results of each kernel: target/vm/results/KERNEL/{junit.xml,output.log,console.log}.
 # Exit status, the highest of all kernels: the tests' own; 124 a machine reached
 # the limit; 125 a machine failed or panicked.
@@ -73,11 +74,17 @@ programs_of() {
     esac
 }
 
+# What is set for the tests, as TSIM_CASES=nft-.
+settings() {
+    env | sed -n '/^TSIM_[A-Z_]*=[A-Za-z0-9._-]*$/p'
+}
+
 # Starts a kernel's machine, which must not outlive this program.
 start() {
     kernel=$1
     shift
-    set -- -- "$binary" "$@"
+    # shellcheck disable=SC2046 # the values hold no blanks
+    set -- -- env $(settings) "$binary" "$@"
     for file in $programs "$root/netns-fixtures" "$root/tests" "$vagrant/kernels.toml"; do
         [ ! -e "$file" ] || set -- --file "$file" "$@"
     done
@@ -85,26 +92,26 @@ start() {
     echo "--- kernel $kernel" >&2
     setpriv --pdeathsig TERM "$vagrant/qemu/run.sh" --kernel "$kernel" --userland "$userland" \
         --limit "$limit" --results "$results/$kernel" "$@" &
-    running="$running $kernel:$!:$(date +%s)"
+    running="$running $kernel:$!"
 }
 
 # Waits for the machine that was started first: until then, `stop` must know it.
 settle() {
     machine=${running# }
     machine=${machine%% *}
-    kernel=${machine%%:*} pid=${machine#*:}
+    kernel=${machine%%:*}
     status=0
-    wait "${pid%:*}" || status=$?
+    wait "${machine#*:}" || status=$?
     running=${running# "$machine"}
     mkdir -p "$results/$kernel"
-    report "$kernel" "$status" $(($(date +%s) - ${pid#*:})) "$@"
+    report "$kernel" "$status" "$@"
     [ "$status" -le "$worst" ] || worst=$status
 }
 
 # What a kernel's run came to, for people and for machines.
 report() {
-    kernel=$1 status=$2 seconds=$3
-    shift 3
+    kernel=$1 status=$2
+    shift 2
     # Without output there was no run whose tests could be missing.
     if [ -s "$results/$kernel/output.log" ]; then
         "$binary" --list "$@" 2>/dev/null
@@ -124,6 +131,7 @@ report() {
     esac
     {
         release=$(cat "$root/target/vm/kernels/$kernel/release" 2>/dev/null || echo 'not there')
+        seconds=$(cat "$results/$kernel/seconds" 2>/dev/null || echo 0)
         tests=$(grep -c ': test$' "$results/$kernel/list" || true)
         echo "kernel $kernel ($release): $verdict, $tests tests, $seconds s"
         sed 's/^/    /' "$results/$kernel/failed"
@@ -166,9 +174,8 @@ choose_programs() {
 
 stop() {
     for machine in ${running-}; do
-        pid=${machine#*:}
-        kill "${pid%:*}" 2>/dev/null || true
-        wait "${pid%:*}" || true
+        kill "${machine#*:}" 2>/dev/null || true
+        wait "${machine#*:}" || true
     done
     exit "$1"
 }

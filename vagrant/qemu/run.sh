@@ -8,8 +8,8 @@
 #   --file PATH          give the guest this file, or directory, at the same
 #                        path; programs come with their libraries (repeatable)
 #   --chdir DIR          where COMMAND starts (the repository)
-#   --results DIR        what COMMAND leaves in /results, with console.log and
-#                        output.log; emptied first
+#   --results DIR        what COMMAND leaves in /results, with console.log, output.log
+#                        and seconds, for how long the machine ran; emptied first
 #   --limit SECONDS      end the machine then (600)
 #   --memory MIB         (1024)
 #   --accel kvm|tcg      do not find out
@@ -141,11 +141,12 @@ boot() {
     wait "$machine_pid"
     status=$?
     machine_pid=
-    ended=$(date +%s)
+    seconds=$(($(date +%s) - started))
+    echo "$seconds" >"$results/seconds"
     exec 7>&-
     wait "$reader_pid"
     # A machine that stands still for its reader does not end when asked, and is killed.
-    [ "$status" -ne 137 ] || [ $((ended - started)) -lt "$limit" ] || status=124
+    [ "$status" -ne 137 ] || [ "$seconds" -lt "$limit" ] || status=124
     return $status
 }
 
