@@ -406,28 +406,8 @@ impl Encoder {
         hook: Hook,
         priority: i32,
     ) -> Result<(), EncodeError> {
-        let (table, name) = (CString::new(table)?, CString::new(name)?);
-        // SAFETY: no arguments; null is checked by `Owned`.
-        let chain = Owned::new(
-            "chain",
-            unsafe { ffi::nftnl_chain_alloc() },
-            ffi::nftnl_chain_free,
-        )?;
-        // SAFETY: the object is live; strings are copied by the library.
-        unsafe {
-            let chain = chain.as_ptr();
-            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TABLE as u16, table.as_ptr());
-            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_NAME as u16, name.as_ptr());
-            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TYPE as u16, c"filter".as_ptr());
-            ffi::nftnl_chain_set_u32(chain, ffi::NFTNL_CHAIN_HOOKNUM as u16, hook as u32);
-            ffi::nftnl_chain_set_s32(chain, ffi::NFTNL_CHAIN_PRIO as u16, priority);
-            ffi::nftnl_chain_set_u32(chain, ffi::NFTNL_CHAIN_POLICY as u16, POLICY_ACCEPT);
-        }
-        self.message(message::NEW_CHAIN, family, CREATE, |header| {
-            // SAFETY: `header` heads MESSAGE_MAX writable bytes.
-            unsafe { ffi::nftnl_chain_nlmsg_build_payload(header, chain.as_ptr()) }
-        });
-        Ok(())
+        let at = (hook as u32, priority);
+        self.filter_chain(family, (table, name), at, None)
     }
 
     /// A chain that sees what comes in on one device, before everything else that nf_tables or IP
@@ -442,8 +422,21 @@ impl Encoder {
         device: &str,
         priority: i32,
     ) -> Result<(), EncodeError> {
+        let at = (NETDEV_INGRESS, priority);
+        self.filter_chain(Family::Netdev, (table, name), at, Some(device))
+    }
+
+    /// A chain of type filter with policy accept, `at` a hook with a priority, of one device or of
+    /// all.
+    fn filter_chain(
+        &mut self,
+        family: Family,
+        (table, name): (&str, &str),
+        (hook, priority): (u32, i32),
+        device: Option<&str>,
+    ) -> Result<(), EncodeError> {
         let (table, name) = (CString::new(table)?, CString::new(name)?);
-        let device = CString::new(device)?;
+        let device = device.map(CString::new).transpose()?;
         // SAFETY: no arguments; null is checked by `Owned`.
         let chain = Owned::new(
             "chain",
@@ -456,12 +449,14 @@ impl Encoder {
             ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TABLE as u16, table.as_ptr());
             ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_NAME as u16, name.as_ptr());
             ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TYPE as u16, c"filter".as_ptr());
-            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_DEV as u16, device.as_ptr());
-            ffi::nftnl_chain_set_u32(chain, ffi::NFTNL_CHAIN_HOOKNUM as u16, NETDEV_INGRESS);
+            if let Some(device) = &device {
+                ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_DEV as u16, device.as_ptr());
+            }
+            ffi::nftnl_chain_set_u32(chain, ffi::NFTNL_CHAIN_HOOKNUM as u16, hook);
             ffi::nftnl_chain_set_s32(chain, ffi::NFTNL_CHAIN_PRIO as u16, priority);
             ffi::nftnl_chain_set_u32(chain, ffi::NFTNL_CHAIN_POLICY as u16, POLICY_ACCEPT);
         }
-        self.message(message::NEW_CHAIN, Family::Netdev, CREATE, |header| {
+        self.message(message::NEW_CHAIN, family, CREATE, |header| {
             // SAFETY: `header` heads MESSAGE_MAX writable bytes.
             unsafe { ffi::nftnl_chain_nlmsg_build_payload(header, chain.as_ptr()) }
         });
