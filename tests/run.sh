@@ -73,13 +73,13 @@ VM_PART=(kernels:: netns:: netlink:: owner:: registry:: hosts:: trace:: vacate::
 
 stage_vm() {
     ./vagrant/provision.sh vm
-    ./vagrant/vm-tests.sh --at-once 2 6.1 5.10 -- "${VM_PART[@]}"
+    ./vagrant/vm-tests.sh --at-once 2 --limit 1200 6.1 5.10 -- "${VM_PART[@]}"
 }
 
 stage_vm-full() {
     ./vagrant/provision.sh vm
     ./vagrant/qemu/test.sh 6.1
-    ./vagrant/vm-tests.sh --at-once 2 --limit 3600
+    ./vagrant/vm-tests.sh --at-once 2
 }
 
 main() {

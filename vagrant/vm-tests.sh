@@ -8,7 +8,7 @@
 #   --userland SUITE  a guest with that suite's programs and libraries, not ours
 #   --binary PATH     run this test program instead of building the suite
 #   --build-only      build the suite, print the files that it needs, and end
-#   --limit SECONDS   for each machine (1200)
+#   --limit SECONDS   for each machine (3600: all tests, emulated, beside another)
 #   --at-once N       as many machines at a time (1)
 #
 # What follows -- goes to the test program: names to run, --test-threads=1, …. So do
@@ -21,7 +21,7 @@ vagrant=$(cd "$(dirname "$0")" && pwd -P)
 root=$(dirname "$vagrant")
 results=$root/target/vm/results
 
-kernels='' userland=host binary='' limit=1200 at_once=1
+kernels='' userland=host binary='' limit=3600 at_once=1
 
 usage() {
     sed -n '4p' "$0" | cut -c 3- >&2
