@@ -10,6 +10,8 @@
 # not there. Remove an entry to have it made anew, from what the mirror has then.
 
 : "${here:?}"
+# Where an ordinary user of Debian does not look: depmod, ldconfig, and what a guest is made of.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 root=$(cd "$here/../.." && pwd -P)
 cache=$root/target/vm
 

@@ -98,7 +98,8 @@ make() {
     mkdir -p ready "guest/usr/lib/modules/$release"
     take_modules "$work/$tree" "$work/guest/usr/lib/modules/$release"
     # depmod warns about modules that were left behind; none of the rest needs them.
-    depmod --basedir "$work/guest/usr" "$release" 2>/dev/null
+    depmod --basedir "$work/guest/usr" "$release" 2>"$work/depmod" ||
+        fail "depmod: $(tail -n 5 "$work/depmod")"
     # Which says what this kernel cannot have.
     mkdir -p guest/boot
     config=$(find root -type f -name "config-$release" | head -n 1)
