@@ -5,7 +5,10 @@ use super::{
     read::{Reader, subject},
     reason::{Explained, Reason},
 };
-use crate::{firewall::concern::concerns, firewall::nft::trace::Trail, model::Service};
+use crate::{
+    firewall::{concern::concerns, nft::trace::Trail},
+    model::Service,
+};
 
 /// Where nothing was seen to stop the probe at a hook, names a rule that takes packets of its kind
 /// away, if there is one: it may have been that.
