@@ -19,7 +19,7 @@ use serde::Serialize;
 use crate::{
     config::{Config, ConfigError},
     fault::{self, Plan},
-    sys::leave,
+    sys::{leave, limits},
 };
 
 pub mod detailed;
@@ -257,6 +257,9 @@ pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
 fn run<C: CommandLine>(command: C) -> Exit {
     let global = command.global().clone();
     start_log(command.log());
+    // Jobs on hundreds of routers, and a thousand viewers, need more than a login gives. Where a
+    // sandbox refuses, the limit stays and few notice.
+    let _ = limits::open_files();
     if let Some(plan) = global.fault {
         fault::arm(plan);
     }

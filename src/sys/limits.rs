@@ -1,4 +1,4 @@
-//! Limits that hold for a child process from its first instruction on.
+//! Limits of this process, and those that hold for a child from its first instruction on.
 #![allow(unsafe_code)]
 
 use std::{io, os::unix::process::CommandExt, process::Command};
@@ -23,11 +23,28 @@ pub fn file_size(command: &mut Command, bytes: u64) -> io::Result<&mut Command> 
     Ok(unsafe { command.pre_exec(limit) })
 }
 
+/// Lets this process, and what it starts, open as many files as it may ask for. The 1,024 that a
+/// login gives are for programs that use select(2), systemd.exec(5).
+///
+/// # Errors
+/// When the kernel refuses; the limit stays as it was.
+pub fn open_files() -> io::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::process::ExitStatusExt, process::Stdio};
 
     use super::*;
+
+    #[test]
+    fn as_many_files_may_be_open_as_can_be_asked_for() {
+        open_files().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(soft, hard);
+    }
 
     #[test]
     fn the_first_write_is_limited_already() {

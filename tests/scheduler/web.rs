@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use tsim::sched::job::Mode;
+use tsim::{sched::job::Mode, sys::limits};
 
 use crate::{
     http::{Client, Event, read_answer},
@@ -338,6 +338,7 @@ fn requests_per_address_are_limited() {
 
 #[test]
 fn slow_heads_are_cut_off_and_hold_nobody_up() {
+    limits::open_files().unwrap();
     let (_site, daemon) = serve("max_connections = 200");
     let client = client(&daemon);
     let mut slow: Vec<_> = (0..100)
@@ -361,6 +362,7 @@ fn slow_heads_are_cut_off_and_hold_nobody_up() {
 
 #[test]
 fn a_thousand_viewers_see_the_same_and_the_rest_is_told_to_wait() {
+    limits::open_files().unwrap();
     let (site, daemon) = serve("max_viewers = 1000");
     let client = client(&daemon);
     let mut streams: Vec<_> = (0..1000).map(|_| client.events(None)).collect();
