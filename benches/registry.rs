@@ -26,12 +26,15 @@ use tsim::{
         HostKernel, HostSpec, JobInfo, JobType, KernelError, ManagedBy, Mode, RegistryError,
         RegistryManager, Wait,
     },
+    sys::limits,
 };
 
 /// Operations per figure.
 const ROUNDS: usize = 201;
 
 fn main() {
+    // A crowd of a thousand takes more than the 1,024 of a login.
+    limits::open_files().unwrap();
     let args: Vec<String> = std::env::args()
         .skip(1)
         .filter(|a| a != "--bench" && a != "--test")

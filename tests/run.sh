@@ -42,10 +42,9 @@ stage_unit() {
 
 stage_system() {
     need_root system
-    # What a login gives; more would hide descriptors that are never closed.
-    ulimit -Sn 1024
     before=$(ip netns list | sort)
-    cargo test --locked --test '*'
+    # The limit is what a login gives; more would hide descriptors that are never closed.
+    (ulimit -Sn 1024 && cargo test --locked --test '*')
     after=$(ip netns list | sort)
     if [ "$before" != "$after" ]; then
         printf 'tests/run.sh: namespaces were left behind:\n%s\n' "$after" >&2
