@@ -5,7 +5,8 @@
 //! next to nothing. What is found here is only a reason to look closer.
 
 use super::{
-    DUMP_ATTEMPTS, NftError, NftSocket, inventory, is_own, kernel, socket::Dumped, wire::Attributes,
+    DUMP_ATTEMPTS, NftError, NftSocket, counters::rule_place, inventory, is_own, kernel,
+    socket::Dumped, wire::Attributes,
 };
 use crate::{
     firewall::{RulePlace, TableFamily, place::HookPoint},
@@ -15,8 +16,6 @@ use crate::{
 /// linux/netfilter/nf_tables.h.
 mod attr {
     pub(super) const RULE_TABLE: u16 = 1;
-    pub(super) const RULE_CHAIN: u16 = 2;
-    pub(super) const RULE_HANDLE: u16 = 3;
     pub(super) const RULE_EXPRESSIONS: u16 = 4;
     pub(super) const EXPR_NAME: u16 = 1;
     pub(super) const EXPR_DATA: u16 = 2;
@@ -88,7 +87,7 @@ impl Census {
                 if sees(at, family) {
                     let nature = nature(rule);
                     census.volatile |= nature.volatile;
-                    let taking = nature.takes.then(|| place(at, rule));
+                    let taking = nature.takes.then(|| rule_place(at, rule));
                     census.taking.extend(taking.flatten());
                 }
             })?;
@@ -188,15 +187,6 @@ fn nature(rule: Attributes<'_>) -> Nature {
     }
     nature.volatile |= varies && decides;
     nature
-}
-
-fn place(family: TableFamily, rule: Attributes<'_>) -> Option<RulePlace> {
-    Some(RulePlace {
-        family,
-        table: rule.text(attr::RULE_TABLE)?.to_owned(),
-        chain: rule.text(attr::RULE_CHAIN)?.to_owned(),
-        handle: rule.be64(attr::RULE_HANDLE)?,
-    })
 }
 
 enum Kind {
@@ -317,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_take_packets_away_are_found_with_their_places() {
+    fn rules_that_take_packets_away_are_found() {
         let takes = |expressions: &[_]| nature(Attributes(&rule("fw", expressions)));
         let only_takes = Nature {
             volatile: false,
@@ -328,11 +318,6 @@ mod tests {
         let target = attribute(attr::XT_NAME, b"SYNPROXY\0");
         assert_eq!(takes(&[("target", target)]), only_takes);
         assert!(!takes(&[("immediate", drop_verdict())]).takes);
-        let mut one = rule("fw", &[("synproxy", Vec::new())]);
-        one.extend(attribute(attr::RULE_CHAIN, b"forward\0"));
-        one.extend(attribute(attr::RULE_HANDLE, &9u64.to_be_bytes()));
-        let found = place(TableFamily::IP, Attributes(&one)).unwrap();
-        assert_eq!((found.chain.as_str(), found.handle), ("forward", 9));
     }
 
     fn chain(table: &str, number: u32, priority: i32, used: u32, device: Option<&str>) -> Vec<u8> {

@@ -136,7 +136,8 @@ fn dump(
     })
 }
 
-fn rule_place(family: TableFamily, rule: Attributes<'_>) -> Option<RulePlace> {
+/// Where the rule stands of which NFT_MSG_GETRULE tells.
+pub(super) fn rule_place(family: TableFamily, rule: Attributes<'_>) -> Option<RulePlace> {
     Some(RulePlace {
         family,
         table: rule.text(kernel::RULE_TABLE)?.to_owned(),
