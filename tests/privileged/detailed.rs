@@ -18,7 +18,7 @@ use tsim::{
     },
 };
 
-use crate::quick::TestLab;
+use crate::{kernels::traces_stay, quick::TestLab};
 
 pub(crate) fn job(
     lab: &TestLab,
@@ -203,7 +203,7 @@ fn each_way_of_stopping_a_service_has_its_status_and_its_rule() {
             .filter(|w| w.direction == Direction::Answer)
             .all(|w| w.passed)
     );
-    assert_eq!(report.warnings, crate::kernels::traces_stay(&["r"]));
+    assert_eq!(report.warnings, traces_stay(&["r"]));
     let after = (lab.bed.left(), crate::quick::ruleset(&lab, "r"));
     let uncounted = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(after.0, before.0);
@@ -354,4 +354,65 @@ fn a_path_of_small_routers_is_measured_router_by_router() {
     // A router may be locked once more for a service that had to be asked again.
     let locked: BTreeSet<String> = report.locks.iter().map(|l| l.router.to_string()).collect();
     assert_eq!(locked.len(), 3, "{locked:?}");
+}
+
+/// The connections of a router in all zones, by the kernel's own count (nf_conntrack-sysctl).
+fn connections(lab: &TestLab, router: &str) -> String {
+    let netns = lab.lab.router_netns(&RouterName::new(router).unwrap());
+    let count = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+    netns.unwrap().enter(count).unwrap().unwrap()
+}
+
+/// Answers get their zone by the interface that they come in by, as between two networks with the
+/// same addresses.
+const ZONES: &str = "
+table inet zones {
+    chain pre {
+        type filter hook prerouting priority raw; policy accept;
+        tcp dport 1100 ct zone set 7
+        udp dport 1101 ct zone set 7
+        udp dport 1102 ct original zone set 8
+        tcp dport 1103 ct reply zone set 9
+    }
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        ct state established accept
+    }
+}
+";
+
+#[test]
+fn no_connection_stays_in_any_zone() {
+    let (lab, _dir) = one_router(&serde_json::json!({"nft": ZONES.lines().collect::<Vec<_>>()}));
+    let services = "1099,1099/udp,1100,1101/udp,1102/udp,1103";
+    for (from, to) in [
+        ("10.91.1.10", "10.91.2.10"),
+        ("2001:db8:91:1::10", "2001:db8:91:2::10"),
+    ] {
+        let report = run(&lab, &job(&lab, &["r"], from, to, services));
+        assert_eq!(report.warnings, traces_stay(&["r"]));
+        assert_eq!(connections(&lab, "r").trim(), "0", "{from}");
+    }
+}
+
+#[test]
+fn a_ruleset_that_somebody_changes_meanwhile_is_noticed() {
+    let (lab, _dir) = one_router(&serde_json::json!({"nft": NFT.lines().collect::<Vec<_>>()}));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let asked = job(&lab, &["r"], "10.91.1.10", "10.91.2.10", "1000,1001,1008");
+    let report = std::thread::scope(|scope| {
+        let changing = scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                lab.nft("r", "add rule inet filter closed counter");
+            }
+        });
+        let report = run(&lab, &asked);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        changing.join().unwrap();
+        report
+    });
+    let said = |text: &String| text.contains("router r: table filter changed during");
+    assert!(report.warnings.iter().any(said), "{:?}", report.warnings);
+    let report = run(&lab, &asked);
+    assert_eq!(report.warnings, traces_stay(&["r"]));
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    DetailedError, DetailedJob, Setup,
+    Closing, DetailedError, DetailedJob, Setup,
     connect::PAYLOAD,
     millis,
     result::{DetailedReport, RouterTest, RouterWay, ServiceResult, Status, Timing},
@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{
     config::Config,
-    firewall::nft::trace::TraceSockets,
     lab::Lab,
     netns::{NetnsDir, tool::Tools},
     registry::{JobInfo, JobType, RegistryManager, Wait},
@@ -47,7 +46,7 @@ pub struct Answered {
     /// The result.
     pub report: DetailedReport,
     /// The sockets.
-    pub closing: Vec<TraceSockets>,
+    pub closing: Vec<Closing>,
 }
 
 /// Results by router and service.

@@ -46,7 +46,7 @@ use self::{
     site::{Site, Task},
 };
 use crate::{
-    firewall::nft::NftError,
+    firewall::nft::{NftError, trace::TraceSockets, watch::RulesetWatch},
     lab::{LabError, hosts::HostError},
     model::{LabName, NameError, RouterId, RunId, Service},
     netns::{NetnsDir, NetnsError, tool::Tools},
@@ -60,6 +60,15 @@ use crate::{
 /// How long a service is tried while nothing else happens. Packets through a lab take well below a
 /// millisecond; who needs longer is tried again with the whole patience.
 const GRACE: Duration = Duration::from_millis(50);
+
+/// A socket that takes its time to close.
+#[derive(Debug)]
+pub enum Closing {
+    /// Those of a trace, which owned its tables.
+    Trace(TraceSockets),
+    /// One that heard of changes of a ruleset.
+    Watch(RulesetWatch),
+}
 
 /// A detailed job with its arguments resolved.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    DetailedError, Setup,
+    Closing, DetailedError, Setup,
     bench::{Measurement, measure},
     job::Tests,
     millis,
@@ -18,7 +18,6 @@ use super::{
     site::{Sink, Site, Target},
 };
 use crate::{
-    firewall::nft::trace::TraceSockets,
     lab::hosts::{HostError, HostRequest},
     model::{HostId, HostName, IfName, RouterId},
     netlink::{LookupKind, LookupQuery, Netlink},
@@ -50,7 +49,7 @@ pub(super) struct Rounds<'a, P: Fn(&str)> {
     phase: P,
     held: Held,
     pub(super) tests: Tests,
-    pub(super) closing: Vec<TraceSockets>,
+    pub(super) closing: Vec<Closing>,
 }
 
 impl<'a, P: Fn(&str)> Rounds<'a, P> {

@@ -9,13 +9,9 @@ mod ends;
 mod examine;
 mod moved;
 mod own;
+mod undo;
 
-use std::{
-    collections::HashSet,
-    io,
-    net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
-};
+use std::{collections::HashSet, io, net::IpAddr, os::fd::AsFd};
 
 use futures_util::future::join_all;
 
@@ -24,7 +20,7 @@ use self::{
     examine::Undecided,
 };
 use super::{
-    DetailedError, Setup,
+    Closing, DetailedError, Setup,
     attempt::{Ears, Tried, Watch, attempt},
     evidence::Clerk,
     legacy::{Legacy, LegacySnapshot},
@@ -43,6 +39,7 @@ use crate::{
                 TraceSockets,
                 flow::{FlowEnd, FlowSpec, FlowTracer},
             },
+            watch::{Changes, RulesetWatch},
         },
     },
     netlink::object::Mac,
@@ -68,7 +65,7 @@ pub(super) struct Measurement {
     /// What the reader should know about the router.
     pub(super) notes: Vec<String>,
     /// To be closed when nobody waits any more.
-    pub(super) closing: Vec<TraceSockets>,
+    pub(super) closing: Vec<Closing>,
 }
 
 /// A router with everything that measuring there needs.
@@ -79,6 +76,7 @@ struct Bench<'a> {
     watch: Option<Watch>,
     witness: Option<Witness>,
     conntrack: Option<Conntrack>,
+    rulesets: Option<RulesetWatch>,
     legacy: Option<Legacy<'a>>,
     interrupt: Readable,
     source: NetnsFd,
@@ -95,19 +93,34 @@ struct Counters {
     legacy: LegacySnapshot,
 }
 
-/// Measures `site`.
+/// Measures `site`, and once more if somebody changed its ruleset meanwhile.
 pub(super) fn measure(setup: &Setup<'_>, site: &Site<'_>) -> Result<Measurement, DetailedError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(DetailedError::system("start a runtime"))?;
     runtime.block_on(async {
-        let mut bench = Bench::open(setup, site)?;
-        let measured = bench.run().await;
-        let stopped = bench.stop();
-        measured.and(stopped)?;
-        Ok(std::mem::take(&mut bench.result))
+        let (first, changes) = measure_once(setup, site).await?;
+        if changes == Changes::None {
+            return Ok(first);
+        }
+        let (mut second, again) = measure_once(setup, site).await?;
+        second.closing.extend(first.closing);
+        second.was_changed(&changes, &again);
+        Ok(second)
     })
+}
+
+async fn measure_once(
+    setup: &Setup<'_>,
+    site: &Site<'_>,
+) -> Result<(Measurement, Changes), DetailedError> {
+    let mut bench = Bench::open(setup, site)?;
+    let measured = bench.run().await;
+    let stopped = bench.stop();
+    measured.and(stopped)?;
+    let changes = bench.changes()?;
+    Ok((std::mem::take(&mut bench.result), changes))
 }
 
 /// Becomes readable in the current runtime when a signal comes.
@@ -132,9 +145,18 @@ impl<'a> Bench<'a> {
             ),
             _ => None,
         };
-        let (trace, conntrack) =
-            router.enter(|| (TraceSockets::open_here(), Conntrack::open_here()))?;
+        let (trace, conntrack, rulesets) = router.enter(|| {
+            let rulesets = RulesetWatch::open_here();
+            (
+                TraceSockets::open_here(),
+                Conntrack::open_here(),
+                rulesets.ok(),
+            )
+        })?;
         let mut result = Measurement::default();
+        if let Err(error) = &conntrack {
+            result.notes.push(undo::stays(error));
+        }
         let mut trace = match trace {
             Ok(sockets) => Some(sockets),
             Err(error) => {
@@ -157,6 +179,7 @@ impl<'a> Bench<'a> {
             watch: None,
             witness,
             conntrack: conntrack.ok(),
+            rulesets,
             legacy: Legacy::find(router, setup.tools, setup.source).map_err(setup.at(site))?,
             interrupt: interrupted(setup).map_err(DetailedError::system("watch for signals"))?,
             source,
@@ -218,15 +241,6 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<(), DetailedError> {
-        let Some(watch) = self.watch.take() else {
-            return Ok(());
-        };
-        let (sockets, stopped) = watch.into_tracer().stop();
-        self.result.closing.push(sockets);
-        stopped.map_err(self.setup.at(self.site))
-    }
-
     fn read_counters(&mut self) -> Result<Counters, DetailedError> {
         let at = self.setup.at(self.site);
         let nft = match &mut self.watch {
@@ -279,22 +293,9 @@ impl<'a> Bench<'a> {
         let tried = attempt(&what, protocol, ends.client, ears).await;
         let mut tried = tried.map_err(self.setup.at(self.site))?;
         own::keep(&mut tried, &task, |packet| self.clerk.direction(packet));
-        self.forget(task, &tried, what.to);
+        self.forget(task, tried.client, what.to);
         self.setup.stop_if_interrupted()?;
         Ok(tried)
-    }
-
-    /// Leaves no connection tracking entry that a later job could be answered by.
-    fn forget(&mut self, task: Task, tried: &Tried, to: SocketAddr) {
-        let (Some(conntrack), Some(client)) = (&mut self.conntrack, tried.client) else {
-            return;
-        };
-        if let Err(error) = conntrack.forget(task.service.protocol, client, to) {
-            let note = "the job's connections stay in the router's connection tracking until they \
-                        time out";
-            self.result.notes.push(format!("{note}: {error}"));
-            self.conntrack = None;
-        }
     }
 
     /// Tries services once more, all at once, with the whole patience.
@@ -319,7 +320,7 @@ impl<'a> Bench<'a> {
         for (undecided, tried) in undecided.into_iter().zip(results) {
             let tried = tried.map_err(self.setup.at(self.site))?;
             let to = self.setup.attempt(&undecided.task, true).to;
-            self.forget(undecided.task, &tried, to);
+            self.forget(undecided.task, tried.client, to);
             let (at, test) = (undecided.task.at, self.decide(undecided, &tried));
             self.result.tests.push((at, test));
         }
