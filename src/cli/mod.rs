@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::{
     config::{Config, ConfigError},
     fault::{self, Plan},
+    netlink::buffers,
     sys::{leave, limits},
 };
 
@@ -126,6 +127,10 @@ pub struct Global {
     /// Die or fail at a step on purpose, see the module `fault`; for tests
     #[arg(long, global = true, hide = true, value_name = "PLAN")]
     pub fault: Option<Plan>,
+
+    /// Give no socket more than this, as if the system allowed no more; for tests
+    #[arg(long, global = true, hide = true, value_name = "BYTES")]
+    pub socket_buffers: Option<usize>,
 
     /// Say more on standard error; twice for every step
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -260,6 +265,9 @@ fn run<C: CommandLine>(command: C) -> Exit {
     // Jobs on hundreds of routers, and a thousand viewers, need more than a login gives. Where a
     // sandbox refuses, the limit stays and few notice.
     let _ = limits::open_files();
+    if let Some(most) = global.socket_buffers {
+        buffers::limit(most);
+    }
     if let Some(plan) = global.fault {
         fault::arm(plan);
     }

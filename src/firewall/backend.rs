@@ -196,6 +196,27 @@ impl InstalledTaps {
         }
     }
 
+    /// How many probes may be sent before [`Self::collect`] has to make room; none where any number
+    /// may, because a set in the kernel takes them.
+    #[must_use]
+    pub fn probes_at_once(&self) -> Option<usize> {
+        match self {
+            Self::Nft(_) => None,
+            Self::Iptables(taps) => Some(taps.probes_at_once()),
+        }
+    }
+
+    /// Makes room for what the taps see next.
+    ///
+    /// # Errors
+    /// [`TapsError`] when something they saw was lost.
+    pub fn collect(&mut self) -> Result<(), TapsError> {
+        match self {
+            Self::Nft(_) => Ok(()),
+            Self::Iptables(taps) => Ok(taps.collect()?),
+        }
+    }
+
     /// Reads what the taps saw so far.
     ///
     /// # Errors

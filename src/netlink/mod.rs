@@ -11,6 +11,7 @@
 
 mod address;
 mod batch;
+pub mod buffers;
 mod error;
 mod link;
 mod link_message;

@@ -4,12 +4,32 @@ use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkP
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
-/// Bytes of requests per system call. Each call copies its bytes into one kernel buffer.
+/// Most bytes of requests per system call. Each call copies its bytes into one kernel buffer.
 pub(super) const SEND_BYTES: usize = 512 << 10;
-/// Requests per system call: so many replies of a good kilobyte fit the receive buffer.
+/// Most requests per system call.
 const SEND_REQUESTS: usize = 4096;
+/// What a reply takes of the receive buffer at most: an error a good kilobyte, a link four.
+const REPLY_BYTES: usize = 4 << 10;
 /// Requests are padded to this (`NLMSG_ALIGNTO`).
 pub(super) const ALIGN: usize = 4;
+
+/// What one system call may carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PerCall {
+    bytes: usize,
+    requests: usize,
+}
+
+impl PerCall {
+    /// What a socket takes whose calls send at most `send` bytes, and whose replies have room in
+    /// `receive` bytes: a reply that finds none is lost.
+    pub(super) fn fitting(send: usize, receive: usize) -> Self {
+        Self {
+            bytes: send.min(SEND_BYTES),
+            requests: (receive / REPLY_BYTES).clamp(1, SEND_REQUESTS),
+        }
+    }
+}
 
 /// Requests as bytes, with what is needed to judge their replies.
 #[derive(Debug, Default)]
@@ -74,12 +94,12 @@ impl Requests {
     }
 
     /// The ranges of requests that go out in one call each.
-    pub(super) fn chunks(&self) -> Vec<std::ops::Range<usize>> {
+    pub(super) fn chunks(&self, most: PerCall) -> Vec<std::ops::Range<usize>> {
         let mut chunks = Vec::new();
         let mut first = 0;
         for at in 0..self.list.len() {
             let bytes = self.end(at) - self.list[first].start;
-            if at > first && (bytes > SEND_BYTES || at - first == SEND_REQUESTS) {
+            if at > first && (bytes > most.bytes || at - first == most.requests) {
                 chunks.push(first..at);
                 first = at;
             }
@@ -119,7 +139,7 @@ mod tests {
     #[test]
     fn requests_are_split_at_the_limit_and_numbered() {
         let mut list = requests(SEND_REQUESTS + 1);
-        let chunks = list.chunks();
+        let chunks = list.chunks(PerCall::fitting(usize::MAX, usize::MAX));
         assert_eq!(chunks, [0..SEND_REQUESTS, SEND_REQUESTS..SEND_REQUESTS + 1]);
         let bytes = list.number(&chunks[0], 7).to_vec();
         let numbers: Vec<u32> = messages(&bytes, 0)
@@ -127,7 +147,25 @@ mod tests {
             .collect();
         let want: Vec<u32> = (7..7 + u32::try_from(SEND_REQUESTS).unwrap()).collect();
         assert_eq!(numbers, want);
-        assert!(requests(0).chunks().is_empty());
+        assert!(requests(0).chunks(PerCall::fitting(1, 1)).is_empty());
+    }
+
+    #[test]
+    fn a_small_socket_gets_fewer_requests_at_a_time_and_all_of_them() {
+        // Linux's default of 212,992 bytes, doubled.
+        let default = PerCall::fitting(425_952, 425_984);
+        assert_eq!(default.requests, 104);
+        let list = requests(1000);
+        let each = list.bytes.len() / 1000;
+        for most in [default, PerCall::fitting(10 * each + 1, usize::MAX)] {
+            let chunks = list.chunks(most);
+            assert!(chunks.iter().all(|chunk| chunk.len() <= most.requests));
+            assert!(chunks.iter().all(|chunk| chunk.len() * each <= most.bytes));
+            let numbers: Vec<usize> = chunks.into_iter().flatten().collect();
+            assert_eq!(numbers, (0..1000).collect::<Vec<_>>());
+        }
+        // A request that is larger than the buffer is for the kernel to refuse.
+        assert_eq!(list.chunks(PerCall::fitting(1, 1)).len(), 1000);
     }
 
     #[test]

@@ -5,16 +5,13 @@ use std::{collections::HashMap, io};
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::{
-    errno::Errno,
-    sys::socket::{setsockopt, sockopt},
-};
+use nix::errno::Errno;
 
 use super::{
-    Batch, NetlinkError,
+    Batch, NetlinkError, buffers,
     error::ext_ack,
     reply::{Message, Reply, messages, reply},
-    requests::{Request, Requests, SEND_BYTES},
+    requests::{PerCall, Request, Requests, SEND_BYTES},
 };
 use crate::{
     model::IfName,
@@ -23,7 +20,7 @@ use crate::{
 
 /// Send buffer; the kernel takes one call's bytes only if they fit.
 const SEND_BUFFER: usize = 2 * SEND_BYTES;
-/// Receive buffer. An error reply takes about a kilobyte of it.
+/// Receive buffer.
 const RECEIVE_BUFFER: usize = 8 << 20;
 /// Bytes read at a time; the kernel fills at most 32 KiB of a dump at once.
 const READ_BYTES: usize = 64 << 10;
@@ -40,6 +37,8 @@ pub struct Netlink {
     port: u32,
     netns: String,
     sequence: u32,
+    /// What fits the buffers that the kernel grants.
+    per_call: PerCall,
     /// What was received last.
     read: Vec<u8>,
     /// Something came that was no reply: news of a group that [`Netlink::await_settled`] joins.
@@ -103,13 +102,15 @@ impl Netlink {
         set(socket.set_ext_ack(true))?;
         set(socket.set_cap_ack(true))?;
         set(socket.set_netlink_get_strict_chk(true))?;
-        set(setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).map_err(io::Error::from))?;
-        set(setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).map_err(io::Error::from))?;
+        let size = |done: io::Result<usize>| done.map_err(fail("set a buffer of"));
+        let send = size(buffers::send(&socket, SEND_BUFFER))?;
+        let receive = size(buffers::receive(&socket, RECEIVE_BUFFER))?;
         Ok(Self {
             socket,
             port,
             netns: netns.to_owned(),
             sequence: 1,
+            per_call: PerCall::fitting(send, receive),
             read: Vec::with_capacity(READ_BYTES),
             news: false,
             indexes: HashMap::new(),
@@ -197,7 +198,7 @@ impl Netlink {
         acked: bool,
         mut judge: impl FnMut(&Request, Option<Reply>),
     ) -> Result<(), NetlinkError> {
-        for chunk in requests.chunks() {
+        for chunk in requests.chunks(self.per_call) {
             let first = self.sequence;
             self.sequence = first.wrapping_add(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
             let last = requests.list[chunk.end - 1].start - requests.list[chunk.start].start;

@@ -8,10 +8,11 @@ use std::{
     panic, thread,
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::{
     model::{Protocol, Service},
+    netlink::buffers,
     processors,
     run::packet::{ProbeSpec, probes},
     sys::{in_flight, mmsg::send_each},
@@ -123,7 +124,7 @@ impl ProbeSocket {
             SockFlag::SOCK_CLOEXEC,
             nix::sys::socket::SockProtocol::Raw,
         )?;
-        setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER)?;
+        buffers::send(&socket, SEND_BUFFER)?;
         Ok(Self {
             socket,
             destination,

@@ -6,3 +6,4 @@ pub mod limits;
 pub mod mmsg;
 pub mod nftnl;
 pub mod readable;
+pub mod socket_filter;

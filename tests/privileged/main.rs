@@ -2,6 +2,7 @@
 //! them. They never touch the machine's own network. What cannot run fails; nothing is skipped.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod buffers;
 mod capture;
 mod cases;
 mod coexistence;

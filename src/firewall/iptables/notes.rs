@@ -5,13 +5,10 @@
 //! packet at once. A note that finds no room in the socket is lost, which the socket reports.
 //! Layouts: linux/netfilter/nfnetlink_log.h.
 
-use std::{io, ops::Range, os::fd::AsFd};
+use std::{io, ops::Range};
 
 use netlink_sys::Socket;
-use nix::{
-    errno::Errno,
-    sys::socket::{setsockopt, sockopt},
-};
+use nix::errno::Errno;
 
 use crate::{
     firewall::{
@@ -19,6 +16,7 @@ use crate::{
         nft::wire::{Message, Messages, array},
     },
     model::Protocol,
+    netlink::buffers,
 };
 
 /// Packets per message.
@@ -105,6 +103,8 @@ pub(super) struct Notes {
     socket: Socket,
     group: u16,
     delivery: Delivery,
+    /// How many notes may wait.
+    room: usize,
     sequence: u32,
     buffer: Vec<u8>,
     overrun: bool,
@@ -120,11 +120,12 @@ impl Notes {
     ) -> io::Result<Self> {
         let socket = netfilter_socket::connect_here()?;
         let room = expected.saturating_mul(delivery.room()).max(ROOM_MIN);
-        setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &room)?;
+        let room = buffers::receive(&socket, room)? / delivery.room();
         let mut notes = Self {
             socket,
             group: groups.start,
             delivery,
+            room,
             sequence: 0,
             buffer: Vec::with_capacity(BUFFER),
             overrun: false,
@@ -139,6 +140,11 @@ impl Notes {
             }
         }
         Err(taken)
+    }
+
+    /// How many notes may wait before the next are lost.
+    pub(super) fn room(&self) -> usize {
+        self.room
     }
 
     /// The group that is listened to.
@@ -163,7 +169,7 @@ impl Notes {
         &mut self,
         attribute: u16,
         value: &[u8],
-        each: &mut impl FnMut(Note),
+        each: &mut dyn FnMut(Note),
     ) -> io::Result<()> {
         self.sequence += 1;
         let request = config(self.group, self.sequence, attribute, value);
@@ -189,19 +195,19 @@ impl Notes {
 
     /// Takes every note there is, those that the kernel still holds included, and gives each to
     /// `each`; false when some were lost. Packets that come meanwhile may be missed.
-    pub(super) fn take_all(&mut self, mut each: impl FnMut(Note)) -> io::Result<bool> {
-        let whole = self.drain(&mut each)?;
-        self.configure(kernel::CFG_CMD, &[kernel::CMD_UNBIND], &mut each)?;
+    pub(super) fn take_all(&mut self, each: &mut dyn FnMut(Note)) -> io::Result<bool> {
+        let whole = self.drain(each)?;
+        self.configure(kernel::CFG_CMD, &[kernel::CMD_UNBIND], each)?;
         self.listen()?;
         Ok(whole && !std::mem::take(&mut self.overrun))
     }
 
     /// Takes all notes that are there and gives each to `each`; false when some were lost.
-    pub(super) fn drain(&mut self, mut each: impl FnMut(Note)) -> io::Result<bool> {
+    pub(super) fn drain(&mut self, each: &mut dyn FnMut(Note)) -> io::Result<bool> {
         while self.receive()? {
             Messages(&self.buffer)
                 .filter_map(|m| note(&m))
-                .for_each(&mut each);
+                .for_each(&mut *each);
         }
         Ok(!std::mem::take(&mut self.overrun))
     }

@@ -1,6 +1,6 @@
 //! Installing, reading and removing the taps of one job in one router.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
 use super::{
     IptablesError,
@@ -41,6 +41,9 @@ pub struct IptablesTaps {
     /// What the last reading saw of the tables.
     last: Option<Save>,
 }
+
+/// [`Notes::drain`] or [`Notes::take_all`].
+type TakeNotes = fn(&mut Notes, &mut dyn FnMut(Note)) -> io::Result<bool>;
 
 /// What one tap noted.
 #[derive(Debug)]
@@ -169,6 +172,20 @@ impl IptablesTaps {
         }
     }
 
+    /// How many probes may be sent before [`Self::collect`] has to make room for further notes.
+    #[must_use]
+    pub fn probes_at_once(&self) -> usize {
+        (self.notes.room() / NOTES_PER_PROBE).max(1)
+    }
+
+    /// Takes the notes that wait.
+    ///
+    /// # Errors
+    /// [`IptablesError`]; [`IptablesError::Overrun`] when some were lost.
+    pub fn collect(&mut self) -> Result<(), IptablesError> {
+        self.take_notes(Notes::drain)
+    }
+
     /// Reads what the taps saw so far.
     ///
     /// # Errors
@@ -180,7 +197,7 @@ impl IptablesTaps {
             counters.push((tap.letter, self.count(&save, tap)?));
         }
         self.last = Some(save);
-        self.take_notes()?;
+        self.take_notes(Notes::take_all)?;
         // While another iptables-legacy is at work, counters read less than they are, never more.
         for (letter, counted) in counters {
             let noted = self.packets(letter);
@@ -249,10 +266,11 @@ impl IptablesTaps {
         })
     }
 
-    fn take_notes(&mut self) -> Result<(), IptablesError> {
+    /// Notes what `take` finds.
+    fn take_notes(&mut self, take: TakeNotes) -> Result<(), IptablesError> {
         let taps = &self.plan.taps;
         let (noted, foreign) = (&mut self.noted, &mut self.foreign);
-        let whole = self.notes.take_all(|note| {
+        let whole = take(&mut self.notes, &mut |note| {
             let letter = note.prefix.chars().next().unwrap_or_default();
             let none = || Noted {
                 services: Indexes::new(taps.services),

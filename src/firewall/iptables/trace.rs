@@ -143,6 +143,13 @@ impl<'a> LegacyTrace<'a> {
         }))
     }
 
+    /// How many probes may be sent between two drains so that their steps have room, if none takes
+    /// more than 48.
+    #[must_use]
+    pub fn probes_at_once(&self) -> usize {
+        (self.notes.room() / STEPS_PER_PROBE).max(1)
+    }
+
     /// Reads what was reported of the probes that were sent since the last call; none when reports
     /// were lost, so that the probes are to be sent again, fewer at a time.
     ///
@@ -151,7 +158,7 @@ impl<'a> LegacyTrace<'a> {
     pub fn drain(&mut self) -> Result<Option<LegacyTrails>, LegacyTraceError> {
         let mut trails = LegacyTrails::new();
         let tags = self.tags;
-        let whole = self.notes.drain(|note| {
+        let whole = self.notes.drain(&mut |note| {
             if let (Some(index), Some(step)) = (index(&note, tags), step(&note)) {
                 trails.entry(index).or_default().push(step);
             }

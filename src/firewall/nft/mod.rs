@@ -88,11 +88,13 @@ pub fn table_name(run_id: &RunId) -> String {
     format!("tsim_{run_id}")
 }
 
+/// How the names of tables begin that tsim's jobs make.
+const OWN: [&str; 3] = ["tsim_", "tsimtrace_", "tsimflow_"];
+
 /// Whether a table is one that tsim makes: its taps, traces and counters.
 #[must_use]
 pub fn is_own(table: &str) -> bool {
-    let own = ["tsim_", "tsimtrace_", "tsimflow_"];
-    own.iter().any(|prefix| table.starts_with(prefix))
+    OWN.iter().any(|prefix| table.starts_with(prefix))
 }
 
 /// The family of tables that see packets of `family` only.

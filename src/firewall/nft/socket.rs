@@ -4,17 +4,13 @@
 //! transaction is in the receive buffer. So replies are drained without waiting, and a missing
 //! ACK is an error instead of a hang.
 
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd},
-};
+use std::io;
 
 use netlink_sys::Socket;
-use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
 
 use super::wire::{Attributes, HEADER, Message, Messages, array, request};
-use crate::{firewall::netfilter_socket, sys::nftnl::Encoder};
+use crate::{firewall::netfilter_socket, netlink::buffers, sys::nftnl::Encoder};
 
 /// Dumps come in datagrams as large as the reader's buffer, up to 32 KiB (netlink_dump()).
 const RECEIVE_BUFFER: usize = 64 * 1024;
@@ -125,12 +121,8 @@ impl NftSocket {
     pub fn transact(&mut self, batch: &Encoder, what: &'static str) -> Result<(), NftError> {
         let first = std::mem::replace(&mut self.sequence, batch.next_sequence());
         if batch.bytes().len() > DEFAULT_SEND_BUFFER {
-            setsockopt(&self.fd(), sockopt::SndBufForce, &(4 * batch.bytes().len())).map_err(
-                |e| NftError::Send {
-                    what,
-                    source: e.into(),
-                },
-            )?;
+            buffers::send(&self.socket, 4 * batch.bytes().len())
+                .map_err(|source| NftError::Send { what, source })?;
         }
         self.socket
             .send(batch.bytes(), 0)
@@ -280,10 +272,6 @@ impl NftSocket {
                 Err(source) => return Err(NftError::Receive { what, source }),
             }
         }
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 

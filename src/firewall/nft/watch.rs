@@ -1,26 +1,31 @@
 //! Noticing that somebody else changes a ruleset while a job measures it.
 //!
 //! nf_tables tells multicast group `NFNLGRP_NFTABLES` of every object that a transaction makes or
-//! removes. What tsim's own jobs put in and take out is left out here: taps change no verdict.
+//! removes. What tsim's own jobs put in and take out is left out here: taps change no verdict. It
+//! does not even come to the socket: the 32 jobs that may share a router would fill the buffer that
+//! an ordinary user gets.
 //! Elements that packets add to sets are not told of, and rules of iptables-legacy neither.
 
 use std::{collections::BTreeSet, fmt, io};
 
 use netlink_sys::Socket;
-use nix::{
-    errno::Errno,
-    sys::socket::{setsockopt, sockopt},
-};
+use nix::errno::Errno;
 
-use super::{NftError, is_own, wire::Messages};
-use crate::firewall::netfilter_socket;
+use super::{
+    NftError, OWN, is_own,
+    wire::{HEADER, Messages},
+};
+use crate::{
+    firewall::netfilter_socket,
+    netlink::buffers,
+    sys::socket_filter::{self, Pattern},
+};
 
 /// `NFNLGRP_NFTABLES`, linux/netfilter/nfnetlink.h.
 const GROUP: u32 = 7;
 /// One object is told of in a datagram of at most a page or so (NLMSG_GOODSIZE).
 const BUFFER: usize = 32 * 1024;
-/// Asked of the socket, the kernel doubles it: 32 jobs that come and go on one router, each with
-/// dozens of objects of several kilobytes of buffer, leave room.
+/// Asked of the socket, the kernel doubles it: a ruleset that is loaded anew has thousands of objects.
 const RECEIVE_BUFFER: usize = 16 << 20;
 /// `NFT_MSG_NEWGEN` of subsystem `NFNL_SUBSYS_NFTABLES`: a new generation, of no table.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
@@ -54,7 +59,8 @@ impl RulesetWatch {
     pub fn open_here() -> Result<Self, NftError> {
         let open = || -> io::Result<Socket> {
             let socket = netfilter_socket::open_here()?;
-            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+            buffers::receive(&socket, RECEIVE_BUFFER)?;
+            socket_filter::keep_out(&socket, &own_objects())?;
             socket.add_membership(GROUP)?;
             Ok(socket)
         };
@@ -94,6 +100,27 @@ impl RulesetWatch {
             (false, false) => Changes::Tables(tables),
         })
     }
+}
+
+/// Messages that only tell of what tsim made. Since Linux 5.11 one datagram tells of several objects
+/// of one transaction, of which the first is looked at: tsim's transactions have no others.
+fn own_objects() -> Vec<Pattern> {
+    let at = |offset: usize, bytes: &[u8]| -> Pattern {
+        (offset as u32..).zip(bytes.iter().copied()).collect()
+    };
+    // `nlmsg_type` of struct nlmsghdr; the first attribute comes behind that and struct nfgenmsg,
+    // its type behind its length.
+    let generation = at(4, &NEW_GENERATION.to_ne_bytes());
+    let own = |prefix: &&str| {
+        let attribute = HEADER + 4;
+        let mut pattern = at(attribute + 2, &TABLE.to_ne_bytes());
+        pattern.extend(at(attribute + 4, prefix.as_bytes()));
+        pattern
+    };
+    [generation]
+        .into_iter()
+        .chain(OWN.iter().map(own))
+        .collect()
 }
 
 impl fmt::Display for Changes {

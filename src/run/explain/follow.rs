@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{ExplainError, SendAgain};
-use crate::firewall::nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail};
+use crate::firewall::nft::trace::{StoppedBy, Tracer, Trail};
 
 /// By how much a batch shrinks when its events did not fit.
 const SHRINK: usize = 8;
@@ -33,8 +33,9 @@ pub(super) fn follow(
 ) -> Result<Followed, ExplainError> {
     let mut followed = Followed::default();
     let mut rest = indexes;
-    let mut size = PROBES_PER_DRAIN;
+    let mut most = usize::MAX;
     while !rest.is_empty() {
+        let size = tracer.probes_at_once().min(most);
         let (batch, behind) = rest.split_at(size.min(rest.len()));
         send(batch).map_err(ExplainError::Send)?;
         let mut drained = tracer.drain()?;
@@ -44,7 +45,7 @@ pub(super) fn follow(
             drained.trails.extend(more.trails);
         }
         if drained.overrun && batch.len() > 1 {
-            size = (batch.len() / SHRINK).max(1);
+            most = (batch.len() / SHRINK).max(1);
             continue;
         }
         if drained.overrun {

@@ -170,8 +170,9 @@ fn batches(
 ) -> Result<Result<LegacyTrails, LegacyTraceError>, ExplainError> {
     let mut trails = LegacyTrails::new();
     let mut rest = indexes;
-    let mut size = PROBES_PER_DRAIN;
+    let mut most = trace.probes_at_once();
     while !rest.is_empty() {
+        let size = tracer.probes_at_once().min(most);
         let (batch, behind) = rest.split_at(size.min(rest.len()));
         send(batch).map_err(ExplainError::Send)?;
         // These events are known already; they only must not fill the buffer.
@@ -179,7 +180,7 @@ fn batches(
         match trace.drain() {
             Ok(Some(found)) => trails.extend(found),
             Ok(None) if batch.len() > 1 => {
-                size = (batch.len() / SHRINK).max(1);
+                most = (batch.len() / SHRINK).max(1);
                 continue;
             }
             // One alone has more than fit; it stays without a reason.

@@ -231,7 +231,7 @@ impl<'a> Probing<'a> {
         step("quick.install")?;
         let mut installed = self.install(taps).map_err(|e| self.failed(e))?;
         lap(&mut spent.install);
-        let refused = step("quick.probe").map(|()| self.send(indexes));
+        let sent = step("quick.probe").and_then(|()| self.send_collecting(&mut installed, indexes));
         lap(&mut spent.probe);
         let reading =
             step("quick.read").and_then(|()| installed.read().map_err(|e| self.failed(e)));
@@ -242,10 +242,25 @@ impl<'a> Probing<'a> {
         let (socket, removed) = installed.remove();
         self.nft = socket;
         lap(&mut spent.undo);
-        let (refused, reading) = (refused?, reading?);
+        let (refused, reading) = (sent?, reading?);
         removed.map_err(|e| self.failed(e))?;
         fault?;
         Ok(self.found(&refused, &reading, indexes, owned, spent))
+    }
+
+    /// Sends the probes, as many at a time as the taps can note before they are asked.
+    fn send_collecting(
+        &self,
+        installed: &mut InstalledTaps,
+        indexes: &[u32],
+    ) -> Result<Refused, QuickError> {
+        let at_once = installed.probes_at_once().unwrap_or(usize::MAX);
+        let mut refused = Refused::new();
+        for batch in indexes.chunks(at_once) {
+            refused.extend(self.send(batch));
+            installed.collect().map_err(|e| self.failed(e))?;
+        }
+        Ok(refused)
     }
 
     fn install(&mut self, taps: Taps) -> Result<InstalledTaps, TapsError> {

@@ -37,7 +37,6 @@ use netlink_sys::Socket;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{setsockopt, sockopt},
 };
 
 use self::{
@@ -53,7 +52,7 @@ use super::{NftError, NftSocket, make_tables, probe::ProbeMatch, table_family, w
 use crate::{
     firewall::{TagSpace, netfilter_socket, place::HookPoint},
     model::{IfName, Protocol, RunId},
-    netlink::object,
+    netlink::{buffers, object},
     sys::nftnl::{EncodeError, Encoder, Expr, Family, Hook, Meta, Verdict},
 };
 
@@ -63,13 +62,15 @@ const TRACE_GROUP: u32 = 9;
 const RECEIVE_BUFFER: usize = 16 << 20;
 /// What the kernel charges for an event: an allocation of 1 KiB and the `struct sk_buff`.
 const EVENT_BYTES: usize = 1_536;
-/// Events per probe that a batch leaves room for.
+/// Events per probe that the first batch leaves room for.
 const EVENTS_PER_PROBE: usize = 48;
+/// Later batches leave room for so many times what a probe of those before caused.
+const CAUTION: usize = 2;
 /// One event is a few hundred bytes; each comes in a datagram of its own.
 const EVENT_BUFFER: usize = 4 * 1024;
 
-/// How many probes may be sent between two drains before their events could fill the buffer, if
-/// none causes more than 48. More lose events, which [`Tracer::drain`] notices.
+/// The most probes that are sent between two drains: a buffer of 32 MiB has room for their events
+/// if none causes more than 48.
 pub const PROBES_PER_DRAIN: usize = 2 * RECEIVE_BUFFER / (EVENT_BYTES * EVENTS_PER_PROBE);
 
 /// What to follow.
@@ -94,6 +95,8 @@ pub struct TraceSpec {
 pub struct TraceSockets {
     control: NftSocket,
     events: Socket,
+    /// Bytes of events that may wait, as the kernel counts them.
+    room: usize,
 }
 
 impl TraceSockets {
@@ -102,15 +105,18 @@ impl TraceSockets {
     /// # Errors
     /// [`NftError::Open`].
     pub fn open_here() -> Result<Self, NftError> {
-        let open = || -> io::Result<Socket> {
+        let open = || -> io::Result<(Socket, usize)> {
             let socket = netfilter_socket::open_here()?;
-            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+            let room = buffers::receive(&socket, RECEIVE_BUFFER)?;
             socket.add_membership(TRACE_GROUP)?;
-            Ok(socket)
+            Ok((socket, room))
         };
+        let control = NftSocket::open_here()?;
+        let (events, room) = open().map_err(NftError::Open)?;
         Ok(Self {
-            control: NftSocket::open_here()?,
-            events: open().map_err(NftError::Open)?,
+            control,
+            events,
+            room,
         })
     }
 
@@ -135,6 +141,9 @@ pub struct Drained {
 pub struct Tracer {
     control: NftSocket,
     events: Socket,
+    room: usize,
+    /// Events that a probe is taken to cause at most.
+    events_per_probe: usize,
     trails: Trails,
     table: String,
     family: Family,
@@ -152,6 +161,7 @@ impl Tracer {
         let TraceSockets {
             mut control,
             events,
+            room,
         } = sockets;
         let table = trace_table_name(&spec.run_id);
         let render = |batch, flags| render(batch, spec, &table, flags);
@@ -163,6 +173,8 @@ impl Tracer {
         Ok(Self {
             control,
             events,
+            room,
+            events_per_probe: EVENTS_PER_PROBE,
             trails: Trails::new(own, spec.tags),
             table,
             family: table_family(spec.family),
@@ -171,17 +183,29 @@ impl Tracer {
         })
     }
 
+    /// How many probes may be sent before the next drain so that their events have room, going by
+    /// what those before caused. More lose events, which [`Tracer::drain`] notices.
+    #[must_use]
+    pub fn probes_at_once(&self) -> usize {
+        probes_at_once(self.room, self.events_per_probe)
+    }
+
     /// Reads what happened to the probes that were sent since the last call.
     ///
     /// # Errors
     /// [`NftError::Receive`].
     pub fn drain(&mut self) -> Result<Drained, NftError> {
         let trails = &mut self.trails;
-        let overrun = read_events(&self.events, &mut self.buffer, |event| trails.add(event))?;
-        Ok(Drained {
-            trails: self.trails.take(),
-            overrun,
-        })
+        let mut events = 0;
+        let overrun = read_events(&self.events, &mut self.buffer, |event| {
+            events += 1;
+            trails.add(event);
+        })?;
+        let trails = self.trails.take();
+        if !overrun && !trails.is_empty() {
+            self.events_per_probe = CAUTION * usize::div_ceil(events, trails.len());
+        }
+        Ok(Drained { trails, overrun })
     }
 
     /// Waits until events are there, at most for `limit`; false when none came.
@@ -213,9 +237,17 @@ impl Tracer {
     pub fn stop(mut self) -> (TraceSockets, Result<(), NftError>) {
         let result = self.delete_tables();
         let Self {
-            control, events, ..
+            control,
+            events,
+            room,
+            ..
         } = self;
-        (TraceSockets { control, events }, result)
+        let sockets = TraceSockets {
+            control,
+            events,
+            room,
+        };
+        (sockets, result)
     }
 
     fn delete_tables(&mut self) -> Result<(), NftError> {
@@ -231,6 +263,10 @@ impl Tracer {
             other => other,
         }
     }
+}
+
+fn probes_at_once(room: usize, events_per_probe: usize) -> usize {
+    (room / (EVENT_BYTES * events_per_probe)).clamp(1, PROBES_PER_DRAIN)
 }
 
 /// Gives every event that waits to `each`; says whether the kernel had to leave some out.
