@@ -13,6 +13,7 @@ mod address;
 mod batch;
 pub mod buffers;
 mod error;
+mod fib;
 mod link;
 mod link_message;
 mod lookup;
@@ -30,6 +31,7 @@ mod text;
 pub use self::{
     batch::Batch,
     error::{NetlinkError, NetlinkErrors},
+    fib::{Decision, Fib},
     link::{BridgeOptions, Link, LinkChange, NewVeth, PortOptions, VethEnd},
     lookup::{Lookup, LookupKind, LookupQuery},
     socket::Netlink,

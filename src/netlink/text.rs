@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use ipnet::IpNet;
+
 use super::object::{
     Address, Family, Neighbour, NextHop, PolicyRule, PortRange, Route, RouteKind, RuleAction,
 };
@@ -99,6 +101,15 @@ impl Display for RuleAction {
     }
 }
 
+/// A host's prefix without its length, as ip(8) prints it.
+fn prefix(net: IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() {
+        net.addr().to_string()
+    } else {
+        net.to_string()
+    }
+}
+
 impl Display for PolicyRule {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.priority)?;
@@ -106,10 +117,10 @@ impl Display for PolicyRule {
             f.write_str(" not")?;
         }
         match self.from {
-            Some(from) => write!(f, " from {from}")?,
+            Some(from) => write!(f, " from {}", prefix(from))?,
             None => f.write_str(" from all")?,
         }
-        option(f, "to", self.to)?;
+        option(f, "to", self.to.map(prefix))?;
         option(f, "tos", self.tos.map(|tos| format!("{tos:#04x}")))?;
         let mark = |(mark, mask): (u32, u32)| match mask {
             u32::MAX => format!("{mark:#x}"),
@@ -141,6 +152,7 @@ mod tests {
     fn rules_and_routes_read_as_ip_prints_them() {
         let rule = PolicyRule {
             from: Some("10.0.0.0/8".parse().unwrap()),
+            to: Some("192.0.2.1/32".parse().unwrap()),
             fwmark: Some((1, 0xff)),
             dport: Some(PortRange {
                 first: 80,
@@ -150,7 +162,7 @@ mod tests {
         };
         assert_eq!(
             rule.to_string(),
-            "100: from 10.0.0.0/8 fwmark 0x1/0xff dport 80-90 lookup 7"
+            "100: from 10.0.0.0/8 to 192.0.2.1 fwmark 0x1/0xff dport 80-90 lookup 7"
         );
         let route = Route {
             table: 100,

@@ -474,6 +474,71 @@ fn the_reverse_path_filter_is_told_from_a_blackhole() {
 }
 
 #[test]
+fn the_way_back_is_asked_for_from_the_translated_destination() {
+    let row = Row::v4();
+    row.run("ip link add d0 type veth peer name d1");
+    row.run("ip link set d0 up");
+    row.run("ip route add 10.9.9.0/24 via 10.0.2.2");
+    row.run("ip route add 10.0.1.0/24 dev d0 table 2");
+    row.run("ip rule add from 10.9.9.9 lookup 2 prio 1536");
+    row.run(
+        "iptables-nft -t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.9.9.9",
+    );
+    sysctl::write(&row.router, &[("net/ipv4/conf/i0/rp_filter", "1")]).unwrap();
+    assert_eq!(
+        row.tcp(80),
+        "dropped outside netfilter: rp_filter on i0: the way back to 10.0.1.2 (from 10.9.9.9) \
+         leads to d0 (policy rule 1536: from 10.9.9.9 lookup 2)"
+    );
+    assert_eq!(row.tcp(81), "went through when it was sent again");
+}
+
+#[test]
+fn the_way_back_is_asked_for_with_the_mark_only_where_the_kernel_does() {
+    let row = Row::v4();
+    row.run("ip link add d0 type veth peer name d1");
+    row.run("ip link set d0 up");
+    row.run("iptables-nft -t mangle -A PREROUTING -p tcp --dport 80 -j MARK --set-mark 5");
+    row.run("ip rule add fwmark 5 to 10.0.1.0/24 lookup 2 prio 7");
+    row.run("ip route add 10.0.1.0/24 dev d0 table 2");
+    sysctl::write(&row.router, &[("net/ipv4/conf/i0/rp_filter", "1")]).unwrap();
+    assert_eq!(row.tcp(80), "went through when it was sent again");
+    sysctl::write(&row.router, &[("net/ipv4/conf/i0/src_valid_mark", "1")]).unwrap();
+    assert_eq!(
+        row.tcp(80),
+        "dropped outside netfilter: rp_filter on i0: the way back to 10.0.1.2 (from 10.0.2.2) \
+         leads to d0 (policy rule 7: from all to 10.0.1.0/24 fwmark 0x5 lookup 2)"
+    );
+}
+
+#[test]
+fn policy_rules_of_ipv6_that_end_a_packet_are_named() {
+    let row = Row::v6();
+    row.run("ip -6 rule add ipproto tcp dport 81 prohibit prio 11");
+    row.run("ip -6 rule add ipproto tcp dport 82 unreachable prio 12");
+    row.run("ip -6 rule add ipproto tcp dport 83 blackhole prio 13");
+    for (port, rule) in [
+        (81, "11: from all ipproto 6 dport 81 prohibit"),
+        (82, "12: from all ipproto 6 dport 82 unreachable"),
+        (83, "13: from all ipproto 6 dport 83 blackhole"),
+    ] {
+        let want = format!("dropped outside netfilter: policy rule {rule}");
+        assert_eq!(row.tcp(port), want);
+    }
+}
+
+#[test]
+fn a_blackhole_for_what_comes_in_by_one_interface_is_told_from_rp_filter() {
+    let row = Row::v4();
+    sysctl::write(&row.router, &[("net/ipv4/conf/i0/rp_filter", "1")]).unwrap();
+    row.run("ip rule add iif i0 to 10.0.2.0/24 blackhole prio 9");
+    assert_eq!(
+        row.tcp(80),
+        "dropped outside netfilter: policy rule 9: from all to 10.0.2.0/24 iif i0 blackhole"
+    );
+}
+
+#[test]
 fn a_source_that_the_router_has_itself_is_a_martian() {
     let row = Row::v4();
     row.run("ip addr add 10.0.1.2/32 dev o0");
@@ -501,11 +566,11 @@ fn policy_routing_by_mark_and_port_is_followed() {
     row.run("ip rule add ipproto tcp dport 81 blackhole");
     assert_eq!(
         row.tcp(80),
-        "dropped outside netfilter: prohibit route to 10.0.2.2"
+        "dropped outside netfilter: policy rule 32765: from all fwmark 0x5 prohibit"
     );
     assert_eq!(
         row.tcp(81),
-        "dropped outside netfilter: blackhole route to 10.0.2.2"
+        "dropped outside netfilter: policy rule 32764: from all ipproto 6 dport 81 blackhole"
     );
     assert_eq!(row.tcp(82), "went through when it was sent again");
 }

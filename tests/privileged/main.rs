@@ -13,6 +13,7 @@ mod doubts;
 mod explain;
 mod faults;
 mod hosts;
+mod inside;
 mod iptables;
 mod kernels;
 mod lab;

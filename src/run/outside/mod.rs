@@ -12,7 +12,10 @@ pub use self::{counters::Counters, observe::Observer};
 use crate::{
     firewall::{nft::trace::PacketHead, place::HookPoint},
     model::IfName,
-    netlink::{Lookup, LookupKind},
+    netlink::{
+        Decision, LookupKind,
+        object::{PolicyRule, RouteKind},
+    },
 };
 
 /// What was observed about one lost packet.
@@ -28,18 +31,32 @@ pub struct Observed {
     pub way: Option<LookupKind>,
     /// The interface that it would leave by, with its MTU.
     pub out: Option<(IfName, u32)>,
-    /// The look-up without the check of its source, for a packet of the router's own.
-    pub unchecked: Option<LookupKind>,
-    /// The look-up of the way back to its source.
-    pub back: Option<Lookup>,
+    /// The policy rule and the route that decide so, where the router's lists say what the kernel
+    /// says. What the kernel refuses may have passed them.
+    pub decision: Option<Decision>,
+    /// The way back to its source, as the kernel's check of the source looks it up.
+    pub back: Option<Back>,
     /// The settings that bear on it.
     pub settings: Settings,
     /// An interface that is down and whose network holds the destination.
     pub down: Option<IfName>,
     /// Whether the incoming interface is up.
     pub iif_up: bool,
+    /// Whether it has an IPv4 address. Without one even a loose `rp_filter` is strict.
+    pub iif_addressed: bool,
     /// What the router counted when the packet was sent once more, alone.
     pub rose: Counters,
+}
+
+/// The way back to a packet's source, asked for as __fib_validate_source() does (IPv4): from the
+/// packet's destination behind all translation, with its TOS, and with its ports the other way
+/// round where a policy rule looks at ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Back {
+    /// The destination of the packet, and so the source of one that goes back.
+    pub from: IpAddr,
+    /// What the rules and tables say of it.
+    pub decision: Decision,
 }
 
 /// sysctls of a router that bear on a forwarded packet; ip-sysctl.rst of the kernel.
@@ -53,6 +70,8 @@ pub struct Settings {
     pub accept_local: bool,
     /// `route_localnet`.
     pub route_localnet: bool,
+    /// `src_valid_mark`: the check of the source looks at the packet's mark.
+    pub src_valid_mark: bool,
     /// `disable_ipv6` of the incoming interface.
     pub disable_ipv6: bool,
 }
@@ -62,20 +81,25 @@ pub struct Settings {
 pub enum OutsideReason {
     /// No route to the address.
     NoRoute(IpAddr),
-    /// A blackhole route or policy rule.
-    Blackhole(IpAddr),
-    /// An unreachable route or policy rule.
-    Unreachable(IpAddr),
-    /// A prohibit route or policy rule.
-    Prohibit(IpAddr),
+    /// A policy rule ends it: `blackhole`, `unreachable` or `prohibit`.
+    PolicyRule(Box<PolicyRule>),
+    /// A route that leads nowhere.
+    DeadEnd {
+        /// The kind of route.
+        kind: RouteKind,
+        /// The address.
+        to: IpAddr,
+        /// The policy rule that chose its table, where it is none that every namespace has.
+        by: Option<Box<PolicyRule>>,
+    },
     /// `rp_filter` refuses the source on this interface; the way back leads elsewhere or nowhere.
     ReversePath {
         /// The source address.
         source: IpAddr,
         /// The interface by which the packet came in.
         iif: IfName,
-        /// The interface of the way back; none when there is none.
-        back: Option<IfName>,
+        /// The way back, where it could be read.
+        back: Option<Box<Back>>,
     },
     /// A source address that may not come in.
     MartianSource(IpAddr),
@@ -127,14 +151,16 @@ impl fmt::Display for OutsideReason {
         f.write_str("dropped outside netfilter: ")?;
         match self {
             Self::NoRoute(to) => write!(f, "no route to {to}"),
-            Self::Blackhole(to) => write!(f, "blackhole route to {to}"),
-            Self::Unreachable(to) => write!(f, "unreachable route to {to}"),
-            Self::Prohibit(to) => write!(f, "prohibit route to {to}"),
+            Self::PolicyRule(rule) => write!(f, "policy rule {rule}"),
+            Self::DeadEnd { kind, to, by } => {
+                write!(f, "{kind} route to {to}")?;
+                chosen(f, by.as_deref())
+            }
             Self::ReversePath { source, iif, back } => {
                 write!(f, "rp_filter on {iif}: the way back to {source} ")?;
                 match back {
-                    Some(back) => write!(f, "leads to {back}"),
-                    None => f.write_str("does not exist"),
+                    Some(back) => back.fmt(f),
+                    None => f.write_str("is another"),
                 }
             }
             Self::MartianSource(source) => write!(f, "martian source {source}"),
@@ -153,6 +179,28 @@ impl fmt::Display for OutsideReason {
             }
             Self::NotSeen(_) => Ok(()),
         }
+    }
+}
+
+/// Names the policy rule that chose a table.
+fn chosen(f: &mut fmt::Formatter<'_>, by: Option<&PolicyRule>) -> fmt::Result {
+    by.map_or(Ok(()), |rule| write!(f, " (policy rule {rule})"))
+}
+
+/// Where the way back leads, in words.
+impl fmt::Display for Back {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let chooser = self.decision.choosing_rule();
+        if chooser.is_some() {
+            write!(f, "(from {}) ", self.from)?;
+        }
+        let devs: Vec<&str> = self.decision.devs().map(IfName::as_str).collect();
+        match self.decision.kind() {
+            LookupKind::Unicast => write!(f, "leads to {}", devs.join(" or "))?,
+            LookupKind::NoRoute if chooser.is_none() => f.write_str("does not exist")?,
+            _ => f.write_str("leads nowhere")?,
+        }
+        chosen(f, chooser)
     }
 }
 
@@ -216,16 +264,8 @@ fn before_routing(observed: &Observed) -> Option<OutsideReason> {
 /// What the route look-up says.
 fn routing(observed: &Observed) -> Option<OutsideReason> {
     let to = observed.head.destination;
-    let source = observed.head.source;
-    let filtered = || {
-        observed.iif.clone().map(|iif| OutsideReason::ReversePath {
-            source,
-            iif,
-            back: observed.back.as_ref().and_then(|back| back.dev.clone()),
-        })
-    };
     if observed.rose.get("TcpExt.IPReversePathFilter") > 0 {
-        return filtered();
+        return filtered(observed);
     }
     let way = observed.way?;
     let goes_on = matches!(way, LookupKind::Local | LookupKind::Broadcast);
@@ -234,39 +274,66 @@ fn routing(observed: &Observed) -> Option<OutsideReason> {
         return Some(OutsideReason::ForwardingOff(dev));
     }
     match way {
-        LookupKind::NoRoute => Some(match &observed.down {
+        LookupKind::NoRoute => Some(ended_by_rule(observed).unwrap_or(match &observed.down {
             Some(dev) => OutsideReason::InterfaceDown(dev.clone()),
             None => OutsideReason::NoRoute(to),
-        }),
-        LookupKind::Blackhole => Some(OutsideReason::Blackhole(to)),
-        LookupKind::Unreachable => Some(OutsideReason::Unreachable(to)),
-        LookupKind::Prohibit => Some(OutsideReason::Prohibit(to)),
-        LookupKind::Refused => refused(observed).or_else(filtered),
+        })),
+        LookupKind::Blackhole => Some(dead_end(observed, RouteKind::Blackhole)),
+        LookupKind::Unreachable => Some(dead_end(observed, RouteKind::Unreachable)),
+        LookupKind::Prohibit => Some(dead_end(observed, RouteKind::Prohibit)),
+        LookupKind::Refused => refused(observed),
         LookupKind::Unicast | LookupKind::Local | LookupKind::Broadcast | LookupKind::Multicast => {
             None
         }
     }
 }
 
-/// A blackhole, or a source that the router has itself; the kernel gives one errno for these and
-/// for what `rp_filter` refuses. A blackhole of a policy rule that looks at the incoming interface
-/// is seen by no other look-up, so it is what remains where the source is in order.
-fn refused(observed: &Observed) -> Option<OutsideReason> {
-    let back = observed.back.as_ref();
-    let own = back.is_some_and(|back| back.kind == LookupKind::Local);
-    let blackhole = Some(OutsideReason::Blackhole(observed.head.destination));
-    let exists = back.is_some_and(|back| back.kind == LookupKind::Unicast);
-    let straight = exists && back.and_then(|back| back.dev.as_ref()) == observed.iif.as_ref();
-    match observed.settings.rp_filter {
-        _ if own && !observed.settings.accept_local => {
-            Some(OutsideReason::MartianSource(observed.head.source))
+fn ended_by_rule(observed: &Observed) -> Option<OutsideReason> {
+    let rule = observed.decision.as_ref()?.ending_rule()?;
+    Some(OutsideReason::PolicyRule(Box::new(rule.clone())))
+}
+
+/// A policy rule or a route that ends the packet.
+fn dead_end(observed: &Observed, kind: RouteKind) -> OutsideReason {
+    ended_by_rule(observed).unwrap_or_else(|| {
+        let by = observed.decision.as_ref().and_then(Decision::choosing_rule);
+        OutsideReason::DeadEnd {
+            kind,
+            to: observed.head.destination,
+            by: by.cloned().map(Box::new),
         }
-        _ if observed.unchecked == Some(LookupKind::Blackhole) => blackhole,
-        0 => blackhole,
-        1 if straight => blackhole,
-        2 if exists => blackhole,
-        _ => None,
+    })
+}
+
+/// A blackhole, a source that the router has itself, or one that `rp_filter` refuses: the kernel
+/// gives one errno for all of these. None where neither explains it.
+fn refused(observed: &Observed) -> Option<OutsideReason> {
+    let decided = observed.decision.as_ref().map(Decision::kind);
+    if decided == Some(LookupKind::Blackhole) {
+        return Some(dead_end(observed, RouteKind::Blackhole));
     }
+    let back = &observed.back.as_ref()?.decision;
+    let straight = back.devs().any(|dev| Some(dev) == observed.iif.as_ref());
+    let passes = match (back.kind(), observed.settings.rp_filter) {
+        (LookupKind::Local, _) if observed.settings.accept_local => return None,
+        (LookupKind::Local | LookupKind::Broadcast, _) => {
+            return Some(OutsideReason::MartianSource(observed.head.source));
+        }
+        (_, 0) => true,
+        (LookupKind::Unicast, 2) => straight || observed.iif_addressed,
+        (LookupKind::Unicast, _) => straight,
+        _ => false,
+    };
+    if passes { None } else { filtered(observed) }
+}
+
+/// `rp_filter` refuses the source.
+fn filtered(observed: &Observed) -> Option<OutsideReason> {
+    Some(OutsideReason::ReversePath {
+        source: observed.head.source,
+        iif: observed.iif.clone()?,
+        back: observed.back.clone().map(Box::new),
+    })
 }
 
 /// What is checked behind the route look-up and before FORWARD.

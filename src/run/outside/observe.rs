@@ -2,11 +2,15 @@
 
 use std::{collections::HashMap, io, net::IpAddr};
 
-use super::{Counters, Observed, Settings};
+use super::{Back, Counters, Observed, Settings};
 use crate::{
     firewall::{nft::trace::PacketHead, place::HookPoint},
     model::IfName,
-    netlink::{Link, Lookup, LookupQuery, Netlink, NetlinkError, object::Address, sysctl},
+    netlink::{
+        Decision, Fib, Link, Lookup, LookupKind, LookupQuery, Netlink, NetlinkError,
+        object::{Address, Family},
+        sysctl,
+    },
     netns::NetnsFd,
 };
 
@@ -18,6 +22,7 @@ pub struct Observer<'a> {
     links: Vec<Link>,
     addresses: Vec<(IfName, Address)>,
     settings: HashMap<(Option<IfName>, bool), Settings>,
+    fibs: HashMap<Family, Fib>,
 }
 
 impl<'a> Observer<'a> {
@@ -35,6 +40,7 @@ impl<'a> Observer<'a> {
             links,
             addresses,
             settings: HashMap::new(),
+            fibs: HashMap::new(),
         })
     }
 
@@ -88,36 +94,65 @@ impl<'a> Observer<'a> {
         way: Option<&Lookup>,
         rose: Counters,
     ) -> Result<Observed, NetlinkError> {
-        let unchecked = LookupQuery {
-            iif: None,
-            from: None,
-            ..self.forwarded(&head)
-        };
-        let back = LookupQuery {
-            ip_proto: Some(head.protocol.number()),
-            sport: Some(head.destination_port),
-            dport: Some(head.source_port),
-            ..LookupQuery::to(head.source)
-        };
-        let mut answers = self.netlink.lookup(&[unchecked, back])?.into_iter();
-        let mut next = || answers.next().and_then(Result::ok);
-        let (unchecked, back) = (next(), next());
         let out = way.and_then(|way| way.dev.as_ref());
         let out = out.and_then(|dev| self.links.iter().find(|link| link.name == *dev));
+        let out = out.map(|link| (link.name.clone(), link.mtu));
         let iif = self.link(head.iif).cloned();
+        let settings = self.settings(iif.as_ref().map(|link| &link.name), head);
+        let nowhere = way.is_some_and(|way| way.errno.is_some());
+        let filtered = rose.get("TcpExt.IPReversePathFilter") > 0;
+        let (decision, back) = if nowhere || filtered {
+            self.look_through(head, way, settings)?
+        } else {
+            (None, None)
+        };
         Ok(Observed {
             after,
             head,
             way: way.map(|way| way.kind),
-            out: out.map(|link| (link.name.clone(), link.mtu)),
-            unchecked: unchecked.map(|lookup| lookup.kind),
+            out,
+            decision,
             back,
-            settings: self.settings(iif.as_ref().map(|link| &link.name), head),
+            settings,
             down: self.down_network(head),
             iif_up: iif.as_ref().is_none_or(|link| link.up),
+            iif_addressed: iif.as_ref().is_some_and(|link| self.has_v4(&link.name)),
             iif: iif.map(|link| link.name),
             rose,
         })
+    }
+
+    /// What the lists of policy rules and routes say of a packet that the kernel sends nowhere,
+    /// where both agree, and of the way back to its source.
+    fn look_through(
+        &mut self,
+        head: PacketHead,
+        way: Option<&Lookup>,
+        settings: Settings,
+    ) -> Result<(Option<Decision>, Option<Back>), NetlinkError> {
+        let packet = self.forwarded(&head);
+        let family = Family::of(head.destination);
+        if !self.fibs.contains_key(&family) {
+            self.fibs
+                .insert(family, Fib::read(&mut self.netlink, family)?);
+        }
+        let Some(fib) = self.fibs.get(&family) else {
+            return Ok((None, None));
+        };
+        let decision = fib.decide(&packet);
+        // Refused is a blackhole, or comes behind the look-up.
+        let agrees = |way: &Lookup| way.kind == LookupKind::Refused || decision.kind() == way.kind;
+        let agrees = way.is_some_and(agrees);
+        let back = Back {
+            from: head.destination,
+            decision: fib.decide(&reversed(&packet, fib, settings)),
+        };
+        Ok((agrees.then_some(decision), Some(back)))
+    }
+
+    fn has_v4(&self, name: &IfName) -> bool {
+        let mut all = self.addresses.iter();
+        all.any(|(dev, address)| dev == name && address.local.addr().is_ipv4())
     }
 
     fn link(&self, index: u32) -> Option<&Link> {
@@ -159,6 +194,24 @@ impl<'a> Observer<'a> {
     }
 }
 
+/// The question that the check of a packet's source asks, __fib_validate_source().
+fn reversed(packet: &LookupQuery, fib: &Fib, settings: Settings) -> LookupQuery {
+    let ports = |port: Option<u16>| port.filter(|_| fib.looks_at_ports());
+    LookupQuery {
+        from: Some(packet.to),
+        mark: if settings.src_valid_mark {
+            packet.mark
+        } else {
+            0
+        },
+        tos: packet.tos,
+        ip_proto: packet.ip_proto.filter(|_| fib.looks_at_ports()),
+        sport: ports(packet.dport),
+        dport: ports(packet.sport),
+        ..LookupQuery::to(packet.from.unwrap_or(packet.to))
+    }
+}
+
 /// A sysctl that cannot be read is one that this kernel does not have: it is off.
 fn read_settings(netns: &NetnsFd, iif: Option<&IfName>, v4: bool) -> Settings {
     let dev = iif.map_or("default", IfName::as_str);
@@ -174,6 +227,7 @@ fn read_settings(netns: &NetnsFd, iif: Option<&IfName>, v4: bool) -> Settings {
         forwarding: of(name, "forwarding") > 0,
         rp_filter: of("all", "rp_filter").max(of(dev, "rp_filter")),
         accept_local: of("all", "accept_local") > 0 || of(dev, "accept_local") > 0,
+        src_valid_mark: v4 && (of("all", "src_valid_mark") > 0 || of(dev, "src_valid_mark") > 0),
         route_localnet: of("all", "route_localnet") > 0 || of(dev, "route_localnet") > 0,
         disable_ipv6: !v4 && (of("all", "disable_ipv6") > 0 || of(dev, "disable_ipv6") > 0),
     }

@@ -1,5 +1,8 @@
 use super::*;
-use crate::model::Protocol;
+use crate::{
+    model::Protocol,
+    netlink::object::{Family, Route, RuleAction},
+};
 
 fn head() -> PacketHead {
     PacketHead {
@@ -17,16 +20,47 @@ fn head() -> PacketHead {
     }
 }
 
-fn way(kind: LookupKind, dev: Option<&str>) -> Lookup {
-    Lookup {
-        kind,
-        errno: None,
-        dev: dev.map(|dev| dev.parse().unwrap()),
-        via: None,
-        prefsrc: None,
-        table: 254,
-        matched: None,
+/// A decision for a unicast route in table main by `dev`.
+fn by(dev: &str) -> Decision {
+    let rules = PolicyRule::kernel_defaults(Family::V4);
+    let gateway = "192.0.2.1".parse().unwrap();
+    Decision {
+        rule: rules.into_iter().nth(1),
+        route: Some(Route::via(
+            "0.0.0.0/0".parse().unwrap(),
+            gateway,
+            dev.parse().unwrap(),
+        )),
     }
+}
+
+fn of(kind: RouteKind) -> Decision {
+    Decision {
+        route: Some(Route::without_hops("0.0.0.0/0".parse().unwrap(), kind)),
+        ..by("o0")
+    }
+}
+
+fn rule(action: RuleAction) -> PolicyRule {
+    PolicyRule {
+        fwmark: Some((0x3d00, 0x3f00)),
+        ..PolicyRule::new(Family::V4, 2061, action)
+    }
+}
+
+/// Decided by a rule of the router's own.
+fn ruled(action: RuleAction, decision: Decision) -> Decision {
+    Decision {
+        rule: Some(rule(action)),
+        ..decision
+    }
+}
+
+fn back(decision: Decision) -> Option<Back> {
+    Some(Back {
+        from: head().destination,
+        decision,
+    })
 }
 
 /// A packet that nothing is wrong with.
@@ -37,14 +71,15 @@ fn fine() -> Observed {
         iif: Some("i0".parse().unwrap()),
         way: Some(LookupKind::Unicast),
         out: Some(("o0".parse().unwrap(), 1500)),
-        unchecked: Some(LookupKind::Unicast),
-        back: Some(way(LookupKind::Unicast, Some("i0"))),
+        decision: None,
+        back: back(by("i0")),
         settings: Settings {
             forwarding: true,
             ..Settings::default()
         },
         down: None,
         iif_up: true,
+        iif_addressed: true,
         rose: Counters::default(),
     }
 }
@@ -93,33 +128,101 @@ fn forwarding_switched_off_is_not_taken_for_an_unreachable_route() {
 }
 
 #[test]
+fn a_policy_rule_that_ends_a_packet_is_named_and_one_that_chose_the_table_too() {
+    for (kind, action) in [
+        (LookupKind::Blackhole, RuleAction::Blackhole),
+        (LookupKind::Refused, RuleAction::Blackhole),
+        (LookupKind::NoRoute, RuleAction::Unreachable),
+        (LookupKind::Prohibit, RuleAction::Prohibit),
+    ] {
+        let observed = Observed {
+            way: Some(kind),
+            decision: Some(ruled(action.clone(), Decision::default())),
+            ..fine()
+        };
+        let want = format!(
+            "dropped outside netfilter: policy rule 2061: from all fwmark 0x3d00/0x3f00 {action}"
+        );
+        assert_eq!(shown(&observed), want);
+    }
+    let observed = Observed {
+        way: Some(LookupKind::Blackhole),
+        decision: Some(ruled(RuleAction::Table(100), of(RouteKind::Blackhole))),
+        ..fine()
+    };
+    assert_eq!(
+        shown(&observed),
+        "dropped outside netfilter: blackhole route to 10.0.2.2 \
+         (policy rule 2061: from all fwmark 0x3d00/0x3f00 lookup 100)"
+    );
+}
+
+#[test]
 fn one_errno_stands_for_blackhole_martian_and_rp_filter() {
     let mut observed = Observed {
         way: Some(LookupKind::Refused),
-        unchecked: Some(LookupKind::Blackhole),
+        decision: Some(of(RouteKind::Blackhole)),
         ..fine()
     };
     let to = observed.head.destination;
-    assert_eq!(judge(&observed), OutsideReason::Blackhole(to));
+    let blackhole = OutsideReason::DeadEnd {
+        kind: RouteKind::Blackhole,
+        to,
+        by: None,
+    };
+    assert_eq!(judge(&observed), blackhole);
 
-    observed.unchecked = Some(LookupKind::Unicast);
-    observed.back = Some(way(LookupKind::Local, Some("lo")));
+    observed.decision = Some(by("o0"));
+    observed.back = back(of(RouteKind::Local));
     let source = observed.head.source;
     assert_eq!(judge(&observed), OutsideReason::MartianSource(source));
+    observed.settings.accept_local = true;
+    assert!(!judge(&observed).is_known());
 
-    observed.back = Some(way(LookupKind::Unicast, Some("o0")));
+    observed.back = back(by("o0"));
     observed.settings.rp_filter = 1;
     assert_eq!(
         shown(&observed),
         "dropped outside netfilter: rp_filter on i0: the way back to 10.0.1.2 leads to o0"
     );
+    observed.back = back(ruled(RuleAction::Table(2), by("o0")));
+    assert_eq!(
+        shown(&observed),
+        "dropped outside netfilter: rp_filter on i0: the way back to 10.0.1.2 (from 10.0.2.2) \
+         leads to o0 (policy rule 2061: from all fwmark 0x3d00/0x3f00 lookup 2)"
+    );
+}
 
-    // Nothing is wrong with the source: a policy rule that looks at the incoming interface.
-    for (rp_filter, back) in [(0, "o0"), (1, "i0"), (2, "o0")] {
+#[test]
+fn a_refusal_that_neither_blackhole_nor_source_explains_has_no_invented_cause() {
+    let mut observed = Observed {
+        way: Some(LookupKind::Refused),
+        decision: Some(by("o0")),
+        ..fine()
+    };
+    for (rp_filter, dev) in [(0, "o0"), (1, "i0"), (2, "o0")] {
         observed.settings.rp_filter = rp_filter;
-        observed.back = Some(way(LookupKind::Unicast, Some(back)));
-        assert_eq!(judge(&observed), OutsideReason::Blackhole(to));
+        observed.back = back(by(dev));
+        assert!(!judge(&observed).is_known(), "{rp_filter} {dev}");
     }
+}
+
+#[test]
+fn a_loose_rp_filter_refuses_where_there_is_no_way_back_or_no_address() {
+    let mut observed = Observed {
+        way: Some(LookupKind::Refused),
+        decision: Some(by("o0")),
+        back: back(Decision::default()),
+        ..fine()
+    };
+    observed.settings.rp_filter = 2;
+    assert_eq!(
+        shown(&observed),
+        "dropped outside netfilter: rp_filter on i0: the way back to 10.0.1.2 does not exist"
+    );
+    observed.back = back(by("o0"));
+    observed.iif_addressed = false;
+    assert!(shown(&observed).ends_with("leads to o0"));
 }
 
 #[test]

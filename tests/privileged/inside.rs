@@ -1,0 +1,71 @@
+//! What happens inside one router, after reports: reasons outside netfilter, and ways that fork,
+//! begin or end there. Asked as a user asks, by the command line.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::quick::TestLab;
+
+/// Runs a job's program on a lab and reads what it answers in JSON.
+fn ask(lab: &TestLab, program: &str, args: &str) -> Value {
+    let output = Command::new(program)
+        .args(["--config", lab.config_file().to_str().unwrap()])
+        .args(["--lab", lab.bed.lab.as_str(), "--json"])
+        .args(args.split(' '))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn quick(lab: &TestLab, args: &str) -> Value {
+    ask(lab, env!("CARGO_BIN_EXE_tsim-quick"), args)
+}
+
+fn detailed(lab: &TestLab, args: &str) -> Value {
+    ask(lab, env!("CARGO_BIN_EXE_tsim-detailed"), args)
+}
+
+/// What a quick job says of the first router: `80/tcp NO: reason` for each service.
+fn at_router(report: &Value) -> Vec<String> {
+    let services = report["routers"][0]["services"].as_array().unwrap();
+    let one = |s: &Value| {
+        let text = |key: &str| s[key].as_str().unwrap_or_default().to_owned();
+        let (port, protocol) = (&s["port"], text("protocol"));
+        format!("{port}/{protocol} {}: {}", text("result"), text("reason"))
+    };
+    services.iter().map(one).collect()
+}
+
+#[test]
+fn rp_filter_behind_dnat_names_the_interface_that_it_wants() {
+    let lab = TestLab::up("reports/rp-filter-after-dnat");
+    let want = "rp_filter on eth0: the way back to 10.0.1.77 (from 10.0.1.41) leads to eth1 \
+                (policy rule 1536: from 10.0.1.41 to 10.0.0.0/16 lookup 2)";
+    let question = "-s 10.0.1.77 -d 10.0.1.20 -P 30080";
+    assert_eq!(
+        at_router(&quick(&lab, question)),
+        [format!("30080/tcp NO: dropped outside netfilter: {want}")]
+    );
+    let answer = detailed(&lab, question).to_string();
+    assert!(answer.contains(want), "{answer}");
+    assert!(!answer.contains("blackhole"), "{answer}");
+}
+
+#[test]
+fn a_policy_rule_that_ends_a_packet_is_named_as_one() {
+    let lab = TestLab::up("reports/policy-rule-dead-ends");
+    let said = at_router(&quick(&lab, "-s 10.75.22.50 -d 8.8.8.8 -P 22,25"));
+    let lost = "NO: dropped outside netfilter: policy rule";
+    assert_eq!(
+        said,
+        [
+            format!("22/tcp {lost} 2061: from all fwmark 0x3d00/0x3f00 blackhole"),
+            format!("25/tcp {lost} 2062: from all fwmark 0x3e00/0x3f00 unreachable"),
+        ]
+    );
+    let answer = detailed(&lab, "-s 10.75.22.50 -d 8.8.8.8 -P 22,25").to_string();
+    assert!(answer.contains("policy rule 2061: from all fwmark 0x3d00/0x3f00 blackhole"));
+    assert!(answer.contains("policy rule 2062: from all fwmark 0x3e00/0x3f00 unreachable"));
+}
