@@ -9,9 +9,9 @@ use crate::{
     lab::{
         Lab,
         sockets::RouterSockets,
-        trace::{Packet, TraceError, Wiring, trace},
+        trace::{EntryName, Packet, TraceError, Wiring, trace},
     },
-    model::{LabName, Protocol, RouterName},
+    model::{LabName, Protocol},
     netns::NetnsDir,
 };
 
@@ -19,14 +19,16 @@ const EXAMPLES: &str = "Examples:
   tsim trace --lab corp -s 10.1.1.5 -d 10.9.0.7
   tsim trace --lab corp -s 10.1.1.5 -d 10.9.0.7 --proto tcp --dport 443 --json > way.json
   tsim-quick --lab corp -s 10.1.1.5 -d 10.9.0.7 -P 443/tcp --trace way.json
+  tsim trace --lab corp -s 8.8.8.8 -d 10.9.0.7 --from hq-gw:isp2
 
 Every step is a look-up in the router's own tables: policy rules, forwarding and rp_filter count,
 firewalls do not.
 
 Exit codes of trace:
-  0  the packet arrives
+  0  the packet arrives, or leaves the lab
   1  it does not; the last router says why
   2  wrong arguments
+  3  the facts do not tell, or the ways that it may take disagree
   4  could not run: rights, lab";
 
 /// Show the way of a packet through the routers of a lab
@@ -42,9 +44,9 @@ pub(super) struct Trace {
     /// Destination address
     #[arg(short, long, value_name = "ADDRESS")]
     destination: IpAddr,
-    /// Router where it begins [default: the one next to the source]
-    #[arg(long, value_name = "ROUTER")]
-    from: Option<RouterName>,
+    /// Where it enters the lab [default: everywhere that it may]
+    #[arg(long, value_name = "ROUTER[:INTERFACE]")]
+    from: Option<EntryName>,
     /// Transport protocol, tcp or udp, for policy rules that look at it
     #[arg(long, value_name = "NAME")]
     proto: Option<Protocol>,
@@ -95,10 +97,10 @@ impl Run for Trace {
         let wiring = Wiring::from(&*lab);
         let trace = trace(&wiring, &mut sockets, &packet, self.from.as_ref())?;
         context.print(&trace, |out| trace.write_text(out))?;
-        Ok(if trace.arrives() {
-            Exit::Ok
-        } else {
-            Exit::SomeNo
+        Ok(match trace.arrives() {
+            Some(true) => Exit::Ok,
+            Some(false) => Exit::SomeNo,
+            None => Exit::SomeUnknown,
         })
     }
 }

@@ -11,9 +11,9 @@ use nix::errno::Errno;
 
 use super::{
     Netlink, NetlinkError,
-    object::Family,
+    object::{Family, NextHop},
     requests::Requests,
-    route::{destination, ip, oif, table, via},
+    route::{destination, ip, next_hops, oif, table, via},
 };
 use crate::model::IfName;
 
@@ -264,6 +264,35 @@ impl Netlink {
         self.lookup(std::slice::from_ref(query))?
             .pop()
             .unwrap_or(Err(none))
+    }
+
+    /// All next hops of the route that the packet matches: the kernel takes one of them for each
+    /// packet. None where the packet goes nowhere.
+    ///
+    /// # Errors
+    /// As [`Netlink::lookup`].
+    pub fn next_hops(&mut self, query: &LookupQuery) -> Result<Vec<NextHop>, NetlinkError> {
+        let query = LookupQuery {
+            fib_match: true,
+            ..query.clone()
+        };
+        let (what, message) = self.question(&query)?;
+        let mut requests = Requests::default();
+        requests.push(what, 0, RouteNetlinkMessage::GetRoute(message));
+        let message = match self.query(requests)?.pop() {
+            Some(Ok(RouteNetlinkMessage::NewRoute(message))) => message,
+            Some(Err(error)) if meaning(&query, &error).is_none() => return Err(error),
+            _ => return Ok(Vec::new()),
+        };
+        if message.header.kind != RouteType::Unicast {
+            return Ok(Vec::new());
+        }
+        let hops = next_hops(&message, &self.known_names());
+        if hops.iter().all(|hop| hop.dev.is_some()) {
+            return Ok(hops);
+        }
+        let names = self.names()?;
+        Ok(next_hops(&message, &names))
     }
 
     fn question(&mut self, query: &LookupQuery) -> Result<(String, RouteMessage), NetlinkError> {

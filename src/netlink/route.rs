@@ -216,7 +216,6 @@ fn from_message(message: &RouteMessage, names: &HashMap<u32, IfName>) -> Option<
         tos: message.header.tos,
         mtu: None,
     };
-    let dev = |index: u32| names.get(&index).cloned();
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Priority(metric) => route.metric = Some(*metric),
@@ -227,30 +226,38 @@ fn from_message(message: &RouteMessage, names: &HashMap<u32, IfName>) -> Option<
                     _ => None,
                 });
             }
-            RouteAttribute::MultiPath(hops) => {
-                route.next_hops = hops
-                    .iter()
-                    .map(|hop| NextHop {
-                        via: via(&hop.attributes),
-                        dev: dev(hop.interface_index),
-                        weight: u16::from(hop.hops) + 1,
-                        onlink: hop.flags.contains(RouteNextHopFlags::Onlink),
-                    })
-                    .collect();
-            }
             _ => {}
         }
     }
     // An IPv6 blackhole and its like are listed with the loopback interface.
-    if route.next_hops.is_empty() && kind.has_next_hops() {
-        route.next_hops.push(NextHop {
+    if kind.has_next_hops() {
+        route.next_hops = next_hops(message, names);
+    }
+    Some(route)
+}
+
+/// The ways out of the route in `message`.
+pub(super) fn next_hops(message: &RouteMessage, names: &HashMap<u32, IfName>) -> Vec<NextHop> {
+    let dev = |index: u32| names.get(&index).cloned();
+    let several = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let Some(hops) = several.filter(|hops| !hops.is_empty()) else {
+        return vec![NextHop {
             via: via(&message.attributes),
             dev: oif(&message.attributes).and_then(dev),
             weight: 1,
             onlink: message.header.flags.contains(RouteFlags::Onlink),
-        });
-    }
-    Some(route)
+        }];
+    };
+    let hop = |hop: &RouteNextHop| NextHop {
+        via: via(&hop.attributes),
+        dev: dev(hop.interface_index),
+        weight: u16::from(hop.hops) + 1,
+        onlink: hop.flags.contains(RouteNextHopFlags::Onlink),
+    };
+    hops.iter().map(hop).collect()
 }
 
 impl Batch<'_> {

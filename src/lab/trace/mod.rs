@@ -4,6 +4,9 @@
 //! where the step before sent it, so policy rules count, and so do `rp_filter` and forwarding.
 //! Firewalls do not: that is what jobs are for.
 
+mod entries;
+mod entry;
+mod onward;
 mod walk;
 mod wiring;
 
@@ -13,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::{
+    entries::{MAX_ENTRIES, entries},
+    entry::{Entry, EntryName, EntryNameError},
+    onward::{Onward, SharedLink},
     walk::trace,
     wiring::{Plug, Wiring},
 };
@@ -36,7 +42,7 @@ pub enum TraceError {
     /// No router is near the source.
     #[error(
         "no router of lab {lab} has a subnet with {source_address} or routes it out of the lab: \
-         name the first router"
+         name the first router with --from ROUTER:INTERFACE"
     )]
     NoStart {
         /// The lab.
@@ -59,6 +65,16 @@ pub enum TraceError {
         router: RouterName,
         /// The source.
         source_address: IpAddr,
+    },
+    /// The router has no such interface, or it is on no segment.
+    #[error("router {router} has no interface {interface} on a segment: {allowed} are allowed")]
+    NoInterface {
+        /// The router.
+        router: RouterName,
+        /// The interface.
+        interface: IfName,
+        /// Those that it has.
+        allowed: String,
     },
     /// A router cannot be reached.
     #[error(transparent)]
@@ -151,7 +167,30 @@ pub enum End {
     /// The router accepts no packet from the source on this interface (`rp_filter`, martians), or
     /// policy rules lead it to a blackhole; the kernel does not say which.
     Refused,
-    /// The next hop is no router of the lab, or its interface is down.
+    /// To somebody who is no router of the lab; the destination is in no subnet of the lab.
+    Leaves {
+        /// The segment that it leaves by.
+        segment: String,
+    },
+    /// To somebody who is no router of the lab, although the destination is in a subnet of the lab:
+    /// it is not known whether it gets there.
+    Elsewhere {
+        /// The segment that it leaves by.
+        segment: String,
+        /// Where the destination's subnet is.
+        places: Vec<Entry>,
+    },
+    /// To one of a tunnel's ends; nothing tells which, or whether the lab has it.
+    SomeEnd {
+        /// The tunnel's segment.
+        segment: String,
+        /// The ends that the lab has.
+        ends: Vec<Entry>,
+    },
+    /// From host to host on one link: no router is passed.
+    SameLink(SharedLink),
+    /// Nobody gets it: the interface that has the next hop is down, or it leaves by one on no
+    /// segment.
     NextHopUnknown {
         /// The segment that the packet leaves on; none for an interface on no segment.
         segment: Option<String>,
@@ -172,20 +211,61 @@ pub struct Trace {
     /// The packet.
     #[serde(flatten)]
     pub packet: Packet,
+    /// Where the user said that it enters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<EntryName>,
     /// The routers, in the order in which it passes them.
     pub hops: Vec<Hop>,
     /// How it ends.
     pub end: End,
+    /// The other ways that it may take: by other entries, next hops, or owners of a next hop.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_ways: Vec<WayOn>,
     /// Choices that were made, and what is odd.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
-impl Trace {
-    /// Whether the packet gets where it is to go, as far as routing is concerned.
+/// One way from an entry to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayOn {
+    /// The routers, in the order in which the packet passes them.
+    pub hops: Vec<Hop>,
+    /// How it ends.
+    pub end: End,
+}
+
+impl End {
+    /// Whether the packet gets where it is to go, as far as routing is concerned; none where the
+    /// facts do not tell.
     #[must_use]
-    pub fn arrives(&self) -> bool {
-        matches!(self.end, End::Delivered { .. } | End::Local)
+    pub fn arrives(&self) -> Option<bool> {
+        match self {
+            Self::Delivered { .. } | Self::Local | Self::Leaves { .. } => Some(true),
+            Self::SameLink(link) => link.filtered_by.is_empty().then_some(true),
+            Self::Elsewhere { .. } | Self::SomeEnd { .. } => None,
+            _ => Some(false),
+        }
+    }
+}
+
+impl Trace {
+    /// All ways, the first included.
+    pub fn ways(&self) -> impl Iterator<Item = (&[Hop], &End)> {
+        let others = self.other_ways.iter();
+        let others = others.map(|way| (way.hops.as_slice(), &way.end));
+        [(self.hops.as_slice(), &self.end)]
+            .into_iter()
+            .chain(others)
+    }
+
+    /// Whether the packet gets where it is to go, as far as routing is concerned; none where the
+    /// facts do not tell, or its ways disagree.
+    #[must_use]
+    pub fn arrives(&self) -> Option<bool> {
+        let first = self.end.arrives();
+        let agree = self.ways().all(|(_, end)| end.arrives() == first);
+        first.filter(|_| agree)
     }
 
     /// Writes the trace for people.
@@ -194,36 +274,33 @@ impl Trace {
     /// When `out` cannot be written to.
     pub fn write_text(&self, out: &mut dyn io::Write) -> io::Result<()> {
         writeln!(out, "{} in lab {}", self.packet, self.lab)?;
-        let width = |text: fn(&Hop) -> usize| self.hops.iter().map(text).max().unwrap_or(0);
-        let routers = width(|hop| hop.router.as_str().len());
-        let ins = width(|hop| hop.iface_in.as_ref().map_or(1, |name| name.as_str().len()));
-        let outs = width(|hop| hop.iface_out.as_ref().map_or(1, |name| name.as_str().len()));
-        for (number, hop) in self.hops.iter().enumerate() {
-            let name = |name: &Option<IfName>| name.as_ref().map_or("-", IfName::as_str).to_owned();
-            let line = format!(
-                "{:3}  {:routers$}  {:ins$} > {:outs$}  {}",
-                number + 1,
-                hop.router,
-                name(&hop.iface_in),
-                name(&hop.iface_out),
-                hop.next_hop.map(|ip| ip.to_string()).unwrap_or_default(),
-            );
-            writeln!(out, "{}", line.trim_end())?;
+        for (number, (hops, end)) in self.ways().enumerate() {
+            if number > 0 {
+                writeln!(out, "or")?;
+            }
+            write_hops(hops, out)?;
+            writeln!(out, "     {}", self.end_of(hops, end))?;
         }
-        writeln!(out, "     {}", self.end_text())?;
         for warning in &self.warnings {
             writeln!(out, "note: {warning}")?;
         }
         Ok(())
     }
 
-    /// The end as a sentence, with the router that it happens at.
+    /// The end of the first way as a sentence, with the router that it happens at.
     #[must_use]
     pub fn end_text(&self) -> String {
-        let last = self.hops.last();
+        self.end_of(&self.hops, &self.end)
+    }
+
+    /// The end of a way of this packet as a sentence.
+    #[must_use]
+    pub fn end_of(&self, hops: &[Hop], end: &End) -> String {
+        let last = hops.last();
         let at = last.map_or("the first router", |hop| hop.router.as_str());
         let to = self.packet.destination;
-        match &self.end {
+        let next_hop = last.and_then(|hop| hop.next_hop).unwrap_or(to);
+        match end {
             End::Delivered { segment } => format!("{to} is on segment {segment}"),
             End::Local => format!("{to} is {at} itself"),
             End::NotUnicast => format!("{to} is a broadcast or multicast address at {at}"),
@@ -236,17 +313,60 @@ impl Trace {
                 "{at} does not accept it from {} there (rp_filter, martian source), or discards it",
                 self.packet.source
             ),
+            End::Leaves { segment } if next_hop == to => {
+                format!("it leaves the lab at {at} by segment {segment}")
+            }
+            End::Leaves { .. } => format!("it leaves the lab at {at} towards {next_hop}"),
+            End::Elsewhere { segment, places } => {
+                let behind = listed(places);
+                let out = if next_hop == to {
+                    format!("out on segment {segment}")
+                } else {
+                    format!("to {next_hop}, which is no router of the lab")
+                };
+                format!("{to} is behind {behind}, but {at} sends it {out}")
+            }
+            End::SomeEnd { segment, ends } => format!(
+                "{at} sends it into the tunnel {segment}, and nothing tells to which end: {} or one \
+                 that the lab does not have",
+                listed(ends)
+            ),
+            End::SameLink(link) => link.text(self.packet.source, to),
             End::NextHopUnknown { segment } => format!(
-                "{at} sends it to {}, which is no router of the lab{}",
-                last.and_then(|hop| hop.next_hop).unwrap_or(to),
+                "{at} sends it to {next_hop}, and nobody takes it{}",
                 segment
                     .as_ref()
-                    .map(|name| format!(" on segment {name}"))
+                    .map(|name| format!(" on segment {name}: its interface is down"))
                     .unwrap_or_default()
             ),
             End::Loop { to } => format!("{at} sends it back to {to}: a loop"),
         }
     }
+}
+
+fn write_hops(hops: &[Hop], out: &mut dyn io::Write) -> io::Result<()> {
+    let width = |text: fn(&Hop) -> usize| hops.iter().map(text).max().unwrap_or(0);
+    let routers = width(|hop| hop.router.as_str().len());
+    let ins = width(|hop| hop.iface_in.as_ref().map_or(1, |name| name.as_str().len()));
+    let outs = width(|hop| hop.iface_out.as_ref().map_or(1, |name| name.as_str().len()));
+    for (number, hop) in hops.iter().enumerate() {
+        let name = |name: &Option<IfName>| name.as_ref().map_or("-", IfName::as_str).to_owned();
+        let line = format!(
+            "{:3}  {:routers$}  {:ins$} > {:outs$}  {}",
+            number + 1,
+            hop.router,
+            name(&hop.iface_in),
+            name(&hop.iface_out),
+            hop.next_hop.map(|ip| ip.to_string()).unwrap_or_default(),
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn listed(entries: &[Entry]) -> String {
+    let names: Vec<String> = entries.iter().map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 impl fmt::Display for Packet {
@@ -284,7 +404,9 @@ mod tests {
                 hop("hq-gw", Some("wg0"), Some("10.1.0.2")),
                 hop("dc", None, None),
             ],
+            from: None,
             end: End::NoRoute,
+            other_ways: Vec::new(),
             warnings: vec!["odd".to_owned()],
         }
     }

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::Entry;
 use crate::{
     lab::{
         LabState,
-        topology::{Segment, Topology},
+        topology::{InterfaceKind, Segment, Topology},
     },
     model::{IfName, RouterName},
     netlink::object::Address,
@@ -21,6 +22,8 @@ pub struct Plug {
     pub router: RouterName,
     /// The interface.
     pub interface: IfName,
+    /// What it was on the real router.
+    pub kind: InterfaceKind,
     /// Administratively up.
     pub up: bool,
     /// The segment, an index into [`Wiring::segments`]; none for loopback.
@@ -32,12 +35,29 @@ pub struct Plug {
 }
 
 impl Plug {
-    fn has(&self, address: IpAddr) -> bool {
+    pub(super) fn has(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.addr() == address)
     }
 
+    /// As the place where a packet comes in.
+    pub(super) fn entry(&self) -> Entry {
+        Entry {
+            router: self.router.clone(),
+            iface_in: Some(self.interface.clone()),
+        }
+    }
+
+    /// Whether the narrowest prefix with `one` has `other` too.
+    pub(super) fn shares(&self, one: IpAddr, other: IpAddr) -> bool {
+        let nets = self.addresses.iter().chain(&self.peers);
+        let narrowest = nets
+            .filter(|net| net.contains(&one))
+            .max_by_key(|net| net.prefix_len());
+        narrowest.is_some_and(|net| net.contains(&other))
+    }
+
     /// The length of the longest prefix on this interface that holds `address`.
-    fn prefix(&self, address: IpAddr) -> Option<u8> {
+    pub(super) fn prefix(&self, address: IpAddr) -> Option<u8> {
         let nets = self.addresses.iter().chain(&self.peers);
         nets.filter(|net| net.contains(&address))
             .map(IpNet::prefix_len)
@@ -58,7 +78,15 @@ impl From<&Topology> for Wiring {
     fn from(topology: &Topology) -> Self {
         let plugs = topology.routers.iter().flat_map(|router| {
             let interfaces = router.interfaces.iter();
-            interfaces.map(|i| plug(&router.name, &i.name, i.up, i.segment, &i.addresses))
+            interfaces.map(|i| {
+                plug(
+                    &router.name,
+                    (&i.name, i.kind),
+                    i.up,
+                    i.segment,
+                    &i.addresses,
+                )
+            })
         });
         Self {
             plugs: plugs.collect(),
@@ -71,7 +99,15 @@ impl From<&LabState> for Wiring {
     fn from(lab: &LabState) -> Self {
         let plugs = lab.routers.iter().flat_map(|router| {
             let interfaces = router.interfaces.iter();
-            interfaces.map(|i| plug(&router.name, &i.name, i.up, i.segment, &i.addresses))
+            interfaces.map(|i| {
+                plug(
+                    &router.name,
+                    (&i.name, i.kind),
+                    i.up,
+                    i.segment,
+                    &i.addresses,
+                )
+            })
         });
         Self {
             plugs: plugs.collect(),
@@ -82,7 +118,7 @@ impl From<&LabState> for Wiring {
 
 fn plug(
     router: &RouterName,
-    interface: &IfName,
+    (interface, kind): (&IfName, InterfaceKind),
     up: bool,
     segment: Option<usize>,
     addresses: &[Address],
@@ -90,6 +126,7 @@ fn plug(
     Plug {
         router: router.clone(),
         interface: interface.clone(),
+        kind,
         up,
         segment,
         addresses: addresses.iter().map(|a| a.local).collect(),
@@ -124,7 +161,8 @@ impl Wiring {
         routers
     }
 
-    /// The interfaces that are up and in a subnet with `address`, as narrow a one as there is.
+    /// The interfaces that are up, in a subnet with `address`, and on a segment that has it by as
+    /// narrow a subnet as there is.
     pub(super) fn neighbours(&self, address: IpAddr) -> Vec<&Plug> {
         let near = |plug: &&Plug| plug.up && plug.segment.is_some();
         let plugs: Vec<(&Plug, u8)> = self
@@ -134,27 +172,37 @@ impl Wiring {
             .filter_map(|plug| Some((plug, plug.prefix(address)?)))
             .collect();
         let longest = plugs.iter().map(|(_, length)| *length).max();
+        let narrow = plugs.iter().filter(|(_, length)| Some(*length) == longest);
+        let segments: Vec<Option<usize>> = narrow.map(|(plug, _)| plug.segment).collect();
         plugs
             .into_iter()
-            .filter(|(_, length)| Some(*length) == longest)
+            .filter(|(plug, _)| segments.contains(&plug.segment))
             .map(|(plug, _)| plug)
             .collect()
     }
 
     /// The interfaces on the segment of `from` by which `address` is reached, other than `from`:
-    /// those that have it, or else those of routers that have it elsewhere, since a router answers
-    /// on any interface for any address that it has.
+    /// those that have it, or else for IPv4 those of routers that have it elsewhere, since a router
+    /// answers ARP on any interface for any address that it has (`arp_ignore` 0). Neighbour
+    /// discovery is answered only where the address is (`ndisc_recv_ns()`).
     pub(super) fn reached(&self, from: &Plug, address: IpAddr) -> Vec<&Plug> {
         let on_segment = |plug: &&Plug| plug.segment == from.segment && plug.router != from.router;
         let others = || self.plugs.iter().filter(on_segment);
         let direct: Vec<&Plug> = others().filter(|plug| plug.has(address)).collect();
-        if !direct.is_empty() {
+        if !direct.is_empty() || address.is_ipv6() {
             return direct;
         }
         let owners = self.owners(address);
         others()
             .filter(|plug| owners.contains(&&plug.router))
             .collect()
+    }
+
+    /// The names of the interfaces of `router` that are on a segment.
+    pub(super) fn wired(&self, router: &RouterName) -> Vec<&str> {
+        let wired = |plug: &&Plug| plug.router == *router && plug.segment.is_some();
+        let plugs = self.plugs.iter().filter(wired);
+        plugs.map(|plug| plug.interface.as_str()).collect()
     }
 
     /// The name of the segment of `plug`.
