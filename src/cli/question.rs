@@ -150,7 +150,7 @@ fn choose_routers(
                     path.display()
                 ))
             })?;
-            Ok(RouterChoice::Traced(trace))
+            Ok(RouterChoice::Traced(Box::new(trace)))
         }
         None if routers.is_empty() => Ok(RouterChoice::Trace),
         None => match routers

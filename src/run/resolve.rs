@@ -71,7 +71,7 @@ pub enum RouterChoice {
     /// Those on the path that the lab's own routes take.
     Trace,
     /// Those on a path that was followed before.
-    Traced(Trace),
+    Traced(Box<Trace>),
     /// These, in this order.
     Named(Vec<RouterName>),
 }
@@ -160,7 +160,7 @@ fn stops(
             };
             return Ok(names.iter().cloned().map(unknown).collect());
         }
-        RouterChoice::Traced(trace) => trace.clone(),
+        RouterChoice::Traced(trace) => Trace::clone(trace),
         RouterChoice::Trace => follow(question, lab, dir)?,
     };
     if traced.hops.is_empty() {
