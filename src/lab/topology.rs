@@ -6,7 +6,7 @@ use std::ops::Deref;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{IfName, RouterName},
+    model::{IfName, RouterName, printable},
     netlink::object::{Address, Mac, PolicyRule, Route},
 };
 
@@ -195,13 +195,14 @@ pub struct Warning {
 }
 
 impl Warning {
-    /// The lab of `router` differs from what stands at `origin`.
+    /// The lab of `router` differs from what stands at `origin`. The message may have words of the
+    /// facts in it; they are made [`printable`].
     pub fn new(origin: Origin, router: &RouterName, message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Warning,
             origin,
             router: Some(router.clone()),
-            message: message.into(),
+            message: printable(&message.into()).into_owned(),
             ruleset_incomplete: false,
         }
     }

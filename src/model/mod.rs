@@ -4,6 +4,7 @@
 pub mod dscp;
 pub mod name;
 pub mod owner;
+pub mod printable;
 pub mod service;
 
 pub use dscp::{Dscp, DscpRange};
@@ -11,4 +12,5 @@ pub use name::{
     HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,
 };
 pub use owner::{Liveness, Owner};
+pub use printable::{printable, printable_lines};
 pub use service::{Protocol, Service, ServiceError, ServiceLimits, parse_services};

@@ -26,14 +26,14 @@ use tsim::{
 use crate::support::{Bed, ifname, mounts};
 
 /// A lab of one test: its name, and a place for its files.
-struct Place {
-    bed: Bed,
-    dir: TempDir,
-    config: Config,
+pub(crate) struct Place {
+    pub(crate) bed: Bed,
+    pub(crate) dir: TempDir,
+    pub(crate) config: Config,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
             registry_dir: dir.path().join("registry"),
@@ -47,33 +47,33 @@ impl Place {
         }
     }
 
-    fn name(&self) -> &LabName {
+    pub(crate) fn name(&self) -> &LabName {
         &self.bed.lab
     }
 
-    fn up_with(&self, facts: &Path, options: Options) -> Result<Up, LabError> {
+    pub(crate) fn up_with(&self, facts: &Path, options: Options) -> Result<Up, LabError> {
         lab::up_from(&self.config, self.name(), facts, options, &())
     }
 
-    fn up(&self, facts: &Path) -> Up {
+    pub(crate) fn up(&self, facts: &Path) -> Up {
         self.up_with(facts, Options::default()).unwrap()
     }
 
-    fn down(&self) -> lab::Removed {
+    pub(crate) fn down(&self) -> lab::Removed {
         lab::down(&self.config, self.name()).unwrap()
     }
 
-    fn router(&self, name: &str) -> NetnsFd {
+    pub(crate) fn router(&self, name: &str) -> NetnsFd {
         self.bed.dir.open(&self.bed.name(name)).unwrap()
     }
 
-    fn segments(&self) -> NetnsFd {
+    pub(crate) fn segments(&self) -> NetnsFd {
         let name = NetnsName::segments(self.name());
         self.bed.dir.open(&name).unwrap()
     }
 
     /// Facts in JSON, one file per router.
-    fn facts(&self, routers: &[(&str, &str)]) -> PathBuf {
+    pub(crate) fn facts(&self, routers: &[(&str, &str)]) -> PathBuf {
         let dir = self.dir.path().join("facts");
         fs::create_dir_all(&dir).unwrap();
         for (name, rest) in routers {
@@ -83,7 +83,7 @@ impl Place {
         dir
     }
 
-    fn assert_nothing_left(&self) {
+    pub(crate) fn assert_nothing_left(&self) {
         assert_eq!(self.bed.left(), []);
         assert_eq!(mounts(self.name().as_str()), [""; 0]);
         let files: Vec<_> = match fs::read_dir(&self.config.labs_dir) {
@@ -94,7 +94,7 @@ impl Place {
     }
 
     /// Runs the program on this place.
-    fn tsim(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn tsim(&self, arguments: &[&str]) -> Output {
         let file = self.dir.path().join("tsim.toml");
         let registry = &self.config.registry_dir;
         let text = format!(
@@ -111,17 +111,17 @@ impl Place {
     }
 }
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("netns-fixtures")
         .join(name)
 }
 
-fn router_name(name: &str) -> RouterName {
+pub(crate) fn router_name(name: &str) -> RouterName {
     RouterName::new(name).unwrap()
 }
 
-fn tool(netns: &NetnsFd, tool: &str, arguments: &[&str]) -> String {
+pub(crate) fn tool(netns: &NetnsFd, tool: &str, arguments: &[&str]) -> String {
     let tools = Tools::new(Config::default().tool_dirs);
     let printed = netns
         .enter(|| tools.run(tool, arguments, b""))

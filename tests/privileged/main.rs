@@ -9,6 +9,7 @@ mod coexistence;
 mod detailed;
 mod detailed_faults;
 mod detailed_hand;
+mod doors;
 mod doubts;
 mod explain;
 mod faults;

@@ -53,6 +53,25 @@ pub(super) fn rules(kind: RulesetKind, lines: &[String]) -> Vec<usize> {
     }
 }
 
+/// Parts of a ruleset that load without each other: sets with their elements, tables.
+pub(super) fn parts(kind: RulesetKind, lines: &[String]) -> Vec<Vec<usize>> {
+    let heads = (0..lines.len()).filter(|at| {
+        let text = line(lines, *at);
+        match kind {
+            RulesetKind::Ipset => text.starts_with("create "),
+            RulesetKind::Iptables | RulesetKind::Ip6tables => text.starts_with('*'),
+            RulesetKind::Nft => text.trim_start().starts_with("table "),
+        }
+    });
+    heads
+        .map(|head| match kind {
+            RulesetKind::Ipset => set(lines, head),
+            RulesetKind::Iptables | RulesetKind::Ip6tables => table(lines, head),
+            RulesetKind::Nft => block(lines, head),
+        })
+        .collect()
+}
+
 /// `reason` or the first thing that `said` says, without the tool's name and version.
 pub(super) fn reason(said: &str, reason: Option<&str>) -> String {
     let first = said.lines().find(|l| !l.trim().is_empty());
@@ -88,15 +107,21 @@ fn ipset(lines: &[String], said: &str) -> Vec<Culprit> {
     let Some(at) = number_after(said, "in line ") else {
         return Vec::new();
     };
+    let all = set(lines, at);
+    let reason = said.split_once(": Error in line ").map(|(_, rest)| rest);
+    let reason = reason.and_then(|rest| Some(rest.split_once(": ")?.1.to_owned()));
+    vec![Culprit { lines: all, reason }]
+}
+
+/// Line `at`, and if it creates a set, the set's elements.
+fn set(lines: &[String], at: usize) -> Vec<usize> {
     let mut all = vec![at];
     if let Some(rest) = line(lines, at).strip_prefix("create ")
         && let Some(set) = rest.split_whitespace().next()
     {
         all.extend(with_prefix(lines, &format!("add {set} ")));
     }
-    let reason = said.split_once(": Error in line ").map(|(_, rest)| rest);
-    let reason = reason.and_then(|rest| Some(rest.split_once(": ")?.1.to_owned()));
-    vec![Culprit { lines: all, reason }]
+    all
 }
 
 fn is_rule(line: &str) -> bool {

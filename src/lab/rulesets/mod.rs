@@ -5,11 +5,12 @@
 //! again. Where it names none, which iptables-legacy does at COMMIT, halving finds the line.
 
 mod blame;
+mod filter;
 mod tools;
 
 use super::{
     LabError,
-    topology::{Router, Ruleset, RulesetKind, Warning},
+    topology::{Origin, Router, Ruleset, RulesetKind, Severity, Warning},
 };
 use crate::{fault, netns::tool::ToolError};
 
@@ -23,17 +24,58 @@ pub(super) use tools::Loaders;
 pub(super) fn load_here(router: &Router, loaders: &Loaders) -> Result<Vec<Warning>, LabError> {
     let mut warnings = Vec::new();
     for ruleset in &router.rulesets {
+        let sifted = filter::sift(ruleset.kind, &ruleset.text);
+        warnings.extend(not_let_through(router, ruleset, &sifted.left_out));
         let mut loader = Loader {
             router,
             ruleset,
             loaders,
-            lines: ruleset.text.lines().map(ToOwned::to_owned).collect(),
+            lines: sifted.lines,
             warnings: Vec::new(),
         };
         loader.load()?;
         warnings.append(&mut loader.warnings);
     }
     Ok(warnings)
+}
+
+/// What the filter left out, each with its first line.
+fn not_let_through<'a>(
+    router: &'a Router,
+    ruleset: &'a Ruleset,
+    left_out: &'a [filter::LeftOut],
+) -> impl Iterator<Item = Warning> + 'a {
+    let lines: Vec<&str> = ruleset.text.lines().collect();
+    left_out.iter().map(move |out| {
+        let text = lines.get(out.first).copied().unwrap_or_default();
+        let message = message(&out.reason, text, out.last - out.first);
+        let severity = if out.matters {
+            Severity::Warning
+        } else {
+            Severity::Notice
+        };
+        Warning {
+            severity,
+            ruleset_incomplete: out.matters,
+            ..Warning::new(origin(ruleset, out.first), &router.name, message)
+        }
+    })
+}
+
+/// The place of line `at` of `ruleset`, counted from 0.
+fn origin(ruleset: &Ruleset, at: usize) -> Origin {
+    let mut origin = ruleset.origin.clone();
+    origin.line += at;
+    origin
+}
+
+/// That `text` and the `more` lines behind it are left out.
+fn message(reason: &str, text: &str, more: usize) -> String {
+    let text = text.trim();
+    match more {
+        0 => format!("not loaded: {reason}: {text}"),
+        more => format!("not loaded: {reason}: {text} and {more} more lines"),
+    }
 }
 
 struct Loader<'a> {
@@ -50,6 +92,11 @@ impl Loader<'_> {
             let blamed = blame::lines(self.ruleset.kind, &self.lines, &said);
             let blamed = if blamed.is_empty() {
                 self.halve()?.into_iter().collect()
+            } else {
+                blamed
+            };
+            let blamed = if blamed.is_empty() {
+                self.bad_parts()?
             } else {
                 blamed
             };
@@ -93,19 +140,13 @@ impl Loader<'_> {
     fn leave_out(&mut self, culprit: &blame::Culprit, said: &str) {
         let first = culprit.lines.first().copied().unwrap_or(0);
         let text = self.lines.get(first).map_or("", |l| l.trim()).to_owned();
-        let more = match culprit.lines.len() {
-            0 | 1 => String::new(),
-            n => format!(" and {} more lines", n - 1),
-        };
         let reason = blame::reason(said, culprit.reason.as_deref());
-        let mut origin = self.ruleset.origin.clone();
-        origin.line += first;
-        let message = format!("not loaded: {reason}: {text}{more}");
+        let message = message(&reason, &text, culprit.lines.len().saturating_sub(1));
         // A set as a whole is missed by the rules that refer to it, and each says so itself.
         let only_a_set = self.ruleset.kind == RulesetKind::Ipset && text.starts_with("create ");
         self.warnings.push(Warning {
             ruleset_incomplete: !only_a_set,
-            ..Warning::new(origin, &self.router.name, message)
+            ..Warning::new(origin(self.ruleset, first), &self.router.name, message)
         });
         for line in &culprit.lines {
             if let Some(line) = self.lines.get_mut(*line) {
@@ -143,6 +184,28 @@ impl Loader<'_> {
             lines: vec![*rule],
             reason: None,
         }))
+    }
+}
+
+impl Loader<'_> {
+    /// The tables or sets that do not load, each tried without the others.
+    fn bad_parts(&self) -> Result<Vec<blame::Culprit>, LabError> {
+        let mut bad = Vec::new();
+        for part in blame::parts(self.ruleset.kind, &self.lines) {
+            let mut alone = vec![String::new(); self.lines.len()];
+            for at in &part {
+                if let (Some(slot), Some(line)) = (alone.get_mut(*at), self.lines.get(*at)) {
+                    slot.clone_from(line);
+                }
+            }
+            if let Err(said) = self.attempt(&alone)? {
+                bad.push(blame::Culprit {
+                    lines: part,
+                    reason: Some(said),
+                });
+            }
+        }
+        Ok(bad)
     }
 }
 

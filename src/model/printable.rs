@@ -1,0 +1,61 @@
+//! Text from strangers, made fit for a terminal, a log or a page.
+
+use std::borrow::Cow;
+
+/// `text` with every character that would do something instead of being seen written as Rust
+/// writes it, `\u{1b}`: control characters (a terminal's escape sequences begin with one), line
+/// breaks included, and those that turn the direction of writing or cannot be seen (Unicode
+/// Standard Annex 9; general category Cf).
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut clean = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts(c) {
+            clean.extend(c.escape_default());
+        } else {
+            clean.push(c);
+        }
+    }
+    Cow::Owned(clean)
+}
+
+/// As [`printable`], but lines stay lines and tabs stay tabs: for text of several lines that is
+/// ours, with words of strangers in it.
+#[must_use]
+pub fn printable_lines(text: &str) -> Cow<'_, str> {
+    if !text.contains(|c| acts(c) && !matches!(c, '\n' | '\t')) {
+        return Cow::Borrowed(text);
+    }
+    let lines: Vec<_> = text
+        .split('\n')
+        .map(|line| {
+            let cells: Vec<_> = line.split('\t').map(printable).collect();
+            cells.join("\t")
+        })
+        .collect();
+    Cow::Owned(lines.join("\n"))
+}
+
+fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_acts_is_written_out_and_the_rest_stays() {
+        assert!(matches!(printable("naïve ✓ 日本"), Cow::Borrowed(_)));
+        assert_eq!(printable("a\u{1b}[2J\r\nb"), "a\\u{1b}[2J\\r\\nb");
+        assert_eq!(printable("\u{202e}x\u{9b}1m\t"), "\\u{202e}x\\u{9b}1m\\t");
+        assert_eq!(printable_lines("a\tb\n\u{1b}c\n"), "a\tb\n\\u{1b}c\n");
+    }
+}
