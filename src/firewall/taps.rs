@@ -1,5 +1,7 @@
 //! What a quick job wants on a router, and what it reads there, as plain values.
 
+use std::{collections::BTreeMap, net::IpAddr};
+
 use crate::{firewall::TagSpace, model::RunId, netlink::object::Family};
 
 /// The taps of one job on one router.
@@ -24,6 +26,9 @@ pub struct Taps {
     /// Recognise probes by tag alone on their way out: the router rewrites the IPv4 identification or
     /// the flow label, which mark them otherwise.
     pub by_tag: bool,
+    /// Note how each probe left: its headers behind everything that the router changes, and where
+    /// it was sent.
+    pub note_ways: bool,
     /// Let probes go on instead of discarding them behind the last tap. A test compares what the
     /// taps say with a packet capture on the far side this way.
     pub pass_on: bool,
@@ -99,6 +104,8 @@ pub struct Reading {
     pub out: Indexes,
     /// Services whose probe reached the end of INPUT.
     pub local: Indexes,
+    /// How the probes in `out` and `local` left, where [`Taps::note_ways`] asked for it.
+    pub ways: Option<Ways>,
     /// Set elements that carry no tag of this job: foreign packets that looked like probes.
     pub foreign: usize,
     /// Packets that carried a tag of this job on their way out, and not its mark. If they are probes,
@@ -107,6 +114,69 @@ pub struct Reading {
     /// Services of which the taps cannot say whether their probes got through, and why not. None
     /// of them is in `out` or `local`.
     pub undecided: Vec<Undecided>,
+}
+
+/// A probe as it left: behind the router's own NAT, and everything else that changes packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Left {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// TOS octet or traffic class.
+    pub tos: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Number of the outgoing interface; 0 at the end of INPUT.
+    pub oif: u32,
+    /// The next hop on that link, a gateway or the destination. Of an IPv4 packet that goes to an
+    /// IPv6 gateway it is the destination. None at the end of INPUT.
+    pub next_hop: Option<IpAddr>,
+    /// The router's own firewall mark on it.
+    pub mark: u32,
+}
+
+/// How the probes of one measurement left.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ways {
+    known: Vec<Option<Left>>,
+    unknown: BTreeMap<u32, String>,
+}
+
+impl Ways {
+    /// Of no probe it is known; indexes are below `size`.
+    #[must_use]
+    pub fn new(size: u32) -> Self {
+        Self {
+            known: vec![None; size as usize],
+            unknown: BTreeMap::new(),
+        }
+    }
+
+    /// Notes how a probe left.
+    pub fn insert(&mut self, index: u32, left: Left) {
+        if let Some(known) = self.known.get_mut(index as usize) {
+            *known = Some(left);
+        }
+    }
+
+    /// Notes why it is not known how a probe left.
+    pub fn doubt(&mut self, index: u32, why: String) {
+        self.unknown.insert(index, why);
+    }
+
+    /// How a probe left, or why that is not known; none where nothing is known of the probe.
+    #[must_use]
+    pub fn get(&self, index: u32) -> Option<Result<&Left, &str>> {
+        if let Some(why) = self.unknown.get(&index) {
+            return Some(Err(why));
+        }
+        self.known.get(index as usize)?.as_ref().map(Ok)
+    }
 }
 
 /// Probes that came to a place behind which the back end sees nothing.

@@ -1,5 +1,5 @@
-//! Probes as bytes: one IP packet per service, with valid checksums, looking like the first
-//! packet that a Linux client would send.
+//! Probes as bytes: one IP packet each, with valid checksums, looking like the first packet that
+//! a Linux client would send.
 //!
 //! A firewall that checks options, lengths, windows or checksums must treat a probe as it treats
 //! the real thing: a SYN carries MSS, SACK, timestamps and window scale in Linux's order, and
@@ -9,33 +9,57 @@ use std::net::IpAddr;
 
 use crate::{
     firewall::TagSpace,
-    model::{Dscp, Protocol, Service},
+    model::{Protocol, Service},
 };
 
-/// What all probes of a job to one destination have in common.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProbeSpec {
+/// What the headers of a probe say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Headers {
     /// Source address.
     pub source: IpAddr,
     /// Destination address, of the same family.
     pub destination: IpAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
     /// Source port.
     pub source_port: u16,
-    /// DSCP that the router's own rules see.
-    pub dscp: Dscp,
+    /// Destination port.
+    pub destination_port: u16,
+    /// TOS octet or traffic class.
+    pub tos: u8,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// The job's tags.
-    pub tags: TagSpace,
 }
 
-/// Packets of one size, one after the other.
+impl Headers {
+    /// The service that the destination port stands for.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service {
+            port: self.destination_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+/// A packet that is sent to see what becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Its number within the job, which its tag carries.
+    pub index: u32,
+    /// What its headers say.
+    pub headers: Headers,
+}
+
+/// Packets of one size and to one destination, one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packets {
     /// All bytes.
     pub bytes: Vec<u8>,
     /// Length of each packet in bytes.
     pub size: usize,
+    /// Where all of them go.
+    pub destination: IpAddr,
 }
 
 const TCP_OPTIONS: [u8; 20] = [
@@ -51,11 +75,15 @@ const TCP_SYN: u8 = 0x02;
 /// UDP header, tag, and padding to what a small DNS query has.
 const UDP_LENGTH: usize = 8 + 32;
 
-/// Length in bytes of a probe of this protocol, with its IP header.
+/// Length in bytes of a probe with these headers, the IP header included.
 #[must_use]
-pub fn length(spec: &ProbeSpec, protocol: Protocol) -> usize {
-    let ip = if spec.destination.is_ipv4() { 20 } else { 40 };
-    ip + transport_length(protocol)
+pub fn length(headers: &Headers) -> usize {
+    let ip = if headers.destination.is_ipv4() {
+        20
+    } else {
+        40
+    };
+    ip + transport_length(headers.protocol)
 }
 
 fn transport_length(protocol: Protocol) -> usize {
@@ -65,37 +93,83 @@ fn transport_length(protocol: Protocol) -> usize {
     }
 }
 
-/// The probes for services of one protocol, given as (index, service).
+/// The probes as packets with the job's `tags`, in their order: each time the size or the
+/// destination changes, new [`Packets`] begin. `frame` goes before each, the header of a link for
+/// example.
 #[must_use]
-pub fn probes(
-    spec: &ProbeSpec,
-    protocol: Protocol,
-    services: impl ExactSizeIterator<Item = (u32, Service)>,
-) -> Packets {
-    let payload = transport_length(protocol);
-    let mut head = ip_header(spec, protocol, payload);
-    let ip_length = head.len();
-    let pseudo = pseudo_header_sum(spec, protocol, payload);
-    head.resize(ip_length + payload, 0);
-    let mut bytes = Vec::with_capacity(head.len() * services.len());
-    for (index, service) in services {
-        let segment = &mut head[ip_length..];
-        match protocol {
-            Protocol::Tcp => fill_tcp(segment, spec, index, service.port, pseudo),
-            Protocol::Udp => fill_udp(segment, spec, index, service.port, pseudo),
+pub fn packets(tags: TagSpace, probes: &[Probe], frame: &[u8]) -> Vec<Packets> {
+    let mut all: Vec<Packets> = Vec::new();
+    for alike in probes.chunk_by(|a, b| alike(&a.headers, &b.headers)) {
+        let Some(first) = alike.first() else { continue };
+        let mut template = Template::new(tags, first.headers, frame);
+        let (size, destination) = (template.packet.len(), first.headers.destination);
+        let begins = |last: &Packets| (last.size, last.destination) != (size, destination);
+        if all.last().is_none_or(begins) {
+            all.push(Packets {
+                bytes: Vec::with_capacity(size * alike.len()),
+                size,
+                destination,
+            });
         }
-        bytes.extend_from_slice(&head);
+        let Some(last) = all.last_mut() else { continue };
+        for probe in alike {
+            last.bytes.extend_from_slice(template.fill(probe));
+        }
     }
-    Packets {
-        bytes,
-        size: head.len(),
+    all
+}
+
+/// Whether the packets differ in ports and tags only.
+fn alike(a: &Headers, b: &Headers) -> bool {
+    let rest = |headers: &Headers| Headers {
+        source_port: 0,
+        destination_port: 0,
+        ..*headers
+    };
+    rest(a) == rest(b)
+}
+
+/// A packet to which ports, tag and checksum are yet to be added.
+struct Template {
+    tags: TagSpace,
+    packet: Vec<u8>,
+    /// Where the transport header begins.
+    transport: usize,
+    /// The sum over the pseudo header.
+    pseudo: u32,
+}
+
+impl Template {
+    fn new(tags: TagSpace, headers: Headers, frame: &[u8]) -> Self {
+        let payload = transport_length(headers.protocol);
+        let mut packet = frame.to_vec();
+        packet.extend(ip_header(tags, &headers, payload));
+        let transport = packet.len();
+        packet.resize(transport + payload, 0);
+        Self {
+            tags,
+            packet,
+            transport,
+            pseudo: pseudo_header_sum(&headers, payload),
+        }
+    }
+
+    /// The packet of one probe.
+    fn fill(&mut self, probe: &Probe) -> &[u8] {
+        let segment = &mut self.packet[self.transport..];
+        let tag = self.tags.tag(probe.index);
+        match probe.headers.protocol {
+            Protocol::Tcp => fill_tcp(segment, &probe.headers, tag, self.pseudo),
+            Protocol::Udp => fill_udp(segment, &probe.headers, tag, self.pseudo),
+        }
+        &self.packet
     }
 }
 
-fn fill_tcp(segment: &mut [u8], spec: &ProbeSpec, index: u32, port: u16, pseudo: u32) {
-    segment[0..2].copy_from_slice(&spec.source_port.to_be_bytes());
-    segment[2..4].copy_from_slice(&port.to_be_bytes());
-    segment[4..8].copy_from_slice(&spec.tags.tag(index).to_be_bytes());
+fn fill_tcp(segment: &mut [u8], headers: &Headers, tag: u32, pseudo: u32) {
+    segment[0..2].copy_from_slice(&headers.source_port.to_be_bytes());
+    segment[2..4].copy_from_slice(&headers.destination_port.to_be_bytes());
+    segment[4..8].copy_from_slice(&tag.to_be_bytes());
     segment[12] = ((TCP_LENGTH / 4) as u8) << 4;
     segment[13] = TCP_SYN;
     segment[14..16].copy_from_slice(&TCP_WINDOW.to_be_bytes());
@@ -105,12 +179,12 @@ fn fill_tcp(segment: &mut [u8], spec: &ProbeSpec, index: u32, port: u16, pseudo:
     segment[16..18].copy_from_slice(&checksum.to_be_bytes());
 }
 
-fn fill_udp(segment: &mut [u8], spec: &ProbeSpec, index: u32, port: u16, pseudo: u32) {
-    segment[0..2].copy_from_slice(&spec.source_port.to_be_bytes());
-    segment[2..4].copy_from_slice(&port.to_be_bytes());
+fn fill_udp(segment: &mut [u8], headers: &Headers, tag: u32, pseudo: u32) {
+    segment[0..2].copy_from_slice(&headers.source_port.to_be_bytes());
+    segment[2..4].copy_from_slice(&headers.destination_port.to_be_bytes());
     segment[4..6].copy_from_slice(&(UDP_LENGTH as u16).to_be_bytes());
     segment[6..8].fill(0);
-    segment[8..12].copy_from_slice(&spec.tags.tag(index).to_be_bytes());
+    segment[8..12].copy_from_slice(&tag.to_be_bytes());
     // A checksum of 0 means "none" in UDP; its complement says the same number (RFC 768).
     let checksum = match finish(sum(segment, pseudo)) {
         0 => u16::MAX,
@@ -120,17 +194,17 @@ fn fill_udp(segment: &mut [u8], spec: &ProbeSpec, index: u32, port: u16, pseudo:
 }
 
 /// The IP header of packets with `payload` bytes behind it.
-fn ip_header(spec: &ProbeSpec, protocol: Protocol, payload: usize) -> Vec<u8> {
-    match (spec.source, spec.destination) {
+fn ip_header(tags: TagSpace, headers: &Headers, payload: usize) -> Vec<u8> {
+    match (headers.source, headers.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let mut header = vec![0; 20];
             header[0] = 0x45;
-            header[1] = spec.dscp.tos();
+            header[1] = headers.tos;
             header[2..4].copy_from_slice(&((20 + payload) as u16).to_be_bytes());
-            header[4..6].copy_from_slice(&spec.tags.ipv4_id().to_be_bytes());
+            header[4..6].copy_from_slice(&tags.ipv4_id().to_be_bytes());
             header[6] = 0x40; // don't fragment
-            header[8] = spec.ttl;
-            header[9] = protocol.number();
+            header[8] = headers.ttl;
+            header[9] = headers.protocol.number();
             header[12..16].copy_from_slice(&source.octets());
             header[16..20].copy_from_slice(&destination.octets());
             let checksum = finish(sum(&header, 0));
@@ -138,11 +212,11 @@ fn ip_header(spec: &ProbeSpec, protocol: Protocol, payload: usize) -> Vec<u8> {
             header
         }
         (source, destination) => {
-            let label = spec.tags.flow_label();
-            let first = 6 << 28 | u32::from(spec.dscp.tos()) << 20 | label;
+            let label = tags.flow_label();
+            let first = 6 << 28 | u32::from(headers.tos) << 20 | label;
             let mut header = first.to_be_bytes().to_vec();
             header.extend_from_slice(&(payload as u16).to_be_bytes());
-            header.extend_from_slice(&[protocol.number(), spec.ttl]);
+            header.extend_from_slice(&[headers.protocol.number(), headers.ttl]);
             header.extend_from_slice(&octets(source));
             header.extend_from_slice(&octets(destination));
             header
@@ -151,9 +225,9 @@ fn ip_header(spec: &ProbeSpec, protocol: Protocol, payload: usize) -> Vec<u8> {
 }
 
 /// The sum over the pseudo header, RFC 9293 section 3.1 and RFC 8200 section 8.1.
-fn pseudo_header_sum(spec: &ProbeSpec, protocol: Protocol, payload: usize) -> u32 {
-    let (source, destination) = (octets(spec.source), octets(spec.destination));
-    let fixed = u32::from(protocol.number()) + payload as u32;
+fn pseudo_header_sum(headers: &Headers, payload: usize) -> u32 {
+    let (source, destination) = (octets(headers.source), octets(headers.destination));
+    let fixed = u32::from(headers.protocol.number()) + payload as u32;
     sum(&destination, sum(&source, fixed))
 }
 
@@ -182,49 +256,59 @@ fn finish(mut sum: u32) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Dscp;
 
-    fn spec(source: &str, destination: &str) -> ProbeSpec {
-        ProbeSpec {
+    fn tags() -> TagSpace {
+        TagSpace::new(Dscp::new(40).unwrap(), 0xdead_beef_0123_4567)
+    }
+
+    fn headers(source: &str, destination: &str) -> Headers {
+        Headers {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
+            protocol: Protocol::Tcp,
             source_port: 40_000,
-            dscp: Dscp::DEFAULT,
+            destination_port: 80,
+            tos: 0,
             ttl: 64,
-            tags: TagSpace::new(Dscp::new(40).unwrap(), 0xdead_beef_0123_4567),
         }
     }
 
-    fn make(spec: &ProbeSpec, protocol: Protocol, ports: std::ops::Range<u16>) -> Packets {
-        let list: Vec<_> = (0u32..)
-            .zip(ports.map(|port| Service { port, protocol }))
-            .collect();
-        probes(spec, protocol, list.into_iter())
+    fn to_ports(headers: &Headers, ports: std::ops::Range<u16>) -> Vec<Probe> {
+        let one = |(index, destination_port)| Probe {
+            index,
+            headers: Headers {
+                destination_port,
+                ..*headers
+            },
+        };
+        (0u32..).zip(ports).map(one).collect()
     }
 
     /// A receiver's view: the sum over pseudo header and segment must be all ones.
-    fn transport_sum_is_valid(
-        spec: &ProbeSpec,
-        protocol: Protocol,
-        packet: &[u8],
-        ip: usize,
-    ) -> bool {
-        let pseudo = pseudo_header_sum(spec, protocol, packet.len() - ip);
+    fn transport_sum_is_valid(headers: &Headers, packet: &[u8], ip: usize) -> bool {
+        let pseudo = pseudo_header_sum(headers, packet.len() - ip);
         finish(sum(&packet[ip..], pseudo)) == 0
     }
 
     #[test]
     fn every_probe_has_valid_checksums_its_own_tag_and_port() {
-        for (spec, ip) in [
-            (spec("10.1.2.3", "192.0.2.200"), 20),
-            (spec("2001:db8::1", "2001:db8:ffff::2"), 40),
+        for (headers, ip) in [
+            (headers("10.1.2.3", "192.0.2.200"), 20),
+            (headers("2001:db8::1", "2001:db8:ffff::2"), 40),
         ] {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let packets = make(&spec, protocol, 1..3000);
-                for (index, packet) in packets.bytes.chunks_exact(packets.size).enumerate() {
-                    assert!(transport_sum_is_valid(&spec, protocol, packet, ip));
+                let headers = Headers {
+                    protocol,
+                    ..headers
+                };
+                let all = packets(tags(), &to_ports(&headers, 1..3000), &[]);
+                assert_eq!(all.len(), 1);
+                for (index, packet) in all[0].bytes.chunks_exact(all[0].size).enumerate() {
+                    assert!(transport_sum_is_valid(&headers, packet, ip));
                     let tag = ip + if protocol == Protocol::Tcp { 4 } else { 8 };
                     let tag = u32::from_be_bytes(packet[tag..tag + 4].try_into().unwrap());
-                    assert_eq!(spec.tags.index(tag), Some(index as u32));
+                    assert_eq!(tags().index(tag), Some(index as u32));
                     let port = u16::from_be_bytes(packet[ip + 2..ip + 4].try_into().unwrap());
                     assert_eq!(usize::from(port), index + 1);
                 }
@@ -233,27 +317,56 @@ mod tests {
     }
 
     #[test]
+    fn each_probe_has_its_own_addresses_and_ttl() {
+        let sent = [
+            headers("10.1.2.3", "192.0.2.200"),
+            Headers {
+                source: "10.1.2.4".parse().unwrap(),
+                ttl: 9,
+                tos: 0x20,
+                ..headers("10.1.2.3", "192.0.2.200")
+            },
+            headers("10.1.2.3", "192.0.2.201"),
+        ];
+        let probes: Vec<Probe> = (0u32..)
+            .zip(sent)
+            .map(|(index, headers)| Probe { index, headers })
+            .collect();
+        let all = packets(tags(), &probes, &[]);
+        let destinations: Vec<_> = all.iter().map(|p| p.destination).collect();
+        assert_eq!(destinations, [sent[0].destination, sent[2].destination]);
+        let bytes: Vec<u8> = all.iter().flat_map(|p| p.bytes.clone()).collect();
+        for (packet, headers) in bytes.chunks_exact(60).zip(&sent) {
+            assert_eq!((packet[1], packet[8]), (headers.tos, headers.ttl));
+            assert_eq!(packet[12..16], octets(headers.source)[..]);
+            assert_eq!(packet[16..20], octets(headers.destination)[..]);
+            assert_eq!(finish(sum(&packet[..20], 0)), 0);
+            assert!(transport_sum_is_valid(headers, packet, 20));
+        }
+    }
+
+    #[test]
     fn an_ipv4_header_is_valid_and_marked() {
-        let spec = spec("10.1.2.3", "192.0.2.200");
-        let packet = make(&spec, Protocol::Tcp, 80..81).bytes;
+        let probes = to_ports(&headers("10.1.2.3", "192.0.2.200"), 80..81);
+        let packet = &packets(tags(), &probes, &[])[0].bytes;
         assert_eq!(packet.len(), 60);
         assert_eq!(finish(sum(&packet[..20], 0)), 0);
-        assert_eq!(packet[4..6], spec.tags.ipv4_id().to_be_bytes());
+        assert_eq!(packet[4..6], tags().ipv4_id().to_be_bytes());
         assert_eq!(packet[6..8], [0x40, 0]);
     }
 
     #[test]
     fn an_ipv6_header_carries_class_and_label() {
-        let dscp = Dscp::new(46).unwrap();
-        let spec = ProbeSpec {
-            dscp,
-            ..spec("2001:db8::1", "2001:db8::2")
+        let headers = Headers {
+            tos: 46 << 2,
+            protocol: Protocol::Udp,
+            ..headers("2001:db8::1", "2001:db8::2")
         };
-        let packet = make(&spec, Protocol::Udp, 53..54).bytes;
+        let packet = &packets(tags(), &to_ports(&headers, 53..54), &[])[0].bytes;
         let first = u32::from_be_bytes(packet[..4].try_into().unwrap());
         assert_eq!(first >> 28, 6);
         assert_eq!(first >> 20 & 0xff, 46 << 2);
-        assert_eq!(first & 0xf_ffff, spec.tags.flow_label());
+        assert_eq!(first & 0xf_ffff, tags().flow_label());
         assert_eq!(packet[4..6], 40u16.to_be_bytes());
     }
 }

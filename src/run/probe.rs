@@ -1,21 +1,29 @@
-//! Sending probes from inside a source host.
+//! Sending probes: from inside a source host, or straight into a router's wire.
 
 use std::{
     collections::BTreeMap,
     io,
-    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
-    panic, thread,
+    panic,
+    sync::Arc,
+    thread,
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use crate::{
+    firewall::TagSpace,
     model::{Protocol, Service},
-    netlink::buffers,
+    netlink::{
+        buffers,
+        object::{Family, Mac},
+    },
     processors,
-    run::packet::{ProbeSpec, probes},
-    sys::{in_flight, mmsg::send_each},
+    run::packet::{Probe, packets},
+    sys::{
+        in_flight,
+        mmsg::{Target, send_each},
+    },
 };
 
 /// The services of a job, numbered as its taps expect: TCP first, then UDP.
@@ -99,51 +107,102 @@ const SEND_BUFFER: usize = 256 << 10;
 /// Probes that the source host's kernel refused to send: index and its reason.
 pub type Refused = BTreeMap<u32, String>;
 
-/// A raw socket inside a source host.
+/// Where probes are sent from.
 #[derive(Debug)]
 pub struct ProbeSocket {
-    socket: OwnedFd,
-    destination: IpAddr,
+    socket: Arc<OwnedFd>,
+    from: From,
 }
 
-impl ProbeSocket {
-    /// Opens a socket in the calling thread's network namespace that sends whole IP packets to
-    /// `destination`, raw(7). One of protocol IPPROTO_RAW receives nothing and closes at once.
+/// How packets of a [`ProbeSocket`] find the router.
+#[derive(Debug)]
+enum From {
+    /// By the routes of the source host.
+    Host,
+    /// Out of the segments' end of the router's wire, in frames that are addressed to it.
+    Wire {
+        /// Number of that end.
+        device: u32,
+        /// The Ethernet header.
+        frame: [u8; ETHERNET_HEADER],
+    },
+}
+
+/// Length of an Ethernet header: two addresses and the type (IEEE 802.3).
+const ETHERNET_HEADER: usize = 14;
+
+/// A socket in the namespace of a lab's segments that sends into the wires of all its routers: the
+/// hidden sender of the later legs of a way. The kernel takes its time to close it (16 ms).
+#[derive(Debug, Clone)]
+pub struct WireSocket(Arc<OwnedFd>);
+
+impl WireSocket {
+    /// Opens it in the calling thread's network namespace, packet(7). It receives nothing.
     ///
     /// # Errors
     /// When the kernel refuses, for want of CAP_NET_RAW for example.
-    pub fn open_here(destination: IpAddr) -> io::Result<Self> {
-        let family = match destination {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
+    pub fn open_here() -> io::Result<Self> {
+        let none = None::<SockProtocol>;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, none)?;
+        buffers::send(&socket, SEND_BUFFER)?;
+        Ok(Self(Arc::new(socket)))
+    }
+
+    /// Sends to the router interface `to` at the other end of the wire `device`, as if from the
+    /// interface `from`.
+    #[must_use]
+    pub fn into_wire(&self, device: u32, to: Mac, from: Mac, family: Family) -> ProbeSocket {
+        let ether_type: u16 = match family {
+            Family::V4 => libc::ETH_P_IP as u16,
+            Family::V6 => libc::ETH_P_IPV6 as u16,
+        };
+        let mut frame = [0; ETHERNET_HEADER];
+        frame[..6].copy_from_slice(&to.0);
+        frame[6..12].copy_from_slice(&from.0);
+        frame[12..].copy_from_slice(&ether_type.to_be_bytes());
+        ProbeSocket {
+            socket: Arc::clone(&self.0),
+            from: From::Wire { device, frame },
+        }
+    }
+}
+
+impl ProbeSocket {
+    /// Opens a socket in the calling thread's network namespace, that of a source host, that sends
+    /// whole IP packets of `family`, raw(7). One of protocol IPPROTO_RAW receives nothing and
+    /// closes at once.
+    ///
+    /// # Errors
+    /// When the kernel refuses, for want of CAP_NET_RAW for example.
+    pub fn open_here(family: Family) -> io::Result<Self> {
+        let family = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
         };
         // The protocol is IPPROTO_RAW, which implies that headers are included.
-        let socket = socket(
-            family,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            nix::sys::socket::SockProtocol::Raw,
-        )?;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(family, SockType::Raw, flags, SockProtocol::Raw)?;
         buffers::send(&socket, SEND_BUFFER)?;
         Ok(Self {
-            socket,
-            destination,
+            socket: Arc::new(socket),
+            from: From::Host,
         })
     }
 
-    /// Sends the probes with these indexes, ascending, and waits until they have come through the
-    /// first router, or are lost. Many are shared out among threads: the
-    /// kernel takes a packet through all namespaces on the processor that sends it.
+    /// Sends `probes`, in ascending order of their indexes, and waits until they have come through
+    /// the first router, or are lost. Many are shared out among threads: the kernel takes a packet
+    /// through all namespaces on the processor that sends it.
     #[must_use]
-    pub fn send(&self, spec: &ProbeSpec, catalogue: &Catalogue, indexes: &[u32]) -> Refused {
-        let share = indexes.len().div_ceil(processors::count()).max(SHARE_MIN);
-        let mut shares = indexes.chunks(share);
+    pub fn send(&self, tags: TagSpace, probes: &[Probe]) -> Refused {
+        let share = probes.len().div_ceil(processors::count()).max(SHARE_MIN);
+        let mut shares = probes.chunks(share);
         let first = shares.next().unwrap_or_default();
         let refused = thread::scope(|scope| {
             let others: Vec<_> = shares
-                .map(|share| scope.spawn(move || self.send_share(spec, catalogue, share)))
+                .map(|share| scope.spawn(move || self.send_share(tags, share)))
                 .collect();
-            let mut refused = self.send_share(spec, catalogue, first);
+            let mut refused = self.send_share(tags, first);
             for other in others {
                 refused.extend(other.join().unwrap_or_else(|e| panic::resume_unwind(e)));
             }
@@ -153,28 +212,24 @@ impl ProbeSocket {
         refused
     }
 
-    fn send_share(&self, spec: &ProbeSpec, catalogue: &Catalogue, indexes: &[u32]) -> Refused {
-        let split = indexes.partition_point(|&index| index < catalogue.tcp());
-        let (tcp, udp) = indexes.split_at(split);
+    fn send_share(&self, tags: TagSpace, probes: &[Probe]) -> Refused {
+        let frame = match &self.from {
+            From::Host => &[][..],
+            From::Wire { frame, .. } => frame,
+        };
         let mut refused = Refused::new();
-        for (protocol, indexes) in [(Protocol::Tcp, tcp), (Protocol::Udp, udp)] {
-            if indexes.is_empty() {
-                continue;
-            }
-            let service = |&index: &u32| {
-                let port = catalogue.service(index).map_or(0, |s| s.port);
-                (index, Service { port, protocol })
+        let mut rest = probes;
+        for packets in packets(tags, probes, frame) {
+            let (sent, behind) = rest.split_at(packets.bytes.len() / packets.size);
+            let to = match &self.from {
+                From::Host => Target::Address(packets.destination),
+                From::Wire { device, .. } => Target::Device(*device),
             };
-            let packets = probes(spec, protocol, indexes.iter().map(service));
-            let errors = send_each(
-                self.socket.as_fd(),
-                &packets.bytes,
-                packets.size,
-                self.destination,
-            );
+            let errors = send_each(self.socket.as_fd(), &packets.bytes, packets.size, to);
             refused.extend(errors.into_iter().filter_map(|(at, error)| {
-                indexes.get(at).map(|&index| (index, why_refused(&error)))
+                sent.get(at).map(|probe| (probe.index, why_refused(&error)))
             }));
+            rest = behind;
         }
         refused
     }

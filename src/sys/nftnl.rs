@@ -75,6 +75,10 @@ pub enum Header {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Meta {
+    /// The packet's firewall mark, four bytes in the machine's order.
+    Mark = 3,
+    /// Number of the outgoing interface, four bytes in the machine's order.
+    Oif = 5,
     /// Number of the incoming interface, four bytes in the machine's order.
     Iif = 4,
     /// Whether the packet is traced, one byte.
@@ -83,8 +87,20 @@ pub enum Meta {
     L4Proto = 16,
 }
 
+/// What a packet's route says (`NFT_RT_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Route {
+    /// The IPv4 address of the next hop: the gateway, or the destination.
+    NextHop4 = 1,
+    /// The IPv6 address of the next hop.
+    NextHop6 = 2,
+}
+
 /// The register that every expression here works on (`NFT_REG_1`): 16 bytes.
 const REG: u32 = 1;
+/// The first of the 32-bit registers (`NFT_REG32_00`); it is where [`REG`] begins.
+const REG32: u32 = 8;
 
 /// One step of a rule. Values pass from step to step in one register.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +116,11 @@ pub enum Expr<'a> {
         /// Length in bytes, at most 16.
         len: u32,
     },
+    /// Load what the route says.
+    LoadRoute(Route),
+    /// Load as this expression does, so many 32-bit words further on: what was loaded before and
+    /// this are one key then.
+    Behind(u32, &'a Expr<'a>),
     /// Load a constant.
     LoadData(&'a [u8]),
     /// Keep only the bits of the mask.
@@ -585,10 +606,19 @@ struct Scratch([u8; MESSAGE_MAX]);
 
 /// One expression; the rule that it is added to owns and frees it.
 fn encode(expr: &Expr<'_>) -> Result<NonNull<ffi::nftnl_expr>, EncodeError> {
+    encode_into(REG, expr)
+}
+
+/// The same with another register to load into.
+fn encode_into(to: u32, expr: &Expr<'_>) -> Result<NonNull<ffi::nftnl_expr>, EncodeError> {
     let builder = match expr {
+        Expr::Behind(words, expr) => return encode_into(REG32 + words, expr),
         Expr::LoadMeta(key) => Builder::new(c"meta")?
             .u32(ffi::NFTNL_EXPR_META_KEY, *key as u32)
-            .u32(ffi::NFTNL_EXPR_META_DREG, REG),
+            .u32(ffi::NFTNL_EXPR_META_DREG, to),
+        Expr::LoadRoute(key) => Builder::new(c"rt")?
+            .u32(ffi::NFTNL_EXPR_RT_KEY, *key as u32)
+            .u32(ffi::NFTNL_EXPR_RT_DREG, to),
         Expr::SetMeta(key) => Builder::new(c"meta")?
             .u32(ffi::NFTNL_EXPR_META_KEY, *key as u32)
             .u32(ffi::NFTNL_EXPR_META_SREG, REG),
@@ -597,7 +627,7 @@ fn encode(expr: &Expr<'_>) -> Result<NonNull<ffi::nftnl_expr>, EncodeError> {
             offset,
             len,
         } => Builder::new(c"payload")?
-            .u32(ffi::NFTNL_EXPR_PAYLOAD_DREG, REG)
+            .u32(ffi::NFTNL_EXPR_PAYLOAD_DREG, to)
             .u32(ffi::NFTNL_EXPR_PAYLOAD_BASE, *header as u32)
             .u32(ffi::NFTNL_EXPR_PAYLOAD_OFFSET, *offset)
             .u32(ffi::NFTNL_EXPR_PAYLOAD_LEN, *len),

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
 };
 
@@ -26,9 +25,12 @@ use tsim::{
     netns::{NetnsFd, tool::Tools},
     run::{
         explain::{Explainer, Explanation, Question, Scrutiny},
-        packet::{ProbeSpec, probes},
+        packet::{Headers, Probe, packets},
     },
-    sys::{in_flight, mmsg::send_each},
+    sys::{
+        in_flight,
+        mmsg::{Target, send_each},
+    },
 };
 
 use crate::support::{Bed, ifname};
@@ -43,7 +45,8 @@ struct Row {
     router: NetnsFd,
     socket: OwnedFd,
     run_id: RunId,
-    probe: ProbeSpec,
+    headers: Headers,
+    tags: TagSpace,
     tools: Tools,
 }
 
@@ -155,14 +158,16 @@ impl Row {
             router: r,
             socket,
             run_id: RunId::new("explain").unwrap(),
-            probe: ProbeSpec {
+            headers: Headers {
                 source: source.parse().unwrap(),
                 destination: destination.parse().unwrap(),
+                protocol: Protocol::Tcp,
                 source_port: 40_000,
-                dscp: Dscp::DEFAULT,
+                destination_port: 0,
+                tos: 0,
                 ttl: 64,
-                tags: TagSpace::new(Dscp::new(40).unwrap(), 0x1234_5678_9abc_def1),
             },
+            tags: TagSpace::new(Dscp::new(40).unwrap(), 0x1234_5678_9abc_def1),
             tools,
         }
     }
@@ -186,15 +191,21 @@ impl Row {
         self.tool("nft", &["-f", "-"], &ruleset);
     }
 
-    fn send(&self, services: &[(u32, Service)]) -> io::Result<()> {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let list: Vec<_> = services
-                .iter()
-                .copied()
-                .filter(|(_, service)| service.protocol == protocol)
-                .collect();
-            let packets = probes(&self.probe, protocol, list.into_iter());
-            let to: IpAddr = self.probe.destination;
+    fn probes(&self, services: &[(u32, Service)]) -> Vec<Probe> {
+        let one = |&(index, service): &(u32, Service)| Probe {
+            index,
+            headers: Headers {
+                protocol: service.protocol,
+                destination_port: service.port,
+                ..self.headers
+            },
+        };
+        services.iter().map(one).collect()
+    }
+
+    fn send(&self, probes: &[Probe]) -> io::Result<()> {
+        for packets in packets(self.tags, probes, &[]) {
+            let to = Target::Address(packets.destination);
             let socket = self.socket.as_fd();
             let refused = send_each(socket, &packets.bytes, packets.size, to);
             if let Some((_, error)) = refused.into_iter().next() {
@@ -207,20 +218,21 @@ impl Row {
 
     fn explain_with(&self, explainer: &mut Explainer, services: &[(u32, Service)]) -> Explanation {
         let ingress = ifname("i0");
+        let probes = self.probes(services);
         let question = Question {
             netns: &self.router,
             run_id: &self.run_id,
-            probe: &self.probe,
+            tags: self.tags,
             ingress: Some(&ingress),
-            services,
+            probes: &probes,
             scrutiny: &Scrutiny::default(),
             pass_on: false,
         };
         let mut send = |indexes: &[u32]| {
-            let wanted: Vec<_> = services
+            let wanted: Vec<_> = probes
                 .iter()
                 .copied()
-                .filter(|(index, _)| indexes.binary_search(index).is_ok())
+                .filter(|probe| indexes.binary_search(&probe.index).is_ok())
                 .collect();
             self.send(&wanted)
         };
@@ -604,7 +616,7 @@ fn a_limit_on_the_way_makes_the_reason_uncertain_and_is_named() {
     };
     let services = [(0, port(80)), (1, port(81))];
     // The burst of one lets the first probe through.
-    row.send(&services).unwrap();
+    row.send(&row.probes(&services)).unwrap();
     let explanation = row.explain(&services);
     assert_eq!(
         explanation.reasons[0].to_string(),
@@ -673,8 +685,8 @@ fn tracer(row: &Row) -> Tracer {
     let spec = TraceSpec {
         pass_on: false,
         run_id: row.run_id.clone(),
-        family: Family::of(row.probe.destination),
-        tags: row.probe.tags,
+        family: Family::of(row.headers.destination),
+        tags: row.tags,
         ingress: None,
     };
     let sockets = row.router.enter(TraceSockets::open_here).unwrap().unwrap();
@@ -694,10 +706,10 @@ fn events_that_do_not_fit_are_noticed_and_the_next_ones_are_whole() {
     let row = Row::v4();
     row.run("iptables-nft -P FORWARD DROP");
     let mut tracer = tracer(&row);
-    row.send(&many(40_000)).unwrap();
+    row.send(&row.probes(&many(40_000))).unwrap();
     assert!(tracer.drain().unwrap().overrun);
     let few = many(PROBES_PER_DRAIN as u32);
-    row.send(&few).unwrap();
+    row.send(&row.probes(&few)).unwrap();
     let drained = tracer.drain().unwrap();
     assert!(!drained.overrun);
     assert_eq!(drained.trails.len(), few.len());
@@ -757,11 +769,12 @@ fn the_jobs_taps_see_traced_probes_come_in_and_not_go_out() {
     let taps = Taps {
         run_id: row.run_id.clone(),
         family: Family::V4,
-        tags: row.probe.tags,
+        tags: row.tags,
         services: 2,
         tcp: 2,
         note_arrivals: false,
         by_tag: false,
+        note_ways: false,
         pass_on: false,
     };
     let socket = row.router.enter(NftSocket::open_here).unwrap().unwrap();
@@ -771,7 +784,7 @@ fn the_jobs_taps_see_traced_probes_come_in_and_not_go_out() {
         protocol: Protocol::Tcp,
     });
     let services: Vec<_> = (0..).zip(services).collect();
-    row.send(&services).unwrap();
+    row.send(&row.probes(&services)).unwrap();
     let read = taps.read().unwrap();
     assert_eq!((read.packets_in, read.out.len()), (2, 1));
     let explanation = row.explain(&services);
@@ -817,15 +830,15 @@ fn a_ruleset_that_changes_meanwhile_is_warned_about() {
     let question = Question {
         netns: &row.router,
         run_id: &row.run_id,
-        probe: &row.probe,
+        tags: row.tags,
         ingress: None,
-        services: &services,
+        probes: &row.probes(&services),
         scrutiny: &Scrutiny::default(),
         pass_on: false,
     };
     let mut send = |_: &[u32]| {
         row.run("iptables-nft -A FORWARD -p tcp --dport 9 -j DROP");
-        row.send(&services)
+        row.send(&row.probes(&services))
     };
     let mut explainer = Explainer::new(row.tools.clone());
     let explanation = explainer.explain(&question, &mut send).unwrap();

@@ -185,6 +185,7 @@ fn taps_go_with_their_job_exactly_where_there_are_owner_tables() {
         tcp: 1,
         note_arrivals: false,
         by_tag: false,
+        note_ways: false,
         pass_on: false,
     };
     let socket = router.enter(NftSocket::open_here).unwrap().unwrap();

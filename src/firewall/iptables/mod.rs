@@ -17,6 +17,7 @@
 //! namespace does: `mangle`, and `security` where the router's own rules decide in INPUT.
 
 mod command;
+mod departure;
 pub mod feature;
 mod identity;
 mod notes;

@@ -39,6 +39,8 @@ mod kernel {
     pub(super) const CMD_UNBIND: u8 = 2;
     pub(super) const COPY_PACKET: u8 = 2;
     pub(super) const ATTR_PACKET_HEADER: u16 = 1;
+    pub(super) const ATTR_MARK: u16 = 2;
+    pub(super) const ATTR_OUTDEV: u16 = 5;
     pub(super) const ATTR_PAYLOAD: u16 = 9;
     pub(super) const ATTR_PREFIX: u16 = 10;
 }
@@ -78,6 +80,10 @@ pub(super) struct Note {
     pub(super) prefix: String,
     /// At which hook, `NF_INET_*`.
     pub(super) hook: u8,
+    /// Number of the interface by which it leaves; 0 where it leaves by none.
+    pub(super) oif: u32,
+    /// Its firewall mark.
+    pub(super) mark: u32,
     /// The packet from its IP header on, as far as it was asked for.
     pub(super) packet: Vec<u8>,
 }
@@ -246,6 +252,8 @@ fn note(message: &Message<'_>) -> Option<Note> {
     // `struct nfulnl_msg_packet_hdr`: protocol, hook, padding.
     let header = attributes.find(kernel::ATTR_PACKET_HEADER);
     Some(Note {
+        oif: attributes.be32(kernel::ATTR_OUTDEV).unwrap_or(0),
+        mark: attributes.be32(kernel::ATTR_MARK).unwrap_or(0),
         hook: header.and_then(|h| h.get(2)).copied().unwrap_or(u8::MAX),
         prefix: attributes
             .text(kernel::ATTR_PREFIX)

@@ -295,6 +295,7 @@ mod tests {
             tcp: 4,
             note_arrivals: false,
             by_tag: false,
+            note_ways: false,
             pass_on: false,
         };
         let at = |table, spot| Place { table, spot };

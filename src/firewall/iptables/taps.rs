@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io};
 use super::{
     IptablesError,
     command::{Iptables, Variant},
+    departure::{self, Behind},
     feature,
     identity::{Identity, Mark, OwnerMark, PARTS, Part, chain_name},
     notes::{Delivery, Note, Notes},
@@ -15,7 +16,10 @@ use super::{
     save::Save,
 };
 use crate::{
-    firewall::{Reading, Site, Support, Taps, Undecided, taps::Indexes},
+    firewall::{
+        Reading, Site, Support, Taps, Undecided,
+        taps::{Indexes, Ways},
+    },
     model::{Dscp, Protocol},
 };
 
@@ -33,6 +37,10 @@ pub struct IptablesTaps {
     iptables: Iptables,
     plan: Plan,
     notes: Notes,
+    /// What nat may still do with what comes to the tap at POSTROUTING.
+    behind: Behind,
+    /// How probes came to the last taps.
+    ways: Ways,
     /// What was noted so far, by letter of the tap.
     noted: BTreeMap<char, Noted>,
     foreign: usize,
@@ -100,6 +108,8 @@ impl IptablesTaps {
         let (out, local) = (place::out(&before), others.place_local(&before));
         let notes = listen(&iptables, &taps)?;
         let points = render::points(&taps, &place::arrival(&before), &out, &local);
+        let behind = Behind::new(&before);
+        let ways = Ways::new(taps.services);
         let doubts = Doubts {
             out: Doubt::new(&out, others.behind(HOOK_POSTROUTING, "mangle")),
             local: Doubt::new(&local, others.behind(HOOK_INPUT, local.table)),
@@ -116,6 +126,8 @@ impl IptablesTaps {
             iptables,
             plan,
             notes,
+            behind,
+            ways,
             noted: BTreeMap::new(),
             foreign: 0,
             doubts,
@@ -211,6 +223,7 @@ impl IptablesTaps {
             packets_local: self.packets(letter::LOCAL),
             arrived: Some(self.seen(letter::ARRIVAL)),
             foreign: self.foreign,
+            ways: self.plan.taps.note_ways.then(|| self.ways.clone()),
             ..Reading::default()
         };
         let Doubts { out, local } = &self.doubts;
@@ -270,6 +283,7 @@ impl IptablesTaps {
     fn take_notes(&mut self, take: TakeNotes) -> Result<(), IptablesError> {
         let taps = &self.plan.taps;
         let (noted, foreign) = (&mut self.noted, &mut self.foreign);
+        let (ways, behind) = (&mut self.ways, &self.behind);
         let whole = take(&mut self.notes, &mut |note| {
             let letter = note.prefix.chars().next().unwrap_or_default();
             let none = || Noted {
@@ -279,7 +293,12 @@ impl IptablesTaps {
             let noted = noted.entry(letter).or_insert_with(none);
             noted.packets += 1;
             match service(&note, taps) {
-                Some(index) => _ = noted.services.insert(index),
+                Some(index) => {
+                    noted.services.insert(index);
+                    if taps.note_ways {
+                        note_way(ways, behind, index, letter, &note);
+                    }
+                }
                 None => *foreign += 1,
             }
         });
@@ -382,6 +401,25 @@ fn listen(iptables: &Iptables, taps: &Taps) -> Result<Notes, IptablesError> {
         step: "listen to",
         source,
     })
+}
+
+/// Notes how a probe came to one of the last taps.
+fn note_way(ways: &mut Ways, behind: &Behind, index: u32, letter: char, note: &Note) {
+    let out = [letter::OUT, letter::OUT_HEAD].contains(&letter);
+    if !out && letter != letter::LOCAL {
+        return;
+    }
+    let Some(left) = departure::left(note) else {
+        return ways.doubt(index, "its headers were not seen".to_owned());
+    };
+    let protocol = match note.tag() {
+        Some((number, _)) if number == Protocol::Udp.number() => Protocol::Udp,
+        _ => Protocol::Tcp,
+    };
+    match behind.doubt(protocol, &left).filter(|_| out) {
+        Some(why) => ways.doubt(index, why),
+        None => ways.insert(index, left),
+    }
 }
 
 /// The service whose probe `note` shows; none if it is no probe of this job.

@@ -373,6 +373,8 @@ mod tests {
 
     fn note(prefix: &str, hook: u8) -> Note {
         Note {
+            oif: 0,
+            mark: 0,
             prefix: prefix.to_owned(),
             hook,
             packet: Vec::new(),

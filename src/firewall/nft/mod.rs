@@ -4,6 +4,7 @@
 //! table ip tsim_RUNID {            # flags owner: gone when the socket closes, SIGKILL included
 //!   counter in, out, local
 //!   set o0 … oN, l0 … lN { typeof tag; size 4096; flags dynamic }      # 4,096 services each
+//!   # where ways are noted, the keys are longer, and there are sets w0 … wN (departure.rs)
 //!   chain in    { hook prerouting  priority -2^31;   # probe? counter in }
 //!   chain out   { hook postrouting priority 2^31-1;  # probe of shard k? add @ok; counter out; drop }
 //!   chain local { hook input       priority 2^31-1;  # probe of shard k? add @lk; counter local; drop }
@@ -19,6 +20,7 @@
 
 pub mod census;
 pub mod counters;
+mod departure;
 pub mod inventory;
 pub mod list;
 pub mod orphans;
@@ -33,7 +35,10 @@ pub(super) mod wire;
 pub use socket::{NftError, NftSocket};
 
 use crate::{
-    firewall::{Reading, Taps, taps::Indexes},
+    firewall::{
+        Reading, Taps,
+        taps::{Indexes, Left, Ways},
+    },
     model::{Liveness, RunId},
     netlink::object,
     sys::nftnl::{EncodeError, Encoder, Family},
@@ -160,8 +165,12 @@ impl NftTaps {
         let mut reading = Reading::default();
         self.read_counters(&mut reading)?;
         let mut foreign = 0;
-        reading.out = self.read_sets('o', &mut foreign)?;
-        reading.local = self.read_sets('l', &mut foreign)?;
+        if self.taps.note_ways {
+            self.read_ways(&mut reading, &mut foreign)?;
+        } else {
+            reading.out = self.read_sets('o', &mut foreign)?;
+            reading.local = self.read_sets('l', &mut foreign)?;
+        }
         if self.taps.note_arrivals {
             reading.arrived = Some(self.read_sets('i', &mut foreign)?);
         }
@@ -231,6 +240,39 @@ impl NftTaps {
         present: &mut Indexes,
         foreign: &mut usize,
     ) -> Result<(), NftError> {
+        self.read_keys(set, foreign, |index, _| _ = present.insert(index))
+    }
+
+    /// What the sets of the last taps say of how probes left.
+    fn read_ways(&mut self, reading: &mut Reading, foreign: &mut usize) -> Result<(), NftError> {
+        let (family, services) = (self.family, self.taps.services);
+        let mut ways = Departures::new(services);
+        for shard in 0..render::shards(services) {
+            for (prefix, present) in [('o', &mut reading.out), ('l', &mut reading.local)] {
+                if shard == 0 {
+                    *present = Indexes::new(services);
+                }
+                self.read_keys(&format!("{prefix}{shard}"), foreign, |index, key| {
+                    present.insert(index);
+                    ways.packet(index, departure::packet(family, key).map(|(_, left)| left));
+                })?;
+            }
+            let mut strangers = 0;
+            self.read_keys(&format!("w{shard}"), &mut strangers, |index, key| {
+                ways.way(index, |left| departure::add_way(family, key, left));
+            })?;
+        }
+        reading.ways = Some(ways.into_ways());
+        Ok(())
+    }
+
+    /// Gives `each` the index and the key of every element of `set` that is one of a probe.
+    fn read_keys(
+        &mut self,
+        set: &str,
+        foreign: &mut usize,
+        mut each: impl FnMut(u32, &[u8]),
+    ) -> Result<(), NftError> {
         let what = "reading a set of probes";
         let (tags, family) = (self.taps.tags, self.family as u16 as u8);
         let services = self.taps.services;
@@ -243,9 +285,10 @@ impl NftTaps {
             let dumped = self
                 .socket
                 .dump(kernel::GET_SET_ELEM, family, &select, what, |list| {
-                    for tag in elements(list) {
-                        match tags.index(tag).filter(|&index| index < services) {
-                            Some(index) => _ = present.insert(index),
+                    for key in elements(list) {
+                        let index = departure::tag(key).and_then(|tag| tags.index(tag));
+                        match index.filter(|&index| index < services) {
+                            Some(index) => each(index, key),
                             None => strangers += 1,
                         }
                     }
@@ -274,13 +317,67 @@ pub fn generation(socket: &mut NftSocket) -> Result<u32, NftError> {
     )
 }
 
-/// The tags in one message of a set's dump.
-fn elements(list: wire::Attributes<'_>) -> impl Iterator<Item = u32> {
+/// How probes left, put together from two sets.
+struct Departures {
+    ways: Ways,
+    /// Headers by index, and whether the way was added.
+    known: Vec<Option<(Left, bool)>>,
+}
+
+impl Departures {
+    fn new(services: u32) -> Self {
+        Self {
+            ways: Ways::new(services),
+            known: vec![None; services as usize],
+        }
+    }
+
+    /// Takes the headers of a probe. An interrupted dump shows some twice.
+    fn packet(&mut self, index: u32, left: Option<Left>) {
+        let known = self.known.get_mut(index as usize);
+        match (known, left) {
+            (Some(known @ None), Some(left)) => *known = Some((left, false)),
+            (Some(Some((before, _))), Some(left)) if *before == left => {}
+            _ => self.several(index),
+        }
+    }
+
+    /// Takes the way of a probe.
+    fn way(&mut self, index: u32, add: impl FnOnce(&mut Left) -> Option<()>) {
+        let Some(Some((left, added))) = self.known.get_mut(index as usize) else {
+            return self.several(index);
+        };
+        let before = *left;
+        if add(left).is_none() || (*added && *left != before) {
+            self.several(index);
+        } else {
+            *added = true;
+        }
+    }
+
+    fn several(&mut self, index: u32) {
+        let why = "the router sent more than one packet for it, and not all alike";
+        self.ways.doubt(index, why.to_owned());
+    }
+
+    fn into_ways(self) -> Ways {
+        let mut ways = self.ways;
+        for (index, known) in (0..).zip(self.known) {
+            if let Some((left, _)) = known {
+                ways.insert(index, left);
+            }
+        }
+        ways
+    }
+}
+
+/// The keys in one message of a set's dump.
+fn elements(list: wire::Attributes<'_>) -> impl Iterator<Item = &[u8]> {
     let nested = list.nested(kernel::SET_ELEM_LIST_ELEMENTS);
     nested.into_iter().flatten().filter_map(|(_, element)| {
         wire::Attributes(element)
             .nested(kernel::SET_ELEM_KEY)?
-            .be32(kernel::DATA_VALUE)
+            .find(kernel::DATA_VALUE)
     })
 }
 

@@ -1,6 +1,6 @@
 //! Renders [`Taps`] as one nf_tables transaction.
 
-use super::probe::ProbeMatch;
+use super::{departure::Key, probe::ProbeMatch};
 use crate::{
     firewall::Taps,
     model::Protocol,
@@ -12,6 +12,8 @@ const SHARD_BITS: u32 = 12;
 const SHARD: u32 = 1 << SHARD_BITS;
 /// How nft(8) numbers the type of a set key that is a 32-bit number (`mark`).
 const KEY_TYPE_MARK: u32 = 19;
+/// Room for another way of some probes, which is an element of its own.
+const SPARE: u32 = SHARD / 4;
 
 /// How many sets it takes for this many services.
 pub(super) fn shards(services: u32) -> u32 {
@@ -50,6 +52,8 @@ struct Point {
     name: &'static str,
     /// First letter of the names of its sets.
     prefix: char,
+    /// First letter of the names of those sets that say where probes went from here.
+    way: Option<char>,
     hook: Hook,
     priority: i32,
     /// Whether the probe's way ends here.
@@ -59,6 +63,7 @@ struct Point {
 const ARRIVAL: Point = Point {
     name: "in",
     prefix: 'i',
+    way: None,
     hook: Hook::Prerouting,
     priority: i32::MIN,
     last: false,
@@ -66,6 +71,7 @@ const ARRIVAL: Point = Point {
 const OUT: Point = Point {
     name: "out",
     prefix: 'o',
+    way: Some('w'),
     hook: Hook::Postrouting,
     priority: i32::MAX,
     last: true,
@@ -73,6 +79,7 @@ const OUT: Point = Point {
 const LOCAL: Point = Point {
     name: "local",
     prefix: 'l',
+    way: None,
     hook: Hook::Input,
     priority: i32::MAX,
     last: true,
@@ -83,12 +90,22 @@ const LOCAL: Point = Point {
 const COPIES: Point = Point {
     name: "copies",
     prefix: 'c',
+    way: None,
     hook: Hook::Output,
     priority: i32::MIN,
     last: true,
 };
 /// Counts packets with a tag and without the mark.
 const UNMARKED: &str = "unmarked";
+
+/// A set that a rule adds to.
+struct Noted {
+    name: String,
+    /// Its id within the batch.
+    id: u32,
+    /// What is added; none for the tag alone.
+    key: Option<Key>,
+}
 
 struct Render<'a> {
     batch: Encoder,
@@ -106,7 +123,7 @@ impl Render<'_> {
         self.batch
             .base_chain(family, table, point.name, point.hook, point.priority)?;
         if !point.last && !self.taps.note_arrivals {
-            return self.every(|render, probe| render.note(point, &probe, None));
+            return self.every(|render, probe| render.note(point, &probe, &[]));
         }
         (0..shards(self.taps.services)).try_for_each(|shard| self.shard(point, shard))?;
         if !point.last || self.taps.by_tag {
@@ -149,16 +166,10 @@ impl Render<'_> {
 
     /// The set of one shard at one point, and the rules that fill it.
     fn shard(&mut self, point: &Point, shard: u32) -> Result<(), EncodeError> {
-        self.sets += 1;
-        let name = format!("{}{shard}", point.prefix);
-        let set = Set {
-            name: &name,
-            id: self.sets,
-            key_type: KEY_TYPE_MARK,
-            key_len: 4,
-            size: SHARD,
-        };
-        self.batch.set(self.family, self.table, set)?;
+        let mut notes = vec![self.set(point.prefix, shard, self.key(point))?];
+        if let Some(way) = point.way.filter(|_| self.taps.note_ways) {
+            notes.push(self.set(way, shard, Some(Key::way(self.family)))?);
+        }
         let first = shard * SHARD;
         let prefix = self.taps.tags.tag(first);
         self.protocols(first, first + SHARD)
@@ -167,8 +178,29 @@ impl Render<'_> {
                 let probe = ProbeMatch::new(self.taps.family, self.taps.tags, protocol, tag);
                 let by_tag = point.last && self.taps.by_tag;
                 let probe = if by_tag { probe.without_mark() } else { probe };
-                self.note(point, &probe, Some((&name, set.id)))
+                self.note(point, &probe, &notes)
             })
+    }
+
+    /// What is noted of probes at one point; none for the tag alone.
+    fn key(&self, point: &Point) -> Option<Key> {
+        (point.last && self.taps.note_ways).then(|| Key::packet(self.family))
+    }
+
+    /// A set of one shard.
+    fn set(&mut self, prefix: char, shard: u32, key: Option<Key>) -> Result<Noted, EncodeError> {
+        self.sets += 1;
+        let name = format!("{prefix}{shard}");
+        let set = Set {
+            name: &name,
+            id: self.sets,
+            key_type: key.as_ref().map_or(KEY_TYPE_MARK, |key| key.kind),
+            key_len: key.as_ref().map_or(4, |key| key.len),
+            size: key.as_ref().map_or(SHARD, |_| SHARD + SPARE),
+        };
+        self.batch.set(self.family, self.table, set)?;
+        let id = self.sets;
+        Ok(Noted { name, id, key })
     }
 
     /// The protocols that services with indexes from `first` to below `end` have.
@@ -183,11 +215,15 @@ impl Render<'_> {
         &mut self,
         point: &Point,
         probe: &ProbeMatch,
-        set: Option<(&str, u32)>,
+        sets: &[Noted],
     ) -> Result<(), EncodeError> {
         let mut exprs = probe.exprs();
-        if let Some((name, id)) = set {
-            exprs.extend([probe.load_tag(), Expr::AddToSet { name, id }]);
+        for Noted { name, id, key } in sets {
+            match key {
+                Some(key) => exprs.extend(key.load(probe.load_tag())),
+                None => exprs.push(probe.load_tag()),
+            }
+            exprs.push(Expr::AddToSet { name, id: *id });
         }
         exprs.push(Expr::Count(point.name));
         if point.last {
@@ -225,6 +261,7 @@ mod tests {
             tcp,
             note_arrivals: false,
             by_tag: false,
+            note_ways: false,
             pass_on: false,
         }
     }

@@ -14,8 +14,7 @@ use crate::{
         },
         place::HookPoint,
     },
-    model::Service,
-    run::packet::ProbeSpec,
+    run::packet::Headers,
 };
 
 /// What may stop a probe behind the taps, in words; none where nothing can. `index` gives the
@@ -23,8 +22,7 @@ use crate::{
 pub(super) fn behind(
     reader: &mut Reader<'_>,
     chains: &[Behind],
-    probe: &ProbeSpec,
-    service: Service,
+    headers: &Headers,
     trail: Option<&Trail>,
     index: impl Fn(&str) -> Option<u32>,
 ) -> Result<Option<String>, ExplainError> {
@@ -47,7 +45,7 @@ pub(super) fn behind(
         if chain.policy_drops {
             return Ok(Some(format!("the policy of {rules} may stop it")));
         }
-        let subject = subject(probe, service, trail);
+        let subject = subject(headers, trail);
         let stopping = rules.rules.iter().find(|rule| {
             let text = rule.text.as_deref();
             text.is_none_or(|text| may_stop(text) && concerns(text, &subject))

@@ -15,7 +15,6 @@ use crate::{
         nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail},
         place::HookPoint,
     },
-    netlink::object::Family,
     netns::tool::Tools,
 };
 
@@ -56,7 +55,7 @@ impl Legacy {
         if legacy.lost.is_empty() && !every {
             return Ok(legacy);
         }
-        let all = question.services.iter().map(|(index, _)| *index);
+        let all = question.probes.iter().map(|probe| probe.index);
         let indexes: Vec<u32> = all
             .filter(|index| every || legacy.lost.contains_key(index))
             .collect();
@@ -97,10 +96,8 @@ impl Legacy {
         }) {
             explained.reason = reason(stop, hook, &self.queues);
         }
-        let key = explained.index;
-        let asked = question.services.binary_search_by_key(&key, |(i, _)| *i);
-        if let Some((_, service)) = asked.ok().and_then(|at| question.services.get(at)) {
-            let subject = subject(question.probe, *service, trail);
+        if let Some(headers) = question.headers(explained.index) {
+            let subject = subject(headers, trail);
             explained.caveats.extend(rules.caveats(steps, &subject));
         }
         for (where_to, rule) in rules.memories(steps) {
@@ -145,8 +142,7 @@ fn listen(
     indexes: &[u32],
     send: &mut SendAgain<'_>,
 ) -> Result<Result<Found, LegacyTraceError>, ExplainError> {
-    let family = Family::of(question.probe.destination);
-    let tags = question.probe.tags;
+    let (family, tags) = (question.family(), question.tags);
     let mut trace = match LegacyTrace::start(question.netns, family, tags, PROBES_PER_DRAIN) {
         Ok(Some(trace)) => trace,
         Ok(None) => return Ok(Ok(None)),

@@ -8,11 +8,11 @@ use crate::{
         nft::trace::{PacketHead, StoppedBy, Tracer, Trail},
         place::HookPoint,
     },
-    model::{IfName, Service},
+    model::IfName,
     netlink::{Lookup, LookupKind},
     run::{
         outside::{Observer, OutsideReason, judge},
-        packet,
+        packet::{self, Headers, Probe},
     },
 };
 
@@ -96,10 +96,10 @@ impl<'a> Lost<'a> {
     }
 
     fn cases(&mut self, followed: &Followed) -> Result<Vec<Case>, ExplainError> {
-        let blocked = self.question.services.iter();
+        let blocked = self.question.probes.iter();
         let mut cases: Vec<Case> = blocked
-            .filter(|(index, _)| followed.is_lost(*index))
-            .map(|&(index, service)| self.case(index, service, followed.trails.get(&index)))
+            .filter(|probe| followed.is_lost(probe.index))
+            .map(|probe| self.case(probe, followed.trails.get(&probe.index)))
             .collect();
         let heads: Vec<PacketHead> = cases.iter().map(|case| case.head).collect();
         let ways = self.observer.ways(&heads)?;
@@ -109,31 +109,30 @@ impl<'a> Lost<'a> {
         Ok(cases)
     }
 
-    fn case(&self, index: u32, service: Service, trail: Option<&Trail>) -> Case {
+    fn case(&self, probe: &Probe, trail: Option<&Trail>) -> Case {
         let after = trail.and_then(|trail| match trail.stopped_by() {
             StoppedBy::After(hook) => Some(hook),
             _ => None,
         });
         Case {
-            index,
+            index: probe.index,
             after,
-            head: trail.map_or_else(|| self.sent(service), |trail| trail.head),
+            head: trail.map_or_else(|| self.sent(&probe.headers), |trail| trail.head),
             way: None,
         }
     }
 
     /// The headers as they were sent, for a probe that was never seen.
-    fn sent(&self, service: Service) -> PacketHead {
-        let probe = self.question.probe;
+    fn sent(&self, headers: &Headers) -> PacketHead {
         PacketHead {
-            source: probe.source,
-            destination: probe.destination,
-            protocol: service.protocol,
-            source_port: probe.source_port,
-            destination_port: service.port,
-            tos: probe.dscp.tos(),
-            ttl: probe.ttl,
-            length: packet::length(probe, service.protocol) as u32,
+            source: headers.source,
+            destination: headers.destination,
+            protocol: headers.protocol,
+            source_port: headers.source_port,
+            destination_port: headers.destination_port,
+            tos: headers.tos,
+            ttl: headers.ttl,
+            length: packet::length(headers) as u32,
             mark: 0,
             iif: self.iif,
             oif: 0,

@@ -34,6 +34,7 @@ use self::{
 };
 use crate::{
     firewall::{
+        TagSpace,
         nft::{
             NftError,
             census::Census,
@@ -43,10 +44,13 @@ use crate::{
         },
         ruletext::{RuleBook, Source},
     },
-    model::{IfName, RunId, Service},
+    model::{IfName, RunId},
     netlink::{NetlinkError, object::Family},
     netns::{NetnsError, NetnsFd, NetnsId, tool::Tools},
-    run::{outside::OutsideReason, packet::ProbeSpec},
+    run::{
+        outside::OutsideReason,
+        packet::{Headers, Probe},
+    },
 };
 
 /// How long to let other jobs trace first on a router: 32 that explain a hundred services each are
@@ -60,17 +64,33 @@ pub struct Question<'a> {
     pub netns: &'a NetnsFd,
     /// The job.
     pub run_id: &'a RunId,
-    /// What its probes look like.
-    pub probe: &'a ProbeSpec,
+    /// The job's tags.
+    pub tags: TagSpace,
     /// The router's interface by which they come in, where it is known.
     pub ingress: Option<&'a IfName>,
-    /// The services with their indexes: blocked ones, and where [`Scrutiny`] asks for it others,
-    /// in ascending order.
-    pub services: &'a [(u32, Service)],
+    /// The probes as they come to the router: blocked ones, and where [`Scrutiny`] asks for it
+    /// others, of one family and in ascending order of their indexes.
+    pub probes: &'a [Probe],
     /// What makes the measurement of the others doubtful.
     pub scrutiny: &'a Scrutiny,
     /// Let probes go on behind the last chain, as [`Taps::pass_on`](crate::firewall::Taps::pass_on).
     pub pass_on: bool,
+}
+
+impl Question<'_> {
+    /// The family of the probes.
+    fn family(&self) -> Family {
+        let first = self.probes.first();
+        first.map_or(Family::V4, |probe| Family::of(probe.headers.destination))
+    }
+
+    /// The headers with which a probe comes to the router.
+    fn headers(&self, index: u32) -> Option<&Headers> {
+        let at = self
+            .probes
+            .binary_search_by_key(&index, |probe| probe.index);
+        Some(&self.probes.get(at.ok()?)?.headers)
+    }
 }
 
 /// Why services that were not blocked are looked at as well.
@@ -166,7 +186,7 @@ impl Explainer {
         question: &Question<'_>,
         send: &mut SendAgain<'_>,
     ) -> Result<Explanation, ExplainError> {
-        if question.services.is_empty() {
+        if question.probes.is_empty() {
             return Ok(Explanation::default());
         }
         let open = || {
@@ -206,7 +226,7 @@ impl Explainer {
         send: &mut SendAgain<'_>,
         turn: Option<Turn>,
     ) -> Result<Explanation, ExplainError> {
-        let indexes: Vec<u32> = question.services.iter().map(|(index, _)| *index).collect();
+        let indexes: Vec<u32> = question.probes.iter().map(|probe| probe.index).collect();
         let mut followed = follow(tracer, &indexes, send)?;
         let mut lost = Lost::new(question)?;
         let outside = lost.explain(tracer, &mut followed, send)?;
@@ -253,7 +273,7 @@ impl Explainer {
             tools: &self.tools,
             socket: tracer.control(),
         };
-        Reader::new(book, source, question.probe)
+        Reader::new(book, source)
     }
 
     /// The book of a router if its ruleset has not changed since, or a new one.
@@ -282,13 +302,13 @@ impl Found<'_> {
     ) -> Result<(Vec<Explained>, RuleBook, BTreeSet<String>), ExplainError> {
         let chains = &question.scrutiny.census.behind;
         let index = |name: &str| self.lost.index(name);
-        let mut reasons = Vec::with_capacity(question.services.len());
-        for &(number, service) in question.services {
-            let trail = self.followed.trails.get(&number);
-            let mut explained = reader.explained(number, service, &self.followed, &self.outside)?;
-            explained.behind = behind(&mut reader, chains, question.probe, service, trail, index)?;
+        let mut reasons = Vec::with_capacity(question.probes.len());
+        for probe in question.probes {
+            let trail = self.followed.trails.get(&probe.index);
+            let mut explained = reader.explained(probe, &self.followed, &self.outside)?;
+            explained.behind = behind(&mut reader, chains, &probe.headers, trail, index)?;
             self.legacy.improve(question, trail, &mut explained);
-            perhaps_taken(&mut reader, question, service, trail, &mut explained)?;
+            perhaps_taken(&mut reader, question, &probe.headers, trail, &mut explained)?;
             reasons.push(explained);
         }
         let (book, mut warnings) = reader.finish();
@@ -300,8 +320,8 @@ impl Found<'_> {
 fn trace_spec(question: &Question<'_>) -> TraceSpec {
     TraceSpec {
         run_id: question.run_id.clone(),
-        family: Family::of(question.probe.destination),
-        tags: question.probe.tags,
+        family: question.family(),
+        tags: question.tags,
         ingress: question.ingress.cloned(),
         pass_on: question.pass_on,
     }

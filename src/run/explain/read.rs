@@ -22,9 +22,11 @@ use crate::{
         },
         ruletext::{Chain, RuleBook, RuleText, Source},
     },
-    model::Service,
     netns::NetnsFd,
-    run::{outside::OutsideReason, packet::ProbeSpec},
+    run::{
+        outside::OutsideReason,
+        packet::{Headers, Probe},
+    },
 };
 
 /// Lists the queues that somebody listens to, one per line, its number first.
@@ -34,17 +36,15 @@ const QUEUES: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 pub(super) struct Reader<'a> {
     book: RuleBook,
     source: Source<'a>,
-    probe: &'a ProbeSpec,
     queues: Option<Vec<u16>>,
     warnings: BTreeSet<String>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(book: RuleBook, source: Source<'a>, probe: &'a ProbeSpec) -> Self {
+    pub(super) fn new(book: RuleBook, source: Source<'a>) -> Self {
         Self {
             book,
             source,
-            probe,
             queues: None,
             warnings: BTreeSet::new(),
         }
@@ -74,11 +74,11 @@ impl<'a> Reader<'a> {
     /// Explains one service.
     pub(super) fn explained(
         &mut self,
-        index: u32,
-        service: Service,
+        probe: &Probe,
         followed: &Followed,
         outside: &BTreeMap<u32, OutsideReason>,
     ) -> Result<Explained, ExplainError> {
+        let index = probe.index;
         let trail = followed.trails.get(&index);
         let reason = match (trail, outside.get(&index)) {
             _ if followed.overrun.contains(&index) => Reason::TooManyEvents,
@@ -87,7 +87,7 @@ impl<'a> Reader<'a> {
             (None, None) => Reason::Outside(OutsideReason::NotSeen(Vec::new())),
         };
         let caveats = match trail {
-            Some(trail) => self.caveats(trail, service)?,
+            Some(trail) => self.caveats(trail, &probe.headers)?,
             None => Vec::new(),
         };
         Ok(Explained {
@@ -151,9 +151,9 @@ impl<'a> Reader<'a> {
     fn caveats(
         &mut self,
         trail: &Trail,
-        service: Service,
+        headers: &Headers,
     ) -> Result<Vec<(Caveat, RuleText)>, ExplainError> {
-        let subject = subject(self.probe, service, Some(trail));
+        let subject = subject(headers, Some(trail));
         let mut found = Vec::new();
         let visited = visited(&trail.steps).into_iter();
         // Other jobs' tables see the probe, and neither stop nor change it.
@@ -206,13 +206,13 @@ pub(super) fn queues(netns: &NetnsFd) -> Vec<u16> {
 }
 
 /// What rules may see of a probe, before and behind NAT.
-pub(super) fn subject(probe: &ProbeSpec, service: Service, trail: Option<&Trail>) -> Subject {
+pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Subject {
     let head = trail.map(|trail| &trail.head);
     let mut subject = Subject {
-        protocol: service.protocol,
-        ports: vec![service.port],
-        sources: vec![probe.source],
-        destinations: vec![probe.destination],
+        protocol: headers.protocol,
+        ports: vec![headers.destination_port],
+        sources: vec![headers.source],
+        destinations: vec![headers.destination],
     };
     subject.ports.extend(head.map(|head| head.destination_port));
     subject.sources.extend(head.map(|head| head.source));

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     firewall::{concern::concerns, nft::trace::Trail},
-    model::Service,
+    run::packet::Headers,
 };
 
 /// Where nothing was seen to stop the probe at a hook, names a rule that takes packets of its kind
@@ -15,14 +15,14 @@ use crate::{
 pub(super) fn perhaps_taken(
     reader: &mut Reader<'_>,
     question: &Question<'_>,
-    service: Service,
+    headers: &Headers,
     trail: Option<&Trail>,
     explained: &mut Explained,
 ) -> Result<(), ExplainError> {
     let Reason::Within(hook) = explained.reason else {
         return Ok(());
     };
-    let subject = subject(question.probe, service, trail);
+    let subject = subject(headers, trail);
     for place in &question.scrutiny.census.taking {
         let rule = reader.chain(place)?.rule(place.handle);
         let text = rule.text.as_deref();

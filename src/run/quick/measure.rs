@@ -25,8 +25,8 @@ use crate::{
     netns::{NetnsFd, tool::Tools, visit},
     run::{
         explain::Scrutiny,
-        packet::ProbeSpec,
-        probe::{Catalogue, ProbeSocket, Refused},
+        packet::Probe,
+        probe::{ProbeSocket, Refused},
         verdict::{Finding, Observed, doubts, judge},
     },
 };
@@ -35,8 +35,7 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Question<'a> {
     pub(super) taps: &'a Taps,
-    pub(super) spec: &'a ProbeSpec,
-    pub(super) catalogue: &'a Catalogue,
+    pub(super) probes: &'a [Probe],
     pub(super) backend: Backend,
     pub(super) tools: &'a Tools,
     pub(super) owner: &'a OwnerMark,
@@ -89,7 +88,7 @@ impl<'a> Probing<'a> {
         let (mut nft, mut probes, mut legacy) = (None, None, false);
         visit(&[router, host], |netns| {
             if netns.id() == host.id() {
-                probes = Some(ProbeSocket::open_here(question.spec.destination));
+                probes = Some(ProbeSocket::open_here(question.taps.family));
                 return;
             }
             legacy = has_tables_here(question.taps.family);
@@ -216,8 +215,13 @@ impl<'a> Probing<'a> {
 
     /// Sends the probes with `indexes` once more; whoever calls watches them in another way.
     pub(super) fn send(&self, indexes: &[u32]) -> Refused {
-        self.probes
-            .send(self.question.spec, self.question.catalogue, indexes)
+        let Question { taps, probes, .. } = self.question;
+        if indexes.len() == probes.len() {
+            return self.probes.send(taps.tags, probes);
+        }
+        let wanted = |probe: &&Probe| indexes.binary_search(&probe.index).is_ok();
+        let some: Vec<Probe> = probes.iter().filter(wanted).copied().collect();
+        self.probes.send(taps.tags, &some)
     }
 
     /// Puts taps in, probes, reads, and takes the taps out again whatever happened.

@@ -24,14 +24,14 @@ use crate::{
         backend::{Backend, Site, choose},
         iptables::{OwnerMark, feature},
     },
-    model::{Dscp, Service},
+    model::Dscp,
     netlink::object::Family,
     netns::{NetnsDir, tool::Tools},
     processors,
     registry::Owner,
     run::{
         explain::{self, Explainer, Explanation, Scrutiny},
-        packet::ProbeSpec,
+        packet::{Headers, Probe},
         probe::Catalogue,
         report::Verdict,
         resolve::Part,
@@ -51,7 +51,7 @@ pub(super) struct Plan {
     tools: Tools,
     owner: OwnerMark,
     taps: Taps,
-    spec: ProbeSpec,
+    probes: Vec<Probe>,
     pub(super) catalogue: Catalogue,
 }
 
@@ -81,7 +81,7 @@ pub(super) struct Measurement {
 /// The services that are looked at more closely.
 #[derive(Default)]
 struct Asked {
-    services: Vec<(u32, Service)>,
+    probes: Vec<Probe>,
     /// What to say of those that are not.
     left_out: Vec<String>,
 }
@@ -123,23 +123,30 @@ impl Plan {
             tcp: catalogue.tcp(),
             note_arrivals: false,
             by_tag: false,
+            note_ways: false,
             pass_on: job.pass_on.is_some(),
         };
-        let spec = ProbeSpec {
-            source: job.source,
-            destination: job.destination,
-            source_port: flow.source_port,
-            dscp: job.probe_dscp,
-            ttl: TTL,
-            tags,
+        let probe = |index: u32| {
+            let service = catalogue.service(index)?;
+            let headers = Headers {
+                source: job.source,
+                destination: job.destination,
+                protocol: service.protocol,
+                source_port: flow.source_port,
+                destination_port: service.port,
+                tos: job.probe_dscp.tos(),
+                ttl: TTL,
+            };
+            Some(Probe { index, headers })
         };
+        let probes = (0..catalogue.len()).filter_map(probe).collect();
         Ok(Self {
             backend,
             explain: job.explain,
             tools,
             owner,
             taps,
-            spec,
+            probes,
             catalogue,
         })
     }
@@ -193,12 +200,12 @@ impl Plan {
             _ => probing.scrutiny(findings.values())?,
         };
         let asked = self.worth_explaining(&findings, &scrutiny);
-        let explained = if asked.services.is_empty() {
+        let explained = if asked.probes.is_empty() {
             Explanation::default()
         } else {
             let mut explainer = Explainer::new(self.tools.clone());
-            let services = &asked.services;
-            let explained = self.explain(&mut explainer, part, &probing, services, &scrutiny);
+            let probes = &asked.probes;
+            let explained = self.explain(&mut explainer, part, &probing, probes, &scrutiny);
             closing.push(Closing::Explainer(explainer));
             explained?
         };
@@ -241,7 +248,7 @@ impl Plan {
             ExplainMode::Always => usize::MAX,
         };
         let (mut blocked, mut passed, mut left) = (0, 0, 0);
-        let mut services = Vec::new();
+        let mut probes = Vec::new();
         for (&index, finding) in findings {
             let count = match finding {
                 Finding::Stopped | Finding::NotArrived => &mut blocked,
@@ -251,8 +258,9 @@ impl Plan {
             *count += 1;
             let fits = *count <= most;
             left += usize::from(!fits && matches!(finding, Finding::Passed | Finding::Delivered));
-            let service = self.catalogue.service(index).filter(|_| fits);
-            services.extend(service.map(|service| (index, service)));
+            let at = self.probes.binary_search_by_key(&index, |p| p.index);
+            let probe = at.ok().and_then(|at| self.probes.get(at));
+            probes.extend(probe.filter(|_| fits));
         }
         let mut left_out = Vec::new();
         if blocked > most {
@@ -268,7 +276,7 @@ impl Plan {
                  does that"
             ));
         }
-        Asked { services, left_out }
+        Asked { probes, left_out }
     }
 
     fn explain(
@@ -276,16 +284,16 @@ impl Plan {
         explainer: &mut Explainer,
         part: &Part,
         probing: &Probing<'_>,
-        services: &[(u32, Service)],
+        probes: &[Probe],
         scrutiny: &Scrutiny,
     ) -> Result<Explanation, QuickError> {
         step("quick.explain")?;
         let question = explain::Question {
             netns: &part.way.netns,
             run_id: &self.taps.run_id,
-            probe: &self.spec,
+            tags: self.taps.tags,
             ingress: part.way.iface_in.as_ref(),
-            services,
+            probes,
             scrutiny,
             pass_on: self.taps.pass_on,
         };
@@ -304,8 +312,7 @@ impl Plan {
     fn question(&self) -> Question<'_> {
         Question {
             taps: &self.taps,
-            spec: &self.spec,
-            catalogue: &self.catalogue,
+            probes: &self.probes,
             backend: self.backend,
             tools: &self.tools,
             owner: &self.owner,

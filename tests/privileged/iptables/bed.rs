@@ -18,7 +18,7 @@ use tsim::{
         Backend, InstalledTaps, Reading, Site, TagSpace, Taps,
         iptables::{OwnerMark, Variant},
     },
-    model::{Dscp, Protocol, RunId, Service, ServiceLimits, parse_services},
+    model::{Dscp, Protocol, RunId, ServiceLimits, parse_services},
     netlink::{
         LinkChange, LookupKind, LookupQuery, Netlink, NewVeth, VethEnd,
         object::{Address, Family, Mac, Neighbour, Route},
@@ -27,7 +27,7 @@ use tsim::{
     netns::{NetnsFd, tool::Tools},
     registry::Owner,
     run::{
-        packet::ProbeSpec,
+        packet::{Headers, Probe},
         probe::{Catalogue, ProbeSocket},
     },
 };
@@ -203,7 +203,7 @@ pub(super) struct Job<'a> {
     row: &'a Row,
     pub(super) taps: Taps,
     pub(super) catalogue: Catalogue,
-    pub(super) spec: ProbeSpec,
+    pub(super) headers: Headers,
 }
 
 impl<'a> Job<'a> {
@@ -229,22 +229,24 @@ impl<'a> Job<'a> {
                 tcp: catalogue.tcp(),
                 note_arrivals: false,
                 by_tag: false,
+                note_ways: false,
                 pass_on: false,
             },
             catalogue,
-            spec: ProbeSpec {
+            headers: Headers {
                 source,
                 destination,
+                protocol: Protocol::Tcp,
                 source_port: 40_000 + (nth % 20_000) as u16,
-                dscp: Dscp::DEFAULT,
+                destination_port: 0,
+                tos: 0,
                 ttl: 64,
-                tags,
             },
         }
     }
 
     pub(super) fn to(mut self, destination: IpAddr) -> Self {
-        self.spec.destination = destination;
+        self.headers.destination = destination;
         self
     }
 
@@ -256,10 +258,9 @@ impl<'a> Job<'a> {
 
     /// Sends every probe once.
     pub(super) fn send(&self) {
-        let destination = self.spec.destination;
-        let open = || ProbeSocket::open_here(destination);
+        let open = || ProbeSocket::open_here(self.taps.family);
         let socket = self.row.source.enter(open).unwrap().unwrap();
-        let refused = socket.send(&self.spec, &self.catalogue, &self.catalogue.all());
+        let refused = socket.send(self.taps.tags, &self.probes());
         assert!(refused.is_empty(), "{refused:?}");
     }
 
@@ -273,11 +274,18 @@ impl<'a> Job<'a> {
         reading
     }
 
-    /// All services with their indexes.
-    pub(super) fn services(&self) -> Vec<(u32, Service)> {
-        let all = self.catalogue.all().into_iter();
-        all.map(|index| (index, self.catalogue.service(index).unwrap()))
-            .collect()
+    /// A probe for each service.
+    pub(super) fn probes(&self) -> Vec<Probe> {
+        let one = |index| {
+            let service = self.catalogue.service(index).unwrap();
+            let headers = Headers {
+                protocol: service.protocol,
+                destination_port: service.port,
+                ..self.headers
+            };
+            Probe { index, headers }
+        };
+        self.catalogue.all().into_iter().map(one).collect()
     }
 
     /// The services with these indexes, in the order of [`SERVICES`].

@@ -16,21 +16,25 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 fn explain(row: &Row, job: &Job<'_>) -> Explanation {
     let ingress = ifname("in");
-    let blocked = job.services();
+    let blocked = job.probes();
     let question = Question {
         netns: &row.router,
         run_id: &job.taps.run_id,
-        probe: &job.spec,
+        tags: job.taps.tags,
         ingress: Some(&ingress),
-        services: &blocked,
+        probes: &blocked,
         scrutiny: &Scrutiny::default(),
         pass_on: false,
     };
-    let destination = job.spec.destination;
-    let open = || ProbeSocket::open_here(destination);
+    let open = || ProbeSocket::open_here(job.taps.family);
     let socket = row.source.enter(open).unwrap().unwrap();
     let mut send = |indexes: &[u32]| {
-        let refused = socket.send(&job.spec, &job.catalogue, indexes);
+        let wanted: Vec<_> = blocked
+            .iter()
+            .copied()
+            .filter(|probe| indexes.binary_search(&probe.index).is_ok())
+            .collect();
+        let refused = socket.send(job.taps.tags, &wanted);
         assert!(refused.is_empty(), "{refused:?}");
         Ok(())
     };

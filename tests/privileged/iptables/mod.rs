@@ -1,6 +1,7 @@
 //! The iptables back end: both variants, both families.
 
 mod bed;
+mod departure;
 mod explain;
 
 use std::{fs, process::Command};
