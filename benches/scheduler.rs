@@ -29,7 +29,7 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 use tsim::{
-    config::Config,
+    config::{Config, Places},
     model::{LabName, RunId},
     sched::{
         job::{Mode, NewJob, Params, UserName},
@@ -105,7 +105,7 @@ impl Bench {
             dir.path().display()
         );
         fs::write(&file, text).unwrap();
-        let spool = Spool::open(&Config::load(Some(&file)).unwrap()).unwrap();
+        let spool = Spool::open(&Config::load(Some(&file), &Places::system()).unwrap()).unwrap();
         let queue = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
         queue
             .add_watch(spool.queue_dir(), AddWatchFlags::IN_ALL_EVENTS)

@@ -15,12 +15,11 @@ use thiserror::Error;
 
 use crate::model::{Dscp, DscpRange, ServiceLimits};
 
+mod places;
 mod scheduler;
 
+pub use places::{NoPlace, Places};
 pub use scheduler::Scheduler;
-
-/// Where the configuration is looked for when no `--config` is given.
-pub const DEFAULT_FILE: &str = "/etc/tsim/tsim.toml";
 
 /// A configuration file with every key, its default and what it means.
 pub const EXAMPLE: &str = include_str!("sched/dist/tsim.toml");
@@ -50,10 +49,15 @@ pub enum ConfigError {
 /// Paths and limits of one installation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// Whether to work in a user namespace; where this says nothing, a process does that lacks
+    /// root's rights.
+    pub rootless: Option<bool>,
     /// Registry directory, see [`crate::registry`].
     pub registry_dir: PathBuf,
     /// Directory with one sub-directory per lab.
     pub labs_dir: PathBuf,
+    /// Directory with one sub-directory per queued job.
+    pub results_dir: PathBuf,
     /// DSCP values that jobs may hold.
     pub dscp: DscpRange,
     /// Most services per job.
@@ -68,9 +72,19 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
+        Self::in_places(&Places::system())
+    }
+}
+
+impl Config {
+    /// The defaults, with state in `places`.
+    #[must_use]
+    pub fn in_places(places: &Places) -> Self {
         Self {
-            registry_dir: "/run/tsim".into(),
-            labs_dir: "/run/tsim/labs".into(),
+            rootless: None,
+            registry_dir: places.runtime_dir.clone(),
+            labs_dir: places.runtime_dir.join("labs"),
+            results_dir: places.results_dir.clone(),
             dscp: DscpRange::default(),
             services: ServiceLimits::default(),
             lock_timeout: Duration::from_secs(60),
@@ -86,8 +100,10 @@ impl Default for Config {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    rootless: Option<bool>,
     registry_dir: Option<PathBuf>,
     labs_dir: Option<PathBuf>,
+    results_dir: Option<PathBuf>,
     dscp_first: Option<Dscp>,
     dscp_last: Option<Dscp>,
     max_services: Option<usize>,
@@ -98,15 +114,17 @@ struct File {
 }
 
 impl Config {
-    /// Reads `path`, or [`DEFAULT_FILE`] when none was named.
+    /// Reads `path`, or the file of `places` when none was named.
     ///
     /// # Errors
     /// [`ConfigError`] when a named file is missing, or any file is unreadable or wrong.
-    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let file = path.unwrap_or(Path::new(DEFAULT_FILE));
+    pub fn load(path: Option<&Path>, places: &Places) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(&places.config_file);
         match fs::read_to_string(file) {
-            Ok(text) => Self::parse(&text, file),
-            Err(e) if path.is_none() && e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Ok(text) => Self::parse(&text, file, places),
+            Err(e) if path.is_none() && e.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::in_places(places))
+            }
             Err(source) => Err(ConfigError::Read {
                 path: file.to_owned(),
                 source,
@@ -114,13 +132,13 @@ impl Config {
         }
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    fn parse(text: &str, path: &Path, places: &Places) -> Result<Self, ConfigError> {
         let refuse = |message: String| ConfigError::Parse {
             path: path.to_owned(),
             message,
         };
         let file: File = toml::from_str(text).map_err(|e| refuse(e.to_string()))?;
-        let default = Self::default();
+        let default = Self::in_places(places);
         let first = file
             .dscp_first
             .unwrap_or(Dscp::new(32).map_err(|e| refuse(e.to_string()))?);
@@ -130,9 +148,16 @@ impl Config {
         let seconds = file
             .lock_timeout_seconds
             .unwrap_or(default.lock_timeout.as_secs_f64());
+        let results_dir = match (file.results_dir, &file.registry_dir) {
+            (Some(dir), _) => dir,
+            (None, Some(registry)) => registry.join("runs"),
+            (None, None) => default.results_dir,
+        };
         let registry_dir = file.registry_dir.unwrap_or(default.registry_dir);
         let config = Self {
+            rootless: file.rootless,
             labs_dir: file.labs_dir.unwrap_or_else(|| registry_dir.join("labs")),
+            results_dir,
             registry_dir,
             dscp: DscpRange::new(first, last).map_err(|e| refuse(e.to_string()))?,
             services: ServiceLimits {
@@ -147,7 +172,7 @@ impl Config {
             scheduler: file.scheduler,
         };
         config.scheduler.check().map_err(refuse)?;
-        for dir in [&config.registry_dir, &config.labs_dir] {
+        for dir in [&config.registry_dir, &config.labs_dir, &config.results_dir] {
             if !dir.is_absolute() {
                 return Err(refuse(format!("{} is not an absolute path", dir.display())));
             }
@@ -161,7 +186,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, Path::new("t.toml")).map_err(|e| e.to_string())
+        Config::parse(text, Path::new("t.toml"), &Places::system()).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -171,8 +196,9 @@ mod tests {
 
     #[test]
     fn the_example_names_every_key_with_its_default() {
-        // The last two have no default; what stands there is an example.
+        // These have no default; what stands there is an example.
         let example = EXAMPLE.split("#runner_dir").next().unwrap();
+        let example = example.replace("#rootless", "#");
         let keys = example.lines().map(|line| match line.strip_prefix('#') {
             Some(setting) if !setting.starts_with(' ') => setting,
             _ => line,
@@ -182,14 +208,30 @@ mod tests {
         let keys = |table: &toml::Table| table.keys().cloned().collect::<Vec<_>>();
         let table: toml::Table = text.parse().unwrap();
         let scheduler = table["scheduler"].as_table().unwrap();
-        assert_eq!((keys(&table).len(), keys(scheduler).len()), (8, 16));
+        assert_eq!((keys(&table).len(), keys(scheduler).len()), (9, 16));
         assert_eq!(parse(EXAMPLE).unwrap(), Config::default());
     }
 
     #[test]
-    fn labs_move_with_the_registry() {
+    fn labs_and_results_move_with_the_registry() {
         let config = parse("registry_dir = \"/var/lib/tsim\"").unwrap();
         assert_eq!(config.labs_dir, Path::new("/var/lib/tsim/labs"));
+        assert_eq!(config.results_dir, Path::new("/var/lib/tsim/runs"));
+        let apart = parse("registry_dir = \"/a\"\nresults_dir = \"/b\"").unwrap();
+        assert_eq!(apart.results_dir, Path::new("/b"));
+    }
+
+    #[test]
+    fn a_user_has_places_of_their_own() {
+        let places = Places {
+            config_file: "/home/anna/.config/tsim/tsim.toml".into(),
+            runtime_dir: "/run/user/1000/tsim".into(),
+            results_dir: "/home/anna/.local/state/tsim/runs".into(),
+        };
+        let config = Config::load(None, &places).unwrap();
+        assert_eq!(config.registry_dir, places.runtime_dir);
+        assert_eq!(config.labs_dir, places.runtime_dir.join("labs"));
+        assert_eq!(config.results_dir, places.results_dir);
     }
 
     #[test]
@@ -214,6 +256,8 @@ mod tests {
 
     #[test]
     fn a_named_file_must_exist() {
-        assert!(Config::load(Some(Path::new("/nonexistent/tsim.toml"))).is_err());
+        assert!(
+            Config::load(Some(Path::new("/nonexistent/tsim.toml")), &Places::system()).is_err()
+        );
     }
 }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`cli`] | arguments as typed, then resolved; exit codes; output |
 //! | [`doctor`] | what this machine offers and lacks |
+//! | [`keeper`] | an ordinary user's namespaces |
 //! | [`sched`] | queue, policy, event loop, live viewer |
 //! | [`run`] | the quick job: taps, probes, verdicts, undo, report |
 //! | [`lab`] | facts → topology → namespaces; hosts; path trace |
@@ -24,6 +25,7 @@ pub mod config;
 pub mod doctor;
 pub mod fault;
 pub mod firewall;
+pub mod keeper;
 pub mod lab;
 pub mod model;
 pub mod netlink;

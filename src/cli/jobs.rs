@@ -17,7 +17,9 @@ use nix::unistd::{User, getuid};
 use serde::Serialize;
 use serde_json::Map;
 
-use super::{Context, Exit, Failure, Run, matrix, question::layout, table::write_table};
+use super::{
+    Context, Exit, Failure, Run, matrix, question::layout, start::Standing, table::write_table,
+};
 use crate::{
     model::{LabName, RouterName, RunId},
     run::report::QuickReport,
@@ -122,7 +124,7 @@ impl Run for Submit {
         };
         let job = NewJob {
             run_id,
-            username: user(self.user)?,
+            username: user(self.user, context)?,
             mode,
             params,
         };
@@ -142,9 +144,13 @@ impl Run for Submit {
 }
 
 /// The name given, or the login name of the calling user.
-fn user(given: Option<UserName>) -> Result<UserName, Failure> {
+fn user(given: Option<UserName>, context: &Context) -> Result<UserName, Failure> {
     if let Some(user) = given {
         return Ok(user);
+    }
+    // Inside a user namespace everybody is root.
+    if let Standing::Inside(keeper, _) = &context.standing {
+        return UserName::new(keeper.user.clone()).map_err(Failure::cannot_run);
     }
     let uid = getuid();
     let user = User::from_uid(uid).map_err(io::Error::from)?;
@@ -284,7 +290,7 @@ pub(super) struct Cancel {
 impl Run for Cancel {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let spool = Spool::open(&context.config)?;
-        let user = user(self.user)?;
+        let user = user(self.user, context)?;
         let run_id = self.run_id;
         let cancelled = spool.lock()?.cancel(&run_id, &user, Timestamp::now())?;
         let (text, status) = match &cancelled {

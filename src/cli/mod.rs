@@ -16,9 +16,11 @@ use std::{
 use clap::{Args, Parser};
 use serde::Serialize;
 
+use self::start::{Standing, start};
 use crate::{
     config::{Config, ConfigError},
     fault::{self, Plan},
+    keeper::KeeperError,
     netlink::buffers,
     sys::{leave, limits},
 };
@@ -27,11 +29,13 @@ pub mod detailed;
 mod doctor;
 mod host;
 mod jobs;
+mod keeper;
 mod lab;
 pub mod matrix;
 mod question;
 pub mod quick;
 mod registry;
+mod start;
 mod table;
 mod trace;
 pub mod tsim;
@@ -116,9 +120,14 @@ impl From<io::Error> for Failure {
 /// Options that every command takes.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// Configuration file [default: /etc/tsim/tsim.toml, if there is one]
+    /// Configuration file [default: ~/.config/tsim/tsim.toml for an ordinary user, or else
+    /// /etc/tsim/tsim.toml; if there is one]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// Work in a user namespace, which needs no root [default: where rights are missing]
+    #[arg(long, global = true)]
+    pub rootless: bool,
 
     /// Print JSON instead of text
     #[arg(long, global = true)]
@@ -144,16 +153,18 @@ pub struct Context {
     pub config: Config,
     /// Whether to print JSON.
     pub json: bool,
+    standing: Standing,
     slow_to_close: Cell<bool>,
 }
 
 impl Context {
-    /// What a command gets.
+    /// What a command gets that has root's rights.
     #[must_use]
     pub fn new(config: Config, json: bool) -> Self {
         Self {
             config,
             json,
+            standing: Standing::Root,
             slow_to_close: Cell::new(false),
         }
     }
@@ -206,10 +217,26 @@ pub trait Run {
     fn run(self, context: &Context) -> Result<Exit, Failure>;
 }
 
+/// What a command needs of the kernel where it runs without root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Only files.
+    Nothing,
+    /// The user's namespaces, in which labs live.
+    Namespaces,
+    /// The same, and to be reached from the machine's own network.
+    NamespacesBeside,
+}
+
 /// A whole command line: global options and what to run.
 pub trait CommandLine: Parser + Run {
     /// The options that every command takes.
     fn global(&self) -> &Global;
+
+    /// What it needs to be in before it runs.
+    fn needs(&self) -> Needs {
+        Needs::Namespaces
+    }
 
     /// How log lines look, and from which level on they are written.
     fn log(&self) -> Log {
@@ -241,7 +268,13 @@ impl Log {
 }
 
 /// Parses `args`, runs the command, prints what went wrong, and ends the process.
+///
+/// Under the name of the keeper, this is the keeper.
 pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
+    let mut args = args.into_iter().peekable();
+    if args.peek().is_some_and(|name| *name == crate::keeper::NAME) {
+        crate::keeper::run();
+    }
     let exit = match C::try_parse_from(args) {
         Ok(command) => run(command),
         Err(error) => {
@@ -271,13 +304,14 @@ fn run<C: CommandLine>(command: C) -> Exit {
     if let Some(plan) = global.fault {
         fault::arm(plan);
     }
-    let result = Config::load(global.config.as_deref())
-        .map_err(Failure::from)
-        .and_then(|config| {
-            let context = Context::new(config, global.json);
-            let exit = command.run(&context)?;
-            Ok((exit, context.slow_to_close.get()))
-        });
+    let result = start(&global, command.needs()).and_then(|(config, standing)| {
+        let context = Context {
+            standing,
+            ..Context::new(config, global.json)
+        };
+        let exit = command.run(&context)?;
+        Ok((exit, context.slow_to_close.get()))
+    });
     if global.fault == Some(Plan::Count) {
         let _ = writeln!(io::stderr(), "fault: {} steps", fault::taken().0);
     }
@@ -286,7 +320,9 @@ fn run<C: CommandLine>(command: C) -> Exit {
         Ok((exit, false)) => exit,
         Err(failure) => {
             let _ = writeln!(io::stderr(), "error: {failure}");
+            // What keeps a user's namespaces from being made is said already.
             if failure.exit == Exit::CannotRun
+                && !failure.error.is::<KeeperError>()
                 && let Some(hint) = crate::doctor::missing_rights()
             {
                 let _ = writeln!(

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, doctor, host, jobs, lab,
-    registry, trace, watch,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, doctor, host, jobs,
+    keeper, lab, registry, trace, watch,
 };
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
@@ -34,11 +34,32 @@ enum Command {
     Reconcile(registry::Reconcile),
     Log(registry::Log),
     Doctor(doctor::Doctor),
+    Keeper(keeper::ShowKeeper),
+    Exec(keeper::Exec),
+    Shell(keeper::Shell),
 }
 
 impl CommandLine for Tsim {
     fn global(&self) -> &Global {
         &self.global
+    }
+
+    fn needs(&self) -> Needs {
+        match self.command {
+            // The queue and the registry are files; a doctor looks why there are no namespaces.
+            Command::Queue(_)
+            | Command::Cancel(_)
+            | Command::Result(_)
+            | Command::Watch(_)
+            | Command::Hosts(_)
+            | Command::Leases(_)
+            | Command::Locks(_)
+            | Command::Dscp(_)
+            | Command::Log(_)
+            | Command::Doctor(_)
+            | Command::Keeper(_) => Needs::Nothing,
+            _ => Needs::Namespaces,
+        }
     }
 }
 
@@ -60,6 +81,9 @@ impl Run for Tsim {
             Command::Reconcile(command) => command.run(context),
             Command::Log(command) => command.run(context),
             Command::Doctor(command) => command.run(context),
+            Command::Keeper(command) => command.run(context),
+            Command::Exec(command) => command.run(context),
+            Command::Shell(command) => command.run(context),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 
-use super::{CommandLine, Context, Exit, Failure, Global, Log, Run};
+use super::{CommandLine, Context, Exit, Failure, Global, Log, Needs, Run};
 use crate::{
     config::{self, Config},
     model::RunId,
@@ -56,6 +56,15 @@ const UNIT: &str = include_str!("../sched/dist/tsimd.service");
 impl CommandLine for Tsimd {
     fn global(&self) -> &Global {
         &self.global
+    }
+
+    /// The viewer listens in the machine's own network.
+    fn needs(&self) -> Needs {
+        if self.print_unit || self.print_config {
+            Needs::Nothing
+        } else {
+            Needs::NamespacesBeside
+        }
     }
 
     fn log(&self) -> Log {

@@ -72,7 +72,8 @@ const fn useful(
     }
 }
 
-const ROOT: &str = "run as root, or with this capability";
+const ROOT: &str = "run as root, with this capability, or in a user namespace, which \
+     `rootless = false` forbids";
 const DEBIAN_KERNEL: &str = "a distribution's kernel; load the module where it is blacklisted";
 
 static TABLE: [Advice; 30] = [
@@ -93,7 +94,7 @@ static TABLE: [Advice; 30] = [
         Area::Rights,
         "cap_dac_override",
         "state in directories of other users cannot be shared",
-        "run as root, or give the directories to this user",
+        "give the directories to this user",
     ),
     useful(
         Area::Rights,
@@ -225,7 +226,7 @@ static TABLE: [Advice; 30] = [
         Area::Directories,
         "namespaces",
         "namespaces cannot be given names",
-        "run as root",
+        ROOT,
     ),
     useful(
         Area::Limits,

@@ -50,6 +50,15 @@ pub enum LabError {
         /// Where it was looked for.
         dir: PathBuf,
     },
+    /// Its namespaces went with what held them.
+    #[error(
+        "lab {lab} is gone, with the keeper or the boot of the machine that it belonged to: \
+         `tsim lab up` makes it again, `tsim lab down` forgets it"
+    )]
+    Gone {
+        /// The lab.
+        lab: LabName,
+    },
     /// An `up` that did not come to its end left it.
     #[error(
         "lab {lab} is half made, its `up` was interrupted: run `tsim lab down {lab}` or \

@@ -3,6 +3,7 @@
 mod down;
 mod error;
 pub mod facts;
+mod gone;
 pub mod hosts;
 mod kernel_settings;
 pub mod neighbours;
@@ -24,6 +25,7 @@ use self::{down::Found, state::LabDir};
 pub use self::{
     down::{Removed, down},
     error::LabError,
+    gone::forget_gone,
     state::{InterfaceState, LabState, Phase, RouterState, bridge_name},
     up::{Options, Progress, Step, Up, up, up_from},
     vacate::{Vacated, vacate},
@@ -64,6 +66,9 @@ impl Lab {
             }),
             Some(state) if state.phase != Phase::Up => {
                 Err(LabError::HalfMade { lab: name.clone() })
+            }
+            Some(state) if state.boot_id != state::boot_id()? => {
+                Err(LabError::Gone { lab: name.clone() })
             }
             Some(state) => Ok(Self::new(state)),
         }

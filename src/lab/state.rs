@@ -29,7 +29,10 @@ use super::{
 use crate::{
     config::Config,
     fault,
-    model::{IfName, LabName, RouterName},
+    model::{
+        IfName, LabName, RouterName,
+        owner::{KEEPER_FILE, world},
+    },
     netlink::object::{Address, Mac},
     netns::NetnsId,
 };
@@ -59,7 +62,8 @@ pub struct LabState {
     pub phase: Phase,
     /// When it was made, RFC 3339.
     pub created_at: String,
-    /// The boot that its namespaces belong to; none of them outlives it.
+    /// The boot that its namespaces belong to, and the keeper where there is one; none of them
+    /// outlives these.
     pub boot_id: String,
     /// Directory of the facts that it was made from.
     pub facts: PathBuf,
@@ -164,11 +168,9 @@ impl RouterState {
     }
 }
 
-/// Names this boot of the machine, random(4).
+/// Names this boot of the machine, and the keeper in whose namespaces this process is.
 pub(super) fn boot_id() -> Result<String, LabError> {
-    let path = Path::new("/proc/sys/kernel/random/boot_id");
-    let text = fs::read_to_string(path).map_err(file_error("read", path))?;
-    Ok(text.trim().to_owned())
+    world().map_err(file_error("read", Path::new(KEEPER_FILE)))
 }
 
 fn file_error(call: &'static str, path: &Path) -> impl Fn(io::Error) -> LabError {

@@ -9,6 +9,9 @@ use std::{fs, io, os::unix::fs::MetadataExt, sync::OnceLock};
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 use serde::{Deserialize, Serialize};
 
+/// Where whoever is inside a keeper's namespaces finds who the keeper is; see [`crate::keeper`].
+pub const KEEPER_FILE: &str = "/run/tsim-keeper.json";
+
 /// One process, for ever.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
@@ -24,6 +27,42 @@ pub struct Owner {
     /// Inode of the pid namespace that the pid belongs to, pid_namespaces(7).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_ns: Option<u64>,
+    /// The keeper in whose namespaces the process is, see [`KeeperId`]; none for root's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<KeeperId>,
+}
+
+/// A keeper within one boot: its pid and start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeeperId {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+}
+
+impl KeeperId {
+    /// The keeper in whose namespaces the calling process is.
+    fn current() -> io::Result<Option<Self>> {
+        match fs::read(KEEPER_FILE) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Names what the namespaces that the calling process makes belong to and do not outlive: this boot
+/// of the machine (random(4)), and the keeper where there is one.
+///
+/// # Errors
+/// When `/proc` or the keeper's file does not tell.
+pub fn world() -> io::Result<String> {
+    let boot = boot_id()?;
+    Ok(match KeeperId::current()? {
+        Some(KeeperId { pid, start_time }) => format!("{boot} keeper {pid}.{start_time}"),
+        None => boot,
+    })
 }
 
 /// The calling process, once it was asked for; a process that exists stays the same.
@@ -57,6 +96,7 @@ impl Owner {
             boot_id: Some(boot_id()?),
             start_time: Some(stat.start_time),
             pid_ns: Some(pid_ns()?),
+            keeper: KeeperId::current()?,
         };
         Ok(OWN.get_or_init(|| own).clone())
     }
@@ -165,6 +205,7 @@ mod tests {
             boot_id: None,
             start_time: None,
             pid_ns: None,
+            keeper: None,
         };
         assert_eq!(pid_only(std::process::id()).liveness(), Liveness::Unknown);
         assert_eq!(pid_only(0).liveness(), Liveness::Unknown);
@@ -180,6 +221,7 @@ mod tests {
             boot_id: None,
             start_time: Some(9),
             pid_ns: None,
+            keeper: None,
         };
         let stat = |state, threads| {
             Ok(Some(Stat {

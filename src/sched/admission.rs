@@ -30,7 +30,10 @@ impl NotAdmitted {
             Self::Params(_) => true,
             Self::Lab(error) => matches!(
                 error,
-                LabError::NotFound { .. } | LabError::NoRouter { .. } | LabError::HalfMade { .. }
+                LabError::NotFound { .. }
+                    | LabError::NoRouter { .. }
+                    | LabError::HalfMade { .. }
+                    | LabError::Gone { .. }
             ),
         }
     }

@@ -1,7 +1,7 @@
 //! The scheduler's files: where they are, how they are read, and how they are changed.
 //!
 //! ```text
-//! <registry_dir>/
+//! <registry_dir>/        and <results_dir>, by default <registry_dir>/runs
 //!   queue/queue.lock       flock: whoever changes one of the files below holds it
 //!   queue/leader.lock      flock: the scheduler that leads holds it, see `leader`
 //!   queue/queue.json       jobs that wait, first job first
@@ -159,7 +159,7 @@ impl Spool {
         let registry = Directory::open(&config.registry_dir)?;
         Ok(Self {
             queue: Arc::new(registry.sub("queue")?),
-            runs: Arc::new(registry.sub("runs")?),
+            runs: Arc::new(Directory::open(&config.results_dir)?),
         })
     }
 
@@ -338,6 +338,7 @@ pub(super) fn temporary() -> (tempfile::TempDir, Spool) {
     let dir = tempfile::tempdir().unwrap();
     let config = Config {
         registry_dir: dir.path().join("registry"),
+        results_dir: dir.path().join("results"),
         ..Config::default()
     };
     let spool = Spool::open(&config).unwrap();

@@ -97,6 +97,8 @@ fn without_rights_it_says_so_and_leaves_nothing() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     };
     open(file.parent().unwrap());
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("rootless = false\n{text}")).unwrap();
     let program = file.with_file_name("tsim-quick");
     std::fs::copy(env!("CARGO_BIN_EXE_tsim-quick"), &program).unwrap();
     let output = Command::new(&program)
@@ -116,7 +118,8 @@ fn without_rights_it_says_so_and_leaves_nothing() {
     assert!(errors.contains("ermission"), "{errors}");
     assert!(
         errors.contains(
-            "hint: this process lacks cap_sys_admin, cap_net_admin, cap_net_raw: run as root"
+            "hint: this process lacks cap_sys_admin, cap_net_admin, cap_net_raw: run as root, with \
+            this capability, or in a user namespace, which `rootless = false` forbids"
         ),
         "{errors}"
     );

@@ -8,7 +8,7 @@ use nix::{
 };
 use serde_json::Value;
 use tsim::{
-    config::Config,
+    config::{Config, Places},
     model::RouterId,
     registry::{Job, JobInfo, JobType, Locked, Mode as LockMode, RegistryManager, Wait},
     sched::job::Status,
@@ -74,7 +74,7 @@ impl Lab {
     }
 
     fn registry(&self) -> RegistryManager {
-        let config = Config::load(Some(&self.site.path("tsim.toml"))).unwrap();
+        let config = Config::load(Some(&self.site.path("tsim.toml")), &Places::system()).unwrap();
         RegistryManager::open(&config).unwrap()
     }
 

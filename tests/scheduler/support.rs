@@ -27,7 +27,7 @@ use nix::{
 use serde_json::Map;
 use tempfile::TempDir;
 use tsim::{
-    config::Config,
+    config::{Config, Places},
     model::{LabName, RunId},
     sched::{
         job::{FinishedJob, Mode, NewJob, Params, UserName},
@@ -73,7 +73,7 @@ impl Site {
         let file = site.path("tsim.toml");
         let text = fs::read_to_string(&file).unwrap();
         fs::write(&file, format!("{one}{text}")).unwrap();
-        site.spool = Spool::open(&Config::load(Some(&file)).unwrap()).unwrap();
+        site.spool = Spool::open(&Config::load(Some(&file), &Places::system()).unwrap()).unwrap();
         site
     }
 
@@ -94,7 +94,7 @@ impl Site {
         fs::write(root.join("tsim.toml"), text).unwrap();
         fs::write(root.join("log"), "").unwrap();
         mkfifo(&root.join("gate"), FileMode::S_IRWXU).unwrap();
-        let config = Config::load(Some(&root.join("tsim.toml"))).unwrap();
+        let config = Config::load(Some(&root.join("tsim.toml")), &Places::system()).unwrap();
         let spool = Spool::open(&config).unwrap();
         Self { dir, spool }
     }

@@ -52,6 +52,7 @@ impl From<&OwnerMark> for Owner {
             boot_id: mark.boot_id.clone(),
             start_time: mark.start_time,
             pid_ns: mark.pid_ns,
+            keeper: None,
         }
     }
 }

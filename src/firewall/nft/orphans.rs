@@ -53,6 +53,7 @@ fn parse(comment: &str) -> Option<Owner> {
         start_time: Some(field("start")?.parse().ok()?),
         boot_id: Some(field("boot")?.to_owned()),
         pid_ns: Some(field("ns")?.parse().ok()?),
+        keeper: None,
     })
 }
 
@@ -157,6 +158,7 @@ mod tests {
             boot_id: Some("6b1c2f3a-0d5e-4f7a-9b8c-1a2b3c4d5e6f".to_owned()),
             start_time: Some(u64::MAX),
             pid_ns: Some(u64::MAX),
+            keeper: None,
         };
         assert!(comment(&longest).len() <= 254);
     }

@@ -1,0 +1,168 @@
+//! `tsim keeper`, `tsim exec` and `tsim shell`: the namespaces in which a user's labs live.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    io::{self, Write},
+    os::unix::{fs::MetadataExt, process::CommandExt},
+    process::Command,
+};
+
+use clap::Args;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use serde::Serialize;
+
+use super::{Context, Exit, Failure, Run, start::Standing};
+use crate::{
+    keeper,
+    lab::{self, Lab},
+    model::{LabName, RouterName},
+};
+
+/// Says which process holds this user's namespaces, and who is in them
+///
+/// Where tsim runs without root, labs live in a user namespace, which a process keeps: the first
+/// command that needs it starts it, and it ends by itself when no lab is up and nothing runs.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tsim keeper\n  tsim keeper --json")]
+pub(super) struct ShowKeeper {}
+
+#[derive(Serialize)]
+struct KeeperOutput {
+    /// Whether labs of this user live in a user namespace.
+    rootless: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keeper: Option<keeper::Keeper>,
+    labs: Vec<LabName>,
+    /// Processes inside, the keeper left out.
+    processes: Vec<u32>,
+}
+
+impl Run for ShowKeeper {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let keeper = match &context.standing {
+            Standing::Root => None,
+            Standing::Outside(places) => keeper::find(places)?,
+            Standing::Inside(keeper, _) => Some(keeper.clone()),
+        };
+        let labs = lab::list(&context.config)?.into_iter().map(|lab| lab.lab);
+        let output = KeeperOutput {
+            rootless: !matches!(context.standing, Standing::Root),
+            processes: keeper
+                .as_ref()
+                .map_or_else(Vec::new, |k| inside(k.owner.pid)),
+            labs: labs.filter(|_| keeper.is_some()).collect(),
+            keeper,
+        };
+        context.print(&output, |out| write_keeper(out, &output))?;
+        Ok(Exit::Ok)
+    }
+}
+
+fn write_keeper(out: &mut dyn Write, output: &KeeperOutput) -> io::Result<()> {
+    let Some(keeper) = &output.keeper else {
+        return match output.rootless {
+            true => writeln!(out, "no keeper: the next command that needs one starts it"),
+            false => writeln!(
+                out,
+                "no keeper: this process has root's rights and needs none"
+            ),
+        };
+    };
+    let (pid, user, since) = (keeper.owner.pid, &keeper.user, &keeper.since);
+    writeln!(out, "keeper {pid} of {user}, since {since}")?;
+    writeln!(out, "state    {}", keeper.places.runtime_dir.display())?;
+    writeln!(out, "results  {}", keeper.places.results_dir.display())?;
+    let labs: Vec<&str> = output.labs.iter().map(LabName::as_str).collect();
+    writeln!(out, "labs     {}", none_or(&labs.join(" ")))?;
+    let processes: Vec<String> = output.processes.iter().map(ToString::to_string).collect();
+    writeln!(out, "inside   {}", none_or(&processes.join(" ")))
+}
+
+fn none_or(text: &str) -> &str {
+    if text.is_empty() { "none" } else { text }
+}
+
+/// The processes in the user namespace of process `pid`, that and this one left out. Those of other
+/// users cannot be in it, and cannot be looked at.
+fn inside(pid: u32) -> Vec<u32> {
+    let namespace = |pid: u32| {
+        let meta = fs::metadata(format!("/proc/{pid}/ns/user")).ok()?;
+        Some((meta.dev(), meta.ino()))
+    };
+    let Some(wanted) = namespace(pid) else {
+        return Vec::new();
+    };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let others = pids.filter(|other| ![pid, std::process::id()].contains(other));
+    let mut inside: Vec<u32> = others.filter(|&p| namespace(p) == Some(wanted)).collect();
+    inside.sort_unstable();
+    inside
+}
+
+/// Runs a command where this user's labs live, as root of their namespaces
+///
+/// With root's rights that is the machine itself.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tsim exec ip netns list\n  tsim exec -- sh -c 'nft list ruleset'"
+)]
+pub(super) struct Exec {
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+impl Run for Exec {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let mut command = self.command.into_iter();
+        let program = command.next().unwrap_or_default();
+        keep_users(context)?;
+        let error = Command::new(&program).args(command).exec();
+        Err(cannot_start(&program, &error))
+    }
+}
+
+fn cannot_start(program: &OsString, error: &io::Error) -> Failure {
+    Failure::cannot_run(format!("cannot start {}: {error}", program.display()))
+}
+
+/// Has the keeper wait for what is started now, and for what that starts.
+fn keep_users(context: &Context) -> io::Result<()> {
+    if let Standing::Inside(_, Some(users)) = &context.standing {
+        fcntl(users, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
+    Ok(())
+}
+
+/// Opens a shell, or runs a command, in a router of a lab
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tsim shell corp10 hq-gw
+  tsim shell corp10 hq-gw -- iptables-save -c")]
+pub(super) struct Shell {
+    /// Name of the lab
+    lab: LabName,
+    /// Name of the router
+    router: RouterName,
+    /// The command and its arguments [default: the shell that SHELL names]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+impl Run for Shell {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let netns = Lab::open(&context.config, &self.lab)?.router_netns(&self.router)?;
+        let mut command = self.command.into_iter();
+        let shell = || env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+        let program = command.next().unwrap_or_else(shell);
+        keep_users(context)?;
+        let mut command_line = Command::new(&program);
+        command_line.args(command);
+        // exec(3) replaces the whole process by the thread that calls it.
+        let error = netns.enter(|| command_line.exec());
+        Err(cannot_start(&program, &error.map_err(Failure::cannot_run)?))
+    }
+}

@@ -1,0 +1,216 @@
+//! Going into the keeper's namespaces, which are made if there are none.
+
+use std::{
+    env,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use nix::sched::{CloneFlags, setns};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use thiserror::Error;
+
+use super::{Keeper, NAME, Obstacle, USE};
+use crate::{
+    config::Places,
+    model::owner::Liveness,
+    registry::{RegistryError, medium::Directory},
+};
+
+/// How often a keeper that ended in this very moment is replaced.
+const ATTEMPTS: usize = 16;
+
+/// Namespaces of an ordinary user could not be had.
+#[derive(Debug, Error)]
+pub enum KeeperError {
+    /// The runtime directory is not to be trusted or cannot be made.
+    #[error(transparent)]
+    Directory(#[from] RegistryError),
+    /// Something in it could not be used.
+    #[error("cannot {call} {path}")]
+    File {
+        /// What was tried.
+        call: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The keeper could not be started.
+    #[error("cannot start the keeper of this user's namespaces")]
+    Start(#[source] io::Error),
+    /// Something that it needs is forbidden here.
+    #[error("cannot work without root here")]
+    Obstacle(#[from] Obstacle),
+    /// It is there and does not let this process in.
+    #[error("cannot join the namespaces of the keeper, process {pid}")]
+    Join {
+        /// The keeper.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Each one that was started ended at once.
+    #[error("the keeper of this user's namespaces ended again and again")]
+    Unstable,
+}
+
+/// Which network a process that joins is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Networks {
+    /// The keeper's, where the user may do everything.
+    Keepers,
+    /// The machine's, as before: for who listens there.
+    Machines,
+}
+
+/// The calling process is in a keeper's namespaces.
+#[derive(Debug)]
+pub struct Joined {
+    /// The keeper.
+    pub keeper: Keeper,
+    /// Whether this process started it.
+    pub started: bool,
+    /// Locked as long as this is open: the keeper waits for that.
+    pub users: File,
+}
+
+/// The keeper of the user whose places these are, if it lives.
+///
+/// # Errors
+/// [`KeeperError::File`].
+pub fn find(places: &Places) -> Result<Option<Keeper>, KeeperError> {
+    let path = places.runtime_dir.join(super::STATE);
+    let keeper: Keeper = match fs::read(&path) {
+        Ok(text) => match serde_json::from_slice(&text) {
+            Ok(keeper) => keeper,
+            Err(e) => return Err(file_error("read", &path)(e.into())),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(file_error("read", &path)(e)),
+    };
+    Ok((keeper.owner.liveness() == Liveness::Alive).then_some(keeper))
+}
+
+fn file_error(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeeperError {
+    let path = path.to_owned();
+    move |source| KeeperError::File { call, path, source }
+}
+
+/// Takes the calling process into the namespaces of its user's keeper, and starts one if there is
+/// none. The process must have one thread only: the kernel lets no other change its user namespace
+/// (setns(2)). It keeps its working directory.
+///
+/// # Errors
+/// [`KeeperError`]; the process is where it was then, unless half of [`KeeperError::Join`] was done.
+pub fn join(places: &Places, networks: Networks) -> Result<Joined, KeeperError> {
+    let path = Directory::open(&places.runtime_dir)?.path().join(USE);
+    let mut started = false;
+    for _ in 0..ATTEMPTS {
+        let users = open_use(&path)?;
+        let lock = |how| flock(&users, how).map_err(|e| file_error("lock", &path)(e.into()));
+        lock(FlockOperation::LockShared)?;
+        if let Some(keeper) = find(places)? {
+            enter(&keeper, networks)?;
+            return Ok(Joined {
+                keeper,
+                started,
+                users,
+            });
+        }
+        // Of several who find none, the first starts one, and the others find that.
+        lock(FlockOperation::LockExclusive)?;
+        if find(places)?.is_none() {
+            start(places)?;
+            started = true;
+        }
+    }
+    Err(KeeperError::Unstable)
+}
+
+/// Whoever closes the file after writing may have been the last, whatever they wrote.
+fn open_use(path: &Path) -> Result<File, KeeperError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o600);
+    options
+        .truncate(false)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(file_error("open", path))
+}
+
+/// Starts a keeper and waits until it has its namespaces.
+fn start(places: &Places) -> Result<(), KeeperError> {
+    let mut child = Command::new("/proc/self/exe")
+        .arg0(NAME)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(KeeperError::Start)?;
+    let mut said = Vec::new();
+    let mut exchange = || -> io::Result<()> {
+        if let Some(mut input) = child.stdin.take() {
+            serde_json::to_writer(&mut input, &Keeper::planned(places))?;
+            input.flush()?;
+        }
+        if let Some(output) = child.stdout.as_mut() {
+            output.read_to_end(&mut said)?;
+        }
+        Ok(())
+    };
+    exchange().map_err(KeeperError::Start)?;
+    match serde_json::from_slice::<Option<Obstacle>>(&said) {
+        Ok(None) => Ok(()),
+        Ok(Some(obstacle)) => {
+            // It ends by itself; its status says no more.
+            let _ = child.wait();
+            Err(obstacle.into())
+        }
+        Err(error) => Err(KeeperError::Start(error.into())),
+    }
+}
+
+/// All at once: the kernel sees to it that the user namespace goes first.
+fn enter(keeper: &Keeper, networks: Networks) -> Result<(), KeeperError> {
+    let pid = keeper.owner.pid;
+    let fail = |source| KeeperError::Join { pid, source };
+    let here = env::current_dir();
+    let target = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let target = target.ok_or_else(|| fail(io::ErrorKind::InvalidData.into()))?;
+    let pidfd = pidfd_open(target, PidfdFlags::empty()).map_err(|e| fail(e.into()))?;
+    // Looked at after the descriptor was opened, which from then on means one process for ever.
+    if keeper.owner.liveness() != Liveness::Alive {
+        return Err(fail(io::ErrorKind::NotFound.into()));
+    }
+    let mut namespaces = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+    if networks == Networks::Keepers {
+        namespaces |= CloneFlags::CLONE_NEWNET;
+    }
+    setns(&pidfd, namespaces).map_err(|e| fail(e.into()))?;
+    // A process that changes its mount namespace is put into the root directory. One that was removed
+    // meanwhile is nowhere.
+    if let Ok(here) = here {
+        let _ = env::set_current_dir(here);
+    }
+    Ok(())
+}
+
+/// Has the keeper wait for the calling process, which is inside already.
+///
+/// # Errors
+/// When the file cannot be opened or locked.
+pub fn stay(keeper: &Keeper) -> io::Result<File> {
+    let path = keeper.places.runtime_dir.join(USE);
+    let users = OpenOptions::new().read(true).write(true).open(path)?;
+    flock(&users, FlockOperation::LockShared)?;
+    Ok(users)
+}
