@@ -5,23 +5,20 @@
 //! it put there.
 
 pub mod backend;
-pub mod caveat;
-pub mod concern;
 pub mod conntrack;
-pub mod effect;
 pub mod iptables;
 pub(crate) mod netfilter_socket;
 pub mod nft;
 pub mod place;
+pub mod rule;
 pub mod ruletext;
 mod support;
 pub mod tag;
 pub mod taps;
-mod text;
 
 pub use backend::{Backend, BackendChoice, InstalledTaps, Site, TapsError, choose};
-pub use caveat::{Caveat, caveat};
 pub use place::{RulePlace, TableFamily};
+pub use rule::Caveat;
 pub use support::Support;
 pub(crate) use support::with_causes;
 pub use tag::TagSpace;

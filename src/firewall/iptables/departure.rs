@@ -3,20 +3,24 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{notes::Note, save::Save};
+use super::{
+    notes::Note,
+    save::{Rule, Save},
+};
 use crate::{
     firewall::{
-        concern::{Subject, concerns},
         nft::wire::array,
+        rule::{Field, Packet},
         taps::Left,
     },
     model::Protocol,
+    netlink::object::Family,
 };
 
 /// The rules by which nat may still change what leaves.
 #[derive(Debug, Default)]
 pub(super) struct Behind {
-    rules: Vec<String>,
+    rules: Vec<Rule>,
 }
 
 impl Behind {
@@ -25,7 +29,7 @@ impl Behind {
         let rules = nat
             .into_iter()
             .flat_map(|nat| nat.chain("POSTROUTING"))
-            .map(|rule| format!("-A POSTROUTING {}", rule.spec))
+            .cloned()
             .collect();
         Self { rules }
     }
@@ -33,14 +37,19 @@ impl Behind {
     /// Says why it is not known how a probe leaves that came to the tap as `left`; none where no
     /// rule can match it.
     pub(super) fn doubt(&self, protocol: Protocol, left: &Left) -> Option<String> {
-        let subject = Subject {
-            protocol,
-            ports: vec![left.destination_port],
-            sources: vec![left.source],
-            destinations: vec![left.destination],
-        };
+        let packet = Packet::of(Family::of(left.destination))
+            .with(Field::Protocol, protocol.number())
+            .with(Field::SourcePort, left.source_port)
+            .with(Field::DestinationPort, left.destination_port)
+            .with(Field::Mark, left.mark)
+            .with_address(Field::Source, left.source)
+            .with_address(Field::Destination, left.destination);
         let mut rules = (1..).zip(&self.rules);
-        let (number, rule) = rules.find(|(_, rule)| concerns(rule, &subject))?;
+        let (number, rule) = rules.find(|(_, saved)| {
+            let rule = saved.parsed();
+            rule.decides() && rule.concerns(&packet)
+        })?;
+        let rule = format!("-A POSTROUTING {}", rule.spec);
         Some(format!(
             "rule {number} of chain POSTROUTING (table nat) may change it, which this back end \
              cannot see; the nft back end can: {rule}"

@@ -26,7 +26,8 @@
 
 use std::collections::BTreeSet;
 
-use super::save::{Save, Table, Target};
+use super::save::{Save, Table};
+use crate::firewall::rule::Verdict;
 
 /// `NF_INET_LOCAL_IN`, linux/netfilter.h.
 pub(super) const HOOK_INPUT: u32 = 1;
@@ -149,68 +150,42 @@ impl Walk {
         if !seen.insert((chain.to_owned(), top)) {
             return;
         }
-        for rule in table.chain(chain).filter(|rule| !super::is_ours(rule)) {
-            let words = || format!("-A {chain} {}", rule.spec);
-            let (name, inner_top) = match rule.target() {
-                Target::None => continue,
-                Target::Jump(name) => (name, false),
-                // A chain gone to does not come back: behind its end comes what follows here.
-                Target::Goto(name) => {
-                    if top {
-                        self.accepts.get_or_insert_with(words);
+        for saved in table.chain(chain).filter(|rule| !super::is_ours(rule)) {
+            let rule = saved.parsed();
+            let words = || format!("-A {chain} {}", saved.spec);
+            for verdict in rule.verdicts() {
+                match verdict {
+                    Verdict::Jump(name) => match table.chains.iter().find(|c| c.name == *name) {
+                        Some(next) => self.enter(table, &next.name, false, seen),
+                        // A target that nobody here has heard of.
+                        None => self.either(words),
+                    },
+                    // A chain gone to does not come back: behind its end comes what follows here.
+                    Verdict::Goto(name) => {
+                        if top {
+                            self.accepts.get_or_insert_with(words);
+                        }
+                        self.enter(table, name, top, seen);
                     }
-                    (name, top)
-                }
-            };
-            match table.chains.iter().find(|c| c.name == name) {
-                Some(next) => self.enter(table, &next.name, inner_top, seen),
-                None => self.target(&name, top, words),
-            }
-        }
-    }
-
-    fn target(&mut self, name: &str, top: bool, words: impl Fn() -> String) {
-        match effect(name) {
-            Effect::GoesOn => {}
-            Effect::Accepts => _ = self.accepts.get_or_insert_with(words),
-            // From a built-in chain it leads to the policy, past all that follows.
-            Effect::Returns => {
-                if top {
-                    self.accepts.get_or_insert_with(words);
+                    Verdict::Accept => _ = self.accepts.get_or_insert_with(words),
+                    // From a built-in chain it leads to the policy, past all that follows.
+                    Verdict::Return if top => _ = self.accepts.get_or_insert_with(words),
+                    Verdict::Return => {}
+                    Verdict::Drop | Verdict::Reject(_) => {
+                        self.stops.get_or_insert_with(words);
+                    }
+                    _ => self.either(words),
                 }
             }
-            Effect::Stops => _ = self.stops.get_or_insert_with(words),
-            Effect::Either => {
-                self.stops.get_or_insert_with(&words);
+            if rule.translation().is_some() {
                 self.accepts.get_or_insert_with(words);
             }
         }
     }
-}
 
-enum Effect {
-    GoesOn,
-    Accepts,
-    Returns,
-    Stops,
-    Either,
-}
-
-/// What a target does with a packet, iptables-extensions(8). One that is not known might do
-/// anything.
-fn effect(target: &str) -> Effect {
-    match target {
-        "ACCEPT" | "MASQUERADE" | "SNAT" | "DNAT" | "NETMAP" | "REDIRECT" | "SAME" => {
-            Effect::Accepts
-        }
-        "RETURN" => Effect::Returns,
-        "DROP" | "REJECT" | "TARPIT" | "STEAL" => Effect::Stops,
-        "AUDIT" | "CHECKSUM" | "CLASSIFY" | "CONNMARK" | "CONNSECMARK" | "CT" | "DSCP" | "ECN"
-        | "HL" | "HMARK" | "IDLETIMER" | "LED" | "LOG" | "MARK" | "NFLOG" | "NOTRACK"
-        | "RATEEST" | "SECMARK" | "SET" | "TCPMSS" | "TCPOPTSTRIP" | "TEE" | "TOS" | "TRACE"
-        | "TTL" | "ULOG" => Effect::GoesOn,
-        // NFQUEUE, QUEUE, SYNPROXY, TPROXY, and what nobody here has heard of.
-        _ => Effect::Either,
+    fn either(&mut self, words: impl Fn() -> String) {
+        self.stops.get_or_insert_with(&words);
+        self.accepts.get_or_insert_with(words);
     }
 }
 

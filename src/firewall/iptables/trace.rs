@@ -21,16 +21,15 @@ use thiserror::Error;
 
 use super::{
     notes::{Delivery, Note, Notes},
-    save::{Save, Target},
+    save::{Rule as Saved, Save},
     turn::Turn,
 };
 use crate::{
     firewall::{
-        Caveat, RulePlace, TableFamily, TagSpace, caveat,
-        concern::{Subject, concerns},
-        effect::{entry_left, may_stop},
+        Caveat, RulePlace, TableFamily, TagSpace,
         nft::trace::StepKind,
         place::HookPoint,
+        rule::{Packet, Rule, Verdict, entries},
         ruletext::RuleText,
     },
     netlink::{
@@ -277,63 +276,67 @@ impl LegacyRules {
             let drops = step.kind == StepKind::Policy && table.policy(&step.chain) != "ACCEPT";
             return drops.then(|| LegacyStop::Policy(self.chain_name(step)));
         };
-        let Target::Jump(target) = rule.target() else {
-            return None;
-        };
-        let text = self.text(step, step.position, &rule.spec);
-        let chain = table.chains.iter().any(|chain| chain.name == target);
-        let ends = !chain && text.text.as_deref().is_some_and(may_stop);
-        ends.then_some(LegacyStop::Rule(text))
+        let chain = |name: &str| table.chains.iter().any(|chain| chain.name == name);
+        let ends = rule.parsed().verdicts().any(|verdict| match verdict {
+            Verdict::Jump(name) | Verdict::Goto(name) => !chain(name),
+            Verdict::Accept | Verdict::Return => false,
+            _ => true,
+        });
+        ends.then(|| LegacyStop::Rule(self.text(step, step.position, &rule.spec)))
     }
 
     /// Whether any rule decides by more than the packet, remembers or copies packets.
     #[must_use]
     pub fn is_volatile(&self) -> bool {
         let mut rules = self.save.tables.values().flat_map(|table| &table.rules);
-        rules.any(|rule| {
-            let text = format!("-A x {}", rule.spec);
-            let copies = matches!(rule.target(), Target::Jump(target) if target == "TEE");
-            copies || caveat(&text).is_some() || entry_left(&text).is_some()
-        })
+        rules.any(|rule| rule.parsed().is_volatile())
     }
 
-    /// Rules that matched a probe and remember it, with where they do.
+    /// Rules by which probes left an entry somewhere, with where.
     #[must_use]
-    pub fn memories(&self, steps: &[LegacyStep]) -> Vec<(String, RuleText)> {
-        let memory = |step: &LegacyStep| {
-            let table = self.save.tables.get(&step.table)?;
-            let rule = table
-                .chain(&step.chain)
-                .nth(step.position.checked_sub(1)?)?;
-            let text = self.text(step, step.position, &rule.spec);
-            Some((entry_left(text.text.as_deref()?)?, text))
-        };
-        steps.iter().filter_map(memory).collect()
+    pub fn memories(&self, steps: &[LegacyStep], subject: &Packet) -> Vec<(String, RuleText)> {
+        let mut found = Vec::new();
+        for step in last_in_chains(steps) {
+            let rules = self.parsed(step);
+            let matched = |at: usize| {
+                let here = |s: &LegacyStep| s.chain == step.chain && s.table == step.table;
+                let rule = |s: &&LegacyStep| s.position == at + 1 && s.kind == StepKind::Rule;
+                steps.iter().filter(rule).any(here)
+            };
+            for (at, place) in entries(&rules, step.position, matched, subject) {
+                found.extend(Some(place.to_owned()).zip(self.nth(step, at + 1)));
+            }
+        }
+        found
     }
 
     /// Rules that a probe was held against and that decide by more than the packet, as far as
     /// they concern it.
     #[must_use]
-    pub fn caveats(&self, steps: &[LegacyStep], subject: &Subject) -> Vec<(Caveat, RuleText)> {
+    pub fn caveats(&self, steps: &[LegacyStep], subject: &Packet) -> Vec<(Caveat, RuleText)> {
         let mut found = Vec::new();
-        for (at, step) in steps.iter().enumerate() {
-            let same = |s: &&LegacyStep| (&s.table, &s.chain) == (&step.table, &step.chain);
-            // Each chain once, up to the last rule that matched there.
-            if steps[at + 1..].iter().any(|s| same(&s)) {
-                continue;
-            }
-            let Some(table) = self.save.tables.get(&step.table) else {
-                continue;
-            };
-            for (position, rule) in (1..=step.position).zip(table.chain(&step.chain)) {
-                let text = self.text(step, position, &rule.spec);
-                let words = text.text.as_deref().unwrap_or_default();
-                if let Some(caveat) = caveat(words).filter(|_| concerns(words, subject)) {
-                    found.push((caveat, text));
+        for step in last_in_chains(steps) {
+            for (position, rule) in (1..=step.position).zip(self.parsed(step)) {
+                if let Some(caveat) = rule.caveat().filter(|_| rule.concerns(subject)) {
+                    found.extend(Some(caveat.clone()).zip(self.nth(step, position)));
                 }
             }
         }
         found
+    }
+
+    /// The rules of the chain that a step is about.
+    fn parsed(&self, step: &LegacyStep) -> Vec<Rule> {
+        let table = self.save.tables.get(&step.table);
+        let rules = table.into_iter().flat_map(|t| t.chain(&step.chain));
+        rules.map(Saved::parsed).collect()
+    }
+
+    /// The rule at this position of the chain that a step is about.
+    fn nth(&self, step: &LegacyStep, position: usize) -> Option<RuleText> {
+        let table = self.save.tables.get(&step.table)?;
+        let rule = table.chain(&step.chain).nth(position.checked_sub(1)?)?;
+        Some(self.text(step, position, &rule.spec))
     }
 
     fn text(&self, step: &LegacyStep, position: usize, spec: &str) -> RuleText {
@@ -366,10 +369,20 @@ impl LegacyRules {
     }
 }
 
+/// The last step in each chain: up to there a probe was held against its rules.
+fn last_in_chains(steps: &[LegacyStep]) -> impl Iterator<Item = &LegacyStep> {
+    let numbered = steps.iter().enumerate();
+    let last = numbered.filter(|(at, step)| {
+        let same = |s: &LegacyStep| (&s.table, &s.chain) == (&step.table, &step.chain);
+        !steps[at + 1..].iter().any(same)
+    });
+    last.map(|(_, step)| step)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Protocol;
+    use crate::{firewall::rule::Field, model::Protocol};
 
     fn note(prefix: &str, hook: u8) -> Note {
         Note {
@@ -429,12 +442,9 @@ mod tests {
         );
         let caveats = rules.caveats(
             &steps,
-            &Subject {
-                protocol: Protocol::Tcp,
-                ports: vec![80],
-                sources: Vec::new(),
-                destinations: Vec::new(),
-            },
+            &Packet::of(Family::V4)
+                .with(Field::Protocol, Protocol::Tcp.number())
+                .with(Field::DestinationPort, 80u32),
         );
         let positions: Vec<_> = caveats.iter().map(|(_, rule)| rule.position).collect();
         assert_eq!(positions, [Some(1)]);

@@ -9,7 +9,7 @@ use super::{
     socket::Dumped, wire::Attributes,
 };
 use crate::{
-    firewall::{RulePlace, TableFamily, place::HookPoint},
+    firewall::{RulePlace, TableFamily, place::HookPoint, rule::Rule},
     netlink::object::Family,
 };
 
@@ -17,15 +17,6 @@ use crate::{
 mod attr {
     pub(super) const RULE_TABLE: u16 = 1;
     pub(super) const RULE_EXPRESSIONS: u16 = 4;
-    pub(super) const EXPR_NAME: u16 = 1;
-    pub(super) const EXPR_DATA: u16 = 2;
-    pub(super) const META_KEY: u16 = 2;
-    pub(super) const CT_KEY: u16 = 2;
-    pub(super) const OBJREF_TYPE: u16 = 1;
-    pub(super) const IMMEDIATE_DATA: u16 = 2;
-    pub(super) const DATA_VERDICT: u16 = 2;
-    /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
-    pub(super) const XT_NAME: u16 = 1;
     pub(super) const HOOK_DEVICE: u16 = 3;
     pub(super) const HOOK_DEVICES: u16 = 4;
 }
@@ -83,11 +74,10 @@ impl Census {
             census.volatile = false;
             census.taking.clear();
             let dumped = socket.dump_messages(kernel::GET_RULE, all, &[], what, |message| {
-                let (at, rule) = (family_of(message.body), message.attributes());
-                if sees(at, family) {
-                    let nature = nature(rule);
-                    census.volatile |= nature.volatile;
-                    let taking = nature.takes.then(|| rule_place(at, rule));
+                let (at, attributes) = (family_of(message.body), message.attributes());
+                if let Some(read) = rule(attributes).filter(|_| sees(at, family)) {
+                    census.volatile |= read.is_volatile();
+                    let taking = read.takes().then(|| rule_place(at, attributes));
                     census.taking.extend(taking.flatten());
                 }
             })?;
@@ -155,97 +145,13 @@ fn devices(chain: Attributes<'_>) -> Vec<String> {
         .collect()
 }
 
-/// What a rule is like.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Nature {
-    /// It remembers or copies packets, or decides and does so by more than the packet.
-    volatile: bool,
-    /// It takes packets away.
-    takes: bool,
-}
-
-fn nature(rule: Attributes<'_>) -> Nature {
-    let mut nature = Nature::default();
-    if rule.text(attr::RULE_TABLE).is_none_or(is_own) {
-        return nature;
-    }
-    let (mut varies, mut decides) = (false, false);
-    let expressions = rule.nested(attr::RULE_EXPRESSIONS).into_iter().flatten();
-    for (_, expression) in expressions {
-        let expression = Attributes(expression);
-        let name = expression.text(attr::EXPR_NAME).unwrap_or_default();
-        let data = expression
-            .nested(attr::EXPR_DATA)
-            .unwrap_or(Attributes(&[]));
-        match kind(name, data) {
-            Kind::Remembers | Kind::Copies | Kind::VariesAndDecides => nature.volatile = true,
-            Kind::Varies => varies = true,
-            Kind::Decides => decides = true,
-            Kind::Takes => (decides, nature.takes) = (true, true),
-            Kind::Other => {}
-        }
-    }
-    nature.volatile |= varies && decides;
-    nature
-}
-
-enum Kind {
-    Remembers,
-    Copies,
-    Varies,
-    Decides,
-    VariesAndDecides,
-    Takes,
-    Other,
-}
-
-fn kind(name: &str, data: Attributes<'_>) -> Kind {
-    match name {
-        "dynset" => Kind::Remembers,
-        // A copy may be all that leaves.
-        "dup" => Kind::Copies,
-        "limit" | "quota" | "numgen" | "connlimit" => Kind::Varies,
-        // `NFT_META_PRANDOM`, `NFT_META_TIME_NS` to `NFT_META_TIME_HOUR`.
-        "meta" if matches!(data.be32(attr::META_KEY), Some(24 | 30..=32)) => Kind::Varies,
-        // `NFT_CT_PKTS`, `NFT_CT_BYTES`, `NFT_CT_AVGPKT`.
-        "ct" if matches!(data.be32(attr::CT_KEY), Some(14..=16)) => Kind::Varies,
-        // `NFT_OBJECT_QUOTA`, `NFT_OBJECT_LIMIT`, `NFT_OBJECT_CONNLIMIT`; by map it may be any.
-        "objref" if matches!(data.be32(attr::OBJREF_TYPE), None | Some(2 | 4 | 5)) => Kind::Varies,
-        "match" => xt_match(data.text(attr::XT_NAME).unwrap_or_default()),
-        "target" => xt_target(data.text(attr::XT_NAME).unwrap_or_default()),
-        "immediate" => {
-            let verdict = data.nested(attr::IMMEDIATE_DATA);
-            match verdict.and_then(|data| data.find(attr::DATA_VERDICT)) {
-                Some(_) => Kind::Decides,
-                None => Kind::Other,
-            }
-        }
-        // A look-up may be in a map of verdicts.
-        "lookup" | "reject" | "nat" | "masq" | "redir" | "tproxy" | "queue" => Kind::Decides,
-        "synproxy" | "fwd" => Kind::Takes,
-        _ => Kind::Other,
-    }
-}
-
-fn xt_match(name: &str) -> Kind {
-    match name {
-        "recent" => Kind::Remembers,
-        "limit" | "hashlimit" | "quota" | "statistic" | "time" | "connlimit" | "connbytes"
-        | "rateest" | "nfacct" | "condition" => Kind::Varies,
-        _ => Kind::Other,
-    }
-}
-
-fn xt_target(name: &str) -> Kind {
-    match name {
-        "SET" => Kind::Remembers,
-        "RATEEST" => Kind::VariesAndDecides,
-        "SYNPROXY" => Kind::Takes,
-        "TEE" => Kind::Copies,
-        "LOG" | "NFLOG" | "MARK" | "CONNMARK" | "TRACE" | "AUDIT" | "TOS" | "DSCP" | "TTL"
-        | "HL" | "CLASSIFY" | "TCPMSS" | "CT" | "CHECKSUM" => Kind::Other,
-        _ => Kind::Decides,
-    }
+/// The rule as the kernel holds it; none where it is one of tsim's own.
+fn rule(attributes: Attributes<'_>) -> Option<Rule> {
+    let foreign = attributes
+        .text(attr::RULE_TABLE)
+        .is_some_and(|table| !is_own(table));
+    let expressions = attributes.nested(attr::RULE_EXPRESSIONS);
+    foreign.then(|| Rule::of_expressions(expressions.unwrap_or(Attributes(&[]))))
 }
 
 #[cfg(test)]
@@ -261,10 +167,17 @@ mod tests {
         bytes
     }
 
-    fn rule(table: &str, expressions: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    /// `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`.
+    const EXPRESSION: (u16, u16) = (1, 2);
+    /// `NFTA_META_KEY`.
+    const META_KEY: u16 = 2;
+    /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
+    const XT_NAME: u16 = 1;
+
+    fn rule_bytes(table: &str, expressions: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let one = |(name, data): &(&str, Vec<u8>)| {
-            let mut inner = attribute(attr::EXPR_NAME, format!("{name}\0").as_bytes());
-            inner.extend(attribute(attr::EXPR_DATA, data));
+            let mut inner = attribute(EXPRESSION.0, format!("{name}\0").as_bytes());
+            inner.extend(attribute(EXPRESSION.1, data));
             attribute(1, &inner)
         };
         let list: Vec<u8> = expressions.iter().flat_map(one).collect();
@@ -274,14 +187,13 @@ mod tests {
     }
 
     fn drop_verdict() -> Vec<u8> {
-        attribute(
-            attr::IMMEDIATE_DATA,
-            &attribute(attr::DATA_VERDICT, &[0; 8]),
-        )
+        // `NFTA_IMMEDIATE_DATA` with `NFTA_DATA_VERDICT`, whose code is `NF_DROP`.
+        attribute(2, &attribute(2, &attribute(1, &[0; 4])))
     }
 
     fn volatile(expressions: &[(&str, Vec<u8>)]) -> bool {
-        nature(Attributes(&rule("fw", expressions))).volatile
+        let bytes = rule_bytes("fw", expressions);
+        rule(Attributes(&bytes)).unwrap().is_volatile()
     }
 
     #[test]
@@ -290,34 +202,34 @@ mod tests {
         assert!(volatile(&[limit(), ("immediate", drop_verdict())]));
         assert!(!volatile(&[limit(), ("log", Vec::new())]));
         assert!(!volatile(&[("immediate", drop_verdict())]));
-        let hour = attribute(attr::META_KEY, &32u32.to_be_bytes());
+        let hour = attribute(META_KEY, &32u32.to_be_bytes());
         assert!(volatile(&[("meta", hour), ("immediate", drop_verdict())]));
-        let mark = attribute(attr::META_KEY, &3u32.to_be_bytes());
+        let mark = attribute(META_KEY, &3u32.to_be_bytes());
         assert!(!volatile(&[("meta", mark), ("immediate", drop_verdict())]));
         assert!(volatile(&[("dynset", Vec::new())]));
-        let xt = |name: &str| attribute(attr::XT_NAME, format!("{name}\0").as_bytes());
+        let xt = |name: &str| attribute(XT_NAME, format!("{name}\0").as_bytes());
         assert!(volatile(&[
             ("match", xt("statistic")),
             ("target", xt("DNAT"))
         ]));
         assert!(!volatile(&[("match", xt("limit")), ("target", xt("LOG"))]));
         assert!(volatile(&[("target", xt("SET"))]));
-        let own = rule("tsim_r1", &[("dynset", Vec::new())]);
-        assert_eq!(nature(Attributes(&own)), Nature::default());
+        let own = rule_bytes("tsim_r1", &[("dynset", Vec::new())]);
+        assert_eq!(rule(Attributes(&own)), None);
     }
 
     #[test]
     fn rules_that_take_packets_away_are_found() {
-        let takes = |expressions: &[_]| nature(Attributes(&rule("fw", expressions)));
-        let only_takes = Nature {
-            volatile: false,
-            takes: true,
+        let takes = |expressions: &[_]| {
+            let bytes = rule_bytes("fw", expressions);
+            let rule = rule(Attributes(&bytes)).unwrap();
+            (rule.takes(), rule.is_volatile())
         };
-        assert_eq!(takes(&[("synproxy", Vec::new())]), only_takes);
-        assert_eq!(takes(&[("fwd", Vec::new())]), only_takes);
-        let target = attribute(attr::XT_NAME, b"SYNPROXY\0");
-        assert_eq!(takes(&[("target", target)]), only_takes);
-        assert!(!takes(&[("immediate", drop_verdict())]).takes);
+        assert_eq!(takes(&[("synproxy", Vec::new())]), (true, false));
+        assert_eq!(takes(&[("fwd", Vec::new())]), (true, false));
+        let target = attribute(XT_NAME, b"SYNPROXY\0");
+        assert_eq!(takes(&[("target", target)]), (true, false));
+        assert!(!takes(&[("immediate", drop_verdict())]).0);
     }
 
     fn chain(table: &str, number: u32, priority: i32, used: u32, device: Option<&str>) -> Vec<u8> {

@@ -13,12 +13,12 @@ use std::{collections::HashMap, fmt, sync::Arc};
 use self::{nft::Listing, xtables::Save};
 use crate::{
     firewall::{
-        Caveat, RulePlace, TableFamily, caveat,
-        effect::entry_left,
+        RulePlace, TableFamily,
         nft::{
             NftError, NftSocket,
             list::{RuleOrder, rule_order},
         },
+        rule::{Rule, rule_of},
     },
     netns::{
         NetnsError, NetnsFd,
@@ -53,6 +53,14 @@ pub struct RuleText {
     pub xtables: bool,
 }
 
+impl RuleText {
+    /// What the rule asks and does. One without text may do anything.
+    #[must_use]
+    pub fn parsed(&self) -> Rule {
+        rule_of(self.text.as_deref())
+    }
+}
+
 impl fmt::Display for RuleText {
     /// `rule 12 of chain FORWARD (table filter): -A FORWARD …`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,10 +84,8 @@ pub struct Chain {
     pub place: RulePlace,
     /// Its rules.
     pub rules: Vec<RuleText>,
-    /// Rules whose outcome depends on more than the packet, by their index in `rules`.
-    pub caveats: Vec<(usize, Caveat)>,
-    /// Rules that remember packets that match, by their index in `rules`, and where they do.
-    pub memories: Vec<(usize, String)>,
+    /// What each of them asks and does.
+    pub parsed: Vec<Rule>,
     /// Whether the table is one of iptables.
     pub xtables: bool,
     by_handle: HashMap<u64, usize>,
@@ -97,21 +103,10 @@ impl Chain {
             xtables,
         };
         let rules: Vec<RuleText> = handles.iter().zip(texts).enumerate().map(rule).collect();
-        let texts = || {
-            let all = rules.iter().enumerate();
-            all.filter_map(|(at, rule)| Some((at, rule.text.as_deref()?)))
-        };
-        let caveats = texts()
-            .filter_map(|(at, text)| Some((at, caveat(text)?)))
-            .collect();
-        let memories = texts()
-            .filter_map(|(at, text)| Some((at, entry_left(text)?)))
-            .collect();
         Self {
             place: place.clone(),
+            parsed: rules.iter().map(RuleText::parsed).collect(),
             rules,
-            caveats,
-            memories,
             xtables,
             by_handle: handles.iter().copied().zip(0..).collect(),
         }

@@ -19,7 +19,6 @@ use super::{
 use crate::{
     firewall::{
         RulePlace,
-        effect::{entry_left, rejected_with},
         nft::{
             NftError, NftSocket,
             counters::{BaseChain, Counts, Snapshot},
@@ -175,7 +174,7 @@ impl<'a> Clerk<'a> {
         };
         Ok(Fate::Stopped {
             by,
-            rejects_with: rule.text.as_deref().and_then(rejected_with),
+            rejects_with: rejected_with(&rule),
         })
     }
 
@@ -345,7 +344,7 @@ impl<'a> Clerk<'a> {
                 let rule = self.rule(socket, &step.place)?;
                 let text = text_of(&rule);
                 self.note_entry(&rule);
-                let rejects = rejected_with(&text).filter(|_| step.decision == Decision::Drop);
+                let rejects = rejected_with(&rule).filter(|_| step.decision == Decision::Drop);
                 let action = rejects.map_or(action, |with| format!("reject with {with}"));
                 (rule.position, text, action)
             }
@@ -354,7 +353,7 @@ impl<'a> Clerk<'a> {
 
     /// Notes a rule that remembers the packets that it matched.
     fn note_entry(&mut self, rule: &RuleText) {
-        if let Some(where_to) = rule.text.as_deref().and_then(entry_left) {
+        if let Some(where_to) = rule.parsed().remembers() {
             let note = format!("the job's packets left an entry in {where_to}, by {rule}");
             self.notes.insert(note);
         }
@@ -385,6 +384,11 @@ impl<'a> Clerk<'a> {
         };
         Ok(self.book.chain(&mut source, place)?.to_string())
     }
+}
+
+/// What a rule answers with when it rejects.
+fn rejected_with(rule: &RuleText) -> Option<String> {
+    rule.parsed().rejected_with().map(str::to_owned)
 }
 
 /// The rule's text, or what stands for it where its tool did not print it.

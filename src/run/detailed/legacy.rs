@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, net::IpAddr};
 
 use super::result::RuleEvidence;
 use crate::{
-    firewall::{effect::rejected_with, nft::counters::Counts},
+    firewall::{nft::counters::Counts, rule::Rule},
     netns::{
         NetnsError, NetnsFd,
         tool::{ToolError, Tools},
@@ -111,7 +111,8 @@ impl LegacySnapshot {
                 Some("ACCEPT") => ("accept".to_owned(), &mut found.allowing),
                 Some("DROP") => ("drop".to_owned(), &mut found.blocking),
                 Some("REJECT") => {
-                    let with = rejected_with(text).unwrap_or_default();
+                    let rule = Rule::of_iptables(text);
+                    let with = rule.rejected_with().unwrap_or_default();
                     (format!("reject with {with}"), &mut found.blocking)
                 }
                 Some(other) => (other.to_owned(), &mut found.touched),

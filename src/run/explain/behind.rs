@@ -6,8 +6,6 @@ use super::{
 };
 use crate::{
     firewall::{
-        concern::concerns,
-        effect::may_stop,
         nft::{
             census::Behind,
             trace::{Exit, StoppedBy, Trail},
@@ -46,11 +44,9 @@ pub(super) fn behind(
             return Ok(Some(format!("the policy of {rules} may stop it")));
         }
         let subject = subject(headers, trail);
-        let stopping = rules.rules.iter().find(|rule| {
-            let text = rule.text.as_deref();
-            text.is_none_or(|text| may_stop(text) && concerns(text, &subject))
-        });
-        if let Some(rule) = stopping {
+        let mut all = rules.rules.iter().zip(&rules.parsed);
+        let stopping = all.find(|(_, rule)| rule.may_stop() && rule.concerns(&subject));
+        if let Some((rule, _)) = stopping {
             return Ok(Some(format!("{rule} may stop it")));
         }
     }

@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{
     firewall::{
-        effect::{answers_itself, queued_to, rejected_with},
         iptables::trace::{LegacyRules, LegacyStop, LegacyTrace, LegacyTraceError, LegacyTrails},
         nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail},
         place::HookPoint,
+        rule::Rule,
     },
     netns::tool::Tools,
 };
@@ -99,10 +99,10 @@ impl Legacy {
         if let Some(headers) = question.headers(explained.index) {
             let subject = subject(headers, trail);
             explained.caveats.extend(rules.caveats(steps, &subject));
-        }
-        for (where_to, rule) in rules.memories(steps) {
-            self.warnings
-                .insert(format!("probes left an entry in {where_to} by {rule}"));
+            for (where_to, rule) in rules.memories(steps, &subject) {
+                self.warnings
+                    .insert(format!("probes left an entry in {where_to} by {rule}"));
+            }
         }
     }
 }
@@ -112,17 +112,17 @@ fn reason(stop: LegacyStop, hook: HookPoint, queues: &[u16]) -> Reason {
         LegacyStop::Policy(chain) => Reason::Policy { hook, chain },
         LegacyStop::Rule(rule) => Reason::Rule {
             hook,
-            action: action(rule.text.as_deref().unwrap_or_default(), queues),
+            action: action(&rule.parsed(), queues),
             rule,
         },
     }
 }
 
-fn action(text: &str, queues: &[u16]) -> Action {
-    if let Some(with) = rejected_with(text) {
-        return Action::Rejected(with);
+fn action(rule: &Rule, queues: &[u16]) -> Action {
+    if let Some(with) = rule.rejected_with() {
+        return Action::Rejected(with.to_owned());
     }
-    match (queued_to(text), answers_itself(text)) {
+    match (rule.queue(), rule.answers_itself()) {
         (Some(queue), _) => Action::Queued {
             queue,
             listener: queues.contains(&queue),

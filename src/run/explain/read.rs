@@ -14,14 +14,14 @@ use super::{
 use crate::{
     firewall::{
         Caveat, RulePlace,
-        concern::{Subject, concerns},
-        effect::rejected_with,
         nft::{
             is_own,
             trace::{Decision, StepKind, StoppedBy, TraceStep, Trail},
         },
+        rule::{Field, Packet, State, entries},
         ruletext::{Chain, RuleBook, RuleText, Source},
     },
+    netlink::object::Family,
     netns::NetnsFd,
     run::{
         outside::OutsideReason,
@@ -31,6 +31,9 @@ use crate::{
 
 /// Lists the queues that somebody listens to, one per line, its number first.
 const QUEUES: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
+
+/// The flags of a TCP probe, RFC 9293 section 3.1.
+const SYN: u32 = 0x02;
 
 /// Reads rules.
 pub(super) struct Reader<'a> {
@@ -130,8 +133,8 @@ impl<'a> Reader<'a> {
                 listener: self.queues().contains(&queue),
             },
             Decision::Stolen => Action::Taken,
-            _ => match rule.text.as_ref().and_then(|text| rejected_with(text)) {
-                Some(with) => Action::Rejected(with),
+            _ => match rule.text.as_ref().and(rule.parsed().rejected_with()) {
+                Some(with) => Action::Rejected(with.to_owned()),
                 None => Action::Dropped,
             },
         }
@@ -161,11 +164,9 @@ impl<'a> Reader<'a> {
             let chain = self.chain(&place)?;
             let end = end.and_then(|handle| chain.index(handle));
             self.note_memories(trail, &chain, end, &subject);
-            for (at, caveat) in &chain.caveats {
-                let rule = &chain.rules[*at];
-                let asked = end.is_none_or(|end| *at <= end);
-                let text = rule.text.as_deref().unwrap_or_default();
-                if asked && concerns(text, &subject) {
+            let asked = end.map_or(chain.rules.len(), |end| end + 1);
+            for (rule, parsed) in chain.rules.iter().zip(&chain.parsed).take(asked) {
+                if let Some(caveat) = parsed.caveat().filter(|_| parsed.concerns(&subject)) {
                     found.push((caveat.clone(), rule.clone()));
                 }
             }
@@ -173,26 +174,24 @@ impl<'a> Reader<'a> {
         Ok(found)
     }
 
-    /// Notes rules that remember the probe: those that matched, and those that count or limit per
-    /// element, which add it before they decide whether they match.
+    /// Notes rules that remember the probe.
     fn note_memories(
         &mut self,
         trail: &Trail,
         chain: &Chain,
         end: Option<usize>,
-        subject: &Subject,
+        subject: &Packet,
     ) {
-        for (at, where_to) in &chain.memories {
-            let rule = &chain.rules[*at];
-            let matched =
-                |step: &TraceStep| step.place == rule.place && step.kind == StepKind::Rule;
-            let counts = chain.caveats.iter().any(|(with, _)| with == at);
-            let text = rule.text.as_deref().unwrap_or_default();
-            let asked = end.is_none_or(|end| *at <= end) && concerns(text, subject);
-            if trail.steps.iter().any(matched) || (counts && asked) {
-                self.warnings
-                    .insert(format!("probes left an entry in {where_to} by {rule}"));
-            }
+        let asked = end.map_or(chain.rules.len(), |end| end + 1);
+        let matched = |at: usize| {
+            let place = &chain.rules[at].place;
+            let mut steps = trail.steps.iter();
+            steps.any(|step| step.place == *place && step.kind == StepKind::Rule)
+        };
+        for (at, where_to) in entries(&chain.parsed, asked, matched, subject) {
+            let rule = &chain.rules[at];
+            self.warnings
+                .insert(format!("probes left an entry in {where_to} by {rule}"));
         }
     }
 }
@@ -206,20 +205,24 @@ pub(super) fn queues(netns: &NetnsFd) -> Vec<u16> {
 }
 
 /// What rules may see of a probe, before and behind NAT.
-pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Subject {
-    let head = trail.map(|trail| &trail.head);
-    let mut subject = Subject {
-        protocol: headers.protocol,
-        ports: vec![headers.destination_port],
-        sources: vec![headers.source],
-        destinations: vec![headers.destination],
+pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Packet {
+    let sent = Packet::of(Family::of(headers.destination))
+        .with(Field::Protocol, headers.protocol.number())
+        .with(Field::DestinationPort, headers.destination_port)
+        .with(Field::SourcePort, headers.source_port)
+        .with_address(Field::Source, headers.source)
+        .with_address(Field::Destination, headers.destination)
+        // The first packet of a connection: a SYN, new or not tracked.
+        .with(Field::TcpFlags, SYN)
+        .with_state(State::New)
+        .with_state(State::Untracked);
+    let Some(Trail { head, .. }) = trail else {
+        return sent;
     };
-    subject.ports.extend(head.map(|head| head.destination_port));
-    subject.sources.extend(head.map(|head| head.source));
-    subject
-        .destinations
-        .extend(head.map(|head| head.destination));
-    subject
+    sent.with(Field::SourcePort, head.source_port)
+        .with(Field::DestinationPort, head.destination_port)
+        .with_address(Field::Source, head.source)
+        .with_address(Field::Destination, head.destination)
 }
 
 /// The chains that a probe went through, in order, each with the rule that ended its stay there;

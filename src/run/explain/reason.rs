@@ -5,7 +5,6 @@ use std::{fmt, time::Duration};
 use crate::{
     firewall::{
         Caveat,
-        effect::may_pass,
         nft::trace::{Exit, TraceStep},
         place::HookPoint,
         ruletext::RuleText,
@@ -156,7 +155,7 @@ impl Explained {
                 // It may be any of them.
                 _ => true,
             };
-            stopped || rule.text.as_deref().is_none_or(may_pass)
+            stopped || rule.parsed().may_pass()
         })
     }
 

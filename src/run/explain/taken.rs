@@ -5,10 +5,7 @@ use super::{
     read::{Reader, subject},
     reason::{Explained, Reason},
 };
-use crate::{
-    firewall::{concern::concerns, nft::trace::Trail},
-    run::packet::Headers,
-};
+use crate::{firewall::nft::trace::Trail, run::packet::Headers};
 
 /// Where nothing was seen to stop the probe at a hook, names a rule that takes packets of its kind
 /// away, if there is one: it may have been that.
@@ -25,8 +22,7 @@ pub(super) fn perhaps_taken(
     let subject = subject(headers, trail);
     for place in &question.scrutiny.census.taking {
         let rule = reader.chain(place)?.rule(place.handle);
-        let text = rule.text.as_deref();
-        if text.is_none_or(|text| concerns(text, &subject)) {
+        if rule.parsed().concerns(&subject) {
             explained.reason = Reason::PerhapsTaken { hook, rule };
             break;
         }

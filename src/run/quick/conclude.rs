@@ -1,12 +1,7 @@
 //! From what was measured and what was found out about it to the verdict, as pure code.
 
 use crate::{
-    firewall::{
-        Caveat,
-        effect::{answers_itself, forwards_on_device, only_rewrites},
-        place::HookPoint,
-        ruletext::RuleText,
-    },
+    firewall::{Caveat, place::HookPoint, ruletext::RuleText},
     run::{
         explain::{Action, Explained, Reason},
         outside::OutsideReason,
@@ -43,9 +38,8 @@ fn passed(explained: &Explained) -> Option<(Verdict, String)> {
         return Some((Verdict::No, text));
     }
     let chance = |(caveat, rule): &&(Caveat, RuleText)| {
-        let text = rule.text.as_deref().unwrap_or_default();
         // iptables lets no rule in nat drop, so a jump there leads to rewriting, too.
-        let rewrites = only_rewrites(text) || (rule.xtables && rule.place.table == "nat");
+        let rewrites = rule.parsed().only_rewrites() || (rule.xtables && rule.place.table == "nat");
         matches!(caveat, Caveat::Random(_)) && !rewrites
     };
     if explained.caveats.iter().any(|one| chance(&one)) {
@@ -109,11 +103,11 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
 
 /// What becomes of a packet that the rule takes away, where that is not its end.
 fn goes_its_own_way(rule: &RuleText) -> Option<String> {
-    let text = rule.text.as_deref()?;
-    if forwards_on_device(text) {
+    let parsed = rule.text.as_ref().map(|_| rule.parsed())?;
+    if parsed.sends_on() {
         return Some(format!("sent on past all taps by {rule}"));
     }
-    answers_itself(text).then(|| {
+    parsed.answers_itself().then(|| {
         format!(
             "{rule} answers it in the server's place: a detailed job shows whether the server is \
              reached then"

@@ -120,7 +120,9 @@ impl Bench<'_> {
                     "{position} of chain {} (table {}, iptables-legacy): {}",
                     rule.chain, rule.table, rule.rule
                 ),
-                rejects_with: crate::firewall::effect::rejected_with(&rule.rule),
+                rejects_with: crate::firewall::rule::Rule::of(&rule.rule)
+                    .rejected_with()
+                    .map(str::to_owned),
             };
         }
         rules.allowing.extend(legacy.allowing);

@@ -1,0 +1,139 @@
+//! What the outcome of a rule depends on beside the packet: rate, quota, chance, time, history.
+//!
+//! What a connection's state says about its first packet is no such thing: that packet is always
+//! new.
+
+use std::{fmt, time::Duration};
+
+/// What the outcome of a rule depends on beside the packet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Caveat {
+    /// How many packets came before, per time; with the limit as the rule states it.
+    RateLimited(String),
+    /// How much went through before.
+    Quota(String),
+    /// Chance, or turn.
+    Random(String),
+    /// The clock.
+    TimeOfDay(String),
+    /// What was seen before, or is open now.
+    History(String),
+    /// Whether the packet came out of IPsec or will go into it. Probes come in plain.
+    Ipsec(String),
+}
+
+/// A test that depends on more than the packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Varying {
+    /// On what.
+    pub caveat: Caveat,
+    /// What it says of a packet that comes alone.
+    pub alone: Alone,
+}
+
+/// What a test says of a packet before which none came that it counts, and for long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alone {
+    /// The packet matches: the rate, the quota is not used up.
+    Matches,
+    /// It does not.
+    Fails,
+    /// Chance decides, or what nobody here can know.
+    Either,
+    /// Whatever was measured: no other packet has a part in it.
+    AsMeasured,
+    /// It matches, and what the rule does then is chosen by it.
+    Chooses,
+}
+
+impl fmt::Display for Caveat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, detail) = match self {
+            Self::RateLimited(detail) => ("rate-limited", detail),
+            Self::Quota(detail) => ("limited by a quota", detail),
+            Self::Random(detail) => ("decided by chance or turn", detail),
+            Self::TimeOfDay(detail) => ("depends on the time", detail),
+            Self::History(detail) => ("depends on what was seen before", detail),
+            Self::Ipsec(detail) => ("depends on IPsec, and probes come in plain", detail),
+        };
+        write!(f, "{what}: {detail}")
+    }
+}
+
+impl Caveat {
+    /// Whether earlier probes of the same job may have brought the outcome about.
+    #[must_use]
+    pub fn may_be_own_doing(&self) -> bool {
+        match self {
+            Self::RateLimited(_) | Self::Quota(_) | Self::Random(_) => true,
+            Self::TimeOfDay(_) | Self::Ipsec(_) => false,
+            Self::History(detail) => ["recent", "meter"]
+                .iter()
+                .any(|kind| detail.starts_with(kind)),
+        }
+    }
+
+    /// How long it takes until the rate allows one packet more; none where there is no rate, or
+    /// one in bytes or of a named object.
+    #[must_use]
+    pub fn interval(&self) -> Option<Duration> {
+        let Self::RateLimited(rate) = self else {
+            return None;
+        };
+        let rate = rate.trim_start_matches("over ").split(' ').next()?;
+        let (count, unit) = rate.split_once('/')?;
+        let seconds = match unit {
+            _ if unit.starts_with('s') => 1.0,
+            _ if unit.starts_with('m') => 60.0,
+            _ if unit.starts_with('h') => 3600.0,
+            _ if unit.starts_with('d') => 86_400.0,
+            _ if unit.starts_with('w') => 604_800.0,
+            _ => return None,
+        };
+        let count: f64 = count.parse().ok().filter(|count| *count > 0.0)?;
+        Duration::try_from_secs_f64(seconds / count).ok()
+    }
+
+    pub(super) fn alone(self, alone: Alone) -> Varying {
+        Varying {
+            caveat: self,
+            alone,
+        }
+    }
+}
+
+impl Alone {
+    pub(super) fn if_matches(matches: bool) -> Self {
+        if matches { Self::Matches } else { Self::Fails }
+    }
+
+    /// The same of the opposite test.
+    #[must_use]
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::Matches => Self::Fails,
+            Self::Fails => Self::Matches,
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_says_when_the_next_packet_may_pass() {
+        for (rate, millis) in [
+            ("200/second burst 1", Some(5)),
+            ("over 5/sec", Some(200)),
+            ("3/min", Some(20_000)),
+            ("limit name \"l1\"", None),
+            ("1 mbytes/second", None),
+        ] {
+            let interval = Caveat::RateLimited(rate.to_owned()).interval();
+            assert_eq!(interval, millis.map(Duration::from_millis), "{rate}");
+        }
+        assert_eq!(Caveat::Quota("5/sec".to_owned()).interval(), None);
+    }
+}

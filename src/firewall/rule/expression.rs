@@ -1,0 +1,459 @@
+//! Rules as the kernel holds them: a list of expressions, each a name with attributes.
+//!
+//! What is compared with what goes through registers. The tests that nft and iptables-nft make of
+//! addresses, ports, protocols, interfaces, marks and states are read; any other is one that may
+//! hold.
+
+use super::{
+    Alone, Does, Field, Rule, Test, Verdict, nft,
+    table::{self, Action},
+    xtables,
+};
+use crate::firewall::nft::wire::{Attributes, array};
+
+/// linux/netfilter/nf_tables.h.
+mod attr {
+    pub(super) const EXPR_NAME: u16 = 1;
+    pub(super) const EXPR_DATA: u16 = 2;
+    pub(super) const META_KEY: u16 = 2;
+    pub(super) const META_SREG: u16 = 3;
+    pub(super) const CT_KEY: u16 = 2;
+    pub(super) const CT_SREG: u16 = 4;
+    pub(super) const PAYLOAD_BASE: u16 = 2;
+    pub(super) const PAYLOAD_OFFSET: u16 = 3;
+    pub(super) const PAYLOAD_LENGTH: u16 = 4;
+    pub(super) const PAYLOAD_SREG: u16 = 5;
+    pub(super) const CMP_OPERATOR: u16 = 2;
+    pub(super) const CMP_DATA: u16 = 3;
+    pub(super) const RANGE_OPERATOR: u16 = 2;
+    pub(super) const RANGE_FROM: u16 = 3;
+    pub(super) const RANGE_TO: u16 = 4;
+    pub(super) const BITWISE_MASK: u16 = 4;
+    pub(super) const BITWISE_XOR: u16 = 5;
+    pub(super) const DATA_VALUE: u16 = 1;
+    pub(super) const OBJREF_TYPE: u16 = 1;
+    pub(super) const LOOKUP_DREG: u16 = 3;
+    pub(super) const NAT_TYPE: u16 = 1;
+    pub(super) const IMMEDIATE_DREG: u16 = 1;
+    pub(super) const IMMEDIATE_DATA: u16 = 2;
+    pub(super) const DATA_VERDICT: u16 = 2;
+    pub(super) const VERDICT_CODE: u16 = 1;
+    pub(super) const VERDICT_CHAIN: u16 = 2;
+    pub(super) const DYNSET_NAME: u16 = 1;
+    pub(super) const DYNSET_OPERATOR: u16 = 3;
+    pub(super) const QUEUE_NUMBER: u16 = 1;
+    /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
+    pub(super) const XT_NAME: u16 = 1;
+}
+
+/// `NF_DROP`, `NF_ACCEPT`, `NFT_JUMP`, `NFT_GOTO`, `NFT_RETURN`, as they are in the attribute.
+const VERDICTS: [(u32, &str); 5] = [
+    (0, "drop"),
+    (1, "accept"),
+    ((-3i32) as u32, "jump"),
+    ((-4i32) as u32, "goto"),
+    ((-5i32) as u32, "return"),
+];
+
+/// What the register holds that the next test looks at.
+#[derive(Debug, Clone, Copy, Default)]
+struct Loaded {
+    of: Option<Field>,
+    /// The shift of a value within its field, and whether it is in host byte order.
+    host_order: bool,
+    mask: Option<u32>,
+}
+
+impl Rule {
+    /// Reads the nested attributes of `NFTA_RULE_EXPRESSIONS`.
+    pub(in crate::firewall) fn of_expressions(list: Attributes<'_>) -> Self {
+        let mut rule = Self::default();
+        let mut loaded = Loaded::default();
+        for (_, expression) in list {
+            let expression = Attributes(expression);
+            let name = expression.text(attr::EXPR_NAME).unwrap_or_default();
+            let data = expression.nested(attr::EXPR_DATA);
+            rule.express(name, data.unwrap_or(Attributes(&[])), &mut loaded);
+        }
+        rule
+    }
+
+    fn express(&mut self, name: &str, data: Attributes<'_>, loaded: &mut Loaded) {
+        match name {
+            "meta" => self.meta(data, loaded),
+            "ct" => self.connection(data, loaded),
+            "payload" => self.payload(data, loaded),
+            "bitwise" => {
+                let mask = data
+                    .nested(attr::BITWISE_MASK)
+                    .and_then(|d| d.find(attr::DATA_VALUE));
+                let xor = data
+                    .nested(attr::BITWISE_XOR)
+                    .and_then(|d| d.find(attr::DATA_VALUE));
+                let plain = xor.is_some_and(|xor| xor.iter().all(|byte| *byte == 0));
+                loaded.mask = mask.and_then(|mask| value(mask, loaded.host_order));
+                if !plain || loaded.mask.is_none() {
+                    loaded.of = None;
+                }
+            }
+            "cmp" => self.compare(data, *loaded),
+            "range" => self.range(data, *loaded),
+            "lookup" => {
+                self.ask(other("lookup", Field::Sets), false);
+                if data.find(attr::LOOKUP_DREG).is_some() {
+                    self.does.push(Does::Choose(vec![(None, unknown("a map"))]));
+                }
+            }
+            "immediate" => self.immediate(data),
+            "objref" => self.object(data),
+            "match" => {
+                let name = data.text(attr::XT_NAME).unwrap_or_default();
+                self.by_name(name);
+            }
+            "target" => {
+                let name = data.text(attr::XT_NAME).unwrap_or_default();
+                let read = Self::of_iptables(&format!("-j {name}"));
+                self.matches.extend(read.matches);
+                self.does
+                    .extend(read.does.into_iter().map(|does| match does {
+                        // A chain is an expression of its own: this is a target that is not known.
+                        Does::Decide(Verdict::Jump(name)) => Does::Decide(unknown(&name)),
+                        does => does,
+                    }));
+            }
+            "dynset" => {
+                let name = data.text(attr::DYNSET_NAME).unwrap_or_default();
+                // `NFT_DYNSET_OP_DELETE` is 2.
+                if data.be32(attr::DYNSET_OPERATOR) != Some(2) {
+                    self.does.push(Does::Remember(format!("set {name}")));
+                }
+            }
+            "limit" | "quota" | "numgen" | "connlimit" => self.by_name(name),
+            "queue" => {
+                let number = data.find(attr::QUEUE_NUMBER).and_then(|n| array(n, 0));
+                let number = number.map_or(0, u16::from_be_bytes);
+                let bypass = false;
+                self.decide(Verdict::Queue { number, bypass });
+            }
+            "reject" => self.decide(Verdict::Reject("port-unreachable".to_owned())),
+            "nat" => {
+                // `NFT_NAT_SNAT` is 0.
+                let action = match data.be32(attr::NAT_TYPE) {
+                    Some(0) => Action::TranslateSource,
+                    _ => Action::TranslateDestination,
+                };
+                self.does
+                    .push(Does::Translate(xtables::translation(action, "")));
+            }
+            _ => self.by_action(name),
+        }
+    }
+
+    fn by_action(&mut self, name: &str) {
+        let does = match table::action(name) {
+            Some(action @ (Action::TranslateSource | Action::Redirect)) => {
+                Does::Translate(xtables::translation(action, ""))
+            }
+            Some(Action::Copy) => Does::Copy,
+            Some(Action::Note) => Does::Note,
+            Some(Action::AnswerItself) => Does::Decide(Verdict::AnswerItself),
+            Some(Action::SendOn) => Does::Decide(Verdict::SendOn),
+            Some(Action::Proxy) => Does::Decide(Verdict::Proxy {
+                port: None,
+                or_drop: false,
+            }),
+            Some(Action::Set(field)) => set(field),
+            _ => return self.by_name(name),
+        };
+        self.does.push(does);
+    }
+
+    /// A test of which only the name is known.
+    fn by_name(&mut self, name: &str) {
+        let test = match nft::by_name(name) {
+            Some(caveat) => Test::Varies(caveat.alone(Alone::Either)),
+            None if name == "connlimit" => return self.by_name("ct count"),
+            // What loads a register is no test yet.
+            None if matches!(
+                name,
+                "rt" | "fib"
+                    | "socket"
+                    | "osf"
+                    | "exthdr"
+                    | "hash"
+                    | "byteorder"
+                    | "tunnel"
+                    | "xfrm"
+                    | "inner"
+            ) =>
+            {
+                if name == "xfrm" {
+                    self.by_name("ipsec");
+                }
+                return;
+            }
+            None => other(name, Field::Other),
+        };
+        self.ask(test, false);
+    }
+
+    fn meta(&mut self, data: Attributes<'_>, loaded: &mut Loaded) {
+        let key = data.be32(attr::META_KEY);
+        if data.find(attr::META_SREG).is_some() {
+            return self.does.push(match key {
+                Some(3) => set(Field::Mark),
+                Some(11) => set(Field::Priority),
+                // `NFT_META_SECMARK`, `NFT_META_NFTRACE`.
+                Some(20 | 23) => Does::Note,
+                _ => set(Field::Other),
+            });
+        }
+        // `NFT_META_*`.
+        let of = match key {
+            Some(0) => Some(Field::Length),
+            Some(3) => Some(Field::Mark),
+            Some(6) => Some(Field::Incoming),
+            Some(7) => Some(Field::Outgoing),
+            Some(16) => Some(Field::Protocol),
+            _ => None,
+        };
+        *loaded = Loaded {
+            of,
+            host_order: matches!(key, Some(0 | 3)),
+            mask: None,
+        };
+        // `PRANDOM`, `SECPATH`, `TIME_NS` to `TIME_HOUR`.
+        match key {
+            Some(24) => self.by_name("meta random"),
+            Some(25) => self.by_name("meta secpath"),
+            Some(30..=32) => self.by_name("meta time"),
+            _ => {}
+        }
+    }
+
+    fn connection(&mut self, data: Attributes<'_>, loaded: &mut Loaded) {
+        let key = data.be32(attr::CT_KEY);
+        if data.find(attr::CT_SREG).is_some() {
+            return self.does.push(match key {
+                // `NFT_CT_MARK`, `NFT_CT_ZONE`, `NFT_CT_LABELS`, `NFT_CT_EVENTMASK`.
+                Some(3) => set(Field::ConnectionMark),
+                Some(11 | 21) => Does::Note,
+                _ => set(Field::Tracking),
+            });
+        }
+        let of = match key {
+            Some(0) => Some(Field::State),
+            Some(3) => Some(Field::ConnectionMark),
+            _ => None,
+        };
+        *loaded = Loaded {
+            of,
+            host_order: true,
+            mask: None,
+        };
+        // `NFT_CT_PKTS`, `NFT_CT_BYTES`, `NFT_CT_AVGPKT`.
+        if matches!(key, Some(14..=16)) {
+            self.by_name("ct bytes");
+        }
+    }
+
+    fn payload(&mut self, data: Attributes<'_>, loaded: &mut Loaded) {
+        let at = (
+            data.be32(attr::PAYLOAD_BASE),
+            data.be32(attr::PAYLOAD_OFFSET),
+            data.be32(attr::PAYLOAD_LENGTH),
+        );
+        // The network header is base 1, what follows it 2.
+        let of = match at {
+            (Some(1), Some(12), Some(4)) | (Some(1), Some(8), Some(16)) => Some(Field::Source),
+            (Some(1), Some(16), Some(4)) | (Some(1), Some(24), Some(16)) => {
+                Some(Field::Destination)
+            }
+            (Some(1), Some(9), Some(1)) => Some(Field::Protocol),
+            (Some(2), Some(0), Some(2)) => Some(Field::SourcePort),
+            (Some(2), Some(2), Some(2)) => Some(Field::DestinationPort),
+            _ => None,
+        };
+        if data.find(attr::PAYLOAD_SREG).is_some() {
+            return self.does.push(set(of.unwrap_or(match at.0 {
+                Some(0) => Field::Link,
+                _ => Field::Tos,
+            })));
+        }
+        *loaded = Loaded {
+            of,
+            ..Loaded::default()
+        };
+    }
+
+    fn compare(&mut self, data: Attributes<'_>, loaded: Loaded) {
+        let bytes = data
+            .nested(attr::CMP_DATA)
+            .and_then(|d| d.find(attr::DATA_VALUE));
+        // `NFT_CMP_EQ`, `NFT_CMP_NEQ`.
+        let operator = data.be32(attr::CMP_OPERATOR);
+        let negated = operator == Some(1);
+        let known = matches!(operator, Some(0 | 1));
+        let test = bytes
+            .filter(|_| known)
+            .and_then(|bytes| compared(bytes, loaded));
+        self.ask(test.unwrap_or_else(|| other("cmp", Field::Other)), negated);
+    }
+
+    fn range(&mut self, data: Attributes<'_>, loaded: Loaded) {
+        let bound = |kind| {
+            let bytes = data.nested(kind)?.find(attr::DATA_VALUE)?;
+            value(bytes, loaded.host_order)
+        };
+        let negated = data.be32(attr::RANGE_OPERATOR) == Some(1);
+        let bounds = bound(attr::RANGE_FROM).zip(bound(attr::RANGE_TO));
+        let test = loaded
+            .of
+            .filter(|of| is_number(*of))
+            .zip(bounds)
+            .map(|(of, bounds)| Test::Number {
+                of,
+                mask: loaded.mask.unwrap_or(u32::MAX),
+                ranges: vec![bounds],
+            });
+        self.ask(
+            test.unwrap_or_else(|| other("range", Field::Other)),
+            negated,
+        );
+    }
+
+    fn immediate(&mut self, data: Attributes<'_>) {
+        // Register 0 is that of the verdict.
+        let to_verdict = data.be32(attr::IMMEDIATE_DREG) == Some(0);
+        let data = data.nested(attr::IMMEDIATE_DATA);
+        let Some(verdict) = data.and_then(|data| data.nested(attr::DATA_VERDICT)) else {
+            if to_verdict {
+                self.decide(unknown("a verdict"));
+            }
+            return;
+        };
+        let code = verdict.be32(attr::VERDICT_CODE);
+        let chain = || {
+            verdict
+                .text(attr::VERDICT_CHAIN)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let named = VERDICTS.iter().find(|(known, _)| Some(*known) == code);
+        self.decide(match named.map(|(_, name)| *name) {
+            Some("drop") => Verdict::Drop,
+            Some("accept") => Verdict::Accept,
+            Some("return") => Verdict::Return,
+            Some("jump") => Verdict::Jump(chain()),
+            Some("goto") => Verdict::Goto(chain()),
+            _ => unknown("a verdict"),
+        });
+    }
+
+    /// A named object. By map it may be any.
+    fn object(&mut self, data: Attributes<'_>) {
+        match data.be32(attr::OBJREF_TYPE) {
+            Some(2) => self.by_name("quota"),
+            None | Some(4) => self.by_name("limit"),
+            Some(5) => self.by_name("ct count"),
+            // `NFT_OBJECT_CT_HELPER`, `NFT_OBJECT_CT_TIMEOUT`, `NFT_OBJECT_CT_EXPECT`.
+            Some(3 | 7 | 9) => self.does.push(set(Field::Tracking)),
+            Some(8) => self.decide(Verdict::AnswerItself),
+            Some(_) => self.does.push(Does::Note),
+        }
+    }
+}
+
+/// What `bytes` mean as a value of what was loaded.
+fn compared(bytes: &[u8], loaded: Loaded) -> Option<Test> {
+    let of = loaded.of?;
+    Some(match of {
+        Field::Source | Field::Destination => {
+            let address: std::net::IpAddr = match bytes.len() {
+                4 => array::<4>(bytes, 0)?.into(),
+                16 => array::<16>(bytes, 0)?.into(),
+                // A shorter one is a net, whose length is that of the bytes.
+                n @ 1..4 => {
+                    let mut whole = [0; 4];
+                    whole[..n].copy_from_slice(bytes);
+                    let net = ipnet::Ipv4Net::new(whole.into(), 8 * n as u8).ok()?;
+                    return Some(Test::Address {
+                        of,
+                        nets: vec![net.into()],
+                    });
+                }
+                _ => return None,
+            };
+            let length = match (loaded.mask, address) {
+                (None, std::net::IpAddr::V4(_)) => 32,
+                (None, std::net::IpAddr::V6(_)) => 128,
+                (Some(mask), std::net::IpAddr::V4(_)) => mask.leading_ones() as u8,
+                // The mask of an IPv6 address is longer than what is kept of it.
+                (Some(_), std::net::IpAddr::V6(_)) => return None,
+            };
+            Test::Address {
+                of,
+                nets: vec![ipnet::IpNet::new(address, length).ok()?.trunc()],
+            }
+        }
+        Field::Incoming | Field::Outgoing => {
+            let text = bytes.split(|byte| *byte == 0).next()?;
+            let name = std::str::from_utf8(text).ok()?;
+            let whole = text.len() < bytes.len();
+            Test::Device {
+                of,
+                names: vec![if whole {
+                    name.to_owned()
+                } else {
+                    format!("{name}*")
+                }],
+            }
+        }
+        _ => {
+            let number = value(bytes, loaded.host_order)?;
+            Test::Number {
+                of,
+                mask: loaded.mask.unwrap_or(u32::MAX),
+                ranges: vec![(number, number)],
+            }
+        }
+    })
+}
+
+fn is_number(of: Field) -> bool {
+    !matches!(
+        of,
+        Field::Source | Field::Destination | Field::Incoming | Field::Outgoing
+    )
+}
+
+/// Up to four bytes as a number.
+fn value(bytes: &[u8], host_order: bool) -> Option<u32> {
+    Some(match bytes.len() {
+        1 => u32::from(bytes[0]),
+        2 if host_order => u32::from(u16::from_ne_bytes(array(bytes, 0)?)),
+        2 => u32::from(u16::from_be_bytes(array(bytes, 0)?)),
+        4 if host_order => u32::from_ne_bytes(array(bytes, 0)?),
+        4 => u32::from_be_bytes(array(bytes, 0)?),
+        _ => return None,
+    })
+}
+
+fn set(field: Field) -> Does {
+    Does::Set {
+        field,
+        mask: u32::MAX,
+        value: None,
+    }
+}
+
+fn unknown(what: &str) -> Verdict {
+    Verdict::Unknown(what.to_owned())
+}
+
+fn other(text: &str, reads: Field) -> Test {
+    Test::Other {
+        text: text.to_owned(),
+        reads: vec![reads],
+    }
+}

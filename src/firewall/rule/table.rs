@@ -1,0 +1,305 @@
+//! The table of targets, statements and matches: what each means, under all of its names.
+
+use super::Field;
+
+/// What a target of iptables, a statement of nft, or an expression of nf_tables does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Accept,
+    Drop,
+    Reject,
+    Return,
+    Queue,
+    /// Rewrites the source, or the destination.
+    TranslateSource,
+    TranslateDestination,
+    /// Rewrites the destination to an address of the router.
+    Redirect,
+    /// Rewrites whichever the hook allows.
+    TranslateEither,
+    AnswerItself,
+    Proxy,
+    SendOn,
+    Copy,
+    Remember,
+    Note,
+    Set(Field),
+    /// Measures a rate, and lets other rules decide by it.
+    CountRate,
+}
+
+/// What a match of iptables, or an expression of nft or nf_tables, is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum About {
+    /// The packet.
+    Packet(&'static [Field]),
+    Rate,
+    Quota,
+    /// What a connection has moved before; its first packet has a sure answer.
+    Moved,
+    Chance,
+    Clock,
+    /// What was seen before.
+    Seen,
+    /// How many connections are open.
+    Open,
+    /// Something that somebody outside sets.
+    Outside,
+    IpsecPolicy,
+}
+
+/// Names: targets of iptables-extensions(8), first words of statements of nft(8), expressions.
+type Names = &'static [&'static str];
+
+/// Targets and statements. A name of iptables is in capitals, so one list serves all; expressions
+/// that are named differently from statements stand beside them.
+const ACTIONS: &[(Names, Action)] = {
+    use Action::*;
+    &[
+        (&["ACCEPT", "accept"], Accept),
+        (&["DROP", "drop", "TARPIT", "STEAL"], Drop),
+        (&["REJECT", "reject"], Reject),
+        (&["RETURN", "return"], Return),
+        (&["NFQUEUE", "QUEUE", "queue"], Queue),
+        (
+            &["SNAT", "MASQUERADE", "SAME", "snat", "masquerade", "masq"],
+            TranslateSource,
+        ),
+        (&["DNAT", "dnat"], TranslateDestination),
+        (&["REDIRECT", "redirect", "redir"], Redirect),
+        (&["NETMAP", "nat"], TranslateEither),
+        (&["SYNPROXY", "synproxy"], AnswerItself),
+        (&["TPROXY", "tproxy"], Proxy),
+        (&["fwd"], SendOn),
+        (&["TEE", "dup"], Copy),
+        (&["SET", "dynset"], Remember),
+        (&["RATEEST"], CountRate),
+        (
+            &[
+                "LOG",
+                "NFLOG",
+                "ULOG",
+                "TRACE",
+                "AUDIT",
+                "IDLETIMER",
+                "LED",
+                "log",
+                "counter",
+                "last",
+                "flow",
+                "flow_offload",
+            ],
+            Note,
+        ),
+        (&["MARK", "HMARK"], Set(Field::Mark)),
+        (&["CONNMARK"], Set(Field::ConnectionMark)),
+        (&["TOS", "DSCP", "ECN"], Set(Field::Tos)),
+        (&["TTL", "HL"], Set(Field::Ttl)),
+        (&["TCPMSS", "TCPOPTSTRIP", "reset"], Set(Field::TcpOptions)),
+        (&["CLASSIFY"], Set(Field::Priority)),
+        (&["CT", "NOTRACK", "notrack"], Set(Field::Tracking)),
+        (&["CHECKSUM"], Note),
+        (&["SECMARK", "CONNSECMARK"], Note),
+    ]
+};
+
+/// Matches of iptables-extensions(8) and expressions of nft(8) by their first words, apart from
+/// those that are understood in full.
+const MATCHES: &[(Names, About)] = {
+    use About::*;
+    use Field::*;
+    &[
+        (&["limit", "hashlimit", "rateest"], Rate),
+        (&["quota", "quota2"], Quota),
+        (&["connbytes", "ct bytes", "ct packets", "ct avgpkt"], Moved),
+        (&["statistic", "random", "numgen", "meta random"], Chance),
+        (&["time", "meta time", "meta hour", "meta day"], Clock),
+        (&["recent", "meter"], Seen),
+        (&["connlimit", "ct count"], Open),
+        (&["condition", "nfacct", "hashroute"], Outside),
+        (
+            &["policy", "ipsec", "meta secpath", "meta ipsec", "rt ipsec"],
+            IpsecPolicy,
+        ),
+        (
+            &["tcp", "udp", "udplite", "sctp", "dccp", "multiport", "th"],
+            Packet(&[SourcePort, DestinationPort, TcpFlags, TcpOptions]),
+        ),
+        (
+            &[
+                "icmp",
+                "icmp6",
+                "icmpv6",
+                "igmp",
+                "ah",
+                "esp",
+                "comp",
+                "mh",
+                "eui64",
+                "frag",
+                "hbh",
+                "dst",
+                "rt",
+                "srh",
+                "ipv6header",
+                "exthdr",
+            ],
+            Packet(&[]),
+        ),
+        (
+            &["conntrack", "state", "ct", "helper", "connlabel", "cluster"],
+            Packet(&[State, Tracking, ConnectionMark]),
+        ),
+        (&["mark", "meta mark"], Packet(&[Mark])),
+        (&["connmark", "ct mark"], Packet(&[ConnectionMark])),
+        (&["dscp", "tos", "ecn"], Packet(&[Tos])),
+        (&["ttl", "hl"], Packet(&[Ttl])),
+        (&["length", "meta length"], Packet(&[Length])),
+        (&["tcpmss", "osf", "tcp option"], Packet(&[TcpOptions])),
+        (
+            &["iprange", "addrtype", "fib", "rpfilter", "realm"],
+            Packet(&[Source, Destination, Mark, Incoming]),
+        ),
+        (
+            &["set"],
+            Packet(&[Source, Destination, SourcePort, DestinationPort, Sets]),
+        ),
+        (
+            &["mac", "ether", "vlan", "pkttype", "meta pkttype", "physdev"],
+            Packet(&[Link]),
+        ),
+        (
+            &[
+                "devgroup",
+                "meta iifgroup",
+                "meta oifgroup",
+                "meta iiftype",
+                "meta oiftype",
+            ],
+            Packet(&[Incoming, Outgoing]),
+        ),
+        (
+            &[
+                "owner",
+                "cgroup",
+                "cpu",
+                "meta cpu",
+                "meta skuid",
+                "meta skgid",
+                "meta cgroup",
+            ],
+            Packet(&[]),
+        ),
+        (&["meta priority"], Packet(&[Priority])),
+        (
+            &["jhash", "symhash", "string", "u32", "bpf", "ip", "ip6"],
+            Packet(&[
+                Source,
+                Destination,
+                SourcePort,
+                DestinationPort,
+                Tos,
+                Ttl,
+                Length,
+                TcpOptions,
+            ]),
+        ),
+        (
+            &["socket"],
+            Packet(&[Source, Destination, SourcePort, DestinationPort, Mark]),
+        ),
+    ]
+};
+
+/// What the target, statement or expression `name` does; none where it is not known.
+pub(super) fn action(name: &str) -> Option<Action> {
+    let row = ACTIONS.iter().find(|(names, _)| names.contains(&name));
+    row.map(|(_, action)| *action)
+}
+
+/// What the match or expression `name` is about; all there is where it is not known.
+pub(super) fn about(name: &str) -> About {
+    let row = MATCHES.iter().find(|(names, _)| names.contains(&name));
+    row.map_or(About::Packet(&[Field::Other]), |(_, about)| *about)
+}
+
+/// Protocols by the names that iptables and nft print, `/etc/protocols`.
+const PROTOCOLS: &[(&str, u32)] = &[
+    ("icmp", 1),
+    ("igmp", 2),
+    ("ipencap", 4),
+    ("tcp", 6),
+    ("udp", 17),
+    ("dccp", 33),
+    ("ipv6", 41),
+    ("gre", 47),
+    ("esp", 50),
+    ("ah", 51),
+    ("ipv6-icmp", 58),
+    ("icmpv6", 58),
+    ("icmp6", 58),
+    ("ospf", 89),
+    ("vrrp", 112),
+    ("pim", 103),
+    ("ipcomp", 108),
+    ("comp", 108),
+    ("sctp", 132),
+    ("mh", 135),
+    ("udplite", 136),
+];
+
+/// The number of a protocol by its name or number.
+pub(super) fn protocol(name: &str) -> Option<u32> {
+    let named = PROTOCOLS.iter().find(|(known, _)| *known == name);
+    named.map(|(_, number)| *number).or_else(|| number(name))
+}
+
+/// A decimal or hexadecimal number.
+pub(super) fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// A state of connection tracking by its name, in any case.
+pub(super) fn state(name: &str) -> Option<u32> {
+    use super::State::*;
+    Some(match name.to_ascii_lowercase().as_str() {
+        "invalid" => Invalid as u32,
+        "established" => Established as u32,
+        "related" => Related as u32,
+        "new" => New as u32,
+        "untracked" => Untracked as u32,
+        _ => return None,
+    })
+}
+
+/// A flag of TCP by its name, in any case.
+pub(super) fn tcp_flag(name: &str) -> Option<u32> {
+    const NAMES: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"];
+    let name = name.to_ascii_lowercase();
+    match name.as_str() {
+        "all" => Some(0x3f),
+        "none" => Some(0),
+        _ => NAMES
+            .iter()
+            .position(|known| *known == name)
+            .map(|bit| 1 << bit),
+    }
+}
+
+/// A DSCP value by its name, RFC 2474, 2597, 3246, 5865, 8622.
+pub(super) fn dscp(name: &str) -> Option<u32> {
+    let name = name.to_ascii_lowercase();
+    let digit = |from: usize| name.get(from..from + 1)?.parse::<u32>().ok();
+    match name.as_str() {
+        "be" | "df" => Some(0),
+        "ef" => Some(46),
+        "va" => Some(44),
+        "le" | "lephb" => Some(1),
+        _ if name.starts_with("cs") => digit(2).map(|class| class * 8),
+        _ if name.starts_with("af") => Some(digit(2)? * 8 + digit(3)? * 2),
+        _ => number(&name),
+    }
+}

@@ -1,0 +1,154 @@
+//! One thing that a rule asks of a packet.
+
+use ipnet::IpNet;
+
+use super::{Answer, Field, Packet, Varying};
+use crate::netlink::object::Family;
+
+/// A test, or its opposite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Match {
+    /// The test.
+    pub test: Test,
+    /// Whether a packet has to fail it.
+    pub negated: bool,
+}
+
+/// Something that a packet is like or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Test {
+    /// It is IPv4, or IPv6.
+    Family(Family),
+    /// Its source or destination is in one of these.
+    Address {
+        /// Which.
+        of: Field,
+        /// Where.
+        nets: Vec<IpNet>,
+    },
+    /// It comes in or leaves by one of these interfaces; `*` at the end stands for anything.
+    Device {
+        /// Which.
+        of: Field,
+        /// Names.
+        names: Vec<String>,
+    },
+    /// A number of it, cut down to `mask`, is in one of these ranges.
+    Number {
+        /// Which.
+        of: Field,
+        /// The bits that count.
+        mask: u32,
+        /// First and last of each range.
+        ranges: Vec<(u32, u32)>,
+    },
+    /// Something beyond the packet.
+    Varies(Varying),
+    /// Something that is not understood further.
+    Other {
+        /// As the rule says it.
+        text: String,
+        /// What it reads.
+        reads: Vec<Field>,
+    },
+}
+
+impl Match {
+    pub(super) fn varying(&self) -> Option<&Varying> {
+        match &self.test {
+            Test::Varies(varying) => Some(varying),
+            _ => None,
+        }
+    }
+
+    /// Whether `packet` fits.
+    #[must_use]
+    pub fn answer(&self, packet: &Packet) -> Answer {
+        let answer = self.test.answer(packet);
+        if self.negated { answer.not() } else { answer }
+    }
+}
+
+impl Test {
+    /// Whether `packet` is like that.
+    #[must_use]
+    pub fn answer(&self, packet: &Packet) -> Answer {
+        match self {
+            Self::Family(family) => match packet.family {
+                Some(known) if known == *family => Answer::Yes,
+                Some(_) => Answer::No,
+                None => Answer::CannotTell,
+            },
+            Self::Address { of, nets } => one_of(packet.addresses(*of), |net| within(net, nets)),
+            Self::Device { of, names } => one_of(packet.devices(*of), |device| {
+                if names.iter().any(|name| is_named(device, name)) {
+                    Answer::Yes
+                } else {
+                    Answer::No
+                }
+            }),
+            Self::Number { of, mask, ranges } => {
+                one_of(packet.numbers(*of), |known| inside(*known, *mask, ranges))
+            }
+            Self::Varies(_) | Self::Other { .. } => Answer::CannotTell,
+        }
+    }
+
+    /// What of a packet it reads.
+    #[must_use]
+    pub fn reads(&self) -> &[Field] {
+        match self {
+            Self::Address { of, .. } | Self::Device { of, .. } | Self::Number { of, .. } => {
+                std::slice::from_ref(of)
+            }
+            Self::Family(_) | Self::Varies(_) => &[],
+            Self::Other { reads, .. } => reads,
+        }
+    }
+}
+
+fn one_of<T>(known: Option<&[T]>, answer: impl FnMut(&T) -> Answer) -> Answer {
+    known.map_or(Answer::CannotTell, |known| {
+        Answer::of_each(known.iter().map(answer))
+    })
+}
+
+/// Whether all of `net` is in one of `nets`, or nothing of it in any.
+fn within(net: &IpNet, nets: &[IpNet]) -> Answer {
+    if nets.iter().any(|wide| wide.contains(net)) {
+        Answer::Yes
+    } else if nets.iter().any(|narrow| net.contains(narrow)) {
+        Answer::CannotTell
+    } else {
+        Answer::No
+    }
+}
+
+fn is_named(device: &str, name: &str) -> bool {
+    match name.strip_suffix('*') {
+        Some(beginning) => device.starts_with(beginning),
+        None => device == name,
+    }
+}
+
+/// Whether all numbers of a range fit, or none. A mask can only be applied to a single number.
+fn inside((first, last): (u32, u32), mask: u32, ranges: &[(u32, u32)]) -> Answer {
+    let fits = |number: u32| ranges.iter().any(|(a, b)| (*a..=*b).contains(&number));
+    if first == last {
+        return if fits(first & mask) {
+            Answer::Yes
+        } else {
+            Answer::No
+        };
+    }
+    if mask != u32::MAX {
+        return Answer::CannotTell;
+    }
+    if ranges.iter().any(|(a, b)| *a <= first && last <= *b) {
+        Answer::Yes
+    } else if ranges.iter().any(|(a, b)| *a <= last && first <= *b) {
+        Answer::CannotTell
+    } else {
+        Answer::No
+    }
+}
