@@ -6,6 +6,7 @@ pub mod facts;
 mod gone;
 pub mod hosts;
 mod kernel_settings;
+pub mod links;
 pub mod neighbours;
 mod plan;
 mod pool;

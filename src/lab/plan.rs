@@ -76,6 +76,7 @@ impl Planner {
                 mtu: None,
                 up: interface.up,
                 addresses: interface.addresses.clone(),
+                link: interface.link.clone(),
                 segment: interface.segment,
                 port: None,
             };

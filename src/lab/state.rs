@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     LabError,
-    topology::{InterfaceKind, Segment, Topology, Warning},
+    topology::{InterfaceKind, LinkFacts, Segment, Topology, Warning},
 };
 use crate::{
     config::Config,
@@ -109,6 +109,9 @@ pub struct InterfaceState {
     pub up: bool,
     /// Its addresses.
     pub addresses: Vec<Address>,
+    /// What leads to the other end of its link.
+    #[serde(default, skip_serializing_if = "LinkFacts::is_unknown")]
+    pub link: LinkFacts,
     /// The segment that it is plugged into; none for loopback.
     pub segment: Option<usize>,
     /// The port of the segment's bridge at the other end of its wire.

@@ -10,10 +10,16 @@ use crate::{
     netlink::object::{Address, Mac, PolicyRule, Route},
 };
 
+mod alone;
 mod check;
+mod evidence;
 mod join;
+mod link;
 
-pub use join::build;
+pub use self::{
+    join::{build, build_with},
+    link::{LinkFacts, Master, MasterKind, WireGuard, WireGuardPeer},
+};
 
 /// Routers, the segments that join them, and what could not be represented.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -111,6 +117,9 @@ pub struct Interface {
     pub up: bool,
     /// Addresses of both families, link-local ones included.
     pub addresses: Vec<Address>,
+    /// What leads to the other end of its link.
+    #[serde(default, skip_serializing_if = "LinkFacts::is_unknown")]
+    pub link: LinkFacts,
     /// The segment it is plugged into; none for loopback.
     pub segment: Option<usize>,
 }
@@ -122,6 +131,12 @@ pub struct Segment {
     pub name: String,
     /// Its ends.
     pub members: Vec<(RouterName, IfName)>,
+    /// Ends that it has at routers without facts, as `router:interface`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub absent: Vec<String>,
+    /// The routers that its hosts use, where `links.toml` says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<RouterName>,
 }
 
 /// Which tool a ruleset is loaded with; it is the one that it was saved with. In the order in
@@ -230,5 +245,7 @@ impl std::fmt::Display for Warning {
     }
 }
 
+#[cfg(test)]
+mod link_tests;
 #[cfg(test)]
 mod tests;

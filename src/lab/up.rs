@@ -8,7 +8,9 @@ use std::{
 use super::{
     Lab, LabError,
     down::{self, Removed},
-    facts, plan, pool,
+    facts,
+    links::Links,
+    plan, pool,
     router::{self, Job},
     rulesets::{self, Loaders},
     segments,
@@ -83,7 +85,9 @@ pub fn up_from(
 ) -> Result<Up, LabError> {
     progress.step(Step::Facts);
     let begin = Instant::now();
-    let topology = topology::build(facts::load_dir(facts_dir)?);
+    let facts = facts::load_dir(facts_dir)?;
+    let links = Links::load(facts_dir, &facts)?;
+    let topology = topology::build_with(facts, &links);
     let took = begin.elapsed();
     let facts_dir = facts_dir
         .canonicalize()

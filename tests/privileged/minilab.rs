@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use tsim::{
-    lab::topology::{Interface, InterfaceKind, Router, Segment, Topology},
+    lab::topology::{Interface, InterfaceKind, LinkFacts, Router, Segment, Topology},
     model::{IfName, NetnsName, RouterName},
     netlink::{
         BridgeOptions, Link, LinkChange, Netlink, NewVeth, VethEnd,
@@ -38,6 +38,8 @@ impl MiniLab {
             topology.segments.push(Segment {
                 name: number.to_string(),
                 members: Vec::new(),
+                absent: Vec::new(),
+                gateways: Vec::new(),
             });
         }
         batch.send().unwrap();
@@ -81,6 +83,7 @@ impl MiniLab {
                     .iter()
                     .map(|a| Address::new(a.parse().unwrap()))
                     .collect(),
+                link: LinkFacts::default(),
                 segment: Some(*segment),
             };
             self.plug_in(&netns, &interface, &format!("{name}{at}"));

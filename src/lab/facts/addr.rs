@@ -3,11 +3,11 @@
 use ipnet::IpNet;
 
 use super::{
-    InterfaceFacts,
+    InterfaceFacts, links,
     words::{Words, address_with_len, scope},
 };
 use crate::{
-    lab::topology::{At, InterfaceKind},
+    lab::topology::{At, InterfaceKind, LinkFacts},
     model::IfName,
     netlink::object::{Address, Mac, Scope},
 };
@@ -64,6 +64,10 @@ fn head(
         up: flags.contains(&"UP"),
         addresses: Vec::new(),
         segment: None,
+        link: LinkFacts {
+            kind: links::by_flags(&flags).map(ToOwned::to_owned),
+            ..LinkFacts::default()
+        },
     };
     let name = &interface.name;
     if flags.contains(&"NO-CARRIER") {
@@ -77,6 +81,7 @@ fn head(
             "mtu" => interface.mtu = Some(words.parse(word)?),
             "master" => {
                 let master = words.value(word)?;
+                interface.link.master = links::port_of(master, &flags);
                 notices.push((
                     line,
                     format!("{name} is a port of {master}; in the lab it is a link of its own"),
@@ -102,6 +107,10 @@ fn detail(words: &mut Words<'_>, interface: &mut InterfaceFacts) -> Result<(), S
     match words.next() {
         Some("inet" | "inet6") => interface.addresses.push(address(words)?),
         Some("link/ether") => interface.mac = Some(words.parse::<Mac>("link/ether")?),
+        Some("link/gre" | "link/ipip" | "link/sit" | "link/tunnel6" | "link/gre6") => {
+            interface.kind = InterfaceKind::Tunnel;
+            links::outer_addresses(words, &mut interface.link);
+        }
         // A loopback-like device with another name is a link of no kind known to us.
         Some(word)
             if word.starts_with("link/")
@@ -110,8 +119,9 @@ fn detail(words: &mut Words<'_>, interface: &mut InterfaceFacts) -> Result<(), S
         {
             interface.kind = InterfaceKind::Tunnel;
         }
-        // valid_lft, altname, details of the link: nothing that a lab needs.
-        _ => {}
+        // The link's details, if it was asked for them; valid_lft, altname and the like.
+        Some(word) => links::detail(word, words, &mut interface.link),
+        None => {}
     }
     Ok(())
 }

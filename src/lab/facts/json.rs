@@ -33,7 +33,7 @@ use super::{
     words::{Tables, Words, address_with_len},
 };
 use crate::{
-    lab::topology::{At, InterfaceKind, Origin, Ruleset, RulesetKind, Warning},
+    lab::topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, RulesetKind, Warning},
     model::{IfName, RouterName},
     netlink::object::{Address, Family, Mac, Route, Scope},
 };
@@ -306,6 +306,7 @@ impl Reader<'_> {
             mtu: from.mtu,
             up: from.up,
             addresses,
+            link: LinkFacts::default(),
             segment: from.segment,
         })
     }
@@ -406,6 +407,7 @@ fn loopback() -> Result<InterfaceFacts, FactsError> {
         mtu: None,
         up: true,
         addresses: Vec::new(),
+        link: LinkFacts::default(),
         segment: None,
     })
 }

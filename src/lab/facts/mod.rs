@@ -28,6 +28,7 @@
 //! | `ip_forwarding`, `ipv6_forwarding` | `0` or `1`; IPv6 follows IPv4 where it is missing | |
 //! | `sysctl` | `sysctl -a`; what decides about packets is taken over | |
 //! | `ipset_save`, `iptables_save`, `ip6tables_save` | what the tools save, with or without counters | |
+//! | `links`, `wireguard`, `neighbours`, `lldp` | `ip -d link show`, `wg show` (which hides private keys), `ip neigh show`, `lldpctl -f keyvalue`: who is at the other end of a link | |
 //! | `nft_ruleset` | `nft list ruleset`; tables that `iptables_save` has too are left to it | |
 //!
 //! Sections may stand in any order and anywhere, `EXIT_CODE` may be missing. What else the
@@ -35,6 +36,9 @@
 //!
 //! **`*.json`**, our own format for labs written by hand, see [`json`] and
 //! `netns-fixtures/facts.schema.json`.
+//!
+//! **`links.toml`** says which interfaces are joined where the facts do not tell, see
+//! [`links`](super::links).
 //!
 //! Other files in the directory do not count, nor do `*.schema.json`.
 
@@ -47,7 +51,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::topology::{At, InterfaceKind, Origin, Ruleset, Warning};
+use super::topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, Warning};
 use crate::{
     model::{IfName, NameError, RouterName},
     netlink::object::{Address, Family, Mac, PolicyRule, Route},
@@ -56,6 +60,7 @@ use crate::{
 mod addr;
 mod connected;
 pub mod json;
+mod links;
 mod route;
 mod rule;
 mod section;
@@ -107,6 +112,8 @@ pub struct InterfaceFacts {
     pub up: bool,
     /// Addresses of both families.
     pub addresses: Vec<Address>,
+    /// What leads to the other end of its link.
+    pub link: LinkFacts,
     /// Joined with the interfaces of the same segment; if absent, subnets decide.
     pub segment: Option<String>,
 }
@@ -173,6 +180,14 @@ pub enum FactsError {
     /// A file of our own format is wrong.
     #[error("{origin}: {message}")]
     Json {
+        /// Where.
+        origin: Origin,
+        /// What is wrong and what is allowed.
+        message: String,
+    },
+    /// `links.toml` is wrong.
+    #[error("{origin}: {message}")]
+    Links {
         /// Where.
         origin: Origin,
         /// What is wrong and what is allowed.

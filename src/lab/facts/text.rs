@@ -1,7 +1,7 @@
 //! Facts of one router from a sectioned file; see [the parent](super) for the sections.
 
 use super::{
-    FactsError, RouterFacts, addr, connected, route, rule,
+    FactsError, RouterFacts, addr, connected, links, route, rule,
     section::{Section, sections},
     sysctl,
     words::{Tables, Words, number},
@@ -171,6 +171,7 @@ impl Reader {
             "ipset_save" => self.ruleset(section, RulesetKind::Ipset),
             "nft_ruleset" => self.ruleset(section, RulesetKind::Nft),
             "rt_tables" => {}
+            name if links::is_section(name) => {}
             other => match routing_table(other) {
                 Some((family, table)) => self.routes(section, family, table),
                 None if NOT_NEEDED.contains(&other) => {}
@@ -324,6 +325,7 @@ impl Reader {
         }
         self.facts.order_rulesets();
         self.facts.add_kernels_rules();
+        links::complete(&mut self.facts, sections);
         connected::normalise(&mut self.facts);
     }
 }

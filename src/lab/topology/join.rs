@@ -2,7 +2,7 @@
 //!
 //! Interfaces join when the facts name the same segment, or else when they are in the same
 //! subnet: each one's address is on the other's link, as the kernel sees it. Point-to-point
-//! addresses join when each is the other's peer.
+//! addresses join when each is the other's peer. What else joins ends is in [`evidence`].
 //!
 //! The same address twice in a subnet is either two networks that happen to be numbered alike, or
 //! one address that routers share (VRRP and the like). An interface that has nothing but
@@ -13,9 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::{Interface, InterfaceKind, Router, Segment, Topology, Warning, check};
+use super::{Interface, InterfaceKind, Router, Segment, Topology, Warning, alone, check, evidence};
 use crate::{
-    lab::facts::{InterfaceFacts, RouterFacts},
+    lab::{
+        facts::{InterfaceFacts, RouterFacts},
+        links::Links,
+    },
     model::{IfName, RouterName},
     netlink::object::{Address, Mac, Scope},
 };
@@ -23,26 +26,34 @@ use crate::{
 /// Makes the topology of a lab from the facts of its routers.
 #[must_use]
 pub fn build(facts: Vec<RouterFacts>) -> Topology {
+    build_with(facts, &Links::default())
+}
+
+/// As [`build`], with what `links.toml` says about wires.
+#[must_use]
+pub fn build_with(facts: Vec<RouterFacts>, links: &Links) -> Topology {
     let mut topology = Topology::default();
     let mut ends = Vec::new();
     for router in facts {
         add_router(router, &mut topology, &mut ends);
     }
-    let groups = Joiner::new(&ends).groups(&mut topology.warnings);
+    let evidence = evidence::pairs(&ends, &topology.routers, links);
+    let groups = Joiner::new(&ends).groups(&evidence, &mut topology.warnings);
     for group in groups {
         add_segment(&group, &ends, &mut topology);
     }
+    alone::name_ends(&mut topology, links);
     topology
 }
 
 /// One interface that wants a segment.
-struct End {
+pub(super) struct End {
     /// Indices into the topology: router, then interface.
-    at: (usize, usize),
-    router: RouterName,
+    pub(super) at: (usize, usize),
+    pub(super) router: RouterName,
     file: String,
     line: usize,
-    facts: InterfaceFacts,
+    pub(super) facts: InterfaceFacts,
 }
 
 impl End {
@@ -59,7 +70,7 @@ impl End {
     }
 
     /// Addresses that can make it share a segment.
-    fn addresses(&self) -> impl Iterator<Item = &Address> {
+    pub(super) fn addresses(&self) -> impl Iterator<Item = &Address> {
         let counts = |a: &&Address| {
             !matches!(a.scope, Scope::Link | Scope::Host) && !a.local.addr().is_loopback()
         };
@@ -82,6 +93,7 @@ fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<End>) 
             mtu: facts.mtu,
             up: facts.up,
             addresses: facts.addresses.clone(),
+            link: facts.link.clone(),
             segment: None,
         });
         if facts.kind != InterfaceKind::Loopback {
@@ -138,11 +150,18 @@ impl<'a> Joiner<'a> {
     }
 
     /// The ends of each segment, in the order of their first ends.
-    fn groups(mut self, warnings: &mut Vec<Warning>) -> Vec<Vec<usize>> {
+    fn groups(
+        mut self,
+        evidence: &[(usize, usize)],
+        warnings: &mut Vec<Warning>,
+    ) -> Vec<Vec<usize>> {
         let alone = self.duplicates(warnings);
         self.join_named();
         self.join_subnets(&alone, warnings);
         self.join_peers(&alone);
+        for (one, other) in evidence {
+            self.join(*one, *other);
+        }
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for end in 0..self.ends.len() {
             let root = self.root(end);
@@ -203,7 +222,9 @@ impl<'a> Joiner<'a> {
         }
         for (subnet, members) in &subnets {
             for pair in members.windows(2) {
-                if let [(a, _), (b, _)] = pair {
+                if let [(a, _), (b, _)] = pair
+                    && !self.keys_tell(*a, *b)
+                {
                     self.join(*a, *b);
                 }
             }
@@ -211,6 +232,15 @@ impl<'a> Joiner<'a> {
                 self.join_across(members, wider, warnings);
             }
         }
+    }
+
+    /// Whether both ends know their WireGuard peers, so that keys say who is joined.
+    fn keys_tell(&self, a: usize, b: usize) -> bool {
+        let known = |end: usize| {
+            let end = self.ends.get(end);
+            end.is_some_and(|end| end.facts.link.wireguard.is_some())
+        };
+        known(a) && known(b)
     }
 
     fn join_across(
@@ -293,6 +323,8 @@ fn add_segment(group: &[usize], ends: &[End], topology: &mut Topology) {
     topology.segments.push(Segment {
         name,
         members: members.iter().map(member).collect(),
+        absent: Vec::new(),
+        gateways: Vec::new(),
     });
 }
 

@@ -130,8 +130,18 @@ impl Finder<'_> {
         let is_destination =
             |plug: &&&Plug| plug.has(destination) && plug.shares(source, destination);
         let own: Vec<&Plug> = near.iter().filter(is_destination).copied().collect();
-        let chosen = if own.is_empty() { near } else { own };
-        chosen.into_iter().map(Plug::entry).collect()
+        let is_gateway = |plug: &&&Plug| {
+            let mut gateways = self.wiring.gateways.iter();
+            gateways.any(|(at, router)| plug.segment == Some(*at) && plug.router == *router)
+        };
+        let gateways: Vec<&Plug> = near.iter().filter(is_gateway).copied().collect();
+        let chosen = [own, gateways, near];
+        let chosen = chosen.into_iter().find(|plugs| !plugs.is_empty());
+        chosen
+            .unwrap_or_default()
+            .into_iter()
+            .map(Plug::entry)
+            .collect()
     }
 
     /// Every interface by which a router sends to the source out of the lab.

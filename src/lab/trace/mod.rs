@@ -187,6 +187,21 @@ pub enum End {
         /// The ends that the lab has.
         ends: Vec<Entry>,
     },
+    /// To a router whose facts the lab does not have, though the link to it is known.
+    Absent {
+        /// The segment that it leaves by.
+        segment: String,
+        /// The ends without facts, as `router:interface`.
+        ends: Vec<String>,
+    },
+    /// WireGuard drops it: no peer of the last router's interface has the destination among its
+    /// allowed addresses.
+    NoPeer,
+    /// WireGuard drops it: the other end does not allow the source from the last router.
+    NotAllowed {
+        /// The other end.
+        at: Entry,
+    },
     /// From host to host on one link: no router is passed.
     SameLink(SharedLink),
     /// Nobody gets it: the interface that has the next hop is down, or it leaves by one on no
@@ -243,7 +258,7 @@ impl End {
         match self {
             Self::Delivered { .. } | Self::Local | Self::Leaves { .. } => Some(true),
             Self::SameLink(link) => link.filtered_by.is_empty().then_some(true),
-            Self::Elsewhere { .. } | Self::SomeEnd { .. } => None,
+            Self::Elsewhere { .. } | Self::SomeEnd { .. } | Self::Absent { .. } => None,
             _ => Some(false),
         }
     }
@@ -330,6 +345,20 @@ impl Trace {
                 "{at} sends it into the tunnel {segment}, and nothing tells to which end: {} or one \
                  that the lab does not have",
                 listed(ends)
+            ),
+            End::Absent { ends, .. } => format!(
+                "{at} sends it to {}, and the lab has no facts of that router",
+                ends.join(" or ")
+            ),
+            End::NoPeer => format!(
+                "{at} drops it: no peer of its WireGuard interface{} has {to} among its allowed IPs",
+                last.and_then(|hop| hop.iface_out.as_ref())
+                    .map(|name| format!(" {name}"))
+                    .unwrap_or_default()
+            ),
+            End::NotAllowed { at: end } => format!(
+                "{end} drops it: {} is not among the allowed IPs of its WireGuard peer {at}",
+                self.packet.source
             ),
             End::SameLink(link) => link.text(self.packet.source, to),
             End::NextHopUnknown { segment } => format!(

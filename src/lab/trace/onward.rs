@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Entry, Plug, Wiring};
 use crate::{
-    lab::topology::InterfaceKind,
+    lab::topology::{InterfaceKind, WireGuardPeer},
     model::{IfName, RouterName},
 };
 
@@ -41,6 +41,15 @@ pub enum Onward {
         /// The ends that the lab has.
         ends: Vec<Entry>,
     },
+    /// Somebody whose facts the lab does not have, though the link to it is known.
+    Absent {
+        /// The segment that it leaves by.
+        segment: String,
+        /// The ends without facts, as `router:interface`.
+        ends: Vec<String>,
+    },
+    /// The interface drops it: WireGuard has no peer for the destination.
+    NoPeer,
     /// Nobody: who has the next hop has the interface down, or the packet leaves by one without a
     /// segment.
     Nobody {
@@ -92,6 +101,12 @@ impl Wiring {
             return Onward::Nobody { segment: None };
         };
         let segment = segment.to_owned();
+        if let Some(wireguard) = &plug.link.wireguard {
+            return match wireguard.peer_of(destination) {
+                Some(peer) => self.to_peer(plug, peer, segment, destination),
+                None => Onward::NoPeer,
+            };
+        }
         let reached = self.reached(plug, next_hop);
         let up: Vec<&Plug> = reached.iter().filter(|plug| plug.up).copied().collect();
         if !up.is_empty() {
@@ -123,10 +138,69 @@ impl Wiring {
                 ends => return Onward::Routers(entries(ends)),
             }
         }
-        if places.is_empty() {
+        self.out(plug, segment, places)
+    }
+
+    /// To somebody who is no router of the lab; `places` have the destination.
+    fn out(&self, plug: &Plug, segment: String, places: Vec<Entry>) -> Onward {
+        let absent = self.absent.iter();
+        let absent = absent.filter(|(at, _)| plug.segment == Some(*at));
+        let ends: Vec<String> = absent.map(|(_, end)| end.clone()).collect();
+        if !ends.is_empty() {
+            Onward::Absent { segment, ends }
+        } else if places.is_empty() {
             Onward::Leaves { segment }
         } else {
             Onward::Elsewhere { segment, places }
+        }
+    }
+
+    /// To the peer of a WireGuard interface.
+    fn to_peer(
+        &self,
+        from: &Plug,
+        peer: &WireGuardPeer,
+        segment: String,
+        destination: IpAddr,
+    ) -> Onward {
+        let is_it = |plug: &&Plug| {
+            let wireguard = plug.link.wireguard.as_ref();
+            wireguard.and_then(|own| own.public_key.as_ref()) == Some(&peer.public_key)
+        };
+        let Some(end) = self.plugs.iter().find(is_it) else {
+            // A peer that is a host has its address in the interface's subnet.
+            let here = self.prefix_on(from, destination);
+            let places = self.places(destination, here);
+            if here.is_some() && places.is_empty() {
+                return Onward::Delivered { segment };
+            }
+            return self.out(from, segment, places);
+        };
+        if end.up && end.segment == from.segment {
+            Onward::Routers(entries(&[end]))
+        } else {
+            Onward::Nobody {
+                segment: Some(segment),
+            }
+        }
+    }
+
+    /// Whether the interface `to` takes a packet from `source` that came out of `out` of `router`.
+    /// WireGuard takes from a peer only sources among its allowed addresses
+    /// (`wg_allowedips_lookup_src()`).
+    #[must_use]
+    pub fn takes(&self, router: &RouterName, out: &IfName, to: &Entry, source: IpAddr) -> bool {
+        let end = to.iface_in.as_ref();
+        let end = end.and_then(|interface| self.plug(&to.router, interface));
+        let receiver = end.and_then(|end| end.link.wireguard.as_ref());
+        let sender = self.plug(router, out);
+        let sender = sender.and_then(|plug| plug.link.wireguard.as_ref()?.public_key.as_ref());
+        match (receiver, sender) {
+            (Some(receiver), Some(sender)) => {
+                let peer = receiver.peer_of(source);
+                peer.is_some_and(|peer| peer.public_key == *sender)
+            }
+            _ => true,
         }
     }
 
@@ -160,13 +234,16 @@ impl Wiring {
         }
         let near = self.neighbours(source);
         let shares = |plug: &&Plug| plug.shares(source, destination);
+        let filters = near.iter().filter(|plug| plug.link.filters_bridged);
+        let mut filtered_by: Vec<RouterName> = filters.map(|plug| plug.router.clone()).collect();
+        filtered_by.dedup();
         let all = near
             .iter()
             .all(|plug| plug.kind != InterfaceKind::Tunnel && shares(plug));
         let first = near.first().filter(|_| all)?;
         Some(SharedLink {
             segment: self.segment(first)?.to_owned(),
-            filtered_by: Vec::new(),
+            filtered_by,
         })
     }
 }

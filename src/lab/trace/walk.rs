@@ -197,9 +197,24 @@ impl Walk<'_> {
                 Some(dev) => self.wiring.onward(&at.router, dev, next_hop, destination),
                 None => Onward::Nobody { segment: None },
             };
-            steps.extend(behind(end).into_iter().map(|next| (hop.clone(), next)));
+            for next in behind(end) {
+                let next = self.taken(&hop, next);
+                steps.push((hop.clone(), next));
+            }
         }
         Ok(steps)
+    }
+
+    /// `next`, unless the other end of the link does not take the packet.
+    fn taken(&self, hop: &Hop, next: Next) -> Next {
+        match (&next, &hop.iface_out) {
+            (Next::At(to), Some(out))
+                if !self.wiring.takes(&hop.router, out, to, self.packet.source) =>
+            {
+                Next::End(End::NotAllowed { at: to.clone() })
+            }
+            _ => next,
+        }
     }
 }
 
@@ -220,6 +235,8 @@ fn behind(onward: Onward) -> Vec<Next> {
         Onward::Leaves { segment } => End::Leaves { segment },
         Onward::Elsewhere { segment, places } => End::Elsewhere { segment, places },
         Onward::SomeEnd { segment, ends } => End::SomeEnd { segment, ends },
+        Onward::Absent { segment, ends } => End::Absent { segment, ends },
+        Onward::NoPeer => End::NoPeer,
         Onward::Nobody { segment } => End::NextHopUnknown { segment },
     };
     vec![Next::End(end)]

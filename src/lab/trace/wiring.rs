@@ -9,7 +9,7 @@ use super::Entry;
 use crate::{
     lab::{
         LabState,
-        topology::{InterfaceKind, Segment, Topology},
+        topology::{InterfaceKind, LinkFacts, Segment, Topology},
     },
     model::{IfName, RouterName},
     netlink::object::Address,
@@ -32,6 +32,8 @@ pub struct Plug {
     pub addresses: Vec<IpNet>,
     /// The far ends of its point-to-point addresses, with their prefix lengths.
     pub peers: Vec<IpNet>,
+    /// What leads to the other end of its link.
+    pub link: LinkFacts,
 }
 
 impl Plug {
@@ -72,26 +74,23 @@ pub struct Wiring {
     pub plugs: Vec<Plug>,
     /// The segments' names.
     pub segments: Vec<String>,
+    /// The routers that hosts of a segment use, where that was said.
+    pub gateways: Vec<(usize, RouterName)>,
+    /// Ends of segments at routers that the facts do not have.
+    pub absent: Vec<(usize, String)>,
 }
 
 impl From<&Topology> for Wiring {
     fn from(topology: &Topology) -> Self {
         let plugs = topology.routers.iter().flat_map(|router| {
             let interfaces = router.interfaces.iter();
-            interfaces.map(|i| {
-                plug(
-                    &router.name,
-                    (&i.name, i.kind),
-                    i.up,
-                    i.segment,
-                    &i.addresses,
-                )
+            interfaces.map(|i| Plug {
+                up: i.up,
+                segment: i.segment,
+                ..plug(&router.name, &i.name, i.kind, &i.addresses, &i.link)
             })
         });
-        Self {
-            plugs: plugs.collect(),
-            segments: names(&topology.segments),
-        }
+        Self::new(plugs, &topology.segments)
     }
 }
 
@@ -99,43 +98,60 @@ impl From<&LabState> for Wiring {
     fn from(lab: &LabState) -> Self {
         let plugs = lab.routers.iter().flat_map(|router| {
             let interfaces = router.interfaces.iter();
-            interfaces.map(|i| {
-                plug(
-                    &router.name,
-                    (&i.name, i.kind),
-                    i.up,
-                    i.segment,
-                    &i.addresses,
-                )
+            interfaces.map(|i| Plug {
+                up: i.up,
+                segment: i.segment,
+                ..plug(&router.name, &i.name, i.kind, &i.addresses, &i.link)
             })
         });
-        Self {
-            plugs: plugs.collect(),
-            segments: names(&lab.segments),
-        }
+        Self::new(plugs, &lab.segments)
     }
 }
 
+/// A plug that is up and on no segment.
 fn plug(
     router: &RouterName,
-    (interface, kind): (&IfName, InterfaceKind),
-    up: bool,
-    segment: Option<usize>,
+    interface: &IfName,
+    kind: InterfaceKind,
     addresses: &[Address],
+    link: &LinkFacts,
 ) -> Plug {
     Plug {
         router: router.clone(),
         interface: interface.clone(),
         kind,
-        up,
-        segment,
+        up: true,
+        segment: None,
         addresses: addresses.iter().map(|a| a.local).collect(),
         peers: addresses.iter().filter_map(|a| a.peer).collect(),
+        link: link.clone(),
     }
 }
 
-fn names(segments: &[Segment]) -> Vec<String> {
-    segments.iter().map(|s| s.name.clone()).collect()
+impl Wiring {
+    fn new(plugs: impl Iterator<Item = Plug>, segments: &[Segment]) -> Self {
+        let numbered = || segments.iter().enumerate();
+        let gateways = numbered().flat_map(|(number, segment)| {
+            let routers = segment.gateways.iter().cloned();
+            routers.map(move |router| (number, router))
+        });
+        let absent = numbered().flat_map(|(number, segment)| {
+            let ends = segment.absent.iter().cloned();
+            ends.map(move |end| (number, end))
+        });
+        Self {
+            // A port of a bridge or bond has no say on the link: its master has.
+            plugs: plugs
+                .filter(|plug| plug.link.spoken_for_by().is_none())
+                .collect(),
+            segments: segments
+                .iter()
+                .map(|segment| segment.name.clone())
+                .collect(),
+            gateways: gateways.collect(),
+            absent: absent.collect(),
+        }
+    }
 }
 
 impl Wiring {

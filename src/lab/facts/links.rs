@@ -1,0 +1,305 @@
+//! What leads to the other end of a link: `ip -d link show`, `wg show`, `ip neigh show`.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+
+use super::{
+    RouterFacts, addr,
+    section::Section,
+    words::{Words, number},
+};
+use crate::{
+    lab::topology::{InterfaceKind, LinkFacts, Master, MasterKind, WireGuard, WireGuardPeer},
+    model::IfName,
+    netlink::object::Mac,
+};
+
+const DETAILS: [&str; 4] = ["links", "link_details", "ip_link", "interface_details"];
+const WIREGUARD: [&str; 3] = ["wireguard", "wg_show", "wg"];
+const LLDP: &str = "lldp";
+const NEIGHBOURS: [&str; 6] = [
+    "neighbours",
+    "neighbors",
+    "ip_neigh",
+    "arp_table",
+    "ipv6_neighbours",
+    "ipv6_neighbors",
+];
+
+/// Whether the section `name` is read here.
+pub(super) fn is_section(name: &str) -> bool {
+    name == LLDP
+        || DETAILS.contains(&name)
+        || WIREGUARD.contains(&name)
+        || NEIGHBOURS.contains(&name)
+}
+
+/// Adds what `sections` tell about the links of `facts`.
+pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
+    for section in sections {
+        if section.exit_code.unwrap_or(0) != 0 {
+            continue;
+        }
+        if DETAILS.contains(&section.name) {
+            details(facts, section);
+        } else if WIREGUARD.contains(&section.name) {
+            wireguard(facts, section);
+        } else if NEIGHBOURS.contains(&section.name) {
+            neighbours(facts, section);
+        } else if section.name == LLDP {
+            lldp(facts, section);
+        }
+    }
+    masters(facts);
+    bridges(facts, sections);
+}
+
+fn link<'a>(facts: &'a mut RouterFacts, name: &str) -> Option<&'a mut LinkFacts> {
+    let interfaces = facts.interfaces.iter_mut();
+    let mut named = interfaces.filter(|interface| interface.name.as_str() == name);
+    named.next().map(|interface| &mut interface.value.link)
+}
+
+fn details(facts: &mut RouterFacts, section: &Section<'_>) {
+    for shown in addr::parse(&section.body).interfaces {
+        let interfaces = facts.interfaces.iter_mut();
+        for interface in interfaces.filter(|known| known.name == shown.name) {
+            let interface = &mut interface.value;
+            let neighbours = std::mem::take(&mut interface.link.neighbours);
+            let told = std::mem::take(&mut interface.link.told);
+            let wireguard = interface.link.wireguard.take();
+            if shown.kind == InterfaceKind::Tunnel {
+                interface.kind = InterfaceKind::Tunnel;
+            }
+            interface.link = LinkFacts {
+                neighbours,
+                told,
+                wireguard,
+                ..shown.link.clone()
+            };
+        }
+    }
+}
+
+/// A line of `ip -d` that tells the type of a link and what belongs to it, e.g.
+/// `gre remote 198.51.100.1 local 203.0.113.1 ttl 255`. `kind` is its first word.
+pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
+    match kind {
+        "vrf_slave" => {}
+        "wireguard" | "gre" | "gretap" | "ip6gre" | "ip6gretap" | "ipip" | "sit" | "ip6tnl"
+        | "vti" | "vti6" | "xfrm" | "vxlan" | "geneve" | "vlan" | "bridge" | "vrf" | "bond"
+        | "team" | "tun" | "ppp" | "macvlan" | "macvtap" | "ipvlan" | "dummy" | "veth" | "l2tp" => {
+            link.kind = Some(kind.to_owned());
+        }
+        _ => return,
+    }
+    while let Some(word) = words.next() {
+        let value = match word {
+            "remote" | "local" | "table" | "id" | "key" | "ikey" => words.next(),
+            _ => continue,
+        };
+        let Some(value) = value else { return };
+        match word {
+            "remote" => link.remote = value.parse().ok(),
+            "local" => link.local = value.parse().ok(),
+            "table" => link.vrf_table = number(value),
+            _ => link.key = key(value),
+        }
+    }
+}
+
+/// A key is a number or, of GRE, an IPv4 address.
+fn key(text: &str) -> Option<u32> {
+    let address = || text.parse::<std::net::Ipv4Addr>().ok().map(u32::from);
+    number(text).or_else(address)
+}
+
+/// What `link/gre 203.0.113.1 peer 198.51.100.1` says of a tunnel; hardware addresses stand there
+/// for other links.
+pub(super) fn outer_addresses(words: &mut Words<'_>, link: &mut LinkFacts) {
+    link.local = words.next().and_then(|word| word.parse().ok());
+    if words.take("peer") || words.take("brd") {
+        link.remote = words.next().and_then(|word| word.parse().ok());
+    }
+    let known = |address: &IpAddr| !address.is_unspecified();
+    link.local = link.local.filter(known);
+    link.remote = link.remote.filter(known);
+}
+
+/// `wg show`, which hides private keys.
+fn wireguard(facts: &mut RouterFacts, section: &Section<'_>) {
+    let mut shown: BTreeMap<String, WireGuard> = BTreeMap::new();
+    let mut current = None;
+    for (_, line) in &section.body {
+        let Some((field, value)) = line.trim().split_once(':') else {
+            continue;
+        };
+        let value = value.trim();
+        if field == "interface" {
+            current = Some(shown.entry(value.to_owned()).or_default());
+            continue;
+        }
+        let Some(interface) = current.as_deref_mut() else {
+            continue;
+        };
+        match (field, interface.peers.last_mut()) {
+            ("public key", _) => interface.public_key = Some(value.to_owned()),
+            ("peer", _) => interface.peers.push(WireGuardPeer {
+                public_key: value.to_owned(),
+                endpoint: None,
+                allowed_ips: Vec::new(),
+            }),
+            ("endpoint", Some(peer)) => peer.endpoint = Some(value.to_owned()),
+            ("allowed ips", Some(peer)) => peer.allowed_ips = nets(value),
+            _ => {}
+        }
+    }
+    for (name, wireguard) in shown {
+        let interfaces = facts.interfaces.iter_mut();
+        for interface in interfaces.filter(|known| known.name.as_str() == name) {
+            let interface = &mut interface.value;
+            interface.kind = InterfaceKind::Tunnel;
+            interface.link.wireguard = Some(wireguard.clone());
+        }
+    }
+}
+
+/// `10.7.0.2/32, fd00::2/128`, or `(none)`.
+fn nets(text: &str) -> Vec<IpNet> {
+    let words = text.split(',').map(str::trim);
+    words.filter_map(|word| word.parse().ok()).collect()
+}
+
+/// `fe80::2 dev swp1 lladdr 52:54:00:02:00:02 router REACHABLE`
+fn neighbours(facts: &mut RouterFacts, section: &Section<'_>) {
+    for (_, line) in &section.body {
+        let mut words = Words::new(line);
+        let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
+        let (mut dev, mut mac) = (None, None);
+        while let Some(word) = words.next() {
+            match word {
+                "dev" => dev = words.next(),
+                "lladdr" => mac = words.next().and_then(|word| word.parse::<Mac>().ok()),
+                _ => {}
+            }
+        }
+        if let (Some(address), Some(dev), Some(mac)) = (address, dev, mac)
+            && let Some(link) = link(facts, dev)
+        {
+            link.neighbours.push((address, mac));
+        }
+    }
+}
+
+/// `lldpctl -f keyvalue`: `lldp.swp1.chassis.name=leaf2`, `lldp.swp1.port.ifname=swp2`. The name may
+/// be a full domain name, of which the router's is the first label.
+fn lldp(facts: &mut RouterFacts, section: &Section<'_>) {
+    let mut chassis = None;
+    for (_, line) in &section.body {
+        let Some((key, value)) = line.split_once('=') else {
+            continue;
+        };
+        let Some(key) = key.strip_prefix("lldp.") else {
+            continue;
+        };
+        if let Some(interface) = key.strip_suffix(".chassis.name") {
+            chassis = Some((interface, value));
+        } else if let Some(interface) = key.strip_suffix(".port.ifname")
+            && let Some((_, name)) = chassis.take_if(|(of, _)| *of == interface)
+            && let Some(link) = link(facts, interface)
+        {
+            let label = name.split('.').next().unwrap_or(name);
+            link.told.push((label.to_owned(), value.to_owned()));
+        }
+    }
+}
+
+/// Tells of each bridge whether what it bridges meets rules: those of families bridge and netdev,
+/// and with br_netfilter those of IPv4 and IPv6 as well.
+fn bridges(facts: &mut RouterFacts, sections: &[Section<'_>]) {
+    let of = |name: &str| sections.iter().find(|section| section.name == name);
+    let with_ip_rules = match of("sysctl") {
+        Some(settings) => settings.body.iter().any(|(_, line)| {
+            let key = line.strip_prefix("net.bridge.bridge-nf-call-ip");
+            key.is_some_and(|rest| rest.trim_end().ends_with("= 1"))
+        }),
+        None => {
+            let module = |name| of(name).is_some_and(|s| s.text().contains("br_netfilter"));
+            let rules = facts.rulesets.iter();
+            module("loaded_modules")
+                || module("netfilter_modules")
+                || rules.clone().any(|rules| rules.text.contains("physdev"))
+        }
+    };
+    let stops = |text: &str| {
+        let words = ["DROP", "REJECT", " -j ", "drop", "reject", "jump", "queue"];
+        words.iter().any(|word| text.contains(word))
+    };
+    let filters = facts.rulesets.iter().any(|rules| {
+        let text = &rules.text;
+        let own = text.contains("table bridge") || text.contains("table netdev");
+        (own || with_ip_rules) && stops(text)
+    });
+    let masters: Vec<IfName> = facts
+        .interfaces
+        .iter()
+        .filter_map(|interface| interface.link.master.as_ref())
+        .filter(|master| master.kind == MasterKind::Bridge)
+        .map(|master| master.name.clone())
+        .collect();
+    for interface in &mut facts.interfaces {
+        let is_bridge = interface.link.kind.as_deref() == Some("bridge");
+        interface.value.link.filters_bridged =
+            filters && (is_bridge || masters.contains(&interface.value.name));
+    }
+}
+
+/// Tells what the masters are, and gives the ports of a VRF its table.
+fn masters(facts: &mut RouterFacts) {
+    let links: BTreeMap<IfName, LinkFacts> = facts
+        .interfaces
+        .iter()
+        .map(|interface| (interface.name.clone(), interface.link.clone()))
+        .collect();
+    for interface in &mut facts.interfaces {
+        let link = &mut interface.value.link;
+        let Some(master) = &mut link.master else {
+            continue;
+        };
+        let Some(of) = links.get(&master.name) else {
+            continue;
+        };
+        master.kind = match of.kind.as_deref() {
+            Some("vrf") => MasterKind::Vrf,
+            Some("bond" | "team") => MasterKind::Bond,
+            Some("bridge") => MasterKind::Bridge,
+            _ => master.kind,
+        };
+        if master.kind == MasterKind::Vrf {
+            link.vrf_table = link.vrf_table.or(of.vrf_table);
+        }
+    }
+}
+
+/// What `flags` of an interface say about its type, where nothing says it better: a VRF is a
+/// master without ARP (`vrf_setup()`), a bond a master with it.
+pub(super) fn by_flags(flags: &[&str]) -> Option<&'static str> {
+    let has = |flag| flags.contains(&flag);
+    match (has("MASTER"), has("NOARP")) {
+        (true, true) => Some("vrf"),
+        (true, false) => Some("bond"),
+        (false, _) => None,
+    }
+}
+
+/// A port of `master`, taken for a bridge's until the master's own line says what it is.
+pub(super) fn port_of(master: &str, flags: &[&str]) -> Option<Master> {
+    let kind = if flags.contains(&"SLAVE") {
+        MasterKind::Bond
+    } else {
+        MasterKind::Bridge
+    };
+    let name = IfName::new(master).ok()?;
+    Some(Master { name, kind })
+}

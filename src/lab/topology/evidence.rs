@@ -1,0 +1,301 @@
+//! What joins two interfaces beside their subnets: keys and outer addresses of tunnels, routes that
+//! lead to each other, link-local next hops, and who was heard on the link.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{InterfaceKind, Router, join::End};
+use crate::{
+    lab::links::{Links, split},
+    model::IfName,
+    netlink::object::{Mac, NextHop},
+};
+
+/// A shorter prefix leads to a provider or to everything, not to the other end of one link.
+const LONG_ENOUGH: u8 = 8;
+
+/// Pairs of `ends`, by index, that are on one link.
+pub(super) fn pairs(ends: &[End], routers: &[Router], links: &Links) -> Vec<(usize, usize)> {
+    let evidence = Evidence { ends, routers };
+    let mut pairs = evidence.by_links(links);
+    pairs.extend(evidence.by_keys());
+    pairs.extend(evidence.by_tunnel(|a, b| evidence.outer_addresses_meet(a, b)));
+    pairs.extend(evidence.by_tunnel(|a, b| evidence.lead_to_each_other(a, b)));
+    pairs.extend(evidence.by_tunnel(|a, b| evidence.one_names_the_other(a, b)));
+    pairs.extend(evidence.by_link_local_next_hops());
+    pairs.extend(evidence.by_neighbours());
+    pairs.extend(evidence.by_word());
+    let spoken = |end| evidence.spoken_for_by(end);
+    pairs
+        .iter()
+        .map(|(a, b)| (spoken(*a), spoken(*b)))
+        .collect()
+}
+
+struct Evidence<'a> {
+    ends: &'a [End],
+    routers: &'a [Router],
+}
+
+impl Evidence<'_> {
+    fn end(&self, index: usize) -> Option<&End> {
+        self.ends.get(index)
+    }
+
+    /// The end `interface` of the same router as `of`.
+    fn sibling(&self, of: &End, interface: &IfName) -> Option<usize> {
+        let same = |end: &End| end.at.0 == of.at.0 && end.facts.name == *interface;
+        self.ends.iter().position(same)
+    }
+
+    /// The bridge or bond that the end is a port of, or the end itself.
+    fn spoken_for_by(&self, index: usize) -> usize {
+        let end = self.end(index);
+        let master = end.and_then(|end| self.sibling(end, end.facts.link.spoken_for_by()?));
+        master.unwrap_or(index)
+    }
+
+    /// WireGuard interfaces that are each other's peers.
+    fn by_keys(&self) -> Vec<(usize, usize)> {
+        let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut known: BTreeSet<(usize, &str)> = BTreeSet::new();
+        for (index, end) in self.ends.iter().enumerate() {
+            let Some(wireguard) = &end.facts.link.wireguard else {
+                continue;
+            };
+            if let Some(key) = &wireguard.public_key {
+                owners.insert(key, index);
+            }
+            let peers = wireguard.peers.iter();
+            known.extend(peers.map(|peer| (index, peer.public_key.as_str())));
+        }
+        let mut pairs = Vec::new();
+        for (key, index) in &owners {
+            for (other_key, other) in owners.iter().take_while(|(other, _)| *other < key) {
+                if known.contains(&(*index, *other_key)) && known.contains(&(*other, *key)) {
+                    pairs.push((*index, *other));
+                }
+            }
+        }
+        pairs
+    }
+
+    /// Pairs of tunnel ends of different routers for which `meet` holds.
+    fn by_tunnel(&self, meet: impl Fn(&End, &End) -> bool) -> Vec<(usize, usize)> {
+        let tunnels: Vec<(usize, &End)> = self
+            .ends
+            .iter()
+            .enumerate()
+            .filter(|(_, end)| is_tunnel(end))
+            .collect();
+        let mut pairs = Vec::new();
+        for (at, (index, end)) in tunnels.iter().enumerate() {
+            for (other_index, other) in tunnels.iter().skip(at + 1) {
+                if end.at.0 != other.at.0 && meet(end, other) {
+                    pairs.push((*index, *other_index));
+                }
+            }
+        }
+        pairs
+    }
+
+    /// Each sends its outer packets to the other's outer address.
+    fn outer_addresses_meet(&self, a: &End, b: &End) -> bool {
+        let (a, b) = (&a.facts.link, &b.facts.link);
+        let sends = |from: Option<IpAddr>, to: Option<IpAddr>| from.is_some() && from == to;
+        a.kind == b.kind && a.key == b.key && sends(a.remote, b.local) && sends(b.remote, a.local)
+    }
+
+    /// Each router has a route to the other end's address into the tunnel: /32 ends, and the pairs
+    /// of four addresses that OpenVPN makes (`topology net30`).
+    fn lead_to_each_other(&self, a: &End, b: &End) -> bool {
+        let keys = |end: &End| end.facts.link.wireguard.is_some();
+        !(keys(a) && keys(b)) && self.leads_to(a, b) && self.leads_to(b, a)
+    }
+
+    fn leads_to(&self, from: &End, to: &End) -> bool {
+        let own_peer = |via: IpAddr| {
+            let mut peers = from.facts.addresses.iter().filter_map(|a| a.peer);
+            peers.any(|peer| peer.addr() == via)
+        };
+        let into = |hop: &NextHop| {
+            hop.dev.as_ref() == Some(&from.facts.name) && hop.via.is_none_or(own_peer)
+        };
+        let Some(router) = self.routers.get(from.at.0) else {
+            return false;
+        };
+        let routes = router.routes.iter().filter(|route| {
+            route.destination.prefix_len() >= LONG_ENOUGH && route.next_hops.iter().any(into)
+        });
+        let nets: Vec<_> = routes.map(|route| route.destination).collect();
+        let mut theirs = to.addresses();
+        theirs.any(|address| nets.iter().any(|net| net.contains(&address.local.addr())))
+    }
+
+    /// One has the other's address as its peer, and the other names no peer at all.
+    fn one_names_the_other(&self, a: &End, b: &End) -> bool {
+        let names = |one: &End, other: &End| {
+            let lone = other.addresses().all(|address| address.peer.is_none());
+            let mut peers = one.addresses().filter_map(|address| address.peer);
+            lone && peers.any(|peer| {
+                let mut theirs = other.addresses();
+                theirs.any(|address| address.local.addr() == peer.addr())
+            })
+        };
+        names(a, b) || names(b, a)
+    }
+
+    /// Routes `via fe80::…`, as BGP unnumbered makes them: two ends join when each is the only one
+    /// that can be the other's next hop, or when one is by an address that is made of its hardware
+    /// address and so is no other's.
+    fn by_link_local_next_hops(&self) -> Vec<(usize, usize)> {
+        let owners = self.link_local_owners();
+        let mut chosen = BTreeSet::new();
+        let mut pairs = Vec::new();
+        for (index, end) in self.ends.iter().enumerate() {
+            for next_hop in self.link_local_next_hops(end) {
+                let having = owners.get(&next_hop).into_iter().flatten().copied();
+                let having: Vec<usize> = having.filter(|o| self.apart(index, *o)).collect();
+                let answers = having.iter().copied().filter(|o| self.answers(*o, end));
+                match (answers.collect::<Vec<_>>().as_slice(), having.as_slice()) {
+                    (_, [other]) if is_of_mac(&next_hop) => pairs.push((index, *other)),
+                    ([other], _) => {
+                        chosen.insert((index, *other));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let both = chosen.iter().copied();
+        pairs.extend(both.filter(|(one, other)| chosen.contains(&(*other, *one))));
+        pairs
+    }
+
+    /// The ends that have each link-local address.
+    fn link_local_owners(&self) -> BTreeMap<IpAddr, Vec<usize>> {
+        let mut owners: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
+        for (index, end) in self.ends.iter().enumerate() {
+            let own = end.facts.addresses.iter().map(|own| own.local.addr());
+            for address in own.filter(|own| is_link_local(*own)) {
+                owners.entry(address).or_default().push(index);
+            }
+        }
+        owners
+    }
+
+    /// Whether a route out of the end `index` has an address of `end` as its next hop.
+    fn answers(&self, index: usize, end: &End) -> bool {
+        let back = self
+            .end(index)
+            .map(|other| self.link_local_next_hops(other));
+        back.is_some_and(|back| back.iter().any(|next_hop| has(end, *next_hop)))
+    }
+
+    /// The link-local addresses that the router of `end` sends to out of it.
+    fn link_local_next_hops(&self, end: &End) -> BTreeSet<IpAddr> {
+        let router = self.routers.get(end.at.0);
+        let routes = router.into_iter().flat_map(|router| &router.routes);
+        routes
+            .flat_map(|route| &route.next_hops)
+            .filter(|hop| hop.dev.as_ref() == Some(&end.facts.name))
+            .filter_map(|hop| hop.via)
+            .filter(|via| is_link_local(*via))
+            .collect()
+    }
+
+    fn apart(&self, one: usize, other: usize) -> bool {
+        match (self.end(one), self.end(other)) {
+            (Some(one), Some(other)) => one.at.0 != other.at.0,
+            _ => false,
+        }
+    }
+
+    /// Who was heard on a link, by a hardware address that only one interface has; or of several,
+    /// as VLANs share that of their parent, the one that has the protocol address too.
+    fn by_neighbours(&self) -> Vec<(usize, usize)> {
+        let mut owners: BTreeMap<Mac, Vec<usize>> = BTreeMap::new();
+        for (index, end) in self.ends.iter().enumerate() {
+            if let Some(mac) = end.facts.mac {
+                // A bridge and its first port have one address; they are one end.
+                let spoken = self.spoken_for_by(index);
+                let having = owners.entry(mac).or_default();
+                if !having.contains(&spoken) {
+                    having.push(spoken);
+                }
+            }
+        }
+        let mut pairs = Vec::new();
+        for (index, end) in self.ends.iter().enumerate() {
+            for (address, mac) in &end.facts.link.neighbours {
+                let having = owners.get(mac).map_or(&[][..], Vec::as_slice);
+                let addressed = having.iter().copied().filter(|other| {
+                    let other = self.end(*other);
+                    other.is_some_and(|other| has(other, *address))
+                });
+                let addressed: Vec<usize> = addressed.collect();
+                match (addressed.as_slice(), having) {
+                    ([other], _) | ([], [other]) if self.apart(index, *other) => {
+                        pairs.push((index, *other));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        pairs
+    }
+}
+
+impl Evidence<'_> {
+    /// What LLDP says.
+    fn by_word(&self) -> Vec<(usize, usize)> {
+        let mut pairs = Vec::new();
+        for (index, end) in self.ends.iter().enumerate() {
+            for (router, interface) in &end.facts.link.told {
+                let other = self.named(router, interface);
+                pairs.extend(other.map(|other| (index, other)));
+            }
+        }
+        pairs
+    }
+
+    /// What the user says.
+    fn by_links(&self, links: &Links) -> Vec<(usize, usize)> {
+        let mut pairs = Vec::new();
+        for link in &links.link {
+            let ends = link.ends.iter().filter_map(|end| split(end));
+            let known: Vec<usize> = ends.filter_map(|(r, i)| self.named(r, i)).collect();
+            pairs.extend(known.windows(2).filter_map(|pair| match pair {
+                [one, other] => Some((*one, *other)),
+                _ => None,
+            }));
+        }
+        pairs
+    }
+
+    /// The end `interface` of `router`.
+    fn named(&self, router: &str, interface: &str) -> Option<usize> {
+        self.ends
+            .iter()
+            .position(|end| end.router.as_str() == router && end.facts.name.as_str() == interface)
+    }
+}
+
+fn has(end: &End, address: IpAddr) -> bool {
+    let mut own = end.facts.addresses.iter();
+    own.any(|own| own.local.addr() == address)
+}
+
+fn is_tunnel(end: &End) -> bool {
+    end.facts.kind == InterfaceKind::Tunnel || end.facts.link.remote.is_some()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// Whether the interface identifier is made of a hardware address, RFC 4291 appendix A.
+fn is_of_mac(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.octets()[11..13] == [0xff, 0xfe])
+}

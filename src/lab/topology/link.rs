@@ -1,0 +1,118 @@
+//! What an interface's link is beneath its addresses: what it hangs on, and what leads to its
+//! other end.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{model::IfName, netlink::object::Mac};
+
+/// What the facts tell about an interface's link.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LinkFacts {
+    /// The type as ip-link(8) has it: `wireguard`, `gre`, `vrf`, `bridge`, `vlan` …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// The interface that it is a port of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<Master>,
+    /// The local address of a tunnel's outer packets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<IpAddr>,
+    /// The address that a tunnel's outer packets go to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<IpAddr>,
+    /// What tells tunnels between the same addresses apart: a VXLAN network identifier or a key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<u32>,
+    /// The routing table of a VRF, of the device itself and of its ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vrf_table: Option<u32>,
+    /// The peers of a WireGuard interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireGuard>,
+    /// Who was heard on the link.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub neighbours: Vec<(IpAddr, Mac)>,
+    /// The router and interface at the other end, as LLDP has them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub told: Vec<(String, String)>,
+    /// Whether it is a bridge and what it bridges meets rules of its router.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub filters_bridged: bool,
+}
+
+/// What an interface is a port of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Master {
+    /// The interface.
+    pub name: IfName,
+    /// What it is.
+    pub kind: MasterKind,
+}
+
+/// What has ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MasterKind {
+    /// A bridge: its ports and itself are one link.
+    Bridge,
+    /// A bond or team: its ports are one link.
+    Bond,
+    /// A VRF: its ports keep their own links and addresses.
+    Vrf,
+}
+
+/// A WireGuard interface, wg(8).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireGuard {
+    /// Its own public key.
+    pub public_key: Option<String>,
+    /// Its peers.
+    pub peers: Vec<WireGuardPeer>,
+}
+
+/// A peer of a WireGuard interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireGuardPeer {
+    /// Its public key.
+    pub public_key: String,
+    /// Where its packets come from and go to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Destinations that are sent to it, and sources that are taken from it.
+    pub allowed_ips: Vec<IpNet>,
+}
+
+impl LinkFacts {
+    /// Whether nothing is known.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The interface that speaks for this one on its link: the bridge or bond that it is a port of.
+    #[must_use]
+    pub fn spoken_for_by(&self) -> Option<&IfName> {
+        let master = self.master.as_ref();
+        let port = master.filter(|master| master.kind != MasterKind::Vrf);
+        port.map(|master| &master.name)
+    }
+}
+
+impl WireGuard {
+    /// The peer that a packet to `destination` is encrypted for: the one with the longest allowed
+    /// prefix (`wg_allowedips_lookup_dst()`).
+    #[must_use]
+    pub fn peer_of(&self, destination: IpAddr) -> Option<&WireGuardPeer> {
+        let longest = |peer: &WireGuardPeer| {
+            let nets = peer.allowed_ips.iter();
+            let nets = nets.filter(|net| net.contains(&destination));
+            nets.map(IpNet::prefix_len).max()
+        };
+        let having = self.peers.iter().filter(|peer| longest(peer).is_some());
+        having.max_by_key(|peer| longest(peer))
+    }
+}

@@ -1,0 +1,320 @@
+//! What joins interfaces beside their subnets.
+
+use super::*;
+use crate::lab::{
+    facts::{self, RouterFacts},
+    links::Links,
+    trace::{Entry, Onward, Wiring},
+};
+
+fn section(name: &str, body: &str) -> String {
+    format!(
+        "=== TSIM_SECTION_START:{name} ===\n---\n{body}\nEXIT_CODE: 0\n=== TSIM_SECTION_END:{name} ===\n"
+    )
+}
+
+/// A router from interfaces (`NAME FLAGS MTU…` of the head line, then addresses), routes, and other
+/// sections.
+fn router(name: &str, interfaces: &str, routes: &str, more: &[(&str, &str)]) -> RouterFacts {
+    let mut text = section("interfaces", interfaces);
+    text += &section("routing_table", routes);
+    text += &section("iptables_save", "*filter\n:FORWARD ACCEPT\nCOMMIT");
+    for (name, body) in more {
+        text += &section(name, body);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(format!("{name}.txt"));
+    std::fs::write(&path, text).unwrap();
+    facts::load_file(&path).unwrap()
+}
+
+/// A head line of `ip addr show` and the addresses of the interface.
+fn shown(name: &str, flags: &str, link: &str, addresses: &[&str]) -> String {
+    let mut text = format!("7: {name}: <{flags},UP,LOWER_UP> mtu 1400\n    {link}\n");
+    for address in addresses {
+        let family = if address.contains(':') {
+            "inet6"
+        } else {
+            "inet"
+        };
+        let scope = if address.starts_with("fe80") {
+            "link"
+        } else {
+            "global"
+        };
+        text += &format!("    {family} {address} scope {scope} {name}\n");
+    }
+    text
+}
+
+fn tunnel(name: &str, addresses: &[&str]) -> String {
+    shown(name, "POINTOPOINT,NOARP", "link/none", addresses)
+}
+
+fn port(name: &str, mac: u8, addresses: &[&str]) -> String {
+    let link = format!("link/ether 52:54:00:00:00:{mac:02x} brd ff:ff:ff:ff:ff:ff");
+    shown(name, "BROADCAST", &link, addresses)
+}
+
+/// The segments with more than one end, as `router:interface` each.
+fn joined(topology: &Topology) -> Vec<String> {
+    let ends = |segment: &Segment| {
+        let members = segment.members.iter();
+        let names: Vec<String> = members.map(|(r, i)| format!("{r}:{i}")).collect();
+        names.join(" ")
+    };
+    let several = topology.segments.iter().filter(|s| s.members.len() > 1);
+    several.map(ends).collect()
+}
+
+fn notices(topology: &Topology) -> Vec<&str> {
+    let alone = topology.warnings.iter().map(|w| w.message.as_str());
+    alone
+        .filter(|message| message.contains("stands alone"))
+        .collect()
+}
+
+#[test]
+fn ends_whose_routes_lead_to_each_other_are_one_tunnel() {
+    let of =
+        |name: &str, own: &str, routes: &str| router(name, &tunnel("wg0", &[own]), routes, &[]);
+    // /32 ends, as wg-quick makes them.
+    let a = of("a", "10.7.0.1/32", "10.7.0.2 dev wg0 scope link");
+    let b = of("b", "10.7.0.2/32", "10.7.0.0/24 dev wg0 scope link");
+    assert_eq!(joined(&build(vec![a.clone(), b])), ["a:wg0 b:wg0"]);
+    // One of them leads elsewhere; a default route leads anywhere.
+    for routes in [
+        "10.8.0.0/24 dev wg0 scope link",
+        "default dev wg0 scope link",
+    ] {
+        let b = of("b", "10.7.0.2/32", routes);
+        assert_eq!(
+            joined(&build(vec![a.clone(), b])),
+            Vec::<String>::new(),
+            "{routes}"
+        );
+    }
+    // Pairs of four addresses, OpenVPN.
+    let server = of(
+        "s",
+        "10.8.0.1 peer 10.8.0.2/32",
+        "10.8.0.0/24 via 10.8.0.2 dev wg0",
+    );
+    let client = of(
+        "c",
+        "10.8.0.6 peer 10.8.0.5/32",
+        "10.8.0.1 via 10.8.0.5 dev wg0",
+    );
+    assert_eq!(joined(&build(vec![client, server])), ["c:wg0 s:wg0"]);
+    // One side names its peer, the other does not.
+    let server = of("s", "100.64.0.1 peer 100.64.0.9/32", "");
+    let client = of("c", "100.64.0.9/32", "default dev wg0 scope link");
+    assert_eq!(joined(&build(vec![client, server])), ["c:wg0 s:wg0"]);
+}
+
+#[test]
+fn outer_addresses_and_keys_join_tunnels_without_addresses_of_their_own() {
+    let gre = |name: &str, outer: &str, key: &str| {
+        let interfaces = shown(
+            "gre1@NONE",
+            "POINTOPOINT,NOARP",
+            &format!("link/gre {outer}"),
+            &[],
+        );
+        let (local, remote) = outer.split_once(" peer ").unwrap();
+        let details = format!("{interfaces}    gre remote {remote} local {local} ttl 255{key}");
+        router(name, &interfaces, "", &[("links", &details)])
+    };
+    let a = gre("a", "192.0.2.1 peer 198.51.100.1", " key 5");
+    let b = gre("b", "198.51.100.1 peer 192.0.2.1", " key 0.0.0.5");
+    let c = gre("c", "198.51.100.1 peer 192.0.2.1", " key 6");
+    assert_eq!(joined(&build(vec![a.clone(), b])), ["a:gre1 b:gre1"]);
+    assert_eq!(joined(&build(vec![a, c])), Vec::<String>::new());
+    // Without `ip -d link` there are the addresses in `ip addr`.
+    let plain = |name: &str, outer: &str| {
+        router(
+            name,
+            &shown("gre1", "POINTOPOINT", &format!("link/gre {outer}"), &[]),
+            "",
+            &[],
+        )
+    };
+    let a = plain("a", "192.0.2.1 peer 198.51.100.1");
+    let b = plain("b", "198.51.100.1 peer 192.0.2.1");
+    assert_eq!(joined(&build(vec![a, b])), ["a:gre1 b:gre1"]);
+}
+
+fn wireguard(name: &str, own: &str, peers: &[(&str, &str)]) -> RouterFacts {
+    let mut shown = format!(
+        "interface: wg0\n  public key: {name}=\n  private key: (hidden)\n  listening port: 51820\n"
+    );
+    for (peer, allowed) in peers {
+        shown += &format!(
+            "\npeer: {peer}=\n  endpoint: 192.0.2.9:51820\n  allowed ips: {allowed}\n  \
+             latest handshake: 1 minute, 5 seconds ago\n"
+        );
+    }
+    let address = format!("{own}/24");
+    router(
+        name,
+        &tunnel("wg0", &[&address]),
+        "",
+        &[("wireguard", &shown)],
+    )
+}
+
+#[test]
+fn wireguard_ends_are_joined_by_their_keys_and_allowed_addresses_choose_the_peer() {
+    let hub = wireguard(
+        "hub",
+        "10.7.0.1",
+        &[
+            ("b", "10.7.0.2/32, 10.2.0.0/16"),
+            ("c", "10.7.0.3/32, 10.2.3.0/24"),
+            ("laptop", "10.7.0.50/32"),
+            ("office", "10.9.0.0/16"),
+        ],
+    );
+    let b = wireguard("b", "10.7.0.2", &[("hub", "10.7.0.0/24, 10.1.0.0/16")]);
+    let c = wireguard("c", "10.7.0.3", &[("hub", "10.7.0.0/24")]);
+    let stranger = wireguard("d", "10.7.0.4", &[("nobody", "10.7.0.0/24")]);
+    let topology = build(vec![b, c, stranger, hub]);
+    assert_eq!(joined(&topology), ["b:wg0 c:wg0 hub:wg0"]);
+    let wiring = Wiring::from(&topology);
+    let hub = "hub".parse().unwrap();
+    let wg0 = "wg0".parse().unwrap();
+    let to = |destination: &str| {
+        let destination = destination.parse().unwrap();
+        wiring.onward(&hub, &wg0, destination, destination)
+    };
+    let at = |router: &str| Entry {
+        router: router.parse().unwrap(),
+        iface_in: Some("wg0".parse().unwrap()),
+    };
+    assert_eq!(to("10.2.1.9"), Onward::Routers(vec![at("b")]));
+    assert_eq!(
+        to("10.2.3.9"),
+        Onward::Routers(vec![at("c")]),
+        "the longest prefix"
+    );
+    assert_eq!(to("10.3.0.1"), Onward::NoPeer);
+    assert!(matches!(to("10.7.0.50"), Onward::Delivered { .. }));
+    assert!(matches!(to("10.9.0.1"), Onward::Leaves { .. }));
+    let takes =
+        |router: &str, source: &str| wiring.takes(&hub, &wg0, &at(router), source.parse().unwrap());
+    assert!(takes("b", "10.1.0.9") && !takes("c", "10.1.0.9"));
+}
+
+#[test]
+fn link_local_next_hops_join_ends_that_are_each_others_and_nobody_elses() {
+    let leaf = |name: &str, mac: u8, own: &str, next: &str| {
+        let routes =
+            format!("10.{mac}.0.0/16 via inet6 {next} dev swp1 proto bgp metric 20 onlink");
+        router(name, &port("swp1", mac, &[own]), &routes, &[])
+    };
+    let a = leaf("a", 1, "fe80::1/64", "fe80::2");
+    let b = leaf("b", 2, "fe80::2/64", "fe80::1");
+    assert_eq!(
+        joined(&build(vec![a.clone(), b.clone()])),
+        ["a:swp1 b:swp1"]
+    );
+    // A third that could be the second one as well: nothing tells them apart.
+    let c = leaf("c", 3, "fe80::2/64", "fe80::1");
+    assert_eq!(
+        joined(&build(vec![a.clone(), b, c.clone()])),
+        Vec::<String>::new()
+    );
+    // Who was heard on the link tells.
+    let heard = "fe80::2 dev swp1 lladdr 52:54:00:00:00:03 router REACHABLE";
+    let routes = "10.2.0.0/16 via inet6 fe80::2 dev swp1 onlink";
+    let a = router(
+        "a",
+        &port("swp1", 1, &["fe80::1/64"]),
+        routes,
+        &[("neighbours", heard)],
+    );
+    let b = router("b", &port("swp1", 2, &["fe80::2/64"]), "", &[]);
+    assert_eq!(joined(&build(vec![a, b, c])), ["a:swp1 c:swp1"]);
+    // An address that is made of a hardware address is nobody else's.
+    let next = "fe80::5054:ff:fe00:2";
+    let a = leaf("a", 1, "fe80::5054:ff:fe00:1/64", next);
+    let b = router("b", &port("swp1", 2, &["fe80::5054:ff:fe00:2/64"]), "", &[]);
+    assert_eq!(joined(&build(vec![a, b])), ["a:swp1 b:swp1"]);
+}
+
+#[test]
+fn lldp_and_links_toml_join_what_they_name_and_a_bridge_speaks_for_its_ports() {
+    let lldp =
+        "lldp.swp1.via=LLDP\nlldp.swp1.chassis.name=b.example.net\nlldp.swp1.port.ifname=eth2";
+    let a = || router("a", &port("swp1", 1, &[]), "", &[("lldp", lldp)]);
+    let ports = port("br0", 2, &["10.0.0.1/24"])
+        + &port("eth2", 2, &[]).replace("mtu 1400", "mtu 1400 master br0 state UP");
+    let b = || router("b", &ports, "", &[]);
+    assert_eq!(joined(&build(vec![a(), b()])), ["a:swp1 b:br0"]);
+
+    let a = || router("a", &port("swp1", 1, &["10.0.0.9/24"]), "", &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let load = |text: &str| {
+        std::fs::write(dir.path().join("links.toml"), text).unwrap();
+        Links::load(dir.path(), &[a(), b()])
+    };
+    let text = "[[link]]\nends = [\"a:swp1\", \"x:e0\"]\n\n[[gateway]]\nsegment = \"10.0.0.0/24\"\nrouter = \"b\"\n";
+    let topology = build_with(vec![a(), b()], &load(text).unwrap());
+    let segment = &topology.segments[0];
+    assert_eq!(segment.absent, ["x:e0"]);
+    assert_eq!(segment.gateways, ["b".parse().unwrap()]);
+    for (wrong, said) in [
+        ("[[link]]\nends = [\"a:swp1\"]", "two ends or more"),
+        (
+            "[[link]]\nends = [\"a:swp1\", \"b:eth7\"]",
+            "b has no interface eth7; it has",
+        ),
+        ("[[link]]\nends = [\"x:e0\", \"y:e0\"]", "no facts of any"),
+        (
+            "[[link]]\nends = [\"a\", \"b:br0\"]",
+            "ROUTER:INTERFACE is allowed",
+        ),
+        (
+            "[[gateway]]\nsegment = \"10.9.0.0/24\"\nrouter = \"b\"",
+            "b has no address in it",
+        ),
+        (
+            "[[gateway]]\nsegment = \"10.0.0.0/24\"\nrouter = \"x\"",
+            "no facts of a router x",
+        ),
+        ("[[wire]]\n", "unknown field `wire`"),
+    ] {
+        let error = load(wrong).unwrap_err().to_string();
+        assert!(
+            error.contains(said) && error.contains("links.toml"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn an_end_that_stands_alone_though_the_lab_has_what_is_behind_it_is_named() {
+    let near = router(
+        "a",
+        &tunnel("wg0", &["10.7.0.1/32"]),
+        "10.2.0.0/16 dev wg0 scope link\ndefault dev wg0 scope link",
+        &[],
+    );
+    let far = router("b", &port("eth0", 1, &["10.2.0.1/24"]), "", &[]);
+    let topology = build(vec![near, far]);
+    assert_eq!(
+        notices(&topology),
+        [
+            "a:wg0 stands alone, but 10.2.0.0/24 is reached by it, which b:eth0 has; if nothing is \
+          missing from the facts, say in links.toml what is at its other end: [[link]] ends = \
+          [\"a:wg0\", \"ROUTER:INTERFACE\"]"
+        ]
+    );
+    let elsewhere = router(
+        "a",
+        &tunnel("wg0", &["10.7.0.1/32"]),
+        "10.9.0.0/16 dev wg0",
+        &[],
+    );
+    assert_eq!(notices(&build(vec![elsewhere])), Vec::<&str>::new());
+}
