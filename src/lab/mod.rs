@@ -1,5 +1,6 @@
 //! The lab: facts of real routers → topology (pure) → namespaces; hosts; path trace.
 
+pub mod copy;
 mod down;
 mod error;
 pub mod facts;

@@ -16,14 +16,14 @@ use nix::{
     sys::statfs::{NSFS_MAGIC, statfs},
 };
 
-use super::{NetnsError, NetnsFd, fd::on_own_thread};
+use super::{
+    NetnsError, NetnsFd,
+    fd::{OWN_NETNS, on_own_thread},
+};
 use crate::model::NetnsName;
 
 /// Where ip-netns(8) keeps named namespaces.
 pub const DEFAULT_DIR: &str = "/run/netns";
-
-/// The calling thread's namespace. `/proc/self` would be the main thread's.
-const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 
 const NONE: Option<&str> = None;
 

@@ -24,6 +24,9 @@ use serde::{Deserialize, Serialize};
 use super::NetnsError;
 use crate::model::NetnsName;
 
+/// The calling thread's namespace. `/proc/self` would be the main thread's.
+pub(super) const OWN_NETNS: &str = "/proc/thread-self/ns/net";
+
 /// Tells a namespace from every other one that exists at the same time: device and inode on the
 /// kernel's nsfs (namespaces(7)).
 ///
@@ -57,6 +60,22 @@ impl NetnsFd {
             ino: meta.ino(),
         };
         Ok(Some(Self { file, name, id }))
+    }
+
+    /// Makes a namespace that no directory names: it goes with this value and with what was opened
+    /// in it. Messages call it `label`.
+    ///
+    /// # Errors
+    /// [`NetnsError`] when it cannot be made.
+    pub fn unnamed(label: NetnsName) -> Result<Self, NetnsError> {
+        let own = in_scratch(|| File::open(OWN_NETNS))?.map_err(NetnsError::Scratch)?;
+        match Self::from_file(own, label) {
+            Ok(Some(fd)) => Ok(fd),
+            Ok(None) => Err(NetnsError::NotANamespace {
+                path: OWN_NETNS.into(),
+            }),
+            Err(source) => Err(NetnsError::Scratch(source)),
+        }
     }
 
     /// The name under which it was opened.

@@ -6,6 +6,7 @@ mod buffers;
 mod capture;
 mod cases;
 mod coexistence;
+mod copy;
 mod detailed;
 mod detailed_faults;
 mod detailed_hand;

@@ -1,0 +1,99 @@
+//! sysctls: those of the copy that differ from the router's are set to what the router has.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use super::CopyError;
+use crate::{
+    netlink::sysctl,
+    netns::{NetnsError, NetnsFd},
+};
+
+/// Where the kernel shows sysctls of the calling thread's namespace.
+const ROOT: &str = "/proc/sys";
+
+/// Some of a namespace's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// What is there before any interface is.
+    Global,
+    /// What each interface has.
+    Interfaces,
+    /// Connection tracking and the like.
+    Netfilter,
+}
+
+impl Part {
+    /// The directories below `/proc/sys` whose files belong to it.
+    fn directories(self) -> Vec<String> {
+        let conf = |family: &str, global: bool| {
+            let path = format!("net/{family}/conf");
+            let names = fs::read_dir(Path::new(ROOT).join(&path));
+            let names = names.into_iter().flatten().flatten();
+            let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+            let wanted = move |name: &String| ["all", "default"].contains(&name.as_str()) == global;
+            let found = names.filter(wanted);
+            found
+                .map(|name| format!("{path}/{name}"))
+                .collect::<Vec<_>>()
+        };
+        match self {
+            Self::Netfilter => vec!["net/netfilter".to_owned()],
+            Self::Interfaces => [conf("ipv4", false), conf("ipv6", false)].concat(),
+            Self::Global => {
+                let plain = vec!["net/ipv4".to_owned(), "net/ipv6".to_owned()];
+                [plain, conf("ipv4", true), conf("ipv6", true)].concat()
+            }
+        }
+    }
+
+    /// The files and what they say, in the calling thread's namespace. What cannot be read (some
+    /// files only take, some have no value yet) says nothing.
+    fn read_here(self) -> BTreeMap<String, String> {
+        let mut values = BTreeMap::new();
+        for directory in self.directories() {
+            let entries = fs::read_dir(Path::new(ROOT).join(&directory));
+            for entry in entries.into_iter().flatten().flatten() {
+                let name = entry.file_name().into_string();
+                if let (Ok(name), Ok(text)) = (name, fs::read_to_string(entry.path())) {
+                    values.insert(format!("{directory}/{name}"), text.trim_end().to_owned());
+                }
+            }
+        }
+        values
+    }
+}
+
+/// Copies `part` of the settings; returns what the copy does not take.
+pub(super) fn copy(router: &NetnsFd, copy: &NetnsFd, part: Part) -> Result<Vec<String>, CopyError> {
+    let wanted = router.enter(|| part.read_here())?;
+    let errors = copy.enter(|| {
+        let have = part.read_here();
+        let differs = |(key, value): &(&String, &String)| have.get(*key) != Some(value);
+        let mut changes: Vec<(&String, &String)> = wanted.iter().filter(differs).collect();
+        // The kernel resets other settings when forwarding changes.
+        changes.sort_by_key(|(key, _)| !(key.ends_with("forward") || key.ends_with("forwarding")));
+        let written = sysctl::write_here(copy.name().as_str(), &changes);
+        written.err().unwrap_or_default()
+    })?;
+    Ok(errors.iter().map(ToString::to_string).collect())
+}
+
+/// The far ends are used at once, and take no part in anything.
+pub(super) fn prepare_outside(outside: &NetnsFd) -> Result<(), NetnsError> {
+    let values = [
+        ("net/ipv4/ip_forward", "0"),
+        ("net/ipv4/conf/all/rp_filter", "0"),
+        ("net/ipv4/conf/default/rp_filter", "0"),
+        ("net/ipv4/conf/all/accept_redirects", "0"),
+        ("net/ipv4/conf/default/accept_redirects", "0"),
+        ("net/ipv6/conf/all/disable_ipv6", "0"),
+        ("net/ipv6/conf/default/disable_ipv6", "0"),
+        ("net/ipv6/conf/all/accept_dad", "0"),
+        ("net/ipv6/conf/default/accept_dad", "0"),
+        ("net/ipv6/conf/default/accept_ra", "0"),
+        ("net/ipv6/conf/default/accept_redirects", "0"),
+        ("net/ipv6/conf/default/router_solicitations", "0"),
+    ];
+    // A kernel without IPv6 lacks some; nothing is sent there then.
+    outside.enter(|| drop(sysctl::write_here(outside.name().as_str(), &values)))
+}
