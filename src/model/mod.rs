@@ -2,9 +2,11 @@
 //! processes that own something.
 
 pub mod dscp;
+mod icmp;
 pub mod name;
 pub mod owner;
 pub mod printable;
+mod protocol;
 pub mod service;
 
 pub use dscp::{Dscp, DscpRange};
@@ -13,4 +15,5 @@ pub use name::{
 };
 pub use owner::{Liveness, Owner};
 pub use printable::{printable, printable_lines};
-pub use service::{Protocol, Service, ServiceError, ServiceLimits, parse_services};
+pub use protocol::Protocol;
+pub use service::{Service, ServiceError, ServiceLimits, parse_services};

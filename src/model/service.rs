@@ -1,63 +1,57 @@
-//! Services: a port and a protocol, and the text form that users type them in.
+//! Services: a protocol, with a port or an ICMP type where it has one, and the text form that users
+//! type them in.
 
-use std::{collections::HashSet, fmt, str::FromStr};
+use std::{collections::HashSet, fmt};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Transport protocol of a service.
+use super::{Protocol, icmp, protocol::ALIASES};
+
+/// What a job asks about: a destination port of a protocol, or a protocol without ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// RFC 9293.
-    Tcp,
-    /// RFC 768.
-    Udp,
+pub struct Service {
+    /// Destination port, 1 to 65,535; the type of ICMP; 0 for a protocol that has neither.
+    pub port: u16,
+    /// Protocol above IP.
+    pub protocol: Protocol,
 }
 
-impl Protocol {
-    /// The assigned number, as in the IPv4 protocol field (IANA).
-    #[must_use]
-    pub fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
+impl Service {
+    /// The same service as packets of one family carry it: `ping` is another protocol and type in
+    /// IPv6 than in IPv4.
+    ///
+    /// # Errors
+    /// [`ServiceError::Family`] where that family has none such.
+    pub fn in_family(self, v6: bool) -> Result<Self, ServiceError> {
+        let (protocol, port) = match (self.protocol, v6) {
+            (Protocol::Icmp, true) => (Protocol::Icmpv6, icmp::in_v6(self.port)),
+            (Protocol::Icmpv6, false) | (Protocol::Other(AH), true) => (self.protocol, None),
+            (protocol, _) => (protocol, Some(self.port)),
+        };
+        let refused = || ServiceError::Family {
+            service: self.to_string(),
+            family: if v6 { "IPv6" } else { "IPv4" },
+        };
+        Ok(Self {
+            protocol,
+            port: port.ok_or_else(refused)?,
         })
     }
 }
 
-impl FromStr for Protocol {
-    type Err = ServiceError;
-    fn from_str(text: &str) -> Result<Self, ServiceError> {
-        match text {
-            "tcp" => Ok(Self::Tcp),
-            "udp" => Ok(Self::Udp),
-            _ => Err(ServiceError::Protocol(text.to_owned())),
-        }
-    }
-}
-
-/// What a job asks about: a destination port of a protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Service {
-    /// Destination port, 1 to 65,535.
-    pub port: u16,
-    /// Transport protocol.
-    pub protocol: Protocol,
-}
+/// The authentication header, RFC 4302. IPv6 takes it for an extension header, which rules skip.
+const AH: u8 = 51;
 
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{}/{}", self.port, self.protocol))
+        let Self { port, protocol } = self;
+        f.pad(&match icmp::name(*protocol, *port) {
+            Some("ping") => "ping".to_owned(),
+            Some(name) => format!("{name}/{protocol}"),
+            None if protocol.has_ports() || protocol.has_types() => format!("{port}/{protocol}"),
+            None => protocol.to_string(),
+        })
     }
 }
 
@@ -89,8 +83,8 @@ pub enum ServiceError {
     Empty(String),
     /// Not a port and no service name.
     #[error(
-        "service {0:?} is neither a port (1-65535), a range (8000-8100), `all` nor a known name \
-         such as `ssh`, `https` or `dns`"
+        "service {0:?} is neither a port (1-65535), a range (8000-8100), `all`, `ping`, `esp`, `gre`, \
+         `ip/NUMBER` nor a known name such as `ssh`, `https` or `dns`"
     )]
     Unknown(String),
     /// A number outside 1 to 65,535.
@@ -100,8 +94,25 @@ pub enum ServiceError {
     #[error("port range {0:?} is empty: its first port exceeds its last")]
     Backwards(String),
     /// Not a protocol that tsim can probe.
-    #[error("protocol {0:?} is not allowed: `tcp` and `udp` are, after the port (`443/tcp`)")]
+    #[error(
+        "protocol {0:?} is not allowed: `tcp`, `udp` and `sctp` are, after the port (`443/tcp`), \
+         `icmp` and `icmpv6` after the type, `ping`, `esp`, `gre` and `ip/NUMBER` without"
+    )]
     Protocol(String),
+    /// A port where the protocol has none, or none where it has.
+    #[error("{0:?} is not a service: {1}")]
+    Shape(String, &'static str),
+    /// A type of ICMP that no exchange begins with.
+    #[error("{0:?} cannot be asked about: {1}")]
+    NoOpening(String, &'static str),
+    /// A service that one family does not have.
+    #[error("{service} does not exist in {family}")]
+    Family {
+        /// The service.
+        service: String,
+        /// The family of the source and the destination.
+        family: &'static str,
+    },
     /// More services than the limit.
     #[error("more than {limit} services were asked for; raise --max-services to allow more")]
     TooMany {
@@ -152,7 +163,7 @@ const NAMES: &[(&str, u16, Protocol)] = &[
     ("wireguard", 51820, Protocol::Udp),
 ];
 
-/// Reads a list such as `22,80,443/tcp,53/udp,8000-8100,https,all/udp`.
+/// Reads a list such as `22,80,443/tcp,53/udp,8000-8100,https,all/udp,ping,36412/sctp,esp,ip/89`.
 ///
 /// Entries without a protocol get `default_proto`; a service name stands for its customary one.
 /// The order is kept, a service that is named again is folded into its first place.
@@ -188,6 +199,9 @@ pub fn parse_services(
 
 /// One entry as first port, last port and protocol.
 fn parse_entry(entry: &str, default: Protocol) -> Result<(u16, u16, Protocol), ServiceError> {
+    if let Some((port, protocol)) = parse_portless(entry)? {
+        return Ok((port, port, protocol));
+    }
     let (ports, protocol) = match entry.split_once('/') {
         Some((ports, protocol)) => (ports, Some(protocol.parse()?)),
         None => (entry, None),
@@ -207,6 +221,36 @@ fn parse_entry(entry: &str, default: Protocol) -> Result<(u16, u16, Protocol), S
         return Err(ServiceError::Backwards(entry.to_owned()));
     }
     Ok((first, last, protocol.unwrap_or(default)))
+}
+
+/// An entry of a protocol that has no ports; none for one that has.
+fn parse_portless(entry: &str) -> Result<Option<(u16, Protocol)>, ServiceError> {
+    let shape = |why| Err(ServiceError::Shape(entry.to_owned(), why));
+    if let Some(found) = icmp::parse(entry)? {
+        return Ok(Some(found));
+    }
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == entry);
+    let protocol = match (alias, entry.strip_prefix("ip/")) {
+        (Some((_, number)), _) => Protocol::of(*number),
+        (None, Some(_)) => entry.parse()?,
+        (None, None) => match entry.split_once('/') {
+            None => match entry.parse::<Protocol>() {
+                Ok(protocol) => protocol,
+                Err(_) => return Ok(None),
+            },
+            Some((_, protocol)) => match protocol.parse::<Protocol>()? {
+                protocol if protocol.has_ports() => return Ok(None),
+                _ => return shape("this protocol has no ports, so it stands alone"),
+            },
+        },
+    };
+    match protocol {
+        _ if protocol.has_ports() => shape("the port is missing, as in `443/tcp`"),
+        Protocol::Icmp | Protocol::Icmpv6 => shape("write `ping`, or the type as in `13/icmp`"),
+        // IPv6's extension headers stand between the header and what it carries.
+        Protocol::Other(0 | 43 | 44 | 59 | 60) => shape("that is no protocol but a part of IPv6"),
+        _ => Ok(Some((0, protocol))),
+    }
 }
 
 fn parse_port(text: &str, entry: &str) -> Result<u16, ServiceError> {
@@ -261,7 +305,13 @@ mod tests {
             ("99999999999999999999", "out of range"),
             ("9-1", "9-1"),
             ("tcp/80", "\"80\""),
-            ("80/sctp", "sctp"),
+            ("80/dccp", "dccp"),
+            ("80/esp", "no ports"),
+            ("tcp", "port is missing"),
+            ("ip/6", "port is missing"),
+            ("ip/1", "ping"),
+            ("ip/256", "ip/256"),
+            ("ip/44", "part of IPv6"),
             ("80,,443", "empty entry"),
             ("", "empty entry"),
             ("1-2-3", "1-2-3"),
@@ -271,6 +321,36 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(want), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn protocols_without_ports_stand_alone() {
+        assert_eq!(
+            show("ping,esp,gre,ip/89,ip/50,vrrp,36412/sctp,13/icmp,ping/icmpv6"),
+            "ping esp gre ip/89 ip/112 36412/sctp timestamp/icmp ping"
+        );
+        assert_eq!(show("80-81/sctp,icmp"), "80/sctp 81/sctp ping");
+        let texts = ["ping", "esp", "ip/89", "timestamp/icmp", "9/sctp"];
+        assert_eq!(show(&texts.join(",")), texts.join(" "));
+    }
+
+    #[test]
+    fn a_ping_is_that_of_its_family() {
+        let ping = parse("ping").unwrap()[0];
+        let six = ping.in_family(true).unwrap();
+        assert_eq!((six.protocol, six.port), (Protocol::Icmpv6, 128));
+        assert_eq!(ping.in_family(false), Ok(ping));
+        for (text, v6) in [
+            ("timestamp/icmp", true),
+            ("128/icmpv6", false),
+            ("ip/51", true),
+        ] {
+            let error = parse(text).unwrap()[0].in_family(v6).unwrap_err();
+            assert!(
+                error.to_string().contains("does not exist in IPv"),
+                "{error}"
+            );
         }
     }
 

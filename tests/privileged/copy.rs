@@ -118,8 +118,9 @@ fn a_copy_of_both_families_takes_packets_by_the_interface_asked_for() {
     let chain = "{ type filter hook prerouting priority -400; }";
     run(&["add", "chain", "inet", "seen", "in", chain]);
     for (family, to) in [("ip", "10.81.3.1"), ("ip6", "2001:db8:81:3::1")] {
-        let rule =
-            format!("add rule inet seen in iifname dst {family} daddr {to} udp dport 9 counter");
+        let rule = format!(
+            "add rule inet seen in iifname \"dst\" {family} daddr {to} udp dport 9 counter"
+        );
         run(&rule.split(' ').collect::<Vec<_>>());
         let send = || {
             let any = if family == "ip" {
