@@ -8,7 +8,10 @@ use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run,
     question::{Question, layout, seconds},
 };
-use crate::run::detailed::{self, DetailedError, DetailedJob, files, json, text};
+use crate::{
+    model::{Protocol, Service},
+    run::detailed::{self, DetailedError, DetailedJob, files, json, text},
+};
 
 const EXAMPLES: &str = "Examples:
   tsim-detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P 22,443/tcp,53/udp
@@ -83,6 +86,13 @@ impl Detailed {
             ));
         }
         let asked = self.question.resolve(context)?;
+        let connects =
+            |service: &&Service| matches!(service.protocol, Protocol::Tcp | Protocol::Udp);
+        if let Some(other) = asked.services.iter().find(|service| !connects(service)) {
+            return Err(Failure::usage(format!(
+                "a detailed job makes real connections of tcp and udp; ask tsim-quick for {other}"
+            )));
+        }
         Ok(DetailedJob {
             lab: asked.lab,
             source: asked.source,

@@ -35,12 +35,13 @@ pub(super) struct Question {
     #[arg(short = 'd', long, value_name = "ADDRESS")]
     destination: IpAddr,
 
-    /// Services: `80`, `443/tcp`, `53/udp`, `8000-8100/tcp`, `ssh`, `dns`, `all/tcp`, by commas
+    /// Services: `80`, `443/tcp`, `53/udp`, `8000-8100/tcp`, `ssh`, `dns`, `all/tcp`,
+    /// `36412/sctp`, `ping`, `esp`, `gre`, `ip/89`, by commas
     #[arg(short = 'P', long = "ports", value_name = "LIST")]
     services: String,
 
     /// Protocol of entries that name none
-    #[arg(long, value_name = "PROTO", default_value = "tcp", value_parser = ["tcp", "udp"])]
+    #[arg(long, value_name = "PROTO", default_value = "tcp", value_parser = ["tcp", "udp", "sctp"])]
     default_proto: String,
 
     /// Most services in one job [default: from the configuration]
@@ -101,6 +102,9 @@ impl Question {
                 self.source, self.destination
             )));
         }
+        let v6 = self.destination.is_ipv6();
+        let services = services.into_iter().map(|service| service.in_family(v6));
+        let services = services.collect::<Result<_, _>>().map_err(Failure::usage)?;
         if self.source == self.destination {
             return Err(Failure::usage(format!(
                 "source and destination are both {}: packets to oneself pass no router",

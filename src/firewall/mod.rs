@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod conntrack;
 pub mod iptables;
+pub mod layout;
 pub(crate) mod netfilter_socket;
 pub mod nft;
 pub mod place;
@@ -22,4 +23,4 @@ pub use rule::Caveat;
 pub use support::Support;
 pub(crate) use support::with_causes;
 pub use tag::TagSpace;
-pub use taps::{Reading, Taps, Undecided};
+pub use taps::{Reading, Runs, Taps, Undecided};

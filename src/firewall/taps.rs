@@ -1,8 +1,12 @@
 //! What a quick job wants on a router, and what it reads there, as plain values.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, ops::Range};
 
-use crate::{firewall::TagSpace, model::RunId, netlink::object::Family};
+use crate::{
+    firewall::TagSpace,
+    model::{Protocol, RunId},
+    netlink::object::Family,
+};
 
 /// The taps of one job on one router.
 ///
@@ -19,8 +23,8 @@ pub struct Taps {
     pub tags: TagSpace,
     /// How many services there are: indexes 0 to `services` − 1.
     pub services: u32,
-    /// How many of them are TCP; these have the indexes 0 to `tcp` − 1, UDP ones follow.
-    pub tcp: u32,
+    /// Which of them are of which protocol.
+    pub runs: Runs,
     /// Note which probes came in, not only how many.
     pub note_arrivals: bool,
     /// Recognise probes by tag alone on their way out: the router rewrites the IPv4 identification or
@@ -32,6 +36,44 @@ pub struct Taps {
     /// Let probes go on instead of discarding them behind the last tap. A test compares what the
     /// taps say with a packet capture on the far side this way.
     pub pass_on: bool,
+}
+
+/// Which indexes are of which protocol: each protocol has a run of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Runs(Vec<(Protocol, Range<u32>)>);
+
+impl Runs {
+    /// Runs of these lengths, one behind the other from 0 on.
+    #[must_use]
+    pub fn new(lengths: &[(Protocol, u32)]) -> Self {
+        let mut end = 0;
+        let run = |&(protocol, length): &(Protocol, u32)| {
+            let start = end;
+            end += length;
+            (protocol, start..end)
+        };
+        let runs = lengths.iter().map(run);
+        Self(runs.filter(|(_, run)| !run.is_empty()).collect())
+    }
+
+    /// Each protocol with its indexes, in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = (Protocol, Range<u32>)> + '_ {
+        self.0.iter().cloned()
+    }
+
+    /// The protocols of indexes in `part`.
+    pub fn within(&self, part: Range<u32>) -> impl Iterator<Item = Protocol> + '_ {
+        let meets = move |run: &Range<u32>| run.start < part.end && part.start < run.end;
+        let runs = self.0.iter().filter(move |(_, run)| meets(run));
+        runs.map(|(protocol, _)| *protocol)
+    }
+
+    /// The indexes of one protocol.
+    #[must_use]
+    pub fn of(&self, protocol: Protocol) -> Range<u32> {
+        let found = self.0.iter().find(|(known, _)| *known == protocol);
+        found.map_or(0..0, |(_, run)| run.clone())
+    }
 }
 
 /// A set of service indexes.

@@ -68,19 +68,6 @@ impl Protocol {
     pub fn has_types(self) -> bool {
         matches!(self, Self::Icmp | Self::Icmpv6)
     }
-
-    /// Whether a rule that says `name`, as iptables(8) or nft(8) do, means this protocol.
-    #[must_use]
-    pub fn is_called(self, name: &str) -> bool {
-        match self {
-            Self::Icmpv6 => ["icmpv6", "ipv6-icmp", "icmp6"].contains(&name),
-            Self::Other(number) => {
-                let known = ALIASES.iter().find(|(_, known)| *known == number);
-                known.is_some_and(|(alias, _)| *alias == name)
-            }
-            _ => self.to_string() == name,
-        }
-    }
 }
 
 /// Names of further protocols, as in /etc/protocols.
@@ -139,11 +126,5 @@ mod tests {
             assert_eq!(protocol.number(), number);
             assert_eq!(protocol.to_string().parse(), Ok(protocol));
         }
-    }
-
-    #[test]
-    fn rules_call_a_protocol_by_several_names() {
-        assert!(Protocol::Icmpv6.is_called("ipv6-icmp") && !Protocol::Icmp.is_called("icmpv6"));
-        assert!(Protocol::Other(112).is_called("vrrp") && !Protocol::Other(112).is_called("tcp"));
     }
 }

@@ -36,7 +36,8 @@ pub struct LookupQuery {
     pub mark: u32,
     /// TOS / DS field octet.
     pub tos: u8,
-    /// IP protocol; the kernel takes TCP, UDP and ICMP.
+    /// IP protocol. The kernel takes TCP, UDP and ICMP (`rtm_getroute_parse_ip_proto()`); of others it
+    /// is not told, so a policy rule that looks at these is not seen.
     pub ip_proto: Option<u8>,
     /// Source port.
     pub sport: Option<u16>,
@@ -133,6 +134,11 @@ impl Lookup {
     }
 }
 
+/// TCP, UDP and ICMP of both families.
+const ASKABLE: [u8; 4] = [6, 17, 1, 58];
+/// Those of them that have ports.
+const PORTED: [u8; 2] = [6, 17];
+
 fn message(query: &LookupQuery, iif: Option<u32>, oif: Option<u32>) -> RouteMessage {
     let mut message = RouteMessage::default();
     let family = Family::of(query.to);
@@ -158,9 +164,16 @@ fn message(query: &LookupQuery, iif: Option<u32>, oif: Option<u32>) -> RouteMess
     if query.mark != 0 {
         attributes.push(RouteAttribute::Mark(query.mark));
     }
-    attributes.extend(query.ip_proto.map(RouteAttribute::IpProto));
-    attributes.extend(query.sport.map(RouteAttribute::Sport));
-    attributes.extend(query.dport.map(RouteAttribute::Dport));
+    attributes.extend(
+        query
+            .ip_proto
+            .filter(|number| ASKABLE.contains(number))
+            .map(RouteAttribute::IpProto),
+    );
+    if query.ip_proto.is_none_or(|number| PORTED.contains(&number)) {
+        attributes.extend(query.sport.map(RouteAttribute::Sport));
+        attributes.extend(query.dport.map(RouteAttribute::Dport));
+    }
     message
 }
 

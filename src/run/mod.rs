@@ -6,6 +6,7 @@ pub mod explain;
 pub mod interrupt;
 pub mod outside;
 pub mod packet;
+mod payload;
 pub mod probe;
 pub mod progress;
 pub mod quick;

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use crate::{
     firewall::TagSpace,
     model::{Protocol, Service},
+    run::payload,
 };
 
 /// What the headers of a probe say.
@@ -90,6 +91,7 @@ fn transport_length(protocol: Protocol) -> usize {
     match protocol {
         Protocol::Tcp => TCP_LENGTH,
         Protocol::Udp => UDP_LENGTH,
+        other => payload::length(other),
     }
 }
 
@@ -161,6 +163,22 @@ impl Template {
         match probe.headers.protocol {
             Protocol::Tcp => fill_tcp(segment, &probe.headers, tag, self.pseudo),
             Protocol::Udp => fill_udp(segment, &probe.headers, tag, self.pseudo),
+            other => {
+                let Headers {
+                    source_port,
+                    destination_port,
+                    ..
+                } = probe.headers;
+                let start = |pseudo| if pseudo { self.pseudo } else { 0 };
+                let checksum = |bytes: &[u8], pseudo| finish(sum(bytes, start(pseudo)));
+                payload::fill(
+                    segment,
+                    other,
+                    (source_port, destination_port),
+                    tag,
+                    checksum,
+                );
+            }
         }
         &self.packet
     }
@@ -256,7 +274,7 @@ fn finish(mut sum: u32) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Dscp;
+    use crate::{firewall::layout, model::Dscp};
 
     fn tags() -> TagSpace {
         TagSpace::new(Dscp::new(40).unwrap(), 0xdead_beef_0123_4567)
@@ -297,7 +315,12 @@ mod tests {
             (headers("10.1.2.3", "192.0.2.200"), 20),
             (headers("2001:db8::1", "2001:db8:ffff::2"), 40),
         ] {
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let own = if ip == 20 {
+                Protocol::Icmp
+            } else {
+                Protocol::Icmpv6
+            };
+            for protocol in [Protocol::Tcp, Protocol::Udp, own] {
                 let headers = Headers {
                     protocol,
                     ..headers
@@ -305,11 +328,16 @@ mod tests {
                 let all = packets(tags(), &to_ports(&headers, 1..3000), &[]);
                 assert_eq!(all.len(), 1);
                 for (index, packet) in all[0].bytes.chunks_exact(all[0].size).enumerate() {
-                    assert!(transport_sum_is_valid(&headers, packet, ip));
-                    let tag = ip + if protocol == Protocol::Tcp { 4 } else { 8 };
+                    let valid = match protocol {
+                        Protocol::Icmp => finish(sum(&packet[ip..], 0)) == 0,
+                        _ => transport_sum_is_valid(&headers, packet, ip),
+                    };
+                    assert!(valid, "{protocol}");
+                    let tag = ip + layout::tag_offset(protocol) as usize;
                     let tag = u32::from_be_bytes(packet[tag..tag + 4].try_into().unwrap());
                     assert_eq!(tags().index(tag), Some(index as u32));
-                    let port = u16::from_be_bytes(packet[ip + 2..ip + 4].try_into().unwrap());
+                    let at = ip + layout::ports_offset(protocol) as usize + 2;
+                    let port = u16::from_be_bytes(packet[at..at + 2].try_into().unwrap());
                     assert_eq!(usize::from(port), index + 1);
                 }
             }

@@ -1,7 +1,7 @@
 //! Sending probes: from inside a source host, or straight into a router's wire.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd, OwnedFd},
     panic,
@@ -12,7 +12,7 @@ use std::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use crate::{
-    firewall::TagSpace,
+    firewall::{Runs, TagSpace},
     model::{Protocol, Service},
     netlink::{
         buffers,
@@ -26,12 +26,12 @@ use crate::{
     },
 };
 
-/// The services of a job, numbered as its taps expect: TCP first, then UDP.
+/// The services of a job, numbered as its taps expect: protocol by protocol, TCP first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Catalogue {
     by_index: Vec<Service>,
     index_of: Vec<u32>,
-    tcp: u32,
+    runs: Runs,
 }
 
 impl Catalogue {
@@ -40,22 +40,22 @@ impl Catalogue {
     pub fn new(services: &[Service]) -> Self {
         let mut by_index = Vec::with_capacity(services.len());
         let mut index_of = vec![0; services.len()];
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let protocols: BTreeSet<Protocol> = services.iter().map(|s| s.protocol).collect();
+        let mut runs = Vec::with_capacity(protocols.len());
+        for protocol in protocols {
+            let start = by_index.len();
             for (position, service) in services.iter().enumerate() {
                 if service.protocol == protocol {
                     index_of[position] = by_index.len() as u32;
                     by_index.push(*service);
                 }
             }
+            runs.push((protocol, (by_index.len() - start) as u32));
         }
-        let tcp = by_index
-            .iter()
-            .filter(|s| s.protocol == Protocol::Tcp)
-            .count() as u32;
         Self {
             by_index,
             index_of,
-            tcp,
+            runs: Runs::new(&runs),
         }
     }
 
@@ -71,10 +71,10 @@ impl Catalogue {
         self.by_index.is_empty()
     }
 
-    /// How many are TCP; these have the lowest indexes.
+    /// Which indexes are of which protocol.
     #[must_use]
-    pub fn tcp(&self) -> u32 {
-        self.tcp
+    pub fn runs(&self) -> &Runs {
+        &self.runs
     }
 
     /// The service with this index.
@@ -261,7 +261,10 @@ mod tests {
         );
         let asked = asked.unwrap();
         let catalogue = Catalogue::new(&asked);
-        assert_eq!((catalogue.len(), catalogue.tcp()), (4, 2));
+        assert_eq!(
+            (catalogue.len(), catalogue.runs().of(Protocol::Tcp)),
+            (4, 0..2)
+        );
         let again: Vec<_> = catalogue
             .in_order_asked()
             .iter()

@@ -106,10 +106,11 @@ pub(crate) fn probe(packet: &[u8], tags: TagSpace) -> Option<Captured> {
         ),
         _ => return None,
     };
+    // Where a probe has its tag, which stays the same on its way.
     let at = match protocol {
-        6 => 4,
-        17 => 8,
-        _ => return None,
+        17 | 1 | 58 | 50 => 8,
+        132 => 16,
+        _ => 4,
     };
     // SYN alone: a reset that answers a SYN-ACK carries the number behind the probe's.
     if protocol == 6 && payload.get(13)? & 0x17 != 0x02 {

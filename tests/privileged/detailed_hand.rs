@@ -128,7 +128,7 @@ impl Hand {
     fn send(&self, to: IpAddr, service: Service) -> OwnedFd {
         let kind = match service.protocol {
             Protocol::Tcp => SockType::Stream,
-            Protocol::Udp => SockType::Datagram,
+            _ => SockType::Datagram,
         };
         let address = SockaddrStorage::from(SocketAddr::new(to, service.port));
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -137,9 +137,7 @@ impl Hand {
         // That nobody answers yet, or that it was rejected already, is what is to be seen.
         let _ = match service.protocol {
             Protocol::Tcp => connect(socket.as_raw_fd(), &address),
-            Protocol::Udp => {
-                sendto(socket.as_raw_fd(), b"hand", &address, MsgFlags::empty()).map(drop)
-            }
+            _ => sendto(socket.as_raw_fd(), b"hand", &address, MsgFlags::empty()).map(drop),
         };
         socket
     }

@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
 use tsim::{
     config::Config,
     firewall::{
-        TagSpace, Taps,
+        Runs, TagSpace, Taps,
         nft::{
             NftSocket, NftTaps,
             trace::{
@@ -687,6 +687,7 @@ fn tracer(row: &Row) -> Tracer {
         run_id: row.run_id.clone(),
         family: Family::of(row.headers.destination),
         tags: row.tags,
+        protocols: vec![Protocol::Tcp, Protocol::Udp],
         ingress: None,
     };
     let sockets = row.router.enter(TraceSockets::open_here).unwrap().unwrap();
@@ -771,7 +772,7 @@ fn the_jobs_taps_see_traced_probes_come_in_and_not_go_out() {
         family: Family::V4,
         tags: row.tags,
         services: 2,
-        tcp: 2,
+        runs: Runs::new(&[(Protocol::Tcp, 2)]),
         note_arrivals: false,
         by_tag: false,
         note_ways: false,

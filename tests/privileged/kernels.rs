@@ -7,10 +7,10 @@ use tsim::{
     config::Config,
     doctor::{self, Area, Check, Report, State},
     firewall::{
-        TagSpace, Taps,
+        Runs, TagSpace, Taps,
         nft::{NftSocket, NftTaps, Ownership},
     },
-    model::{Dscp, RunId},
+    model::{Dscp, Protocol, RunId},
     netlink::object::Family,
 };
 
@@ -182,7 +182,7 @@ fn taps_go_with_their_job_exactly_where_there_are_owner_tables() {
         family: Family::V4,
         tags: TagSpace::new(Dscp::new(32).unwrap(), 1),
         services: 1,
-        tcp: 1,
+        runs: Runs::new(&[(Protocol::Tcp, 1)]),
         note_arrivals: false,
         by_tag: false,
         note_ways: false,

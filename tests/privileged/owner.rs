@@ -15,7 +15,7 @@ use tsim::{
             trace::{TraceSockets, TraceSpec, Tracer},
         },
     },
-    model::{Dscp, RunId},
+    model::{Dscp, Protocol, RunId},
     netlink::object::Family,
     netns::NetnsFd,
 };
@@ -34,6 +34,7 @@ fn spec(run_id: &str) -> TraceSpec {
         run_id: RunId::new(run_id).unwrap(),
         family: Family::V4,
         tags: TagSpace::new(Dscp::new(32).unwrap(), 1),
+        protocols: vec![Protocol::Tcp, Protocol::Udp],
         ingress: None,
         pass_on: false,
     }

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     firewall::{
+        layout,
         nft::wire::array,
         rule::{Field, Packet},
         taps::Left,
@@ -60,24 +61,22 @@ impl Behind {
 /// A packet's headers, interface and mark as a note has them; the next hop is not in it.
 pub(super) fn left(note: &Note) -> Option<Left> {
     let packet = &note.packet;
-    let (source, destination, tos, ttl, header): (IpAddr, IpAddr, _, _, _) =
-        match packet.first()? >> 4 {
-            4 => (
-                Ipv4Addr::from(array::<4>(packet, 12)?).into(),
-                Ipv4Addr::from(array::<4>(packet, 16)?).into(),
-                *packet.get(1)?,
-                *packet.get(8)?,
-                usize::from(packet[0] & 0xf) * 4,
-            ),
-            _ => (
-                Ipv6Addr::from(array::<16>(packet, 8)?).into(),
-                Ipv6Addr::from(array::<16>(packet, 24)?).into(),
-                packet[0] << 4 | packet.get(1)? >> 4,
-                *packet.get(7)?,
-                40,
-            ),
-        };
-    let [a, b, c, d] = array(packet, header)?;
+    let (source, destination, tos, ttl): (IpAddr, IpAddr, _, _) = match packet.first()? >> 4 {
+        4 => (
+            Ipv4Addr::from(array::<4>(packet, 12)?).into(),
+            Ipv4Addr::from(array::<4>(packet, 16)?).into(),
+            *packet.get(1)?,
+            *packet.get(8)?,
+        ),
+        _ => (
+            Ipv6Addr::from(array::<16>(packet, 8)?).into(),
+            Ipv6Addr::from(array::<16>(packet, 24)?).into(),
+            packet[0] << 4 | packet.get(1)? >> 4,
+            *packet.get(7)?,
+        ),
+    };
+    let (protocol, transport) = note.transport()?;
+    let [a, b, c, d] = array(transport, layout::ports_offset(protocol) as usize)?;
     Some(Left {
         source,
         destination,

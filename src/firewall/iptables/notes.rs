@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::{
     firewall::{
-        netfilter_socket,
+        layout, netfilter_socket,
         nft::wire::{Message, Messages, array},
     },
     model::Protocol,
@@ -89,17 +89,21 @@ pub(super) struct Note {
 }
 
 impl Note {
-    /// The protocol's number and the tag of a probe: the TCP sequence number, or the first four
-    /// bytes of a UDP payload.
-    pub(super) fn tag(&self) -> Option<(u8, u32)> {
+    /// The protocol and the tag of a probe.
+    pub(super) fn tag(&self) -> Option<(Protocol, u32)> {
+        let (protocol, transport) = self.transport()?;
+        let tag = array(transport, layout::tag_offset(protocol) as usize)?;
+        Some((protocol, u32::from_be_bytes(tag)))
+    }
+
+    /// The protocol, and what follows the IP header.
+    pub(super) fn transport(&self) -> Option<(Protocol, &[u8])> {
         let packet = &self.packet;
         let (header, protocol) = match packet.first()? >> 4 {
             4 => (usize::from(packet[0] & 0xf) * 4, *packet.get(9)?),
             _ => (40, *packet.get(6)?),
         };
-        let tcp = protocol == Protocol::Tcp.number();
-        let tag = array(packet, header + if tcp { 4 } else { 8 })?;
-        Some((protocol, u32::from_be_bytes(tag)))
+        Some((Protocol::of(protocol), packet.get(header..)?))
     }
 }
 

@@ -14,14 +14,18 @@
 //! the packet itself, which `NFLOG` passes on. One rule per service, with its 2 KiB of u32
 //! program, would be 290 MB for all ports of both protocols.
 
-use std::fmt::Write;
+use std::{fmt::Write, ops::Range};
 
 use super::{
     identity::{Identity, Mark, Part, chain_name},
     place::{Place, Spot},
     save::{Rule, Save},
 };
-use crate::{firewall::Taps, model::Protocol, netlink::object::Family};
+use crate::{
+    firewall::{Taps, layout},
+    model::Protocol,
+    netlink::object::Family,
+};
 
 /// How probes are recognised. Both ways are exact; which one is there depends on the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,8 +143,8 @@ impl Plan {
         if tap.discard {
             let _ = writeln!(lines, "-A {chain} {comment} -j DROP");
         }
-        for protocol in protocols(&self.taps) {
-            let probe = self.probe(protocol);
+        for (protocol, run) in self.taps.runs.iter() {
+            let probe = self.probe(protocol, &run);
             let at = if tap.at_end {
                 format!("-A {}", tap.base)
             } else {
@@ -160,20 +164,17 @@ impl Plan {
     }
 
     /// The matches that only this job's probes of one protocol meet.
-    fn probe(&self, protocol: Protocol) -> String {
-        let (first, last) = match protocol {
-            Protocol::Tcp => (0, self.taps.tcp),
-            Protocol::Udp => (self.taps.tcp, self.taps.services),
-        };
+    fn probe(&self, protocol: Protocol, run: &Range<u32>) -> String {
         let tags = self.taps.tags;
-        let (first, last) = (tags.tag(first), tags.tag(last.saturating_sub(1)));
+        let (first, last) = (tags.tag(run.start), tags.tag(run.end.saturating_sub(1)));
         let name = match protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
+            Protocol::Tcp | Protocol::Udp => protocol.to_string(),
+            _ => protocol.number().to_string(),
         };
+        let offset = layout::tag_offset(protocol);
         let test = match self.matcher {
-            Matcher::U32 => self.u32(tag_offset(protocol), first, last),
-            Matcher::Bpf => self.bpf(tag_offset(protocol), first, last),
+            Matcher::U32 => self.u32(offset, first, last),
+            Matcher::Bpf => self.bpf(offset, first, last),
         };
         format!("-p {name} {test}")
     }
@@ -215,20 +216,6 @@ impl Plan {
 
 /// Length of the IPv6 header, RFC 8200.
 const IPV6_HEADER: u32 = 40;
-
-/// Offset of the tag within the transport header and what follows.
-fn tag_offset(protocol: Protocol) -> u32 {
-    match protocol {
-        Protocol::Tcp => 4,
-        Protocol::Udp => 8,
-    }
-}
-
-fn protocols(taps: &Taps) -> impl Iterator<Item = Protocol> {
-    let tcp = (taps.tcp > 0).then_some(Protocol::Tcp);
-    let udp = (taps.services > taps.tcp).then_some(Protocol::Udp);
-    tcp.into_iter().chain(udp)
-}
 
 /// The payload that removes what `save` shows of the jobs that `doomed` names: first the rules
 /// that lead to their chains, then the chains. None when there is nothing.
@@ -278,7 +265,7 @@ mod tests {
     use super::*;
     use crate::{
         firewall::{
-            TagSpace,
+            Runs, TagSpace,
             iptables::identity::{OwnerMark, PARTS},
         },
         model::{Dscp, RunId},
@@ -292,7 +279,7 @@ mod tests {
             family,
             tags: TagSpace::new(dscp, 0x1234_5678_90ab_cdef),
             services: 10,
-            tcp: 4,
+            runs: Runs::new(&[(Protocol::Tcp, 4), (Protocol::Udp, 6)]),
             note_arrivals: false,
             by_tag: false,
             note_ways: false,
@@ -354,11 +341,11 @@ COMMIT
     fn ipv6_probes_are_known_by_flow_label_behind_a_fixed_header() {
         let plan = plan(Family::V6, Spot::Head);
         assert_eq!(
-            plan.probe(Protocol::Tcp),
+            plan.probe(Protocol::Tcp, &(0..4)),
             r#"-p tcp -m u32 --u32 "0&0xfffff=0x45679&&44=0x87de0000:0x87de0003""#
         );
         assert_eq!(
-            plan.probe(Protocol::Udp),
+            plan.probe(Protocol::Udp, &(4..10)),
             r#"-p udp -m u32 --u32 "0&0xfffff=0x45679&&48=0x87de0004:0x87de0009""#
         );
     }
@@ -370,7 +357,7 @@ COMMIT
             ..plan(Family::V4, Spot::Head)
         };
         assert_eq!(
-            plan.probe(Protocol::Tcp),
+            plan.probe(Protocol::Tcp, &(0..4)),
             "-p tcp -m bpf --bytecode \"8,40 0 0 4,21 0 5 22137,177 0 0 0,64 0 0 4,\
              53 0 2 2279473152,37 1 0 2279473155,6 0 0 1,6 0 0 0\""
         );

@@ -20,7 +20,7 @@ use crate::{
         Reading, Site, Support, Taps, Undecided,
         taps::{Indexes, Ways},
     },
-    model::{Dscp, Protocol},
+    model::Dscp,
 };
 
 /// The first NFLOG group that a job tries, so that jobs seldom meet and people's own groups, which
@@ -412,9 +412,8 @@ fn note_way(ways: &mut Ways, behind: &Behind, index: u32, letter: char, note: &N
     let Some(left) = departure::left(note) else {
         return ways.doubt(index, "its headers were not seen".to_owned());
     };
-    let protocol = match note.tag() {
-        Some((number, _)) if number == Protocol::Udp.number() => Protocol::Udp,
-        _ => Protocol::Tcp,
+    let Some((protocol, _)) = note.tag() else {
+        return ways.doubt(index, "its headers were not seen".to_owned());
     };
     match behind.doubt(protocol, &left).filter(|_| out) {
         Some(why) => ways.doubt(index, why),
@@ -425,10 +424,6 @@ fn note_way(ways: &mut Ways, behind: &Behind, index: u32, letter: char, note: &N
 /// The service whose probe `note` shows; none if it is no probe of this job.
 fn service(note: &Note, taps: &Taps) -> Option<u32> {
     let (protocol, tag) = note.tag()?;
-    let range = if protocol == Protocol::Tcp.number() {
-        0..taps.tcp
-    } else {
-        taps.tcp..taps.services
-    };
-    taps.tags.index(tag).filter(|index| range.contains(index))
+    let run = taps.runs.of(protocol);
+    taps.tags.index(tag).filter(|index| run.contains(index))
 }

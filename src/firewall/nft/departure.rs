@@ -13,7 +13,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::wire::array;
 use crate::{
-    firewall::taps::Left,
+    firewall::{layout, taps::Left},
+    model::Protocol,
     sys::nftnl::{Expr, Family, Header, Meta, Route},
 };
 
@@ -94,6 +95,29 @@ impl Key {
             key.len += len;
         }
         key
+    }
+
+    /// The same for probes of `protocol`, whose ports are elsewhere or are none.
+    pub(super) fn of(&self, protocol: Protocol) -> Self {
+        let moved = |(word, load): &(u32, Expr<'static>)| match load {
+            Expr::LoadPayload {
+                header: header @ Header::Transport,
+                len,
+                ..
+            } => {
+                let load = Expr::LoadPayload {
+                    header: *header,
+                    offset: layout::ports_offset(protocol),
+                    len: *len,
+                };
+                (*word, load)
+            }
+            other => (*word, other.clone()),
+        };
+        Self {
+            fields: self.fields.iter().map(moved).collect(),
+            ..*self
+        }
     }
 
     /// The expressions that load it, `tag` first.

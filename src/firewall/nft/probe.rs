@@ -1,7 +1,7 @@
 //! How a rule recognises the probes of a job, or of some of its services.
 
 use crate::{
-    firewall::TagSpace,
+    firewall::{TagSpace, layout},
     model::Protocol,
     netlink::object,
     sys::nftnl::{Expr, Header, Meta},
@@ -49,6 +49,11 @@ impl ProbeMatch {
         Self { mark: None, ..self }
     }
 
+    /// The protocol of the probes.
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
     /// The expressions that go on only with a matching packet.
     pub(super) fn exprs(&self) -> Vec<Expr<'_>> {
         let mut exprs = vec![Expr::LoadMeta(Meta::L4Proto), Expr::Equal(&self.number)];
@@ -73,21 +78,13 @@ impl ProbeMatch {
         exprs
     }
 
-    /// Loads the tag: the TCP sequence number, or the first four bytes of the UDP payload.
+    /// Loads the tag.
     pub(super) fn load_tag(&self) -> Expr<'static> {
         Expr::LoadPayload {
             header: Header::Transport,
-            offset: tag_offset(self.protocol) as u32,
+            offset: layout::tag_offset(self.protocol),
             len: 4,
         }
-    }
-}
-
-/// Where in the transport header, with what follows it, the tag is.
-pub(super) fn tag_offset(protocol: Protocol) -> usize {
-    match protocol {
-        Protocol::Tcp => 4,
-        Protocol::Udp => 8,
     }
 }
 

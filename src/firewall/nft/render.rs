@@ -161,6 +161,7 @@ impl Render<'_> {
     ) -> Result<(), EncodeError> {
         let Taps { family, tags, .. } = *self.taps;
         self.protocols(0, self.taps.services)
+            .into_iter()
             .try_for_each(|protocol| each(self, ProbeMatch::all(family, tags, protocol)))
     }
 
@@ -173,6 +174,7 @@ impl Render<'_> {
         let first = shard * SHARD;
         let prefix = self.taps.tags.tag(first);
         self.protocols(first, first + SHARD)
+            .into_iter()
             .try_for_each(|protocol| {
                 let tag = (prefix, !(SHARD - 1));
                 let probe = ProbeMatch::new(self.taps.family, self.taps.tags, protocol, tag);
@@ -204,10 +206,8 @@ impl Render<'_> {
     }
 
     /// The protocols that services with indexes from `first` to below `end` have.
-    fn protocols(&self, first: u32, end: u32) -> std::vec::IntoIter<Protocol> {
-        let tcp = (first < self.taps.tcp).then_some(Protocol::Tcp);
-        let udp = (end.min(self.taps.services) > self.taps.tcp).then_some(Protocol::Udp);
-        tcp.into_iter().chain(udp).collect::<Vec<_>>().into_iter()
+    fn protocols(&self, first: u32, end: u32) -> Vec<Protocol> {
+        self.taps.runs.within(first..end).collect()
     }
 
     /// A rule that notes and counts probes.
@@ -218,7 +218,9 @@ impl Render<'_> {
         sets: &[Noted],
     ) -> Result<(), EncodeError> {
         let mut exprs = probe.exprs();
-        for Noted { name, id, key } in sets {
+        let of = |noted: &Noted| noted.key.as_ref().map(|key| key.of(probe.protocol()));
+        let keys: Vec<Option<Key>> = sets.iter().map(of).collect();
+        for (Noted { name, id, .. }, key) in sets.iter().zip(&keys) {
             match key {
                 Some(key) => exprs.extend(key.load(probe.load_tag())),
                 None => exprs.push(probe.load_tag()),
@@ -247,7 +249,7 @@ impl Render<'_> {
 mod tests {
     use super::*;
     use crate::{
-        firewall::{TagSpace, nft::wire::Messages},
+        firewall::{Runs, TagSpace, nft::wire::Messages},
         model::{Dscp, RunId},
         netlink::object,
     };
@@ -258,7 +260,7 @@ mod tests {
             family: object::Family::V4,
             tags: TagSpace::new(Dscp::new(33).unwrap(), 0x1234_5678_90ab_cdef),
             services,
-            tcp,
+            runs: Runs::new(&[(Protocol::Tcp, tcp), (Protocol::Udp, services - tcp)]),
             note_arrivals: false,
             by_tag: false,
             note_ways: false,

@@ -17,6 +17,8 @@ const LOOPBACK: u32 = 1;
 /// Far from any number of a router's interface: a veth whose ends have one number tells late of
 /// its carrier (linkwatch).
 const FIRST_PORT: u32 = 1 << 20;
+/// `RTPROT_KERNEL`, linux/rtnetlink.h.
+const KERNEL: u8 = 2;
 /// No wire is what cuts a packet; the router's own interface is.
 const PORT_MTU: u32 = 65_535;
 
@@ -122,7 +124,12 @@ fn routes(
         batch.delete_route(route);
     }
     let _ = batch.send_each();
-    let missing = wanted.into_iter().filter(|route| !have.contains(route));
+    // The kernel enters the local routes of IPv6 by itself, a little after the addresses.
+    let comes = |route: &Route| {
+        family == Family::V6 && route.table == Route::LOCAL && route.protocol == Some(KERNEL)
+    };
+    let lacks = |route: &Route| !have.contains(route) && !comes(route);
+    let missing = wanted.into_iter().filter(lacks);
     let (mut pending, behind): (Vec<Route>, Vec<Route>) =
         missing.partition(|route| route.next_hops.iter().all(|hop| hop.via.is_none()));
     pending.extend(behind);

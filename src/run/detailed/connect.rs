@@ -111,6 +111,7 @@ impl Client {
         let kind = match protocol {
             Protocol::Tcp => SockType::Stream,
             Protocol::Udp => SockType::Datagram,
+            _ => return Err(io::ErrorKind::Unsupported.into()),
         };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(family(source), kind, flags, None)?;

@@ -43,6 +43,7 @@ impl Bound {
         let kind = match protocol {
             Protocol::Tcp => SockType::Stream,
             Protocol::Udp => SockType::Datagram,
+            _ => return Err(io::ErrorKind::Unsupported.into()),
         };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(family(address.ip()), kind, flags, None)?;
@@ -53,7 +54,7 @@ impl Bound {
                 listen(&socket, Backlog::new(BACKLOG)?)?;
                 Self::Tcp(socket.into())
             }
-            Protocol::Udp => Self::Udp(socket.into()),
+            _ => Self::Udp(socket.into()),
         })
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connect::IcmpError;
 use crate::{
-    model::{HostName, IfName, LabName, Protocol, RouterName, RunId, Service},
+    model::{HostName, IfName, LabName, RouterName, RunId, Service},
     run::{report::Verdict, way::Way},
 };
 
@@ -421,8 +421,5 @@ impl RouterTest {
 #[must_use]
 pub fn file_stem(service: Service) -> String {
     let Service { port, protocol } = service;
-    match protocol {
-        Protocol::Tcp => format!("{port}_tcp"),
-        Protocol::Udp => format!("{port}_udp"),
-    }
+    format!("{port}_{}", protocol.to_string().replace('/', "_"))
 }

@@ -44,7 +44,7 @@ use crate::{
         },
         ruletext::{RuleBook, Source},
     },
-    model::{IfName, RunId},
+    model::{IfName, Protocol, RunId},
     netlink::{NetlinkError, object::Family},
     netns::{NetnsError, NetnsFd, NetnsId, tool::Tools},
     run::{
@@ -82,6 +82,12 @@ impl Question<'_> {
     fn family(&self) -> Family {
         let first = self.probes.first();
         first.map_or(Family::V4, |probe| Family::of(probe.headers.destination))
+    }
+
+    /// The protocols of the probes.
+    fn protocols(&self) -> Vec<Protocol> {
+        let all = self.probes.iter().map(|probe| probe.headers.protocol);
+        all.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The headers with which a probe comes to the router.
@@ -322,6 +328,7 @@ fn trace_spec(question: &Question<'_>) -> TraceSpec {
         run_id: question.run_id.clone(),
         family: question.family(),
         tags: question.tags,
+        protocols: question.protocols(),
         ingress: question.ingress.cloned(),
         pass_on: question.pass_on,
     }

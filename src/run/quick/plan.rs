@@ -120,7 +120,7 @@ impl Plan {
             family,
             tags,
             services: catalogue.len(),
-            tcp: catalogue.tcp(),
+            runs: catalogue.runs().clone(),
             note_arrivals: false,
             by_tag: false,
             note_ways: false,

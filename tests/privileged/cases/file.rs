@@ -208,6 +208,13 @@ impl CaseFile {
         text.lines()
             .filter(|line| !line.trim().is_empty())
             .flat_map(|line| expectation(line, &self.name))
+            .map(|expected| Expected {
+                service: expected
+                    .service
+                    .in_family(run.family == Family::V6)
+                    .unwrap(),
+                ..expected
+            })
             .collect()
     }
 

@@ -226,7 +226,7 @@ impl<'a> Job<'a> {
                 family,
                 tags,
                 services: catalogue.len(),
-                tcp: catalogue.tcp(),
+                runs: catalogue.runs().clone(),
                 note_arrivals: false,
                 by_tag: false,
                 note_ways: false,

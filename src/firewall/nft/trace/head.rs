@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::event::Event;
 use crate::{
-    firewall::{TagSpace, nft::probe::tag_offset, nft::wire::array},
+    firewall::{TagSpace, layout, nft::wire::array},
     model::Protocol,
 };
 
@@ -37,18 +37,19 @@ pub struct PacketHead {
 
 impl PacketHead {
     /// The headers that came with an event, and the tag in them; none when they are not those of
-    /// a TCP or UDP packet of which enough is there.
+    /// a probe of which enough is there.
     pub(super) fn of(event: &Event<'_>, tags: TagSpace) -> Option<(Self, u32)> {
         let (network, transport) = (event.network?, event.transport?);
         let ip = Ip::parse(network)?;
-        let protocol = protocol(ip.protocol)?;
-        let tag = u32::from_be_bytes(array(transport, tag_offset(protocol))?);
+        let protocol = Protocol::of(ip.protocol);
+        let tag = u32::from_be_bytes(array(transport, layout::tag_offset(protocol) as usize)?);
+        let ports = layout::ports_offset(protocol) as usize;
         let head = Self {
             source: ip.source,
             destination: ip.destination,
             protocol,
-            source_port: u16::from_be_bytes(array(transport, 0)?),
-            destination_port: u16::from_be_bytes(array(transport, 2)?),
+            source_port: u16::from_be_bytes(array(transport, ports)?),
+            destination_port: u16::from_be_bytes(array(transport, ports + 2)?),
             tos: ip.tos,
             ttl: ip.ttl,
             length: ip.length,
@@ -93,10 +94,4 @@ impl Ip {
             _ => None,
         }
     }
-}
-
-pub(super) fn protocol(number: u8) -> Option<Protocol> {
-    [Protocol::Tcp, Protocol::Udp]
-        .into_iter()
-        .find(|protocol| protocol.number() == number)
 }

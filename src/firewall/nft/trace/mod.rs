@@ -82,6 +82,8 @@ pub struct TraceSpec {
     pub family: object::Family,
     /// Which packets are the job's probes.
     pub tags: TagSpace,
+    /// Their protocols.
+    pub protocols: Vec<Protocol>,
     /// The interface by which they come in, to see what happens there before IP; without it, what
     /// is discarded there leaves no trace.
     pub ingress: Option<IfName>,
@@ -379,8 +381,8 @@ impl Render<'_> {
         chain: &str,
         verdict: Option<Verdict>,
     ) -> Result<(), EncodeError> {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let probe = ProbeMatch::all(self.spec.family, self.spec.tags, protocol);
+        for protocol in &self.spec.protocols {
+            let probe = ProbeMatch::all(self.spec.family, self.spec.tags, *protocol);
             let mut exprs = probe.exprs();
             match verdict {
                 Some(verdict) => exprs.push(Expr::Verdict(verdict)),
