@@ -25,6 +25,8 @@ pub struct Taps {
     pub services: u32,
     /// Which of them are of which protocol.
     pub runs: Runs,
+    /// The router itself sends the probes: they come in at OUTPUT.
+    pub from_itself: bool,
     /// Note which probes came in, not only how many.
     pub note_arrivals: bool,
     /// Recognise probes by tag alone on their way out: the router rewrites the IPv4 identification or

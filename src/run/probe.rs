@@ -3,13 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    os::fd::{AsFd, OwnedFd},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     panic,
     sync::Arc,
     thread,
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, socket,
+};
 
 use crate::{
     firewall::{Runs, TagSpace},
@@ -119,6 +122,8 @@ pub struct ProbeSocket {
 enum From {
     /// By the routes of the source host.
     Host,
+    /// The router itself sends them.
+    Itself,
     /// Out of the segments' end of the router's wire, in frames that are addressed to it.
     Wire {
         /// Number of that end.
@@ -190,6 +195,22 @@ impl ProbeSocket {
         })
     }
 
+    /// Opens a socket in the calling thread's network namespace, that of the router itself, which
+    /// sends from its own address `source`. Its packets are routed by their addresses and TOS, and
+    /// not by their ports, raw(7).
+    ///
+    /// # Errors
+    /// When the kernel refuses, or `source` is none of its addresses.
+    pub fn of_router_here(source: IpAddr) -> io::Result<Self> {
+        let socket = Self::open_here(Family::of(source))?;
+        let address = SockaddrStorage::from(SocketAddr::new(source, 0));
+        bind(socket.socket.as_raw_fd(), &address)?;
+        Ok(Self {
+            from: From::Itself,
+            ..socket
+        })
+    }
+
     /// Sends `probes`, in ascending order of their indexes, and waits until they have come through
     /// the first router, or are lost. Many are shared out among threads: the kernel takes a packet
     /// through all namespaces on the processor that sends it.
@@ -214,7 +235,7 @@ impl ProbeSocket {
 
     fn send_share(&self, tags: TagSpace, probes: &[Probe]) -> Refused {
         let frame = match &self.from {
-            From::Host => &[][..],
+            From::Host | From::Itself => &[][..],
             From::Wire { frame, .. } => frame,
         };
         let mut refused = Refused::new();
@@ -222,11 +243,16 @@ impl ProbeSocket {
         for packets in packets(tags, probes, frame) {
             let (sent, behind) = rest.split_at(packets.bytes.len() / packets.size);
             let to = match &self.from {
-                From::Host => Target::Address(packets.destination),
+                From::Host | From::Itself => Target::Address(packets.destination),
                 From::Wire { device, .. } => Target::Device(*device),
             };
             let errors = send_each(self.socket.as_fd(), &packets.bytes, packets.size, to);
-            refused.extend(errors.into_iter().filter_map(|(at, error)| {
+            // Sending tells of every discarded packet, at the last tap as well.
+            let discarded = |error: &io::Error| error.raw_os_error() == Some(libc::EPERM);
+            let told = errors
+                .into_iter()
+                .filter(|(_, error)| !matches!(self.from, From::Itself) || !discarded(error));
+            refused.extend(told.filter_map(|(at, error)| {
                 sent.get(at).map(|probe| (probe.index, why_refused(&error)))
             }));
             rest = behind;

@@ -226,6 +226,7 @@ impl Row {
             ingress: Some(&ingress),
             probes: &probes,
             scrutiny: &Scrutiny::default(),
+            from_itself: false,
             pass_on: false,
         };
         let mut send = |indexes: &[u32]| {
@@ -688,6 +689,7 @@ fn tracer(row: &Row) -> Tracer {
         family: Family::of(row.headers.destination),
         tags: row.tags,
         protocols: vec![Protocol::Tcp, Protocol::Udp],
+        from_itself: false,
         ingress: None,
     };
     let sockets = row.router.enter(TraceSockets::open_here).unwrap().unwrap();
@@ -773,6 +775,7 @@ fn the_jobs_taps_see_traced_probes_come_in_and_not_go_out() {
         tags: row.tags,
         services: 2,
         runs: Runs::new(&[(Protocol::Tcp, 2)]),
+        from_itself: false,
         note_arrivals: false,
         by_tag: false,
         note_ways: false,
@@ -835,6 +838,7 @@ fn a_ruleset_that_changes_meanwhile_is_warned_about() {
         ingress: None,
         probes: &row.probes(&services),
         scrutiny: &Scrutiny::default(),
+        from_itself: false,
         pass_on: false,
     };
     let mut send = |_: &[u32]| {

@@ -183,6 +183,7 @@ fn taps_go_with_their_job_exactly_where_there_are_owner_tables() {
         tags: TagSpace::new(Dscp::new(32).unwrap(), 1),
         services: 1,
         runs: Runs::new(&[(Protocol::Tcp, 1)]),
+        from_itself: false,
         note_arrivals: false,
         by_tag: false,
         note_ways: false,

@@ -35,6 +35,7 @@ fn spec(run_id: &str) -> TraceSpec {
         family: Family::V4,
         tags: TagSpace::new(Dscp::new(32).unwrap(), 1),
         protocols: vec![Protocol::Tcp, Protocol::Udp],
+        from_itself: false,
         ingress: None,
         pass_on: false,
     }

@@ -280,6 +280,7 @@ mod tests {
             tags: TagSpace::new(dscp, 0x1234_5678_90ab_cdef),
             services: 10,
             runs: Runs::new(&[(Protocol::Tcp, 4), (Protocol::Udp, 6)]),
+            from_itself: false,
             note_arrivals: false,
             by_tag: false,
             note_ways: false,

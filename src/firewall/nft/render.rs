@@ -38,10 +38,14 @@ pub(super) fn transaction(
     render.batch.begin();
     render.batch.table(family, table, flags)?;
     render.batch.counter(family, table, UNMARKED)?;
-    for point in [&ARRIVAL, &OUT, &LOCAL] {
+    let arrival = if taps.from_itself { &SENT } else { &ARRIVAL };
+    for point in [arrival, &OUT, &LOCAL] {
         render.point(point)?;
     }
-    render.copies()?;
+    // What the router itself sends comes by there, and is no copy.
+    if !taps.from_itself {
+        render.copies()?;
+    }
     render.batch.end();
     Ok(render.batch)
 }
@@ -67,6 +71,11 @@ const ARRIVAL: Point = Point {
     hook: Hook::Prerouting,
     priority: i32::MIN,
     last: false,
+};
+/// As [`ARRIVAL`], for probes that the router itself sends.
+const SENT: Point = Point {
+    hook: Hook::Output,
+    ..ARRIVAL
 };
 const OUT: Point = Point {
     name: "out",
@@ -261,6 +270,7 @@ mod tests {
             tags: TagSpace::new(Dscp::new(33).unwrap(), 0x1234_5678_90ab_cdef),
             services,
             runs: Runs::new(&[(Protocol::Tcp, tcp), (Protocol::Udp, services - tcp)]),
+            from_itself: false,
             note_arrivals: false,
             by_tag: false,
             note_ways: false,
@@ -292,6 +302,16 @@ mod tests {
             ..taps(1, 1)
         };
         assert_eq!(rules(&by_tag), 2 + 2);
+    }
+
+    #[test]
+    fn probes_of_the_router_itself_are_counted_at_output_and_not_taken_for_copies() {
+        let from_itself = Taps {
+            from_itself: true,
+            ..taps(1, 1)
+        };
+        // One rule that counts, unmarked ones at both ends, and one at each end.
+        assert_eq!(rules(&from_itself), rules(&taps(1, 1)) - 1);
     }
 
     #[test]

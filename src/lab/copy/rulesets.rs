@@ -154,7 +154,12 @@ impl Saved {
 fn tables(ruleset: &str) -> Vec<&str> {
     let mut tables = Vec::new();
     let mut rest = ruleset;
-    while let Some(at) = rest.find("table ") {
+    // Words of a comment may be the same; only a line begins a table.
+    let begins = |text: &str| match text.starts_with("table ") {
+        true => Some(0),
+        false => text.find("\ntable ").map(|at| at + 1),
+    };
+    while let Some(at) = begins(rest) {
         let text = &rest[at..];
         let end = text.find("\n}\n").map_or(text.len(), |end| end + 3);
         tables.push(&text[..end]);

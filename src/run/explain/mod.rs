@@ -73,6 +73,8 @@ pub struct Question<'a> {
     pub probes: &'a [Probe],
     /// What makes the measurement of the others doubtful.
     pub scrutiny: &'a Scrutiny,
+    /// The router itself sends the probes.
+    pub from_itself: bool,
     /// Let probes go on behind the last chain, as [`Taps::pass_on`](crate::firewall::Taps::pass_on).
     pub pass_on: bool,
 }
@@ -329,6 +331,7 @@ fn trace_spec(question: &Question<'_>) -> TraceSpec {
         family: question.family(),
         tags: question.tags,
         protocols: question.protocols(),
+        from_itself: question.from_itself,
         ingress: question.ingress.cloned(),
         pass_on: question.pass_on,
     }

@@ -225,6 +225,10 @@ pub fn judge(observed: &Observed) -> OutsideReason {
             .or_else(|| routing(observed))
             .or_else(|| forwarding(observed))
             .unwrap_or_else(|| unknown(HookPoint::Prerouting)),
+        // A mark or an address that OUTPUT has changed leads elsewhere (ip_route_me_harder()).
+        Some(HookPoint::Output) => routing(observed)
+            .or_else(|| ipsec(observed))
+            .unwrap_or_else(|| unknown(HookPoint::Output)),
         Some(after) => ipsec(observed).unwrap_or_else(|| unknown(after)),
     }
 }
@@ -268,7 +272,8 @@ fn routing(observed: &Observed) -> Option<OutsideReason> {
         return filtered(observed);
     }
     let way = observed.way?;
-    let goes_on = matches!(way, LookupKind::Local | LookupKind::Broadcast);
+    let own = observed.after == Some(HookPoint::Output);
+    let goes_on = own || matches!(way, LookupKind::Local | LookupKind::Broadcast);
     if !observed.settings.forwarding && !goes_on {
         let dev = observed.iif.clone().filter(|_| to.is_ipv4());
         return Some(OutsideReason::ForwardingOff(dev));

@@ -227,6 +227,7 @@ impl<'a> Job<'a> {
                 tags,
                 services: catalogue.len(),
                 runs: catalogue.runs().clone(),
+                from_itself: false,
                 note_arrivals: false,
                 by_tag: false,
                 note_ways: false,

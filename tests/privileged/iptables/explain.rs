@@ -24,6 +24,7 @@ fn explain(row: &Row, job: &Job<'_>) -> Explanation {
         ingress: Some(&ingress),
         probes: &blocked,
         scrutiny: &Scrutiny::default(),
+        from_itself: false,
         pass_on: false,
     };
     let open = || ProbeSocket::open_here(job.taps.family);

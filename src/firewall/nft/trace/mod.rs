@@ -84,12 +84,25 @@ pub struct TraceSpec {
     pub tags: TagSpace,
     /// Their protocols.
     pub protocols: Vec<Protocol>,
+    /// The router itself sends them: they come in at OUTPUT.
+    pub from_itself: bool,
     /// The interface by which they come in, to see what happens there before IP; without it, what
     /// is discarded there leaves no trace.
     pub ingress: Option<IfName>,
     /// Let probes go on behind the last chains instead of discarding them there, as
     /// [`Taps::pass_on`](crate::firewall::Taps::pass_on).
     pub pass_on: bool,
+}
+
+impl TraceSpec {
+    /// The hook where probes are seen first.
+    fn first(&self) -> (HookPoint, Hook) {
+        if self.from_itself {
+            (HookPoint::Output, Hook::Output)
+        } else {
+            (HookPoint::Prerouting, Hook::Prerouting)
+        }
+    }
 }
 
 /// The two sockets that a tracer needs, opened in the router's namespace.
@@ -307,9 +320,8 @@ fn trace_table_name(run_id: &RunId) -> String {
     format!("tsimtrace_{run_id}")
 }
 
-/// The hooks of IP, with what the last chain there does.
-const HOOKS: [(HookPoint, Hook, Verdict); 4] = [
-    (HookPoint::Prerouting, Hook::Prerouting, Verdict::Accept),
+/// The hooks of IP behind the first, with what the last chain there does.
+const HOOKS: [(HookPoint, Hook, Verdict); 3] = [
     (HookPoint::Input, Hook::Input, Verdict::Drop),
     (HookPoint::Forward, Hook::Forward, Verdict::Accept),
     (HookPoint::Postrouting, Hook::Postrouting, Verdict::Drop),
@@ -327,7 +339,8 @@ fn render(
     render
         .batch
         .table(table_family(spec.family), table, flags)?;
-    for (point, hook, last) in HOOKS {
+    let (point, hook) = spec.first();
+    for (point, hook, last) in [(point, hook, Verdict::Accept)].into_iter().chain(HOOKS) {
         render.ip_chain(point, hook, false, Verdict::Accept)?;
         let last = if spec.pass_on { Verdict::Accept } else { last };
         render.ip_chain(point, hook, true, last)?;
@@ -360,7 +373,7 @@ impl Render<'_> {
         let priority = if whole { i32::MAX } else { i32::MIN };
         self.batch
             .base_chain(family, self.table, &name, hook, priority)?;
-        let begins = point == HookPoint::Prerouting && !whole;
+        let begins = point == self.spec.first().0 && !whole;
         self.rules(family, &name, (!begins).then_some(verdict))
     }
 

@@ -173,12 +173,13 @@ impl Trails {
         }
     }
 
-    /// Whether a packet seen at `reached` is a new one. The first chain of PREROUTING sees every
-    /// packet, behind INGRESS where that is watched; numbers of packets are reused.
+    /// Whether a packet seen at `reached` is a new one. The first chain of PREROUTING, or of OUTPUT
+    /// for the router's own, sees every packet, behind INGRESS where that is watched; numbers of
+    /// packets are reused.
     fn begins(&self, index: u32, id: u32, reached: Reached) -> bool {
         let first = match reached.hook {
             HookPoint::Ingress => true,
-            HookPoint::Prerouting => !reached.whole,
+            HookPoint::Prerouting | HookPoint::Output => !reached.whole,
             _ => false,
         };
         let goes_on = self.by_index.get(&index).is_some_and(|trail| {
