@@ -138,6 +138,7 @@ impl Bench {
             lock_timeout: Duration::from_secs(5),
             explain,
             backend: BackendChoice::Auto,
+            trust_facts: false,
             use_registry: false,
             progress: None,
             pass_on: None,

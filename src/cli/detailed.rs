@@ -104,6 +104,7 @@ impl Detailed {
             lock_timeout: asked.lock_timeout,
             timeout: self.timeout,
             patient: self.patient,
+            trust_facts: asked.trust_facts,
             progress: asked.progress,
         })
     }

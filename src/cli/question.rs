@@ -61,6 +61,11 @@ pub(super) struct Question {
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 
+    /// Give verdicts also where the lab lacks something of the facts that can change them, and say
+    /// what; without, they are UNKNOWN
+    #[arg(long)]
+    trust_facts: bool,
+
     /// Name of this run [default: a new one]
     #[arg(long, value_name = "ID")]
     run_id: Option<RunId>,
@@ -82,6 +87,7 @@ pub(super) struct Asked {
     pub(super) destination: IpAddr,
     pub(super) services: Vec<Service>,
     pub(super) routers: RouterChoice,
+    pub(super) trust_facts: bool,
     pub(super) run_id: RunId,
     pub(super) lock_timeout: Duration,
     pub(super) progress: Option<PathBuf>,
@@ -118,6 +124,7 @@ impl Question {
             destination: self.destination,
             services,
             routers: choose_routers(self.routers, self.trace)?,
+            trust_facts: self.trust_facts,
             run_id: run_id.map_err(Failure::cannot_run)?,
             lock_timeout: self.lock_timeout.unwrap_or(context.config.lock_timeout),
             progress: self.progress,

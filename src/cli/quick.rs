@@ -109,6 +109,7 @@ impl Quick {
                 Explain::Never => ExplainMode::Never,
             },
             backend: self.backend,
+            trust_facts: asked.trust_facts,
             use_registry: !self.no_registry,
             progress: asked.progress,
             pass_on: self.pass_on,

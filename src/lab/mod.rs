@@ -9,6 +9,7 @@ pub mod hosts;
 mod kernel_settings;
 pub mod links;
 pub mod neighbours;
+pub mod omission;
 mod plan;
 mod pool;
 mod router;

@@ -93,6 +93,7 @@ impl Planner {
             name: router.name.clone(),
             netns: None,
             ruleset_incomplete: false,
+            redirecting: Vec::new(),
             interfaces,
         })
     }

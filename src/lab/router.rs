@@ -3,7 +3,9 @@
 use nix::errno::Errno;
 
 use super::{
-    LabError, kernel_settings, plan,
+    LabError, kernel_settings,
+    omission::{self, Omission, OmissionKind, Packets},
+    plan,
     rulesets::{self, Loaders},
     segments::write_known,
     state::RouterState,
@@ -64,7 +66,9 @@ fn write(router: &Router, netns: &str, settings: &[Setting<'_>]) -> Vec<Warning>
         .collect();
     let errors = sysctl::write_here(netns, &pairs).err().unwrap_or_default();
     let warning = |error: sysctl::SysctlError| {
-        Warning::new(router.origin(0), &router.name, with_cause(&error))
+        let omission = omission::of_sysctl(error.path().unwrap_or_default());
+        let message = with_cause(&error);
+        Warning::omission(router.origin(0), &router.name, message, omission)
     };
     errors.into_iter().map(warning).collect()
 }
@@ -140,9 +144,9 @@ impl Filler<'_> {
         format!("router {}.{}", self.job.lab, self.job.router.name)
     }
 
-    fn warn(&mut self, line: usize, message: String) {
+    fn omit(&mut self, line: usize, message: String, omission: Omission) {
         let router = self.job.router;
-        let warning = Warning::new(router.origin(line), &router.name, message);
+        let warning = Warning::omission(router.origin(line), &router.name, message, omission);
         self.warnings.push(warning);
     }
 
@@ -173,9 +177,16 @@ impl Filler<'_> {
             }
         }
         for (at, error) in batch.send_each() {
-            let line = all.get(at).map_or(0, |(line, ..)| *line);
             let reason = refusal(error)?;
-            self.warn(line, format!("address left out: {reason}"));
+            let Some((line, _, address)) = all.get(at) else {
+                continue;
+            };
+            let net = address.local.trunc();
+            let omission = Omission::of_packets(
+                OmissionKind::Address,
+                [Packets::to(net), Packets::from(net)],
+            );
+            self.omit(*line, format!("address left out: {reason}"), omission);
         }
         Ok(())
     }
@@ -212,9 +223,17 @@ impl Filler<'_> {
         failed: &[&At<Route>],
         errors: Vec<(usize, NetlinkError)>,
     ) -> Result<(), LabError> {
+        let router = self.job.router;
+        let tables = omission::Tables::of(&router.rules, &router.rulesets);
         for (route, (_, error)) in failed.iter().zip(errors) {
+            let contradicts = may_work_later(&error) && omission::no_kernel_uses(route);
             let reason = refusal(error)?;
-            self.warn(route.line, format!("route left out: {reason}"));
+            let made = router.routes.iter().filter(|made| !failed.contains(made));
+            let omission = match contradicts {
+                true => Omission::of_contradiction(OmissionKind::Route),
+                false => tables.of_route(route, made.map(|at| &at.value)),
+            };
+            self.omit(route.line, format!("route left out: {reason}"), omission);
         }
         Ok(())
     }
@@ -239,9 +258,16 @@ impl Filler<'_> {
             batch.delete_rule(rule);
         }
         for (at, error) in batch.send_each() {
-            let line = new.get(at).map_or(0, |rule| rule.line);
             let reason = refusal(error)?;
-            self.warn(line, format!("policy rule left out: {reason}"));
+            let Some(rule) = new.get(at) else { continue };
+            let router = self.job.router;
+            let tables = omission::Tables::of(&router.rules, &router.rulesets);
+            let omission = tables.of_policy_rule(rule);
+            self.omit(
+                rule.line,
+                format!("policy rule left out: {reason}"),
+                omission,
+            );
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ use crate::{
     netns::NetnsId,
 };
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const STATE: &str = "lab.json";
 const TOPOLOGY: &str = "topology.json";
 const LOCK: &str = "lock";
@@ -86,8 +86,12 @@ pub struct RouterState {
     pub name: RouterName,
     /// Its namespace; none until it is made.
     pub netns: Option<NetnsId>,
-    /// Whether some of its rules could not be loaded, so that verdicts must say so.
+    /// Whether some of its rules could not be loaded; the lab's warnings say which.
     pub ruleset_incomplete: bool,
+    /// Rules that give packets another destination, as text; listed only where the router lacks
+    /// something, to tell what that can concern.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirecting: Vec<String>,
     /// Its interfaces, loopback included.
     pub interfaces: Vec<InterfaceState>,
 }

@@ -5,6 +5,7 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
+use super::omission::Omission;
 use crate::{
     model::{IfName, RouterName, printable},
     netlink::object::{Address, Mac, PolicyRule, Route},
@@ -205,8 +206,9 @@ pub struct Warning {
     pub router: Option<RouterName>,
     /// What was found and what the lab does instead.
     pub message: String,
-    /// Whether the router's ruleset lacks something because of it, so that verdicts must say so.
-    pub ruleset_incomplete: bool,
+    /// What the lab lacks because of it that can change a verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub omission: Option<Omission>,
 }
 
 impl Warning {
@@ -218,7 +220,7 @@ impl Warning {
             origin,
             router: Some(router.clone()),
             message: printable(&message.into()).into_owned(),
-            ruleset_incomplete: false,
+            omission: None,
         }
     }
 
@@ -230,12 +232,31 @@ impl Warning {
         }
     }
 
-    /// As [`Warning::new`], and the router's ruleset lacks something because of it.
-    pub fn ruleset(origin: Origin, router: &RouterName, message: impl Into<String>) -> Self {
+    /// As [`Warning::new`], and the lab lacks `omission` because of it.
+    pub fn omission(
+        origin: Origin,
+        router: &RouterName,
+        message: impl Into<String>,
+        omission: Omission,
+    ) -> Self {
         Self {
-            ruleset_incomplete: true,
+            omission: Some(omission),
             ..Self::new(origin, router, message)
         }
+    }
+
+    /// Whether a verdict can depend on it.
+    #[must_use]
+    pub fn matters(&self) -> bool {
+        let omission = self.omission.as_ref();
+        omission.is_some_and(|omission| !omission.concern.is_nothing())
+    }
+
+    /// Whether the router's firewall lacks something because of it.
+    #[must_use]
+    pub fn is_of_ruleset(&self) -> bool {
+        let omission = self.omission.as_ref();
+        self.matters() && omission.is_some_and(|omission| omission.kind.is_of_ruleset())
     }
 }
 

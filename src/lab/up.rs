@@ -10,7 +10,7 @@ use super::{
     down::{self, Removed},
     facts,
     links::Links,
-    plan, pool,
+    omission, plan, pool,
     router::{self, Job},
     rulesets::{self, Loaders},
     segments,
@@ -327,10 +327,13 @@ impl Builder<'_> {
             state.warnings.extend(result.ok_or(LabError::Worker)??);
         }
         state.warnings.sort_by(|a, b| a.origin.cmp(&b.origin));
-        for router in &mut state.routers {
-            let lacks =
-                |w: &Warning| w.ruleset_incomplete && w.router.as_ref() == Some(&router.name);
-            router.ruleset_incomplete = state.warnings.iter().any(lacks);
+        for (router, made) in state.routers.iter_mut().zip(&self.topology.routers) {
+            let own = |w: &&Warning| w.matters() && w.router.as_ref() == Some(&router.name);
+            let lacks: Vec<&Warning> = state.warnings.iter().filter(own).collect();
+            router.ruleset_incomplete = lacks.iter().any(|w| w.is_of_ruleset());
+            if !lacks.is_empty() {
+                router.redirecting = omission::redirecting(&made.rulesets);
+            }
         }
         Ok(())
     }

@@ -55,6 +55,17 @@ pub enum SysctlError {
     Enter(#[from] NetnsError),
 }
 
+impl SysctlError {
+    /// The path below `/proc/sys`; none where the namespace itself is the trouble.
+    #[must_use]
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Self::Path { path } | Self::Read { path, .. } | Self::Write { path, .. } => Some(path),
+            Self::Enter(_) => None,
+        }
+    }
+}
+
 /// Writes `values`, pairs of path below `/proc/sys` and value, in order, all in one visit.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ pub mod caretaker;
 pub mod detailed;
 pub mod explain;
 pub mod interrupt;
+pub mod omitted;
 pub mod outside;
 pub mod packet;
 mod payload;

@@ -8,7 +8,10 @@ use std::{
 
 use thiserror::Error;
 
-use super::way::{Flow, Way, WayError};
+use super::{
+    omitted::Omitted,
+    way::{Flow, Way, WayError},
+};
 use crate::{
     lab::{
         LabError, LabState,
@@ -28,6 +31,8 @@ pub(super) struct Question<'a> {
     pub(super) flow: &'a Flow,
     pub(super) services: &'a [Service],
     pub(super) routers: &'a RouterChoice,
+    /// Whether verdicts are given although the lab lacks something that can change them.
+    pub(super) trust_facts: bool,
 }
 
 /// Routers, their interfaces or source hosts could not be found out.
@@ -82,8 +87,8 @@ pub(super) struct Part {
     pub(super) way: Way,
     /// The host that sends the probes, or why there can be none.
     pub(super) host: Result<HostSpec, String>,
-    /// Whether the router lacks rules that its facts have.
-    pub(super) incomplete: bool,
+    /// What the router lacks that its facts have.
+    pub(super) omitted: Omitted,
 }
 
 /// A router to measure and where packets come in, as far as that is known beforehand.
@@ -117,7 +122,7 @@ pub(super) fn parts(
         parts.push(Part {
             way,
             host,
-            incomplete: state.ruleset_incomplete,
+            omitted: Omitted::of(lab, state, question.trust_facts),
         });
     }
     Ok(parts)

@@ -39,6 +39,7 @@ pub(crate) fn job(
         lock_timeout: Duration::from_secs(30),
         timeout: Duration::from_secs(1),
         patient: false,
+        trust_facts: false,
         progress: None,
     }
 }

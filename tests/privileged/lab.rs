@@ -539,7 +539,7 @@ fn assert_bad_rules_left_out(options: Options, save: &str) {
     let lines: Vec<_> = up.lab.warnings.iter().map(|w| w.origin.line).collect();
     // rpfilter is known and only allowed in other tables: the kernel refuses it when all is sent.
     assert_eq!(lines, [6, 7, 9], "{:#?}", up.lab.warnings);
-    assert!(up.lab.warnings.iter().all(|w| w.ruleset_incomplete));
+    assert!(up.lab.warnings.iter().all(topology::Warning::is_of_ruleset));
     assert!(up.lab.router(&router_name("r")).unwrap().ruleset_incomplete);
     let saved = tool(&place.router("r"), save, &[]);
     let ports: Vec<_> = rules_of(&saved);

@@ -84,6 +84,7 @@ impl TestLab {
             lock_timeout: Duration::from_secs(30),
             explain: ExplainMode::Auto,
             backend: BackendChoice::Auto,
+            trust_facts: false,
             use_registry: true,
             progress: None,
             pass_on: None,

@@ -29,7 +29,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    FactsError, InterfaceFacts, RouterFacts, read_text, route, rule, sysctl,
+    FactsError, InterfaceFacts, LostRoute, LostRule, RouterFacts, read_text, route, rule, sysctl,
     words::{Tables, Words, address_with_len},
 };
 use crate::{
@@ -325,7 +325,11 @@ impl Reader<'_> {
                 self.facts.tables.insert((family, parsed.route.table));
                 self.facts.routes.push(At::new(line, parsed.route));
             }
-            Err(reason) => self.warn(line, format!("route left out: {reason}: {text}")),
+            Err(refused) => self.facts.lost_routes.push(LostRoute {
+                line,
+                message: format!("route left out: {}: {text}", refused.reason),
+                route: refused.known,
+            }),
         }
     }
 
@@ -333,7 +337,14 @@ impl Reader<'_> {
         let line = line_of(self.text, text);
         match rule::parse(text, family, &self.tables) {
             Ok(rule) => self.facts.rules.push(At::new(line, rule)),
-            Err(reason) => self.warn(line, format!("policy rule left out: {reason}: {text}")),
+            Err(refused) => {
+                let message = format!("policy rule left out: {}: {text}", refused.reason);
+                self.facts.lost_rules.push(LostRule {
+                    line,
+                    message,
+                    rule: *refused.known,
+                });
+            }
         }
     }
 

@@ -95,6 +95,32 @@ pub struct RouterFacts {
     pub sysctls: Vec<(String, String)>,
     /// What could not be read or represented.
     pub warnings: Vec<Warning>,
+    /// Routes that could not be read: which packets that concerns only the others tell.
+    pub lost_routes: Vec<LostRoute>,
+    /// Policy rules that could not be read: which packets that concerns the rulesets tell, too.
+    pub lost_rules: Vec<LostRule>,
+}
+
+/// A policy rule that could not be read or represented.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LostRule {
+    /// Where it stands.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
+    /// Those of its selectors that could be read.
+    pub rule: PolicyRule,
+}
+
+/// A route that could not be read or represented.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LostRoute {
+    /// Where it stands.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
+    /// Its destination, table and metric, where they could be read.
+    pub route: Option<Route>,
 }
 
 /// One interface of a router as its facts have it.
@@ -349,6 +375,8 @@ impl RouterFacts {
             rulesets: Vec::new(),
             sysctls: sysctl::DEFAULTS.map(own).to_vec(),
             warnings: Vec::new(),
+            lost_routes: Vec::new(),
+            lost_rules: Vec::new(),
         }
     }
 

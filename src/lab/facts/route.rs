@@ -17,6 +17,15 @@ pub(super) struct Parsed {
     pub(super) ignored: Vec<String>,
 }
 
+/// A route that cannot be read or represented.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Refused {
+    /// What in the line cannot.
+    pub(super) reason: String,
+    /// Destination and table, where they could be read.
+    pub(super) known: Option<Route>,
+}
+
 /// Reads one route.
 ///
 /// `family` is that of the section; without one, addresses tell, and `default` without a gateway
@@ -29,15 +38,45 @@ pub(super) fn parse(
     family: Option<Family>,
     table: u32,
     tables: &Tables,
-) -> Result<Parsed, String> {
+) -> Result<Parsed, Refused> {
     let mut words = Words::new(line);
-    let kind = kind(&mut words)?;
-    let destination = words.value("the type of the route")?;
-    let mut parser = Parser::new(table, tables);
-    while let Some(word) = words.next() {
-        parser.attribute(word, &mut words)?;
+    let read = |words: &mut Words<'_>| {
+        let kind = kind(words)?;
+        let destination = words.value("the type of the route")?;
+        let mut parser = Parser::new(table, tables);
+        while let Some(word) = words.next() {
+            parser.attribute(word, words)?;
+        }
+        parser.finish(kind, destination, family)
+    };
+    read(&mut words).map_err(|reason| Refused {
+        reason,
+        known: known(line, family, table, tables),
+    })
+}
+
+/// Destination, table and metric of a route that cannot be read as a whole.
+fn known(line: &str, family: Option<Family>, table: u32, tables: &Tables) -> Option<Route> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let behind = |key: &str| {
+        let at = words.iter().position(|word| *word == key)?;
+        words.get(at + 1).copied()
+    };
+    let mut all = words.iter();
+    let own = all.find_map(|word| address_with_len(word).or_else(|| everything(word, family)));
+    let mut route = Parser::new(table, tables).route;
+    route.destination = own?.trunc();
+    route.metric = behind("metric").and_then(|metric| metric.parse().ok());
+    if let Some(named) = behind("table") {
+        route.table = tables.id(named)?;
     }
-    parser.finish(kind, destination, family)
+    Some(route)
+}
+
+/// What `default` means.
+fn everything(word: &str, family: Option<Family>) -> Option<IpNet> {
+    let default = word == "default" && family.is_some();
+    default.then(|| prefix(word, family).ok()).flatten()
 }
 
 fn kind(words: &mut Words<'_>) -> Result<RouteKind, String> {
@@ -207,7 +246,9 @@ mod tests {
     use crate::netlink::object::Scope;
 
     fn route(line: &str, family: Option<Family>) -> Result<Route, String> {
-        parse(line, family, Route::MAIN, &Tables::default()).map(|p| p.route)
+        parse(line, family, Route::MAIN, &Tables::default())
+            .map(|p| p.route)
+            .map_err(|refused| refused.reason)
     }
 
     fn v4(line: &str) -> Route {

@@ -5,12 +5,52 @@ use ipnet::IpNet;
 use super::words::{Tables, Words, ip_protocol, number, prefix, tos};
 use crate::netlink::object::{Family, PolicyRule, PortRange, RuleAction};
 
+/// A policy rule that cannot be read or represented.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Refused {
+    /// What in the line cannot.
+    pub(super) reason: String,
+    /// The selectors that could be read; the rule matches no more than these do.
+    pub(super) known: Box<PolicyRule>,
+}
+
 /// Reads one rule: `PRIORITY: SELECTORS ACTION`.
 ///
 /// # Errors
 /// What in the line cannot be read or represented; a rule is read whole or not at all, because
 /// one that lacks a selector would match more than on the real router.
-pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<PolicyRule, String> {
+pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<PolicyRule, Refused> {
+    let mut parser = Parser {
+        tables,
+        rule: PolicyRule::new(family, 0, RuleAction::Nop),
+        action: None,
+    };
+    let refuse = |reason, known| Refused {
+        reason,
+        known: Box::new(known),
+    };
+    let rest = match priority(line) {
+        Ok((priority, rest)) => {
+            parser.rule.priority = priority;
+            rest
+        }
+        Err(reason) => return Err(refuse(reason, parser.rule)),
+    };
+    let mut failed = None;
+    let mut words = Words::new(rest);
+    while let Some(word) = words.next() {
+        let read = parser.word(word, &mut words);
+        failed = failed.or(read.err());
+    }
+    let known = parser.rule.clone();
+    match (failed, parser.finish()) {
+        (None, Ok(rule)) => Ok(rule),
+        (Some(reason), _) | (None, Err(reason)) => Err(refuse(reason, known)),
+    }
+}
+
+/// The number before the first colon, and what stands behind it.
+fn priority(line: &str) -> Result<(u32, &str), String> {
     let (priority, rest) = line
         .split_once(':')
         .ok_or("no `priority:` at the beginning")?;
@@ -18,16 +58,7 @@ pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<Polic
         .trim()
         .parse()
         .map_err(|_| format!("`{priority}` is not a priority"))?;
-    let mut parser = Parser {
-        tables,
-        rule: PolicyRule::new(family, priority, RuleAction::Nop),
-        action: None,
-    };
-    let mut words = Words::new(rest);
-    while let Some(word) = words.next() {
-        parser.word(word, &mut words)?;
-    }
-    parser.finish()
+    Ok((priority, rest))
 }
 
 struct Parser<'a> {
@@ -118,7 +149,7 @@ mod tests {
     fn rule(line: &str) -> Result<PolicyRule, String> {
         let mut tables = Tables::default();
         tables.insert("isp2", 100);
-        parse(line, Family::V4, &tables)
+        parse(line, Family::V4, &tables).map_err(|refused| refused.reason)
     }
 
     #[test]

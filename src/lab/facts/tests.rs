@@ -187,15 +187,11 @@ fn forwarding_and_sysctls_come_from_the_facts_or_the_defaults() {
 #[test]
 fn what_failed_or_is_missing_makes_the_ruleset_incomplete() {
     let none = read(&minimal(""));
-    assert!(none.warnings.iter().any(|w| w.ruleset_incomplete));
+    assert!(none.warnings.iter().any(Warning::is_of_ruleset));
     let failed = section("iptables_save", "", "Permission denied").replace("CODE: 0", "CODE: 4");
     let facts = read(&(minimal("") + &failed));
     assert_eq!(facts.rulesets, []);
-    let said = facts
-        .warnings
-        .iter()
-        .find(|w| w.ruleset_incomplete)
-        .unwrap();
+    let said = facts.warnings.iter().find(|w| w.is_of_ruleset()).unwrap();
     assert!(said.message.contains("exit code 4"), "{said}");
 }
 
@@ -218,15 +214,14 @@ fn unreadable_lines_are_warnings_with_their_line() {
         + &section("policy_rules", "", "9:\tfrom all lookup nosuch")
         + &section("novelty", "", "x");
     let facts = read(&text);
-    let warnings = messages(&facts, Severity::Warning).join("\n");
-    for part in [
-        "r.txt:21: route left out",
-        "encap",
-        "r.txt:29: policy rule left out",
-        "nosuch",
-    ] {
-        assert!(warnings.contains(part), "{part}: {warnings}");
-    }
+    let route = &facts.lost_routes[0];
+    assert_eq!(route.line, 21);
+    assert!(route.message.contains("encap"), "{}", route.message);
+    let known = route.route.as_ref().unwrap();
+    assert_eq!(known.destination.to_string(), "10.0.0.0/8");
+    let rule = &facts.lost_rules[0];
+    assert_eq!(rule.line, 29);
+    assert!(rule.message.contains("nosuch"), "{}", rule.message);
     assert!(
         messages(&facts, Severity::Notice)
             .join("\n")
@@ -417,7 +412,9 @@ fn json_facts_say_what_is_left_out() {
     let dir = dir_with(&[("a.json", text.as_bytes())]);
     let facts = load_file(&dir.path().join("a.json")).unwrap();
     let lines: Vec<_> = facts.warnings.iter().map(|w| w.origin.line).collect();
-    assert_eq!(lines, [4, 2, 3]);
+    assert_eq!(lines, [4]);
+    assert_eq!(facts.lost_routes[0].line, 2);
+    assert_eq!(facts.lost_rules[0].line, 3);
     assert_eq!(facts.interfaces[0].name.as_str(), "lo");
     assert_eq!(facts.rules.len(), 5, "the kernel's own");
 }

@@ -1,15 +1,18 @@
 //! Facts of one router from a sectioned file; see [the parent](super) for the sections.
 
 use super::{
-    FactsError, RouterFacts, addr, connected, links, route, rule,
+    FactsError, LostRoute, LostRule, RouterFacts, addr, connected, links, route, rule,
     section::{Section, sections},
     sysctl,
     words::{Tables, Words, number},
 };
 use crate::{
-    lab::topology::{At, Origin, Ruleset, RulesetKind, Warning},
+    lab::{
+        omission::{Omission, OmissionKind},
+        topology::{At, Origin, Ruleset, RulesetKind, Warning},
+    },
     model::RouterName,
-    netlink::object::{Family, Route},
+    netlink::object::{Family, Route, Scope},
 };
 
 /// What the collector writes and no lab needs.
@@ -122,8 +125,9 @@ impl Reader {
         self.facts.warnings.push(warning);
     }
 
-    fn ruleset_warning(&mut self, line: usize, message: impl Into<String>) {
-        let warning = Warning::ruleset(self.facts.origin(line), &self.facts.name, message);
+    fn omit(&mut self, line: usize, message: impl Into<String>, omission: Omission) {
+        let origin = self.facts.origin(line);
+        let warning = Warning::omission(origin, &self.facts.name, message, omission);
         self.facts.warnings.push(warning);
     }
 
@@ -196,9 +200,10 @@ impl Reader {
             return true;
         }
         let name = section.name;
-        self.ruleset_warning(
+        self.omit(
             section.line,
             format!("section `{name}`: its command failed with exit code {code}; it is left out"),
+            of_section(name),
         );
         false
     }
@@ -206,7 +211,11 @@ impl Reader {
     fn interfaces(&mut self, section: &Section<'_>) {
         let parsed = addr::parse(&section.body);
         for (line, reason) in parsed.refused {
-            self.warn(line, format!("left out of the interfaces: {reason}"));
+            self.omit(
+                line,
+                format!("left out of the interfaces: {reason}"),
+                Omission::of_everything(OmissionKind::Interface),
+            );
         }
         for (line, message) in parsed.notices {
             self.notice(line, message);
@@ -222,11 +231,13 @@ impl Reader {
             }
             match rule::parse(text, family, &self.tables) {
                 Ok(rule) => self.facts.rules.push(At::new(line, rule)),
-                Err(reason) => {
-                    self.warn(
+                Err(refused) => {
+                    let reason = refused.reason;
+                    self.facts.lost_rules.push(LostRule {
                         line,
-                        format!("policy rule left out: {reason}: {}", text.trim()),
-                    );
+                        message: format!("policy rule left out: {reason}: {}", text.trim()),
+                        rule: *refused.known,
+                    });
                 }
             }
         }
@@ -234,9 +245,10 @@ impl Reader {
 
     fn routes(&mut self, section: &Section<'_>, family: Family, table: &str) {
         let Some(id) = self.tables.id(table) else {
-            self.warn(
+            self.omit(
                 section.line,
                 format!("routing table `{table}` left out: neither title nor rt_tables numbers it"),
+                Omission::of_family(OmissionKind::Route, family),
             );
             return;
         };
@@ -253,9 +265,11 @@ impl Reader {
                     }
                     self.facts.routes.push(At::new(line, parsed.route));
                 }
-                Err(reason) => {
-                    self.warn(line, format!("route left out: {reason}: {}", text.trim()));
-                }
+                Err(refused) => self.facts.lost_routes.push(LostRoute {
+                    line,
+                    message: format!("route left out: {}: {}", refused.reason, text.trim()),
+                    route: refused.known,
+                }),
             }
         }
     }
@@ -299,6 +313,34 @@ impl Reader {
         });
     }
 
+    /// Says of which family no ruleset is there, although the router has addresses of it.
+    fn rulesets_there(&mut self, sections: &[Section<'_>]) {
+        let has = |name: &str| sections.iter().any(|s| s.name == name);
+        if has("nft_ruleset") {
+            return;
+        }
+        for (family, section, called) in [
+            (Family::V4, "iptables_save", "IPv4"),
+            (Family::V6, "ip6tables_save", "IPv6"),
+        ] {
+            let interfaces = || self.facts.interfaces.iter();
+            let mut addresses = interfaces().flat_map(|interface| &interface.addresses);
+            let speaks = addresses.any(|address| {
+                Family::of(address.local.addr()) == family && address.scope == Scope::Global
+            });
+            if speaks && !has(section) {
+                let message = format!(
+                    "no section `{section}` or `nft_ruleset`: the router lets all {called} pass"
+                );
+                self.omit(
+                    0,
+                    message,
+                    Omission::of_family(OmissionKind::Section, family),
+                );
+            }
+        }
+    }
+
     /// Says what a router usually has and this file does not, and puts in what that means.
     fn complete(&mut self, sections: &[Section<'_>]) {
         let key = "net/ipv6/conf/all/forwarding";
@@ -310,13 +352,7 @@ impl Reader {
         {
             self.facts.set_sysctl(key, &v4);
         }
-        let rulesets = ["iptables_save", "nft_ruleset"];
-        if !sections.iter().any(|s| rulesets.contains(&s.name)) {
-            self.ruleset_warning(
-                0,
-                "no section `iptables_save` or `nft_ruleset`: the router lets everything pass",
-            );
-        }
+        self.rulesets_there(sections);
         if !self.facts.rule_families.contains(&Family::V4) {
             self.notice(
                 0,
@@ -327,6 +363,21 @@ impl Reader {
         self.facts.add_kernels_rules();
         links::complete(&mut self.facts, sections);
         connected::normalise(&mut self.facts);
+    }
+}
+
+/// What a section that cannot be used can concern.
+fn of_section(name: &str) -> Omission {
+    let of = |family| Omission::of_family(OmissionKind::Section, family);
+    match name {
+        "iptables_save" | "policy_rules" | "ip_forwarding" => of(Family::V4),
+        "ip6tables_save" | "ipv6_policy_rules" | "ipv6_forwarding" => of(Family::V6),
+        // Rules that refer to sets that are not there say so themselves.
+        "ipset_save" | "sysctl" | "rt_tables" => Omission::of_packets(OmissionKind::Section, []),
+        other => match routing_table(other) {
+            Some((family, _)) => of(family),
+            None => Omission::of_everything(OmissionKind::Section),
+        },
     }
 }
 

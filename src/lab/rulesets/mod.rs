@@ -10,7 +10,8 @@ mod tools;
 
 use super::{
     LabError,
-    topology::{Origin, Router, Ruleset, RulesetKind, Severity, Warning},
+    omission::RulesetMaps,
+    topology::{Origin, Router, Ruleset, RulesetKind, Warning},
 };
 use crate::{fault, netns::tool::ToolError};
 
@@ -23,12 +24,14 @@ pub(super) use tools::Loaders;
 /// [`LabError`] when a tool cannot be run, or fails and no line is to blame.
 pub(super) fn load_here(router: &Router, loaders: &Loaders) -> Result<Vec<Warning>, LabError> {
     let mut warnings = Vec::new();
+    let maps = RulesetMaps::new(&router.rulesets);
     for ruleset in &router.rulesets {
         let sifted = filter::sift(ruleset.kind, &ruleset.text);
-        warnings.extend(not_let_through(router, ruleset, &sifted.left_out));
+        warnings.extend(not_let_through(router, ruleset, &maps, &sifted.left_out));
         let mut loader = Loader {
             router,
             ruleset,
+            maps: &maps,
             loaders,
             lines: sifted.lines,
             warnings: Vec::new(),
@@ -43,22 +46,20 @@ pub(super) fn load_here(router: &Router, loaders: &Loaders) -> Result<Vec<Warnin
 fn not_let_through<'a>(
     router: &'a Router,
     ruleset: &'a Ruleset,
+    maps: &'a RulesetMaps<'a>,
     left_out: &'a [filter::LeftOut],
 ) -> impl Iterator<Item = Warning> + 'a {
     let lines: Vec<&str> = ruleset.text.lines().collect();
     left_out.iter().map(move |out| {
         let text = lines.get(out.first).copied().unwrap_or_default();
         let message = message(&out.reason, text, out.last - out.first);
-        let severity = if out.matters {
-            Severity::Warning
-        } else {
-            Severity::Notice
-        };
-        Warning {
-            severity,
-            ruleset_incomplete: out.matters,
-            ..Warning::new(origin(ruleset, out.first), &router.name, message)
+        let origin = origin(ruleset, out.first);
+        if !out.matters {
+            return Warning::notice(origin, &router.name, message);
         }
+        let lines: Vec<usize> = (out.first..=out.last).collect();
+        let omission = maps.omission(ruleset, &lines);
+        Warning::omission(origin, &router.name, message, omission)
     })
 }
 
@@ -81,6 +82,7 @@ fn message(reason: &str, text: &str, more: usize) -> String {
 struct Loader<'a> {
     router: &'a Router,
     ruleset: &'a Ruleset,
+    maps: &'a RulesetMaps<'a>,
     loaders: &'a Loaders,
     lines: Vec<String>,
     warnings: Vec<Warning>,
@@ -142,12 +144,10 @@ impl Loader<'_> {
         let text = self.lines.get(first).map_or("", |l| l.trim()).to_owned();
         let reason = blame::reason(said, culprit.reason.as_deref());
         let message = message(&reason, &text, culprit.lines.len().saturating_sub(1));
-        // A set as a whole is missed by the rules that refer to it, and each says so itself.
-        let only_a_set = self.ruleset.kind == RulesetKind::Ipset && text.starts_with("create ");
-        self.warnings.push(Warning {
-            ruleset_incomplete: !only_a_set,
-            ..Warning::new(origin(self.ruleset, first), &self.router.name, message)
-        });
+        let omission = self.maps.omission(self.ruleset, &culprit.lines);
+        let origin = origin(self.ruleset, first);
+        let warning = Warning::omission(origin, &self.router.name, message, omission);
+        self.warnings.push(warning);
         for line in &culprit.lines {
             if let Some(line) = self.lines.get_mut(*line) {
                 line.clear();

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use super::{At, InterfaceKind, Warning};
 use crate::{
-    lab::facts::{InterfaceFacts, RouterFacts},
+    lab::{
+        facts::{InterfaceFacts, LostRoute, RouterFacts},
+        omission::{self, Omission, OmissionKind},
+    },
     model::IfName,
     netlink::object::{Address, Family, PolicyRule, Route, RuleAction, Scope},
 };
@@ -17,6 +20,7 @@ pub(super) fn router(mut facts: RouterFacts) -> RouterFacts {
     interfaces(&mut facts);
     routes(&mut facts);
     rules(&mut facts);
+    lost(&mut facts);
     facts
 }
 
@@ -33,7 +37,10 @@ fn interfaces(facts: &mut RouterFacts) {
             kept.push(interface);
         } else {
             let message = format!("a second interface {}; left out", interface.name);
-            facts.warnings.push(warning(facts, interface.line, message));
+            let omission = Omission::of_everything(OmissionKind::Interface);
+            let origin = facts.origin(interface.line);
+            let warning = Warning::omission(origin, &facts.name, message, omission);
+            facts.warnings.push(warning);
         }
     }
     facts.interfaces = kept;
@@ -101,12 +108,55 @@ fn routes(facts: &mut RouterFacts) {
                     "route to {} in table {} left out: {reason}",
                     route.destination, route.table
                 );
-                facts.warnings.push(warning(facts, route.line, message));
+                facts.lost_routes.push(LostRoute {
+                    line: route.line,
+                    message,
+                    route: Some(route.value),
+                });
             }
             None => kept.push(route),
         }
     }
     facts.routes = kept;
+}
+
+/// Says of each route and policy rule that is left out which packets it concerns, now that the others are known.
+fn lost(facts: &mut RouterFacts) {
+    let tables = omission::Tables::of(&facts.rules, &facts.rulesets);
+    let routes = || facts.routes.iter().map(|route| &route.value);
+    let of_interface = |w: &Warning| {
+        let omission = w.omission.as_ref();
+        omission.is_some_and(|omission| omission.kind == OmissionKind::Interface)
+    };
+    let unread = facts.warnings.iter().any(of_interface);
+    let mut lost = Vec::new();
+    for LostRoute {
+        line,
+        message,
+        route,
+    } in &facts.lost_routes
+    {
+        let contradicts = |route: &&Route| {
+            let dev = |dev: &IfName| facts.interfaces.iter().any(|i| i.name == *dev);
+            let mut devices = route.next_hops.iter().filter_map(|hop| hop.dev.as_ref());
+            !unread && omission::no_kernel_uses(route) && devices.any(|name| !dev(name))
+        };
+        let omission = match route {
+            Some(route) if contradicts(&route) => Omission::of_contradiction(OmissionKind::Route),
+            Some(route) => tables.of_route(route, routes()),
+            None => Omission::of_everything(OmissionKind::Route),
+        };
+        let (origin, message) = (facts.origin(*line), message.clone());
+        lost.push(Warning::omission(origin, &facts.name, message, omission));
+    }
+    for rule in &facts.lost_rules {
+        let omission = tables.of_policy_rule(&rule.rule);
+        let (origin, message) = (facts.origin(rule.line), rule.message.clone());
+        lost.push(Warning::omission(origin, &facts.name, message, omission));
+    }
+    facts.warnings.append(&mut lost);
+    facts.lost_routes.clear();
+    facts.lost_rules.clear();
 }
 
 fn unusable(facts: &RouterFacts, route: &Route) -> Option<String> {

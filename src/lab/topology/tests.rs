@@ -218,10 +218,10 @@ fn what_the_router_cannot_have_is_left_out_with_the_line() {
     let want = [
         (Warning, 4),
         (Warning, 3),
+        (Notice, 8),
+        (Notice, 8),
         (Warning, 6),
         (Warning, 7),
-        (Notice, 8),
-        (Notice, 8),
     ];
     assert_eq!(found, want, "{:#?}", topology.warnings);
     assert_eq!(topology.routers[0].routes, []);

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Closing, DetailedError, DetailedJob, Setup,
     connect::PAYLOAD,
-    millis,
+    millis, omitted,
     result::{DetailedReport, RouterTest, RouterWay, ServiceResult, Status, Timing},
     rounds::{Held, Rounds},
     site::{self, Target},
@@ -145,6 +145,7 @@ fn parts(
         flow: &flow,
         services: &job.services,
         routers: &job.routers,
+        trust_facts: job.trust_facts,
     };
     Ok(resolve::parts(
         &question,
@@ -239,15 +240,23 @@ fn assemble(
         })
     };
     let services = job.services.iter().enumerate();
+    let mut weighed = |router: usize, at: usize, service| {
+        let mut test = test(router, at);
+        omitted::weigh(job, &parts[router], service, &mut test);
+        test
+    };
     let services = services.map(|(at, &service)| ServiceResult {
         service,
-        tests: (0..parts.len()).map(|router| test(router, at)).collect(),
+        tests: (0..parts.len())
+            .map(|router| weighed(router, at, service))
+            .collect(),
     });
     let services = services.collect();
     let mut warnings = held.notes;
-    warnings.extend(parts.iter().filter(|part| part.incomplete).map(|part| {
+    let lacking = parts.iter().filter(|part| !part.omitted.is_empty());
+    warnings.extend(lacking.map(|part| {
         format!(
-            "router {} lacks rules that its facts have: see `tsim lab status {}`",
+            "router {} lacks something of its facts: see `tsim lab status {}`",
             part.way.router.router, job.lab
         )
     }));

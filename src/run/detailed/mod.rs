@@ -17,6 +17,7 @@ pub mod json;
 mod judge;
 mod legacy;
 mod listen;
+mod omitted;
 pub mod result;
 mod rounds;
 mod site;
@@ -93,6 +94,8 @@ pub struct DetailedJob {
     pub timeout: Duration,
     /// Wait that long for every answer, even when the trace shows that none can come.
     pub patient: bool,
+    /// Whether verdicts are given although the lab lacks something that can change them.
+    pub trust_facts: bool,
     /// Where to append progress.
     pub progress: Option<PathBuf>,
 }

@@ -79,6 +79,8 @@ pub struct QuickJob {
     pub explain: ExplainMode,
     /// What measures.
     pub backend: BackendChoice,
+    /// Whether verdicts are given although the lab lacks something that can change them.
+    pub trust_facts: bool,
     /// Whether to take leases and locks.
     pub use_registry: bool,
     /// Where to append progress.
@@ -306,6 +308,7 @@ fn answer(
         flow: &flow,
         services: &job.services,
         routers: &job.routers,
+        trust_facts: job.trust_facts,
     };
     let hosts = kernel.lab(&job.lab).map_err(ResolveError::from)?;
     let parts = resolve::parts(&question, lab, &dir, hosts)?;

@@ -7,8 +7,12 @@ use super::{
     plan::{Answer, Measurement, Plan},
 };
 use crate::{
+    firewall::rule::{Field, Packet, State},
+    lab::omission::{Course, Outcome},
     model::{Dscp, Service},
+    netlink::object::Family,
     run::{
+        omitted::Seen,
         probe::Catalogue,
         report::{QuickReport, RouterReport, ServiceReport, Timing, Verdict},
         resolve::Part,
@@ -71,9 +75,9 @@ const ALONE: &str = "--no-registry: no leases and locks were taken; a job that r
 fn about(job: &QuickJob, part: &Part) -> Vec<String> {
     let name = &part.way.router.router;
     let mut warnings = Vec::new();
-    if part.incomplete {
+    if !part.omitted.is_empty() {
         warnings.push(format!(
-            "{name}: some rules of its facts could not be loaded; see `tsim lab status {}`",
+            "{name} lacks something of its facts; see `tsim lab status {}`",
             job.lab
         ));
     }
@@ -119,6 +123,8 @@ fn measured(
 ) -> RouterReport {
     let one = |(service, index): (&Service, &u32)| {
         let (result, reason) = conclude(part, *index, answer);
+        let seen = seen(job, part, service, answer.findings.get(index));
+        let (result, reason) = part.omitted.weigh(result, reason, &seen);
         ServiceReport {
             port: service.port,
             protocol: service.protocol,
@@ -180,14 +186,36 @@ fn conclude(part: &Part, index: u32, answer: &Measurement) -> (Verdict, Option<S
             Some("probes were lost before the router".to_owned()),
         ),
     };
-    match (verdict, part.incomplete) {
-        // A missing rule might have stopped what passed, or let through what was stopped.
-        (Verdict::Yes | Verdict::No, true) => {
-            let note = "some rules of the facts could not be loaded";
-            let reason = reason.map_or_else(|| note.to_owned(), |r| format!("{r}; {note}"));
-            (verdict, Some(reason))
-        }
-        _ => (verdict, reason),
+    (verdict, reason)
+}
+
+/// What is known of a service's packet at the router.
+fn seen(job: &QuickJob, part: &Part, service: &Service, finding: Option<&Finding>) -> Seen {
+    let (course, outcome) = match finding {
+        Some(Finding::Passed) => (Some(Course::Forwarded), Outcome::Passed),
+        Some(Finding::Delivered | Finding::Diverted) => (Some(Course::Delivered), Outcome::Passed),
+        _ => (None, Outcome::Stopped(None)),
+    };
+    let mut packet = Packet::of(Family::of(job.destination))
+        .with(Field::Protocol, service.protocol.number())
+        .with(Field::DestinationPort, service.port)
+        .with_address(Field::Source, job.source)
+        .with_address(Field::Destination, job.destination)
+        .with_state(State::New)
+        .with_state(State::Untracked);
+    if let Some(iif) = &part.way.iface_in {
+        packet = packet.with_device(Field::Incoming, iif.as_str());
+    }
+    // Policy rules may send it another way than the first service.
+    let oif = part.way.iface_out();
+    if let Some(oif) = oif.filter(|_| part.way.by_port.is_empty()) {
+        packet = packet.with_device(Field::Outgoing, oif.as_str());
+    }
+    Seen {
+        packet,
+        course,
+        outcome,
+        behind_nat: false,
     }
 }
 

@@ -49,7 +49,8 @@ impl Stranger {
         assert_eq!(found, lines, "{warnings:#?}");
         assert!(warnings.iter().all(|w| w.origin.file.ends_with("ruleset")));
         let matters = |w: &tsim::lab::topology::Warning| {
-            w.severity == Severity::Warning && w.ruleset_incomplete
+            let omission = w.omission.as_ref();
+            w.severity == Severity::Warning && omission.is_some_and(|o| o.kind.is_of_ruleset())
         };
         assert!(warnings.iter().all(matters), "{warnings:#?}");
         assert!(up.lab.router(&router_name("r")).unwrap().ruleset_incomplete);

@@ -1,0 +1,215 @@
+//! Omissions: what the facts have and the lab lacks, with the packets that each can concern.
+//!
+//! A verdict that an omission can change is not known; one that it cannot change is as good as in
+//! a lab without omissions. So each omission says which packets it can concern, as narrowly as can
+//! be told from the facts alone, and everything where that cannot be told.
+
+mod packets;
+mod place;
+mod rule;
+mod rulesets;
+mod tables;
+
+use serde::{Deserialize, Serialize};
+
+pub use packets::{Nets, Packets};
+pub use place::Hooks;
+pub use rule::RuleExtent;
+pub use rulesets::{RulesetMaps, redirecting};
+pub use tables::{Tables, no_kernel_uses};
+
+use crate::{
+    firewall::{place::HookPoint, rule::Packet},
+    netlink::object::Family,
+};
+
+/// What kind of thing is missing.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum OmissionKind {
+    /// A rule of a ruleset.
+    Rule,
+    /// A chain with its rules.
+    Chain,
+    /// A table with its chains.
+    Table,
+    /// A set, or elements of one.
+    Set,
+    /// A whole section of the facts.
+    Section,
+    /// A route, or a table of routes.
+    Route,
+    /// A policy rule.
+    PolicyRule,
+    /// An interface, or something about one.
+    Interface,
+    /// An address of an interface.
+    Address,
+    /// A setting of the kernel.
+    Sysctl,
+    /// Something that the router does and no lab does, such as IPVS.
+    Feature,
+    /// A router.
+    Router,
+}
+
+impl OmissionKind {
+    /// Whether the router's firewall lacks something.
+    #[must_use]
+    pub fn is_of_ruleset(self) -> bool {
+        matches!(
+            self,
+            Self::Rule | Self::Chain | Self::Table | Self::Set | Self::Section
+        )
+    }
+}
+
+/// What is missing and which packets it can concern.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Omission {
+    /// What kind of thing is missing.
+    pub kind: OmissionKind,
+    /// The packets.
+    pub concern: Concern,
+}
+
+impl Omission {
+    /// Something that can concern every packet.
+    #[must_use]
+    pub fn of_everything(kind: OmissionKind) -> Self {
+        Self {
+            kind,
+            concern: Concern::everything(),
+        }
+    }
+
+    /// Something that can concern all packets of `family` only.
+    #[must_use]
+    pub fn of_family(kind: OmissionKind, family: Family) -> Self {
+        Self {
+            kind,
+            concern: Concern::packets([Packets::of_family(family)]),
+        }
+    }
+
+    /// Something that contradicts the rest of the facts, so that no kernel can have acted on it.
+    #[must_use]
+    pub fn of_contradiction(kind: OmissionKind) -> Self {
+        Self::of_packets(kind, [])
+    }
+
+    /// Something that can concern those packets that one of `packets` describes.
+    #[must_use]
+    pub fn of_packets(kind: OmissionKind, packets: impl IntoIterator<Item = Packets>) -> Self {
+        Self {
+            kind,
+            concern: Concern::packets(packets),
+        }
+    }
+}
+
+/// Which packets something can concern: those of any extent; none is no packet at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Concern(pub Vec<Extent>);
+
+/// Some packets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extent {
+    /// Packets by what they look like.
+    Packets(Packets),
+    /// Packets that a rule may match.
+    Rule(RuleExtent),
+}
+
+impl Concern {
+    /// Every packet.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self::packets([Packets::default()])
+    }
+
+    /// Those that one of `packets` describes.
+    #[must_use]
+    pub fn packets(packets: impl IntoIterator<Item = Packets>) -> Self {
+        Self(packets.into_iter().map(Extent::Packets).collect())
+    }
+
+    /// Whether it can change what became of the packet.
+    #[must_use]
+    pub fn may_change(&self, passage: &Passage<'_>) -> bool {
+        self.0.iter().any(|extent| match extent {
+            Extent::Packets(packets) => packets.may_be(passage),
+            Extent::Rule(rule) => rule.may_change(passage),
+        })
+    }
+
+    /// Whether there is a packet at all that it can concern.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A packet's way through one router, as far as it is known, and what became of it.
+#[derive(Debug, Clone)]
+pub struct Passage<'a> {
+    /// What it looked like, all that it did on its way.
+    pub packet: &'a Packet,
+    /// Between what it went; none where that is not known.
+    pub course: Option<Course>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// Between what a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// From one interface to another.
+    Forwarded,
+    /// To the router itself.
+    Delivered,
+    /// From the router itself.
+    Sent,
+}
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It went through.
+    Passed,
+    /// It was stopped; at this hook, where that is known.
+    Stopped(Option<HookPoint>),
+}
+
+/// A setting of the kernel, a path below `/proc/sys`, that could not be made.
+#[must_use]
+pub fn of_sysctl(path: &str) -> Omission {
+    /// These decide about the router's own traffic and about ARP, not about what it forwards.
+    const NO_MATTER: [&str; 12] = [
+        "ip_default_ttl",
+        "ip_nonlocal_bind",
+        "ip_forward_use_pmtu",
+        "tcp_fwmark_accept",
+        "fwmark_reflect",
+        // It is gone from newer kernels; helpers open only what an earlier connection asked for.
+        "nf_conntrack_helper",
+        "secure_redirects",
+        "shared_media",
+        "accept_redirects",
+        "arp_ignore",
+        "arp_announce",
+        "arp_filter",
+    ];
+    let key = path.rsplit('/').next().unwrap_or_default();
+    if NO_MATTER.contains(&key) {
+        return Omission::of_packets(OmissionKind::Sysctl, []);
+    }
+    match path.split('/').nth(1) {
+        Some("ipv4") => Omission::of_family(OmissionKind::Sysctl, Family::V4),
+        Some("ipv6") => Omission::of_family(OmissionKind::Sysctl, Family::V6),
+        _ => Omission::of_everything(OmissionKind::Sysctl),
+    }
+}

@@ -1,0 +1,144 @@
+//! Packets by what they look like.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{Course, Passage};
+use crate::{
+    firewall::rule::Field,
+    model::IfName,
+    netlink::object::{Family, PortRange},
+};
+
+/// Packets that have all of what is given here; what is absent may be anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Packets {
+    /// Their family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<Family>,
+    /// Where they are from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<Nets>,
+    /// Where they go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<Nets>,
+    /// IP protocol number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<u8>,
+    /// Source ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sport: Option<PortRange>,
+    /// Destination ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dport: Option<PortRange>,
+    /// The interface that they come in by, or leave by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<IfName>,
+    /// Only what the router itself sends.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sent_only: bool,
+}
+
+/// Addresses within a prefix but not within others that are more specific.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nets {
+    /// The prefix.
+    pub within: IpNet,
+    /// What is not meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<IpNet>,
+}
+
+impl From<IpNet> for Nets {
+    fn from(within: IpNet) -> Self {
+        Self {
+            within,
+            except: Vec::new(),
+        }
+    }
+}
+
+impl Nets {
+    /// Whether one of `addresses` is meant; they may be anything where they are not known.
+    fn may_hold(&self, addresses: Option<&[IpNet]>) -> bool {
+        addresses.is_none_or(|all| all.iter().any(|net| self.meets(net)))
+    }
+
+    /// Whether some address of `net` is meant.
+    fn meets(&self, net: &IpNet) -> bool {
+        let overlap = self.within.contains(net) || net.contains(&self.within);
+        overlap && !self.except.iter().any(|other| other.contains(net))
+    }
+}
+
+impl Packets {
+    /// All packets of one family.
+    #[must_use]
+    pub fn of_family(family: Family) -> Self {
+        Self {
+            family: Some(family),
+            ..Self::default()
+        }
+    }
+
+    /// All packets to addresses in `net`.
+    #[must_use]
+    pub fn to(net: IpNet) -> Self {
+        Self {
+            to: Some(net.into()),
+            ..Self::of_family(Family::of(net.addr()))
+        }
+    }
+
+    /// All packets from addresses in `net`.
+    #[must_use]
+    pub fn from(net: IpNet) -> Self {
+        Self {
+            from: Some(net.into()),
+            ..Self::of_family(Family::of(net.addr()))
+        }
+    }
+
+    /// All packets that come in or leave by `interface`.
+    #[must_use]
+    pub fn by(interface: IfName) -> Self {
+        Self {
+            interface: Some(interface),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the packet is one of these, as far as it is known.
+    pub(super) fn may_be(&self, passage: &Passage<'_>) -> bool {
+        let packet = passage.packet;
+        let number = |field, first: u32, last: u32| {
+            let meets = |range: &(u32, u32)| range.0 <= last && first <= range.1;
+            packet
+                .numbers(field)
+                .is_none_or(|all| all.iter().any(meets))
+        };
+        let port = |field, range: Option<PortRange>| {
+            range.is_none_or(|r| number(field, r.first.into(), r.last.into()))
+        };
+        let net = |field, nets: Option<&Nets>| {
+            nets.is_none_or(|nets| nets.may_hold(packet.addresses(field)))
+        };
+        let over = |name: &IfName| {
+            let by = |field| {
+                let devices = packet.devices(field);
+                devices.is_none_or(|all| all.iter().any(|own| own == name.as_str()))
+            };
+            by(Field::Incoming) || by(Field::Outgoing)
+        };
+        let family = |family| packet.family.is_none_or(|own| own == family);
+        self.family.is_none_or(family)
+            && (self.protocol).is_none_or(|p| number(Field::Protocol, p.into(), p.into()))
+            && port(Field::SourcePort, self.sport)
+            && port(Field::DestinationPort, self.dport)
+            && net(Field::Source, self.from.as_ref())
+            && net(Field::Destination, self.to.as_ref())
+            && self.interface.as_ref().is_none_or(over)
+            && (!self.sent_only || passage.course.is_none_or(|c| c == Course::Sent))
+    }
+}

@@ -1,0 +1,470 @@
+//! From lines of a ruleset that are missing to the packets that they can concern.
+
+use std::{cell::OnceCell, collections::BTreeSet};
+
+use super::{Concern, Extent, Hooks, Omission, OmissionKind, RuleExtent, place::Chains};
+use crate::{
+    firewall::rule::{Field, Rule, Verdict},
+    lab::topology::{Ruleset, RulesetKind},
+    netlink::object::Family,
+};
+
+/// A router's rulesets, read as far as it takes to say what a missing line concerns; each when it
+/// is first needed.
+#[derive(Debug)]
+pub struct RulesetMaps<'a> {
+    all: Vec<(&'a Ruleset, OnceCell<RulesetMap>)>,
+}
+
+impl<'a> RulesetMaps<'a> {
+    /// Nothing is read yet.
+    #[must_use]
+    pub fn new(rulesets: &'a [Ruleset]) -> Self {
+        let all = rulesets.iter().map(|ruleset| (ruleset, OnceCell::new()));
+        Self { all: all.collect() }
+    }
+
+    /// What is missing where these lines of `ruleset`, counted from 0, are left out together.
+    #[must_use]
+    pub fn omission(&self, ruleset: &Ruleset, lines: &[usize]) -> Omission {
+        let first = lines.first().copied().unwrap_or(0);
+        if ruleset.kind == RulesetKind::Ipset {
+            let line = ruleset.text.lines().nth(first).unwrap_or_default();
+            return self.of_set_line(ruleset, line);
+        }
+        match self.all.iter().find(|(other, _)| *other == ruleset) {
+            Some((_, map)) => map
+                .get_or_init(|| RulesetMap::read(ruleset.kind, &ruleset.text))
+                .omission(lines),
+            None => RulesetMap::read(ruleset.kind, &ruleset.text).omission(lines),
+        }
+    }
+
+    /// A set that is missing as a whole is missed by the rules that refer to it, and each says so
+    /// itself. One that lacks an element makes rules match other packets than they should.
+    fn of_set_line(&self, sets: &Ruleset, line: &str) -> Omission {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let concern = match words[..] {
+            ["add", set, ..] => self.users_of(&with_lists(&sets.text, set)),
+            ["create", ..] => Concern::default(),
+            _ => Concern::everything(),
+        };
+        Omission {
+            kind: OmissionKind::Set,
+            concern,
+        }
+    }
+
+    /// What the rules that refer to one of `sets` can match.
+    fn users_of(&self, sets: &BTreeSet<&str>) -> Concern {
+        let refers = |text: &str| {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            let set = |pair: &[&str]| match *pair {
+                [option, set] => option.ends_with("-set") && sets.contains(set),
+                _ => false,
+            };
+            words.windows(2).any(set)
+        };
+        let mut concern = Concern::default();
+        for (ruleset, map) in &self.all {
+            if !matches!(ruleset.kind, RulesetKind::Iptables | RulesetKind::Ip6tables) {
+                continue;
+            }
+            let map = map.get_or_init(|| RulesetMap::read(ruleset.kind, &ruleset.text));
+            for at in 0..map.lines.len() {
+                if map.lines.get(at).is_some_and(|line| refers(&line.text)) {
+                    concern.0.extend(map.omission(&[at]).concern.0);
+                }
+            }
+        }
+        concern
+    }
+}
+
+/// The rules that give packets another destination or take them out of their way, as text.
+#[must_use]
+pub fn redirecting(rulesets: &[Ruleset]) -> Vec<String> {
+    let redirects = |rule: &Rule| {
+        let elsewhere = |field| matches!(field, Field::Destination | Field::DestinationPort);
+        rule.proxied_to().is_some() || rule.sends_on() || rule.changes().any(elsewhere)
+    };
+    let mut found = Vec::new();
+    for ruleset in rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset) {
+        let map = RulesetMap::read(ruleset.kind, &ruleset.text);
+        let rules = map.lines.iter().filter(|line| line.chain.is_some());
+        let rules = rules.filter(|line| redirects(&line.rule(map.xtables)));
+        found.extend(rules.map(|line| line.text.trim().to_owned()));
+    }
+    found
+}
+
+/// Each rule of the rulesets.
+pub(super) fn rules(rulesets: &[Ruleset]) -> impl Iterator<Item = (String, Rule)> {
+    let packets = rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset);
+    packets.flat_map(|ruleset| {
+        let map = RulesetMap::read(ruleset.kind, &ruleset.text);
+        let xtables = map.xtables;
+        let rules = map.lines.into_iter().filter(|line| line.chain.is_some());
+        rules.map(move |line| {
+            let rule = line.rule(xtables);
+            (line.text, rule)
+        })
+    })
+}
+
+/// `set` and the lists of sets that hold it.
+fn with_lists<'a>(text: &'a str, set: &'a str) -> BTreeSet<&'a str> {
+    let mut names = BTreeSet::from([set]);
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let ["add", list, member, ..] = words[..]
+            && member == set
+        {
+            names.insert(list);
+        }
+    }
+    names
+}
+
+/// One line and where it stands.
+#[derive(Debug, Default)]
+struct Line {
+    text: String,
+    /// Index of the table.
+    table: Option<usize>,
+    chain: Option<String>,
+}
+
+impl Line {
+    fn rule(&self, xtables: bool) -> Rule {
+        if xtables {
+            Rule::of_iptables(&self.text)
+        } else {
+            Rule::of_nft(self.text.trim())
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Table {
+    name: String,
+    family: Option<Family>,
+    chains: Chains,
+}
+
+/// The tables of a ruleset and where each line stands.
+#[derive(Debug)]
+struct RulesetMap {
+    xtables: bool,
+    lines: Vec<Line>,
+    tables: Vec<Table>,
+}
+
+impl RulesetMap {
+    fn read(kind: RulesetKind, text: &str) -> Self {
+        match kind {
+            RulesetKind::Nft => nft(text),
+            RulesetKind::Ip6tables => xtables(text, Family::V6),
+            RulesetKind::Iptables | RulesetKind::Ipset => xtables(text, Family::V4),
+        }
+    }
+
+    fn omission(&self, lines: &[usize]) -> Omission {
+        let first = lines.first().and_then(|at| self.lines.get(*at));
+        let Some(line) = first else {
+            return Omission::of_everything(OmissionKind::Rule);
+        };
+        let table = line.table.and_then(|at| self.tables.get(at));
+        let Some(table) = table else {
+            return Omission::of_everything(OmissionKind::Rule);
+        };
+        let keyword = line.text.split_whitespace().next().unwrap_or_default();
+        let (kind, extent) = match (keyword, &line.chain) {
+            ("table", _) => (OmissionKind::Table, whole(table, Hooks::ALL)),
+            (word, _) if word.starts_with('*') => (
+                OmissionKind::Table,
+                whole(table, hooks_of_table(&table.name)),
+            ),
+            (word, Some(chain)) if word == "chain" || word.starts_with(':') => {
+                (OmissionKind::Chain, whole(table, table.chains.of(chain)))
+            }
+            (_, Some(chain)) => (OmissionKind::Rule, self.rule(table, chain, lines)),
+            // What refers to it says so itself.
+            (
+                "set" | "map" | "flowtable" | "counter" | "quota" | "limit" | "ct" | "secmark"
+                | "synproxy" | "tunnel",
+                None,
+            ) => return nothing(OmissionKind::Set),
+            (_, None) => (OmissionKind::Rule, whole(table, Hooks::ALL)),
+        };
+        let extents = extent.has_effect().then_some(Extent::Rule(extent));
+        Omission {
+            kind,
+            concern: Concern(extents.into_iter().collect()),
+        }
+    }
+
+    fn rule(&self, table: &Table, chain: &str, lines: &[usize]) -> RuleExtent {
+        let texts = lines.iter().filter_map(|at| self.lines.get(*at));
+        let text: Vec<&str> = texts.map(|line| line.text.trim()).collect();
+        RuleExtent::new(
+            &text.join(" "),
+            self.xtables,
+            table.chains.filter(),
+            table.family,
+            table.chains.of(chain),
+        )
+    }
+}
+
+fn nothing(kind: OmissionKind) -> Omission {
+    Omission {
+        kind,
+        concern: Concern::default(),
+    }
+}
+
+fn whole(table: &Table, hooks: Hooks) -> RuleExtent {
+    RuleExtent::unknown(table.family, hooks)
+}
+
+/// The hooks of a table of iptables(8).
+fn hooks_of_table(name: &str) -> Hooks {
+    let none = Hooks::default();
+    match name {
+        "filter" | "security" => Hooks {
+            input: true,
+            forward: true,
+            output: true,
+            ..none
+        },
+        "nat" => Hooks {
+            forward: false,
+            ingress: false,
+            ..Hooks::ALL
+        },
+        "raw" => Hooks {
+            prerouting: true,
+            output: true,
+            ..none
+        },
+        _ => Hooks::ALL,
+    }
+}
+
+fn xtables(text: &str, family: Family) -> RulesetMap {
+    let mut map = RulesetMap {
+        xtables: true,
+        lines: Vec::new(),
+        tables: Vec::new(),
+    };
+    for line in text.lines() {
+        // Without the counters of `iptables-save -c`.
+        let rule = line.split_once("] ").filter(|_| line.starts_with('['));
+        let rule = rule.map_or(line, |(_, rule)| rule);
+        if let Some(name) = rule.strip_prefix('*') {
+            map.tables.push(Table {
+                name: name.trim().to_owned(),
+                family: Some(family),
+                chains: Chains::default(),
+            });
+        }
+        let chain = map.tables.last_mut().and_then(|t| xtables_line(rule, t));
+        map.lines.push(Line {
+            text: rule.to_owned(),
+            table: map.tables.len().checked_sub(1),
+            chain,
+        });
+    }
+    map
+}
+
+/// Notes what the line says about chains; returns the chain that it is about.
+fn xtables_line(rule: &str, table: &mut Table) -> Option<String> {
+    if let Some(head) = rule.strip_prefix(':') {
+        let mut words = head.split_whitespace();
+        let (chain, policy) = (words.next()?, words.next()?);
+        if policy != "-" {
+            let filters = matches!(table.name.as_str(), "filter" | "security");
+            table.chains.add_base(chain, Hooks::named(chain), filters);
+        }
+        return Some(chain.to_owned());
+    }
+    let rest = rule
+        .strip_prefix("-A ")
+        .or_else(|| rule.strip_prefix("-I "))?;
+    let chain = rest.split_whitespace().next()?;
+    for verdict in Rule::of_iptables(rule).verdicts() {
+        if let Verdict::Jump(to) | Verdict::Goto(to) = verdict {
+            table.chains.add_jump(Some(chain), to);
+        }
+    }
+    Some(chain.to_owned())
+}
+
+fn nft(text: &str) -> RulesetMap {
+    let mut map = RulesetMap {
+        xtables: false,
+        lines: Vec::new(),
+        tables: Vec::new(),
+    };
+    // Braces that are open, each with the chain that it began, if it was one.
+    let mut open: Vec<Option<String>> = Vec::new();
+    for text in text.lines() {
+        let words: Vec<&str> = without_strings(text);
+        if open.is_empty() && words.first() == Some(&"table") {
+            map.tables.push(nft_table(&words));
+        }
+        let mut chain = open.iter().rev().find_map(Clone::clone);
+        let begun = match words[..] {
+            ["chain", name, "{", ..] if open.len() == 1 => Some(name.to_owned()),
+            _ => None,
+        };
+        if begun.is_some() {
+            chain.clone_from(&begun);
+        }
+        if let Some(table) = map.tables.last_mut() {
+            nft_line(&words, chain.as_deref(), table);
+        }
+        map.lines.push(Line {
+            text: text.to_owned(),
+            table: map.tables.len().checked_sub(1),
+            chain,
+        });
+        for word in &words {
+            match *word {
+                word if word.ends_with('{') => open.push(begun.clone()),
+                word if word.starts_with('}') => {
+                    open.pop();
+                }
+                _ => {}
+            }
+        }
+    }
+    map
+}
+
+/// `table inet filter {`, or `table filter {` which is of family ip.
+fn nft_table(words: &[&str]) -> Table {
+    let (family, name) = match *words {
+        [_, "ip", name, ..] => (Some(Family::V4), name),
+        [_, "ip6", name, ..] => (Some(Family::V6), name),
+        [_, _, name, "{", ..] => (None, name),
+        [_, name, ..] => (Some(Family::V4), name),
+        _ => (None, ""),
+    };
+    Table {
+        name: name.to_owned(),
+        family,
+        chains: Chains::default(),
+    }
+}
+
+/// The words of a line, up to its comment; quoted strings do not count.
+fn without_strings(text: &str) -> Vec<&str> {
+    let outside = text.split('"').step_by(2);
+    let words = outside.flat_map(str::split_whitespace);
+    words.take_while(|word| !word.starts_with('#')).collect()
+}
+
+fn nft_line(words: &[&str], chain: Option<&str>, table: &mut Table) {
+    let filters = words.get(1) == Some(&"filter");
+    for pair in words.windows(2) {
+        match (pair, chain) {
+            (["hook", name], Some(chain)) => {
+                table.chains.add_base(chain, Hooks::named(name), filters);
+            }
+            (["jump" | "goto", to], chain) => {
+                let name = to.trim_end_matches([',', ';', '}']);
+                table.chains.add_jump(chain, name);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::topology::Origin;
+
+    fn ruleset(kind: RulesetKind, text: &str) -> Ruleset {
+        Ruleset {
+            kind,
+            text: text.to_owned(),
+            origin: Origin {
+                file: "f".to_owned(),
+                line: 1,
+            },
+        }
+    }
+
+    /// Kind and extents of line `at` that is left out.
+    fn left_out(ruleset: &Ruleset, at: usize) -> (OmissionKind, Vec<RuleExtent>) {
+        let all = std::slice::from_ref(ruleset);
+        let omission = RulesetMaps::new(all).omission(ruleset, &[at]);
+        let rules = omission.concern.0.into_iter().map(|extent| match extent {
+            Extent::Rule(rule) => rule,
+            Extent::Packets(packets) => panic!("{packets:?}"),
+        });
+        (omission.kind, rules.collect())
+    }
+
+    const IPTABLES: &str = "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:mine - [0:0]\n\
+        :orphan - [0:0]\n-A FORWARD -j mine\n-A mine -m geoip -j DROP\n-A orphan -m geoip -j DROP\n\
+        [3:4] -A INPUT -m geoip -j DROP\nCOMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n";
+
+    #[test]
+    fn a_rule_is_reached_from_the_hooks_that_lead_to_its_chain() {
+        let rules = ruleset(RulesetKind::Iptables, IPTABLES);
+        let (kind, extents) = left_out(&rules, 6);
+        assert_eq!(kind, OmissionKind::Rule);
+        assert_eq!(extents[0].hooks, Hooks::named("FORWARD"));
+        assert_eq!(extents[0].family, Some(Family::V4));
+        assert_eq!(left_out(&rules, 7).1, [], "no chain leads there");
+        assert_eq!(left_out(&rules, 8).1[0].hooks, Hooks::named("INPUT"));
+        let (kind, extents) = left_out(&rules, 10);
+        assert_eq!(kind, OmissionKind::Table);
+        assert!(extents[0].hooks.prerouting && !extents[0].hooks.forward);
+    }
+
+    const NFT: &str = "table inet x {\n\tmap m {\n\t\telements = { 1 : jump mapped }\n\t}\n\
+        \tset s {\n\t}\n\
+        \tchain f {\n\t\ttype filter hook forward priority filter; policy drop;\n\
+        \t\ttcp dport vmap { 80 : jump web, 443 : goto web }\n\t\tnosuch 1 drop\n\t}\n\
+        \tchain web {\n\t\tnosuch 2 drop comment \"}\"\n\t}\n\tchain mapped {\n\t\tnosuch 3\n\t}\n}\n\
+        table ip6 y {\n\tchain i {\n\t\ttype filter hook input priority 0\n\t\tnosuch 4 drop\n\t}\n}\n";
+
+    #[test]
+    fn nft_chains_are_reached_by_jumps_in_rules_and_maps() {
+        let rules = ruleset(RulesetKind::Nft, NFT);
+        let hooks = |at: usize| left_out(&rules, at).1[0].hooks;
+        assert_eq!(hooks(9), Hooks::named("forward"));
+        assert_eq!(hooks(12), Hooks::named("forward"));
+        assert_eq!(hooks(15), Hooks::ALL, "a map may be used anywhere");
+        let (_, extents) = left_out(&rules, 21);
+        assert_eq!(extents[0].hooks, Hooks::named("input"));
+        assert_eq!(extents[0].family, Some(Family::V6));
+        assert_eq!(left_out(&rules, 4), (OmissionKind::Set, vec![]));
+        assert_eq!(left_out(&rules, 11).0, OmissionKind::Chain);
+    }
+
+    #[test]
+    fn an_element_concerns_what_the_rules_that_use_its_set_can_match() {
+        let sets = ruleset(
+            RulesetKind::Ipset,
+            "create bad hash:ip\nadd bad 1.2.3.4\ncreate all list:set\nadd all bad\n",
+        );
+        let rules = ruleset(
+            RulesetKind::Iptables,
+            "*filter\n:FORWARD ACCEPT [0:0]\n\
+             -A FORWARD -p tcp --dport 80 -m set --match-set all src -j DROP\n\
+             -A FORWARD -p tcp --dport 81 -m set --match-set other src -j DROP\nCOMMIT\n",
+        );
+        let all = [sets, rules];
+        let maps = RulesetMaps::new(&all);
+        let element = maps.omission(&all[0], &[1]);
+        assert_eq!(element.concern.0.len(), 1, "{element:?}");
+        assert!(maps.omission(&all[0], &[0]).concern.is_nothing());
+    }
+}

@@ -1,0 +1,202 @@
+//! What the lab lacks, weighed against a verdict: one that an omission can change is not known.
+
+use crate::{
+    firewall::rule::{Field, Packet, Rule},
+    lab::{
+        LabState, RouterState,
+        omission::{Course, Omission, Outcome, Passage},
+        topology::Warning,
+    },
+    model::RouterName,
+    run::report::Verdict,
+};
+
+/// What a router lacks that can change a verdict.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Omitted {
+    warnings: Vec<Warning>,
+    /// Rules of the router that give packets another destination.
+    redirecting: Vec<String>,
+    /// Whether verdicts are given all the same.
+    trust: bool,
+}
+
+/// A packet at a router, as the question and the measurement know it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// All that is known of what it looked like.
+    pub packet: Packet,
+    /// Between what it went; none where that is not known.
+    pub course: Option<Course>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Whether [`Seen::packet`] has the addresses and ports that it had behind the router's NAT.
+    pub behind_nat: bool,
+}
+
+impl Omitted {
+    /// What router `name` of `lab` lacks; with `trust`, that is only said.
+    #[must_use]
+    pub fn of(lab: &LabState, router: &RouterState, trust: bool) -> Self {
+        let own = |warning: &&Warning| concerns_router(warning, &router.name) && warning.matters();
+        Self {
+            warnings: lab.warnings.iter().filter(own).cloned().collect(),
+            redirecting: router.redirecting.clone(),
+            trust,
+        }
+    }
+
+    /// Whether the router lacks nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.warnings.is_empty()
+    }
+
+    /// The verdict and reason with what is missing taken into account.
+    #[must_use]
+    pub fn weigh(
+        &self,
+        verdict: Verdict,
+        reason: Option<String>,
+        seen: &Seen,
+    ) -> (Verdict, Option<String>) {
+        if self.is_empty() || verdict == Verdict::Unknown {
+            return (verdict, reason);
+        }
+        let Some(note) = self.note(seen) else {
+            return (verdict, reason);
+        };
+        let found = reason.map_or_else(String::new, |reason| format!("; {reason}"));
+        if self.trust {
+            return (
+                verdict,
+                Some(format!("trusting the facts without {note}{found}")),
+            );
+        }
+        let without = match verdict {
+            Verdict::Yes => "it passes without that",
+            _ => "it is stopped without that",
+        };
+        (
+            Verdict::Unknown,
+            Some(format!("the lab lacks {note}; {without}{found}")),
+        )
+    }
+
+    /// The omissions that can change what became of the packet; none where no one can.
+    fn note(&self, seen: &Seen) -> Option<String> {
+        let packet = self.packet(seen);
+        let passage = Passage {
+            packet: &packet,
+            course: seen.course,
+            outcome: seen.outcome,
+        };
+        let can = |omission: &Omission| omission.concern.may_change(&passage);
+        let mut found = self
+            .warnings
+            .iter()
+            .filter(|w| w.omission.as_ref().is_some_and(can));
+        let first = found.next()?;
+        Some(match found.count() {
+            0 => format!("{first}"),
+            more => format!("{first} (and {more} more that may concern it)"),
+        })
+    }
+
+    /// What is known of the packet: where a rule may have given it another destination that is not
+    /// known, no destination is.
+    fn packet(&self, seen: &Seen) -> Packet {
+        let mut packet = seen.packet.clone();
+        let redirects = |text: &String| Rule::of(text).concerns(&seen.packet);
+        if !seen.behind_nat && self.redirecting.iter().any(redirects) {
+            packet.forget(Field::Destination);
+            packet.forget(Field::DestinationPort);
+            packet.forget(Field::Outgoing);
+        }
+        packet
+    }
+}
+
+fn concerns_router(warning: &Warning, router: &RouterName) -> bool {
+    warning.router.as_ref().is_none_or(|own| own == router)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        lab::{
+            omission::{Concern, Extent, Hooks, OmissionKind, RuleExtent},
+            topology::Origin,
+        },
+        netlink::object::Family,
+    };
+
+    fn omitted(rule: &str, redirecting: &[&str], trust: bool) -> Omitted {
+        let router = RouterName::new("r").unwrap();
+        let origin = Origin {
+            file: "r_facts.txt".to_owned(),
+            line: 45,
+        };
+        let extent = RuleExtent::new(rule, true, true, None, Hooks::ALL);
+        let omission = Omission {
+            kind: OmissionKind::Rule,
+            concern: Concern(vec![Extent::Rule(extent)]),
+        };
+        let warning = Warning::omission(origin, &router, "not loaded", omission);
+        Omitted {
+            warnings: vec![warning],
+            redirecting: redirecting.iter().map(ToString::to_string).collect(),
+            trust,
+        }
+    }
+
+    fn seen(port: u16) -> Seen {
+        Seen {
+            packet: Packet::of(Family::V4)
+                .with(Field::Protocol, 6_u8)
+                .with(Field::DestinationPort, port),
+            course: None,
+            outcome: Outcome::Passed,
+            behind_nat: false,
+        }
+    }
+
+    const GEOIP: &str = "-A FORWARD -p tcp --dport 443 -m geoip --source-country RU -j DROP";
+
+    #[test]
+    fn what_an_omission_can_change_is_unknown_and_names_it() {
+        let (verdict, why) = omitted(GEOIP, &[], false).weigh(Verdict::Yes, None, &seen(443));
+        assert_eq!(verdict, Verdict::Unknown);
+        let why = why.unwrap();
+        assert!(why.contains("r_facts.txt:45"), "{why}");
+        let (verdict, why) = omitted(GEOIP, &[], false).weigh(Verdict::Yes, None, &seen(80));
+        assert_eq!((verdict, why), (Verdict::Yes, None));
+    }
+
+    #[test]
+    fn who_trusts_the_facts_gets_the_verdict_with_the_note() {
+        let (verdict, why) = omitted(GEOIP, &[], true).weigh(Verdict::Yes, None, &seen(443));
+        assert_eq!(verdict, Verdict::Yes);
+        assert!(why.unwrap().contains("r_facts.txt:45"));
+    }
+
+    #[test]
+    fn a_destination_that_may_have_been_rewritten_is_not_known() {
+        let nat = "-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.2.0.8:443";
+        let with_nat = omitted(GEOIP, &[nat], false);
+        assert_eq!(
+            with_nat.weigh(Verdict::Yes, None, &seen(80)).0,
+            Verdict::Unknown
+        );
+        assert_eq!(
+            with_nat.weigh(Verdict::Yes, None, &seen(81)).0,
+            Verdict::Yes
+        );
+        let behind = Seen {
+            behind_nat: true,
+            ..seen(80)
+        };
+        assert_eq!(with_nat.weigh(Verdict::Yes, None, &behind).0, Verdict::Yes);
+    }
+}
