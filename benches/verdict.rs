@@ -141,6 +141,7 @@ impl Bench {
             trust_facts: false,
             use_registry: false,
             progress: None,
+            from: None,
             pass_on: None,
         };
         let report = quick::run(&job, &self.lab.config).unwrap().report;

@@ -1,18 +1,19 @@
-//! A quick job's answer as text: a matrix of services and routers that fits a terminal.
+//! A quick job's answer as text: the verdicts from end to end, and a matrix of services and routers
+//! that fits a terminal.
 //!
 //! Neighbouring services with the same verdict on every router share a line, so that `all/tcp`
 //! does not print 65,535 of them. Routers that do not fit side by side go into further blocks.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::{self, Write},
 };
 
 use owo_colors::{OwoColorize, Style};
 
 use crate::{
-    model::Service,
-    run::report::{QuickReport, RouterReport, Verdict},
+    model::{RouterName, Service},
+    run::report::{EndKind, EndToEnd, QuickReport, RouterReport, Scope, ServiceReport, Verdict},
 };
 
 /// How to print.
@@ -31,8 +32,39 @@ const GAP: usize = 2;
 struct Line {
     first: Service,
     last: Service,
-    /// Index of `first` in each router's list.
+    /// Index of `first` in the list of all services.
     index: usize,
+}
+
+/// A router with what became of each service there, in the order asked for; none of those that were
+/// not asked about there.
+struct Column<'a> {
+    router: &'a RouterReport,
+    cells: Vec<Option<&'a ServiceReport>>,
+}
+
+impl<'a> Column<'a> {
+    fn new(router: &'a RouterReport, all: &[Service]) -> Self {
+        let mut here = router.services.iter().peekable();
+        let cell = |service: &Service| here.next_if(|there| there.service() == *service);
+        Self {
+            router,
+            cells: all.iter().map(cell).collect(),
+        }
+    }
+
+    fn cell(&self, index: usize) -> Option<(Verdict, bool)> {
+        let cell = self.cells.get(index).copied().flatten()?;
+        Some((cell.result, cell.reached))
+    }
+
+    fn text(&self, index: usize) -> String {
+        match self.cell(index) {
+            None => "-".to_owned(),
+            Some((verdict, true)) => verdict.to_string(),
+            Some((verdict, false)) => format!("({verdict})"),
+        }
+    }
 }
 
 impl Line {
@@ -58,15 +90,15 @@ pub fn print(out: &mut dyn Write, report: &QuickReport, layout: Layout) -> io::R
         "{} -> {}   run {}, DSCP {}, measured with {}\n",
         report.source, report.destination, report.run_id, report.dscp, report.backend
     )?;
-    let lines = lines(report);
-    let labels = lines
+    print_ends(out, report, layout)?;
+    let all: Vec<Service> = services(report);
+    let columns: Vec<Column> = report
+        .routers
         .iter()
-        .map(|l| l.label().len())
-        .max()
-        .unwrap_or(0)
-        .max("service".len());
-    for block in blocks(&report.routers, layout.width.saturating_sub(labels)) {
-        print_block(out, block, &lines, labels, layout)?;
+        .map(|r| Column::new(r, &all))
+        .collect();
+    if !columns.is_empty() {
+        print_matrix(out, &columns, &lines(&all, &columns), layout)?;
     }
     print_reasons(out, report)?;
     for warning in &report.warnings {
@@ -75,20 +107,111 @@ pub fn print(out: &mut dyn Write, report: &QuickReport, layout: Layout) -> io::R
     print_summary(out, report)
 }
 
-fn lines(report: &QuickReport) -> Vec<Line> {
+/// The services in the order asked for. Results of older versions have them per router only.
+fn services(report: &QuickReport) -> Vec<Service> {
+    if report.end_to_end.is_empty() {
+        let first = report.routers.first();
+        let services = first.map_or(&[][..], |router| &router.services);
+        return services.iter().map(ServiceReport::service).collect();
+    }
+    report.end_to_end.iter().map(EndToEnd::service).collect()
+}
+
+/// The verdicts from end to end, services that end alike together.
+fn print_ends(out: &mut dyn Write, report: &QuickReport, layout: Layout) -> io::Result<()> {
+    type Key<'a> = (Verdict, EndKind, Option<&'a str>, Option<&'a str>);
+    let mut ends: Vec<(Key, Vec<Service>)> = Vec::new();
+    let mut known: HashMap<Key, usize> = HashMap::new();
+    for end in &report.end_to_end {
+        let router = end.router.as_ref().map(RouterName::as_str);
+        let key = (end.result, end.end, router, end.reason.as_deref());
+        let at = *known.entry(key).or_insert_with(|| {
+            ends.push((key, Vec::new()));
+            ends.len() - 1
+        });
+        if let Some((_, services)) = ends.get_mut(at) {
+            services.push(end.service());
+        }
+    }
+    for ((verdict, kind, router, reason), services) in &ends {
+        let style = if layout.colour {
+            style(*verdict)
+        } else {
+            Style::new()
+        };
+        let verdict_text = format!("{verdict:7}");
+        writeln!(
+            out,
+            "{} {} {}",
+            verdict_text.style(style),
+            ranges(services),
+            words(*verdict, *kind, *router, *reason, report.scope)
+        )?;
+    }
+    if !ends.is_empty() {
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// How a way ends, as the rest of a sentence.
+fn words(
+    verdict: Verdict,
+    kind: EndKind,
+    router: Option<&str>,
+    reason: Option<&str>,
+    scope: Scope,
+) -> String {
+    let why = reason
+        .map(|reason| format!(": {reason}"))
+        .unwrap_or_default();
+    let at = router
+        .map(|router| format!(" at {router}"))
+        .unwrap_or_default();
+    match (verdict, scope) {
+        (Verdict::Yes, Scope::Whole) => format!("arrives{why}"),
+        (Verdict::Yes, Scope::Named) => format!("gets through the named routers{why}"),
+        (Verdict::No, _) if kind == EndKind::Stopped => format!("stops first{at}{why}"),
+        (Verdict::No, _) => format!("does not arrive{why}"),
+        (Verdict::Unknown, _) if kind == EndKind::NotKnown => format!("is not known{at}{why}"),
+        (Verdict::Unknown, _) => format!("is not known{why}"),
+    }
+}
+
+fn print_matrix(
+    out: &mut dyn Write,
+    columns: &[Column<'_>],
+    lines: &[Line],
+    layout: Layout,
+) -> io::Result<()> {
+    let labels = lines
+        .iter()
+        .map(|l| l.label().len())
+        .max()
+        .unwrap_or(0)
+        .max("service".len());
+    for block in blocks(columns, layout.width.saturating_sub(labels)) {
+        print_block(out, block, lines, labels, layout)?;
+    }
+    let mut cells = columns.iter().flat_map(|column| &column.cells).flatten();
+    if cells.any(|cell| !cell.reached) {
+        writeln!(
+            out,
+            "(in brackets: not reached; measured with the packet that was planned to come)\n"
+        )?;
+    }
+    Ok(())
+}
+
+fn lines(all: &[Service], columns: &[Column<'_>]) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
-    let Some(first) = report.routers.first() else {
-        return lines;
-    };
-    for (index, entry) in first.services.iter().enumerate() {
-        let service = entry.service();
+    for (index, &service) in all.iter().enumerate() {
         if let Some(line) = lines.last_mut()
             && line.last.protocol == service.protocol
             && line.last.port.checked_add(1) == Some(service.port)
-            && report
-                .routers
+            && columns
                 .iter()
-                .all(|r| same_result(r, line.index, index))
+                .all(|column| column.cell(line.index) == column.cell(index))
         {
             line.last = service;
         } else {
@@ -102,13 +225,8 @@ fn lines(report: &QuickReport) -> Vec<Line> {
     lines
 }
 
-fn same_result(router: &RouterReport, a: usize, b: usize) -> bool {
-    let result = |index: usize| router.services.get(index).map(|s| s.result);
-    result(a) == result(b)
-}
-
 /// Routers in groups that fit side by side.
-fn blocks(routers: &[RouterReport], width: usize) -> Vec<&[RouterReport]> {
+fn blocks<'a, 'r>(routers: &'a [Column<'r>], width: usize) -> Vec<&'a [Column<'r>]> {
     let mut blocks = Vec::new();
     let (mut start, mut used) = (0, 0);
     for (index, router) in routers.iter().enumerate() {
@@ -123,11 +241,16 @@ fn blocks(routers: &[RouterReport], width: usize) -> Vec<&[RouterReport]> {
     blocks
 }
 
-fn column_width(router: &RouterReport) -> usize {
+fn column_width(column: &Column<'_>) -> usize {
+    let mut cells = column.cells.iter().flatten();
     [
-        router.name.as_str().len(),
-        way(router).len(),
-        "UNKNOWN".len(),
+        column.router.name.as_str().len(),
+        way(column.router).len(),
+        if cells.any(|cell| !cell.reached) {
+            "(UNKNOWN)".len()
+        } else {
+            "UNKNOWN".len()
+        },
     ]
     .into_iter()
     .max()
@@ -142,44 +265,36 @@ fn way(router: &RouterReport) -> String {
 
 fn print_block(
     out: &mut dyn Write,
-    routers: &[RouterReport],
+    columns: &[Column<'_>],
     lines: &[Line],
     labels: usize,
     layout: Layout,
 ) -> io::Result<()> {
-    write!(out, "{:labels$}", "service")?;
-    for router in routers {
-        write!(
-            out,
-            "{:GAP$}{:w$}",
-            "",
-            router.name,
-            w = column_width(router)
-        )?;
+    let head = |out: &mut dyn Write, label: &str, text: &dyn Fn(&RouterReport) -> String| {
+        write!(out, "{label:labels$}")?;
+        for column in columns {
+            let width = column_width(column);
+            write!(out, "{:GAP$}{:width$}", "", text(column.router))?;
+        }
+        writeln!(out)
+    };
+    let off_way = |router: &RouterReport| {
+        let text = if router.on_way { "" } else { "not on the way" };
+        text.to_owned()
+    };
+    head(out, "service", &|router| router.name.to_string())?;
+    head(out, "", &way)?;
+    if columns.iter().any(|column| !column.router.on_way) {
+        head(out, "", &off_way)?;
     }
-    write!(out, "\n{:labels$}", "")?;
-    for router in routers {
-        write!(
-            out,
-            "{:GAP$}{:w$}",
-            "",
-            way(router),
-            w = column_width(router)
-        )?;
-    }
-    writeln!(out)?;
     for line in lines {
         write!(out, "{:labels$}", line.label())?;
-        for router in routers {
-            let width = column_width(router);
-            let Some(service) = router.services.get(line.index) else {
-                continue;
-            };
-            let cell = format!("{:width$}", service.result);
-            let style = if layout.colour {
-                style(service.result)
-            } else {
-                Style::new()
+        for column in columns {
+            let width = column_width(column);
+            let cell = format!("{:width$}", column.text(line.index));
+            let style = match column.cell(line.index) {
+                Some((verdict, true)) if layout.colour => style(verdict),
+                _ => Style::new(),
             };
             write!(out, "{:GAP$}{}", "", cell.style(style))?;
         }
@@ -199,7 +314,7 @@ fn style(verdict: Verdict) -> Style {
 /// Each reason once per router, with the services that it holds for.
 fn print_reasons(out: &mut dyn Write, report: &QuickReport) -> io::Result<()> {
     for router in &report.routers {
-        let mut reasons: BTreeMap<(&str, &str), Vec<Service>> = BTreeMap::new();
+        let mut reasons: BTreeMap<(String, &str), Vec<Service>> = BTreeMap::new();
         for service in &router.services {
             if let Some(reason) = &service.reason {
                 let verdict = match service.result {
@@ -207,8 +322,12 @@ fn print_reasons(out: &mut dyn Write, report: &QuickReport) -> io::Result<()> {
                     Verdict::No => "NO",
                     Verdict::Unknown => "UNKNOWN",
                 };
+                let verdict = match service.reached {
+                    true => verdict.to_owned(),
+                    false => format!("({verdict})"),
+                };
                 reasons
-                    .entry((verdict, reason))
+                    .entry((verdict, &**reason))
                     .or_default()
                     .push(service.service());
             }
@@ -260,7 +379,7 @@ fn ranges(services: &[Service]) -> String {
 
 fn print_summary(out: &mut dyn Write, report: &QuickReport) -> io::Result<()> {
     let (mut yes, mut no, mut unknown) = (0, 0, 0);
-    for service in report.routers.iter().flat_map(|r| &r.services) {
+    for service in &report.end_to_end {
         match service.result {
             Verdict::Yes => yes += 1,
             Verdict::No => no += 1,
@@ -287,15 +406,37 @@ mod tests {
             port,
             protocol: Protocol::Tcp,
             result,
-            reason: (result == Verdict::No).then(|| "dropped by the policy".to_owned()),
+            reason: (result == Verdict::No).then(|| "dropped by the policy".into()),
+            reached: true,
         };
         RouterReport {
             name: RouterName::new(name).unwrap(),
             iface_in: None,
             iface_out: None,
             next_hop: None,
+            on_way: true,
             services: results.iter().map(service).collect(),
         }
+    }
+
+    /// Services that end where the first router that stops them does.
+    fn ends(routers: &[RouterReport]) -> Vec<EndToEnd> {
+        let first = routers.first().map_or(&[][..], |router| &router.services);
+        let one = |(at, service): (usize, &ServiceReport)| {
+            let stops = routers
+                .iter()
+                .find(|r| r.services[at].result != Verdict::Yes);
+            EndToEnd {
+                port: service.port,
+                protocol: service.protocol,
+                result: stops.map_or(Verdict::Yes, |router| router.services[at].result),
+                reason: stops.and_then(|router| router.services[at].reason.clone()),
+                router: stops.or(routers.last()).map(|router| router.name.clone()),
+                end: stops.map_or(EndKind::Delivered, |_| EndKind::Stopped),
+                way: Vec::new(),
+            }
+        };
+        first.iter().enumerate().map(one).collect()
     }
 
     fn show(routers: Vec<RouterReport>, width: usize) -> String {
@@ -305,6 +446,8 @@ mod tests {
             dscp: Dscp::new(32).unwrap(),
             run_id: RunId::new("r").unwrap(),
             backend: "nft".to_owned(),
+            scope: Scope::Whole,
+            end_to_end: ends(&routers),
             routers,
             warnings: vec!["watch out".to_owned()],
             timing_ms: Timing::default(),
@@ -336,7 +479,12 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("warning: watch out"), "{text}");
-        assert!(text.contains("5 YES, 3 NO, 0 UNKNOWN"), "{text}");
+        assert!(text.contains("YES     1-2/tcp arrives"), "{text}");
+        assert!(
+            text.contains("NO      3-4/tcp stops first at a: dropped by the policy"),
+            "{text}"
+        );
+        assert!(text.contains("2 YES, 2 NO, 0 UNKNOWN"), "{text}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     firewall::backend::BackendChoice,
+    lab::trace::EntryName,
     model::Dscp,
     run::quick::{self, DscpChoice, ExplainMode, QuickError, QuickJob},
 };
@@ -27,6 +28,10 @@ pub struct Quick {
 
     #[command(flatten)]
     question: Question,
+
+    /// Router, or its interface, where the packets enter the lab [default: wherever they may]
+    #[arg(long, value_name = "ROUTER[:INTERFACE]")]
+    from: Option<EntryName>,
 
     /// DSCP value that tells this job from others: a number, or `auto` for a free one
     #[arg(long, value_name = "N", default_value = "auto")]
@@ -98,6 +103,7 @@ impl Quick {
             destination: asked.destination,
             services: asked.services,
             routers: asked.routers,
+            from: self.from,
             dscp: self.dscp,
             run_id: asked.run_id,
             probe_dscp: self.probe_dscp,

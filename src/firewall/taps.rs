@@ -213,6 +213,19 @@ impl Ways {
         self.unknown.insert(index, why);
     }
 
+    /// Takes over what another measurement says of some of the probes.
+    pub fn correct(&mut self, other: &Self, indexes: impl Iterator<Item = u32>) {
+        for index in indexes {
+            self.unknown.remove(&index);
+            if let Some(known) = self.known.get_mut(index as usize) {
+                *known = other.known.get(index as usize).copied().flatten();
+            }
+            if let Some(why) = other.unknown.get(&index) {
+                self.unknown.insert(index, why.clone());
+            }
+        }
+    }
+
     /// How a probe left, or why that is not known; none where nothing is known of the probe.
     #[must_use]
     pub fn get(&self, index: u32) -> Option<Result<&Left, &str>> {

@@ -167,6 +167,14 @@ impl LabState {
     }
 }
 
+impl InterfaceState {
+    /// The index of the port at the other end of its wire, in the namespace of segments.
+    #[must_use]
+    pub fn port_index(&self) -> Option<u32> {
+        super::plan::port_index(self.port.as_ref()?)
+    }
+}
+
 impl RouterState {
     /// The interface `name`, if the router has it.
     #[must_use]

@@ -111,14 +111,14 @@ const SEND_BUFFER: usize = 256 << 10;
 pub type Refused = BTreeMap<u32, String>;
 
 /// Where probes are sent from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ProbeSocket {
     socket: Arc<OwnedFd>,
     from: From,
 }
 
 /// How packets of a [`ProbeSocket`] find the router.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum From {
     /// By the routes of the source host.
     Host,

@@ -1,6 +1,6 @@
 //! What a quick job answers, in the shape that it is printed in.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,12 +41,130 @@ pub struct QuickReport {
     pub run_id: RunId,
     /// What measured: `nft`, `iptables-nft` or `iptables-legacy`.
     pub backend: String,
+    /// What the verdicts from end to end are about.
+    #[serde(default)]
+    pub scope: Scope,
+    /// Whether each service gets from the source to the destination, in the order asked for.
+    #[serde(default)]
+    pub end_to_end: Vec<EndToEnd>,
     /// One entry per router, in the order asked for.
     pub routers: Vec<RouterReport>,
     /// What the reader should know beside the verdicts.
     pub warnings: Vec<String>,
     /// How long each phase took.
     pub timing_ms: Timing,
+}
+
+/// What verdicts from end to end are about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// The whole way from the source to the destination.
+    #[default]
+    Whole,
+    /// The way through the routers that were named.
+    Named,
+}
+
+/// Whether a service gets from the source to the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndToEnd {
+    /// Destination port as asked for.
+    pub port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The verdict.
+    pub result: Verdict,
+    /// Why, where the verdict is not a plain YES.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Arc<str>>,
+    /// The router where the way ends; none where no router is passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<RouterName>,
+    /// How the way ends.
+    pub end: EndKind,
+    /// The routers that its packet really came to, in order.
+    pub way: Vec<Leg>,
+}
+
+impl EndToEnd {
+    /// The service that this is about.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service {
+            port: self.port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+/// How a way ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndKind {
+    /// On a segment whose prefix has the destination.
+    Delivered,
+    /// At a router that has the destination's address.
+    Itself,
+    /// It leaves the lab, which does not have the destination.
+    Leaves,
+    /// The last of the named routers hands it over.
+    HandedOver,
+    /// Source and destination are on one link.
+    SameLink,
+    /// It leaves the lab, although the destination is in a subnet of the lab.
+    Elsewhere,
+    /// In a tunnel of which nothing tells to which end it leads.
+    SomeEnd,
+    /// At a router of which there are no facts.
+    Absent,
+    /// A WireGuard interface drops it: no peer's allowed addresses have it.
+    NoPeer,
+    /// Nobody has the next hop, or its interface is down.
+    Nobody,
+    /// At a router that stops it.
+    Stopped,
+    /// At a router of which it is not known whether it stops it, or how it leaves.
+    NotKnown,
+    /// It comes back to where it was.
+    Loop,
+    /// A router would be asked a second time, and remembers the first.
+    SecondVisit,
+    /// To a broadcast address.
+    Broadcast,
+    /// To a multicast address.
+    Multicast,
+    /// Several entries or next hops, which disagree.
+    Disagree,
+}
+
+/// One router of a way, with the packet as it left; or as it came in, where it did not leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leg {
+    /// The router and its interfaces.
+    #[serde(flatten)]
+    pub hop: Arc<LegHop>,
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+}
+
+/// Where a packet passes a router.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LegHop {
+    /// The router.
+    pub router: RouterName,
+    /// Where it comes in; none where the router itself sends it.
+    pub iface_in: Option<IfName>,
+    /// Where it leaves; `lo` for the router itself, none where it does not leave.
+    pub iface_out: Option<IfName>,
+    /// To whom it is sent on that link.
+    pub next_hop: Option<IpAddr>,
 }
 
 /// The answers of one router.
@@ -60,8 +178,19 @@ pub struct RouterReport {
     pub iface_out: Option<IfName>,
     /// Gateway towards the destination; none for a destination on the link.
     pub next_hop: Option<IpAddr>,
-    /// One entry per service, in the order asked for.
+    /// Whether some service's packet really came here.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub on_way: bool,
+    /// One entry per service that was measured here, in the order asked for.
     pub services: Vec<ServiceReport>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// The answer for one service on one router.
@@ -75,7 +204,11 @@ pub struct ServiceReport {
     pub result: Verdict,
     /// Why, where the verdict is not a plain YES.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<Arc<str>>,
+    /// Whether its packet really came here. If not, this is what would become of the packet that
+    /// would come, and does not count.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub reached: bool,
 }
 
 impl ServiceReport {
@@ -113,11 +246,11 @@ pub struct Timing {
 }
 
 impl QuickReport {
-    /// The worst verdict: UNKNOWN, then NO, then YES.
+    /// The worst verdict from end to end: UNKNOWN, then NO, then YES.
     #[must_use]
     pub fn overall(&self) -> Verdict {
         let mut overall = Verdict::Yes;
-        for service in self.routers.iter().flat_map(|r| &r.services) {
+        for service in &self.end_to_end {
             match service.result {
                 Verdict::Unknown => return Verdict::Unknown,
                 Verdict::No => overall = Verdict::No,
@@ -140,16 +273,39 @@ mod tests {
             dscp: Dscp::new(32).unwrap(),
             run_id: RunId::new("r").unwrap(),
             backend: "nft".to_owned(),
+            scope: Scope::Whole,
+            end_to_end: vec![EndToEnd {
+                port: 80,
+                protocol: Protocol::Tcp,
+                result: Verdict::Yes,
+                reason: None,
+                router: Some(RouterName::new("hq-gw").unwrap()),
+                end: EndKind::Delivered,
+                way: vec![Leg {
+                    hop: Arc::new(LegHop {
+                        router: RouterName::new("hq-gw").unwrap(),
+                        iface_in: Some(IfName::new("eth1").unwrap()),
+                        iface_out: None,
+                        next_hop: None,
+                    }),
+                    source: "10.0.0.1".parse().unwrap(),
+                    destination: "10.0.1.1".parse().unwrap(),
+                    sport: 40_000,
+                    dport: 80,
+                }],
+            }],
             routers: vec![RouterReport {
                 name: RouterName::new("hq-gw").unwrap(),
                 iface_in: Some(IfName::new("eth1").unwrap()),
                 iface_out: None,
                 next_hop: None,
+                on_way: true,
                 services: vec![ServiceReport {
                     port: 80,
                     protocol: Protocol::Tcp,
                     result: Verdict::Yes,
                     reason: None,
+                    reached: true,
                 }],
             }],
             warnings: vec![],
@@ -157,7 +313,7 @@ mod tests {
         };
         let text = serde_json::to_string(&report).unwrap();
         assert!(text.starts_with(
-            r#"{"source":"10.0.0.1","destination":"10.0.1.1","dscp":32,"run_id":"r","backend":"nft","routers":[{"name":"hq-gw","iface_in":"eth1","iface_out":null,"next_hop":null,"services":[{"port":80,"protocol":"tcp","result":"YES"}]}],"warnings":[],"timing_ms":{"resolve":0.0"#
+            r#"{"source":"10.0.0.1","destination":"10.0.1.1","dscp":32,"run_id":"r","backend":"nft","scope":"whole","end_to_end":[{"port":80,"protocol":"tcp","result":"YES","router":"hq-gw","end":"delivered","way":[{"router":"hq-gw","iface_in":"eth1","iface_out":null,"next_hop":null,"source":"10.0.0.1","destination":"10.0.1.1","sport":40000,"dport":80}]}],"routers":[{"name":"hq-gw","iface_in":"eth1","iface_out":null,"next_hop":null,"services":[{"port":80,"protocol":"tcp","result":"YES"}]}],"warnings":[],"timing_ms":{"resolve":0.0"#
         ), "{text}");
         assert_eq!(serde_json::from_str::<QuickReport>(&text).unwrap(), report);
         assert_eq!(report.overall(), Verdict::Yes);

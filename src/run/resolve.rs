@@ -17,7 +17,7 @@ use crate::{
         LabError, LabState,
         hosts::{HostError, HostRequest, HostState, Hosts},
         sockets::{RouterSockets, SocketsError},
-        trace::{self, Packet, Trace, TraceError, Wiring},
+        trace::{self, Entry, Packet, Trace, TraceError, Wiring},
     },
     model::{HostId, HostName, IfName, LabName, NameError, RouterId, RouterName, Service},
     netns::{NetnsDir, NetnsFd},
@@ -203,6 +203,56 @@ fn follow(question: &Question<'_>, lab: &LabState, dir: &NetnsDir) -> Result<Tra
     )?)
 }
 
+/// The host that sends packets from `source` into the interface `at` of `router`: the one of
+/// `there` that does, or a new one; or why there can be none.
+pub(super) fn host_at(
+    router: &RouterId,
+    at: &IfName,
+    source: IpAddr,
+    there: &[HostState],
+    hosts: &mut Hosts,
+) -> Result<Result<HostSpec, String>, ResolveError> {
+    let existing = there.iter().find(|host| {
+        host.router == router.router && host.interface == *at && host.address.addr() == source
+    });
+    let id = match existing {
+        Some(host) => HostId::new(router.lab.clone(), host.host.clone()),
+        None => HostId::new(
+            router.lab.clone(),
+            made_up_name(router, at.as_str(), source)?,
+        ),
+    };
+    plan(
+        &HostRequest {
+            id,
+            router: router.clone(),
+            address: source,
+            prefix_len: existing.map(|host| host.address.prefix_len()),
+            interface: Some(at.clone()),
+        },
+        hosts,
+    )
+}
+
+/// Where somebody put hosts with the address `source` by hand.
+pub(super) fn placed_by_hand(
+    lab: &LabName,
+    source: IpAddr,
+    there: &[HostState],
+) -> Result<Vec<Entry>, ResolveError> {
+    let mut placed = Vec::new();
+    for host in there.iter().filter(|host| host.address.addr() == source) {
+        let router = RouterId::new(lab.clone(), host.router.clone());
+        if host.host != made_up_name(&router, host.interface.as_str(), source)? {
+            placed.push(Entry {
+                router: host.router.clone(),
+                iface_in: Some(host.interface.clone()),
+            });
+        }
+    }
+    Ok(placed)
+}
+
 /// The host that sends probes to the router of `way`: the one that is there, or a new one.
 fn source_host(
     question: &Question<'_>,
@@ -228,7 +278,15 @@ fn source_host(
         prefix_len: existing.map(|host| host.address.prefix_len()),
         interface: Some(interface),
     };
-    match hosts.plan(&request) {
+    plan(&request, hosts)
+}
+
+/// Plans a host, or says why there can be none.
+fn plan(
+    request: &HostRequest,
+    hosts: &mut Hosts,
+) -> Result<Result<HostSpec, String>, ResolveError> {
+    match hosts.plan(request) {
         Ok(plan) => Ok(Ok(plan)),
         Err(
             error @ (HostError::RouterAddress { .. }
@@ -243,7 +301,13 @@ fn source_host(
 /// One host per router, interface and address, so that jobs with the same question share it.
 fn host_id(question: &Question<'_>, way: &Way) -> Result<HostId, ResolveError> {
     let iface = way.iface_in.as_ref().map_or("none", IfName::as_str);
-    let name = format!("{}:{iface}:{}", way.router.router, question.flow.source);
+    let name = made_up_name(&way.router, iface, question.flow.source)?;
+    Ok(HostId::new(question.lab.clone(), name))
+}
+
+/// The name of the host that jobs make for a source address at an interface.
+fn made_up_name(router: &RouterId, iface: &str, source: IpAddr) -> Result<HostName, ResolveError> {
+    let name = format!("{}:{iface}:{source}", router.router);
     let allowed = |c: char| {
         if c.is_ascii_alphanumeric() || "_-.:".contains(c) {
             c
@@ -257,5 +321,5 @@ fn host_id(question: &Question<'_>, way: &Way) -> Result<HostId, ResolveError> {
         name.hash(&mut hasher);
         HostName::new(format!("h:{:016x}", hasher.finish()))
     });
-    Ok(HostId::new(question.lab.clone(), name?))
+    Ok(name?)
 }

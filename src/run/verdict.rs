@@ -13,8 +13,6 @@ pub struct Observed<'a> {
     pub refused: &'a BTreeMap<u32, String>,
     /// What the taps saw.
     pub reading: &'a Reading,
-    /// Whether the destination is an address of the router itself.
-    pub local_destination: bool,
 }
 
 /// What is known about one probe.
@@ -22,10 +20,8 @@ pub struct Observed<'a> {
 pub enum Finding {
     /// It left the router.
     Passed,
-    /// It reached the end of INPUT on a router that owns the destination.
+    /// It reached the end of INPUT.
     Delivered,
-    /// It was meant to be forwarded and reached the end of INPUT instead.
-    Diverted,
     /// It came in and did not come out.
     Stopped,
     /// It never came in.
@@ -67,11 +63,7 @@ pub fn judge(observed: &Observed<'_>) -> Vec<(u32, Finding)> {
         } else if reading.out.contains(index) {
             Finding::Passed
         } else if reading.local.contains(index) {
-            if observed.local_destination {
-                Finding::Delivered
-            } else {
-                Finding::Diverted
-            }
+            Finding::Delivered
         } else if let Some(undecided) = undecided(index) {
             Finding::Undecided(undecided.reason.clone())
         } else {
@@ -133,14 +125,13 @@ mod tests {
         set
     }
 
-    fn findings(reading: &Reading, local_destination: bool) -> Vec<Finding> {
+    fn findings(reading: &Reading) -> Vec<Finding> {
         let refused = BTreeMap::new();
         let probed = [0, 1, 2];
         let observed = Observed {
             probed: &probed,
             refused: &refused,
             reading,
-            local_destination,
         };
         judge(&observed)
             .into_iter()
@@ -169,12 +160,11 @@ mod tests {
                 packets_out: 2,
                 ..reading.clone()
             },
-            local_destination: false,
         };
         assert!(doubts(&observed).is_empty(), "counted, and not told apart");
         let reason = "rules behind the tap".to_owned();
         assert_eq!(
-            findings(&reading, false),
+            findings(&reading),
             [
                 Finding::Stopped,
                 Finding::Passed,
@@ -192,7 +182,7 @@ mod tests {
             ..Reading::default()
         };
         assert_eq!(
-            findings(&reading, false),
+            findings(&reading),
             [Finding::Stopped, Finding::Passed, Finding::Stopped]
         );
     }
@@ -206,34 +196,26 @@ mod tests {
             ..Reading::default()
         };
         assert_eq!(
-            findings(&reading, false),
+            findings(&reading),
             [Finding::Unclear, Finding::Passed, Finding::Unclear]
         );
         let arrived = Some(set(&[0, 1]));
         let reading = Reading { arrived, ..reading };
         assert_eq!(
-            findings(&reading, false),
+            findings(&reading),
             [Finding::Stopped, Finding::Passed, Finding::NotArrived]
         );
     }
 
     #[test]
-    fn the_end_of_input_counts_only_for_the_routers_own_addresses() {
+    fn what_reached_the_end_of_input_was_delivered() {
         let reading = Reading {
             packets_in: 3,
             local: set(&[0, 1, 2]),
             ..Reading::default()
         };
-        assert!(
-            findings(&reading, true)
-                .iter()
-                .all(|f| *f == Finding::Delivered)
-        );
-        assert!(
-            findings(&reading, false)
-                .iter()
-                .all(|f| *f == Finding::Diverted)
-        );
+        let found = findings(&reading);
+        assert!(found.iter().all(|f| *f == Finding::Delivered));
     }
 
     #[test]
@@ -248,7 +230,6 @@ mod tests {
             probed: &[0, 1, 2],
             refused: &refused,
             reading: &reading,
-            local_destination: false,
         };
         let findings: Vec<_> = judge(&observed).into_iter().map(|(_, f)| f).collect();
         let not_sent = Finding::NotSent("EPERM".to_owned());
@@ -270,7 +251,6 @@ mod tests {
             probed: &[0, 1, 2],
             refused: &refused,
             reading: &reading,
-            local_destination: false,
         };
         assert_eq!(doubts(&observed).len(), 3);
     }

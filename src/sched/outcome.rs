@@ -104,6 +104,9 @@ struct Router {
 /// The part of a result that is counted.
 #[derive(Deserialize)]
 struct Counted {
+    /// From end to end. Results of older versions, and those of detailed jobs, have none.
+    #[serde(default)]
+    end_to_end: Vec<Service>,
     routers: Vec<Router>,
 }
 
@@ -118,7 +121,9 @@ fn count_verdicts(path: &Path) -> io::Result<Option<Verdicts>> {
         Err(error) => return Err(error.into()),
     };
     let mut verdicts = Verdicts::default();
-    for service in counted.routers.iter().flat_map(|router| &router.services) {
+    let per_router = counted.routers.iter().flat_map(|router| &router.services);
+    let per_router = per_router.filter(|_| counted.end_to_end.is_empty());
+    for service in counted.end_to_end.iter().chain(per_router) {
         match service.result {
             Verdict::Yes => verdicts.yes += 1,
             Verdict::No => verdicts.no += 1,

@@ -87,6 +87,7 @@ impl TestLab {
             trust_facts: false,
             use_registry: true,
             progress: None,
+            from: None,
             pass_on: None,
         }
     }

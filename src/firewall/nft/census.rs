@@ -6,7 +6,7 @@
 
 use super::{
     DUMP_ATTEMPTS, NftError, NftSocket, counters::rule_place, inventory, is_own, kernel,
-    socket::Dumped, wire::Attributes,
+    nature::Nature, socket::Dumped, wire::Attributes,
 };
 use crate::{
     firewall::{RulePlace, TableFamily, place::HookPoint, rule::Rule},
@@ -46,6 +46,8 @@ pub struct Census {
     pub volatile: bool,
     /// Chains behind the last taps, if they have rules or drop.
     pub behind: Vec<Behind>,
+    /// What rules may do with packets beside letting them through or not.
+    pub nature: Nature,
     /// Rules that take packets away (`NF_STOLEN`), which not every kernel's trace shows.
     pub taking: Vec<RulePlace>,
 }
@@ -76,6 +78,7 @@ impl Census {
             let dumped = socket.dump_messages(kernel::GET_RULE, all, &[], what, |message| {
                 let (at, attributes) = (family_of(message.body), message.attributes());
                 if let Some(read) = rule(attributes).filter(|_| sees(at, family)) {
+                    census.nature |= Nature::of(attributes);
                     census.volatile |= read.is_volatile();
                     let taking = read.takes().then(|| rule_place(at, attributes));
                     census.taking.extend(taking.flatten());
@@ -87,6 +90,7 @@ impl Census {
         }
         // It changes all the time; then a closer look cannot be wrong.
         census.volatile = true;
+        census.nature = Nature::ANYTHING;
         Ok(census)
     }
 }

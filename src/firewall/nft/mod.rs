@@ -23,6 +23,7 @@ pub mod counters;
 mod departure;
 pub mod inventory;
 pub mod list;
+pub mod nature;
 pub mod orphans;
 mod probe;
 mod render;

@@ -192,6 +192,7 @@ pub fn as_quick(report: &DetailedReport) -> Vec<RouterReport> {
             iface_in: router.iface_in.clone(),
             iface_out: router.iface_out.clone(),
             next_hop: router.next_hop,
+            on_way: true,
             services: services(at).collect(),
         })
         .collect()
@@ -204,6 +205,7 @@ fn service_report(service: Service, test: &RouterTest) -> ServiceReport {
         port: service.port,
         protocol: service.protocol,
         result,
-        reason,
+        reason: reason.map(Into::into),
+        reached: true,
     }
 }

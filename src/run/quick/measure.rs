@@ -1,6 +1,7 @@
 //! One router's measurement: taps in, probes through, taps read, taps out.
 
 use std::{
+    iter,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,8 +20,10 @@ use crate::{
             NftError, NftSocket, NftTaps, Ownership,
             census::Census,
             inventory::support_here,
+            nature::Nature,
             watch::{Changes, RulesetWatch},
         },
+        taps::Ways,
     },
     netns::{NetnsFd, tool::Tools, visit},
     run::{
@@ -50,9 +53,16 @@ pub(super) struct Probing<'a> {
     /// With nf_tables taps only: those of iptables change tables of the router.
     watch: Option<RulesetWatch>,
     probes: ProbeSocket,
-    local_destination: bool,
     /// Whether the router has tables of iptables-legacy.
     legacy: bool,
+}
+
+/// Where probes come from.
+pub(super) enum From<'a> {
+    /// A source host.
+    Host(&'a NetnsFd),
+    /// The hidden sender.
+    Wire(ProbeSocket),
 }
 
 /// How long each part took.
@@ -69,6 +79,8 @@ pub(super) struct Spent {
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) findings: Vec<(u32, Finding)>,
+    /// How probes left, where that was noted.
+    pub(super) ways: Option<Ways>,
     pub(super) doubts: Vec<String>,
     /// Whether something came out with a tag and without the mark.
     unmarked: bool,
@@ -78,16 +90,20 @@ pub(super) struct Measured {
 }
 
 impl<'a> Probing<'a> {
-    /// Opens the sockets, both from one thread.
+    /// Opens the sockets, all from one thread.
     pub(super) fn open(
         question: Question<'a>,
         router: &Arc<NetnsFd>,
-        host: &NetnsFd,
-        local_destination: bool,
+        from: From<'_>,
     ) -> Result<Self, QuickError> {
         let (mut nft, mut probes, mut legacy) = (None, None, false);
-        visit(&[router, host], |netns| {
-            if netns.id() == host.id() {
+        let host = match from {
+            From::Host(host) => Some(host),
+            From::Wire(_) => None,
+        };
+        let places: Vec<&NetnsFd> = iter::once(&**router).chain(host).collect();
+        visit(&places, |netns| {
+            if host.is_some_and(|host| netns.id() == host.id()) {
                 probes = Some(ProbeSocket::open_here(question.taps.family));
                 return;
             }
@@ -98,13 +114,18 @@ impl<'a> Probing<'a> {
             }
         })?;
         let name = router.name();
-        let probes = probes.ok_or_else(|| QuickError::NoHost {
-            netns: name.to_string(),
-        })?;
-        let probes = probes.map_err(|source| QuickError::ProbeSocket {
-            host: host.name().to_string(),
-            source,
-        })?;
+        let probes = match from {
+            From::Wire(socket) => socket,
+            From::Host(host) => {
+                let opened = probes.ok_or_else(|| QuickError::NoHost {
+                    netns: name.to_string(),
+                })?;
+                opened.map_err(|source| QuickError::ProbeSocket {
+                    host: host.name().to_string(),
+                    source,
+                })?
+            }
+        };
         let nft = nft
             .transpose()
             .map_err(|source: NftError| QuickError::Taps {
@@ -118,21 +139,19 @@ impl<'a> Probing<'a> {
             nft,
             watch,
             probes,
-            local_destination,
             legacy,
         })
     }
 
-    /// Looks for what makes verdicts doubtful that a plain measurement gave, if it gave any.
-    pub(super) fn scrutiny<'f>(
-        &mut self,
-        mut findings: impl Iterator<Item = &'f Finding>,
-    ) -> Result<Scrutiny, QuickError> {
-        let plain = |finding| matches!(finding, &Finding::Passed | &Finding::Delivered);
-        if !findings.any(plain) {
-            // Rules of iptables-legacy are asked for when a blocked probe leads there.
-            return Ok(Scrutiny::default());
-        }
+    /// What the router's rules may do with packets.
+    pub(super) fn nature(&self, census: &Census) -> Nature {
+        // Those of iptables-legacy are not looked through.
+        let legacy = self.legacy.then_some(Nature::ANYTHING);
+        legacy.unwrap_or(census.nature)
+    }
+
+    /// Looks for what makes a plain measurement doubtful.
+    pub(super) fn census(&mut self) -> Result<Census, QuickError> {
         let family = self.question.taps.family;
         let census = match &mut self.nft {
             Some(socket) => Census::read(socket, family),
@@ -143,13 +162,27 @@ impl<'a> Probing<'a> {
                 NftSocket::open_here().and_then(|mut socket| Census::read(&mut socket, family))
             })?,
         };
-        let census = census.map_err(|e| self.failed(e.into()))?;
+        census.map_err(|e| self.failed(e.into()))
+    }
+
+    /// What makes verdicts doubtful that a plain measurement gave, if it gave any.
+    pub(super) fn scrutiny<'f>(
+        &self,
+        census: Census,
+        mut findings: impl Iterator<Item = &'f Finding>,
+    ) -> Scrutiny {
+        let plain = |finding| matches!(finding, &Finding::Passed | &Finding::Delivered);
+        if !findings.any(plain) {
+            // Rules of iptables-legacy are asked for when a blocked probe leads there.
+            return Scrutiny::default();
+        }
+        let family = self.question.taps.family;
         let legacy = self.legacy && {
             let rules = LegacyRules::read(&self.router, self.question.tools, family);
             // Rules that cannot be printed are looked at more closely, and that says why not.
             rules.map_or(true, |rules| rules.is_volatile())
         };
-        Ok(Scrutiny { census, legacy })
+        Scrutiny { census, legacy }
     }
 
     /// The sockets that are left to close.
@@ -159,14 +192,18 @@ impl<'a> Probing<'a> {
     }
 
     /// Measures the services with `indexes`, and once more if somebody changed the ruleset
-    /// meanwhile.
-    pub(super) fn measure(&mut self, indexes: &[u32]) -> Result<Measured, QuickError> {
-        let first = self.measure_once(indexes)?;
+    /// meanwhile. With `note_ways` it is noted how each probe leaves.
+    pub(super) fn measure(
+        &mut self,
+        indexes: &[u32],
+        note_ways: bool,
+    ) -> Result<Measured, QuickError> {
+        let first = self.measure_once(indexes, note_ways)?;
         let changes = match self.changes()? {
             Changes::None => return Ok(first),
             changes => changes,
         };
-        let mut second = self.measure_once(indexes)?;
+        let mut second = self.measure_once(indexes, true)?;
         second.spent.add(first.spent);
         second.doubts.push(match self.changes()? {
             Changes::None => {
@@ -190,13 +227,17 @@ impl<'a> Probing<'a> {
     /// Measures the services with `indexes`, and some of them once more in another way: noting
     /// arrivals, where it stays unclear whether their probes came in, and by tag alone, where
     /// something came out that has lost its mark.
-    fn measure_once(&mut self, indexes: &[u32]) -> Result<Measured, QuickError> {
-        let mut first = self.pass(self.question.taps.clone(), indexes)?;
+    fn measure_once(&mut self, indexes: &[u32], note_ways: bool) -> Result<Measured, QuickError> {
+        let taps = Taps {
+            note_ways,
+            ..self.question.taps.clone()
+        };
+        let mut first = self.pass(taps.clone(), indexes)?;
         let unclear: Vec<u32> = first.with(Finding::is_unclear);
         if !unclear.is_empty() {
             let noting = Taps {
                 note_arrivals: true,
-                ..self.question.taps.clone()
+                ..taps.clone()
             };
             let second = self.pass(noting, &unclear)?;
             first.correct(second);
@@ -205,7 +246,7 @@ impl<'a> Probing<'a> {
         if first.unmarked && !stopped.is_empty() {
             let by_tag = Taps {
                 by_tag: true,
-                ..self.question.taps.clone()
+                ..taps
             };
             let second = self.pass(by_tag, &stopped)?;
             first.correct(second);
@@ -249,7 +290,7 @@ impl<'a> Probing<'a> {
         let (refused, reading) = (sent?, reading?);
         removed.map_err(|e| self.failed(e))?;
         fault?;
-        Ok(self.found(&refused, &reading, indexes, owned, spent))
+        Ok(found(&refused, reading, indexes, owned, spent))
     }
 
     /// Sends the probes, as many at a time as the taps can note before they are asked.
@@ -287,35 +328,33 @@ impl<'a> Probing<'a> {
         }
     }
 
-    fn found(
-        &self,
-        refused: &Refused,
-        reading: &Reading,
-        indexes: &[u32],
-        owned: bool,
-        spent: Spent,
-    ) -> Measured {
-        let local_destination = self.local_destination;
-        let observed = Observed {
-            probed: indexes,
-            refused,
-            reading,
-            local_destination,
-        };
-        Measured {
-            findings: judge(&observed),
-            doubts: doubts(&observed),
-            unmarked: reading.unmarked > 0,
-            owned,
-            spent,
-        }
-    }
-
     fn failed(&self, source: TapsError) -> QuickError {
         QuickError::Taps {
             router: self.router.name().to_string(),
             source,
         }
+    }
+}
+
+fn found(
+    refused: &Refused,
+    reading: Reading,
+    indexes: &[u32],
+    owned: bool,
+    spent: Spent,
+) -> Measured {
+    let observed = Observed {
+        probed: indexes,
+        refused,
+        reading: &reading,
+    };
+    Measured {
+        findings: judge(&observed),
+        doubts: doubts(&observed),
+        unmarked: reading.unmarked > 0,
+        ways: reading.ways,
+        owned,
+        spent,
     }
 }
 
@@ -330,6 +369,9 @@ impl Measured {
 
     /// Takes over what another measurement of some of the services found.
     fn correct(&mut self, other: Self) {
+        if let (Some(ways), Some(better)) = (&mut self.ways, &other.ways) {
+            ways.correct(better, other.findings.iter().map(|(index, _)| *index));
+        }
         let mut clear = other.findings.into_iter().peekable();
         for (index, finding) in &mut self.findings {
             if let Some((_, found)) = clear.next_if(|(again, _)| again == index) {

@@ -3,15 +3,26 @@
 //! [`run`] reads as the job's phases: resolve, lease, lock, tap, probe, read, judge, explain, undo.
 //! Each phase that takes something gives it back before the function returns, whatever happened in
 //! between; a failure to give back is reported beside the answer.
+//!
+//! The answer is one from end to end: what left one router is what the next one is asked with. The
+//! ways are planned by look-ups ([`course`]), measured on all planned routers side by side
+//! ([`plan`], [`measure`]), read ([`digest`]) and walked ([`walk`]); a router is asked again where
+//! something else comes than was planned ([`inquiry`]).
 
 mod conclude;
+mod course;
+mod digest;
 mod grant;
+mod inquiry;
 mod measure;
 mod plan;
 mod report;
 mod session;
+mod tables;
+mod walk;
 
 use std::{
+    collections::BTreeSet,
     io,
     net::IpAddr,
     path::PathBuf,
@@ -21,7 +32,13 @@ use std::{
 
 use thiserror::Error;
 
-use self::{grant::Grant, plan::Plan};
+use self::{
+    grant::Grant,
+    inquiry::{Asked, Beginning, Inquiry, Prepared},
+    plan::Plan,
+    report::Frame,
+    session::Outcome,
+};
 pub use super::resolve::RouterChoice;
 use crate::{
     config::Config,
@@ -29,17 +46,25 @@ use crate::{
         backend::{Backend, BackendChoice, ChooseError, TapsError},
         nft::{NftSocket, watch::RulesetWatch},
     },
-    lab::{Lab, LabError, hosts::LabHosts},
-    model::{Dscp, DscpRange, LabName, NameError, RouterId, RunId, Service, dscp::DscpError},
+    lab::{
+        Lab, LabError,
+        hosts::LabHosts,
+        sockets::RouterSockets,
+        trace::{EntryName, Wiring},
+    },
+    model::{
+        Dscp, DscpRange, LabName, NameError, RouterId, RouterName, RunId, Service, dscp::DscpError,
+    },
     netns::{NetnsDir, NetnsError},
     registry::{HostSpec, KernelError, RegistryError},
     run::{
         caretaker::Caretaker,
         explain::{ExplainError, Explainer},
         interrupt::Interrupt,
+        probe::WireSocket,
         progress::{Phase, Progress},
         report::{QuickReport, Timing},
-        resolve::{self, Question, ResolveError},
+        resolve::ResolveError,
         undo::UndoError,
     },
 };
@@ -65,6 +90,8 @@ pub struct QuickJob {
     pub services: Vec<Service>,
     /// Which routers to measure.
     pub routers: RouterChoice,
+    /// Where its packets enter the lab; none for everywhere that they may.
+    pub from: Option<EntryName>,
     /// The DSCP value that the job holds.
     pub dscp: DscpChoice,
     /// The job's name.
@@ -257,6 +284,8 @@ pub enum Closing {
     Watch(RulesetWatch),
     /// Those of traces.
     Explainer(Explainer),
+    /// The hidden sender's.
+    Wire(WireSocket),
 }
 
 /// Runs the job.
@@ -301,60 +330,110 @@ fn answer(
 ) -> Result<(Answered, Vec<UndoError>), QuickError> {
     let started = Instant::now();
     let dir = NetnsDir::default();
+    let wiring = Wiring::from(&**lab);
+    let inquiry = Inquiry {
+        job,
+        lab,
+        dir: &dir,
+        wiring: &wiring,
+    };
     let mut kernel = LabHosts::new(&dir);
-    let flow = plan::flow(job)?;
-    let question = Question {
-        lab: &job.lab,
-        flow: &flow,
-        services: &job.services,
-        routers: &job.routers,
-        trust_facts: job.trust_facts,
+    let mut sockets = RouterSockets::new(&dir, &job.lab);
+    let mut plan = Plan::new(job, grant.dscp(), config)?;
+    let there = kernel.lab(&job.lab).map_err(ResolveError::from)?.list();
+    let there = there.map_err(ResolveError::from)?;
+    let frame = |backend, timing| Frame {
+        job,
+        lab,
+        dscp: grant.dscp(),
+        backend,
+        timing,
     };
-    let hosts = kernel.lab(&job.lab).map_err(ResolveError::from)?;
-    let parts = resolve::parts(&question, lab, &dir, hosts)?;
-    let plan = Plan::new(job, &flow, grant.dscp(), config, &parts)?;
-    let resolve = millis(started.elapsed());
-
-    progress.enter("waiting");
-    let hosts: Vec<&HostSpec> = parts.iter().filter_map(|p| p.host.as_ref().ok()).collect();
-    let routers: Vec<RouterId> = parts.iter().map(|p| p.way.router.clone()).collect();
-    let caretaker = Caretaker::new(&dir, config);
-    let mut caretaker = match plan.backend {
-        Backend::Nft => caretaker.leaving_taps(),
-        Backend::IptablesNft | Backend::IptablesLegacy => caretaker,
+    let starts = match inquiry.begin(&mut sockets, &there, plan.probes.first())? {
+        Beginning::Enter(starts) => starts,
+        Beginning::Settled(ending) => {
+            let timing = Timing {
+                resolve: millis(started.elapsed()),
+                ..Timing::default()
+            };
+            return Ok((
+                report::settled(frame(plan.backend, timing), &ending),
+                Vec::new(),
+            ));
+        }
     };
-    let kept = grant.reconcile(job, &routers, &mut caretaker)?;
-    let outcome = grant
-        .session(job, interrupt)
-        .run(&hosts, &routers, &mut kernel, || {
-            stop_if(interrupt)?;
+    let mut larger = BTreeSet::new();
+    let mut with_hosts = true;
+    loop {
+        let hosts = kernel.lab(&job.lab).map_err(ResolveError::from)?;
+        let hosts = with_hosts.then_some((hosts, there.as_slice()));
+        let mut prepared = inquiry.prepare(&mut sockets, hosts, &starts, &plan.probes)?;
+        prepared.routers.extend(larger.iter().cloned());
+        plan.choose(job, prepared.visits.first().map(|visit| &visit.netns))?;
+        let resolve = millis(started.elapsed());
+        progress.enter("waiting");
+        let caretaker = Caretaker::new(&dir, config);
+        let mut caretaker = match plan.backend {
+            Backend::Nft => caretaker.leaving_taps(),
+            Backend::IptablesNft | Backend::IptablesLegacy => caretaker,
+        };
+        let routers = ids(job, &prepared);
+        let kept = grant.reconcile(job, &routers, &mut caretaker)?;
+        let specs = prepared.hosts.clone();
+        let specs: Vec<&HostSpec> = specs.iter().collect();
+        let session = grant.session(job, interrupt);
+        let outcome = session.run(&specs, &routers, &mut kernel, || {
             progress.enter("probing");
-            let answers = plan.measure_all(&parts, &dir)?;
+            let go_on = || stop_if(interrupt);
+            let asked = inquiry.ask(&plan, prepared, &mut sockets, &go_on)?;
             stop_if(interrupt)?;
-            Ok(answers)
+            Ok(asked)
         });
-    progress.enter("undoing");
-    let undone = Timing {
+        progress.enter("undoing");
+        let timing = undone(resolve, &outcome);
+        match outcome.result {
+            Ok(Asked::Through(through)) => {
+                let frame = frame(plan.backend, timing);
+                let mut answered = report::assemble(frame, &plan, through);
+                answered.report.warnings.extend(kept);
+                return Ok((answered, outcome.left));
+            }
+            Ok(Asked::Larger(more)) => {
+                log(&outcome.left);
+                larger.extend(more);
+            }
+            // Another job has a host with this address at another interface of the router.
+            Err(QuickError::Registry(RegistryError::Collision { .. })) if with_hosts => {
+                log(&outcome.left);
+                with_hosts = false;
+            }
+            Err(error) => {
+                log(&outcome.left);
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// The routers to be locked.
+fn ids(job: &QuickJob, prepared: &Prepared) -> Vec<RouterId> {
+    let id = |router: &RouterName| RouterId::new(job.lab.clone(), router.clone());
+    prepared.routers.iter().map(id).collect()
+}
+
+fn undone<T>(resolve: f64, outcome: &Outcome<T>) -> Timing {
+    Timing {
         resolve,
         hosts: millis(outcome.hosts),
         lock: millis(outcome.lock),
         undo: millis(outcome.undo),
         ..Timing::default()
-    };
-    match outcome.result {
-        Ok(answers) => {
-            let mut answered = report::assemble(job, grant.dscp(), &parts, &plan, answers, undone);
-            answered.report.warnings.extend(kept);
-            Ok((answered, outcome.left))
-        }
-        Err(error) => {
-            outcome
-                .left
-                .iter()
-                .for_each(|failure| tracing::error!("{}", full(failure)));
-            Err(error)
-        }
     }
+}
+
+fn log(left: &[UndoError]) {
+    left.iter()
+        .for_each(|failure| tracing::error!("{}", full(failure)));
 }
 
 fn stop_if(interrupt: &Interrupt) -> Result<(), QuickError> {

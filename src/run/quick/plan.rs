@@ -1,10 +1,10 @@
-//! What is measured on every router, and the routers worked off side by side.
+//! What is measured at every place, and the routers worked off side by side.
 
 use std::{
     collections::BTreeMap,
     io,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -14,7 +14,7 @@ use std::{
 use super::{
     Closing, EXPLAIN_AUTO_MAX, ExplainMode, QuickError, QuickJob,
     conclude::conclude,
-    measure::{Probing, Question, Spent, step},
+    measure::{self, Probing, Question, Spent, step},
     random,
 };
 use crate::{
@@ -23,20 +23,21 @@ use crate::{
         TagSpace, Taps,
         backend::{Backend, Site, choose},
         iptables::{OwnerMark, feature},
+        nft::nature::Nature,
+        taps::Ways,
     },
-    model::Dscp,
+    lab::trace::Entry,
+    model::{Dscp, NetnsName, RouterName},
     netlink::object::Family,
-    netns::{NetnsDir, tool::Tools},
+    netns::{NetnsDir, NetnsFd, tool::Tools},
     processors,
     registry::Owner,
     run::{
         explain::{self, Explainer, Explanation, Scrutiny},
         packet::{Headers, Probe},
-        probe::Catalogue,
+        probe::{Catalogue, ProbeSocket},
         report::Verdict,
-        resolve::Part,
         verdict::Finding,
-        way::Flow,
     },
 };
 
@@ -51,26 +52,50 @@ pub(super) struct Plan {
     tools: Tools,
     owner: OwnerMark,
     taps: Taps,
-    probes: Vec<Probe>,
+    /// As the source sends them.
+    pub(super) probes: Vec<Probe>,
     pub(super) catalogue: Catalogue,
 }
 
-/// What became of one router's part.
+/// Probes to be sent to one place.
+#[derive(Debug)]
+pub(super) struct Visit {
+    pub(super) at: Entry,
+    pub(super) netns: Arc<NetnsFd>,
+    /// In ascending order of their indexes.
+    pub(super) probes: Vec<Probe>,
+    /// From where, or why nothing can be sent there.
+    pub(super) from: Result<Sender, String>,
+}
+
+/// What sends probes.
+#[derive(Debug)]
+pub(super) enum Sender {
+    /// The source host of this name.
+    Host(NetnsName),
+    /// The hidden sender.
+    Wire(ProbeSocket),
+}
+
+/// What became of one visit.
 #[derive(Debug)]
 pub(super) enum Answer {
     /// It was measured.
-    Measured(Measurement),
+    Measured(Box<Measurement>),
     /// No probe can be sent to it; why.
     Unmeasured(String),
 }
 
-/// What is known about one router when everything was measured and explained.
+/// What is known about one visit when everything was measured and explained.
 #[derive(Debug)]
 pub(super) struct Measurement {
     /// By service index.
     pub(super) findings: BTreeMap<u32, Finding>,
     /// By service index, where the reason was looked into.
     pub(super) reasons: BTreeMap<u32, (Verdict, String)>,
+    /// How probes left, where anything could have changed them.
+    pub(super) ways: Option<Ways>,
+    pub(super) nature: Nature,
     pub(super) doubts: Vec<String>,
     pub(super) owned: bool,
     pub(super) spent: Spent,
@@ -87,37 +112,17 @@ struct Asked {
 }
 
 impl Plan {
-    pub(super) fn new(
-        job: &QuickJob,
-        flow: &Flow,
-        dscp: Dscp,
-        config: &Config,
-        parts: &[Part],
-    ) -> Result<Self, QuickError> {
-        let tools = Tools::new(config.tool_dirs.clone());
+    pub(super) fn new(job: &QuickJob, dscp: Dscp, config: &Config) -> Result<Self, QuickError> {
         let owner = Owner::current().map_err(|source| QuickError::System {
             what: "tell who this process is",
             source,
         })?;
-        let owner = OwnerMark::from(&owner);
-        let family = Family::of(job.destination);
-        let backend = match parts.first() {
-            Some(part) => choose(job.backend, |backend| {
-                let site = Site {
-                    netns: &part.way.netns,
-                    tools: &tools,
-                    owner: &owner,
-                };
-                feature::probe(backend, family, site)
-            })?,
-            None => Backend::Nft,
-        };
         let catalogue = Catalogue::new(&job.services);
         let seed = job.pass_on.map_or_else(random, Ok)?;
         let tags = TagSpace::new(dscp, seed);
         let taps = Taps {
             run_id: job.run_id.clone(),
-            family,
+            family: Family::of(job.destination),
             tags,
             services: catalogue.len(),
             runs: catalogue.runs().clone(),
@@ -127,13 +132,14 @@ impl Plan {
             note_ways: false,
             pass_on: job.pass_on.is_some(),
         };
+        let source_port = job.source_port.map_or_else(fresh_port, Ok)?;
         let probe = |index: u32| {
             let service = catalogue.service(index)?;
             let headers = Headers {
                 source: job.source,
                 destination: job.destination,
                 protocol: service.protocol,
-                source_port: flow.source_port,
+                source_port,
                 destination_port: service.port,
                 tos: job.probe_dscp.tos(),
                 ttl: TTL,
@@ -142,38 +148,62 @@ impl Plan {
         };
         let probes = (0..catalogue.len()).filter_map(probe).collect();
         Ok(Self {
-            backend,
+            backend: Backend::Nft,
             explain: job.explain,
-            tools,
-            owner,
+            tools: Tools::new(config.tool_dirs.clone()),
+            owner: OwnerMark::from(&owner),
             taps,
             probes,
             catalogue,
         })
     }
 
-    /// Measures every part, as many at once as there are processors. The first failure ends the
-    /// job; what is being measured then is finished and undone.
+    /// Chooses the back end by what the kernel shows in `router`, the first that is measured.
+    pub(super) fn choose(
+        &mut self,
+        job: &QuickJob,
+        router: Option<&Arc<NetnsFd>>,
+    ) -> Result<(), QuickError> {
+        let Some(netns) = router else { return Ok(()) };
+        self.backend = choose(job.backend, |backend| {
+            let site = Site {
+                netns,
+                tools: &self.tools,
+                owner: &self.owner,
+            };
+            feature::probe(backend, self.taps.family, site)
+        })?;
+        Ok(())
+    }
+
+    /// Makes every visit, at as many routers at once as there are processors. The first failure ends
+    /// the job; what is being measured then is finished and undone.
     pub(super) fn measure_all(
         &self,
-        parts: &[Part],
+        visits: &[Visit],
         dir: &NetnsDir,
     ) -> Result<Vec<Answer>, QuickError> {
+        let routers = by_router(visits);
         let next = AtomicUsize::new(0);
         let answers = Mutex::new(BTreeMap::new());
         let work = || {
-            while let Some((index, part)) = take(&next, parts) {
-                let answer = self.measure(part, dir);
-                if answer.is_err() {
-                    next.store(parts.len(), Ordering::Relaxed);
+            while let Some(numbers) = routers.get(next.fetch_add(1, Ordering::Relaxed)) {
+                for &number in numbers {
+                    let Some(visit) = visits.get(number) else {
+                        continue;
+                    };
+                    let answer = self.measure(visit, dir);
+                    if answer.is_err() {
+                        next.store(routers.len(), Ordering::Relaxed);
+                    }
+                    answers
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(number, answer);
                 }
-                answers
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(index, answer);
             }
         };
-        match processors::count().min(parts.len()) {
+        match processors::count().min(routers.len()) {
             0 | 1 => work(),
             workers => thread::scope(|scope| {
                 // One worker is this thread.
@@ -185,28 +215,38 @@ impl Plan {
         answers.into_values().collect()
     }
 
-    fn measure(&self, part: &Part, dir: &NetnsDir) -> Result<Answer, QuickError> {
-        let host = match &part.host {
-            Ok(host) => dir.open(&host.id.netns())?,
+    fn measure(&self, visit: &Visit, dir: &NetnsDir) -> Result<Answer, QuickError> {
+        let host = match &visit.from {
+            Ok(Sender::Host(name)) => Some(dir.open(name)?),
+            Ok(Sender::Wire(_)) => None,
             Err(why) => return Ok(Answer::Unmeasured(why.clone())),
         };
-        let local = part.way.ends_here();
-        let mut probing = Probing::open(self.question(), &part.way.netns, &host, local)?;
-        let measured = probing.measure(&self.catalogue.all())?;
+        let from = match (&visit.from, &host) {
+            (Ok(Sender::Wire(socket)), _) => measure::From::Wire(socket.clone()),
+            (_, Some(host)) => measure::From::Host(host),
+            _ => return Ok(Answer::Unmeasured("there is no sender".to_owned())),
+        };
+        let mut probing = Probing::open(self.question(visit), &visit.netns, from)?;
+        let census = probing.census()?;
+        let nature = probing.nature(&census);
+        // What the iptables back ends note costs them nothing.
+        let note_ways = nature.changes || self.backend != Backend::Nft;
+        let indexes: Vec<u32> = visit.probes.iter().map(|probe| probe.index).collect();
+        let measured = probing.measure(&indexes, note_ways)?;
         let findings: BTreeMap<u32, Finding> = measured.findings.into_iter().collect();
         let mut closing = Vec::new();
         let begin = Instant::now();
         let scrutiny = match self.explain {
             ExplainMode::Never => Scrutiny::default(),
-            _ => probing.scrutiny(findings.values())?,
+            _ => probing.scrutiny(census, findings.values()),
         };
-        let asked = self.worth_explaining(&findings, &scrutiny);
+        let asked = self.worth_explaining(&visit.probes, &findings, &scrutiny);
         let explained = if asked.probes.is_empty() {
             Explanation::default()
         } else {
             let mut explainer = Explainer::new(self.tools.clone());
             let probes = &asked.probes;
-            let explained = self.explain(&mut explainer, part, &probing, probes, &scrutiny);
+            let explained = self.explain(&mut explainer, visit, &probing, probes, &scrutiny);
             closing.push(Closing::Explainer(explainer));
             explained?
         };
@@ -220,16 +260,18 @@ impl Plan {
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
         doubts.extend(asked.left_out);
-        let netns = &part.way.netns;
+        let netns = &visit.netns;
         if !dir
             .open(netns.name())
             .is_ok_and(|now| now.id() == netns.id())
         {
             doubts.push("the router was rebuilt or removed during the measurement".to_owned());
         }
-        Ok(Answer::Measured(Measurement {
+        Ok(Answer::Measured(Box::new(Measurement {
             findings,
             reasons,
+            ways: measured.ways,
+            nature,
             doubts,
             owned: measured.owned,
             spent: Spent {
@@ -237,12 +279,17 @@ impl Plan {
                 ..measured.spent
             },
             closing,
-        }))
+        })))
     }
 
     /// The blocked services, whose reasons are to be found, and the others, where the router has
     /// something that makes a plain YES doubtful.
-    fn worth_explaining(&self, findings: &BTreeMap<u32, Finding>, scrutiny: &Scrutiny) -> Asked {
+    fn worth_explaining(
+        &self,
+        all: &[Probe],
+        findings: &BTreeMap<u32, Finding>,
+        scrutiny: &Scrutiny,
+    ) -> Asked {
         let most = match self.explain {
             ExplainMode::Never => return Asked::default(),
             ExplainMode::Auto => EXPLAIN_AUTO_MAX,
@@ -259,8 +306,8 @@ impl Plan {
             *count += 1;
             let fits = *count <= most;
             left += usize::from(!fits && matches!(finding, Finding::Passed | Finding::Delivered));
-            let at = self.probes.binary_search_by_key(&index, |p| p.index);
-            let probe = at.ok().and_then(|at| self.probes.get(at));
+            let at = all.binary_search_by_key(&index, |p| p.index);
+            let probe = at.ok().and_then(|at| all.get(at));
             probes.extend(probe.filter(|_| fits));
         }
         let mut left_out = Vec::new();
@@ -283,18 +330,18 @@ impl Plan {
     fn explain(
         &self,
         explainer: &mut Explainer,
-        part: &Part,
+        visit: &Visit,
         probing: &Probing<'_>,
         probes: &[Probe],
         scrutiny: &Scrutiny,
     ) -> Result<Explanation, QuickError> {
         step("quick.explain")?;
         let question = explain::Question {
-            netns: &part.way.netns,
+            netns: &visit.netns,
             run_id: &self.taps.run_id,
             tags: self.taps.tags,
             from_itself: self.taps.from_itself,
-            ingress: part.way.iface_in.as_ref(),
+            ingress: visit.at.iface_in.as_ref(),
             probes,
             scrutiny,
             pass_on: self.taps.pass_on,
@@ -306,15 +353,15 @@ impl Plan {
         explainer
             .explain(&question, &mut send)
             .map_err(|source| QuickError::Explain {
-                router: part.way.router.to_string(),
+                router: visit.netns.name().to_string(),
                 source,
             })
     }
 
-    fn question(&self) -> Question<'_> {
+    fn question<'a>(&'a self, visit: &'a Visit) -> Question<'a> {
         Question {
             taps: &self.taps,
-            probes: &self.probes,
+            probes: &visit.probes,
             backend: self.backend,
             tools: &self.tools,
             owner: &self.owner,
@@ -322,9 +369,17 @@ impl Plan {
     }
 }
 
-fn take<'a>(next: &AtomicUsize, parts: &'a [Part]) -> Option<(usize, &'a Part)> {
-    let index = next.fetch_add(1, Ordering::Relaxed);
-    Some((index, parts.get(index)?))
+/// The numbers of the visits at each router: one is made after the other there.
+fn by_router(visits: &[Visit]) -> Vec<Vec<usize>> {
+    let mut routers: Vec<(&RouterName, Vec<usize>)> = Vec::new();
+    for (number, visit) in visits.iter().enumerate() {
+        let router = &visit.at.router;
+        match routers.iter_mut().find(|(known, _)| *known == router) {
+            Some((_, numbers)) => numbers.push(number),
+            None => routers.push((router, vec![number])),
+        }
+    }
+    routers.into_iter().map(|(_, numbers)| numbers).collect()
 }
 
 /// A source port that no earlier run is likely to have used, so that no entry of connection
@@ -334,14 +389,4 @@ pub(super) fn fresh_port() -> Result<u16, QuickError> {
     const FIRST: u16 = 32_768;
     const COUNT: u64 = 28_232;
     Ok(FIRST + (random()? % COUNT) as u16)
-}
-
-/// The flow of the job's probes.
-pub(super) fn flow(job: &QuickJob) -> Result<Flow, QuickError> {
-    Ok(Flow {
-        source: job.source,
-        destination: job.destination,
-        source_port: job.source_port.map_or_else(fresh_port, Ok)?,
-        tos: job.probe_dscp.tos(),
-    })
 }

@@ -1,228 +1,325 @@
-//! From findings and reasons to the answer.
+//! From what was measured and walked to the answer.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     Answered, QuickJob,
-    plan::{Answer, Measurement, Plan},
+    digest::{Ending, Outcome, Visited},
+    inquiry::Through,
+    plan::{Answer, Plan},
+    walk::WayEnd,
 };
 use crate::{
-    firewall::rule::{Field, Packet, State},
-    lab::omission::{Course, Outcome},
-    model::{Dscp, Service},
-    netlink::object::Family,
+    firewall::backend::Backend,
+    lab::{Lab, trace::Entry},
+    model::{Dscp, IfName, RouterName, Service},
     run::{
-        omitted::Seen,
-        probe::Catalogue,
-        report::{QuickReport, RouterReport, ServiceReport, Timing, Verdict},
-        resolve::Part,
-        verdict::Finding,
-        way,
+        omitted::Omitted,
+        report::{
+            EndKind, EndToEnd, QuickReport, RouterReport, Scope, ServiceReport, Timing, Verdict,
+        },
+        resolve::RouterChoice,
     },
 };
 
+/// What is known of every answer.
+pub(super) struct Frame<'a> {
+    pub(super) job: &'a QuickJob,
+    pub(super) lab: &'a Lab,
+    pub(super) dscp: Dscp,
+    pub(super) backend: Backend,
+    pub(super) timing: Timing,
+}
+
+/// The answer where no router had to be asked.
+pub(super) fn settled(frame: Frame<'_>, ending: &Ending) -> Answered {
+    let one = |service: &Service| EndToEnd {
+        port: service.port,
+        protocol: service.protocol,
+        result: ending.verdict,
+        reason: ending.reason.clone(),
+        router: None,
+        end: ending.kind,
+        way: Vec::new(),
+    };
+    let end_to_end = frame.job.services.iter().map(one).collect();
+    Answered {
+        report: frame.report(end_to_end, Vec::new(), Vec::new()),
+        closing: Vec::new(),
+    }
+}
+
 /// Puts the answer together.
-pub(super) fn assemble(
-    job: &QuickJob,
-    dscp: Dscp,
-    parts: &[Part],
-    plan: &Plan,
-    answers: Vec<Answer>,
-    mut timing: Timing,
-) -> Answered {
-    let mut routers = Vec::new();
+pub(super) fn assemble(mut frame: Frame<'_>, plan: &Plan, through: Through) -> Answered {
     let mut warnings = Vec::new();
     let mut closing = Vec::new();
-    for (part, answer) in parts.iter().zip(answers) {
-        warnings.extend(about(job, part));
-        match answer {
-            Answer::Unmeasured(why) => routers.push(unmeasured(job, part, &why)),
-            Answer::Measured(measurement) => {
-                timing.add(&measurement.spent);
-                let name = &part.way.router.router;
-                warnings.extend(measurement.doubts.iter().map(|d| format!("{name}: {d}")));
-                if !measurement.owned {
-                    warnings.push(format!(
-                        "{name}: taps of this back end stay in the router if the job is killed, \
-                         until the next job or `tsim reconcile` sweeps them"
-                    ));
-                }
-                routers.push(measured(job, part, &plan.catalogue, &measurement));
-                closing.extend(measurement.closing);
-            }
+    let mut told = BTreeSet::new();
+    for (router, answer) in through.measured {
+        if told.insert(router.clone()) {
+            warnings.extend(incomplete(&frame, &router));
         }
+        let Answer::Measured(measurement) = answer else {
+            continue;
+        };
+        frame.timing.add(&measurement.spent);
+        let doubts = measurement.doubts.iter();
+        warnings.extend(doubts.map(|doubt| format!("{router}: {doubt}")));
+        if !measurement.owned {
+            warnings.push(format!(
+                "{router}: taps of this back end stay in the router if the job is killed, until \
+                 the next job or `tsim reconcile` sweeps them"
+            ));
+        }
+        closing.extend(measurement.closing);
     }
-    if !job.use_registry {
-        warnings.push(ALONE.to_owned());
+    closing.extend(through.wire.map(super::Closing::Wire));
+    if let RouterChoice::Traced(trace) = &frame.job.routers {
+        warnings.extend(trace.warnings.iter().cloned());
     }
-    let report = QuickReport {
-        source: job.source,
-        destination: job.destination,
-        dscp,
-        run_id: job.run_id.clone(),
-        backend: plan.backend.to_string(),
-        routers,
-        warnings,
-        timing_ms: timing,
-    };
-    Answered { report, closing }
+    let mut seen = BTreeSet::new();
+    warnings.retain(|warning| seen.insert(warning.clone()));
+    let reached = Reached::new(&through.visited, &through.ways);
+    let order = plan.catalogue.in_order_asked();
+    let place = (order, through.aside.as_slice());
+    let rows = rows(frame.job, place, &through.visited, &reached);
+    let services = frame.job.services.iter().zip(order);
+    let mut ways = through.ways;
+    let end_to_end = services
+        .map(|(service, &index)| {
+            let ways = ways.get_mut(index as usize).map(std::mem::take);
+            conclude(service, ways.unwrap_or_default())
+        })
+        .collect();
+    Answered {
+        report: frame.report(end_to_end, rows, warnings),
+        closing,
+    }
 }
 
 const ALONE: &str = "--no-registry: no leases and locks were taken; a job that ran at the same \
                      time may have removed a source host or measured these probes";
 
-/// What a reader should know about a router before any probe.
-fn about(job: &QuickJob, part: &Part) -> Vec<String> {
-    let name = &part.way.router.router;
-    let mut warnings = Vec::new();
-    if !part.omitted.is_empty() {
-        warnings.push(format!(
-            "{name} lacks something of its facts; see `tsim lab status {}`",
-            job.lab
-        ));
+impl Frame<'_> {
+    fn report(
+        self,
+        end_to_end: Vec<EndToEnd>,
+        routers: Vec<RouterReport>,
+        mut warnings: Vec<String>,
+    ) -> QuickReport {
+        if !self.job.use_registry {
+            warnings.push(ALONE.to_owned());
+        }
+        QuickReport {
+            source: self.job.source,
+            destination: self.job.destination,
+            dscp: self.dscp,
+            run_id: self.job.run_id.clone(),
+            backend: self.backend.to_string(),
+            scope: match self.job.routers {
+                RouterChoice::Named(_) => Scope::Named,
+                _ => Scope::Whole,
+            },
+            end_to_end,
+            routers,
+            warnings,
+            timing_ms: self.timing,
+        }
     }
-    if !part.way.by_port.is_empty() {
-        let others: BTreeSet<String> = part
-            .way
-            .by_port
-            .iter()
-            .map(|(_, lookup)| {
-                lookup
-                    .dev
-                    .as_ref()
-                    .map_or("nowhere".to_owned(), ToString::to_string)
-            })
-            .collect();
-        let count = part.way.by_port.len();
-        let others: Vec<String> = others.into_iter().collect();
-        warnings.push(format!(
-            "{name}: policy rules send {count} of the services another way than the first: {}",
-            others.join(", ")
-        ));
-    }
-    warnings
 }
 
-/// Says why no probe could be sent at all.
-fn unmeasured(job: &QuickJob, part: &Part, why: &str) -> RouterReport {
-    let service = |service: &Service| ServiceReport {
+/// What a reader should know about a router before any probe.
+fn incomplete(frame: &Frame<'_>, router: &RouterName) -> Option<String> {
+    let state = frame.lab.router(router).ok()?;
+    let omitted = Omitted::of(frame.lab, state, frame.job.trust_facts);
+    (!omitted.is_empty()).then(|| {
+        format!(
+            "{router} lacks something of its facts; see `tsim lab status {}`",
+            frame.job.lab
+        )
+    })
+}
+
+/// The verdict from end to end: that of all ways, where they agree.
+fn conclude(service: &Service, ways: Vec<WayEnd>) -> EndToEnd {
+    let answer = |result, reason, router, end, way| EndToEnd {
         port: service.port,
         protocol: service.protocol,
-        result: Verdict::Unknown,
-        reason: Some(why.to_owned()),
+        result,
+        reason,
+        router,
+        end,
+        way,
     };
-    frame(part, job.services.iter().map(service).collect())
-}
-
-/// One router's answers in the order asked for.
-fn measured(
-    job: &QuickJob,
-    part: &Part,
-    catalogue: &Catalogue,
-    answer: &Measurement,
-) -> RouterReport {
-    let one = |(service, index): (&Service, &u32)| {
-        let (result, reason) = conclude(part, *index, answer);
-        let seen = seen(job, part, service, answer.findings.get(index));
-        let (result, reason) = part.omitted.weigh(result, reason, &seen);
-        ServiceReport {
-            port: service.port,
-            protocol: service.protocol,
-            result,
-            reason,
+    let several = ways.len() > 1;
+    let verdict = ways.first().map(|way| way.verdict);
+    let agree = ways.iter().all(|way| Some(way.verdict) == verdict);
+    if several && !agree {
+        let reason = disagreement(&ways);
+        let first = ways.into_iter().next();
+        let legs = first.map(|way| way.legs).unwrap_or_default();
+        let end = EndKind::Disagree;
+        return answer(Verdict::Unknown, Some(reason.into()), None, end, legs);
+    }
+    match ways.into_iter().next() {
+        Some(way) => answer(way.verdict, way.reason, way.router, way.kind, way.legs),
+        None => {
+            let reason = "it is not known where its packets come in";
+            let end = EndKind::NotKnown;
+            answer(Verdict::Unknown, Some(reason.into()), None, end, Vec::new())
         }
-    };
-    frame(
-        part,
-        job.services
-            .iter()
-            .zip(catalogue.in_order_asked())
-            .map(one)
-            .collect(),
-    )
-}
-
-fn frame(part: &Part, services: Vec<ServiceReport>) -> RouterReport {
-    RouterReport {
-        name: part.way.router.router.clone(),
-        iface_in: part.way.iface_in.clone(),
-        iface_out: part.way.iface_out().cloned(),
-        next_hop: part.way.next_hop(),
-        services,
     }
 }
 
-fn conclude(part: &Part, index: u32, answer: &Measurement) -> (Verdict, Option<String>) {
-    let Some(finding) = answer.findings.get(&index) else {
-        return (Verdict::Unknown, Some("it was not measured".to_owned()));
-    };
-    let (verdict, reason) = match (finding, answer.reasons.get(&index)) {
-        (Finding::Stopped, Some((verdict, reason))) => (*verdict, Some(reason.clone())),
-        (Finding::Stopped, None) => (Verdict::No, Some(stopped(part))),
-        (Finding::Passed, reason) => match reason {
-            Some((verdict, reason)) => (*verdict, Some(reason.clone())),
-            None => (Verdict::Yes, None),
-        },
-        (Finding::Delivered, found) => {
-            let reason = "the destination is the router itself; judged at the end of INPUT";
-            match found {
-                Some((verdict, why)) => (*verdict, Some(format!("{reason}; {why}"))),
-                None => (Verdict::Yes, Some(reason.to_owned())),
+/// Each way with its verdict, ways with the same end together.
+fn disagreement(ways: &[WayEnd]) -> String {
+    let entries: BTreeSet<_> = ways.iter().map(|way| &way.entry).collect();
+    let mut texts: Vec<String> = Vec::new();
+    for way in ways {
+        let by = if entries.len() > 1 {
+            way.entry.to_string()
+        } else {
+            let routers = way.legs.iter().map(|leg| leg.hop.router.as_str());
+            routers.collect::<Vec<_>>().join(", ")
+        };
+        let at = way.router.as_ref().filter(|_| way.verdict != Verdict::Yes);
+        let at = at.map(|router| format!(" at {router}")).unwrap_or_default();
+        let why = way.reason.as_ref();
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        let text = format!("by {by} {}{at}{why}", way.verdict);
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join("; ")
+}
+
+/// Which probes of which visits packets really came as.
+struct Reached(Vec<Vec<bool>>);
+
+impl Reached {
+    fn new(visited: &[Visited], ways: &[Vec<WayEnd>]) -> Self {
+        let none = |visit: &Visited| vec![false; visit.probes.len()];
+        let mut reached: Vec<Vec<bool>> = visited.iter().map(none).collect();
+        for step in ways.iter().flatten().flat_map(|way| &way.steps) {
+            let visit = reached.get_mut(step.visit);
+            if let Some(there) = visit.and_then(|visit| visit.get_mut(step.position)) {
+                *there = true;
             }
         }
-        (Finding::Diverted, _) => {
-            let reason = "it ends on the router itself (redirected by NAT or TPROXY)";
-            (Verdict::No, Some(reason.to_owned()))
+        Self(reached)
+    }
+
+    fn any(&self, visit: usize) -> bool {
+        self.0.get(visit).is_some_and(|visit| visit.contains(&true))
+    }
+
+    fn get(&self, visit: usize, position: usize) -> bool {
+        self.0
+            .get(visit)
+            .and_then(|visit| visit.get(position).copied())
+            .unwrap_or(false)
+    }
+}
+
+/// One row for each place, in the order in which places were asked first.
+fn rows(
+    job: &QuickJob,
+    (order, aside): (&[u32], &[Entry]),
+    visited: &[Visited],
+    reached: &Reached,
+) -> Vec<RouterReport> {
+    let mut rows: Vec<RouterReport> = Vec::new();
+    let mut done: Vec<&Entry> = Vec::new();
+    for visit in visited {
+        if done.contains(&&visit.at) {
+            continue;
         }
-        (Finding::NotArrived, Some((verdict, reason))) => (*verdict, Some(reason.clone())),
-        (Finding::NotArrived, None) => (
-            Verdict::Unknown,
-            Some("the probe did not reach the router's PREROUTING".to_owned()),
-        ),
-        (Finding::NotSent(reason), _) => (Verdict::Unknown, Some(reason.clone())),
-        (Finding::Undecided(reason), _) => (Verdict::Unknown, Some(reason.clone())),
-        (Finding::Unclear, _) => (
-            Verdict::Unknown,
-            Some("probes were lost before the router".to_owned()),
-        ),
-    };
-    (verdict, reason)
+        done.push(&visit.at);
+        let here: Vec<(usize, &Visited)> = visited
+            .iter()
+            .enumerate()
+            .filter(|(_, other)| other.at == visit.at)
+            .collect();
+        let services = job.services.iter().zip(order);
+        let services = services
+            .filter_map(|(service, &index)| cell(service, index, &here, reached))
+            .collect();
+        let (iface_out, next_hop) = way_out(visit);
+        rows.push(RouterReport {
+            name: visit.at.router.clone(),
+            iface_in: visit.at.iface_in.clone(),
+            iface_out,
+            next_hop,
+            on_way: !aside.contains(&visit.at)
+                || here.iter().any(|(number, _)| reached.any(*number)),
+            services,
+        });
+    }
+    if let RouterChoice::Named(names) = &job.routers {
+        let place = |row: &RouterReport| names.iter().position(|name| *name == row.name);
+        rows.sort_by_key(place);
+    }
+    rows
 }
 
-/// What is known of a service's packet at the router.
-fn seen(job: &QuickJob, part: &Part, service: &Service, finding: Option<&Finding>) -> Seen {
-    let (course, outcome) = match finding {
-        Some(Finding::Passed) => (Some(Course::Forwarded), Outcome::Passed),
-        Some(Finding::Delivered | Finding::Diverted) => (Some(Course::Delivered), Outcome::Passed),
-        _ => (None, Outcome::Stopped(None)),
-    };
-    let mut packet = Packet::of(Family::of(job.destination))
-        .with(Field::Protocol, service.protocol.number())
-        .with(Field::DestinationPort, service.port)
-        .with_address(Field::Source, job.source)
-        .with_address(Field::Destination, job.destination)
-        .with_state(State::New)
-        .with_state(State::Untracked);
-    if let Some(iif) = &part.way.iface_in {
-        packet = packet.with_device(Field::Incoming, iif.as_str());
+/// Where the router sends packets: by its tables, or else where one went.
+fn way_out(visit: &Visited) -> (Option<IfName>, Option<IpAddr>) {
+    if visit.planned.0.is_some() {
+        return visit.planned.clone();
     }
-    // Policy rules may send it another way than the first service.
-    let oif = part.way.iface_out();
-    if let Some(oif) = oif.filter(|_| part.way.by_port.is_empty()) {
-        packet = packet.with_device(Field::Outgoing, oif.as_str());
-    }
-    Seen {
-        packet,
-        course,
-        outcome,
-        behind_nat: false,
-    }
+    let hops = visit.exits.iter().map(|exit| &exit.hop);
+    let out = hops.filter_map(|hop| hop.iface_out.clone()).next();
+    (out, None)
 }
 
-/// What the router's routes say about a probe that came in and did not come out.
-fn stopped(part: &Part) -> String {
-    way::nowhere(&part.way.onward)
-        .unwrap_or_else(|| "it came in and did not come out: stopped by the router".to_owned())
+/// What became of a service at one place: of its packet that really came there, or else of the one
+/// that was planned to. None where none was.
+fn cell(
+    service: &Service,
+    index: u32,
+    here: &[(usize, &Visited)],
+    reached: &Reached,
+) -> Option<ServiceReport> {
+    let mut found: Option<(bool, &Visited, &Outcome)> = None;
+    for (number, visit) in here {
+        let Ok(position) = visit.probes.binary_search_by_key(&index, |p| p.index) else {
+            continue;
+        };
+        let came = reached.get(*number, position);
+        let outcome = visit.outcomes.get(position)?;
+        if found.is_none_or(|(before, ..)| came && !before) {
+            found = Some((came, visit, outcome));
+        }
+    }
+    let (reached, visit, outcome) = found?;
+    let itself = || {
+        let exit = visit.exits.get(outcome.exit?)?;
+        let end = exit.fates.iter().find_map(|fate| match fate {
+            super::digest::Fate::End(ending) => Some(ending),
+            super::digest::Fate::On(_) => None,
+        })?;
+        let local = exit.hop.iface_out.as_ref()?.as_str() == "lo";
+        (local && outcome.verdict == Verdict::Yes).then_some(end)
+    };
+    let (result, reason) = match itself() {
+        Some(end) if end.kind == EndKind::Itself => {
+            let mut text =
+                "the destination is the router itself; judged at the end of INPUT".to_owned();
+            if let Some(caveat) = &outcome.reason {
+                text = format!("{text}; {caveat}");
+            }
+            (Verdict::Yes, Some(Arc::from(text)))
+        }
+        Some(end) => (end.verdict, end.reason.clone()),
+        None => (outcome.verdict, outcome.reason.clone()),
+    };
+    Some(ServiceReport {
+        port: service.port,
+        protocol: service.protocol,
+        result,
+        reason,
+        reached,
+    })
 }
 
 impl Timing {

@@ -1,0 +1,596 @@
+//! From what was observed at one place to what became of each probe there, and where it went.
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use super::{
+    plan::Measurement,
+    tables::{Out, Tables, classes, routed, selects},
+};
+use crate::{
+    firewall::{
+        rule::{Field, Packet, State},
+        taps::Left,
+    },
+    lab::{
+        LabState,
+        omission::{self, Course},
+        trace::{Entry, Onward},
+    },
+    model::{IfName, RouterName},
+    netlink::{
+        LookupKind, LookupQuery,
+        object::{Family, PolicyRule},
+    },
+    run::{
+        omitted::{Omitted, Seen},
+        packet::{Headers, Probe},
+        report::{EndKind, LegHop, Verdict},
+        resolve::ResolveError,
+        verdict::Finding,
+        way,
+    },
+};
+
+/// What became of one probe at one place.
+#[derive(Debug, Clone)]
+pub(super) struct Outcome {
+    pub(super) verdict: Verdict,
+    /// Why, where the verdict is not a plain YES.
+    pub(super) reason: Option<Arc<str>>,
+    /// How it left: an index into [`Visited::exits`]. None where it did not.
+    pub(super) exit: Option<usize>,
+    /// Its headers as it left, or as it came, where it did not leave.
+    pub(super) headers: Headers,
+}
+
+/// One way out of a place, and what comes of it: several, where the router or the facts leave it
+/// open.
+#[derive(Debug)]
+pub(super) struct Exit {
+    pub(super) hop: Arc<LegHop>,
+    pub(super) fates: Vec<Fate>,
+}
+
+/// What comes of a packet that is sent out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It comes in there.
+    On(Entry),
+    /// The way ends.
+    End(Ending),
+}
+
+/// How a way ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ending {
+    pub(super) verdict: Verdict,
+    pub(super) kind: EndKind,
+    pub(super) reason: Option<Arc<str>>,
+}
+
+impl Ending {
+    pub(super) fn new(verdict: Verdict, kind: EndKind, reason: impl Into<Arc<str>>) -> Self {
+        Self {
+            verdict,
+            kind,
+            reason: Some(reason.into()),
+        }
+    }
+}
+
+/// What is known about one visit.
+#[derive(Debug)]
+pub(super) struct Visited {
+    pub(super) at: Entry,
+    /// In ascending order of their indexes.
+    pub(super) probes: Vec<Probe>,
+    /// One for each probe.
+    pub(super) outcomes: Vec<Outcome>,
+    pub(super) exits: Vec<Exit>,
+    /// The place itself, for a way that ends here.
+    pub(super) hop: Arc<LegHop>,
+    /// Where the router's tables send the first probe: interface and gateway.
+    pub(super) planned: (Option<IfName>, Option<IpAddr>),
+    /// Whether the router's rules may go by connections.
+    pub(super) stateful: bool,
+}
+
+/// Says what became of the probes of a visit. With `trust`, what the lab lacks is only said.
+pub(super) fn digest(
+    (lab, trust): (&LabState, bool),
+    tables: &mut Tables<'_>,
+    (at, probes): (&Entry, &[Probe]),
+    measured: &Measurement,
+) -> Result<Visited, ResolveError> {
+    let omitted = lab.router(&at.router);
+    let omitted = omitted.map_or_else(|_| Omitted::default(), |r| Omitted::of(lab, r, trust));
+    let rules = tables.rules(&at.router)?;
+    let mut digest = Digest {
+        lab,
+        tables,
+        at,
+        rules: &rules,
+        exits: Vec::new(),
+        known: HashMap::new(),
+    };
+    let mut outcomes: Vec<Outcome> = Vec::with_capacity(probes.len());
+    for probe in probes {
+        let finding = measured.findings.get(&probe.index);
+        let reason = measured.reasons.get(&probe.index);
+        let (verdict, reason) = conclude(finding, reason);
+        let reason = reason.map(Arc::from);
+        outcomes.push(Outcome {
+            verdict,
+            reason,
+            exit: None,
+            headers: probe.headers,
+        });
+    }
+    match &measured.ways {
+        Some(ways) => {
+            for (probe, outcome) in probes.iter().zip(&mut outcomes) {
+                let local = measured.findings.get(&probe.index) == Some(&Finding::Delivered);
+                if !local && measured.findings.get(&probe.index) != Some(&Finding::Passed) {
+                    continue;
+                }
+                outcome.exit = Some(match ways.get(probe.index) {
+                    Some(Ok(left)) => {
+                        outcome.headers = left_as(&probe.headers, left);
+                        digest.noted(probe, left, local)?
+                    }
+                    Some(Err(why)) => digest.not_known(why),
+                    None => digest.not_known("it left, and how it left is not known"),
+                });
+            }
+        }
+        None => digest.unchanged(probes, measured, &mut outcomes)?,
+    }
+    digest.explain_routes(probes, measured, &mut outcomes)?;
+    let exits = digest.exits;
+    if !omitted.is_empty() {
+        for (probe, outcome) in probes.iter().zip(&mut outcomes) {
+            let finding = measured.findings.get(&probe.index);
+            let hop = outcome.exit.and_then(|exit| exits.get(exit));
+            let out = hop.and_then(|exit| exit.hop.iface_out.as_ref());
+            let seen = seen(at, out, probe, outcome, finding);
+            let reason = outcome.reason.as_deref().map(str::to_owned);
+            let (verdict, reason) = omitted.weigh(outcome.verdict, reason, &seen);
+            (outcome.verdict, outcome.reason) = (verdict, reason.map(Arc::from));
+        }
+    }
+    let planned = match probes.first() {
+        Some(first) => tables
+            .lookup(at, &first.headers, 0)
+            .map(|l| (l.dev, l.via))?,
+        None => (None, None),
+    };
+    Ok(Visited {
+        at: at.clone(),
+        probes: probes.to_vec(),
+        outcomes,
+        exits,
+        hop: hop(at, None, None),
+        planned,
+        stateful: measured.nature.stateful,
+    })
+}
+
+/// Nothing could be sent there.
+pub(super) fn unmeasured(at: &Entry, probes: &[Probe], why: &str) -> Visited {
+    let why: Arc<str> = why.into();
+    let outcome = |probe: &Probe| Outcome {
+        verdict: Verdict::Unknown,
+        reason: Some(Arc::clone(&why)),
+        exit: None,
+        headers: probe.headers,
+    };
+    Visited {
+        at: at.clone(),
+        probes: probes.to_vec(),
+        outcomes: probes.iter().map(outcome).collect(),
+        exits: Vec::new(),
+        hop: hop(at, None, None),
+        planned: (None, None),
+        stateful: false,
+    }
+}
+
+/// What is known of a packet at a router, for what the lab lacks to be weighed against it.
+fn seen(
+    at: &Entry,
+    out: Option<&IfName>,
+    probe: &Probe,
+    outcome: &Outcome,
+    finding: Option<&Finding>,
+) -> Seen {
+    let (course, became) = match finding {
+        Some(Finding::Passed) => (Some(Course::Forwarded), omission::Outcome::Passed),
+        Some(Finding::Delivered) => (Some(Course::Delivered), omission::Outcome::Passed),
+        _ => (None, omission::Outcome::Stopped(None)),
+    };
+    let came = &probe.headers;
+    let mut packet = Packet::of(Family::of(came.destination))
+        .with(Field::Protocol, came.protocol.number())
+        .with_state(State::New)
+        .with_state(State::Untracked);
+    // As it came, and as it left.
+    for headers in [came, &outcome.headers] {
+        packet = packet
+            .with(Field::DestinationPort, headers.destination_port)
+            .with_address(Field::Source, headers.source)
+            .with_address(Field::Destination, headers.destination);
+    }
+    if let Some(iif) = &at.iface_in {
+        packet = packet.with_device(Field::Incoming, iif.as_str());
+    }
+    if let Some(oif) = out.filter(|oif| oif.as_str() != "lo") {
+        packet = packet.with_device(Field::Outgoing, oif.as_str());
+    }
+    Seen {
+        packet,
+        course,
+        outcome: became,
+        behind_nat: out.is_some(),
+    }
+}
+
+/// Marks a probe that came in and did not come out, as long as nothing better is known.
+const STOPPED: &str = "it came in and did not come out: stopped by the router";
+
+/// What a finding and what was found out about it amount to at one router.
+fn conclude(
+    finding: Option<&Finding>,
+    found: Option<&(Verdict, String)>,
+) -> (Verdict, Option<String>) {
+    let otherwise = |verdict, reason: &str| match found {
+        Some((verdict, reason)) => (*verdict, Some(reason.clone())),
+        None => (verdict, Some(reason.to_owned())),
+    };
+    match finding {
+        Some(Finding::Passed | Finding::Delivered) => match found {
+            Some((verdict, reason)) => (*verdict, Some(reason.clone())),
+            None => (Verdict::Yes, None),
+        },
+        Some(Finding::Stopped) => otherwise(Verdict::No, STOPPED),
+        Some(Finding::NotArrived) => otherwise(
+            Verdict::Unknown,
+            "the probe did not reach the router's PREROUTING",
+        ),
+        Some(Finding::NotSent(reason) | Finding::Undecided(reason)) => {
+            (Verdict::Unknown, Some(reason.clone()))
+        }
+        Some(Finding::Unclear) => (
+            Verdict::Unknown,
+            Some("probes were lost before the router".to_owned()),
+        ),
+        None => (Verdict::Unknown, Some("it was not measured".to_owned())),
+    }
+}
+
+fn left_as(came: &Headers, left: &Left) -> Headers {
+    Headers {
+        source: left.source,
+        destination: left.destination,
+        source_port: left.source_port,
+        destination_port: left.destination_port,
+        tos: left.tos,
+        ttl: if left.ttl == 0 { came.ttl } else { left.ttl },
+        ..*came
+    }
+}
+
+fn hop(at: &Entry, out: Option<IfName>, next_hop: Option<IpAddr>) -> Arc<LegHop> {
+    Arc::new(LegHop {
+        router: at.router.clone(),
+        iface_in: at.iface_in.clone(),
+        iface_out: out,
+        next_hop,
+    })
+}
+
+/// What probes that take the same way out have in common: what routing looked at, the policy rules
+/// by port that select them, interface, next hop and mark.
+type Key = (Headers, Vec<bool>, u32, Option<IpAddr>, u32);
+
+struct Digest<'a, 't> {
+    lab: &'a LabState,
+    tables: &'a mut Tables<'t>,
+    at: &'a Entry,
+    rules: &'a [PolicyRule],
+    exits: Vec<Exit>,
+    known: HashMap<Key, usize>,
+}
+
+impl Digest<'_, '_> {
+    fn exit(&mut self, hop: Arc<LegHop>, fates: Vec<Fate>) -> usize {
+        self.exits.push(Exit { hop, fates });
+        self.exits.len() - 1
+    }
+
+    fn not_known(&mut self, why: &str) -> usize {
+        let ending = Ending::new(Verdict::Unknown, EndKind::NotKnown, why);
+        let same = |exit: &Exit| exit.fates == [Fate::End(ending.clone())];
+        match self.exits.iter().position(same) {
+            Some(known) => known,
+            None => self.exit(hop(self.at, None, None), vec![Fate::End(ending)]),
+        }
+    }
+
+    /// The exit of a probe of which it was noted how it left.
+    fn noted(&mut self, probe: &Probe, left: &Left, local: bool) -> Result<usize, ResolveError> {
+        let asked = Headers {
+            source: probe.headers.source,
+            source_port: probe.headers.source_port,
+            tos: probe.headers.tos,
+            ..left_as(&probe.headers, left)
+        };
+        let by_port = self
+            .rules
+            .iter()
+            .filter(|r| r.sport.is_some() || r.dport.is_some() || r.ip_proto.is_some());
+        let selected = by_port.map(|rule| selects(rule, &asked)).collect();
+        let key = (routed(&asked), selected, left.oif, left.next_hop, left.mark);
+        if let Some(&known) = self.known.get(&key) {
+            return Ok(known);
+        }
+        let exit = if local {
+            self.local(&asked)?
+        } else {
+            self.noted_out(&asked, left)?
+        };
+        self.known.insert(key, exit);
+        Ok(exit)
+    }
+
+    fn noted_out(&mut self, asked: &Headers, left: &Left) -> Result<usize, ResolveError> {
+        let router = self.lab.router(&self.at.router);
+        let interfaces = router.map_or(&[][..], |router| &router.interfaces);
+        let out = interfaces.iter().find(|i| i.index == left.oif);
+        let Some(out) = out.map(|i| i.name.clone()) else {
+            return Ok(self.not_known("it left by an interface that the lab does not know"));
+        };
+        let mut outs = Vec::new();
+        // Tables were asked with the mark and the TOS that the packet had then, which may not be
+        // those that it left with.
+        for (tos, mark) in [
+            (asked.tos, left.mark),
+            (left.tos, left.mark),
+            (asked.tos, 0),
+        ] {
+            let headers = Headers { tos, ..*asked };
+            outs = self.tables.outs(self.at, &headers, mark)?;
+            if outs.iter().any(|(dev, _)| *dev == out) {
+                break;
+            }
+            outs.clear();
+        }
+        let next_hop = left.next_hop.filter(|hop| *hop != left.destination);
+        let through =
+            |(dev, via): &&Out| *dev == out && next_hop.is_none_or(|hop| Some(hop) == *via);
+        if outs.len() < 2 {
+            // An IPv4 packet that goes to an IPv6 gateway has its destination for next hop.
+            let via = outs.iter().find(through).and_then(|(_, via)| *via);
+            outs = vec![(out, next_hop.or(via))];
+        }
+        Ok(self.out(&outs, left.destination))
+    }
+
+    /// The exits of probes that nothing can have changed, by look-ups.
+    fn unchanged(
+        &mut self,
+        probes: &[Probe],
+        measured: &Measurement,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), ResolveError> {
+        for local in [false, true] {
+            let wanted = if local {
+                Finding::Delivered
+            } else {
+                Finding::Passed
+            };
+            let some = probes.iter().copied();
+            let some: Vec<Probe> = some
+                .filter(|probe| measured.findings.get(&probe.index) == Some(&wanted))
+                .collect();
+            for class in classes(self.rules, &some) {
+                let Some(first) = class.first() else { continue };
+                let exit = if local {
+                    self.local(&first.headers)?
+                } else {
+                    self.unchanged_out(&first.headers)?
+                };
+                for probe in &class {
+                    let at = probes.binary_search_by_key(&probe.index, |p| p.index);
+                    let Some(outcome) = at.ok().and_then(|at| outcomes.get_mut(at)) else {
+                        continue;
+                    };
+                    outcome.exit = Some(exit);
+                    outcome.headers.ttl -= u8::from(!local && outcome.headers.ttl > 0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unchanged_out(&mut self, headers: &Headers) -> Result<usize, ResolveError> {
+        let outs = self.tables.outs(self.at, headers, 0)?;
+        if outs.is_empty() {
+            return Ok(self.not_known("it left, and the router's tables do not say where to"));
+        }
+        Ok(self.out(&outs, headers.destination))
+    }
+
+    /// The exit by these ways, each of which a packet may take.
+    fn out(&mut self, outs: &[Out], destination: IpAddr) -> usize {
+        let Some((first, via)) = outs.first() else {
+            return self.not_known("it left, and how it left is not known");
+        };
+        let leg = hop(
+            self.at,
+            Some(first.clone()),
+            Some(via.unwrap_or(destination)),
+        );
+        if outs.iter().any(|(dev, _)| dev != first) {
+            let ending = Ending::new(
+                Verdict::Unknown,
+                EndKind::NotKnown,
+                several(&self.at.router, outs, destination),
+            );
+            return self.exit(leg, vec![Fate::End(ending)]);
+        }
+        let mut fates = Vec::new();
+        for (dev, via) in outs {
+            let next_hop = via.unwrap_or(destination);
+            let wiring = self.tables.wiring;
+            let onward = wiring.onward(&self.at.router, dev, next_hop, destination);
+            for fate in behind(onward, &self.at.router, next_hop, destination) {
+                if !fates.contains(&fate) {
+                    fates.push(fate);
+                }
+            }
+        }
+        self.exit(leg, fates)
+    }
+
+    /// The end of a probe that reached the end of INPUT.
+    fn local(&mut self, headers: &Headers) -> Result<usize, ResolveError> {
+        let router = &self.at.router;
+        let to = headers.destination;
+        let netlink = self.tables.sockets.router(router)?;
+        let kind = netlink.lookup_one(&LookupQuery::to(to));
+        let kind = kind.map(|lookup| lookup.kind).ok();
+        let ending = match kind {
+            Some(LookupKind::Local) => Ending::new(
+                Verdict::Yes,
+                EndKind::Itself,
+                format!("{to} is {router} itself"),
+            ),
+            Some(LookupKind::Broadcast) => broadcast(router, to),
+            _ => Ending::new(
+                Verdict::Unknown,
+                EndKind::NotKnown,
+                format!(
+                    "{router} hands it to a program of its own (TPROXY), though {to} is elsewhere"
+                ),
+            ),
+        };
+        let lo = "lo".parse().ok();
+        Ok(self.exit(hop(self.at, lo, None), vec![Fate::End(ending)]))
+    }
+
+    /// Where no reason was looked for, the routes may say why a probe was stopped.
+    fn explain_routes(
+        &mut self,
+        probes: &[Probe],
+        measured: &Measurement,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), ResolveError> {
+        let unexplained: Vec<Probe> = probes
+            .iter()
+            .filter(|p| measured.findings.get(&p.index) == Some(&Finding::Stopped))
+            .filter(|p| !measured.reasons.contains_key(&p.index))
+            .copied()
+            .collect();
+        for class in classes(self.rules, &unexplained) {
+            let Some(first) = class.first() else { continue };
+            let lookup = self.tables.lookup(self.at, &first.headers, 0)?;
+            let Some(words) = way::nowhere(&lookup) else {
+                continue;
+            };
+            let words: Arc<str> = words.into();
+            for probe in &class {
+                let at = probes.binary_search_by_key(&probe.index, |p| p.index);
+                if let Some(outcome) = at.ok().and_then(|at| outcomes.get_mut(at)) {
+                    outcome.reason = Some(Arc::clone(&words));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn broadcast(router: &RouterName, to: IpAddr) -> Ending {
+    let reason = format!("{to} is a broadcast address at {router}");
+    Ending::new(Verdict::No, EndKind::Broadcast, reason)
+}
+
+fn several(router: &RouterName, outs: &[Out], destination: IpAddr) -> String {
+    let one = |(dev, via): &Out| format!("{} by {dev}", via.unwrap_or(destination));
+    let all: Vec<String> = outs.iter().map(one).collect();
+    format!(
+        "{router} has several next hops for it on several interfaces, and sends it to one of them: {}",
+        all.join(", ")
+    )
+}
+
+/// What comes of a packet that `router` sends to `next_hop`.
+fn behind(onward: Onward, router: &RouterName, next_hop: IpAddr, to: IpAddr) -> Vec<Fate> {
+    let names = |entries: &[Entry]| {
+        let mut names: Vec<&str> = entries.iter().map(|e| e.router.as_str()).collect();
+        names.dedup();
+        names.join(", ")
+    };
+    let towards = if next_hop == to {
+        String::new()
+    } else {
+        format!(" towards {next_hop}")
+    };
+    let ending = match onward {
+        Onward::Routers(entries) => return entries.into_iter().map(Fate::On).collect(),
+        Onward::Delivered { .. } => Ending {
+            verdict: Verdict::Yes,
+            kind: EndKind::Delivered,
+            reason: None,
+        },
+        Onward::Leaves { segment } => {
+            let how = if towards.is_empty() {
+                format!(" by segment {segment}")
+            } else {
+                towards
+            };
+            let reason = format!("it leaves the lab at {router}{how}");
+            Ending::new(Verdict::Yes, EndKind::Leaves, reason)
+        }
+        Onward::Elsewhere { segment, places } => {
+            let out = if towards.is_empty() {
+                format!("out on segment {segment}")
+            } else {
+                format!("to {next_hop}")
+            };
+            let reason = format!(
+                "{to} is behind {}, but {router} sends it {out}",
+                names(&places)
+            );
+            Ending::new(Verdict::Unknown, EndKind::Elsewhere, reason)
+        }
+        Onward::SomeEnd { segment, ends } => {
+            let reason = format!(
+                "{router} sends it into the tunnel {segment}, and nothing tells to which end: {} or \
+                 one that the lab does not have",
+                names(&ends)
+            );
+            Ending::new(Verdict::Unknown, EndKind::SomeEnd, reason)
+        }
+        Onward::Absent { ends, .. } => {
+            let reason = format!(
+                "{router} sends it to {}, and the lab has no facts of that router",
+                ends.join(" or ")
+            );
+            Ending::new(Verdict::Unknown, EndKind::Absent, reason)
+        }
+        Onward::NoPeer => {
+            let reason = format!(
+                "{router} drops it: no peer of its WireGuard interface has {to} among its allowed \
+                 IPs"
+            );
+            Ending::new(Verdict::No, EndKind::NoPeer, reason)
+        }
+        Onward::Nobody { segment } => {
+            let on = segment.map(|name| format!(" on segment {name}: its interface is down"));
+            let on = on.unwrap_or_default();
+            let reason = format!("{router} sends it to {next_hop}, and nobody takes it{on}");
+            Ending::new(Verdict::No, EndKind::Nobody, reason)
+        }
+    };
+    vec![Fate::End(ending)]
+}

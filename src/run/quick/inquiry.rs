@@ -1,0 +1,477 @@
+//! A question put to a lab: where its packets enter, what is planned, and what is asked again until
+//! the walk is through.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{
+    Closing, QuickError, QuickJob,
+    course::{Course, Stop},
+    digest::{self, Ending, Visited},
+    plan::{Answer, Plan, Sender, Visit},
+    tables::Tables,
+    walk::{Needs, Walk, WayEnd},
+};
+use crate::{
+    lab::{
+        Lab,
+        hosts::{HostState, Hosts},
+        sockets::RouterSockets,
+        trace::{self, Entry, EntryName, MAX_ENTRIES, Packet, TraceError, Wiring},
+    },
+    model::{RouterId, RouterName},
+    netlink::object::{Family, Mac},
+    netns::{NetnsDir, NetnsFd},
+    registry::HostSpec,
+    run::{
+        packet::Probe,
+        probe::WireSocket,
+        report::{EndKind, Verdict},
+        resolve::{self, ResolveError, RouterChoice},
+        way::WayError,
+    },
+};
+
+/// More rounds than a packet's TTL allows legs are not needed.
+const MAX_ROUNDS: usize = 64;
+
+/// A job's question in its lab.
+pub(super) struct Inquiry<'a> {
+    pub(super) job: &'a QuickJob,
+    pub(super) lab: &'a Lab,
+    pub(super) dir: &'a NetnsDir,
+    pub(super) wiring: &'a Wiring,
+}
+
+/// What is known before anything is measured.
+pub(super) enum Beginning {
+    /// All services end like this, and no router is asked.
+    Settled(Ending),
+    /// Their packets enter here.
+    Enter(Vec<Entry>),
+}
+
+/// What is to be measured first, and what is needed for it.
+pub(super) struct Prepared {
+    pub(super) starts: Vec<Entry>,
+    pub(super) visits: Vec<Visit>,
+    pub(super) hosts: Vec<HostSpec>,
+    /// Routers to be locked.
+    pub(super) routers: BTreeSet<RouterName>,
+    /// Named routers that no packet is planned to come to.
+    pub(super) aside: Vec<Entry>,
+    wire: Option<WireSocket>,
+}
+
+/// What came of measuring.
+pub(super) enum Asked {
+    /// Everything is known.
+    Through(Through),
+    /// The way leads to routers that are not locked.
+    Larger(BTreeSet<RouterName>),
+}
+
+/// All that was measured, and where it leads.
+pub(super) struct Through {
+    pub(super) visited: Vec<Visited>,
+    /// The ways of each probe, by its index.
+    pub(super) ways: Vec<Vec<WayEnd>>,
+    pub(super) measured: Vec<(RouterName, Answer)>,
+    pub(super) wire: Option<WireSocket>,
+    /// Named routers that no packet was planned to come to.
+    pub(super) aside: Vec<Entry>,
+}
+
+impl<'a> Inquiry<'a> {
+    fn named(&self) -> Option<&'a [RouterName]> {
+        match &self.job.routers {
+            RouterChoice::Named(names) => Some(names),
+            _ => None,
+        }
+    }
+
+    /// Where the question's packets enter.
+    pub(super) fn begin(
+        &self,
+        sockets: &mut RouterSockets,
+        there: &[HostState],
+        probe: Option<&Probe>,
+    ) -> Result<Beginning, ResolveError> {
+        let (source, destination) = (self.job.source, self.job.destination);
+        if destination.is_multicast() {
+            let reason = format!("{destination} is a multicast address: who gets it is not known");
+            let end = Ending::new(Verdict::Unknown, EndKind::Multicast, reason);
+            return Ok(Beginning::Settled(end));
+        }
+        let packet = packet(source, destination, probe);
+        let entries = match &self.job.routers {
+            RouterChoice::Named(names) => self.through(names, sockets, &packet, there)?,
+            RouterChoice::Traced(trace) if self.job.from.is_none() => {
+                let first = trace.hops.first();
+                let entry = first.map(|hop| Entry {
+                    router: hop.router.clone(),
+                    iface_in: hop.iface_in.clone(),
+                });
+                match entry {
+                    Some(entry) => vec![entry],
+                    None => self.anywhere(sockets, &packet, there)?,
+                }
+            }
+            _ => {
+                if let Some(shared) = self.wiring.shared_link(source, destination)
+                    && self.job.from.is_none()
+                {
+                    let verdict = match shared.filtered_by.is_empty() {
+                        true => Verdict::Yes,
+                        false => Verdict::Unknown,
+                    };
+                    let text = shared.text(source, destination);
+                    let end = Ending::new(verdict, EndKind::SameLink, text);
+                    return Ok(Beginning::Settled(end));
+                }
+                self.anywhere(sockets, &packet, there)?
+            }
+        };
+        if entries.len() > MAX_ENTRIES {
+            let names: Vec<String> = entries.iter().map(ToString::to_string).collect();
+            let reason = format!(
+                "{source} may enter at {} places; name one with --from: {}",
+                entries.len(),
+                names.join(", ")
+            );
+            let end = Ending::new(Verdict::Unknown, EndKind::Disagree, reason);
+            return Ok(Beginning::Settled(end));
+        }
+        Ok(Beginning::Enter(entries))
+    }
+
+    /// The entries that were named or where somebody put hosts, or else all that there may be.
+    fn anywhere(
+        &self,
+        sockets: &mut RouterSockets,
+        packet: &Packet,
+        there: &[HostState],
+    ) -> Result<Vec<Entry>, ResolveError> {
+        let from = self.job.from.as_ref();
+        if from.is_none() {
+            let placed = resolve::placed_by_hand(&self.job.lab, packet.source, there)?;
+            if !placed.is_empty() {
+                return Ok(placed);
+            }
+        }
+        Ok(trace::entries(self.wiring, sockets, packet, from)?)
+    }
+
+    /// The entries into the first of the named routers that packets come to.
+    fn through(
+        &self,
+        names: &[RouterName],
+        sockets: &mut RouterSockets,
+        packet: &Packet,
+        there: &[HostState],
+    ) -> Result<Vec<Entry>, ResolveError> {
+        for name in names {
+            self.lab.router(name)?;
+        }
+        match self.anywhere(sockets, packet, there) {
+            Ok(mut entries) => {
+                entries.retain(|entry| names.contains(&entry.router));
+                if !entries.is_empty() {
+                    return Ok(entries);
+                }
+            }
+            Err(ResolveError::Trace(TraceError::NoStart { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        match names.first() {
+            Some(first) => self.facing(first, sockets, packet),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The entries of `router` that face the source; none where it has no way there.
+    fn facing(
+        &self,
+        router: &RouterName,
+        sockets: &mut RouterSockets,
+        packet: &Packet,
+    ) -> Result<Vec<Entry>, ResolveError> {
+        let name = EntryName {
+            router: router.clone(),
+            interface: None,
+        };
+        match trace::entries(self.wiring, sockets, packet, Some(&name)) {
+            Ok(entries) => Ok(entries),
+            Err(TraceError::NotFacing { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Plans the ways of `probes` from `starts`, and what is needed to measure there. Without
+    /// `hosts` the hidden sender sends in place of source hosts, too.
+    pub(super) fn prepare(
+        &self,
+        sockets: &mut RouterSockets,
+        hosts: Option<(&mut Hosts, &[HostState])>,
+        starts: &[Entry],
+        probes: &[Probe],
+    ) -> Result<Prepared, QuickError> {
+        let mut hosts = hosts;
+        let family = Family::of(self.job.destination);
+        let named = self.named();
+        let allowed = |router: &RouterName| named.is_none_or(|names| names.contains(router));
+        let mut tables = Tables::new(self.wiring, sockets, family);
+        let mut course = Course::plan(&mut tables, starts, probes, &allowed)?;
+        let mut prepared = Prepared {
+            starts: starts.to_vec(),
+            visits: Vec::new(),
+            hosts: Vec::new(),
+            routers: course.routers(),
+            aside: Vec::new(),
+            wire: None,
+        };
+        for name in named.unwrap_or_default() {
+            if course.stops.iter().any(|stop| stop.at.router == *name) {
+                continue;
+            }
+            let packet = packet(self.job.source, self.job.destination, probes.first());
+            let facing = self.facing(name, sockets, &packet)?;
+            let at = facing.into_iter().next().unwrap_or(Entry {
+                router: name.clone(),
+                iface_in: None,
+            });
+            prepared.routers.insert(name.clone());
+            prepared.aside.push(at.clone());
+            course.stops.push(Stop {
+                at,
+                probes: probes.to_vec(),
+                first: false,
+            });
+        }
+        for stop in course.stops {
+            let host = match &mut hosts {
+                Some((hosts, there)) if stop.first => {
+                    self.host(&stop.at, &prepared.hosts, hosts, there)?
+                }
+                _ => None,
+            };
+            let visit = self.visit(stop.at, stop.probes, host.as_ref(), &mut prepared.wire)?;
+            prepared.visits.push(visit);
+            prepared.hosts.extend(host.and_then(Result::ok));
+        }
+        Ok(prepared)
+    }
+
+    /// The source host for a place. None where the router has one with that address at another
+    /// interface, which is the only one that it can have.
+    fn host(
+        &self,
+        at: &Entry,
+        planned: &[HostSpec],
+        hosts: &mut Hosts,
+        there: &[HostState],
+    ) -> Result<Option<Result<HostSpec, String>>, QuickError> {
+        let Some(iface) = &at.iface_in else {
+            return Ok(None);
+        };
+        let source = self.job.source;
+        let router = RouterId::new(self.job.lab.clone(), at.router.clone());
+        let elsewhere = there.iter().any(|host| {
+            host.router == at.router && host.address.addr() == source && host.interface != *iface
+        });
+        if elsewhere || planned.iter().any(|host| host.router == router) {
+            return Ok(None);
+        }
+        let host = resolve::host_at(&router, iface, source, there, hosts)?;
+        Ok(Some(host))
+    }
+
+    /// A visit from the host that is given, or from the hidden sender.
+    fn visit(
+        &self,
+        at: Entry,
+        probes: Vec<Probe>,
+        host: Option<&Result<HostSpec, String>>,
+        wire: &mut Option<WireSocket>,
+    ) -> Result<Visit, QuickError> {
+        let router = RouterId::new(self.job.lab.clone(), at.router.clone());
+        let netns = self.netns(&router)?;
+        let from = match host {
+            Some(Ok(host)) => Ok(Sender::Host(host.id.netns())),
+            Some(Err(why)) => Err(why.clone()),
+            None => self.hidden(&at, wire)?,
+        };
+        Ok(Visit {
+            at,
+            netns,
+            probes,
+            from,
+        })
+    }
+
+    fn netns(&self, router: &RouterId) -> Result<Arc<NetnsFd>, ResolveError> {
+        let opened = self.dir.open(&router.netns());
+        let netns = opened.map_err(|source| WayError::Open {
+            router: router.clone(),
+            source,
+        })?;
+        Ok(Arc::new(netns))
+    }
+
+    /// The hidden sender into a place.
+    fn hidden(
+        &self,
+        at: &Entry,
+        wire: &mut Option<WireSocket>,
+    ) -> Result<Result<Sender, String>, QuickError> {
+        let router = self.lab.router(&at.router).map_err(QuickError::from)?;
+        let Some(name) = &at.iface_in else {
+            return Ok(Err(format!(
+                "router {} has no route to the source {}, or has that address itself, so it is \
+                 not known where its packets come in",
+                at.router, self.job.source
+            )));
+        };
+        let state = router.interface(name);
+        let wired = state.and_then(|state| Some((state.port_index()?, state.mac?)));
+        let Some((device, mac)) = wired else {
+            return Ok(Err(format!("{at} is on no segment")));
+        };
+        let socket = match wire {
+            Some(socket) => socket,
+            None => {
+                let segments = self.lab.segments_netns()?;
+                let opened = segments.enter(WireSocket::open_here)?;
+                let opened = opened.map_err(|source| QuickError::ProbeSocket {
+                    host: segments.name().to_string(),
+                    source,
+                })?;
+                wire.insert(opened)
+            }
+        };
+        let family = Family::of(self.job.destination);
+        let from = Mac::made_up("tsim hidden sender");
+        Ok(Ok(Sender::Wire(
+            socket.into_wire(device, mac, from, family),
+        )))
+    }
+
+    /// Measures what is planned, walks, and asks again where something else comes than was planned.
+    pub(super) fn ask(
+        &self,
+        plan: &Plan,
+        prepared: Prepared,
+        sockets: &mut RouterSockets,
+        go_on: &dyn Fn() -> Result<(), QuickError>,
+    ) -> Result<Asked, QuickError> {
+        let family = Family::of(self.job.destination);
+        let mut tables = Tables::new(self.wiring, sockets, family);
+        let mut through = Through {
+            visited: Vec::new(),
+            ways: Vec::new(),
+            measured: Vec::new(),
+            wire: prepared.wire,
+            aside: prepared.aside,
+        };
+        let mut visits = prepared.visits;
+        for round in 0.. {
+            go_on()?;
+            let answers = plan.measure_all(&visits, self.dir)?;
+            for (visit, answer) in visits.iter().zip(answers) {
+                through
+                    .visited
+                    .push(self.digest(&mut tables, visit, &answer)?);
+                through.measured.push((visit.at.router.clone(), answer));
+            }
+            let mut needs = Needs {
+                packets: Vec::new(),
+                closed: round >= MAX_ROUNDS,
+            };
+            let walk = Walk::new(&through.visited, self.wiring, self.named());
+            let ways = plan.probes.iter().map(|probe| {
+                let from = prepared.starts.iter();
+                from.flat_map(|entry| walk.follow(entry, *probe, &mut needs))
+                    .collect()
+            });
+            let ways: Vec<Vec<WayEnd>> = ways.collect();
+            if needs.packets.is_empty() {
+                through.ways = ways;
+                break;
+            }
+            let routers = needs.packets.iter().map(|(at, _)| at.router.clone());
+            let strange: BTreeSet<RouterName> = routers
+                .filter(|router| !prepared.routers.contains(router))
+                .collect();
+            if !strange.is_empty() {
+                for (_, answer) in through.measured {
+                    answer.close();
+                }
+                return Ok(Asked::Larger(strange));
+            }
+            visits = self.again(needs, &mut through.wire)?;
+        }
+        Ok(Asked::Through(through))
+    }
+
+    fn digest(
+        &self,
+        tables: &mut Tables<'_>,
+        visit: &Visit,
+        answer: &Answer,
+    ) -> Result<Visited, QuickError> {
+        let measured = match answer {
+            Answer::Unmeasured(why) => {
+                return Ok(digest::unmeasured(&visit.at, &visit.probes, why));
+            }
+            Answer::Measured(measured) => measured,
+        };
+        let hidden = matches!(visit.from, Ok(Sender::Wire(_)));
+        if hidden && measured.nature.link {
+            let why = "its rules may look at the source's hardware address, which is not known \
+                       behind the first router";
+            return Ok(digest::unmeasured(&visit.at, &visit.probes, why));
+        }
+        let place = (&visit.at, visit.probes.as_slice());
+        Ok(digest::digest(
+            (self.lab, self.job.trust_facts),
+            tables,
+            place,
+            measured,
+        )?)
+    }
+
+    /// The visits that a walk needs. Of several packets with one tag at one place, one is sent now.
+    fn again(&self, needs: Needs, wire: &mut Option<WireSocket>) -> Result<Vec<Visit>, QuickError> {
+        let mut places: BTreeMap<Entry, BTreeMap<u32, Probe>> = BTreeMap::new();
+        for (at, probe) in needs.packets {
+            let probes = places.entry(at).or_default();
+            probes.entry(probe.index).or_insert(probe);
+        }
+        let visit = |(at, probes): (Entry, BTreeMap<u32, Probe>)| {
+            self.visit(at, probes.into_values().collect(), None, wire)
+        };
+        places.into_iter().map(visit).collect()
+    }
+}
+
+impl Answer {
+    /// Closes what is left open of it.
+    fn close(self) {
+        if let Self::Measured(measured) = self {
+            drop::<Vec<Closing>>(measured.closing);
+        }
+    }
+}
+
+fn packet(source: IpAddr, destination: IpAddr, probe: Option<&Probe>) -> Packet {
+    Packet {
+        protocol: probe.map(|probe| probe.headers.protocol),
+        source_port: probe.map(|probe| probe.headers.source_port),
+        destination_port: probe.map(|probe| probe.headers.destination_port),
+        tos: probe.map_or(0, |probe| probe.headers.tos),
+        ..Packet::new(source, destination)
+    }
+}
