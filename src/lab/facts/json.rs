@@ -19,7 +19,7 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::Ipv6Addr,
     path::{Path, PathBuf},
 };
@@ -185,14 +185,15 @@ pub(super) fn read(path: &Path, label: &str, text: &str) -> Result<RouterFacts, 
         message,
     };
     let file: File = serde_json::from_str(text).map_err(|e| refuse(e.line(), e.to_string()))?;
+    let places = Places::of(text);
     if file.version != 1 {
         let message = format!("version {} is not known; 1 is allowed", file.version);
-        return Err(refuse(line_of(text, "version"), message));
+        return Err(refuse(places.line_of("version"), message));
     }
     let name = RouterName::new(file.name.as_str()).map_err(|source| FactsError::Name {
         origin: Origin {
             file: label.to_owned(),
-            line: line_of(text, &file.name),
+            line: places.line_of(&file.name),
         },
         source,
     })?;
@@ -200,25 +201,72 @@ pub(super) fn read(path: &Path, label: &str, text: &str) -> Result<RouterFacts, 
         facts: RouterFacts::new(name, label),
         tables: Tables::default(),
         path,
-        text,
+        places,
     };
     reader.all(file)?;
     Ok(reader.facts)
 }
 
-/// The first line that holds `value` as a JSON string; 0 if none does. JSON values do not know
-/// where they stand, and a message without a line is of little help.
-fn line_of(text: &str, value: &str) -> usize {
-    let wanted = serde_json::Value::from(value).to_string();
-    let found = (1..).zip(text.lines()).find(|(_, l)| l.contains(&wanted));
-    found.map_or(0, |(line, _)| line)
+/// Where strings stand in a JSON text. JSON values do not know where they stand, and a message
+/// without a line is of little help.
+struct Places<'a> {
+    /// Lines, in ascending order, of each string as it is written between its quotes.
+    lines: HashMap<&'a str, Vec<usize>>,
+}
+
+impl<'a> Places<'a> {
+    /// Reads `text`, which was found to be JSON, once.
+    fn of(text: &'a str) -> Self {
+        let mut lines: HashMap<_, Vec<usize>> = HashMap::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            for string in Strings(line) {
+                lines.entry(string).or_default().push(number);
+            }
+        }
+        Self { lines }
+    }
+
+    /// The first line from line `from` on that holds `value` as a string.
+    fn first_from(&self, value: &str, from: usize) -> Option<usize> {
+        let written = serde_json::Value::from(value).to_string();
+        let inner = written.strip_prefix('"')?.strip_suffix('"')?;
+        let lines = self.lines.get(inner)?;
+        lines
+            .get(lines.partition_point(|line| *line < from))
+            .copied()
+    }
+
+    /// The first line that holds `value` as a string; 0 if none does.
+    fn line_of(&self, value: &str) -> usize {
+        self.first_from(value, 0).unwrap_or(0)
+    }
+}
+
+/// The strings in what is left of a line of JSON, which no string goes beyond.
+struct Strings<'a>(&'a str);
+
+impl<'a> Iterator for Strings<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let (_, inner) = self.0.split_once('"')?;
+        let mut escaped = false;
+        let end = inner.find(|c| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends
+        })?;
+        let (string, rest) = inner.split_at(end);
+        self.0 = rest.strip_prefix('"')?;
+        Some(string)
+    }
 }
 
 struct Reader<'a> {
     facts: RouterFacts,
     tables: Tables,
     path: &'a Path,
-    text: &'a str,
+    places: Places<'a>,
 }
 
 impl Reader<'_> {
@@ -266,7 +314,7 @@ impl Reader<'_> {
             self.facts.interfaces.push(At::new(0, loopback()?));
         }
         for interface in list {
-            let line = line_of(self.text, &interface.name);
+            let line = self.places.line_of(&interface.name);
             match self.interface(interface) {
                 Ok(interface) => self.facts.interfaces.push(At::new(line, interface)),
                 Err(message) => {
@@ -312,7 +360,7 @@ impl Reader<'_> {
     }
 
     fn route(&mut self, text: &str) {
-        let line = line_of(self.text, text);
+        let line = self.places.line_of(text);
         match route::parse(text, None, Route::MAIN, &self.tables) {
             Ok(parsed) => {
                 for ignored in parsed.ignored {
@@ -334,7 +382,7 @@ impl Reader<'_> {
     }
 
     fn rule(&mut self, text: &str, family: Family) {
-        let line = line_of(self.text, text);
+        let line = self.places.line_of(text);
         match rule::parse(text, family, &self.tables) {
             Ok(rule) => self.facts.rules.push(At::new(line, rule)),
             Err(refused) => {
@@ -358,21 +406,18 @@ impl Reader<'_> {
                 self.facts.set_sysctl(key, value);
             } else {
                 let message = format!("sysctl {key} is not one that a lab sets; left out");
-                self.warn(line_of(self.text, key), message);
+                self.warn(self.places.line_of(key), message);
             }
         }
     }
 
     fn ruleset(&self, key: &str, text: Text) -> Result<(String, Origin), FactsError> {
-        let line = line_of(self.text, key);
+        let line = self.places.line_of(key);
         match text {
             Text::Lines(lines) => {
-                let from_key = self.text.lines().skip(line.saturating_sub(1));
-                let first = lines.first().and_then(|first| {
-                    let wanted = serde_json::Value::from(first.as_str()).to_string();
-                    from_key.zip(line..).find(|(l, _)| l.contains(&wanted))
-                });
-                let first = first.map_or(line, |(_, line)| line);
+                let first = lines.first().map(String::as_str);
+                let first = first.and_then(|first| self.places.first_from(first, line));
+                let first = first.unwrap_or(line);
                 let text = lines
                     .iter()
                     .flat_map(|line| [line.as_str(), "\n"])
@@ -388,7 +433,7 @@ impl Reader<'_> {
         let shown = file.display().to_string();
         if file.file_name() != Some(file.as_os_str()) {
             return Err(FactsError::Json {
-                origin: self.facts.origin(line_of(self.text, &shown)),
+                origin: self.facts.origin(self.places.line_of(&shown)),
                 message: format!("{shown:?} is not a file name; a file beside this one is allowed"),
             });
         }
