@@ -24,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod fault;
+pub mod files;
 pub mod firewall;
 pub mod keeper;
 pub mod lab;

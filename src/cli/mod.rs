@@ -21,6 +21,7 @@ use crate::{
     config::{Config, ConfigError},
     fault::{self, Plan},
     keeper::KeeperError,
+    model::printable_lines,
     netlink::buffers,
     sys::{leave, limits},
 };
@@ -319,7 +320,8 @@ fn run<C: CommandLine>(command: C) -> Exit {
         Ok((exit, true)) => leave::exit_leaving_descriptors(exit as i32),
         Ok((exit, false)) => exit,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "error: {failure}");
+            let text = failure.to_string();
+            let _ = writeln!(io::stderr(), "error: {}", printable_lines(&text));
             // What keeps a user's namespaces from being made is said already.
             if failure.exit == Exit::CannotRun
                 && !failure.error.is::<KeeperError>()

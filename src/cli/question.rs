@@ -1,10 +1,9 @@
 //! What every job is asked: the arguments that quick and detailed jobs share.
 
 use std::{
-    fs,
     io::{self, IsTerminal},
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
@@ -13,6 +12,8 @@ use clap::Args;
 
 use super::{Context, Exit, Failure, matrix::Layout};
 use crate::{
+    files,
+    lab::trace::Trace,
     model::{LabName, Protocol, RouterName, RunId, Service, ServiceLimits, parse_services},
     run::{
         quick::{self, RouterChoice},
@@ -110,20 +111,28 @@ impl Question {
         }
         let v6 = self.destination.is_ipv6();
         let services = services.into_iter().map(|service| service.in_family(v6));
-        let services = services.collect::<Result<_, _>>().map_err(Failure::usage)?;
+        let services: Vec<Service> = services.collect::<Result<_, _>>().map_err(Failure::usage)?;
         if self.source == self.destination {
             return Err(Failure::usage(format!(
                 "source and destination are both {}: packets to oneself pass no router",
                 self.source
             )));
         }
+        let routers = match &self.trace {
+            Some(path) => {
+                let trace = read_trace(path)?;
+                check_trace(&trace, path, &self, &services)?;
+                RouterChoice::Traced(Box::new(trace))
+            }
+            None => choose_routers(self.routers)?,
+        };
         let run_id = self.run_id.map_or_else(quick::new_run_id, Ok);
         Ok(Asked {
             lab: self.lab,
             source: self.source,
             destination: self.destination,
             services,
-            routers: choose_routers(self.routers, self.trace)?,
+            routers,
             trust_facts: self.trust_facts,
             run_id: run_id.map_err(Failure::cannot_run)?,
             lock_timeout: self.lock_timeout.unwrap_or(context.config.lock_timeout),
@@ -146,35 +155,78 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|_| refuse(()))
 }
 
-fn choose_routers(
-    routers: Vec<RouterName>,
-    trace: Option<PathBuf>,
-) -> Result<RouterChoice, Failure> {
-    match trace {
-        Some(path) => {
-            let text = fs::read_to_string(&path).map_err(|e| {
-                Failure::usage(format!("cannot read the trace {}: {e}", path.display()))
-            })?;
-            let trace = serde_json::from_str(&text).map_err(|e| {
-                Failure::usage(format!(
-                    "{} is not a trace of `tsim trace --json`: {e}",
-                    path.display()
-                ))
-            })?;
-            Ok(RouterChoice::Traced(Box::new(trace)))
-        }
-        None if routers.is_empty() => Ok(RouterChoice::Trace),
-        None => match routers
-            .iter()
-            .enumerate()
-            .find(|(at, r)| routers[..*at].contains(r))
-        {
-            Some((_, twice)) => Err(Failure::usage(format!(
-                "--routers names {twice} twice: each router is measured once"
-            ))),
-            None => Ok(RouterChoice::Named(routers)),
-        },
+/// Most bytes of a trace; a way of a thousand routers has a few hundred thousand.
+const MOST_OF_TRACE: u64 = 16 << 20;
+
+fn read_trace(path: &Path) -> Result<Trace, Failure> {
+    let shown = path.display();
+    let bytes = files::read(path, MOST_OF_TRACE)
+        .map_err(|e| Failure::usage(format!("cannot read the trace {shown}: {e}")))?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Failure::usage(format!(
+            "{shown} is not a trace of `tsim trace --json`: {e}"
+        ))
+    })
+}
+
+/// A trace says by which routers one packet goes in one lab, and nothing about others.
+fn check_trace(
+    trace: &Trace,
+    path: &Path,
+    question: &Question,
+    services: &[Service],
+) -> Result<(), Failure> {
+    let packet = &trace.packet;
+    let asked = |service: &&Service| {
+        packet
+            .protocol
+            .is_none_or(|protocol| protocol == service.protocol)
+            && packet
+                .destination_port
+                .is_none_or(|port| port == service.port)
+    };
+    let differs = if trace.lab != question.lab {
+        Some(format!("lab {}, not {}", trace.lab, question.lab))
+    } else if packet.source != question.source {
+        Some(format!("source {}, not {}", packet.source, question.source))
+    } else if packet.destination != question.destination {
+        let destination = question.destination;
+        Some(format!(
+            "destination {}, not {destination}",
+            packet.destination
+        ))
+    } else if !services.iter().any(|service| asked(&service)) {
+        let protocol = packet
+            .protocol
+            .map_or_else(String::new, |p| format!("/{p}"));
+        let port = packet.destination_port.unwrap_or(0);
+        Some(format!("port {port}{protocol}, which is not asked for"))
+    } else {
+        None
+    };
+    differs.map_or(Ok(()), |what| {
+        let path = path.display();
+        Err(Failure::usage(format!(
+            "{path} is the trace of another question: of {what}"
+        )))
+    })
+}
+
+fn choose_routers(routers: Vec<RouterName>) -> Result<RouterChoice, Failure> {
+    let twice = routers
+        .iter()
+        .enumerate()
+        .find(|(at, r)| routers[..*at].contains(r));
+    if let Some((_, twice)) = twice {
+        return Err(Failure::usage(format!(
+            "--routers names {twice} twice: each router is measured once"
+        )));
     }
+    Ok(if routers.is_empty() {
+        RouterChoice::Trace
+    } else {
+        RouterChoice::Named(routers)
+    })
 }
 
 /// The terminal's width, and colour where the user's terminal and `NO_COLOR` allow it.

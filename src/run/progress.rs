@@ -8,6 +8,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -25,6 +26,23 @@ pub struct Line {
 /// One phase of a job and its share of the whole, in any unit.
 pub type Phase = (&'static str, u32);
 
+/// Opens `path` for appending. A FIFO that nobody reads would make the job wait, and one that is
+/// read slowly would too: a regular file or a character device is wanted.
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_char_device() {
+        Ok(file)
+    } else {
+        let text = format!("{} is neither a file nor a terminal", path.display());
+        Err(io::Error::other(text))
+    }
+}
+
 /// Where a job stands among its phases.
 #[derive(Debug)]
 pub struct Progress {
@@ -40,7 +58,6 @@ impl Progress {
     /// # Errors
     /// When the file cannot be opened.
     pub fn new(path: Option<&Path>, phases: &'static [Phase]) -> io::Result<Self> {
-        let open = |path| OpenOptions::new().create(true).append(true).open(path);
         let mut progress = Self {
             file: path.map(open).transpose()?,
             phases,

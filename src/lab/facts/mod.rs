@@ -44,8 +44,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -53,6 +52,7 @@ use thiserror::Error;
 
 use super::topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, Warning};
 use crate::{
+    files::{self, ReadError},
     model::{IfName, NameError, RouterName},
     netlink::object::{Address, Family, Mac, PolicyRule, Route},
 };
@@ -172,12 +172,10 @@ pub enum FactsError {
         source: io::Error,
     },
     /// A file is larger than any facts file.
-    #[error("{path} has {size} bytes; facts of at most {MAX_FILE} are read")]
+    #[error("{path} has more bytes than the {MAX_FILE} that facts may have")]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size in bytes.
-        size: u64,
     },
     /// A file is binary or in another encoding.
     #[error("{origin}: not text in UTF-8: {found}")]
@@ -305,33 +303,20 @@ pub fn load_file(path: &Path) -> Result<RouterFacts, FactsError> {
     text::read(name, &label, &text)
 }
 
-/// A whole file as text, unless it is larger than [`MAX_FILE`], binary or not UTF-8.
+/// A whole file as text, unless it is larger than [`MAX_FILE`], binary or not UTF-8. It is opened in
+/// its directory, and is no symbolic link: facts come from strangers, and root may read anything.
 fn read_text(path: &Path) -> Result<String, FactsError> {
-    let refuse = |source| FactsError::Read {
+    let refuse = |error| FactsError::Read {
         path: path.into(),
-        source,
+        source: io::Error::from(error),
     };
-    let too_large = |size| FactsError::TooLarge {
-        path: path.into(),
-        size,
-    };
-    // Not `open` first: a FIFO would block.
-    let meta = fs::metadata(path).map_err(refuse)?;
-    if !meta.is_file() {
-        return Err(refuse(io::Error::other("it is not a regular file")));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let name = Path::new(path.file_name().unwrap_or_default());
+    match files::read_beneath(dir.unwrap_or(Path::new(".")), name, MAX_FILE) {
+        Ok(bytes) => decode(&path.display().to_string(), bytes),
+        Err(ReadError::TooLarge { .. }) => Err(FactsError::TooLarge { path: path.into() }),
+        Err(error) => Err(refuse(error)),
     }
-    if meta.len() > MAX_FILE {
-        return Err(too_large(meta.len()));
-    }
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(refuse)?;
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(refuse)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(too_large(bytes.len() as u64));
-    }
-    decode(&path.display().to_string(), bytes)
 }
 
 fn decode(file: &str, bytes: Vec<u8>) -> Result<String, FactsError> {
