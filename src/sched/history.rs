@@ -14,6 +14,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use nix::{errno::Errno, fcntl::renameat};
 
 use super::{
     job::FinishedJob,
@@ -21,8 +22,11 @@ use super::{
 };
 use crate::{model::RunId, registry::medium::Medium};
 
-/// The index within the directory of all runs.
-const INDEX: &str = "index.jsonl";
+/// The index within the directory of all runs. No run id begins with a dot, so no run's directory
+/// is ever in its place, nor in that of a file that it is written to first.
+const INDEX: &str = ".index.jsonl";
+/// What earlier versions called it, which may be a run id.
+const EARLIER: &str = "index.jsonl";
 /// The finished job within its run directory.
 const JOB: &str = "job.json";
 
@@ -41,6 +45,20 @@ pub struct Page {
 impl Spool {
     fn index(&self) -> PathBuf {
         self.runs_dir().join(INDEX)
+    }
+
+    /// Gives the index of an earlier version its name, if there is one.
+    pub(super) fn move_index(&self) -> Result<(), SpoolError> {
+        let earlier = self.runs_dir().join(EARLIER);
+        let is_file = fs::symlink_metadata(&earlier).is_ok_and(|found| found.is_file());
+        if !is_file || self.index().exists() {
+            return Ok(());
+        }
+        match renameat(self.runs().fd(), EARLIER, self.runs().fd(), INDEX) {
+            // Another process was quicker.
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(e) => Err(SpoolError::io("rename", &earlier)(e.into())),
+        }
     }
 
     /// A job that is over.

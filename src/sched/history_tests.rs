@@ -106,3 +106,39 @@ fn expiry_removes_old_jobs_with_their_directories() {
     assert!(!spool.run_dir(&RunId::new("j2").unwrap()).exists());
     assert!(spool.run_dir(&RunId::new("j3").unwrap()).exists());
 }
+
+/// Names of our own files among the runs ended the scheduler for good.
+#[test]
+fn a_run_may_be_called_as_any_of_our_files_is() {
+    let (_dir, spool) = temporary();
+    assert!(RunId::new(INDEX).is_err() && RunId::new(format!("{INDEX}.tmp")).is_err());
+    let names = [
+        "index.jsonl",
+        "index.jsonl.tmp",
+        "job.json",
+        "queue.json",
+        "queue.lock",
+    ];
+    for (second, name) in (1..).zip(names) {
+        spool.lock().unwrap().close(&job(name, second)).unwrap();
+    }
+    // As the next process finds them.
+    let page = spool.history(None, 10).unwrap();
+    assert_eq!(page.jobs.len(), names.len());
+    spool.move_index().unwrap();
+    let until = Timestamp::from_second(3).unwrap();
+    assert_eq!(spool.lock().unwrap().expire(until).unwrap(), 2);
+    let left = spool.history(None, 10).unwrap().jobs;
+    let left: Vec<_> = left.iter().map(|job| job.run_id.as_str()).collect();
+    assert_eq!(left, ["queue.lock", "queue.json", "job.json"]);
+}
+
+#[test]
+fn the_index_of_an_earlier_version_is_renamed() {
+    let (_dir, spool) = temporary();
+    spool.lock().unwrap().close(&job("a", 1)).unwrap();
+    fs::rename(spool.index(), spool.runs_dir().join(EARLIER)).unwrap();
+    spool.move_index().unwrap();
+    assert_eq!(spool.history(None, 10).unwrap().jobs.len(), 1);
+    assert!(!spool.runs_dir().join(EARLIER).exists());
+}

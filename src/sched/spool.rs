@@ -6,7 +6,7 @@
 //!   queue/leader.lock      flock: the scheduler that leads holds it, see `leader`
 //!   queue/queue.json       jobs that wait, first job first
 //!   queue/current.json     jobs whose runner was started
-//!   runs/index.jsonl       finished jobs, one line each, oldest first
+//!   runs/.index.jsonl           finished jobs, one line each, oldest first
 //!   runs/<run id>/job.json      the finished job; its existence says that the job is over
 //!   runs/<run id>/alive         flock: held by the runner through its standard input
 //!   runs/<run id>/result.json   the runner's standard output
@@ -157,10 +157,12 @@ impl Spool {
     /// [`SpoolError::Registry`] when a directory cannot be made or is not to be trusted.
     pub fn open(config: &Config) -> Result<Self, SpoolError> {
         let registry = Directory::open(&config.registry_dir)?;
-        Ok(Self {
+        let spool = Self {
             queue: Arc::new(registry.sub("queue")?),
             runs: Arc::new(Directory::open(&config.results_dir)?),
-        })
+        };
+        spool.move_index()?;
+        Ok(spool)
     }
 
     /// The directory that holds `queue.json` and `current.json`; watch it to see them change.
