@@ -120,13 +120,13 @@ pub(super) fn remove_namespaces(
 pub fn down(config: &Config, name: &LabName) -> Result<Removed, LabError> {
     let mut removed = Removed::default();
     let dir = LabDir::new(config, name);
-    if !dir.exists() {
+    if !dir.exists()? {
         return Ok(removed);
     }
     let locked = dir.lock()?;
     let netns = NetnsDir::default();
     let mut failures = Vec::new();
-    if let Some(state) = locked.dir().state()? {
+    if let Some(state) = locked.state()? {
         removed.hosts = hosts(&netns, name)?;
         failures = remove_namespaces(&netns, &state, &mut removed);
     }

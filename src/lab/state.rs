@@ -13,13 +13,16 @@
 //! waits for the lock looks whether the file is still linked.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    fs,
+    io::{self, Read},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::stat::fstat,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
@@ -35,12 +38,18 @@ use crate::{
     },
     netlink::object::{Address, Mac},
     netns::NetnsId,
+    registry::{
+        RegistryError,
+        medium::{Directory, Medium},
+    },
 };
 
 const VERSION: u32 = 2;
 const STATE: &str = "lab.json";
 const TOPOLOGY: &str = "topology.json";
 const LOCK: &str = "lock";
+/// A file that is being written.
+const NEW: &str = ".new";
 
 /// How far a lab has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,125 +206,143 @@ fn file_error(call: &'static str, path: &Path) -> impl Fn(io::Error) -> LabError
     }
 }
 
-/// The directory of one lab.
+/// The directory of one lab. It and the directory of all labs are opened and checked as the
+/// registry's are: a link or a directory of somebody else in its place is refused, and what is in it
+/// is opened and removed by its name in there.
 #[derive(Debug, Clone)]
 pub(super) struct LabDir {
-    path: PathBuf,
+    labs: PathBuf,
+    name: LabName,
 }
 
 impl LabDir {
     pub(super) fn new(config: &Config, lab: &LabName) -> Self {
         Self {
-            path: config.labs_dir.join(lab.as_str()),
+            labs: config.labs_dir.clone(),
+            name: lab.clone(),
         }
     }
 
     /// Names in `labs_dir` that are labs.
     pub(super) fn list(config: &Config) -> Result<Vec<LabName>, LabError> {
-        let fail = file_error("list", &config.labs_dir);
-        let entries = match fs::read_dir(&config.labs_dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(fail(e)),
+        let Some(labs) = Directory::open_existing(&config.labs_dir)? else {
+            return Ok(Vec::new());
         };
-        let mut labs = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(&fail)?;
-            let name = entry.file_name();
+        let mut found = Vec::new();
+        for name in labs.names()? {
             let name = name.to_str().and_then(|name| LabName::new(name).ok());
-            labs.extend(name.filter(|_| entry.path().join(STATE).exists()));
+            let Some(name) = name else { continue };
+            // A file, a link or somebody's directory beside the labs is none of them.
+            if let Ok(Some(dir)) = labs.sub_existing(name.as_str())
+                && dir.open_file(STATE)?.is_some()
+            {
+                found.push(name);
+            }
         }
-        labs.sort();
-        Ok(labs)
+        found.sort();
+        Ok(found)
     }
 
-    pub(super) fn exists(&self) -> bool {
-        self.path.exists()
+    /// Whether there is anything to take down.
+    pub(super) fn exists(&self) -> Result<bool, LabError> {
+        Ok(self.existing()?.is_some())
+    }
+
+    fn existing(&self) -> Result<Option<Directory>, LabError> {
+        match Directory::open_existing(&self.labs)? {
+            Some(labs) => Ok(labs.sub_existing(self.name.as_str())?),
+            None => Ok(None),
+        }
     }
 
     /// What is kept; none where there is no lab.
     pub(super) fn state(&self) -> Result<Option<LabState>, LabError> {
-        let state: Option<LabState> = self.read(STATE)?;
-        match &state {
-            Some(state) if state.version != VERSION => Err(LabError::Format {
-                path: self.path.join(STATE),
-                message: format!("version {}; {VERSION} is known", state.version),
-            }),
-            _ => Ok(state),
+        match self.existing()? {
+            Some(dir) => read_state(&dir),
+            None => Ok(None),
         }
     }
 
-    pub(super) fn topology(&self) -> Result<Option<Topology>, LabError> {
-        self.read(TOPOLOGY)
-    }
-
-    fn read<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>, LabError> {
-        let path = self.path.join(file);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(file_error("read", &path)(e)),
-        };
-        let value = serde_json::from_slice(&bytes).map_err(|e| LabError::Format {
-            path,
-            message: e.to_string(),
-        })?;
-        Ok(Some(value))
-    }
-}
-
-/// The directory of one lab, which nobody else changes.
-#[derive(Debug)]
-pub(super) struct LockedLab {
-    dir: LabDir,
-    _lock: Flock<File>,
-}
-
-impl LabDir {
     /// Waits until nobody else makes or takes down this lab.
-    pub(super) fn lock(self) -> Result<LockedLab, LabError> {
+    pub(super) fn lock(&self) -> Result<LockedLab, LabError> {
         loop {
-            self.make()?;
-            if let Some(lock) = self.try_lock()? {
+            let labs = Directory::open(&self.labs)?;
+            let dir = labs.sub(self.name.as_str())?;
+            if let Some(lock) = try_lock(&dir)? {
                 return Ok(LockedLab {
-                    dir: self,
+                    name: self.name.clone(),
+                    labs,
+                    dir,
                     _lock: lock,
                 });
             }
         }
     }
+}
 
-    fn make(&self) -> Result<(), LabError> {
-        let mut builder = DirBuilder::new();
-        let made = builder.recursive(true).mode(0o700).create(&self.path);
-        made.map_err(file_error("make the directory", &self.path))
-    }
-
-    /// None when the file went while it was waited for, with the lab.
-    fn try_lock(&self) -> Result<Option<Flock<File>>, LabError> {
-        let path = self.path.join(LOCK);
-        let mut open = File::options();
-        open.read(true).write(true).create(true).truncate(false);
-        let file = match open.open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(file_error("open", &path))?,
-        };
-        let mut unlocked = file;
-        let lock = loop {
-            match Flock::lock(unlocked, FlockArg::LockExclusive) {
-                Ok(lock) => break lock,
-                Err((file, nix::errno::Errno::EINTR)) => unlocked = file,
-                Err((_, errno)) => return Err(file_error("lock", &path)(errno.into())),
-            }
-        };
-        let held = lock.metadata().map_err(file_error("look at", &path))?;
-        Ok((held.nlink() > 0).then_some(lock))
+fn read_state(dir: &Directory) -> Result<Option<LabState>, LabError> {
+    let state: Option<LabState> = read(dir, STATE)?;
+    match &state {
+        Some(state) if state.version != VERSION => Err(LabError::Format {
+            path: dir.path().join(STATE),
+            message: format!("version {}; {VERSION} is known", state.version),
+        }),
+        _ => Ok(state),
     }
 }
 
+fn read<T: DeserializeOwned>(dir: &Directory, name: &str) -> Result<Option<T>, LabError> {
+    let Some(mut file) = dir.open_file(name)? else {
+        return Ok(None);
+    };
+    let path = dir.path().join(name);
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)
+        .map_err(file_error("read", &path))?;
+    let value = serde_json::from_slice(&bytes).map_err(|e| LabError::Format {
+        path,
+        message: e.to_string(),
+    })?;
+    Ok(Some(value))
+}
+
+/// None when the file or its directory went while it was waited for, with the lab.
+fn try_lock(dir: &Directory) -> Result<Option<Flock<OwnedFd>>, LabError> {
+    let path = dir.path().join(LOCK);
+    let mut unlocked = match dir.lock_file(LOCK) {
+        Err(RegistryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        other => other?,
+    };
+    let lock = loop {
+        match Flock::lock(unlocked, FlockArg::LockExclusive) {
+            Ok(lock) => break lock,
+            Err((file, nix::errno::Errno::EINTR)) => unlocked = file,
+            Err((_, errno)) => return Err(file_error("lock", &path)(errno.into())),
+        }
+    };
+    let held = fstat(&*lock).map_err(|e| file_error("look at", &path)(e.into()))?;
+    Ok((held.st_nlink > 0).then_some(lock))
+}
+
+/// The directory of one lab, which nobody else changes.
+#[derive(Debug)]
+pub(super) struct LockedLab {
+    name: LabName,
+    labs: Directory,
+    dir: Directory,
+    _lock: Flock<OwnedFd>,
+}
+
 impl LockedLab {
-    pub(super) fn dir(&self) -> &LabDir {
-        &self.dir
+    /// What is kept; none where there is no lab.
+    pub(super) fn state(&self) -> Result<Option<LabState>, LabError> {
+        read_state(&self.dir)
+    }
+
+    pub(super) fn topology(&self) -> Result<Option<Topology>, LabError> {
+        read(&self.dir, TOPOLOGY)
     }
 
     /// Keeps `state`; durable when it returns.
@@ -329,44 +356,31 @@ impl LockedLab {
     }
 
     fn write<T: Serialize>(&self, file: &str, value: &T) -> Result<(), LabError> {
-        let path = self.dir.path.join(file);
+        let path = self.dir.path().join(file);
         let fail = file_error("write", &path);
         fault::step("lab.write").map_err(&fail)?;
-        let mut temporary = tempfile::Builder::new()
-            .prefix(".new")
-            .tempfile_in(&self.dir.path)
-            .map_err(&fail)?;
         let bytes = serde_json::to_vec_pretty(value).map_err(|e| fail(e.into()))?;
-        temporary.write_all(&bytes).map_err(&fail)?;
-        temporary.as_file().sync_all().map_err(&fail)?;
-        temporary.persist(&path).map_err(|e| fail(e.error))?;
-        let dir = File::open(&self.dir.path).map_err(&fail)?;
-        dir.sync_all().map_err(&fail)
+        self.dir.write(NEW, &bytes)?;
+        self.dir.rename(NEW, file)?;
+        Ok(self.dir.sync_names()?)
     }
 
     /// Forgets the lab: removes its files, the lock last, and its directory.
     pub(super) fn remove(self) -> Result<(), LabError> {
-        let path = &self.dir.path;
+        let path = self.dir.path();
         fault::step("lab.remove").map_err(file_error("remove", path))?;
         // What an interrupted write left, too; lab.json is the last that names anything.
-        let entries = fs::read_dir(path).map_err(file_error("list", path))?;
-        let mut files: Vec<PathBuf> = Vec::new();
-        for entry in entries {
-            files.push(entry.map_err(file_error("list", path))?.path());
-        }
-        let rank = |file: &PathBuf| match file.file_name().and_then(|n| n.to_str()) {
+        let mut names = self.dir.names()?;
+        names.sort_by_key(|name| match name.to_str() {
             Some(LOCK) => 2,
             Some(STATE) => 1,
             _ => 0,
-        };
-        files.sort_by_key(rank);
-        for file in files {
-            fs::remove_file(&file).map_err(file_error("remove", &file))?;
+        });
+        for name in names {
+            self.dir.remove_file(&name)?;
         }
-        match fs::remove_dir(path) {
-            // Somebody waits for the lock and has made a new one.
-            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            other => other.map_err(file_error("remove", path)),
-        }
+        // False: somebody waits for the lock and has made a new one.
+        self.labs.remove_dir(self.name.as_str())?;
+        Ok(())
     }
 }

@@ -153,14 +153,14 @@ fn existing(
     options: Options,
     progress: &dyn Progress,
 ) -> Result<Option<Lab>, LabError> {
-    let Some(state) = locked.dir().state()? else {
+    let Some(state) = locked.state()? else {
         return Ok(None);
     };
     let netns = NetnsDir::default();
     let intact = state.boot_id == boot_id()? && down::intact(&netns, &state)?;
     if state.phase == Phase::Up && intact {
         let same =
-            state.legacy == options.legacy && locked.dir().topology()?.as_ref() == Some(topology);
+            state.legacy == options.legacy && locked.topology()?.as_ref() == Some(topology);
         if !same {
             return Err(LabError::Exists {
                 lab: name.clone(),

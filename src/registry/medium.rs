@@ -5,16 +5,21 @@
 //! directory that was checked once, and no symbolic link is followed.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::{DirBuilder, File},
     io::{self, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
+        unix::{
+            ffi::OsStringExt,
+            fs::{DirBuilderExt, OpenOptionsExt},
+        },
     },
     path::{Path, PathBuf},
 };
 
 use nix::{
+    dir::Dir,
     errno::Errno,
     fcntl::{OFlag, openat, renameat},
     sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat},
@@ -82,17 +87,26 @@ impl Directory {
     /// world-writable; [`RegistryError::Io`] when it cannot be made or opened.
     pub fn open(path: &Path) -> Result<Self, RegistryError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        match (Self::open_plain(path), made) {
+            (Ok(file), _) => Self::checked(file.into(), path.to_owned()),
+            (Err(_), Err(e)) => Err(io_error("make", path, e)),
+            (Err(e), Ok(())) => Err(refused_link("open", path, e)),
+        }
+    }
+
+    /// As [`Self::open`]; none when there is no such directory.
+    pub(crate) fn open_existing(path: &Path) -> Result<Option<Self>, RegistryError> {
+        match Self::open_plain(path) {
+            Ok(file) => Self::checked(file.into(), path.to_owned()).map(Some),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(refused_link("open", path, e)),
+        }
+    }
+
+    fn open_plain(path: &Path) -> io::Result<File> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-        let opened = File::options()
-            .read(true)
-            .custom_flags(flags.bits())
-            .open(path);
-        let fd: OwnedFd = match (opened, made) {
-            (Ok(file), _) => file.into(),
-            (Err(_), Err(e)) => return Err(io_error("make", path, e)),
-            (Err(e), Ok(())) => return Err(refused_link("open", path, e)),
-        };
-        Self::checked(fd, path.to_owned())
+        let mut options = File::options();
+        options.read(true).custom_flags(flags.bits()).open(path)
     }
 
     /// The sub-directory `name`, made if it is missing.
@@ -125,6 +139,43 @@ impl Directory {
         match self.open_checked(name, flags)? {
             Some((file, _)) => Ok(file.into()),
             None => Err(self.error("open", name, io::ErrorKind::NotFound)),
+        }
+    }
+
+    /// Opens the file `name` for reading; none when it does not exist.
+    pub(crate) fn open_file(&self, name: &str) -> Result<Option<File>, RegistryError> {
+        let opened = self.open_checked(name, OFlag::O_RDONLY)?;
+        Ok(opened.map(|(file, _)| file))
+    }
+
+    /// The names in the directory, in no order.
+    pub(crate) fn names(&self) -> Result<Vec<OsString>, RegistryError> {
+        let fail = |e: Errno| self.error("list", ".", e);
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        // Another open file: reading moves its offset.
+        let dir = Dir::openat(&self.fd, ".", flags, Mode::empty()).map_err(fail)?;
+        let mut names = Vec::new();
+        for entry in dir {
+            let name = entry.map_err(fail)?.file_name().to_owned();
+            if name.to_bytes() != b"." && name.to_bytes() != b".." {
+                names.push(OsString::from_vec(name.into_bytes()));
+            }
+        }
+        Ok(names)
+    }
+
+    /// Removes the name of a file; of a symbolic link, the link's.
+    pub(crate) fn remove_file(&self, name: &OsStr) -> Result<(), RegistryError> {
+        unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)
+            .map_err(|e| self.error("remove", &name.to_string_lossy(), e))
+    }
+
+    /// Removes the empty directory `name`; false when something is in it.
+    pub(crate) fn remove_dir(&self, name: &str) -> Result<bool, RegistryError> {
+        match unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(false),
+            Err(e) => Err(self.error("remove", name, e)),
         }
     }
 
