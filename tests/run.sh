@@ -13,6 +13,7 @@
 #   vm         a part of the privileged tests on kernels 6.1 and 5.10, in virtual machines
 #
 # and only when it is named:
+#   mutations  ten thousand damaged facts, where the stage system tries three hundred
 #   vm-full    all of them, on every kernel that vagrant/vm-tests.sh knows
 #
 # A test that cannot run is a failure, never a skip. Exit status: 0 only if all passed.
@@ -82,6 +83,16 @@ stage_vm() {
     ./vagrant/vm-tests.sh --at-once 2 --limit 1200 6.1 5.10 -- "${VM_PART[@]}"
 }
 
+stage_mutations() {
+    need_root mutations
+    # shellcheck disable=SC2016 # the inner shell expands these
+    unshare --mount --propagation private bash -euc '
+        mkdir -p /run/netns
+        mount -t tmpfs -o mode=755 tmpfs /run/netns
+        TSIM_MUTATIONS=10000 cargo test --locked --test privileged -- doors::mutate
+    '
+}
+
 stage_vm-full() {
     ./vagrant/provision.sh vm
     ./vagrant/qemu/test.sh 6.1
@@ -91,9 +102,9 @@ stage_vm-full() {
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | browser | bench | vm | vm-full) ;;
+            format | lint | unit | system | browser | bench | vm | mutations | vm-full) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, browser, bench, vm, vm-full" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, browser, bench, vm, mutations, vm-full" >&2
                 exit 2
                 ;;
         esac

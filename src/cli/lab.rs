@@ -422,6 +422,7 @@ impl Progress for Bar {
             Step::Sweep => self.show("removing what an interrupted run left"),
             Step::Namespaces(n) => self.show(&format!("making {n} namespaces")),
             Step::Segments(n) => self.show(&format!("making {n} segments")),
+            Step::Refused => self.show("finding the rules that this kernel refuses"),
             Step::Routers(_) | Step::Filled => {
                 if let Ok(mut filled) = self.filled.lock() {
                     match step {

@@ -76,7 +76,7 @@ const ROOT: &str = "run as root, with this capability, or in a user namespace, w
      `rootless = false` forbids";
 const DEBIAN_KERNEL: &str = "a distribution's kernel; load the module where it is blacklisted";
 
-static TABLE: [Advice; 30] = [
+static TABLE: [Advice; 32] = [
     needed(
         Area::Rights,
         "cap_sys_admin",
@@ -167,6 +167,20 @@ static TABLE: [Advice; 30] = [
         "xtables_legacy",
         "no fall-back where nf_tables is absent; rulesets that ask for it cannot be loaded",
         "a kernel with CONFIG_IP_NF_IPTABLES_LEGACY; the package iptables",
+    ),
+    useful(
+        Area::Kernel,
+        "landlock",
+        "the programs that load rulesets may reach more of this machine; what reaches them is \
+        looked at all the same",
+        "Linux 6.12 or later with landlock in CONFIG_LSM or the kernel's parameter lsm=",
+    ),
+    useful(
+        Area::Kernel,
+        "seccomp",
+        "the programs that load rulesets may start others; what reaches them is looked at all the \
+        same",
+        "a kernel with CONFIG_SECCOMP_FILTER",
     ),
     useful(
         Area::Kernel,

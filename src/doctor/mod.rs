@@ -6,6 +6,7 @@
 //! may load modules.
 
 mod advice;
+mod confinement;
 mod hint;
 mod kernel;
 mod loaded;
@@ -102,6 +103,7 @@ pub fn examine(config: &Config) -> Report {
     let checks: Vec<Check> = rights::checks()
         .into_iter()
         .chain(kernel::checks(&tools))
+        .chain(confinement::checks())
         .chain(tools::checks(&tools))
         .chain(places::directories(config))
         .chain(places::limits())

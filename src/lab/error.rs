@@ -8,7 +8,7 @@ use super::{facts::FactsError, topology::Warning};
 use crate::{
     model::{LabName, NameError, NetnsName, RouterName, RunId},
     netlink::{NetlinkErrors, SysctlError},
-    netns::{NetnsError, tool::ToolError},
+    netns::{NetnsError, shut_in::ShutInError, tool::ToolError},
     registry::RegistryError,
 };
 
@@ -123,6 +123,9 @@ pub enum LabError {
         #[source]
         source: ToolError,
     },
+    /// The programs that load rulesets could not be shut in, and were not started.
+    #[error(transparent)]
+    ShutIn(#[from] ShutInError),
     /// A namespace could not be made, opened or removed.
     #[error(transparent)]
     Netns(#[from] NetnsError),

@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use super::{
-    LabError, kernel_settings,
+    LabError, Progress, kernel_settings,
     omission::{self, Omission, OmissionKind, Packets},
     plan,
     rulesets::{self, Loaders},
@@ -87,6 +87,7 @@ pub(super) struct Job<'a> {
     pub(super) state: &'a RouterState,
     pub(super) netns: &'a NetnsFd,
     pub(super) loaders: &'a Loaders,
+    pub(super) progress: &'a dyn Progress,
 }
 
 /// Fills the router's namespace, whose interfaces exist; returns what it lacks.
@@ -125,7 +126,7 @@ fn fill_here(job: &Job<'_>) -> Result<Vec<Warning>, LabError> {
         mut warnings,
         ..
     } = filler;
-    warnings.extend(rulesets::load_here(job.router, job.loaders)?);
+    warnings.extend(rulesets::load_here(job.router, job.loaders, job.progress)?);
     let conntrack = global_settings(job.router).filter(|(key, _)| is_conntrack(key));
     warnings.extend(write(job.router, netns, &conntrack.collect::<Vec<_>>()));
     // The kernel had the time of the rulesets to take notice of links and addresses.

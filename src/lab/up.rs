@@ -48,6 +48,8 @@ pub enum Step {
     Routers(usize),
     /// One router is filled.
     Filled,
+    /// Rules of a router were refused and left out, and its ruleset is loaded again.
+    Refused,
 }
 
 /// Told what `up` is at, from any of its threads.
@@ -159,8 +161,7 @@ fn existing(
     let netns = NetnsDir::default();
     let intact = state.boot_id == boot_id()? && down::intact(&netns, &state)?;
     if state.phase == Phase::Up && intact {
-        let same =
-            state.legacy == options.legacy && locked.topology()?.as_ref() == Some(topology);
+        let same = state.legacy == options.legacy && locked.topology()?.as_ref() == Some(topology);
         if !same {
             return Err(LabError::Exists {
                 lab: name.clone(),
@@ -198,6 +199,7 @@ impl Builder<'_> {
         let intent = state.clone();
         // Before the intent is written, which would claim them.
         let free = self.check_free(&state);
+        self.loaders.load_modules();
         let built = free.and_then(|()| self.build(&locked, state).map_err(|e| (true, e)));
         let (made, cause) = match built {
             Ok(state) => {
@@ -315,6 +317,7 @@ impl Builder<'_> {
                 state: planned,
                 netns,
                 loaders: &self.loaders,
+                progress: self.progress,
             })
             .collect();
         let filled = pool::each(&jobs, |job| {

@@ -12,6 +12,7 @@
 
 mod dir;
 mod fd;
+pub mod shut_in;
 pub mod tool;
 
 use std::{io, path::PathBuf};

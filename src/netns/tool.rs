@@ -17,10 +17,19 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::memfd::{MFdFlags, memfd_create},
 };
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
+
+use crate::sys::{limits, seccomp};
 
 /// How long a tool may take unless [`Tools::with_time_limit`] says otherwise.
 pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(60);
+
+/// Most bytes on standard output of a tool that is [`Tools::locked`].
+pub const MOST_PRINTED: u64 = 64 << 20;
+
+/// Most bytes of standard error that are kept; several thousand messages.
+const MOST_SAID: usize = 4 << 20;
 
 /// A tool could not be run, or said that it failed.
 #[derive(Debug, Error)]
@@ -78,6 +87,7 @@ pub struct Printed {
 pub struct Tools {
     dirs: Vec<PathBuf>,
     time_limit: Duration,
+    locked: bool,
 }
 
 impl Tools {
@@ -87,7 +97,17 @@ impl Tools {
         Self {
             dirs: dirs.into(),
             time_limit: DEFAULT_TIME_LIMIT,
+            locked: false,
         }
+    }
+
+    /// The same tools, for data from strangers: they can start no other program and make no
+    /// sockets but those that rules go to the kernel through ([`seccomp`]), and print at most
+    /// [`MOST_PRINTED`].
+    #[must_use]
+    pub fn locked(self) -> Self {
+        let locked = true;
+        Self { locked, ..self }
     }
 
     /// The same tools, killed when they take longer than `limit`.
@@ -130,13 +150,16 @@ impl Tools {
         let shared = stdout
             .try_clone()
             .map_err(fail("make room for the output of"))?;
-        let mut child = self
-            .command(&file, args)
+        let mut command = self.command(&file, args);
+        command
             .stdin(Stdio::from(stdin))
             .stdout(Stdio::from(shared))
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(fail("start"))?;
+            .stderr(Stdio::piped());
+        if self.locked {
+            limits::file_size(&mut command, MOST_PRINTED).map_err(fail("limit"))?;
+            seccomp::confine(&mut command);
+        }
+        let mut child = command.spawn().map_err(fail("start"))?;
         let stderr = self.wait_for_end(&mut child, tool)?;
         let status = child.wait().map_err(fail("wait for"))?;
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
@@ -165,10 +188,11 @@ impl Tools {
         command
     }
 
-    /// Reads standard error until the tool closes it, which it does at the latest when it ends.
+    /// Reads standard error until the tool closes it, and waits until it has ended.
     fn wait_for_end(&self, child: &mut Child, tool: &str) -> Result<Vec<u8>, ToolError> {
         let deadline = Instant::now() + self.time_limit;
-        match collect(child, deadline) {
+        let collected = collect(child, deadline);
+        match collected.and_then(|text| await_end(child, deadline).map(|()| text)) {
             Ok(stderr) => Ok(stderr),
             Err(source) => {
                 // It may have ended by itself meanwhile; it is reaped in any case.
@@ -205,7 +229,28 @@ fn collect(child: &mut Child, deadline: Instant) -> io::Result<Vec<u8>> {
         }
         match stderr.read(&mut part)? {
             0 => return Ok(text),
-            n => text.extend_from_slice(&part[..n]),
+            n => {
+                let room = MOST_SAID.saturating_sub(text.len());
+                text.extend(part.iter().take(n.min(room)));
+            }
+        }
+    }
+}
+
+/// Waits until `child` has ended, which it need not have when it closed standard error.
+fn await_end(child: &Child, deadline: Instant) -> io::Result<()> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+    let ended = pidfd_open(pid, PidfdFlags::empty())?;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) if left.is_zero() => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
         }
     }
 }
@@ -286,7 +331,9 @@ mod tests {
     fn a_tool_that_hangs_is_killed() {
         let tools = tools().with_time_limit(Duration::from_millis(20));
         // `exec`, so that the shell's child does not keep standard error open.
-        let error = tools.run("sh", &["-c", "exec sleep 600"], &[]).unwrap_err();
-        assert!(matches!(error, ToolError::TimedOut { .. }), "{error}");
+        for script in ["exec sleep 600", "exec 2>&- sleep 600"] {
+            let error = tools.run("sh", &["-c", script], &[]).unwrap_err();
+            assert!(matches!(error, ToolError::TimedOut { .. }), "{error}");
+        }
     }
 }

@@ -6,4 +6,5 @@ pub mod limits;
 pub mod mmsg;
 pub mod nftnl;
 pub mod readable;
+pub mod seccomp;
 pub mod socket_filter;

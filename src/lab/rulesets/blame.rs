@@ -44,9 +44,10 @@ pub(super) fn rules(kind: RulesetKind, lines: &[String]) -> Vec<usize> {
             all.filter(|at| is_rule(line(lines, *at))).collect()
         }
         RulesetKind::Nft => {
+            let openers = openers(lines);
             let alone = |at: &usize| {
                 let text = line(lines, *at).trim();
-                !text.is_empty() && text != "}" && nft_extent(lines, *at) == [*at]
+                !text.is_empty() && text != "}" && nft_extent(lines, &openers, *at) == [*at]
             };
             all.filter(alone).collect()
         }
@@ -74,8 +75,12 @@ pub(super) fn parts(kind: RulesetKind, lines: &[String]) -> Vec<Vec<usize>> {
 
 /// `reason` or the first thing that `said` says, without the tool's name and version.
 pub(super) fn reason(said: &str, reason: Option<&str>) -> String {
+    // All that a tool said may stand for the reason; its first words say it.
+    let said = reason
+        .filter(|text| !text.trim().is_empty())
+        .unwrap_or(said);
     let first = said.lines().find(|l| !l.trim().is_empty());
-    let text = reason.or(first).unwrap_or_default().trim();
+    let text = first.unwrap_or_default().trim();
     let text = match text.split_once("): ") {
         Some((tool, rest)) if tool.contains("tables-") => rest,
         _ => text,
@@ -153,14 +158,12 @@ fn iptables(lines: &[String], said: &str) -> Vec<Culprit> {
         }
     }
     found.extend(missing(said).into_iter().flat_map(|words| {
-        let uses = move |l: &&String| is_rule(l) && words.iter().any(|w| has_words(l, w));
-        let all: Vec<_> = lines.iter().filter(uses).collect();
-        let index = |l: &&String| lines.iter().position(|other| std::ptr::eq(other, *l));
-        let one = |at| Culprit {
+        let uses = move |l: &String| is_rule(l) && words.iter().any(|w| has_words(l, w));
+        let all = lines.iter().enumerate().filter(move |(_, l)| uses(l));
+        all.map(|(at, _)| Culprit {
             lines: vec![at],
             reason: None,
-        };
-        all.iter().filter_map(index).map(one).collect::<Vec<_>>()
+        })
     }));
     found
 }
@@ -207,13 +210,14 @@ fn has_words(line: &str, words: &str) -> bool {
 
 /// `/dev/stdin:9:23-28: Error: syntax error, …`
 fn nft(lines: &[String], said: &str) -> Vec<Culprit> {
+    let openers = openers(lines);
     let one = |text: &str| {
         let (place, reason) = text.split_once(": Error: ")?;
         let mut parts = place.rsplitn(3, ':');
         let (_column, number) = (parts.next()?, parts.next()?);
         let at = number.parse::<usize>().ok()?.checked_sub(1)?;
         Some(Culprit {
-            lines: nft_extent(lines, at),
+            lines: nft_extent(lines, &openers, at),
             reason: Some(reason.to_owned()),
         })
     };
@@ -222,16 +226,17 @@ fn nft(lines: &[String], said: &str) -> Vec<Culprit> {
 
 /// The lines that go with line `at`: a rule goes alone; a set, a chain and the like go whole, and
 /// so does a rule on several lines.
-fn nft_extent(lines: &[String], at: usize) -> Vec<usize> {
+fn nft_extent(lines: &[String], openers: &[Option<usize>], at: usize) -> Vec<usize> {
     let text = line(lines, at).trim();
     if balance(text) > 0 && !text.starts_with("elements") {
         return block(lines, at);
     }
     let keyword = |head: usize| line(lines, head).split_whitespace().next();
-    let inner = opener(lines, at);
+    let opener = |at: usize| openers.get(at).copied().flatten();
+    let inner = opener(at);
     // `elements = {` is no object of its own.
     let in_elements = inner.filter(|head| keyword(*head) == Some("elements"));
-    match in_elements.map_or(inner, |head| opener(lines, head)) {
+    match in_elements.map_or(inner, opener) {
         Some(head) => {
             let keyword = keyword(head);
             let keeps_rules = matches!(keyword, Some("chain" | "table"));
@@ -263,16 +268,18 @@ fn balance(text: &str) -> i64 {
     sum
 }
 
-/// The line whose brace encloses line `at`.
-fn opener(lines: &[String], at: usize) -> Option<usize> {
-    let mut depth = 0;
-    for head in (0..at).rev() {
-        depth += balance(line(lines, head));
-        if depth > 0 {
-            return Some(head);
+/// For each line, the line whose brace encloses it.
+fn openers(lines: &[String]) -> Vec<Option<usize>> {
+    let mut open = Vec::new();
+    let mut openers = Vec::with_capacity(lines.len());
+    for (at, line) in lines.iter().enumerate() {
+        openers.push(open.last().copied());
+        match balance(line) {
+            more @ 1.. => open.extend((0..more).map(|_| at)),
+            less => open.truncate(open.len().saturating_sub(less.unsigned_abs() as usize)),
         }
     }
-    None
+    openers
 }
 
 /// The lines from `head`, which opens a brace, to the one that closes it.

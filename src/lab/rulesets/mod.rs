@@ -2,27 +2,52 @@
 //!
 //! A whole ruleset goes to its tool at once. Where the tool refuses, the line that it names is
 //! blanked (so that the others keep their numbers), a warning is made of it, and the rest is tried
-//! again. Where it names none, which iptables-legacy does at COMMIT, halving finds the line.
+//! again. Where it names none, which iptables-legacy does at COMMIT, or one after the other,
+//! [`search`] finds them by their forms; and where no rule is to blame, the tables are tried one by
+//! one.
 
 mod blame;
 mod filter;
+mod form;
+mod search;
 mod tools;
 
+use std::collections::BTreeSet;
+
 use super::{
-    LabError,
+    LabError, Progress, Step,
     omission::RulesetMaps,
     topology::{Origin, Router, Ruleset, RulesetKind, Warning},
 };
-use crate::{fault, netns::tool::ToolError};
+use crate::{
+    fault,
+    netns::{shut_in::shut_in, tool::ToolError},
+};
 
 pub(super) use tools::Loaders;
+use tools::Trial;
 
 /// Loads all rulesets of `router` into the namespace of the calling thread; returns a warning for
 /// each rule that is left out.
 ///
 /// # Errors
 /// [`LabError`] when a tool cannot be run, or fails and no line is to blame.
-pub(super) fn load_here(router: &Router, loaders: &Loaders) -> Result<Vec<Warning>, LabError> {
+pub(super) fn load_here(
+    router: &Router,
+    loaders: &Loaders,
+    progress: &dyn Progress,
+) -> Result<Vec<Warning>, LabError> {
+    if router.rulesets.is_empty() {
+        return Ok(Vec::new());
+    }
+    shut_in(loaders.dirs(), || load_shut_in(router, loaders, progress))?
+}
+
+fn load_shut_in(
+    router: &Router,
+    loaders: &Loaders,
+    progress: &dyn Progress,
+) -> Result<Vec<Warning>, LabError> {
     let mut warnings = Vec::new();
     let maps = RulesetMaps::new(&router.rulesets);
     for ruleset in &router.rulesets {
@@ -33,6 +58,7 @@ pub(super) fn load_here(router: &Router, loaders: &Loaders) -> Result<Vec<Warnin
             ruleset,
             maps: &maps,
             loaders,
+            progress,
             lines: sifted.lines,
             warnings: Vec::new(),
         };
@@ -84,36 +110,84 @@ struct Loader<'a> {
     ruleset: &'a Ruleset,
     maps: &'a RulesetMaps<'a>,
     loaders: &'a Loaders,
+    progress: &'a dyn Progress,
     lines: Vec<String>,
     warnings: Vec<Warning>,
 }
 
+/// How often what a tool says is believed before all refused rules are searched for at once.
+const ROUNDS: usize = 3;
+
 impl Loader<'_> {
     fn load(&mut self) -> Result<(), LabError> {
-        while let Err(said) = self.attempt(&self.lines)? {
-            let blamed = blame::lines(self.ruleset.kind, &self.lines, &said);
-            let blamed = if blamed.is_empty() {
-                self.halve()?.into_iter().collect()
+        let mut rounds = 0;
+        while let Err(said) = self.attempt(&self.lines, Trial::Load)? {
+            rounds += 1;
+            let blamed = if rounds % ROUNDS == 0 {
+                // It goes on like this for a while.
+                self.search()?
             } else {
-                blamed
+                Vec::new()
             };
-            let blamed = if blamed.is_empty() {
-                self.bad_parts()?
-            } else {
-                blamed
-            };
+            let blamed = first_of([
+                &|| Ok(blamed.clone()),
+                &|| Ok(blame::lines(self.ruleset.kind, &self.lines, &said)),
+                &|| self.search(),
+                &|| self.bad_parts(),
+            ])?;
             if blamed.is_empty() {
                 return Err(self.failed(&said));
             }
             for culprit in blamed {
                 self.leave_out(&culprit, &said);
             }
+            self.progress.step(Step::Refused);
         }
         Ok(())
     }
 
+    /// The rules that are refused each by itself. None where the ruleset does not load without any
+    /// rule either.
+    fn search(&self) -> Result<Vec<blame::Culprit>, LabError> {
+        let kind = self.ruleset.kind;
+        let rules = blame::rules(kind, &self.lines);
+        let mut only = |wanted: &BTreeSet<usize>| {
+            let mut lines = self.lines.clone();
+            for rule in rules.iter().filter(|rule| !wanted.contains(*rule)) {
+                if let Some(line) = lines.get_mut(*rule) {
+                    line.clear();
+                }
+            }
+            self.attempt(&lines, Trial::Check)
+        };
+        if rules.is_empty() || only(&BTreeSet::new())?.is_err() {
+            return Ok(Vec::new());
+        }
+        search::refused(kind, &self.lines, &rules, &mut only)
+    }
+
+    /// The tables or sets that do not load, each tried without the others.
+    fn bad_parts(&self) -> Result<Vec<blame::Culprit>, LabError> {
+        let mut bad = Vec::new();
+        for part in blame::parts(self.ruleset.kind, &self.lines) {
+            let mut alone = vec![String::new(); self.lines.len()];
+            for at in &part {
+                if let (Some(slot), Some(line)) = (alone.get_mut(*at), self.lines.get(*at)) {
+                    slot.clone_from(line);
+                }
+            }
+            if let Err(said) = self.attempt(&alone, Trial::Check)? {
+                bad.push(blame::Culprit {
+                    lines: part,
+                    reason: Some(said),
+                });
+            }
+        }
+        Ok(bad)
+    }
+
     /// Hands `lines` to the tool; what it said if it refused.
-    fn attempt(&self, lines: &[String]) -> Result<Result<(), String>, LabError> {
+    fn attempt(&self, lines: &[String], trial: Trial) -> Result<Result<(), String>, LabError> {
         let run = |source| LabError::Run {
             router: self.router.name.clone(),
             source,
@@ -128,7 +202,9 @@ impl Loader<'_> {
         let text = lines
             .iter()
             .fold(String::new(), |text, line| text + line + "\n");
-        self.loaders.run(self.ruleset.kind, &text).map_err(run)
+        self.loaders
+            .run(self.ruleset.kind, &text, trial)
+            .map_err(run)
     }
 
     fn failed(&self, said: &str) -> LabError {
@@ -154,59 +230,19 @@ impl Loader<'_> {
             }
         }
     }
-
-    /// The first rule without which the ruleset would load up to there; none if it does not load
-    /// without any rule either.
-    fn halve(&mut self) -> Result<Option<blame::Culprit>, LabError> {
-        let rules = blame::rules(self.ruleset.kind, &self.lines);
-        let only = |count: usize| -> Vec<String> {
-            let mut lines = self.lines.clone();
-            for rule in rules.iter().skip(count) {
-                if let Some(line) = lines.get_mut(*rule) {
-                    line.clear();
-                }
-            }
-            lines
-        };
-        if rules.is_empty() || self.attempt(&only(0))?.is_err() {
-            return Ok(None);
-        }
-        // The first `good` rules load, the first `bad` ones do not.
-        let (mut good, mut bad) = (0, rules.len());
-        while bad - good > 1 {
-            let middle = good.midpoint(bad);
-            match self.attempt(&only(middle))? {
-                Ok(()) => good = middle,
-                Err(_) => bad = middle,
-            }
-        }
-        Ok(rules.get(good).map(|rule| blame::Culprit {
-            lines: vec![*rule],
-            reason: None,
-        }))
-    }
 }
 
-impl Loader<'_> {
-    /// The tables or sets that do not load, each tried without the others.
-    fn bad_parts(&self) -> Result<Vec<blame::Culprit>, LabError> {
-        let mut bad = Vec::new();
-        for part in blame::parts(self.ruleset.kind, &self.lines) {
-            let mut alone = vec![String::new(); self.lines.len()];
-            for at in &part {
-                if let (Some(slot), Some(line)) = (alone.get_mut(*at), self.lines.get(*at)) {
-                    slot.clone_from(line);
-                }
-            }
-            if let Err(said) = self.attempt(&alone)? {
-                bad.push(blame::Culprit {
-                    lines: part,
-                    reason: Some(said),
-                });
-            }
+/// What the first of `sources` finds that finds anything.
+fn first_of(
+    sources: [&dyn Fn() -> Result<Vec<blame::Culprit>, LabError>; 4],
+) -> Result<Vec<blame::Culprit>, LabError> {
+    for source in sources {
+        let found = source()?;
+        if !found.is_empty() {
+            return Ok(found);
         }
-        Ok(bad)
     }
+    Ok(Vec::new())
 }
 
 /// The kinds of rulesets that `router` has.

@@ -1,6 +1,9 @@
 //! Which program loads which ruleset.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     lab::{LabError, topology::RulesetKind},
@@ -10,6 +13,7 @@ use crate::{
 /// The programs that a lab needs.
 #[derive(Debug)]
 pub(in crate::lab) struct Loaders {
+    dirs: Vec<PathBuf>,
     tools: Tools,
     programs: BTreeMap<RulesetKind, Program>,
 }
@@ -18,6 +22,16 @@ pub(in crate::lab) struct Loaders {
 struct Program {
     name: &'static str,
     arguments: &'static [&'static str],
+}
+
+/// Whether a ruleset is to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trial {
+    /// It is.
+    Load,
+    /// It is a part that is tried before the whole is loaded. nft would add the whole to it, so it
+    /// only asks the kernel; the others replace what is there, or add what is there already.
+    Check,
 }
 
 /// File names to try in order, arguments, and the Debian package.
@@ -58,7 +72,10 @@ impl Loaders {
         kinds: impl Iterator<Item = RulesetKind>,
         legacy: bool,
     ) -> Result<Self, LabError> {
-        let tools = Tools::new(dirs);
+        // Where they run, `/run` is another, and links through it lead nowhere.
+        let real = |dir: &PathBuf| dir.canonicalize().unwrap_or_else(|_| dir.clone());
+        let real: Vec<PathBuf> = dirs.iter().map(real).collect();
+        let tools = Tools::new(real).locked();
         let mut programs = BTreeMap::new();
         for kind in kinds {
             if programs.contains_key(&kind) {
@@ -73,7 +90,40 @@ impl Loaders {
             })?;
             programs.insert(kind, Program { name, arguments });
         }
-        Ok(Self { tools, programs })
+        let dirs = dirs.to_vec();
+        Ok(Self {
+            dirs,
+            tools,
+            programs,
+        })
+    }
+
+    /// Has the kernel load what the programs would load themselves if they could start others:
+    /// the legacy variants of iptables ask for their tables before the kernel does. Where that
+    /// fails, the programs say what is missing.
+    pub(in crate::lab) fn load_modules(&self) {
+        let legacy = |name: &str| self.programs.values().any(|program| program.name == name);
+        for (name, module, there) in [
+            (
+                "iptables-legacy-restore",
+                "ip_tables",
+                "/proc/net/ip_tables_names",
+            ),
+            (
+                "ip6tables-legacy-restore",
+                "ip6_tables",
+                "/proc/net/ip6_tables_names",
+            ),
+        ] {
+            if legacy(name) && !Path::new(there).exists() {
+                let _ = Tools::new(self.dirs.clone()).run("modprobe", &["-q", module], &[]);
+            }
+        }
+    }
+
+    /// Where the programs are.
+    pub(super) fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
     }
 
     /// The name of the program for `kind`.
@@ -87,10 +137,15 @@ impl Loaders {
         &self,
         kind: RulesetKind,
         text: &str,
+        trial: Trial,
     ) -> Result<Result<(), String>, ToolError> {
         let found = self.programs.get(&kind);
         let arguments = found.map_or(choice(kind, false).1, |program| program.arguments);
-        match self.tools.run(self.name(kind), arguments, text.as_bytes()) {
+        let check = ["-c"]
+            .iter()
+            .filter(|_| trial == Trial::Check && kind == RulesetKind::Nft);
+        let arguments: Vec<&str> = check.chain(arguments).copied().collect();
+        match self.tools.run(self.name(kind), &arguments, text.as_bytes()) {
             Ok(_) => Ok(Ok(())),
             Err(ToolError::Failed { stderr, status, .. }) => Ok(Err(if stderr.trim().is_empty() {
                 status.to_string()
