@@ -12,13 +12,13 @@
 //! router = "hq-gw"
 //! ```
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::{
-    facts::{FactsError, RouterFacts},
+    facts::{self, FactsError, RouterFacts},
     topology::Origin,
 };
 use crate::model::RouterName;
@@ -65,20 +65,12 @@ impl Links {
     /// [`FactsError`] when it cannot be read, or names what `facts` do not have.
     pub fn load(dir: &Path, facts: &[RouterFacts]) -> Result<Self, FactsError> {
         let path = dir.join(FILE);
-        let refuse = |source| FactsError::Read {
-            path: path.clone(),
-            source,
+        let text = match facts::read_text(&path, MAX) {
+            Err(FactsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            other => other?,
         };
-        let size = match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_file() => meta.len(),
-            Ok(_) => return Err(refuse(io::Error::other("it is not a regular file"))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(refuse(error)),
-        };
-        if size > MAX {
-            return Err(FactsError::TooLarge { path, size });
-        }
-        let text = fs::read_to_string(&path).map_err(refuse)?;
         let wrong = |message| FactsError::Links {
             origin: Origin {
                 file: path.display().to_string(),

@@ -13,7 +13,6 @@
 //! waits for the lock looks whether the file is still linked.
 
 use std::{
-    fs,
     io::{self, Read},
     os::fd::OwnedFd,
     path::{Path, PathBuf},

@@ -6,7 +6,7 @@
 //!   queue/leader.lock      flock: the scheduler that leads holds it, see `leader`
 //!   queue/queue.json       jobs that wait, first job first
 //!   queue/current.json     jobs whose runner was started
-//!   runs/.index.jsonl           finished jobs, one line each, oldest first
+//!   runs/.index.jsonl      finished jobs, one line each, oldest first
 //!   runs/<run id>/job.json      the finished job; its existence says that the job is over
 //!   runs/<run id>/alive         flock: held by the runner through its standard input
 //!   runs/<run id>/result.json   the runner's standard output

@@ -29,7 +29,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    FactsError, InterfaceFacts, LostRoute, LostRule, RouterFacts, read_text, route, rule, sysctl,
+    FactsError, InterfaceFacts, LostRoute, LostRule, MAX_FILE, RouterFacts, read_text, route, rule,
+    sysctl,
     words::{Tables, Words, address_with_len},
 };
 use crate::{
@@ -438,7 +439,7 @@ impl Reader<'_> {
             });
         }
         let path = self.path.with_file_name(file);
-        let text = read_text(&path)?;
+        let text = read_text(&path, MAX_FILE)?;
         let label = Path::new(&self.facts.file).with_file_name(file);
         let origin = Origin {
             file: label.display().to_string(),

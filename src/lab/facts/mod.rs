@@ -172,10 +172,12 @@ pub enum FactsError {
         source: io::Error,
     },
     /// A file is larger than any facts file.
-    #[error("{path} has more bytes than the {MAX_FILE} that facts may have")]
+    #[error("{path} has more than {most} bytes, the most that is read")]
     TooLarge {
         /// The file.
         path: PathBuf,
+        /// How many are read.
+        most: u64,
     },
     /// A file is binary or in another encoding.
     #[error("{origin}: not text in UTF-8: {found}")]
@@ -288,7 +290,7 @@ fn facts_files(dir: &Path) -> Result<Vec<PathBuf>, FactsError> {
 /// [`FactsError`] when the file cannot be used.
 pub fn load_file(path: &Path) -> Result<RouterFacts, FactsError> {
     let label = path.display().to_string();
-    let text = read_text(path)?;
+    let text = read_text(path, MAX_FILE)?;
     if path.extension().is_some_and(|e| e == "json") {
         return json::read(path, &label, &text);
     }
@@ -303,18 +305,21 @@ pub fn load_file(path: &Path) -> Result<RouterFacts, FactsError> {
     text::read(name, &label, &text)
 }
 
-/// A whole file as text, unless it is larger than [`MAX_FILE`], binary or not UTF-8. It is opened in
+/// A whole file as text, unless it has more than `most` bytes, is binary or not UTF-8. It is opened in
 /// its directory, and is no symbolic link: facts come from strangers, and root may read anything.
-fn read_text(path: &Path) -> Result<String, FactsError> {
+pub(super) fn read_text(path: &Path, most: u64) -> Result<String, FactsError> {
     let refuse = |error| FactsError::Read {
         path: path.into(),
         source: io::Error::from(error),
     };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     let name = Path::new(path.file_name().unwrap_or_default());
-    match files::read_beneath(dir.unwrap_or(Path::new(".")), name, MAX_FILE) {
+    match files::read_beneath(dir.unwrap_or(Path::new(".")), name, most) {
         Ok(bytes) => decode(&path.display().to_string(), bytes),
-        Err(ReadError::TooLarge { .. }) => Err(FactsError::TooLarge { path: path.into() }),
+        Err(ReadError::TooLarge { .. }) => Err(FactsError::TooLarge {
+            path: path.into(),
+            most,
+        }),
         Err(error) => Err(refuse(error)),
     }
 }
