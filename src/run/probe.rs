@@ -252,13 +252,30 @@ impl ProbeSocket {
             let told = errors
                 .into_iter()
                 .filter(|(_, error)| !matches!(self.from, From::Itself) || !discarded(error));
-            refused.extend(told.filter_map(|(at, error)| {
-                sent.get(at).map(|probe| (probe.index, why_refused(&error)))
-            }));
+            let why = match self.from {
+                From::Itself => why_unsent,
+                From::Host | From::Wire { .. } => why_refused,
+            };
+            refused.extend(
+                told.filter_map(|(at, error)| sent.get(at).map(|probe| (probe.index, why(&error)))),
+            );
             rest = behind;
         }
         refused
     }
+}
+
+/// Why a router cannot send something itself, in words; the errnos are those of `fib_props`.
+fn why_unsent(error: &io::Error) -> String {
+    let why = match error.raw_os_error() {
+        Some(libc::ENETUNREACH) => "no route leads there",
+        Some(libc::EHOSTUNREACH) => "an unreachable route",
+        Some(libc::EACCES) => "a prohibit route or policy rule",
+        Some(libc::EINVAL) => "a blackhole route or policy rule",
+        Some(libc::EMSGSIZE) => "the probe exceeds the MTU",
+        _ => return format!("the router itself cannot send it: {error}"),
+    };
+    format!("the router itself cannot send it: {why}")
 }
 
 /// A refusal of sendmmsg(2) in words.

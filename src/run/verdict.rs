@@ -26,6 +26,8 @@ pub enum Finding {
     Stopped,
     /// It never came in.
     NotArrived,
+    /// The router itself could not send it.
+    Refused,
     /// The source host could not send it.
     NotSent(String),
     /// It came to a place behind which the back end sees nothing; why that does not decide.

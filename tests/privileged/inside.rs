@@ -69,3 +69,68 @@ fn a_policy_rule_that_ends_a_packet_is_named_as_one() {
     assert!(answer.contains("policy rule 2061: from all fwmark 0x3d00/0x3f00 blackhole"));
     assert!(answer.contains("policy rule 2062: from all fwmark 0x3e00/0x3f00 unreachable"));
 }
+
+/// `VERDICT: reason` of a quick job's first service, from end to end.
+fn end_to_end(report: &Value) -> String {
+    let end = &report["end_to_end"][0];
+    let text = |key: &str| end[key].as_str().unwrap_or_default().to_owned();
+    format!("{}: {}", text("result"), text("reason"))
+}
+
+#[test]
+fn equal_cost_routes_by_two_interfaces_are_both_measured() {
+    let lab = TestLab::up("reports/equal-cost-two-uplinks");
+    for _ in 0..3 {
+        let report = quick(&lab, "-s 10.0.0.9 -d 8.8.8.8 -P 443,ping");
+        let said = end_to_end(&report);
+        let choice = "UNKNOWN: the route of gw to 8.8.8.8 has two next hops; by isp1 YES";
+        assert!(said.starts_with(choice), "{said}");
+        let stopped = "by isp2 NO at gw: dropped by the policy of chain FORWARD (table filter)";
+        assert!(said.contains(stopped), "{said}");
+        let here = &at_router(&report)[0];
+        assert!(
+            here.starts_with("443/tcp UNKNOWN: the route of gw to 8.8.8.8"),
+            "{here}"
+        );
+    }
+}
+
+#[test]
+fn what_a_router_sends_itself_is_judged_at_output() {
+    let lab = TestLab::up("reports/from-the-router-itself");
+    let report = quick(&lab, "-s 10.1.0.1 -d 10.2.0.9 -P 80,443");
+    let said = at_router(&report);
+    assert!(said[0].starts_with("80/tcp YES"), "{said:?}");
+    assert_eq!(
+        said[1],
+        "443/tcp NO: dropped by the policy of chain OUTPUT (table filter)"
+    );
+}
+
+#[test]
+fn nat_to_the_router_itself_ends_there_and_input_decides() {
+    let lab = TestLab::up("reports/nat-to-the-router-itself");
+    let report = quick(&lab, "-s 10.5.0.9 -d 10.96.0.1 -P 443 --routers n");
+    let said = at_router(&report);
+    assert!(
+        said[0].starts_with(
+            "443/tcp YES: it ends on the router itself: n sends it to 192.168.10.11 port 6443"
+        ),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_transparent_proxy_that_the_lab_lacks_is_stood_in_for() {
+    let lab = TestLab::up("reports/tproxy-without-listener");
+    let report = quick(&lab, "-s 10.1.0.9 -d 8.8.8.8 -P 443");
+    let said = at_router(&report);
+    assert!(
+        said[0].starts_with("443/tcp YES: it ends on the router itself"),
+        "{said:?}"
+    );
+    assert!(
+        said[0].contains("TPROXY to port 12345/tcp by rule 1 of chain PREROUTING"),
+        "{said:?}"
+    );
+}

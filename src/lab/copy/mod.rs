@@ -19,7 +19,7 @@ mod objects;
 mod rulesets;
 mod settings;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use thiserror::Error;
 
@@ -70,7 +70,7 @@ impl From<crate::netlink::NetlinkError> for CopyError {
 /// A router's copy. It goes when this is dropped, with all that was done to it.
 #[derive(Debug)]
 pub struct RouterCopy {
-    netns: NetnsFd,
+    netns: Arc<NetnsFd>,
     outside: NetnsFd,
     wires: Vec<Wire>,
     differences: Vec<String>,
@@ -82,6 +82,8 @@ struct Wire {
     interface: IfName,
     mac: Mac,
     port: IfName,
+    /// The number of `port`.
+    number: u32,
 }
 
 impl RouterCopy {
@@ -112,7 +114,7 @@ impl RouterCopy {
         differences.extend(settings::copy(router, &netns, settings::Part::Netfilter)?);
         Netlink::open(&netns)?.await_settled()?;
         Ok(Self {
-            netns,
+            netns: Arc::new(netns),
             outside,
             wires: made.wires,
             differences,
@@ -121,7 +123,7 @@ impl RouterCopy {
 
     /// The copy's namespace.
     #[must_use]
-    pub fn netns(&self) -> &NetnsFd {
+    pub fn netns(&self) -> &Arc<NetnsFd> {
         &self.netns
     }
 
@@ -164,6 +166,14 @@ impl RouterCopy {
         }
         batch.send()?;
         Ok(Some(&self.outside))
+    }
+
+    /// The far end of the wire of `interface`: its namespace, its number there, and the hardware
+    /// address of the interface. None where the router has no such interface with a wire.
+    #[must_use]
+    pub fn wire(&self, interface: &IfName) -> Option<(&NetnsFd, u32, Mac)> {
+        let wire = self.wires.iter().find(|w| w.interface == *interface)?;
+        Some((&self.outside, wire.number, wire.mac))
     }
 
     /// Leaves only `hop` of a route with several next hops.

@@ -63,9 +63,10 @@ fn interfaces(links: &[Link], copy: &NetnsFd, outside: &NetnsFd) -> Result<Vec<W
     for link in links.iter().filter(|link| link.index != LOOPBACK) {
         let name = format!("c{}", link.index);
         let port = IfName::new(&name).map_err(|_| CopyError::Name(name))?;
+        let number = FIRST_PORT.saturating_add(link.index);
         batch.add_veth(&NewVeth {
             near: VethEnd {
-                index: Some(FIRST_PORT.saturating_add(link.index)),
+                index: Some(number),
                 mtu: Some(PORT_MTU),
                 ..VethEnd::new(port.clone())
             },
@@ -85,6 +86,7 @@ fn interfaces(links: &[Link], copy: &NetnsFd, outside: &NetnsFd) -> Result<Vec<W
                 interface: link.name.clone(),
                 mac,
                 port,
+                number,
             });
         }
     }

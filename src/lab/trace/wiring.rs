@@ -170,7 +170,8 @@ impl Wiring {
     }
 
     /// The routers that have `address` themselves.
-    pub(super) fn owners(&self, address: IpAddr) -> Vec<&RouterName> {
+    #[must_use]
+    pub fn owners(&self, address: IpAddr) -> Vec<&RouterName> {
         let own = self.plugs.iter().filter(|plug| plug.has(address));
         let mut routers: Vec<&RouterName> = own.map(|plug| &plug.router).collect();
         routers.dedup();

@@ -1,8 +1,13 @@
 //! From what was observed at one place to what became of each probe there, and where it went.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use super::{
+    branch::Branch,
     plan::Measurement,
     tables::{Out, Tables, classes, routed, selects},
 };
@@ -93,6 +98,19 @@ pub(super) struct Visited {
     pub(super) planned: (Option<IfName>, Option<IpAddr>),
     /// Whether the router's rules may go by connections.
     pub(super) stateful: bool,
+    /// The next hop that was measured, where the router has several to choose from.
+    pub(super) branch: Option<Arc<Branch>>,
+}
+
+impl Visited {
+    /// Leaves out the probes with these indexes, which are measured otherwise.
+    pub(super) fn leave_out(&mut self, indexes: &HashSet<u32>) {
+        let probes = std::mem::take(&mut self.probes);
+        let outcomes = std::mem::take(&mut self.outcomes);
+        let both = probes.into_iter().zip(outcomes);
+        let kept = both.filter(|(probe, _)| !indexes.contains(&probe.index));
+        (self.probes, self.outcomes) = kept.unzip();
+    }
 }
 
 /// Says what became of the probes of a visit. With `trust`, what the lab lacks is only said.
@@ -101,6 +119,7 @@ pub(super) fn digest(
     tables: &mut Tables<'_>,
     (at, probes): (&Entry, &[Probe]),
     measured: &Measurement,
+    branch: Option<&Arc<Branch>>,
 ) -> Result<Visited, ResolveError> {
     let omitted = lab.router(&at.router);
     let omitted = omitted.map_or_else(|_| Omitted::default(), |r| Omitted::of(lab, r, trust));
@@ -110,6 +129,7 @@ pub(super) fn digest(
         tables,
         at,
         rules: &rules,
+        branch: branch.map(|branch| (branch.dev.clone(), branch.via)),
         exits: Vec::new(),
         known: HashMap::new(),
     };
@@ -172,6 +192,7 @@ pub(super) fn digest(
         hop: hop(at, None, None),
         planned,
         stateful: measured.nature.stateful,
+        branch: branch.cloned(),
     })
 }
 
@@ -192,6 +213,7 @@ pub(super) fn unmeasured(at: &Entry, probes: &[Probe], why: &str) -> Visited {
         hop: hop(at, None, None),
         planned: (None, None),
         stateful: false,
+        branch: None,
     }
 }
 
@@ -234,6 +256,9 @@ fn seen(
     }
 }
 
+/// How the reason begins where a router takes what was not sent to it.
+pub(super) const ENDS_HERE: &str = "it ends on the router itself";
+
 /// Marks a probe that came in and did not come out, as long as nothing better is known.
 const STOPPED: &str = "it came in and did not come out: stopped by the router";
 
@@ -251,7 +276,7 @@ fn conclude(
             Some((verdict, reason)) => (*verdict, Some(reason.clone())),
             None => (Verdict::Yes, None),
         },
-        Some(Finding::Stopped) => otherwise(Verdict::No, STOPPED),
+        Some(Finding::Stopped | Finding::Refused) => otherwise(Verdict::No, STOPPED),
         Some(Finding::NotArrived) => otherwise(
             Verdict::Unknown,
             "the probe did not reach the router's PREROUTING",
@@ -297,6 +322,8 @@ struct Digest<'a, 't> {
     tables: &'a mut Tables<'t>,
     at: &'a Entry,
     rules: &'a [PolicyRule],
+    /// The only way out of a copy.
+    branch: Option<Out>,
     exits: Vec<Exit>,
     known: HashMap<Key, usize>,
 }
@@ -334,7 +361,7 @@ impl Digest<'_, '_> {
             return Ok(known);
         }
         let exit = if local {
-            self.local(&asked)?
+            self.local(&asked, probe.headers.destination != left.destination)?
         } else {
             self.noted_out(&asked, left)?
         };
@@ -358,7 +385,7 @@ impl Digest<'_, '_> {
             (asked.tos, 0),
         ] {
             let headers = Headers { tos, ..*asked };
-            outs = self.tables.outs(self.at, &headers, mark)?;
+            outs = self.outs(&headers, mark)?;
             if outs.iter().any(|(dev, _)| *dev == out) {
                 break;
             }
@@ -395,7 +422,7 @@ impl Digest<'_, '_> {
             for class in classes(self.rules, &some) {
                 let Some(first) = class.first() else { continue };
                 let exit = if local {
-                    self.local(&first.headers)?
+                    self.local(&first.headers, false)?
                 } else {
                     self.unchanged_out(&first.headers)?
                 };
@@ -413,11 +440,20 @@ impl Digest<'_, '_> {
     }
 
     fn unchanged_out(&mut self, headers: &Headers) -> Result<usize, ResolveError> {
-        let outs = self.tables.outs(self.at, headers, 0)?;
+        let outs = self.outs(headers, 0)?;
         if outs.is_empty() {
             return Ok(self.not_known("it left, and the router's tables do not say where to"));
         }
         Ok(self.out(&outs, headers.destination))
+    }
+
+    /// All ways out for such a packet; of a copy the one that it has.
+    fn outs(&mut self, headers: &Headers, mark: u32) -> Result<Vec<Out>, ResolveError> {
+        let outs = self.tables.outs(self.at, headers, mark)?;
+        Ok(match &self.branch {
+            Some(only) if outs.contains(only) => vec![only.clone()],
+            _ => outs,
+        })
     }
 
     /// The exit by these ways, each of which a packet may take.
@@ -453,13 +489,22 @@ impl Digest<'_, '_> {
     }
 
     /// The end of a probe that reached the end of INPUT.
-    fn local(&mut self, headers: &Headers) -> Result<usize, ResolveError> {
+    fn local(&mut self, headers: &Headers, sent: bool) -> Result<usize, ResolveError> {
         let router = &self.at.router;
         let to = headers.destination;
         let netlink = self.tables.sockets.router(router)?;
         let kind = netlink.lookup_one(&LookupQuery::to(to));
         let kind = kind.map(|lookup| lookup.kind).ok();
         let ending = match kind {
+            Some(LookupKind::Local) if sent => Ending::new(
+                Verdict::Yes,
+                EndKind::Itself,
+                format!(
+                    "{ENDS_HERE}: {router} sends it to {to} port {}, which is its \
+                     own; judged at the end of INPUT",
+                    headers.destination_port
+                ),
+            ),
             Some(LookupKind::Local) => Ending::new(
                 Verdict::Yes,
                 EndKind::Itself,
@@ -467,10 +512,11 @@ impl Digest<'_, '_> {
             ),
             Some(LookupKind::Broadcast) => broadcast(router, to),
             _ => Ending::new(
-                Verdict::Unknown,
-                EndKind::NotKnown,
+                Verdict::Yes,
+                EndKind::Itself,
                 format!(
-                    "{router} hands it to a program of its own (TPROXY), though {to} is elsewhere"
+                    "{ENDS_HERE}: {router} hands it to a program of its own, \
+                     though {to} is elsewhere; judged at the end of INPUT"
                 ),
             ),
         };

@@ -2,17 +2,18 @@
 //! the walk is through.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::Arc,
 };
 
 use super::{
     Closing, QuickError, QuickJob,
+    branch::{self, Branch},
     course::{Course, Stop},
     digest::{self, Ending, Visited},
     plan::{Answer, Plan, Sender, Visit},
-    tables::Tables,
+    tables::{Tables, query},
     walk::{Needs, Walk, WayEnd},
 };
 use crate::{
@@ -23,7 +24,10 @@ use crate::{
         trace::{self, Entry, EntryName, MAX_ENTRIES, Packet, TraceError, Wiring},
     },
     model::{RouterId, RouterName},
-    netlink::object::{Family, Mac},
+    netlink::{
+        LookupQuery,
+        object::{Family, Mac, PolicyRule},
+    },
     netns::{NetnsDir, NetnsFd},
     registry::HostSpec,
     run::{
@@ -81,6 +85,8 @@ pub(super) struct Through {
     pub(super) ways: Vec<Vec<WayEnd>>,
     pub(super) measured: Vec<(RouterName, Answer)>,
     pub(super) wire: Option<WireSocket>,
+    /// Those into copies of routers.
+    pub(super) wires: Vec<WireSocket>,
     /// Named routers that no packet was planned to come to.
     pub(super) aside: Vec<Entry>,
 }
@@ -302,14 +308,34 @@ impl<'a> Inquiry<'a> {
         let from = match host {
             Some(Ok(host)) => Ok(Sender::Host(host.id.netns())),
             Some(Err(why)) => Err(why.clone()),
+            None if self.is_own(&at) => self.itself(&at)?,
             None => self.hidden(&at, wire)?,
         };
         Ok(Visit {
             at,
             netns,
+            copied: false,
             probes,
             from,
         })
+    }
+
+    /// Whether the router sends the question's packets itself.
+    fn is_own(&self, at: &Entry) -> bool {
+        at.iface_in.is_none() && self.wiring.owners(self.job.source).contains(&&at.router)
+    }
+
+    /// The router as the sender, where its raw packets are routed as a program's would be.
+    fn itself(&self, at: &Entry) -> Result<Result<Sender, String>, QuickError> {
+        let destination = self.job.destination;
+        if self.wiring.owners(destination).contains(&&at.router) {
+            return Ok(Err(format!(
+                "{} and {destination} are both {} itself: such packets go by lo and are not \
+                 measured",
+                self.job.source, at.router
+            )));
+        }
+        Ok(Ok(Sender::Itself(self.job.source)))
     }
 
     fn netns(&self, router: &RouterId) -> Result<Arc<NetnsFd>, ResolveError> {
@@ -374,6 +400,7 @@ impl<'a> Inquiry<'a> {
             ways: Vec::new(),
             measured: Vec::new(),
             wire: prepared.wire,
+            wires: Vec::new(),
             aside: prepared.aside,
         };
         let mut visits = prepared.visits;
@@ -381,10 +408,11 @@ impl<'a> Inquiry<'a> {
             go_on()?;
             let answers = plan.measure_all(&visits, self.dir)?;
             for (visit, answer) in visits.iter().zip(answers) {
-                through
-                    .visited
-                    .push(self.digest(&mut tables, visit, &answer)?);
+                let mut visited = self.digest(&mut tables, visit, &answer, None)?;
                 through.measured.push((visit.at.router.clone(), answer));
+                let branched = self.branches(&mut tables, plan, visit, &mut through)?;
+                visited.leave_out(&branched);
+                through.visited.push(visited);
             }
             let mut needs = Needs {
                 packets: Vec::new(),
@@ -416,11 +444,44 @@ impl<'a> Inquiry<'a> {
         Ok(Asked::Through(through))
     }
 
+    /// Measures the probes that a router may send by several interfaces, each next hop by itself.
+    /// Returns their indexes.
+    fn branches(
+        &self,
+        tables: &mut Tables<'_>,
+        plan: &Plan,
+        visit: &Visit,
+        through: &mut Through,
+    ) -> Result<HashSet<u32>, QuickError> {
+        let mut indexes = HashSet::new();
+        for fork in branch::forks(tables, &visit.at, &visit.probes)? {
+            for cut in fork.cut(visit, &plan.tools)? {
+                let visited = match &cut.visit {
+                    Err(why) => Visited {
+                        branch: Some(Arc::clone(&cut.branch)),
+                        ..digest::unmeasured(&visit.at, &fork.probes, why)
+                    },
+                    Ok(copied) => {
+                        let answer = plan.measure(copied, self.dir)?;
+                        let visited = self.digest(tables, copied, &answer, Some(&cut.branch))?;
+                        through.measured.push((visit.at.router.clone(), answer));
+                        visited
+                    }
+                };
+                through.visited.push(visited);
+                through.wires.extend(cut.wire);
+            }
+            indexes.extend(fork.probes.iter().map(|probe| probe.index));
+        }
+        Ok(indexes)
+    }
+
     fn digest(
         &self,
         tables: &mut Tables<'_>,
         visit: &Visit,
         answer: &Answer,
+        branch: Option<&Arc<Branch>>,
     ) -> Result<Visited, QuickError> {
         let measured = match answer {
             Answer::Unmeasured(why) => {
@@ -435,12 +496,17 @@ impl<'a> Inquiry<'a> {
             return Ok(digest::unmeasured(&visit.at, &visit.probes, why));
         }
         let place = (&visit.at, visit.probes.as_slice());
-        Ok(digest::digest(
+        let mut visited = digest::digest(
             (self.lab, self.job.trust_facts),
             tables,
             place,
             measured,
-        )?)
+            branch,
+        )?;
+        if matches!(visit.from, Ok(Sender::Itself(_))) {
+            doubt_ports(tables, &mut visited)?;
+        }
+        Ok(visited)
     }
 
     /// The visits that a walk needs. Of several packets with one tag at one place, one is sent now.
@@ -455,6 +521,43 @@ impl<'a> Inquiry<'a> {
         };
         places.into_iter().map(visit).collect()
     }
+}
+
+/// A raw packet of the router's own is routed without its ports. Where a policy rule looks at them
+/// and a program's packet would go another way, nothing is known of it.
+fn doubt_ports(tables: &mut Tables<'_>, visited: &mut Visited) -> Result<(), QuickError> {
+    let rules = tables.rules(&visited.at.router)?;
+    let choosy =
+        |rule: &PolicyRule| rule.ip_proto.is_some() || rule.sport.is_some() || rule.dport.is_some();
+    if !rules.iter().any(choosy) {
+        return Ok(());
+    }
+    let fib = tables.fib(&visited.at.router)?;
+    for (probe, outcome) in visited.probes.iter().zip(&mut visited.outcomes) {
+        let whole = query(&visited.at, &probe.headers, 0);
+        let raw = LookupQuery {
+            ip_proto: None,
+            sport: None,
+            dport: None,
+            ..whole.clone()
+        };
+        let (with, without) = (fib.decide(&whole), fib.decide(&raw));
+        if with == without {
+            continue;
+        }
+        let rule = [with.rule, without.rule].into_iter().flatten().find(choosy);
+        let rule = rule.map_or_else(
+            || "a policy rule".to_owned(),
+            |r| format!("policy rule {r}"),
+        );
+        outcome.verdict = Verdict::Unknown;
+        outcome.exit = None;
+        outcome.reason = Some(Arc::from(format!(
+            "{rule} looks at protocol or ports, by which a probe that the router sends itself is \
+             not routed"
+        )));
+    }
+    Ok(())
 }
 
 impl Answer {

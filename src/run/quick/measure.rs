@@ -2,6 +2,7 @@
 
 use std::{
     iter,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -61,6 +62,8 @@ pub(super) struct Probing<'a> {
 pub(super) enum From<'a> {
     /// A source host.
     Host(&'a NetnsFd),
+    /// The router itself, from this address of its own.
+    Itself(IpAddr),
     /// The hidden sender.
     Wire(ProbeSocket),
 }
@@ -99,13 +102,16 @@ impl<'a> Probing<'a> {
         let (mut nft, mut probes, mut legacy) = (None, None, false);
         let host = match from {
             From::Host(host) => Some(host),
-            From::Wire(_) => None,
+            From::Wire(_) | From::Itself(_) => None,
         };
         let places: Vec<&NetnsFd> = iter::once(&**router).chain(host).collect();
         visit(&places, |netns| {
             if host.is_some_and(|host| netns.id() == host.id()) {
                 probes = Some(ProbeSocket::open_here(question.taps.family));
                 return;
+            }
+            if let From::Itself(source) = from {
+                probes = Some(ProbeSocket::of_router_here(source));
             }
             legacy = has_tables_here(question.taps.family);
             if question.backend == Backend::Nft {
@@ -116,12 +122,12 @@ impl<'a> Probing<'a> {
         let name = router.name();
         let probes = match from {
             From::Wire(socket) => socket,
-            From::Host(host) => {
+            From::Host(_) | From::Itself(_) => {
                 let opened = probes.ok_or_else(|| QuickError::NoHost {
                     netns: name.to_string(),
                 })?;
                 opened.map_err(|source| QuickError::ProbeSocket {
-                    host: host.name().to_string(),
+                    host: host.unwrap_or(router).name().to_string(),
                     source,
                 })?
             }

@@ -9,6 +9,7 @@
 //! ([`plan`], [`measure`]), read ([`digest`]) and walked ([`walk`]); a router is asked again where
 //! something else comes than was planned ([`inquiry`]).
 
+mod branch;
 mod conclude;
 mod course;
 mod digest;
@@ -18,6 +19,7 @@ mod measure;
 mod plan;
 mod report;
 mod session;
+mod standin;
 mod tables;
 mod walk;
 

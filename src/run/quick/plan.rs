@@ -1,8 +1,9 @@
 //! What is measured at every place, and the routers worked off side by side.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -14,8 +15,10 @@ use std::{
 use super::{
     Closing, EXPLAIN_AUTO_MAX, ExplainMode, QuickError, QuickJob,
     conclude::conclude,
+    digest::ENDS_HERE,
     measure::{self, Probing, Question, Spent, step},
     random,
+    standin::StandIns,
 };
 use crate::{
     config::Config,
@@ -24,10 +27,11 @@ use crate::{
         backend::{Backend, Site, choose},
         iptables::{OwnerMark, feature},
         nft::nature::Nature,
+        ruletext::RuleText,
         taps::Ways,
     },
     lab::trace::Entry,
-    model::{Dscp, NetnsName, RouterName},
+    model::{Dscp, NetnsName, Protocol, RouterName},
     netlink::object::Family,
     netns::{NetnsDir, NetnsFd, tool::Tools},
     processors,
@@ -49,9 +53,11 @@ const TTL: u8 = 64;
 pub(super) struct Plan {
     pub(super) backend: Backend,
     explain: ExplainMode,
-    tools: Tools,
+    pub(super) tools: Tools,
     owner: OwnerMark,
     taps: Taps,
+    /// The same for probes of a router itself.
+    own_taps: Taps,
     /// As the source sends them.
     pub(super) probes: Vec<Probe>,
     pub(super) catalogue: Catalogue,
@@ -62,6 +68,8 @@ pub(super) struct Plan {
 pub(super) struct Visit {
     pub(super) at: Entry,
     pub(super) netns: Arc<NetnsFd>,
+    /// Whether that is a copy of the router, and not the lab's own.
+    pub(super) copied: bool,
     /// In ascending order of their indexes.
     pub(super) probes: Vec<Probe>,
     /// From where, or why nothing can be sent there.
@@ -75,6 +83,8 @@ pub(super) enum Sender {
     Host(NetnsName),
     /// The hidden sender.
     Wire(ProbeSocket),
+    /// The router itself, from this address of its own.
+    Itself(IpAddr),
 }
 
 /// What became of one visit.
@@ -152,6 +162,10 @@ impl Plan {
             explain: job.explain,
             tools: Tools::new(config.tool_dirs.clone()),
             owner: OwnerMark::from(&owner),
+            own_taps: Taps {
+                from_itself: true,
+                ..taps.clone()
+            },
             taps,
             probes,
             catalogue,
@@ -215,14 +229,20 @@ impl Plan {
         answers.into_values().collect()
     }
 
-    fn measure(&self, visit: &Visit, dir: &NetnsDir) -> Result<Answer, QuickError> {
+    /// Makes one visit.
+    pub(super) fn measure(&self, visit: &Visit, dir: &NetnsDir) -> Result<Answer, QuickError> {
         let host = match &visit.from {
             Ok(Sender::Host(name)) => Some(dir.open(name)?),
-            Ok(Sender::Wire(_)) => None,
+            Ok(Sender::Itself(_)) if self.backend != Backend::Nft => {
+                let why = "what a router sends itself is measured by the nft back end only";
+                return Ok(Answer::Unmeasured(why.to_owned()));
+            }
+            Ok(Sender::Wire(_) | Sender::Itself(_)) => None,
             Err(why) => return Ok(Answer::Unmeasured(why.clone())),
         };
         let from = match (&visit.from, &host) {
             (Ok(Sender::Wire(socket)), _) => measure::From::Wire(socket.clone()),
+            (Ok(Sender::Itself(source)), _) => measure::From::Itself(*source),
             (_, Some(host)) => measure::From::Host(host),
             _ => return Ok(Answer::Unmeasured("there is no sender".to_owned())),
         };
@@ -233,7 +253,11 @@ impl Plan {
         let note_ways = nature.changes || self.backend != Backend::Nft;
         let indexes: Vec<u32> = visit.probes.iter().map(|probe| probe.index).collect();
         let measured = probing.measure(&indexes, note_ways)?;
-        let findings: BTreeMap<u32, Finding> = measured.findings.into_iter().collect();
+        let mut findings: BTreeMap<u32, Finding> = measured.findings.into_iter().collect();
+        let unsent = match &visit.from {
+            Ok(Sender::Itself(_)) => unsent(&mut findings),
+            _ => BTreeMap::new(),
+        };
         let mut closing = Vec::new();
         let begin = Instant::now();
         let scrutiny = match self.explain {
@@ -250,21 +274,30 @@ impl Plan {
             closing.push(Closing::Explainer(explainer));
             explained?
         };
+        let mut taken = BTreeMap::new();
+        let proxied = proxied(&explained, &visit.probes);
+        if !proxied.is_empty() {
+            taken = self.proxied(visit, &mut probing, &proxied, &mut findings)?;
+        }
         let explain = begin.elapsed();
         closing.extend(probing.into_closing());
         let reasons = explained
             .reasons
             .iter()
+            .filter(|e| !taken.contains_key(&e.index))
             .filter_map(|e| Some((e.index, conclude(findings.get(&e.index)?, e)?)))
-            .collect();
+            .chain(unsent)
+            .collect::<BTreeMap<u32, (Verdict, String)>>();
+        let reasons = reasons.into_iter().chain(taken).collect();
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
         doubts.extend(asked.left_out);
         let netns = &visit.netns;
-        if !dir
-            .open(netns.name())
-            .is_ok_and(|now| now.id() == netns.id())
-        {
+        let replaced = || {
+            let now = dir.open(netns.name());
+            !now.is_ok_and(|now| now.id() == netns.id())
+        };
+        if !visit.copied && replaced() {
             doubts.push("the router was rebuilt or removed during the measurement".to_owned());
         }
         Ok(Answer::Measured(Box::new(Measurement {
@@ -280,6 +313,46 @@ impl Plan {
             },
             closing,
         })))
+    }
+
+    /// Measures probes again that a rule of TPROXY wants to hand to a program of the router, while
+    /// sockets take that program's place. Returns what is to be said of them.
+    fn proxied(
+        &self,
+        visit: &Visit,
+        probing: &mut Probing<'_>,
+        proxied: &BTreeMap<u32, Proxied>,
+        findings: &mut BTreeMap<u32, Finding>,
+    ) -> Result<BTreeMap<u32, (Verdict, String)>, QuickError> {
+        let ports: BTreeSet<(Protocol, u16)> = proxied.values().map(|p| p.listener).collect();
+        let family = self.taps.family;
+        let indexes: Vec<u32> = proxied.keys().copied().collect();
+        let measured = match StandIns::open(&visit.netns, family, &ports)? {
+            Ok(_listening) => probing.measure(&indexes, false)?.findings,
+            Err(_) => Vec::new(),
+        };
+        let measured: BTreeMap<u32, Finding> = measured.into_iter().collect();
+        let one = |(&index, proxied): (&u32, &Proxied)| {
+            let (protocol, port) = proxied.listener;
+            let rule = &proxied.rule;
+            let taken = format!("{ENDS_HERE}, taken by TPROXY to port {port}/{protocol} by {rule}");
+            let told = match measured.get(&index) {
+                Some(Finding::Delivered) => {
+                    (Verdict::Yes, format!("{taken}; judged at the end of INPUT"))
+                }
+                Some(Finding::Stopped) => (
+                    Verdict::No,
+                    format!("{taken}, and stopped before a program gets it"),
+                ),
+                _ => (
+                    Verdict::Unknown,
+                    format!("{taken}; what becomes of it there is not known"),
+                ),
+            };
+            findings.extend(measured.get(&index).map(|finding| (index, finding.clone())));
+            (index, told)
+        };
+        Ok(proxied.iter().map(one).collect())
     }
 
     /// The blocked services, whose reasons are to be found, and the others, where the router has
@@ -340,7 +413,7 @@ impl Plan {
             netns: &visit.netns,
             run_id: &self.taps.run_id,
             tags: self.taps.tags,
-            from_itself: self.taps.from_itself,
+            from_itself: matches!(visit.from, Ok(Sender::Itself(_))),
             ingress: visit.at.iface_in.as_ref(),
             probes,
             scrutiny,
@@ -360,13 +433,62 @@ impl Plan {
 
     fn question<'a>(&'a self, visit: &'a Visit) -> Question<'a> {
         Question {
-            taps: &self.taps,
+            taps: match &visit.from {
+                Ok(Sender::Itself(_)) => &self.own_taps,
+                _ => &self.taps,
+            },
             probes: &visit.probes,
             backend: self.backend,
             tools: &self.tools,
             owner: &self.owner,
         }
     }
+}
+
+/// A probe that a rule of TPROXY hands to a program of the router.
+struct Proxied {
+    /// Where the program listens.
+    listener: (Protocol, u16),
+    rule: RuleText,
+}
+
+/// The probes that such rules stopped, for want of a listener.
+fn proxied(explained: &Explanation, probes: &[Probe]) -> BTreeMap<u32, Proxied> {
+    let one = |explained: &explain::Explained| {
+        let explain::Reason::Rule { rule, .. } = &explained.reason else {
+            return None;
+        };
+        let port = rule.parsed().proxied_to()?;
+        let at = probes.binary_search_by_key(&explained.index, |p| p.index);
+        let headers = probes.get(at.ok()?)?.headers;
+        let proxied = Proxied {
+            // Without a port of its own it is the packet's.
+            listener: (
+                headers.protocol,
+                port.filter(|port| *port > 0)
+                    .unwrap_or(headers.destination_port),
+            ),
+            rule: rule.clone(),
+        };
+        Some((explained.index, proxied))
+    };
+    explained.reasons.iter().filter_map(one).collect()
+}
+
+/// Probes that a router could not send itself: no route leads to where they go, or one that ends
+/// them. Returns why, and leaves them out of what is looked into.
+fn unsent(findings: &mut BTreeMap<u32, Finding>) -> BTreeMap<u32, (Verdict, String)> {
+    let refused = findings
+        .iter()
+        .filter_map(|(index, finding)| match finding {
+            Finding::NotSent(why) => Some((*index, (Verdict::No, why.clone()))),
+            _ => None,
+        });
+    let refused: BTreeMap<u32, (Verdict, String)> = refused.collect();
+    for index in refused.keys() {
+        findings.insert(*index, Finding::Refused);
+    }
+    refused
 }
 
 /// The numbers of the visits at each router: one is made after the other there.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     Answered, QuickJob,
-    digest::{Ending, Outcome, Visited},
+    digest::{ENDS_HERE, Ending, Outcome, Visited},
     inquiry::Through,
     plan::{Answer, Plan},
     walk::WayEnd,
@@ -72,7 +72,8 @@ pub(super) fn assemble(mut frame: Frame<'_>, plan: &Plan, through: Through) -> A
         }
         closing.extend(measurement.closing);
     }
-    closing.extend(through.wire.map(super::Closing::Wire));
+    let wires = through.wire.into_iter().chain(through.wires);
+    closing.extend(wires.map(super::Closing::Wire));
     if let RouterChoice::Traced(trace) = &frame.job.routers {
         warnings.extend(trace.warnings.iter().cloned());
     }
@@ -174,9 +175,16 @@ fn conclude(service: &Service, ways: Vec<WayEnd>) -> EndToEnd {
 fn disagreement(ways: &[WayEnd]) -> String {
     let entries: BTreeSet<_> = ways.iter().map(|way| &way.entry).collect();
     let mut texts: Vec<String> = Vec::new();
+    let branches = ways.iter().filter_map(|way| way.branches.first());
+    if entries.len() == 1 {
+        texts.extend(branches.map(|branch| branch.choice()).next());
+    }
     for way in ways {
         let by = if entries.len() > 1 {
             way.entry.to_string()
+        } else if !way.branches.is_empty() {
+            let devs = way.branches.iter().map(|branch| branch.dev.as_str());
+            devs.collect::<Vec<_>>().join(", ")
         } else {
             let routers = way.legs.iter().map(|leg| leg.hop.router.as_str());
             routers.collect::<Vec<_>>().join(", ")
@@ -292,6 +300,17 @@ fn cell(
         }
     }
     let (reached, visit, outcome) = found?;
+    if visit.branch.is_some()
+        && let Some((result, reason)) = by_branch(index, here)
+    {
+        return Some(ServiceReport {
+            port: service.port,
+            protocol: service.protocol,
+            result,
+            reason: Some(reason.into()),
+            reached,
+        });
+    }
     let itself = || {
         let exit = visit.exits.get(outcome.exit?)?;
         let end = exit.fates.iter().find_map(|fate| match fate {
@@ -303,8 +322,10 @@ fn cell(
     };
     let (result, reason) = match itself() {
         Some(end) if end.kind == EndKind::Itself => {
-            let mut text =
-                "the destination is the router itself; judged at the end of INPUT".to_owned();
+            let itself = "the destination is the router itself; judged at the end of INPUT";
+            let taken = end.reason.as_deref();
+            let taken = taken.filter(|reason| reason.starts_with(ENDS_HERE));
+            let mut text = taken.unwrap_or(itself).to_owned();
             if let Some(caveat) = &outcome.reason {
                 text = format!("{text}; {caveat}");
             }
@@ -320,6 +341,33 @@ fn cell(
         reason,
         reached,
     })
+}
+
+/// What a router that has several next hops does, where that depends on which of them it takes.
+fn by_branch(index: u32, here: &[(usize, &Visited)]) -> Option<(Verdict, String)> {
+    let outcomes = here.iter().filter_map(|(_, visit)| {
+        let branch = visit.branch.as_ref()?;
+        let at = visit.probes.binary_search_by_key(&index, |p| p.index);
+        Some((branch, visit.outcomes.get(at.ok()?)?))
+    });
+    let outcomes: Vec<_> = outcomes.collect();
+    let (first, one) = outcomes.first()?;
+    if outcomes
+        .iter()
+        .all(|(_, other)| other.verdict == one.verdict)
+    {
+        return None;
+    }
+    let mut texts = vec![first.choice()];
+    for (branch, outcome) in &outcomes {
+        let why = outcome.reason.as_ref();
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        let text = format!("by {} {}{why}", branch.dev, outcome.verdict);
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    Some((Verdict::Unknown, texts.join("; ")))
 }
 
 impl Timing {

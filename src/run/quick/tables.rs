@@ -10,7 +10,7 @@ use crate::{
     },
     model::{IfName, RouterName},
     netlink::{
-        Lookup, LookupQuery,
+        Fib, Lookup, LookupQuery,
         object::{Family, PolicyRule, PortRange},
     },
     run::{
@@ -51,6 +51,12 @@ impl<'a> Tables<'a> {
         Ok(rules)
     }
 
+    /// The router's policy rules and routes themselves.
+    pub(super) fn fib(&mut self, router: &RouterName) -> Result<Fib, ResolveError> {
+        let netlink = self.sockets.router(router)?;
+        Fib::read(netlink, self.family).map_err(lookup_failed)
+    }
+
     /// How the kernel of the router at `at` routes a packet that comes in there.
     pub(super) fn lookup(
         &mut self,
@@ -81,7 +87,7 @@ fn lookup_failed(error: crate::netlink::NetlinkError) -> ResolveError {
     ResolveError::Trace(error.into())
 }
 
-fn query(at: &Entry, headers: &Headers, mark: u32) -> LookupQuery {
+pub(super) fn query(at: &Entry, headers: &Headers, mark: u32) -> LookupQuery {
     LookupQuery {
         from: Some(headers.source),
         iif: at.iface_in.clone(),

@@ -4,7 +4,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::digest::{Ending, Exit, Fate, Outcome, Visited};
+use super::{
+    branch::Branch,
+    digest::{Ending, Exit, Fate, Outcome, Visited},
+};
 use crate::{
     lab::trace::{Entry, Wiring},
     model::RouterName,
@@ -27,6 +30,8 @@ pub(super) struct WayEnd {
     pub(super) reason: Option<Arc<str>>,
     pub(super) router: Option<RouterName>,
     pub(super) legs: Vec<Leg>,
+    /// The next hops that it took where routers have several to choose from.
+    pub(super) branches: Vec<Arc<Branch>>,
     /// Which visits and which of their probes it went by.
     pub(super) steps: Vec<Step>,
 }
@@ -108,7 +113,7 @@ impl<'a> Walk<'a> {
     fn step(
         &self,
         entry: &Entry,
-        mut way: Under,
+        way: Under,
         open: &mut Vec<Under>,
         ends: &mut Vec<WayEnd>,
         needs: &mut Needs,
@@ -117,14 +122,29 @@ impl<'a> Walk<'a> {
             let router = way.at.router.clone();
             return ends.push(self.end(entry, &way.steps, ending, Some(router)));
         }
-        let Some(step) = self.find(&way.at, &way.probe) else {
+        let found = self.find(&way.at, &way.probe);
+        if found.is_empty() {
             if needs.closed {
                 let reason = "its way is too long to be followed";
                 let ending = Ending::new(Verdict::Unknown, EndKind::NotKnown, reason);
                 return ends.push(self.end(entry, &way.steps, ending, Some(way.at.router)));
             }
             return needs.packets.push((way.at, way.probe));
-        };
+        }
+        for step in found {
+            self.leave(entry, way.clone(), step, open, ends);
+        }
+    }
+
+    /// Follows a way behind a router.
+    fn leave(
+        &self,
+        entry: &Entry,
+        mut way: Under,
+        step: Step,
+        open: &mut Vec<Under>,
+        ends: &mut Vec<WayEnd>,
+    ) {
         let Some((visit, _, outcome)) = step.came(self.visits) else {
             return;
         };
@@ -211,10 +231,35 @@ impl<'a> Walk<'a> {
         None
     }
 
-    /// Where such a packet was measured.
-    fn find(&self, at: &Entry, probe: &Probe) -> Option<Step> {
-        let visits = self.at.get(at)?.iter();
-        visits.copied().find_map(|visit| {
+    /// Where such a packet was measured: once, or for each of several next hops.
+    fn find(&self, at: &Entry, probe: &Probe) -> Vec<Step> {
+        let visits = self.at.get(at).into_iter().flatten();
+        let mut found = visits
+            .copied()
+            .filter_map(|visit| self.find_in(visit, probe));
+        let Some(first) = found.next() else {
+            return Vec::new();
+        };
+        let branches = |step: &Step| {
+            let visit = self.visits.get(step.visit);
+            visit.is_some_and(|visit| visit.branch.is_some())
+        };
+        if !branches(&first) {
+            return vec![first];
+        }
+        let others = found.filter(branches);
+        let mut all: Vec<Step> = vec![first];
+        for step in others {
+            let branch = |step: &Step| self.visits.get(step.visit).map(|visit| &visit.branch);
+            if all.iter().all(|known| branch(known) != branch(&step)) {
+                all.push(step);
+            }
+        }
+        all
+    }
+
+    fn find_in(&self, visit: usize, probe: &Probe) -> Option<Step> {
+        {
             let probes = &self.visits.get(visit)?.probes;
             // Mostly all services are asked everywhere.
             let guess = probe.index as usize;
@@ -225,7 +270,7 @@ impl<'a> Walk<'a> {
                     .ok()?,
             };
             (probes.get(position)?.headers == probe.headers).then_some(Step { visit, position })
-        })
+        }
     }
 
     fn end(
@@ -249,12 +294,16 @@ impl<'a> Walk<'a> {
             legs: came()
                 .map(|(visit, _, outcome)| leg(visit, outcome))
                 .collect(),
+            branches: came()
+                .filter_map(|(visit, ..)| visit.branch.clone())
+                .collect(),
             steps: steps.to_vec(),
         }
     }
 }
 
 /// A way as far as it is known.
+#[derive(Clone)]
 struct Under {
     at: Entry,
     probe: Probe,

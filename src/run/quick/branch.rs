@@ -1,0 +1,207 @@
+//! Routers whose route for a packet has several next hops on several interfaces.
+//!
+//! Which of them a packet takes, a hash decides that is another on the real router. Rules that look
+//! at the outgoing interface, and masquerading, see only the one that was taken, so each is measured
+//! in a [copy of the router](crate::lab::copy) whose route has that next hop alone.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use super::{
+    QuickError,
+    plan::{Sender, Visit},
+    tables::{Tables, classes, query},
+};
+use crate::{
+    lab::{
+        copy::{CopyError, RouterCopy},
+        trace::Entry,
+    },
+    model::{IfName, RouterName},
+    netlink::object::{Family, Mac, NextHop, Route},
+    netns::tool::Tools,
+    run::{
+        packet::{Headers, Probe},
+        probe::WireSocket,
+        resolve::ResolveError,
+    },
+};
+
+/// One of several next hops, and the others by their number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Branch {
+    pub(super) router: RouterName,
+    /// Where the packets go.
+    pub(super) to: IpAddr,
+    /// How many next hops the route has.
+    pub(super) of: usize,
+    pub(super) dev: IfName,
+    pub(super) via: Option<IpAddr>,
+}
+
+impl Branch {
+    /// What there is to choose from, in words.
+    pub(super) fn choice(&self) -> String {
+        let number = match self.of {
+            2 => "two".to_owned(),
+            3 => "three".to_owned(),
+            more => more.to_string(),
+        };
+        format!(
+            "the route of {} to {} has {number} next hops",
+            self.router, self.to
+        )
+    }
+}
+
+/// Probes of a visit that may leave by several interfaces.
+#[derive(Debug)]
+pub(super) struct Fork {
+    route: Route,
+    pub(super) probes: Vec<Probe>,
+}
+
+/// A copy of a router with one of the next hops, and what is to be measured there.
+pub(super) struct Cut {
+    pub(super) branch: Arc<Branch>,
+    /// None where the copy could not be made; why.
+    pub(super) visit: Result<Visit, String>,
+    /// Holds the copy.
+    _copy: Option<RouterCopy>,
+    pub(super) wire: Option<WireSocket>,
+}
+
+/// The probes at a place that may leave by several interfaces.
+pub(super) fn forks(
+    tables: &mut Tables<'_>,
+    at: &Entry,
+    probes: &[Probe],
+) -> Result<Vec<Fork>, ResolveError> {
+    let rules = tables.rules(&at.router)?;
+    let marks = rules.iter().filter_map(|rule| Some(rule.fwmark?.0));
+    let marks: BTreeSet<u32> = [0].into_iter().chain(marks).collect();
+    let mut fib = None;
+    let mut forks = Vec::new();
+    for class in classes(&rules, probes) {
+        let Some(first) = class.first() else { continue };
+        for mark in &marks {
+            if !leaves_open(tables, at, &first.headers, *mark)? {
+                continue;
+            }
+            let fib = match &mut fib {
+                Some(fib) => fib,
+                None => fib.insert(tables.fib(&at.router)?),
+            };
+            let decision = fib.decide(&query(at, &first.headers, *mark));
+            if let Some(route) = decision.route.filter(several_devs) {
+                forks.push(Fork {
+                    route,
+                    probes: class,
+                });
+                break;
+            }
+        }
+    }
+    Ok(forks)
+}
+
+/// Whether the kernel has next hops on several interfaces for such a packet.
+fn leaves_open(
+    tables: &mut Tables<'_>,
+    at: &Entry,
+    headers: &Headers,
+    mark: u32,
+) -> Result<bool, ResolveError> {
+    let outs = tables.outs(at, headers, mark)?;
+    let first = outs.first().map(|(dev, _)| dev);
+    Ok(outs.iter().any(|(dev, _)| Some(dev) != first))
+}
+
+fn several_devs(route: &Route) -> bool {
+    let first = route.next_hops.first().and_then(|hop| hop.dev.as_ref());
+    route.next_hops.iter().any(|hop| hop.dev.as_ref() != first)
+}
+
+impl Fork {
+    /// A copy for each next hop.
+    pub(super) fn cut(&self, visit: &Visit, tools: &Tools) -> Result<Vec<Cut>, QuickError> {
+        let to = self.probes.first().map(|probe| probe.headers.destination);
+        let hops = self.route.next_hops.iter();
+        let branches = hops.filter_map(|hop| {
+            let branch = Branch {
+                router: visit.at.router.clone(),
+                to: to?,
+                of: self.route.next_hops.len(),
+                dev: hop.dev.clone()?,
+                via: hop.via,
+            };
+            Some((hop, Arc::new(branch)))
+        });
+        branches
+            .map(|(hop, branch)| self.one(visit, tools, hop, branch))
+            .collect()
+    }
+
+    fn one(
+        &self,
+        visit: &Visit,
+        tools: &Tools,
+        hop: &NextHop,
+        branch: Arc<Branch>,
+    ) -> Result<Cut, QuickError> {
+        let made = RouterCopy::of(&visit.netns, tools).and_then(|copy| {
+            copy.cut(&self.route, hop)?;
+            Ok(copy)
+        });
+        let failed = |why: String| Cut {
+            visit: Err(format!(
+                "{}, each of which needs a copy of the router: {why}",
+                branch.choice()
+            )),
+            branch: Arc::clone(&branch),
+            _copy: None,
+            wire: None,
+        };
+        let copy = match made {
+            Ok(copy) => copy,
+            Err(CopyError::Netns(error)) => return Err(error.into()),
+            Err(error) => return Ok(failed(error.to_string())),
+        };
+        if let Some(lacks) = copy.differences().first() {
+            return Ok(failed(format!("it would lack something: {lacks}")));
+        }
+        let mut wire = None;
+        let from = match (&visit.from, &visit.at.iface_in) {
+            (Ok(Sender::Itself(source)), _) => Ok(Sender::Itself(*source)),
+            (Err(why), _) => Err(why.clone()),
+            (Ok(_), None) => Err("it is not known where its packets come in".to_owned()),
+            (Ok(_), Some(interface)) => match copy.wire(interface) {
+                None => Err(format!("{interface} has no wire")),
+                Some((outside, number, mac)) => {
+                    let opened = outside.enter(WireSocket::open_here)?;
+                    let socket = opened.map_err(|source| QuickError::ProbeSocket {
+                        host: outside.name().to_string(),
+                        source,
+                    })?;
+                    let family = Family::of(branch.to);
+                    let sender = Mac::made_up("tsim hidden sender");
+                    let sent = socket.into_wire(number, mac, sender, family);
+                    wire = Some(socket);
+                    Ok(Sender::Wire(sent))
+                }
+            },
+        };
+        let visit = Visit {
+            at: visit.at.clone(),
+            netns: Arc::clone(copy.netns()),
+            copied: true,
+            probes: self.probes.clone(),
+            from,
+        };
+        Ok(Cut {
+            branch,
+            visit: Ok(visit),
+            _copy: Some(copy),
+            wire,
+        })
+    }
+}
