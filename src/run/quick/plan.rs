@@ -342,7 +342,10 @@ impl Plan {
                 }
                 Some(Finding::Stopped) => (
                     Verdict::No,
-                    format!("{taken}, and stopped before a program gets it"),
+                    format!(
+                        "dropped by {rule}, where no program listens on port {port}/{protocol}, and \
+                         behind it where one does"
+                    ),
                 ),
                 _ => (
                     Verdict::Unknown,

@@ -406,8 +406,9 @@ impl Ruleset {
                 let unknown = answer.result == Verdict::Unknown;
                 // UNKNOWN is for the back ends that cannot see everything.
                 let may = self.run.backend != Backend::Nft;
-                if answer.result != seen && !(unknown && may) {
-                    let reason = answer.reason.as_deref().unwrap_or_default();
+                let reason = answer.reason.as_deref().unwrap_or_default();
+                let taken = answer.result == Verdict::Yes && reason.contains(super::TAKEN);
+                if answer.result != seen && !taken && !(unknown && may) {
                     wrong.push(format!(
                         "{} by {}: {} ({reason}), and the capture shows {seen}",
                         answer.service(),
