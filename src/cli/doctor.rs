@@ -4,8 +4,15 @@ use std::io::{self, Write};
 
 use clap::Args;
 
-use super::{Context, Exit, Failure, Run};
-use crate::doctor::{self, Area, Check, Report, State, UNTRIED};
+use super::{
+    Context, Exit, Failure, Run,
+    start::{self, Standing},
+};
+use crate::{
+    doctor::{self, Area, Check, Report, State, UNTRIED},
+    firewall::with_causes,
+    keeper::Networks,
+};
 
 /// Says what this machine offers and lacks, what each absence costs, and how to get it
 ///
@@ -20,7 +27,21 @@ pub(super) struct Doctor {
 
 impl Run for Doctor {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        // Inside the user's namespaces, if they can be had: there everything else is to work.
+        let (keeper, _users) = match &context.standing {
+            Standing::Root => (None, None),
+            Standing::Inside(keeper, _) => (Some(Ok(keeper.owner.pid)), None),
+            Standing::Outside(places) => {
+                match start::enter(&context.config, places, Networks::Keepers) {
+                    Ok(joined) => (Some(Ok(joined.keeper.owner.pid)), Some(joined.users)),
+                    Err(error) => (Some(Err(with_causes(&error))), None),
+                }
+            }
+        };
         let mut report = doctor::examine(&context.config);
+        if let Some(keeper) = keeper {
+            report.prepend(doctor::user_namespaces(keeper));
+        }
         if self.absent {
             report.checks.retain(|check| check.state != State::Yes);
         }

@@ -45,6 +45,9 @@ pub struct Tsimd {
     /// Print a systemd unit for this scheduler and end
     #[arg(long)]
     print_unit: bool,
+    /// Print what to add to the unit so that it runs as root, and end
+    #[arg(long)]
+    print_root_drop_in: bool,
     /// Print a configuration file with every key, its default and its meaning, and end
     #[arg(long)]
     print_config: bool,
@@ -52,6 +55,8 @@ pub struct Tsimd {
 
 /// The systemd unit that [`Tsimd`] prints.
 const UNIT: &str = include_str!("../sched/dist/tsimd.service");
+/// What makes it root's.
+const ROOT: &str = include_str!("../sched/dist/root.conf");
 
 impl CommandLine for Tsimd {
     fn global(&self) -> &Global {
@@ -60,7 +65,7 @@ impl CommandLine for Tsimd {
 
     /// The viewer listens in the machine's own network.
     fn needs(&self) -> Needs {
-        if self.print_unit || self.print_config {
+        if self.print_unit || self.print_root_drop_in || self.print_config {
             Needs::Nothing
         } else {
             Needs::NamespacesBeside
@@ -80,6 +85,7 @@ impl Run for Tsimd {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         for (wanted, text) in [
             (self.print_unit, UNIT),
+            (self.print_root_drop_in, ROOT),
             (self.print_config, config::EXAMPLE),
         ] {
             if wanted {

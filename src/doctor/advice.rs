@@ -76,7 +76,13 @@ const ROOT: &str = "run as root, with this capability, or in a user namespace, w
      `rootless = false` forbids";
 const DEBIAN_KERNEL: &str = "a distribution's kernel; load the module where it is blacklisted";
 
-static TABLE: [Advice; 32] = [
+static TABLE: [Advice; 33] = [
+    needed(
+        Area::Rights,
+        "user_namespaces",
+        "labs need root",
+        "what was found says what stands in the way; or run as root",
+    ),
     needed(
         Area::Rights,
         "cap_sys_admin",
@@ -263,7 +269,7 @@ static TABLE: [Advice; 32] = [
     useful(
         Area::Limits,
         "socket_buffers",
-        "large transactions and traces are refused without CAP_NET_ADMIN",
+        "without root, batches and traces go out in smaller parts, and large sets of nft may not load",
         "sysctl net.core.rmem_max=8388608 net.core.wmem_max=8388608",
     ),
 ];

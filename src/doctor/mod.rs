@@ -124,6 +124,27 @@ pub fn examine(config: &Config) -> Report {
     }
 }
 
+/// Whether this user may have namespaces of their own: the keeper, or why there is none.
+#[must_use]
+pub fn user_namespaces(keeper: Result<u32, String>) -> Check {
+    let name = "user_namespaces";
+    match keeper {
+        Ok(pid) => {
+            let found = format!("held by process {pid}");
+            check(Area::Rights, name, Support::Yes, found)
+        }
+        Err(why) => check(Area::Rights, name, Support::No(why), String::new()),
+    }
+}
+
+impl Report {
+    /// Puts `check` first.
+    pub fn prepend(&mut self, check: Check) {
+        self.checks.insert(0, check);
+        self.able = able(&self.checks);
+    }
+}
+
 /// nf_tables or legacy xtables: one of the two must be there to tap a router.
 fn able(checks: &[Check]) -> bool {
     let lacking = |check: &&Check| check.needed && check.state != State::Yes;

@@ -12,14 +12,17 @@ use nix::{
     unistd::{AccessFlags, faccessat, geteuid},
 };
 
+use netlink_sys::protocols::NETLINK_ROUTE;
+
 use super::{Area, Check, check};
-use crate::{config::Config, firewall::Support, netns};
+use crate::{config::Config, firewall::Support, netlink::buffers, netns};
 
 /// Least values, enough for 32 jobs at once on some hundreds of routers.
 const INOTIFY_INSTANCES: u64 = 128;
 const INOTIFY_WATCHES: u64 = 8192;
 const OPEN_FILES: u64 = 4096;
-const SOCKET_BUFFER: u64 = 200 * 1024;
+/// As the kernel counts, which is twice what is asked for: its default is 212,992 bytes.
+const SOCKET_BUFFER: u64 = 400 * 1024;
 
 pub(super) fn directories(config: &Config) -> Vec<Check> {
     [
@@ -89,13 +92,27 @@ pub(super) fn limits() -> Vec<Check> {
             INOTIFY_WATCHES,
             &["fs/inotify/max_user_watches"],
         ),
-        sysctl(
-            "socket_buffers",
-            SOCKET_BUFFER,
-            &["net/core/rmem_max", "net/core/wmem_max"],
-        ),
+        socket_buffers(),
         open_files(),
     ]
+}
+
+/// What a socket really gets: a user namespace does not see `net.core.rmem_max` and `wmem_max`.
+fn socket_buffers() -> Check {
+    let name = "socket_buffers";
+    let wanted = SOCKET_BUFFER as usize;
+    let granted = || -> io::Result<usize> {
+        let socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+        let send = buffers::send(&socket, wanted)?;
+        Ok(send.min(buffers::receive(&socket, wanted)?))
+    };
+    match granted() {
+        Ok(bytes) => at_least(name, SOCKET_BUFFER, bytes as u64),
+        Err(error) => {
+            let support = Support::Unknown(error.to_string());
+            check(Area::Limits, name, support, String::new())
+        }
+    }
 }
 
 /// All of `paths`, below `/proc/sys`, must be at least `least`.

@@ -118,14 +118,19 @@ impl Site {
         self.spawn().until_leading()
     }
 
-    /// The same with the capabilities only that the systemd unit leaves it.
+    /// The same with the capabilities only that root's systemd unit leaves it.
     pub fn confined_daemon(&self) -> Daemon {
         let tsimd = env!("CARGO_BIN_EXE_tsimd");
-        let unit = Command::new(tsimd).arg("--print-unit").output().unwrap();
+        let unit = Command::new(tsimd)
+            .arg("--print-root-drop-in")
+            .output()
+            .unwrap();
         let unit = String::from_utf8(unit.stdout).unwrap();
         let kept = unit
             .lines()
-            .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+            .filter_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+            // An empty one takes back what the unit says.
+            .find(|names| !names.is_empty());
         let mut bounds = "-all".to_owned();
         for name in kept.unwrap().split(' ') {
             let name = name.strip_prefix("CAP_").unwrap().to_lowercase();

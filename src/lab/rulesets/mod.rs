@@ -10,6 +10,7 @@ mod blame;
 mod filter;
 mod form;
 mod search;
+mod shares;
 mod tools;
 
 use std::collections::BTreeSet;

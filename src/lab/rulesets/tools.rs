@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::shares;
 use crate::{
     lab::{LabError, topology::RulesetKind},
     netns::tool::{ToolError, Tools},
@@ -33,6 +34,8 @@ pub(super) enum Trial {
     /// only asks the kernel; the others replace what is there, or add what is there already.
     Check,
 }
+/// Bytes of text per share that is tried first. A rule takes several times its text in a message.
+const SHARE: usize = 64 << 10;
 
 /// File names to try in order, arguments, and the Debian package.
 type Choice = (
@@ -132,19 +135,60 @@ impl Loaders {
         found.map_or_else(|| choice(kind, false).0[0], |program| program.name)
     }
 
-    /// Hands `text` to the program for `kind`; what it said if it refused.
+    /// Hands `text` to the program for `kind`, in shares where one message to the kernel does not hold
+    /// it; what it said if it refused.
     pub(super) fn run(
         &self,
         kind: RulesetKind,
         text: &str,
         trial: Trial,
     ) -> Result<Result<(), String>, ToolError> {
+        let more = how(kind, trial, 0);
+        let mut said = match self.run_once(kind, text, more)? {
+            Err(said) if shares::is_too_long(&said) => said,
+            done => return Ok(done),
+        };
+        let mut count = 2.max(text.len() / SHARE);
+        while let Some(shares) = shares::split(kind, text, count) {
+            match self.run_shares(kind, text, &shares, trial)? {
+                Err(again) if shares::is_too_long(&again) => said = again,
+                done => return Ok(done),
+            }
+            count *= 2;
+        }
+        Ok(Err(said))
+    }
+
+    /// One share after the other. Of a ruleset that is refused nothing stays, as if it were one
+    /// message; iptables empties its tables with the first share of the next attempt.
+    fn run_shares(
+        &self,
+        kind: RulesetKind,
+        text: &str,
+        shares: &[String],
+        trial: Trial,
+    ) -> Result<Result<(), String>, ToolError> {
+        for (at, share) in shares.iter().enumerate() {
+            if let Err(said) = self.run_once(kind, share, how(kind, trial, at))? {
+                if kind == RulesetKind::Nft && trial == Trial::Load && at > 0 {
+                    // What the share said is what counts.
+                    let _ = self.run_once(kind, &shares::removal(text), &[])?;
+                }
+                return Ok(Err(said));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn run_once(
+        &self,
+        kind: RulesetKind,
+        text: &str,
+        more: &[&str],
+    ) -> Result<Result<(), String>, ToolError> {
         let found = self.programs.get(&kind);
         let arguments = found.map_or(choice(kind, false).1, |program| program.arguments);
-        let check = ["-c"]
-            .iter()
-            .filter(|_| trial == Trial::Check && kind == RulesetKind::Nft);
-        let arguments: Vec<&str> = check.chain(arguments).copied().collect();
+        let arguments = [more, arguments].concat();
         match self.tools.run(self.name(kind), &arguments, text.as_bytes()) {
             Ok(_) => Ok(Ok(())),
             Err(ToolError::Failed { stderr, status, .. }) => Ok(Err(if stderr.trim().is_empty() {
@@ -154,6 +198,15 @@ impl Loaders {
             })),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// The options for the share `at` of a ruleset, or for one that is whole.
+fn how(kind: RulesetKind, trial: Trial, at: usize) -> &'static [&'static str] {
+    match kind {
+        RulesetKind::Nft if trial == Trial::Check => &["-c"],
+        RulesetKind::Iptables | RulesetKind::Ip6tables if at > 0 => &[shares::ADD],
+        _ => &[],
     }
 }
 
