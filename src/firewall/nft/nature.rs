@@ -30,6 +30,8 @@ pub struct Nature {
     pub stateful: bool,
     /// They look at the link's header: at hardware addresses.
     pub link: bool,
+    /// They hand packets to a program if one listens, and let them go on if none does: nft's tproxy.
+    pub proxies: bool,
 }
 
 impl Nature {
@@ -38,6 +40,8 @@ impl Nature {
         changes: true,
         stateful: true,
         link: true,
+        // iptables' TPROXY drops what nobody takes, which is seen.
+        proxies: false,
     };
 
     /// That of one rule, as NFT_MSG_GETRULE tells of it.
@@ -54,6 +58,7 @@ impl Nature {
                 changes: changes(name, xt, data),
                 stateful: stateful(name, xt),
                 link: link(name, xt, data),
+                proxies: name == "tproxy",
             };
         }
         nature
@@ -65,6 +70,7 @@ impl BitOrAssign for Nature {
         self.changes |= other.changes;
         self.stateful |= other.stateful;
         self.link |= other.link;
+        self.proxies |= other.proxies;
     }
 }
 
@@ -160,11 +166,18 @@ mod tests {
     }
 
     #[test]
+    fn only_nfts_own_tproxy_lets_packets_go_on_without_a_listener() {
+        assert!(of("tproxy", &[]).proxies);
+        assert!(!of("target", &xt("TPROXY")).proxies);
+    }
+
+    #[test]
     fn what_changes_packets_goes_by_connections_or_the_link_is_found() {
         let nature = |changes, stateful, link| Nature {
             changes,
             stateful,
             link,
+            proxies: false,
         };
         let changes = nature(true, false, false);
         assert_eq!(of("meta", &number(attr::META_SREG, 1)), changes);

@@ -27,6 +27,7 @@ use crate::{
         backend::{Backend, Site, choose},
         iptables::{OwnerMark, feature},
         nft::nature::Nature,
+        rule::Rule,
         ruletext::RuleText,
         taps::Ways,
     },
@@ -249,6 +250,10 @@ impl Plan {
         let mut probing = Probing::open(self.question(visit), &visit.netns, from)?;
         let census = probing.census()?;
         let nature = probing.nature(&census);
+        let _listening = match census.nature.proxies {
+            true => self.stand_in(visit)?,
+            false => None,
+        };
         // What the iptables back ends note costs them nothing.
         let note_ways = nature.changes || self.backend != Backend::Nft;
         let indexes: Vec<u32> = visit.probes.iter().map(|probe| probe.index).collect();
@@ -313,6 +318,23 @@ impl Plan {
             },
             closing,
         })))
+    }
+
+    /// Takes the place of the programs that nft's tproxy would hand packets to: without them it lets
+    /// packets go on, as they never do where a proxy listens.
+    fn stand_in(&self, visit: &Visit) -> Result<Option<StandIns>, QuickError> {
+        let list = || self.tools.run("nft", &["-s", "list", "ruleset"], &[]);
+        let Ok(printed) = visit.netns.enter(list)? else {
+            return Ok(None);
+        };
+        let text = String::from_utf8_lossy(&printed.stdout);
+        let proxied = text
+            .lines()
+            .filter_map(|line| Rule::of(line.trim()).proxied_to());
+        let ports: BTreeSet<u16> = proxied.flatten().collect();
+        let both = |port: u16| [(Protocol::Tcp, port), (Protocol::Udp, port)];
+        let ports = ports.into_iter().flat_map(both).collect();
+        Ok(StandIns::open(&visit.netns, self.taps.family, &ports)?.ok())
     }
 
     /// Measures probes again that a rule of TPROXY wants to hand to a program of the router, while
