@@ -134,3 +134,72 @@ fn a_transparent_proxy_that_the_lab_lacks_is_stood_in_for() {
         "{said:?}"
     );
 }
+
+/// A lab of one router `gw` with a network of its own, two uplinks of equal cost, and more facts.
+fn two_uplinks(more: &Value) -> (TestLab, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut facts = serde_json::json!({
+        "version": 1,
+        "name": "gw",
+        "interfaces": [
+            {"name": "lan", "addresses": ["10.0.0.1/24", "2001:db8:a::1/64"]},
+            {"name": "isp1", "addresses": ["203.0.113.2/24", "2001:db8:1::2/64"]},
+            {"name": "isp2", "addresses": ["198.51.100.2/24", "2001:db8:2::2/64"]}
+        ],
+        "routes": [
+            "default proto static nexthop via 203.0.113.1 dev isp1 weight 1 nexthop via 198.51.100.1 dev isp2 weight 1",
+            "default proto static nexthop via 2001:db8:1::1 dev isp1 weight 1 nexthop via 2001:db8:2::1 dev isp2 weight 1"
+        ]
+    });
+    for (key, value) in more.as_object().unwrap() {
+        facts[key] = value.clone();
+    }
+    std::fs::write(dir.path().join("gw.json"), facts.to_string()).unwrap();
+    (TestLab::up(dir.path().to_str().unwrap()), dir)
+}
+
+#[test]
+fn next_hops_that_agree_are_one_verdict_and_those_that_do_not_are_named() {
+    let ruleset = "table inet fw {
+        chain forward {
+            type filter hook forward priority filter; policy drop;
+            tcp dport 22 accept
+            oifname \"isp2\" tcp dport 443 accept
+        }
+    }";
+    let (lab, _dir) = two_uplinks(&serde_json::json!({ "nft": ruleset }));
+    for question in [
+        "-s 10.0.0.9 -d 8.8.8.8",
+        "-s 2001:db8:a::9 -d 2001:db8:ffff::8",
+    ] {
+        let report = quick(&lab, &format!("{question} -P 22,23,443"));
+        let all = report["end_to_end"].as_array().unwrap();
+        let results: Vec<_> = all
+            .iter()
+            .map(|end| end["result"].as_str().unwrap())
+            .collect();
+        assert_eq!(results, ["YES", "NO", "UNKNOWN"], "{report}");
+        let why = all[2]["reason"].as_str().unwrap();
+        assert!(why.contains("has two next hops; by isp1 NO at gw"), "{why}");
+        assert!(why.contains("; by isp2 YES"), "{why}");
+        let here: Vec<_> = at_router(&report)
+            .iter()
+            .map(|told| told.split([' ', ':']).nth(1).unwrap().to_owned())
+            .collect();
+        assert_eq!(here, ["YES", "NO", "UNKNOWN"], "{report}");
+    }
+}
+
+#[test]
+fn a_routers_own_packets_that_a_policy_rule_tells_apart_by_port_are_unknown() {
+    let (lab, _dir) = two_uplinks(&serde_json::json!({
+        "rules": ["1000: from all ipproto tcp dport 25 prohibit"]
+    }));
+    let said = at_router(&quick(&lab, "-s 10.0.0.1 -d 203.0.113.9 -P 25,80"));
+    assert!(
+        said[0]
+            .starts_with("25/tcp UNKNOWN: policy rule 1000: from all ipproto 6 dport 25 prohibit"),
+        "{said:?}"
+    );
+    assert!(said[1].starts_with("80/tcp YES"), "{said:?}");
+}

@@ -44,7 +44,9 @@ fn the_detailed_job_agrees_with_every_case() {
     let kernel = Kernel::running();
     cases.retain(|case| {
         let lacks = case.needs.iter().any(|symbol| kernel.lacks(symbol));
-        case.name.starts_with(&only) && case.dscp == 0 && !lacks
+        // No socket takes a proxy's place in a detailed job: nft's tproxy lets packets go on there.
+        let proxied = case.name.contains("tproxy");
+        case.name.starts_with(&only) && case.dscp == 0 && !lacks && !proxied
     });
     let next = AtomicUsize::new(0);
     let told = Mutex::new((Vec::new(), BTreeMap::new()));
