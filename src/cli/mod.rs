@@ -28,6 +28,7 @@ use crate::{
 
 pub mod detailed;
 mod doctor;
+mod facts;
 mod host;
 mod jobs;
 mod keeper;

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, doctor, host, jobs,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, doctor, facts, host, jobs,
     keeper, lab, registry, trace, watch,
 };
 
@@ -20,6 +20,7 @@ pub struct Tsim {
 #[derive(Debug, Subcommand)]
 enum Command {
     Host(host::Host),
+    Facts(facts::Facts),
     Lab(lab::Lab),
     Trace(trace::Trace),
     Submit(jobs::Submit),
@@ -57,6 +58,7 @@ impl CommandLine for Tsim {
             | Command::Dscp(_)
             | Command::Log(_)
             | Command::Doctor(_)
+            | Command::Facts(_)
             | Command::Keeper(_) => Needs::Nothing,
             _ => Needs::Namespaces,
         }
@@ -67,6 +69,7 @@ impl Run for Tsim {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.command {
             Command::Host(command) => command.run(context),
+            Command::Facts(command) => command.run(context),
             Command::Lab(command) => command.run(context),
             Command::Trace(command) => command.run(context),
             Command::Submit(command) => command.run(context),

@@ -156,8 +156,15 @@ impl Filler<'_> {
         let owner = self.owner();
         let mut batch = self.netlink.batch(owner);
         for interface in &self.job.state.interfaces {
-            if interface.up || interface.index == plan::LOOPBACK {
-                batch.set_link(&interface.name, &LinkChange::up());
+            let facts = self.job.router.interfaces.iter();
+            let group = facts.clone().find(|i| i.name == interface.name);
+            let change = LinkChange {
+                up: (interface.up || interface.index == plan::LOOPBACK).then_some(true),
+                group: group.map(|i| i.group).filter(|group| *group != 0),
+                ..LinkChange::default()
+            };
+            if change.up.is_some() || change.group.is_some() {
+                batch.set_link(&interface.name, &change);
             }
         }
         Ok(batch.send()?)

@@ -116,6 +116,9 @@ pub struct Interface {
     pub mtu: Option<u32>,
     /// Administratively up.
     pub up: bool,
+    /// Its group, which rules may ask for (`iifgroup`); 0 is that of every new interface.
+    #[serde(default)]
+    pub group: u32,
     /// Addresses of both families, link-local ones included.
     pub addresses: Vec<Address>,
     /// What leads to the other end of its link.

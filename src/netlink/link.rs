@@ -129,6 +129,8 @@ pub struct LinkChange {
     pub name: Option<IfName>,
     /// Administrative state.
     pub up: Option<bool>,
+    /// Its group (`IFLA_GROUP`).
+    pub group: Option<u32>,
     /// MTU in bytes.
     pub mtu: Option<u32>,
     /// Hardware address.
@@ -208,6 +210,7 @@ impl<'a> Batch<'a> {
                 set_up(&mut message, up);
             }
             let attributes = &mut message.attributes;
+            attributes.extend(change.group.map(LinkAttribute::Group));
             attributes.extend(change.mtu.map(LinkAttribute::Mtu));
             attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
             attributes.extend(change.alias.clone().map(LinkAttribute::IfAlias));

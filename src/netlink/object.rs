@@ -190,6 +190,9 @@ pub struct NextHop {
 pub struct Route {
     /// Destination prefix.
     pub destination: IpNet,
+    /// Source prefix: only packets from there take it (IPv6 only, CONFIG_IPV6_SUBTREES).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpNet>,
     /// What happens to packets.
     pub kind: RouteKind,
     /// Routing table; 254 is main, 255 local.
@@ -237,6 +240,7 @@ impl Route {
     pub fn without_hops(destination: IpNet, kind: RouteKind) -> Self {
         Self {
             destination,
+            from: None,
             kind,
             table: Self::MAIN,
             next_hops: Vec::new(),

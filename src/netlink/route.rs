@@ -74,6 +74,7 @@ fn message(route: &Route, index: &mut Resolve<'_>) -> Result<RouteMessage, Strin
     message.header = RouteHeader {
         address_family: Family::of(destination.addr()).into(),
         destination_prefix_length: destination.prefix_len(),
+        source_prefix_length: route.from.map_or(0, |from| from.prefix_len()),
         tos: route.tos,
         kind: route.kind.to_type(),
         protocol: RouteProtocol::from(route.protocol.unwrap_or(STATIC)),
@@ -85,6 +86,8 @@ fn message(route: &Route, index: &mut Resolve<'_>) -> Result<RouteMessage, Strin
     if destination.prefix_len() > 0 {
         attributes.push(RouteAttribute::Destination(destination.network().into()));
     }
+    let from = route.from.filter(|from| from.prefix_len() > 0);
+    attributes.extend(from.map(|from| RouteAttribute::Source(from.network().into())));
     match u8::try_from(route.table) {
         Ok(table) => message.header.table = table,
         Err(_) => attributes.push(RouteAttribute::Table(route.table)),
@@ -201,11 +204,21 @@ pub(super) fn destination(message: &RouteMessage) -> Option<IpNet> {
     IpNet::new(address.unwrap_or(any), length).ok()
 }
 
+/// The source prefix of `message`, if it has one.
+fn source(message: &RouteMessage) -> Option<IpNet> {
+    let address = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Source(address) => ip(address),
+        _ => None,
+    })?;
+    IpNet::new(address, message.header.source_prefix_length).ok()
+}
+
 /// The route in `message`; none when it is of a kind that tsim does not know (multicast …).
 fn from_message(message: &RouteMessage, names: &HashMap<u32, IfName>) -> Option<Route> {
     let kind = RouteKind::from_type(message.header.kind)?;
     let mut route = Route {
         destination: destination(message)?,
+        from: source(message),
         kind,
         table: table(message),
         next_hops: Vec::new(),

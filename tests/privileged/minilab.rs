@@ -78,6 +78,7 @@ impl MiniLab {
                 kind: InterfaceKind::Ethernet,
                 mac: Some(Mac([2, 0xff, 0, 0, number, u8::try_from(at).unwrap()])),
                 mtu: Some(1500),
+                group: 0,
                 up: true,
                 addresses: addresses
                     .iter()

@@ -166,6 +166,7 @@ fn bridges_and_their_ports_take_their_options() {
             &port,
             &LinkChange {
                 name: None,
+                group: Some(7),
                 up: Some(false),
                 mtu: Some(9000),
                 mac: Some(NEAR),

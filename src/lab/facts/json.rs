@@ -354,6 +354,7 @@ impl Reader<'_> {
             mac,
             mtu: from.mtu,
             up: from.up,
+            group: 0,
             addresses,
             link: LinkFacts::default(),
             segment: from.segment,
@@ -377,7 +378,7 @@ impl Reader<'_> {
             Err(refused) => self.facts.lost_routes.push(LostRoute {
                 line,
                 message: format!("route left out: {}: {text}", refused.reason),
-                route: refused.known,
+                route: refused.known.map(|route| *route),
             }),
         }
     }
@@ -463,6 +464,7 @@ fn loopback() -> Result<InterfaceFacts, FactsError> {
         mac: None,
         mtu: None,
         up: true,
+        group: 0,
         addresses: Vec::new(),
         link: LinkFacts::default(),
         segment: None,

@@ -58,7 +58,9 @@ use crate::{
 };
 
 mod addr;
+mod addr_forms;
 mod connected;
+mod firewall;
 pub mod json;
 mod links;
 mod route;
@@ -67,6 +69,9 @@ mod section;
 mod sysctl;
 mod text;
 mod words;
+
+/// A POSIX shell script that collects a router's facts.
+pub const COLLECTOR: &str = include_str!("collect.sh");
 
 /// Largest facts file in bytes. Real ones have some 100 kB; a router with a million ipset
 /// elements stays below this.
@@ -136,6 +141,8 @@ pub struct InterfaceFacts {
     pub mtu: Option<u32>,
     /// Administratively up.
     pub up: bool,
+    /// Its group, which rules may ask for; 0 is that of every new interface.
+    pub group: u32,
     /// Addresses of both families.
     pub addresses: Vec<Address>,
     /// What leads to the other end of its link.

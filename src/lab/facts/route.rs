@@ -9,6 +9,9 @@ use crate::netlink::object::{Family, NextHop, Route, RouteKind};
 /// RTPROT_BOOT, linux/rtnetlink.h; the one protocol that ip(8) does not print.
 const BOOT: u8 = 3;
 
+/// Why a route whose next hops are all dead is left out: the kernel does not use it either.
+pub(super) const DEAD: &str = "all its next hops were dead";
+
 /// A route, and what its line says that a lab has no use for.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Parsed {
@@ -23,7 +26,7 @@ pub(super) struct Refused {
     /// What in the line cannot.
     pub(super) reason: String,
     /// Destination and table, where they could be read.
-    pub(super) known: Option<Route>,
+    pub(super) known: Option<Box<Route>>,
 }
 
 /// Reads one route.
@@ -51,7 +54,7 @@ pub(super) fn parse(
     };
     read(&mut words).map_err(|reason| Refused {
         reason,
-        known: known(line, family, table, tables),
+        known: known(line, family, table, tables).map(Box::new),
     })
 }
 
@@ -105,6 +108,11 @@ struct Parser<'a> {
     /// Hops of a multipath route that are complete.
     hops: Vec<NextHop>,
     multipath: bool,
+    /// Whether the kernel does not use the hop: its link is down, or it is told to mind the
+    /// carrier (`ignore_routes_with_linkdown`).
+    dead: bool,
+    /// Whether a hop was left out for that.
+    buried: bool,
     ignored: Vec<String>,
 }
 
@@ -121,6 +129,7 @@ impl<'a> Parser<'a> {
             tables,
             route: Route {
                 destination: IpNet::default(),
+                from: None,
                 kind: RouteKind::Unicast,
                 table,
                 next_hops: Vec::new(),
@@ -134,6 +143,8 @@ impl<'a> Parser<'a> {
             hop: NO_HOP,
             hops: Vec::new(),
             multipath: false,
+            dead: false,
+            buried: false,
             ignored: Vec::new(),
         }
     }
@@ -152,14 +163,20 @@ impl<'a> Parser<'a> {
             "onlink" => self.hop.onlink = true,
             "nexthop" => self.next_hop(),
             "metric" | "preference" | "priority" => self.route.metric = Some(words.parse(word)?),
+            "from" => {
+                let value = words.value(word)?;
+                let from = prefix(value, None)?;
+                self.route.from = Some(from).filter(|from| from.prefix_len() > 0);
+            }
             "src" => self.route.source = Some(words.parse(word)?),
             "scope" => {
                 let value = words.value(word)?;
                 self.route.scope = Some(scope(value).ok_or_else(|| unknown(value))?);
             }
             "proto" | "protocol" => {
+                // A name that is not known is one of the router's own; none decides anything.
                 let value = words.value(word)?;
-                self.route.protocol = Some(route_protocol(value).ok_or_else(|| unknown(value))?);
+                self.route.protocol = Some(route_protocol(value).unwrap_or(BOOT));
             }
             "tos" | "dsfield" => {
                 let value = words.value(word)?;
@@ -181,16 +198,25 @@ impl<'a> Parser<'a> {
     fn next_hop(&mut self) {
         let done = std::mem::replace(&mut self.hop, NO_HOP);
         if self.multipath {
-            self.hops.push(done);
+            self.keep(done);
         }
         self.multipath = true;
+    }
+
+    /// Keeps a hop unless the kernel does not use it.
+    fn keep(&mut self, hop: NextHop) {
+        match std::mem::take(&mut self.dead) {
+            true => self.buried = true,
+            false => self.hops.push(hop),
+        }
     }
 
     fn without_effect(&mut self, word: &str, words: &mut Words<'_>) -> Result<(), String> {
         match word {
             // How the route fared when it was shown, and the line break of `ip -o`.
-            "dead" | "linkdown" | "pervasive" | "offload" | "rt_offload" | "rt_trap" | "trap"
-            | "notify" | "unresolved" | "offload_failed" | "rt_offload_failed" | "\\" => {}
+            "dead" => self.dead = true,
+            "linkdown" | "pervasive" | "offload" | "rt_offload" | "rt_trap" | "trap" | "notify"
+            | "unresolved" | "offload_failed" | "rt_offload_failed" | "\\" => {}
             "nhid" | "pref" | "expires" | "error" | "age" | "users" => {
                 words.value(word)?;
             }
@@ -212,10 +238,12 @@ impl<'a> Parser<'a> {
         destination: &str,
         family: Option<Family>,
     ) -> Result<Parsed, String> {
-        if self.multipath {
-            self.hops.push(self.hop);
-        } else if self.hop != NO_HOP {
-            self.hops = vec![self.hop];
+        if self.multipath || self.hop != NO_HOP {
+            let last = std::mem::replace(&mut self.hop, NO_HOP);
+            self.keep(last);
+        }
+        if self.buried && self.hops.is_empty() {
+            return Err(DEAD.to_owned());
         }
         let hint = self.hops.iter().find_map(|hop| hop.via).map(Family::of);
         let own = address_with_len(destination).map(|net| Family::of(net.addr()));

@@ -200,10 +200,18 @@ fn nft_leaves_iptables_tables_to_iptables() {
     let warning = "# Warning: table ip filter is managed by iptables-nft, do not touch!";
     let nft =
         format!("{warning}\ntable ip filter {{\n\tchain INPUT {{\n\t}}\n}}\ntable inet own {{\n}}");
-    let facts = read(&(minimal("") + &section("nft_ruleset", "", &nft)));
+    let alone = read(&(minimal("") + &section("nft_ruleset", "", &nft)));
+    assert_eq!(
+        alone.rulesets[0].text,
+        nft.clone() + "\n",
+        "nobody else has it"
+    );
+    let saved = "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT";
+    let saved = section("iptables_save", "", saved);
+    let facts = read(&(minimal("") + &saved + &section("nft_ruleset", "", &nft)));
     let want = format!("{warning}\n\n\n\n\ntable inet own {{\n}}\n");
     assert_eq!(
-        facts.rulesets[0].text, want,
+        facts.rulesets[1].text, want,
         "blanked, and every line where it was"
     );
 }

@@ -1,14 +1,18 @@
 //! Facts of one router from a sectioned file; see [the parent](super) for the sections.
 
+use std::collections::BTreeSet;
+
 use super::{
-    FactsError, LostRoute, LostRule, RouterFacts, addr, connected, links, route, rule,
+    FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
+    firewall::{self, Prepared, Saved},
+    links, route, rule,
     section::{Section, sections},
     sysctl,
     words::{Tables, Words, number},
 };
 use crate::{
     lab::{
-        omission::{Omission, OmissionKind},
+        omission::{Omission, OmissionKind, Packets, RulesetMaps},
         topology::{At, Origin, Ruleset, RulesetKind, Warning},
     },
     model::RouterName,
@@ -58,6 +62,8 @@ pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFac
     let mut reader = Reader {
         facts: RouterFacts::new(name, file),
         tables,
+        saved: firewall::saved(&sections),
+        legacy: legacy_families(&sections),
     };
     reader.check_hostname(text)?;
     for section in &sections {
@@ -65,6 +71,17 @@ pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFac
     }
     reader.complete(&sections);
     Ok(reader.facts)
+}
+
+/// Families whose tables of iptables-legacy a section of their own shows.
+fn legacy_families(sections: &[Section<'_>]) -> BTreeSet<Family> {
+    let family = |section: &Section<'_>| match section.name {
+        name if !name.contains("legacy") => None,
+        name if name.contains("ip6tables") => Some(Family::V6),
+        name if name.contains("iptables") => Some(Family::V4),
+        _ => None,
+    };
+    sections.iter().filter_map(family).collect()
 }
 
 /// Names from `rt_tables`, and those that only the sections' names and titles give.
@@ -112,6 +129,10 @@ fn number_in_title(section: &Section<'_>) -> Option<u32> {
 struct Reader {
     facts: RouterFacts,
     tables: Tables,
+    /// Tables that saved rulesets of iptables have.
+    saved: Saved,
+    /// Families of which a section has the tables of iptables-legacy.
+    legacy: BTreeSet<Family>,
 }
 
 impl Reader {
@@ -179,7 +200,10 @@ impl Reader {
             other => match routing_table(other) {
                 Some((family, table)) => self.routes(section, family, table),
                 None if NOT_NEEDED.contains(&other) => {}
-                None => self.notice(section.line, format!("section `{other}` is not read")),
+                None => match firewall::unread(section) {
+                    Some((message, omission)) => self.omit(section.line, message, omission),
+                    None => self.notice(section.line, format!("section `{other}` is not read")),
+                },
             },
         }
     }
@@ -219,6 +243,20 @@ impl Reader {
         }
         for (line, message) in parsed.notices {
             self.notice(line, message);
+        }
+        for (line, name) in parsed.no_carrier {
+            self.omit(
+                line,
+                format!("{name} had no carrier; in the lab it has one"),
+                Omission::of_packets(OmissionKind::Interface, [Packets::by(name)]),
+            );
+        }
+        if parsed.interfaces.is_empty() {
+            self.omit(
+                section.first_line(),
+                "no interface can be read here: the output of `ip addr show` is wanted",
+                Omission::of_everything(OmissionKind::Interface),
+            );
         }
         self.facts.interfaces.extend(parsed.interfaces);
     }
@@ -265,10 +303,13 @@ impl Reader {
                     }
                     self.facts.routes.push(At::new(line, parsed.route));
                 }
+                Err(refused) if refused.reason == route::DEAD => {
+                    self.notice(line, format!("route left out: {}", refused.reason));
+                }
                 Err(refused) => self.facts.lost_routes.push(LostRoute {
                     line,
                     message: format!("route left out: {}: {}", refused.reason, text.trim()),
-                    route: refused.known,
+                    route: refused.known.map(|route| *route),
                 }),
             }
         }
@@ -298,19 +339,75 @@ impl Reader {
     }
 
     fn ruleset(&mut self, section: &Section<'_>, kind: RulesetKind) {
+        self.other_tables(section, kind);
         let comment = |l: &str| l.trim().is_empty() || l.starts_with('#');
         if section.body.iter().all(|(_, l)| comment(l)) {
             return;
         }
-        let text = match kind {
-            RulesetKind::Nft => without_iptables_tables(&section.text()),
-            _ => section.text(),
+        let mut origin = self.facts.origin(section.first_line());
+        let mut whole = section.text();
+        let prepared = match kind {
+            RulesetKind::Nft => firewall::nft(&whole, &self.saved),
+            RulesetKind::Ipset => Prepared {
+                text: firewall::sets(section),
+                lost: Vec::new(),
+            },
+            RulesetKind::Iptables | RulesetKind::Ip6tables => {
+                if firewall::is_listing(section) {
+                    whole = firewall::from_listing(section);
+                    origin.line -= 1;
+                }
+                let lost = firewall::strange(&whole);
+                let text = firewall::without(&whole, &lost);
+                Prepared { text, lost }
+            }
         };
-        self.facts.rulesets.push(Ruleset {
+        let mut ruleset = Ruleset {
             kind,
-            text,
-            origin: self.facts.origin(section.first_line()),
-        });
+            text: whole,
+            origin,
+        };
+        self.lost_lines(&ruleset, &prepared.lost);
+        ruleset.text = prepared.text;
+        self.facts.rulesets.push(ruleset);
+    }
+
+    /// Says of each line of `ruleset` that cannot be loaded which packets it can concern.
+    fn lost_lines(&mut self, ruleset: &Ruleset, lost: &[(usize, String)]) {
+        let maps = RulesetMaps::new(std::slice::from_ref(ruleset));
+        let family = match ruleset.kind {
+            RulesetKind::Ip6tables => Family::V6,
+            _ => Family::V4,
+        };
+        for (at, reason) in lost {
+            let text = ruleset.text.lines().nth(*at).unwrap_or_default().trim();
+            let omission = match ruleset.kind {
+                RulesetKind::Nft => maps.omission(ruleset, &[*at]),
+                _ => Omission::of_family(OmissionKind::Rule, family),
+            };
+            let line = ruleset.origin.line + at;
+            self.omit(line, format!("not loaded: {reason}: {text}"), omission);
+        }
+    }
+
+    /// iptables-nft says where the kernel has tables of the other variant, too.
+    fn other_tables(&mut self, section: &Section<'_>, kind: RulesetKind) {
+        let family = match kind {
+            RulesetKind::Iptables => Family::V4,
+            RulesetKind::Ip6tables => Family::V6,
+            _ => return,
+        };
+        let told =
+            |(_, l): &&(usize, &str)| l.starts_with("# Warning:") && l.contains("legacy tables");
+        let told = section.body.iter().find(told);
+        if let Some((line, _)) = told.filter(|_| !self.legacy.contains(&family)) {
+            let message = "there are tables of iptables-legacy, too, and no section has them";
+            self.omit(
+                *line,
+                message,
+                Omission::of_family(OmissionKind::Section, family),
+            );
+        }
     }
 
     /// Says of which family no ruleset is there, although the router has addresses of it.
@@ -379,29 +476,6 @@ fn of_section(name: &str) -> Omission {
             None => Omission::of_everything(OmissionKind::Section),
         },
     }
-}
-
-/// Blanks the tables that nft(8) says iptables-nft keeps: `iptables_save` has them in a form that
-/// can be loaded. Lines keep their numbers.
-fn without_iptables_tables(text: &str) -> String {
-    let mut managed = false;
-    let mut inside = false;
-    let mut kept = String::with_capacity(text.len());
-    for line in text.lines() {
-        managed |=
-            line.starts_with("# Warning: table ") && line.contains("managed by iptables-nft");
-        if line.starts_with("table ") {
-            inside = std::mem::take(&mut managed);
-        }
-        if !inside {
-            kept.push_str(line);
-        }
-        kept.push('\n');
-        if line == "}" {
-            inside = false;
-        }
-    }
-    kept
 }
 
 /// Routes whose next hops stand on lines of their own, each as one line.

@@ -55,6 +55,25 @@ pub enum OmissionKind {
     Router,
 }
 
+impl std::fmt::Display for OmissionKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Rule => "rules",
+            Self::Chain => "chains",
+            Self::Table => "tables",
+            Self::Set => "sets",
+            Self::Section => "sections",
+            Self::Route => "routes",
+            Self::PolicyRule => "policy rules",
+            Self::Interface => "interfaces",
+            Self::Address => "addresses",
+            Self::Sysctl => "settings",
+            Self::Feature => "features that no lab has",
+            Self::Router => "routers",
+        })
+    }
+}
+
 impl OmissionKind {
     /// Whether the router's firewall lacks something.
     #[must_use]

@@ -207,8 +207,18 @@ impl RulesetMap {
     fn rule(&self, table: &Table, chain: &str, lines: &[usize]) -> RuleExtent {
         let texts = lines.iter().filter_map(|at| self.lines.get(*at));
         let text: Vec<&str> = texts.map(|line| line.text.trim()).collect();
+        let text = text.join(" ");
+        // Behind a `#` stands what nft(8) could not print, which may be anything.
+        let unprinted = text.split_once(" # ").filter(|_| !self.xtables);
+        if let Some((before, _)) = unprinted.filter(|(_, c)| !c.starts_with("handle ")) {
+            let hooks = table.chains.of(chain);
+            return RuleExtent {
+                text: before.to_owned(),
+                ..RuleExtent::unknown(table.family, hooks)
+            };
+        }
         RuleExtent::new(
-            &text.join(" "),
+            &text,
             self.xtables,
             table.chains.filter(),
             table.family,

@@ -95,7 +95,8 @@ fn is_preferred(other: &Route, route: &Route) -> bool {
         && other.destination.prefix_len() > route.destination.prefix_len();
     let better = other.destination == route.destination
         && other.metric.unwrap_or(0) < route.metric.unwrap_or(0);
-    other.kind != RouteKind::Throw && other.tos == 0 && (narrower || better)
+    let plain = other.kind != RouteKind::Throw && other.tos == 0 && other.from.is_none();
+    plain && (narrower || better)
 }
 
 fn selects_all(rule: &PolicyRule) -> bool {

@@ -92,6 +92,7 @@ fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<End>) 
             mac: facts.mac,
             mtu: facts.mtu,
             up: facts.up,
+            group: facts.group,
             addresses: facts.addresses.clone(),
             link: facts.link.clone(),
             segment: None,

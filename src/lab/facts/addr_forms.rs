@@ -1,0 +1,234 @@
+//! `ip -o addr`, `ip -br addr` and `ip -j addr`: the same interfaces in other forms.
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::{
+    InterfaceFacts,
+    addr::{Parsed, address, kind_of},
+    words::{Words, address_with_len, scope},
+};
+use crate::{
+    lab::topology::{At, InterfaceKind, LinkFacts},
+    model::IfName,
+    netlink::object::{Address, Mac, Scope},
+};
+
+/// An interface of which only the name is known.
+fn named(name: &str) -> Result<InterfaceFacts, String> {
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    let name = IfName::new(name).map_err(|e| e.to_string())?;
+    let loopback = name.as_str() == "lo";
+    Ok(InterfaceFacts {
+        kind: match loopback {
+            true => InterfaceKind::Loopback,
+            false => InterfaceKind::Ethernet,
+        },
+        name,
+        mac: None,
+        mtu: None,
+        up: true,
+        group: 0,
+        addresses: Vec::new(),
+        segment: None,
+        link: LinkFacts::default(),
+    })
+}
+
+/// `2: eth0    inet 10.1.0.1/24 brd 10.1.0.255 scope global eth0\       valid_lft …`, which does
+/// not say whether the interface is up.
+pub(super) fn is_oneline(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().take(3).collect();
+    matches!(words[..], [index, name, "inet" | "inet6"]
+        if index.ends_with(':') && !name.ends_with(':'))
+}
+
+/// Adds an address in that form.
+pub(super) fn oneline(line: usize, text: &str, parsed: &mut Parsed) -> Result<(), String> {
+    let text = text.split('\\').next().unwrap_or(text);
+    let mut words = Words::new(text);
+    words.next();
+    let interface = named(words.value("the index")?)?;
+    words.next();
+    let address = address(&mut words)?;
+    let mut all = parsed.interfaces.iter_mut();
+    match all.find(|known| known.name == interface.name) {
+        Some(known) => known.value.addresses.push(address),
+        None => {
+            let mut interface = interface;
+            interface.addresses.push(address);
+            parsed.interfaces.push(At::new(line, interface));
+        }
+    }
+    Ok(())
+}
+
+/// `eth0@if5         UP             10.1.0.1/24 fe80::1/64`
+pub(super) fn brief(text: &str) -> Option<Result<InterfaceFacts, String>> {
+    const STATES: [&str; 7] = [
+        "UP",
+        "DOWN",
+        "UNKNOWN",
+        "LOWERLAYERDOWN",
+        "DORMANT",
+        "TESTING",
+        "NOTPRESENT",
+    ];
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let [name, state, rest @ ..] = words.as_slice() else {
+        return None;
+    };
+    STATES.contains(state).then(|| {
+        let mut interface = named(name)?;
+        interface.up = matches!(*state, "UP" | "UNKNOWN" | "DORMANT");
+        let mut rest = rest.iter().peekable();
+        while let Some(word) = rest.next() {
+            let net = |word: &str| {
+                address_with_len(word).ok_or_else(|| format!("`{word}` is not an address"))
+            };
+            let mut address = Address::new(net(word)?);
+            if rest.next_if(|word| **word == "peer").is_some() {
+                let peer = net(rest.next().copied().unwrap_or_default())?;
+                address.local = IpNet::new(address.local.addr(), peer.prefix_len())
+                    .map_err(|e| e.to_string())?;
+                address.peer = Some(peer);
+            }
+            if matches!(address.local, IpNet::V6(net) if net.addr().is_unicast_link_local()) {
+                address.scope = Scope::Link;
+            }
+            interface.addresses.push(address);
+            while rest.next_if(|word| **word == "metric").is_some() {
+                rest.next();
+            }
+        }
+        Ok(interface)
+    })
+}
+
+#[derive(Deserialize)]
+struct JsonInterface {
+    ifname: String,
+    #[serde(default)]
+    flags: Vec<String>,
+    mtu: Option<u32>,
+    group: Option<String>,
+    link_type: Option<String>,
+    address: Option<String>,
+    #[serde(default)]
+    addr_info: Vec<JsonAddress>,
+}
+
+#[derive(Deserialize)]
+struct JsonAddress {
+    local: Option<std::net::IpAddr>,
+    address: Option<std::net::IpAddr>,
+    prefixlen: u8,
+    scope: Option<String>,
+    #[serde(default)]
+    noprefixroute: bool,
+}
+
+/// `ip -j addr show`.
+pub(super) fn json(line: usize, text: &str, parsed: &mut Parsed) -> Result<(), String> {
+    let all: Vec<JsonInterface> = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    for one in all {
+        let flags: Vec<&str> = one.flags.iter().map(String::as_str).collect();
+        let mut interface = named(&one.ifname)?;
+        interface.kind = kind_of(&interface.name, &flags);
+        if interface.kind == InterfaceKind::Ethernet
+            && one.link_type.as_deref().is_some_and(|kind| kind != "ether")
+        {
+            interface.kind = InterfaceKind::Tunnel;
+        }
+        interface.up = flags.contains(&"UP");
+        interface.mtu = one.mtu;
+        interface.group = group(one.group.as_deref().unwrap_or("default"))?;
+        interface.mac = one.address.and_then(|mac| mac.parse::<Mac>().ok());
+        for info in one.addr_info {
+            interface.addresses.push(json_address(&info)?);
+        }
+        if flags.contains(&"NO-CARRIER") {
+            parsed.no_carrier.push((line, interface.name.clone()));
+        }
+        parsed.interfaces.push(At::new(line, interface));
+    }
+    Ok(())
+}
+
+fn json_address(info: &JsonAddress) -> Result<Address, String> {
+    let local = info
+        .local
+        .or(info.address)
+        .ok_or("an address without `local`")?;
+    let net = |address| IpNet::new(address, info.prefixlen).map_err(|e| e.to_string());
+    let mut address = Address::new(net(local)?);
+    address.peer = match (info.local, info.address) {
+        (Some(_), Some(peer)) => Some(net(peer)?),
+        _ => None,
+    };
+    address.prefix_route = !info.noprefixroute;
+    if let Some(named) = &info.scope {
+        address.scope = scope(named).ok_or_else(|| format!("scope `{named}` is not known"))?;
+    }
+    Ok(address)
+}
+
+/// An interface's group by name or number; /etc/iproute2/group has no other name by default.
+pub(super) fn group(word: &str) -> Result<u32, String> {
+    match word {
+        "default" => Ok(0),
+        number => number
+            .parse()
+            .map_err(|_| format!("group `{number}` has no number that the facts tell")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::addr::parse;
+
+    fn shown(text: &str) -> Vec<(String, bool, u32, Vec<String>)> {
+        let lines: Vec<_> = (1..).zip(text.lines()).collect();
+        let parsed = parse(&lines);
+        assert_eq!(parsed.refused, []);
+        let one = |i: &super::InterfaceFacts| {
+            let addresses = i.addresses.iter().map(|a| a.local.to_string());
+            (i.name.to_string(), i.up, i.group, addresses.collect())
+        };
+        parsed.interfaces.iter().map(|at| one(&at.value)).collect()
+    }
+
+    #[test]
+    fn every_form_tells_the_same() {
+        let want = |group| {
+            let text = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+            vec![
+                ("lo".to_owned(), true, 0, text(&["127.0.0.1/8"])),
+                (
+                    "eth0".to_owned(),
+                    true,
+                    group,
+                    text(&["10.1.0.1/24", "fe80::1/64"]),
+                ),
+            ]
+        };
+        let full = "1: lo: <LOOPBACK,UP> mtu 65536 group default\n    inet 127.0.0.1/8 scope host lo\n\
+            2: eth0@if3: <UP,LOWER_UP> mtu 1500 group 2 qlen 1000\n    inet 10.1.0.1/24 scope global \
+            eth0\n    inet6 fe80::1/64 scope link\n";
+        let oneline = "1: lo    inet 127.0.0.1/8 scope host lo\\       valid_lft forever\n\
+            2: eth0    inet 10.1.0.1/24 brd 10.1.0.255 scope global eth0\\       valid_lft forever\n\
+            2: eth0    inet6 fe80::1/64 scope link \\       valid_lft forever\n";
+        let brief = "lo               UNKNOWN        127.0.0.1/8\n\
+            eth0@if3         UP             10.1.0.1/24 fe80::1/64\n";
+        let json = r#"[{"ifname":"lo","flags":["LOOPBACK","UP"],"mtu":65536,"group":"default",
+            "link_type":"loopback","address":"00:00:00:00:00:00","addr_info":[{"family":"inet",
+            "local":"127.0.0.1","prefixlen":8,"scope":"host"}]},{"ifname":"eth0","flags":["UP"],
+            "mtu":1500,"group":"2","link_type":"ether","address":"02:00:00:00:00:01","addr_info":[
+            {"local":"10.1.0.1","prefixlen":24,"scope":"global"},
+            {"local":"fe80::1","prefixlen":64,"scope":"link"}]}]"#;
+        assert_eq!(shown(full), want(2));
+        assert_eq!(shown(oneline), want(0));
+        assert_eq!(shown(brief), want(0));
+        assert_eq!(shown(json), want(2));
+    }
+}

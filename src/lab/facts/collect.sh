@@ -1,0 +1,84 @@
+#!/bin/sh
+# Collects what tsim needs to rebuild this router as a network namespace.
+#
+#   ssh router sh -s < collect.sh > router_facts.txt
+#
+# It only reads, needs root to see firewall rules, and writes to standard output. It asks for no
+# keys or passwords: wg(8) hides private keys by itself, IPsec states (which hold keys) are not
+# asked for, and of the sysctls only those that decide about packets are taken.
+
+PATH=$PATH:/sbin:/usr/sbin:/usr/local/sbin
+LC_ALL=C
+export PATH LC_ALL
+
+# section NAME COMMAND...: one section with what the command printed.
+section() {
+    name=$1
+    shift
+    printf '=== TSIM_SECTION_START:%s ===\n' "$name"
+    printf 'TITLE: %s\nCOMMAND: %s\nTIMESTAMP: %s\n---\n' "$name" "$*" "$(date '+%Y-%m-%d %H:%M:%S')"
+    "$@" 2>/dev/null
+    code=$?
+    printf '\nEXIT_CODE: %s\n=== TSIM_SECTION_END:%s ===\n\n' "$code" "$name"
+}
+
+# optional NAME COMMAND...: the same, where there is such a command.
+optional() {
+    command -v "$2" >/dev/null 2>&1 && section "$@"
+}
+
+sysctls() {
+    sysctl -a 2>/dev/null | grep -E '^net\.(ipv4|ipv6|netfilter)\.' | grep -v -e secret -e _key
+    return 0
+}
+
+table_names() {
+    cat /etc/iproute2/rt_tables /etc/iproute2/rt_tables.d/*.conf /usr/share/iproute2/rt_tables
+    return 0
+}
+
+tables() {
+    { ip route show table all; ip -6 route show table all; } 2>/dev/null |
+        sed -n 's/.* table \([^ ]*\).*/\1/p' | sort -u
+}
+
+printf '# Traceroute Simulator Facts Collection\n# Hostname: %s\n\n' "$(uname -n)"
+
+section interfaces ip addr show
+section links ip -d link show
+section rt_tables table_names
+section policy_rules ip rule show
+section ipv6_policy_rules ip -6 rule show
+section routing_table_main ip -o route show table main
+section ipv6_routing_table_main ip -6 -o route show table main
+for table in $(tables); do
+    case $table in
+        main | local | *[!A-Za-z0-9_.-]*) ;;
+        *)
+            section "routing_table_$table" ip -o route show table "$table"
+            section "ipv6_routing_table_$table" ip -6 -o route show table "$table"
+            ;;
+    esac
+done
+section ip_forwarding cat /proc/sys/net/ipv4/ip_forward
+[ -r /proc/sys/net/ipv6/conf/all/forwarding ] &&
+    section ipv6_forwarding cat /proc/sys/net/ipv6/conf/all/forwarding
+section sysctl sysctls
+
+optional iptables_save iptables-save
+optional ip6tables_save ip6tables-save
+# Where iptables-save is that of nf_tables, there may be tables of the other variant, too.
+if [ -s /proc/net/ip_tables_names ]; then
+    case $(iptables-save --version 2>/dev/null) in
+        *nf_tables*) optional iptables_legacy_save iptables-legacy-save ;;
+    esac
+fi
+optional ipset_save ipset save
+optional nft_ruleset nft -s list ruleset
+optional ebtables_save ebtables-save
+optional ipvs ipvsadm -Sn
+section xfrm_policy ip xfrm policy
+optional wireguard wg show
+section neighbours ip neigh show
+
+printf '=== TSIM_FACTS_COLLECTION_COMPLETE ===\n'

@@ -1,0 +1,362 @@
+//! Rulesets as people have them, made into what the tools load; each line keeps its number.
+
+use std::collections::BTreeSet;
+
+use super::section::Section;
+use crate::{
+    lab::{
+        omission::{Concern, Omission, OmissionKind, Packets, RulesetMaps},
+        topology::{Origin, Ruleset, RulesetKind},
+    },
+    netlink::object::Family,
+};
+
+/// Tables that iptables-save and ip6tables-save show, which the nft dump need not add.
+pub(super) type Saved = BTreeSet<(Family, String)>;
+
+/// The tables that the sections with saved iptables rulesets have.
+pub(super) fn saved(sections: &[Section<'_>]) -> Saved {
+    let mut saved = Saved::new();
+    for section in sections.iter().filter(|s| s.exit_code.unwrap_or(0) == 0) {
+        let family = match section.name {
+            "iptables_save" => Family::V4,
+            "ip6tables_save" => Family::V6,
+            _ => continue,
+        };
+        let heads = section.body.iter().filter_map(|(_, l)| l.strip_prefix('*'));
+        saved.extend(heads.map(|table| (family, table.trim().to_owned())));
+        if is_listing(section) {
+            saved.insert((family, "filter".to_owned()));
+        }
+    }
+    saved
+}
+
+/// A ruleset that can be loaded, and the lines, counted from 0, that cannot be, with the reason.
+#[derive(Debug, Default)]
+pub(super) struct Prepared {
+    pub(super) text: String,
+    pub(super) lost: Vec<(usize, String)>,
+}
+
+/// `nft list ruleset` without the tables that iptables-nft keeps where a section of their family
+/// has them in a form that can be loaded, and without rules that nft(8) could not print.
+pub(super) fn nft(text: &str, saved: &Saved) -> Prepared {
+    let mut prepared = Prepared::default();
+    let mut skipping = false;
+    for (at, line) in text.lines().enumerate() {
+        if line.starts_with("table ") {
+            skipping = kept_by_iptables(line, saved);
+        }
+        if skipping {
+            // Its lines are those of another section.
+        } else if let Some(unprinted) = unprinted(line) {
+            let reason = format!("nft could not print `{unprinted}`");
+            prepared.lost.push((at, reason));
+        } else {
+            prepared.text.push_str(line);
+        }
+        prepared.text.push('\n');
+        skipping &= line != "}";
+    }
+    prepared
+}
+
+/// Whether `table ip filter {` begins a table that iptables-save shows, too.
+fn kept_by_iptables(line: &str, saved: &Saved) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let table = match words[..] {
+        ["table", "ip", name, ..] => (Family::V4, name.to_owned()),
+        ["table", "ip6", name, ..] => (Family::V6, name.to_owned()),
+        _ => return false,
+    };
+    saved.contains(&table)
+}
+
+/// What stands behind a `#` in a rule: a match or target of xtables that an nft(8) without them
+/// prints as a comment. Handles are printed so, too, and mean nothing.
+fn unprinted(line: &str) -> Option<&str> {
+    let trimmed = line.trim_start();
+    if trimmed.starts_with('#') || !line.starts_with(['\t', ' ']) {
+        return None;
+    }
+    let mut quoted = false;
+    let at = line.char_indices().find_map(|(at, c)| {
+        quoted ^= c == '"';
+        (c == '#' && !quoted).then_some(at)
+    })?;
+    let comment = line.get(at + 1..)?.trim();
+    (!comment.starts_with("handle ")).then_some(comment)
+}
+
+/// Whether the section shows `iptables -S` and not `iptables-save`.
+pub(super) fn is_listing(section: &Section<'_>) -> bool {
+    let has = |start: &str| section.body.iter().any(|(_, line)| line.starts_with(start));
+    has("-P ") && !has("*")
+}
+
+/// `iptables -S`, which shows table filter only, as `iptables-save` would print it: one line more
+/// in front.
+pub(super) fn from_listing(section: &Section<'_>) -> String {
+    let mut text = "*filter\n".to_owned();
+    for (_, line) in &section.body {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["-P", chain, policy, ..] => text.push_str(&format!(":{chain} {policy} [0:0]")),
+            ["-N", chain] => text.push_str(&format!(":{chain} - [0:0]")),
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text + "COMMIT\n"
+}
+
+/// `ipset list` as `ipset save` would print it; any other text as it is.
+pub(super) fn sets(section: &Section<'_>) -> String {
+    if !section.body.iter().any(|(_, l)| l.starts_with("Name: ")) {
+        return section.text();
+    }
+    let (mut name, mut kind, mut members) = ("", "", false);
+    let mut text = String::new();
+    for (_, line) in &section.body {
+        let field = |key: &str| line.strip_prefix(key).map(str::trim);
+        if let Some(value) = field("Name: ") {
+            (name, kind, members) = (value, "", false);
+        } else if let Some(value) = field("Type: ") {
+            kind = value;
+        } else if let Some(value) = field("Header:") {
+            text.push_str(&format!("create {name} {kind} {value}"));
+        } else if line.starts_with("Members:") {
+            members = true;
+        } else if members && !line.trim().is_empty() {
+            text.push_str(&format!("add {name} {}", line.trim()));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The lines of a saved ruleset of iptables that are none, such as a shell's complaint.
+pub(super) fn strange(text: &str) -> Vec<(usize, String)> {
+    let known = |line: &str| {
+        let starts = ["#", "*", ":", "-A ", "-I ", "[", "COMMIT"];
+        line.trim().is_empty() || starts.iter().any(|start| line.starts_with(start))
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| !known(line));
+    let reason = "no line of iptables-save";
+    lines.map(|(at, _)| (at, reason.to_owned())).collect()
+}
+
+/// The text without the lines that are lost.
+pub(super) fn without(text: &str, lost: &[(usize, String)]) -> String {
+    let mut kept = String::with_capacity(text.len());
+    for (at, line) in text.lines().enumerate() {
+        if !lost.iter().any(|(lost, _)| *lost == at) {
+            kept.push_str(line);
+        }
+        kept.push('\n');
+    }
+    kept
+}
+
+/// What a section says that is not read and may hold something that decides about packets: what
+/// it is, and which packets. None where it holds nothing of the kind.
+pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
+    let lines = || section.body.iter().map(|(_, line)| line.trim());
+    let full = lines().any(|line| !line.is_empty() && !line.starts_with('#'));
+    let named = |part: &str| section.name.contains(part) || section.command.contains(part);
+    if !full {
+        return None;
+    }
+    let feature = |concern| Omission {
+        kind: OmissionKind::Feature,
+        concern,
+    };
+    let found = if named("ip6tables") {
+        let omission = of_ruleset(section, RulesetKind::Ip6tables);
+        ("a firewall that is not loaded", omission)
+    } else if named("iptables") {
+        let omission = of_ruleset(section, RulesetKind::Iptables);
+        ("a firewall that is not loaded", omission)
+    } else if named("ebtables") {
+        let empty = |line: &str| line.contains("entries: 0") && line.contains("ACCEPT");
+        let chains = lines().filter(|line| line.starts_with("Bridge chain"));
+        let rules = lines().any(|line| line.starts_with('-'));
+        if !rules && chains.clone().all(empty) && chains.count() > 0 {
+            return None;
+        }
+        (
+            "rules of bridges, which no lab has",
+            feature(Concern::everything()),
+        )
+    } else if named("ipvs") {
+        (
+            "IPVS, which is not modelled",
+            feature(virtual_services(section)),
+        )
+    } else if named("xfrm_state") {
+        return None;
+    } else if named("xfrm") || named("ipsec") {
+        ("IPsec, which is not modelled", feature(policies(section)))
+    } else if section.name.starts_with("tc") || section.command.starts_with("tc ") {
+        if !lines().any(|line| line.starts_with("filter") || line.contains("action")) {
+            return None;
+        }
+        (
+            "filters of tc, which are not modelled",
+            feature(Concern::everything()),
+        )
+    } else if named("nft") || lines().any(looks_like_firewall) {
+        let omission = Omission::of_everything(OmissionKind::Section);
+        ("a firewall that is not loaded", omission)
+    } else {
+        return None;
+    };
+    let name = section.name;
+    let message = format!("section `{name}` is not read: it holds {}", found.0);
+    (!found.1.concern.is_nothing()).then_some((message, found.1))
+}
+
+fn looks_like_firewall(line: &str) -> bool {
+    let starts = [
+        "*filter",
+        "*nat",
+        "*mangle",
+        "*raw",
+        "table inet ",
+        "table ip",
+        "-A ",
+    ];
+    starts.iter().any(|start| line.starts_with(start))
+        || line.starts_with("Chain ") && line.contains("(policy")
+        || line.contains("\"nftables\":")
+}
+
+/// What any rule or policy of a ruleset that is not loaded can do.
+fn of_ruleset(section: &Section<'_>, kind: RulesetKind) -> Omission {
+    let family = match kind {
+        RulesetKind::Ip6tables => Family::V6,
+        _ => Family::V4,
+    };
+    let lines: Vec<&str> = section.body.iter().map(|(_, line)| *line).collect();
+    if !lines.iter().any(|line| line.starts_with('*')) {
+        return Omission::of_family(OmissionKind::Section, family);
+    }
+    let ruleset = [Ruleset {
+        kind,
+        text: section.text(),
+        origin: Origin {
+            file: String::new(),
+            line: section.first_line(),
+        },
+    }];
+    let maps = RulesetMaps::new(&ruleset);
+    let mut concern = Concern::default();
+    for (at, line) in lines.iter().enumerate() {
+        let rule = line.starts_with("-A") || line.starts_with('[');
+        let policy = line.starts_with(':') && line.contains(" DROP");
+        if rule || policy {
+            concern
+                .0
+                .extend(maps.omission(&ruleset[0], &[at]).concern.0);
+        }
+    }
+    Omission {
+        kind: OmissionKind::Section,
+        concern,
+    }
+}
+
+/// `TCP  10.10.40.96:8066 rr` of `ipvsadm -Ln`, `-A -t 10.10.40.96:8066 -s rr` of `ipvsadm -Sn`.
+fn virtual_services(section: &Section<'_>) -> Concern {
+    let mut packets = Vec::new();
+    for (_, line) in &section.body {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (protocol, at) = match words[..] {
+            ["TCP", at, ..] | ["-A", "-t", at, ..] => (6, at),
+            ["UDP", at, ..] | ["-A", "-u", at, ..] => (17, at),
+            ["FWM", ..] | ["-A", "-f", ..] | ["SCTP", ..] => return Concern::everything(),
+            _ => continue,
+        };
+        let Ok(socket) = at.parse::<std::net::SocketAddr>() else {
+            return Concern::everything();
+        };
+        let port = crate::netlink::object::PortRange {
+            first: socket.port(),
+            last: socket.port(),
+        };
+        packets.push(Packets {
+            protocol: Some(protocol),
+            // A service of port 0 takes every port.
+            dport: Some(port).filter(|port| port.first != 0),
+            ..Packets::to(socket.ip().into())
+        });
+    }
+    match packets.is_empty() {
+        true => Concern::everything(),
+        false => Concern::packets(packets),
+    }
+}
+
+/// `src 10.1.0.0/24 dst 10.2.0.0/24` of `ip xfrm policy`, each with lines of its own behind it.
+fn policies(section: &Section<'_>) -> Concern {
+    let mut packets = Vec::new();
+    for (_, line) in &section.body {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["src", from, "dst", to, ..] = words[..] else {
+            continue;
+        };
+        // Below a policy stand its templates, and those of sockets have no addresses to speak of.
+        if line.starts_with(['\t', ' ']) {
+            continue;
+        }
+        let net = |text: &str| text.parse::<ipnet::IpNet>().ok();
+        match (net(from), net(to)) {
+            (Some(from), Some(to)) if from.prefix_len() + to.prefix_len() > 0 => {
+                packets.push(Packets {
+                    from: Some(from.into()),
+                    ..Packets::to(to)
+                });
+            }
+            (Some(_), Some(_)) => {}
+            _ => return Concern::everything(),
+        }
+    }
+    Concern::packets(packets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_iptables_is_left_to_the_section_that_has_it_and_kept_otherwise() {
+        let text = "table inet x {\n}\n# Warning: table ip filter is managed by iptables-nft, do not \
+            touch!\ntable ip filter {\n\tchain FORWARD {\n\t}\n}\ntable ip6 filter {\n}\n";
+        let saved = Saved::from([(Family::V4, "filter".to_owned())]);
+        let left = nft(text, &saved);
+        assert!(!left.text.contains("FORWARD"), "{}", left.text);
+        assert!(left.text.contains("ip6 filter") && left.text.contains("inet x"));
+        assert_eq!(left.text.lines().count(), text.lines().count());
+        assert_eq!(nft(text, &Saved::new()).text, text);
+    }
+
+    #[test]
+    fn rules_that_nft_could_not_print_are_lost() {
+        for (line, want) in [
+            (
+                "\t\tip saddr 10.1.0.0/24 counter # xt_REJECT",
+                Some("xt_REJECT"),
+            ),
+            (
+                "\t\ttcp dport 25 # match-set blk src drop",
+                Some("match-set blk src drop"),
+            ),
+            ("\t\ttcp dport 25 drop # handle 7", None),
+            ("\t\ttcp dport 25 drop comment \"# no\"", None),
+            ("# Warning: table ip filter", None),
+        ] {
+            assert_eq!(unprinted(line), want, "{line}");
+        }
+    }
+}
