@@ -30,3 +30,4 @@ mod registry;
 mod support;
 mod trace;
 mod vacate;
+mod way;

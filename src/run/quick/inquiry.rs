@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Closing, QuickError, QuickJob,
+    Closing, QuickError, QuickJob, back,
     branch::{self, Branch},
     course::{Course, Stop},
     digest::{self, Ending, Visited},
@@ -440,6 +440,9 @@ impl<'a> Inquiry<'a> {
                 return Ok(Asked::Larger(strange));
             }
             visits = self.again(needs, &mut through.wire)?;
+        }
+        if self.named().is_none() {
+            back::weigh(self.wiring, sockets, &through.visited, &mut through.ways);
         }
         Ok(Asked::Through(through))
     }

@@ -9,6 +9,7 @@
 //! ([`plan`], [`measure`]), read ([`digest`]) and walked ([`walk`]); a router is asked again where
 //! something else comes than was planned ([`inquiry`]).
 
+mod back;
 mod branch;
 mod conclude;
 mod course;

@@ -1,0 +1,270 @@
+//! The answer's way: where the routers' tables lead what a service answers.
+//!
+//! It is looked up, not measured: whether the answer gets through is a detailed job's to say. But an
+//! answer that misses a router which translated the request reaches nobody who waits for it, and
+//! one that takes routers which were not asked may be stopped there.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use super::{
+    digest::Visited,
+    walk::{Step, WayEnd},
+};
+use crate::{
+    lab::{
+        sockets::RouterSockets,
+        trace::{self, End, EntryName, Hop, Packet, Trace, TraceError, Wiring},
+    },
+    model::RouterName,
+    run::{
+        packet::Headers,
+        report::{EndKind, Leg, Verdict},
+    },
+};
+
+/// Holds every YES against the way of its answer.
+pub(super) fn weigh(
+    wiring: &Wiring,
+    sockets: &mut RouterSockets,
+    visited: &[Visited],
+    ways: &mut [Vec<WayEnd>],
+) {
+    let mut last: Option<(Vec<Leg>, Option<Finding>)> = None;
+    for way in ways.iter_mut().flatten() {
+        let arrives = [EndKind::Delivered, EndKind::Itself, EndKind::Leaves].contains(&way.kind);
+        if way.verdict != Verdict::Yes || !arrives {
+            continue;
+        }
+        let found = match &last {
+            Some((legs, found)) if alike(legs, &way.legs) => found.clone(),
+            _ => {
+                let mut answer = Answer {
+                    wiring,
+                    sockets,
+                    passages: passages(visited, &way.steps, &way.legs),
+                    kind: way.kind,
+                };
+                let found = answer.find();
+                last = Some((way.legs.clone(), found.clone()));
+                found
+            }
+        };
+        if let Some(found) = found {
+            found.tell(way);
+        }
+    }
+}
+
+/// Whether two ways differ in ports only.
+fn alike(a: &[Leg], b: &[Leg]) -> bool {
+    let same = |(a, b): (&Leg, &Leg)| {
+        Arc::ptr_eq(&a.hop, &b.hop) && (a.source, a.destination) == (b.source, b.destination)
+    };
+    a.len() == b.len() && a.iter().zip(b).all(same)
+}
+
+/// What the answer's way is like, where it is not that of the request.
+#[derive(Debug, Clone)]
+enum Finding {
+    /// It misses a router that translated the request.
+    Misses(Arc<str>),
+    /// Something that a reader should know.
+    Note(Arc<str>),
+}
+
+impl Finding {
+    fn tell(self, way: &mut WayEnd) {
+        match self {
+            Self::Misses(why) => {
+                way.verdict = Verdict::Unknown;
+                way.reason = Some(why);
+            }
+            Self::Note(note) => {
+                way.reason = Some(match &way.reason {
+                    Some(reason) => format!("{reason}; {note}").into(),
+                    None => note,
+                });
+            }
+        }
+    }
+}
+
+/// A router of the request's way, with the packet before and behind it.
+struct Passage {
+    leg: Leg,
+    came: Headers,
+}
+
+impl Passage {
+    fn router(&self) -> &RouterName {
+        &self.leg.hop.router
+    }
+
+    /// Whether the router gave the packet other addresses or ports.
+    fn translates(&self) -> bool {
+        let Headers {
+            source,
+            destination,
+            source_port,
+            destination_port,
+            ..
+        } = self.came;
+        let leg = &self.leg;
+        (leg.source, leg.destination, leg.sport, leg.dport)
+            != (source, destination, source_port, destination_port)
+    }
+}
+
+fn passages(visited: &[Visited], steps: &[Step], legs: &[Leg]) -> Vec<Passage> {
+    let came = |step: &Step| visited.get(step.visit)?.probes.get(step.position);
+    let both = steps.iter().map(came).zip(legs);
+    both.filter_map(|(came, leg)| {
+        Some(Passage {
+            leg: leg.clone(),
+            came: came?.headers,
+        })
+    })
+    .collect()
+}
+
+struct Answer<'a> {
+    wiring: &'a Wiring,
+    sockets: &'a mut RouterSockets,
+    passages: Vec<Passage>,
+    kind: EndKind,
+}
+
+impl Answer<'_> {
+    fn find(&mut self) -> Option<Finding> {
+        let last = &self.passages.last()?.leg;
+        let (from, to) = (last.destination, last.source);
+        if self.kind == EndKind::Delivered
+            && let Some(shared) = self.wiring.shared_link(to, from)
+        {
+            let link = shared.segment;
+            let why = format!(
+                "{from} answers {to} directly, since both are on segment {link}, and the answer \
+                 misses {}, which translated the request",
+                self.translators().join(", ")
+            );
+            return (!self.translators().is_empty()).then(|| Finding::Misses(why.into()));
+        }
+        let answer = self.packet(last, (from, to));
+        let start = match self.kind {
+            EndKind::Leaves => Some(EntryName {
+                router: last.hop.router.clone(),
+                interface: last.hop.iface_out.clone(),
+            }),
+            _ => None,
+        };
+        match trace::trace(self.wiring, self.sockets, &answer, start.as_ref()) {
+            Ok(trace) => self.judge(&trace),
+            Err(TraceError::NoStart { .. } | TraceError::NotFacing { .. }) => None,
+            Err(error) => Some(Finding::Note(
+                format!("the answer's way is not known: {error}").into(),
+            )),
+        }
+    }
+
+    fn packet(&self, leg: &Leg, (source, destination): (IpAddr, IpAddr)) -> Packet {
+        let protocol = self.passages.first().map(|first| first.came.protocol);
+        Packet {
+            protocol,
+            source_port: Some(leg.dport),
+            destination_port: Some(leg.sport),
+            ..Packet::new(source, destination)
+        }
+    }
+
+    fn translators(&self) -> Vec<&str> {
+        let all = self.passages.iter().filter(|passage| passage.translates());
+        all.map(|passage| passage.router().as_str()).collect()
+    }
+
+    fn judge(&mut self, trace: &Trace) -> Option<Finding> {
+        let ways: Vec<Reply> = trace
+            .ways()
+            .map(|(hops, end)| self.reply(trace, hops, end))
+            .collect();
+        let may = if ways.len() > 1 { "may take" } else { "takes" };
+        let translators = self.translators();
+        let misses = |way: &Reply| {
+            let mut all = translators.iter();
+            all.find(|name| !way.routers.iter().any(|router| router.as_str() == **name))
+                .map(|name| (*name).to_owned())
+        };
+        if let Some(Some(missed)) = ways.iter().map(misses).min_by_key(Option::is_some) {
+            let why = format!(
+                "the request gets there, but the answer does not pass {missed}, which translated \
+                 the request"
+            );
+            return Some(Finding::Misses(why.into()));
+        }
+        let asked: BTreeSet<&RouterName> = self.passages.iter().map(Passage::router).collect();
+        let others: BTreeSet<&str> = ways
+            .iter()
+            .flat_map(|way| &way.routers)
+            .filter(|router| !asked.contains(router))
+            .map(RouterName::as_str)
+            .collect();
+        let mut notes = Vec::new();
+        if !others.is_empty() {
+            let others: Vec<&str> = others.into_iter().collect();
+            let were = if others.len() > 1 { "were" } else { "was" };
+            notes.push(format!(
+                "the answer {may} {}, which {were} not asked",
+                others.join(", ")
+            ));
+        }
+        let lost: BTreeSet<&String> = ways.iter().filter_map(|way| way.lost.as_ref()).collect();
+        notes.extend(lost.into_iter().map(|lost| format!("the answer: {lost}")));
+        (!notes.is_empty()).then(|| Finding::Note(notes.join("; ").into()))
+    }
+
+    /// The routers of one way of the answer. At a router that gave the request its own address as
+    /// source it goes on to the source that the request had before.
+    fn reply(&mut self, trace: &Trace, hops: &[Hop], end: &End) -> Reply {
+        let mut reply = Reply {
+            routers: hops.iter().map(|hop| hop.router.clone()).collect(),
+            lost: None,
+        };
+        let (mut at, mut ends_local) = (hops.last().cloned(), *end == End::Local);
+        let mut lost = (end.arrives() == Some(false)).then(|| trace.end_of(hops, end));
+        for _ in 0..self.passages.len() {
+            let Some(hop) = at.take().filter(|_| ends_local) else {
+                break;
+            };
+            let passage = self.passages.iter().find(|passage| {
+                *passage.router() == hop.router && passage.leg.source != passage.came.source
+            });
+            let Some(passage) = passage else { break };
+            let leg = Leg {
+                sport: passage.came.source_port,
+                dport: passage.came.destination_port,
+                ..passage.leg.clone()
+            };
+            let packet = self.packet(&leg, (passage.came.destination, passage.came.source));
+            let from = EntryName {
+                router: hop.router.clone(),
+                interface: passage.leg.hop.iface_out.clone(),
+            };
+            let Ok(next) = trace::trace(self.wiring, self.sockets, &packet, Some(&from)) else {
+                break;
+            };
+            let routers = next.hops.iter().map(|hop| hop.router.clone());
+            reply.routers.extend(routers);
+            lost = (next.end.arrives() == Some(false)).then(|| next.end_text());
+            ends_local = next.end == End::Local;
+            at = next.hops.last().cloned();
+        }
+        reply.lost = lost;
+        reply
+    }
+}
+
+/// One way of the answer.
+struct Reply {
+    routers: Vec<RouterName>,
+    /// How it ends, where it does not get back.
+    lost: Option<String>,
+}
