@@ -9,6 +9,7 @@ use super::{
     question::{Question, layout, seconds},
 };
 use crate::{
+    lab::trace::EntryName,
     model::{Protocol, Service},
     run::detailed::{self, DetailedError, DetailedJob, files, json, text},
 };
@@ -21,7 +22,7 @@ const EXAMPLES: &str = "Examples:
 
 The job holds its routers alone: quick and other detailed jobs on them wait.";
 
-/// Proves with real connections which rule lets each service through each router, or stops it.
+/// Proves with real connections whether each service gets there and back, and which rule decides.
 #[derive(Debug, Parser)]
 #[command(name = "tsim-detailed", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub struct Detailed {
@@ -30,6 +31,10 @@ pub struct Detailed {
 
     #[command(flatten)]
     question: Question,
+
+    /// Where the source's packets enter the lab [default: wherever they may]
+    #[arg(long, value_name = "ROUTER[:INTERFACE]")]
+    from: Option<EntryName>,
 
     /// Source port of all connections [default: a fresh one for each]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -99,6 +104,7 @@ impl Detailed {
             destination: asked.destination,
             services: asked.services,
             routers: asked.routers,
+            from: self.from,
             source_port: self.sport,
             run_id: asked.run_id,
             lock_timeout: asked.lock_timeout,

@@ -3,37 +3,21 @@
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     net::IpAddr,
-    sync::Arc,
 };
 
 use thiserror::Error;
 
-use super::{
-    omitted::Omitted,
-    way::{Flow, Way, WayError},
-};
+use super::way::WayError;
 use crate::{
     lab::{
-        LabError, LabState,
+        LabError,
         hosts::{HostError, HostRequest, HostState, Hosts},
-        sockets::{RouterSockets, SocketsError},
-        trace::{self, Entry, Packet, Trace, TraceError, Wiring},
+        sockets::SocketsError,
+        trace::{Entry, Trace, TraceError},
     },
-    model::{HostId, HostName, IfName, LabName, NameError, RouterId, RouterName, Service},
-    netns::{NetnsDir, NetnsFd},
+    model::{HostId, HostName, IfName, LabName, NameError, RouterId, RouterName},
     registry::HostSpec,
 };
-
-/// What a job asks, whatever its kind.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Question<'a> {
-    pub(super) lab: &'a LabName,
-    pub(super) flow: &'a Flow,
-    pub(super) services: &'a [Service],
-    pub(super) routers: &'a RouterChoice,
-    /// Whether verdicts are given although the lab lacks something that can change them.
-    pub(super) trust_facts: bool,
-}
 
 /// Routers, their interfaces or source hosts could not be found out.
 #[derive(Debug, Error)]
@@ -79,128 +63,6 @@ pub enum RouterChoice {
     Traced(Box<Trace>),
     /// These, in this order.
     Named(Vec<RouterName>),
-}
-
-/// One router's part of the job.
-#[derive(Debug)]
-pub(super) struct Part {
-    pub(super) way: Way,
-    /// The host that sends the probes, or why there can be none.
-    pub(super) host: Result<HostSpec, String>,
-    /// What the router lacks that its facts have.
-    pub(super) omitted: Omitted,
-}
-
-/// A router to measure and where packets come in, as far as that is known beforehand.
-struct Stop {
-    router: RouterName,
-    iface_in: Option<IfName>,
-}
-
-/// Finds out what each router's part is.
-pub(super) fn parts(
-    question: &Question<'_>,
-    lab: &LabState,
-    dir: &NetnsDir,
-    hosts: &mut Hosts,
-) -> Result<Vec<Part>, ResolveError> {
-    let there = hosts.list()?;
-    let stops = stops(question, lab, dir)?;
-    let routers = open(question.lab, &stops, lab, dir, hosts.routers())?;
-    let mut parts = Vec::new();
-    for (stop, (router, netns)) in stops.into_iter().zip(routers) {
-        let state = lab.router(&stop.router)?;
-        let existing = there
-            .iter()
-            .find(|h| h.router == stop.router && h.address.addr() == question.flow.source);
-        // Who put a source host on an interface by hand has decided where its packets come in.
-        let iface_in = existing.map(|h| h.interface.clone()).or(stop.iface_in);
-        let netlink = hosts.routers().router(&stop.router)?;
-        let router = (router, netns);
-        let way = Way::find(router, netlink, question.flow, question.services, iface_in)?;
-        let host = source_host(question, &way, existing, hosts)?;
-        parts.push(Part {
-            way,
-            host,
-            omitted: Omitted::of(lab, state, question.trust_facts),
-        });
-    }
-    Ok(parts)
-}
-
-/// Opens the routers, and a socket in each, which is quicker than one after the other.
-fn open(
-    lab: &LabName,
-    stops: &[Stop],
-    state: &LabState,
-    dir: &NetnsDir,
-    sockets: &mut RouterSockets,
-) -> Result<Vec<(RouterId, Arc<NetnsFd>)>, ResolveError> {
-    let mut routers = Vec::with_capacity(stops.len());
-    for stop in stops {
-        state.router(&stop.router)?;
-        let router = RouterId::new(lab.clone(), stop.router.clone());
-        let netns = dir.open(&router.netns()).map_err(|source| WayError::Open {
-            router: router.clone(),
-            source,
-        })?;
-        routers.push((router, Arc::new(netns)));
-    }
-    let inside = routers.iter().map(|(id, netns)| (&id.router, &**netns));
-    let inside: Vec<(&RouterName, &NetnsFd)> = inside.collect();
-    sockets.open_in(&inside).map_err(SocketsError::from)?;
-    Ok(routers)
-}
-
-fn stops(
-    question: &Question<'_>,
-    lab: &LabState,
-    dir: &NetnsDir,
-) -> Result<Vec<Stop>, ResolveError> {
-    let traced = match question.routers {
-        RouterChoice::Named(names) => {
-            let unknown = |router: RouterName| Stop {
-                router,
-                iface_in: None,
-            };
-            return Ok(names.iter().cloned().map(unknown).collect());
-        }
-        RouterChoice::Traced(trace) => Trace::clone(trace),
-        RouterChoice::Trace => follow(question, lab, dir)?,
-    };
-    if traced.hops.is_empty() {
-        return Err(ResolveError::NoRouters {
-            lab: question.lab.clone(),
-            source_address: question.flow.source,
-            destination: question.flow.destination,
-            why: traced.end_text(),
-        });
-    }
-    let stop = |hop: trace::Hop| Stop {
-        router: hop.router,
-        iface_in: hop.iface_in,
-    };
-    Ok(traced.hops.into_iter().map(stop).collect())
-}
-
-/// Follows the first service's packet through the lab.
-fn follow(question: &Question<'_>, lab: &LabState, dir: &NetnsDir) -> Result<Trace, ResolveError> {
-    let flow = question.flow;
-    let first = question.services.first();
-    let packet = Packet {
-        protocol: first.map(|s| s.protocol),
-        source_port: first.map(|_| flow.source_port),
-        destination_port: first.map(|s| s.port),
-        tos: flow.tos,
-        ..Packet::new(flow.source, flow.destination)
-    };
-    let mut sockets = RouterSockets::new(dir, question.lab);
-    Ok(trace::trace(
-        &Wiring::from(lab),
-        &mut sockets,
-        &packet,
-        None,
-    )?)
 }
 
 /// The host that sends packets from `source` into the interface `at` of `router`: the one of
@@ -253,34 +115,6 @@ pub(super) fn placed_by_hand(
     Ok(placed)
 }
 
-/// The host that sends probes to the router of `way`: the one that is there, or a new one.
-fn source_host(
-    question: &Question<'_>,
-    way: &Way,
-    existing: Option<&HostState>,
-    hosts: &mut Hosts,
-) -> Result<Result<HostSpec, String>, ResolveError> {
-    let router = &way.router;
-    let id = match existing {
-        Some(host) => HostId::new(question.lab.clone(), host.host.clone()),
-        None => host_id(question, way)?,
-    };
-    let Some(interface) = way.iface_in.clone() else {
-        return Ok(Err(format!(
-            "router {} has no route to the source {}, so it is not known where its packets come in",
-            router.router, question.flow.source
-        )));
-    };
-    let request = HostRequest {
-        id,
-        router: router.clone(),
-        address: question.flow.source,
-        prefix_len: existing.map(|host| host.address.prefix_len()),
-        interface: Some(interface),
-    };
-    plan(&request, hosts)
-}
-
 /// Plans a host, or says why there can be none.
 fn plan(
     request: &HostRequest,
@@ -296,13 +130,6 @@ fn plan(
         ) => Ok(Err(error.to_string())),
         Err(error) => Err(error.into()),
     }
-}
-
-/// One host per router, interface and address, so that jobs with the same question share it.
-fn host_id(question: &Question<'_>, way: &Way) -> Result<HostId, ResolveError> {
-    let iface = way.iface_in.as_ref().map_or("none", IfName::as_str);
-    let name = made_up_name(&way.router, iface, question.flow.source)?;
-    Ok(HostId::new(question.lab.clone(), name))
 }
 
 /// The name of the host that jobs make for a source address at an interface.

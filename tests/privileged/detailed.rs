@@ -34,6 +34,7 @@ pub(crate) fn job(
         destination: to.parse().unwrap(),
         services: parse_services(services, Protocol::Tcp, ServiceLimits::default()).unwrap(),
         routers: RouterChoice::Named(routers.collect()),
+        from: None,
         source_port: None,
         run_id: quick::new_run_id().unwrap(),
         lock_timeout: Duration::from_secs(30),
@@ -358,7 +359,7 @@ fn a_path_of_small_routers_is_measured_router_by_router() {
 }
 
 /// The connections of a router in all zones, by the kernel's own count (nf_conntrack-sysctl).
-fn connections(lab: &TestLab, router: &str) -> String {
+pub(crate) fn connections(lab: &TestLab, router: &str) -> String {
     let netns = lab.lab.router_netns(&RouterName::new(router).unwrap());
     let count = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
     netns.unwrap().enter(count).unwrap().unwrap()
@@ -407,10 +408,10 @@ fn a_ruleset_that_somebody_changes_meanwhile_is_noticed() {
                 lab.nft("r", "add rule inet filter closed counter");
             }
         });
-        let report = run(&lab, &asked);
+        let report = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&lab, &asked)));
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         changing.join().unwrap();
-        report
+        report.unwrap()
     });
     let said = |text: &String| text.contains("router r: table filter changed during");
     assert!(report.warnings.iter().any(said), "{:?}", report.warnings);

@@ -8,6 +8,7 @@ mod cases;
 mod coexistence;
 mod copy;
 mod detailed;
+mod detailed_chain;
 mod detailed_faults;
 mod detailed_hand;
 mod doors;

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::select_all;
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -48,8 +49,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 pub(super) struct Tried {
     /// What the client experienced; none when nothing came back.
     pub(super) experience: Option<Experience>,
-    /// The packets, as they were followed.
-    pub(super) packets: Vec<FlowPacket>,
+    /// The packets, as each router's watch followed them.
+    pub(super) packets: Vec<Vec<FlowPacket>>,
     /// Whether trace events were lost.
     pub(super) overrun: bool,
     /// The client's end before NAT.
@@ -74,7 +75,8 @@ const RST: u8 = 0x04;
 pub(super) struct Home {
     /// The source's address.
     pub(super) source: IpAddr,
-    /// The number of the router's interface at which the source host is; 0 if it is not known.
+    /// The number of the router's interface at which the source host is; 0 if it is not known, or
+    /// if answers may come to other routers.
     pub(super) interface: u32,
 }
 
@@ -90,7 +92,10 @@ impl Home {
         if packet.first.source == self.source {
             return destination == what.to.port() && client.is_none_or(|port| port == source);
         }
+        // Behind other routers either end may have another address.
         source == what.answers_from
+            || [what.to.port(), what.answers_from].contains(&destination)
+            || client.is_some_and(|port| port == source)
     }
 
     /// Whether a packet that is not from the source left by another interface.
@@ -140,7 +145,7 @@ impl Watch {
         };
         loop {
             self.tracer.read()?;
-            let mut packets = self.tracer.packets().iter();
+            let mut packets = self.tracer.packets();
             let reset = packets.find(|p| p.first.source == source && reset(p));
             if reset.is_some_and(|p| !matches!(p.stopped_by(), StoppedBy::After(_))) {
                 return Ok(());
@@ -156,14 +161,60 @@ impl Watch {
             source,
         })
     }
+}
 
-    /// Sleeps until the trace shows that nothing will come back.
+/// The watches of all routers that an attempt passes; none for a router that cannot be watched.
+#[derive(Debug, Default)]
+pub(super) struct Watches<'w>(pub(super) Vec<Option<&'w mut Watch>>);
+
+impl Watches<'_> {
+    fn read(&mut self) -> Result<(), NftError> {
+        let mut watches = self.0.iter_mut().flatten();
+        watches.try_for_each(|watch| watch.tracer.read())
+    }
+
+    /// What was seen at each router, and whether events were lost.
+    fn take(&mut self) -> (Vec<Vec<FlowPacket>>, bool) {
+        let mut lost = false;
+        let take = |watch: &mut Option<&mut Watch>| {
+            let (packets, overrun) = watch.as_mut()?.tracer.take();
+            lost |= overrun;
+            Some(packets)
+        };
+        let packets = self.0.iter_mut().map(take).map(Option::unwrap_or_default);
+        let packets = packets.collect();
+        (packets, lost)
+    }
+
+    /// Sleeps until one of the traces has more to tell.
+    async fn wait(&self) -> Result<(), NftError> {
+        let waits = self.0.iter().flatten();
+        let waits: Vec<_> = waits.map(|watch| Box::pin(watch.wait())).collect();
+        if waits.is_empty() {
+            return std::future::pending().await;
+        }
+        select_all(waits).await.0
+    }
+
+    /// Sleeps until the first router's trace shows the end of a closed connection there.
+    async fn closed(&mut self, client: u16) -> Result<(), NftError> {
+        match self.0.first_mut() {
+            Some(Some(watch)) => watch.closed(client).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Sleeps until the traces show that nothing will come back.
     async fn dead_end(&mut self, what: &Try, client: Option<u16>) -> Result<DeadEnd, NftError> {
         loop {
-            self.tracer.read()?;
-            let packets = self.tracer.packets().iter();
-            let own = packets.filter(|p| self.home.concerns(p, what, client));
-            if let Some(end) = dead_end(&own.collect::<Vec<_>>(), &self.home) {
+            self.read()?;
+            let mut own = Vec::new();
+            for watch in self.0.iter().flatten() {
+                let packets = watch.tracer.packets();
+                let packets = packets.filter(|p| watch.home.concerns(p, what, client));
+                own.extend(packets.map(|packet| (packet, watch.home)));
+            }
+            if let Some(end) = dead_end(&own) {
                 return Ok(end);
             }
             self.wait().await?;
@@ -175,16 +226,17 @@ impl Watch {
 ///
 /// REJECT sends its answer before the rule's verdict is reported, so an answer that is not seen by
 /// then will not come.
-fn dead_end(packets: &[&FlowPacket], home: &Home) -> Option<DeadEnd> {
+fn dead_end(packets: &[(&FlowPacket, Home)]) -> Option<DeadEnd> {
     let dropped = |p: &FlowPacket| match p.stopped_by() {
         StoppedBy::Rule(step) | StoppedBy::Policy(step) => step.decision == Decision::Drop,
         _ => false,
     };
     let answered = |p: &FlowPacket| p.is_own() && p.stopped_by() == StoppedBy::Nothing(Exit::Out);
-    if packets.iter().any(|p| home.is_missed_by(p)) {
+    if packets.iter().any(|(p, home)| home.is_missed_by(p)) {
         return Some(DeadEnd::Astray);
     }
-    let dead = packets.iter().any(|p| dropped(p)) && !packets.iter().any(|p| answered(p));
+    let any = |is: &dyn Fn(&FlowPacket) -> bool| packets.iter().any(|(p, _)| is(p));
+    let dead = any(&dropped) && !any(&answered);
     dead.then_some(DeadEnd::Dropped)
 }
 
@@ -205,7 +257,7 @@ pub(super) struct Try {
 pub(super) struct Ears<'w> {
     pub(super) listener: Option<&'w Listener>,
     pub(super) witness: Option<&'w Witness>,
-    pub(super) watch: Option<&'w mut Watch>,
+    pub(super) watches: Watches<'w>,
     /// Readable once the job is interrupted: whoever asks for the result then must not use it.
     pub(super) interrupt: Option<&'w Readable>,
 }
@@ -220,36 +272,31 @@ pub(super) async fn attempt(
     let Ears {
         listener,
         witness,
-        watch,
+        mut watches,
         interrupt,
     } = ears;
     if let Some(witness) = witness {
         witness.take().map_err(AttemptError::Witness)?;
     }
-    let (experience, client, watch) = match client.start(what.to, what.payload) {
+    let (experience, client) = match client.start(what.to, what.payload) {
         Ok(attempt) => {
             let local = attempt.local();
-            let (experience, watch) = follow(what, &attempt, listener, watch, interrupt).await?;
-            (experience, local, watch)
+            let experience = follow(what, &attempt, listener, &mut watches, interrupt).await?;
+            (experience, local)
         }
-        Err(experience) => (Some(experience), None, watch),
+        Err(experience) => (Some(experience), None),
     };
     let arrived = arrival(protocol, listener, witness)?;
-    let (packets, overrun) = match watch {
-        Some(watch) => {
-            let connected = matches!(
-                experience,
-                Some(Experience::Answered(_) | Experience::Mute(_))
-            );
-            if let Some(client) = client.filter(|_| connected && protocol == Protocol::Tcp) {
-                // Without it the late packets are recognised as what they are, and said.
-                let _ = timeout(SETTLE, watch.closed(client.port())).await;
-            }
-            watch.tracer.read()?;
-            watch.tracer.take()
-        }
-        None => (Vec::new(), false),
-    };
+    let connected = matches!(
+        experience,
+        Some(Experience::Answered(_) | Experience::Mute(_))
+    );
+    if let Some(client) = client.filter(|_| connected && protocol == Protocol::Tcp) {
+        // Without it the late packets are recognised as what they are, and said.
+        let _ = timeout(SETTLE, watches.closed(client.port())).await;
+    }
+    watches.read()?;
+    let (packets, overrun) = watches.take();
     Ok(Tried {
         experience,
         packets,
@@ -259,13 +306,13 @@ pub(super) async fn attempt(
     })
 }
 
-async fn follow<'w>(
+async fn follow(
     what: &Try,
     attempt: &Attempt,
     listener: Option<&Listener>,
-    mut watch: Option<&'w mut Watch>,
+    watches: &mut Watches<'_>,
     interrupt: Option<&Readable>,
-) -> Result<(Option<Experience>, Option<&'w mut Watch>), AttemptError> {
+) -> Result<Option<Experience>, AttemptError> {
     let client = attempt.local().map(|end| end.port());
     let experience = {
         let mut experience = pin!(attempt.experience());
@@ -276,9 +323,10 @@ async fn follow<'w>(
             }
         });
         let mut dead_end = pin!(async {
-            match watch.as_deref_mut() {
-                Some(watch) if !what.patient => watch.dead_end(what, client).await,
-                _ => std::future::pending().await,
+            if what.patient {
+                std::future::pending().await
+            } else {
+                watches.dead_end(what, client).await
             }
         });
         let mut interrupted = pin!(async {
@@ -310,7 +358,7 @@ async fn follow<'w>(
             }
         }
     };
-    Ok((experience.or_else(|| attempt.so_far()), watch))
+    Ok(experience.or_else(|| attempt.so_far()))
 }
 
 fn arrival(

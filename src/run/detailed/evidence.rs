@@ -11,7 +11,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    attempt::Home,
+    journey::Sighting,
     judge::Fate,
     result::{Direction, RuleEvidence},
     way,
@@ -29,7 +29,6 @@ use crate::{
     },
     netlink::NetlinkError,
     netns::{NetnsFd, tool::Tools},
-    registry::HostSpec,
     run::outside::{Counters, Observer, OutsideReason, judge},
 };
 
@@ -52,7 +51,6 @@ pub(super) struct Clerk<'a> {
     book: RuleBook,
     chains: HashMap<RulePlace, BaseChain>,
     pub(super) observer: Observer<'a>,
-    home: Home,
     notes: BTreeSet<String>,
 }
 
@@ -86,20 +84,13 @@ impl<'a> Clerk<'a> {
         netns: &'a NetnsFd,
         tools: &'a Tools,
         chains: HashMap<RulePlace, BaseChain>,
-        source: &HostSpec,
     ) -> Result<Self, EvidenceError> {
-        let observer = Observer::new(netns)?;
-        let home = Home {
-            source: source.address.addr(),
-            interface: observer.index(&source.interface).unwrap_or(0),
-        };
         Ok(Self {
             netns,
             tools,
             book: RuleBook::new(),
             chains,
-            observer,
-            home,
+            observer: Observer::new(netns)?,
             notes: BTreeSet::new(),
         })
     }
@@ -110,34 +101,21 @@ impl<'a> Clerk<'a> {
         failures.chain(self.notes.iter().cloned()).collect()
     }
 
-    /// Where answers have to go.
-    pub(super) fn home(&self) -> Home {
-        self.home
-    }
-
-    /// Which way a packet went; none for what the router says to the source by itself.
-    pub(super) fn direction(&self, packet: &FlowPacket) -> Option<Direction> {
-        match (packet.is_own(), packet.first.source == self.home.source) {
-            (true, _) if way::is_refusal(&packet.first) => None,
-            (false, true) => Some(Direction::Request),
-            _ => Some(Direction::Answer),
-        }
-    }
-
     /// What became of the packets of one direction.
     pub(super) fn fate(
         &mut self,
         socket: &mut NftSocket,
-        packets: &[FlowPacket],
+        seen: &[Sighting],
         direction: Direction,
     ) -> Result<Fate, EvidenceError> {
-        let mine: Vec<&FlowPacket> = packets
-            .iter()
-            .filter(|p| self.direction(p) == Some(direction))
-            .collect();
-        let ended = |p: &&&FlowPacket| !matches!(p.stopped_by(), StoppedBy::Nothing(_));
-        let Some(packet) = mine.iter().find(ended) else {
-            return Ok(self.left(&mine));
+        let mine = seen.iter().filter(|s| s.direction == Some(direction));
+        let mut mine = mine.map(|s| &s.packet).peekable();
+        if mine.peek().is_none() {
+            return Ok(Fate::NotSeen);
+        }
+        let ended = |p: &&FlowPacket| !matches!(p.stopped_by(), StoppedBy::Nothing(_));
+        let Some(packet) = mine.find(ended) else {
+            return Ok(Fate::Passed);
         };
         Ok(match packet.stopped_by() {
             StoppedBy::Rule(step) => self.stopped_by_rule(socket, step)?,
@@ -149,16 +127,6 @@ impl<'a> Clerk<'a> {
             StoppedBy::After(hook) => Fate::Lost(self.lost(packet, hook)?),
             StoppedBy::Nothing(_) => Fate::Passed,
         })
-    }
-
-    /// What became of packets that nothing ended.
-    fn left(&self, packets: &[&FlowPacket]) -> Fate {
-        let astray = packets.iter().find(|p| self.home.is_missed_by(p));
-        match astray.and_then(|p| self.observer.name(p.last.oif)) {
-            Some(interface) => Fate::Astray(interface.clone()),
-            None if packets.is_empty() => Fate::NotSeen,
-            None => Fate::Passed,
-        }
     }
 
     fn stopped_by_rule(
@@ -215,7 +183,7 @@ impl<'a> Clerk<'a> {
     pub(super) fn rules(
         &mut self,
         socket: &mut NftSocket,
-        packets: &[FlowPacket],
+        packets: &[Sighting],
         (before, after): (&Snapshot, &Snapshot),
     ) -> Result<Rules, EvidenceError> {
         let mut rules = Rules::default();
@@ -231,17 +199,18 @@ impl<'a> Clerk<'a> {
                 Role::Touched => rules.touched.push(evidence),
             }
         }
-        let traced = packets.iter().flat_map(|p| &p.steps).map(|s| &s.place);
+        let traced = packets.iter().flat_map(|p| &p.packet.steps);
+        let traced = traced.map(|s| &s.place);
         let traced: HashSet<&RulePlace> = traced.collect();
         rules.other_traffic = self.others(socket, &traced, (before, after))?;
         Ok(rules)
     }
 
     /// Each rule and policy that the trace saw once, in the order in which packets met them.
-    fn seen<'p>(&self, packets: &'p [FlowPacket]) -> Vec<Seen<'p>> {
+    fn seen<'p>(&self, packets: &'p [Sighting]) -> Vec<Seen<'p>> {
         let mut seen: Vec<Seen<'p>> = Vec::new();
         let mut at: HashMap<&RulePlace, usize> = HashMap::new();
-        for packet in packets {
+        for Sighting { packet, .. } in packets {
             for step in &packet.steps {
                 let Some(role) = self.role(step) else {
                     continue;

@@ -5,11 +5,11 @@ use std::fmt::{Display, Write as _};
 
 use super::{
     result::{
-        DetailedReport, Direction, Nat, PacketWay, RouterTest, RuleEvidence, ServiceResult,
+        DetailedReport, Direction, Leg, Nat, PacketWay, RouterTest, RuleEvidence, ServiceResult,
         file_stem,
     },
     svg::{class, path},
-    text::{headline, place},
+    text::{headline, place, reach},
 };
 use crate::run::report::Verdict;
 
@@ -95,7 +95,7 @@ fn header(page: &mut Page, report: &DetailedReport) {
     page.element("h1", heading).raw("\n");
     page.element(
         "p class=\"soft\"",
-        "Each router on its own, with real connections: what passed, and which rule decided.",
+        "The whole way, with real connections: what got there and back, and which rule decided.",
     );
     page.raw("<dl>\n");
     let port = report.source_port;
@@ -135,7 +135,7 @@ fn header(page: &mut Page, report: &DetailedReport) {
 }
 
 fn matrix(page: &mut Page, report: &DetailedReport) {
-    page.raw("<div class=\"scroll\"><table class=\"matrix\">\n<thead><tr><th>Service</th>");
+    page.raw("<div class=\"scroll\"><table class=\"matrix\">\n<thead><tr><th>Service</th><th>End to end</th>");
     for router in &report.routers {
         page.element("th", &router.name);
     }
@@ -145,10 +145,17 @@ fn matrix(page: &mut Page, report: &DetailedReport) {
         page.raw("<tr><td class=\"nowrap\">")
             .element(&link, service.service)
             .raw("</td>");
-        for test in &service.tests {
-            page.raw("<td>")
-                .badge(test.status.verdict(), test.status)
-                .raw("</td>");
+        page.raw("<td>")
+            .badge(service.verdict(), service.verdict())
+            .raw("</td>");
+        for router in &report.routers {
+            page.raw("<td>");
+            match service.at(&router.name) {
+                Some(test) if test.counts() => page.badge(test.status.verdict(), test.status),
+                Some(test) => page.element("span class=\"soft\"", format!("({})", test.status)),
+                None => page.element("span class=\"soft\"", "–"),
+            };
+            page.raw("</td>");
         }
         page.raw("</tr>\n");
     }
@@ -166,10 +173,24 @@ fn section(page: &mut Page, report: &DetailedReport, service: &ServiceResult) {
     page.badge(verdict, verdict).raw(" ");
     page.element("span", headline(service)).raw("</div>\n");
     page.raw(&path(report, service)).raw("\n");
+    legs(page, "Request", &service.end.way);
+    legs(page, "Answer", &service.end.answer);
     for test in &service.tests {
         router(page, test);
     }
     page.raw("</section>\n");
+}
+
+fn legs(page: &mut Page, what: &str, legs: &[Leg]) {
+    if legs.is_empty() {
+        return;
+    }
+    page.raw("<table><tbody>\n");
+    for leg in legs {
+        page.raw("<tr>").element("td class=\"nowrap soft\"", what);
+        page.element("td class=\"mono\"", leg).raw("</tr>\n");
+    }
+    page.raw("</tbody></table>\n");
 }
 
 fn router(page: &mut Page, test: &RouterTest) {
@@ -182,7 +203,8 @@ fn router(page: &mut Page, test: &RouterTest) {
     let way = format!("{} → {}", name(&test.iface_in), name(&test.iface_out));
     page.element("span class=\"soft\"", way)
         .raw("</div></summary>\n");
-    page.element("p", &test.message).raw("\n");
+    let message = format!("{}{}", reach(test.reach), test.message);
+    page.element("p", message).raw("\n");
     for warning in &test.warnings {
         page.element("p class=\"warn\"", warning).raw("\n");
     }

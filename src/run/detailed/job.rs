@@ -1,7 +1,6 @@
 //! From the question to the report.
 
 use std::{
-    collections::BTreeMap,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -9,10 +8,12 @@ use std::{
 use super::{
     Closing, DetailedError, DetailedJob, Setup,
     connect::PAYLOAD,
-    millis, omitted,
-    result::{DetailedReport, RouterTest, RouterWay, ServiceResult, Status, Timing},
+    map::LabMap,
+    millis,
+    plan::Planner,
+    question::{Answers, Asking},
+    result::{DetailedReport, Timing},
     rounds::{Held, Rounds},
-    site::{self, Target},
 };
 use crate::{
     config::Config,
@@ -23,9 +24,7 @@ use crate::{
         caretaker::Caretaker,
         interrupt::Interrupt,
         progress::{Phase, Progress},
-        resolve::{self, Part, Question},
         undo::UndoError,
-        way::Flow,
     },
 };
 
@@ -49,9 +48,6 @@ pub struct Answered {
     pub closing: Vec<Closing>,
 }
 
-/// Results by router and service.
-pub(super) type Tests = BTreeMap<(usize, usize), RouterTest>;
-
 /// Runs the job.
 ///
 /// # Errors
@@ -69,21 +65,23 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
     let lab = Lab::open(config, &job.lab)?;
     let registry = RegistryManager::open(config)?;
     let dir = NetnsDir::default();
+    let map = LabMap::new(&lab);
     let mut caretaker = Caretaker::new(&dir, config).leaving_taps();
-    let parts = parts(job, &lab, &dir, &mut caretaker)?;
+    let mut planner = Planner::new(job, &map, &dir);
+    let asked = Asking { job, lab: &lab };
+    let mut question = asked.question(&mut planner, &mut caretaker)?;
     let resolve = started.elapsed();
 
     let tools = Tools::new(config.tool_dirs.clone());
-    let steps = Steps::new(&progress, parts.len() * job.services.len());
+    let steps = Steps::new(&progress, question.steps());
     let done = || steps.one();
     let setup = Setup {
         run_id: &job.run_id,
-        source: job.source,
         source_port: job.source_port,
-        destination: job.destination,
         timeout: job.timeout,
         patient: job.patient,
         payload: payload()?,
+        map: &map,
         tools: &tools,
         dir: &dir,
         interrupt: &interrupt,
@@ -95,12 +93,14 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
         dscp: None,
     };
     let wait = Wait::at_most(job.lock_timeout).or_until(interrupt.cancel().clone());
-    let mut rounds = Rounds::new(&setup, &parts, wait, caretaker, |phase| steps.enter(phase));
-    let (result, held) = rounds.run(registry.job(info), targets(job, &parts));
+    let mut rounds = Rounds::new(&setup, planner, wait, caretaker, |phase| steps.enter(phase));
+    let result = question.measure(&mut rounds, registry.job(info));
+    let held = std::mem::take(&mut rounds.held);
     match result {
         Ok(()) => {
             let timing = timing(started, resolve, &held);
-            let report = assemble(job, &parts, rounds.tests, held, started_at, timing);
+            let answers = question.answers(&rounds.tests);
+            let report = assemble(job, answers, held, started_at, timing);
             steps.finish();
             Ok(Answered {
                 report,
@@ -116,52 +116,11 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
     }
 }
 
-/// A client's port, for look-ups: connections have others of the same range, which matters only to
-/// policy rules about source ports.
-const CLIENT_PORT: u16 = 40_000;
-
 /// The time in whole seconds, RFC 3339.
 fn now() -> String {
     let now = jiff::Timestamp::now();
     let whole = jiff::Timestamp::from_second(now.as_second());
     whole.unwrap_or(now).to_string()
-}
-
-/// What each router's part is.
-fn parts(
-    job: &DetailedJob,
-    lab: &Lab,
-    dir: &NetnsDir,
-    caretaker: &mut Caretaker,
-) -> Result<Vec<Part>, DetailedError> {
-    let flow = Flow {
-        source: job.source,
-        destination: job.destination,
-        source_port: job.source_port.unwrap_or(CLIENT_PORT),
-        tos: 0,
-    };
-    let question = Question {
-        lab: &job.lab,
-        flow: &flow,
-        services: &job.services,
-        routers: &job.routers,
-        trust_facts: job.trust_facts,
-    };
-    Ok(resolve::parts(
-        &question,
-        lab,
-        dir,
-        caretaker.hosts().lab(&job.lab)?,
-    )?)
-}
-
-/// What to measure at each router that has a source host.
-fn targets(job: &DetailedJob, parts: &[Part]) -> Vec<Vec<Target>> {
-    let of = |part: &Part| match part.host {
-        Ok(_) => site::targets(&part.way, job.destination, &job.services),
-        Err(_) => Vec::new(),
-    };
-    parts.iter().map(of).collect()
 }
 
 /// What clients send: nothing that a rule would look for.
@@ -222,44 +181,17 @@ fn timing(started: Instant, resolve: Duration, held: &Held) -> Timing {
 
 fn assemble(
     job: &DetailedJob,
-    parts: &[Part],
-    mut tests: Tests,
+    answers: Answers,
     held: Held,
     started_at: String,
     timing_ms: Timing,
 ) -> DetailedReport {
-    let routers: Vec<RouterWay> = parts.iter().map(|part| RouterWay::of(&part.way)).collect();
-    let mut test = |router: usize, service: usize| {
-        let made = tests.remove(&(router, service));
-        made.unwrap_or_else(|| {
-            let why = match &parts[router].host {
-                Err(why) => why.clone(),
-                Ok(_) => "it was not measured".to_owned(),
-            };
-            RouterTest::not_made(&routers[router], Status::Unknown, why)
-        })
-    };
-    let services = job.services.iter().enumerate();
-    let mut weighed = |router: usize, at: usize, service| {
-        let mut test = test(router, at);
-        omitted::weigh(job, &parts[router], service, &mut test);
-        test
-    };
-    let services = services.map(|(at, &service)| ServiceResult {
-        service,
-        tests: (0..parts.len())
-            .map(|router| weighed(router, at, service))
-            .collect(),
-    });
-    let services = services.collect();
-    let mut warnings = held.notes;
-    let lacking = parts.iter().filter(|part| !part.omitted.is_empty());
-    warnings.extend(lacking.map(|part| {
-        format!(
-            "router {} lacks something of its facts: see `tsim lab status {}`",
-            part.way.router.router, job.lab
-        )
-    }));
+    let Answers {
+        routers,
+        services,
+        mut warnings,
+    } = answers;
+    warnings.extend(held.notes);
     warnings.extend(held.left.iter().map(full));
     DetailedReport {
         started_at,

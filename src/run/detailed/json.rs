@@ -2,13 +2,15 @@
 //! reading, with what is new beside it; and all of it in one document, whose `routers` are those
 //! of a quick job's.
 
+use std::net::IpAddr;
+
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::result::{DetailedReport, LockTime, RouterTest, ServiceResult, Timing};
+use super::result::{DetailedReport, Leg, LockTime, RouterTest, ServiceResult, Status, Timing};
 use crate::{
-    model::Service,
-    run::report::{RouterReport, ServiceReport, Verdict},
+    model::{IfName, Protocol, RouterName, Service},
+    run::report::{EndKind, RouterReport, ServiceReport, Verdict},
 };
 
 /// Everything in one document.
@@ -19,6 +21,8 @@ pub struct Document<'a> {
     run_id: &'a str,
     lab: &'a str,
     summary: Summary<'a>,
+    /// Whether each service gets from the source to the destination and back.
+    end_to_end: Vec<EndDocument<'a>>,
     /// As a quick job would answer.
     routers: Vec<RouterReport>,
     services: Vec<ServiceDocument<'a>>,
@@ -29,13 +33,78 @@ pub struct Document<'a> {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Summary<'a> {
-    source_ip: &'a std::net::IpAddr,
+    source_ip: &'a IpAddr,
     source_port: Value,
-    destination_ip: &'a std::net::IpAddr,
+    destination_ip: &'a IpAddr,
     services: usize,
     yes: usize,
     no: usize,
     unknown: usize,
+}
+
+/// Whether one service gets there and back, in the shape of a quick job's.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EndDocument<'a> {
+    port: u16,
+    protocol: Protocol,
+    result: Verdict,
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    router: Option<&'a RouterName>,
+    end: EndKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'a str>,
+    way: Vec<LegDocument<'a>>,
+    answer: Vec<LegDocument<'a>>,
+}
+
+/// A router on a way, with the addresses that packets have behind it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct LegDocument<'a> {
+    router: &'a RouterName,
+    iface_in: &'a Option<IfName>,
+    iface_out: &'a Option<IfName>,
+    next_hop: Option<IpAddr>,
+    source: IpAddr,
+    destination: IpAddr,
+    sport: Option<u16>,
+    dport: Option<u16>,
+}
+
+impl<'a> EndDocument<'a> {
+    fn of(result: &'a ServiceResult) -> Self {
+        let end = &result.end;
+        let reason = end.reason.as_deref();
+        Self {
+            port: result.service.port,
+            protocol: result.service.protocol,
+            result: end.result,
+            status: end.status,
+            reason: reason.filter(|_| end.result != Verdict::Yes),
+            router: end.router.as_ref(),
+            end: end.kind,
+            note: end.note.as_deref(),
+            way: end.way.iter().map(LegDocument::of).collect(),
+            answer: end.answer.iter().map(LegDocument::of).collect(),
+        }
+    }
+}
+
+impl<'a> LegDocument<'a> {
+    fn of(leg: &'a Leg) -> Self {
+        Self {
+            router: &leg.router,
+            iface_in: &leg.iface_in,
+            iface_out: &leg.iface_out,
+            next_hop: leg.next_hop,
+            source: leg.headers.source,
+            destination: leg.headers.destination,
+            sport: leg.headers.source_port,
+            dport: leg.headers.destination_port,
+        }
+    }
 }
 
 /// One service, as the Python system writes it.
@@ -45,6 +114,7 @@ pub struct ServiceDocument<'a> {
     version: &'static str,
     run_id: &'a str,
     summary: Value,
+    end_to_end: EndDocument<'a>,
     reachability_tests: Tests<'a>,
     router_service_results: Map<String, Value>,
     reachability_summary: Value,
@@ -85,6 +155,7 @@ pub fn document(report: &DetailedReport) -> Document<'_> {
             no,
             unknown,
         },
+        end_to_end: report.services.iter().map(EndDocument::of).collect(),
         routers: as_quick(report),
         services: report
             .services
@@ -117,6 +188,7 @@ pub fn service_document<'a>(
             "destination_port": port,
             "protocol": protocol,
         }),
+        end_to_end: EndDocument::of(result),
         reachability_tests: Tests {
             traceroute: traceroute(report),
             service: ServiceTests {
@@ -160,7 +232,7 @@ fn return_code(verdict: Verdict) -> u8 {
 
 fn reachability(result: &ServiceResult) -> Value {
     let with = |want: Verdict| {
-        let tests = result.tests.iter();
+        let tests = result.tests.iter().filter(|t| t.counts());
         let tests = tests.filter(move |t| t.status.verdict() == want);
         tests.map(|t| &t.router).collect::<Vec<_>>()
     };
@@ -180,20 +252,25 @@ fn reachability(result: &ServiceResult) -> Value {
 /// The same result as a quick job words it: per router, then per service.
 #[must_use]
 pub fn as_quick(report: &DetailedReport) -> Vec<RouterReport> {
-    let routers = report.routers.iter().enumerate();
-    let services = |at: usize| {
+    let routers = report.routers.iter();
+    let services = |name: &'_ RouterName| {
         let tests = report.services.iter();
-        let tests = tests.filter_map(move |s| Some((s.service, s.tests.get(at)?)));
-        tests.map(|(service, test)| service_report(service, test))
+        let tests = tests.filter_map(|s| Some((s.service, s.at(name)?)));
+        let reports = tests.map(|(service, test)| service_report(service, test));
+        reports.collect()
     };
     routers
-        .map(|(at, router)| RouterReport {
+        .map(|router| RouterReport {
             name: router.name.clone(),
             iface_in: router.iface_in.clone(),
             iface_out: router.iface_out.clone(),
             next_hop: router.next_hop,
-            on_way: true,
-            services: services(at).collect(),
+            on_way: report
+                .services
+                .iter()
+                .filter_map(|s| s.at(&router.name))
+                .any(RouterTest::counts),
+            services: services(&router.name),
         })
         .collect()
 }
@@ -206,6 +283,6 @@ fn service_report(service: Service, test: &RouterTest) -> ServiceReport {
         protocol: service.protocol,
         result,
         reason: reason.map(Into::into),
-        reached: true,
+        reached: test.counts(),
     }
 }

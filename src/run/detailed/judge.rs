@@ -22,6 +22,12 @@ pub(super) enum Fate {
     Passed,
     /// One left by this interface, and the source host is at another one.
     Astray(IfName),
+    /// One left the lab by this interface, towards this neighbour; the source is outside the lab.
+    Outside(IfName, IpAddr),
+    /// It went over the link that client and server share, past all routers.
+    Direct,
+    /// It was for this address on the server's own link, and nobody there has it.
+    Unowned(IpAddr),
     /// A rule or policy ended one.
     Stopped {
         /// Who, e.g. `rule 4 of chain FORWARD (table filter): …`.
@@ -49,8 +55,10 @@ pub(super) struct Facts<'a> {
     pub(super) arrived: bool,
     /// The address that the destination host has.
     pub(super) destination: IpAddr,
-    /// Addresses of the router.
-    pub(super) router: &'a [IpAddr],
+    /// Addresses of the routers.
+    pub(super) routers: Vec<&'a IpAddr>,
+    /// Whether the request is sent back to the source itself.
+    pub(super) turns_back: bool,
 }
 
 /// A status, the sentence that goes with it, and who said no.
@@ -95,7 +103,9 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judged {
 /// Whether the packets' ways say how it ends, so that nobody needs to wait longer.
 pub(super) fn is_settled(facts: &Facts<'_>) -> bool {
     match (&facts.request, &facts.answer) {
-        (Fate::Stopped { .. }, _) | (_, Fate::Stopped { .. } | Fate::Astray(_)) => true,
+        (Fate::Stopped { .. }, _) => true,
+        (_, Fate::Stopped { .. } | Fate::Astray(_) | Fate::Outside(..) | Fate::Direct) => true,
+        (_, Fate::Unowned(_)) => true,
         (Fate::Lost(reason), _) if facts.experience.is_none() => reason.is_known(),
         // Who has a connection and no answer yet may still get one.
         _ => !matches!(facts.experience, None | Some(Experience::Mute(_))),
@@ -108,6 +118,7 @@ fn mute(facts: &Facts<'_>) -> Judged {
         (Fate::Stopped { by, .. }, _) => format!("the data sent over it was stopped by {by}"),
         (_, Fate::Stopped { by, .. }) => format!("the answer was stopped by {by}"),
         (_, Fate::Astray(interface)) => astray(interface),
+        (_, Fate::Outside(interface, hop)) => outside(interface, *hop),
         _ => "what was sent over it did not come back".to_owned(),
     };
     Judged::new(Status::Partial, format!("the connection was made; {why}"))
@@ -118,7 +129,7 @@ fn icmp_error(facts: &Facts<'_>, icmp: IcmpError) -> Judged {
         let message = format!("the destination host refused: {icmp}");
         return Judged::new(Status::Refused, message).by(Refuser::Destination);
     }
-    let refuser = if facts.router.contains(&icmp.from) || facts.own_left {
+    let refuser = if facts.routers.contains(&&icmp.from) || facts.own_left {
         Refuser::Router
     } else {
         Refuser::Other
@@ -203,6 +214,11 @@ fn silence(facts: &Facts<'_>) -> Judged {
             Judged::new(Status::Unknown, "the request did not come in at the router")
         }
         _ if facts.arrived => half_way(facts),
+        Fate::Passed if facts.turns_back => {
+            let message = "no answer: the request comes back to the client itself with the client's \
+                           own address as its sender, and hosts drop that";
+            Judged::new(Status::Timeout, message)
+        }
         Fate::Passed => {
             let message = "the request left the router and did not reach the destination host";
             Judged::new(Status::Unknown, message)
@@ -218,8 +234,19 @@ fn astray(interface: &IfName) -> String {
     format!("the answer left the router by {interface}, where the source host is not")
 }
 
+fn outside(interface: &IfName, hop: IpAddr) -> String {
+    format!(
+        "the answer leaves the lab by {interface} towards {hop}, and not where the request came \
+         in: whether it gets to the source is not known"
+    )
+}
+
 /// The request arrived, the answer did not.
 fn half_way(facts: &Facts<'_>) -> Judged {
+    if let Fate::Outside(interface, hop) = &facts.answer {
+        let message = format!("the request arrived; {}", outside(interface, *hop));
+        return Judged::new(Status::Unknown, message);
+    }
     let why = match &facts.answer {
         Fate::Stopped { by, .. } => format!("the answer was stopped by {by}"),
         Fate::Lost(reason) => format!("the answer was lost: {reason}"),
@@ -227,6 +254,15 @@ fn half_way(facts: &Facts<'_>) -> Judged {
             format!("the answer was dropped at {hook} by something that nf_tables does not trace")
         }
         Fate::Astray(interface) => astray(interface),
+        Fate::Outside(interface, hop) => outside(interface, *hop),
+        Fate::Direct => format!(
+            "the server answers the client directly, from {}, an address that the client did not \
+             call",
+            facts.destination
+        ),
+        Fate::Unowned(peer) => format!(
+            "the server's answer is for {peer} on its own link, and nobody there has that address"
+        ),
         Fate::Passed => "the answer left the router and did not reach the source host".to_owned(),
         Fate::NotSeen if facts.traced => "no answer came back to the router".to_owned(),
         Fate::NotSeen => "the answer did not come back".to_owned(),
@@ -252,7 +288,8 @@ mod tests {
             own_left: false,
             arrived: false,
             destination: HOST,
-            router: &[ROUTER],
+            routers: vec![&ROUTER],
+            turns_back: false,
         }
     }
 
@@ -286,6 +323,8 @@ mod tests {
         let none = || Fate::NotSeen;
         let within = || Fate::Within("forward".to_owned());
         let astray = || Fate::Astray("wan".parse().unwrap());
+        let outside = || Fate::Outside("wan".parse().unwrap(), ROUTER);
+        let unowned = || Fate::Unowned(HOST);
         #[rustfmt::skip]
         let table = [
             (Some(&answered), passed(), passed(), true, Status::Ok, "answered"),
@@ -304,6 +343,9 @@ mod tests {
             (None, passed(), stopped(None), true, Status::Partial, "answer was stopped by rule 3"),
             (None, passed(), passed(), true, Status::Partial, "did not reach the source host"),
             (None, passed(), astray(), true, Status::Partial, "left the router by wan"),
+            (None, passed(), outside(), true, Status::Unknown, "leaves the lab by wan"),
+            (None, passed(), Fate::Direct, true, Status::Partial, "directly, from 10.9.0.9"),
+            (None, passed(), unowned(), true, Status::Partial, "nobody there has that address"),
             (None, passed(), none(), false, Status::Unknown, "did not reach"),
             (Some(&mute), passed(), stopped(None), true, Status::Partial, "connection was made"),
         ];
@@ -318,6 +360,17 @@ mod tests {
             assert_eq!(judged.status, status, "{facts:?}");
             assert!(judged.message.contains(words), "{judged:?}");
         }
+    }
+
+    #[test]
+    fn who_calls_himself_by_another_address_gets_nothing() {
+        let facts = Facts {
+            turns_back: true,
+            ..facts(None)
+        };
+        let judged = judge(&facts);
+        assert_eq!(judged.status, Status::Timeout);
+        assert!(judged.message.contains("comes back to the client itself"));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The detailed job: which rule lets a service through or stops it, proved with real connections.
 //!
-//! [`run`] goes in rounds. A round makes a destination host at every router's egress, locks the
-//! routers (exclusively, all or none), has each router's next hop answered for by that host, and
-//! measures all routers at once; each router is released as soon as it is done. What a router
-//! turned out to send elsewhere (NAT, routing by mark or port) is measured in a further round with
-//! a destination host there. Whatever was taken is given back, in reverse, however it ends.
+//! [`run`] measures the whole way at once: a source host where packets enter, a destination host
+//! where they end, and between them the lab's own routers and segments, all of them locked, traced
+//! and counted. The answer takes its own way. It goes in rounds: what turned out to go elsewhere
+//! (NAT, routing by mark or port, a router that nobody expected) is measured in a further round
+//! with the host there, or with more routers. Routers behind the one that stops a service are
+//! measured on their own. Whatever was taken is given back, in reverse, however it ends.
 
 mod attempt;
 mod bench;
@@ -13,11 +14,16 @@ mod evidence;
 pub mod files;
 pub mod html;
 mod job;
+mod journey;
 pub mod json;
 mod judge;
 mod legacy;
 mod listen;
+mod map;
 mod omitted;
+mod plan;
+mod post;
+mod question;
 pub mod result;
 mod rounds;
 mod site;
@@ -43,13 +49,19 @@ pub use self::{
 use self::{
     attempt::Try,
     connect::PAYLOAD,
-    result::RouterWay,
-    site::{Site, Task},
+    map::LabMap,
+    site::{Site, Station, Task},
 };
 use crate::{
     firewall::nft::{NftError, trace::TraceSockets, watch::RulesetWatch},
-    lab::{LabError, hosts::HostError},
-    model::{LabName, NameError, RouterId, RunId, Service},
+    lab::{
+        LabError,
+        hosts::HostError,
+        sockets::SocketsError,
+        trace::{EntryName, TraceError},
+    },
+    model::{LabName, NameError, RouterName, RunId, Service},
+    netlink::{NetlinkError, NetlinkErrors},
     netns::{NetnsDir, NetnsError, tool::Tools},
     registry::RegistryError,
     run::{
@@ -84,6 +96,8 @@ pub struct DetailedJob {
     pub services: Vec<Service>,
     /// Which routers to measure.
     pub routers: RouterChoice,
+    /// Where the source's packets enter the lab; none for wherever they may.
+    pub from: Option<EntryName>,
     /// Source port of all connections; none for a fresh one each.
     pub source_port: Option<u16>,
     /// The job's name.
@@ -118,15 +132,15 @@ pub enum DetailedError {
     /// A destination host could not be planned.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The way of answers could not be looked up.
-    #[error("cannot look up the way of answers through router {netns}")]
-    Back {
-        /// The router's namespace.
-        netns: String,
-        /// Why.
-        #[source]
-        source: crate::netlink::NetlinkError,
-    },
+    /// The way could not be looked up.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// A router could not be asked.
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
+    /// A router refused a look-up.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
     /// A name could not be made.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -134,14 +148,14 @@ pub enum DetailedError {
     #[error("cannot measure router {router}")]
     Router {
         /// The router.
-        router: RouterId,
+        router: RouterName,
         /// Why.
         #[source]
         source: MeasureError,
     },
     /// The work on a router panicked.
     #[error("the work on router {0} panicked")]
-    Panicked(RouterId),
+    Panicked(String),
     /// The file for progress could not be opened.
     #[error("cannot write progress to {path}")]
     Progress {
@@ -180,6 +194,12 @@ pub enum MeasureError {
     /// Legacy rules could not be read.
     #[error(transparent)]
     Legacy(#[from] LegacyError),
+    /// The router could not be asked.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Entries could not be set or removed.
+    #[error(transparent)]
+    Undo(NetlinkErrors),
 }
 
 impl DetailedError {
@@ -191,25 +211,24 @@ impl DetailedError {
 /// What measuring needs to know of the job.
 struct Setup<'a> {
     run_id: &'a RunId,
-    source: IpAddr,
     source_port: Option<u16>,
-    destination: IpAddr,
     timeout: Duration,
     patient: bool,
     payload: [u8; PAYLOAD],
+    map: &'a LabMap<'a>,
     tools: &'a Tools,
     dir: &'a NetnsDir,
     interrupt: &'a Interrupt,
-    /// Called for each service that was tried on a router.
+    /// Called for each service that was tried.
     done: &'a (dyn Fn() + Sync),
 }
 
 impl Setup<'_> {
     /// How to try a service: as long as a packet could need, or with the whole patience.
-    fn attempt(&self, task: &Task, patient: bool) -> Try {
+    fn attempt(&self, site: &Site, task: &Task, patient: bool) -> Try {
         let patient = patient || self.patient;
         Try {
-            to: SocketAddr::new(self.destination, task.service.port),
+            to: SocketAddr::new(site.to, task.dial),
             answers_from: task.port,
             payload: self.payload,
             patience: if patient {
@@ -222,22 +241,20 @@ impl Setup<'_> {
     }
 
     /// Says at which router something failed.
-    fn at<E: Into<MeasureError>>(&self, site: &Site<'_>) -> impl Fn(E) -> DetailedError + use<E> {
-        let router = site.way.router.clone();
-        move |error| DetailedError::Router {
-            router: router.clone(),
-            source: error.into(),
-        }
+    fn at<E: Into<MeasureError>>(&self, station: &Station) -> impl Fn(E) -> DetailedError + use<E> {
+        self.at_router(Some(station.name().clone()))
     }
 
-    /// The router as a result shows it.
-    fn way(&self, site: &Site<'_>) -> RouterWay {
-        RouterWay {
-            iface_out: match &site.target.sink {
-                site::Sink::Host { interface, .. } => Some(interface.clone()),
-                _ => site.way.iface_out().cloned(),
+    fn at_router<E: Into<MeasureError>>(
+        &self,
+        router: Option<RouterName>,
+    ) -> impl Fn(E) -> DetailedError + use<E> {
+        move |error| match &router {
+            Some(router) => DetailedError::Router {
+                router: router.clone(),
+                source: error.into(),
             },
-            ..RouterWay::of(site.way)
+            None => DetailedError::Panicked(error.into().to_string()),
         }
     }
 

@@ -13,60 +13,73 @@ use crate::{
     lab::omission::{Course, Outcome},
     model::Service,
     netlink::object::Family,
-    run::{omitted::Seen, report::Verdict, resolve::Part},
+    run::{
+        omitted::{Omitted, Seen},
+        report::Verdict,
+    },
 };
 
-/// Makes a status unknown that an omission can change; its message says which.
-pub(super) fn weigh(job: &DetailedJob, part: &Part, service: Service, test: &mut RouterTest) {
-    if part.omitted.is_empty() {
-        return;
-    }
+/// Makes a status unknown that an omission can change, and returns whether it did; the message says
+/// which.
+pub(super) fn weigh(
+    job: &DetailedJob,
+    omitted: &Omitted,
+    service: Service,
+    test: &mut RouterTest,
+) -> bool {
     let directions: &[Direction] = match test.status {
         Status::Unknown => &[],
         Status::Timeout | Status::Rejected | Status::Unreachable => &[Direction::Request],
         Status::Ok | Status::Refused | Status::Partial => &[Direction::Request, Direction::Answer],
     };
     for &direction in directions {
-        let seen = seen(job, part, service, test, direction);
+        if !passes(test, direction) {
+            continue;
+        }
+        let seen = seen(job, service, test, direction);
         let verdict = match seen.outcome {
             Outcome::Passed => Verdict::Yes,
             Outcome::Stopped(_) => Verdict::No,
         };
         let found = Some(std::mem::take(&mut test.message));
-        let (weighed, message) = part.omitted.weigh(verdict, found, &seen);
+        let (weighed, message) = omitted.weigh(verdict, found, &seen);
         test.message = message.unwrap_or_default();
         if weighed == Verdict::Unknown {
             test.status = Status::Unknown;
-            return;
+            return true;
         }
     }
+    false
+}
+
+/// Whether packets of a direction have to do with the router: a trace shows which do.
+fn passes(test: &RouterTest, direction: Direction) -> bool {
+    test.trace.is_empty() || test.trace.iter().any(|way| way.direction == direction)
 }
 
 /// A packet of the test as far as it is known.
-fn seen(
-    job: &DetailedJob,
-    part: &Part,
-    service: Service,
-    test: &RouterTest,
-    direction: Direction,
-) -> Seen {
-    let mut packet = match direction {
-        Direction::Request => Packet::of(Family::of(job.destination))
+fn seen(job: &DetailedJob, service: Service, test: &RouterTest, direction: Direction) -> Seen {
+    let mut packet = Packet::of(Family::of(job.destination));
+    let came = test.trace.iter().find(|way| way.direction == direction);
+    packet = match (came, direction) {
+        // Routers in front may have translated it.
+        (Some(way), _) => add(packet, &way.headers, direction),
+        (None, Direction::Request) => packet
             .with_address(Field::Source, job.source)
             .with_address(Field::Destination, job.destination)
-            .with(Field::DestinationPort, service.port)
-            .with_state(State::New)
-            .with_state(State::Untracked),
-        Direction::Answer => Packet::of(Family::of(job.destination))
+            .with(Field::DestinationPort, service.port),
+        (None, Direction::Answer) => packet
             .with_address(Field::Source, job.destination)
             .with_address(Field::Destination, job.source),
     };
+    if direction == Direction::Request {
+        packet = packet.with_state(State::New).with_state(State::Untracked);
+    }
     packet = packet.with(Field::Protocol, service.protocol.number());
     for nat in test.nat.iter().filter(|nat| nat.direction == direction) {
         packet = add(packet, &nat.after, direction);
     }
-    let toward = part.way.iface_out().filter(|_| part.way.by_port.is_empty());
-    let from = part.way.iface_in.as_ref();
+    let (toward, from) = (test.iface_out.as_ref(), test.iface_in.as_ref());
     let (iif, oif) = match direction {
         Direction::Request => (from, toward),
         Direction::Answer => (toward, from),
@@ -78,7 +91,7 @@ fn seen(
     }
     Seen {
         packet,
-        course: course(part, test, direction),
+        course: course(test, direction),
         outcome: outcome(test, direction),
         // The trace shows what was rewritten; without one, nothing is known of that.
         behind_nat: !test.trace.is_empty(),
@@ -95,8 +108,11 @@ fn add(packet: Packet, headers: &Headers, direction: Direction) -> Packet {
     }
 }
 
-fn course(part: &Part, test: &RouterTest, direction: Direction) -> Option<Course> {
-    let to_router = part.way.ends_here();
+fn course(test: &RouterTest, direction: Direction) -> Option<Course> {
+    let to_router = test
+        .iface_out
+        .as_ref()
+        .is_some_and(|out| out.as_str() == "lo");
     match (direction, to_router) {
         _ if test.trace.is_empty() => None,
         (_, false) => Some(Course::Forwarded),

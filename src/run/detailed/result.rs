@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::connect::IcmpError;
 use crate::{
     model::{HostName, IfName, LabName, RouterName, RunId, Service},
-    run::{report::Verdict, way::Way},
+    run::report::{EndKind, Verdict},
 };
 
 /// How a real client fared with a service through one router.
@@ -97,19 +97,6 @@ pub struct RouterWay {
     pub next_hop: Option<IpAddr>,
 }
 
-impl RouterWay {
-    /// The router of `way`.
-    #[must_use]
-    pub fn of(way: &Way) -> Self {
-        Self {
-            name: way.router.router.clone(),
-            iface_in: way.iface_in.clone(),
-            iface_out: way.iface_out().cloned(),
-            next_hop: way.next_hop(),
-        }
-    }
-}
-
 /// How long a router was waited for and held, in milliseconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LockTime {
@@ -138,31 +125,120 @@ pub struct Timing {
     pub total: f64,
 }
 
-/// One service through all routers.
+/// One service over its whole way.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceResult {
     /// The service.
     pub service: Service,
-    /// One entry per router, in the order of the path.
+    /// Whether it gets from the source to the destination and back.
+    pub end: EndToEnd,
+    /// One entry per router that it has to do with, in the order of the way.
     pub tests: Vec<RouterTest>,
 }
 
 impl ServiceResult {
-    /// The worst verdict: UNKNOWN, then NO, then YES.
+    /// Whether the service works from end to end.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        let verdicts = self.tests.iter().map(|test| test.status.verdict());
-        verdicts
-            .max_by_key(|v| badness(*v))
-            .unwrap_or(Verdict::Unknown)
+        self.end.result
     }
 
-    /// The routers that stop it.
+    /// The test at a router, if the service has to do with it.
     #[must_use]
-    pub fn stopped_by(&self) -> Vec<&RouterName> {
-        let stops = |test: &&RouterTest| test.status.verdict() == Verdict::No;
-        self.tests.iter().filter(stops).map(|t| &t.router).collect()
+    pub fn at(&self, router: &RouterName) -> Option<&RouterTest> {
+        self.tests.iter().find(|test| test.router == *router)
     }
+}
+
+/// What one attempt or several came to: a service's end, and the tests of the routers.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ServiceTest {
+    pub(super) end: EndToEnd,
+    pub(super) tests: Vec<RouterTest>,
+}
+
+/// Whether a service gets from the source to the destination, and the answer back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndToEnd {
+    /// The verdict.
+    pub result: Verdict,
+    /// How the client fared.
+    pub status: Status,
+    /// Why, in a sentence.
+    pub reason: Option<String>,
+    /// The router that the reason is about.
+    pub router: Option<RouterName>,
+    /// The request's way, as far as it was seen.
+    pub way: Vec<Leg>,
+    /// The answer's way, as far as it was seen.
+    pub answer: Vec<Leg>,
+    /// How the way ends.
+    pub kind: EndKind,
+    /// What is to be said of that.
+    pub note: Option<String>,
+}
+
+impl EndToEnd {
+    /// It is not known, for this reason.
+    #[must_use]
+    pub fn unknown(reason: String) -> Self {
+        Self {
+            result: Verdict::Unknown,
+            status: Status::Unknown,
+            reason: Some(reason),
+            router: None,
+            way: Vec::new(),
+            answer: Vec::new(),
+            kind: EndKind::NotKnown,
+            note: None,
+        }
+    }
+}
+
+/// One router on a way that a packet really took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leg {
+    /// The router.
+    pub router: RouterName,
+    /// Where the packet came in; none where the router itself sent it.
+    pub iface_in: Option<IfName>,
+    /// Where it left; none where it did not.
+    pub iface_out: Option<IfName>,
+    /// To whom it was sent on that link.
+    pub next_hop: Option<IpAddr>,
+    /// Addresses and ports that it came with.
+    pub came: Headers,
+    /// Addresses and ports as they were when it was last seen there.
+    pub headers: Headers,
+}
+
+impl fmt::Display for Leg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |name: &Option<IfName>| name.as_ref().map_or("-", IfName::as_str).to_owned();
+        let (came_by, left_by) = (name(&self.iface_in), name(&self.iface_out));
+        write!(f, "{} ({came_by} → {left_by})  {}", self.router, self.came)?;
+        if self.came != self.headers {
+            write!(f, " ⇒ {}", self.headers)?;
+        }
+        match self.next_hop {
+            Some(hop) => write!(f, ", to {hop}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How a service came to a router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// The request reached it.
+    Reached,
+    /// The answer reached it, and no request.
+    ByAnswer,
+    /// Nothing reached it: it was measured on its own, and does not count.
+    NotReached,
+    /// It is on no way of the service: it was measured on its own, and does not count.
+    NotOnTheWay,
 }
 
 fn badness(verdict: Verdict) -> u8 {
@@ -217,6 +293,8 @@ pub struct RouterTest {
     /// Interface where they left, or were to leave; `lo` for the router itself.
     #[serde(rename = "outgoing_interface")]
     pub iface_out: Option<IfName>,
+    /// How the service came to it.
+    pub reach: Reach,
     /// The result.
     pub status: Status,
     /// The result in a sentence, with the reason where it is not a plain OK.
@@ -391,6 +469,12 @@ pub struct Nat {
 }
 
 impl RouterTest {
+    /// Whether packets of the service came to the router, so that it has a part in the result.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        matches!(self.reach, Reach::Reached | Reach::ByAnswer)
+    }
+
     /// A test that was not made.
     #[must_use]
     pub fn not_made(way: &RouterWay, status: Status, message: String) -> Self {
@@ -399,6 +483,7 @@ impl RouterTest {
             router: way.name.clone(),
             iface_in: way.iface_in.clone(),
             iface_out: way.iface_out.clone(),
+            reach: Reach::Reached,
             status,
             message,
             latency_ms: None,

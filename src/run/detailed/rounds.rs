@@ -1,9 +1,8 @@
-//! The rounds of a job: hosts, locks, neighbours, the work on all routers at once, and back.
+//! The rounds of a job: hosts, locks, neighbours, the work on chains of routers, and back.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
-    net::IpAddr,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -11,20 +10,26 @@ use std::{
 
 use super::{
     Closing, DetailedError, Setup,
-    bench::{Measurement, measure},
-    job::Tests,
+    bench::{Growth, Measurement, measure},
     millis,
-    result::LockTime,
-    site::{Sink, Site, Target},
+    plan::Planner,
+    result::{LockTime, ServiceTest},
+    site::{Asked, Link, Sink, Site, Stretch, Target, Task, add},
 };
 use crate::{
     lab::hosts::{HostError, HostRequest},
-    model::{HostId, HostName, IfName, RouterId},
-    netlink::{LookupKind, LookupQuery, Netlink},
-    netns::NetnsFd,
+    model::{HostId, HostName, RouterId, RouterName},
+    netlink::object::Mac,
     registry::{HostSpec, Job, Locked, Mode, NeighbourKey, RegistryError, Scope, Unlocked, Wait},
-    run::{caretaker::Caretaker, resolve::Part, undo::UndoError},
+    run::{caretaker::Caretaker, undo::UndoError},
 };
+
+/// Nobody has this hardware address: a packet that is sent there has left a router, and disturbs
+/// nobody.
+const NOBODY: Mac = Mac([0x02, 0, 0, 0, 0xff, 0xfe]);
+
+/// What measuring stretches came to, by their places.
+type Measured = Vec<(usize, Measurement)>;
 
 /// What was taken and given back, and how long it took.
 #[derive(Debug, Default)]
@@ -43,62 +48,70 @@ pub(super) struct Held {
 /// A job's rounds.
 pub(super) struct Rounds<'a, P: Fn(&str)> {
     setup: &'a Setup<'a>,
-    parts: &'a [Part],
+    planner: Planner<'a>,
     wait: Wait,
     caretaker: Caretaker,
     phase: P,
-    held: Held,
-    pub(super) tests: Tests,
+    pub(super) held: Held,
+    pub(super) tests: BTreeMap<Asked, ServiceTest>,
     pub(super) closing: Vec<Closing>,
+    number: usize,
 }
 
 impl<'a, P: Fn(&str)> Rounds<'a, P> {
     pub(super) fn new(
         setup: &'a Setup<'a>,
-        parts: &'a [Part],
+        planner: Planner<'a>,
         wait: Wait,
         caretaker: Caretaker,
         phase: P,
     ) -> Self {
         Self {
             setup,
-            parts,
+            planner,
             wait,
             caretaker,
             phase,
             held: Held::default(),
-            tests: Tests::new(),
+            tests: BTreeMap::new(),
             closing: Vec::new(),
+            number: 0,
         }
     }
 
-    /// Measures `pending`, the targets of each router, until none is left. Everything is given
-    /// back by then, or is in [`Held::left`].
+    pub(super) fn planner(&mut self) -> &mut Planner<'a> {
+        &mut self.planner
+    }
+
+    pub(super) fn parts(&mut self) -> (&mut Planner<'a>, &mut Caretaker) {
+        (&mut self.planner, &mut self.caretaker)
+    }
+
+    /// Measures what `stretches` have pending until nothing is. Everything is given back by then,
+    /// or is in [`Held::left`].
     pub(super) fn run(
         &mut self,
         mut job: Job<Unlocked>,
-        mut pending: Vec<Vec<Target>>,
-    ) -> (Result<(), DetailedError>, Held) {
-        (self.phase)("waiting");
-        self.reconcile(&job);
-        let mut leased = Vec::new();
-        let mut result = self.lease_sources(&mut job, &pending, &mut leased);
-        let mut round = 0;
-        while result.is_ok() && pending.iter().any(|targets| !targets.is_empty()) {
+        stretches: &mut [Stretch],
+    ) -> (Job<Unlocked>, Result<(), DetailedError>) {
+        let mut result = Ok(());
+        while result.is_ok() && stretches.iter().any(|s| !s.pending.is_empty()) {
+            (self.phase)("waiting");
             let ended;
-            (job, ended) = self.round(job, &mut pending, round);
+            (job, ended) = self.round(job, stretches);
             result = ended;
-            round += 1;
+            self.number += 1;
         }
         (self.phase)("undoing");
-        self.release(&mut job, &leased);
-        (result, std::mem::take(&mut self.held))
+        (job, result)
     }
 
-    /// Removes what dead jobs left on the routers. What cannot be removed does not stop the job.
-    fn reconcile(&mut self, job: &Job<Unlocked>) {
+    /// Removes what dead jobs left on routers. What cannot be removed does not stop the job.
+    pub(super) fn reconcile(&mut self, job: &Job<Unlocked>, stretches: &[Stretch]) {
+        let stations = stretches.iter().flat_map(|s| &s.stations);
+        let routers: BTreeSet<RouterId> = stations.map(|s| s.router.clone()).collect();
         let scope = Scope::Touching {
-            routers: self.parts.iter().map(|p| p.way.router.clone()).collect(),
+            routers: routers.into_iter().collect(),
             hosts: Vec::new(),
         };
         let run_id = self.setup.run_id;
@@ -117,20 +130,6 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
                 self.held.notes.push(note);
             }
         }
-    }
-
-    fn lease_sources(
-        &mut self,
-        job: &mut Job<Unlocked>,
-        pending: &[Vec<Target>],
-        leased: &mut Vec<HostId>,
-    ) -> Result<(), DetailedError> {
-        let needed = self.parts.iter().zip(pending);
-        let needed: Vec<&HostSpec> = needed
-            .filter(|(_, targets)| !targets.is_empty())
-            .filter_map(|(part, _)| part.host.as_ref().ok())
-            .collect();
-        self.lease(job, &needed, leased)
     }
 
     /// Makes and leases hosts, all or none, and adds them to `leased`.
@@ -163,29 +162,27 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         self.held.undone += started.elapsed();
     }
 
-    /// One round: the first target of each router that has one.
+    /// One round: the first target of each stretch that has one and shares no router with another
+    /// one of the round.
     fn round(
         &mut self,
         mut job: Job<Unlocked>,
-        pending: &mut [Vec<Target>],
-        round: usize,
+        stretches: &mut [Stretch],
     ) -> (Job<Unlocked>, Result<(), DetailedError>) {
         let mut leased = Vec::new();
-        let mut result = self.sites(pending, round);
-        if let Ok(sites) = &result {
-            let specs: Vec<&HostSpec> = sites
-                .iter()
-                .filter_map(|s| s.destination.as_ref())
-                .collect();
-            if let Err(error) = self.lease(&mut job, &specs, &mut leased) {
-                result = Err(error);
-            }
-        }
-        let result = match result {
+        let sites = self.sites(stretches);
+        let leasing = sites.and_then(|sites| {
+            let sources = sites.iter().map(|site| &site.source);
+            let destinations = sites.iter().filter_map(|site| site.destination.as_ref());
+            let specs: Vec<&HostSpec> = sources.chain(destinations).collect();
+            self.lease(&mut job, &specs, &mut leased)?;
+            Ok(sites)
+        });
+        let result = match leasing {
             Ok(sites) => {
                 let ended;
-                (job, ended) = self.locked(job, &sites, pending);
-                ended
+                (job, ended) = self.locked(job, &sites);
+                ended.and_then(|measured| self.keep_all(&sites, measured, stretches))
             }
             Err(error) => Err(error),
         };
@@ -193,60 +190,149 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         (job, result)
     }
 
-    /// Takes the first target of each router and plans the host that stands for the destination.
-    fn sites(
-        &mut self,
-        pending: &mut [Vec<Target>],
-        round: usize,
-    ) -> Result<Vec<Site<'a>>, DetailedError> {
+    fn sites(&mut self, stretches: &mut [Stretch]) -> Result<Vec<Site>, DetailedError> {
         let mut sites = Vec::new();
-        for (at, (part, targets)) in self.parts.iter().zip(pending).enumerate() {
-            let Ok(source) = &part.host else {
-                continue;
-            };
-            if targets.is_empty() {
+        let mut taken: BTreeSet<RouterName> = BTreeSet::new();
+        for (at, stretch) in stretches.iter_mut().enumerate() {
+            let routers: Vec<RouterName> =
+                stretch.stations.iter().map(|s| s.name().clone()).collect();
+            if stretch.pending.is_empty() || routers.iter().any(|r| taken.contains(r)) {
                 continue;
             }
-            let target = targets.remove(0);
-            let destination = self.destination(&part.way.router, &target.sink, round)?;
-            let back = way_back(&part.way.netns, source, &target.sink)?;
-            sites.push(Site {
-                at,
-                way: &part.way,
-                source,
-                target,
-                destination,
-                back,
-            });
+            taken.extend(routers);
+            let target = stretch.pending.remove(0);
+            sites.push(self.site(at, stretch, target)?);
         }
         Ok(sites)
     }
 
-    fn destination(
+    /// Plans the hosts and neighbour entries of a stretch for one target.
+    fn site(
         &mut self,
-        router: &RouterId,
-        sink: &Sink,
-        round: usize,
-    ) -> Result<Option<HostSpec>, DetailedError> {
+        at: usize,
+        stretch: &Stretch,
+        target: Target,
+    ) -> Result<Site, DetailedError> {
+        let map = self.setup.map;
+        let source = &stretch.source;
+        let home = map.segment(&source.router.router, &source.interface);
+        let exit = target.sink.exit();
+        let there = exit.and_then(|(router, interface)| map.segment(router, interface));
+        let beside = home.is_some() && home == there;
+        let turns_back = beside && target.sink.address() == Some(source.address.addr());
+        let destination = match turns_back {
+            true => None,
+            false => self.destination(&target.sink, at)?,
+        };
+        let mut site = Site {
+            at,
+            stations: stretch.stations.clone(),
+            source: source.clone(),
+            to: stretch.destination,
+            whole: stretch.whole,
+            link: self.link(&target.sink, beside.then_some(source)),
+            target,
+            destination,
+            turns_back,
+            homes: Vec::new(),
+            others: stretch.learned.clone(),
+        };
+        for station in &stretch.stations {
+            let homes = self.planner.homes(&site, station)?;
+            site.homes.extend(homes);
+        }
+        let learned = stretch.learned.iter();
+        let learned = learned.filter(|(_, mac)| *mac == source.mac);
+        site.homes.extend(learned.map(|(key, _)| key.clone()));
+        if stretch.whole {
+            let caught = self.caught(&site);
+            site.others.extend(caught);
+        }
+        Ok(site)
+    }
+
+    /// What the host at a sink knows of its link. A router that answers there for addresses of
+    /// other links (proxy_arp) is not asked for.
+    fn link(&self, sink: &Sink, beside: Option<&HostSpec>) -> Option<Link> {
+        let map = self.setup.map;
+        let (router, interface) = sink.exit()?;
+        let address = sink.address()?;
+        let subnet = map.subnet(router, interface, address)?;
+        let segment = map.segment(router, interface)?;
+        let mut routers = Vec::new();
+        for (_, interface) in map.plugged(segment).filter(|(_, i)| i.up) {
+            let inside = interface.addresses.iter().map(|a| a.local.addr());
+            let inside = inside.filter(|a| subnet.contains(a) && *a != address);
+            routers.extend(inside.filter_map(|a| Some((a, interface.mac?))));
+        }
+        routers.sort();
+        routers.dedup_by_key(|(address, _)| *address);
+        let has_source = beside.is_some_and(|host| subnet.contains(&host.address.addr()));
+        Some(Link {
+            subnet,
+            routers,
+            has_source,
+        })
+    }
+
+    /// Entries that keep packets from routers that are not held: the packets leave, which shows
+    /// that more routers are needed, and come to nobody.
+    fn caught(&self, site: &Site) -> Vec<(NeighbourKey, Mac)> {
+        let map = self.setup.map;
+        let v4 = site.from().is_ipv4();
+        let mut caught = Vec::new();
+        for station in &site.stations {
+            let interfaces = map.interfaces(station.name()).iter().filter(|i| i.up);
+            for interface in interfaces {
+                let Some(segment) = interface.segment else {
+                    continue;
+                };
+                let others = map.plugged(segment);
+                let others = others.filter(|(router, _)| site.place(router).is_none());
+                let addresses = others.flat_map(|(_, i)| &i.addresses);
+                let addresses = addresses.map(|a| a.local.addr());
+                for address in addresses.filter(|a| a.is_ipv4() == v4) {
+                    let key = NeighbourKey {
+                        router: station.router.clone(),
+                        interface: interface.name.clone(),
+                        address,
+                    };
+                    let known = site.homes.contains(&key)
+                        || site.others.iter().any(|(k, _)| *k == key)
+                        || caught.iter().any(|(k, _)| *k == key);
+                    if !known {
+                        caught.push((key, NOBODY));
+                    }
+                }
+            }
+        }
+        caught
+    }
+
+    fn destination(&mut self, sink: &Sink, at: usize) -> Result<Option<HostSpec>, DetailedError> {
         let Sink::Host {
-            interface, address, ..
+            router,
+            interface,
+            address,
+            ..
         } = sink
         else {
             return Ok(None);
         };
+        let lab = self.planner.lab;
         // The payload is random: a second job of the same name does not take this one's host.
         let job = (self.setup.run_id.as_str(), self.setup.payload);
         let mut hasher = DefaultHasher::new();
-        (job, router.to_string(), round).hash(&mut hasher);
+        (job, router.to_string(), at, self.number).hash(&mut hasher);
         let name = HostName::new(format!("dst:{:016x}", hasher.finish()))?;
         let request = HostRequest {
-            id: HostId::new(router.lab.clone(), name),
-            router: router.clone(),
+            id: HostId::new(lab.clone(), name),
+            router: RouterId::new(lab.clone(), router.clone()),
             address: *address,
             prefix_len: None,
             interface: Some(interface.clone()),
         };
-        match self.caretaker.hosts().lab(&router.lab)?.plan(&request) {
+        match self.caretaker.hosts().lab(lab)?.plan(&request) {
             Ok(spec) => Ok(Some(HostSpec {
                 stands_in: true,
                 ..spec
@@ -260,14 +346,14 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         }
     }
 
-    /// Locks the routers, works on them, and releases each as soon as it is done.
+    /// Locks the routers, works on them, and releases those of each site as soon as it is done.
     fn locked(
         &mut self,
         job: Job<Unlocked>,
-        sites: &[Site<'a>],
-        pending: &mut [Vec<Target>],
-    ) -> (Job<Unlocked>, Result<(), DetailedError>) {
-        let routers: Vec<RouterId> = sites.iter().map(|s| s.way.router.clone()).collect();
+        sites: &[Site],
+    ) -> (Job<Unlocked>, Result<Measured, DetailedError>) {
+        let stations = sites.iter().flat_map(|site| &site.stations);
+        let routers: Vec<RouterId> = stations.map(|s| s.router.clone()).collect();
         let started = Instant::now();
         let locked = job.all_router_locks(&routers, Mode::Exclusive, &self.wait);
         let waited = started.elapsed();
@@ -285,9 +371,10 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
                 break;
             }
         }
-        if result.is_ok() {
-            result = self.work(&mut job, sites, pending, &mut taken, waited);
-        }
+        let result = match result {
+            Ok(()) => self.work(&mut job, sites, &mut taken, waited),
+            Err(error) => Err(error),
+        };
         let started = Instant::now();
         for keys in taken.into_values() {
             self.put_back(&mut job, keys);
@@ -296,34 +383,28 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         (job.unlock(), result)
     }
 
-    /// Has the router's next hops answered for by the job's hosts; what was had is in `taken`.
+    /// Has the routers' next hops answered for by the job's hosts; what was had is in `taken`.
     fn answer_for(
         &mut self,
         job: &mut Job<Locked>,
-        site: &Site<'_>,
+        site: &Site,
         taken: &mut Vec<NeighbourKey>,
     ) -> Result<(), RegistryError> {
-        let key = |interface: &IfName, address: IpAddr| NeighbourKey {
-            router: site.way.router.clone(),
-            interface: interface.clone(),
-            address,
-        };
-        let mut wanted = Vec::new();
-        if let (Sink::Host { interface, hop, .. }, Some(host)) =
-            (&site.target.sink, &site.destination)
-        {
-            wanted.push((key(interface, *hop), host.mac));
+        let mut wanted = site.neighbours(self.planner.lab);
+        for key in &site.homes {
+            match wanted.iter().find(|(known, _)| known == key) {
+                Some((_, mac)) if *mac == site.source.mac => {}
+                Some(_) => self.held.notes.push(format!(
+                    "router {} sends requests and answers to the same neighbour {key}: answers do \
+                     not come back to the source host",
+                    key.router
+                )),
+                None => wanted.push((key.clone(), site.source.mac)),
+            }
         }
-        if let Some((interface, hop)) = &site.back {
-            let back = key(interface, *hop);
-            if wanted.iter().any(|(key, _)| *key == back) {
-                self.held.notes.push(format!(
-                    "router {} sends requests and answers to the same neighbour {back}: answers \
-                     do not come back to the source host",
-                    site.way.router
-                ));
-            } else {
-                wanted.push((back, site.source.mac));
+        for (key, mac) in &site.others {
+            if !wanted.iter().any(|(known, _)| known == key) {
+                wanted.push((key.clone(), *mac));
             }
         }
         for (key, mac) in wanted {
@@ -344,18 +425,17 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         }
     }
 
-    /// Works on all routers at once.
+    /// Works on all sites at once.
     fn work(
         &mut self,
         job: &mut Job<Locked>,
-        sites: &[Site<'a>],
-        pending: &mut [Vec<Target>],
+        sites: &[Site],
         taken: &mut HashMap<usize, Vec<NeighbourKey>>,
         waited: Duration,
-    ) -> Result<(), DetailedError> {
+    ) -> Result<Measured, DetailedError> {
         let started = Instant::now();
         let setup = self.setup;
-        let mut result = Ok(());
+        let mut result = Ok(Vec::new());
         thread::scope(|scope| {
             let (sender, receiver) = mpsc::channel();
             let mut running = BTreeSet::new();
@@ -365,7 +445,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
                     // Nobody listens only when the scope's own thread panicked.
                     let _ = sender.send((site.at, measure(setup, site)));
                 };
-                let named = thread::Builder::new().name(format!("router {}", site.at));
+                let named = thread::Builder::new().name(format!("way {}", site.at));
                 match named.spawn_scoped(scope, work) {
                     Ok(_) => _ = running.insert(site.at),
                     Err(e) => result = Err(DetailedError::system("start a thread")(e)),
@@ -378,77 +458,129 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
                     continue;
                 };
                 self.put_back(job, taken.remove(&at).unwrap_or_default());
-                job.release_router(&site.way.router);
-                self.held.locks.push(LockTime {
-                    router: site.way.router.router.clone(),
-                    waited_ms: millis(waited),
-                    held_ms: millis(started.elapsed()),
-                });
-                match measured {
-                    Ok(measurement) => self.keep(site, measurement, &mut pending[at]),
-                    Err(error) if result.is_ok() => result = Err(error),
-                    Err(error) => tracing::error!("{error}"),
+                for station in &site.stations {
+                    job.release_router(&station.router);
+                    self.held.locks.push(LockTime {
+                        router: station.name().clone(),
+                        waited_ms: millis(waited),
+                        held_ms: millis(started.elapsed()),
+                    });
+                }
+                match (measured, &mut result) {
+                    (Ok(measurement), Ok(list)) => list.push((at, measurement)),
+                    (Ok(_), Err(_)) => {}
+                    (Err(error), Ok(_)) => result = Err(error),
+                    (Err(error), Err(_)) => tracing::error!("{error}"),
                 }
             }
             if let Some(at) = running.first()
                 && result.is_ok()
                 && let Some(site) = sites.iter().find(|site| site.at == *at)
             {
-                result = Err(DetailedError::Panicked(site.way.router.clone()));
+                let names = site.stations.iter().map(|s| s.name().to_string());
+                let names: Vec<String> = names.collect();
+                result = Err(DetailedError::Panicked(names.join(", ")));
             }
         });
         self.held.measured += started.elapsed();
         result
     }
 
-    fn keep(&mut self, site: &Site<'_>, measurement: Measurement, pending: &mut Vec<Target>) {
+    /// Keeps what was measured, and what is to be measured next.
+    fn keep_all(
+        &mut self,
+        sites: &[Site],
+        measured: Measured,
+        stretches: &mut [Stretch],
+    ) -> Result<(), DetailedError> {
+        for (at, measurement) in measured {
+            let site = sites.iter().find(|site| site.at == at);
+            let (Some(site), Some(stretch)) = (site, stretches.get_mut(at)) else {
+                continue;
+            };
+            self.keep(site, measurement, stretch)?;
+        }
+        Ok(())
+    }
+
+    fn keep(
+        &mut self,
+        site: &Site,
+        measurement: Measurement,
+        stretch: &mut Stretch,
+    ) -> Result<(), DetailedError> {
         let Measurement {
             tests,
             moved,
+            grown,
             notes,
             closing,
         } = measurement;
         for (service, test) in tests {
             self.tests.insert((site.at, service), test);
         }
-        pending.extend(moved);
-        let router = &site.way.router.router;
+        for target in moved {
+            for task in target.tasks {
+                self.planner.expect_answers(stretch, &target.sink, &task)?;
+                add(&mut stretch.pending, target.sink.clone(), task);
+            }
+        }
+        for (task, growth) in grown {
+            self.grow(stretch, &task, growth)?;
+            add(&mut stretch.pending, site.target.sink.clone(), task);
+        }
         for note in notes {
-            let note = format!("router {router}: {note}");
             if !self.held.notes.contains(&note) {
                 self.held.notes.push(note);
             }
         }
         self.closing.extend(closing);
+        Ok(())
+    }
+
+    fn grow(
+        &mut self,
+        stretch: &mut Stretch,
+        task: &Task,
+        growth: Growth,
+    ) -> Result<(), DetailedError> {
+        match growth {
+            Growth::Router(entry, packet) => {
+                let protocol = task.service.protocol;
+                self.planner.expect(stretch, (entry, &packet), protocol)
+            }
+            Growth::Neighbour(key, mac) => {
+                if !stretch.learned.iter().any(|(known, _)| *known == key) {
+                    stretch.learned.push((key, mac));
+                }
+                Ok(())
+            }
+        }
     }
 }
 
-/// The interface and neighbour of the router's way back to the source.
-fn way_back(
-    netns: &NetnsFd,
-    source: &HostSpec,
-    sink: &Sink,
-) -> Result<Option<(IfName, IpAddr)>, DetailedError> {
-    let to = source.address.addr();
-    let mut query = LookupQuery::to(to);
-    if let Sink::Host {
-        interface, address, ..
-    } = sink
-    {
-        query = LookupQuery::forwarded(*address, to, interface.clone());
+impl Site {
+    /// The neighbour entry by which the last router reaches the host that listens.
+    fn neighbours(&self, lab: &crate::model::LabName) -> Vec<(NeighbourKey, Mac)> {
+        let Sink::Host {
+            router,
+            interface,
+            hop,
+            ..
+        } = &self.target.sink
+        else {
+            return Vec::new();
+        };
+        let mac = match &self.destination {
+            Some(host) => host.mac,
+            None if self.turns_back => self.source.mac,
+            None => return Vec::new(),
+        };
+        let key = NeighbourKey {
+            router: RouterId::new(lab.clone(), router.clone()),
+            interface: interface.clone(),
+            address: *hop,
+        };
+        vec![(key, mac)]
     }
-    let fail = |source| DetailedError::Back {
-        netns: netns.name().to_string(),
-        source,
-    };
-    let mut netlink = Netlink::open(netns).map_err(fail)?;
-    let lookup = netlink.lookup_one(&query).map_err(fail)?;
-    Ok(match (lookup.kind, lookup.dev) {
-        // An answer that leaves by another interface does not reach the source host there, as it
-        // would not in the real network.
-        (LookupKind::Unicast, Some(dev)) if dev == source.interface => {
-            Some((dev, lookup.via.unwrap_or(to)))
-        }
-        _ => None,
-    })
 }

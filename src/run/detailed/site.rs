@@ -1,13 +1,19 @@
-//! What one round of a job does at one router: who stands for the destination, and which services
-//! are tried.
+//! What is measured together: a chain of routers with a host at either end, and which services are
+//! tried there.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
+use ipnet::IpNet;
+
+use super::result::RouterWay;
 use crate::{
-    model::{IfName, Protocol, Service},
-    netlink::LookupKind,
-    registry::HostSpec,
-    run::way::Way,
+    model::{IfName, Protocol, RouterId, RouterName, Service},
+    netlink::object::Mac,
+    netns::NetnsFd,
+    registry::{HostSpec, NeighbourKey},
 };
 
 /// Who stands for the destination.
@@ -15,6 +21,8 @@ use crate::{
 pub(super) enum Sink {
     /// A host on the segment of this interface, which answers for the router's next hop.
     Host {
+        /// The router that sends to it.
+        router: RouterName,
         /// The router's interface.
         interface: IfName,
         /// Whose neighbour entry the router uses: its gateway's, or the destination's.
@@ -24,43 +32,46 @@ pub(super) enum Sink {
     },
     /// The router itself has the address.
     Router {
+        /// The router.
+        router: RouterName,
         /// The address.
         address: IpAddr,
     },
-    /// Nobody: the router sends packets nowhere.
+    /// Nobody: a router sends packets nowhere.
     Nowhere,
 }
 
 impl Sink {
-    /// Who stands for `destination` where the router sends packets as `lookup` says.
-    pub(super) fn of(lookup: &crate::netlink::Lookup, destination: IpAddr) -> Self {
-        match (lookup.kind, &lookup.dev) {
-            (LookupKind::Local, _) => Self::Router {
-                address: destination,
-            },
-            (LookupKind::Unicast, Some(interface)) => Self::Host {
-                interface: interface.clone(),
-                hop: lookup.via.unwrap_or(destination),
-                address: destination,
-            },
-            _ => Self::Nowhere,
+    /// The address at which the service listens.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Host { address, .. } | Self::Router { address, .. } => Some(*address),
+            Self::Nowhere => None,
         }
     }
 
-    /// The interface by which packets leave; `lo` is none.
-    pub(super) fn interface(&self) -> Option<&IfName> {
+    /// The router at which packets end, or the last one before the host.
+    pub(super) fn router(&self) -> Option<&RouterName> {
         match self {
-            Self::Host { interface, .. } => Some(interface),
+            Self::Host { router, .. } | Self::Router { router, .. } => Some(router),
+            Self::Nowhere => None,
+        }
+    }
+
+    /// The router and the interface by which packets leave it for the host.
+    pub(super) fn exit(&self) -> Option<(&RouterName, &IfName)> {
+        match self {
+            Self::Host {
+                router, interface, ..
+            } => Some((router, interface)),
             Self::Router { .. } | Self::Nowhere => None,
         }
     }
 
-    /// The address at which the service listens.
-    pub(super) fn address(&self) -> Option<IpAddr> {
-        match self {
-            Self::Host { address, .. } | Self::Router { address } => Some(*address),
-            Self::Nowhere => None,
-        }
+    /// Whether packets come to the same place of another sink, at whatever next hop.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        (self.exit(), self.address(), self.router())
+            == (other.exit(), other.address(), other.router())
     }
 }
 
@@ -71,10 +82,15 @@ pub(super) struct Task {
     pub(super) at: usize,
     /// The service.
     pub(super) service: Service,
-    /// The port to which the router sends it.
+    /// The port that the client connects to: another one than the service's where a router in front
+    /// has translated it.
+    pub(super) dial: u16,
+    /// The port to which routers send it.
     pub(super) port: u16,
     /// How often it was found to go elsewhere than expected.
     pub(super) moves: u8,
+    /// How often it was found to need more routers, or other neighbour entries.
+    pub(super) growths: u8,
 }
 
 impl Task {
@@ -99,23 +115,6 @@ impl Target {
     }
 }
 
-/// The targets of `services` by the ways that the router's tables say.
-pub(super) fn targets(way: &Way, destination: IpAddr, services: &[Service]) -> Vec<Target> {
-    let mut targets: Vec<Target> = Vec::new();
-    for (at, &service) in services.iter().enumerate() {
-        let other = way.by_port.iter().find(|(position, _)| *position == at);
-        let lookup = other.map_or(&way.onward, |(_, lookup)| lookup);
-        let task = Task {
-            at,
-            service,
-            port: service.port,
-            moves: 0,
-        };
-        add(&mut targets, Sink::of(lookup, destination), task);
-    }
-    targets
-}
-
 /// Adds a service to those with the same sink.
 pub(super) fn add(targets: &mut Vec<Target>, sink: Sink, task: Task) {
     match targets.iter_mut().find(|target| target.sink == sink) {
@@ -127,19 +126,93 @@ pub(super) fn add(targets: &mut Vec<Target>, sink: Sink, task: Task) {
     }
 }
 
-/// One router in one round.
+/// A router that is held and watched.
 #[derive(Debug)]
-pub(super) struct Site<'a> {
-    /// The router's place in the list of routers.
-    pub(super) at: usize,
-    pub(super) way: &'a Way,
+pub(super) struct Station {
+    pub(super) router: RouterId,
+    pub(super) netns: Arc<NetnsFd>,
+    /// How packets were expected to pass it.
+    pub(super) planned: RouterWay,
+}
+
+impl Station {
+    pub(super) fn name(&self) -> &RouterName {
+        &self.router.router
+    }
+}
+
+/// What is measured as a whole: packets from one source host, through one router or several, to
+/// wherever they end.
+#[derive(Debug)]
+pub(super) struct Stretch {
+    /// The routers; packets come in at the first.
+    pub(super) stations: Vec<Arc<Station>>,
     /// The host that connects.
-    pub(super) source: &'a HostSpec,
+    pub(super) source: HostSpec,
+    /// Where it connects to.
+    pub(super) destination: IpAddr,
+    /// Whether packets are followed to whatever router they go; otherwise they end where they
+    /// leave these.
+    pub(super) whole: bool,
+    /// What is still to be tried, by where it is expected to end.
+    pub(super) pending: Vec<Target>,
+    /// Neighbour entries that turned out to be needed, beside those that are known beforehand.
+    pub(super) learned: Vec<(NeighbourKey, Mac)>,
+}
+
+impl Stretch {
+    pub(super) fn has(&self, router: &RouterName) -> bool {
+        self.stations.iter().any(|s| s.name() == router)
+    }
+}
+
+/// The place of a stretch and of a service in their lists.
+pub(super) type Asked = (usize, usize);
+
+/// What a host knows of its own link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    /// Its subnet: what is for it goes to no gateway.
+    pub(super) subnet: IpNet,
+    /// The routers in it that it reaches.
+    pub(super) routers: Vec<(IpAddr, Mac)>,
+    /// Whether the source host is in it, on the same segment.
+    pub(super) has_source: bool,
+}
+
+/// One stretch in one round.
+#[derive(Debug)]
+pub(super) struct Site {
+    /// The place of the stretch in the list.
+    pub(super) at: usize,
+    pub(super) stations: Vec<Arc<Station>>,
+    pub(super) source: HostSpec,
+    /// Where the client connects to.
+    pub(super) to: IpAddr,
+    pub(super) whole: bool,
     pub(super) target: Target,
-    /// The host that listens; none where the router itself does, or nobody.
+    /// The host that listens; none where a router or the source itself does, or nobody.
     pub(super) destination: Option<HostSpec>,
-    /// The interface by which answers leave and whose neighbour entry the router uses for them.
-    pub(super) back: Option<(IfName, IpAddr)>,
+    /// Whether packets end at the source host, which called itself by another address.
+    pub(super) turns_back: bool,
+    /// What the host that listens knows of its link.
+    pub(super) link: Option<Link>,
+    /// Neighbour entries by which routers reach the source host.
+    pub(super) homes: Vec<NeighbourKey>,
+    /// Other entries: ends of tunnels, and those that keep packets from routers that are not held.
+    pub(super) others: Vec<(NeighbourKey, Mac)>,
+}
+
+impl Site {
+    /// The source's address.
+    pub(super) fn from(&self) -> IpAddr {
+        self.source.address.addr()
+    }
+
+    /// The place of a router among the stations.
+    pub(super) fn place(&self, router: &RouterName) -> Option<usize> {
+        self.stations.iter().position(|s| s.name() == router)
+    }
 }
 
 #[cfg(test)]
@@ -154,14 +227,17 @@ mod tests {
                 port: 80,
                 protocol: Protocol::Tcp,
             },
+            dial: 80,
             port: 80,
             moves: 0,
+            growths: 0,
         }
     }
 
     #[test]
     fn services_with_one_sink_are_tried_together() {
         let host = |hop: &str| Sink::Host {
+            router: "r".parse().unwrap(),
             interface: "eth0".parse().unwrap(),
             hop: hop.parse().unwrap(),
             address: "10.0.0.9".parse().unwrap(),
@@ -175,5 +251,6 @@ mod tests {
             .map(|target| target.tasks.iter().map(|t| t.at).collect())
             .collect();
         assert_eq!(at, [vec![0, 2], vec![1]]);
+        assert!(targets[0].sink.is_at(&targets[1].sink));
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use super::{
     html::escape,
-    result::{DetailedReport, RouterTest, ServiceResult},
+    result::{DetailedReport, Reach, RouterTest, ServiceResult},
 };
 use crate::run::report::Verdict;
 
@@ -34,7 +34,11 @@ struct Node {
 /// Draws the path of `service`.
 pub(super) fn path(report: &DetailedReport, service: &ServiceResult) -> String {
     let mut nodes = vec![end("source", report.source.to_string())];
-    nodes.extend(service.tests.iter().map(router));
+    let on_way = service
+        .tests
+        .iter()
+        .filter(|test| test.reach != Reach::ByAnswer);
+    nodes.extend(on_way.map(router));
     let destination = format!("{} {}", report.destination, service.service);
     nodes.push(end("destination", destination));
     let columns = nodes.len().min(PER_ROW);

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use owo_colors::{OwoColorize, Style};
 
 use super::result::{
-    DetailedReport, Direction, PacketWay, RouterTest, RuleEvidence, ServiceResult, Status,
+    DetailedReport, Direction, Leg, PacketWay, Reach, RouterTest, RuleEvidence, ServiceResult,
+    Status,
 };
 use crate::run::report::Verdict;
 
@@ -20,8 +21,10 @@ pub struct Layout {
 
 /// Columns between two routers.
 const GAP: usize = 2;
-/// As wide as the longest status.
-const STATUS_WIDTH: usize = 11;
+/// As wide as the longest status of a router that was not reached.
+const STATUS_WIDTH: usize = 13;
+/// As wide as the longest verdict.
+const VERDICT_WIDTH: usize = 7;
 
 /// Prints the result.
 ///
@@ -34,6 +37,7 @@ pub fn print(out: &mut dyn Write, report: &DetailedReport, layout: Layout) -> io
         "{} → {}   lab {}, run {}, {}\n",
         report.source, report.destination, report.lab, report.run_id, report.started_at
     )?;
+    printer.verdicts(out)?;
     printer.matrix(out)?;
     for service in &report.services {
         printer.service(out, service)?;
@@ -51,14 +55,40 @@ struct Printer<'a> {
 
 impl Printer<'_> {
     fn style(&self, status: Status) -> Style {
+        self.verdict_style(status.verdict())
+    }
+
+    fn verdict_style(&self, verdict: Verdict) -> Style {
         if !self.layout.colour {
             return Style::new();
         }
-        match status.verdict() {
+        match verdict {
             Verdict::Yes => Style::new().green(),
             Verdict::No => Style::new().red().bold(),
             Verdict::Unknown => Style::new().yellow().bold(),
         }
+    }
+
+    /// Each service's end-to-end verdict.
+    fn verdicts(&self, out: &mut dyn Write) -> io::Result<()> {
+        let names = self.report.services.iter();
+        let label = names
+            .map(|s| s.service.to_string().len())
+            .max()
+            .unwrap_or(0);
+        for service in &self.report.services {
+            let verdict = service.verdict();
+            let style = self.verdict_style(verdict);
+            let cell = format!("{verdict:VERDICT_WIDTH$}");
+            let words = headline(service);
+            writeln!(
+                out,
+                "{:label$}  {}  {words}",
+                service.service,
+                cell.style(style)
+            )?;
+        }
+        writeln!(out)
     }
 
     fn matrix(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -73,6 +103,9 @@ impl Printer<'_> {
                 .map_or(0, |r| r.name.as_str().len());
             name.max(STATUS_WIDTH)
         };
+        if self.report.routers.is_empty() {
+            return Ok(());
+        }
         for block in self.blocks(label, &width) {
             write!(out, "{:label$}", "service")?;
             for at in block.clone() {
@@ -83,11 +116,22 @@ impl Printer<'_> {
             for service in &self.report.services {
                 write!(out, "{:label$}", service.service)?;
                 for at in block.clone() {
-                    let Some(test) = service.tests.get(at) else {
-                        continue;
+                    let router = self.report.routers.get(at);
+                    let test = router.and_then(|router| service.at(&router.name));
+                    let (text, style) = match test {
+                        Some(test) if test.counts() => {
+                            (test.status.to_string(), self.style(test.status))
+                        }
+                        Some(test) => (format!("({})", test.status), Style::new().dimmed()),
+                        None => ("-".to_owned(), Style::new()),
                     };
-                    let cell = format!("{:w$}", test.status, w = width(at));
-                    write!(out, "{:GAP$}{}", "", cell.style(self.style(test.status)))?;
+                    let style = if self.layout.colour {
+                        style
+                    } else {
+                        Style::new()
+                    };
+                    let cell = format!("{text:w$}", w = width(at));
+                    write!(out, "{:GAP$}{}", "", cell.style(style))?;
                 }
                 writeln!(out)?;
             }
@@ -116,6 +160,8 @@ impl Printer<'_> {
     fn service(&self, out: &mut dyn Write, service: &ServiceResult) -> io::Result<()> {
         let verdict = service.verdict();
         writeln!(out, "{}  {verdict}: {}", service.service, headline(service))?;
+        write_legs(out, "→", &service.end.way)?;
+        write_legs(out, "←", &service.end.answer)?;
         for test in &service.tests {
             self.test(out, test)?;
         }
@@ -129,11 +175,12 @@ impl Printer<'_> {
         };
         writeln!(
             out,
-            "  {} {} ({} → {}): {}",
+            "  {} {} ({} → {}): {}{}",
             status.style(self.style(test.status)),
             test.router,
             name(&test.iface_in),
             name(&test.iface_out),
+            reach(test.reach),
             test.message
         )?;
         for (what, rules) in [
@@ -174,20 +221,34 @@ impl Printer<'_> {
     }
 }
 
+/// What is said of a router that has no part in the result.
+pub(super) fn reach(reach: Reach) -> &'static str {
+    match reach {
+        Reach::Reached | Reach::ByAnswer => "",
+        Reach::NotReached => "not reached; on its own: ",
+        Reach::NotOnTheWay => "not on the way; on its own: ",
+    }
+}
+
+fn write_legs(out: &mut dyn Write, arrow: &str, legs: &[Leg]) -> io::Result<()> {
+    for leg in legs {
+        writeln!(out, "    {arrow} {leg}")?;
+    }
+    Ok(())
+}
+
 /// What a service's verdict means.
 pub(super) fn headline(service: &ServiceResult) -> String {
-    let list = |want: Verdict| {
-        let tests = service.tests.iter();
-        let names = tests.filter(|t| t.status.verdict() == want);
-        names
-            .map(|t| t.router.to_string())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    match service.verdict() {
-        Verdict::Yes => "it passes every router".to_owned(),
-        Verdict::No => format!("stopped at {}", list(Verdict::No)),
-        Verdict::Unknown => format!("not known at {}", list(Verdict::Unknown)),
+    let end = &service.end;
+    let reason = end.reason.as_deref().unwrap_or_default();
+    let note = end.note.as_ref().filter(|note| note.as_str() != reason);
+    let note = note.map_or(String::new(), |note| format!("; {note}"));
+    match (end.result, &end.router) {
+        (Verdict::Yes, _) if end.way.is_empty() => reason.to_owned(),
+        (Verdict::Yes, _) => format!("it gets there and the answer comes back{note}"),
+        (Verdict::No, Some(router)) => format!("stopped at {router}: {reason}"),
+        (Verdict::Unknown, Some(router)) => format!("not known at {router}: {reason}"),
+        (_, None) => reason.to_owned(),
     }
 }
 

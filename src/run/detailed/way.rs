@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     evidence::{Clerk, EvidenceError},
+    journey::Sighting,
     result::{Direction, Headers, Nat, PacketWay, Step},
 };
 use crate::{
@@ -32,12 +33,12 @@ const RST: u8 = 0x04;
 pub(super) fn ways(
     clerk: &mut Clerk<'_>,
     socket: &mut NftSocket,
-    packets: &[FlowPacket],
+    seen: &[Sighting],
 ) -> Result<Vec<PacketWay>, EvidenceError> {
     let mut ways: Vec<PacketWay> = Vec::new();
     let mut known: HashMap<(Direction, Vec<Step>, String), usize> = HashMap::new();
-    for packet in packets {
-        let direction = clerk.direction(packet).unwrap_or(Direction::Answer);
+    for Sighting { packet, direction } in seen {
+        let direction = direction.unwrap_or(Direction::Answer);
         let mut steps = Vec::with_capacity(packet.steps.len());
         for step in &packet.steps {
             let (position, rule, verdict) = clerk.worded(socket, step)?;
@@ -102,15 +103,15 @@ fn ended(decision: &Decision) -> &'static str {
 }
 
 /// How packets of each direction were rewritten; each rewriting once.
-pub(super) fn nat(clerk: &Clerk<'_>, packets: &[FlowPacket]) -> Vec<Nat> {
+pub(super) fn nat(seen: &[Sighting]) -> Vec<Nat> {
     let mut found = Vec::new();
-    for packet in packets {
+    for Sighting { packet, direction } in seen {
         let (before, after) = (headers(&packet.first), headers(&packet.last));
-        if let Some(direction) = clerk.direction(packet)
+        if let Some(direction) = direction
             && before != after
         {
             let nat = Nat {
-                direction,
+                direction: *direction,
                 before,
                 after,
             };

@@ -4,7 +4,7 @@
 //! table ip tsimflow_RUNID {        # flags owner
 //!   chain prerouting_first { hook prerouting priority -2^31; iif A ether saddr S meta nftrace set 1
 //!                                                            iif B ether saddr D meta nftrace set 1 }
-//!   chain output_first     { hook output     priority -2^31; ip daddr SOURCE   meta nftrace set 1 }
+//!   chain output_first     { hook output     priority -2^31; ip daddr SOURCE?  meta nftrace set 1 }
 //!   chain prerouting_last, input_first, input_last, forward_first, …      # empty
 //! }
 //! table netdev tsimflow_RUNID {
@@ -14,8 +14,10 @@
 //! ```
 //!
 //! A real packet carries no tag, and NAT rewrites what it carries. It is recognised by where it
-//! comes from: the interface and the hardware address of a host that only this job uses. What the
-//! router itself sends to the source (ICMP errors, resets) is followed, too. Nothing is taken out
+//! comes from: the interface and the hardware address of a host that only this job uses, or of
+//! another router that the job holds. What the router itself sends (ICMP errors, resets) is
+//! followed, too: to the source, or all of it where the source's address may have been rewritten
+//! by then, but for what routers say to their neighbours. Nothing is taken out
 //! of its way: the tracer's chains are empty but for the rules that switch the trace on, and the
 //! policy of an empty chain is reported like any other.
 
@@ -47,20 +49,22 @@ use crate::{
 pub struct FlowSpec {
     /// The job.
     pub run_id: RunId,
-    /// Address that packets come from; what the router itself sends there is followed.
-    pub source: IpAddr,
-    /// The hosts whose packets are followed.
+    /// Family of the packets.
+    pub family: object::Family,
+    /// Where what the router itself sends is followed to; none for anywhere.
+    pub own_to: Option<IpAddr>,
+    /// The hosts and routers whose packets are followed.
     pub ends: Vec<FlowEnd>,
 }
 
-/// A host that is joined to one of the router's segments.
+/// A host or another router that is joined to one of the router's segments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlowEnd {
     /// The router's interface.
     pub interface: IfName,
     /// Its number.
     pub index: u32,
-    /// The host's hardware address.
+    /// Its hardware address.
     pub mac: Mac,
 }
 
@@ -177,6 +181,23 @@ pub struct FlowPacket {
 }
 
 impl FlowPacket {
+    /// Whether this is of what nodes on a link say to each other: to groups, or multicast listener
+    /// and neighbour discovery of IPv6 (RFC 2710, RFC 4861, RFC 3810). The chains of interfaces see
+    /// it even where packets of IPv4 are followed.
+    fn is_between_neighbours(&self) -> bool {
+        let FlowHead {
+            source,
+            destination,
+            payload,
+            ..
+        } = self.first;
+        let discovery = match payload {
+            Payload::Icmp { kind, .. } => matches!(kind, 130..=137 | 143),
+            _ => false,
+        };
+        source.is_unspecified() || destination.is_multicast() || source.is_ipv6() && discovery
+    }
+
     /// Whether the router itself sent it.
     #[must_use]
     pub fn is_own(&self) -> bool {
@@ -196,6 +217,19 @@ impl FlowPacket {
                 whole: true,
             } => StoppedBy::Nothing(Exit::Local),
             reached => stopped_by(self.steps.last().filter(|_| self.ends_with_step), reached),
+        }
+    }
+
+    /// A packet that came in and left, for tests of what follows packets.
+    #[cfg(test)]
+    pub(crate) fn that_left(first: FlowHead, last: FlowHead) -> Self {
+        let reached = Reached {
+            hook: HookPoint::Postrouting,
+            whole: true,
+        };
+        Self {
+            last,
+            ..Self::begin(0, first, reached)
         }
     }
 
@@ -256,7 +290,7 @@ impl FlowTracer {
     /// [`NftError`]; nothing was changed then.
     pub fn start(mut sockets: TraceSockets, spec: &FlowSpec) -> Result<Self, NftError> {
         let table = table_name(&spec.run_id);
-        let family = table_family(object::Family::of(spec.source));
+        let family = table_family(spec.family);
         let render = |batch, flags| render(batch, spec, family, &table, flags);
         let ownership = make_tables(&mut sockets.control, render, "installing a trace")?;
         Ok(Self {
@@ -292,16 +326,18 @@ impl FlowTracer {
     }
 
     /// The packets that were read so far, in the order in which they came in.
-    #[must_use]
-    pub fn packets(&self) -> &[FlowPacket] {
-        &self.packets.list
+    pub fn packets(&self) -> impl Iterator<Item = &FlowPacket> {
+        let list = self.packets.list.iter();
+        list.filter(|packet| !packet.is_between_neighbours())
     }
 
     /// Gives away the packets that were read, and says whether the kernel had to leave out events
     /// since this was last asked, so that they are not to be trusted.
     pub fn take(&mut self) -> (Vec<FlowPacket>, bool) {
         let overrun = std::mem::take(&mut self.packets.overrun);
-        (std::mem::take(&mut self.packets.list), overrun)
+        let mut packets = std::mem::take(&mut self.packets.list);
+        packets.retain(|packet| !packet.is_between_neighbours());
+        (packets, overrun)
     }
 
     /// The control socket, to ask about the ruleset.
@@ -427,12 +463,15 @@ fn render(
         }
     }
     follow_hosts(&mut batch, spec, family, table)?;
-    follow_own(&mut batch, spec.source, family, table)?;
+    follow_own(&mut batch, spec.own_to, family, table)?;
     if !spec.ends.is_empty() {
         batch.table(Family::Netdev, table, flags)?;
     }
-    for (number, end) in spec.ends.iter().enumerate() {
-        ingress(&mut batch, end, number, table)?;
+    let mut devices: Vec<&IfName> = spec.ends.iter().map(|end| &end.interface).collect();
+    devices.sort();
+    devices.dedup();
+    for (number, device) in devices.into_iter().enumerate() {
+        ingress(&mut batch, spec, (number, device), table)?;
     }
     batch.end();
     Ok(batch)
@@ -470,20 +509,23 @@ fn follow_hosts(
 
 fn follow_own(
     batch: &mut Encoder,
-    source: IpAddr,
+    to: Option<IpAddr>,
     family: Family,
     table: &str,
 ) -> Result<(), EncodeError> {
-    let (offset, address) = match source {
+    let address = to.map(|to| match to {
         IpAddr::V4(address) => (16, address.octets().to_vec()),
         IpAddr::V6(address) => (24, address.octets().to_vec()),
-    };
-    let load = Expr::LoadPayload {
-        header: Header::Network,
-        offset,
-        len: address.len() as u32,
-    };
-    let mut exprs = vec![load, Expr::Equal(&address)];
+    });
+    let mut exprs = Vec::new();
+    if let Some((offset, octets)) = &address {
+        exprs.push(Expr::LoadPayload {
+            header: Header::Network,
+            offset: *offset,
+            len: octets.len() as u32,
+        });
+        exprs.push(Expr::Equal(octets));
+    }
     exprs.extend(TRACE);
     let chain = chain_name(Reached {
         hook: HookPoint::Output,
@@ -492,17 +534,21 @@ fn follow_own(
     batch.rule(family, table, &chain, &exprs)
 }
 
+/// The chains of one interface, with a rule for each of the ends there.
 fn ingress(
     batch: &mut Encoder,
-    end: &FlowEnd,
-    number: usize,
+    spec: &FlowSpec,
+    (number, device): (usize, &IfName),
     table: &str,
 ) -> Result<(), EncodeError> {
     for (whole, priority) in [(false, i32::MIN), (true, i32::MAX)] {
         let hook = HookPoint::Ingress;
         let chain = format!("{}_{number}", chain_name(Reached { hook, whole }));
-        batch.ingress_chain(table, &chain, end.interface.as_str(), priority)?;
-        if !whole {
+        batch.ingress_chain(table, &chain, device.as_str(), priority)?;
+        if whole {
+            continue;
+        }
+        for end in spec.ends.iter().filter(|end| end.interface == *device) {
             let mut exprs = vec![LOAD_SENDER, Expr::Equal(&end.mac.0)];
             exprs.extend(TRACE);
             batch.rule(Family::Netdev, table, &chain, &exprs)?;

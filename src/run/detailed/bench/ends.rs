@@ -1,6 +1,6 @@
 //! The two ends of services: sockets opened inside the namespaces of source and destination.
 
-use super::Bench;
+use super::{Bench, link};
 use crate::{
     fault,
     netns::NetnsFd,
@@ -8,17 +8,39 @@ use crate::{
         DetailedError, Setup,
         connect::Client,
         listen::{Bound, Listener},
-        site::Task,
+        site::{Sink, Site, Task},
     },
 };
 
 /// The namespace in which services listen.
 pub(super) enum Listening<'a> {
+    /// A host's.
     Host(NetnsFd),
+    /// A router's.
     Router(&'a NetnsFd),
 }
 
-impl Listening<'_> {
+impl<'a> Listening<'a> {
+    /// Opens the namespace of whoever stands for the destination, if anybody does.
+    pub(super) fn open(setup: &Setup<'_>, site: &'a Site) -> Result<Option<Self>, DetailedError> {
+        if let Some(host) = &site.destination {
+            let netns = setup.dir.open(&host.id.netns())?;
+            link::teach(&netns, site, host)?;
+            return Ok(Some(Self::Host(netns)));
+        }
+        if site.turns_back {
+            let netns = setup.dir.open(&site.source.id.netns())?;
+            return Ok(Some(Self::Host(netns)));
+        }
+        Ok(match &site.target.sink {
+            Sink::Router { router, .. } => {
+                let place = site.place(router).and_then(|at| site.stations.get(at));
+                place.map(|station| Self::Router(&station.netns))
+            }
+            _ => None,
+        })
+    }
+
     pub(super) fn netns(&self) -> &NetnsFd {
         match self {
             Self::Host(netns) => netns,
@@ -28,21 +50,17 @@ impl Listening<'_> {
 }
 
 /// The two ends of one service, bound and not yet used.
-pub(super) struct Ends {
+pub(super) struct End {
     pub(super) client: Client,
     pub(super) listener: Option<Bound>,
 }
 
 impl Bench<'_> {
     /// Opens clients and listeners inside their namespaces.
-    pub(super) fn open_ends(&self, tasks: &[Task]) -> Result<Vec<Ends>, DetailedError> {
+    pub(super) fn open_ends(&self, tasks: &[Task]) -> Result<Vec<End>, DetailedError> {
         fault::step("detailed.listen").map_err(DetailedError::system("listen"))?;
-        let Setup {
-            source,
-            source_port,
-            ..
-        } = *self.setup;
-        let open = |task: &Task| Client::open_here(source, source_port, task.service.protocol);
+        let (source, port) = (self.site.from(), self.setup.source_port);
+        let open = |task: &Task| Client::open_here(source, port, task.service.protocol);
         let clients = self
             .source
             .enter(|| tasks.iter().map(open).collect::<Vec<_>>())?;
@@ -57,7 +75,7 @@ impl Bench<'_> {
             None => tasks.iter().map(|_| None).collect(),
         };
         let pair = |(client, listener): (Result<Client, _>, Option<Result<Bound, _>>)| {
-            Ok(Ends {
+            Ok(End {
                 client: client.map_err(DetailedError::system("open a client's socket"))?,
                 listener: self.bound(listener)?,
             })

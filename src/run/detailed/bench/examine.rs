@@ -2,28 +2,49 @@
 
 use std::net::IpAddr;
 
-use super::{Bench, Counters};
+use super::{Bench, Counters, moved::Departure};
 use crate::{
     firewall::nft::trace::{Exit, StoppedBy, flow::FlowPacket},
-    run::detailed::{
-        DetailedError,
-        attempt::Tried,
-        connect::Experience,
-        evidence::{EvidenceError, Rules},
-        judge::{Facts, Fate, Judged, is_settled, judge},
-        millis,
-        result::{Direction, Measured, RouterTest, Status},
-        site::Task,
-        way,
+    lab::trace::{Entry, Onward},
+    model::IfName,
+    run::{
+        detailed::{
+            DetailedError,
+            attempt::Tried,
+            connect::Experience,
+            journey::Seen,
+            judge::{Facts, Fate, Judged, is_settled, judge},
+            millis,
+            post::Evidence,
+            result::{
+                Direction, EndToEnd, Leg, Measured, Reach, RouterTest, RouterWay, ServiceTest,
+                Status,
+            },
+            site::{Sink, Task},
+            way,
+        },
+        report::{EndKind, Verdict},
     },
 };
 
 /// A result that waiting longer may change.
 pub(super) struct Undecided {
     pub(super) task: Task,
-    pub(super) test: RouterTest,
-    pub(super) request: Fate,
-    pub(super) answer: Fate,
+    pub(super) test: ServiceTest,
+    found: Found,
+}
+
+/// What the packets of an attempt showed, all routers together.
+#[derive(Debug, Clone)]
+struct Found {
+    request: Fate,
+    answer: Fate,
+    /// Whether a router sent something to the source by itself, and it went out.
+    own_left: bool,
+    /// Whether the packets of all routers were seen.
+    traced: bool,
+    /// The routers at which the request and the answer ended, or were seen last.
+    ends: (usize, usize),
 }
 
 impl Bench<'_> {
@@ -31,106 +52,201 @@ impl Bench<'_> {
     pub(super) fn examine(
         &mut self,
         task: Task,
-        tried: &Tried,
-        before: &Counters,
+        (tried, seen): (&Tried, &Seen),
+        before: &[Counters],
         attempts: u32,
     ) -> Result<(Undecided, bool), DetailedError> {
-        let at = |error: EvidenceError| self.setup.at(self.site)(error);
-        let packets = &tried.packets;
-        let (mut request, mut answer) = (Fate::NotSeen, Fate::NotSeen);
-        let (mut rules, mut trace, mut nat) = (Rules::default(), Vec::new(), Vec::new());
-        if let Some(watch) = &mut self.watch {
-            let socket = watch.tracer().control();
-            request = self
-                .clerk
-                .fate(socket, packets, Direction::Request)
-                .map_err(at)?;
-            answer = self
-                .clerk
-                .fate(socket, packets, Direction::Answer)
-                .map_err(at)?;
-            let counters = (&before.nft, &self.counters.nft);
-            rules = self.clerk.rules(socket, packets, counters).map_err(at)?;
-            trace = way::ways(&mut self.clerk, socket, packets).map_err(at)?;
-            nat = way::nat(&self.clerk, packets);
+        let answered = matches!(tried.experience, Some(Experience::Answered(_)));
+        let mut evidence = Vec::with_capacity(self.posts.len());
+        for ((post, seen), before) in self.posts.iter_mut().zip(&seen.at).zip(before) {
+            evidence.push(post.examine(seen, before, answered)?);
         }
-        self.add_legacy(before, &mut rules, &mut request, tried);
-        let facts = self.facts(tried.experience.as_ref(), &request, &answer, packets, tried);
+        let found = self.found(tried, seen, &evidence);
+        let facts = self.facts(tried, &found);
         let judged = judge(&facts);
         let settled = self.setup.patient || is_settled(&facts);
-        let mut test = self.test(task, tried, judged);
-        test.attempts = attempts;
-        test.trace = trace;
-        test.nat = nat;
-        test.allowing = rules.allowing;
-        test.blocking = rules.blocking;
-        test.touched = rules.touched;
-        test.other_traffic = rules.other_traffic;
-        if tried.overrun {
-            let lost = "trace events were lost: what the trace shows may be incomplete";
-            test.warnings.push(lost.to_owned());
+        let mut tests = self.tests(task, seen, evidence);
+        for (_, test) in &mut tests {
+            test.attempts = attempts;
+            if tried.overrun {
+                let lost = "trace events were lost: what the trace shows may be incomplete";
+                test.warnings.push(lost.to_owned());
+            }
         }
-        self.warn_of_other_traffic(&mut test);
-        let undecided = Undecided {
-            task,
-            test,
+        let way = self.legs(seen, Direction::Request);
+        let back = self.legs(seen, Direction::Answer);
+        let mut test = ServiceTest {
+            tests: tests.into_iter().map(|(_, test)| test).collect(),
+            end: EndToEnd::unknown(String::new()),
+        };
+        test.end.way = way;
+        test.end.answer = back;
+        self.say(&mut test, task, tried, (&judged, &found));
+        self.qualify(&mut test, tried, seen);
+        Ok((Undecided { task, test, found }, settled))
+    }
+
+    /// What became of request and answer, over all routers.
+    fn found(&mut self, tried: &Tried, seen: &Seen, evidence: &[Evidence]) -> Found {
+        let left = |p: &FlowPacket| p.stopped_by() == StoppedBy::Nothing(Exit::Out);
+        let mut sightings = seen.at.iter().flatten();
+        let own_left = sightings.any(|s| s.packet.is_own() && left(&s.packet));
+        let (request, at) = overall(seen, evidence, Direction::Request);
+        let (mut answer, mut back) = overall(seen, evidence, Direction::Answer);
+        if answer == Fate::NotSeen {
+            back = at;
+            if let (Some(link), Some(peer)) = (&self.site.link, tried.arrived)
+                && link.loses(peer.ip())
+            {
+                answer = if link.has_source && peer.ip() == self.site.from() {
+                    Fate::Direct
+                } else {
+                    Fate::Unowned(peer.ip())
+                };
+            }
+        } else if answer == Fate::Passed
+            && let Some(fate) = self.astray(seen)
+        {
+            answer = fate;
+        }
+        Found {
             request,
             answer,
+            own_left,
+            traced: self.posts.iter().all(|post| post.watch.is_some()) && !tried.overrun,
+            ends: (at, back),
+        }
+    }
+
+    /// The answer's end, if it left the last router for somewhere where the source host is not.
+    fn astray(&mut self, seen: &Seen) -> Option<Fate> {
+        let (at, packet) = *seen.first(Direction::Answer).last()?;
+        if packet.stopped_by() != StoppedBy::Nothing(Exit::Out) {
+            return None;
+        }
+        let left = self.departure(at, packet)?;
+        let home = self.site.homes.iter().any(|key| {
+            key.router.router == left.router
+                && key.interface == left.interface
+                && key.address == left.hop
+        });
+        let map = self.setup.map;
+        let held = match &left.onward {
+            Onward::Routers(routers) => {
+                routers.iter().any(|r| self.site.place(&r.router).is_some())
+            }
+            _ => false,
         };
-        Ok((undecided, settled))
+        if home || held {
+            return None;
+        }
+        let leaves =
+            matches!(left.onward, Onward::Leaves { .. }) && !map.is_inside(self.site.from());
+        if leaves && self.site.whole {
+            return Some(Fate::Outside(left.interface, left.hop));
+        }
+        Some(Fate::Astray(left.interface))
     }
 
-    pub(super) fn facts<'f>(
-        &'f self,
-        experience: Option<&'f Experience>,
-        request: &Fate,
-        answer: &Fate,
-        packets: &[FlowPacket],
-        tried: &Tried,
-    ) -> Facts<'f> {
-        let left = |p: &FlowPacket| p.stopped_by() == StoppedBy::Nothing(Exit::Out);
+    fn facts<'f>(&'f self, tried: &'f Tried, found: &Found) -> Facts<'f> {
         Facts {
-            experience,
-            traced: self.watch.is_some() && !tried.overrun,
-            request: request.clone(),
-            answer: answer.clone(),
-            own_left: packets.iter().any(|p| p.is_own() && left(p)),
+            experience: tried.experience.as_ref(),
+            traced: found.traced,
+            request: found.request.clone(),
+            answer: found.answer.clone(),
+            own_left: found.own_left,
             arrived: tried.arrived.is_some(),
-            destination: self
-                .site
-                .target
-                .sink
-                .address()
-                .unwrap_or(self.setup.destination),
-            router: &self.addresses,
+            destination: self.site.target.sink.address().unwrap_or(self.site.to),
+            routers: self.posts.iter().flat_map(|p| &p.addresses).collect(),
+            turns_back: self.site.turns_back,
         }
     }
 
-    /// What iptables-legacy's counters add; a rule of it that stopped the request ends the search.
-    fn add_legacy(&self, before: &Counters, rules: &mut Rules, request: &mut Fate, tried: &Tried) {
-        let legacy = self.counters.legacy.since(&before.legacy);
-        let undecided = matches!(request, Fate::NotSeen | Fate::Within(_) | Fate::Lost(_));
-        let answered = matches!(tried.experience, Some(Experience::Answered(_)));
-        if let Some(rule) = legacy.blocking.first().filter(|_| undecided && !answered) {
-            let position = rule
-                .position
-                .map_or("the policy".to_owned(), |p| format!("rule {p}"));
-            *request = Fate::Stopped {
-                by: format!(
-                    "{position} of chain {} (table {}, iptables-legacy): {}",
-                    rule.chain, rule.table, rule.rule
-                ),
-                rejects_with: crate::firewall::rule::Rule::of(&rule.rule)
-                    .rejected_with()
-                    .map(str::to_owned),
+    /// A test for each router that packets came to, with its evidence, and no result yet; the first
+    /// router has one in any case.
+    fn tests(&self, task: Task, seen: &Seen, evidence: Vec<Evidence>) -> Vec<(usize, RouterTest)> {
+        let request = seen.routers(Direction::Request);
+        let mut tests = Vec::new();
+        for (at, (post, evidence)) in self.posts.iter().zip(evidence).enumerate() {
+            let sightings = seen.at.get(at).map_or(&[][..], Vec::as_slice);
+            if at > 0 && sightings.is_empty() {
+                continue;
+            }
+            let way = self.way(at, seen);
+            let mut test = RouterTest::not_made(&way, Status::Unknown, String::new());
+            test.source_host = Some(self.site.source.id.host.clone());
+            test.measured = Measured::Singly;
+            test.reach = if at == 0 || request.contains(&at) {
+                Reach::Reached
+            } else {
+                Reach::ByAnswer
             };
+            test.trace = evidence.trace;
+            test.nat = evidence.nat;
+            test.allowing = evidence.rules.allowing;
+            test.blocking = evidence.rules.blocking;
+            test.touched = evidence.rules.touched;
+            test.other_traffic = evidence.rules.other_traffic;
+            self.warn_of_other_traffic(&mut test);
+            debug_assert!(test.router == *post.station.name(), "{task:?}");
+            tests.push((at, test));
         }
-        rules.allowing.extend(legacy.allowing);
-        rules.blocking.extend(legacy.blocking);
-        rules.touched.extend(legacy.touched);
+        tests
     }
 
-    fn test(&self, task: Task, tried: &Tried, judged: Judged) -> RouterTest {
+    /// The interfaces by which packets came and went, else those that were expected.
+    fn way(&self, at: usize, seen: &Seen) -> RouterWay {
+        let post = &self.posts[at];
+        let mut way = post.station.planned.clone();
+        let name = |index| post.clerk.observer.name(index).cloned();
+        let sink = &self.site.target.sink;
+        if let Some((router, interface)) = sink.exit()
+            && *router == way.name
+        {
+            way.iface_out = Some(interface.clone());
+        }
+        let passed = seen.first(Direction::Request).into_iter();
+        let passed = passed.chain(seen.first(Direction::Answer));
+        if let Some((_, packet)) = passed.into_iter().find(|(there, _)| *there == at) {
+            way.iface_in = name(packet.first.iif).or(way.iface_in);
+            match packet.stopped_by() {
+                StoppedBy::Nothing(Exit::Out) => way.iface_out = name(packet.last.oif),
+                StoppedBy::Nothing(Exit::Local) => way.iface_out = IfName::new("lo").ok(),
+                _ => {}
+            }
+        }
+        way
+    }
+
+    /// The legs of a direction with the addresses that packets have behind each router.
+    fn legs(&mut self, seen: &Seen, direction: Direction) -> Vec<Leg> {
+        let legs = seen.first(direction);
+        let mut described = Vec::with_capacity(legs.len());
+        for (at, packet) in legs {
+            let left = packet.stopped_by() == StoppedBy::Nothing(Exit::Out);
+            let next_hop = self.posts[at].next_hop(packet).filter(|_| left);
+            let observer = &self.posts[at].clerk.observer;
+            let name = |index| observer.name(index).cloned();
+            described.push(Leg {
+                router: self.posts[at].station.name().clone(),
+                iface_in: name(packet.first.iif),
+                iface_out: name(packet.last.oif).filter(|_| left),
+                next_hop,
+                came: way::headers(&packet.first),
+                headers: way::headers(&packet.last),
+            });
+        }
+        described
+    }
+
+    /// Gives every test its status, and the service its end.
+    fn say(
+        &self,
+        test: &mut ServiceTest,
+        task: Task,
+        tried: &Tried,
+        (judged, found): (&Judged, &Found),
+    ) {
         let latency = match tried.experience {
             Some(Experience::Answered(time) | Experience::Mute(time)) => Some(millis(time)),
             _ => None,
@@ -139,26 +255,86 @@ impl Bench<'_> {
             Some(Experience::Icmp(icmp)) => Some(icmp),
             _ => None,
         };
-        let mut test =
-            RouterTest::not_made(&self.setup.way(self.site), judged.status, judged.message);
-        if let (Status::Ok, Some(latency)) = (test.status, latency) {
-            test.message = format!("answered in {latency} ms");
+        let mut message = judged.message.clone();
+        if let (Status::Ok, Some(latency)) = (judged.status, latency) {
+            message = format!("answered in {latency} ms");
         }
-        let behind = task.moves > 0;
-        if behind && let Some(at) = self.site.target.listen_at(&task) {
-            test.message = format!("{}; the router sends it to {at}", test.message);
+        if task.moves > 0
+            && let Some(at) = self.site.target.listen_at(&task)
+        {
+            message = format!("{message}; the router sends it to {at}");
         }
-        test.source_host = Some(self.site.source.id.host.clone());
-        test.latency_ms = latency;
-        test.measured = Measured::Singly;
-        test.icmp = icmp;
-        test.refused_by = judged.refused_by;
-        test
+        let culprit = culprit(judged, found).map(|at| self.posts[at].station.name().clone());
+        for router in &mut test.tests {
+            let decides = culprit.as_ref().is_none_or(|name| *name == router.router);
+            if decides {
+                router.status = judged.status;
+                router.message.clone_from(&message);
+                router.latency_ms = latency;
+                router.icmp = icmp;
+                router.refused_by = judged.refused_by;
+            } else {
+                router.status = Status::Ok;
+                router.latency_ms = None;
+                router.message = match router.reach {
+                    Reach::ByAnswer => "the answer went on".to_owned(),
+                    _ => "the request went on".to_owned(),
+                };
+            }
+        }
+        let end = &mut test.end;
+        end.status = judged.status;
+        end.result = judged.status.verdict();
+        end.reason = Some(message);
+        end.router = culprit;
+        end.kind = match (end.result, &self.site.target.sink) {
+            (Verdict::No, _) => EndKind::Stopped,
+            (Verdict::Unknown, _) => EndKind::NotKnown,
+            (Verdict::Yes, Sink::Router { .. }) => EndKind::Itself,
+            (Verdict::Yes, _) => EndKind::Delivered,
+        };
+    }
+
+    /// What the way's end makes of a result that is good so far.
+    fn qualify(&mut self, test: &mut ServiceTest, tried: &Tried, seen: &Seen) {
+        let Some((at, packet)) = seen.first(Direction::Request).last().copied() else {
+            return;
+        };
+        if packet.stopped_by() != StoppedBy::Nothing(Exit::Out) {
+            return;
+        }
+        let Some(left) = self.departure(at, packet) else {
+            return;
+        };
+        let Some((bearing, kind, words)) = left.end(packet.last.destination) else {
+            return;
+        };
+        let end = &mut test.end;
+        match bearing {
+            Bearing::Lost if tried.arrived.is_none() => {
+                end.status = Status::Unreachable;
+                end.result = Verdict::No;
+            }
+            Bearing::Unknown if self.site.whole && end.result == Verdict::Yes => {
+                end.result = Verdict::Unknown;
+            }
+            _ => {
+                if end.result == Verdict::Yes {
+                    end.kind = kind;
+                }
+                end.note = Some(words);
+                return;
+            }
+        }
+        end.kind = kind;
+        end.reason = Some(words.clone());
+        end.note = Some(words);
+        end.router = Some(left.router);
     }
 
     /// Warns of other traffic in tables that the service's packets pass, too.
     fn warn_of_other_traffic(&self, test: &mut RouterTest) {
-        let elsewhere = match self.setup.source {
+        let elsewhere = match self.site.from() {
             IpAddr::V4(_) => "ip6",
             IpAddr::V6(_) => "ip",
         };
@@ -175,26 +351,130 @@ impl Bench<'_> {
     }
 
     /// The last word about a service that was tried twice.
-    pub(super) fn decide(&self, undecided: Undecided, tried: &Tried) -> RouterTest {
+    pub(super) fn decide(&self, undecided: Undecided, tried: &Tried) -> ServiceTest {
         let Undecided {
             mut test,
-            request,
-            answer,
+            found,
             task,
         } = undecided;
-        test.attempts += 1;
-        test.measured = Measured::Together;
-        if tried.experience.is_some() || tried.arrived.is_some() {
-            let experience = tried.experience.as_ref();
-            let facts = self.facts(experience, &request, &answer, &[], tried);
-            let second = self.test(task, tried, judge(&facts));
-            test.status = second.status;
-            test.message = format!("{}, at the second attempt", second.message);
-            test.latency_ms = second.latency_ms;
-            test.icmp = second.icmp;
-            test.refused_by = second.refused_by;
+        let again = tried.experience.is_some() || tried.arrived.is_some();
+        if again {
+            let judged = judge(&self.facts(tried, &found));
+            let note = test.end.note.clone();
+            self.say(&mut test, task, tried, (&judged, &found));
+            for router in &mut test.tests {
+                if router.status == judged.status {
+                    router.message = format!("{}, at the second attempt", router.message);
+                }
+            }
+            test.end.note = note;
+        }
+        for router in &mut test.tests {
+            router.attempts += 1;
+            router.measured = Measured::Together;
         }
         test
+    }
+}
+
+/// Whether what left the last router gets where it is to go.
+enum Bearing {
+    /// As far as the lab shows.
+    Good,
+    /// The facts do not tell.
+    Unknown,
+    /// It does not.
+    Lost,
+}
+
+impl Departure {
+    /// What is to be said of a packet for `to` that left so, if anything is.
+    fn end(&self, to: IpAddr) -> Option<(Bearing, EndKind, String)> {
+        let router = &self.router;
+        let towards = match self.hop == to {
+            true => format!("by {}", self.interface),
+            false => format!("towards {}", self.hop),
+        };
+        let listed = |entries: &[Entry]| {
+            let names: Vec<String> = entries.iter().map(ToString::to_string).collect();
+            names.join(", ")
+        };
+        Some(match &self.onward {
+            Onward::Delivered { .. } => return None,
+            Onward::Leaves { .. } => {
+                let words = format!("leaves the lab at {router} {towards}");
+                (Bearing::Good, EndKind::Leaves, words)
+            }
+            Onward::Routers(routers) => {
+                let words = format!("{router} hands over to {}", listed(routers));
+                (Bearing::Good, EndKind::HandedOver, words)
+            }
+            Onward::Elsewhere { places, .. } => {
+                let places = listed(places);
+                let words = format!("{to} is behind {places}, but {router} sends it {towards}");
+                (Bearing::Unknown, EndKind::Elsewhere, words)
+            }
+            Onward::SomeEnd { .. } => {
+                let words =
+                    format!("{router} sends it into a tunnel, and nothing tells to which end");
+                (Bearing::Unknown, EndKind::SomeEnd, words)
+            }
+            Onward::Absent { ends, .. } => {
+                let ends = ends.join(", ");
+                let words = format!("{router} sends it to {ends}, of which the lab has no facts");
+                (Bearing::Unknown, EndKind::Absent, words)
+            }
+            Onward::NoPeer => {
+                let words = format!("{} of {router} has no peer for {to}", self.interface);
+                (Bearing::Lost, EndKind::NoPeer, words)
+            }
+            Onward::Nobody { .. } => {
+                let words = format!("{router} sends it {towards}, and nobody takes it there");
+                (Bearing::Lost, EndKind::Nobody, words)
+            }
+        })
+    }
+}
+
+/// Where packets of a direction ended first, and what became of them; where nothing ended them,
+/// the router that saw them last.
+fn overall(seen: &Seen, evidence: &[Evidence], direction: Direction) -> (Fate, usize) {
+    let routers = seen.routers(direction);
+    let fate = |at: usize| {
+        let evidence = evidence.get(at)?;
+        match direction {
+            Direction::Request => evidence.request.clone(),
+            Direction::Answer => evidence.answer.clone(),
+        }
+    };
+    for &at in &routers {
+        match fate(at) {
+            Some(Fate::Passed | Fate::NotSeen) | None => {}
+            Some(ended) => return (ended, at),
+        }
+    }
+    // What no trace shows may show in counters: of the request at the first router.
+    let unseen = match direction {
+        Direction::Request => fate(0).unwrap_or(Fate::NotSeen),
+        Direction::Answer => Fate::NotSeen,
+    };
+    let legs = seen.first(direction);
+    match legs.last() {
+        Some((at, _)) => (Fate::Passed, *at),
+        None => (unseen, 0),
+    }
+}
+
+/// The router that a result is about; none for one that is about all of them.
+fn culprit(judged: &Judged, found: &Found) -> Option<usize> {
+    let (request, answer) = found.ends;
+    match judged.status {
+        Status::Ok | Status::Refused => None,
+        Status::Partial => match found.request {
+            Fate::Passed | Fate::NotSeen => Some(answer),
+            _ => Some(request),
+        },
+        _ => Some(request),
     }
 }
 

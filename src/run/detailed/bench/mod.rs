@@ -1,4 +1,4 @@
-//! Measuring one router: services one after the other, each with its evidence.
+//! Measuring a chain of routers: services one after the other, each with its evidence.
 //!
 //! Alone, so that a counter that moves between two readings moved because of this service, or of
 //! traffic that is not the job's. Services that nothing decided in the time that a packet could
@@ -7,101 +7,81 @@
 
 mod ends;
 mod examine;
+mod link;
 mod moved;
-mod own;
-mod undo;
 
-use std::{collections::HashSet, io, net::IpAddr, os::fd::AsFd};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+};
 
 use futures_util::future::join_all;
 
+pub(super) use self::moved::Growth;
 use self::{
-    ends::{Ends, Listening, serve},
+    ends::{End, Listening, serve},
     examine::Undecided,
 };
 use super::{
     Closing, DetailedError, Setup,
-    attempt::{Ears, Tried, Watch, attempt},
-    evidence::Clerk,
-    legacy::{Legacy, LegacySnapshot},
+    attempt::{Ears, Tried, Watches, attempt},
+    journey::{Ends, Seen, Wires},
     listen::Witness,
-    result::RouterTest,
-    site::{Sink, Site, Target, Task, add},
+    post::{Counters, Post},
+    result::ServiceTest,
+    site::{Site, Target, Task, add},
 };
 use crate::{
     fault,
-    firewall::{
-        conntrack::Conntrack,
-        nft::{
-            NftError, Ownership,
-            counters::{Snapshot, base_chains, snapshot},
-            trace::{
-                TraceSockets,
-                flow::{FlowEnd, FlowSpec, FlowTracer},
-            },
-            watch::{Changes, RulesetWatch},
-        },
-    },
-    netlink::object::Mac,
+    firewall::nft::{NftError, watch::Changes},
     netns::NetnsFd,
-    registry::HostSpec,
     sys::readable::Readable,
 };
 
 /// Sockets that are open at once: listeners and clients of so many services.
 const CHUNK: usize = 128;
 
-/// Said of a router whose kernel has no owner tables (before 5.12).
-const TRACE_STAYS: &str = "traces of this kernel stay in the router if the job is killed, until the \
-                           next job or `tsim reconcile` sweeps them";
-
-/// What measuring a router came to.
+/// What measuring a chain came to.
 #[derive(Debug, Default)]
 pub(super) struct Measurement {
     /// Results with the places of their services.
-    pub(super) tests: Vec<(usize, RouterTest)>,
-    /// Services that the router sends elsewhere than its tables said: NAT, or routing by mark.
+    pub(super) tests: Vec<(usize, ServiceTest)>,
+    /// Services that are sent elsewhere than tables said: NAT, or routing by mark.
     pub(super) moved: Vec<Target>,
-    /// What the reader should know about the router.
+    /// Services whose packets went to routers or neighbours that were not expected.
+    pub(super) grown: Vec<(Task, Growth)>,
+    /// What the reader should know about a router.
     pub(super) notes: Vec<String>,
     /// To be closed when nobody waits any more.
     pub(super) closing: Vec<Closing>,
 }
 
-/// A router with everything that measuring there needs.
+/// A chain with everything that measuring there needs.
 struct Bench<'a> {
     setup: &'a Setup<'a>,
-    site: &'a Site<'a>,
-    clerk: Clerk<'a>,
-    watch: Option<Watch>,
+    site: &'a Site,
+    posts: Vec<Post<'a>>,
+    wires: Wires,
     witness: Option<Witness>,
-    conntrack: Option<Conntrack>,
-    rulesets: Option<RulesetWatch>,
-    legacy: Option<Legacy<'a>>,
     interrupt: Readable,
     source: NetnsFd,
     listening: Option<Listening<'a>>,
-    addresses: Vec<IpAddr>,
-    counters: Counters,
+    /// The addresses between which the job's connections are.
+    addresses: HashSet<IpAddr>,
     result: Measurement,
 }
 
-/// One reading of everything that counts.
-#[derive(Debug, Default)]
-struct Counters {
-    nft: Snapshot,
-    legacy: LegacySnapshot,
-}
-
-/// Measures `site`, and once more if somebody changed its ruleset meanwhile.
-pub(super) fn measure(setup: &Setup<'_>, site: &Site<'_>) -> Result<Measurement, DetailedError> {
+/// Measures `site`, and once more if somebody changed a ruleset meanwhile.
+pub(super) fn measure(setup: &Setup<'_>, site: &Site) -> Result<Measurement, DetailedError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(DetailedError::system("start a runtime"))?;
     runtime.block_on(async {
         let (first, changes) = measure_once(setup, site).await?;
-        if changes == Changes::None {
+        if changes.is_empty() {
             return Ok(first);
         }
         let (mut second, again) = measure_once(setup, site).await?;
@@ -111,16 +91,19 @@ pub(super) fn measure(setup: &Setup<'_>, site: &Site<'_>) -> Result<Measurement,
     })
 }
 
+/// The routers whose rulesets were changed, and what of them.
+type Changed = Vec<(String, Changes)>;
+
 async fn measure_once(
     setup: &Setup<'_>,
-    site: &Site<'_>,
-) -> Result<(Measurement, Changes), DetailedError> {
+    site: &Site,
+) -> Result<(Measurement, Changed), DetailedError> {
     let mut bench = Bench::open(setup, site)?;
     let measured = bench.run().await;
     let stopped = bench.stop();
     measured.and(stopped)?;
-    let changes = bench.changes()?;
-    Ok((std::mem::take(&mut bench.result), changes))
+    let changed = bench.changes()?;
+    Ok((bench.into_result(), changed))
 }
 
 /// Becomes readable in the current runtime when a signal comes.
@@ -128,15 +111,37 @@ fn interrupted(setup: &Setup<'_>) -> io::Result<Readable> {
     Readable::new(setup.interrupt.cancel().as_fd().try_clone_to_owned()?)
 }
 
+impl Measurement {
+    /// Notes that rulesets were changed during a first measurement, and perhaps during this one.
+    fn was_changed(&mut self, first: &Changed, second: &Changed) {
+        let after = first.iter().map(|(router, changes)| {
+            format!(
+                "router {router}: {changes} changed during the measurement; the results are from \
+                 after it"
+            )
+        });
+        if second.is_empty() {
+            self.notes.extend(after);
+            return;
+        }
+        for (router, changes) in second {
+            let warning = format!(
+                "router {router}: {changes} changed during the measurement and again when it was \
+                 repeated: what is said of its rules may be of different rules"
+            );
+            let tests = self.tests.iter_mut().flat_map(|(_, test)| &mut test.tests);
+            for test in tests.filter(|test| test.router.as_str() == router) {
+                test.warnings.push(warning.clone());
+            }
+            self.notes.push(warning);
+        }
+    }
+}
+
 impl<'a> Bench<'a> {
-    fn open(setup: &'a Setup<'a>, site: &'a Site<'a>) -> Result<Self, DetailedError> {
-        let router: &NetnsFd = &site.way.netns;
+    fn open(setup: &'a Setup<'a>, site: &'a Site) -> Result<Self, DetailedError> {
         let source = setup.dir.open(&site.source.id.netns())?;
-        let listening = match (&site.destination, &site.target.sink) {
-            (Some(host), _) => Some(Listening::Host(setup.dir.open(&host.id.netns())?)),
-            (None, Sink::Router { .. }) => Some(Listening::Router(router)),
-            (None, _) => None,
-        };
+        let listening = Listening::open(setup, site)?;
         let witness = match (&listening, site.target.sink.address()) {
             (Some(at), Some(address)) => Some(
                 at.netns()
@@ -145,84 +150,30 @@ impl<'a> Bench<'a> {
             ),
             _ => None,
         };
-        let (trace, conntrack, rulesets) = router.enter(|| {
-            let rulesets = RulesetWatch::open_here();
-            (
-                TraceSockets::open_here(),
-                Conntrack::open_here(),
-                rulesets.ok(),
-            )
-        })?;
-        let mut result = Measurement::default();
-        if let Err(error) = &conntrack {
-            result.notes.push(undo::stays(error));
-        }
-        let mut trace = match trace {
-            Ok(sockets) => Some(sockets),
-            Err(error) => {
-                result
-                    .notes
-                    .push(format!("packets cannot be followed: {error}"));
-                None
-            }
-        };
-        let chains = match &mut trace {
-            Some(sockets) => base_chains(sockets.control()).map_err(setup.at(site))?,
-            None => Default::default(),
-        };
-        let clerk = Clerk::new(router, setup.tools, chains, site.source).map_err(setup.at(site))?;
-        let addresses = clerk.observer.addresses();
-        let mut bench = Self {
+        let posts = site.stations.iter();
+        let posts = posts.map(|station| Post::open(setup, site, station));
+        let posts: Vec<Post<'a>> = posts.collect::<Result<_, _>>()?;
+        let ends = [Some(site.from()), Some(site.to)];
+        Ok(Self {
             setup,
             site,
-            clerk,
-            watch: None,
+            wires: wires(setup, &posts),
+            posts,
             witness,
-            conntrack: conntrack.ok(),
-            rulesets,
-            legacy: Legacy::find(router, setup.tools, setup.source).map_err(setup.at(site))?,
             interrupt: interrupted(setup).map_err(DetailedError::system("watch for signals"))?,
             source,
             listening,
-            addresses,
-            counters: Counters::default(),
-            result,
-        };
-        if let Some(sockets) = trace {
-            bench.follow(sockets)?;
-        }
-        Ok(bench)
-    }
-
-    /// Begins to follow packets.
-    fn follow(&mut self, sockets: TraceSockets) -> Result<(), DetailedError> {
-        let end = |host: &HostSpec, mac: Mac| {
-            Some(FlowEnd {
-                interface: host.interface.clone(),
-                index: self.clerk.observer.index(&host.interface)?,
-                mac,
-            })
-        };
-        let source = end(self.site.source, self.site.source.mac);
-        let destination = self.site.destination.as_ref().and_then(|h| end(h, h.mac));
-        let spec = FlowSpec {
-            run_id: self.setup.run_id.clone(),
-            source: self.setup.source,
-            ends: source.into_iter().chain(destination).collect(),
-        };
-        fault::step("detailed.trace").map_err(DetailedError::system("follow packets"))?;
-        let tracer = FlowTracer::start(sockets, &spec).map_err(self.setup.at(self.site))?;
-        if tracer.ownership() == Ownership::Unowned {
-            self.result.notes.push(TRACE_STAYS.to_owned());
-        }
-        let watch = Watch::new(tracer, self.clerk.home())
-            .map_err(DetailedError::system("follow packets"))?;
-        self.watch = Some(watch);
-        Ok(())
+            addresses: ends
+                .into_iter()
+                .chain([site.target.sink.address()])
+                .flatten()
+                .collect(),
+            result: Measurement::default(),
+        })
     }
 
     async fn run(&mut self) -> Result<(), DetailedError> {
-        self.counters = self.read_counters()?;
+        self.count()?;
         let mut undecided = Vec::new();
         let tasks = &self.site.target.tasks;
         for batch in batches(tasks.clone(), |task| task) {
@@ -237,25 +188,54 @@ impl<'a> Bench<'a> {
             self.setup.stop_if_interrupted()?;
             self.together(batch).await?;
         }
-        self.result.notes.extend(self.clerk.notes());
         Ok(())
     }
 
-    fn read_counters(&mut self) -> Result<Counters, DetailedError> {
-        let at = self.setup.at(self.site);
-        let nft = match &mut self.watch {
-            Some(watch) => snapshot(watch.tracer().control()).map_err(at)?,
-            None => Snapshot::default(),
-        };
-        let legacy = match &self.legacy {
-            Some(legacy) => legacy.read().map_err(self.setup.at(self.site))?,
-            None => LegacySnapshot::default(),
-        };
-        Ok(Counters { nft, legacy })
+    /// Stops watching every router, whatever fails.
+    fn stop(&mut self) -> Result<(), DetailedError> {
+        for unanswered in [true, false] {
+            for post in &mut self.posts {
+                post.forget_neighbours(unanswered);
+            }
+        }
+        let mut result = Ok(());
+        for post in &mut self.posts {
+            result = result.and(post.stop(&self.addresses));
+        }
+        result
+    }
+
+    /// What others changed meanwhile.
+    fn changes(&mut self) -> Result<Changed, DetailedError> {
+        let mut changed = Vec::new();
+        for post in &mut self.posts {
+            match post.changes()? {
+                Changes::None => {}
+                changes => changed.push((post.station.name().to_string(), changes)),
+            }
+        }
+        Ok(changed)
+    }
+
+    fn into_result(self) -> Measurement {
+        let mut result = self.result;
+        for post in self.posts {
+            let router = post.station.name();
+            let notes = post.notes.iter();
+            let notes = notes.map(|note| format!("router {router}: {note}"));
+            result.notes.extend(notes);
+            result.closing.extend(post.closing);
+        }
+        result
+    }
+
+    /// Reads all counters of all routers; returns what they were before.
+    fn count(&mut self) -> Result<Vec<Counters>, DetailedError> {
+        self.posts.iter_mut().map(Post::count).collect()
     }
 
     /// Tries one service while nothing else happens; gives it back when nothing was decided.
-    async fn singly(&mut self, task: Task, ends: Ends) -> Result<Option<Undecided>, DetailedError> {
+    async fn singly(&mut self, task: Task, ends: End) -> Result<Option<Undecided>, DetailedError> {
         let mut tried = self.attempt(task, ends).await?;
         let mut attempts = 1;
         if tried.overrun {
@@ -265,13 +245,20 @@ impl<'a> Bench<'a> {
                 attempts += 1;
             }
         }
-        let now = self.read_counters()?;
-        let before = std::mem::replace(&mut self.counters, now);
-        if let Some((sink, there)) = self.moved(task, &tried) {
+        let before = self.count()?;
+        let packets = std::mem::take(&mut tried.packets);
+        let seen = Seen::of(packets, &self.wires, &task, &self.ends(&tried));
+        self.learn(&seen);
+        if let Some((sink, there)) = self.moved(task, &tried, &seen) {
             add(&mut self.result.moved, sink, there);
             return Ok(None);
         }
-        let examined = self.examine(task, &tried, &before, attempts)?;
+        if let Some(growth) = self.growth(task, &tried, &seen) {
+            let growths = task.growths + 1;
+            self.result.grown.push((Task { growths, ..task }, growth));
+            return Ok(None);
+        }
+        let examined = self.examine(task, (&tried, &seen), &before, attempts)?;
         if examined.1 {
             self.result.tests.push((task.at, examined.0.test));
             return Ok(None);
@@ -279,23 +266,57 @@ impl<'a> Bench<'a> {
         Ok(Some(examined.0))
     }
 
-    async fn attempt(&mut self, task: Task, ends: Ends) -> Result<Tried, DetailedError> {
+    fn ends(&self, tried: &Tried) -> Ends {
+        Ends {
+            source: self.site.from(),
+            entry: 0,
+            client: tried.client,
+            arrived: tried.arrived,
+        }
+    }
+
+    /// Remembers addresses that connections were translated to.
+    fn learn(&mut self, seen: &Seen) {
+        for sighting in seen.at.iter().flatten() {
+            for head in [&sighting.packet.first, &sighting.packet.last] {
+                self.addresses.extend([head.source, head.destination]);
+            }
+        }
+    }
+
+    async fn attempt(&mut self, task: Task, ends: End) -> Result<Tried, DetailedError> {
         fault::step("detailed.attempt").map_err(DetailedError::system("connect"))?;
         let listener = serve(ends.listener)?;
-        let what = self.setup.attempt(&task, false);
+        let what = self.setup.attempt(self.site, &task, false);
         let protocol = task.service.protocol;
+        let watches = self.posts.iter_mut().map(|post| post.watch.as_mut());
         let ears = Ears {
             listener: listener.as_ref(),
             witness: self.witness.as_ref(),
-            watch: self.watch.as_mut(),
+            watches: Watches(watches.collect()),
             interrupt: Some(&self.interrupt),
         };
         let tried = attempt(&what, protocol, ends.client, ears).await;
-        let mut tried = tried.map_err(self.setup.at(self.site))?;
-        own::keep(&mut tried, &task, |packet| self.clerk.direction(packet));
+        let tried = tried.map_err(self.failed())?;
         self.forget(task, tried.client, what.to);
         self.setup.stop_if_interrupted()?;
         Ok(tried)
+    }
+
+    /// An attempt failed; it is the first router that is named.
+    fn failed<E: Into<super::MeasureError>>(&self) -> impl Fn(E) -> DetailedError + use<E> {
+        let router = self.site.stations.first();
+        self.setup.at_router(router.map(|s| s.name().clone()))
+    }
+
+    /// Leaves no connection behind in any of the routers.
+    fn forget(&mut self, task: Task, client: Option<SocketAddr>, to: SocketAddr) {
+        let Some(client) = client else {
+            return;
+        };
+        for post in &mut self.posts {
+            post.forget(task.service.protocol, (client, to), &self.addresses);
+        }
     }
 
     /// Tries services once more, all at once, with the whole patience.
@@ -304,7 +325,7 @@ impl<'a> Bench<'a> {
         let ends = self.open_ends(&tasks)?;
         let mut tries = Vec::with_capacity(tasks.len());
         for (task, ends) in tasks.iter().zip(ends) {
-            let what = self.setup.attempt(task, true);
+            let what = self.setup.attempt(self.site, task, true);
             let (listener, protocol) = (serve(ends.listener)?, task.service.protocol);
             let interrupt = &self.interrupt;
             tries.push(async move {
@@ -318,27 +339,38 @@ impl<'a> Bench<'a> {
         }
         let results = join_all(tries).await;
         for (undecided, tried) in undecided.into_iter().zip(results) {
-            let tried = tried.map_err(self.setup.at(self.site))?;
-            let to = self.setup.attempt(&undecided.task, true).to;
+            let tried = tried.map_err(self.failed())?;
+            let to = self.setup.attempt(self.site, &undecided.task, true).to;
             self.forget(undecided.task, tried.client, to);
             let (at, test) = (undecided.task.at, self.decide(undecided, &tried));
             self.result.tests.push((at, test));
         }
         self.setup.stop_if_interrupted()?;
-        if let Some(watch) = &mut self.watch {
-            watch
-                .tracer()
-                .read()
-                .map_err(self.setup.at::<NftError>(self.site))?;
-            watch.tracer().take();
+        for post in &mut self.posts {
+            if let Some(watch) = &mut post.watch {
+                let read = watch.tracer().read();
+                read.map_err(self.setup.at::<NftError>(post.station))?;
+                watch.tracer().take();
+            }
         }
-        self.counters = self.read_counters()?;
+        self.count()?;
         Ok(())
     }
 }
 
+/// The segments behind the routers' interfaces.
+fn wires(setup: &Setup<'_>, posts: &[Post<'_>]) -> Wires {
+    let of = |post: &Post<'_>| {
+        let interfaces = setup.map.interfaces(post.station.name()).iter();
+        interfaces
+            .filter_map(|i| Some((post.index(&i.name)?, i.segment?)))
+            .collect::<HashMap<u32, usize>>()
+    };
+    Wires(posts.iter().map(of).collect())
+}
+
 /// Splits a list so that what is in one part may be open at once: not too many sockets, and no two
-/// listeners of one port, which services have that the router sends to the same one.
+/// listeners of one port, which services have that routers send to the same one.
 fn batches<T>(list: Vec<T>, task: impl Fn(&T) -> &Task) -> Vec<Vec<T>> {
     let mut batches: Vec<Vec<T>> = Vec::new();
     let mut ports = HashSet::new();
@@ -366,8 +398,10 @@ mod tests {
         Task {
             at,
             service: Service { port: 1, protocol },
+            dial: port,
             port,
             moves: 0,
+            growths: 0,
         }
     }
 

@@ -1,53 +1,169 @@
-//! Services that the router sends elsewhere than its tables said: NAT, or routing by mark.
+//! Services whose packets go elsewhere than was expected: NAT, routing by mark, routers and
+//! neighbours that no table told beforehand.
 
 use super::Bench;
 use crate::{
     firewall::nft::trace::{Exit, StoppedBy, flow::FlowPacket},
+    lab::trace::{Entry, Onward},
+    model::{IfName, RouterName},
+    netlink::object::Mac,
+    registry::NeighbourKey,
     run::detailed::{
         attempt::Tried,
-        result::Direction,
+        connect::Experience,
+        journey::Seen,
+        result::{Direction, Headers},
         site::{Sink, Task},
+        way,
     },
 };
 
 /// How often a service may be found to go elsewhere before that is its result.
-const MAX_MOVES: u8 = 2;
+const MAX_MOVES: u8 = 4;
+/// How often it may need more routers or neighbours: more than a way can have.
+const MAX_GROWTHS: u8 = 32;
+
+/// What must be held or known for a service's packets to get further.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::run::detailed) enum Growth {
+    /// A router that packets like this one are sent to.
+    Router(Entry, Headers),
+    /// A neighbour entry that leads there.
+    Neighbour(NeighbourKey, Mac),
+}
+
+/// How a packet left a router.
+pub(super) struct Departure {
+    pub(super) router: RouterName,
+    pub(super) interface: IfName,
+    pub(super) hop: std::net::IpAddr,
+    pub(super) onward: Onward,
+}
 
 impl Bench<'_> {
     /// Where the request went and what is to be tried there, if nobody listens there now.
-    pub(super) fn moved(&mut self, task: Task, tried: &Tried) -> Option<(Sink, Task)> {
+    pub(super) fn moved(&mut self, task: Task, tried: &Tried, seen: &Seen) -> Option<(Sink, Task)> {
         if tried.arrived.is_some() || task.moves >= MAX_MOVES {
             return None;
         }
-        let (request, exit) = self.request_that_left(tried)?;
-        let address = request.last.destination;
-        let sink = match exit {
-            Exit::Local => Sink::Router { address },
-            Exit::Out => Sink::Host {
-                interface: self.clerk.observer.name(request.last.oif)?.clone(),
-                hop: self.clerk.next_hop(request).unwrap_or(address),
-                address,
+        let (at, request) = *seen.first(Direction::Request).last()?;
+        let sink = match request.stopped_by() {
+            StoppedBy::Nothing(Exit::Local) => Sink::Router {
+                router: self.posts.get(at)?.station.name().clone(),
+                address: request.last.destination,
             },
+            StoppedBy::Nothing(Exit::Out) => self.host_for(at, request)?,
+            _ => return None,
         };
         let there = Task {
             port: request.last.payload.ports().map_or(task.port, |p| p.1),
             moves: task.moves + 1,
             ..task
         };
-        let here = &self.site.target.sink;
-        let same = sink.interface() == here.interface()
-            && sink.address() == here.address()
-            && there.port == task.port;
+        let same = sink.is_at(&self.site.target.sink) && there.port == task.port;
         (!same).then_some((sink, there))
     }
 
-    /// The first request that nothing stopped, and how it left.
-    fn request_that_left<'t>(&self, tried: &'t Tried) -> Option<(&'t FlowPacket, Exit)> {
-        let requests = tried.packets.iter();
-        let mut requests = requests.filter(|p| self.clerk.direction(p) == Some(Direction::Request));
-        requests.find_map(|p| match p.stopped_by() {
-            StoppedBy::Nothing(exit) => Some((p, exit)),
-            _ => None,
+    /// The host that stands for whoever gets what left; none where a router gets it, or nobody.
+    fn host_for(&mut self, at: usize, request: &FlowPacket) -> Option<Sink> {
+        let left = self.departure(at, request)?;
+        let goes_on = match &left.onward {
+            Onward::Nobody { .. } | Onward::NoPeer => true,
+            Onward::Routers(routers) => self.site.whole || self.held(routers).is_some(),
+            _ => false,
+        };
+        (!goes_on).then_some(Sink::Host {
+            router: left.router,
+            interface: left.interface,
+            hop: left.hop,
+            address: request.last.destination,
         })
+    }
+
+    /// How a packet left a router, and who gets it.
+    pub(super) fn departure(&mut self, at: usize, packet: &FlowPacket) -> Option<Departure> {
+        let map = self.setup.map;
+        let post = self.posts.get_mut(at)?;
+        let interface = post.clerk.observer.name(packet.last.oif)?.clone();
+        let hop = post.next_hop(packet).unwrap_or(packet.last.destination);
+        let router = post.station.name().clone();
+        let onward = map
+            .wiring
+            .onward(&router, &interface, hop, packet.last.destination);
+        Some(Departure {
+            router,
+            interface,
+            hop,
+            onward,
+        })
+    }
+
+    /// The first of these that is held.
+    fn held<'e>(&self, routers: &'e [Entry]) -> Option<&'e Entry> {
+        routers
+            .iter()
+            .find(|entry| self.site.place(&entry.router).is_some())
+    }
+
+    /// What packets need that went where nobody followed them.
+    pub(super) fn growth(&mut self, task: Task, tried: &Tried, seen: &Seen) -> Option<Growth> {
+        let answered = matches!(tried.experience, Some(Experience::Answered(_)));
+        if answered || task.growths >= MAX_GROWTHS {
+            return None;
+        }
+        [Direction::Request, Direction::Answer]
+            .into_iter()
+            .find_map(|direction| {
+                let (at, packet) = *seen.first(direction).last()?;
+                if packet.stopped_by() != StoppedBy::Nothing(Exit::Out) {
+                    return None;
+                }
+                let left = self.departure(at, packet)?;
+                self.needs(&left, packet, direction)
+            })
+    }
+
+    fn needs(&self, left: &Departure, packet: &FlowPacket, direction: Direction) -> Option<Growth> {
+        let map = self.setup.map;
+        let key = NeighbourKey {
+            router: self.site.stations[self.site.place(&left.router)?]
+                .router
+                .clone(),
+            interface: left.interface.clone(),
+            address: left.hop,
+        };
+        let known = |key: &NeighbourKey| {
+            self.site.homes.contains(key) || self.site.others.iter().any(|(k, _)| k == key)
+        };
+        let leads = |mac: Option<Mac>| Some(Growth::Neighbour(key.clone(), mac?));
+        if let Onward::Routers(routers) = &left.onward {
+            return match self.held(routers) {
+                // Who has the address answers for it by himself.
+                Some(next) if known(&key) || map.owns(&next.router, left.hop) => None,
+                Some(next) => leads(map.mac(&next.router, next.iface_in.as_ref()?)),
+                None if self.site.whole => {
+                    let headers = way::headers(&packet.last);
+                    Some(Growth::Router(routers.first()?.clone(), headers))
+                }
+                None => None,
+            };
+        }
+        if known(&key) {
+            return None;
+        }
+        match (direction, &self.site.target.sink) {
+            (Direction::Request, sink @ Sink::Host { hop, .. }) => {
+                let here = sink.exit() == Some((&left.router, &left.interface));
+                let host = self.site.destination.as_ref()?;
+                leads((here && *hop != left.hop).then_some(host.mac))
+            }
+            (Direction::Answer, _) => {
+                let home =
+                    map.segment(&self.site.source.router.router, &self.site.source.interface);
+                let here = map.segment(&left.router, &left.interface);
+                leads((home.is_some() && home == here).then_some(self.site.source.mac))
+            }
+            _ => None,
+        }
     }
 }

@@ -1,0 +1,397 @@
+//! From the question to what is to be measured: where packets enter, which routers they and their
+//! answers are expected to pass, and where they end. What is really passed is measured; a plan that
+//! is right saves rounds.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{
+    DetailedError, DetailedJob,
+    map::LabMap,
+    result::{Headers, RouterWay},
+    site::{Sink, Site, Station, Stretch, Task, add},
+};
+use crate::{
+    lab::{
+        sockets::RouterSockets,
+        trace::{Entry, Hop, Onward},
+    },
+    model::{LabName, Protocol, RouterId, RouterName, Service},
+    netlink::{LookupKind, LookupQuery},
+    netns::NetnsDir,
+    registry::{HostSpec, NeighbourKey},
+    run::resolve::RouterChoice,
+};
+
+/// A client's port, for look-ups: connections have others of the same range, which matters only to
+/// policy rules about source ports.
+const CLIENT_PORT: u16 = 40_000;
+
+/// More routers than these are on no way: the TTL of packets is 64.
+const MAX_HOPS: usize = 64;
+
+/// The ends of a question, as a service's packets have them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flow {
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) source_port: u16,
+    pub(super) service: Service,
+}
+
+impl Flow {
+    pub(super) fn new(
+        (source, destination): (IpAddr, IpAddr),
+        source_port: Option<u16>,
+        service: Service,
+    ) -> Self {
+        Self {
+            source,
+            destination,
+            source_port: source_port.unwrap_or(CLIENT_PORT),
+            service,
+        }
+    }
+
+    fn packet(&self) -> Headers {
+        Headers {
+            source: self.source,
+            source_port: Some(self.source_port),
+            destination: self.destination,
+            destination_port: Some(self.service.port),
+        }
+    }
+
+    fn answer(&self) -> Headers {
+        let packet = self.packet();
+        Headers {
+            source: packet.destination,
+            source_port: packet.destination_port,
+            destination: packet.source,
+            destination_port: packet.source_port,
+        }
+    }
+}
+
+/// A way as the routers' tables say it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Planned {
+    pub(super) hops: Vec<Hop>,
+    /// A router that may send packets another way, too.
+    pub(super) forks: Vec<String>,
+}
+
+/// Plans ways through a lab.
+pub(super) struct Planner<'a> {
+    pub(super) map: &'a LabMap<'a>,
+    pub(super) lab: &'a LabName,
+    pub(super) dir: &'a NetnsDir,
+    pub(super) sockets: RouterSockets,
+    /// The routers that packets may pass; none for all.
+    pub(super) scope: Option<Vec<RouterName>>,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(job: &'a DetailedJob, map: &'a LabMap<'a>, dir: &'a NetnsDir) -> Self {
+        Self {
+            map,
+            lab: &job.lab,
+            dir,
+            sockets: RouterSockets::new(dir, &job.lab),
+            scope: match &job.routers {
+                RouterChoice::Named(names) => Some(names.clone()),
+                RouterChoice::Trace | RouterChoice::Traced(_) => None,
+            },
+        }
+    }
+
+    /// Follows a packet from router to router, to whoever gets it at the end.
+    fn follow(
+        &mut self,
+        packet: &Headers,
+        protocol: Protocol,
+        mut at: Entry,
+    ) -> Result<(Planned, Sink), DetailedError> {
+        let mut planned = Planned::default();
+        let mut seen: Vec<Entry> = Vec::new();
+        loop {
+            let query = LookupQuery {
+                from: Some(packet.source),
+                iif: at.iface_in.clone(),
+                ip_proto: Some(protocol.number()),
+                sport: packet.source_port,
+                dport: packet.destination_port,
+                ..LookupQuery::to(packet.destination)
+            };
+            let netlink = self.sockets.router(&at.router)?;
+            let way = netlink.lookup_one(&query)?;
+            let next_hop = way.via.unwrap_or(packet.destination);
+            planned.hops.push(Hop {
+                router: at.router.clone(),
+                iface_in: at.iface_in.clone(),
+                iface_out: way.dev.clone(),
+                next_hop: (way.kind == LookupKind::Unicast).then_some(next_hop),
+            });
+            let dev = match (way.kind, way.dev) {
+                (LookupKind::Local, _) => {
+                    let (router, address) = (at.router, packet.destination);
+                    return Ok((planned, Sink::Router { router, address }));
+                }
+                (LookupKind::Unicast, Some(dev)) => dev,
+                _ => return Ok((planned, Sink::Nowhere)),
+            };
+            if netlink.next_hops(&query)?.len() > 1 {
+                planned
+                    .forks
+                    .push(format!("{} has several next hops", at.router));
+            }
+            seen.push(at.clone());
+            let onward = self
+                .map
+                .wiring
+                .onward(&at.router, &dev, next_hop, packet.destination);
+            let next = match onward {
+                Onward::Routers(routers) => self.within(routers, &mut planned),
+                Onward::Nobody { .. } | Onward::NoPeer => return Ok((planned, Sink::Nowhere)),
+                _ => None,
+            };
+            match next {
+                Some(next) if seen.contains(&next) || seen.len() == MAX_HOPS => {
+                    return Ok((planned, Sink::Nowhere));
+                }
+                Some(next) => at = next,
+                None => {
+                    let sink = Sink::Host {
+                        router: at.router,
+                        interface: dev,
+                        hop: next_hop,
+                        address: packet.destination,
+                    };
+                    return Ok((planned, sink));
+                }
+            }
+        }
+    }
+
+    /// The router of these that packets may pass.
+    fn within(&self, routers: Vec<Entry>, planned: &mut Planned) -> Option<Entry> {
+        let allowed = |entry: &Entry| {
+            let scope = self.scope.as_ref();
+            scope.is_none_or(|routers| routers.contains(&entry.router))
+        };
+        let routers: Vec<Entry> = routers.into_iter().filter(allowed).collect();
+        if routers.len() > 1 {
+            let names: Vec<String> = routers.iter().map(ToString::to_string).collect();
+            planned
+                .forks
+                .push(format!("{} answer for one next hop", names.join(" and ")));
+        }
+        routers.into_iter().next()
+    }
+
+    /// The way of a request, who gets it, and the way of the answer.
+    fn both(
+        &mut self,
+        flow: &Flow,
+        entry: &Entry,
+    ) -> Result<(Planned, Sink, Planned), DetailedError> {
+        let protocol = flow.service.protocol;
+        let (way, sink) = self.follow(&flow.packet(), protocol, entry.clone())?;
+        let back = self.back(&sink, &flow.answer(), protocol)?;
+        Ok((way, sink, back))
+    }
+
+    /// The way of an answer from whoever stands for the destination.
+    fn back(
+        &mut self,
+        sink: &Sink,
+        answer: &Headers,
+        protocol: Protocol,
+    ) -> Result<Planned, DetailedError> {
+        let Some(router) = sink.router() else {
+            return Ok(Planned::default());
+        };
+        let from = Entry {
+            router: router.clone(),
+            iface_in: sink.exit().map(|(_, interface)| interface.clone()),
+        };
+        Ok(self.follow(answer, protocol, from)?.0)
+    }
+
+    /// Adds the routers that a service's answers pass if they come from `sink`.
+    pub(super) fn expect_answers(
+        &mut self,
+        stretch: &mut Stretch,
+        sink: &Sink,
+        task: &Task,
+    ) -> Result<(), DetailedError> {
+        let Some(address) = sink.address().filter(|_| stretch.whole) else {
+            return Ok(());
+        };
+        let answer = Headers {
+            source: address,
+            source_port: Some(task.port),
+            destination: stretch.source.address.addr(),
+            destination_port: Some(CLIENT_PORT),
+        };
+        let back = self.back(sink, &answer, task.service.protocol)?;
+        self.join(stretch, &back.hops)
+    }
+
+    /// Adds the router that packets were found to be sent to, and those behind it.
+    pub(super) fn expect(
+        &mut self,
+        stretch: &mut Stretch,
+        (entry, packet): (Entry, &Headers),
+        protocol: Protocol,
+    ) -> Result<(), DetailedError> {
+        let (planned, _) = self.follow(packet, protocol, entry)?;
+        self.join(stretch, &planned.hops)
+    }
+
+    /// A router that is to be held.
+    pub(super) fn station(&self, planned: RouterWay) -> Result<Arc<Station>, DetailedError> {
+        let router = RouterId::new(self.lab.clone(), planned.name.clone());
+        let netns = Arc::new(self.dir.open(&router.netns())?);
+        Ok(Arc::new(Station {
+            router,
+            netns,
+            planned,
+        }))
+    }
+
+    /// What is to be measured for packets that come from `source` at `entry`, and the planned ways
+    /// of the services, in the order of `services`.
+    pub(super) fn stretch(
+        &mut self,
+        (entry, source): (&Entry, HostSpec),
+        (destination, source_port): (IpAddr, Option<u16>),
+        services: &[(usize, Service)],
+        whole: bool,
+    ) -> Result<(Stretch, Vec<Planned>), DetailedError> {
+        let ends = (source.address.addr(), destination);
+        let mut stretch = Stretch {
+            stations: Vec::new(),
+            source,
+            destination,
+            whole,
+            pending: Vec::new(),
+            learned: Vec::new(),
+        };
+        let mut ways = Vec::with_capacity(services.len());
+        let mut backs = Vec::new();
+        for &(at, service) in services {
+            let flow = Flow::new(ends, source_port, service);
+            let (mut way, sink, back) = self.both(&flow, entry)?;
+            let task = Task {
+                at,
+                service,
+                dial: service.port,
+                port: service.port,
+                moves: 0,
+                growths: 0,
+            };
+            add(&mut stretch.pending, sink, task);
+            self.join(&mut stretch, &way.hops)?;
+            way.forks.extend(back.forks);
+            ways.push(way);
+            backs.push(back.hops);
+        }
+        for hops in backs {
+            self.join(&mut stretch, &hops)?;
+        }
+        Ok((stretch, ways))
+    }
+
+    /// Adds the routers of a way, and those entries of neighbours without which packets would not
+    /// get from one to the next: nobody asks who is at the other end of a tunnel.
+    fn join(&self, stretch: &mut Stretch, hops: &[Hop]) -> Result<(), DetailedError> {
+        for hop in hops {
+            if stretch.has(&hop.router) {
+                continue;
+            }
+            let planned = RouterWay {
+                name: hop.router.clone(),
+                iface_in: hop.iface_in.clone(),
+                iface_out: hop.iface_out.clone(),
+                next_hop: hop.next_hop,
+            };
+            stretch.stations.push(self.station(planned)?);
+        }
+        for pair in hops.windows(2) {
+            let [here, next] = pair else { continue };
+            let (Some(out), Some(address), Some(iface_in)) =
+                (&here.iface_out, here.next_hop, &next.iface_in)
+            else {
+                continue;
+            };
+            if self.map.owns(&next.router, address) {
+                continue;
+            }
+            if let Some(mac) = self.map.mac(&next.router, iface_in) {
+                let key = NeighbourKey {
+                    router: RouterId::new(self.lab.clone(), here.router.clone()),
+                    interface: out.clone(),
+                    address,
+                };
+                if !stretch.learned.iter().any(|(known, _)| *known == key) {
+                    stretch.learned.push((key, mac));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Planner<'_> {
+    /// The neighbour entries by which a station reaches the source host of `site`.
+    pub(super) fn homes(
+        &mut self,
+        site: &Site,
+        station: &Station,
+    ) -> Result<Vec<NeighbourKey>, DetailedError> {
+        let source = site.from();
+        let home = self
+            .map
+            .segment(&site.source.router.router, &site.source.interface);
+        let sink = &site.target.sink;
+        let mut query = LookupQuery::to(source);
+        match (sink.exit(), sink) {
+            (Some((router, interface)), _) if router == station.name() => {
+                query.from = sink.address();
+                query.iif = Some(interface.clone());
+            }
+            (None, Sink::Router { router, address }) if router == station.name() => {
+                query.from = Some(*address);
+            }
+            _ => {}
+        }
+        if let Some(task) = site.target.tasks.first() {
+            query.ip_proto = Some(task.service.protocol.number());
+            query.sport = Some(task.port);
+            query.dport = Some(CLIENT_PORT);
+        }
+        let way = self.sockets.router(station.name())?.lookup_one(&query)?;
+        let (LookupKind::Unicast, Some(dev)) = (way.kind, way.dev) else {
+            return Ok(Vec::new());
+        };
+        // An answer that leaves by another interface does not reach the source host there, as it
+        // would not in the real network.
+        let at_home = *station.name() == site.source.router.router && dev == site.source.interface;
+        if !at_home && (home.is_none() || self.map.segment(station.name(), &dev) != home) {
+            return Ok(Vec::new());
+        }
+        let address = way.via.unwrap_or(source);
+        let onward = self
+            .map
+            .wiring
+            .onward(station.name(), &dev, address, source);
+        if site.whole && matches!(onward, Onward::Routers(_)) {
+            return Ok(Vec::new());
+        }
+        Ok(vec![NeighbourKey {
+            router: station.router.clone(),
+            interface: dev,
+            address,
+        }])
+    }
+}

@@ -1,0 +1,670 @@
+//! A job's question as stretches to be measured, and their results as its answer.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{
+    DetailedError, DetailedJob, omitted,
+    plan::{Planned, Planner},
+    result::{EndToEnd, Reach, RouterTest, RouterWay, ServiceResult, ServiceTest, Status},
+    rounds::Rounds,
+    site::{Asked, Stretch},
+};
+use crate::{
+    lab::{
+        Lab,
+        hosts::HostState,
+        trace::{self, Entry, EntryName, Hop, Packet, SharedLink, TraceError},
+    },
+    model::{RouterId, RouterName, Service},
+    registry::{Job, Unlocked},
+    run::{
+        caretaker::Caretaker,
+        omitted::Omitted,
+        report::{EndKind, Verdict},
+        resolve::{self, RouterChoice},
+    },
+};
+
+/// A question, with what it takes to find out what it means.
+pub(super) struct Asking<'a> {
+    pub(super) job: &'a DetailedJob,
+    pub(super) lab: &'a Lab,
+}
+
+/// One way into the lab.
+struct Way {
+    entry: Entry,
+    /// The stretch that measures it, or why none can.
+    stretch: Result<usize, String>,
+    /// The planned way of each service.
+    planned: Vec<Planned>,
+}
+
+/// A router that is measured on its own.
+struct Own {
+    stretch: Result<usize, String>,
+    router: RouterWay,
+    services: Vec<usize>,
+    reach: Reach,
+}
+
+/// A router behind the one that ended requests, their addresses by then, and which services with
+/// which ports.
+type Behind = (Hop, (IpAddr, IpAddr), Vec<(usize, u16)>);
+
+/// What is to be measured.
+pub(super) struct Question<'a> {
+    job: &'a DetailedJob,
+    lab: &'a Lab,
+    there: Vec<HostState>,
+    stretches: Vec<Stretch>,
+    ways: Vec<Way>,
+    own: Vec<Own>,
+    /// Source and destination are on one link.
+    shared: Option<SharedLink>,
+}
+
+/// The answer: the routers in the order of the way, and the services.
+pub(super) struct Answers {
+    pub(super) routers: Vec<RouterWay>,
+    pub(super) services: Vec<ServiceResult>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl<'a> Asking<'a> {
+    /// Finds out where packets enter and what is expected to be passed.
+    pub(super) fn question(
+        &self,
+        planner: &mut Planner<'_>,
+        caretaker: &mut Caretaker,
+    ) -> Result<Question<'a>, DetailedError> {
+        let job = self.job;
+        let named = matches!(job.routers, RouterChoice::Named(_));
+        let shared = planner.map.wiring.shared_link(job.source, job.destination);
+        let mut question = Question {
+            job,
+            lab: self.lab,
+            there: caretaker.hosts().lab(&job.lab)?.list()?,
+            stretches: Vec::new(),
+            ways: Vec::new(),
+            own: Vec::new(),
+            shared: shared.filter(|_| job.from.is_none() && !named),
+        };
+        if let RouterChoice::Named(names) = &job.routers {
+            for name in names {
+                self.lab.router(name)?;
+            }
+        }
+        if question.shared.is_some() {
+            return Ok(question);
+        }
+        for entry in self.entries(planner, &question.there)? {
+            question.enter(entry, !named, planner, caretaker)?;
+        }
+        Ok(question)
+    }
+
+    /// Where packets enter. Who put a source host on an interface by hand has decided that.
+    fn entries(
+        &self,
+        planner: &mut Planner<'_>,
+        there: &[HostState],
+    ) -> Result<Vec<Entry>, DetailedError> {
+        let job = self.job;
+        let service = job.services.first();
+        let packet = Packet {
+            protocol: service.map(|s| s.protocol),
+            source_port: job.source_port,
+            destination_port: service.map(|s| s.port),
+            ..Packet::new(job.source, job.destination)
+        };
+        let wiring = &planner.map.wiring;
+        let sockets = &mut planner.sockets;
+        let first = match &job.routers {
+            RouterChoice::Named(names) => names.first().cloned().map(EntryName::from),
+            RouterChoice::Traced(trace) if job.from.is_none() => return Ok(traced(trace)),
+            _ => None,
+        };
+        let one = first.is_some();
+        let from = job.from.clone().or(first);
+        let found = trace::entries(wiring, sockets, &packet, from.as_ref());
+        let mut entries = match (found, &from) {
+            // The result says that nothing comes in there.
+            (Err(TraceError::NotFacing { router, .. }), _) if one => vec![Entry {
+                router,
+                iface_in: None,
+            }],
+            (found, _) => found?,
+        };
+        if job.from.is_none() {
+            self.heed_hosts(&mut entries, there)?;
+        }
+        if one && job.from.is_none() {
+            entries.truncate(1);
+        }
+        Ok(entries)
+    }
+
+    /// Keeps the entries at which somebody put a host by hand, if there are such.
+    fn heed_hosts(
+        &self,
+        entries: &mut Vec<Entry>,
+        there: &[HostState],
+    ) -> Result<(), DetailedError> {
+        let mut placed = resolve::placed_by_hand(&self.job.lab, self.job.source, there)?;
+        placed.retain(|at| entries.iter().any(|entry| entry.router == at.router));
+        placed.dedup();
+        if !placed.is_empty() {
+            *entries = placed;
+        }
+        Ok(())
+    }
+}
+
+/// Where the ways of a trace that was made before enter.
+fn traced(trace: &trace::Trace) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for (hops, _) in trace.ways() {
+        if let Some(first) = hops.first() {
+            let entry = Entry {
+                router: first.router.clone(),
+                iface_in: first.iface_in.clone(),
+            };
+            if !entries.contains(&entry) {
+                entries.push(entry);
+            }
+        }
+    }
+    entries
+}
+
+impl Question<'_> {
+    /// How many services are to be tried, over all ways.
+    pub(super) fn steps(&self) -> usize {
+        self.ways.len().max(1) * self.job.services.len()
+    }
+
+    fn services(&self) -> Vec<(usize, Service)> {
+        self.job.services.iter().copied().enumerate().collect()
+    }
+
+    /// Plans what is measured of packets that enter here.
+    fn enter(
+        &mut self,
+        entry: Entry,
+        whole: bool,
+        planner: &mut Planner<'_>,
+        caretaker: &mut Caretaker,
+    ) -> Result<(), DetailedError> {
+        let services = self.services();
+        let ends = (self.job.source, self.job.destination);
+        let made = self.stretch(&entry, ends, &services, whole, planner, caretaker)?;
+        let (stretch, planned) = match made {
+            Ok((stretch, planned)) => (Ok(stretch), planned),
+            Err(why) => (Err(why), vec![Planned::default(); services.len()]),
+        };
+        self.ways.push(Way {
+            entry,
+            stretch,
+            planned,
+        });
+        Ok(())
+    }
+
+    /// Adds a stretch; why there can be none is a sentence.
+    fn stretch(
+        &mut self,
+        entry: &Entry,
+        (source, destination): (IpAddr, IpAddr),
+        services: &[(usize, Service)],
+        whole: bool,
+        planner: &mut Planner<'_>,
+        caretaker: &mut Caretaker,
+    ) -> Result<Result<(usize, Vec<Planned>), String>, DetailedError> {
+        let router = &entry.router;
+        let Some(interface) = &entry.iface_in else {
+            return Ok(Err(no_way_in(planner, router, source)));
+        };
+        let hosts = caretaker.hosts().lab(&self.job.lab)?;
+        let id = RouterId::new(self.job.lab.clone(), router.clone());
+        let source = match resolve::host_at(&id, interface, source, &self.there, hosts)? {
+            Ok(source) => source,
+            Err(why) => return Ok(Err(why)),
+        };
+        let to = (destination, self.job.source_port);
+        let (stretch, planned) = planner.stretch((entry, source), to, services, whole)?;
+        self.stretches.push(stretch);
+        Ok(Ok((self.stretches.len() - 1, planned)))
+    }
+
+    /// Measures everything: the ways, then the routers that nothing reached.
+    pub(super) fn measure<P: Fn(&str)>(
+        &mut self,
+        rounds: &mut Rounds<'_, P>,
+        job: Job<Unlocked>,
+    ) -> Result<(), DetailedError> {
+        rounds.reconcile(&job, &self.stretches);
+        let (job, result) = rounds.run(job, &mut self.stretches);
+        result?;
+        self.plan_own(rounds)?;
+        if self.own.is_empty() {
+            return Ok(());
+        }
+        rounds.reconcile(&job, &self.stretches);
+        rounds.run(job, &mut self.stretches).1
+    }
+
+    /// Plans the routers that no packet reached.
+    fn plan_own<P: Fn(&str)>(&mut self, rounds: &mut Rounds<'_, P>) -> Result<(), DetailedError> {
+        let mut groups: Vec<Behind> = Vec::new();
+        for way in &self.ways {
+            let Ok(stretch) = way.stretch else { continue };
+            for at in 0..self.job.services.len() {
+                let Some(test) = rounds.tests.get(&(stretch, at)) else {
+                    continue;
+                };
+                let Some(planned) = way.planned.get(at) else {
+                    continue;
+                };
+                let (hops, ends, port) = self.behind(test, &planned.hops, at);
+                for hop in hops {
+                    let known = groups.iter_mut().find(|(h, e, _)| h == hop && *e == ends);
+                    match known {
+                        Some((_, _, services)) => services.push((at, port)),
+                        None => groups.push((hop.clone(), ends, vec![(at, port)])),
+                    }
+                }
+            }
+        }
+        for (hop, ends, services) in groups {
+            self.own(rounds, hop, ends, services, Reach::NotReached)?;
+        }
+        if let RouterChoice::Named(names) = &self.job.routers {
+            for name in names {
+                if !self.is_met(name, rounds) {
+                    self.apart(rounds, name)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The planned routers behind the one that ended a request, and the addresses and the port
+    /// that it had by then.
+    fn behind<'h>(
+        &self,
+        test: &ServiceTest,
+        hops: &'h [Hop],
+        at: usize,
+    ) -> (&'h [Hop], (IpAddr, IpAddr), u16) {
+        let port = self.job.services.get(at).map_or(0, |s| s.port);
+        let asked = (self.job.source, self.job.destination);
+        let arrived = matches!(
+            test.end.status,
+            Status::Ok | Status::Refused | Status::Partial
+        );
+        let legs = &test.end.way;
+        let as_planned = legs.len() <= hops.len()
+            && legs
+                .iter()
+                .zip(hops)
+                .all(|(leg, hop)| leg.router == hop.router);
+        if arrived || !as_planned {
+            return (&[], asked, port);
+        }
+        let rest = hops.get(legs.len().max(1)..).unwrap_or_default();
+        match legs.last() {
+            Some(leg) => {
+                let headers = leg.came;
+                let port = headers.destination_port.unwrap_or(port);
+                (rest, (headers.source, headers.destination), port)
+            }
+            None => (rest, asked, port),
+        }
+    }
+
+    fn is_met<P: Fn(&str)>(&self, name: &RouterName, rounds: &Rounds<'_, P>) -> bool {
+        let met = rounds.tests.values().flat_map(|test| &test.tests);
+        let mut met = met.map(|test| &test.router);
+        let own = self.own.iter().map(|own| &own.router.name);
+        let entries = self.ways.iter().map(|way| &way.entry.router);
+        met.any(|router| router == name) || own.chain(entries).any(|router| router == name)
+    }
+
+    /// Plans a named router that is on no way.
+    fn apart<P: Fn(&str)>(
+        &mut self,
+        rounds: &mut Rounds<'_, P>,
+        name: &RouterName,
+    ) -> Result<(), DetailedError> {
+        let packet = Packet::new(self.job.source, self.job.destination);
+        let planner = rounds.planner();
+        let from = EntryName::from(name.clone());
+        let wiring = &planner.map.wiring;
+        let entries = trace::entries(wiring, &mut planner.sockets, &packet, Some(&from));
+        let entry = entries
+            .ok()
+            .and_then(|mut entries| entries.drain(..).next());
+        let hop = Hop {
+            router: name.clone(),
+            iface_in: entry.and_then(|entry| entry.iface_in),
+            iface_out: None,
+            next_hop: None,
+        };
+        let ends = (self.job.source, self.job.destination);
+        let services = self.services();
+        let services = services.into_iter().map(|(at, s)| (at, s.port)).collect();
+        self.own(rounds, hop, ends, services, Reach::NotOnTheWay)
+    }
+
+    /// Plans a router that is measured on its own, with services and the ports that they have.
+    fn own<P: Fn(&str)>(
+        &mut self,
+        rounds: &mut Rounds<'_, P>,
+        hop: Hop,
+        ends: (IpAddr, IpAddr),
+        services: Vec<(usize, u16)>,
+        reach: Reach,
+    ) -> Result<(), DetailedError> {
+        let entry = Entry {
+            router: hop.router.clone(),
+            iface_in: hop.iface_in.clone(),
+        };
+        let as_asked: Vec<(usize, Service)> = services
+            .iter()
+            .filter_map(|&(at, port)| {
+                let service = *self.job.services.get(at)?;
+                Some((at, Service { port, ..service }))
+            })
+            .collect();
+        let alone = vec![hop.router.clone()];
+        let scope = rounds.planner().scope.replace(alone);
+        let (planner, caretaker) = rounds.parts();
+        let made = self.stretch(&entry, ends, &as_asked, false, planner, caretaker);
+        rounds.planner().scope = scope;
+        let stretch = made?.map(|(stretch, _)| stretch);
+        self.own.push(Own {
+            stretch,
+            router: RouterWay {
+                name: hop.router,
+                iface_in: hop.iface_in,
+                iface_out: hop.iface_out,
+                next_hop: hop.next_hop,
+            },
+            services: services.into_iter().map(|(at, _)| at).collect(),
+            reach,
+        });
+        Ok(())
+    }
+
+    /// Puts what was measured together.
+    pub(super) fn answers(&self, tests: &BTreeMap<Asked, ServiceTest>) -> Answers {
+        let mut routers = self.planned_routers();
+        let services = self.services();
+        let mut results: Vec<ServiceResult> = services
+            .into_iter()
+            .map(|(at, service)| self.answer((at, service), tests))
+            .collect();
+        for test in results.iter().flat_map(|result| &result.tests) {
+            if !routers.iter().any(|way| way.name == test.router) {
+                routers.push(RouterWay {
+                    name: test.router.clone(),
+                    iface_in: test.iface_in.clone(),
+                    iface_out: test.iface_out.clone(),
+                    next_hop: None,
+                });
+            }
+        }
+        let met = |way: &RouterWay| results.iter().any(|result| result.at(&way.name).is_some());
+        routers.retain(met);
+        let place = |test: &RouterTest| routers.iter().position(|way| way.name == test.router);
+        for result in &mut results {
+            result.tests.sort_by_key(place);
+        }
+        let mut warnings = self.warnings();
+        warnings.extend(self.lacking(&routers));
+        Answers {
+            routers,
+            services: results,
+            warnings,
+        }
+    }
+
+    /// The routers in the order in which packets were expected to pass them.
+    fn planned_routers(&self) -> Vec<RouterWay> {
+        let mut routers: Vec<RouterWay> = Vec::new();
+        let entries = self.ways.iter().map(|way| RouterWay {
+            name: way.entry.router.clone(),
+            iface_in: way.entry.iface_in.clone(),
+            iface_out: None,
+            next_hop: None,
+        });
+        let hops = self.ways.iter().flat_map(|way| &way.planned);
+        let hops = hops.flat_map(|planned| &planned.hops).map(|hop| RouterWay {
+            name: hop.router.clone(),
+            iface_in: hop.iface_in.clone(),
+            iface_out: hop.iface_out.clone(),
+            next_hop: hop.next_hop,
+        });
+        let own = self.own.iter().map(|own| own.router.clone());
+        for way in hops.chain(entries).chain(own) {
+            if !routers.iter().any(|known| known.name == way.name) {
+                routers.push(way);
+            }
+        }
+        routers
+    }
+
+    /// What is to be said beside the results.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.ways.len() > 1 {
+            let names: Vec<String> = self.ways.iter().map(|w| w.entry.to_string()).collect();
+            warnings.push(format!(
+                "{} may enter at {}: each was measured; --from names one",
+                self.job.source,
+                names.join(", ")
+            ));
+        }
+        warnings
+    }
+
+    fn answer(
+        &self,
+        (at, service): (usize, Service),
+        tests: &BTreeMap<Asked, ServiceTest>,
+    ) -> ServiceResult {
+        if let Some(shared) = &self.shared {
+            return self.on_one_link(service, shared);
+        }
+        let mut ends: Vec<(&Entry, EndToEnd)> = Vec::new();
+        let mut list: Vec<RouterTest> = Vec::new();
+        for way in &self.ways {
+            let (end, of_way) = way.result(at, tests);
+            ends.push((&way.entry, end));
+            for test in of_way {
+                keep(&mut list, test);
+            }
+        }
+        for own in self.own.iter().filter(|own| own.services.contains(&at)) {
+            let test = own.test(at, tests);
+            if !list.iter().any(|known| known.router == test.router) {
+                list.push(test);
+            }
+        }
+        let mut result = ServiceResult {
+            service,
+            end: together(ends),
+            tests: list,
+        };
+        self.weigh(&mut result);
+        result
+    }
+
+    /// Makes unknown what something can change that the lab lacks.
+    fn weigh(&self, result: &mut ServiceResult) {
+        for test in &mut result.tests {
+            let Ok(state) = self.lab.router(&test.router) else {
+                continue;
+            };
+            let omitted = Omitted::of(self.lab, state, self.job.trust_facts);
+            if omitted.is_empty() || !omitted::weigh(self.job, &omitted, result.service, test) {
+                continue;
+            }
+            if test.counts() && result.end.result != Verdict::Unknown {
+                result.end.result = Verdict::Unknown;
+                result.end.status = Status::Unknown;
+                result.end.kind = EndKind::NotKnown;
+                result.end.reason = Some(test.message.clone());
+                result.end.router = Some(test.router.clone());
+            }
+        }
+    }
+
+    /// The routers that lack something of their facts.
+    fn lacking(&self, routers: &[RouterWay]) -> Vec<String> {
+        let lacks = |way: &&RouterWay| {
+            let state = self.lab.router(&way.name);
+            let omitted = state.map(|s| Omitted::of(self.lab, s, self.job.trust_facts));
+            omitted.is_ok_and(|omitted| !omitted.is_empty())
+        };
+        let lacking = routers.iter().filter(lacks);
+        lacking
+            .map(|way| {
+                format!(
+                    "router {} lacks something of its facts: see `tsim lab status {}`",
+                    way.name, self.job.lab
+                )
+            })
+            .collect()
+    }
+
+    /// Hosts of one subnet talk to each other past all routers.
+    fn on_one_link(&self, service: Service, shared: &SharedLink) -> ServiceResult {
+        let words = shared.text(self.job.source, self.job.destination);
+        let mut end = EndToEnd::unknown(words.clone());
+        end.note = Some(words);
+        end.kind = EndKind::SameLink;
+        if shared.filtered_by.is_empty() {
+            end.result = Verdict::Yes;
+            end.status = Status::Ok;
+        }
+        ServiceResult {
+            service,
+            end,
+            tests: Vec::new(),
+        }
+    }
+}
+
+impl Way {
+    /// What became of a service that came in here, and the tests of the routers.
+    fn result(
+        &self,
+        at: usize,
+        tests: &BTreeMap<Asked, ServiceTest>,
+    ) -> (EndToEnd, Vec<RouterTest>) {
+        let stretch = match &self.stretch {
+            Ok(stretch) => *stretch,
+            Err(why) => return self.not_made(why.clone()),
+        };
+        let Some(test) = tests.get(&(stretch, at)) else {
+            return self.not_made("it was not measured".to_owned());
+        };
+        let mut end = test.end.clone();
+        let forks = self.planned.get(at).map(|planned| planned.forks.as_slice());
+        if let Some(forks) = forks.filter(|forks| !forks.is_empty()) {
+            let measured = match (&end.reason, end.result) {
+                (_, Verdict::Yes) | (None, _) => end.result.to_string(),
+                (Some(reason), result) => format!("{result}: {reason}"),
+            };
+            end.reason = Some(format!(
+                "{}: which one the real router takes is not known; by the one that was taken here \
+                 {measured}",
+                forks.join(", ")
+            ));
+            end.result = Verdict::Unknown;
+            end.kind = EndKind::Disagree;
+        }
+        (end, test.tests.clone())
+    }
+
+    fn not_made(&self, why: String) -> (EndToEnd, Vec<RouterTest>) {
+        let way = RouterWay {
+            name: self.entry.router.clone(),
+            iface_in: self.entry.iface_in.clone(),
+            iface_out: None,
+            next_hop: None,
+        };
+        let test = RouterTest::not_made(&way, Status::Unknown, why.clone());
+        let mut end = EndToEnd::unknown(why);
+        end.router = Some(way.name);
+        (end, vec![test])
+    }
+}
+
+impl Own {
+    fn test(&self, at: usize, tests: &BTreeMap<Asked, ServiceTest>) -> RouterTest {
+        let measured = match &self.stretch {
+            Ok(stretch) => {
+                let test = tests.get(&(*stretch, at));
+                let test = test.and_then(|test| test.tests.first().cloned());
+                test.ok_or_else(|| "it was not measured".to_owned())
+            }
+            Err(why) => Err(why.clone()),
+        };
+        let mut test =
+            measured.unwrap_or_else(|why| RouterTest::not_made(&self.router, Status::Unknown, why));
+        test.reach = self.reach;
+        test
+    }
+}
+
+/// Adds a test to those of a service; of two of one router the one that does not let it through is
+/// kept.
+fn keep(list: &mut Vec<RouterTest>, test: RouterTest) {
+    let known = list.iter_mut().find(|known| known.router == test.router);
+    match known {
+        Some(known) if known.status.verdict() == Verdict::Yes => *known = test,
+        Some(_) => {}
+        None => list.push(test),
+    }
+}
+
+/// One result of all ways into the lab: theirs where they agree, else it is not known.
+fn together(mut ends: Vec<(&Entry, EndToEnd)>) -> EndToEnd {
+    let Some(first) = ends.first().map(|(_, end)| end.result) else {
+        return EndToEnd::unknown("there is no way into the lab".to_owned());
+    };
+    if ends.iter().all(|(_, end)| end.result == first) {
+        return ends.swap_remove(0).1;
+    }
+    let each: Vec<String> = ends
+        .iter()
+        .map(|(entry, end)| match (&end.reason, end.result) {
+            (Some(reason), Verdict::No | Verdict::Unknown) => {
+                format!("by {entry} {}: {reason}", end.result)
+            }
+            _ => format!("by {entry} {}", end.result),
+        })
+        .collect();
+    let mut end = ends.swap_remove(0).1;
+    end.result = Verdict::Unknown;
+    end.status = Status::Unknown;
+    end.kind = EndKind::Disagree;
+    end.router = None;
+    end.reason = Some(each.join("; "));
+    end
+}
+
+fn no_way_in(planner: &Planner<'_>, router: &RouterName, source: IpAddr) -> String {
+    if planner.map.owns(router, source) {
+        return format!(
+            "{source} is router {router} itself: its own packets are not measured by detailed jobs"
+        );
+    }
+    format!(
+        "router {router} has no route to the source {source}, so it is not known where its packets \
+         come in"
+    )
+}
