@@ -191,6 +191,29 @@ fn next_hops_that_agree_are_one_verdict_and_those_that_do_not_are_named() {
 }
 
 #[test]
+fn chance_about_where_to_is_told_from_chance_about_whether() {
+    let ruleset = "table ip fw {
+        chain pre {
+            type nat hook prerouting priority dstnat;
+            tcp dport 443 dnat to numgen random mod 2 map { 0 : 203.0.113.10, 1 : 203.0.113.11 }
+            tcp dport 444 dnat to numgen random mod 2 map { 0 : 203.0.113.10, 1 : 203.0.113.12 }
+        }
+        chain forward {
+            type filter hook forward priority filter;
+            ip daddr 203.0.113.12 drop
+        }
+    }";
+    let (lab, _dir) = two_uplinks(&serde_json::json!({ "nft": ruleset }));
+    let said = at_router(&quick(&lab, "-s 10.0.0.9 -d 203.0.113.9 -P 443,444"));
+    assert!(said[0].starts_with("443/tcp YES"), "{said:?}");
+    assert!(
+        said[1].starts_with("444/tcp UNKNOWN: chance decides: "),
+        "{said:?}"
+    );
+    assert!(said[1].contains(" of 32 packets got through"), "{said:?}");
+}
+
+#[test]
 fn a_routers_own_packets_that_a_policy_rule_tells_apart_by_port_are_unknown() {
     let (lab, _dir) = two_uplinks(&serde_json::json!({
         "rules": ["1000: from all ipproto tcp dport 25 prohibit"]

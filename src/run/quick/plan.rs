@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::Config,
     firewall::{
-        TagSpace, Taps,
+        Caveat, TagSpace, Taps,
         backend::{Backend, Site, choose},
         iptables::{OwnerMark, feature},
         nft::nature::Nature,
@@ -284,6 +284,7 @@ impl Plan {
         if !proxied.is_empty() {
             taken = self.proxied(visit, &mut probing, &proxied, &mut findings)?;
         }
+        let luck = luck(&mut probing, &explained, &findings)?;
         let explain = begin.elapsed();
         closing.extend(probing.into_closing());
         let reasons = explained
@@ -293,7 +294,13 @@ impl Plan {
             .filter_map(|e| Some((e.index, conclude(findings.get(&e.index)?, e)?)))
             .chain(unsent)
             .collect::<BTreeMap<u32, (Verdict, String)>>();
-        let reasons = reasons.into_iter().chain(taken).collect();
+        let mut reasons: BTreeMap<u32, (Verdict, String)> =
+            reasons.into_iter().chain(taken).collect();
+        for (index, luck) in luck {
+            let why = reasons.get(&index).map(|(_, why)| format!("; {why}"));
+            let why = why.unwrap_or_default();
+            reasons.insert(index, (Verdict::Unknown, format!("{luck}{why}")));
+        }
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
         doubts.extend(asked.left_out);
@@ -468,6 +475,51 @@ impl Plan {
             owner: &self.owner,
         }
     }
+}
+
+/// How often a packet is sent whose fate chance has a part in.
+const TRIES: usize = 32;
+
+/// Sends probes again and again on whose way a rule draws lots, and says of those that fare
+/// differently how often. That chance decides where to is not yet that it decides whether.
+fn luck(
+    probing: &mut Probing<'_>,
+    explained: &Explanation,
+    findings: &BTreeMap<u32, Finding>,
+) -> Result<BTreeMap<u32, String>, QuickError> {
+    let draws = |e: &&explain::Explained| {
+        let random = |(caveat, _): &(Caveat, _)| matches!(caveat, Caveat::Random(_));
+        e.caveats.iter().any(random)
+    };
+    let drawn = explained.reasons.iter().filter(draws).map(|e| e.index);
+    let mut indexes: Vec<u32> = drawn.collect();
+    indexes.sort_unstable();
+    indexes.dedup();
+    if indexes.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let mut through: BTreeMap<u32, usize> = indexes.iter().map(|&index| (index, 0)).collect();
+    let mut count = |index: u32, finding: &Finding| {
+        let got = matches!(finding, Finding::Passed | Finding::Delivered);
+        if let Some(through) = through.get_mut(&index) {
+            *through += usize::from(got);
+        }
+    };
+    for &index in &indexes {
+        if let Some(finding) = findings.get(&index) {
+            count(index, finding);
+        }
+    }
+    for _ in 1..TRIES {
+        for (index, finding) in probing.measure(&indexes, false)?.findings {
+            count(index, &finding);
+        }
+    }
+    let differs = through
+        .into_iter()
+        .filter(|(_, got)| (1..TRIES).contains(got));
+    let told = |got| format!("chance decides: {got} of {TRIES} packets got through");
+    Ok(differs.map(|(index, got)| (index, told(got))).collect())
 }
 
 /// A probe that a rule of TPROXY hands to a program of the router.
