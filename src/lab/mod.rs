@@ -19,6 +19,7 @@ pub mod sockets;
 mod state;
 pub mod topology;
 pub mod trace;
+mod tunnels;
 mod up;
 mod vacate;
 

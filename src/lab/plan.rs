@@ -6,6 +6,7 @@ use super::{
     LabError,
     state::{InterfaceState, RouterState},
     topology::{Interface, InterfaceKind, Router, Topology},
+    tunnels,
 };
 use crate::{
     model::{IfName, RouterName},
@@ -33,7 +34,10 @@ pub(super) fn routers(topology: &Topology) -> Result<Vec<RouterState>, LabError>
         planner.reserve(interface);
     }
     let routers = topology.routers.iter();
-    routers.map(|router| planner.router(router)).collect()
+    let planned = routers.map(|router| planner.router(router));
+    let mut routers = planned.collect::<Result<Vec<_>, _>>()?;
+    tunnels::plan(&mut routers);
+    Ok(routers)
 }
 
 /// Index of the bridge of the `segment`-th segment.
@@ -76,6 +80,7 @@ impl Planner {
                 mtu: None,
                 up: interface.up,
                 addresses: interface.addresses.clone(),
+                noarp: false,
                 link: interface.link.clone(),
                 segment: interface.segment,
                 port: None,

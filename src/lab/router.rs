@@ -161,6 +161,7 @@ impl Filler<'_> {
             let change = LinkChange {
                 up: (interface.up || interface.index == plan::LOOPBACK).then_some(true),
                 group: group.map(|i| i.group).filter(|group| *group != 0),
+                arp: interface.noarp.then_some(false),
                 ..LinkChange::default()
             };
             if change.up.is_some() || change.group.is_some() {

@@ -119,6 +119,9 @@ pub struct InterfaceState {
     pub mtu: Option<u32>,
     /// Administratively up.
     pub up: bool,
+    /// Whether it asks for no neighbours, as an end of a tunnel.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub noarp: bool,
     /// Its addresses.
     pub addresses: Vec<Address>,
     /// What leads to the other end of its link.

@@ -15,7 +15,8 @@ use super::{
     rulesets::{self, Loaders},
     segments,
     state::{LabDir, LabState, LockedLab, Phase, boot_id},
-    topology::{self, Router, Severity, Topology, Warning},
+    topology::{self, Origin, Router, RulesetKind, Severity, Topology, Warning},
+    tunnels,
 };
 use crate::{
     config::Config,
@@ -127,6 +128,7 @@ pub fn up(
     }
     let builder = Builder {
         dir: NetnsDir::default(),
+        tool_dirs: &config.tool_dirs,
         topology,
         loaders,
         options,
@@ -186,6 +188,7 @@ fn existing(
 
 struct Builder<'a> {
     dir: NetnsDir,
+    tool_dirs: &'a [PathBuf],
     topology: &'a Topology,
     loaders: Loaders,
     options: Options,
@@ -256,6 +259,7 @@ impl Builder<'_> {
 
         self.progress.step(Step::Segments(state.segments.len()));
         segments::make(&state, &hidden, &routers)?;
+        self.join_tunnels(&mut state, &hidden)?;
         lap(&mut self.timing, "segments");
 
         self.progress.step(Step::Routers(routers.len()));
@@ -302,6 +306,25 @@ impl Builder<'_> {
         })?;
         let (netns, result) = self.dir.create_with(name, inside)?;
         Ok((netns, result?))
+    }
+
+    /// A lab whose tunnels lead nowhere is made all the same: only a whole way through it suffers.
+    fn join_tunnels(&self, state: &mut LabState, hidden: &NetnsFd) -> Result<(), LabError> {
+        let nft = std::iter::once(RulesetKind::Nft);
+        let loaders = Loaders::find(self.tool_dirs, nft, false).ok();
+        if let Some(reason) = tunnels::join(state, hidden, loaders.as_ref())?
+            && let Some(router) = self.topology.routers.first()
+        {
+            let message = format!("tunnels lead no packet to their other ends: {reason}");
+            let origin = Origin {
+                file: state.facts.display().to_string(),
+                line: 0,
+            };
+            state
+                .warnings
+                .push(Warning::new(origin, &router.name, message));
+        }
+        Ok(())
     }
 
     fn fill(&self, state: &mut LabState, netns: &[NetnsFd]) -> Result<(), LabError> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{LinkAttribute, LinkMessage},
+    link::{LinkAttribute, LinkFlags, LinkMessage},
 };
 use nix::errno::Errno;
 
@@ -131,6 +131,8 @@ pub struct LinkChange {
     pub up: Option<bool>,
     /// Its group (`IFLA_GROUP`).
     pub group: Option<u32>,
+    /// Whether neighbours are asked for; an interface that does not sends to its own address.
+    pub arp: Option<bool>,
     /// MTU in bytes.
     pub mtu: Option<u32>,
     /// Hardware address.
@@ -209,6 +211,10 @@ impl<'a> Batch<'a> {
             if let Some(up) = change.up {
                 set_up(&mut message, up);
             }
+            if let Some(arp) = change.arp {
+                message.header.change_mask |= LinkFlags::Noarp;
+                message.header.flags.set(LinkFlags::Noarp, !arp);
+            }
             let attributes = &mut message.attributes;
             attributes.extend(change.group.map(LinkAttribute::Group));
             attributes.extend(change.mtu.map(LinkAttribute::Mtu));
@@ -259,6 +265,9 @@ fn describe(change: &LinkChange) -> String {
     }
     if let Some(up) = change.up {
         add(if up { "up" } else { "down" }.to_owned());
+    }
+    if let Some(arp) = change.arp {
+        add(if arp { "arp on" } else { "arp off" }.to_owned());
     }
     if let Some(mtu) = change.mtu {
         add(format!("mtu {mtu}"));

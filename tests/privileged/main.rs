@@ -21,6 +21,7 @@ mod iptables;
 mod kernels;
 mod lab;
 mod leaks;
+mod links;
 mod minilab;
 mod netlink;
 mod netns;

@@ -167,6 +167,7 @@ fn bridges_and_their_ports_take_their_options() {
             &LinkChange {
                 name: None,
                 group: Some(7),
+                arp: None,
                 up: Some(false),
                 mtu: Some(9000),
                 mac: Some(NEAR),

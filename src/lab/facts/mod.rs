@@ -68,6 +68,7 @@ mod rule;
 mod section;
 mod sysctl;
 mod text;
+mod vrf;
 mod words;
 
 /// A POSIX shell script that collects a router's facts.

@@ -7,7 +7,7 @@ use super::{
     firewall::{self, Prepared, Saved},
     links, route, rule,
     section::{Section, sections},
-    sysctl,
+    sysctl, vrf,
     words::{Tables, Words, number},
 };
 use crate::{
@@ -459,6 +459,7 @@ impl Reader {
         self.facts.order_rulesets();
         self.facts.add_kernels_rules();
         links::complete(&mut self.facts, sections);
+        vrf::model(&mut self.facts);
         connected::normalise(&mut self.facts);
     }
 }

@@ -25,8 +25,7 @@ use crate::{
     netns::{shut_in::shut_in, tool::ToolError},
 };
 
-pub(super) use tools::Loaders;
-use tools::Trial;
+pub(super) use tools::{Loaders, Trial};
 
 /// Loads all rulesets of `router` into the namespace of the calling thread; returns a warning for
 /// each rule that is left out.

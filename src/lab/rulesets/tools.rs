@@ -27,7 +27,7 @@ struct Program {
 
 /// Whether a ruleset is to stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trial {
+pub(in crate::lab) enum Trial {
     /// It is.
     Load,
     /// It is a part that is tried before the whole is loaded. nft would add the whole to it, so it
@@ -137,7 +137,7 @@ impl Loaders {
 
     /// Hands `text` to the program for `kind`, in shares where one message to the kernel does not hold
     /// it; what it said if it refused.
-    pub(super) fn run(
+    pub(in crate::lab) fn run(
         &self,
         kind: RulesetKind,
         text: &str,

@@ -318,3 +318,78 @@ fn an_end_that_stands_alone_though_the_lab_has_what_is_behind_it_is_named() {
     );
     assert_eq!(notices(&build(vec![elsewhere])), Vec::<&str>::new());
 }
+
+/// A router with the VRF red of eth1 and eth2, and eth0 outside of it.
+fn with_vrf(rulesets: &str, more: &[(&str, &str)]) -> RouterFacts {
+    let slave = |text: String| text.replace("mtu 1400", "mtu 1400 master red state UP");
+    let interfaces = shown(
+        "red",
+        "NOARP,MASTER",
+        "link/ether 52:54:00:00:00:09 brd ff:ff:ff:ff:ff:ff",
+        &[],
+    ) + &slave(port("eth1", 1, &["10.1.0.1/24"]))
+        + &slave(port("eth2", 2, &["10.2.0.1/24"]))
+        + &port("eth0", 3, &["192.0.2.1/24"]);
+    let red = "10.1.0.0/24 dev eth1 proto kernel scope link\n10.2.0.0/24 dev eth2 proto kernel scope link\n\
+               unreachable default metric 4278198272";
+    let rules = "1000: from all lookup [l3mdev-table]\n32765: from all lookup local\n32766: from all lookup main";
+    let mut sections = vec![
+        ("routing_table_1001", red),
+        ("policy_rules", rules),
+        ("iptables_save", rulesets),
+    ];
+    sections.extend(more);
+    router(
+        "leaf",
+        &interfaces,
+        "192.0.2.0/24 dev eth0\ndefault via 192.0.2.254 dev eth0",
+        &sections,
+    )
+}
+
+#[test]
+fn a_vrf_is_a_rule_for_each_of_its_ports_and_what_that_cannot_do_is_an_omission() {
+    let open = "*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp --dport 22 -j DROP\nCOMMIT";
+    let facts = with_vrf(open, &[]);
+    let by_port = |facts: &RouterFacts| -> Vec<(u32, String)> {
+        let rules = facts.rules.iter().filter(|rule| rule.priority == 1000);
+        rules
+            .map(|rule| match (&rule.iif, &rule.action) {
+                (Some(iif), crate::netlink::object::RuleAction::Table(table)) => {
+                    (*table, iif.to_string())
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    };
+    let want = [(1001, "eth1".to_owned()), (1001, "eth2".to_owned())];
+    assert_eq!(by_port(&facts), want);
+    assert!(facts.lost_rules.is_empty());
+    assert!(
+        !facts.warnings.iter().any(Warning::matters),
+        "{:?}",
+        facts.warnings
+    );
+    // The ports' names stand for the VRF in some hooks only.
+    for named in [
+        "-A FORWARD -i eth1 -j ACCEPT",
+        "-A INPUT -i red -j DROP",
+        "-A FORWARD -i eth+ -j DROP",
+    ] {
+        let facts = with_vrf(
+            &open.replace("-A FORWARD -p tcp --dport 22 -j DROP", named),
+            &[],
+        );
+        assert_eq!(by_port(&facts), want);
+        assert!(facts.warnings.iter().any(Warning::matters), "{named}");
+    }
+    let strict = [("sysctl", "net.ipv4.conf.all.rp_filter = 1")];
+    let facts = with_vrf(open, &strict);
+    assert!(facts.warnings.iter().any(Warning::matters));
+    // Nothing tells the table: the rule is left out, and that is an omission.
+    let unknown = with_vrf(
+        open,
+        &[("routing_table_1002", "10.1.0.0/24 dev eth1 scope link")],
+    );
+    assert_eq!(unknown.lost_rules.len(), 1);
+}

@@ -1,0 +1,138 @@
+//! VRFs, as far as policy rules can stand in for them.
+//!
+//! A rule `lookup [l3mdev-table]` looks into the table of the VRF whose port a packet comes in by
+//! (Documentation/networking/vrf.rst). Where the table of each VRF is known, a rule `iif PORT lookup
+//! TABLE` for each port does the same to whatever the router forwards or takes for itself. What
+//! these rules cannot do is an omission:
+//!
+//! - A packet passes PREROUTING twice and FORWARD and INPUT as if it had come in by the VRF
+//!   (`vrf_ip_rcv()`), in the lab it comes in by the port. Rules that name either may match
+//!   differently.
+//! - `rp_filter` looks for the way back without the VRF's table.
+//! - What the router itself sends from sockets bound to a VRF.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::RouterFacts;
+use crate::{
+    lab::{
+        omission::{Omission, OmissionKind, Packets},
+        topology::{At, MasterKind, Warning},
+    },
+    model::IfName,
+    netlink::object::{PolicyRule, Route, RuleAction},
+};
+
+/// What the reader of rules says of a rule that looks into the table of a VRF.
+const UNKNOWN: &str = "policy rule left out: table `[l3mdev-table]` is not known";
+
+/// Puts rules by incoming interface in the place of those that look into the VRFs' tables. Where a
+/// table is not known they stay left out.
+pub(super) fn model(facts: &mut RouterFacts) {
+    let ports = ports(facts);
+    let tables: Option<Vec<(IfName, u32)>> = ports
+        .iter()
+        .map(|(port, vrf)| Some((port.clone(), table(facts, vrf, &ports)?)))
+        .collect();
+    let Some(tables) = tables.filter(|tables| !tables.is_empty()) else {
+        return;
+    };
+    let lost = std::mem::take(&mut facts.lost_rules);
+    let (of_vrfs, others) = lost
+        .into_iter()
+        .partition(|rule| rule.message.starts_with(UNKNOWN) && !rule.rule.invert);
+    facts.lost_rules = others;
+    for lost in of_vrfs {
+        for (port, table) in &tables {
+            let rule = PolicyRule {
+                iif: Some(port.clone()),
+                action: RuleAction::Table(*table),
+                ..lost.rule.clone()
+            };
+            facts.rules.push(At::new(lost.line, rule));
+        }
+        say(facts, lost.line, &ports);
+    }
+    // Rules of one priority keep their order; the new ones stand behind those of the facts.
+    facts.rules.sort_by_key(|rule| rule.priority);
+}
+
+/// The ports of all VRFs with these.
+fn ports(facts: &RouterFacts) -> BTreeMap<IfName, IfName> {
+    let interfaces = facts.interfaces.iter();
+    let of_vrf = interfaces.filter_map(|interface| {
+        let master = interface.link.master.as_ref()?;
+        let port = (interface.name.clone(), master.name.clone());
+        (master.kind == MasterKind::Vrf).then_some(port)
+    });
+    of_vrf.collect()
+}
+
+/// The table of `vrf`: as `ip -d link` has it, or else the only one, beside main, whose routes on
+/// the link are all out of its ports.
+fn table(facts: &RouterFacts, vrf: &IfName, ports: &BTreeMap<IfName, IfName>) -> Option<u32> {
+    let mut named = facts.interfaces.iter().filter(|i| i.name == *vrf);
+    if let Some(table) = named.next().and_then(|i| i.link.vrf_table) {
+        return Some(table);
+    }
+    let own = |dev: &IfName| ports.get(dev) == Some(vrf);
+    let mut inside = BTreeSet::new();
+    let mut outside = BTreeSet::from([Route::MAIN, Route::LOCAL, Route::DEFAULT]);
+    for route in &facts.routes {
+        let on_link = route.next_hops.iter().filter(|hop| hop.via.is_none());
+        for dev in on_link.filter_map(|hop| hop.dev.as_ref()) {
+            let tables = if own(dev) { &mut inside } else { &mut outside };
+            tables.insert(route.table);
+        }
+    }
+    let mut only = inside.difference(&outside);
+    only.next().copied().filter(|_| only.next().is_none())
+}
+
+/// Says what the rules cannot do.
+fn say(facts: &mut RouterFacts, line: usize, ports: &BTreeMap<IfName, IfName>) {
+    let named = |text: &str| {
+        ports
+            .iter()
+            .any(|(port, vrf)| names(text, port) || names(text, vrf))
+    };
+    let by_rules = facts.rulesets.iter().any(|rules| named(&rules.text));
+    let filtered = facts.sysctls.iter().any(|(key, value)| {
+        key.starts_with("net/ipv4/conf/") && key.ends_with("/rp_filter") && value != "0"
+    });
+    let doubt = match (by_rules, filtered) {
+        (true, _) => {
+            "rules of its firewall name a VRF or a port of one, which are told apart differently"
+        }
+        (false, true) => "rp_filter looks for the way back without the tables of VRFs",
+        (false, false) => {
+            let message = "VRFs are made of rules by incoming interface";
+            let notice = Warning::notice(facts.origin(line), &facts.name, message);
+            facts.warnings.push(notice);
+            return;
+        }
+    };
+    let packets = ports.keys().map(|port| Packets {
+        interface: Some(port.clone()),
+        ..Packets::default()
+    });
+    let omission = Omission::of_packets(OmissionKind::Feature, packets);
+    let message = format!("VRFs are made of rules by incoming interface, and {doubt}");
+    let warning = Warning::omission(facts.origin(line), &facts.name, message, omission);
+    facts.warnings.push(warning);
+}
+
+/// Whether a ruleset may name the interface: by its name, or by a pattern.
+fn names(text: &str, interface: &IfName) -> bool {
+    let mut words = text.split(|c: char| c.is_ascii_whitespace() || "\",{}!".contains(c));
+    words.any(|word| {
+        let stem = word.strip_suffix(['+', '*']);
+        word == interface.as_str()
+            || stem.is_some_and(|stem| interface.as_str().starts_with(stem) && is_name(stem))
+    })
+}
+
+fn is_name(stem: &str) -> bool {
+    stem.chars()
+        .all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+}
