@@ -23,6 +23,7 @@ mod identity;
 mod notes;
 mod others;
 mod place;
+mod program;
 mod removal;
 mod render;
 mod save;

@@ -21,6 +21,7 @@ use thiserror::Error;
 
 use super::{
     notes::{Delivery, Note, Notes},
+    program,
     save::{Rule as Saved, Save},
     turn::Turn,
 };
@@ -29,7 +30,7 @@ use crate::{
         Caveat, RulePlace, TableFamily, TagSpace,
         nft::trace::StepKind,
         place::HookPoint,
-        rule::{Packet, Rule, Verdict, entries},
+        rule::{Packet, Rule, Verdict, entries, walk::Program},
         ruletext::RuleText,
     },
     netlink::{
@@ -337,6 +338,42 @@ impl LegacyRules {
         let table = self.save.tables.get(&step.table)?;
         let rule = table.chain(&step.chain).nth(position.checked_sub(1)?)?;
         Some(self.text(step, position, &rule.spec))
+    }
+
+    /// Whether a probe with these steps was stopped by one of the rules or policies.
+    #[must_use]
+    pub fn stop(&self, steps: &[LegacyStep]) -> bool {
+        let last = steps.last();
+        last.is_some_and(|last| self.stopped_by(steps, last.hook).is_some())
+    }
+
+    /// Adds the rules to a program.
+    pub fn add_to(&self, program: &mut Program) {
+        program::add(&self.save, self.table_family(), program);
+    }
+
+    /// Notes in a program what rules said of a probe.
+    pub fn note_in(&self, steps: &[LegacyStep], program: &mut Program) {
+        program::note(self.table_family(), steps, program);
+    }
+
+    /// The rule of a chain of a program, by its index; none where the chain is not of these tables.
+    #[must_use]
+    pub fn text_at(&self, place: &RulePlace, index: usize) -> Option<RuleText> {
+        let step = LegacyStep {
+            hook: HookPoint::Forward,
+            table: program::table(place)?.to_owned(),
+            chain: place.chain.clone(),
+            kind: StepKind::Rule,
+            position: index + 1,
+        };
+        self.nth(&step, index + 1)
+    }
+
+    /// The number that the chain of a rule has in a program.
+    #[must_use]
+    pub fn number_in(&self, program: &Program, place: &RulePlace) -> Option<usize> {
+        program::number(program, self.table_family(), &place.table, &place.chain)
     }
 
     fn text(&self, step: &LegacyStep, position: usize, spec: &str) -> RuleText {

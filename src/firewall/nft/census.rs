@@ -9,7 +9,11 @@ use super::{
     nature::Nature, socket::Dumped, wire::Attributes,
 };
 use crate::{
-    firewall::{RulePlace, TableFamily, place::HookPoint, rule::Rule},
+    firewall::{
+        RulePlace, TableFamily,
+        place::HookPoint,
+        rule::{Rule, walk::Base},
+    },
     netlink::object::Family,
 };
 
@@ -93,6 +97,53 @@ impl Census {
         census.nature = Nature::ANYTHING;
         Ok(census)
     }
+}
+
+/// The base chains that packets of `family` may meet, tsim's own left out.
+///
+/// # Errors
+/// [`NftError`].
+pub fn bases(socket: &mut NftSocket, family: Family) -> Result<Vec<Base>, NftError> {
+    let what = "listing base chains";
+    for _ in 0..DUMP_ATTEMPTS {
+        let mut bases = Vec::new();
+        let all = TableFamily(0).0;
+        let dumped =
+            socket.dump_messages(inventory::kernel::GET_CHAIN, all, &[], what, |message| {
+                let at = family_of(message.body);
+                bases.extend(base(at, message.attributes()).filter(|_| sees(at, family)));
+            })?;
+        if dumped == Dumped::Whole {
+            return Ok(bases);
+        }
+    }
+    Err(NftError::Interrupted(what))
+}
+
+fn base(at: TableFamily, attributes: Attributes<'_>) -> Option<Base> {
+    let chain = inventory::chain(attributes)?;
+    let hook = chain.hook?;
+    // `NF_INET_*`; of a device, `NF_NETDEV_INGRESS` is 0.
+    let point = match (at, hook.number) {
+        (TableFamily::NETDEV, 0) | (_, 5) => HookPoint::Ingress,
+        (TableFamily::NETDEV, _) => return None,
+        (_, 0) => HookPoint::Prerouting,
+        (_, INPUT) => HookPoint::Input,
+        (_, 2) => HookPoint::Forward,
+        (_, 3) => HookPoint::Output,
+        _ => HookPoint::Postrouting,
+    };
+    (!is_own(&chain.table)).then_some(Base {
+        hook: point,
+        priority: hook.priority,
+        policy_drops: chain.policy_drops,
+        place: RulePlace {
+            family: at,
+            table: chain.table,
+            chain: chain.name,
+            handle: 0,
+        },
+    })
 }
 
 /// The family in `struct nfgenmsg`.

@@ -41,6 +41,7 @@ mod attr {
     pub(super) const VERDICT_CHAIN: u16 = 2;
     pub(super) const DYNSET_NAME: u16 = 1;
     pub(super) const DYNSET_OPERATOR: u16 = 3;
+    pub(super) const RT_KEY: u16 = 2;
     pub(super) const QUEUE_NUMBER: u16 = 1;
     /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
     pub(super) const XT_NAME: u16 = 1;
@@ -129,6 +130,8 @@ impl Rule {
                 }
             }
             "limit" | "quota" | "numgen" | "connlimit" => self.by_name(name),
+            // `NFT_RT_XFRM`.
+            "rt" if data.be32(attr::RT_KEY) == Some(4) => self.by_name("rt ipsec"),
             "queue" => {
                 let number = data.find(attr::QUEUE_NUMBER).and_then(|n| array(n, 0));
                 let number = number.map_or(0, u16::from_be_bytes);
@@ -202,9 +205,9 @@ impl Rule {
         if data.find(attr::META_SREG).is_some() {
             return self.does.push(match key {
                 Some(3) => set(Field::Mark),
-                Some(11) => set(Field::Priority),
-                // `NFT_META_SECMARK`, `NFT_META_NFTRACE`.
-                Some(20 | 23) => Does::Note,
+                Some(2) => set(Field::Priority),
+                // `NFT_META_NFTRACE`, `NFT_META_SECMARK`.
+                Some(12 | 14) => Does::Note,
                 _ => set(Field::Other),
             });
         }
@@ -235,9 +238,9 @@ impl Rule {
         let key = data.be32(attr::CT_KEY);
         if data.find(attr::CT_SREG).is_some() {
             return self.does.push(match key {
-                // `NFT_CT_MARK`, `NFT_CT_ZONE`, `NFT_CT_LABELS`, `NFT_CT_EVENTMASK`.
                 Some(3) => set(Field::ConnectionMark),
-                Some(11 | 21) => Does::Note,
+                // `NFT_CT_SECMARK`, `NFT_CT_LABELS`, `NFT_CT_EVENTMASK`.
+                Some(4 | 13 | 18) => Does::Note,
                 _ => set(Field::Tracking),
             });
         }
@@ -358,7 +361,8 @@ impl Rule {
             Some(5) => self.by_name("ct count"),
             // `NFT_OBJECT_CT_HELPER`, `NFT_OBJECT_CT_TIMEOUT`, `NFT_OBJECT_CT_EXPECT`.
             Some(3 | 7 | 9) => self.does.push(set(Field::Tracking)),
-            Some(8) => self.decide(Verdict::AnswerItself),
+            // `NFT_OBJECT_SYNPROXY`.
+            Some(10) => self.decide(Verdict::AnswerItself),
             Some(_) => self.does.push(Does::Note),
         }
     }

@@ -14,6 +14,7 @@ mod nft;
 mod packet;
 mod table;
 mod test;
+pub mod walk;
 mod words;
 mod xtables;
 
@@ -287,6 +288,32 @@ impl Rule {
     #[must_use]
     pub fn is_volatile(&self) -> bool {
         self.remembers().is_some() || self.copies() || self.caveat().is_some()
+    }
+
+    /// Takes over what is known of named limits and quotas: whether one matches what exceeds it.
+    pub fn know_objects(&mut self, is_over: impl Fn(&str) -> Option<bool>) {
+        for test in &mut self.matches {
+            let Test::Varies(varying) = &mut test.test else {
+                continue;
+            };
+            let (Caveat::RateLimited(text) | Caveat::Quota(text)) = &varying.caveat else {
+                continue;
+            };
+            let name = text
+                .split_once(" name ")
+                .map(|(_, name)| words::unquoted(name));
+            if let Some(over) = name.and_then(|name| is_over(&name)) {
+                varying.alone = Alone::if_matches(!over);
+            }
+        }
+    }
+
+    /// The chains that it leads to. In text of iptables there may be targets among them.
+    pub fn called(&self) -> impl Iterator<Item = &str> {
+        self.verdicts().filter_map(|verdict| match verdict {
+            Verdict::Jump(name) | Verdict::Goto(name) => Some(name.as_str()),
+            _ => None,
+        })
     }
 
     fn decide(&mut self, verdict: Verdict) {

@@ -90,7 +90,7 @@ pub enum State {
 
 /// A packet as far as it is known. Each thing is not known, or one of several: a packet that is
 /// translated has two destinations on its way, and a set of packets has many.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Packet {
     /// IPv4 or IPv6.
     pub family: Option<Family>,

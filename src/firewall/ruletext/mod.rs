@@ -85,14 +85,20 @@ pub struct Chain {
     /// Its rules.
     pub rules: Vec<RuleText>,
     /// What each of them asks and does.
-    pub parsed: Vec<Rule>,
+    pub parsed: Arc<[Rule]>,
     /// Whether the table is one of iptables.
     pub xtables: bool,
     by_handle: HashMap<u64, usize>,
 }
 
 impl Chain {
-    fn new(place: &RulePlace, handles: &[u64], texts: Vec<Option<String>>, xtables: bool) -> Self {
+    fn new(
+        place: &RulePlace,
+        handles: &[u64],
+        texts: Vec<Option<String>>,
+        xtables: bool,
+        is_over: impl Fn(&str) -> Option<bool>,
+    ) -> Self {
         let rule = |(at, (&handle, text)): (usize, (&u64, Option<String>))| RuleText {
             place: RulePlace {
                 handle,
@@ -105,7 +111,14 @@ impl Chain {
         let rules: Vec<RuleText> = handles.iter().zip(texts).enumerate().map(rule).collect();
         Self {
             place: place.clone(),
-            parsed: rules.iter().map(RuleText::parsed).collect(),
+            parsed: rules
+                .iter()
+                .map(|rule| {
+                    let mut parsed = rule.parsed();
+                    parsed.know_objects(&is_over);
+                    parsed
+                })
+                .collect(),
             rules,
             xtables,
             by_handle: handles.iter().copied().zip(0..).collect(),
@@ -219,11 +232,14 @@ impl RuleBook {
             .unwrap_or_default();
         let saved = self.saved(source, place, handles.len());
         let xtables = saved.is_some();
+        let of_nft = saved.is_none();
         let texts: Vec<Option<String>> = match saved {
             Some(texts) => texts.iter().cloned().map(Some).collect(),
             None => self.listed(source, place, &handles),
         };
-        Ok(Chain::new(place, &handles, texts, xtables))
+        let listing = self.native.get(&table).filter(|_| of_nft);
+        let is_over = |name: &str| listing?.is_over(name);
+        Ok(Chain::new(place, &handles, texts, xtables, is_over))
     }
 
     /// The chain as iptables prints it, if it is one of iptables and has `count` rules there, too.

@@ -8,6 +8,8 @@ use crate::firewall::{RulePlace, TableFamily};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Listing {
     texts: HashMap<RulePlace, String>,
+    /// Named limits and quotas, and whether each matches what exceeds it.
+    over: HashMap<String, bool>,
 }
 
 impl Listing {
@@ -17,7 +19,19 @@ impl Listing {
         let mut table: Option<(TableFamily, String)> = None;
         let mut chain: Option<String> = None;
         let mut rule = String::new();
+        let mut object: Option<String> = None;
         for line in text.lines() {
+            let begins = ["\tlimit ", "\tquota "]
+                .iter()
+                .find_map(|word| line.strip_prefix(word));
+            if let Some(name) = begins.and_then(|rest| rest.split_whitespace().next()) {
+                object = Some(unquoted(name));
+            } else if let Some(name) =
+                object.take_if(|_| !line.trim().is_empty() && chain.is_none())
+            {
+                let over = line.split_whitespace().take(2).any(|word| word == "over");
+                listing.over.insert(name, over);
+            }
             if let Some(header) = line.strip_prefix("table ") {
                 table = table_of(header);
                 chain = None;
@@ -48,6 +62,11 @@ impl Listing {
             }
         }
         listing
+    }
+
+    /// Whether the limit or quota of this name matches what exceeds it.
+    pub(super) fn is_over(&self, name: &str) -> Option<bool> {
+        self.over.get(name).copied()
     }
 
     pub(super) fn text(&self, place: &RulePlace) -> Option<&str> {

@@ -44,7 +44,7 @@ pub(super) fn behind(
             return Ok(Some(format!("the policy of {rules} may stop it")));
         }
         let subject = subject(headers, trail);
-        let mut all = rules.rules.iter().zip(&rules.parsed);
+        let mut all = rules.rules.iter().zip(rules.parsed.iter());
         let stopping = all.find(|(_, rule)| rule.may_stop() && rule.concerns(&subject));
         if let Some((rule, _)) = stopping {
             return Ok(Some(format!("{rule} may stop it")));

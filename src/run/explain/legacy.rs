@@ -10,7 +10,9 @@ use super::{
 };
 use crate::{
     firewall::{
-        iptables::trace::{LegacyRules, LegacyStop, LegacyTrace, LegacyTraceError, LegacyTrails},
+        iptables::trace::{
+            LegacyRules, LegacyStep, LegacyStop, LegacyTrace, LegacyTraceError, LegacyTrails,
+        },
         nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail},
         place::HookPoint,
         rule::Rule,
@@ -70,6 +72,17 @@ impl Legacy {
             legacy.queues = queues(question.netns);
         }
         Ok(legacy)
+    }
+
+    /// The rules, where they were read.
+    pub(super) fn rules(&self) -> Option<&LegacyRules> {
+        self.found.as_ref().map(|(rules, _)| rules)
+    }
+
+    /// The rules with what they reported of one probe.
+    pub(super) fn met(&self, index: u32) -> Option<(&LegacyRules, &[LegacyStep])> {
+        let (rules, trails) = self.found.as_ref()?;
+        Some((rules, trails.get(&index).map_or(&[][..], Vec::as_slice)))
     }
 
     /// What the reader should know.

@@ -6,6 +6,7 @@
 //! sent again, alone, while the router's counters are watched, and judged by look-ups and settings.
 
 mod behind;
+mod doubt;
 mod follow;
 mod legacy;
 mod lost;
@@ -22,9 +23,11 @@ use std::{
 
 use thiserror::Error;
 
+pub use self::doubt::Doubt;
 pub use self::reason::{Action, Explained, Reason};
 use self::{
     behind::behind,
+    doubt::{Met, Rules},
     follow::{Followed, follow},
     legacy::Legacy,
     lost::Lost,
@@ -309,14 +312,31 @@ impl Found<'_> {
         mut reader: Reader<'_>,
     ) -> Result<(Vec<Explained>, RuleBook, BTreeSet<String>), ExplainError> {
         let chains = &question.scrutiny.census.behind;
-        let index = |name: &str| self.lost.index(name);
+        let mut rules = None;
         let mut reasons = Vec::with_capacity(question.probes.len());
         for probe in question.probes {
             let trail = self.followed.trails.get(&probe.index);
             let mut explained = reader.explained(probe, &self.followed, &self.outside)?;
+            let index = |name: &str| self.lost.index(name);
             explained.behind = behind(&mut reader, chains, &probe.headers, trail, index)?;
             self.legacy.improve(question, trail, &mut explained);
             perhaps_taken(&mut reader, question, &probe.headers, trail, &mut explained)?;
+            let varies = !explained.caveats.is_empty();
+            if let Some(trail) = trail.filter(|_| varies) {
+                if rules.is_none() {
+                    let legacy = self.legacy.rules();
+                    rules = Some(Rules::read(&mut reader, question.family(), legacy)?);
+                }
+                let met = Met {
+                    headers: &probe.headers,
+                    ingress: question.ingress.map(IfName::as_str),
+                    trail,
+                    legacy: self.legacy.met(probe.index),
+                };
+                if let Some(rules) = &rules {
+                    explained.doubt = rules.doubt(&mut reader, &mut self.lost, &met, &explained)?;
+                }
+            }
             reasons.push(explained);
         }
         let (book, mut warnings) = reader.finish();

@@ -10,7 +10,7 @@ use super::{ExplainError, SendAgain, reason::Explained};
 use crate::firewall::nft::trace::{Tracer, Trail};
 
 /// How long all such probes of one router may take. Services behind a slower rate stay undecided.
-const AT_MOST: Duration = Duration::from_millis(1500);
+pub(super) const AT_MOST: Duration = Duration::from_millis(1500);
 /// On top of the time that the rate asks for: xt_limit counts in jiffies.
 const MARGIN: Duration = Duration::from_millis(5);
 

@@ -15,7 +15,7 @@ use crate::{
     firewall::{
         Caveat, RulePlace,
         nft::{
-            is_own,
+            NftSocket, is_own,
             trace::{Decision, StepKind, StoppedBy, TraceStep, Trail},
         },
         rule::{Field, Packet, State, entries},
@@ -33,7 +33,7 @@ use crate::{
 const QUEUES: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 
 /// The flags of a TCP probe, RFC 9293 section 3.1.
-const SYN: u32 = 0x02;
+pub(super) const SYN: u32 = 0x02;
 
 /// Reads rules.
 pub(super) struct Reader<'a> {
@@ -99,6 +99,7 @@ impl<'a> Reader<'a> {
             caveats,
             behind: None,
             alone: false,
+            doubt: None,
             steps: trail.map_or_else(Vec::new, |trail| trail.steps.clone()),
         })
     }
@@ -145,6 +146,11 @@ impl<'a> Reader<'a> {
         self.queues.get_or_insert_with(|| queues(netns))
     }
 
+    /// The socket to the router's nf_tables.
+    pub(super) fn socket(&mut self) -> &mut NftSocket {
+        self.source.socket
+    }
+
     /// The chain at `place` with its rules.
     pub(super) fn chain(&mut self, place: &RulePlace) -> Result<Arc<Chain>, ExplainError> {
         Ok(self.book.chain(&mut self.source, place)?)
@@ -165,7 +171,7 @@ impl<'a> Reader<'a> {
             let end = end.and_then(|handle| chain.index(handle));
             self.note_memories(trail, &chain, end, &subject);
             let asked = end.map_or(chain.rules.len(), |end| end + 1);
-            for (rule, parsed) in chain.rules.iter().zip(&chain.parsed).take(asked) {
+            for (rule, parsed) in chain.rules.iter().zip(chain.parsed.iter()).take(asked) {
                 if let Some(caveat) = parsed.caveat().filter(|_| parsed.concerns(&subject)) {
                     found.push((caveat.clone(), rule.clone()));
                 }
@@ -227,7 +233,7 @@ pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Packet {
 
 /// The chains that a probe went through, in order, each with the rule that ended its stay there;
 /// none where it came to the end.
-fn visited(steps: &[TraceStep]) -> Vec<(RulePlace, Option<u64>)> {
+pub(super) fn visited(steps: &[TraceStep]) -> Vec<(RulePlace, Option<u64>)> {
     let mut chains: Vec<(RulePlace, Option<u64>)> = Vec::new();
     let mut visit = |of: &RulePlace, chain: &str, end: Option<u64>| {
         let same = |(place, _): &&mut (RulePlace, _)| {

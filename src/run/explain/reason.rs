@@ -2,11 +2,13 @@
 
 use std::{fmt, time::Duration};
 
+use super::doubt::Doubt;
 use crate::{
     firewall::{
         Caveat,
         nft::trace::{Exit, TraceStep},
         place::HookPoint,
+        rule::Alone,
         ruletext::RuleText,
     },
     run::outside::OutsideReason,
@@ -123,6 +125,9 @@ impl fmt::Display for Reason {
     }
 }
 
+/// The longest wait for nothing but the name of a rule.
+const SHORT: Duration = Duration::from_millis(50);
+
 /// A blocked service with its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explained {
@@ -138,6 +143,9 @@ pub struct Explained {
     /// Whether it was sent again by itself after as long as a rate on its way asks for, so that
     /// the rate has no part in the reason.
     pub alone: bool,
+    /// What rules that depend on more than the packet have to do with its end; none where no such
+    /// rule concerns it, or where its way is not known well enough.
+    pub doubt: Option<Doubt>,
     /// What the chains did with the probe, in order.
     pub steps: Vec<TraceStep>,
 }
@@ -159,17 +167,59 @@ impl Explained {
         })
     }
 
-    /// How long to wait until the rates on the way allow one packet more, if a rate may be what
-    /// stopped the probe.
+    /// Rules that hold as they were measured, and may say something else at another time: those
+    /// that ask for the clock, and for what a connection has moved.
+    pub fn measured(&self) -> impl Iterator<Item = &(Caveat, RuleText)> {
+        let measured = |rule: &RuleText| {
+            let mut varying = rule.parsed().varying().map(|v| v.alone).collect::<Vec<_>>();
+            varying.retain(|alone| *alone == Alone::AsMeasured);
+            !varying.is_empty()
+        };
+        self.caveats.iter().filter(move |(_, rule)| measured(rule))
+    }
+
+    /// How long to wait to see which rule stops a probe that comes by itself, where it is stopped
+    /// in any case and a rate decides by what: not for long.
+    fn shows_which(&self) -> Option<Duration> {
+        let Reason::Rule { rule, .. } = &self.reason else {
+            return None;
+        };
+        let parsed = rule.parsed();
+        let mut varying = parsed.varying().filter(|v| v.alone == Alone::Fails);
+        let interval = varying.next()?.caveat.interval()?;
+        (interval <= SHORT).then_some(interval)
+    }
+
+    /// Rules that stop the probe or leave it to another one to do so, by more than the packet.
+    pub fn decide_which(&self) -> impl Iterator<Item = &(Caveat, RuleText)> {
+        self.caveats.iter().filter(|(caveat, rule)| {
+            let varies = matches!(
+                caveat,
+                Caveat::RateLimited(_) | Caveat::Quota(_) | Caveat::Random(_)
+            );
+            varies && rule.parsed().may_stop()
+        })
+    }
+
+    /// How long to wait until the rates on the way allow one packet more, if a rate may have
+    /// brought the end about that was seen, and only a probe sent by itself can show.
     #[must_use]
     pub fn waits_for(&self) -> Option<Duration> {
         let stopped = matches!(
             self.reason,
             Reason::Rule { .. } | Reason::Policy { .. } | Reason::Within(_)
         );
-        let waits = self.doubtful().map(|(caveat, _)| caveat.interval());
+        let (asks, by) = match &self.doubt {
+            Some(doubt) if doubt.sure => return self.shows_which(),
+            Some(doubt) => {
+                let known = doubt.alone == Some(!stopped);
+                (!known, doubt.by.iter().collect())
+            }
+            None => (stopped, self.doubtful().collect::<Vec<_>>()),
+        };
+        let waits = by.into_iter().map(|(caveat, _)| caveat.interval());
         let known: Option<Vec<Duration>> = waits.collect();
-        known?.into_iter().max().filter(|_| stopped)
+        known?.into_iter().max().filter(|_| asks)
     }
 }
 

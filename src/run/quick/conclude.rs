@@ -27,20 +27,28 @@ fn passed(explained: &Explained) -> Option<(Verdict, String)> {
         let text = format!("it got past the last tap, behind which {behind}");
         return Some((Verdict::Unknown, text));
     }
+    if let Some(varied) = varied(explained, true) {
+        return Some(varied);
+    }
     // Its own way ends in the router, again and for a reason that does not change: what came out
     // was a copy (TEE, dup).
     let ended = matches!(
         explained.reason,
         Reason::Rule { .. } | Reason::Policy { .. }
     );
-    if ended && explained.doubtful().next().is_none() {
+    let sure = explained.doubt.as_ref().is_some_and(|doubt| doubt.sure);
+    if ended && (sure || explained.doubtful().next().is_none()) {
         let text = format!("{}; only a copy of it left", explained.reason);
         return Some((Verdict::No, text));
+    }
+    if sure {
+        let why = notes(explained.measured());
+        return (!why.is_empty()).then_some((Verdict::Yes, why));
     }
     let chance = |(caveat, rule): &&(Caveat, RuleText)| {
         // iptables lets no rule in nat drop, so a jump there leads to rewriting, too.
         let rewrites = rule.parsed().only_rewrites() || (rule.xtables && rule.place.table == "nat");
-        matches!(caveat, Caveat::Random(_)) && !rewrites
+        matches!(caveat, Caveat::Random(_) | Caveat::Ipsec(_)) && !rewrites
     };
     if explained.caveats.iter().any(|one| chance(&one)) {
         let why = notes(explained.caveats.iter().filter(chance));
@@ -48,6 +56,39 @@ fn passed(explained: &Explained) -> Option<(Verdict, String)> {
     }
     let why = notes(explained.caveats.iter());
     (!why.is_empty()).then_some((Verdict::Yes, why))
+}
+
+/// What to say where the end of the probe's way depends on more than the probe; none where it does
+/// not. `passed` says that it got through when all were sent.
+fn varied(explained: &Explained, passed: bool) -> Option<(Verdict, String)> {
+    let doubt = explained.doubt.as_ref().filter(|doubt| !doubt.sure)?;
+    let reason = &explained.reason;
+    let through = matches!(reason, Reason::WentThrough(_));
+    let mut why = notes(doubt.by.iter());
+    for reader in &doubt.readers {
+        why = format!("{why}; what that sets is read by {reader}");
+    }
+    let this_time = || format!("{why}; this time {reason}");
+    Some(match doubt.alone {
+        // Only the burst of a whole job exceeds the rate, or uses up the quota.
+        Some(true) if passed || through => (Verdict::Yes, why),
+        Some(true) => (Verdict::Unknown, this_time()),
+        // The first few are stopped, and those behind them are not.
+        Some(false) if doubt.soon => (Verdict::Unknown, why),
+        Some(false) if through => {
+            let text =
+                format!("stopped when it comes by itself; only more of them get through: {why}");
+            (Verdict::No, text)
+        }
+        Some(false) => (Verdict::No, format!("{reason}; {why}")),
+        None if explained.alone && through => (Verdict::Yes, why),
+        None if explained.alone => {
+            let text = format!("{reason}, sent by itself, too; {why}");
+            (Verdict::No, text)
+        }
+        None if through => (Verdict::Unknown, why),
+        None => (Verdict::Unknown, this_time()),
+    })
 }
 
 fn stopped(explained: &Explained) -> (Verdict, String) {
@@ -60,7 +101,24 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
     {
         return (Verdict::Unknown, way);
     }
-    let doubtful: Vec<&(Caveat, RuleText)> = explained.doubtful().collect();
+    if let Some(proxied) = proxied(&explained.reason) {
+        return (Verdict::Unknown, proxied);
+    }
+    if let Some(varied) = varied(explained, false) {
+        return varied;
+    }
+    let sure = explained.doubt.as_ref().is_some_and(|doubt| doubt.sure);
+    if sure && explained.reason.is_known() && !explained.alone {
+        let which = notes(explained.decide_which());
+        if !which.is_empty() {
+            let text = format!("{}; by which rule, depends: {which}", explained.reason);
+            return (Verdict::No, text);
+        }
+    }
+    let doubtful: Vec<&(Caveat, RuleText)> = match sure {
+        true => explained.measured().collect(),
+        false => explained.doubtful().collect(),
+    };
     let rates = || {
         let limited = |(caveat, _): &&(Caveat, RuleText)| matches!(caveat, Caveat::RateLimited(_));
         notes(explained.caveats.iter().filter(limited))
@@ -99,6 +157,27 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
             why => (Verdict::No, format!("{reason}; {why}")),
         },
     }
+}
+
+/// What becomes of a packet that TPROXY drops in the lab, where nothing listens.
+fn proxied(reason: &Reason) -> Option<String> {
+    let Reason::Rule {
+        action: Action::Dropped,
+        rule,
+        ..
+    } = reason
+    else {
+        return None;
+    };
+    let port = rule
+        .text
+        .as_ref()
+        .and_then(|_| rule.parsed().proxied_to())?;
+    let port = port.map_or_else(|| "its own port".to_owned(), |port| format!("port {port}"));
+    Some(format!(
+        "it ends on the router itself (TPROXY to {port}) if a proxy listens there; the lab has \
+         none: {rule}"
+    ))
 }
 
 /// What becomes of a packet that the rule takes away, where that is not its end.
@@ -153,6 +232,7 @@ mod tests {
             caveats,
             behind: None,
             alone: false,
+            doubt: None,
             steps: Vec::new(),
         }
     }

@@ -183,11 +183,13 @@ impl<'a> Probing<'a> {
             return Scrutiny::default();
         }
         let family = self.question.taps.family;
-        let legacy = self.legacy && {
-            let rules = LegacyRules::read(&self.router, self.question.tools, family);
-            // Rules that cannot be printed are looked at more closely, and that says why not.
-            rules.map_or(true, |rules| rules.is_volatile())
-        };
+        // Where a rule of nf_tables varies, what legacy rules say of other ways counts, too.
+        let legacy = self.legacy
+            && (census.volatile || {
+                let rules = LegacyRules::read(&self.router, self.question.tools, family);
+                // Rules that cannot be printed are looked at more closely, and that says why not.
+                rules.map_or(true, |rules| rules.is_volatile())
+            });
         Scrutiny { census, legacy }
     }
 

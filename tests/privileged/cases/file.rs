@@ -30,6 +30,8 @@ pub(crate) struct CaseFile {
     #[serde(default)]
     pub(crate) fresh: bool,
     #[serde(default)]
+    pub(crate) burst: bool,
+    #[serde(default)]
     ip: Vec<String>,
     #[serde(default)]
     pub(crate) sysctl: BTreeMap<String, String>,

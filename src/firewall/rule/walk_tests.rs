@@ -1,0 +1,182 @@
+use super::*;
+use crate::{firewall::TableFamily, netlink::object::Family};
+
+fn place(chain: &str) -> RulePlace {
+    RulePlace {
+        family: TableFamily::IP,
+        table: "filter".to_owned(),
+        chain: chain.to_owned(),
+        handle: 0,
+    }
+}
+
+fn base(chain: &str, hook: HookPoint, policy_drops: bool) -> Base {
+    Base {
+        place: place(chain),
+        hook,
+        priority: 0,
+        policy_drops,
+    }
+}
+
+/// A chain: its name, its rules, what each said.
+type Written<'a> = (&'a str, &'a [&'a str], &'a [Option<bool>]);
+
+/// A program of these chains.
+fn program(forward_drops: bool, chains: &[Written<'_>]) -> Program {
+    let mut program = Program {
+        bases: vec![
+            base("PREROUTING", HookPoint::Prerouting, false),
+            base("FORWARD", HookPoint::Forward, forward_drops),
+        ],
+        ..Program::default()
+    };
+    for (name, rules, said) in chains {
+        program.add(Chain {
+            place: place(name),
+            rules: rules.iter().map(|rule| Rule::of(rule)).collect(),
+            said: said.to_vec(),
+            visited: !said.is_empty(),
+        });
+    }
+    program
+}
+
+fn seen(changed: &[Field]) -> Seen {
+    Seen {
+        packet: Packet::of(Family::V4)
+            .with(Field::Protocol, 6u32)
+            .with(Field::DestinationPort, 80u32)
+            .with(Field::Mark, 0u32)
+            .with_device(Field::Outgoing, "eth1"),
+        local: false,
+        ended_by: None,
+        changed: changed.iter().copied().collect(),
+    }
+}
+
+fn fates(program: &Program, seen: &Seen, suppose: Suppose) -> Vec<Fate> {
+    let ways = program.walk(seen, suppose, &mut |_| Route::Same);
+    ways.fates.into_iter().collect()
+}
+
+const YES: Option<bool> = Some(true);
+const NO: Option<bool> = Some(false);
+
+#[test]
+fn a_mark_by_rate_makes_the_end_vary_through_the_rule_that_reads_it() {
+    let rules: Written<'_> = (
+        "PREROUTING",
+        &["-m limit --limit 1/sec -j MARK --set-xmark 0x1/0xffffffff"],
+        &[NO],
+    );
+    let forward: &[&str] = &["-m mark --mark 0x1 -j ACCEPT"];
+    let program = program(true, &[rules, ("FORWARD", forward, &[NO])]);
+    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [Fate::Out]);
+    let ways = program.walk(&seen(&[]), Suppose::Anything, &mut |_| Route::Same);
+    assert_eq!(
+        ways.fates.into_iter().collect::<Vec<_>>(),
+        [Fate::Same, Fate::Out]
+    );
+    assert_eq!(ways.varying.into_iter().collect::<Vec<_>>(), [(0, 0)]);
+    assert_eq!(ways.readers.into_iter().collect::<Vec<_>>(), [(1, 0)]);
+    // A mark that leads elsewhere.
+    let ways = program.walk(&seen(&[]), Suppose::Alone, &mut |packet| {
+        assert_eq!(packet.number(Field::Mark), Some(1));
+        Route::By("isp2".to_owned())
+    });
+    assert_eq!(
+        ways.fates.into_iter().collect::<Vec<_>>(),
+        [Fate::Elsewhere]
+    );
+}
+
+#[test]
+fn a_rule_that_varies_without_consequence_makes_nothing_vary() {
+    let rules: &[&str] = &["-m recent --update -j LD", "-p tcp --dport 80 -j DROP"];
+    let chains: [Written<'_>; 3] = [
+        ("PREROUTING", &[], &[]),
+        ("FORWARD", rules, &[NO, YES]),
+        ("LD", &["-j LOG", "-j DROP"], &[]),
+    ];
+    let program = program(true, &chains);
+    let any = fates(&program, &seen(&[]), Suppose::Anything);
+    assert_eq!(any, [Fate::Same, Fate::Stopped]);
+    let log: &[&str] = &["-m limit --limit 1/sec -j LOG", "-j ACCEPT"];
+    let chains: [Written<'_>; 1] = [("FORWARD", log, &[NO, YES])];
+    let program = self::program(true, &chains);
+    assert_eq!(fates(&program, &seen(&[]), Suppose::Anything), [Fate::Same]);
+}
+
+#[test]
+fn excess_that_lets_through_does_not_let_one_through() {
+    let rules: &[&str] = &["limit rate over 10/second burst 5 packets accept"];
+    let chains: [Written<'_>; 1] = [("FORWARD", rules, &[YES])];
+    let program = program(true, &chains);
+    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [Fate::Stopped]);
+    assert_eq!(
+        fates(&program, &seen(&[]), Suppose::Fixed((0, 0), true)),
+        [Fate::Same]
+    );
+}
+
+#[test]
+fn what_is_behind_on_another_way_and_not_understood_stays_open() {
+    let rules: &[&str] = &[
+        "-m limit --limit 1/sec -j RETURN",
+        "-m set --match-set x src -j DROP",
+        "-j ACCEPT",
+    ];
+    let said = [YES, None, None];
+    let chains: [Written<'_>; 1] = [("FORWARD", rules, &said)];
+    let program = program(false, &chains);
+    let any = fates(&program, &seen(&[]), Suppose::Anything);
+    assert_eq!(any, [Fate::Same, Fate::Out, Fate::Stopped]);
+    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [Fate::Same]);
+}
+
+#[test]
+fn chance_that_only_chooses_among_equals_decides_nothing() {
+    let rules: &[&str] = &["numgen random mod 2 vmap { 0 : goto a, 1 : goto b }"];
+    let chains: [Written<'_>; 4] = [
+        ("PREROUTING", rules, &[YES]),
+        ("a", &["dnat to 10.0.0.1:80"], &[YES]),
+        ("b", &["dnat to 10.0.0.2:80"], &[]),
+        ("FORWARD", &["-p tcp -j ACCEPT"], &[YES]),
+    ];
+    let program = program(true, &chains);
+    let seen = seen(&[Field::Destination]);
+    assert_eq!(fates(&program, &seen, Suppose::Anything), [Fate::Out]);
+}
+
+#[test]
+fn a_walk_of_too_many_ways_is_given_up() {
+    let rules: Vec<String> = (0..40)
+        .map(|n| {
+            format!(
+                "-m statistic --mode random --probability 0.5 -j MARK --set-xmark {:#x}/{:#x}",
+                1u64 << (n % 31),
+                1u64 << (n % 31)
+            )
+        })
+        .collect();
+    let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+    let said = vec![NO; rules.len()];
+    let chains: [Written<'_>; 1] = [("FORWARD", &rules, &said)];
+    let program = program(false, &chains);
+    assert!(fates(&program, &seen(&[]), Suppose::Anything).contains(&Fate::Open));
+}
+
+#[test]
+fn what_a_rate_lets_return_meets_what_comes_behind_the_jump() {
+    let lim: &[&str] = &[
+        "-A lim -m limit --limit 1/sec --limit-burst 2 -j RETURN",
+        "-A lim -j ACCEPT",
+    ];
+    let forward: &[&str] = &["-A FORWARD -p tcp -j lim", "-A FORWARD -p tcp -j DROP"];
+    let chains: [Written<'_>; 2] = [("FORWARD", forward, &[YES, None]), ("lim", lim, &[NO, YES])];
+    let program = program(false, &chains);
+    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [Fate::Stopped]);
+    let any = fates(&program, &seen(&[]), Suppose::Anything);
+    assert_eq!(any, [Fate::Same, Fate::Stopped]);
+}

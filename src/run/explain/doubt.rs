@@ -1,0 +1,403 @@
+//! Whether rules that depend on more than the packet have a part in a probe's end.
+
+use std::collections::BTreeSet;
+
+use super::{
+    ExplainError,
+    lost::Lost,
+    patience,
+    read::Reader,
+    reason::{Explained, Reason},
+};
+use crate::{
+    firewall::{
+        Caveat, RulePlace,
+        iptables::trace::{LegacyRules, LegacyStep},
+        nft::{
+            census, is_own,
+            trace::{Decision, Exit, PacketHead, StepKind, TraceStep, Trail},
+        },
+        place::HookPoint,
+        rule::{
+            Alone, Field, Packet, Rule, State,
+            walk::{Chain, Fate, Program, Route, RuleNumber, Seen, Suppose, Ways},
+        },
+        ruletext::RuleText,
+    },
+    netlink::{Lookup, LookupKind, object::Family},
+    run::packet::Headers,
+};
+
+/// What rules that depend on more than the packet have to do with a probe's end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Doubt {
+    /// Whether it is the same whatever they say.
+    pub sure: bool,
+    /// Whether the probe gets through when it comes alone; none where chance decides, or where
+    /// that cannot be told.
+    pub alone: Option<bool>,
+    /// Whether a rate stops what comes alone that would get through soon after another packet.
+    pub soon: bool,
+    /// The rules by which it varies.
+    pub by: Vec<(Caveat, RuleText)>,
+    /// Rules that read what those set.
+    pub readers: Vec<RuleText>,
+}
+
+/// The rules of one router, before any probe is held against them.
+pub(super) struct Rules {
+    program: Program,
+}
+
+impl Rules {
+    /// Reads all that probes can meet.
+    pub(super) fn read(
+        reader: &mut Reader<'_>,
+        family: Family,
+        legacy: Option<&LegacyRules>,
+    ) -> Result<Self, ExplainError> {
+        let mut program = Program::default();
+        program.bases = census::bases(reader.socket(), family)?;
+        let mut open: Vec<RulePlace> = program.bases.iter().map(|b| b.place.clone()).collect();
+        while let Some(place) = open.pop() {
+            if program.number(&place).is_some() {
+                continue;
+            }
+            let chain = reader.chain(&place)?;
+            let called = chain.parsed.iter().flat_map(Rule::called);
+            open.extend(called.map(|name| RulePlace {
+                chain: name.to_owned(),
+                ..place.clone()
+            }));
+            program.add(Chain::new(place, chain.parsed.clone()));
+        }
+        if let Some(legacy) = legacy {
+            legacy.add_to(&mut program);
+        }
+        Ok(Self { program })
+    }
+
+    /// What varies in a probe's end; none where its way is not known well enough to say.
+    pub(super) fn doubt(
+        &self,
+        reader: &mut Reader<'_>,
+        lost: &mut Lost<'_>,
+        met: &Met<'_>,
+        explained: &Explained,
+    ) -> Result<Option<Doubt>, ExplainError> {
+        let Some(mut end) = End::of(&explained.reason) else {
+            return Ok(None);
+        };
+        // Rules of iptables-legacy reported of the probe when it was sent once more, and it may have
+        // fared otherwise then. What they say of other ways starts from how that one ended.
+        if end.fate != Fate::Stopped && met.legacy.is_some_and(|(rules, steps)| rules.stop(steps)) {
+            end.fate = Fate::Stopped;
+        }
+        let mut program = self.program.clone();
+        note(&mut program, reader, &met.trail.steps)?;
+        if let Some((rules, steps)) = met.legacy {
+            rules.note_in(steps, &mut program);
+        }
+        let out = lost.device(met.trail.head.oif);
+        let seen = seen(&program, met, out, &end);
+        let head = met.trail.head;
+        let mut route = |packet: &Packet| lost.route(head, packet);
+        let mut walk = |suppose| program.walk(&seen, suppose, &mut route);
+        let (any, alone) = (walk(Suppose::Anything), walk(Suppose::Alone));
+        if end.all(&any) {
+            return Ok(Some(Doubt {
+                sure: true,
+                ..Doubt::default()
+            }));
+        }
+        let is_free = |id: &RuleNumber| {
+            let mut all = program.chains[id.0].rules[id.1].varying();
+            !all.any(|v| v.alone == Alone::AsMeasured)
+        };
+        let free: Vec<RuleNumber> = any.varying.iter().copied().filter(is_free).collect();
+        let mut matter: Vec<RuleNumber> = free.clone();
+        matter.retain(|id| {
+            let (yes, no) = (
+                walk(Suppose::Fixed(*id, true)),
+                walk(Suppose::Fixed(*id, false)),
+            );
+            end.kinds(&yes) != end.kinds(&no) || end.kinds(&yes).len() > 1
+        });
+        if matter.is_empty() {
+            matter = free;
+        }
+        let alone = end.passes(&alone);
+        let mut doubt = Doubt {
+            alone,
+            soon: alone == Some(false) && matter.iter().any(|id| is_slow(&program, *id)),
+            ..Doubt::default()
+        };
+        for id in matter {
+            let caveat = program.chains[id.0].rules[id.1].varying().next();
+            let caveat = caveat.map(|varying| varying.caveat.clone());
+            doubt
+                .by
+                .extend(caveat.zip(text(&program, reader, met, id)?));
+        }
+        for id in any.readers {
+            let known = |text: &RuleText| doubt.by.iter().any(|(_, by)| by == text);
+            let text = text(&program, reader, met, id)?.filter(|text| !known(text));
+            doubt.readers.extend(text);
+        }
+        Ok(Some(doubt))
+    }
+}
+
+/// What was seen of a probe.
+pub(super) struct Met<'a> {
+    pub(super) headers: &'a Headers,
+    /// The interface it came in by.
+    pub(super) ingress: Option<&'a str>,
+    pub(super) trail: &'a Trail,
+    pub(super) legacy: Option<(&'a LegacyRules, &'a [LegacyStep])>,
+}
+
+/// How a probe's way ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct End {
+    fate: Fate,
+    rule: Option<RuleText>,
+}
+
+impl End {
+    fn of(reason: &Reason) -> Option<Self> {
+        let (fate, rule) = match reason {
+            Reason::WentThrough(Exit::Out) => (Fate::Out, None),
+            Reason::WentThrough(Exit::Local) => (Fate::Local, None),
+            Reason::Rule { rule, .. } => (Fate::Stopped, Some(rule.clone())),
+            Reason::Policy { .. } => (Fate::Stopped, None),
+            Reason::Outside(reason) if reason.is_known() => (Fate::Stopped, None),
+            _ => return None,
+        };
+        Some(Self { fate, rule })
+    }
+
+    /// The ends of ways, with the one that was seen in its own name.
+    fn kinds(&self, ways: &Ways) -> BTreeSet<Fate> {
+        let named = |fate: &Fate| match fate {
+            Fate::Same => self.fate.clone(),
+            other => other.clone(),
+        };
+        ways.fates.iter().map(named).collect()
+    }
+
+    fn all(&self, ways: &Ways) -> bool {
+        self.kinds(ways).iter().all(|kind| *kind == self.fate)
+    }
+
+    /// Whether all ways lead through; none where they differ or cannot be told.
+    fn passes(&self, ways: &Ways) -> Option<bool> {
+        let kinds = self.kinds(ways);
+        let mut kinds = kinds.iter();
+        match (kinds.next(), kinds.next()) {
+            (Some(Fate::Out | Fate::Local), None) => Some(true),
+            (Some(Fate::Stopped), None) => Some(false),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a rule matches what comes alone, by a rate that lets the next packet match only later
+/// than anybody waits here.
+fn is_slow(program: &Program, (chain, rule): RuleNumber) -> bool {
+    program.chains[chain].rules[rule].varying().any(|varying| {
+        let slow = varying
+            .caveat
+            .interval()
+            .is_none_or(|i| i > patience::AT_MOST);
+        let rate = matches!(varying.caveat, Caveat::RateLimited(_));
+        rate && slow && varying.alone == Alone::Matches
+    })
+}
+
+/// The packet as it came in, and what was seen of it.
+fn seen(program: &Program, met: &Met<'_>, out: Option<String>, end: &End) -> Seen {
+    let headers = met.headers;
+    let mut changed = BTreeSet::new();
+    for chain in &program.chains {
+        let rules = chain.rules.iter().zip(&chain.said);
+        let matched =
+            rules.filter(|(_, said)| **said == Some(true) || chain.visited && said.is_none());
+        changed.extend(matched.flat_map(|(rule, _)| rule.changes()));
+    }
+    let mut packet = Packet::of(Family::of(headers.destination))
+        .with(Field::Protocol, headers.protocol.number())
+        .with(Field::SourcePort, headers.source_port)
+        .with(Field::DestinationPort, headers.destination_port)
+        .with_address(Field::Source, headers.source)
+        .with_address(Field::Destination, headers.destination)
+        .with(Field::TcpFlags, super::read::SYN)
+        // Nothing carries marks from one namespace to the next, and the connection is new.
+        .with(Field::Mark, 0u32)
+        .with(Field::ConnectionMark, 0u32)
+        .with_state(State::New);
+    if changed.contains(&Field::Tracking) {
+        packet = packet.with_state(State::Untracked);
+    }
+    if let Some(name) = met.ingress {
+        packet = packet.with_device(Field::Incoming, name);
+    }
+    if let Some(name) = out {
+        packet = packet.with_device(Field::Outgoing, name);
+    }
+    let input = met
+        .trail
+        .steps
+        .iter()
+        .any(|step| step.hook == HookPoint::Input);
+    Seen {
+        packet,
+        local: end.fate == Fate::Local || input,
+        ended_by: end
+            .rule
+            .as_ref()
+            .and_then(|rule| ended_by(program, rule, met)),
+        changed,
+    }
+}
+
+fn ended_by(program: &Program, rule: &RuleText, met: &Met<'_>) -> Option<RuleNumber> {
+    let chain = match (rule.place.handle, met.legacy) {
+        (0, Some((rules, _))) => rules.number_in(program, &rule.place)?,
+        _ => program.number(&rule.place)?,
+    };
+    Some((chain, rule.position?.checked_sub(1)?))
+}
+
+/// Notes what rules of nf_tables said of the probe.
+fn note(
+    program: &mut Program,
+    reader: &mut Reader<'_>,
+    steps: &[TraceStep],
+) -> Result<(), ExplainError> {
+    for (place, end) in super::read::visited(steps) {
+        if is_own(&place.table) {
+            continue;
+        }
+        let Some(number) = program.number(&place) else {
+            continue;
+        };
+        let chain = reader.chain(&place)?;
+        let here = |step: &&TraceStep| {
+            let at = &step.place;
+            (at.family, &at.table, &at.chain) == (place.family, &place.table, &place.chain)
+        };
+        let called = steps.iter().filter(|step| {
+            let at = &step.place;
+            let same = (at.family, &at.table) == (place.family, &place.table);
+            let to = matches!(&step.decision, Decision::Jump(c) | Decision::Goto(c) if *c == place.chain);
+            same && to
+        });
+        let often = called.count() > 1;
+        let known = &mut program.chains[number];
+        known.visited = true;
+        // What was said once may not be what was said the other time.
+        if often {
+            continue;
+        }
+        let end = end.and_then(|handle| chain.index(handle));
+        let mut asked = end.map_or(known.said.len(), |end| end + 1);
+        if ended_elsewhere(steps, &place) {
+            let matched = steps
+                .iter()
+                .filter(here)
+                .filter(|s| s.kind == StepKind::Rule);
+            let last = matched
+                .filter_map(|step| chain.index(step.place.handle))
+                .max();
+            asked = asked.min(last.map_or(0, |last| last + 1));
+        }
+        for said in known.said.iter_mut().take(asked) {
+            *said = Some(false);
+        }
+        for step in steps
+            .iter()
+            .filter(here)
+            .filter(|s| s.kind == StepKind::Rule)
+        {
+            let at = chain.index(step.place.handle);
+            if let Some(said) = at.and_then(|at| known.said.get_mut(at)) {
+                *said = Some(true);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the way through the table of a chain ended by a rule of another chain: then what stands
+/// behind the jump there was not asked.
+fn ended_elsewhere(steps: &[TraceStep], place: &RulePlace) -> bool {
+    let table =
+        |step: &&TraceStep| (step.place.family, &step.place.table) == (place.family, &place.table);
+    let mut here = steps
+        .iter()
+        .filter(table)
+        .filter(|s| s.place.chain == place.chain);
+    let hook = here.next_back().map(|step| step.hook);
+    let last = steps
+        .iter()
+        .filter(table)
+        .rfind(|step| hook.is_none_or(|hook| step.hook == hook));
+    last.is_some_and(|step| {
+        let goes_on = matches!(
+            step.decision,
+            Decision::Continue | Decision::Jump(_) | Decision::Goto(_) | Decision::Return
+        );
+        step.kind == StepKind::Rule && !goes_on && step.place.chain != place.chain
+    })
+}
+
+fn text(
+    program: &Program,
+    reader: &mut Reader<'_>,
+    met: &Met<'_>,
+    (chain, rule): RuleNumber,
+) -> Result<Option<RuleText>, ExplainError> {
+    let place = &program.chains[chain].place;
+    if let Some(text) = met.legacy.and_then(|(rules, _)| rules.text_at(place, rule)) {
+        return Ok(Some(text));
+    }
+    Ok(reader.chain(place)?.rules.get(rule).cloned())
+}
+
+/// Where a look-up leads, against the interface by which the packet was seen to leave.
+pub(super) fn route_of(way: Option<&Lookup>, out: Option<&str>) -> Route {
+    let Some(way) = way else { return Route::Open };
+    match way.kind {
+        LookupKind::Local => Route::Local,
+        _ if way.errno.is_some() => Route::Nowhere,
+        _ => match &way.dev {
+            Some(dev) if out == Some(dev.as_str()) => Route::Same,
+            Some(dev) => Route::By(dev.to_string()),
+            None => Route::Open,
+        },
+    }
+}
+
+/// The headers of a packet that goes another way than the one that was seen; none where they are
+/// not known.
+pub(super) fn headers_of(seen: PacketHead, packet: &Packet) -> Option<PacketHead> {
+    let address = |field, old| match packet.addresses(field) {
+        Some([net]) if net.prefix_len() == net.max_prefix_len() => Some(net.addr()),
+        Some(_) => None,
+        None => Some(old),
+    };
+    let number = |field| packet.number(field);
+    let port = |field, old: u16| number(field).and_then(|n| n.try_into().ok()).unwrap_or(old);
+    Some(PacketHead {
+        source: address(Field::Source, seen.source)?,
+        destination: address(Field::Destination, seen.destination)?,
+        source_port: port(Field::SourcePort, seen.source_port),
+        destination_port: port(Field::DestinationPort, seen.destination_port),
+        mark: number(Field::Mark)?,
+        tos: number(Field::Tos)
+            .and_then(|n| n.try_into().ok())
+            .unwrap_or(seen.tos),
+        ..seen
+    })
+}
