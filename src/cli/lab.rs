@@ -1,6 +1,7 @@
 //! `tsim lab`: make labs, take them down, look at them.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     io::{self, IsTerminal, Write},
     path::PathBuf,
@@ -15,6 +16,7 @@ use super::{Context, Exit, Failure, Run};
 use crate::{
     lab::{
         self, LabError, LabState, Options, Phase, Progress, Removed, Status, Step, Up,
+        omission::OmissionKind,
         topology::{Severity, Warning},
     },
     model::{HostId, LabName, NetnsName},
@@ -120,9 +122,6 @@ impl<'a> UpOutput<'a> {
     }
 }
 
-/// Warnings that `up` shows; facts can have hundreds of them.
-const SHOWN: usize = 10;
-
 fn milliseconds(took: Duration) -> serde_json::Value {
     let microseconds = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
     (f64::from(microseconds) / 1000.0).into()
@@ -130,20 +129,7 @@ fn milliseconds(took: Duration) -> serde_json::Value {
 
 fn write_up(out: &mut dyn Write, up: &Up) -> io::Result<()> {
     let lab: &LabState = &up.lab;
-    let warnings = lab.warnings.iter();
-    let differs: Vec<_> = warnings
-        .filter(|w| w.severity == Severity::Warning)
-        .collect();
-    for warning in differs.iter().take(SHOWN) {
-        writeln!(out, "warning: {warning}")?;
-    }
-    if let Some(more) = differs.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-        writeln!(
-            out,
-            "and {more} more: `tsim lab status {}` shows all",
-            lab.lab
-        )?;
-    }
+    write_grouped(out, lab)?;
     let what = if up.changed { "up" } else { "up already" };
     let total: Duration = up.timing.iter().map(|(_, took)| *took).sum();
     write!(out, "lab {} is {what}: {}", lab.lab, size(lab))?;
@@ -151,6 +137,36 @@ fn write_up(out: &mut dyn Write, up: &Up) -> io::Result<()> {
         write!(out, ", made in {:.3} s", total.as_secs_f64())?;
     }
     writeln!(out)
+}
+
+/// What can change a verdict, by kind with one example each, and one line for the rest.
+fn write_grouped(out: &mut dyn Write, lab: &LabState) -> io::Result<()> {
+    let mut kinds: BTreeMap<OmissionKind, Vec<&Warning>> = BTreeMap::new();
+    for warning in lab.warnings.iter().filter(|w| w.matters()) {
+        if let Some(omission) = &warning.omission {
+            kinds.entry(omission.kind).or_default().push(warning);
+        }
+    }
+    for (kind, warnings) in &kinds {
+        if let [first, more @ ..] = warnings.as_slice() {
+            let more = match more.len() {
+                0 => String::new(),
+                more => format!(" (and {more} more {kind} that verdicts can depend on)"),
+            };
+            writeln!(out, "warning: {first}{more}")?;
+        }
+    }
+    let rest = of(&lab.warnings, Severity::Warning).filter(|w| !w.matters());
+    let rest = rest.count();
+    let all: usize = kinds.values().map(Vec::len).sum();
+    if rest > 0 || all > kinds.len() {
+        writeln!(
+            out,
+            "{rest} more things differ without changing a verdict: `tsim lab status {}` shows all",
+            lab.lab
+        )?;
+    }
+    Ok(())
 }
 
 fn size(lab: &LabState) -> String {

@@ -158,6 +158,9 @@ impl Runners {
             let names: Vec<&str> = routers.iter().map(AsRef::as_ref).collect();
             command.args(["--routers", &names.join(",")]);
         }
+        if params.extra.get("trust_facts") == Some(&true.into()) {
+            command.arg("--trust-facts");
+        }
         command.args(["--run-id", job.run_id.as_str()]);
         if let Some(dscp) = job.dscp {
             command.args(["--dscp", &dscp.to_string()]);
