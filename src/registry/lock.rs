@@ -22,7 +22,7 @@ use crate::{
     fault,
     model::{RouterId, RunId},
     registry::{
-        Mode, Owner, RegistryError, Wait,
+        Collided, Mode, Owner, RegistryError, Wait,
         medium::Directory,
         mutex,
         queue::{Ticket, nearest, next_number},
@@ -121,6 +121,7 @@ pub(crate) fn acquire(
         }
     };
     while let Some(ahead) = lock.queue.nearest_live(&lock.ticket)? {
+        lock.refuse_namesake()?;
         let woken = fault::step("registry.queue.wait").and_then(|()| wait.readable(ahead.as_fd()));
         match woken.map_err(|e| locks.error("wait for", name, e))? {
             Woken::Ready => {}
@@ -287,6 +288,23 @@ impl QueueLock {
                 path: self.queue.path(&name),
             })
         }
+    }
+
+    /// Refuses to wait behind another process that has this job's run id: it is the same job started
+    /// twice, and would wait for itself.
+    fn refuse_namesake(&self) -> Result<(), RegistryError> {
+        let mine = &self.ticket;
+        let namesake = |t: &&Ticket| t.run_id == mine.run_id && t.pid != mine.pid;
+        for ticket in self.queue.tickets()?.iter().filter(namesake) {
+            if self.queue.is_live(ticket)? {
+                return Err(RegistryError::Collision {
+                    subject: format!("a place in the queue of {}", self.queue.name),
+                    what: Collided::Run(mine.run_id.clone()),
+                    owner: format!("process {}", ticket.pid),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn timed_out(&self, wait: &Wait) -> RegistryError {
