@@ -34,17 +34,17 @@ fn whole(lab: &TestLab, from: &str, to: &str, services: &str) -> DetailedJob {
     }
 }
 
-fn ask(lab: &TestLab, from: &str, to: &str, services: &str) -> DetailedReport {
+pub(crate) fn ask(lab: &TestLab, from: &str, to: &str, services: &str) -> DetailedReport {
     run(lab, &whole(lab, from, to, services))
 }
 
-fn service<'r>(report: &'r DetailedReport, name: &str) -> &'r ServiceResult {
+pub(crate) fn service<'r>(report: &'r DetailedReport, name: &str) -> &'r ServiceResult {
     let mut services = report.services.iter();
     services.find(|s| s.service.to_string() == name).unwrap()
 }
 
 /// `YES`, or the verdict with the router and the reason.
-fn said(report: &DetailedReport, name: &str) -> String {
+pub(crate) fn said(report: &DetailedReport, name: &str) -> String {
     let end = &service(report, name).end;
     match (end.result, &end.router) {
         (Verdict::Yes, _) => "YES".to_owned(),
@@ -67,7 +67,7 @@ fn ways(report: &DetailedReport, name: &str) -> (String, String) {
 }
 
 /// A lab from facts as JSON.
-fn lab(facts: &[Value]) -> (TestLab, tempfile::TempDir) {
+pub(crate) fn lab(facts: &[Value]) -> (TestLab, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     for router in facts {
         let name = router["name"].as_str().unwrap();
@@ -76,7 +76,12 @@ fn lab(facts: &[Value]) -> (TestLab, tempfile::TempDir) {
     (TestLab::up(dir.path().to_str().unwrap()), dir)
 }
 
-fn router(name: &str, interfaces: &[(&str, &[&str])], routes: &[&str], nft: &str) -> Value {
+pub(crate) fn router(
+    name: &str,
+    interfaces: &[(&str, &[&str])],
+    routes: &[&str],
+    nft: &str,
+) -> Value {
     let interfaces: Vec<Value> = interfaces
         .iter()
         .map(|(interface, addresses)| json!({"name": interface, "addresses": addresses}))

@@ -9,6 +9,7 @@ mod coexistence;
 mod copy;
 mod detailed;
 mod detailed_chain;
+mod detailed_chance;
 mod detailed_faults;
 mod detailed_hand;
 mod doors;

@@ -11,6 +11,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
+    chance,
     journey::Sighting,
     judge::Fate,
     result::{Direction, RuleEvidence},
@@ -29,7 +30,10 @@ use crate::{
     },
     netlink::NetlinkError,
     netns::{NetnsFd, tool::Tools},
-    run::outside::{Counters, Observer, OutsideReason, judge},
+    run::{
+        explain::ExplainError,
+        outside::{Counters, Observer, OutsideReason, judge},
+    },
 };
 
 /// Evidence could not be read.
@@ -41,14 +45,17 @@ pub enum EvidenceError {
     /// The router could not be asked.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// What varies in the router's rules could not be found out.
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
 }
 
 /// Puts one router's evidence into words.
 #[derive(Debug)]
 pub(super) struct Clerk<'a> {
-    netns: &'a NetnsFd,
-    tools: &'a Tools,
-    book: RuleBook,
+    pub(super) netns: &'a NetnsFd,
+    pub(super) tools: &'a Tools,
+    pub(super) book: RuleBook,
     chains: HashMap<RulePlace, BaseChain>,
     pub(super) observer: Observer<'a>,
     notes: BTreeSet<String>,
@@ -135,6 +142,11 @@ impl<'a> Clerk<'a> {
         step: &TraceStep,
     ) -> Result<Fate, EvidenceError> {
         let rule = self.rule(socket, &step.place)?;
+        if step.decision == Decision::Drop
+            && let Some(port) = rule.parsed().proxied_to()
+        {
+            return Ok(Fate::Proxied(chance::proxied(port, &rule)));
+        }
         let by = match step.decision {
             Decision::Queue(queue) => format!("{rule}, which hands it to NFQUEUE {queue}"),
             Decision::Stolen => format!("{rule}, which takes it away"),
@@ -147,7 +159,7 @@ impl<'a> Clerk<'a> {
     }
 
     /// Why a packet got lost between hooks.
-    fn lost(
+    pub(super) fn lost(
         &mut self,
         packet: &FlowPacket,
         after: HookPoint,
@@ -166,15 +178,20 @@ impl<'a> Clerk<'a> {
         Ok(judge(&observed))
     }
 
-    /// The neighbour to which the router sends a packet that it let through; none when that cannot
-    /// be told.
-    pub(super) fn next_hop(&mut self, packet: &FlowPacket) -> Option<IpAddr> {
+    /// A packet's headers as routing saw them.
+    pub(super) fn routed_head(&self, packet: &FlowPacket) -> Option<PacketHead> {
         // Routing is over when POSTROUTING rewrites the source.
-        let head = PacketHead {
+        Some(PacketHead {
             source: packet.first.source,
             source_port: packet.first.payload.ports()?.0,
             ..packet_head(packet)?
-        };
+        })
+    }
+
+    /// The neighbour to which the router sends a packet that it let through; none when that cannot
+    /// be told.
+    pub(super) fn next_hop(&mut self, packet: &FlowPacket) -> Option<IpAddr> {
+        let head = self.routed_head(packet)?;
         let way = self.observer.ways(&[head]).ok()?.pop().flatten()?;
         Some(way.via.unwrap_or(head.destination))
     }
@@ -406,7 +423,7 @@ fn hook_number(hook: HookPoint) -> Option<u32> {
 }
 
 /// The packet's headers when they were last shown, for look-ups; none for ICMP.
-fn packet_head(packet: &FlowPacket) -> Option<PacketHead> {
+pub(super) fn packet_head(packet: &FlowPacket) -> Option<PacketHead> {
     let head = packet.last;
     let (source_port, destination_port) = head.payload.ports()?;
     Some(PacketHead {

@@ -35,6 +35,8 @@ pub(super) enum Fate {
         /// What it answers with, if it rejects.
         rejects_with: Option<String>,
     },
+    /// A rule hands it to a program of the router (TPROXY) that the lab has not, in words.
+    Proxied(String),
     /// Something ended one that is no rule of nf_tables.
     Lost(OutsideReason),
     /// At this hook something ended one that nf_tables does not trace.
@@ -103,7 +105,7 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judged {
 /// Whether the packets' ways say how it ends, so that nobody needs to wait longer.
 pub(super) fn is_settled(facts: &Facts<'_>) -> bool {
     match (&facts.request, &facts.answer) {
-        (Fate::Stopped { .. }, _) => true,
+        (Fate::Stopped { .. } | Fate::Proxied(_), _) => true,
         (_, Fate::Stopped { .. } | Fate::Astray(_) | Fate::Outside(..) | Fate::Direct) => true,
         (_, Fate::Unowned(_)) => true,
         (Fate::Lost(reason), _) if facts.experience.is_none() => reason.is_known(),
@@ -183,6 +185,7 @@ fn not_sent(errno: Errno) -> String {
 /// Nothing came back at all.
 fn silence(facts: &Facts<'_>) -> Judged {
     match &facts.request {
+        Fate::Proxied(words) => Judged::new(Status::Unknown, words.clone()),
         Fate::Stopped {
             by,
             rejects_with: Some(with),
@@ -249,6 +252,7 @@ fn half_way(facts: &Facts<'_>) -> Judged {
     }
     let why = match &facts.answer {
         Fate::Stopped { by, .. } => format!("the answer was stopped by {by}"),
+        Fate::Proxied(words) => format!("the answer: {words}"),
         Fate::Lost(reason) => format!("the answer was lost: {reason}"),
         Fate::Within(hook) => {
             format!("the answer was dropped at {hook} by something that nf_tables does not trace")
@@ -321,6 +325,7 @@ mod tests {
         let unseen = || Fate::Lost(OutsideReason::NotSeen(vec![]));
         let passed = || Fate::Passed;
         let none = || Fate::NotSeen;
+        let proxied = || Fate::Proxied("taken by TPROXY".to_owned());
         let within = || Fate::Within("forward".to_owned());
         let astray = || Fate::Astray("wan".parse().unwrap());
         let outside = || Fate::Outside("wan".parse().unwrap(), ROUTER);
@@ -339,6 +344,7 @@ mod tests {
             (Some(&unreachable), none(), none(), false, Status::Unreachable, "network unreachable"),
             (None, no_route(), none(), false, Status::Unreachable, "no route"),
             (None, within(), none(), false, Status::Timeout, "does not trace"),
+            (None, proxied(), none(), false, Status::Unknown, "taken by TPROXY"),
             (None, unseen(), none(), false, Status::Unknown, "did not come in"),
             (None, passed(), stopped(None), true, Status::Partial, "answer was stopped by rule 3"),
             (None, passed(), passed(), true, Status::Partial, "did not reach the source host"),

@@ -9,6 +9,7 @@
 
 mod attempt;
 mod bench;
+mod chance;
 pub mod connect;
 mod evidence;
 pub mod files;

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use super::{
     Closing, DetailedError, MeasureError, Setup,
     attempt::{Home, Watch},
+    chance,
     evidence::{Clerk, EvidenceError, Rules},
     journey::Sighting,
     judge::Fate,
@@ -83,6 +84,8 @@ pub(super) struct Evidence {
     pub(super) rules: Rules,
     pub(super) trace: Vec<PacketWay>,
     pub(super) nat: Vec<Nat>,
+    /// What may end otherwise another time, in words.
+    pub(super) doubt: Option<String>,
 }
 
 /// Why connections of the job stay.
@@ -256,6 +259,7 @@ impl<'a> Post<'a> {
             rules: clerk.rules(socket, seen, counters)?,
             trace: way::ways(clerk, socket, seen)?,
             nat: way::nat(seen),
+            doubt: clerk.doubt(socket, seen)?,
         })
     }
 
@@ -268,6 +272,7 @@ impl<'a> Post<'a> {
         );
         if let Some(rule) = legacy.blocking.first().filter(|_| undecided && !answered) {
             evidence.request = Some(stopped_by(rule));
+            evidence.doubt = evidence.doubt.take().or_else(|| chance::of_legacy(rule));
         }
         evidence.rules.allowing.extend(legacy.allowing);
         evidence.rules.blocking.extend(legacy.blocking);

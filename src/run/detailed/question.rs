@@ -573,7 +573,8 @@ impl Way {
         };
         let mut end = test.end.clone();
         let forks = self.planned.get(at).map(|planned| planned.forks.as_slice());
-        if let Some(forks) = forks.filter(|forks| !forks.is_empty()) {
+        let open = end.result != Verdict::Unknown;
+        if let Some(forks) = forks.filter(|forks| open && !forks.is_empty()) {
             let measured = match (&end.reason, end.result) {
                 (_, Verdict::Yes) | (None, _) => end.result.to_string(),
                 (Some(reason), result) => format!("{result}: {reason}"),

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    ExplainError,
-    lost::Lost,
-    patience,
+    ExplainError, patience,
     read::Reader,
     reason::{Explained, Reason},
 };
@@ -25,7 +23,7 @@ use crate::{
         ruletext::RuleText,
     },
     netlink::{Lookup, LookupKind, object::Family},
-    run::packet::Headers,
+    run::{outside::Observer, packet::Headers},
 };
 
 /// What rules that depend on more than the packet have to do with a probe's end.
@@ -81,7 +79,7 @@ impl Rules {
     pub(super) fn doubt(
         &self,
         reader: &mut Reader<'_>,
-        lost: &mut Lost<'_>,
+        observer: &mut Observer<'_>,
         met: &Met<'_>,
         explained: &Explained,
     ) -> Result<Option<Doubt>, ExplainError> {
@@ -98,10 +96,10 @@ impl Rules {
         if let Some((rules, steps)) = met.legacy {
             rules.note_in(steps, &mut program);
         }
-        let out = lost.device(met.trail.head.oif);
-        let seen = seen(&program, met, out, &end);
+        let out = observer.name(met.trail.head.oif).map(ToString::to_string);
+        let seen = seen(&program, met, out.clone(), &end);
         let head = met.trail.head;
-        let mut route = |packet: &Packet| lost.route(head, packet);
+        let mut route = |packet: &Packet| routed(observer, out.as_deref(), head, packet);
         let mut walk = |suppose| program.walk(&seen, suppose, &mut route);
         let (any, alone) = (walk(Suppose::Anything), walk(Suppose::Alone));
         if end.all(&any) {
@@ -365,8 +363,24 @@ fn text(
     Ok(reader.chain(place)?.rules.get(rule).cloned())
 }
 
+/// Where routing leads a packet that was seen with the headers `seen`, to leave by `out`, and is now
+/// `packet`.
+fn routed(
+    observer: &mut Observer<'_>,
+    out: Option<&str>,
+    seen: PacketHead,
+    packet: &Packet,
+) -> Route {
+    let Some(head) = headers_of(seen, packet) else {
+        return Route::Open;
+    };
+    let ways = observer.ways(&[head]).ok();
+    let way = ways.and_then(|mut ways| ways.pop());
+    route_of(way.flatten().as_ref(), out)
+}
+
 /// Where a look-up leads, against the interface by which the packet was seen to leave.
-pub(super) fn route_of(way: Option<&Lookup>, out: Option<&str>) -> Route {
+fn route_of(way: Option<&Lookup>, out: Option<&str>) -> Route {
     let Some(way) = way else { return Route::Open };
     match way.kind {
         LookupKind::Local => Route::Local,
@@ -381,7 +395,7 @@ pub(super) fn route_of(way: Option<&Lookup>, out: Option<&str>) -> Route {
 
 /// The headers of a packet that goes another way than the one that was seen; none where they are
 /// not known.
-pub(super) fn headers_of(seen: PacketHead, packet: &Packet) -> Option<PacketHead> {
+fn headers_of(seen: PacketHead, packet: &Packet) -> Option<PacketHead> {
     let address = |field, old| match packet.addresses(field) {
         Some([net]) if net.prefix_len() == net.max_prefix_len() => Some(net.addr()),
         Some(_) => None,

@@ -2,16 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{
-    ExplainError, Question, SendAgain,
-    doubt::{headers_of, route_of},
-    follow::Followed,
-};
+use super::{ExplainError, Question, SendAgain, follow::Followed};
 use crate::{
     firewall::{
         nft::trace::{PacketHead, StoppedBy, Tracer, Trail},
         place::HookPoint,
-        rule::{Packet, walk::Route},
     },
     model::IfName,
     netlink::{Lookup, LookupKind},
@@ -71,23 +66,9 @@ impl<'a> Lost<'a> {
         })
     }
 
-    /// Where routing leads a packet that was seen with the headers `seen` and is now `packet`.
-    pub(super) fn route(&mut self, seen: PacketHead, packet: &Packet) -> Route {
-        let Some(head) = headers_of(seen, packet) else {
-            return Route::Open;
-        };
-        let way = self
-            .observer
-            .ways(&[head])
-            .ok()
-            .and_then(|mut ways| ways.pop());
-        let out = self.device(seen.oif);
-        route_of(way.flatten().as_ref(), out.as_deref())
-    }
-
-    /// The name of an interface by its number.
-    pub(super) fn device(&self, index: u32) -> Option<String> {
-        self.observer.name(index).map(ToString::to_string)
+    /// What looks things up in the router.
+    pub(super) fn observer(&mut self) -> &mut Observer<'a> {
+        &mut self.observer
     }
 
     /// The number of an interface.

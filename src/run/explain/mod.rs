@@ -14,6 +14,7 @@ mod patience;
 mod read;
 mod reason;
 mod taken;
+mod watched;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,6 +26,7 @@ use thiserror::Error;
 
 pub use self::doubt::Doubt;
 pub use self::reason::{Action, Explained, Reason};
+pub(in crate::run) use self::watched::{Watched, proxy, varies};
 use self::{
     behind::behind,
     doubt::{Met, Rules},
@@ -334,7 +336,8 @@ impl Found<'_> {
                     legacy: self.legacy.met(probe.index),
                 };
                 if let Some(rules) = &rules {
-                    explained.doubt = rules.doubt(&mut reader, &mut self.lost, &met, &explained)?;
+                    let observer = self.lost.observer();
+                    explained.doubt = rules.doubt(&mut reader, observer, &met, &explained)?;
                 }
             }
             reasons.push(explained);

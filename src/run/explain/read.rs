@@ -90,7 +90,7 @@ impl<'a> Reader<'a> {
             (None, None) => Reason::Outside(OutsideReason::NotSeen(Vec::new())),
         };
         let caveats = match trail {
-            Some(trail) => self.caveats(trail, &probe.headers)?,
+            Some(trail) => self.caveats(trail, &subject(&probe.headers, Some(trail)))?,
             None => Vec::new(),
         };
         Ok(Explained {
@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn reason(&mut self, trail: &Trail) -> Result<Reason, ExplainError> {
+    pub(super) fn reason(&mut self, trail: &Trail) -> Result<Reason, ExplainError> {
         Ok(match trail.stopped_by() {
             StoppedBy::Rule(step) => {
                 let rule = self.chain(&step.place)?.rule(step.place.handle);
@@ -156,23 +156,23 @@ impl<'a> Reader<'a> {
         Ok(self.book.chain(&mut self.source, place)?)
     }
 
-    /// Rules that the probe was held against and that decide by more than the packet.
-    fn caveats(
+    /// Rules that a packet was held against and that decide by more than the packet; `subject` is what
+    /// they may see of it.
+    pub(super) fn caveats(
         &mut self,
         trail: &Trail,
-        headers: &Headers,
+        subject: &Packet,
     ) -> Result<Vec<(Caveat, RuleText)>, ExplainError> {
-        let subject = subject(headers, Some(trail));
         let mut found = Vec::new();
         let visited = visited(&trail.steps).into_iter();
         // Other jobs' tables see the probe, and neither stop nor change it.
         for (place, end) in visited.filter(|(place, _)| !is_own(&place.table)) {
             let chain = self.chain(&place)?;
             let end = end.and_then(|handle| chain.index(handle));
-            self.note_memories(trail, &chain, end, &subject);
+            self.note_memories(trail, &chain, end, subject);
             let asked = end.map_or(chain.rules.len(), |end| end + 1);
             for (rule, parsed) in chain.rules.iter().zip(chain.parsed.iter()).take(asked) {
-                if let Some(caveat) = parsed.caveat().filter(|_| parsed.concerns(&subject)) {
+                if let Some(caveat) = parsed.caveat().filter(|_| parsed.concerns(subject)) {
                     found.push((caveat.clone(), rule.clone()));
                 }
             }

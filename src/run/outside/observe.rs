@@ -159,6 +159,16 @@ impl<'a> Observer<'a> {
         self.links.iter().find(|link| link.index == index)
     }
 
+    /// How many next hops the route has that a packet to be forwarded takes; 0 where it goes
+    /// nowhere.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the kernel cannot be asked.
+    pub fn next_hops(&mut self, head: &PacketHead) -> Result<usize, NetlinkError> {
+        let query = self.forwarded(head);
+        Ok(self.netlink.next_hops(&query)?.len())
+    }
+
     fn forwarded(&self, head: &PacketHead) -> LookupQuery {
         LookupQuery {
             from: Some(head.source),

@@ -27,7 +27,7 @@ use std::{
 };
 
 use super::{
-    EVENT_BUFFER, Exit, NftError, Reached, StoppedBy, TraceSockets, TraceStep,
+    EVENT_BUFFER, Exit, NftError, PacketHead, Reached, StoppedBy, TraceSockets, TraceStep, Trail,
     event::{Event, StepKind},
     head::Ip,
     read_events,
@@ -217,6 +217,24 @@ impl FlowPacket {
                 whole: true,
             } => StoppedBy::Nothing(Exit::Local),
             reached => stopped_by(self.steps.last().filter(|_| self.ends_with_step), reached),
+        }
+    }
+
+    /// The same as the way of a probe, whose headers were `head` when they were last shown.
+    #[must_use]
+    pub fn trail(&self, head: PacketHead) -> Trail {
+        let exit = match self.stopped_by() {
+            StoppedBy::Nothing(exit) => Some(exit),
+            _ => None,
+        };
+        Trail {
+            steps: self.steps.clone(),
+            reached: self.reached,
+            head,
+            exit,
+            copies: 0,
+            id: self.id,
+            ends_with_step: self.ends_with_step,
         }
     }
 

@@ -53,9 +53,9 @@ pub struct Trail {
     /// Copies that the router made of it and sent (TEE, `dup`).
     pub copies: u32,
     /// The kernel's number for the packet, reused soon.
-    id: u32,
+    pub(super) id: u32,
     /// Whether the last event was a step, and not one of the tracer's own.
-    ends_with_step: bool,
+    pub(super) ends_with_step: bool,
 }
 
 /// What stopped a probe, as far as the trace tells.

@@ -45,6 +45,8 @@ struct Found {
     traced: bool,
     /// The routers at which the request and the answer ended, or were seen last.
     ends: (usize, usize),
+    /// What may end otherwise another time, by router.
+    doubts: Vec<(usize, String)>,
 }
 
 impl Bench<'_> {
@@ -64,7 +66,7 @@ impl Bench<'_> {
         let found = self.found(tried, seen, &evidence);
         let facts = self.facts(tried, &found);
         let judged = judge(&facts);
-        let settled = self.setup.patient || is_settled(&facts);
+        let settled = self.setup.patient || is_settled(&facts) || !found.doubts.is_empty();
         let mut tests = self.tests(task, seen, evidence);
         for (_, test) in &mut tests {
             test.attempts = attempts;
@@ -83,6 +85,7 @@ impl Bench<'_> {
         test.end.answer = back;
         self.say(&mut test, task, tried, (&judged, &found));
         self.qualify(&mut test, tried, seen);
+        self.doubt(&mut test, &found);
         Ok((Undecided { task, test, found }, settled))
     }
 
@@ -115,6 +118,11 @@ impl Bench<'_> {
             own_left,
             traced: self.posts.iter().all(|post| post.watch.is_some()) && !tried.overrun,
             ends: (at, back),
+            doubts: evidence
+                .iter()
+                .enumerate()
+                .filter_map(|(at, evidence)| Some((at, evidence.doubt.clone()?)))
+                .collect(),
         }
     }
 
@@ -332,6 +340,26 @@ impl Bench<'_> {
         end.router = Some(left.router);
     }
 
+    /// Makes unknown what rules may decide otherwise another time.
+    fn doubt(&self, test: &mut ServiceTest, found: &Found) {
+        for (at, why) in &found.doubts {
+            let name = self.posts[*at].station.name();
+            for router in test.tests.iter_mut().filter(|test| test.router == *name) {
+                router.message = format!("{why}; this time {}", router.message);
+                router.status = Status::Unknown;
+            }
+            let end = &mut test.end;
+            end.reason = Some(match end.reason.take() {
+                Some(reason) => format!("{why}; this time {reason}"),
+                None => why.clone(),
+            });
+            end.result = Verdict::Unknown;
+            end.status = Status::Unknown;
+            end.kind = EndKind::NotKnown;
+            end.router = Some(name.clone());
+        }
+    }
+
     /// Warns of other traffic in tables that the service's packets pass, too.
     fn warn_of_other_traffic(&self, test: &mut RouterTest) {
         let elsewhere = match self.site.from() {
@@ -368,6 +396,7 @@ impl Bench<'_> {
                 }
             }
             test.end.note = note;
+            self.doubt(&mut test, &found);
         }
         for router in &mut test.tests {
             router.attempts += 1;

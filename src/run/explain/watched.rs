@@ -1,0 +1,195 @@
+//! Packets that a job followed itself: which rules that depend on more than the packet have a part
+//! in their end.
+
+use super::{
+    ExplainError,
+    doubt::{Met, Rules},
+    read::{Reader, subject, visited},
+    reason::{Explained, Reason},
+};
+use crate::{
+    firewall::{
+        Caveat,
+        nft::{is_own, trace::Trail},
+        rule::{Field, Packet},
+        ruletext::{RuleBook, RuleText, Source},
+    },
+    netlink::object::Family,
+    run::{
+        outside::{Observer, OutsideReason},
+        packet::Headers,
+    },
+};
+
+/// A packet that came to a router.
+#[derive(Debug)]
+pub(in crate::run) struct Watched<'a> {
+    /// Its headers as it came in.
+    pub(in crate::run) headers: Headers,
+    /// The interface by which it came in.
+    pub(in crate::run) ingress: Option<&'a str>,
+    /// Its way.
+    pub(in crate::run) trail: &'a Trail,
+    /// Whether it is the first of its connection.
+    pub(in crate::run) is_first: bool,
+    /// Why it got lost where no rule stopped it.
+    pub(in crate::run) lost: Option<OutsideReason>,
+}
+
+/// The rules by which a packet like this one may end otherwise, in words; none where it ends alike
+/// whatever they say, or where it ended as one that comes alone does.
+///
+/// # Errors
+/// [`ExplainError`] when the router's rules cannot be read.
+pub(in crate::run) fn varies(
+    source: Source<'_>,
+    book: &mut RuleBook,
+    observer: &mut Observer<'_>,
+    watched: &Watched<'_>,
+) -> Result<Option<String>, ExplainError> {
+    let mut reader = Reader::new(std::mem::take(book), source);
+    let found = found(&mut reader, observer, watched);
+    *book = reader.finish().0;
+    Ok(found?.filter(|words| !words.is_empty()))
+}
+
+fn found(
+    reader: &mut Reader<'_>,
+    observer: &mut Observer<'_>,
+    watched: &Watched<'_>,
+) -> Result<Option<String>, ExplainError> {
+    let trail = watched.trail;
+    let subject = match watched.is_first {
+        true => subject(&watched.headers, Some(trail)),
+        false => of_any_state(&watched.headers, trail),
+    };
+    let caveats = reader.caveats(trail, &subject)?;
+    if caveats.is_empty() {
+        return Ok(None);
+    }
+    let reason = match &watched.lost {
+        Some(reason) => Reason::Outside(reason.clone()),
+        None => reader.reason(trail)?,
+    };
+    let mut explained = Explained {
+        index: 0,
+        reason,
+        caveats,
+        behind: None,
+        alone: false,
+        doubt: None,
+        steps: Vec::new(),
+    };
+    if !watched.is_first {
+        return Ok(Some(of_later(&explained)));
+    }
+    let rules = Rules::read(reader, Family::of(watched.headers.destination), None)?;
+    let met = Met {
+        headers: &watched.headers,
+        ingress: watched.ingress,
+        trail,
+        legacy: None,
+    };
+    explained.doubt = rules.doubt(reader, observer, &met, &explained)?;
+    Ok(Some(of_first(&explained)))
+}
+
+/// What rules may see of a packet of which nobody knows what connection tracking says.
+fn of_any_state(headers: &Headers, Trail { head, .. }: &Trail) -> Packet {
+    Packet::of(Family::of(headers.destination))
+        .with(Field::Protocol, headers.protocol.number())
+        .with(Field::SourcePort, headers.source_port)
+        .with(Field::SourcePort, head.source_port)
+        .with(Field::DestinationPort, headers.destination_port)
+        .with(Field::DestinationPort, head.destination_port)
+        .with_address(Field::Source, headers.source)
+        .with_address(Field::Source, head.source)
+        .with_address(Field::Destination, headers.destination)
+        .with_address(Field::Destination, head.destination)
+}
+
+/// The first packet of a connection: all its ways were thought out.
+fn of_first(explained: &Explained) -> String {
+    let passed = matches!(explained.reason, Reason::WentThrough(_));
+    let Some(doubt) = &explained.doubt else {
+        return of_later(explained);
+    };
+    // What comes alone is neither stopped by the burst of a job nor let through by it.
+    let as_alone = doubt.alone == Some(passed) && !doubt.soon;
+    if doubt.sure || as_alone {
+        return String::new();
+    }
+    let mut words = notes(doubt.by.iter());
+    for reader in &doubt.readers {
+        words = format!("{words}; what that sets is read by {reader}");
+    }
+    words
+}
+
+/// A packet whose other ways are not known: rules that let it through or stop it by chance.
+fn of_later(explained: &Explained) -> String {
+    let passed = matches!(explained.reason, Reason::WentThrough(_));
+    let stops = |(caveat, rule): &&(Caveat, RuleText)| {
+        let stops = rule.parsed().may_stop() && !(rule.xtables && rule.place.table == "nat");
+        matches!(caveat, Caveat::Random(_)) && stops
+    };
+    let another_time = |(caveat, _): &&(Caveat, RuleText)| {
+        caveat.may_be_own_doing() || matches!(caveat, Caveat::Ipsec(_))
+    };
+    match passed {
+        true => notes(explained.caveats.iter().filter(stops)),
+        false => notes(explained.doubtful().filter(another_time)),
+    }
+}
+
+/// Each caveat with its rule.
+fn notes<'a>(caveats: impl Iterator<Item = &'a (Caveat, RuleText)>) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for (caveat, rule) in caveats {
+        let text = format!("{caveat} on {rule}");
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join("; ")
+}
+
+/// The rule of nft's tproxy that takes a packet like this one where a program listens, and lets it
+/// go on where none does, with the port.
+///
+/// # Errors
+/// [`ExplainError`] when the router's rules cannot be read.
+pub(in crate::run) fn proxy(
+    source: Source<'_>,
+    book: &mut RuleBook,
+    watched: &Watched<'_>,
+) -> Result<Option<(Option<u16>, RuleText)>, ExplainError> {
+    let mut reader = Reader::new(std::mem::take(book), source);
+    let subject = subject(&watched.headers, Some(watched.trail));
+    let mut found = Ok(None);
+    for (place, end) in visited(&watched.trail.steps) {
+        if is_own(&place.table) {
+            continue;
+        }
+        let chain = match reader.chain(&place) {
+            Ok(chain) => chain,
+            Err(error) => {
+                found = Err(error);
+                break;
+            }
+        };
+        let end = end.and_then(|handle| chain.index(handle));
+        let asked = end.map_or(chain.rules.len(), |end| end + 1);
+        let mut rules = chain.rules.iter().zip(chain.parsed.iter()).take(asked);
+        let taken = rules.find_map(|(rule, parsed)| {
+            let port = parsed.proxied_to().filter(|_| !rule.xtables)?;
+            parsed.concerns(&subject).then(|| (port, rule.clone()))
+        });
+        if taken.is_some() {
+            found = Ok(taken);
+            break;
+        }
+    }
+    *book = reader.finish().0;
+    found
+}
