@@ -286,6 +286,15 @@ impl LegacyRules {
         ends.then(|| LegacyStop::Rule(self.text(step, step.position, &rule.spec)))
     }
 
+    /// Whether there are only chains, which can do nothing but drop.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.save
+            .tables
+            .values()
+            .all(|table| table.rules.is_empty())
+    }
+
     /// Whether any rule decides by more than the packet, remembers or copies packets.
     #[must_use]
     pub fn is_volatile(&self) -> bool {

@@ -15,7 +15,7 @@ use crate::{
         backend::{Backend, InstalledTaps, Site, TapsError},
         iptables::{
             OwnerMark,
-            trace::{LegacyRules, has_tables_here},
+            trace::{LegacyRules, LegacyTraceError, has_tables_here},
         },
         nft::{
             NftError, NftSocket, NftTaps, Ownership,
@@ -151,9 +151,17 @@ impl<'a> Probing<'a> {
 
     /// What the router's rules may do with packets.
     pub(super) fn nature(&self, census: &Census) -> Nature {
-        // Those of iptables-legacy are not looked through.
-        let legacy = self.legacy.then_some(Nature::ANYTHING);
-        legacy.unwrap_or(census.nature)
+        // Those of iptables-legacy are not looked through; its tables stay when its taps have gone.
+        let any = self.legacy && self.legacy_rules().map_or(true, |rules| !rules.is_empty());
+        if any {
+            return Nature::ANYTHING;
+        }
+        census.nature
+    }
+
+    fn legacy_rules(&self) -> Result<LegacyRules, LegacyTraceError> {
+        let family = self.question.taps.family;
+        LegacyRules::read(&self.router, self.question.tools, family)
     }
 
     /// Looks for what makes a plain measurement doubtful.
@@ -182,14 +190,13 @@ impl<'a> Probing<'a> {
             // Rules of iptables-legacy are asked for when a blocked probe leads there.
             return Scrutiny::default();
         }
-        let family = self.question.taps.family;
-        // Where a rule of nf_tables varies, what legacy rules say of other ways counts, too.
-        let legacy = self.legacy
-            && (census.volatile || {
-                let rules = LegacyRules::read(&self.router, self.question.tools, family);
-                // Rules that cannot be printed are looked at more closely, and that says why not.
-                rules.map_or(true, |rules| rules.is_volatile())
-            });
+        // Where a rule of nf_tables varies, what legacy rules say of other ways counts, too. Rules
+        // that cannot be printed are looked at more closely, and that says why not.
+        let varies = || {
+            self.legacy_rules()
+                .map_or(true, |rules| rules.is_volatile())
+        };
+        let legacy = self.legacy && (census.volatile || varies());
         Scrutiny { census, legacy }
     }
 
