@@ -62,7 +62,8 @@ type Render = fn(&[&str], &[Piece], Range<usize>) -> String;
 struct Piece {
     /// Where it begins.
     line: usize,
-    /// A rule with all its lines, or an element of a set without the comma.
+    /// A rule with all its lines, or an element of a set without the comma. Nothing, where a line of
+    /// a list holds none of its elements: the braces come with those.
     text: String,
     /// For an element, the line on which its list begins.
     list: Option<usize>,
@@ -154,7 +155,7 @@ fn nft_pieces(lines: &[&str]) -> Vec<Piece> {
             }
             Within::Other if before == 2 && words.starts_with(LIST) && depth >= 2 => {
                 begun = line;
-                pieces.extend(elements(words).map(|text| piece(text, Some(begun))));
+                pieces.extend(elements_or_none(words).map(|text| piece(text, Some(begun))));
                 within = if depth > 2 {
                     Within::List
                 } else {
@@ -162,7 +163,7 @@ fn nft_pieces(lines: &[&str]) -> Vec<Piece> {
                 };
             }
             Within::List => {
-                pieces.extend(elements(words).map(|text| piece(text, Some(begun))));
+                pieces.extend(elements_or_none(words).map(|text| piece(text, Some(begun))));
                 within = if depth > 2 {
                     Within::List
                 } else {
@@ -211,18 +212,25 @@ fn elements(line: &str) -> impl Iterator<Item = String> + '_ {
     })
 }
 
+/// The elements on a line of a list, or one that is empty.
+fn elements_or_none(line: &str) -> impl Iterator<Item = String> + '_ {
+    let none = elements(line).next().is_none().then(String::new);
+    elements(line).chain(none)
+}
+
 /// All declarations, with the rules and elements of `range`. To declare the same again changes
 /// nothing, and rules are added behind those that are there.
 fn nft_share(lines: &[&str], pieces: &[Piece], range: Range<usize>) -> String {
     let mut share: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
     for piece in pieces {
-        let end = piece.line + piece.text.lines().count();
+        let end = piece.line + piece.text.lines().count().max(1);
         share
             .get_mut(piece.line..end)
             .unwrap_or_default()
             .fill(String::new());
     }
-    let mine = pieces.get(range).unwrap_or_default();
+    let mine = pieces.get(range).unwrap_or_default().iter();
+    let mine: Vec<&Piece> = mine.filter(|piece| !piece.text.is_empty()).collect();
     for (at, piece) in mine.iter().enumerate() {
         let end = piece.line + piece.text.lines().count();
         let places = share.get_mut(piece.line..end).unwrap_or_default();
@@ -232,7 +240,7 @@ fn nft_share(lines: &[&str], pieces: &[Piece], range: Range<usize>) -> String {
             }
             continue;
         };
-        let same = |other: &Piece| other.list == Some(list);
+        let same = |other: &&Piece| other.list == Some(list);
         let before = at.checked_sub(1).and_then(|before| mine.get(before));
         let begins = if before.is_some_and(same) { "" } else { LIST };
         let ends = if mine.get(at + 1).is_some_and(same) {
@@ -345,6 +353,22 @@ table ip fw {
             "{whole:#?}"
         );
         assert_eq!(removal(LISTED), "table ip fw\ndelete table ip fw\n");
+    }
+
+    #[test]
+    fn braces_on_lines_of_their_own_go_with_the_elements() {
+        let written = "table ip a {\nset s {\ntype ipv4_addr\nelements = {\n10.0.0.1,\n\n10.0.0.2,\n}\n}\n\
+                       chain c {\nip saddr @s accept\n}\n}\n";
+        let shares = split(RulesetKind::Nft, written, 3).unwrap();
+        let lists: Vec<usize> = shares.iter().map(|s| s.matches(LIST).count()).collect();
+        assert!(
+            lists.contains(&0) && lists.iter().sum::<usize>() >= 2,
+            "{shares:#?}"
+        );
+        for share in &shares {
+            assert_eq!(share.lines().count(), written.lines().count(), "{share}");
+            assert_eq!(braces(share, '{'), braces(share, '}'), "{share}");
+        }
     }
 
     #[test]
