@@ -233,14 +233,19 @@ impl Filler<'_> {
         errors: Vec<(usize, NetlinkError)>,
     ) -> Result<(), LabError> {
         let router = self.job.router;
-        let tables = omission::Tables::of(&router.rules, &router.rulesets);
+        let tables = omission::Tables::of(&router.rules, &router.rulesets, &router.sysctls);
+        let named: Vec<&Route> = router.routes.iter().map(|at| &at.value).collect();
+        let made = router.routes.iter().filter(|made| !failed.contains(made));
+        let made: Vec<&Route> = made.map(|at| &at.value).collect();
         for (route, (_, error)) in failed.iter().zip(errors) {
-            let contradicts = may_work_later(&error) && omission::no_kernel_uses(route);
+            let interfaces = router.interfaces.iter();
+            let own = interfaces.flat_map(|i| i.addresses.iter().map(move |a| (&i.name, a)));
+            let contradicts =
+                may_work_later(&error) && omission::no_kernel_uses(route, own, &named);
             let reason = refusal(error)?;
-            let made = router.routes.iter().filter(|made| !failed.contains(made));
             let omission = match contradicts {
                 true => Omission::of_contradiction(OmissionKind::Route),
-                false => tables.of_route(route, made.map(|at| &at.value)),
+                false => tables.of_route(route, &named, &made),
             };
             self.omit(route.line, format!("route left out: {reason}"), omission);
         }
@@ -270,7 +275,7 @@ impl Filler<'_> {
             let reason = refusal(error)?;
             let Some(rule) = new.get(at) else { continue };
             let router = self.job.router;
-            let tables = omission::Tables::of(&router.rules, &router.rulesets);
+            let tables = omission::Tables::of(&router.rules, &router.rulesets, &router.sysctls);
             let omission = tables.of_policy_rule(rule);
             self.omit(
                 rule.line,

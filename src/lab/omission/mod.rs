@@ -119,6 +119,18 @@ impl Omission {
         Self::of_packets(kind, [])
     }
 
+    /// The same, where it contradicts the rest of the facts in a way that no kernel does: it makes
+    /// a pass doubtful, but is no reason to think that what is stopped might get through.
+    #[must_use]
+    pub fn of_passed(mut self) -> Self {
+        for extent in &mut self.concern.0 {
+            if let Extent::Packets(packets) = extent {
+                packets.passed_only = true;
+            }
+        }
+        self
+    }
+
     /// Something that can concern those packets that one of `packets` describes.
     #[must_use]
     pub fn of_packets(kind: OmissionKind, packets: impl IntoIterator<Item = Packets>) -> Self {

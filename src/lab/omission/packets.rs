@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Course, Passage};
+use super::{Course, Outcome, Passage};
 use crate::{
     firewall::rule::Field,
     model::IfName,
@@ -38,6 +38,9 @@ pub struct Packets {
     /// Only what the router itself sends.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sent_only: bool,
+    /// Only those that went through.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub passed_only: bool,
 }
 
 /// Addresses within a prefix but not within others that are more specific.
@@ -139,6 +142,7 @@ impl Packets {
             && net(Field::Source, self.from.as_ref())
             && net(Field::Destination, self.to.as_ref())
             && self.interface.as_ref().is_none_or(over)
+            && (!self.passed_only || passage.outcome == Outcome::Passed)
             && (!self.sent_only || passage.course.is_none_or(|c| c == Course::Sent))
     }
 }

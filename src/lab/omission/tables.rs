@@ -1,12 +1,15 @@
 //! Routes and policy rules that are missing: which packets are looked up where.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Concern, Nets, Omission, OmissionKind, Packets};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{Nets, Omission, OmissionKind, Packets};
 use crate::{
     firewall::rule::{Does, Field, Rule},
     lab::topology::{At, Ruleset},
-    netlink::object::{Family, PolicyRule, Route, RouteKind, RuleAction},
+    model::IfName,
+    netlink::object::{Address, Family, PolicyRule, Route, RouteKind, RuleAction},
 };
 
 /// What decides which routing table a packet is looked up in.
@@ -14,54 +17,118 @@ use crate::{
 pub struct Tables<'a> {
     rules: &'a [At<PolicyRule>],
     marks: Marks,
+    /// Whether the way back to a packet's source can decide about it.
+    looks_back: bool,
 }
 
 impl<'a> Tables<'a> {
-    /// The router has these policy rules, and these rulesets set marks.
+    /// The router has these policy rules, these rulesets set marks, and these settings of paths
+    /// below `/proc/sys` say whether sources are looked up.
     #[must_use]
-    pub fn of(rules: &'a [At<PolicyRule>], rulesets: &[Ruleset]) -> Self {
+    pub fn of(
+        rules: &'a [At<PolicyRule>],
+        rulesets: &[Ruleset],
+        sysctls: &[(String, String)],
+    ) -> Self {
+        let filters =
+            |(key, value): &(String, String)| key.ends_with("/rp_filter") && value.trim() != "0";
+        // `-m rpfilter` of iptables(8), `fib saddr` of nft(8).
+        let asks =
+            |ruleset: &Ruleset| ruleset.text.contains("rpfilter") || ruleset.text.contains("fib ");
         Self {
             rules,
             marks: Marks::of(rulesets),
+            looks_back: sysctls.iter().any(filters) || rulesets.iter().any(asks),
         }
     }
 
-    /// A route that is missing: packets to its prefix or from it (the way back decides where
-    /// packets come in), but not where another route of its table is more specific or preferred,
-    /// nor what is never looked up in its table.
+    /// A route that is missing: packets to its prefix, or from it where sources are looked up. Not
+    /// where another of the `named` routes is more specific or preferred in its table (each packet
+    /// misses the longest prefix that covers it, whether the lab has that or not), nor what is
+    /// never looked up in its table, because earlier rules find one of the `made` routes.
     #[must_use]
-    pub fn of_route<'r>(&self, route: &Route, others: impl Iterator<Item = &'r Route>) -> Omission {
+    pub fn of_route(&self, route: &Route, named: &[&Route], made: &[&Route]) -> Omission {
         let family = Family::of(route.destination.addr());
-        let preferred = others.filter(|other| other.table == route.table);
+        let preferred = named.iter().filter(|other| other.table == route.table);
         let preferred = preferred.filter(|other| is_preferred(other, route));
-        let nets = Nets {
-            within: route.destination,
-            except: preferred.map(|other| other.destination).collect(),
-        };
+        let preferred: Vec<IpNet> = preferred.map(|other| other.destination).collect();
         let leads = |rule: &&At<PolicyRule>| {
-            rule.family == family
-                && rule.action == RuleAction::Table(route.table)
-                && self.marks.may_be(rule)
+            rule.family == family && rule.action == RuleAction::Table(route.table)
         };
         let mut packets = Vec::new();
         for rule in self.rules.iter().filter(leads) {
-            packets.push(Packets {
-                to: Some(nets.clone()),
-                ..selectors(rule)
-            });
-            packets.push(Packets {
-                from: Some(nets.clone()),
-                ..reversed(rule)
-            });
+            packets.extend(self.looked_up(rule, route.destination, &preferred, made));
             if selects_all(rule) {
                 break;
             }
         }
         packets.dedup();
-        Omission {
-            kind: OmissionKind::Route,
-            concern: Concern::packets(packets),
+        Omission::of_packets(OmissionKind::Route, packets)
+    }
+
+    /// All routes of the table that `rule` leads to are missing: what it selects, but not where
+    /// an earlier rule finds a route for every packet.
+    #[must_use]
+    pub fn of_table(&self, rule: &PolicyRule, made: &[&Route]) -> Omission {
+        let packets = self.looked_up(rule, everywhere(rule.family), &[], made);
+        Omission::of_packets(OmissionKind::Route, packets)
+    }
+
+    /// Packets to and from `within` without `except` that `rule` leads to its table.
+    fn looked_up(
+        &self,
+        rule: &PolicyRule,
+        within: IpNet,
+        except: &[IpNet],
+        made: &[&Route],
+    ) -> Vec<Packets> {
+        if !self.marks.may_be(rule) {
+            return Vec::new();
         }
+        let mut except = except.to_vec();
+        except.extend(self.found_before(rule, made));
+        let nets = |within| Nets {
+            within,
+            except: except.clone(),
+        };
+        // Both are prefixes: they are one within the other, or have nothing in common.
+        let asked = rule.to.filter(|_| !rule.invert);
+        let to = match asked {
+            Some(to) if within.contains(&to) => to,
+            Some(to) if !to.contains(&within) => return Vec::new(),
+            _ => within,
+        };
+        let there = Packets {
+            to: Some(nets(to)),
+            ..selectors(rule)
+        };
+        let back = Packets {
+            from: Some(nets(to)),
+            ..reversed(rule)
+        };
+        let back = self.looks_back.then_some(back);
+        std::iter::once(there).chain(back).collect()
+    }
+
+    /// The prefixes for which a rule before `rule` finds a route for every packet.
+    fn found_before(&self, rule: &PolicyRule, routes: &[&Route]) -> Vec<IpNet> {
+        let before = |other: &&At<PolicyRule>| {
+            other.family == rule.family
+                && other.priority < rule.priority
+                && other.suppress_prefix_len.is_none()
+                && selects_all(other)
+        };
+        let before: Vec<_> = self.rules.iter().filter(before).collect();
+        let asked = |table| {
+            let leads = |other: &&At<PolicyRule>| other.action == RuleAction::Table(table);
+            before.iter().any(|other| leads(&other))
+        };
+        let found = routes.iter().filter(|route| {
+            Family::of(route.destination.addr()) == rule.family
+                && is_plain(route)
+                && asked(route.table)
+        });
+        found.map(|route| route.destination).collect()
     }
 
     /// A policy rule that is missing; selectors that could not be read are not in `rule`.
@@ -79,14 +146,41 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// Whether no kernel can use `route`, given that its gateway or interface is not there.
+/// Whether no kernel can have used `route`, given the addresses of the router's interfaces and its
+/// routes: a gateway of it is the router itself, is on the link of another interface than the route
+/// says, or is reached through another gateway (`fib_check_nh()` in the kernel).
 ///
-/// A kernel takes no such route, and drops those over an interface that goes. One whose gateway
-/// was reachable once may outlive that; in table main, which every packet may come to, that is not
-/// ruled out.
+/// A gateway that nothing but a default route reaches proves less: facts may lack its address.
 #[must_use]
-pub fn no_kernel_uses(route: &Route) -> bool {
-    route.table != Route::MAIN
+pub fn no_kernel_uses<'i>(
+    route: &Route,
+    addresses: impl Iterator<Item = (&'i IfName, &'i Address)>,
+    routes: &[&Route],
+) -> bool {
+    let addresses: Vec<_> = addresses.collect();
+    let on_link = |name: &IfName, via: IpAddr| {
+        let mut own = addresses.iter().filter(|(own, _)| *own == name);
+        own.any(|(_, address)| address.local.trunc().contains(&via))
+    };
+    let reached_otherwise = |via: IpAddr| {
+        let covers = |other: &&&Route| {
+            other.table == Route::MAIN
+                && other.destination.prefix_len() > 0
+                && other.destination.contains(&via)
+        };
+        let covering = routes.iter().filter(covers);
+        let best = covering.max_by_key(|other| other.destination.prefix_len());
+        best.is_some_and(|best| best.next_hops.iter().all(|hop| hop.via.is_some()))
+    };
+    route.next_hops.iter().any(|hop| {
+        let Some(via) = hop.via.filter(|_| !hop.onlink) else {
+            return false;
+        };
+        let itself = addresses.iter().any(|(_, own)| own.local.addr() == via);
+        let here = hop.dev.as_ref().is_some_and(|dev| on_link(dev, via));
+        let elsewhere = hop.dev.is_some() && addresses.iter().any(|(name, _)| on_link(name, via));
+        itself || (!here && (elsewhere || reached_otherwise(via)))
+    })
 }
 
 /// Whether `other` is taken wherever both routes match.
@@ -95,8 +189,20 @@ fn is_preferred(other: &Route, route: &Route) -> bool {
         && other.destination.prefix_len() > route.destination.prefix_len();
     let better = other.destination == route.destination
         && other.metric.unwrap_or(0) < route.metric.unwrap_or(0);
-    let plain = other.kind != RouteKind::Throw && other.tos == 0 && other.from.is_none();
-    plain && (narrower || better)
+    is_plain(other) && (narrower || better)
+}
+
+/// Whether it is taken for whatever packet to its prefix.
+fn is_plain(route: &Route) -> bool {
+    route.kind != RouteKind::Throw && route.tos == 0 && route.from.is_none()
+}
+
+/// All addresses of a family.
+fn everywhere(family: Family) -> IpNet {
+    match family {
+        Family::V4 => Ipv4Net::default().into(),
+        Family::V6 => Ipv6Net::default().into(),
+    }
 }
 
 fn selects_all(rule: &PolicyRule) -> bool {
@@ -113,7 +219,7 @@ fn selectors(rule: &PolicyRule) -> Packets {
     if rule.invert {
         return family;
     }
-    let own = |iif: &crate::model::IfName| iif.as_str() == "lo";
+    let own = |iif: &IfName| iif.as_str() == "lo";
     Packets {
         from: rule.from.map(Nets::from),
         to: rule.to.map(Nets::from),
@@ -189,5 +295,37 @@ impl Marks {
             self.any || rule.invert || has
         };
         rule.fwmark.is_none_or(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(destination: &str, via: &str) -> Route {
+        let dev = IfName::new("up").unwrap();
+        Route::via(destination.parse().unwrap(), via.parse().unwrap(), dev)
+    }
+
+    #[test]
+    fn a_gateway_that_is_known_to_be_elsewhere_contradicts_the_facts() {
+        let name = |name| IfName::new(name).unwrap();
+        let (lan, up) = (name("lan"), name("up"));
+        let address = |net: &str| Address::new(net.parse().unwrap());
+        let (on_lan, on_up) = (address("10.1.0.1/24"), address("10.0.0.1/24"));
+        let own = || [(&lan, &on_lan), (&up, &on_up)].into_iter();
+        let default = route("0.0.0.0/0", "10.0.0.2");
+        let behind = route("10.5.0.0/16", "10.0.0.2");
+        for (via, contradicts) in [
+            ("10.1.0.1", true),
+            ("10.1.0.9", true),
+            ("10.5.0.9", true),
+            ("10.0.0.9", false),
+            ("203.0.113.1", false),
+        ] {
+            let lost = route("10.2.0.0/16", via);
+            let found = no_kernel_uses(&lost, own(), &[&default, &behind]);
+            assert_eq!(found, contradicts, "{via}");
+        }
     }
 }

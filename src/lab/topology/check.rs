@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{At, InterfaceKind, Warning};
+use super::{At, InterfaceKind, Severity, Warning};
 use crate::{
     lab::{
         facts::{InterfaceFacts, LostRoute, RouterFacts},
@@ -122,8 +122,13 @@ fn routes(facts: &mut RouterFacts) {
 
 /// Says of each route and policy rule that is left out which packets it concerns, now that the others are known.
 fn lost(facts: &mut RouterFacts) {
-    let tables = omission::Tables::of(&facts.rules, &facts.rulesets);
-    let routes = || facts.routes.iter().map(|route| &route.value);
+    let tables = omission::Tables::of(&facts.rules, &facts.rulesets, &facts.sysctls);
+    let made: Vec<&Route> = facts.routes.iter().map(|route| &route.value).collect();
+    let left_out = facts
+        .lost_routes
+        .iter()
+        .filter_map(|lost| lost.route.as_ref());
+    let named: Vec<&Route> = made.iter().copied().chain(left_out).collect();
     let of_interface = |w: &Warning| {
         let omission = w.omission.as_ref();
         omission.is_some_and(|omission| omission.kind == OmissionKind::Interface)
@@ -136,14 +141,15 @@ fn lost(facts: &mut RouterFacts) {
         route,
     } in &facts.lost_routes
     {
-        let contradicts = |route: &&Route| {
+        // A kernel drops the routes over an interface that goes.
+        let gone = |route: &&Route| {
             let dev = |dev: &IfName| facts.interfaces.iter().any(|i| i.name == *dev);
             let mut devices = route.next_hops.iter().filter_map(|hop| hop.dev.as_ref());
-            !unread && omission::no_kernel_uses(route) && devices.any(|name| !dev(name))
+            route.table != Route::MAIN && !unread && devices.any(|name| !dev(name))
         };
         let omission = match route {
-            Some(route) if contradicts(&route) => Omission::of_contradiction(OmissionKind::Route),
-            Some(route) => tables.of_route(route, routes()),
+            Some(route) if gone(&route) => tables.of_route(route, &named, &made).of_passed(),
+            Some(route) => tables.of_route(route, &named, &made),
             None => Omission::of_everything(OmissionKind::Route),
         };
         let (origin, message) = (facts.origin(*line), message.clone());
@@ -173,21 +179,24 @@ fn unusable(facts: &RouterFacts, route: &Route) -> Option<String> {
 
 fn rules(facts: &mut RouterFacts) {
     let mut notices = Vec::new();
+    let tables = omission::Tables::of(&facts.rules, &facts.rulesets, &facts.sysctls);
+    let made: Vec<&Route> = facts.routes.iter().map(|route| &route.value).collect();
     for rule in &facts.rules {
-        let mut note = |message| {
-            notices.push(Warning::notice(
-                facts.origin(rule.line),
-                &facts.name,
-                message,
-            ));
-        };
+        let origin = facts.origin(rule.line);
         if let RuleAction::Table(table) = rule.action
             && !has_table(facts, rule, table)
         {
-            note(format!(
-                "no routes of table {table} are in the facts; taken as empty"
-            ));
+            let message = format!("no routes of table {table} are in the facts; taken as empty");
+            let omission = tables.of_table(rule, &made);
+            let mut warning = Warning::omission(origin.clone(), &facts.name, message, omission);
+            if !warning.matters() {
+                warning.severity = Severity::Notice;
+            }
+            notices.push(warning);
         }
+        let mut note = |message| {
+            notices.push(Warning::notice(origin.clone(), &facts.name, message));
+        };
         for dev in [&rule.iif, &rule.oif].into_iter().flatten() {
             if !facts.interfaces.iter().any(|i| i.name == *dev) {
                 note(format!(
