@@ -61,8 +61,9 @@ struct CheckOutput<'a> {
 
 impl Run for CheckArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let facts = facts::load_dir(&self.facts).map_err(Failure::usage)?;
-        let topology = topology::build(facts);
+        let (facts, missing) = facts::load_usable(&self.facts).map_err(Failure::usage)?;
+        let mut topology = topology::build(facts);
+        topology.warnings.extend(missing);
         let output = CheckOutput {
             routers: topology.routers.iter().map(|r| r.name.as_str()).collect(),
             warnings: &topology.warnings,

@@ -64,7 +64,8 @@ const UP_EXAMPLES: &str = "Examples:
   tsim lab up corp --facts /var/lib/facts --strict --json
 
 A lab that is up already from the same facts is left as it is. What the lab cannot have as the
-facts do is said as FILE:LINE: MESSAGE; with --strict that is an error. Nothing is left of a lab
+facts do is said as FILE:LINE: MESSAGE; with --strict that is an error. A file that cannot be used
+is a router that is missing: what seems to leave the lab is UNKNOWN then. Nothing is left of a lab
 that could not be made.";
 
 /// Make a lab from the facts of its routers, all or nothing
@@ -159,7 +160,10 @@ fn write_grouped(out: &mut dyn Write, lab: &LabState) -> io::Result<()> {
     let rest = of(&lab.warnings, Severity::Warning).filter(|w| !w.matters());
     let rest = rest.count();
     let all: usize = kinds.values().map(Vec::len).sum();
-    if rest > 0 || all > kinds.len() {
+    if rest == 0 && all > kinds.len() {
+        writeln!(out, "`tsim lab status {}` shows all", lab.lab)?;
+    }
+    if rest > 0 {
         writeln!(
             out,
             "{rest} more things differ without changing a verdict: `tsim lab status {}` shows all",

@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-use super::omission::Omission;
+use super::omission::{Omission, OmissionKind};
 use crate::{
     model::{IfName, RouterName, printable},
     netlink::object::{Address, Mac, PolicyRule, Route},
@@ -253,6 +253,13 @@ impl Warning {
     pub fn matters(&self) -> bool {
         let omission = self.omission.as_ref();
         omission.is_some_and(|omission| !omission.concern.is_nothing())
+    }
+
+    /// Whether a whole router is missing.
+    #[must_use]
+    pub fn is_of_router(&self) -> bool {
+        let omission = self.omission.as_ref();
+        omission.is_some_and(|omission| omission.kind == OmissionKind::Router)
     }
 
     /// Whether the router's firewall lacks something because of it.

@@ -88,9 +88,13 @@ pub fn up_from(
 ) -> Result<Up, LabError> {
     progress.step(Step::Facts);
     let begin = Instant::now();
-    let facts = facts::load_dir(facts_dir)?;
+    let (facts, missing) = match options.strict {
+        true => (facts::load_dir(facts_dir)?, Vec::new()),
+        false => facts::load_usable(facts_dir)?,
+    };
     let links = Links::load(facts_dir, &facts)?;
-    let topology = topology::build_with(facts, &links);
+    let mut topology = topology::build_with(facts, &links);
+    topology.warnings.extend(missing);
     let took = begin.elapsed();
     let facts_dir = facts_dir
         .canonicalize()

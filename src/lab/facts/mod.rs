@@ -50,7 +50,10 @@ use std::{
 
 use thiserror::Error;
 
-use super::topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, Warning};
+use super::{
+    omission::{Omission, OmissionKind},
+    topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, Warning},
+};
 use crate::{
     files::{self, ReadError},
     model::{IfName, NameError, RouterName},
@@ -254,9 +257,60 @@ pub enum FactsError {
 /// [`FactsError`] when the directory or one of its files cannot be used; a lab from half of the
 /// routers would answer wrongly.
 pub fn load_dir(dir: &Path) -> Result<Vec<RouterFacts>, FactsError> {
-    let mut routers: BTreeMap<RouterName, RouterFacts> = BTreeMap::new();
+    let files = facts_files(dir)?;
+    together(dir, files.iter().map(|path| load_file(path)))
+}
+
+/// As [`load_dir`], but a file that cannot be used does not refuse the others: its router is
+/// missing, and each such router is a warning.
+///
+/// # Errors
+/// [`FactsError`] when no file can be used, or nothing tells which router a file is about.
+pub fn load_usable(dir: &Path) -> Result<(Vec<RouterFacts>, Vec<Warning>), FactsError> {
+    let mut missing = Vec::new();
+    let mut usable = Vec::new();
+    let mut first = None;
     for path in facts_files(dir)? {
-        let facts = load_file(&path)?;
+        match load_file(&path) {
+            Ok(facts) => usable.push(facts),
+            Err(error) => {
+                let Some(warning) = missing_router(&path, &error) else {
+                    return Err(error);
+                };
+                missing.push(warning);
+                first.get_or_insert(error);
+            }
+        }
+    }
+    match first {
+        Some(error) if usable.is_empty() => Err(error),
+        _ => Ok((together(dir, usable.into_iter().map(Ok))?, missing)),
+    }
+}
+
+/// The router that the file at `path` should have been about, by the file's name.
+fn missing_router(path: &Path, error: &FactsError) -> Option<Warning> {
+    let name = path.file_name()?.to_string_lossy();
+    let name = name.strip_suffix(".json").unwrap_or(&name);
+    let router = RouterName::new(text::router_of(name)).ok()?;
+    let origin = Origin {
+        file: path.display().to_string(),
+        line: 0,
+    };
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    let cause = cause.unwrap_or_default();
+    let message = format!("router {router} is missing from the lab: {error}{cause}");
+    let omission = Omission::of_everything(OmissionKind::Router);
+    Some(Warning::omission(origin, &router, message, omission))
+}
+
+fn together(
+    dir: &Path,
+    all: impl Iterator<Item = Result<RouterFacts, FactsError>>,
+) -> Result<Vec<RouterFacts>, FactsError> {
+    let mut routers: BTreeMap<RouterName, RouterFacts> = BTreeMap::new();
+    for facts in all {
+        let facts = facts?;
         let (router, second) = (facts.name.clone(), facts.file.clone());
         if let Some(first) = routers.insert(router.clone(), facts) {
             return Err(FactsError::Duplicate {

@@ -288,9 +288,44 @@ fn a_huge_file_is_refused_unread() {
     file.set_len(100 << 20).unwrap();
     let error = load_dir(dir.path()).unwrap_err().to_string();
     assert!(
-        error.contains("104857600") && error.contains("67108864"),
+        error.contains("a.txt") && error.contains("67108864"),
         "{error}"
     );
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_a_missing_router() {
+    let good = minimal("");
+    let dir = dir_with(&[
+        ("a_facts.txt", good.as_bytes()),
+        ("b_facts.txt", b"no facts"),
+        ("c.json", b"{"),
+    ]);
+    let (routers, missing) = load_usable(dir.path()).unwrap();
+    assert_eq!(routers.len(), 1);
+    let names: Vec<_> = missing.iter().filter_map(|w| w.router.as_ref()).collect();
+    assert_eq!(
+        names.iter().map(|n| n.as_str()).collect::<Vec<_>>(),
+        ["b", "c"]
+    );
+    assert!(missing.iter().all(Warning::is_of_router), "{missing:?}");
+    assert!(load_dir(dir.path()).is_err(), "a strict lab wants all");
+    assert!(load_usable(dir_with(&[("b.txt", b"no facts")]).path()).is_err());
+
+    let mut topology = crate::lab::topology::build(routers);
+    let onward = |topology: &crate::lab::topology::Topology| {
+        let eth0 = IfName::new("eth0").unwrap();
+        let (hop, to) = ("10.0.0.7".parse().unwrap(), "8.8.8.8".parse().unwrap());
+        let router = RouterName::new("a").unwrap();
+        crate::lab::trace::Wiring::from(topology).onward(&router, &eth0, hop, to)
+    };
+    use crate::lab::trace::Onward;
+    assert!(matches!(onward(&topology), Onward::Leaves { .. }));
+    topology.warnings.extend(missing);
+    let Onward::Absent { ends, .. } = onward(&topology) else {
+        panic!("it may go to one of the missing routers");
+    };
+    assert_eq!(ends, ["b", "c"]);
 }
 
 #[test]
@@ -469,6 +504,6 @@ fn json_facts_are_read_in_the_time_of_their_length() {
         (facts.routes[0].line, facts.routes[9_999].line),
         (4, 10_003)
     );
-    assert_eq!(facts.warnings[0].origin.line, 20_004);
+    assert_eq!(facts.lost_routes[0].line, 20_004);
     assert_eq!(facts.rulesets[0].origin.line, 2);
 }

@@ -158,7 +158,9 @@ impl Finder<'_> {
                 let Some(dev) = hop.dev else { continue };
                 let next_hop = hop.via.unwrap_or(source);
                 let end = self.wiring.onward(router, &dev, next_hop, source);
-                if matches!(end, Onward::Leaves { .. } | Onward::SomeEnd { .. }) {
+                // Of routers without facts it is not known whether they are on the segment.
+                let maybe = matches!(end, Onward::Absent { .. }) && !self.wiring.missing.is_empty();
+                if maybe || matches!(end, Onward::Leaves { .. } | Onward::SomeEnd { .. }) {
                     edges.insert(at(router, dev));
                 }
             }

@@ -45,7 +45,8 @@ pub enum Onward {
     Absent {
         /// The segment that it leaves by.
         segment: String,
-        /// The ends without facts, as `router:interface`.
+        /// The ends without facts, as `router:interface`; those that it may be, as `router`, where
+        /// the facts of whole routers are missing.
         ends: Vec<String>,
     },
     /// The interface drops it: WireGuard has no peer for the destination.
@@ -145,7 +146,11 @@ impl Wiring {
     fn out(&self, plug: &Plug, segment: String, places: Vec<Entry>) -> Onward {
         let absent = self.absent.iter();
         let absent = absent.filter(|(at, _)| plug.segment == Some(*at));
-        let ends: Vec<String> = absent.map(|(_, end)| end.clone()).collect();
+        let mut ends: Vec<String> = absent.map(|(_, end)| end.clone()).collect();
+        if ends.is_empty() && places.is_empty() {
+            // What looks like the way out of the lab may be a router without facts.
+            ends.extend(self.missing.iter().map(|router| router.as_str().to_owned()));
+        }
         if !ends.is_empty() {
             Onward::Absent { segment, ends }
         } else if places.is_empty() {

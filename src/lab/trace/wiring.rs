@@ -9,7 +9,7 @@ use super::Entry;
 use crate::{
     lab::{
         LabState,
-        topology::{InterfaceKind, LinkFacts, Segment, Topology},
+        topology::{InterfaceKind, LinkFacts, Segment, Topology, Warning},
     },
     model::{IfName, RouterName},
     netlink::object::Address,
@@ -78,6 +78,8 @@ pub struct Wiring {
     pub gateways: Vec<(usize, RouterName)>,
     /// Ends of segments at routers that the facts do not have.
     pub absent: Vec<(usize, String)>,
+    /// Routers whose facts cannot be read: it is not known which segments they are on.
+    pub missing: Vec<RouterName>,
 }
 
 impl From<&Topology> for Wiring {
@@ -90,7 +92,7 @@ impl From<&Topology> for Wiring {
                 ..plug(&router.name, &i.name, i.kind, &i.addresses, &i.link)
             })
         });
-        Self::new(plugs, &topology.segments)
+        Self::new(plugs, &topology.segments, &topology.warnings)
     }
 }
 
@@ -104,7 +106,7 @@ impl From<&LabState> for Wiring {
                 ..plug(&router.name, &i.name, i.kind, &i.addresses, &i.link)
             })
         });
-        Self::new(plugs, &lab.segments)
+        Self::new(plugs, &lab.segments, &lab.warnings)
     }
 }
 
@@ -129,7 +131,8 @@ fn plug(
 }
 
 impl Wiring {
-    fn new(plugs: impl Iterator<Item = Plug>, segments: &[Segment]) -> Self {
+    fn new(plugs: impl Iterator<Item = Plug>, segments: &[Segment], warnings: &[Warning]) -> Self {
+        let of_routers = warnings.iter().filter(|warning| warning.is_of_router());
         let numbered = || segments.iter().enumerate();
         let gateways = numbered().flat_map(|(number, segment)| {
             let routers = segment.gateways.iter().cloned();
@@ -150,6 +153,7 @@ impl Wiring {
                 .collect(),
             gateways: gateways.collect(),
             absent: absent.collect(),
+            missing: of_routers.filter_map(|w| w.router.clone()).collect(),
         }
     }
 }
