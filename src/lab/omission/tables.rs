@@ -121,7 +121,7 @@ impl<'a> Tables<'a> {
         let before: Vec<_> = self.rules.iter().filter(before).collect();
         let asked = |table| {
             let leads = |other: &&At<PolicyRule>| other.action == RuleAction::Table(table);
-            before.iter().any(|other| leads(&other))
+            before.iter().any(leads)
         };
         let found = routes.iter().filter(|route| {
             Family::of(route.destination.addr()) == rule.family
