@@ -101,9 +101,6 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
     {
         return (Verdict::Unknown, way);
     }
-    if let Some(proxied) = proxied(&explained.reason) {
-        return (Verdict::Unknown, proxied);
-    }
     if let Some(varied) = varied(explained, false) {
         return varied;
     }
@@ -157,27 +154,6 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
             why => (Verdict::No, format!("{reason}; {why}")),
         },
     }
-}
-
-/// What becomes of a packet that TPROXY drops in the lab, where nothing listens.
-fn proxied(reason: &Reason) -> Option<String> {
-    let Reason::Rule {
-        action: Action::Dropped,
-        rule,
-        ..
-    } = reason
-    else {
-        return None;
-    };
-    let port = rule
-        .text
-        .as_ref()
-        .and_then(|_| rule.parsed().proxied_to())?;
-    let port = port.map_or_else(|| "its own port".to_owned(), |port| format!("port {port}"));
-    Some(format!(
-        "it ends on the router itself (TPROXY to {port}) if a proxy listens there; the lab has \
-         none: {rule}"
-    ))
 }
 
 /// What becomes of a packet that the rule takes away, where that is not its end.

@@ -257,7 +257,7 @@ impl Plan {
         // What the iptables back ends note costs them nothing.
         let note_ways = nature.changes || self.backend != Backend::Nft;
         let indexes: Vec<u32> = visit.probes.iter().map(|probe| probe.index).collect();
-        let measured = probing.measure(&indexes, note_ways)?;
+        let mut measured = probing.measure(&indexes, note_ways)?;
         let mut findings: BTreeMap<u32, Finding> = measured.findings.into_iter().collect();
         let unsent = match &visit.from {
             Ok(Sender::Itself(_)) => unsent(&mut findings),
@@ -282,7 +282,8 @@ impl Plan {
         let mut taken = BTreeMap::new();
         let proxied = proxied(&explained, &visit.probes);
         if !proxied.is_empty() {
-            taken = self.proxied(visit, &mut probing, &proxied, &mut findings)?;
+            let before = (&mut findings, &mut measured.ways);
+            taken = self.proxied(visit, &mut probing, &proxied, before)?;
         }
         let luck = luck(&mut probing, &explained, &findings)?;
         let explain = begin.elapsed();
@@ -351,24 +352,29 @@ impl Plan {
         visit: &Visit,
         probing: &mut Probing<'_>,
         proxied: &BTreeMap<u32, Proxied>,
-        findings: &mut BTreeMap<u32, Finding>,
+        (findings, ways): (&mut BTreeMap<u32, Finding>, &mut Option<Ways>),
     ) -> Result<BTreeMap<u32, (Verdict, String)>, QuickError> {
         let ports: BTreeSet<(Protocol, u16)> = proxied.values().map(|p| p.listener).collect();
         let family = self.taps.family;
         let indexes: Vec<u32> = proxied.keys().copied().collect();
         let measured = match StandIns::open(&visit.netns, family, &ports)? {
-            Ok(_listening) => probing.measure(&indexes, false)?.findings,
+            Ok(_listening) => {
+                let again = probing.measure(&indexes, ways.is_some())?;
+                if let (Some(ways), Some(other)) = (ways.as_mut(), &again.ways) {
+                    ways.correct(other, indexes.iter().copied());
+                }
+                again.findings
+            }
             Err(_) => Vec::new(),
         };
         let measured: BTreeMap<u32, Finding> = measured.into_iter().collect();
         let one = |(&index, proxied): (&u32, &Proxied)| {
             let (protocol, port) = proxied.listener;
             let rule = &proxied.rule;
-            let taken = format!("{ENDS_HERE}, taken by TPROXY to port {port}/{protocol} by {rule}");
+            let taken = format!("taken by TPROXY to port {port}/{protocol} by {rule}");
             let told = match measured.get(&index) {
-                Some(Finding::Delivered) => {
-                    (Verdict::Yes, format!("{taken}; judged at the end of INPUT"))
-                }
+                // That it ends there is said with where it went.
+                Some(Finding::Delivered) => (Verdict::Yes, taken),
                 Some(Finding::Stopped) => (
                     Verdict::No,
                     format!(
@@ -378,7 +384,7 @@ impl Plan {
                 ),
                 _ => (
                     Verdict::Unknown,
-                    format!("{taken}; what becomes of it there is not known"),
+                    format!("{ENDS_HERE}, {taken}; what becomes of it there is not known"),
                 ),
             };
             findings.extend(measured.get(&index).map(|finding| (index, finding.clone())));
