@@ -93,8 +93,13 @@ impl Place {
         assert_eq!(files, Vec::<PathBuf>::new());
     }
 
-    /// Runs the program on this place.
+    /// Runs tsim on this place.
     pub(crate) fn tsim(&self, arguments: &[&str]) -> Output {
+        self.run(env!("CARGO_BIN_EXE_tsim"), arguments)
+    }
+
+    /// Runs one of the programs on this place.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Output {
         let file = self.dir.path().join("tsim.toml");
         let registry = &self.config.registry_dir;
         let text = format!(
@@ -102,7 +107,7 @@ impl Place {
             self.config.labs_dir
         );
         fs::write(&file, text).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_tsim"))
+        Command::new(program)
             .arg("--config")
             .arg(&file)
             .args(arguments)

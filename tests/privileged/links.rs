@@ -84,6 +84,17 @@ fn ask(place: &Place, lab: &LabState, from: &str, to: &str) -> Trace {
     trace(&Wiring::from(lab), &mut sockets, &packet, None).unwrap()
 }
 
+/// What a quick job says of 80/tcp, e.g. `NO: dropped by rule 1`.
+fn quick(place: &Place, from: &str, to: &str) -> String {
+    let lab = place.name().as_str();
+    let question = ["--lab", lab, "--json", "-s", from, "-d", to, "-P", "80"];
+    let output = place.run(env!("CARGO_BIN_EXE_tsim-quick"), &question);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let end = &report["end_to_end"][0];
+    let text = |key: &str| end[key].as_str().unwrap_or_default();
+    format!("{}: {}", text("result"), text("reason"))
+}
+
 fn routers(trace: &Trace) -> Vec<&str> {
     trace.hops.iter().map(|hop| hop.router.as_str()).collect()
 }
@@ -208,15 +219,22 @@ fn the_allowed_addresses_of_wireguard_choose_the_end_and_refuse_the_rest() {
             ErrorKind::ConnectionRefused,
             "{to}"
         );
+        assert_eq!(quick(&place, "10.1.0.9", to), "YES: ");
     }
     assert_eq!(
         ask(&place, &up.lab, "10.1.0.9", "10.9.0.9").end,
         End::NoPeer
     );
+    let said = quick(&place, "10.1.0.9", "10.9.0.9");
+    assert!(said.starts_with("NO: hub drops it: no peer"), "{said}");
     assert_eq!(connect(&near, "10.9.0.9:80"), ErrorKind::TimedOut);
     let trace = ask(&place, &up.lab, "10.2.0.9", "10.3.0.9");
     assert_eq!(routers(&trace), ["b", "hub"]);
     assert!(matches!(trace.end, End::NotAllowed { .. }), "{trace:?}");
+    assert_eq!(
+        quick(&place, "10.2.0.9", "10.3.0.9"),
+        "NO: c:wg0 drops it: 10.2.0.9 is not among the allowed IPs of its WireGuard peer hub"
+    );
     assert_eq!(connect(&far, "10.2.0.9:80"), ErrorKind::TimedOut);
     place.down();
 }

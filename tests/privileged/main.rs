@@ -30,6 +30,7 @@ mod owner;
 mod quick;
 mod quick_cli;
 mod registry;
+mod reports;
 mod support;
 mod trace;
 mod vacate;
