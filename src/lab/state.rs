@@ -287,7 +287,11 @@ fn read_state(dir: &Directory) -> Result<Option<LabState>, LabError> {
     match &state {
         Some(state) if state.version != VERSION => Err(LabError::Format {
             path: dir.path().join(STATE),
-            message: format!("version {}; {VERSION} is known", state.version),
+            message: format!(
+                "version {} is of another release of tsim, {VERSION} is known: take the lab down \
+                 with --force and up again",
+                state.version
+            ),
         }),
         _ => Ok(state),
     }

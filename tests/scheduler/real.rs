@@ -52,16 +52,17 @@ fn detailed_jobs_that_share_a_router_take_turns_and_the_others_go_on() {
     let lab = Lab::up(2, "");
     let _daemon = lab.site.daemon();
     let want = alone(&lab);
-    // d1 gets as far as br-gw and waits for hq-gw; d2 waits for br-gw; d3 needs neither.
+    // d1 waits for hq-gw, and takes br-gw no earlier than it has that; d2 waits behind it; the others
+    // need neither.
     let held = lab.hold("hq-gw", Exclusive);
     lab.submit("detailed", "d1", &["hq-gw", "br-gw"]);
     lab.until_line("hq-gw", &["held", "d1 …"]);
-    lab.submit("detailed", "d2", &["br-gw"]);
-    lab.until_line("br-gw", &["d1", "d2 …"]);
+    lab.submit("detailed", "d2", &["hq-gw"]);
+    lab.until_line("hq-gw", &["held", "d1 …", "d2 …"]);
     lab.submit("detailed", "d3", &["dc-gw"]);
     lab.submit("detailed", "d4", &["dc-gw"]);
     lab.assert_agree(&["d3", "d4"], &want);
-    assert_eq!(lab.line("br-gw"), ["d1", "d2 …"]);
+    assert_eq!(lab.line("hq-gw"), ["held", "d1 …", "d2 …"]);
     drop(held);
     lab.assert_agree(&["d1", "d2"], &want);
     lab.assert_nothing_left();

@@ -261,7 +261,7 @@ impl Site {
 /// Writes the file of a lab that has no routers: who submits a job must name a lab that is there.
 fn pretend_lab(labs: &Path, name: &str) {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let state = serde_json::json!({"version": 1, "lab": name, "phase": "up",
+    let state = serde_json::json!({"version": 2, "lab": name, "phase": "up",
         "created_at": "2026-01-01T00:00:00Z", "boot_id": boot_id.trim(), "facts": "/nowhere",
         "legacy": false, "segments_netns": null, "routers": [], "segments": [], "warnings": []});
     let mut dirs = fs::DirBuilder::new();
