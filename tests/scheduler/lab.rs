@@ -119,13 +119,24 @@ impl Lab {
         verdicts
     }
 
+    /// What a job says of its end-to-end verdicts, as it stands in its result.
+    fn reasons(&self, run_id: &str) -> String {
+        let run_id = run_id.parse().unwrap();
+        let path = self.site.spool.run_dir(&run_id).join("result.json");
+        fs::read_to_string(path).unwrap_or_else(|e| e.to_string())
+    }
+
     /// That each of the jobs found, on the routers it asked, what `want` says.
     pub fn assert_agree(&self, run_ids: &[&str], want: &[(String, Vec<String>)]) {
         for run_id in run_ids {
             let found = self.verdicts(run_id);
             assert!(!found.is_empty(), "{run_id} measured nothing");
             for router in found {
-                assert!(want.contains(&router), "{run_id}: {router:?}, {want:?}");
+                assert!(
+                    want.contains(&router),
+                    "{run_id}: {router:?}, {want:?}; {}",
+                    self.reasons(run_id)
+                );
             }
         }
     }

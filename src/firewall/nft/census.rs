@@ -76,7 +76,7 @@ impl Census {
                 break;
             }
         }
-        for _ in 0..DUMP_ATTEMPTS {
+        for _ in 0..RULE_ATTEMPTS {
             census.volatile = false;
             census.taking.clear();
             let dumped = socket.dump_messages(kernel::GET_RULE, all, &[], what, |message| {
@@ -98,6 +98,11 @@ impl Census {
         Ok(census)
     }
 }
+
+/// How often rules are dumped until no change of the ruleset falls into the dump. Every job that
+/// puts taps in or takes them out is such a change, and a job that gives up here has to call its
+/// verdicts UNKNOWN behind the first router; so many more attempts than [`DUMP_ATTEMPTS`].
+const RULE_ATTEMPTS: usize = 200;
 
 /// The base chains that packets of `family` may meet, tsim's own left out.
 ///
