@@ -29,7 +29,7 @@ function pretend(dir) {
     for (const lab of ["corp10", "fast", "broken"]) {
         mkdirSync(join(dir, "registry/labs", lab), { recursive: true, mode: 0o700 });
         writeFileSync(join(dir, "registry/labs", lab, "lab.json"), JSON.stringify({
-            version: 1, lab, phase: "up", created_at: "2026-01-01T00:00:00Z", boot_id: boot, facts: "/nowhere",
+            version: 2, lab, phase: "up", created_at: "2026-01-01T00:00:00Z", boot_id: boot, facts: "/nowhere",
             legacy: false, segments_netns: null, segments: [], warnings: [],
             routers: ["br-gw", "hq-gw"].map((name) => ({ name, netns: null, ruleset_incomplete: false, interfaces: [] })),
         }));
