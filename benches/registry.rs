@@ -308,7 +308,8 @@ fn crowd(place: &Path) {
 }
 
 fn wait_in_line(dir: &str) {
-    let job = open(Path::new(dir)).job(info("waiter"));
+    // Each is a job of its own: a namesake of a job that is ahead would be refused.
+    let job = open(Path::new(dir)).job(info(&format!("waiter-{}", std::process::id())));
     drop(
         job.router_lock(&router(), Mode::Exclusive, &Wait::forever())
             .unwrap(),
