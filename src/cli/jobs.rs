@@ -4,10 +4,8 @@
 //! at once.
 
 use std::{
-    fs::File,
     io::{self, Write},
     net::IpAddr,
-    path::Path,
     sync::Arc,
 };
 
@@ -343,21 +341,26 @@ impl Run for Show {
                 job.status
             )));
         }
-        print_result(context, &spool.run_dir(run_id), &job)?;
+        print_result(context, &spool, &job)?;
         Ok(exit_of(&job))
     }
 }
 
 /// As JSON the runner's own output byte for byte; as text the matrix of a quick job, and the report
 /// that a detailed one wrote beside it.
-fn print_result(context: &Context, dir: &Path, job: &FinishedJob) -> Result<(), Failure> {
+fn print_result(context: &Context, spool: &Spool, job: &FinishedJob) -> Result<(), Failure> {
     let detailed = job.mode == Mode::Detailed;
     let name = if detailed && !context.json {
         REPORT_TEXT
     } else {
         RESULT
     };
-    let mut file = File::open(dir.join(name))?;
+    let Some(mut file) = spool.run_file(&job.run_id, name)? else {
+        return Err(Failure::cannot_run(format!(
+            "job {} left no {name}",
+            job.run_id
+        )));
+    };
     let mut out = io::BufWriter::new(io::stdout().lock());
     let printed = if context.json || detailed {
         io::copy(&mut file, &mut out).map(drop)

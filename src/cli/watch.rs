@@ -144,7 +144,8 @@ impl Follower {
             let dir = self.spool.run_dir(&self.run_id);
             let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MODIFY;
             let _ = self.inotify.add_watch(&dir, flags);
-            self.progress = Reader::open(&dir.join(PROGRESS)).ok();
+            let file = self.spool.run_file(&self.run_id, PROGRESS);
+            self.progress = file.ok().flatten().map(Reader::new);
         }
         let Some(reader) = &mut self.progress else {
             return Ok(None);

@@ -148,6 +148,15 @@ impl Directory {
         Ok(opened.map(|(file, _)| file))
     }
 
+    /// Opens the file `name` for appending and reading, made if it is missing.
+    pub(crate) fn append_file(&self, name: &str) -> Result<File, RegistryError> {
+        let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CREAT;
+        match self.open_checked(name, flags)? {
+            Some((file, _)) => Ok(file),
+            None => Err(self.error("open", name, io::ErrorKind::NotFound)),
+        }
+    }
+
     /// The names in the directory, in no order.
     pub(crate) fn names(&self) -> Result<Vec<OsString>, RegistryError> {
         let fail = |e: Errno| self.error("list", ".", e);

@@ -131,7 +131,9 @@ impl Scheduler {
         let path = self.spool.run_dir(&run_id).join(PROGRESS);
         let watched = self.watches.progress(&path, &run_id);
         watched.map_err(wait_error("watch the progress"))?;
-        let progress = Reader::open(&path).map_err(SpoolError::io("open", &path))?;
+        let missing = || SpoolError::io("open", &path)(io::ErrorKind::NotFound.into());
+        let progress = self.spool.run_file(&run_id, PROGRESS)?;
+        let progress = Reader::new(progress.ok_or_else(missing)?);
         self.board.started(job.clone(), Some(process.pid()));
         self.watch_end(run_id.clone(), &process)?;
         let live = Live {
@@ -162,14 +164,14 @@ impl Scheduler {
         else {
             return;
         };
-        let dir = self.spool.run_dir(&run_id);
+        let spool = self.spool.clone();
         let report = self.report.clone();
         tokio::task::spawn_blocking(move || {
             let status = process.reap().unwrap_or_else(|error| {
                 tracing::error!(%run_id, %error, "cannot reap the runner");
                 None
             });
-            let left = Left::look(&dir, status);
+            let left = Left::look(&spool, &run_id, status);
             // The loop is gone only when nobody needs to know any more.
             let _ = report.send(Seen::Judged(run_id, left));
         });
@@ -287,7 +289,7 @@ impl Scheduler {
                 return Ok(Some(Event::Adopted { run_id, mode, age }));
             }
             Found::Ended => {
-                let left = Left::look(&self.spool.run_dir(&run_id), None);
+                let left = Left::look(&self.spool, &run_id, None);
                 let cause = job.cancelled_by.is_some().then_some(Cause::Cancelled);
                 self.conclude(job, Some(&left), cause)?;
                 if !left.complete {

@@ -10,7 +10,7 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader},
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use jiff::Timestamp;
@@ -20,7 +20,10 @@ use super::{
     job::FinishedJob,
     spool::{Locked, Spool, SpoolError, read_json, replace, write_json},
 };
-use crate::{model::RunId, registry::medium::Medium};
+use crate::{
+    model::RunId,
+    registry::medium::{Directory, Medium},
+};
 
 /// The index within the directory of all runs. No run id begins with a dot, so no run's directory
 /// is ever in its place, nor in that of a file that it is written to first.
@@ -78,13 +81,10 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Io`] when the index cannot be read.
     pub fn history(&self, before: Option<u64>, limit: usize) -> Result<Page, SpoolError> {
-        let path = self.index();
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Page::default()),
-            Err(e) => return Err(SpoolError::io("open", &path)(e)),
+        let Some(file) = self.runs().open_file(INDEX)? else {
+            return Ok(Page::default());
         };
-        page(&file, before, limit).map_err(SpoolError::io("read", &path))
+        page(&file, before, limit).map_err(SpoolError::io("read", &self.index()))
     }
 }
 
@@ -146,7 +146,7 @@ impl Locked<'_> {
         write_json(&runs.sub(job.run_id.as_str())?, JOB, job)?;
         let mut line = serde_json::to_vec(job).unwrap_or_default();
         line.push(b'\n');
-        if !ends_with_newline(&self.spool.index()) {
+        if !ends_with_newline(runs) {
             line.insert(0, b'\n');
         }
         runs.append(INDEX, &line)?;
@@ -158,12 +158,10 @@ impl Locked<'_> {
     /// # Errors
     /// [`SpoolError::Io`] when a file cannot be read, written or removed.
     pub fn expire(&self, until: Timestamp) -> Result<usize, SpoolError> {
-        let path = self.spool.index();
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(e) => return Err(SpoolError::io("open", &path)(e)),
+        let Some(file) = self.spool.runs().open_file(INDEX)? else {
+            return Ok(0);
         };
+        let path = self.spool.index();
         let (kept, expired) = split(file, until).map_err(SpoolError::io("read", &path))?;
         if expired.is_empty() {
             return Ok(0);
@@ -203,10 +201,12 @@ fn split(file: File, until: Timestamp) -> io::Result<(Vec<u8>, HashSet<RunId>)> 
 }
 
 /// Whether the next line can be appended as it is; a crash may have cut the last one off.
-fn ends_with_newline(path: &Path) -> bool {
+fn ends_with_newline(runs: &Directory) -> bool {
     let last = || -> io::Result<u8> {
-        let file = File::open(path)?;
         let mut last = *b"\n";
+        let Some(file) = runs.open_file(INDEX).map_err(io::Error::other)? else {
+            return Ok(last[0]);
+        };
         if let Some(at) = file.metadata()?.len().checked_sub(1) {
             file.read_exact_at(&mut last, at)?;
         }

@@ -15,14 +15,17 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use super::spool::{Spool, SpoolError, open_lock};
+use super::spool::{Spool, SpoolError};
 
 /// The right to run jobs; held until it is dropped or the process dies.
 #[derive(Debug)]
 pub struct Leadership(#[allow(dead_code, reason = "held, not used")] Flock<File>);
 
+/// The leader holds it.
+const LOCK: &str = "leader.lock";
+
 fn path(spool: &Spool) -> PathBuf {
-    spool.queue_dir().join("leader.lock")
+    spool.queue_dir().join(LOCK)
 }
 
 impl Leadership {
@@ -31,7 +34,7 @@ impl Leadership {
     /// # Errors
     /// [`SpoolError::Io`] when the lock file cannot be used.
     pub fn try_take(spool: &Spool) -> Result<Option<Self>, SpoolError> {
-        match Flock::lock(open_lock(&path(spool))?, FlockArg::LockExclusiveNonblock) {
+        match Flock::lock(spool.lock_file(LOCK)?, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Self::taken(lock, spool).map(Some),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(SpoolError::io("lock", &path(spool))(errno.into())),
@@ -43,7 +46,7 @@ impl Leadership {
     /// # Errors
     /// [`SpoolError::Io`] when the lock file cannot be used.
     pub fn wait(spool: &Spool) -> Result<Self, SpoolError> {
-        let mut file = open_lock(&path(spool))?;
+        let mut file = spool.lock_file(LOCK)?;
         loop {
             match Flock::lock(file, FlockArg::LockExclusive) {
                 Ok(lock) => return Self::taken(lock, spool),
@@ -68,7 +71,7 @@ impl Leadership {
 /// # Errors
 /// [`SpoolError::Io`] when the lock file cannot be used.
 pub fn is_led(spool: &Spool) -> Result<bool, SpoolError> {
-    match Flock::lock(open_lock(&path(spool))?, FlockArg::LockSharedNonblock) {
+    match Flock::lock(spool.lock_file(LOCK)?, FlockArg::LockSharedNonblock) {
         Ok(_) => Ok(false),
         Err((_, Errno::EWOULDBLOCK)) => Ok(true),
         Err((_, errno)) => Err(SpoolError::io("lock", &path(spool))(errno.into())),

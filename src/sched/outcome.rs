@@ -3,19 +3,22 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
-    path::Path,
     process::ExitStatus,
 };
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::run::report::Verdict;
+use crate::{
+    model::{RunId, printable},
+    run::report::Verdict,
+};
 
 use super::{
     job::{Status, UserName, Verdicts},
     policy::Cause,
     runner::{RESULT, STDERR, describe},
+    spool::Spool,
 };
 
 /// Exit codes of a runner that came to a result: all YES, some NO, some UNKNOWN.
@@ -39,16 +42,21 @@ pub struct Left {
 }
 
 impl Left {
-    /// Looks at the files of a runner that ended with `status`; none is of one that ended unseen.
+    /// Looks at the files of the runner of `run_id`, which ended with `status`; none is of one that
+    /// ended unseen.
     #[must_use]
-    pub fn look(dir: &Path, status: Option<ExitStatus>) -> Self {
+    pub fn look(spool: &Spool, run_id: &RunId, status: Option<ExitStatus>) -> Self {
+        let open = |name| {
+            let file = spool.run_file(run_id, name).map_err(io::Error::other)?;
+            file.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        };
         let exit_code = status.and_then(|status| status.code());
         let crashed = status.is_some_and(|status| status.code().is_none());
-        let verdicts = count_verdicts(&dir.join(RESULT));
+        let verdicts = open(RESULT).and_then(count_verdicts);
         let ran = exit_code.is_none_or(|code| WITH_RESULT.contains(&code));
         let complete = verdicts.is_ok() && !crashed && ran;
         let reason = (!complete).then(|| {
-            let words = last_words(&dir.join(STDERR)).unwrap_or_default();
+            let words = open(STDERR).and_then(last_words).unwrap_or_default();
             if words.is_empty() {
                 describe(status)
             } else {
@@ -111,11 +119,12 @@ struct Counted {
 }
 
 /// The verdicts of a whole JSON document, or none when it has another shape.
-fn count_verdicts(path: &Path) -> io::Result<Option<Verdicts>> {
-    let counted: Counted = match serde_json::from_reader(BufReader::new(File::open(path)?)) {
+fn count_verdicts(mut file: File) -> io::Result<Option<Verdicts>> {
+    let counted: Counted = match serde_json::from_reader(BufReader::new(&file)) {
         Ok(counted) => counted,
         Err(error) if error.is_data() => {
-            serde_json::from_reader::<_, Map<String, Value>>(BufReader::new(File::open(path)?))?;
+            file.rewind()?;
+            serde_json::from_reader::<_, Map<String, Value>>(BufReader::new(&file))?;
             return Ok(None);
         }
         Err(error) => return Err(error.into()),
@@ -134,8 +143,7 @@ fn count_verdicts(path: &Path) -> io::Result<Option<Verdicts>> {
 }
 
 /// The end of what a runner wrote to its standard error, on one line.
-fn last_words(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+fn last_words(mut file: File) -> io::Result<String> {
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
     let mut bytes = Vec::new();
@@ -143,7 +151,7 @@ fn last_words(path: &Path) -> io::Result<String> {
     let text = String::from_utf8_lossy(&bytes);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let text = lines.collect::<Vec<_>>().join("; ");
-    Ok(text.chars().filter(|c| !c.is_control()).collect())
+    Ok(printable(&text).into_owned())
 }
 
 #[cfg(test)]
@@ -151,16 +159,20 @@ mod tests {
     use std::{fs, os::unix::process::ExitStatusExt};
 
     use super::*;
+    use crate::sched::spool::temporary;
 
     const RESULT_TEXT: &str = r#"{"source":"10.0.0.1","routers":[
         {"name":"a","services":[{"port":1,"result":"YES"},{"port":2,"result":"NO"}]},
         {"name":"b","services":[{"port":1,"result":"UNKNOWN","reason":"x"}]}]}"#;
 
     fn left(result: &str, stderr: &str, status: Option<i32>) -> Left {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(RESULT), result).unwrap();
-        fs::write(dir.path().join(STDERR), stderr).unwrap();
-        Left::look(dir.path(), status.map(ExitStatus::from_raw))
+        let (_dir, spool) = temporary();
+        let run_id = RunId::new("run").unwrap();
+        let run = spool.run_dir(&run_id);
+        fs::create_dir(&run).unwrap();
+        fs::write(run.join(RESULT), result).unwrap();
+        fs::write(run.join(STDERR), stderr).unwrap();
+        Left::look(&spool, &run_id, status.map(ExitStatus::from_raw))
     }
 
     /// The status of an exit with `code`, as wait(2) encodes it.

@@ -4,10 +4,9 @@
 use std::{
     fs::File,
     io::{self, Read},
-    path::Path,
 };
 
-use crate::run::progress::Line;
+use crate::{model::printable, run::progress::Line};
 
 /// Longest line that is looked at; a longer one is skipped.
 const LINE_MAX: usize = 4096;
@@ -24,16 +23,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads `path` from its beginning.
-    ///
-    /// # Errors
-    /// When the file cannot be opened.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: File::open(path)?,
+    /// Reads `file` from where it stands.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self {
+            file,
             rest: Vec::new(),
             last: None,
-        })
+        }
     }
 
     /// Reads what was written since; whether the progress changed. A percentage that goes back is
@@ -74,8 +71,7 @@ impl Reader {
         let Ok(mut line) = serde_json::from_slice::<Line>(&self.rest) else {
             return;
         };
-        let printable = line.phase.chars().filter(|c| !c.is_control());
-        line.phase = printable.take(PHASE_MAX).collect();
+        line.phase = printable(&line.phase).chars().take(PHASE_MAX).collect();
         let last = self.last.as_ref().map_or(0, |last| last.percent);
         line.percent = line.percent.clamp(last, 100);
         self.last = Some(line);
@@ -93,7 +89,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
         let mut file = File::create(&path).unwrap();
-        let mut reader = Reader::open(&path).unwrap();
+        let mut reader = Reader::new(File::open(&path).unwrap());
         assert!(!reader.read().unwrap());
         let mut seen = Vec::new();
         for text in [
@@ -108,7 +104,7 @@ mod tests {
                 seen.push((line.percent, line.phase.clone()));
             }
         }
-        let want = [(40, "probing"), (40, "back"), (100, "end")];
+        let want = [(40, "probing"), (40, "back\\u{7}"), (100, "end")];
         assert_eq!(seen, want.map(|(n, s)| (n, s.to_owned())));
     }
 
@@ -117,7 +113,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
         std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
-        let mut reader = Reader::open(&path).unwrap();
+        let mut reader = Reader::new(File::open(&path).unwrap());
         assert!(!reader.read().unwrap());
         assert!(reader.rest.len() <= LINE_MAX);
     }

@@ -11,12 +11,11 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File, OpenOptions},
-    io,
+    fs, io,
     os::{
         fd::OwnedFd,
         unix::{
-            fs::{MetadataExt, OpenOptionsExt},
+            fs::MetadataExt,
             process::{CommandExt, ExitStatusExt},
         },
     },
@@ -35,7 +34,7 @@ use super::{
     job::{Mode, RunningJob},
     spool::{Spool, SpoolError},
 };
-use crate::{model::RunId, sys::limits};
+use crate::{model::RunId, registry::RegistryError, sys::limits};
 
 /// The runner's standard input, locked while it lives.
 const ALIVE: &str = "alive";
@@ -78,7 +77,11 @@ impl StartError {
     pub fn is_transient(&self) -> bool {
         // EAGAIN and ENOMEM of fork(2), EMFILE and ENFILE of open(2).
         let busy = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
-        let (Self::Spawn { source, .. } | Self::Spool(SpoolError::Io { source, .. })) = self else {
+        let (Self::Spawn { source, .. }
+        | Self::Spool(
+            SpoolError::Io { source, .. } | SpoolError::Registry(RegistryError::Io { source, .. }),
+        )) = self
+        else {
             return false;
         };
         source.raw_os_error().is_some_and(|e| busy.contains(&e))
@@ -114,17 +117,17 @@ impl Runners {
             .runs()
             .sub(job.run_id.as_str())
             .map_err(SpoolError::from)?;
-        let dir = dir.path();
-        let alive = open(&dir.join(ALIVE))?;
+        let open = |name| dir.append_file(name).map_err(SpoolError::from);
+        let alive = open(ALIVE)?;
         // Not nix's Flock: dropping that unlocks, here the lock goes on in the runner.
         flock(&alive, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StartError::Alive(job.run_id.clone()))?;
-        open(&dir.join(PROGRESS))?;
-        let mut command = self.command(job, dir);
+        open(PROGRESS)?;
+        let mut command = self.command(job, dir.path());
         command
             .stdin(alive)
-            .stdout(open(&dir.join(RESULT))?)
-            .stderr(open(&dir.join(STDERR))?);
+            .stdout(open(RESULT)?)
+            .stderr(open(STDERR)?);
         let spawn_error = |source| StartError::Spawn {
             program: self.program(job.mode),
             source,
@@ -177,17 +180,6 @@ impl Runners {
         }
         command
     }
-}
-
-fn open(path: &Path) -> Result<File, SpoolError> {
-    OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(SpoolError::io("open", path))
 }
 
 impl Process {
@@ -277,7 +269,7 @@ pub enum Found {
 pub fn find(jobs: &[RunningJob], spool: &Spool) -> Result<Vec<Found>, SpoolError> {
     let mut holders = None;
     jobs.iter()
-        .map(|job| find_one(&spool.run_dir(&job.run_id), &mut holders))
+        .map(|job| find_one(spool, &job.run_id, &mut holders))
         .collect()
 }
 
@@ -287,21 +279,20 @@ const LOOKS: usize = 100;
 type FileId = (u64, u64);
 
 fn find_one(
-    dir: &Path,
+    spool: &Spool,
+    run_id: &RunId,
     holders: &mut Option<HashMap<FileId, Vec<Pid>>>,
 ) -> Result<Found, SpoolError> {
-    let path = dir.join(ALIVE);
-    let alive = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::NeverRan),
-        Err(e) => return Err(SpoolError::io("open", &path)(e)),
+    let path = spool.run_dir(run_id).join(ALIVE);
+    let Some(alive) = spool.run_file(run_id, ALIVE)? else {
+        return Ok(Found::NeverRan);
     };
     let metadata = alive.metadata().map_err(SpoolError::io("examine", &path))?;
     let file = (metadata.dev(), metadata.ino());
     // A holder may end between the look at the lock and the look for its process: look again.
     for _ in 0..LOOKS {
         if flock(&alive, FlockOperation::NonBlockingLockShared).is_ok() {
-            return Ok(if has_run(dir) {
+            return Ok(if has_run(spool, run_id)? {
                 Found::Ended
             } else {
                 Found::NeverRan
@@ -322,9 +313,14 @@ fn find_one(
 }
 
 /// Any byte that a runner wrote proves that it ran.
-fn has_run(dir: &Path) -> bool {
-    let written = |name| fs::metadata(dir.join(name)).is_ok_and(|file| file.len() > 0);
-    [PROGRESS, RESULT, STDERR].into_iter().any(written)
+fn has_run(spool: &Spool, run_id: &RunId) -> Result<bool, SpoolError> {
+    for name in [PROGRESS, RESULT, STDERR] {
+        let file = spool.run_file(run_id, name)?;
+        if file.is_some_and(|file| file.metadata().is_ok_and(|file| file.len() > 0)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Every process by the file that it has as standard input; leaders of process groups first.

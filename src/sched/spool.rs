@@ -20,9 +20,9 @@
 //! left in both counts as further on.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -31,7 +31,6 @@ use jiff::Timestamp;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
-    libc,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
@@ -48,6 +47,8 @@ use crate::{
 
 /// The one version of `queue.json` and `current.json`.
 const VERSION: u32 = 1;
+/// Whoever changes the lists of jobs holds it.
+const LOCK: &str = "queue.lock";
 
 /// A file of the scheduler could not be used.
 #[derive(Debug, Error)]
@@ -187,14 +188,37 @@ impl Spool {
         &self.runs
     }
 
+    /// Opens `name` in the directory of a run, or in a directory in there, for reading; none when
+    /// there is no such file.
+    ///
+    /// # Errors
+    /// [`SpoolError::Registry`] when the file, or a directory on the way to it, is a symbolic link,
+    /// somebody else's or no plain file.
+    pub fn run_file(&self, run_id: &RunId, name: &str) -> Result<Option<File>, SpoolError> {
+        let Some(run) = self.runs.sub_existing(run_id.as_str())? else {
+            return Ok(None);
+        };
+        let Some((inner, name)) = name.split_once('/') else {
+            return Ok(run.open_file(name)?);
+        };
+        match run.sub_existing(inner)? {
+            Some(inner) => Ok(inner.open_file(name)?),
+            None => Ok(None),
+        }
+    }
+
+    /// Opens a lock file, which nobody ever removes.
+    pub(super) fn lock_file(&self, name: &str) -> Result<File, SpoolError> {
+        Ok(self.queue.lock_file(name)?.into())
+    }
+
     /// Waits until nobody else changes the files. The wait is short: no holder waits for anything
     /// but the disk, and the kernel frees the lock of one that dies.
     ///
     /// # Errors
     /// [`SpoolError::Io`] when the lock file cannot be opened or locked.
     pub fn lock(&self) -> Result<Locked<'_>, SpoolError> {
-        let path = self.queue_dir().join("queue.lock");
-        let mut file = open_lock(&path)?;
+        let mut file = self.lock_file(LOCK)?;
         loop {
             match Flock::lock(file, FlockArg::LockExclusive) {
                 Ok(lock) => {
@@ -204,7 +228,10 @@ impl Spool {
                     });
                 }
                 Err((again, Errno::EINTR)) => file = again,
-                Err((_, errno)) => return Err(SpoolError::io("lock", &path)(errno.into())),
+                Err((_, errno)) => {
+                    let path = self.queue_dir().join(LOCK);
+                    return Err(SpoolError::io("lock", &path)(errno.into()));
+                }
             }
         }
     }
@@ -321,19 +348,6 @@ pub(super) fn replace(dir: &Directory, name: &str, text: &[u8]) -> Result<(), Sp
     Ok(dir.sync_names()?)
 }
 
-/// Opens a lock file, which nobody ever removes.
-pub(super) fn open_lock(path: &Path) -> Result<File, SpoolError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(SpoolError::io("open", path))
-}
-
 /// A spool in a directory of its own, for tests.
 #[cfg(test)]
 pub(super) fn temporary() -> (tempfile::TempDir, Spool) {
@@ -345,4 +359,49 @@ pub(super) fn temporary() -> (tempfile::TempDir, Spool) {
     };
     let spool = Spool::open(&config).unwrap();
     (dir, spool)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, os::unix::fs::symlink};
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    #[test]
+    fn files_of_runs_are_opened_beneath_their_directory_and_through_no_link() {
+        let (dir, spool) = temporary();
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("f"), "secret").unwrap();
+        let id = |name: &str| RunId::new(name).unwrap();
+        let run = spool.run_dir(&id("run"));
+        fs::create_dir_all(run.join("report")).unwrap();
+        fs::write(run.join("report/f"), "own").unwrap();
+        symlink(outside.join("f"), run.join("link")).unwrap();
+        symlink(&outside, run.join("linked")).unwrap();
+        symlink(&outside, spool.run_dir(&id("linked"))).unwrap();
+        mkfifo(&run.join("fifo"), Mode::S_IRWXU).unwrap();
+
+        let mut own = spool.run_file(&id("run"), "report/f").unwrap().unwrap();
+        let mut text = String::new();
+        own.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "own");
+        for (run, name) in [("run", "none"), ("run", "none/f"), ("none", "f")] {
+            assert!(spool.run_file(&id(run), name).unwrap().is_none());
+        }
+        for (run, name) in [
+            ("run", "link"),
+            ("run", "linked/f"),
+            ("linked", "f"),
+            ("run", "fifo"),
+        ] {
+            let error = spool.run_file(&id(run), name).unwrap_err();
+            assert!(
+                matches!(error, SpoolError::Registry(RegistryError::Unsafe { .. })),
+                "{run} {name}: {error}"
+            );
+        }
+    }
 }

@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
 };
 
 use axum::{
@@ -13,7 +12,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
-use nix::libc;
 
 use super::{
     Shared,
@@ -66,11 +64,8 @@ async fn file(
         if site.spool.finished(&id)?.is_none() {
             return Err(none(format!("there is no job {id} that is over")));
         }
-        let file = File::options()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(site.spool.run_dir(&id).join(name))
-            .map_err(|_| none(format!("job {id} left none")))?;
+        let file = site.spool.run_file(&id, name)?;
+        let file = file.ok_or_else(|| none(format!("job {id} left none")))?;
         let length = file.metadata().map_err(|e| ApiError::ours(&e))?.len();
         Ok((file, length))
     })
