@@ -21,7 +21,7 @@ use crate::{
     config::{Config, ConfigError},
     fault::{self, Plan},
     keeper::KeeperError,
-    model::printable_lines,
+    model::{PrintableJson, printable_lines},
     netlink::buffers,
     sys::{leave, limits},
 };
@@ -201,7 +201,8 @@ impl Context {
     ) -> io::Result<()> {
         let mut out = io::BufWriter::new(io::stdout().lock());
         if self.json {
-            serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
+            serde_json::to_writer_pretty(PrintableJson(&mut out), value)
+                .map_err(io::Error::from)?;
             writeln!(out)?;
         } else {
             text(&mut out)?;

@@ -180,10 +180,12 @@ pub struct Origin {
 
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The file's name comes with the facts.
+        let file = printable(&self.file);
         if self.line == 0 {
-            f.write_str(&self.file)
+            f.write_str(&file)
         } else {
-            write!(f, "{}:{}", self.file, self.line)
+            write!(f, "{file}:{}", self.line)
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Text from strangers, made fit for a terminal, a log or a page.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 /// `text` with every character that would do something instead of being seen written as Rust
 /// writes it, `\u{1b}`: control characters (a terminal's escape sequences begin with one), line
@@ -39,6 +42,38 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     Cow::Owned(lines.join("\n"))
 }
 
+/// A writer of JSON in which every character that would act is escaped (RFC 8259, section 7): the
+/// value stays the same. Each write is of whole characters, as serde_json's are.
+#[derive(Debug)]
+pub struct PrintableJson<W>(pub W);
+
+impl<W: Write> Write for PrintableJson<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let plain = |b: &u8| (b' '..0x7f).contains(b) || *b == b'\n';
+        if bytes.iter().all(plain) {
+            self.0.write_all(bytes)?;
+            return Ok(bytes.len());
+        }
+        let text = std::str::from_utf8(bytes).map_err(io::Error::other)?;
+        let mut rest = text;
+        while let Some(at) = rest.find(|c| acts(c) && c != '\n') {
+            let (clean, tail) = rest.split_at(at);
+            self.0.write_all(clean.as_bytes())?;
+            let mut chars = tail.chars();
+            for unit in chars.next().unwrap_or(' ').encode_utf16(&mut [0; 2]) {
+                write!(self.0, "\\u{unit:04x}")?;
+            }
+            rest = chars.as_str();
+        }
+        self.0.write_all(rest.as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 fn acts(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -57,5 +92,20 @@ mod tests {
         assert_eq!(printable("a\u{1b}[2J\r\nb"), "a\\u{1b}[2J\\r\\nb");
         assert_eq!(printable("\u{202e}x\u{9b}1m\t"), "\\u{202e}x\\u{9b}1m\\t");
         assert_eq!(printable_lines("a\tb\n\u{1b}c\n"), "a\tb\n\\u{1b}c\n");
+    }
+
+    #[test]
+    fn json_stays_the_same_value_and_has_nothing_that_acts() {
+        let value =
+            serde_json::json!({"a\u{202e}": ["\u{1b}[2J", "\u{9b}1m", "\u{e0041}", "naïve"]});
+        let mut json = PrintableJson(Vec::new());
+        serde_json::to_writer_pretty(&mut json, &value).unwrap();
+        let text = String::from_utf8(json.0).unwrap();
+        assert!(!text.contains(|c| acts(c) && c != '\n'), "{text:?}");
+        assert!(text.contains("naïve"), "{text}");
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&text).unwrap(),
+            value
+        );
     }
 }

@@ -173,6 +173,30 @@ mod tests {
     }
 
     #[test]
+    fn what_would_make_the_job_wait_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let refused = |path: &Path| Progress::new(Some(path), PHASES).unwrap_err().to_string();
+        // Nobody reads it: open(2) says so instead of waiting.
+        assert!(refused(&fifo).contains("No such device or address"));
+        let slow = nix::fcntl::open(
+            &fifo,
+            nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_NONBLOCK,
+            nix::sys::stat::Mode::empty(),
+        )
+        .unwrap();
+        let error = refused(&fifo);
+        assert!(error.contains("neither a file nor a terminal"), "{error}");
+        drop(slow);
+        assert!(refused(dir.path()).contains("Is a directory"));
+        // Writing to it ends at once, and nothing of it is ever read.
+        Progress::new(Some(Path::new("/dev/zero")), PHASES)
+            .unwrap()
+            .finish();
+    }
+
+    #[test]
     fn without_a_file_or_phases_nothing_happens() {
         let mut progress = Progress::new(None, &[]).unwrap();
         progress.enter("x");

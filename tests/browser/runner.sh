@@ -50,7 +50,7 @@ else
 {"name":"hq-gw","iface_in":"eth1","iface_out":"wg0","next_hop":"10.100.1.2","services":[
 {"port":22,"protocol":"tcp","result":"YES"},{"port":80,"protocol":"tcp","result":"YES"},{"port":443,"protocol":"tcp","result":"YES"},{"port":53,"protocol":"udp","result":"NO","reason":"iptables filter FORWARD rule 12: -p udp --dport 53 -j DROP"}]},
 {"name":"br-gw","iface_in":"wg0","iface_out":"eth1","next_hop":null,"services":[
-{"port":22,"protocol":"tcp","result":"NO","reason":"<b>policy</b> DROP of chain FORWARD"},{"port":80,"protocol":"tcp","result":"YES"},{"port":443,"protocol":"tcp","result":"YES"},{"port":53,"protocol":"udp","result":"UNKNOWN","reason":"rate-limited: 5/s on rule 3"}]}],
+{"port":22,"protocol":"tcp","result":"NO","reason":"<b>policy</b> DROP of chain FORWARD"},{"port":80,"protocol":"tcp","result":"YES"},{"port":443,"protocol":"tcp","result":"YES"},{"port":53,"protocol":"udp","result":"UNKNOWN","reason":"rate-limited: 5/s on rule 3 \u202eTPECCA\u001b[2J"}]}],
 "warnings":["br-gw: 2 rules could not be loaded"],
 "timing_ms":{"resolve":0.4,"lock":0.1,"hosts":1.2,"install":0.3,"probe":0.2,"read":0.1,"explain":0.5,"undo":0.4,"total":3.2}}
 RESULT

@@ -97,6 +97,8 @@ test("a job's page follows it to the result with its reasons", async () => {
     own.step("r1", 70);
     await page.getByText("<b>policy</b> DROP of chain FORWARD").waitFor();
     await page.getByText("2 rules could not be loaded").waitFor();
+    // What would turn the writing or clear a screen is seen instead.
+    await page.getByText("rule 3 \\u{202e}TPECCA\\u{1b}[2J").waitFor();
     await fine(page, "job result");
     await shoot(page, "job-result", { phone: true });
     await page.getByLabel("Verdict", { exact: true }).selectOption("UNKNOWN");

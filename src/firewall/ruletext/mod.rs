@@ -20,6 +20,7 @@ use crate::{
         },
         rule::{Rule, rule_of},
     },
+    model::printable,
     netns::{
         NetnsError, NetnsFd,
         tool::{ToolError, Tools},
@@ -71,7 +72,7 @@ impl fmt::Display for RuleText {
         f.write_str(" of ")?;
         write_chain(f, &self.place, self.xtables)?;
         match &self.text {
-            Some(text) => write!(f, ": {text}"),
+            Some(text) => write!(f, ": {}", printable(text)),
             None => Ok(()),
         }
     }
@@ -163,6 +164,7 @@ fn write_chain(f: &mut fmt::Formatter<'_>, place: &RulePlace, xtables: bool) -> 
         chain,
         ..
     } = place;
+    let (table, chain) = (printable(table), printable(chain));
     if xtables && *family == TableFamily::IP {
         write!(f, "chain {chain} (table {table})")
     } else {

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     lab::topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, RulesetKind, Warning},
-    model::{IfName, RouterName},
+    model::{IfName, RouterName, printable},
     netlink::object::{Address, Family, Mac, Route, Scope},
 };
 
@@ -357,7 +357,7 @@ impl Reader<'_> {
             group: 0,
             addresses,
             link: LinkFacts::default(),
-            segment: from.segment,
+            segment: from.segment.map(|name| printable(&name).into_owned()),
         })
     }
 

@@ -16,6 +16,8 @@ use std::{
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::model::PrintableJson;
+
 use super::{
     html, json,
     result::{DetailedReport, file_stem},
@@ -84,11 +86,12 @@ fn as_text(report: &DetailedReport) -> Vec<u8> {
 }
 
 fn put_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), WriteError> {
-    let bytes = serde_json::to_vec_pretty(value).map_err(|e| WriteError {
+    let mut bytes = PrintableJson(Vec::new());
+    serde_json::to_writer_pretty(&mut bytes, value).map_err(|e| WriteError {
         path: dir.join(name),
         source: e.into(),
     })?;
-    put(dir, name, &bytes)
+    put(dir, name, &bytes.0)
 }
 
 fn put(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), WriteError> {

@@ -11,7 +11,7 @@ use super::{
     svg::{class, path},
     text::{headline, place, reach},
 };
-use crate::run::report::Verdict;
+use crate::{model::printable, run::report::Verdict};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -35,10 +35,11 @@ pub fn page(report: &DetailedReport) -> String {
     page.0
 }
 
-/// `text` with every character that means something to HTML written as a reference.
+/// `text` with every character that means something to HTML written as a reference, and those that
+/// would act unseen made [`printable`].
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in printable(text).chars() {
         match c {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
@@ -341,12 +342,12 @@ mod tests {
         let mut page = Page::default();
         page.element(
             "code",
-            "-m comment --comment \"<script>alert('&')</script>\"",
+            "-m comment --comment \"<script>alert('&')</script>\u{202e}\u{1b}\"",
         );
         assert_eq!(
             page.0,
             "<code>-m comment --comment &quot;&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;\
-             &quot;</code>"
+             \\u{202e}\\u{1b}&quot;</code>"
         );
     }
 

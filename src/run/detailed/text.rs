@@ -8,7 +8,7 @@ use super::result::{
     DetailedReport, Direction, Leg, PacketWay, Reach, RouterTest, RuleEvidence, ServiceResult,
     Status,
 };
-use crate::run::report::Verdict;
+use crate::{model::printable, run::report::Verdict};
 
 /// How to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,6 +260,7 @@ pub(super) fn place(rule: &RuleEvidence) -> String {
         family,
         ..
     } = rule;
+    let (chain, table) = (printable(chain), printable(table));
     match rule.position {
         Some(position) => format!("rule {position} of chain {chain} (table {family} {table})"),
         None => format!("policy of chain {chain} (table {family} {table})"),
@@ -292,7 +293,8 @@ pub(super) fn counters(rule: &RuleEvidence) -> String {
 }
 
 fn write_rule(out: &mut dyn Write, what: &str, rule: &RuleEvidence) -> io::Result<()> {
-    writeln!(out, "      {what:13} {}: {}", place(rule), rule.rule)?;
+    let text = printable(&rule.rule);
+    writeln!(out, "      {what:13} {}: {text}", place(rule))?;
     writeln!(out, "                    {}", counters(rule))
 }
 
@@ -311,7 +313,12 @@ fn write_way(out: &mut dyn Write, way: &PacketWay) -> io::Result<()> {
         writeln!(
             out,
             "          {:11} {} {} {}{at}: {} [{}]",
-            step.hook, step.family, step.table, step.chain, step.rule, step.verdict
+            step.hook,
+            step.family,
+            printable(&step.table),
+            printable(&step.chain),
+            printable(&step.rule),
+            printable(&step.verdict)
         )?;
     }
     writeln!(out, "          {}", way.end)

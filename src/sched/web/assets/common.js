@@ -9,14 +9,28 @@ export function el(tag, properties = {}, ...children) {
         else if (name === "on") for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
         else node.setAttribute(name, value === true ? "" : value);
     }
-    node.append(...children.filter((child) => child !== null && child !== undefined));
+    node.append(...children.filter((child) => child !== null && child !== undefined)
+        .map((child) => (typeof child === "string" ? visible(child) : child)));
     return node;
+}
+
+// What the text of a log keeps as it is.
+const BLANK = new Set(["\n", "\t"]);
+
+/**
+ * Text in which every character that would act unseen is written out: those that control, turn the
+ * direction of writing or cannot be seen. Comments of rules come from strangers.
+ */
+export function visible(text) {
+    const write = (c) => (BLANK.has(c) ? c : `\\u{${c.codePointAt(0).toString(16)}}`);
+    return text.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, write);
 }
 
 export const byId = (id) => document.getElementById(id);
 
 /** Sets text only where it differs, so that a screen reader and a selection are left alone. */
 export function setText(node, text) {
+    text = visible(text ?? "");
     if (node.textContent !== text) node.textContent = text;
 }
 

@@ -68,7 +68,7 @@ async function showEnd(job) {
     const response = await ask("stderr");
     const text = response.ok ? await response.text() : "";
     byId("stderr-panel").hidden = !text.trim();
-    byId("stderr").textContent = text.slice(-20000);
+    setText(byId("stderr"), text.slice(-20000));
 }
 
 /** Asks for a file of the job; a plain link could not carry the token. */

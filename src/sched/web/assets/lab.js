@@ -159,12 +159,12 @@ function drawNode(node) {
         const width = Math.max(70, node.name.length * 7.4 + 18);
         const group = svg("g", { class: "router", transform: `translate(${node.x} ${node.y})` },
             svg("rect", { x: -width / 2, y: -14, width, height: 28, rx: 6 }), svg("text", { y: 4 }), svg("title"));
-        group.querySelector("text").textContent = node.name;
+        setText(group.querySelector("text"), node.name);
         group.dataset.router = node.name;
         return group;
     }
     const label = svg("text", { class: "small", y: node.kind === "stub" ? 14 : 18 });
-    label.textContent = node.name;
+    setText(label, node.name);
     return svg("g", { transform: `translate(${node.x} ${node.y})` }, svg("circle", { class: node.kind, r: node.kind === "stub" ? 3 : 6 }), label);
 }
 
