@@ -120,13 +120,25 @@ impl Run for Exec {
         let mut command = self.command.into_iter();
         let program = command.next().unwrap_or_default();
         keep_users(context)?;
-        let error = Command::new(&program).args(command).exec();
+        let error = Command::new(&program)
+            .args(command)
+            .env("PATH", search_path(context)?)
+            .exec();
         Err(cannot_start(&program, &error))
     }
 }
 
 fn cannot_start(program: &OsString, error: &io::Error) -> Failure {
     Failure::cannot_run(format!("cannot start {}: {error}", program.display()))
+}
+
+/// Where programs are looked for: as always, and where the rulesets' programs are, which a login
+/// without rights does not have in its PATH on Debian.
+fn search_path(context: &Context) -> Result<OsString, Failure> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let usual = env::split_paths(&path).filter(|dir| !dir.as_os_str().is_empty());
+    let dirs = usual.chain(context.config.tool_dirs.iter().cloned());
+    env::join_paths(dirs).map_err(Failure::cannot_run)
 }
 
 /// Has the keeper wait for what is started now, and for what that starts.
@@ -161,6 +173,7 @@ impl Run for Shell {
         keep_users(context)?;
         let mut command_line = Command::new(&program);
         command_line.args(command);
+        command_line.env("PATH", search_path(context)?);
         // exec(3) replaces the whole process by the thread that calls it.
         let error = netns.enter(|| command_line.exec());
         Err(cannot_start(&program, &error.map_err(Failure::cannot_run)?))
