@@ -8,6 +8,8 @@
 #   lint       clippy with warnings as errors, shellcheck
 #   unit       unit and documentation tests, licences; need no rights
 #   system     everything that needs root: namespaces, rulesets, real processes
+#   user       a part of that as an ordinary user, who is root of a user namespace and nothing else,
+#              and whether the verdicts of both are the same to the letter
 #   browser    the viewer in headless Chromium, with an accessibility check
 #   bench      every benchmark compiled, and run once
 #   vm         a part of the privileged tests on kernels 6.1 and 5.10, in virtual machines
@@ -60,6 +62,32 @@ stage_system() {
     '
 }
 
+# What differs without root's rights: namespaces, netlink, buffers, loaders, locks, taps, traces.
+USER_PART=(buffers:: doors:: hosts:: iptables:: netlink:: netns:: owner:: quick registry:: trace:: vacate:: way::)
+# Take rights outside of a user namespace: other user ids, and settings of a device's queues. Three
+# hundred damaged facts are no other without root.
+USER_SKIPS=(--skip without_rights --skip belongs_to_somebody_else --skip sender_does_not_carry --skip doors::mutate)
+
+# as_user TEST-OPTION…: the privileged tests as an ordinary user.
+as_user() {
+    cargo --config 'target."cfg(unix)".runner = "tests/as-user.sh"' \
+        test --locked --test privileged -- "$@"
+}
+
+stage_user() {
+    need_root user
+    ulimit -Sn 1024
+    as_user "${USER_PART[@]}" "${USER_SKIPS[@]}"
+
+    local verdicts
+    verdicts=$(mktemp -d)
+    chmod 777 "$verdicts"
+    TSIM_CASES=nat TSIM_VERDICTS=$verdicts/user as_user every_case_has
+    TSIM_CASES=nat TSIM_VERDICTS=$verdicts/root cargo test --locked --test privileged -- every_case_has
+    diff "$verdicts/root" "$verdicts/user"
+    rm -r "$verdicts"
+}
+
 stage_browser() {
     need_root browser
     ./vagrant/provision.sh browser
@@ -102,14 +130,14 @@ stage_vm-full() {
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | browser | bench | vm | mutations | vm-full) ;;
+            format | lint | unit | system | user | browser | bench | vm | mutations | vm-full) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, browser, bench, vm, mutations, vm-full" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, mutations, vm-full" >&2
                 exit 2
                 ;;
         esac
     done
-    [ $# -gt 0 ] || set -- format lint unit system browser bench vm
+    [ $# -gt 0 ] || set -- format lint unit system user browser bench vm
     note "packages"
     ./vagrant/provision.sh build run lint
     for stage in "$@"; do

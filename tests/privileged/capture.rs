@@ -17,6 +17,9 @@ use tsim::{firewall::TagSpace, model::IfName, netlink::Netlink, netns::NetnsFd};
 /// `PACKET_OUTGOING`, linux/if_packet.h: a frame that this side sends.
 const OUTGOING: u8 = 4;
 
+/// For the frames of every port of both protocols.
+const ROOM: usize = 256 << 20;
+
 /// Frames that come in on some interfaces, packet(7).
 pub(crate) struct Capture {
     socket: OwnedFd,
@@ -58,7 +61,10 @@ impl Capture {
             )
         };
         let socket = netns.enter(open).unwrap().unwrap();
-        setsockopt(&socket, sockopt::RcvBufForce, &(256 << 20)).unwrap();
+        // Without rights in the first user namespace the buffer is what net.core.rmem_max allows.
+        if setsockopt(&socket, sockopt::RcvBufForce, &ROOM).is_err() {
+            setsockopt(&socket, sockopt::RcvBuf, &ROOM).unwrap();
+        }
         Self { socket, indexes }
     }
 

@@ -9,8 +9,8 @@ mod kernel;
 mod translate;
 
 use std::{
-    collections::BTreeMap,
-    env,
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
     io::{self, Write as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -47,6 +47,8 @@ struct Outcome {
     runs: usize,
     not_runnable: BTreeMap<String, Vec<String>>,
     failures: Vec<String>,
+    /// Each verdict with its reason, for a comparison with another run of the table.
+    verdicts: BTreeSet<String>,
 }
 
 #[test]
@@ -76,6 +78,10 @@ fn every_case_has_the_verdicts_and_reasons_that_are_right() {
         );
     }
     println!("{} cases, {} runs", cases.len(), outcome.runs);
+    if let Some(file) = env::var_os("TSIM_VERDICTS") {
+        let lines = outcome.verdicts.into_iter().map(|line| line + "\n");
+        fs::write(file, lines.collect::<String>()).unwrap();
+    }
     assert!(!cases.is_empty(), "no case {only:?}");
     let failures = outcome.failures;
     assert!(
@@ -96,28 +102,42 @@ fn check(case: &CaseFile, kernel: &Kernel, outcome: &Mutex<Outcome>) {
     for loader in case.loaders() {
         for family in case.families() {
             let checked = catch_unwind(AssertUnwindSafe(|| asked(case, loader, family)));
-            let (runs, failures) = checked.unwrap_or_else(|panic| {
+            let asked = checked.unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref().map(|t: &&str| (*t).to_owned()));
-                (0, vec![format!("panicked: {}", text.unwrap_or_default())])
+                Asked {
+                    failures: vec![format!("panicked: {}", text.unwrap_or_default())],
+                    ..Asked::default()
+                }
             });
             let mut outcome = outcome.lock().unwrap();
-            outcome.runs += runs;
-            let told = failures
-                .into_iter()
-                .map(|failure| format!("{} ({loader:?}, {family:?}): {failure}", case.name));
-            outcome.failures.extend(told);
+            outcome.runs += asked.runs;
+            let name = format!("{} ({loader:?}, {family:?})", case.name);
+            let told = |line: String| format!("{name}: {line}");
+            outcome
+                .failures
+                .extend(asked.failures.into_iter().map(told));
+            outcome
+                .verdicts
+                .extend(asked.verdicts.into_iter().map(told));
         }
     }
 }
 
-/// Asks every back end about rules that were loaded in one way. Returns how many jobs ran, and
-/// what was wrong.
-fn asked(case: &CaseFile, loader: Loader, family: Family) -> (usize, Vec<String>) {
+/// What came of the jobs about rules that were loaded in one way.
+#[derive(Default)]
+struct Asked {
+    runs: usize,
+    failures: Vec<String>,
+    verdicts: Vec<String>,
+}
+
+/// Asks every back end about rules that were loaded in one way.
+fn asked(case: &CaseFile, loader: Loader, family: Family) -> Asked {
     let new = || CaseBed::new(case, loader, family).unwrap_or_else(|error| panic!("{error}"));
     let mut shared = new();
     let mut before = shared.ruleset(case, loader, family);
-    let (mut runs, mut failures) = (0, Vec::new());
+    let mut asked = Asked::default();
     for backend in loader.backends() {
         let run = Run {
             loader,
@@ -129,7 +149,7 @@ fn asked(case: &CaseFile, loader: Loader, family: Family) -> (usize, Vec<String>
         let both = backend == Backend::Nft;
         for capture in if both { &[false, true][..] } else { &[true] } {
             let capture = *capture;
-            if case.fresh && runs > 0 {
+            if case.fresh && asked.runs > 0 {
                 shared = new();
                 before = shared.ruleset(case, loader, family);
             }
@@ -139,7 +159,7 @@ fn asked(case: &CaseFile, loader: Loader, family: Family) -> (usize, Vec<String>
             } else {
                 (shared.measure(case, run, &expected), None)
             };
-            runs += 1;
+            asked.runs += 1;
             let mut wrong = compare(case, run, &expected, &report, seen.as_deref());
             let after = shared.ruleset(case, loader, family);
             if after != before && !case.leaves() {
@@ -147,10 +167,20 @@ fn asked(case: &CaseFile, loader: Loader, family: Family) -> (usize, Vec<String>
             }
             before = after;
             let how = if capture { ", captured" } else { "" };
-            failures.extend(wrong.into_iter().map(|w| format!("{run}{how}: {w}")));
+            let told = |line: String| format!("{run}{how}: {line}");
+            asked.failures.extend(wrong.into_iter().map(told));
+            asked.verdicts.extend(verdicts(&report).map(told));
         }
     }
-    (runs, failures)
+    asked
+}
+
+/// What a job says of each service at the router.
+fn verdicts(report: &QuickReport) -> impl Iterator<Item = String> {
+    report.routers[0].services.iter().map(|answer| {
+        let reason = answer.reason.as_deref().unwrap_or_default();
+        format!("{} {} {reason}", answer.service(), answer.result)
+    })
 }
 
 /// Whether a back end of iptables says of native rules that it does not see them. That is right

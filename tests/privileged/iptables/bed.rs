@@ -6,12 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
-        setsockopt, sockopt::ReceiveTimeout,
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+            setsockopt, sockopt::ReceiveTimeout,
+        },
+        time::TimeVal,
     },
-    time::TimeVal,
 };
 use tsim::{
     firewall::{
@@ -259,9 +262,22 @@ impl<'a> Job<'a> {
 
     /// Sends every probe once.
     pub(super) fn send(&self) {
+        self.send_all(&self.probes());
+    }
+
+    /// Sends every probe once, as many at a time as `taps` has room to note.
+    pub(super) fn send_collecting(&self, taps: &mut InstalledTaps) {
+        let at_once = taps.probes_at_once().unwrap_or(usize::MAX);
+        for batch in self.probes().chunks(at_once) {
+            self.send_all(batch);
+            taps.collect().unwrap();
+        }
+    }
+
+    fn send_all(&self, probes: &[Probe]) {
         let open = || ProbeSocket::open_here(self.taps.family);
         let socket = self.row.source.enter(open).unwrap().unwrap();
-        let refused = socket.send(self.taps.tags, &self.probes());
+        let refused = socket.send(self.taps.tags, probes);
         assert!(refused.is_empty(), "{refused:?}");
     }
 
@@ -362,6 +378,8 @@ fn await_local(netns: &NetnsFd, events: &OwnedFd, address: IpAddr) {
     let mut netlink = Netlink::open(netns).unwrap();
     let query = LookupQuery::to(address);
     while netlink.lookup_one(&query).unwrap().kind != LookupKind::Local {
-        recv(events.as_raw_fd(), &mut [0; 8192], MsgFlags::empty()).unwrap();
+        let event = recv(events.as_raw_fd(), &mut [0; 8192], MsgFlags::empty());
+        // A signal to the process may have come to this thread.
+        assert!(event.is_ok() || event == Err(Errno::EINTR), "{event:?}");
     }
 }

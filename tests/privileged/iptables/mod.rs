@@ -429,7 +429,7 @@ fn every_port_of_both_protocols_fits() {
         let row = Row::new();
         let job = Job::new(&row, "job", Family::V4, "1-65535/tcp,1-65535/udp");
         let mut taps = job.install(backend);
-        job.send();
+        job.send_collecting(&mut taps);
         let reading = taps.read().unwrap();
         taps.remove().1.unwrap();
         assert_eq!(reading.out.len(), 131_070);

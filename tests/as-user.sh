@@ -1,0 +1,51 @@
+#!/bin/sh
+# Runs a test program as an ordinary user who is root of a user namespace and of nothing else, which
+# is how tsim works without root:
+#
+#   tests/as-user.sh PROGRAM [ARGUMENT…]
+#
+# Takes root's rights to become that user. The user has no name, no group of anybody else's, and a
+# home of its own that is removed afterwards. cargo can run tests by it:
+#
+#   CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=tests/as-user.sh cargo test --test privileged
+set -eu
+user=48213
+
+# Programs may lie where only root may look (a checkout below /root). Then they are shown at the
+# same path in a mount namespace that nobody else sees.
+if [ "${1-}" = --show ]; then
+    shift
+    checkout=$(cd "$(dirname "$0")/.." && pwd -P)
+    top=/$(echo "$checkout" | cut -d / -f 2)
+    mount -t tmpfs -o mode=755 tmpfs /run
+    mkdir /run/checkout
+    mount --bind "$checkout" /run/checkout
+    mount -t tmpfs -o mode=755 tmpfs "$top"
+    mkdir -p "$checkout"
+    mount --bind /run/checkout "$checkout"
+    cd "$checkout"
+fi
+
+as_user() {
+    setpriv --reuid "$user" --regid "$user" --clear-groups -- "$@"
+}
+
+if ! as_user test -x "$1"; then
+    if [ "${shown-}" ]; then
+        echo "tests/as-user.sh: a user other than root cannot run $1" >&2
+        exit 125
+    fi
+    shown=1 exec unshare --mount --propagation private -- "$0" --show "$@"
+fi
+
+home=$(mktemp -d)
+trap 'rm -rf "$home"' EXIT
+chown "$user:$user" "$home"
+# shellcheck disable=SC2016 # the inner shell expands these
+HOME=$home TMPDIR=$home as_user unshare --user --map-root-user --mount --net --propagation private \
+    sh -euc '
+        mount -t tmpfs -o mode=755 tmpfs /run
+        mkdir /run/lock /run/netns
+        ip link set lo up
+        exec "$@"
+    ' sh "$@"

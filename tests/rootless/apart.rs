@@ -1,0 +1,93 @@
+//! Users beside each other and beside root: nobody sees or touches what is another's.
+
+use std::fs;
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::user::{User, await_exit};
+
+#[test]
+fn users_neither_see_nor_touch_each_others_labs() {
+    let (one, other) = (User::new(), User::new());
+    one.lab_up("same");
+    other.lab_up("same");
+    other.tsim(&["lab", "down", "same"]);
+    other.assert_gone();
+
+    // The first one's lab is there as before, and the other user knows nothing of it.
+    let answer = one.ask("tsim-quick", "same", "1-40/tcp");
+    assert!(answer[0].as_array().is_some_and(|list| list.len() == 40));
+    let list = other.tsim(&["lab", "list"]);
+    assert!(!list.contains("same"), "{list}");
+    let shell = other.run("tsim", &["shell", "same", "hq-gw", "--", "true"]);
+    assert!(!shell.status.success());
+
+    let keeper = one.keeper().unwrap();
+    let reach = |command: &str| {
+        let output = other.command("/bin/sh").args(["-c", command]).output();
+        let output = output.unwrap();
+        assert!(!output.status.success(), "{command}: {output:?}");
+    };
+    reach(&format!("kill -KILL {keeper}"));
+    reach(&format!("nsenter --target {keeper} --user --net true"));
+    reach(&format!("ls /proc/{keeper}/root/run/netns"));
+    reach(&format!("ls {}", one.runtime_dir().display()));
+    one.tsim(&["lab", "down", "same"]);
+    one.assert_gone();
+}
+
+#[test]
+fn what_users_do_is_not_on_the_machine() {
+    let networks = || fs::read_to_string("/proc/net/dev").unwrap().lines().count();
+    let names = || {
+        let names = fs::read_dir("/run/netns").map(Iterator::flatten);
+        let names = names.into_iter().flatten().map(|name| name.file_name());
+        names.collect::<Vec<_>>()
+    };
+    let before = networks();
+    let user = User::new();
+    user.lab_up("mine");
+    assert_eq!(networks(), before);
+    assert!(
+        !names()
+            .iter()
+            .any(|name| name.to_string_lossy().starts_with("mine."))
+    );
+    user.tsim(&["lab", "down", "mine"]);
+    user.assert_gone();
+}
+
+#[test]
+fn a_killed_keeper_takes_its_labs_along_and_the_next_command_says_so() {
+    let user = User::new();
+    user.lab_up("mine");
+    let keeper = user.keeper().unwrap();
+    kill(Pid::from_raw(keeper.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    assert!(await_exit(keeper));
+    let args = [
+        "--lab",
+        "mine",
+        "-s",
+        "10.3.10.50",
+        "-d",
+        "10.2.1.60",
+        "-P",
+        "22",
+    ];
+    let asked = user.run("tsim-quick", &args);
+    let said = String::from_utf8_lossy(&asked.stderr);
+    assert!(
+        said.contains("lab mine is gone: the keeper that held it was ended"),
+        "{said}"
+    );
+    assert!(!matches!(asked.status.code(), Some(0 | 1 | 3)), "{asked:?}");
+
+    user.lab_up("mine");
+    assert_ne!(user.keeper(), Some(keeper));
+    user.ask("tsim-quick", "mine", "22/tcp");
+    user.tsim(&["lab", "down", "mine"]);
+    user.assert_gone();
+}

@@ -1,0 +1,88 @@
+//! Programs that are killed at random moments leave nothing, and change no answer.
+
+use std::{process::Stdio, thread, time::Duration};
+
+use crate::user::{ASK, User, stage};
+
+/// The moments are drawn from this: a failure is the same again.
+struct Draw(u64);
+
+impl Draw {
+    /// Marsaglia's xorshift.
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+#[test]
+fn jobs_killed_at_random_moments_leave_nothing() {
+    let user = User::new();
+    user.lab_up("mine");
+    let rules = || {
+        user.tsim(&[
+            "shell",
+            "mine",
+            "hq-gw",
+            "--",
+            "nft",
+            "--stateless",
+            "list",
+            "ruleset",
+        ])
+    };
+    let answer = || user.ask("tsim-quick", "mine", "1-60/tcp");
+    let (before, want) = (rules(), answer());
+    let mut draw = Draw(0x5eed_0018);
+    for nth in 0..16 {
+        let program = ["tsim-quick", "tsim-detailed"][nth % 2];
+        let mut job = user
+            .command(stage().join(program))
+            .args(["--lab", "mine", "-P", "1-200"])
+            .args(ASK)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // A random moment, not an event that is waited for: any will do.
+        thread::sleep(Duration::from_millis(draw.below(150)));
+        job.kill().unwrap();
+        job.wait().unwrap();
+        assert_eq!(answer(), want, "after kill {nth} of {program}");
+    }
+    user.tsim(&["reconcile"]);
+    assert_eq!(rules(), before);
+    let hosts = user.tsim(&["hosts", "--json"]);
+    let hosts: serde_json::Value = serde_json::from_str(&hosts).unwrap();
+    assert!(hosts.as_array().is_some_and(Vec::is_empty), "{hosts}");
+    user.tsim(&["lab", "down", "mine"]);
+    user.assert_gone();
+}
+
+#[test]
+fn labs_that_are_killed_while_they_are_made_can_be_made_again() {
+    let user = User::new();
+    let facts = stage().join("corp10");
+    let mut draw = Draw(0x5eed_0019);
+    for _ in 0..6 {
+        let mut up = user
+            .command(stage().join("tsim"))
+            .args(["lab", "up", "mine", "--facts", facts.to_str().unwrap()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        thread::sleep(Duration::from_millis(draw.below(900)));
+        up.kill().unwrap();
+        up.wait().unwrap();
+        let down = user.run("tsim", &["lab", "down", "mine", "--force"]);
+        let said = String::from_utf8_lossy(&down.stderr);
+        assert!(down.status.success() || said.contains("no lab"), "{down:?}");
+    }
+    user.lab_up("mine");
+    user.ask("tsim-quick", "mine", "22/tcp");
+    user.tsim(&["lab", "down", "mine"]);
+    user.assert_gone();
+}
