@@ -10,6 +10,7 @@
 #   --build-only      build the suite, print the files that it needs, and end
 #   --limit SECONDS   for each machine (3600: all tests, emulated, beside another)
 #   --at-once N       as many machines at a time (1)
+#   --user            not as root but as an ordinary user, by tests/as-user.sh
 #
 # What follows -- goes to the test program: names to run, --test-threads=1, …. So do
 # settings of the environment that begin with TSIM_, as TSIM_CASES=nft- does.
@@ -21,7 +22,7 @@ vagrant=$(cd "$(dirname "$0")" && pwd -P)
 root=$(dirname "$vagrant")
 results=$root/target/vm/results
 
-kernels='' userland=host binary='' limit=3600 at_once=1
+kernels='' userland=host binary='' limit=3600 at_once=1 as_user=''
 
 usage() {
     sed -n '4p' "$0" | cut -c 3- >&2
@@ -42,6 +43,12 @@ parse() {
                 ;;
             --limit) limit=${2-} ;;
             --at-once) at_once=${2-} ;;
+            --user)
+                as_user=$root/tests/as-user.sh
+                options=$((options + 1))
+                shift
+                continue
+                ;;
             -*) usage ;;
             *)
                 kernels="$kernels $1"
@@ -83,8 +90,8 @@ settings() {
 start() {
     kernel=$1
     shift
-    # shellcheck disable=SC2046 # the values hold no blanks
-    set -- -- env $(settings) "$binary" "$@"
+    # shellcheck disable=SC2046,SC2086 # the values hold no blanks
+    set -- -- env $(settings) $as_user "$binary" "$@"
     for file in $programs "$root/netns-fixtures" "$root/tests" "$vagrant/kernels.toml"; do
         [ ! -e "$file" ] || set -- --file "$file" "$@"
     done

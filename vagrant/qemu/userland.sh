@@ -12,9 +12,9 @@ here=$(cd "$(dirname "$0")" && pwd -P)
 # shellcheck source-path=SCRIPTDIR
 . "$here/common.sh"
 
-programs='dash busybox kmod modprobe ip tc ss bridge nft ipset'
+programs='dash busybox kmod modprobe ip tc ss bridge nft ipset setpriv unshare'
 packages='dash busybox-static kmod iproute2 nftables ipset iptables netbase
-    libc6 libgcc-s1 libmnl0 libnftnl11'
+    libc6 libgcc-s1 libmnl0 libnftnl11 util-linux'
 
 from_host() {
     for name in $programs; do
