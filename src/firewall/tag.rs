@@ -48,6 +48,13 @@ impl TagSpace {
         }
     }
 
+    /// More tags of the same job, with other random bits.
+    #[must_use]
+    pub fn anew(self, random: u64) -> Self {
+        let dscp = Dscp::new((self.base >> (32 - 6)) as u8).unwrap_or(Dscp::DEFAULT);
+        Self::new(dscp, random)
+    }
+
     /// The tag of the service with this index, which must be below 2¹⁷.
     #[must_use]
     pub fn tag(self, index: u32) -> u32 {

@@ -19,7 +19,7 @@ fn ask(lab: &TestLab, program: &str, args: &str) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-fn quick(lab: &TestLab, args: &str) -> Value {
+pub(crate) fn quick(lab: &TestLab, args: &str) -> Value {
     ask(lab, env!("CARGO_BIN_EXE_tsim-quick"), args)
 }
 
@@ -28,7 +28,7 @@ fn detailed(lab: &TestLab, args: &str) -> Value {
 }
 
 /// What a quick job says of the first router: `80/tcp NO: reason` for each service.
-fn at_router(report: &Value) -> Vec<String> {
+pub(crate) fn at_router(report: &Value) -> Vec<String> {
     let services = report["routers"][0]["services"].as_array().unwrap();
     let one = |s: &Value| {
         let text = |key: &str| s[key].as_str().unwrap_or_default().to_owned();

@@ -23,6 +23,7 @@ mod kernels;
 mod lab;
 mod leaks;
 mod links;
+mod lots;
 mod minilab;
 mod netlink;
 mod netns;

@@ -129,7 +129,7 @@ impl Rule {
                     self.does.push(Does::Remember(format!("set {name}")));
                 }
             }
-            "limit" | "quota" | "numgen" | "connlimit" => self.by_name(name),
+            "limit" | "quota" | "numgen" | "hash" | "connlimit" => self.by_name(name),
             // `NFT_RT_XFRM`.
             "rt" if data.be32(attr::RT_KEY) == Some(4) => self.by_name("rt ipsec"),
             "queue" => {
@@ -183,7 +183,6 @@ impl Rule {
                     | "socket"
                     | "osf"
                     | "exthdr"
-                    | "hash"
                     | "byteorder"
                     | "tunnel"
                     | "xfrm"

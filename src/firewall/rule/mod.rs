@@ -105,12 +105,19 @@ pub enum Verdict {
 pub struct Translation {
     /// The source's, or the destination's.
     pub source: bool,
-    /// What the address becomes; nothing where that is not known.
-    pub to: Vec<ipnet::IpNet>,
-    /// What the port becomes; nothing where it stays, or is not known.
-    pub ports: Vec<(u16, u16)>,
+    /// What they become, one of these; nothing where that is not known.
+    pub to: Vec<Goal>,
     /// Whether the packet goes to the router itself (REDIRECT).
     pub here: bool,
+}
+
+/// What an address and a port become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Goal {
+    /// The address, or the net that it is moved to; none where it is not known.
+    pub net: Option<ipnet::IpNet>,
+    /// First and last of the ports; none where the port stays, or is not known.
+    pub ports: Option<(u16, u16)>,
 }
 
 impl Rule {

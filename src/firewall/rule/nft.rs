@@ -1,10 +1,10 @@
 //! Rules as nft(8) lists them.
 
 use super::{
-    Alone, Caveat, Does, Field, Rule, Test, Translation, Varying, Verdict,
+    Alone, Caveat, Does, Field, Goal, Rule, Test, Varying, Verdict,
     table::{self, About, Action},
     words::{pieces, unquoted},
-    xtables::{net, translation},
+    xtables::{net, port_range, translation},
 };
 use crate::netlink::object::Family;
 
@@ -274,9 +274,7 @@ impl<'a> Reader<'a> {
             &[],
             &["ip", "ip6", "addr", ".", "port", "prefix", "interval"],
         );
-        let mut found = Translation {
-            ..translation(action, "")
-        };
+        let mut found = translation(action, "");
         if self.skip(&["to"]) {
             let simple = self.peek().filter(|word| !self.is_key(word));
             match simple {
@@ -293,35 +291,30 @@ impl<'a> Reader<'a> {
     }
 
     fn is_key(&self, word: &str) -> bool {
-        matches!(
-            word,
-            "numgen"
-                | "jhash"
-                | "symhash"
-                | "ip"
-                | "ip6"
-                | "tcp"
-                | "udp"
-                | "th"
-                | "meta"
-                | "ct"
-                | "iifname"
-                | "oifname"
-                | "iif"
-                | "oif"
-                | "mark"
-                | "fib"
-        )
+        NUMBER_SOURCES.contains(&word)
+            || matches!(
+                word,
+                "ip" | "ip6"
+                    | "tcp"
+                    | "udp"
+                    | "th"
+                    | "meta"
+                    | "ct"
+                    | "iifname"
+                    | "oifname"
+                    | "iif"
+                    | "oif"
+                    | "mark"
+                    | "fib"
+            )
     }
 
-    /// `KEY map { value : address, … }`: the addresses; nothing where they are not all there.
-    fn mapped(&mut self) -> Vec<ipnet::IpNet> {
-        while let Some(word) = self.next() {
-            if word == "map" {
-                break;
-            }
-            self.chance(word);
-        }
+    /// `KEY map { value : address [. port], … }`: what it holds; nothing where that is not all there.
+    fn mapped(&mut self) -> Vec<Goal> {
+        let begin = self.at;
+        while self.next().is_some_and(|word| word != "map") {}
+        let end = self.at.saturating_sub(1).max(begin);
+        self.draw(begin, end);
         if self.peek() != Some("{") {
             _ = self.next();
             return Vec::new();
@@ -330,7 +323,12 @@ impl<'a> Reader<'a> {
         let values = elements.split(|word| *word == ",");
         let one = |words: &[&str]| {
             let at = words.iter().position(|word| *word == ":")?;
-            net(words.get(at + 1)?)
+            let ports = match words.get(at + 2..)? {
+                [".", ports, ..] => Some(port_range(ports)?),
+                _ => None,
+            };
+            let net = Some(net(words.get(at + 1)?)?);
+            Some(Goal { net, ports })
         };
         values
             .map(one)
@@ -338,17 +336,18 @@ impl<'a> Reader<'a> {
             .unwrap_or_default()
     }
 
-    /// Where a map is chosen from by chance, the rule depends on it.
-    fn chance(&mut self, word: &str) {
-        if word == "numgen" {
-            let text = self.words[self.at - 1..].iter().take(4).copied();
-            let text = text.collect::<Vec<_>>().join(" ");
+    /// Where chance has a part in a value that these words compute, the rule depends on it.
+    fn draw(&mut self, begin: usize, end: usize) {
+        let words = self.words.get(begin..end).unwrap_or_default();
+        let source = |word: &&str| NUMBER_SOURCES.contains(word);
+        let Some(at) = words.iter().position(source) else {
+            return;
+        };
+        let text = words[at..].join(" ");
+        if is_drawn(&text) {
             let caveat = Caveat::Random(text);
-            // With one value only, chance has no choice.
-            if !caveat_is_sure(&caveat) {
-                self.rule
-                    .ask(Test::Varies(caveat.alone(Alone::Chooses)), false);
-            }
+            self.rule
+                .ask(Test::Varies(caveat.alone(Alone::Chooses)), false);
         }
     }
 
@@ -480,7 +479,7 @@ impl<'a> Reader<'a> {
                 let plain = self.at == begin + 2;
                 of = connection(field).filter(|_| plain);
             }
-            "numgen" | "jhash" | "symhash" => self.number_source(),
+            _ if NUMBER_SOURCES.contains(&word) => self.number_source(),
             "fib" => {
                 while let Some(word) = self.next() {
                     if matches!(word, "oif" | "oifname" | "type" | "check") {
@@ -568,9 +567,10 @@ impl<'a> Reader<'a> {
                     }
                     return;
                 }
-                "numgen" => {
-                    self.chance(word);
+                _ if NUMBER_SOURCES.contains(&word) => {
+                    let begin = self.at - 1;
                     self.number_source();
+                    self.draw(begin, self.at);
                 }
                 _ if self.is_key(word) => {
                     self.skip(&["original", "reply"]);
@@ -592,9 +592,7 @@ impl<'a> Reader<'a> {
 
     /// `KEY vmap { VALUE : VERDICT, … }` or `KEY vmap @MAP`.
     fn vmap(&mut self, key: &Key) {
-        if let Some(varying) = varies(&key.text)
-            && !caveat_is_sure(&varying.caveat)
-        {
+        if let Some(varying) = varies(&key.text) {
             let alone = Alone::Chooses;
             let chosen = Test::Varies(Varying { alone, ..varying });
             self.rule.ask(chosen, false);
@@ -731,7 +729,7 @@ impl<'a> Reader<'a> {
 
     /// A key that depends on more than the packet, with the words of its value.
     fn varying(&mut self, key: &Key, comparison: Comparison) -> Option<Varying> {
-        let about = table::about(two(&key.text));
+        let about = about(&key.text);
         if matches!(about, About::Packet(_)) {
             return None;
         }
@@ -856,7 +854,7 @@ fn bare(key: &str) -> &str {
 }
 
 fn varies(key: &str) -> Option<Varying> {
-    match table::about(two(key)) {
+    match about(key) {
         About::Packet(_) => None,
         About::Chance => Some(Caveat::Random(key.to_owned()).alone(Alone::Either)),
         About::Clock => Some(Caveat::TimeOfDay(key.to_owned()).alone(Alone::AsMeasured)),
@@ -879,16 +877,50 @@ pub(super) fn by_name(name: &str) -> Option<Caveat> {
     })
 }
 
-/// Whether chance has only one choice: `numgen random mod 1`.
-fn caveat_is_sure(caveat: &Caveat) -> bool {
-    matches!(caveat, Caveat::Random(text) if text.split(' ').skip_while(|w| *w != "mod").nth(1) == Some("1"))
+/// Expressions of nft(8) that make a number.
+const NUMBER_SOURCES: [&str; 3] = ["numgen", "jhash", "symhash"];
+
+/// What a key is about. A number may be one of chance.
+fn about(key: &str) -> About {
+    match key.split(' ').next() {
+        Some(first) if NUMBER_SOURCES.contains(&first) && is_drawn(key) => About::Chance,
+        Some(first) if NUMBER_SOURCES.contains(&first) => table::about("jhash"),
+        _ => table::about(two(key)),
+    }
+}
+
+/// Whether a number is one of chance. It is not where there is only one (`mod 1`), and where it is a
+/// hash with a seed of its own over what a question fixes. Without a seed the kernel draws one.
+fn is_drawn(source: &str) -> bool {
+    const FIXED: [&str; 5] = ["saddr", "daddr", "dport", "protocol", "l4proto"];
+    let words: Vec<&str> = source.split(' ').collect();
+    let behind = |word: &str| {
+        let at = words.iter().position(|w| *w == word)?;
+        words.get(at + 1).copied()
+    };
+    if behind("mod") == Some("1") {
+        return false;
+    }
+    let over = source
+        .strip_prefix("jhash ")
+        .and_then(|rest| rest.split_once(" mod "));
+    let Some((over, _)) = over.filter(|_| behind("seed").is_some()) else {
+        return true;
+    };
+    let fixed = |part: &str| {
+        FIXED
+            .iter()
+            .any(|field| part.ends_with(&format!(" {field}")))
+    };
+    !over.split(" . ").all(fixed)
 }
 
 /// Whether a map from numbers below N has all N of them.
 fn is_total(key: &str, elements: usize) -> bool {
-    let drawn = ["numgen ", "jhash ", "symhash "];
     let modulus = key.split(' ').skip_while(|word| *word != "mod").nth(1);
-    drawn.iter().any(|word| key.starts_with(word))
+    key.split(' ')
+        .next()
+        .is_some_and(|word| NUMBER_SOURCES.contains(&word))
         && modulus.and_then(|n| n.parse().ok()) == Some(elements)
 }
 

@@ -112,7 +112,11 @@ const MATCHES: &[(Names, About)] = {
         (&["limit", "hashlimit", "rateest"], Rate),
         (&["quota", "quota2"], Quota),
         (&["connbytes", "ct bytes", "ct packets", "ct avgpkt"], Moved),
-        (&["statistic", "random", "numgen", "meta random"], Chance),
+        // Of a hash as an expression nobody sees what goes into it.
+        (
+            &["statistic", "random", "numgen", "hash", "meta random"],
+            Chance,
+        ),
         (&["time", "meta time", "meta hour", "meta day"], Clock),
         (&["recent", "meter"], Seen),
         (&["connlimit", "ct count"], Open),

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::{
-    Alone, Caveat, Does, Field, Rule, Test, Translation, Varying, Verdict,
+    Alone, Caveat, Does, Field, Goal, Rule, Test, Translation, Varying, Verdict,
     table::{self, About, Action},
     words::{unquoted, words},
 };
@@ -442,16 +442,26 @@ pub(super) fn translation(action: Action, text: &str) -> Translation {
         }
         (None, _) => (text, ""),
     };
-    let port = |text: &str| text.parse().ok();
-    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-    let last = last.split('/').next().unwrap_or_default();
+    let goal = Goal {
+        // Of a range of addresses any may be taken.
+        net: net(address),
+        ports: port_range(ports),
+    };
     Translation {
         source: action == Action::TranslateSource,
-        // Of a range of addresses any may be taken.
-        to: net(address).into_iter().collect(),
-        ports: port(first).zip(port(last)).into_iter().collect(),
+        to: (goal.net.is_some() || goal.ports.is_some())
+            .then_some(goal)
+            .into_iter()
+            .collect(),
         here: action == Action::Redirect,
     }
+}
+
+/// `PORT` or `FIRST-LAST[/BASE]`.
+pub(super) fn port_range(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let last = last.split('/').next().unwrap_or_default();
+    first.parse().ok().zip(last.parse().ok())
 }
 
 /// What a target that changes `field` makes of it.

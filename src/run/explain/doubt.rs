@@ -17,8 +17,8 @@ use crate::{
         },
         place::HookPoint,
         rule::{
-            Alone, Field, Packet, Rule, State,
-            walk::{Chain, Fate, Program, Route, RuleNumber, Seen, Suppose, Ways},
+            Alone, Field, Packet, Rule, State, Verdict,
+            walk::{Chain, Fate, Led, Program, Route, RuleNumber, Seen, Suppose, Target, Ways},
         },
         ruletext::RuleText,
     },
@@ -40,6 +40,18 @@ pub struct Doubt {
     pub by: Vec<(Caveat, RuleText)>,
     /// Rules that read what those set.
     pub readers: Vec<RuleText>,
+    /// Where chance leads the probe; none where no rule draws lots for it.
+    pub lots: Option<Lots>,
+}
+
+/// Where rules that draw lots lead a probe that comes alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lots {
+    /// Where to; none where that is not all known.
+    pub targets: Option<BTreeSet<Target>>,
+    /// Whether they decide only where it goes: whoever sees it go to all of the targets knows all
+    /// that can become of it.
+    pub only_where: bool,
 }
 
 /// The rules of one router, before any probe is held against them.
@@ -56,19 +68,9 @@ impl Rules {
     ) -> Result<Self, ExplainError> {
         let mut program = Program::default();
         program.bases = census::bases(reader.socket(), family)?;
-        let mut open: Vec<RulePlace> = program.bases.iter().map(|b| b.place.clone()).collect();
-        while let Some(place) = open.pop() {
-            if program.number(&place).is_some() {
-                continue;
-            }
-            let chain = reader.chain(&place)?;
-            let called = chain.parsed.iter().flat_map(Rule::called);
-            open.extend(called.map(|name| RulePlace {
-                chain: name.to_owned(),
-                ..place.clone()
-            }));
-            program.add(Chain::new(place, chain.parsed.clone()));
-        }
+        let bases = program.bases.iter().map(|base| base.place.clone());
+        let bases: Vec<RulePlace> = bases.collect();
+        add(&mut program, reader, bases)?;
         if let Some(legacy) = legacy {
             legacy.add_to(&mut program);
         }
@@ -102,9 +104,11 @@ impl Rules {
         let mut route = |packet: &Packet| routed(observer, out.as_deref(), head, packet);
         let mut walk = |suppose| program.walk(&seen, suppose, &mut route);
         let (any, alone) = (walk(Suppose::Anything), walk(Suppose::Alone));
+        let lots = lots(&program, &any, &alone);
         if end.all(&any) {
             return Ok(Some(Doubt {
                 sure: true,
+                lots,
                 ..Doubt::default()
             }));
         }
@@ -128,6 +132,7 @@ impl Rules {
         let mut doubt = Doubt {
             alone,
             soon: alone == Some(false) && matter.iter().any(|id| is_slow(&program, *id)),
+            lots,
             ..Doubt::default()
         };
         for id in matter {
@@ -144,6 +149,20 @@ impl Rules {
         }
         Ok(Some(doubt))
     }
+}
+
+/// Where lots lead a packet whose ways are `any`, and `alone` when it comes alone.
+fn lots(program: &Program, any: &Ways, alone: &Ways) -> Option<Lots> {
+    let caveat = |(chain, rule): &RuleNumber| {
+        let rule = &program.chains[*chain].rules[*rule];
+        rule.varying().next().map(|varying| &varying.caveat)
+    };
+    let draws = |id: &&RuleNumber| matches!(caveat(id), Some(Caveat::Random(_)));
+    any.varying.iter().find(draws)?;
+    Some(Lots {
+        targets: (!alone.elsewhere).then(|| alone.targets.clone()),
+        only_where: any.varying.iter().all(|id| program.only_chooses(*id)),
+    })
 }
 
 /// What was seen of a probe.
@@ -267,6 +286,28 @@ fn ended_by(program: &Program, rule: &RuleText, met: &Met<'_>) -> Option<RuleNum
     Some((chain, rule.position?.checked_sub(1)?))
 }
 
+/// Adds chains and those that they call.
+fn add(
+    program: &mut Program,
+    reader: &mut Reader<'_>,
+    chains: Vec<RulePlace>,
+) -> Result<(), ExplainError> {
+    let mut open = chains;
+    while let Some(place) = open.pop() {
+        if program.number(&place).is_some() {
+            continue;
+        }
+        let chain = reader.chain(&place)?;
+        let called = chain.parsed.iter().flat_map(Rule::called);
+        open.extend(called.map(|name| RulePlace {
+            chain: name.to_owned(),
+            ..place.clone()
+        }));
+        program.add(Chain::new(place, chain.parsed.clone()));
+    }
+    Ok(())
+}
+
 /// Notes what rules of nf_tables said of the probe.
 fn note(
     program: &mut Program,
@@ -277,6 +318,8 @@ fn note(
         if is_own(&place.table) {
             continue;
         }
+        // Chains that only maps lead to were not known yet.
+        add(program, reader, vec![place.clone()])?;
         let Some(number) = program.number(&place) else {
             continue;
         };
@@ -319,12 +362,25 @@ fn note(
             .filter(|s| s.kind == StepKind::Rule)
         {
             let at = chain.index(step.place.handle);
-            if let Some(said) = at.and_then(|at| known.said.get_mut(at)) {
+            if let Some((at, said)) = at.and_then(|at| Some((at, known.said.get_mut(at)?))) {
                 *said = Some(true);
+                known.led.extend(led(&step.decision).map(|led| (at, led)));
             }
         }
     }
     Ok(())
+}
+
+/// Where a rule led the packet; none where that ended its way.
+fn led(decision: &Decision) -> Option<Led> {
+    Some(match decision {
+        Decision::Continue => Led::On,
+        Decision::Accept => Led::To(Verdict::Accept),
+        Decision::Return => Led::To(Verdict::Return),
+        Decision::Jump(chain) => Led::To(Verdict::Jump(chain.clone())),
+        Decision::Goto(chain) => Led::To(Verdict::Goto(chain.clone())),
+        Decision::Drop | Decision::Stolen | Decision::Queue(_) | Decision::Other(_) => return None,
+    })
 }
 
 /// Whether the way through the table of a chain ended by a rule of another chain: then what stands

@@ -24,7 +24,7 @@ use std::{
 
 use thiserror::Error;
 
-pub use self::doubt::Doubt;
+pub use self::doubt::{Doubt, Lots};
 pub use self::reason::{Action, Explained, Reason};
 pub(in crate::run) use self::watched::{Watched, proxy, varies};
 use self::{

@@ -3,7 +3,7 @@
 
 use super::{
     ExplainError,
-    doubt::{Met, Rules},
+    doubt::{Doubt, Met, Rules},
     read::{Reader, subject, visited},
     reason::{Explained, Reason},
 };
@@ -116,6 +116,9 @@ fn of_first(explained: &Explained) -> String {
     };
     // What comes alone is neither stopped by the burst of a job nor let through by it.
     let as_alone = doubt.alone == Some(passed) && !doubt.soon;
+    if let Some(several) = lots(doubt, explained) {
+        return several;
+    }
     if doubt.sure || as_alone {
         return String::new();
     }
@@ -124,6 +127,25 @@ fn of_first(explained: &Explained) -> String {
         words = format!("{words}; what that sets is read by {reader}");
     }
     words
+}
+
+/// What to say of a packet that lots lead to one of several targets: this one went to one of them,
+/// and only that one's way is known.
+fn lots(doubt: &Doubt, explained: &Explained) -> Option<String> {
+    let targets = doubt.lots.as_ref()?.targets.as_ref();
+    let one = targets.is_some_and(|targets| targets.len() < 2);
+    if one {
+        return None;
+    }
+    let drawn = |(caveat, _): &&(Caveat, RuleText)| matches!(caveat, Caveat::Random(_));
+    let by = notes(explained.caveats.iter().filter(drawn));
+    let of = targets.map_or_else(
+        || "targets that are not all known".to_owned(),
+        |targets| format!("{} targets", targets.len()),
+    );
+    Some(format!(
+        "chance decides to which of {of} it goes, and a quick job follows it to each: {by}"
+    ))
 }
 
 /// A packet whose other ways are not known: rules that let it through or stop it by chance.

@@ -7,9 +7,9 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{
-    QuickError,
+    QuickError, lots,
     plan::{Sender, Visit},
-    tables::{Tables, classes, query},
+    tables::{Out, Tables, classes, query},
 };
 use crate::{
     lab::{
@@ -26,30 +26,63 @@ use crate::{
     },
 };
 
-/// One of several next hops, and the others by their number.
+/// One of several ways that a router may send a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Branch {
     pub(super) router: RouterName,
-    /// Where the packets go.
-    pub(super) to: IpAddr,
-    /// How many next hops the route has.
-    pub(super) of: usize,
-    pub(super) dev: IfName,
-    pub(super) via: Option<IpAddr>,
+    pub(super) by: By,
+}
+
+/// What chooses among several ways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum By {
+    /// A route, which has several next hops.
+    Route {
+        /// Where the packets go.
+        to: IpAddr,
+        /// How many next hops the route has.
+        of: usize,
+        /// This one.
+        dev: IfName,
+        via: Option<IpAddr>,
+    },
+    /// Lots that rules draw; this is the target with this number.
+    Lot(usize),
 }
 
 impl Branch {
     /// What there is to choose from, in words.
     pub(super) fn choice(&self) -> String {
-        let number = match self.of {
-            2 => "two".to_owned(),
-            3 => "three".to_owned(),
-            more => more.to_string(),
-        };
-        format!(
-            "the route of {} to {} has {number} next hops",
-            self.router, self.to
-        )
+        match &self.by {
+            By::Route { to, of, .. } => {
+                let number = match of {
+                    2 => "two".to_owned(),
+                    3 => "three".to_owned(),
+                    more => more.to_string(),
+                };
+                format!(
+                    "the route of {} to {to} has {number} next hops",
+                    self.router
+                )
+            }
+            By::Lot(_) => format!("chance at {} decides where it goes", self.router),
+        }
+    }
+
+    /// This one of the ways, in words, for a packet that leaves to `to`.
+    pub(super) fn name(&self, (to, port): (IpAddr, u16)) -> String {
+        match &self.by {
+            By::Route { dev, .. } => dev.to_string(),
+            By::Lot(_) => lots::name(to, port),
+        }
+    }
+
+    /// The way out of a copy of the router that has no other.
+    pub(super) fn way_out(&self) -> Option<Out> {
+        match &self.by {
+            By::Route { dev, via, .. } => Some((dev.clone(), *via)),
+            By::Lot(_) => None,
+        }
     }
 }
 
@@ -129,10 +162,12 @@ impl Fork {
         let branches = hops.filter_map(|hop| {
             let branch = Branch {
                 router: visit.at.router.clone(),
-                to: to?,
-                of: self.route.next_hops.len(),
-                dev: hop.dev.clone()?,
-                via: hop.via,
+                by: By::Route {
+                    to: to?,
+                    of: self.route.next_hops.len(),
+                    dev: hop.dev.clone()?,
+                    via: hop.via,
+                },
             };
             Some((hop, Arc::new(branch)))
         });
@@ -182,7 +217,8 @@ impl Fork {
                         host: outside.name().to_string(),
                         source,
                     })?;
-                    let family = Family::of(branch.to);
+                    let to = self.probes.first().map(|p| p.headers.destination);
+                    let family = to.map_or(Family::V4, Family::of);
                     let sender = Mac::made_up("tsim hidden sender");
                     let sent = socket.into_wire(number, mac, sender, family);
                     wire = Some(socket);

@@ -1,7 +1,7 @@
 //! From what was observed at one place to what became of each probe there, and where it went.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     firewall::{
         rule::{Field, Packet, State},
-        taps::Left,
+        taps::{Left, Ways},
     },
     lab::{
         LabState,
@@ -111,14 +111,29 @@ impl Visited {
         let kept = both.filter(|(probe, _)| !indexes.contains(&probe.index));
         (self.probes, self.outcomes) = kept.unzip();
     }
+
+    /// Leaves open what becomes of probes that chance sends to several targets.
+    pub(super) fn doubt_lots(&mut self, targets: &BTreeMap<u32, Vec<Left>>) {
+        for (probe, outcome) in self.probes.iter().zip(&mut self.outcomes) {
+            if let Some(targets) = targets.get(&probe.index) {
+                outcome.verdict = Verdict::Unknown;
+                outcome.exit = None;
+                outcome.reason = Some(Arc::from(format!(
+                    "chance sends it to one of {} targets, behind one of several next hops",
+                    targets.len()
+                )));
+            }
+        }
+    }
 }
 
-/// Says what became of the probes of a visit. With `trust`, what the lab lacks is only said.
+/// Says what became of the probes of a visit, which left by `ways`. With `trust`, what the lab lacks
+/// is only said.
 pub(super) fn digest(
     (lab, trust): (&LabState, bool),
     tables: &mut Tables<'_>,
     (at, probes): (&Entry, &[Probe]),
-    measured: &Measurement,
+    (measured, ways): (&Measurement, Option<&Ways>),
     branch: Option<&Arc<Branch>>,
 ) -> Result<Visited, ResolveError> {
     let omitted = lab.router(&at.router);
@@ -129,7 +144,7 @@ pub(super) fn digest(
         tables,
         at,
         rules: &rules,
-        branch: branch.map(|branch| (branch.dev.clone(), branch.via)),
+        branch: branch.and_then(|branch| branch.way_out()),
         exits: Vec::new(),
         known: HashMap::new(),
     };
@@ -146,7 +161,7 @@ pub(super) fn digest(
             headers: probe.headers,
         });
     }
-    match &measured.ways {
+    match ways {
         Some(ways) => {
             for (probe, outcome) in probes.iter().zip(&mut outcomes) {
                 let local = measured.findings.get(&probe.index) == Some(&Finding::Delivered);

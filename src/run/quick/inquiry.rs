@@ -9,14 +9,16 @@ use std::{
 
 use super::{
     Closing, QuickError, QuickJob, back,
-    branch::{self, Branch},
+    branch::{self, Branch, By},
     course::{Course, Stop},
     digest::{self, Ending, Visited},
+    lots,
     plan::{Answer, Plan, Sender, Visit},
     tables::{Tables, query},
     walk::{Needs, Walk, WayEnd},
 };
 use crate::{
+    firewall::taps::{Left, Ways},
     lab::{
         Lab,
         hosts::{HostState, Hosts},
@@ -408,11 +410,11 @@ impl<'a> Inquiry<'a> {
             go_on()?;
             let answers = plan.measure_all(&visits, self.dir)?;
             for (visit, answer) in visits.iter().zip(answers) {
-                let mut visited = self.digest(&mut tables, visit, &answer, None)?;
+                let mut visited = self.digest_lots(&mut tables, visit, &answer)?;
                 through.measured.push((visit.at.router.clone(), answer));
                 let branched = self.branches(&mut tables, plan, visit, &mut through)?;
-                visited.leave_out(&branched);
-                through.visited.push(visited);
+                visited.iter_mut().for_each(|v| v.leave_out(&branched));
+                through.visited.extend(visited);
             }
             let mut needs = Needs {
                 packets: Vec::new(),
@@ -466,7 +468,10 @@ impl<'a> Inquiry<'a> {
                     },
                     Ok(copied) => {
                         let answer = plan.measure(copied, self.dir)?;
-                        let visited = self.digest(tables, copied, &answer, Some(&cut.branch))?;
+                        let ways = answer.ways();
+                        let branch = Some(&cut.branch);
+                        let mut visited = self.digest(tables, copied, &answer, ways, branch)?;
+                        visited.doubt_lots(answer.targets());
                         through.measured.push((visit.at.router.clone(), answer));
                         visited
                     }
@@ -479,11 +484,42 @@ impl<'a> Inquiry<'a> {
         Ok(indexes)
     }
 
+    /// What became of the probes of a visit; of those that chance sends to several targets, of one
+    /// after the other.
+    fn digest_lots(
+        &self,
+        tables: &mut Tables<'_>,
+        visit: &Visit,
+        answer: &Answer,
+    ) -> Result<Vec<Visited>, QuickError> {
+        let mut plain = self.digest(tables, visit, answer, answer.ways(), None)?;
+        let drawn = answer.targets();
+        let mut all = Vec::new();
+        for number in 0.. {
+            let Some(ways) = lots::nth(drawn, number) else {
+                break;
+            };
+            let branch = Arc::new(Branch {
+                router: visit.at.router.clone(),
+                by: By::Lot(number),
+            });
+            let mut one = self.digest(tables, visit, answer, Some(&ways), Some(&branch))?;
+            let none = |index: &u32| drawn.get(index).is_none_or(|left| left.len() <= number);
+            let others = one.probes.iter().map(|probe| probe.index).filter(none);
+            one.leave_out(&others.collect());
+            all.push(one);
+        }
+        plain.leave_out(&drawn.keys().copied().collect());
+        all.insert(0, plain);
+        Ok(all)
+    }
+
     fn digest(
         &self,
         tables: &mut Tables<'_>,
         visit: &Visit,
         answer: &Answer,
+        ways: Option<&Ways>,
         branch: Option<&Arc<Branch>>,
     ) -> Result<Visited, QuickError> {
         let measured = match answer {
@@ -503,7 +539,7 @@ impl<'a> Inquiry<'a> {
             (self.lab, self.job.trust_facts),
             tables,
             place,
-            measured,
+            (measured, ways),
             branch,
         )?;
         if matches!(visit.from, Ok(Sender::Itself(_))) {
@@ -512,17 +548,27 @@ impl<'a> Inquiry<'a> {
         Ok(visited)
     }
 
-    /// The visits that a walk needs. Of several packets with one tag at one place, one is sent now.
+    /// The visits that a walk needs. Packets with one tag come to a place in one visit each.
     fn again(&self, needs: Needs, wire: &mut Option<WireSocket>) -> Result<Vec<Visit>, QuickError> {
-        let mut places: BTreeMap<Entry, BTreeMap<u32, Probe>> = BTreeMap::new();
+        let mut places: BTreeMap<Entry, Vec<BTreeMap<u32, Probe>>> = BTreeMap::new();
         for (at, probe) in needs.packets {
-            let probes = places.entry(at).or_default();
-            probes.entry(probe.index).or_insert(probe);
+            let visits = places.entry(at).or_default();
+            let same = |known: &Probe| known.headers == probe.headers;
+            if visits.iter().any(|v| v.get(&probe.index).is_some_and(same)) {
+                continue;
+            }
+            match visits.iter_mut().find(|v| !v.contains_key(&probe.index)) {
+                Some(visit) => _ = visit.insert(probe.index, probe),
+                None => visits.push([(probe.index, probe)].into()),
+            }
         }
+        let visits = places
+            .into_iter()
+            .flat_map(|(at, all)| all.into_iter().map(move |probes| (at.clone(), probes)));
         let visit = |(at, probes): (Entry, BTreeMap<u32, Probe>)| {
             self.visit(at, probes.into_values().collect(), None, wire)
         };
-        places.into_iter().map(visit).collect()
+        visits.map(visit).collect()
     }
 }
 
@@ -564,6 +610,23 @@ fn doubt_ports(tables: &mut Tables<'_>, visited: &mut Visited) -> Result<(), Qui
 }
 
 impl Answer {
+    /// How probes left, where that was noted.
+    fn ways(&self) -> Option<&Ways> {
+        match self {
+            Self::Measured(measured) => measured.ways.as_ref(),
+            Self::Unmeasured(_) => None,
+        }
+    }
+
+    /// How copies left of probes that chance sends to several targets.
+    fn targets(&self) -> &BTreeMap<u32, Vec<Left>> {
+        const NONE: &BTreeMap<u32, Vec<Left>> = &BTreeMap::new();
+        match self {
+            Self::Measured(measured) => &measured.targets,
+            Self::Unmeasured(_) => NONE,
+        }
+    }
+
     /// Closes what is left open of it.
     fn close(self) {
         if let Self::Measured(measured) = self {

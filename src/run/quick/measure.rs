@@ -11,7 +11,7 @@ use super::{Closing, QuickError};
 use crate::{
     fault,
     firewall::{
-        Reading, Support, Taps,
+        Reading, Support, TagSpace, Taps,
         backend::{Backend, InstalledTaps, Site, TapsError},
         iptables::{
             OwnerMark,
@@ -243,18 +243,38 @@ impl<'a> Probing<'a> {
     /// arrivals, where it stays unclear whether their probes came in, and by tag alone, where
     /// something came out that has lost its mark.
     fn measure_once(&mut self, indexes: &[u32], note_ways: bool) -> Result<Measured, QuickError> {
+        let Question { taps, probes, .. } = self.question;
         let taps = Taps {
             note_ways,
-            ..self.question.taps.clone()
+            ..taps.clone()
         };
-        let mut first = self.pass(taps.clone(), indexes)?;
+        self.measure_by(taps, probes, indexes)
+    }
+
+    /// Measures other probes than the question's, with taps for them.
+    pub(super) fn measure_others(
+        &mut self,
+        taps: &Taps,
+        probes: &[Probe],
+    ) -> Result<Measured, QuickError> {
+        let indexes: Vec<u32> = probes.iter().map(|probe| probe.index).collect();
+        self.measure_by(taps.clone(), probes, &indexes)
+    }
+
+    fn measure_by(
+        &mut self,
+        taps: Taps,
+        probes: &[Probe],
+        indexes: &[u32],
+    ) -> Result<Measured, QuickError> {
+        let mut first = self.pass(taps.clone(), probes, indexes)?;
         let unclear: Vec<u32> = first.with(Finding::is_unclear);
         if !unclear.is_empty() {
             let noting = Taps {
                 note_arrivals: true,
                 ..taps.clone()
             };
-            let second = self.pass(noting, &unclear)?;
+            let second = self.pass(noting, probes, &unclear)?;
             first.correct(second);
         }
         let stopped = first.with(|finding| *finding == Finding::Stopped);
@@ -263,7 +283,7 @@ impl<'a> Probing<'a> {
                 by_tag: true,
                 ..taps
             };
-            let second = self.pass(by_tag, &stopped)?;
+            let second = self.pass(by_tag, probes, &stopped)?;
             first.correct(second);
         }
         Ok(first)
@@ -272,16 +292,26 @@ impl<'a> Probing<'a> {
     /// Sends the probes with `indexes` once more; whoever calls watches them in another way.
     pub(super) fn send(&self, indexes: &[u32]) -> Refused {
         let Question { taps, probes, .. } = self.question;
+        self.send_some(taps.tags, probes, indexes)
+    }
+
+    fn send_some(&self, tags: TagSpace, probes: &[Probe], indexes: &[u32]) -> Refused {
         if indexes.len() == probes.len() {
-            return self.probes.send(taps.tags, probes);
+            return self.probes.send(tags, probes);
         }
         let wanted = |probe: &&Probe| indexes.binary_search(&probe.index).is_ok();
         let some: Vec<Probe> = probes.iter().filter(wanted).copied().collect();
-        self.probes.send(taps.tags, &some)
+        self.probes.send(tags, &some)
     }
 
     /// Puts taps in, probes, reads, and takes the taps out again whatever happened.
-    fn pass(&mut self, taps: Taps, indexes: &[u32]) -> Result<Measured, QuickError> {
+    fn pass(
+        &mut self,
+        taps: Taps,
+        probes: &[Probe],
+        indexes: &[u32],
+    ) -> Result<Measured, QuickError> {
+        let tags = taps.tags;
         let mut spent = Spent::default();
         let mut clock = Instant::now();
         let mut lap = |part: &mut Duration| {
@@ -291,7 +321,8 @@ impl<'a> Probing<'a> {
         step("quick.install")?;
         let mut installed = self.install(taps).map_err(|e| self.failed(e))?;
         lap(&mut spent.install);
-        let sent = step("quick.probe").and_then(|()| self.send_collecting(&mut installed, indexes));
+        let sent = step("quick.probe")
+            .and_then(|()| self.send_collecting(&mut installed, (tags, probes), indexes));
         lap(&mut spent.probe);
         let reading =
             step("quick.read").and_then(|()| installed.read().map_err(|e| self.failed(e)));
@@ -312,12 +343,13 @@ impl<'a> Probing<'a> {
     fn send_collecting(
         &self,
         installed: &mut InstalledTaps,
+        (tags, probes): (TagSpace, &[Probe]),
         indexes: &[u32],
     ) -> Result<Refused, QuickError> {
         let at_once = installed.probes_at_once().unwrap_or(usize::MAX);
         let mut refused = Refused::new();
         for batch in indexes.chunks(at_once) {
-            refused.extend(self.send(batch));
+            refused.extend(self.send_some(tags, probes, batch));
             installed.collect().map_err(|e| self.failed(e))?;
         }
         Ok(refused)

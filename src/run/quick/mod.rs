@@ -16,6 +16,7 @@ mod course;
 mod digest;
 mod grant;
 mod inquiry;
+mod lots;
 mod measure;
 mod plan;
 mod report;

@@ -16,6 +16,7 @@ use super::{
     Closing, EXPLAIN_AUTO_MAX, ExplainMode, QuickError, QuickJob,
     conclude::conclude,
     digest::ENDS_HERE,
+    lots::Urn,
     measure::{self, Probing, Question, Spent, step},
     random,
     standin::StandIns,
@@ -23,13 +24,13 @@ use super::{
 use crate::{
     config::Config,
     firewall::{
-        Caveat, TagSpace, Taps,
+        TagSpace, Taps,
         backend::{Backend, Site, choose},
         iptables::{OwnerMark, feature},
         nft::nature::Nature,
         rule::Rule,
         ruletext::RuleText,
-        taps::Ways,
+        taps::{Left, Ways},
     },
     lab::trace::Entry,
     model::{Dscp, NetnsName, Protocol, RouterName},
@@ -59,6 +60,8 @@ pub(super) struct Plan {
     taps: Taps,
     /// The same for probes of a router itself.
     own_taps: Taps,
+    /// Whether probes may have any source port.
+    any_port: bool,
     /// As the source sends them.
     pub(super) probes: Vec<Probe>,
     pub(super) catalogue: Catalogue,
@@ -106,6 +109,8 @@ pub(super) struct Measurement {
     pub(super) reasons: BTreeMap<u32, (Verdict, String)>,
     /// How probes left, where anything could have changed them.
     pub(super) ways: Option<Ways>,
+    /// How copies of probes left that chance sends by several ways, by service index.
+    pub(super) targets: BTreeMap<u32, Vec<Left>>,
     pub(super) nature: Nature,
     pub(super) doubts: Vec<String>,
     pub(super) owned: bool,
@@ -168,6 +173,7 @@ impl Plan {
                 ..taps.clone()
             },
             taps,
+            any_port: job.source_port.is_none(),
             probes,
             catalogue,
         })
@@ -285,7 +291,13 @@ impl Plan {
             let before = (&mut findings, &mut measured.ways);
             taken = self.proxied(visit, &mut probing, &proxied, before)?;
         }
-        let luck = luck(&mut probing, &explained, &findings)?;
+        let urn = Urn {
+            taps: self.question(visit).taps,
+            probes: &visit.probes,
+            any_port: self.any_port,
+        };
+        let ways = measured.ways.as_ref();
+        let mut lots = urn.draw(&mut probing, &explained.reasons, (&findings, ways))?;
         let explain = begin.elapsed();
         closing.extend(probing.into_closing());
         let reasons = explained
@@ -297,11 +309,8 @@ impl Plan {
             .collect::<BTreeMap<u32, (Verdict, String)>>();
         let mut reasons: BTreeMap<u32, (Verdict, String)> =
             reasons.into_iter().chain(taken).collect();
-        for (index, luck) in luck {
-            let why = reasons.get(&index).map(|(_, why)| format!("; {why}"));
-            let why = why.unwrap_or_default();
-            reasons.insert(index, (Verdict::Unknown, format!("{luck}{why}")));
-        }
+        let targets = std::mem::take(&mut lots.targets);
+        lots.tell(&mut reasons);
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
         doubts.extend(asked.left_out);
@@ -317,6 +326,7 @@ impl Plan {
             findings,
             reasons,
             ways: measured.ways,
+            targets,
             nature,
             doubts,
             owned: measured.owned,
@@ -483,51 +493,6 @@ impl Plan {
     }
 }
 
-/// How often a packet is sent whose fate chance has a part in.
-const TRIES: usize = 32;
-
-/// Sends probes again and again on whose way a rule draws lots, and says of those that fare
-/// differently how often. That chance decides where to is not yet that it decides whether.
-fn luck(
-    probing: &mut Probing<'_>,
-    explained: &Explanation,
-    findings: &BTreeMap<u32, Finding>,
-) -> Result<BTreeMap<u32, String>, QuickError> {
-    let draws = |e: &&explain::Explained| {
-        let random = |(caveat, _): &(Caveat, _)| matches!(caveat, Caveat::Random(_));
-        e.caveats.iter().any(random)
-    };
-    let drawn = explained.reasons.iter().filter(draws).map(|e| e.index);
-    let mut indexes: Vec<u32> = drawn.collect();
-    indexes.sort_unstable();
-    indexes.dedup();
-    if indexes.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    let mut through: BTreeMap<u32, usize> = indexes.iter().map(|&index| (index, 0)).collect();
-    let mut count = |index: u32, finding: &Finding| {
-        let got = matches!(finding, Finding::Passed | Finding::Delivered);
-        if let Some(through) = through.get_mut(&index) {
-            *through += usize::from(got);
-        }
-    };
-    for &index in &indexes {
-        if let Some(finding) = findings.get(&index) {
-            count(index, finding);
-        }
-    }
-    for _ in 1..TRIES {
-        for (index, finding) in probing.measure(&indexes, false)?.findings {
-            count(index, &finding);
-        }
-    }
-    let differs = through
-        .into_iter()
-        .filter(|(_, got)| (1..TRIES).contains(got));
-    let told = |got| format!("chance decides: {got} of {TRIES} packets got through");
-    Ok(differs.map(|(index, got)| (index, told(got))).collect())
-}
-
 /// A probe that a rule of TPROXY hands to a program of the router.
 struct Proxied {
     /// Where the program listens.
@@ -590,8 +555,15 @@ fn by_router(visits: &[Visit]) -> Vec<Vec<usize>> {
 /// A source port that no earlier run is likely to have used, so that no entry of connection
 /// tracking answers in a rule's place.
 pub(super) fn fresh_port() -> Result<u16, QuickError> {
-    // Linux's range for clients, net.ipv4.ip_local_port_range: rules may look at it.
-    const FIRST: u16 = 32_768;
-    const COUNT: u64 = 28_232;
-    Ok(FIRST + (random()? % COUNT) as u16)
+    Ok(FIRST_PORT + (random()? % u64::from(PORTS)) as u16)
 }
+
+/// The `number`th source port behind `port`, within the same range.
+pub(super) fn port_behind(port: u16, number: u16) -> u16 {
+    let at = u32::from(port.saturating_sub(FIRST_PORT)) + u32::from(number);
+    FIRST_PORT + (at % u32::from(PORTS)) as u16
+}
+
+/// Linux's range for clients, net.ipv4.ip_local_port_range: rules may look at it.
+const FIRST_PORT: u16 = 32_768;
+const PORTS: u16 = 28_232;

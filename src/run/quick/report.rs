@@ -183,8 +183,14 @@ fn disagreement(ways: &[WayEnd]) -> String {
         let by = if entries.len() > 1 {
             way.entry.to_string()
         } else if !way.branches.is_empty() {
-            let devs = way.branches.iter().map(|branch| branch.dev.as_str());
-            devs.collect::<Vec<_>>().join(", ")
+            let names = way.branches.iter().map(|branch| {
+                let leg = way.legs.iter().find(|leg| leg.hop.router == branch.router);
+                leg.map_or_else(
+                    || branch.choice(),
+                    |leg| branch.name((leg.destination, leg.dport)),
+                )
+            });
+            names.collect::<Vec<_>>().join(", ")
         } else {
             let routers = way.legs.iter().map(|leg| leg.hop.router.as_str());
             routers.collect::<Vec<_>>().join(", ")
@@ -362,7 +368,9 @@ fn by_branch(index: u32, here: &[(usize, &Visited)]) -> Option<(Verdict, String)
     for (branch, outcome) in &outcomes {
         let why = outcome.reason.as_ref();
         let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-        let text = format!("by {} {}{why}", branch.dev, outcome.verdict);
+        let left = &outcome.headers;
+        let name = branch.name((left.destination, left.destination_port));
+        let text = format!("by {name} {}{why}", outcome.verdict);
         if !texts.contains(&text) {
             texts.push(text);
         }

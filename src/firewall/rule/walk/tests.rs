@@ -36,6 +36,7 @@ fn program(forward_drops: bool, chains: &[Written<'_>]) -> Program {
             place: place(name),
             rules: rules.iter().map(|rule| Rule::of(rule)).collect(),
             said: said.to_vec(),
+            led: BTreeMap::new(),
             visited: !said.is_empty(),
         });
     }
@@ -179,4 +180,58 @@ fn what_a_rate_lets_return_meets_what_comes_behind_the_jump() {
     assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [Fate::Stopped]);
     let any = fates(&program, &seen(&[]), Suppose::Anything);
     assert_eq!(any, [Fate::Same, Fate::Stopped]);
+}
+
+#[test]
+fn where_a_map_led_the_packet_what_stands_there_is_asked() {
+    let forward: &[&str] = &["tcp dport vmap @whole", "drop"];
+    let chains: [Written<'_>; 2] = [
+        ("FORWARD", forward, &[YES, None]),
+        (
+            "lucky",
+            &["numgen random mod 9 0 drop", "accept"],
+            &[NO, YES],
+        ),
+    ];
+    let mut program = program(true, &chains);
+    let walk = |program: &Program| fates(program, &seen(&[]), Suppose::Anything);
+    assert_eq!(walk(&program), [Fate::Open]);
+    let led = Led::To(Verdict::Jump("lucky".to_owned()));
+    program.chains[0].led.insert(0, led);
+    assert_eq!(walk(&program), [Fate::Same, Fate::Stopped]);
+}
+
+#[test]
+fn lots_lead_to_targets_and_only_those_that_rewrite_decide_nothing_else() {
+    let rules: &[&str] = &[
+        "dnat ip to numgen random mod 2 map { 0 : 10.0.0.1 . 80, 1 : 10.0.0.2 . 8080 }",
+        "numgen random mod 2 vmap { 0 : goto a, 1 : goto b }",
+        "dnat to jhash ip saddr . tcp sport mod 2 seed 0x1 map @m",
+        "jhash ip saddr . ip daddr mod 2 seed 0x1 vmap { 0 : goto a, 1 : goto b }",
+    ];
+    let chains: [Written<'_>; 3] = [
+        ("PREROUTING", rules, &[YES, None, None, None]),
+        ("a", &["dnat to 10.0.0.3"], &[]),
+        ("b", &["drop"], &[]),
+    ];
+    let program = program(false, &chains);
+    assert_eq!(
+        [0, 1, 2].map(|rule| program.only_chooses((0, rule))),
+        [true, false, true]
+    );
+    let varies = |rule: usize| program.chains[0].rules[rule].varying().next().is_some();
+    assert_eq!([0, 1, 2, 3].map(varies), [true, true, true, false]);
+    let seen = seen(&[Field::Destination]);
+    let ways = program.walk(&seen, Suppose::Alone, &mut |_| Route::Same);
+    let targets: Vec<_> = ways
+        .targets
+        .iter()
+        .map(|t| (t.destination.to_string(), t.ports))
+        .collect();
+    let target = |to: &str, port| (to.to_owned(), Some((port, port)));
+    assert_eq!(
+        targets,
+        [target("10.0.0.1/32", 80), target("10.0.0.2/32", 8080)]
+    );
+    assert!(!ways.elsewhere);
 }

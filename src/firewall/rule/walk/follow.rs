@@ -1,201 +1,59 @@
-//! Where a packet may get when rules that depend on more than the packet say something else.
-//!
-//! A trace shows one way of a packet. From the first rule that may have said something else, its
-//! way is thought out: rules that the packet was held against, and that read nothing which differs
-//! now, say what they said; all others are asked what they may say, and where that cannot be told,
-//! both ways are followed. Pure code: the ruleset, what was seen, and routing are arguments.
+//! Following a packet's ways, rule by rule.
 
-use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    sync::Arc,
+use std::collections::{BTreeSet, HashSet};
+
+use super::{Base, Fate, Led, Program, Route, RuleNumber, Seen, Suppose, Target, Ways};
+use crate::firewall::{
+    place::HookPoint,
+    rule::{Alone, Answer, Caveat, Does, Field, Goal, Packet, Rule, Test, Translation, Verdict},
 };
-
-use super::{Alone, Answer, Does, Field, Packet, Rule, Test, Translation, Verdict};
-use crate::firewall::{RulePlace, place::HookPoint};
 
 /// Rules that are asked in one walk before it is given up.
 const PATIENCE: usize = 20_000;
 
-/// The rules that a packet can meet, with what was seen of it there.
-#[derive(Debug, Clone, Default)]
-pub struct Program {
-    /// Base chains.
-    pub bases: Vec<Base>,
-    /// All chains.
-    pub chains: Vec<Chain>,
-    find: HashMap<RulePlace, usize>,
-}
-
-/// A chain that packets come to by themselves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Base {
-    /// Where it is; the handle is 0.
-    pub place: RulePlace,
-    /// At which hook.
-    pub hook: HookPoint,
-    /// Chains of lower priority come first.
-    pub priority: i32,
-    /// Whether it drops what no rule decides on.
-    pub policy_drops: bool,
-}
-
-/// The rules of a chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
-    /// Where it is; the handle is 0.
-    pub place: RulePlace,
-    /// Its rules in order.
-    pub rules: Arc<[Rule]>,
-    /// What each said of the packet, where it was asked once.
-    pub said: Vec<Option<bool>>,
-    /// Whether the packet was seen in it.
-    pub visited: bool,
-}
-
-/// A rule: the numbers of its chain and of itself therein.
-pub type RuleNumber = (usize, usize);
-
-/// How a way ends.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fate {
-    /// As it ended when it was seen.
-    Same,
-    /// The packet leaves the router.
-    Out,
-    /// It leaves by another interface than the one seen, because of a mark or the like.
-    Elsewhere,
-    /// It ends at the router itself.
-    Local,
-    /// A rule, a policy or routing stops it.
-    Stopped,
-    /// That cannot be told.
-    Open,
-}
-
-/// Where routing leads a packet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Route {
-    /// The same way as it was seen to go.
-    Same,
-    /// Out by this interface.
-    By(String),
-    /// To the router itself.
-    Local,
-    /// Nowhere.
-    Nowhere,
-    /// That cannot be told.
-    Open,
-}
-
-/// What rules that depend on more than the packet are taken to say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Suppose {
-    /// What they say of a packet that comes alone; where chance decides, both.
-    Alone,
-    /// Anything.
-    Anything,
-    /// One of them this, the others what they say of a packet that comes alone.
-    Fixed(RuleNumber, bool),
-}
-
-/// Ends of a packet's ways.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ways {
-    /// How they end.
-    pub fates: BTreeSet<Fate>,
-    /// Rules on them that depend on more than the packet and can match it.
-    pub varying: BTreeSet<RuleNumber>,
-    /// Rules that read what such a rule had set, and matched.
-    pub readers: BTreeSet<RuleNumber>,
-}
-
-/// What the packet was like and how it ended when it was seen.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    /// The packet as it came in.
-    pub packet: Packet,
-    /// Whether it was on its way to the router itself.
-    pub local: bool,
-    /// The rule that ended it, if one did.
-    pub ended_by: Option<RuleNumber>,
-    /// What rules changed that were seen to match.
-    pub changed: BTreeSet<Field>,
-}
-
-impl Chain {
-    /// A chain in which nothing was seen.
-    #[must_use]
-    pub fn new(place: RulePlace, rules: Arc<[Rule]>) -> Self {
-        Self {
-            said: vec![None; rules.len()],
-            visited: false,
-            place,
-            rules,
-        }
+/// Follows the packet's ways through `program`.
+pub(super) fn follow(
+    program: &Program,
+    seen: &Seen,
+    suppose: Suppose,
+    route: &mut dyn FnMut(&Packet) -> Route,
+) -> Ways {
+    let mut bases: Vec<&Base> = program.bases.iter().collect();
+    bases.sort_by_key(|base| (base.hook, base.priority));
+    let mut walk = Walk {
+        program,
+        bases,
+        seen,
+        suppose,
+        route,
+        ways: Ways::default(),
+        known: HashSet::new(),
+        todo: Vec::new(),
+        asked: 0,
+    };
+    let begin = State {
+        packet: seen.packet.clone(),
+        differs: BTreeSet::new(),
+        left: false,
+        local: false,
+        sets: BTreeSet::new(),
+    };
+    walk.hook(0, begin);
+    while let Some((at, stack, state)) = walk.todo.pop() {
+        walk.run(at, stack, state);
     }
-}
-
-impl Program {
-    /// Adds a chain, unless it is there.
-    pub fn add(&mut self, chain: Chain) {
-        let key = chain.place.clone();
-        if !self.find.contains_key(&key) {
-            self.find.insert(key, self.chains.len());
-            self.chains.push(chain);
-        }
-    }
-
-    /// The number of the chain at `place`, whatever its handle.
-    #[must_use]
-    pub fn number(&self, place: &RulePlace) -> Option<usize> {
-        let key = RulePlace {
-            handle: 0,
-            ..place.clone()
+    // What ended before its source was made another is not on its way from elsewhere.
+    let targets = walk.ways.targets.clone();
+    let with_source = |known: &Target, target: &Target| {
+        let sourceless = Target {
+            source: None,
+            ..known.clone()
         };
-        self.find.get(&key).copied()
-    }
-
-    fn called(&self, from: usize, name: &str) -> Option<usize> {
-        let place = RulePlace {
-            chain: name.to_owned(),
-            ..self.chains[from].place.clone()
-        };
-        self.find.get(&place).copied()
-    }
-
-    /// Follows the packet's ways.
-    pub fn walk(
-        &self,
-        seen: &Seen,
-        suppose: Suppose,
-        route: &mut dyn FnMut(&Packet) -> Route,
-    ) -> Ways {
-        let mut bases: Vec<&Base> = self.bases.iter().collect();
-        bases.sort_by_key(|base| (base.hook, base.priority));
-        let mut walk = Walk {
-            program: self,
-            bases,
-            seen,
-            suppose,
-            route,
-            ways: Ways::default(),
-            known: HashSet::new(),
-            todo: Vec::new(),
-            asked: 0,
-        };
-        let begin = State {
-            packet: seen.packet.clone(),
-            differs: BTreeSet::new(),
-            left: false,
-            local: false,
-            sets: BTreeSet::new(),
-        };
-        walk.hook(0, begin);
-        while let Some((at, stack, state)) = walk.todo.pop() {
-            walk.run(at, stack, state);
-        }
-        walk.ways
-    }
+        known.source.is_some() && sourceless == *target
+    };
+    let twice = |target: &Target| targets.iter().any(|known| with_source(known, target));
+    walk.ways.targets.retain(|target| !twice(target));
+    walk.ways
 }
 
 /// A packet on its way.
@@ -230,8 +88,27 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn end(&mut self, fate: Fate) {
+    /// Ends a way before the packet left.
+    fn end(&mut self, fate: Fate, state: &State) {
+        let mut packet = state.packet.clone();
+        packet.forget(Field::Source);
+        self.end_as(fate, &packet);
+    }
+
+    fn end_as(&mut self, fate: Fate, packet: &Packet) {
         self.ways.fates.insert(fate);
+        match target(packet) {
+            Some(target) => _ = self.ways.targets.insert(target),
+            None => self.ways.elsewhere = true,
+        }
+    }
+
+    /// Ends a way of which nothing is known from here, a rule of base chain number `at`. Behind
+    /// PREROUTING its destination is.
+    fn lose(&mut self, at: usize, state: &State) {
+        let hook = self.bases.get(at).map(|base| base.hook);
+        self.ways.elsewhere |= hook.is_none_or(|hook| hook <= HookPoint::Prerouting);
+        self.end(Fate::Open, state);
     }
 
     /// Goes on at the base chain with this number in the order of hooks.
@@ -246,8 +123,8 @@ impl Walk<'_> {
         let is_early = next.is_some_and(|hook| hook <= HookPoint::Prerouting);
         if was_early && !is_early {
             match self.routed(&mut state) {
-                Some(here) => state.local = here,
-                None => return,
+                Ok(here) => state.local = here,
+                Err(fate) => return self.end(fate, &state),
             }
         }
         let Some(base) = self.bases.get(at).copied() else {
@@ -272,9 +149,9 @@ impl Walk<'_> {
         state.left || self.program.chains[chain].visited
     }
 
-    /// Where routing leads, which is done only once: whether to the router itself; none where the
-    /// way ends.
-    fn routed(&mut self, state: &mut State) -> Option<bool> {
+    /// Where routing leads, which is done only once: whether to the router itself; an error where
+    /// the way ends.
+    fn routed(&mut self, state: &mut State) -> Result<bool, Fate> {
         const READ: [Field; 7] = [
             Field::Destination,
             Field::Source,
@@ -286,25 +163,19 @@ impl Walk<'_> {
         ];
         let local = self.seen.local;
         if !READ.iter().any(|field| state.differs.contains(field)) {
-            return Some(local);
+            return Ok(local);
         }
         match (self.route)(&state.packet) {
-            Route::Same => Some(local),
-            Route::Local => Some(true),
+            Route::Same => Ok(local),
+            Route::Local => Ok(true),
             Route::By(name) => {
                 state.packet.forget(Field::Outgoing);
                 state.packet = state.packet.clone().with_device(Field::Outgoing, name);
                 state.differs.insert(Field::Outgoing);
-                Some(false)
+                Ok(false)
             }
-            Route::Nowhere => {
-                self.end(Fate::Stopped);
-                None
-            }
-            Route::Open => {
-                self.end(Fate::Open);
-                None
-            }
+            Route::Nowhere => Err(Fate::Stopped),
+            Route::Open => Err(Fate::Open),
         }
     }
 
@@ -312,12 +183,13 @@ impl Walk<'_> {
     fn leave(&mut self, state: &State) {
         let by_another = state.differs.contains(&Field::Outgoing)
             && !state.differs.contains(&Field::Destination);
-        self.end(match (state.left, state.local) {
+        let fate = match (state.left, state.local) {
             (false, _) => Fate::Same,
             (true, true) => Fate::Local,
             (true, false) if by_another => Fate::Elsewhere,
             (true, false) => Fate::Out,
-        });
+        };
+        self.end_as(fate, &state.packet);
     }
 
     /// Goes on at the top of the stack, in the base chain number `at`.
@@ -325,7 +197,8 @@ impl Walk<'_> {
         loop {
             self.asked += 1;
             if self.asked > PATIENCE {
-                return self.end(Fate::Open);
+                self.ways.elsewhere = true;
+                return self.end(Fate::Open, &state);
             }
             let Some(&(chain, number)) = stack.last() else {
                 return self.policy(at, state);
@@ -359,8 +232,12 @@ impl Walk<'_> {
     fn policy(&mut self, at: usize, state: State) {
         match self.bases.get(at) {
             Some(base) if base.policy_drops => {
-                let same = !state.left;
-                self.end(if same { Fate::Same } else { Fate::Stopped });
+                let fate = if state.left {
+                    Fate::Stopped
+                } else {
+                    Fate::Same
+                };
+                self.end(fate, &state);
             }
             _ => self.hook(at + 1, state),
         }
@@ -467,6 +344,11 @@ impl Walk<'_> {
                 }
                 Does::Set { field, mask, value } => set(&mut state, *field, *mask, *value),
                 Does::Translate(translation) => {
+                    let lots = rule
+                        .varying()
+                        .any(|v| matches!(v.caveat, Caveat::Random(_)));
+                    // Of a map that is not known, chance may give anything.
+                    self.ways.elsewhere |= lots && translation.to.is_empty();
                     self.translate(at, translation, &state);
                     return None;
                 }
@@ -506,17 +388,22 @@ impl Walk<'_> {
 
     /// Goes on behind a nat chain, once for each address that a packet may get there.
     fn translate(&mut self, at: usize, translation: &Translation, state: &State) {
-        let mut one = translation.clone();
-        for net in translation.to.iter().skip(1) {
-            one.to = vec![*net];
-            let mut other = state.clone();
-            translate(&mut other, &one);
-            self.hook(at + 1, other);
+        let goals: Vec<Option<&Goal>> = match translation.to.as_slice() {
+            [] => vec![None],
+            goals => goals.iter().map(Some).collect(),
+        };
+        for goal in goals {
+            let mut one = state.clone();
+            translate(&mut one, translation.source, goal);
+            self.hook(at + 1, one);
         }
-        one.to = translation.to.first().copied().into_iter().collect();
-        let mut first = state.clone();
-        translate(&mut first, &one);
-        self.hook(at + 1, first);
+    }
+
+    /// Where the rule was seen to lead the packet, if nothing that it reads differs now.
+    fn led(&self, (chain, rule): RuleNumber, state: &State) -> Option<&Led> {
+        let chain = &self.program.chains[chain];
+        let led = chain.led.get(&rule)?;
+        (!reads(chain.rules.get(rule)?, state)).then_some(led)
     }
 
     fn decide(
@@ -527,20 +414,19 @@ impl Walk<'_> {
         mut stack: Stack,
         state: State,
     ) -> Option<(Stack, State)> {
-        let as_seen = !state.left || self.seen.ended_by == Some(id);
+        let ended = self.seen.ended_by == Some(id);
+        let as_seen = !state.left || ended;
         match verdict {
             Verdict::Accept => self.hook(at + 1, state),
-            Verdict::Drop | Verdict::Reject(_) if as_seen => self.end(Fate::Same),
-            Verdict::Drop | Verdict::Reject(_) => self.end(Fate::Stopped),
+            Verdict::Drop | Verdict::Reject(_) if as_seen => self.end(Fate::Same, &state),
+            Verdict::Drop | Verdict::Reject(_) => self.end(Fate::Stopped, &state),
             Verdict::Return => {
                 stack.pop();
                 return Some((stack, state));
             }
             Verdict::Jump(name) | Verdict::Goto(name) => {
                 let Some(chain) = self.program.called(id.0, name) else {
-                    let fate = if as_seen { Fate::Same } else { Fate::Open };
-                    self.end(fate);
-                    return None;
+                    return self.obscure(at, id, stack, state);
                 };
                 if matches!(verdict, Verdict::Goto(_)) {
                     stack.pop();
@@ -548,10 +434,44 @@ impl Walk<'_> {
                 stack.push((chain, 0));
                 return Some((stack, state));
             }
-            _ if as_seen => self.end(Fate::Same),
-            _ => self.end(Fate::Open),
+            Verdict::Unknown(_) => return self.obscure(at, id, stack, state),
+            _ if as_seen => self.end(Fate::Same, &state),
+            _ => self.lose(at, &state),
         }
         None
+    }
+
+    /// Goes on where a rule that nobody here understands was seen to lead the packet.
+    fn obscure(
+        &mut self,
+        at: usize,
+        id: RuleNumber,
+        stack: Stack,
+        state: State,
+    ) -> Option<(Stack, State)> {
+        if self.seen.ended_by == Some(id) {
+            self.end(Fate::Same, &state);
+            return None;
+        }
+        match self.led(id, &state).cloned() {
+            Some(Led::On) => Some((stack, state)),
+            // What was seen names a chain that is there, or none.
+            Some(Led::To(verdict)) if !self.is_obscure(id, &verdict) => {
+                self.decide(at, id, &verdict, stack, state)
+            }
+            _ => {
+                self.lose(at, &state);
+                None
+            }
+        }
+    }
+
+    fn is_obscure(&self, (chain, _): RuleNumber, verdict: &Verdict) -> bool {
+        match verdict {
+            Verdict::Jump(name) | Verdict::Goto(name) => self.program.called(chain, name).is_none(),
+            Verdict::Unknown(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -598,29 +518,44 @@ fn set(state: &mut State, field: Field, mask: u32, value: Option<u32>) {
     }
 }
 
-fn translate(state: &mut State, translation: &Translation) {
-    let (address, port) = if translation.source {
+/// Makes a packet one that goes to `goal`, or comes from there; none where that is not known.
+fn translate(state: &mut State, source: bool, goal: Option<&Goal>) {
+    let (address, port) = if source {
         (Field::Source, Field::SourcePort)
     } else {
         (Field::Destination, Field::DestinationPort)
     };
-    let mut packet = state.packet.clone();
+    let packet = &mut state.packet;
     packet.forget(address);
-    for net in &translation.to {
-        packet = packet.with_address(address, *net);
+    if let Some(net) = goal.and_then(|goal| goal.net) {
+        *packet = std::mem::take(packet).with_address(address, net);
     }
-    if let Some((first, last)) = translation.ports.first() {
+    if let Some((first, last)) = goal.and_then(|goal| goal.ports) {
         packet.forget(port);
-        packet = packet.within(port, u32::from(*first), u32::from(*last));
-    } else if translation.source {
+        *packet = std::mem::take(packet).within(port, u32::from(first), u32::from(last));
+    } else if source {
         packet.forget(port);
     }
-    state.packet = packet;
     if state.left {
-        state.differs.extend([address, port]);
+        state.differs.insert(address);
+        let moved = source || goal.is_none_or(|goal| goal.ports.is_some());
+        state.differs.extend(moved.then_some(port));
     }
 }
 
-#[cfg(test)]
-#[path = "walk_tests.rs"]
-mod tests;
+/// Where a packet is on its way to; none where that is not known.
+fn target(packet: &Packet) -> Option<Target> {
+    let net = |field| match packet.addresses(field) {
+        Some([net]) => Some(*net),
+        _ => None,
+    };
+    let ports = packet.numbers(Field::DestinationPort);
+    Some(Target {
+        source: net(Field::Source),
+        destination: net(Field::Destination)?,
+        ports: match ports {
+            Some([ports]) => Some(*ports),
+            _ => None,
+        },
+    })
+}
