@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Closing, QuickError};
+use super::{Closing, QuickError, plan::port_behind};
 use crate::{
     fault,
     firewall::{
@@ -289,10 +289,19 @@ impl<'a> Probing<'a> {
         Ok(first)
     }
 
-    /// Sends the probes with `indexes` once more; whoever calls watches them in another way.
-    pub(super) fn send(&self, indexes: &[u32]) -> Refused {
+    /// Sends the probes with `indexes` once more, from source ports that are `later` behind theirs;
+    /// whoever calls watches them in another way.
+    pub(super) fn send_again(&self, indexes: &[u32], later: u16) -> Refused {
         let Question { taps, probes, .. } = self.question;
-        self.send_some(taps.tags, probes, indexes)
+        if later == 0 {
+            return self.send_some(taps.tags, probes, indexes);
+        }
+        let mut probes = probes.to_vec();
+        for probe in &mut probes {
+            let port = &mut probe.headers.source_port;
+            *port = port_behind(*port, later);
+        }
+        self.send_some(taps.tags, &probes, indexes)
     }
 
     fn send_some(&self, tags: TagSpace, probes: &[Probe], indexes: &[u32]) -> Refused {

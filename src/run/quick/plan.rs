@@ -467,9 +467,15 @@ impl Plan {
             scrutiny,
             pass_on: self.taps.pass_on,
         };
-        let mut send = |indexes: &[u32]| match probing.send(indexes).into_values().next() {
-            None => Ok(()),
-            Some(why) => Err(io::Error::other(why)),
+        // Probes that went on left connections, whose later packets no nat rule is asked about.
+        let again = u16::from(self.taps.pass_on && self.any_port);
+        let mut sendings = 0;
+        let mut send = |indexes: &[u32]| {
+            sendings += again;
+            match probing.send_again(indexes, sendings).into_values().next() {
+                None => Ok(()),
+                Some(why) => Err(io::Error::other(why)),
+            }
         };
         explainer
             .explain(&question, &mut send)
