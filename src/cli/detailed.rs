@@ -10,12 +10,11 @@ use super::{
 };
 use crate::{
     lab::trace::EntryName,
-    model::{Protocol, Service},
     run::detailed::{self, DetailedError, DetailedJob, files, json, text},
 };
 
 const EXAMPLES: &str = "Examples:
-  tsim-detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P 22,443/tcp,53/udp
+  tsim-detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P 22,443/tcp,53/udp,ping
   tsim-detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P https --routers hq-gw --out report
   tsim trace --lab corp10 -s 10.1.1.100 -d 10.2.1.50 --json > path.json
   tsim-detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P ssh --trace path.json --json
@@ -91,13 +90,6 @@ impl Detailed {
             ));
         }
         let asked = self.question.resolve(context)?;
-        let connects =
-            |service: &&Service| matches!(service.protocol, Protocol::Tcp | Protocol::Udp);
-        if let Some(other) = asked.services.iter().find(|service| !connects(service)) {
-            return Err(Failure::usage(format!(
-                "a detailed job makes real connections of tcp and udp; ask tsim-quick for {other}"
-            )));
-        }
         Ok(DetailedJob {
             lab: asked.lab,
             source: asked.source,

@@ -36,6 +36,9 @@ const IP_V6_DST: u16 = 4;
 const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
+/// `CTA_PROTO_ICMP_ID`, `_TYPE` and `_CODE`, and those of ICMPv6.
+const PROTO_ICMP: [u16; 3] = [4, 5, 6];
+const PROTO_ICMPV6: [u16; 3] = [7, 8, 9];
 /// A dump comes in datagrams of at most this many bytes (netlink_dump()).
 const BUFFER: usize = 32 * 1024;
 
@@ -168,7 +171,9 @@ impl Conntrack {
         (source, destination): (SocketAddr, SocketAddr),
         addresses: &HashSet<IpAddr>,
     ) -> io::Result<()> {
-        self.acknowledged(&by_tuple(protocol, source, destination))?;
+        if let Some(request) = by_tuple(protocol, source, destination) {
+            self.acknowledged(&request)?;
+        }
         // A dump goes through every bucket of the machine's table, milliseconds for a large one.
         if self.count()? > self.count {
             self.forget_new(addresses)?;
@@ -259,8 +264,9 @@ fn outcome(message: &Message<'_>) -> io::Result<()> {
     }
 }
 
-/// A request to delete the entry of zone 0 that began with such a packet.
-fn by_tuple(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+/// A request to delete the entry of zone 0 that began with such a packet; none for protocols whose
+/// tuples depend on more than addresses and ports.
+fn by_tuple(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Option<Vec<u8>> {
     let (family, ip) = match (source, destination) {
         (SocketAddr::V4(source), SocketAddr::V4(destination)) => {
             let source = attribute(IP_V4_SRC, &source.ip().octets());
@@ -277,18 +283,33 @@ fn by_tuple(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> 
             (libc::AF_INET6, [source, destination].concat())
         }
     };
-    let ports = [
-        attribute(PROTO_NUM, &[protocol.number()]),
-        attribute(PROTO_SRC_PORT, &source.port().to_be_bytes()),
-        attribute(PROTO_DST_PORT, &destination.port().to_be_bytes()),
-    ];
+    let (client, service) = (source.port(), destination.port());
+    let mut ports = attribute(PROTO_NUM, &[protocol.number()]);
+    let mut add = |kind, value: &[u8]| ports.extend(attribute(kind, value));
+    match protocol {
+        Protocol::Tcp | Protocol::Udp | Protocol::Sctp => {
+            add(PROTO_SRC_PORT, &client.to_be_bytes());
+            add(PROTO_DST_PORT, &service.to_be_bytes());
+        }
+        Protocol::Icmp | Protocol::Icmpv6 => {
+            let [id, kind, code] = match protocol {
+                Protocol::Icmp => PROTO_ICMP,
+                _ => PROTO_ICMPV6,
+            };
+            add(id, &client.to_be_bytes());
+            add(kind, &[u8::try_from(service).ok()?]);
+            add(code, &[0]);
+        }
+        Protocol::Esp | Protocol::Gre | Protocol::Other(_) => return None,
+    }
     let tuple = [
         attribute(NESTED | TUPLE_IP, &ip),
-        attribute(NESTED | TUPLE_PROTO, &ports.concat()),
+        attribute(NESTED | TUPLE_PROTO, &ports),
     ];
     let table = Table::Connections;
     let tuple = attribute(NESTED | table.tuple(), &tuple.concat());
-    request(table.message(DELETE), libc::NLM_F_ACK, family as u8, &tuple)
+    let kind = table.message(DELETE);
+    Some(request(kind, libc::NLM_F_ACK, family as u8, &tuple))
 }
 
 fn request(kind: u16, flags: i32, family: u8, attributes: &[u8]) -> Vec<u8> {
@@ -322,7 +343,8 @@ mod tests {
             Protocol::Tcp,
             "10.0.0.1:40000".parse().unwrap(),
             "10.0.0.2:443".parse().unwrap(),
-        );
+        )
+        .unwrap();
         #[rustfmt::skip]
         let golden = [
             72, 0, 0, 0,  2, 1,  5, 0,  0, 0, 0, 0,  0, 0, 0, 0, // nlmsghdr
@@ -341,7 +363,8 @@ mod tests {
             Protocol::Udp,
             "10.0.0.1:40000".parse().unwrap(),
             "10.0.0.2:53".parse().unwrap(),
-        );
+        )
+        .unwrap();
         let told = [
             tuple[HEADER + FAMILY..].to_vec(),
             attribute(3, &[0; 4]), // CTA_STATUS

@@ -24,6 +24,35 @@ pub(super) fn name(protocol: Protocol, kind: u16) -> Option<&'static str> {
     known.map(|(_, name, _)| *name)
 }
 
+/// What answers the messages that open an exchange, by protocol.
+const REPLIES: [(u16, u16, Protocol); 6] = [
+    (8, 0, Protocol::Icmp),
+    (13, 14, Protocol::Icmp),
+    (15, 16, Protocol::Icmp),
+    (17, 18, Protocol::Icmp),
+    (128, 129, Protocol::Icmpv6),
+    (139, 140, Protocol::Icmpv6),
+];
+
+/// The type that answers one that opens an exchange.
+pub(crate) fn reply_to(protocol: Protocol, kind: u16) -> Option<u16> {
+    let mut replies = REPLIES.iter();
+    let reply = replies.find(|(opening, _, of)| (*opening, *of) == (kind, protocol));
+    reply.map(|(_, reply, _)| *reply)
+}
+
+/// The type that opened the exchange in which this one answers.
+pub(crate) fn opened_by(protocol: Protocol, kind: u16) -> Option<u16> {
+    let mut replies = REPLIES.iter();
+    let reply = replies.find(|(_, reply, of)| (*reply, *of) == (kind, protocol));
+    reply.map(|(opening, ..)| *opening)
+}
+
+/// Whether a kernel answers this type by itself, as Linux does (icmp(7)).
+pub(crate) fn is_answered_by_kernel(kind: u16) -> bool {
+    matches!(kind, 8 | 13 | 128)
+}
+
 /// The type that IPv6 has for one of IPv4's.
 pub(super) fn in_v6(kind: u16) -> Option<u16> {
     let name = name(Protocol::Icmp, kind)?;

@@ -2,7 +2,7 @@
 //! processes that own something.
 
 pub mod dscp;
-mod icmp;
+pub(crate) mod icmp;
 pub mod name;
 pub mod owner;
 pub mod printable;

@@ -257,6 +257,11 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
+/// The checksum of the internet over `bytes`, of which there is an even number.
+pub(super) fn checksum(bytes: &[u8]) -> u16 {
+    finish(sum(bytes, 0))
+}
+
 /// Adds 16-bit words, RFC 1071; `bytes` has an even length.
 fn sum(bytes: &[u8], start: u32) -> u32 {
     bytes.chunks_exact(2).fold(start, |sum, w| {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::IpAddr,
     time::Duration,
 };
 
@@ -28,11 +29,15 @@ pub(crate) fn job(
     services: &str,
 ) -> DetailedJob {
     let routers = routers.iter().map(|name| RouterName::new(*name).unwrap());
+    let destination: IpAddr = to.parse().unwrap();
+    let services = parse_services(services, Protocol::Tcp, ServiceLimits::default()).unwrap();
+    let services = services.into_iter();
+    let services = services.map(|service| service.in_family(destination.is_ipv6()).unwrap());
     DetailedJob {
         lab: lab.bed.lab.clone(),
         source: from.parse().unwrap(),
-        destination: to.parse().unwrap(),
-        services: parse_services(services, Protocol::Tcp, ServiceLimits::default()).unwrap(),
+        destination,
+        services: services.collect(),
         routers: RouterChoice::Named(routers.collect()),
         from: None,
         source_port: None,

@@ -12,6 +12,7 @@ mod detailed_chain;
 mod detailed_chance;
 mod detailed_faults;
 mod detailed_hand;
+mod detailed_protocols;
 mod doors;
 mod doubts;
 mod explain;

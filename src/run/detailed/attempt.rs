@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     connect::{Attempt, Client, Experience, PAYLOAD},
     listen::{Listener, Witness},
+    message::is_stream,
 };
 use crate::{
     firewall::nft::{
@@ -372,7 +373,7 @@ fn arrival(
     listener.look();
     let peer = listener.take_peer();
     match (protocol, witness) {
-        (Protocol::Tcp, Some(witness)) if peer.is_none() => {
+        (protocol, Some(witness)) if is_stream(protocol) && peer.is_none() => {
             let seen = witness.take().map_err(AttemptError::Witness)?;
             let mine = seen.iter().find(|syn| Some(syn.port) == listener.port());
             Ok(mine.map(|syn| syn.from))
@@ -404,7 +405,7 @@ pub enum AttemptError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::detailed::listen::Bound;
+    use crate::{model::Service, run::detailed::listen::Bound};
 
     /// As on a machine that is so busy that the patience ends before this thread runs again.
     #[tokio::test]
@@ -413,8 +414,9 @@ mod tests {
             let loopback = IpAddr::from([127, 0, 0, 1]);
             let bound = Bound::open_here((loopback, 0).into(), protocol).unwrap();
             let to = match &bound {
-                Bound::Tcp(socket) => socket.local_addr().unwrap(),
+                Bound::Stream(socket) => socket.local_addr().unwrap(),
                 Bound::Udp(socket) => socket.local_addr().unwrap(),
+                Bound::Raw(_) => unreachable!("a protocol with ports was asked for"),
             };
             let what = Try {
                 to,
@@ -424,7 +426,11 @@ mod tests {
                 patient: false,
             };
             let listener = bound.serve().unwrap();
-            let client = Client::open_here(loopback, None, protocol).unwrap();
+            let service = Service {
+                port: to.port(),
+                protocol,
+            };
+            let client = Client::open_here(loopback, None, service).unwrap();
             let ears = Ears {
                 listener: Some(&listener),
                 ..Ears::default()
@@ -456,7 +462,11 @@ mod tests {
         let cancel = crate::registry::Cancel::new().unwrap();
         cancel.cancel();
         let interrupt = Readable::new(cancel.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        let client = Client::open_here(loopback, None, Protocol::Udp).unwrap();
+        let service = Service {
+            port: to.port(),
+            protocol: Protocol::Udp,
+        };
+        let client = Client::open_here(loopback, None, service).unwrap();
         let ears = Ears {
             interrupt: Some(&interrupt),
             ..Ears::default()

@@ -19,7 +19,7 @@ use crate::{
         rule::Rule,
         ruletext::{RuleText, Source},
     },
-    model::IfName,
+    model::{IfName, icmp},
     run::{
         explain::{self, Watched},
         packet::Headers,
@@ -29,6 +29,8 @@ use crate::{
 /// The flags SYN and ACK of a TCP header, RFC 9293 section 3.1.
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
+/// SCTP's chunk that begins an association, RFC 9260 section 3.3.2.
+const INIT: u8 = 1;
 
 impl Clerk<'_> {
     /// Why the job's packets may end otherwise another time, in words; none where they do not.
@@ -115,18 +117,24 @@ impl Clerk<'_> {
 fn begins(packet: &FlowPacket) -> bool {
     match packet.first.payload {
         Payload::Tcp { flags, .. } => flags & (SYN | ACK) == SYN,
-        Payload::Udp { .. } => true,
-        Payload::Icmp { .. } | Payload::Other(_) => false,
+        Payload::Sctp { chunk, .. } => chunk == INIT,
+        Payload::Icmp { kind, .. } => {
+            icmp::reply_to(packet.first.protocol(), kind.into()).is_some()
+        }
+        Payload::Udp { .. } | Payload::Other(_) => true,
     }
 }
 
 fn headers(packet: &FlowPacket) -> Option<Headers> {
     let first = packet.first;
-    let (source_port, destination_port) = first.payload.ports()?;
+    if first.is_icmp_error() {
+        return None;
+    }
+    let (source_port, destination_port) = way::ports(&first);
     Some(Headers {
         source: first.source,
         destination: first.destination,
-        protocol: way::protocol(first.payload)?,
+        protocol: first.protocol(),
         source_port,
         destination_port,
         tos: first.tos,

@@ -17,19 +17,27 @@ use nix::{
     errno::Errno,
     libc,
     sys::socket::{
-        ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect,
-        getpeername, getsockopt, recv, recvmsg, send, setsockopt, socket, sockopt,
+        ControlMessageOwned, MsgFlags, SockaddrStorage, bind, connect, getpeername, getsockopt,
+        recv, recvmsg, send, setsockopt, sockopt,
     },
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFdReadyGuard};
 
-use super::listen::{family, socket_address};
-use crate::{model::Protocol, sys::readable::Readable};
+use super::{
+    listen::{self, socket_address},
+    message::{self, is_raw, is_stream},
+};
+use crate::{
+    model::{Protocol, Service},
+    sys::readable::Readable,
+};
 
 /// Payload of a TCP client's message and of a datagram: as long as the quick job's datagram, so
 /// that a rule that looks at lengths treats both alike.
 pub(super) const PAYLOAD: usize = 32;
+/// No packet is longer.
+const LARGEST: usize = 65_536;
 
 /// An ICMP error that came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +105,9 @@ pub(super) enum Experience {
 #[derive(Debug)]
 pub(super) struct Client {
     socket: OwnedFd,
-    protocol: Protocol,
+    service: Service,
+    /// What tells its requests from those of others, where the protocol has no ports.
+    id: u16,
 }
 
 impl Client {
@@ -106,20 +116,15 @@ impl Client {
     pub(super) fn open_here(
         source: IpAddr,
         port: Option<u16>,
-        protocol: Protocol,
+        service: Service,
     ) -> io::Result<Self> {
-        let kind = match protocol {
-            Protocol::Tcp => SockType::Stream,
-            Protocol::Udp => SockType::Datagram,
-            _ => return Err(io::ErrorKind::Unsupported.into()),
-        };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(family(source), kind, flags, None)?;
+        let protocol = service.protocol;
+        let socket = message::open_here(source.is_ipv6(), protocol)?;
         match source {
             IpAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?,
             IpAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?,
         }
-        if protocol == Protocol::Tcp {
+        if is_stream(protocol) {
             // Closing resets the connection at both ends: nothing lingers in TIME-WAIT, and the
             // router's connection tracking sees the end of it.
             let reset = libc::linger {
@@ -128,12 +133,20 @@ impl Client {
             };
             setsockopt(&socket, sockopt::Linger, &reset)?;
         }
-        if let Some(port) = port {
+        let own = port.filter(|_| protocol.has_ports());
+        if own.is_some() {
             setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-            let local = SocketAddr::new(source, port);
+        }
+        if own.is_some() || is_raw(protocol) {
+            let local = SocketAddr::new(source, own.unwrap_or(0));
             bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
         }
-        Ok(Self { socket, protocol })
+        let id = port.map_or_else(fresh_id, Ok)?;
+        Ok(Self {
+            socket,
+            service,
+            id,
+        })
     }
 
     /// Connects, sends `payload` and waits for its return. Ends with the first thing that happens;
@@ -144,15 +157,19 @@ impl Client {
         payload: [u8; PAYLOAD],
     ) -> Result<Attempt, Experience> {
         let began = Instant::now();
-        let address = SockaddrStorage::from(to);
+        let protocol = self.service.protocol;
+        // The kernel takes no port of whom raw packets are sent to.
+        let port = if is_raw(protocol) { 0 } else { to.port() };
+        let address = SockaddrStorage::from(SocketAddr::new(to.ip(), port));
         match connect(self.socket.as_fd().as_raw_fd(), &address) {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(errno) => return Err(self.failed(errno)),
         }
-        if self.protocol == Protocol::Udp
+        let message = self.message(payload);
+        if !is_stream(protocol)
             && let Err(errno) = send(
                 self.socket.as_fd().as_raw_fd(),
-                &payload,
+                &message,
                 MsgFlags::MSG_NOSIGNAL,
             )
         {
@@ -160,16 +177,26 @@ impl Client {
         }
         // Registered only now: epoll reports an unconnected TCP socket as hung up.
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::ERROR;
-        let protocol = self.protocol;
         let socket = Readable::with_interest(self.socket, interest)
             .map_err(|e| Experience::Failed(errno_of(&e)))?;
         Ok(Attempt {
             socket,
             protocol,
-            payload,
+            id: self.id,
+            message,
+            to: to.ip(),
             began,
             connected: Cell::new(None),
         })
+    }
+
+    /// What is sent with `payload`.
+    fn message(&self, payload: [u8; PAYLOAD]) -> Vec<u8> {
+        if !is_raw(self.service.protocol) {
+            return payload.to_vec();
+        }
+        let [a, b, c, d, ..] = payload;
+        message::request(self.service, self.id, [a, b, c, d], None)
     }
 
     fn failed(&self, errno: Errno) -> Experience {
@@ -191,7 +218,10 @@ impl Client {
 pub(super) struct Attempt {
     socket: Readable,
     protocol: Protocol,
-    payload: [u8; PAYLOAD],
+    id: u16,
+    message: Vec<u8>,
+    /// To whom it was sent.
+    to: IpAddr,
     began: Instant,
     connected: Cell<Option<Duration>>,
 }
@@ -201,7 +231,15 @@ impl Attempt {
     pub(super) fn local(&self) -> Option<SocketAddr> {
         let name =
             nix::sys::socket::getsockname::<SockaddrStorage>(self.socket.as_fd().as_raw_fd());
-        socket_address(&name.ok()?)
+        let mut local = socket_address(&name.ok()?)?;
+        if is_raw(self.protocol) {
+            local.set_port(if self.protocol.has_types() {
+                self.id
+            } else {
+                0
+            });
+        }
+        Some(local)
     }
 
     /// What there is to say when the caller stops waiting; none when nothing happened at all.
@@ -218,12 +256,12 @@ impl Attempt {
     }
 
     async fn run(&self) -> Result<Duration, Experience> {
-        if self.protocol == Protocol::Tcp && self.connected.get().is_none() {
+        if is_stream(self.protocol) && self.connected.get().is_none() {
             self.handshake().await?;
             self.connected.set(Some(self.began.elapsed()));
             let sent = send(
                 self.socket.as_fd().as_raw_fd(),
-                &self.payload,
+                &self.message,
                 MsgFlags::MSG_NOSIGNAL,
             );
             sent.map_err(|errno| self.broken(errno))?;
@@ -252,28 +290,52 @@ impl Attempt {
         }
     }
 
-    /// Waits until the whole payload came back.
+    /// Waits until all that was sent came back, or what answers it.
     async fn answer(&self) -> Result<(), Experience> {
-        let mut got = Vec::with_capacity(PAYLOAD);
-        while got.len() < PAYLOAD {
+        let mut got = Vec::with_capacity(self.message.len());
+        let mut bytes = vec![0; LARGEST];
+        loop {
             let mut guard = self.ready(Interest::READABLE | Interest::ERROR).await?;
-            if let Some(icmp) = queued_error(self.socket.as_fd()) {
+            if let Some(icmp) = queued_error(self.socket.as_fd())
+                && !self.is_moot(icmp)
+            {
                 return Err(Experience::Icmp(icmp));
             }
-            let mut bytes = [0; PAYLOAD];
             match recv(
                 self.socket.as_fd().as_raw_fd(),
                 &mut bytes,
                 MsgFlags::MSG_DONTWAIT,
             ) {
+                Ok(length) if is_raw(self.protocol) => {
+                    let packet = listen::behind_ip(self.to.is_ipv4(), &bytes[..length]);
+                    if packet.is_some_and(|p| message::is_answer(self.protocol, &self.message, p)) {
+                        return Ok(());
+                    }
+                }
                 Ok(0) => return Err(Experience::Reset),
-                Ok(length) => got.extend_from_slice(&bytes[..length]),
+                Ok(length) => {
+                    got.extend_from_slice(&bytes[..length]);
+                    if got.len() >= self.message.len() {
+                        return Ok(());
+                    }
+                }
                 Err(Errno::EAGAIN) => guard.clear_ready(),
                 Err(Errno::EINTR) => {}
+                // What a raw socket was told of an error that was just read from its queue.
+                Err(Errno::ECONNREFUSED | Errno::ENOPROTOOPT) if is_raw(self.protocol) => {}
                 Err(errno) => return Err(self.broken(errno)),
             }
         }
-        Ok(())
+    }
+
+    /// Whether an error says only that the destination's kernel itself has no use for the protocol:
+    /// the listener answers there.
+    fn is_moot(&self, icmp: IcmpError) -> bool {
+        let useless = match self.to.is_ipv4() {
+            true => icmp.kind == 3 && matches!(icmp.code, 2 | 3),
+            false => (icmp.kind, icmp.code) == (1, 4) || icmp.kind == 4,
+        };
+        is_raw(self.protocol) && icmp.from == self.to && useless
     }
 
     async fn ready(
@@ -293,6 +355,13 @@ impl Attempt {
             errno => Experience::Failed(errno),
         }
     }
+}
+
+/// A number that no other client has, as far as chance allows.
+fn fresh_id() -> io::Result<u16> {
+    let mut id = [0; 2];
+    getrandom::fill(&mut id).map_err(|e| io::Error::other(e.to_string()))?;
+    Ok(u16::from_be_bytes(id))
 }
 
 fn errno_of(error: &io::Error) -> Errno {
@@ -349,13 +418,20 @@ mod tests {
     fn free(protocol: Protocol) -> SocketAddr {
         let any = SocketAddr::new(LOOPBACK, 0);
         match Bound::open_here(any, protocol).unwrap() {
-            Bound::Tcp(socket) => socket.local_addr().unwrap(),
+            Bound::Stream(socket) => socket.local_addr().unwrap(),
             Bound::Udp(socket) => socket.local_addr().unwrap(),
+            Bound::Raw(_) => unreachable!("a protocol with ports was asked for"),
         }
     }
 
+    fn service(to: SocketAddr, protocol: Protocol) -> Service {
+        let port = to.port();
+        Service { port, protocol }
+    }
+
     async fn try_it(to: SocketAddr, protocol: Protocol) -> (Experience, Option<SocketAddr>) {
-        let client = Client::open_here(LOOPBACK, None, protocol).unwrap();
+        let service = service(to, protocol);
+        let client = Client::open_here(LOOPBACK, None, service).unwrap();
         match client.start(to, [7; PAYLOAD]) {
             Ok(attempt) => {
                 let local = attempt.local();
@@ -404,7 +480,7 @@ mod tests {
         let to = free(Protocol::Tcp);
         // The kernel accepts for the listener, which never does.
         let _deaf = Bound::open_here(to, Protocol::Tcp).unwrap();
-        let client = Client::open_here(LOOPBACK, None, Protocol::Tcp).unwrap();
+        let client = Client::open_here(LOOPBACK, None, service(to, Protocol::Tcp)).unwrap();
         let attempt = client.start(to, [7; PAYLOAD]).unwrap();
         let patience = Duration::from_millis(50);
         assert!(

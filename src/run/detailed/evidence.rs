@@ -183,7 +183,7 @@ impl<'a> Clerk<'a> {
         // Routing is over when POSTROUTING rewrites the source.
         Some(PacketHead {
             source: packet.first.source,
-            source_port: packet.first.payload.ports()?.0,
+            source_port: way::ports(&packet.first).0,
             ..packet_head(packet)?
         })
     }
@@ -422,14 +422,17 @@ fn hook_number(hook: HookPoint) -> Option<u32> {
     })
 }
 
-/// The packet's headers when they were last shown, for look-ups; none for ICMP.
+/// The packet's headers when they were last shown, for look-ups; none for ICMP errors.
 pub(super) fn packet_head(packet: &FlowPacket) -> Option<PacketHead> {
     let head = packet.last;
-    let (source_port, destination_port) = head.payload.ports()?;
+    if head.is_icmp_error() {
+        return None;
+    }
+    let (source_port, destination_port) = way::ports(&head);
     Some(PacketHead {
         source: head.source,
         destination: head.destination,
-        protocol: way::protocol(head.payload)?,
+        protocol: head.protocol(),
         source_port,
         destination_port,
         tos: head.tos,

@@ -65,20 +65,26 @@ pub(super) struct Ends {
 impl Ends {
     /// Whether a packet that began here belongs to the attempt: on a busy machine a late one of
     /// the attempt before may be among those seen.
-    fn have(&self, task: &Task, direction: Option<Direction>, first: Payload) -> bool {
-        let Some((source, destination)) = first.ports() else {
-            // Whose ICMP message it is does not show.
+    fn have(&self, task: &Task, direction: Option<Direction>, first: &FlowHead) -> bool {
+        if first.is_icmp_error() {
+            // Whose error it is does not show.
             return true;
-        };
+        }
+        if first.protocol() != task.service.protocol {
+            return false;
+        }
+        if matches!(first.payload, Payload::Other(_)) {
+            return true;
+        }
+        let (source, destination) = way::ports(first);
         // Behind NAT the request may have had another port that nobody saw.
         let back = self.is(destination) || self.arrived.is_none();
-        way::protocol(first) == Some(task.service.protocol)
-            && match direction {
-                Some(Direction::Request) => destination == task.dial && self.is(source),
-                Some(Direction::Answer) => source == task.port && back,
-                // A reset by a rule comes from the port that the rule saw.
-                None => back,
-            }
+        match direction {
+            Some(Direction::Request) => destination == task.dial && self.is(source),
+            Some(Direction::Answer) => source == task.port && back,
+            // A reset by a rule comes from the port that the rule saw.
+            None => back,
+        }
     }
 
     /// Whether this is a port of the client, if one is known.
@@ -136,7 +142,7 @@ impl Seen {
                     continue;
                 }
                 let direction = ends.direction(at, packet);
-                if !ends.have(task, direction, packet.first.payload) {
+                if !ends.have(task, direction, &packet.first) {
                     continue;
                 }
                 let legs = follow((at, number), &next);
@@ -290,7 +296,11 @@ mod tests {
         let udp = Payload::Udp {
             ports: (40_001, 110),
         };
-        let icmp = Payload::Icmp { kind: 3, code: 1 };
+        let icmp = Payload::Icmp {
+            kind: 3,
+            code: 1,
+            id: 0,
+        };
         for (direction, payload, own) in [
             (Some(Request), tcp(40_001, 110), true),
             (Some(Request), tcp(40_000, 80), false),
@@ -302,11 +312,13 @@ mod tests {
             (None, tcp(110, 40_001), true),
             (None, icmp, true),
         ] {
-            let have = asked.have(&TASK, direction, payload);
+            let first = head([10, 0, 0, 9], [10, 2, 0, 9], payload, 64, (1, 0));
+            let have = asked.have(&TASK, direction, &first);
             assert_eq!(have, own, "{direction:?} {payload:?}");
         }
         let arrived = ends(40_001, Some(40_001));
-        assert!(!arrived.have(&TASK, Some(Answer), tcp(2110, 55_555)));
+        let other = head([10, 2, 0, 9], [10, 0, 0, 9], tcp(2110, 55_555), 64, (1, 0));
+        assert!(!arrived.have(&TASK, Some(Answer), &other));
     }
 
     fn head(from: [u8; 4], to: [u8; 4], payload: Payload, ttl: u8, at: (u32, u32)) -> FlowHead {

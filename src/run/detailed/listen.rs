@@ -1,4 +1,4 @@
-//! The services of a destination host: TCP listeners and UDP sockets that give back what they get.
+//! The services of a destination host: listeners and sockets that give back what they get.
 //!
 //! Sockets are opened inside the host's namespace and served from the job's own thread. A service
 //! listens only while it is measured, and only on the ports asked for, so that a job with
@@ -14,8 +14,8 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, Backlog, Shutdown, SockFlag, SockProtocol, SockType, SockaddrStorage, bind,
-        listen, recvfrom, setsockopt, shutdown, socket, sockopt,
+        Backlog, MsgFlags, Shutdown, SockaddrStorage, bind, listen, recvfrom, sendto, setsockopt,
+        shutdown, sockopt,
     },
 };
 use tokio::{
@@ -23,52 +23,110 @@ use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
 };
 
-use crate::model::Protocol;
+use super::message::{self, is_raw, is_stream};
+use crate::{
+    model::{Protocol, Service},
+    sys::readable::Readable,
+};
 
 /// Connections that may wait to be accepted; one is made at a time.
 const BACKLOG: i32 = 16;
-/// Most bytes that are given back at once.
-const ECHO_BYTES: usize = 2048;
+/// Most bytes that are given back at once: no packet is longer.
+const ECHO_BYTES: usize = 65_536;
 
 /// A socket that is bound to one service's port.
 #[derive(Debug)]
 pub(super) enum Bound {
-    Tcp(std::net::TcpListener),
+    /// TCP or SCTP.
+    Stream(std::net::TcpListener),
     Udp(std::net::UdpSocket),
+    /// Of a protocol without ports.
+    Raw(Raw),
 }
 
 impl Bound {
-    /// Binds `address` in the calling thread's network namespace.
+    /// Binds `address` in the calling thread's network namespace; the port is the service's.
     pub(super) fn open_here(address: SocketAddr, protocol: Protocol) -> io::Result<Self> {
-        let kind = match protocol {
-            Protocol::Tcp => SockType::Stream,
-            Protocol::Udp => SockType::Datagram,
-            _ => return Err(io::ErrorKind::Unsupported.into()),
-        };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(family(address.ip()), kind, flags, None)?;
+        let socket = message::open_here(address.is_ipv6(), protocol)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-        bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+        let port = if is_raw(protocol) { 0 } else { address.port() };
+        let local = SocketAddr::new(address.ip(), port);
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
         Ok(match protocol {
-            Protocol::Tcp => {
+            protocol if is_stream(protocol) => {
                 listen(&socket, Backlog::new(BACKLOG)?)?;
-                Self::Tcp(socket.into())
+                Self::Stream(socket.into())
             }
-            _ => Self::Udp(socket.into()),
+            Protocol::Udp => Self::Udp(socket.into()),
+            protocol => Self::Raw(Raw {
+                socket,
+                ip_header: address.is_ipv4(),
+                service: Service {
+                    port: address.port(),
+                    protocol,
+                },
+            }),
         })
     }
 
     /// Hands the socket over to the calling thread's runtime.
     pub(super) fn serve(self) -> io::Result<Listener> {
         let socket = match self {
-            Self::Tcp(socket) => Socket::Tcp(TcpListener::from_std(socket)?),
+            Self::Stream(socket) => Socket::Stream(TcpListener::from_std(socket)?),
             Self::Udp(socket) => Socket::Udp(UdpSocket::from_std(socket)?),
+            Self::Raw(raw) => {
+                let ready = Readable::new(raw.socket.try_clone()?)?;
+                Socket::Raw(raw, ready)
+            }
         };
         Ok(Listener {
             socket,
             last_peer: Cell::new(None),
         })
     }
+}
+
+/// A socket of a protocol without ports.
+#[derive(Debug)]
+pub(super) struct Raw {
+    socket: OwnedFd,
+    /// As with [`Witness::ip_header`].
+    ip_header: bool,
+    service: Service,
+}
+
+impl Raw {
+    /// Takes in what has come, and returns from whom requests came; the port is the identifier.
+    /// Answers them where nobody else does.
+    fn take(&self, answers: bool) -> Vec<SocketAddr> {
+        let mut peers = Vec::new();
+        let mut bytes = vec![0; ECHO_BYTES];
+        while let Ok((length, from)) = receive(&self.socket, &mut bytes) {
+            let came = bytes.get(..length.min(ECHO_BYTES)).unwrap_or_default();
+            let Some(came) = behind_ip(self.ip_header, came) else {
+                continue;
+            };
+            let Some(id) = message::identifier(self.service, came) else {
+                continue;
+            };
+            peers.push(SocketAddr::new(from, id));
+            if let Some(reply) = message::reply(self.service, came).filter(|_| answers) {
+                let to = SockaddrStorage::from(SocketAddr::new(from, 0));
+                // What cannot be sent does not come back, and the trace shows that it did not.
+                let _ = sendto(self.socket.as_raw_fd(), &reply, &to, MsgFlags::empty());
+            }
+        }
+        peers
+    }
+}
+
+/// What follows the IP header, where there is one.
+pub(super) fn behind_ip(ip_header: bool, packet: &[u8]) -> Option<&[u8]> {
+    let header = match packet.first() {
+        Some(first) if ip_header => usize::from(first & 0x0f) * 4,
+        _ => 0,
+    };
+    packet.get(header..)
 }
 
 /// One service that answers.
@@ -80,8 +138,9 @@ pub(super) struct Listener {
 
 #[derive(Debug)]
 enum Socket {
-    Tcp(TcpListener),
+    Stream(TcpListener),
     Udp(UdpSocket),
+    Raw(Raw, Readable),
 }
 
 impl Listener {
@@ -90,9 +149,22 @@ impl Listener {
         loop {
             // An error is that of one peer (reset while it waited, ICMP); the next one may come.
             let _ = match &self.socket {
-                Socket::Tcp(listener) => self.accept(listener).await,
+                Socket::Stream(listener) => self.accept(listener).await,
                 Socket::Udp(socket) => self.give_back(socket).await,
+                Socket::Raw(raw, ready) => match ready.wait_anew().await {
+                    Ok(()) => {
+                        self.note(&raw.take(true));
+                        Ok(())
+                    }
+                    failed => failed,
+                },
             };
+        }
+    }
+
+    fn note(&self, peers: &[SocketAddr]) {
+        if let Some(peer) = peers.last() {
+            self.last_peer.set(Some(*peer));
         }
     }
 
@@ -105,21 +177,26 @@ impl Listener {
     /// The port that it listens on.
     pub(super) fn port(&self) -> Option<u16> {
         let address = match &self.socket {
-            Socket::Tcp(listener) => listener.local_addr(),
+            Socket::Stream(listener) => listener.local_addr(),
             Socket::Udp(socket) => socket.local_addr(),
+            Socket::Raw(raw, _) => return Some(raw.service.port),
         };
         address.ok().map(|address| address.port())
     }
 
     /// Takes in what has come already, for a datagram that nobody was there to wait for.
     pub(super) fn look(&self) {
-        if let Socket::Udp(socket) = &self.socket {
-            let mut bytes = [0; ECHO_BYTES];
-            // Not `try_recv_from()`: that asks the kernel only if the runtime had done so before.
-            while let Ok((_, Some(peer))) =
-                recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut bytes)
-            {
-                self.last_peer.set(socket_address(&peer));
+        match &self.socket {
+            Socket::Stream(_) => {}
+            Socket::Raw(raw, _) => self.note(&raw.take(false)),
+            Socket::Udp(socket) => {
+                let mut bytes = vec![0; ECHO_BYTES];
+                // Not `try_recv_from()`: that asks the kernel only if the runtime had done so before.
+                while let Ok((_, Some(peer))) =
+                    recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut bytes)
+                {
+                    self.last_peer.set(socket_address(&peer));
+                }
             }
         }
     }
@@ -131,7 +208,7 @@ impl Listener {
     }
 
     async fn give_back(&self, socket: &UdpSocket) -> io::Result<()> {
-        let mut bytes = [0; ECHO_BYTES];
+        let mut bytes = vec![0; ECHO_BYTES];
         let (length, peer) = socket.recv_from(&mut bytes).await?;
         self.last_peer.set(Some(peer));
         socket.send_to(&bytes[..length], peer).await.map(drop)
@@ -142,7 +219,7 @@ impl Drop for Listener {
     /// Ends listening even if a child of another thread, between fork and exec, has the descriptor
     /// still: the next one on this port could not listen (`EADDRINUSE`).
     fn drop(&mut self) {
-        if let Socket::Tcp(listener) = &self.socket {
+        if let Socket::Stream(listener) = &self.socket {
             // It fails only where nobody listens.
             let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
         }
@@ -151,7 +228,7 @@ impl Drop for Listener {
 
 /// Gives back what the client sends until it closes.
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
-    let mut bytes = [0; ECHO_BYTES];
+    let mut bytes = vec![0; ECHO_BYTES];
     loop {
         match stream.read(&mut bytes).await? {
             0 => return Ok(()),
@@ -160,13 +237,14 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Sees the TCP segments that reach a host, those that its listeners never hear of included: a
-/// connection whose answer is lost on the way back is never accepted.
+/// Sees the segments of connections that reach a host, those that its listeners never hear of
+/// included: a connection whose answer is lost on the way back is never accepted.
 #[derive(Debug)]
 pub(super) struct Witness {
     socket: OwnedFd,
     /// IPv4 raw sockets give the IP header too, raw(7); IPv6 ones do not, ipv6(7).
     ip_header: bool,
+    protocol: Protocol,
 }
 
 /// A connection request as it arrived.
@@ -180,14 +258,17 @@ pub(super) struct Syn {
 
 impl Witness {
     /// Watches the calling thread's network namespace.
-    pub(super) fn open_here(address: IpAddr) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let kind = SockType::Raw;
-        let socket = socket(family(address), kind, flags, SockProtocol::Tcp)?;
+    pub(super) fn open_here(address: IpAddr, protocol: Protocol) -> io::Result<Self> {
         Ok(Self {
-            socket,
+            socket: message::witness_here(address.is_ipv6(), protocol)?,
             ip_header: address.is_ipv4(),
+            protocol,
         })
+    }
+
+    /// Whose connections it sees.
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// The connection requests that arrived since this was last asked.
@@ -210,21 +291,22 @@ impl Witness {
     fn parse(&self, packet: &[u8], from: IpAddr) -> Option<Syn> {
         const SYN_AND_ACK: u8 = 0x12;
         const SYN: u8 = 0x02;
-        let header = match packet.first() {
-            Some(first) if self.ip_header => usize::from(first & 0x0f) * 4,
-            _ => 0,
-        };
-        let segment = packet.get(header..)?;
+        /// SCTP's first chunk, RFC 9260 section 3.3.2.
+        const INIT: u8 = 1;
+        let segment = behind_ip(self.ip_header, packet)?;
         let port = |at: usize| {
             let bytes = segment.get(at..at + 2)?;
             Some(u16::from_be_bytes([bytes[0], bytes[1]]))
         };
-        let flags = segment.get(13)?;
+        let begins = match self.protocol {
+            Protocol::Sctp => *segment.get(12)? == INIT,
+            _ => *segment.get(13)? & SYN_AND_ACK == SYN,
+        };
         let syn = Syn {
             from: SocketAddr::new(from, port(0)?),
             port: port(2)?,
         };
-        (flags & SYN_AND_ACK == SYN).then_some(syn)
+        begins.then_some(syn)
     }
 }
 
@@ -244,14 +326,6 @@ pub(super) fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     })
 }
 
-/// The address family of sockets for `address`.
-pub(super) fn family(address: IpAddr) -> AddressFamily {
-    match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, TcpListener as Plain};
@@ -264,7 +338,7 @@ mod tests {
         let address = free.local_addr().unwrap();
         drop(free);
         let bound = Bound::open_here(address, Protocol::Tcp).unwrap();
-        let Bound::Tcp(listener) = &bound else {
+        let Bound::Stream(listener) = &bound else {
             unreachable!("TCP was asked for")
         };
         // As a child has it that was forked and has not called exec yet.

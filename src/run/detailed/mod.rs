@@ -21,6 +21,7 @@ mod judge;
 mod legacy;
 mod listen;
 mod map;
+mod message;
 mod omitted;
 mod plan;
 mod post;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    DetailedError, DetailedJob, omitted,
+    DetailedError, DetailedJob, message, omitted,
     plan::{Planned, Planner},
     result::{EndToEnd, Reach, RouterTest, RouterWay, ServiceResult, ServiceTest, Status},
     rounds::Rounds,
@@ -15,7 +15,7 @@ use crate::{
         hosts::HostState,
         trace::{self, Entry, EntryName, Hop, Packet, SharedLink, TraceError},
     },
-    model::{RouterId, RouterName, Service},
+    model::{Protocol, RouterId, RouterName, Service},
     registry::{Job, Unlocked},
     run::{
         caretaker::Caretaker,
@@ -62,6 +62,8 @@ pub(super) struct Question<'a> {
     own: Vec<Own>,
     /// Source and destination are on one link.
     shared: Option<SharedLink>,
+    /// Why a service cannot be asked about, by its place.
+    refused: BTreeMap<usize, String>,
 }
 
 /// The answer: the routers in the order of the way, and the services.
@@ -89,6 +91,7 @@ impl<'a> Asking<'a> {
             ways: Vec::new(),
             own: Vec::new(),
             shared: shared.filter(|_| job.from.is_none() && !named),
+            refused: self.refused(),
         };
         if let RouterChoice::Named(names) = &job.routers {
             for name in names {
@@ -102,6 +105,20 @@ impl<'a> Asking<'a> {
             question.enter(entry, !named, planner, caretaker)?;
         }
         Ok(question)
+    }
+
+    /// The services that no client can be made for, and why.
+    fn refused(&self) -> BTreeMap<usize, String> {
+        let v6 = self.job.source.is_ipv6();
+        let services = self.job.services.iter().enumerate();
+        let mut known: BTreeMap<Protocol, Option<String>> = BTreeMap::new();
+        let refused = services.filter_map(|(at, service)| {
+            let protocol = service.protocol;
+            let why = known.entry(protocol);
+            let why = why.or_insert_with(|| message::refused(v6, protocol));
+            Some((at, why.clone()?))
+        });
+        refused.collect()
     }
 
     /// Where packets enter. Who put a source host on an interface by hand has decided that.
@@ -184,8 +201,11 @@ impl Question<'_> {
         self.ways.len().max(1) * self.job.services.len()
     }
 
+    /// The services that can be asked about, with their places.
     fn services(&self) -> Vec<(usize, Service)> {
-        self.job.services.iter().copied().enumerate().collect()
+        let services = self.job.services.iter().copied().enumerate();
+        let services = services.filter(|(at, _)| !self.refused.contains_key(at));
+        services.collect()
     }
 
     /// Plans what is measured of packets that enter here.
@@ -199,10 +219,13 @@ impl Question<'_> {
         let services = self.services();
         let ends = (self.job.source, self.job.destination);
         let made = self.stretch(&entry, ends, &services, whole, planner, caretaker)?;
-        let (stretch, planned) = match made {
-            Ok((stretch, planned)) => (Ok(stretch), planned),
-            Err(why) => (Err(why), vec![Planned::default(); services.len()]),
-        };
+        let mut planned = vec![Planned::default(); self.job.services.len()];
+        let stretch = made.map(|(stretch, ways)| {
+            for ((at, _), way) in services.iter().zip(ways) {
+                planned[*at] = way;
+            }
+            stretch
+        });
         self.ways.push(Way {
             entry,
             stretch,
@@ -400,11 +423,9 @@ impl Question<'_> {
     /// Puts what was measured together.
     pub(super) fn answers(&self, tests: &BTreeMap<Asked, ServiceTest>) -> Answers {
         let mut routers = self.planned_routers();
-        let services = self.services();
-        let mut results: Vec<ServiceResult> = services
-            .into_iter()
-            .map(|(at, service)| self.answer((at, service), tests))
-            .collect();
+        let services = self.job.services.iter().copied().enumerate();
+        let mut results: Vec<ServiceResult> =
+            services.map(|asked| self.answer(asked, tests)).collect();
         for test in results.iter().flat_map(|result| &result.tests) {
             if !routers.iter().any(|way| way.name == test.router) {
                 routers.push(RouterWay {
@@ -476,6 +497,13 @@ impl Question<'_> {
     ) -> ServiceResult {
         if let Some(shared) = &self.shared {
             return self.on_one_link(service, shared);
+        }
+        if let Some(why) = self.refused.get(&at) {
+            return ServiceResult {
+                service,
+                end: EndToEnd::unknown(why.clone()),
+                tests: Vec::new(),
+            };
         }
         let mut ends: Vec<(&Entry, EndToEnd)> = Vec::new();
         let mut list: Vec<RouterTest> = Vec::new();

@@ -15,7 +15,7 @@ use crate::{
             flow::{FlowHead, FlowPacket, Payload},
         },
     },
-    model::Protocol,
+    model::icmp,
 };
 
 /// TCP flags as they are written, RFC 9293 section 3.1.
@@ -28,6 +28,8 @@ const FLAGS: [(u8, &str); 6] = [
     (0x20, "URG"),
 ];
 const RST: u8 = 0x04;
+/// SCTP's chunk that refuses or ends an association, RFC 9260 section 3.3.7.
+const ABORT: u8 = 6;
 
 /// The ways of `packets`, in words; packets that went the same way are one entry.
 pub(super) fn ways(
@@ -123,21 +125,25 @@ pub(super) fn nat(seen: &[Sighting]) -> Vec<Nat> {
     found
 }
 
-/// Whether this says no: an ICMP error or a TCP reset.
+/// Whether this says no: an ICMP error, a TCP reset or an abort of SCTP.
 pub(super) fn is_refusal(head: &FlowHead) -> bool {
     match head.payload {
         Payload::Tcp { flags, .. } => flags & RST != 0,
-        Payload::Icmp { .. } => true,
+        Payload::Sctp { chunk, .. } => chunk == ABORT,
+        Payload::Icmp { .. } => head.is_icmp_error(),
         Payload::Udp { .. } | Payload::Other(_) => false,
     }
 }
 
-/// The transport protocol, if it is one that services have.
-pub(super) fn protocol(payload: Payload) -> Option<Protocol> {
-    match payload {
-        Payload::Tcp { .. } => Some(Protocol::Tcp),
-        Payload::Udp { .. } => Some(Protocol::Udp),
-        Payload::Icmp { .. } | Payload::Other(_) => None,
+/// Source and destination port, or what services and their clients have in place of them: of ICMP
+/// the identifier and the type that opened the exchange, on the client's and on the server's side.
+pub(super) fn ports(head: &FlowHead) -> (u16, u16) {
+    match head.payload {
+        Payload::Icmp { kind, id, .. } => match icmp::opened_by(head.protocol(), kind.into()) {
+            Some(opening) => (opening, id),
+            None => (id, kind.into()),
+        },
+        payload => payload.ports().unwrap_or((0, 0)),
     }
 }
 
@@ -149,7 +155,8 @@ fn describe(packet: &FlowPacket) -> String {
             format!("tcp {}", names.join(","))
         }
         Payload::Udp { .. } => "udp".to_owned(),
-        Payload::Icmp { kind, code } => format!("icmp {kind}/{code}"),
+        Payload::Sctp { chunk, .. } => format!("sctp chunk {chunk}"),
+        Payload::Icmp { kind, code, .. } => format!("icmp {kind}/{code}"),
         Payload::Other(number) => format!("protocol {number}"),
     };
     if packet.is_own() {

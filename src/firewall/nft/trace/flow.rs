@@ -39,7 +39,7 @@ use crate::{
         nft::{NftSocket, Ownership, make_tables, table_family, wire::array},
         place::HookPoint,
     },
-    model::{IfName, RunId},
+    model::{IfName, Protocol, RunId},
     netlink::object::{self, Mac},
     sys::nftnl::{EncodeError, Encoder, Expr, Family, Header, Hook, Meta},
 };
@@ -106,12 +106,21 @@ pub enum Payload {
         /// Source and destination port.
         ports: (u16, u16),
     },
+    /// An SCTP packet.
+    Sctp {
+        /// Source and destination port.
+        ports: (u16, u16),
+        /// Type of its first chunk, RFC 9260 section 3.2.
+        chunk: u8,
+    },
     /// ICMP or ICMPv6.
     Icmp {
         /// Type.
         kind: u8,
         /// Code.
         code: u8,
+        /// The identifier, where the type has one.
+        id: u16,
     },
     /// Something else, by its protocol number.
     Other(u8),
@@ -122,7 +131,7 @@ impl Payload {
     #[must_use]
     pub fn ports(self) -> Option<(u16, u16)> {
         match self {
-            Self::Tcp { ports, .. } | Self::Udp { ports } => Some(ports),
+            Self::Tcp { ports, .. } | Self::Udp { ports } | Self::Sctp { ports, .. } => Some(ports),
             Self::Icmp { .. } | Self::Other(_) => None,
         }
     }
@@ -137,9 +146,14 @@ impl Payload {
             libc::IPPROTO_UDP => Self::Udp {
                 ports: (port(0)?, port(2)?),
             },
+            libc::IPPROTO_SCTP => Self::Sctp {
+                ports: (port(0)?, port(2)?),
+                chunk: *transport.get(12)?,
+            },
             libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => Self::Icmp {
                 kind: *transport.first()?,
                 code: *transport.get(1)?,
+                id: port(4)?,
             },
             _ => Self::Other(protocol),
         })
@@ -147,6 +161,31 @@ impl Payload {
 }
 
 impl FlowHead {
+    /// The protocol above IP.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        match self.payload {
+            Payload::Tcp { .. } => Protocol::Tcp,
+            Payload::Udp { .. } => Protocol::Udp,
+            Payload::Sctp { .. } => Protocol::Sctp,
+            Payload::Icmp { .. } if self.source.is_ipv4() => Protocol::Icmp,
+            Payload::Icmp { .. } => Protocol::Icmpv6,
+            Payload::Other(number) => Protocol::of(number),
+        }
+    }
+
+    /// Whether it is an ICMP error, RFC 792 and RFC 4443 section 2.1.
+    #[must_use]
+    pub fn is_icmp_error(&self) -> bool {
+        match self.payload {
+            Payload::Icmp { kind, .. } if self.source.is_ipv4() => {
+                matches!(kind, 3 | 4 | 5 | 11 | 12)
+            }
+            Payload::Icmp { kind, .. } => kind < 128,
+            _ => false,
+        }
+    }
+
     fn of(event: &Event<'_>) -> Option<Self> {
         let ip = Ip::parse(event.network?)?;
         Some(Self {

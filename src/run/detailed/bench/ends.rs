@@ -3,6 +3,7 @@
 use super::{Bench, link};
 use crate::{
     fault,
+    model::Service,
     netns::NetnsFd,
     run::detailed::{
         DetailedError, Setup,
@@ -60,7 +61,13 @@ impl Bench<'_> {
     pub(super) fn open_ends(&self, tasks: &[Task]) -> Result<Vec<End>, DetailedError> {
         fault::step("detailed.listen").map_err(DetailedError::system("listen"))?;
         let (source, port) = (self.site.from(), self.setup.source_port);
-        let open = |task: &Task| Client::open_here(source, port, task.service.protocol);
+        let open = |task: &Task| {
+            let service = Service {
+                port: task.dial,
+                ..task.service
+            };
+            Client::open_here(source, port, service)
+        };
         let clients = self
             .source
             .enter(|| tasks.iter().map(open).collect::<Vec<_>>())?;

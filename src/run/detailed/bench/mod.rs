@@ -29,6 +29,7 @@ use super::{
     attempt::{Ears, Tried, Watches, attempt},
     journey::{Ends, Seen, Wires},
     listen::Witness,
+    message::is_stream,
     post::{Counters, Post},
     result::ServiceTest,
     site::{Site, Target, Task, add},
@@ -36,6 +37,7 @@ use super::{
 use crate::{
     fault,
     firewall::nft::{NftError, watch::Changes},
+    model::Protocol,
     netns::NetnsFd,
     sys::readable::Readable,
 };
@@ -64,7 +66,8 @@ struct Bench<'a> {
     site: &'a Site,
     posts: Vec<Post<'a>>,
     wires: Wires,
-    witness: Option<Witness>,
+    /// Who sees connections that no listener hears of, by protocol.
+    witnesses: Vec<Witness>,
     interrupt: Readable,
     source: NetnsFd,
     listening: Option<Listening<'a>>,
@@ -142,14 +145,7 @@ impl<'a> Bench<'a> {
     fn open(setup: &'a Setup<'a>, site: &'a Site) -> Result<Self, DetailedError> {
         let source = setup.dir.open(&site.source.id.netns())?;
         let listening = Listening::open(setup, site)?;
-        let witness = match (&listening, site.target.sink.address()) {
-            (Some(at), Some(address)) => Some(
-                at.netns()
-                    .enter(|| Witness::open_here(address))?
-                    .map_err(DetailedError::system("watch the destination host"))?,
-            ),
-            _ => None,
-        };
+        let witnesses = witnesses(site, listening.as_ref())?;
         let posts = site.stations.iter();
         let posts = posts.map(|station| Post::open(setup, site, station));
         let posts: Vec<Post<'a>> = posts.collect::<Result<_, _>>()?;
@@ -159,7 +155,7 @@ impl<'a> Bench<'a> {
             site,
             wires: wires(setup, &posts),
             posts,
-            witness,
+            witnesses,
             interrupt: interrupted(setup).map_err(DetailedError::system("watch for signals"))?,
             source,
             listening,
@@ -292,7 +288,7 @@ impl<'a> Bench<'a> {
         let watches = self.posts.iter_mut().map(|post| post.watch.as_mut());
         let ears = Ears {
             listener: listener.as_ref(),
-            witness: self.witness.as_ref(),
+            witness: self.witnesses.iter().find(|w| w.protocol() == protocol),
             watches: Watches(watches.collect()),
             interrupt: Some(&self.interrupt),
         };
@@ -358,6 +354,22 @@ impl<'a> Bench<'a> {
     }
 }
 
+/// Those who see the connections of `site` where they end.
+fn witnesses(site: &Site, at: Option<&Listening<'_>>) -> Result<Vec<Witness>, DetailedError> {
+    let (Some(at), Some(address)) = (at, site.target.sink.address()) else {
+        return Ok(Vec::new());
+    };
+    let protocols = site.target.tasks.iter().map(|task| task.service.protocol);
+    let protocols: HashSet<Protocol> = protocols.filter(|p| is_stream(*p)).collect();
+    let open = || {
+        let protocols = protocols.iter();
+        let all = protocols.map(|protocol| Witness::open_here(address, *protocol));
+        all.collect::<io::Result<_>>()
+    };
+    let opened = at.netns().enter(open)?;
+    opened.map_err(DetailedError::system("watch the destination host"))
+}
+
 /// The segments behind the routers' interfaces.
 fn wires(setup: &Setup<'_>, posts: &[Post<'_>]) -> Wires {
     let of = |post: &Post<'_>| {
@@ -392,7 +404,7 @@ fn batches<T>(list: Vec<T>, task: impl Fn(&T) -> &Task) -> Vec<Vec<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Protocol, Service};
+    use crate::model::Service;
 
     fn task(at: usize, protocol: Protocol, port: u16) -> Task {
         Task {
