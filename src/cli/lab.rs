@@ -15,11 +15,12 @@ use serde::Serialize;
 use super::{Context, Exit, Failure, Run};
 use crate::{
     lab::{
-        self, LabError, LabState, Options, Phase, Progress, Removed, Status, Step, Up,
+        self, Changes, LabError, LabState, Options, Phase, Progress, Removed, Replaced, Status,
+        Step, Up,
         omission::OmissionKind,
         topology::{Severity, Warning},
     },
-    model::{HostId, LabName, NetnsName},
+    model::{HostId, LabName, NetnsName, RouterName},
     registry::Wait,
 };
 
@@ -62,8 +63,10 @@ impl From<LabError> for Failure {
 const UP_EXAMPLES: &str = "Examples:
   tsim lab up corp --facts netns-fixtures/corp10
   tsim lab up corp --facts /var/lib/facts --strict --json
+  tsim lab up corp --facts tomorrow --replace
 
-A lab that is up already from the same facts is left as it is. What the lab cannot have as the
+A lab that is up already from the same facts is left as it is; one from other facts is an error, or
+with --replace is made anew, when no job uses it any more. What the lab cannot have as the
 facts do is said as FILE:LINE: MESSAGE; with --strict that is an error. A file that cannot be used
 is a router that is missing: what seems to leave the lab is UNKNOWN then. Nothing is left of a lab
 that could not be made.";
@@ -86,6 +89,10 @@ struct UpArgs {
     /// Load iptables rulesets with the legacy variant rather than the nft one
     #[arg(long)]
     legacy: bool,
+
+    /// Take the place of a lab that is up from other facts; if that fails, it is made again
+    #[arg(long)]
+    replace: bool,
 }
 
 impl Run for UpArgs {
@@ -95,12 +102,56 @@ impl Run for UpArgs {
             legacy: self.legacy,
         };
         let bar = Bar::new();
-        let up = lab::up_from(&context.config, &self.name, &self.facts, options, &bar);
+        let replaced = self.make(context, options, &bar);
         bar.clear();
-        let up = up?;
-        context.print(&UpOutput::new(&up), |out| write_up(out, &up))?;
+        let Replaced { up, changes, hosts } = replaced?;
+        let output = UpOutput::new(&up, changes.as_ref(), &hosts);
+        context.print(&output, |out| {
+            write_changes(out, changes.as_ref(), &hosts)?;
+            write_up(out, &up)
+        })?;
         Ok(Exit::Ok)
     }
+}
+
+impl UpArgs {
+    fn make(&self, context: &Context, options: Options, bar: &Bar) -> Result<Replaced, LabError> {
+        let (config, name) = (&context.config, &self.name);
+        if self.replace {
+            let wait = Wait::at_most(config.lock_timeout);
+            return lab::replace(config, name, &self.facts, options, bar, &wait);
+        }
+        Ok(Replaced {
+            up: lab::up_from(config, name, &self.facts, options, bar)?,
+            changes: None,
+            hosts: Vec::new(),
+        })
+    }
+}
+
+/// What is not as it was in the lab that was replaced.
+fn write_changes(
+    out: &mut dyn Write,
+    changes: Option<&Changes>,
+    hosts: &[HostId],
+) -> io::Result<()> {
+    let Some(changes) = changes else {
+        return Ok(());
+    };
+    for (what, routers) in [
+        ("added", &changes.added),
+        ("removed", &changes.removed),
+        ("changed", &changes.changed),
+    ] {
+        if !routers.is_empty() {
+            let names: Vec<&str> = routers.iter().map(RouterName::as_str).collect();
+            writeln!(out, "{what}: {}", names.join(" "))?;
+        }
+    }
+    for host in hosts {
+        writeln!(out, "removed host {host}")?;
+    }
+    Ok(())
 }
 
 /// What `tsim lab up --json` prints.
@@ -108,16 +159,23 @@ impl Run for UpArgs {
 struct UpOutput<'a> {
     changed: bool,
     timing_ms: serde_json::Map<String, serde_json::Value>,
+    /// How the routers differ from those of the lab that was replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced: Option<&'a Changes>,
+    #[serde(skip_serializing_if = "<[HostId]>::is_empty")]
+    hosts_removed: &'a [HostId],
     #[serde(flatten)]
     lab: &'a LabState,
 }
 
 impl<'a> UpOutput<'a> {
-    fn new(up: &'a Up) -> Self {
+    fn new(up: &'a Up, replaced: Option<&'a Changes>, hosts_removed: &'a [HostId]) -> Self {
         let entry = |(what, took): &(&str, Duration)| ((*what).to_owned(), milliseconds(*took));
         Self {
             changed: up.changed,
             timing_ms: up.timing.iter().map(entry).collect(),
+            replaced,
+            hosts_removed,
             lab: &up.lab,
         }
     }

@@ -24,14 +24,31 @@ pub enum LabError {
     Strict(Vec<Warning>),
     /// The lab is up, and from something else.
     #[error(
-        "lab {lab} is up already, from other facts or options ({facts}): take it down first \
-        with `tsim lab down {lab}`, or choose another name"
+        "lab {lab} is up already, from other facts or options ({facts}): replace it with \
+        `tsim lab up {lab} --replace`, or choose another name"
     )]
     Exists {
         /// The lab.
         lab: LabName,
         /// The facts that it was made from.
         facts: PathBuf,
+    },
+    /// A lab was to be made in the place of another, and could not.
+    #[error(
+        "lab {lab} could not be replaced; {}",
+        .old.as_ref().map_or_else(
+            || "it is up as it was before".to_owned(),
+            |error| format!("and as it was before it cannot be made again: {error}")
+        )
+    )]
+    NotReplaced {
+        /// The lab.
+        lab: LabName,
+        /// Why the new one could not be made.
+        #[source]
+        cause: Box<LabError>,
+        /// Why the old one could not be made again, if it could not.
+        old: Option<Box<LabError>>,
     },
     /// A namespace of that name exists and belongs to somebody else.
     #[error(

@@ -12,6 +12,7 @@ pub mod neighbours;
 pub mod omission;
 mod plan;
 mod pool;
+mod replace;
 mod router;
 mod rulesets;
 mod segments;
@@ -30,6 +31,7 @@ pub use self::{
     down::{Removed, down},
     error::LabError,
     gone::forget_gone,
+    replace::{Changes, Replaced, replace},
     state::{InterfaceState, LabState, Phase, RouterState, bridge_name},
     up::{Options, Progress, Step, Up, up, up_from},
     vacate::{Vacated, vacate},

@@ -86,8 +86,22 @@ pub fn up_from(
     options: Options,
     progress: &dyn Progress,
 ) -> Result<Up, LabError> {
-    progress.step(Step::Facts);
     let begin = Instant::now();
+    let (topology, facts_dir) = plan(facts_dir, options, progress)?;
+    let took = begin.elapsed();
+    let mut up = up(config, name, &topology, facts_dir, options, progress)?;
+    up.timing.insert(0, ("facts", took));
+    Ok(up)
+}
+
+/// Reads the facts in `facts_dir` and plans a lab of them; with where they lie, for messages.
+/// Nothing is changed.
+pub(super) fn plan(
+    facts_dir: &Path,
+    options: Options,
+    progress: &dyn Progress,
+) -> Result<(Topology, PathBuf), LabError> {
+    progress.step(Step::Facts);
     let (facts, missing) = match options.strict {
         true => (facts::load_dir(facts_dir)?, Vec::new()),
         false => facts::load_usable(facts_dir)?,
@@ -95,13 +109,10 @@ pub fn up_from(
     let links = Links::load(facts_dir, &facts)?;
     let mut topology = topology::build_with(facts, &links);
     topology.warnings.extend(missing);
-    let took = begin.elapsed();
-    let facts_dir = facts_dir
+    let place = facts_dir
         .canonicalize()
         .unwrap_or_else(|_| facts_dir.into());
-    let mut up = up(config, name, &topology, facts_dir, options, progress)?;
-    up.timing.insert(0, ("facts", took));
-    Ok(up)
+    Ok((topology, place))
 }
 
 /// Makes lab `name` from `topology`, or finds that it is there. `facts` is where the topology

@@ -402,7 +402,7 @@ fn up_twice_is_once_and_other_facts_are_refused() {
         .up_with(&fixture("corp10"), Options::default())
         .unwrap_err();
     assert!(matches!(error, LabError::Exists { .. }), "{error}");
-    assert!(error.to_string().contains("tsim lab down"), "{error}");
+    assert!(error.to_string().contains("--replace"), "{error}");
     let legacy = Options {
         legacy: true,
         ..Options::default()

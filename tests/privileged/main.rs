@@ -32,6 +32,7 @@ mod owner;
 mod quick;
 mod quick_cli;
 mod registry;
+mod replace;
 mod reports;
 mod support;
 mod trace;
