@@ -34,9 +34,11 @@ const SINGLE: [&str; 16] = [
 ];
 
 /// The same per interface, below `net/ipv4/conf/*/` and `net/ipv6/conf/*/`.
-const PER_INTERFACE: [&str; 17] = [
+///
+/// Not `mc_forwarding`, although `sysctl -a` prints it: it is read-only, since only the socket of
+/// a multicast routing daemon sets it, and no verdict is given about multicast.
+const PER_INTERFACE: [&str; 16] = [
     "forwarding",
-    "mc_forwarding",
     "rp_filter",
     "src_valid_mark",
     "accept_local",
@@ -120,6 +122,7 @@ mod tests {
             "kernel/core_pattern",
             "net/ipv4/conf/../../../kernel/core_pattern",
             "net/ipv4/conf/eth0/rp_filter/x",
+            "net/ipv4/conf/all/mc_forwarding",
             "net/ipv4/tcp_rmem",
             "net/core/somaxconn",
         ] {
