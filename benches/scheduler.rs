@@ -142,6 +142,7 @@ impl Bench {
                 destination: [10, 0, 0, 2].into(),
                 ports: "80".to_owned(),
                 routers: None,
+                options: tsim::sched::options::Options::default(),
                 extra: serde_json::Map::new(),
             },
         };

@@ -1,30 +1,28 @@
-//! `tsim submit`, `queue`, `cancel` and `result`: the queue from the command line.
+//! `tsim queue`, `cancel` and `result`: the queue from the command line; `tsim submit` is beside.
 //!
 //! They work on the queue's files, so they need no scheduler to run; one that runs sees the change
 //! at once.
 
 use std::{
     io::{self, Write},
-    net::IpAddr,
     sync::Arc,
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use jiff::Timestamp;
 use nix::unistd::{User, getuid};
 use serde::Serialize;
-use serde_json::Map;
 
 use super::{
     Context, Exit, Failure, Run, matrix, question::layout, start::Standing, table::write_table,
 };
 use crate::{
-    model::{LabName, RouterName, RunId},
-    run::report::QuickReport,
+    model::RunId,
+    run::report::{QuickReport, Verdict},
     sched::{
-        admission::{self, NotAdmitted},
+        admission::NotAdmitted,
         history::Page,
-        job::{FinishedJob, Mode, NewJob, Params, Status, UserName, fresh_run_id},
+        job::{FinishedJob, Mode, Params, Status, UserName, Verdicts},
         leader,
         queue::{Cancelled, Jobs, SubmitError},
         runner::{REPORT_TEXT, RESULT},
@@ -57,99 +55,8 @@ impl From<NotAdmitted> for Failure {
     }
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum ModeArg {
-    Quick,
-    Detailed,
-}
-
-const SUBMIT_EXAMPLES: &str = "\
-Examples:
-  tsim submit quick --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P ssh,https,53/udp
-  tsim submit detailed --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P https --routers dc-gw,br-gw
-  tsim submit quick --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P 1-1024 --run-id change-4711 --json
-
-It prints the job's name (run id) and place and does not wait: `tsim watch RUN` does.";
-
-/// Puts a job into the queue and prints its run id and its place
-#[derive(Debug, Args)]
-#[command(after_help = SUBMIT_EXAMPLES)]
-pub(super) struct Submit {
-    /// How to measure
-    mode: ModeArg,
-    /// Lab to measure in
-    #[arg(long, value_name = "NAME")]
-    lab: LabName,
-    /// Source address
-    #[arg(short, long, value_name = "ADDRESS")]
-    source: IpAddr,
-    /// Destination address
-    #[arg(short, long, value_name = "ADDRESS")]
-    destination: IpAddr,
-    /// Services, e.g. `22,80,443/tcp,53/udp,8000-8100`
-    #[arg(short = 'P', long, value_name = "LIST")]
-    ports: String,
-    /// Routers to measure; without, the path is traced
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    routers: Option<Vec<RouterName>>,
-    /// Give verdicts also where the lab lacks something of the facts that can change them
-    #[arg(long)]
-    trust_facts: bool,
-    /// Name of the job; asking twice for the same job under the same name is asking once
-    #[arg(long, value_name = "ID")]
-    run_id: Option<RunId>,
-    /// On whose behalf [default: the login name]
-    #[arg(long, value_name = "NAME")]
-    user: Option<UserName>,
-}
-
-impl Run for Submit {
-    fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let mode = match self.mode {
-            ModeArg::Quick => Mode::Quick,
-            ModeArg::Detailed => Mode::Detailed,
-        };
-        let now = Timestamp::now();
-        let mut extra = Map::new();
-        if self.trust_facts {
-            extra.insert("trust_facts".to_owned(), true.into());
-        }
-        let params = Params {
-            lab: self.lab,
-            source: self.source,
-            destination: self.destination,
-            ports: self.ports,
-            routers: self.routers,
-            extra,
-        };
-        admission::check(&params, &context.config)?;
-        let run_id = match self.run_id {
-            Some(run_id) => run_id,
-            None => fresh_run_id(mode, now)?,
-        };
-        let job = NewJob {
-            run_id,
-            username: user(self.user, context)?,
-            mode,
-            params,
-        };
-        let spool = Spool::open(&context.config)?;
-        let most = context.config.scheduler.max_queued;
-        let submitted = spool.lock()?.submit(job, most, now)?;
-        context.print(&submitted, |out| {
-            write!(out, "{} {}", submitted.run_id, submitted.status)?;
-            match submitted.position {
-                Some(position) => writeln!(out, ", number {position} of the waiting {mode} jobs"),
-                None => writeln!(out),
-            }
-        })?;
-        warn_without_scheduler(&spool)?;
-        Ok(Exit::Ok)
-    }
-}
-
 /// The name given, or the login name of the calling user.
-fn user(given: Option<UserName>, context: &Context) -> Result<UserName, Failure> {
+pub(super) fn user(given: Option<UserName>, context: &Context) -> Result<UserName, Failure> {
     if let Some(user) = given {
         return Ok(user);
     }
@@ -163,7 +70,7 @@ fn user(given: Option<UserName>, context: &Context) -> Result<UserName, Failure>
     UserName::new(name).map_err(Failure::cannot_run)
 }
 
-fn warn_without_scheduler(spool: &Spool) -> Result<(), Failure> {
+pub(super) fn warn_without_scheduler(spool: &Spool) -> Result<(), Failure> {
     if !leader::is_led(spool)? {
         tracing::warn!("no scheduler is running: jobs wait until tsimd is started");
     }
@@ -375,10 +282,67 @@ fn print_result(context: &Context, spool: &Spool, job: &FinishedJob) -> Result<(
     }
 }
 
+/// The exit code of a job that is done: that of its verdicts, and never better than its runner's
+/// own. One whose verdicts cannot be told is not known.
 pub(super) fn exit_of(job: &FinishedJob) -> Exit {
-    match job.verdicts {
-        Some(verdicts) if verdicts.unknown > 0 => Exit::SomeUnknown,
-        Some(verdicts) if verdicts.no > 0 => Exit::SomeNo,
-        _ => Exit::Ok,
+    let runner = job.exit_code.map_or(Verdict::Yes, |code| match code {
+        0 => Verdict::Yes,
+        1 => Verdict::No,
+        _ => Verdict::Unknown,
+    });
+    let counted = match job.verdicts {
+        Some(Verdicts { unknown: 1.., .. }) => Verdict::Unknown,
+        Some(Verdicts { no: 1.., .. }) => Verdict::No,
+        Some(Verdicts { yes: 1.., .. }) => Verdict::Yes,
+        _ => Verdict::Unknown,
+    };
+    match (runner, counted) {
+        (Verdict::Unknown, _) | (_, Verdict::Unknown) => Verdict::Unknown.into(),
+        (Verdict::No, _) | (_, Verdict::No) => Verdict::No.into(),
+        (Verdict::Yes, Verdict::Yes) => Verdict::Yes.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(exit_code: Option<i32>, verdicts: Option<[u64; 3]>) -> FinishedJob {
+        let now = Timestamp::UNIX_EPOCH;
+        let params = serde_json::json!({"lab": "l", "source": "10.0.0.1",
+            "destination": "10.0.0.2", "ports": "80"});
+        FinishedJob {
+            run_id: RunId::new("r").unwrap(),
+            username: UserName::new("ann").unwrap(),
+            status: Status::Done,
+            mode: Mode::Quick,
+            dscp: None,
+            created_at: now,
+            started_at: Some(now),
+            finished_at: now,
+            params: serde_json::from_value(params).unwrap(),
+            exit_code,
+            verdicts: verdicts.map(|[yes, no, unknown]| Verdicts { yes, no, unknown }),
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn only_yes_everywhere_is_success() {
+        for (code, verdicts, want) in [
+            (Some(0), Some([2, 0, 0]), Exit::Ok),
+            (None, Some([2, 0, 0]), Exit::Ok),
+            (Some(1), Some([1, 1, 0]), Exit::SomeNo),
+            (Some(3), Some([1, 1, 1]), Exit::SomeUnknown),
+            // The runner knows better than what was counted, and the other way round.
+            (Some(3), Some([2, 0, 0]), Exit::SomeUnknown),
+            (Some(0), Some([1, 1, 0]), Exit::SomeNo),
+            // Nothing was counted, so nothing is known.
+            (Some(0), Some([0, 0, 0]), Exit::SomeUnknown),
+            (Some(0), None, Exit::SomeUnknown),
+            (None, None, Exit::SomeUnknown),
+        ] {
+            assert_eq!(exit_of(&job(code, verdicts)), want, "{code:?} {verdicts:?}");
+        }
     }
 }

@@ -13,7 +13,10 @@ use owo_colors::{OwoColorize, Style};
 
 use crate::{
     model::{RouterName, Service},
-    run::report::{EndKind, EndToEnd, QuickReport, RouterReport, Scope, ServiceReport, Verdict},
+    run::{
+        report::{EndKind, EndToEnd, QuickReport, RouterReport, ServiceReport, Verdict},
+        sentence::{Span, folded, sentence},
+    },
 };
 
 /// How to print.
@@ -30,8 +33,7 @@ const GAP: usize = 2;
 
 /// Services that follow each other and have the same verdict on every router.
 struct Line {
-    first: Service,
-    last: Service,
+    span: Span,
     /// Index of `first` in the list of all services.
     index: usize,
 }
@@ -63,19 +65,6 @@ impl<'a> Column<'a> {
             None => "-".to_owned(),
             Some((verdict, true)) => verdict.to_string(),
             Some((verdict, false)) => format!("({verdict})"),
-        }
-    }
-}
-
-impl Line {
-    fn label(&self) -> String {
-        if self.first == self.last {
-            self.first.to_string()
-        } else {
-            format!(
-                "{}-{}/{}",
-                self.first.port, self.last.port, self.first.protocol
-            )
         }
     }
 }
@@ -144,38 +133,14 @@ fn print_ends(out: &mut dyn Write, report: &QuickReport, layout: Layout) -> io::
             out,
             "{} {} {}",
             verdict_text.style(style),
-            ranges(services),
-            words(*verdict, *kind, *router, *reason, report.scope)
+            folded(services),
+            sentence(*verdict, *kind, *router, *reason, report.scope)
         )?;
     }
     if !ends.is_empty() {
         writeln!(out)?;
     }
     Ok(())
-}
-
-/// How a way ends, as the rest of a sentence.
-fn words(
-    verdict: Verdict,
-    kind: EndKind,
-    router: Option<&str>,
-    reason: Option<&str>,
-    scope: Scope,
-) -> String {
-    let why = reason
-        .map(|reason| format!(": {reason}"))
-        .unwrap_or_default();
-    let at = router
-        .map(|router| format!(" at {router}"))
-        .unwrap_or_default();
-    match (verdict, scope) {
-        (Verdict::Yes, Scope::Whole) => format!("arrives{why}"),
-        (Verdict::Yes, Scope::Named) => format!("gets through the named routers{why}"),
-        (Verdict::No, _) if kind == EndKind::Stopped => format!("stops first{at}{why}"),
-        (Verdict::No, _) => format!("does not arrive{why}"),
-        (Verdict::Unknown, _) if kind == EndKind::NotKnown => format!("is not known{at}{why}"),
-        (Verdict::Unknown, _) => format!("is not known{why}"),
-    }
 }
 
 fn print_matrix(
@@ -186,7 +151,7 @@ fn print_matrix(
 ) -> io::Result<()> {
     let labels = lines
         .iter()
-        .map(|l| l.label().len())
+        .map(|l| l.span.to_string().len())
         .max()
         .unwrap_or(0)
         .max("service".len());
@@ -206,18 +171,14 @@ fn print_matrix(
 fn lines(all: &[Service], columns: &[Column<'_>]) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     for (index, &service) in all.iter().enumerate() {
-        if let Some(line) = lines.last_mut()
-            && line.last.protocol == service.protocol
-            && line.last.port.checked_add(1) == Some(service.port)
-            && columns
-                .iter()
-                .all(|column| column.cell(line.index) == column.cell(index))
-        {
-            line.last = service;
-        } else {
+        let alike = |line: &Line| {
+            let mut columns = columns.iter();
+            columns.all(|column| column.cell(line.index) == column.cell(index))
+        };
+        let last = lines.last_mut().filter(|line| alike(line));
+        if !last.is_some_and(|line| line.span.extend(service)) {
             lines.push(Line {
-                first: service,
-                last: service,
+                span: Span::one(service),
                 index,
             });
         }
@@ -288,7 +249,7 @@ fn print_block(
         head(out, "", &off_way)?;
     }
     for line in lines {
-        write!(out, "{:labels$}", line.label())?;
+        write!(out, "{:labels$}", line.span.to_string())?;
         for column in columns {
             let width = column_width(column);
             let cell = format!("{:width$}", column.text(line.index));
@@ -337,50 +298,21 @@ fn print_reasons(out: &mut dyn Write, report: &QuickReport) -> io::Result<()> {
                 out,
                 "{}: {verdict} {}: {reason}",
                 router.name,
-                ranges(&services)
+                folded(&services)
             )?;
         }
     }
     Ok(())
 }
 
-/// A list of services, neighbours folded, cut after a dozen entries with a count of the rest.
-fn ranges(services: &[Service]) -> String {
-    const MOST: usize = 12;
-    let mut runs: Vec<(Service, Service)> = Vec::new();
-    for &service in services {
-        match runs.last_mut() {
-            Some((_, last))
-                if last.protocol == service.protocol
-                    && last.port.checked_add(1) == Some(service.port) =>
-            {
-                *last = service;
-            }
-            _ => runs.push((service, service)),
-        }
-    }
-    let shown: Vec<_> = runs
-        .iter()
-        .take(MOST)
-        .map(|&(first, last)| {
-            Line {
-                first,
-                last,
-                index: 0,
-            }
-            .label()
-        })
-        .collect();
-    match runs.len().saturating_sub(MOST) {
-        0 => shown.join(","),
-        more => format!("{} and {more} more", shown.join(",")),
-    }
-}
-
 fn print_summary(out: &mut dyn Write, report: &QuickReport) -> io::Result<()> {
     let (mut yes, mut no, mut unknown) = (0, 0, 0);
-    for service in &report.end_to_end {
-        match service.result {
+    // Results of older versions have verdicts per router only.
+    let routers = report.routers.iter().flat_map(|router| &router.services);
+    let routers = routers.filter(|_| report.end_to_end.is_empty());
+    let ends = report.end_to_end.iter().map(|end| end.result);
+    for result in ends.chain(routers.map(|service| service.result)) {
+        match result {
             Verdict::Yes => yes += 1,
             Verdict::No => no += 1,
             Verdict::Unknown => unknown += 1,
@@ -398,7 +330,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{Dscp, Protocol, RouterName, RunId},
-        run::report::{ServiceReport, Timing},
+        run::report::{Scope, ServiceReport, Timing},
     };
 
     fn router(name: &str, results: &[(u16, Verdict)]) -> RouterReport {

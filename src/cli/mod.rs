@@ -38,6 +38,7 @@ mod question;
 pub mod quick;
 mod registry;
 mod start;
+mod submit;
 mod table;
 mod trace;
 pub mod tsim;

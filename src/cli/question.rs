@@ -121,7 +121,13 @@ impl Question {
         let routers = match &self.trace {
             Some(path) => {
                 let trace = read_trace(path)?;
-                check_trace(&trace, path, &self, &services)?;
+                let (lab, from, to) = (&self.lab, self.source, self.destination);
+                if let Some(what) = trace.of_another(lab, from, to, &services) {
+                    let path = path.display();
+                    return Err(Failure::usage(format!(
+                        "{path} is the trace of another question: of {what}"
+                    )));
+                }
                 RouterChoice::Traced(Box::new(trace))
             }
             None => choose_routers(self.routers)?,
@@ -158,7 +164,7 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
 /// Most bytes of a trace; a way of a thousand routers has a few hundred thousand.
 const MOST_OF_TRACE: u64 = 16 << 20;
 
-fn read_trace(path: &Path) -> Result<Trace, Failure> {
+pub(super) fn read_trace(path: &Path) -> Result<Trace, Failure> {
     let shown = path.display();
     let bytes = files::read(path, MOST_OF_TRACE)
         .map_err(|e| Failure::usage(format!("cannot read the trace {shown}: {e}")))?;
@@ -166,49 +172,6 @@ fn read_trace(path: &Path) -> Result<Trace, Failure> {
         Failure::usage(format!(
             "{shown} is not a trace of `tsim trace --json`: {e}"
         ))
-    })
-}
-
-/// A trace says by which routers one packet goes in one lab, and nothing about others.
-fn check_trace(
-    trace: &Trace,
-    path: &Path,
-    question: &Question,
-    services: &[Service],
-) -> Result<(), Failure> {
-    let packet = &trace.packet;
-    let asked = |service: &&Service| {
-        packet
-            .protocol
-            .is_none_or(|protocol| protocol == service.protocol)
-            && packet
-                .destination_port
-                .is_none_or(|port| port == service.port)
-    };
-    let differs = if trace.lab != question.lab {
-        Some(format!("lab {}, not {}", trace.lab, question.lab))
-    } else if packet.source != question.source {
-        Some(format!("source {}, not {}", packet.source, question.source))
-    } else if packet.destination != question.destination {
-        let destination = question.destination;
-        Some(format!(
-            "destination {}, not {destination}",
-            packet.destination
-        ))
-    } else if !services.iter().any(|service| asked(&service)) {
-        let protocol = packet
-            .protocol
-            .map_or_else(String::new, |p| format!("/{p}"));
-        let port = packet.destination_port.unwrap_or(0);
-        Some(format!("port {port}{protocol}, which is not asked for"))
-    } else {
-        None
-    };
-    differs.map_or(Ok(()), |what| {
-        let path = path.display();
-        Err(Failure::usage(format!(
-            "{path} is the trace of another question: of {what}"
-        )))
     })
 }
 

@@ -62,15 +62,25 @@ pub struct Quick {
     pass_on: Option<u64>,
 }
 
-/// When to look for reasons.
+/// When to look for reasons, as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Explain {
+pub(super) enum Explain {
     /// For up to 1,000 services per router
     Auto,
     /// For every service
     Always,
     /// Not at all: rules by rate, chance, time or history stay unnoticed
     Never,
+}
+
+impl From<Explain> for ExplainMode {
+    fn from(typed: Explain) -> Self {
+        match typed {
+            Explain::Auto => Self::Auto,
+            Explain::Always => Self::Always,
+            Explain::Never => Self::Never,
+        }
+    }
 }
 
 impl CommandLine for Quick {
@@ -109,11 +119,7 @@ impl Quick {
             probe_dscp: self.probe_dscp,
             source_port: self.sport,
             lock_timeout: asked.lock_timeout,
-            explain: match self.explain {
-                Explain::Auto => ExplainMode::Auto,
-                Explain::Always => ExplainMode::Always,
-                Explain::Never => ExplainMode::Never,
-            },
+            explain: self.explain.into(),
             backend: self.backend,
             trust_facts: asked.trust_facts,
             use_registry: !self.no_registry,

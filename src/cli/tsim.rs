@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, doctor, facts, host, jobs,
-    keeper, lab, registry, trace, watch,
+    keeper, lab, registry, submit, trace, watch,
 };
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
@@ -23,7 +23,7 @@ enum Command {
     Facts(facts::Facts),
     Lab(lab::Lab),
     Trace(trace::Trace),
-    Submit(jobs::Submit),
+    Submit(submit::Submit),
     Queue(jobs::Queue),
     Cancel(jobs::Cancel),
     Result(jobs::Show),

@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use super::{Context, Exit, Failure, Run, jobs::exit_of};
 use crate::{
-    model::RunId,
+    model::{RunId, printable},
     sched::{
+        answer::{Answer, End},
         job::{FinishedJob, Status},
         progress::Reader,
         queue,
@@ -39,6 +40,9 @@ struct Seen {
     phase: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// The verdicts from end to end, once it is done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ends: Vec<End>,
 }
 
 impl Run for Watch {
@@ -77,7 +81,12 @@ fn show(context: &Context, seen: &Seen) -> io::Result<()> {
     if let Some(reason) = &seen.reason {
         write!(out, ": {reason}")?;
     }
-    writeln!(out)
+    writeln!(out)?;
+    for end in &seen.ends {
+        let text = printable(&end.text);
+        writeln!(out, "{:7} {} {text}", end.result, end.services)?;
+    }
+    Ok(())
 }
 
 /// Looks at a job's files, and sleeps until they change.
@@ -115,12 +124,18 @@ impl Follower {
             percent: None,
             phase: None,
             reason: None,
+            ends: Vec::new(),
         };
         // Where it comes from first: a job that moves meanwhile is then not missed.
         let jobs = self.queue.read(&self.spool)?;
         if let Some(job) = self.spool.finished(&self.run_id)? {
             seen.status = job.status;
             seen.reason.clone_from(&job.reason);
+            if job.status == Status::Done {
+                // What cannot be shown here is said by `tsim result`; the exit code is right.
+                let answer = Answer::read(&self.spool, &self.run_id);
+                seen.ends = answer.map(|answer| answer.head.ends).unwrap_or_default();
+            }
             return Ok((seen, Some(job)));
         }
         if jobs.running.iter().any(|job| job.run_id == self.run_id) {

@@ -61,7 +61,8 @@ impl fmt::Display for Backend {
 }
 
 /// Which back end somebody wants.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum BackendChoice {
     /// The first that the kernel supports.
     #[default]
@@ -84,6 +85,19 @@ impl FromStr for BackendChoice {
             None if text == "auto" => Ok(Self::Auto),
             None => Err(BackendChoiceError(text.to_owned())),
         }
+    }
+}
+
+impl TryFrom<String> for BackendChoice {
+    type Error = BackendChoiceError;
+    fn try_from(text: String) -> Result<Self, BackendChoiceError> {
+        text.parse()
+    }
+}
+
+impl From<BackendChoice> for String {
+    fn from(choice: BackendChoice) -> Self {
+        choice.to_string()
     }
 }
 

@@ -13,6 +13,7 @@ pub mod progress;
 pub mod quick;
 pub mod report;
 pub mod resolve;
+pub mod sentence;
 pub mod undo;
 pub mod verdict;
 pub mod way;

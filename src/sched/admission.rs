@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use super::job::{Params, RefusedJob};
+use super::job::{Mode, Params, RefusedJob};
 use crate::{
     config::Config,
     lab::{Lab, LabError},
@@ -39,14 +39,31 @@ impl NotAdmitted {
     }
 }
 
+impl NotAdmitted {
+    /// The field of the submission that is wrong, where it is one.
+    #[must_use]
+    pub fn field(&self, params: &Params) -> Option<&'static str> {
+        match self {
+            Self::Params(refused) => refused.field(),
+            Self::Lab(LabError::NoRouter { router, .. }) => {
+                let named = params.routers.iter().flatten().any(|name| name == router);
+                Some(if named { "routers" } else { "from" })
+            }
+            Self::Lab(_) if self.is_asked_wrong() => Some("lab"),
+            Self::Lab(_) => None,
+        }
+    }
+}
+
 /// Checks a job before it is queued.
 ///
 /// # Errors
 /// [`NotAdmitted`] for the first thing that is wrong.
-pub fn check(params: &Params, config: &Config) -> Result<(), NotAdmitted> {
-    params.check(config.services)?;
+pub fn check(params: &Params, mode: Mode, config: &Config) -> Result<(), NotAdmitted> {
+    params.check(mode, config.services)?;
     let lab = Lab::open(config, &params.lab)?;
-    for router in params.routers.iter().flatten() {
+    let from = params.options.from.iter().map(|from| &from.router);
+    for router in params.routers.iter().flatten().chain(from) {
         lab.router(router)?;
     }
     Ok(())

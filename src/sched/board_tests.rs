@@ -38,6 +38,7 @@ fn job(name: &str) -> QueuedJob {
             destination: IpAddr::from([10, 0, 0, 2]),
             ports: "80".to_owned(),
             routers: None,
+            options: crate::sched::options::Options::default(),
             extra: Map::new(),
         },
         analysis_mode: Mode::Quick,

@@ -29,6 +29,7 @@ fn job(name: &str, second: i64) -> FinishedJob {
             destination: IpAddr::from([10, 0, 0, 2]),
             ports: "1,".repeat(200) + "1",
             routers: None,
+            options: crate::sched::options::Options::default(),
             extra: Map::new(),
         },
         exit_code: Some(0),

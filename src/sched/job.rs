@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::model::{
-    Dscp, LabName, NameError, Protocol, RouterName, RunId, ServiceError, ServiceLimits,
-    parse_services,
+use super::options::Options;
+use crate::{
+    model::{
+        Dscp, LabName, NameError, Protocol, RouterName, RunId, Service, ServiceError,
+        ServiceLimits, parse_services,
+    },
+    run::report::Verdict,
 };
 
 /// Longest user name in characters.
@@ -47,7 +51,7 @@ impl fmt::Display for Mode {
 }
 
 /// A job was refused when it was submitted.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Error)]
 pub enum RefusedJob {
     /// The run id, lab or a router is not a name.
     #[error(transparent)]
@@ -86,9 +90,55 @@ pub enum RefusedJob {
     /// `routers` is there but names none.
     #[error("routers is empty: leave it out to trace the path, or name at least one")]
     NoRouters,
+    /// Both say by which routers it goes.
+    #[error("routers and trace both say which routers are meant: one of them is allowed")]
+    RoutersAndTrace,
+    /// The trace is of another question.
+    #[error("the trace is of another question: of {0}")]
+    OtherTrace(String),
+    /// Packets to oneself pass no router.
+    #[error("source and destination are both {0}: packets to oneself pass no router")]
+    ToItself(IpAddr),
+    /// An option that jobs of this mode do not have.
+    #[error("a {mode} job has no {option}")]
+    NotForMode {
+        /// The option.
+        option: &'static str,
+        /// How the job measures.
+        mode: Mode,
+    },
+    /// A time that no job can wait.
+    #[error("{option} {found} is not allowed: a number of seconds above 0, at most a day, is")]
+    Seconds {
+        /// The option.
+        option: &'static str,
+        /// The value.
+        found: f64,
+    },
+    /// Only protocols with ports can be left out.
+    #[error("default_proto {0} is not allowed: tcp, udp or sctp is")]
+    DefaultProtocol(Protocol),
     /// The user name is empty or has control characters.
     #[error("user name {0:?} is not allowed: 1 to 64 characters without control characters are")]
     User(String),
+}
+
+impl RefusedJob {
+    /// The field of the submission that is wrong, where it is one.
+    #[must_use]
+    pub fn field(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Name(_) => return None,
+            Self::Services(_) => "ports",
+            Self::Families { .. } | Self::ToItself(_) => "destination",
+            Self::Address { what, .. } | Self::TooLong { what, .. } => what,
+            Self::NoRouters => "routers",
+            Self::RoutersAndTrace | Self::OtherTrace(_) => "trace",
+            Self::NotForMode { option, .. } | Self::Seconds { option, .. } => option,
+            Self::DefaultProtocol(_) => "default_proto",
+            Self::User(_) => "username",
+        })
+    }
 }
 
 /// Who submitted a job; any text without control characters. Escape it where it is shown.
@@ -162,34 +212,60 @@ pub struct Params {
     /// The routers to measure; the runner traces the path when they are not named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routers: Option<Vec<RouterName>>,
+    /// What it is told beside that.
+    #[serde(flatten)]
+    pub options: Options,
     /// Fields that other programs put there; kept.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Params {
-    /// Checks what the types cannot: the service list, the addresses, the sizes.
+    /// Checks what the types cannot: the services, the addresses, the sizes, the options for a job
+    /// of this mode. The services that it asks about are returned.
     ///
     /// # Errors
     /// [`RefusedJob`] for the first thing that is wrong.
-    pub fn check(&self, limits: ServiceLimits) -> Result<(), RefusedJob> {
-        let too_long = |what, found, max, unit| RefusedJob::TooLong {
-            what,
-            found,
-            max,
-            unit,
-        };
+    pub fn check(&self, mode: Mode, limits: ServiceLimits) -> Result<Vec<Service>, RefusedJob> {
+        self.check_addresses()?;
+        self.check_routers()?;
+        self.options.check(mode)?;
+        let services = self.services(limits)?;
+        if let Some(trace) = &self.options.trace {
+            let (from, to) = (self.source, self.destination);
+            if let Some(what) = trace.of_another(&self.lab, from, to, &services) {
+                return Err(RefusedJob::OtherTrace(what));
+            }
+        }
+        Ok(services)
+    }
+
+    fn services(&self, limits: ServiceLimits) -> Result<Vec<Service>, RefusedJob> {
         if self.ports.len() > PORTS_MAX {
             return Err(too_long("ports", self.ports.len(), PORTS_MAX, "bytes"));
         }
-        parse_services(&self.ports, Protocol::Tcp, limits)?;
-        match self.routers.as_deref() {
-            Some([]) => return Err(RefusedJob::NoRouters),
-            Some(routers) if routers.len() > ROUTERS_MAX => {
-                return Err(too_long("routers", routers.len(), ROUTERS_MAX, "names"));
-            }
-            _ => {}
+        let default = self.options.default_proto.unwrap_or(Protocol::Tcp);
+        if !matches!(default, Protocol::Tcp | Protocol::Udp | Protocol::Sctp) {
+            return Err(RefusedJob::DefaultProtocol(default));
         }
+        let v6 = self.destination.is_ipv6();
+        let services = parse_services(&self.ports, default, limits)?.into_iter();
+        let services = services.map(|service| service.in_family(v6));
+        Ok(services.collect::<Result<_, _>>()?)
+    }
+
+    fn check_routers(&self) -> Result<(), RefusedJob> {
+        match self.routers.as_deref() {
+            Some([]) => Err(RefusedJob::NoRouters),
+            Some(routers) if routers.len() > ROUTERS_MAX => {
+                Err(too_long("routers", routers.len(), ROUTERS_MAX, "names"))
+            }
+            Some(_) if self.options.trace.is_some() => Err(RefusedJob::RoutersAndTrace),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_addresses(&self) -> Result<(), RefusedJob> {
         check_address("source", self.source)?;
         check_address("destination", self.destination)?;
         if self.source.is_ipv4() != self.destination.is_ipv4() {
@@ -198,7 +274,19 @@ impl Params {
                 destination: self.destination,
             });
         }
+        if self.source == self.destination {
+            return Err(RefusedJob::ToItself(self.source));
+        }
         Ok(())
+    }
+}
+
+fn too_long(what: &'static str, found: usize, max: usize, unit: &'static str) -> RefusedJob {
+    RefusedJob::TooLong {
+        what,
+        found,
+        max,
+        unit,
     }
 }
 
@@ -360,7 +448,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// How many (router, service) pairs got which verdict.
+/// How many services got which verdict from end to end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdicts {
     /// Services that pass.
@@ -369,6 +457,20 @@ pub struct Verdicts {
     pub no: u64,
     /// Services of which it cannot be known.
     pub unknown: u64,
+}
+
+impl FromIterator<Verdict> for Verdicts {
+    fn from_iter<I: IntoIterator<Item = Verdict>>(verdicts: I) -> Self {
+        let mut counted = Self::default();
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Yes => counted.yes += 1,
+                Verdict::No => counted.no += 1,
+                Verdict::Unknown => counted.unknown += 1,
+            }
+        }
+        counted
+    }
 }
 
 /// A job that is over: one line of the history, and `job.json` in its run directory.
@@ -426,6 +528,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             ports: ports.to_owned(),
             routers: None,
+            options: Options::default(),
             extra: Map::new(),
         }
     }
@@ -440,7 +543,8 @@ mod tests {
             ("80", "10.0.0.1", "224.0.0.1", "destination 224.0.0.1"),
             ("80", "10.0.0.1", "255.255.255.255", "unicast"),
         ] {
-            let refused = params(ports, source, destination).check(ServiceLimits::default());
+            let refused =
+                params(ports, source, destination).check(Mode::Quick, ServiceLimits::default());
             let text = refused.unwrap_err().to_string();
             assert!(
                 text.contains(want),
@@ -448,10 +552,10 @@ mod tests {
             );
         }
         let mut none = params("80", "10.0.0.1", "10.0.0.2");
-        assert!(none.check(ServiceLimits::default()).is_ok());
+        assert!(none.check(Mode::Quick, ServiceLimits::default()).is_ok());
         none.routers = Some(Vec::new());
         assert_eq!(
-            none.check(ServiceLimits::default()),
+            none.check(Mode::Quick, ServiceLimits::default()),
             Err(RefusedJob::NoRouters)
         );
     }

@@ -4,6 +4,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`job`] | jobs as submitted, queued, running, finished; checked at the door |
+//! | [`options`] | what a job may be told beside its question |
 //! | [`admission`] | what a job is held against before it may wait |
 //! | [`policy`] | what to do next, as pure code |
 //! | [`spool`] | the files: layout, locking, atomic change |
@@ -13,6 +14,7 @@
 //! | [`runner`] | runner processes: start, find again, signal, reap |
 //! | [`progress`] | what a running job says of itself |
 //! | [`outcome`] | how a job ended |
+//! | [`answer`] | a result as people are shown it: from end to end, then by page |
 //! | [`resources`] | DSCP values and reconcile, as the scheduler needs them |
 //! | [`events`] | the loop: everything seen becomes an event, every action is carried out |
 //! | `crew`, `watch` | the loop's hands and eyes: runners, inotify |
@@ -21,6 +23,7 @@
 //! | [`metrics`] | counters for Prometheus |
 
 pub mod admission;
+pub mod answer;
 pub mod board;
 mod crew;
 pub mod daemon;
@@ -30,6 +33,7 @@ pub mod job;
 pub mod leader;
 pub mod metrics;
 pub mod notify;
+pub mod options;
 pub mod outcome;
 pub mod policy;
 pub mod progress;

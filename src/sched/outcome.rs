@@ -102,20 +102,42 @@ impl Left {
 #[derive(Deserialize)]
 struct Service {
     result: Verdict,
+    #[serde(default = "yes")]
+    reached: bool,
 }
 
 #[derive(Deserialize)]
 struct Router {
+    #[serde(default = "yes")]
+    on_way: bool,
     services: Vec<Service>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The part of a result that is counted.
 #[derive(Deserialize)]
 struct Counted {
-    /// From end to end. Results of older versions, and those of detailed jobs, have none.
+    /// From end to end. Results of older versions have none.
     #[serde(default)]
     end_to_end: Vec<Service>,
     routers: Vec<Router>,
+}
+
+impl Counted {
+    /// The verdicts from end to end; of an older version's result those at each router. What a
+    /// packet did not reach never counts.
+    fn verdicts(&self) -> Verdicts {
+        let old = self.end_to_end.is_empty();
+        let routers = self.routers.iter().filter(|router| old && router.on_way);
+        let per_router = routers
+            .flat_map(|router| &router.services)
+            .filter(|service| service.reached);
+        let all = self.end_to_end.iter().chain(per_router);
+        all.map(|service| service.result).collect()
+    }
 }
 
 /// The verdicts of a whole JSON document, or none when it has another shape.
@@ -129,17 +151,7 @@ fn count_verdicts(mut file: File) -> io::Result<Option<Verdicts>> {
         }
         Err(error) => return Err(error.into()),
     };
-    let mut verdicts = Verdicts::default();
-    let per_router = counted.routers.iter().flat_map(|router| &router.services);
-    let per_router = per_router.filter(|_| counted.end_to_end.is_empty());
-    for service in counted.end_to_end.iter().chain(per_router) {
-        match service.result {
-            Verdict::Yes => verdicts.yes += 1,
-            Verdict::No => verdicts.no += 1,
-            Verdict::Unknown => verdicts.unknown += 1,
-        }
-    }
-    Ok(Some(verdicts))
+    Ok(Some(counted.verdicts()))
 }
 
 /// The end of what a runner wrote to its standard error, on one line.

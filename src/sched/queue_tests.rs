@@ -25,6 +25,7 @@ fn new_job(name: &str, mode: Mode) -> NewJob {
             destination: IpAddr::from([10, 0, 0, 2]),
             ports: "80".to_owned(),
             routers: None,
+            options: crate::sched::options::Options::default(),
             extra: Map::new(),
         },
     }

@@ -32,12 +32,14 @@ use thiserror::Error;
 
 use super::{
     job::{Mode, RunningJob},
-    spool::{Spool, SpoolError},
+    spool::{Spool, SpoolError, write_json},
 };
 use crate::{model::RunId, registry::RegistryError, sys::limits};
 
 /// The runner's standard input, locked while it lives.
 const ALIVE: &str = "alive";
+/// The trace that the runner is given, where the job has one.
+const TRACE: &str = "trace.json";
 /// The runner's standard output.
 pub const RESULT: &str = "result.json";
 /// The runner's standard error.
@@ -113,17 +115,20 @@ impl Runners {
     /// # Errors
     /// [`StartError`]; the job did not run then.
     pub fn start(&self, job: &RunningJob, spool: &Spool) -> Result<Process, StartError> {
-        let dir = spool
+        let run = &spool
             .runs()
             .sub(job.run_id.as_str())
             .map_err(SpoolError::from)?;
-        let open = |name| dir.append_file(name).map_err(SpoolError::from);
+        let open = |name| run.append_file(name).map_err(SpoolError::from);
         let alive = open(ALIVE)?;
         // Not nix's Flock: dropping that unlocks, here the lock goes on in the runner.
         flock(&alive, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StartError::Alive(job.run_id.clone()))?;
         open(PROGRESS)?;
-        let mut command = self.command(job, dir.path());
+        if let Some(trace) = &job.params.options.trace {
+            write_json(run, TRACE, trace)?;
+        }
+        let mut command = self.command(job, run.path());
         command
             .stdin(alive)
             .stdout(open(RESULT)?)
@@ -161,9 +166,7 @@ impl Runners {
             let names: Vec<&str> = routers.iter().map(AsRef::as_ref).collect();
             command.args(["--routers", &names.join(",")]);
         }
-        if params.extra.get("trust_facts") == Some(&true.into()) {
-            command.arg("--trust-facts");
-        }
+        command.args(params.options.arguments(&dir.join(TRACE)));
         command.args(["--run-id", job.run_id.as_str()]);
         if let Some(dscp) = job.dscp {
             command.args(["--dscp", &dscp.to_string()]);

@@ -8,6 +8,7 @@
 //!   queue/current.json     jobs whose runner was started
 //!   runs/.index.jsonl      finished jobs, one line each, oldest first
 //!   runs/<run id>/job.json      the finished job; its existence says that the job is over
+//!   runs/<run id>/trace.json    the way that the job was given, if it was
 //!   runs/<run id>/alive         flock: held by the runner through its standard input
 //!   runs/<run id>/result.json   the runner's standard output
 //!   runs/<run id>/stderr.txt    its standard error

@@ -119,10 +119,13 @@ async function results(page, url, quick) {
     // The routers named are not those of the way, which ends before the destination.
     await row(page, quick).getByText("4 UNKNOWN").waitFor();
     await row(page, quick).getByRole("link").click();
-    await page.getByText("dropped by rule 59 of chain FORWARD").first().waitFor();
+    await page.locator(".ends > li").first().waitFor();
+    await page.getByRole("button", { name: /^Why 22/ }).click();
+    await page.locator(".whys").getByText("dropped by rule 59 of chain FORWARD").first().waitFor();
     await fine(page, "real quick result");
     await shoot(page, "real-quick", { phone: true });
     await page.goto(`${url}/job/detailed-1`);
+    await page.locator("summary").filter({ hasText: "22/tcp" }).click();
     await page.locator("summary").filter({ hasText: "TIMEOUT" }).first().click();
     await page.getByText("-A FORWARD -j DROP", { exact: false }).first().waitFor();
     await fine(page, "real detailed result");

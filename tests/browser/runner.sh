@@ -32,25 +32,40 @@ case $lab in
 esac
 if [ "${0##*/}" = tsim-detailed ]; then
     mkdir "$out"
-    echo "<!doctype html><title>$id</title>" >"$out/report.html"
-    cat <<RESULT
-{"run_id":"$id","summary":{"yes":1,"no":1,"unknown":0},"warnings":[],
-"routers":[{"name":"hq-gw","iface_in":"eth1","iface_out":"eth0","next_hop":"203.0.113.1","services":[{"port":443,"protocol":"tcp","result":"YES"}]},
-{"name":"br-gw","iface_in":"wg0","iface_out":"eth1","next_hop":null,"services":[{"port":443,"protocol":"tcp","result":"NO","reason":"dropped by rule 59 of chain FORWARD"}]}],
-"services":[{"summary":{"destination_port":443,"protocol":"tcp"},"reachability_tests":{"service":{"result":{"tests":[
+    cat >"$out/443_tcp.json" <<EVIDENCE
+{"run_id":"$id","summary":{"destination_port":443,"protocol":"tcp"},"reachability_tests":{"service":{"result":{"tests":[
 {"source_host":"$id-src","via_router":"hq-gw","incoming_interface":"eth1","outgoing_interface":"eth0","status":"OK","message":"connected in 0.4 ms","nat":[],"warnings":[],"trace":[],
 "allowing_rules":[{"family":"ip","table":"filter","chain":"FORWARD","position":12,"rule":"-A FORWARD -p tcp -m tcp --dport 443 -j ACCEPT","action":"accept","packets_before":10,"packets_after":16,"packet_increase":6}],"blocking_rules":[],"touched_rules":[]},
 {"source_host":"$id-src","via_router":"br-gw","incoming_interface":"wg0","outgoing_interface":"eth1","status":"TIMEOUT","message":"no answer within 2 s","nat":[{"direction":"request","before":{"source":"10.1.1.1","source_port":40000,"destination":"10.2.1.2","destination_port":443},"after":{"source":"10.1.1.1","source_port":40000,"destination":"10.2.1.9","destination_port":8443}}],"warnings":[],
 "trace":[{"direction":"request","packet":"tcp SYN","count":3,"end":"dropped","passed":false,"steps":[{"hook":"prerouting","family":"ip","table":"mangle","chain":"PREROUTING","rule":"policy accept","verdict":"accept"},{"hook":"forward","family":"ip","table":"filter","chain":"FORWARD","rule":"-A FORWARD -s 10.1.0.0/16 -j DROP","verdict":"drop"}]}],
-"allowing_rules":[],"blocking_rules":[{"family":"ip","table":"filter","chain":"FORWARD","position":59,"rule":"-A FORWARD -s 10.1.0.0/16 -j DROP","action":"drop","packets_before":3,"packets_after":6,"packet_increase":3}],"touched_rules":[]}]}}}}]}
+"allowing_rules":[],"blocking_rules":[{"family":"ip","table":"filter","chain":"FORWARD","position":59,"rule":"-A FORWARD -s 10.1.0.0/16 -j DROP","action":"drop","packets_before":3,"packets_after":6,"packet_increase":3}],"touched_rules":[]}]}}}}
+EVIDENCE
+    echo "<!doctype html><title>$id</title>" >"$out/report.html"
+    cat <<RESULT
+{"run_id":"$id","summary":{"yes":0,"no":1,"unknown":0},"warnings":[],"timing_ms":{"total":2040.5},
+"end_to_end":[{"port":443,"protocol":"tcp","result":"NO","status":"TIMEOUT","reason":"dropped by rule 59 of chain FORWARD","router":"br-gw","end":"stopped","answer":[],"way":[
+{"router":"hq-gw","iface_in":"eth1","iface_out":"eth0","next_hop":"203.0.113.1","source":"10.1.1.1","destination":"10.2.1.2","sport":40000,"dport":443},
+{"router":"br-gw","iface_in":"wg0","iface_out":null,"next_hop":null,"source":"10.1.1.1","destination":"10.2.1.2","sport":40000,"dport":443}]}],
+"routers":[{"name":"hq-gw","iface_in":"eth1","iface_out":"eth0","next_hop":"203.0.113.1","services":[{"port":443,"protocol":"tcp","result":"YES"}]},
+{"name":"br-gw","iface_in":"wg0","iface_out":"eth1","next_hop":null,"services":[{"port":443,"protocol":"tcp","result":"NO","reason":"dropped by rule 59 of chain FORWARD"}]}],
+"services":[]}
 RESULT
 else
     cat <<RESULT
-{"source":"$from","destination":"$to","dscp":${dscp:-0},"run_id":"$id","backend":"nft","routers":[
+{"source":"$from","destination":"$to","dscp":${dscp:-0},"run_id":"$id","backend":"nft","scope":"whole",
+"end_to_end":[
+{"port":22,"protocol":"tcp","result":"NO","reason":"<b>policy</b> DROP of chain FORWARD","router":"br-gw","end":"stopped","way":[
+{"router":"hq-gw","iface_in":"eth1","iface_out":"wg0","next_hop":"10.100.1.2","source":"$from","destination":"$to","sport":40000,"dport":22},
+{"router":"br-gw","iface_in":"wg0","iface_out":null,"next_hop":null,"source":"$from","destination":"$to","sport":40000,"dport":22}]},
+{"port":80,"protocol":"tcp","result":"YES","router":"br-gw","end":"delivered","way":[]},
+{"port":443,"protocol":"tcp","result":"YES","router":"br-gw","end":"delivered","way":[]},
+{"port":53,"protocol":"udp","result":"NO","reason":"iptables filter FORWARD rule 12: -p udp --dport 53 -j DROP","router":"hq-gw","end":"stopped","way":[]},
+{"port":161,"protocol":"udp","result":"UNKNOWN","reason":"rate-limited: 5/s on rule 3 \u202eTPECCA\u001b[2J","router":"br-gw","end":"not_known","way":[]}],
+"routers":[
 {"name":"hq-gw","iface_in":"eth1","iface_out":"wg0","next_hop":"10.100.1.2","services":[
-{"port":22,"protocol":"tcp","result":"YES"},{"port":80,"protocol":"tcp","result":"YES"},{"port":443,"protocol":"tcp","result":"YES"},{"port":53,"protocol":"udp","result":"NO","reason":"iptables filter FORWARD rule 12: -p udp --dport 53 -j DROP"}]},
+{"port":22,"protocol":"tcp","result":"YES"},{"port":80,"protocol":"tcp","result":"YES"},{"port":443,"protocol":"tcp","result":"YES"},{"port":53,"protocol":"udp","result":"NO","reason":"iptables filter FORWARD rule 12: -p udp --dport 53 -j DROP"},{"port":161,"protocol":"udp","result":"YES"}]},
 {"name":"br-gw","iface_in":"wg0","iface_out":"eth1","next_hop":null,"services":[
-{"port":22,"protocol":"tcp","result":"NO","reason":"<b>policy</b> DROP of chain FORWARD"},{"port":80,"protocol":"tcp","result":"YES"},{"port":443,"protocol":"tcp","result":"YES"},{"port":53,"protocol":"udp","result":"UNKNOWN","reason":"rate-limited: 5/s on rule 3 \u202eTPECCA\u001b[2J"}]}],
+{"port":22,"protocol":"tcp","result":"NO","reason":"<b>policy</b> DROP of chain FORWARD"},{"port":80,"protocol":"tcp","result":"YES"},{"port":443,"protocol":"tcp","result":"YES"},{"port":53,"protocol":"udp","result":"UNKNOWN","reached":false},{"port":161,"protocol":"udp","result":"UNKNOWN","reason":"rate-limited: 5/s on rule 3 \u202eTPECCA\u001b[2J"}]}],
 "warnings":["br-gw: 2 rules could not be loaded"],
 "timing_ms":{"resolve":0.4,"lock":0.1,"hosts":1.2,"install":0.3,"probe":0.2,"read":0.1,"explain":0.5,"undo":0.4,"total":3.2}}
 RESULT

@@ -6,16 +6,23 @@ import { accessible, browser, fine, open, row, shoot, site, TOKEN } from "./site
 
 let chrome;
 before(async () => { chrome = await browser(); });
-after(async () => { await chrome.close(); });
+// What a test that failed left running would keep this process alive.
+const running = new Set();
+after(async () => {
+    await chrome.close();
+    await Promise.all([...running].map((own) => own.end()));
+});
 
 async function visit(options, viewport = { width: 1400, height: 1000 }) {
     const own = await site(options);
+    running.add(own);
     const problems = [];
     const context = await chrome.newContext({ viewport, colorScheme: "light" });
     const url = `http://localhost:${own.port}`;
     const page = await open(context, `${url}/`, problems);
     const end = async () => {
         await context.close();
+        running.delete(own);
         await own.end();
         assert.deepEqual(problems, []);
     };
@@ -39,7 +46,7 @@ test("eight quick jobs and a detailed one run together, live, in every way of lo
     own.step("quick-2", 30);
     own.step("quick-2", 70);
     await row(page, "waiting-1").getByText("waiting for locks").waitFor();
-    await row(page, "quick-2").getByText("5 YES").waitFor();
+    await row(page, "quick-2").getByText("2 YES").waitFor();
     assert.equal(await row(page, "quick-2").getByText("2 NO").count(), 1);
     await fine(page, "queue");
     await shoot(page, "queue", { phone: true });
@@ -63,7 +70,18 @@ test("a job is submitted and cancelled with the keyboard, and only with the toke
     await page.getByLabel(/token file/).fill(TOKEN);
     await page.keyboard.press("Enter");
     await page.getByText("port 0 is out of range").waitFor();
-    await page.getByLabel(/^Services/).fill("80,443");
+    // Said at the field, where the cursor is.
+    const services = page.getByLabel(/^Services/);
+    assert.equal(await services.getAttribute("aria-describedby"), "f-ports-error");
+    assert.equal(await services.evaluate((field) => field === document.activeElement), true);
+    await accessible(page, "submit dialog with an error");
+    await shoot(page, "submit-error", { phone: true });
+    await services.fill("80,443");
+    await page.getByLabel(/^Enters at/).fill("br-gw:a/b");
+    await page.keyboard.press("Enter");
+    await page.getByText("is no entry: ROUTER or ROUTER:INTERFACE").waitFor();
+    await page.getByLabel(/^Enters at/).fill("br-gw");
+    await page.getByLabel(/^Trust the facts/).check();
     await page.keyboard.press("Enter");
     const cancel = page.getByRole("button", { name: /^Cancel quick-/ });
     // It moves from the waiting jobs to the running ones, and its button with it.
@@ -95,18 +113,34 @@ test("a job's page follows it to the result with its reasons", async () => {
     await page.reload();
     await page.getByText("installing taps").waitFor();
     own.step("r1", 70);
-    await page.getByText("<b>policy</b> DROP of chain FORWARD").waitFor();
+    // From end to end first, then the matrix; what is not reached is in brackets.
+    const ends = page.locator(".ends > li");
+    await ends.first().waitFor();
+    assert.equal(await ends.count(), 4);
+    assert.match(await ends.nth(0).innerText(), /^NO 22\/tcp stops first at br-gw: <b>policy<\/b> DROP of chain FORWARD/);
+    assert.match(await ends.nth(1).innerText(), /^YES 80\/tcp,443\/tcp arrives/);
+    assert.match(await ends.nth(3).innerText(), /^UNKNOWN 161\/udp is not known at br-gw: rate-limited/);
+    await ends.nth(0).getByText("Way, 2 routers").click();
+    await ends.nth(0).getByText("10.1.1.1:40000 → 10.2.1.2:22, to 10.100.1.2").waitFor();
+    const dns = page.getByRole("row", { name: /^53\/udp/ });
+    await dns.getByText("(UNKNOWN)", { exact: true }).waitFor();
+    await page.getByRole("button", { name: "Why 53/udp" }).click();
+    await page.locator(".whys").getByText("--dport 53 -j DROP").waitFor();
     await page.getByText("2 rules could not be loaded").waitFor();
     // What would turn the writing or clear a screen is seen instead.
-    await page.getByText("rule 3 \\u{202e}TPECCA\\u{1b}[2J").waitFor();
+    await page.locator(".ends").getByText("rule 3 \\u{202e}TPECCA\\u{1b}[2J").waitFor();
     await fine(page, "job result");
     await shoot(page, "job-result", { phone: true });
     await page.getByLabel("Verdict", { exact: true }).selectOption("UNKNOWN");
-    assert.equal(await page.locator(".matrix tbody tr").count(), 1);
+    // The one at br-gw that is not reached is no UNKNOWN.
+    await page.getByText("Lines 1 to 1 of 1").waitFor();
+    await page.getByRole("rowheader", { name: /^161\/udp/ }).waitFor();
     await page.getByLabel("Find").fill("no such thing");
     await page.getByText("No service fits.").waitFor();
     await own.submit({ run_id: "d1", mode: "detailed", lab: "fast" });
     await page.goto(`${url}/job/d1`);
+    await page.getByText("stops first at br-gw: dropped by rule 59 of chain FORWARD").waitFor();
+    await page.locator("summary").filter({ hasText: "443/tcp" }).click();
     await page.getByText("no answer within 2 s", { exact: true }).click();
     await page.getByText("-A FORWARD -s 10.1.0.0/16 -j DROP").first().waitFor();
     await fine(page, "detailed result");

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Stands in for tsim-quick and tsim-detailed. SITE is replaced by the test's directory; the lab's
 # name says what to do. It notes its start and end in SITE/log, so that a test sees who ran when.
+args=$*
 while [ $# -gt 0 ]; do
     case $1 in
         --lab) lab=$2 ;;
@@ -11,7 +12,7 @@ while [ $# -gt 0 ]; do
         -d) to=$2 ;;
         --out) out=$2 ;;
         -P | --routers | --config) ;;
-        --json)
+        --json | --trust-facts | --patient | --*=*)
             shift
             continue
             ;;
@@ -35,6 +36,7 @@ case $lab in
     crash) kill -KILL $$ ;;
     talk) while :; do echo '"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"'; done ;;
     env) env >SITE/env ;;
+    args) echo "$args" >SITE/args ;;
 esac
 echo '{"percent":60,"phase":"probing"}' >>"$progress"
 cat <<RESULT

@@ -31,6 +31,7 @@ use tsim::{
     model::{LabName, RunId},
     sched::{
         job::{FinishedJob, Mode, NewJob, Params, UserName},
+        options::Options,
         queue::{Jobs, Submitted},
         spool::Spool,
     },
@@ -59,7 +60,7 @@ impl Site {
             fs::write(&program, &script).unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        for lab in ["any", "gate", "other"] {
+        for lab in ["any", "gate", "other", "args"] {
             pretend_lab(&dir.path().join("registry/labs"), lab);
         }
         let scheduler = scheduler(dir.path());
@@ -167,6 +168,7 @@ impl Site {
                 destination: [10, 0, 0, 2].into(),
                 ports: "80,81".to_owned(),
                 routers: None,
+                options: Options::default(),
                 extra: Map::new(),
             },
         };

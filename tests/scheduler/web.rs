@@ -159,6 +159,80 @@ fn every_described_operation_answers_as_described() {
 }
 
 #[test]
+fn options_reach_the_runner_and_a_bad_one_is_said_at_its_field() {
+    let (site, daemon) = serve("");
+    let client = client(&daemon);
+    let document = Description(client.get("/api/v1/openapi.json").json());
+    let trace = json!({"lab": "args", "source": "10.0.0.1", "destination": "10.0.0.2",
+        "hops": [], "end": {"kind": "no_route"}});
+    let with = |fields: &Value| {
+        let mut job = submission("told", "args");
+        let told = fields.as_object().unwrap().clone();
+        job.as_object_mut().unwrap().extend(told);
+        job
+    };
+    let told = json!({"trust_facts": true, "default_proto": "udp", "sport": 4000,
+        "lock_timeout": 2.5, "explain": "never", "backend": "nft", "probe_dscp": 46,
+        "trace": trace});
+    for (fields, field) in [
+        (json!({"from": "a/b"}), Some("from")),
+        (json!({"from": "no-such-router"}), Some("from")),
+        (json!({"routers": ["nobody"]}), Some("routers")),
+        (json!({"trust_facts": "yes"}), Some("trust_facts")),
+        (json!({"sport": 0}), Some("sport")),
+        (json!({"sport": 65536}), Some("sport")),
+        (json!({"timeout": 1}), Some("timeout")),
+        (
+            json!({"mode": "detailed", "explain": "auto"}),
+            Some("explain"),
+        ),
+        (json!({"ports": "0"}), Some("ports")),
+        (json!({"backend": "pf"}), Some("backend")),
+        (json!({"probe_dscp": 64}), Some("probe_dscp")),
+        (json!({"trace": "/etc/passwd"}), Some("trace")),
+        (
+            json!({"trace": trace, "ports": "80", "routers": []}),
+            Some("routers"),
+        ),
+        (
+            json!({"trace": trace, "destination": "10.0.0.3"}),
+            Some("trace"),
+        ),
+        (json!({"destination": "10.0.0.1"}), Some("destination")),
+        (json!({"lab": "nolab"}), Some("lab")),
+        (json!({"colour": "red"}), None),
+    ] {
+        let answer = client.post("/api/v1/jobs", &with(&fields));
+        document.check("post", "/api/v1/jobs", &answer);
+        assert_eq!(answer.status, 400, "{fields}");
+        let refused = answer.json();
+        assert_eq!(refused["field"].as_str(), field, "{fields}: {refused}");
+    }
+    let answer = client.post("/api/v1/jobs", &with(&told));
+    assert_eq!(answer.status, 201, "{}", answer.json());
+    site.until_finished("told");
+    let arguments = fs::read_to_string(site.path("args")).unwrap();
+    for argument in [
+        "--trust-facts",
+        "--default-proto=udp",
+        "--sport=4000",
+        "--lock-timeout=2.5",
+        "--explain=never",
+        "--backend=nft",
+        "--probe-dscp=46",
+    ] {
+        assert!(arguments.contains(argument), "{argument}: {arguments}");
+    }
+    let file = arguments.split("--trace=").nth(1).unwrap();
+    let file = fs::read_to_string(file.split_whitespace().next().unwrap()).unwrap();
+    let given: Value = serde_json::from_str(&file).unwrap();
+    assert_eq!(given["destination"], "10.0.0.2");
+    let job = client.get("/api/v1/jobs/told");
+    document.check("get", "/api/v1/jobs/{run_id}", &job);
+    assert_eq!(job.json()["params"]["probe_dscp"], 46);
+}
+
+#[test]
 fn the_stream_tells_a_jobs_whole_life_as_described() {
     let (site, daemon) = serve("");
     let client = client(&daemon);

@@ -6,6 +6,7 @@
 
 mod entries;
 mod entry;
+mod fit;
 mod onward;
 mod walk;
 mod wiring;

@@ -27,13 +27,14 @@ mod walk;
 
 use std::{
     collections::BTreeSet,
-    io,
+    fmt, io,
     net::IpAddr,
     path::PathBuf,
     str::FromStr,
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::{
@@ -140,7 +141,8 @@ impl FromStr for DscpChoice {
 }
 
 /// When to look for reasons.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ExplainMode {
     /// For blocked services, up to [`EXPLAIN_AUTO_MAX`] per router.
     Auto,
@@ -148,6 +150,16 @@ pub enum ExplainMode {
     Always,
     /// Not at all.
     Never,
+}
+
+impl fmt::Display for ExplainMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        })
+    }
 }
 
 /// How many blocked services of a router are explained unless all are asked for.

@@ -1,16 +1,16 @@
-//! `/api/v1`: the queue as JSON, and the two things that change it.
+//! `/api/v1`: the queue as JSON, and cancelling; submitting is beside.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
     extract::State,
-    http::{HeaderValue, StatusCode, header},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{
     Shared, Site,
@@ -18,13 +18,12 @@ use super::{
     error::ApiError,
 };
 use crate::{
-    model::{LabName, RouterName, RunId},
+    model::RunId,
     sched::{
-        admission,
         board::Snapshot,
-        job::{FinishedJob, Mode, NewJob, Params, QueuedJob, Status, UserName, fresh_run_id},
+        job::{FinishedJob, Mode, Params, QueuedJob, Status, UserName},
         metrics::Gauges,
-        queue::{Cancelled, SubmitError, Submitted},
+        queue::Cancelled,
         resources::Held,
         spool::SpoolError,
     },
@@ -225,78 +224,6 @@ pub(super) async fn job(
 ) -> Result<Json<JobAnswer>, ApiError> {
     let id = run_id(id)?;
     blocking(&site, move |site| find(site, &id).map(Json)).await
-}
-
-/// A job as it is submitted.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Submission {
-    mode: Mode,
-    lab: LabName,
-    source: IpAddr,
-    destination: IpAddr,
-    ports: String,
-    routers: Option<Vec<RouterName>>,
-    run_id: Option<RunId>,
-    username: UserName,
-}
-
-pub(super) async fn submit(
-    State(site): State<Shared>,
-    Body(submission): Body<Submission>,
-) -> Result<Response, ApiError> {
-    let submitted = blocking(&site, |site| enqueue(site, submission)).await?;
-    let status = if submitted.new {
-        StatusCode::CREATED
-    } else {
-        StatusCode::OK
-    };
-    let location = HeaderValue::try_from(format!("/api/v1/jobs/{}", submitted.run_id));
-    let mut response = (status, Json(submitted)).into_response();
-    if let Ok(location) = location {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
-}
-
-fn enqueue(site: &Site, submission: Submission) -> Result<Submitted, ApiError> {
-    let now = Timestamp::now();
-    let params = Params {
-        lab: submission.lab,
-        source: submission.source,
-        destination: submission.destination,
-        ports: submission.ports,
-        routers: submission.routers,
-        extra: Map::new(),
-    };
-    admission::check(&params, &site.config).map_err(|error| {
-        if error.is_asked_wrong() {
-            ApiError::bad(error.to_string())
-        } else {
-            ApiError::ours(&error)
-        }
-    })?;
-    let run_id = match submission.run_id {
-        Some(run_id) => run_id,
-        None => fresh_run_id(submission.mode, now).map_err(|e| ApiError::ours(&e))?,
-    };
-    let job = NewJob {
-        run_id,
-        username: submission.username,
-        mode: submission.mode,
-        params,
-    };
-    let most = site.config.scheduler.max_queued;
-    site.spool
-        .lock()?
-        .submit(job, most, now)
-        .map_err(|error| match &error {
-            SubmitError::Taken { .. } => ApiError::new(StatusCode::CONFLICT, error.to_string()),
-            SubmitError::Full(_) => {
-                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-            }
-            SubmitError::Spool(_) => ApiError::ours(&error),
-        })
 }
 
 #[derive(Deserialize)]

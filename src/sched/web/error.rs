@@ -1,4 +1,4 @@
-//! Answers that are no answers: a status and `{"error": "…"}`.
+//! Answers that are no answers: a status and `{"error": "…"}`, with the `field` where it is one's.
 
 use axum::{
     Json,
@@ -12,6 +12,8 @@ use serde_json::json;
 pub(super) struct ApiError {
     pub(super) status: StatusCode,
     pub(super) message: String,
+    /// The field of the body that is wrong.
+    pub(super) field: Option<&'static str>,
 }
 
 impl ApiError {
@@ -19,12 +21,21 @@ impl ApiError {
         Self {
             status,
             message: message.into(),
+            field: None,
         }
     }
 
     /// The client's mistake.
     pub(super) fn bad(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// The client's mistake, in this field of the body.
+    pub(super) fn of_field(field: Option<&'static str>, message: impl Into<String>) -> Self {
+        Self {
+            field,
+            ..Self::bad(message)
+        }
     }
 
     /// Ours: the log has the causes, the client need not.
@@ -45,7 +56,10 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = Json(json!({"error": self.message}));
+        let body = match self.field {
+            Some(field) => Json(json!({"error": self.message, "field": field})),
+            None => Json(json!({"error": self.message})),
+        };
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {

@@ -46,6 +46,7 @@ use self::{
 use super::{board::Board, resources::Resources, spool::Spool};
 use crate::config::Config;
 
+mod answers;
 mod api;
 mod ask;
 pub mod auth;
@@ -56,9 +57,10 @@ mod pages;
 mod rate;
 mod read;
 mod sse;
+mod submit;
 
 /// Most bytes of a request's body.
-const BODY_MAX: usize = 64 * 1024;
+const BODY_MAX: usize = 128 * 1024;
 /// Most bytes of a request's head.
 const HEAD_MAX: usize = 16 * 1024;
 /// Longest time for a request's head to come in.
@@ -84,6 +86,7 @@ pub struct Site {
     guard: Guard,
     limiter: Limiter,
     viewers: Arc<Semaphore>,
+    answers: answers::Kept,
     /// Tells the event ids of this scheduler from those of an earlier one.
     epoch: i64,
 }
@@ -105,6 +108,7 @@ impl Site {
             guard: Guard::new(scheduler, token),
             limiter: Limiter::new(scheduler.requests_per_second),
             viewers: Arc::new(Semaphore::new(scheduler.max_viewers)),
+            answers: answers::Kept::default(),
             epoch: jiff::Timestamp::now().as_millisecond(),
             config,
             spool,
@@ -125,8 +129,11 @@ fn router(site: Shared) -> Router {
         .route("/queue", get(api::queue))
         .route("/history", get(api::history))
         .route("/registry", get(api::registry))
-        .route("/jobs", post(api::submit))
+        .route("/jobs", post(submit::submit))
         .route("/jobs/{run_id}", get(api::job))
+        .route("/jobs/{run_id}/answer", get(answers::head))
+        .route("/jobs/{run_id}/matrix", get(answers::matrix))
+        .route("/jobs/{run_id}/evidence", get(answers::evidence))
         .route("/jobs/{run_id}/result", get(read::result))
         .route("/jobs/{run_id}/report", get(read::report))
         .route("/jobs/{run_id}/stderr", get(read::stderr))

@@ -19,6 +19,9 @@ const JS: &str = "text/javascript; charset=utf-8";
 const ASSETS: &[(&str, &str, &str)] = &[
     ("app.css", CSS, include_str!("assets/app.css")),
     ("common.js", JS, include_str!("assets/common.js")),
+    ("answer.js", JS, include_str!("assets/answer.js")),
+    ("evidence.js", JS, include_str!("assets/evidence.js")),
+    ("submit.js", JS, include_str!("assets/submit.js")),
     ("queue.js", JS, include_str!("assets/queue.js")),
     ("job.js", JS, include_str!("assets/job.js")),
     ("lab.js", JS, include_str!("assets/lab.js")),

@@ -14,12 +14,15 @@ use axum::{
 use futures_util::stream;
 
 use super::{
-    Shared,
+    Shared, Site,
     api::{blocking, run_id},
     ask::Name,
     error::ApiError,
 };
-use crate::sched::runner::{REPORT_HTML, RESULT, STDERR};
+use crate::{
+    model::RunId,
+    sched::runner::{REPORT_HTML, RESULT, STDERR},
+};
 
 /// How much is read at a time.
 const BLOCK: usize = 64 * 1024;
@@ -52,19 +55,17 @@ pub(super) async fn report(
 }
 
 /// Only of a job that is over: a running one's result is not one yet.
-async fn file(
+pub(super) async fn file(
     site: Shared,
     id: String,
-    name: &'static str,
+    name: impl Into<String>,
     kind: &'static str,
 ) -> Result<Response, ApiError> {
-    let id = run_id(id)?;
+    let (id, name) = (run_id(id)?, name.into());
     let (file, length) = blocking(&site, move |site| {
+        only_finished(site, &id)?;
         let none = |text: String| ApiError::new(StatusCode::NOT_FOUND, text);
-        if site.spool.finished(&id)?.is_none() {
-            return Err(none(format!("there is no job {id} that is over")));
-        }
-        let file = site.spool.run_file(&id, name)?;
+        let file = site.spool.run_file(&id, &name)?;
         let file = file.ok_or_else(|| none(format!("job {id} left none")))?;
         let length = file.metadata().map_err(|e| ApiError::ours(&e))?.len();
         Ok((file, length))
@@ -77,6 +78,14 @@ async fn file(
         (header::CONTENT_LENGTH, length.to_string()),
     ];
     Ok((headers, Body::from_stream(blocks)).into_response())
+}
+
+pub(super) fn only_finished(site: &Site, id: &RunId) -> Result<(), ApiError> {
+    if site.spool.finished(id)?.is_some() {
+        return Ok(());
+    }
+    let text = format!("there is no job {id} that is over");
+    Err(ApiError::new(StatusCode::NOT_FOUND, text))
 }
 
 async fn next_block(mut file: io::Take<File>) -> io::Result<Option<(Bytes, io::Take<File>)>> {

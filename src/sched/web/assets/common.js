@@ -62,9 +62,11 @@ function headers(more = {}) {
 }
 
 export class ApiError extends Error {
-    constructor(status, message) {
+    constructor(status, message, field) {
         super(message);
         this.status = status;
+        // The field of what was sent that is wrong, where it is one's.
+        this.field = field;
     }
 }
 
@@ -78,13 +80,13 @@ export async function api(path, { method = "GET", body } = {}) {
     });
     if (response.ok) return response.json();
     const text = await response.text();
-    let message = text;
+    let refused = { error: text };
     try {
-        message = JSON.parse(text).error;
+        refused = JSON.parse(text);
     } catch {
         // Not from our server: say what it said.
     }
-    throw new ApiError(response.status, message || `status ${response.status}`);
+    throw new ApiError(response.status, refused.error || `status ${response.status}`, refused.field);
 }
 
 /** Asks the API; where a token is missing or wrong, asks the user for it and tries once more. */
@@ -249,7 +251,20 @@ export function progressBar(label) {
     return node;
 }
 
-export const routersText = (params) => (params.routers ? params.routers.join(", ") : "traced");
+export const routersText = (params) => (params.routers ? params.routers.join(", ") : params.trace ? "as the trace" : "all of the way");
+
+// What a job may be told beside its question, with the words of the form.
+const OPTIONS = [
+    ["from", "enters at"], ["trust_facts", "facts trusted"], ["default_proto", "default protocol"], ["sport", "source port"],
+    ["probe_dscp", "probes have DSCP"], ["explain", "explain"], ["backend", "back end"], ["timeout", "timeout in s"],
+    ["patient", "patient"], ["lock_timeout", "lock timeout in s"],
+];
+
+/** What a job was told beside its question, in words. */
+export function optionsText(params) {
+    const told = OPTIONS.filter(([name]) => params[name] !== undefined && params[name] !== false);
+    return told.map(([name, words]) => (params[name] === true ? words : `${words} ${params[name]}`)).join(", ");
+}
 
 /** Asks before a job is cancelled, and cancels it. */
 export async function cancelJob(runId) {

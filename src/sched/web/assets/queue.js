@@ -1,8 +1,9 @@
-// The queue: running and waiting jobs live, history, locks; submit and cancel.
+// The queue: running and waiting jobs live, history, locks; cancel.
 import {
     announce, api, byId, cancelJob, duration, el, keyed, live, moment, progressBar, routersText,
-    setText, start, statusText, tag, verdicts, withToken,
+    setText, start, statusText, tag, verdicts,
 } from "./common.js";
+import { startForm } from "./submit.js";
 
 start("Queue");
 
@@ -198,33 +199,4 @@ setInterval(() => {
     }
 }, 1000);
 
-const dialog = byId("submit-dialog");
-byId("submit").addEventListener("click", async () => {
-    byId("submit-error").hidden = true;
-    byId("f-user").value ||= localStorage.getItem("tsim-user") ?? "";
-    dialog.showModal();
-    try {
-        const labs = await api("/labs");
-        byId("labs").replaceChildren(...labs.map((lab) => el("option", { value: lab.lab })));
-        if (labs.length === 1) byId("f-lab").value ||= labs[0].lab;
-    } catch {
-        // The list only helps typing.
-    }
-});
-byId("submit-cancel").addEventListener("click", () => dialog.close());
-byId("submit-form").addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const job = Object.fromEntries(new FormData(event.target));
-    const routers = job.routers.split(",").map((name) => name.trim()).filter(Boolean);
-    if (routers.length) job.routers = routers;
-    else delete job.routers;
-    try {
-        localStorage.setItem("tsim-user", job.username);
-        const done = await withToken(() => api("/jobs", { method: "POST", body: job }));
-        dialog.close();
-        announce(`${done.run_id} waits as number ${done.position}`);
-    } catch (error) {
-        setText(byId("submit-error"), error.message);
-        byId("submit-error").hidden = false;
-    }
-});
+startForm();

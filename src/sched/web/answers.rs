@@ -1,0 +1,121 @@
+//! A job's result for people: what is said first, the matrix by page, and a service's evidence.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{Json, extract::State, http::StatusCode, response::Response};
+use serde::Deserialize;
+
+use super::{
+    Shared, Site,
+    api::{blocking, run_id},
+    ask::{Asked, Name},
+    error::ApiError,
+    read,
+};
+use crate::{
+    model::{Protocol, RunId, ServiceLimits, parse_services},
+    run::{detailed::result::file_stem, report::Verdict},
+    sched::answer::{Answer, Head, Page, Wanted},
+};
+
+/// Lines of a page unless asked otherwise.
+const LINES: usize = 100;
+/// Most lines of a page.
+const LINES_MAX: usize = 500;
+/// How many answers are kept, so that turning a page does not read the result again.
+const KEPT: usize = 8;
+
+/// The answers that were looked at last. A result never changes once its job is over.
+#[derive(Debug, Default)]
+pub(super) struct Kept(Mutex<VecDeque<(RunId, Arc<Answer>)>>);
+
+impl Kept {
+    fn get(&self, id: &RunId) -> Option<Arc<Answer>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = kept.iter().find(|(kept, _)| kept == id);
+        found.map(|(_, answer)| Arc::clone(answer))
+    }
+
+    fn put(&self, id: RunId, answer: Arc<Answer>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.truncate(KEPT - 1);
+        kept.push_front((id, answer));
+    }
+}
+
+fn find(site: &Site, id: RunId) -> Result<Arc<Answer>, ApiError> {
+    read::only_finished(site, &id)?;
+    if let Some(answer) = site.answers.get(&id) {
+        return Ok(answer);
+    }
+    let answer = Answer::read(&site.spool, &id).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::NotFound => "left none",
+            _ => "left a result of another shape",
+        };
+        ApiError::new(StatusCode::NOT_FOUND, format!("job {id} {why}"))
+    })?;
+    let answer = Arc::new(answer);
+    site.answers.put(id, Arc::clone(&answer));
+    Ok(answer)
+}
+
+pub(super) async fn head(
+    State(site): State<Shared>,
+    Name(id): Name,
+) -> Result<Json<Head>, ApiError> {
+    let id = run_id(id)?;
+    let head = move |site: &Site| Ok(Json(find(site, id)?.head.clone()));
+    blocking(&site, head).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MatrixPage {
+    #[serde(default)]
+    offset: usize,
+    limit: Option<usize>,
+    #[serde(default)]
+    find: String,
+    result: Option<Verdict>,
+}
+
+pub(super) async fn matrix(
+    State(site): State<Shared>,
+    Name(id): Name,
+    Asked(page): Asked<MatrixPage>,
+) -> Result<Json<Page>, ApiError> {
+    let id = run_id(id)?;
+    let wanted = Wanted {
+        find: page.find,
+        result: page.result,
+        offset: page.offset,
+        limit: page.limit.unwrap_or(LINES).clamp(1, LINES_MAX),
+    };
+    let lines = move |site: &Site| Ok(Json(find(site, id)?.page(&wanted)));
+    blocking(&site, lines).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EvidenceOf {
+    service: String,
+}
+
+/// What a detailed job found out about one service, at every router.
+pub(super) async fn evidence(
+    State(site): State<Shared>,
+    Name(id): Name,
+    Asked(EvidenceOf { service }): Asked<EvidenceOf>,
+) -> Result<Response, ApiError> {
+    let services = parse_services(&service, Protocol::Tcp, ServiceLimits { max_services: 1 });
+    let services = services.map_err(|e| ApiError::bad(e.to_string()))?;
+    let one = services.first();
+    let one = one.ok_or_else(|| ApiError::bad("service names none"))?;
+    let name = format!("report/{}.json", file_stem(*one));
+    read::file(site, id, name, "application/json").await
+}

@@ -1,0 +1,147 @@
+//! `POST /api/v1/jobs`: a job as it is submitted.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::{Shared, Site, api::blocking, ask::Body, error::ApiError};
+use crate::{
+    model::RunId,
+    sched::{
+        admission,
+        job::{Mode, NewJob, Params, UserName, fresh_run_id},
+        options::Options,
+        queue::{SubmitError, Submitted},
+    },
+};
+
+pub(super) async fn submit(
+    State(site): State<Shared>,
+    Body(fields): Body<Map<String, Value>>,
+) -> Result<Response, ApiError> {
+    let submission = Submission::read(fields)?;
+    let submitted = blocking(&site, |site| enqueue(site, submission)).await?;
+    let status = if submitted.new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    let location = HeaderValue::try_from(format!("/api/v1/jobs/{}", submitted.run_id));
+    let mut response = (status, Json(submitted)).into_response();
+    if let Ok(location) = location {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+struct Submission {
+    mode: Mode,
+    run_id: Option<RunId>,
+    username: UserName,
+    params: Params,
+}
+
+impl Submission {
+    /// Takes the fields out one by one, so that what is wrong is said of its field.
+    fn read(fields: Map<String, Value>) -> Result<Self, ApiError> {
+        let mut fields = Fields(fields);
+        let submission = Self {
+            mode: fields.needed("mode")?,
+            run_id: fields.take("run_id")?,
+            username: fields.needed("username")?,
+            params: Params {
+                lab: fields.needed("lab")?,
+                source: fields.needed("source")?,
+                destination: fields.needed("destination")?,
+                ports: fields.needed("ports")?,
+                routers: fields.take("routers")?,
+                options: Options {
+                    from: fields.take("from")?,
+                    trust_facts: fields.take("trust_facts")?.unwrap_or_default(),
+                    default_proto: fields.take("default_proto")?,
+                    sport: fields.take("sport")?,
+                    lock_timeout: fields.take("lock_timeout")?,
+                    trace: fields.take("trace")?,
+                    explain: fields.take("explain")?,
+                    backend: fields.take("backend")?,
+                    probe_dscp: fields.take("probe_dscp")?,
+                    timeout: fields.take("timeout")?,
+                    patient: fields.take("patient")?.unwrap_or_default(),
+                },
+                extra: Map::new(),
+            },
+        };
+        fields.end()?;
+        Ok(submission)
+    }
+}
+
+/// The fields of a body that nobody has taken yet.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// A field that may be left out, or be null.
+    fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>, ApiError> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => serde_json::from_value(value)
+                .map(Some)
+                .map_err(|e| ApiError::of_field(Some(name), format!("{name}: {e}"))),
+        }
+    }
+
+    fn needed<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T, ApiError> {
+        let missing = || ApiError::of_field(Some(name), format!("{name} is missing"));
+        self.take(name)?.ok_or_else(missing)
+    }
+
+    fn end(self) -> Result<(), ApiError> {
+        self.0.keys().next().map_or(Ok(()), |name| {
+            Err(ApiError::bad(format!(
+                "there is no field {name:?}; /api/v1/openapi.json lists them"
+            )))
+        })
+    }
+}
+
+fn enqueue(site: &Site, submission: Submission) -> Result<Submitted, ApiError> {
+    let now = Timestamp::now();
+    let params = submission.params;
+    admission::check(&params, submission.mode, &site.config).map_err(|error| {
+        if error.is_asked_wrong() {
+            ApiError::of_field(error.field(&params), error.to_string())
+        } else {
+            ApiError::ours(&error)
+        }
+    })?;
+    let run_id = match submission.run_id {
+        Some(run_id) => run_id,
+        None => fresh_run_id(submission.mode, now).map_err(|e| ApiError::ours(&e))?,
+    };
+    let job = NewJob {
+        run_id,
+        username: submission.username,
+        mode: submission.mode,
+        params,
+    };
+    let most = site.config.scheduler.max_queued;
+    site.spool
+        .lock()?
+        .submit(job, most, now)
+        .map_err(|error| match &error {
+            SubmitError::Taken { .. } => ApiError {
+                field: Some("run_id"),
+                ..ApiError::new(StatusCode::CONFLICT, error.to_string())
+            },
+            SubmitError::Full(_) => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            SubmitError::Spool(_) => ApiError::ours(&error),
+        })
+}
