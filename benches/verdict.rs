@@ -135,6 +135,7 @@ impl Bench {
             run_id: quick::new_run_id().unwrap(),
             probe_dscp: Dscp::DEFAULT,
             source_port: None,
+            size: None,
             lock_timeout: Duration::from_secs(5),
             explain,
             backend: BackendChoice::Auto,

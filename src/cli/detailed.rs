@@ -98,6 +98,7 @@ impl Detailed {
             routers: asked.routers,
             from: self.from,
             source_port: self.sport,
+            size: asked.size,
             run_id: asked.run_id,
             lock_timeout: asked.lock_timeout,
             timeout: self.timeout,

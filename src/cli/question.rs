@@ -62,6 +62,10 @@ pub(super) struct Question {
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 
+    /// Length of the IP packets in bytes, which are not to be fragmented: 128 to 65535
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(128..))]
+    size: Option<u16>,
+
     /// Give verdicts also where the lab lacks something of the facts that can change them, and say
     /// what; without, they are UNKNOWN
     #[arg(long)]
@@ -88,6 +92,7 @@ pub(super) struct Asked {
     pub(super) destination: IpAddr,
     pub(super) services: Vec<Service>,
     pub(super) routers: RouterChoice,
+    pub(super) size: Option<u16>,
     pub(super) trust_facts: bool,
     pub(super) run_id: RunId,
     pub(super) lock_timeout: Duration,
@@ -139,6 +144,7 @@ impl Question {
             destination: self.destination,
             services,
             routers,
+            size: self.size,
             trust_facts: self.trust_facts,
             run_id: run_id.map_err(Failure::cannot_run)?,
             lock_timeout: self.lock_timeout.unwrap_or(context.config.lock_timeout),

@@ -118,6 +118,7 @@ impl Quick {
             run_id: asked.run_id,
             probe_dscp: self.probe_dscp,
             source_port: self.sport,
+            size: asked.size,
             lock_timeout: asked.lock_timeout,
             explain: self.explain.into(),
             backend: self.backend,

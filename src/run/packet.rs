@@ -30,6 +30,8 @@ pub struct Headers {
     pub tos: u8,
     /// TTL or hop limit.
     pub ttl: u8,
+    /// Length of the IP packet in bytes; none for what its protocol has at least.
+    pub size: Option<u16>,
 }
 
 impl Headers {
@@ -79,20 +81,23 @@ const UDP_LENGTH: usize = 8 + 32;
 /// Length in bytes of a probe with these headers, the IP header included.
 #[must_use]
 pub fn length(headers: &Headers) -> usize {
-    let ip = if headers.destination.is_ipv4() {
-        20
-    } else {
-        40
-    };
-    ip + transport_length(headers.protocol)
+    ip_length(headers.destination) + transport_length(headers)
 }
 
-fn transport_length(protocol: Protocol) -> usize {
-    match protocol {
+/// Length in bytes of the IP header of packets to `destination`.
+pub(super) fn ip_length(destination: IpAddr) -> usize {
+    if destination.is_ipv4() { 20 } else { 40 }
+}
+
+fn transport_length(headers: &Headers) -> usize {
+    let least = match headers.protocol {
         Protocol::Tcp => TCP_LENGTH,
         Protocol::Udp => UDP_LENGTH,
         other => payload::length(other),
-    }
+    };
+    let size = headers.size.map_or(0, usize::from);
+    size.saturating_sub(ip_length(headers.destination))
+        .max(least)
 }
 
 /// The probes as packets with the job's `tags`, in their order: each time the size or the
@@ -143,7 +148,7 @@ struct Template {
 
 impl Template {
     fn new(tags: TagSpace, headers: Headers, frame: &[u8]) -> Self {
-        let payload = transport_length(headers.protocol);
+        let payload = transport_length(&headers);
         let mut packet = frame.to_vec();
         packet.extend(ip_header(tags, &headers, payload));
         let transport = packet.len();
@@ -192,7 +197,7 @@ fn fill_tcp(segment: &mut [u8], headers: &Headers, tag: u32, pseudo: u32) {
     segment[13] = TCP_SYN;
     segment[14..16].copy_from_slice(&TCP_WINDOW.to_be_bytes());
     segment[16..18].fill(0);
-    segment[20..].copy_from_slice(&TCP_OPTIONS);
+    segment[20..TCP_LENGTH].copy_from_slice(&TCP_OPTIONS);
     let checksum = finish(sum(segment, pseudo));
     segment[16..18].copy_from_slice(&checksum.to_be_bytes());
 }
@@ -200,7 +205,8 @@ fn fill_tcp(segment: &mut [u8], headers: &Headers, tag: u32, pseudo: u32) {
 fn fill_udp(segment: &mut [u8], headers: &Headers, tag: u32, pseudo: u32) {
     segment[0..2].copy_from_slice(&headers.source_port.to_be_bytes());
     segment[2..4].copy_from_slice(&headers.destination_port.to_be_bytes());
-    segment[4..6].copy_from_slice(&(UDP_LENGTH as u16).to_be_bytes());
+    let length = segment.len() as u16;
+    segment[4..6].copy_from_slice(&length.to_be_bytes());
     segment[6..8].fill(0);
     segment[8..12].copy_from_slice(&tag.to_be_bytes());
     // A checksum of 0 means "none" in UDP; its complement says the same number (RFC 768).
@@ -257,15 +263,16 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The checksum of the internet over `bytes`, of which there is an even number.
+/// The checksum of the internet over `bytes`, RFC 1071.
 pub(super) fn checksum(bytes: &[u8]) -> u16 {
     finish(sum(bytes, 0))
 }
 
-/// Adds 16-bit words, RFC 1071; `bytes` has an even length.
+/// Adds 16-bit words, RFC 1071; a last byte alone is the upper half of one.
 fn sum(bytes: &[u8], start: u32) -> u32 {
-    bytes.chunks_exact(2).fold(start, |sum, w| {
-        sum + u32::from(u16::from_be_bytes([w[0], w[1]]))
+    bytes.chunks(2).fold(start, |sum, word| {
+        let low = word.get(1).copied().unwrap_or(0);
+        sum + u32::from(u16::from_be_bytes([word[0], low]))
     })
 }
 
@@ -294,6 +301,7 @@ mod tests {
             destination_port: 80,
             tos: 0,
             ttl: 64,
+            size: None,
         }
     }
 
@@ -345,6 +353,27 @@ mod tests {
                     let port = u16::from_be_bytes(packet[at..at + 2].try_into().unwrap());
                     assert_eq!(usize::from(port), index + 1);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_packet_is_as_long_as_asked_and_its_checksums_hold() {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
+            for size in [400, 1401] {
+                let headers = Headers {
+                    protocol,
+                    size: Some(size),
+                    ..headers("10.1.2.3", "192.0.2.200")
+                };
+                let packet = &packets(tags(), &to_ports(&headers, 80..81), &[])[0].bytes;
+                assert_eq!(packet.len(), usize::from(size));
+                assert_eq!(packet[2..4], size.to_be_bytes());
+                let valid = match protocol {
+                    Protocol::Icmp => finish(sum(&packet[20..], 0)) == 0,
+                    _ => transport_sum_is_valid(&headers, packet, 20),
+                };
+                assert!(valid, "{protocol} {size}");
             }
         }
     }

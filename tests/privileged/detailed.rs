@@ -41,6 +41,7 @@ pub(crate) fn job(
         routers: RouterChoice::Named(routers.collect()),
         from: None,
         source_port: None,
+        size: None,
         run_id: quick::new_run_id().unwrap(),
         lock_timeout: Duration::from_secs(30),
         timeout: Duration::from_secs(1),

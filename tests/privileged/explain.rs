@@ -166,6 +166,7 @@ impl Row {
                 destination_port: 0,
                 tos: 0,
                 ttl: 64,
+                size: None,
             },
             tags: TagSpace::new(Dscp::new(40).unwrap(), 0x1234_5678_9abc_def1),
             tools,

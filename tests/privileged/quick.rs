@@ -81,6 +81,7 @@ impl TestLab {
             run_id: quick::new_run_id().unwrap(),
             probe_dscp: Dscp::DEFAULT,
             source_port: None,
+            size: None,
             lock_timeout: Duration::from_secs(30),
             explain: ExplainMode::Auto,
             backend: BackendChoice::Auto,

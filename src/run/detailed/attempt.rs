@@ -248,6 +248,8 @@ pub(super) struct Try {
     /// The port that answers have when they come to the router.
     pub(super) answers_from: u16,
     pub(super) payload: [u8; PAYLOAD],
+    /// Length of the IP packets that are sent; none for short ones.
+    pub(super) size: Option<u16>,
     pub(super) patience: Duration,
     /// Wait the whole patience even when the trace shows that it is in vain.
     pub(super) patient: bool,
@@ -279,7 +281,7 @@ pub(super) async fn attempt(
     if let Some(witness) = witness {
         witness.take().map_err(AttemptError::Witness)?;
     }
-    let (experience, client) = match client.start(what.to, what.payload) {
+    let (experience, client) = match client.start(what.to, what.payload, what.size) {
         Ok(attempt) => {
             let local = attempt.local();
             let experience = follow(what, &attempt, listener, &mut watches, interrupt).await?;
@@ -416,12 +418,15 @@ mod tests {
             let to = match &bound {
                 Bound::Stream(socket) => socket.local_addr().unwrap(),
                 Bound::Udp(socket) => socket.local_addr().unwrap(),
-                Bound::Raw(_) => unreachable!("a protocol with ports was asked for"),
+                Bound::Raw(_) | Bound::UdpProxy(..) => {
+                    unreachable!("a protocol with ports was asked for")
+                }
             };
             let what = Try {
                 to,
                 answers_from: to.port(),
                 payload: [7; PAYLOAD],
+                size: None,
                 patience: Duration::ZERO,
                 patient: false,
             };
@@ -456,6 +461,7 @@ mod tests {
             to,
             answers_from: to.port(),
             payload: [7; PAYLOAD],
+            size: None,
             patience: Duration::from_secs(86_400),
             patient: true,
         };

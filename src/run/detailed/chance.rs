@@ -1,6 +1,8 @@
 //! What of a service's end may be otherwise another time: rules that draw lots, count or remember,
 //! and programs of the router that the lab has not.
 
+use std::fmt;
+
 use super::{
     evidence::{Clerk, EvidenceError, packet_head},
     journey::Sighting,
@@ -17,7 +19,7 @@ use crate::{
             },
         },
         rule::Rule,
-        ruletext::{RuleText, Source},
+        ruletext::Source,
     },
     model::{IfName, icmp},
     run::{
@@ -69,6 +71,44 @@ impl Clerk<'_> {
         ))
     }
 
+    /// The rule by which nft hands the request to a program of the router. Where none listens, the
+    /// rule lets packets go on.
+    pub(super) fn proxied(
+        &mut self,
+        socket: &mut NftSocket,
+        seen: &[Sighting],
+    ) -> Result<Option<Proxied>, EvidenceError> {
+        let first = seen
+            .iter()
+            .filter(|seen| seen.direction == Some(Direction::Request))
+            .map(|seen| &seen.packet)
+            .find(|packet| begins(packet));
+        let Some((packet, (head, headers))) =
+            first.and_then(|p| Some((p, packet_head(p).zip(headers(p))?)))
+        else {
+            return Ok(None);
+        };
+        let ingress = self.observer.name(packet.first.iif).cloned();
+        let trail = packet.trail(head);
+        let watched = Watched {
+            headers,
+            ingress: ingress.as_ref().map(IfName::as_str),
+            trail: &trail,
+            is_first: true,
+            lost: None,
+        };
+        let source = Source {
+            netns: self.netns,
+            tools: self.tools,
+            socket,
+        };
+        let taken = explain::proxy(source, &mut self.book, &watched)?;
+        Ok(taken.map(|(port, rule)| Proxied {
+            port,
+            rule: rule.to_string(),
+        }))
+    }
+
     fn doubtful(
         &mut self,
         socket: &mut NftSocket,
@@ -92,17 +132,6 @@ impl Clerk<'_> {
             lost,
         };
         let (netns, tools) = (self.netns, self.tools);
-        if is_first {
-            let source = Source {
-                netns,
-                tools,
-                socket: &mut *socket,
-            };
-            let taken = explain::proxy(source, &mut self.book, &watched)?;
-            if let Some((port, rule)) = taken {
-                return Ok(Some(proxied(port, &rule)));
-            }
-        }
         let source = Source {
             netns,
             tools,
@@ -139,16 +168,32 @@ fn headers(packet: &FlowPacket) -> Option<Headers> {
         destination_port,
         tos: first.tos,
         ttl: first.ttl,
+        size: None,
     })
 }
 
-/// What is to be said of a packet that TPROXY takes where a program listens.
-pub(super) fn proxied(port: Option<u16>, rule: &RuleText) -> String {
-    let port = port.map_or_else(|| "its own port".to_owned(), |port| format!("port {port}"));
-    format!(
-        "it ends on the router itself, taken by TPROXY to {port} by {rule}, if a program listens \
-         there; the lab has none"
-    )
+/// A rule that hands packets to a program of the router (TPROXY), which the lab has not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Proxied {
+    /// The port on which the program listens; none or 0 for the packet's own.
+    pub(super) port: Option<u16>,
+    /// The rule.
+    pub(super) rule: String,
+}
+
+impl fmt::Display for Proxied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = match self.port {
+            Some(port) => format!("port {port}"),
+            None => "its own port".to_owned(),
+        };
+        write!(
+            f,
+            "it ends on the router itself, taken by TPROXY to {port} by {}, if a program listens \
+             there; the lab has none",
+            self.rule
+        )
+    }
 }
 
 /// Why a rule of iptables-legacy that stopped a packet may not stop the next one.

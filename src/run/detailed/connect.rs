@@ -21,6 +21,9 @@ use nix::{
         recv, recvmsg, send, setsockopt, sockopt,
     },
 };
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFdReadyGuard};
 
@@ -30,12 +33,18 @@ use super::{
 };
 use crate::{
     model::{Protocol, Service},
+    run::packet,
     sys::readable::Readable,
 };
 
 /// Payload of a TCP client's message and of a datagram: as long as the quick job's datagram, so
 /// that a rule that looks at lengths treats both alike.
 pub(super) const PAYLOAD: usize = 32;
+/// Headers of the packets that carry data: UDP; TCP with timestamps (RFC 7323); SCTP with that of a
+/// DATA chunk (RFC 9260 section 3.3.1).
+const UDP_HEADER: usize = 8;
+const TCP_HEADER: usize = 20 + 12;
+const SCTP_HEADERS: usize = 12 + 16;
 /// No packet is longer.
 const LARGEST: usize = 65_536;
 
@@ -137,10 +146,9 @@ impl Client {
         if own.is_some() {
             setsockopt(&socket, sockopt::ReuseAddr, &true)?;
         }
-        if own.is_some() || is_raw(protocol) {
-            let local = SocketAddr::new(source, own.unwrap_or(0));
-            bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
-        }
+        // A router has other addresses, too.
+        let local = SocketAddr::new(source, own.unwrap_or(0));
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
         let id = port.map_or_else(fresh_id, Ok)?;
         Ok(Self {
             socket,
@@ -155,6 +163,7 @@ impl Client {
         self,
         to: SocketAddr,
         payload: [u8; PAYLOAD],
+        size: Option<u16>,
     ) -> Result<Attempt, Experience> {
         let began = Instant::now();
         let protocol = self.service.protocol;
@@ -165,7 +174,10 @@ impl Client {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(errno) => return Err(self.failed(errno)),
         }
-        let message = self.message(payload);
+        if size.is_some() {
+            self.forbid_fragments(to.is_ipv4());
+        }
+        let message = self.message(payload, size, to.ip());
         if !is_stream(protocol)
             && let Err(errno) = send(
                 self.socket.as_fd().as_raw_fd(),
@@ -190,13 +202,30 @@ impl Client {
         })
     }
 
-    /// What is sent with `payload`.
-    fn message(&self, payload: [u8; PAYLOAD]) -> Vec<u8> {
-        if !is_raw(self.service.protocol) {
-            return payload.to_vec();
+    /// What is sent with `payload`, in IP packets of `size` bytes if that is given.
+    fn message(&self, payload: [u8; PAYLOAD], size: Option<u16>, to: IpAddr) -> Vec<u8> {
+        let protocol = self.service.protocol;
+        let room = size.map(|size| usize::from(size).saturating_sub(packet::ip_length(to)));
+        if !is_raw(protocol) {
+            let header = match protocol {
+                Protocol::Udp => UDP_HEADER,
+                Protocol::Sctp => SCTP_HEADERS,
+                _ => TCP_HEADER,
+            };
+            let length = room.map_or(PAYLOAD, |room| room.saturating_sub(header).max(PAYLOAD));
+            return payload.iter().copied().cycle().take(length).collect();
         }
         let [a, b, c, d, ..] = payload;
-        message::request(self.service, self.id, [a, b, c, d], None)
+        message::request(self.service, self.id, [a, b, c, d], room)
+    }
+
+    /// Has what is too long for a link dropped there, also if a route is known to have one.
+    fn forbid_fragments(&self, v4: bool) {
+        // A kernel that knows no such option sends as it likes; the trace shows what became of it.
+        let _ = match v4 {
+            true => set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::DO),
+            false => set_ipv6_mtu_discover(&self.socket, Ipv6PathMtuDiscovery::DO),
+        };
     }
 
     fn failed(&self, errno: Errno) -> Experience {
@@ -205,9 +234,11 @@ impl Client {
         }
         match errno {
             Errno::ECONNREFUSED | Errno::ECONNRESET => Experience::Reset,
-            Errno::EPERM | Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN => {
-                Experience::NotSent(errno)
-            }
+            Errno::EPERM
+            | Errno::EACCES
+            | Errno::ENETUNREACH
+            | Errno::EHOSTUNREACH
+            | Errno::ENETDOWN => Experience::NotSent(errno),
             errno => Experience::Failed(errno),
         }
     }
@@ -420,7 +451,9 @@ mod tests {
         match Bound::open_here(any, protocol).unwrap() {
             Bound::Stream(socket) => socket.local_addr().unwrap(),
             Bound::Udp(socket) => socket.local_addr().unwrap(),
-            Bound::Raw(_) => unreachable!("a protocol with ports was asked for"),
+            Bound::Raw(_) | Bound::UdpProxy(..) => {
+                unreachable!("a protocol with ports was asked for")
+            }
         }
     }
 
@@ -432,7 +465,7 @@ mod tests {
     async fn try_it(to: SocketAddr, protocol: Protocol) -> (Experience, Option<SocketAddr>) {
         let service = service(to, protocol);
         let client = Client::open_here(LOOPBACK, None, service).unwrap();
-        match client.start(to, [7; PAYLOAD]) {
+        match client.start(to, [7; PAYLOAD], None) {
             Ok(attempt) => {
                 let local = attempt.local();
                 (attempt.experience().await, local)
@@ -481,7 +514,7 @@ mod tests {
         // The kernel accepts for the listener, which never does.
         let _deaf = Bound::open_here(to, Protocol::Tcp).unwrap();
         let client = Client::open_here(LOOPBACK, None, service(to, Protocol::Tcp)).unwrap();
-        let attempt = client.start(to, [7; PAYLOAD]).unwrap();
+        let attempt = client.start(to, [7; PAYLOAD], None).unwrap();
         let patience = Duration::from_millis(50);
         assert!(
             tokio::time::timeout(patience, attempt.experience())

@@ -11,7 +11,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    chance,
+    chance::Proxied,
     journey::Sighting,
     judge::Fate,
     result::{Direction, RuleEvidence},
@@ -145,7 +145,8 @@ impl<'a> Clerk<'a> {
         if step.decision == Decision::Drop
             && let Some(port) = rule.parsed().proxied_to()
         {
-            return Ok(Fate::Proxied(chance::proxied(port, &rule)));
+            let rule = rule.to_string();
+            return Ok(Fate::Proxied(Proxied { port, rule }));
         }
         let by = match step.decision {
             Decision::Queue(queue) => format!("{rule}, which hands it to NFQUEUE {queue}"),

@@ -78,6 +78,7 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
     let setup = Setup {
         run_id: &job.run_id,
         source_port: job.source_port,
+        size: job.size,
         timeout: job.timeout,
         patient: job.patient,
         payload: payload()?,

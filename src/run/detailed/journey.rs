@@ -56,6 +56,8 @@ pub(super) struct Ends {
     pub(super) source: IpAddr,
     /// The router where the source's packets come in.
     pub(super) entry: usize,
+    /// Whether that router sends them itself.
+    pub(super) itself: bool,
     /// The client's end before NAT, if it is known.
     pub(super) client: Option<SocketAddr>,
     /// The client's end as the destination saw it, if it saw it.
@@ -98,7 +100,7 @@ impl Ends {
         let from_source = at == self.entry && packet.first.source == self.source;
         match (packet.is_own(), from_source) {
             (true, _) if way::is_refusal(&packet.first) => None,
-            (false, true) => Some(Direction::Request),
+            (own, true) if own == self.itself => Some(Direction::Request),
             _ => Some(Direction::Answer),
         }
     }
@@ -283,6 +285,7 @@ mod tests {
         Ends {
             source: [10, 0, 0, 9].into(),
             entry: 0,
+            itself: false,
             client: Some(end(client)),
             arrived: arrived.map(end),
         }

@@ -82,7 +82,11 @@ impl<'a> EndDocument<'a> {
             protocol: result.service.protocol,
             result: end.result,
             status: end.status,
-            reason: reason.filter(|_| end.result != Verdict::Yes),
+            reason: match (end.result, end.kind) {
+                (Verdict::Yes, EndKind::Itself) => end.note.as_deref(),
+                (Verdict::Yes, _) => None,
+                _ => reason,
+            },
             router: end.router.as_ref(),
             end: end.kind,
             note: end.note.as_deref(),

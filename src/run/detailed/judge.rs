@@ -8,10 +8,14 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 
 use super::{
+    chance::Proxied,
     connect::{Experience, IcmpError},
     result::{Refuser, Status},
 };
 use crate::{model::IfName, run::outside::OutsideReason};
+
+/// What follows if nobody tells a sender that its packets are too long (RFC 2923).
+const BLACK_HOLE: &str = "the sender was not told so: a black hole of path MTU discovery";
 
 /// What became of the packets of one direction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +39,8 @@ pub(super) enum Fate {
         /// What it answers with, if it rejects.
         rejects_with: Option<String>,
     },
-    /// A rule hands it to a program of the router (TPROXY) that the lab has not, in words.
-    Proxied(String),
+    /// A rule hands it to a program of the router (TPROXY) that the lab has not.
+    Proxied(Proxied),
     /// Something ended one that is no rule of nf_tables.
     Lost(OutsideReason),
     /// At this hook something ended one that nf_tables does not trace.
@@ -61,6 +65,8 @@ pub(super) struct Facts<'a> {
     pub(super) routers: Vec<&'a IpAddr>,
     /// Whether the request is sent back to the source itself.
     pub(super) turns_back: bool,
+    /// Whether the router itself is the client.
+    pub(super) itself: bool,
 }
 
 /// A status, the sentence that goes with it, and who said no.
@@ -93,6 +99,12 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judged {
         Some(Experience::Mute(_)) => mute(facts),
         Some(Experience::Icmp(icmp)) => icmp_error(facts, *icmp),
         Some(Experience::Reset) => reset(facts),
+        // A program of the router is told when a rule of OUTPUT drops what it sends.
+        Some(Experience::NotSent(Errno::EPERM)) if facts.itself => silence(facts),
+        Some(Experience::NotSent(errno)) if facts.itself => {
+            let message = format!("the router has no way for it: {}", errno.desc());
+            Judged::new(Status::Unreachable, message)
+        }
         Some(Experience::NotSent(errno)) => Judged::new(Status::Unknown, not_sent(*errno)),
         Some(Experience::Failed(errno)) => {
             let message = format!("the client's socket failed: {}", errno.desc());
@@ -118,6 +130,9 @@ pub(super) fn is_settled(facts: &Facts<'_>) -> bool {
 fn mute(facts: &Facts<'_>) -> Judged {
     let why = match (&facts.request, &facts.answer) {
         (Fate::Stopped { by, .. }, _) => format!("the data sent over it was stopped by {by}"),
+        (Fate::Lost(reason @ OutsideReason::TooBig { .. }), _) => {
+            format!("the data sent over it was lost: {reason}; {BLACK_HOLE}")
+        }
         (_, Fate::Stopped { by, .. }) => format!("the answer was stopped by {by}"),
         (_, Fate::Astray(interface)) => astray(interface),
         (_, Fate::Outside(interface, hop)) => outside(interface, *hop),
@@ -185,7 +200,7 @@ fn not_sent(errno: Errno) -> String {
 /// Nothing came back at all.
 fn silence(facts: &Facts<'_>) -> Judged {
     match &facts.request {
-        Fate::Proxied(words) => Judged::new(Status::Unknown, words.clone()),
+        Fate::Proxied(proxied) => Judged::new(Status::Unknown, proxied.to_string()),
         Fate::Stopped {
             by,
             rejects_with: Some(with),
@@ -201,6 +216,10 @@ fn silence(facts: &Facts<'_>) -> Judged {
         }
         Fate::Lost(reason @ OutsideReason::NotSeen(_)) => {
             Judged::new(Status::Unknown, format!("the request {reason}"))
+        }
+        Fate::Lost(reason @ OutsideReason::TooBig { .. }) => {
+            let message = format!("no answer: {reason}; {BLACK_HOLE}");
+            Judged::new(Status::Unreachable, message)
         }
         Fate::Lost(reason) if reason.is_known() => {
             Judged::new(Status::Unreachable, format!("no answer: {reason}"))
@@ -252,7 +271,7 @@ fn half_way(facts: &Facts<'_>) -> Judged {
     }
     let why = match &facts.answer {
         Fate::Stopped { by, .. } => format!("the answer was stopped by {by}"),
-        Fate::Proxied(words) => format!("the answer: {words}"),
+        Fate::Proxied(proxied) => format!("the answer: {proxied}"),
         Fate::Lost(reason) => format!("the answer was lost: {reason}"),
         Fate::Within(hook) => {
             format!("the answer was dropped at {hook} by something that nf_tables does not trace")
@@ -294,6 +313,7 @@ mod tests {
             destination: HOST,
             routers: vec![&ROUTER],
             turns_back: false,
+            itself: false,
         }
     }
 
@@ -325,7 +345,12 @@ mod tests {
         let unseen = || Fate::Lost(OutsideReason::NotSeen(vec![]));
         let passed = || Fate::Passed;
         let none = || Fate::NotSeen;
-        let proxied = || Fate::Proxied("taken by TPROXY".to_owned());
+        let proxied = || {
+            Fate::Proxied(Proxied {
+                port: None,
+                rule: "rule 1".to_owned(),
+            })
+        };
         let within = || Fate::Within("forward".to_owned());
         let astray = || Fate::Astray("wan".parse().unwrap());
         let outside = || Fate::Outside("wan".parse().unwrap(), ROUTER);

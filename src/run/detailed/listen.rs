@@ -7,7 +7,7 @@
 use std::{
     cell::Cell,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -40,6 +40,8 @@ pub(super) enum Bound {
     /// TCP or SCTP.
     Stream(std::net::TcpListener),
     Udp(std::net::UdpSocket),
+    /// Where datagrams come to a transparent proxy, and from where it answers.
+    UdpProxy(std::net::UdpSocket, std::net::UdpSocket),
     /// Of a protocol without ports.
     Raw(Raw),
 }
@@ -69,11 +71,49 @@ impl Bound {
         })
     }
 
+    /// Listens as a transparent proxy does that a rule of TPROXY hands packets to: on `port` of
+    /// any address, and answers as `destination`.
+    pub(super) fn proxy_here(
+        destination: SocketAddr,
+        port: u16,
+        protocol: Protocol,
+    ) -> io::Result<Self> {
+        let any = match destination {
+            SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        let open = |local: SocketAddr| {
+            let socket = message::open_here(local.is_ipv6(), protocol)?;
+            setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+            // A socket of IPv6 takes the option of IPv4, too (ipv6_setsockopt()).
+            setsockopt(&socket, sockopt::IpTransparent, &true)?;
+            if local.is_ipv6() {
+                setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+            }
+            bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
+            Ok::<_, io::Error>(socket)
+        };
+        let socket = open(SocketAddr::new(any, port))?;
+        match protocol {
+            Protocol::Tcp => {
+                listen(&socket, Backlog::new(BACKLOG)?)?;
+                Ok(Self::Stream(socket.into()))
+            }
+            Protocol::Udp => Ok(Self::UdpProxy(socket.into(), open(destination)?.into())),
+            // The kernel has TPROXY for these two only.
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Hands the socket over to the calling thread's runtime.
     pub(super) fn serve(self) -> io::Result<Listener> {
         let socket = match self {
             Self::Stream(socket) => Socket::Stream(TcpListener::from_std(socket)?),
-            Self::Udp(socket) => Socket::Udp(UdpSocket::from_std(socket)?),
+            Self::Udp(socket) => Socket::Udp(UdpSocket::from_std(socket)?, None),
+            Self::UdpProxy(socket, mouth) => Socket::Udp(
+                UdpSocket::from_std(socket)?,
+                Some(UdpSocket::from_std(mouth)?),
+            ),
             Self::Raw(raw) => {
                 let ready = Readable::new(raw.socket.try_clone()?)?;
                 Socket::Raw(raw, ready)
@@ -139,7 +179,8 @@ pub(super) struct Listener {
 #[derive(Debug)]
 enum Socket {
     Stream(TcpListener),
-    Udp(UdpSocket),
+    /// Where datagrams come, and from where they are answered if that is elsewhere.
+    Udp(UdpSocket, Option<UdpSocket>),
     Raw(Raw, Readable),
 }
 
@@ -150,7 +191,10 @@ impl Listener {
             // An error is that of one peer (reset while it waited, ICMP); the next one may come.
             let _ = match &self.socket {
                 Socket::Stream(listener) => self.accept(listener).await,
-                Socket::Udp(socket) => self.give_back(socket).await,
+                Socket::Udp(socket, mouth) => {
+                    let mouth = mouth.as_ref().unwrap_or(socket);
+                    self.give_back(socket, mouth).await
+                }
                 Socket::Raw(raw, ready) => match ready.wait_anew().await {
                     Ok(()) => {
                         self.note(&raw.take(true));
@@ -178,7 +222,7 @@ impl Listener {
     pub(super) fn port(&self) -> Option<u16> {
         let address = match &self.socket {
             Socket::Stream(listener) => listener.local_addr(),
-            Socket::Udp(socket) => socket.local_addr(),
+            Socket::Udp(socket, _) => socket.local_addr(),
             Socket::Raw(raw, _) => return Some(raw.service.port),
         };
         address.ok().map(|address| address.port())
@@ -189,7 +233,7 @@ impl Listener {
         match &self.socket {
             Socket::Stream(_) => {}
             Socket::Raw(raw, _) => self.note(&raw.take(false)),
-            Socket::Udp(socket) => {
+            Socket::Udp(socket, _) => {
                 let mut bytes = vec![0; ECHO_BYTES];
                 // Not `try_recv_from()`: that asks the kernel only if the runtime had done so before.
                 while let Ok((_, Some(peer))) =
@@ -207,11 +251,11 @@ impl Listener {
         echo(stream).await
     }
 
-    async fn give_back(&self, socket: &UdpSocket) -> io::Result<()> {
+    async fn give_back(&self, socket: &UdpSocket, mouth: &UdpSocket) -> io::Result<()> {
         let mut bytes = vec![0; ECHO_BYTES];
         let (length, peer) = socket.recv_from(&mut bytes).await?;
         self.last_peer.set(Some(peer));
-        socket.send_to(&bytes[..length], peer).await.map(drop)
+        mouth.send_to(&bytes[..length], peer).await.map(drop)
     }
 }
 

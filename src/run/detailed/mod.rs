@@ -102,6 +102,8 @@ pub struct DetailedJob {
     pub from: Option<EntryName>,
     /// Source port of all connections; none for a fresh one each.
     pub source_port: Option<u16>,
+    /// Length of the IP packets that clients send, in bytes; none for short ones.
+    pub size: Option<u16>,
     /// The job's name.
     pub run_id: RunId,
     /// How long to wait for router locks.
@@ -214,6 +216,7 @@ impl DetailedError {
 struct Setup<'a> {
     run_id: &'a RunId,
     source_port: Option<u16>,
+    size: Option<u16>,
     timeout: Duration,
     patient: bool,
     payload: [u8; PAYLOAD],
@@ -233,6 +236,7 @@ impl Setup<'_> {
             to: SocketAddr::new(site.to, task.dial),
             answers_from: task.port,
             payload: self.payload,
+            size: self.size,
             patience: if patient {
                 self.timeout
             } else {

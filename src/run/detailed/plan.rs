@@ -8,7 +8,7 @@ use super::{
     DetailedError, DetailedJob,
     map::LabMap,
     result::{Headers, RouterWay},
-    site::{Sink, Site, Station, Stretch, Task, add},
+    site::{Sink, Site, Source, Station, Stretch, Task, add},
 };
 use crate::{
     lab::{
@@ -18,7 +18,7 @@ use crate::{
     model::{LabName, Protocol, RouterId, RouterName, Service},
     netlink::{LookupKind, LookupQuery},
     netns::NetnsDir,
-    registry::{HostSpec, NeighbourKey},
+    registry::NeighbourKey,
     run::resolve::RouterChoice,
 };
 
@@ -134,7 +134,12 @@ impl<'a> Planner<'a> {
             let dev = match (way.kind, way.dev) {
                 (LookupKind::Local, _) => {
                     let (router, address) = (at.router, packet.destination);
-                    return Ok((planned, Sink::Router { router, address }));
+                    let sink = Sink::Router {
+                        router,
+                        address,
+                        proxy: None,
+                    };
+                    return Ok((planned, sink));
                 }
                 (LookupKind::Unicast, Some(dev)) => dev,
                 _ => return Ok((planned, Sink::Nowhere)),
@@ -230,7 +235,7 @@ impl<'a> Planner<'a> {
         let answer = Headers {
             source: address,
             source_port: Some(task.port),
-            destination: stretch.source.address.addr(),
+            destination: stretch.source.address(),
             destination_port: Some(CLIENT_PORT),
         };
         let back = self.back(sink, &answer, task.service.protocol)?;
@@ -263,12 +268,12 @@ impl<'a> Planner<'a> {
     /// of the services, in the order of `services`.
     pub(super) fn stretch(
         &mut self,
-        (entry, source): (&Entry, HostSpec),
+        (entry, source): (&Entry, Source),
         (destination, source_port): (IpAddr, Option<u16>),
         services: &[(usize, Service)],
         whole: bool,
     ) -> Result<(Stretch, Vec<Planned>), DetailedError> {
-        let ends = (source.address.addr(), destination);
+        let ends = (source.address(), destination);
         let mut stretch = Stretch {
             stations: Vec::new(),
             source,
@@ -350,9 +355,11 @@ impl Planner<'_> {
         station: &Station,
     ) -> Result<Vec<NeighbourKey>, DetailedError> {
         let source = site.from();
-        let home = self
-            .map
-            .segment(&site.source.router.router, &site.source.interface);
+        // A router that calls by itself is its own home.
+        let Some((home_router, home_interface)) = site.source.place() else {
+            return Ok(Vec::new());
+        };
+        let home = self.map.segment(home_router, home_interface);
         let sink = &site.target.sink;
         let mut query = LookupQuery::to(source);
         match (sink.exit(), sink) {
@@ -360,7 +367,12 @@ impl Planner<'_> {
                 query.from = sink.address();
                 query.iif = Some(interface.clone());
             }
-            (None, Sink::Router { router, address }) if router == station.name() => {
+            (
+                None,
+                Sink::Router {
+                    router, address, ..
+                },
+            ) if router == station.name() => {
                 query.from = Some(*address);
             }
             _ => {}
@@ -376,7 +388,7 @@ impl Planner<'_> {
         };
         // An answer that leaves by another interface does not reach the source host there, as it
         // would not in the real network.
-        let at_home = *station.name() == site.source.router.router && dev == site.source.interface;
+        let at_home = station.name() == home_router && dev == *home_interface;
         if !at_home && (home.is_none() || self.map.segment(station.name(), &dev) != home) {
             return Ok(Vec::new());
         }

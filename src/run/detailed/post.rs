@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::{
     Closing, DetailedError, MeasureError, Setup,
     attempt::{Home, Watch},
-    chance,
+    chance::{self, Proxied},
     evidence::{Clerk, EvidenceError, Rules},
     journey::Sighting,
     judge::Fate,
@@ -86,6 +86,8 @@ pub(super) struct Evidence {
     pub(super) nat: Vec<Nat>,
     /// What may end otherwise another time, in words.
     pub(super) doubt: Option<String>,
+    /// The rule that hands the request to a program which the lab has not.
+    pub(super) proxied: Option<Proxied>,
 }
 
 /// Why connections of the job stay.
@@ -158,7 +160,7 @@ impl<'a> Post<'a> {
         let spec = FlowSpec {
             run_id: self.setup.run_id.clone(),
             family: self.family,
-            own_to: alone.then(|| site.from()),
+            own_to: (alone && site.source.host().is_some()).then(|| site.from()),
             ends: self.ends(site),
         };
         fault::step("detailed.trace").map_err(DetailedError::system("follow packets"))?;
@@ -166,7 +168,8 @@ impl<'a> Post<'a> {
         if tracer.ownership() == Ownership::Unowned {
             self.notes.push(TRACE_STAYS.to_owned());
         }
-        let interface = self.index(&site.source.interface);
+        let place = site.source.place();
+        let interface = place.and_then(|(_, interface)| self.index(interface));
         let home = Home {
             source: site.from(),
             interface: interface.filter(|_| alone).unwrap_or(0),
@@ -186,7 +189,7 @@ impl<'a> Post<'a> {
                 continue;
             };
             let mut senders: Vec<Mac> = Vec::new();
-            for host in [Some(&site.source), site.destination.as_ref()]
+            for host in [site.source.host(), site.destination.as_ref()]
                 .into_iter()
                 .flatten()
             {
@@ -253,13 +256,19 @@ impl<'a> Post<'a> {
         let socket = watch.tracer().control();
         let clerk = &mut self.clerk;
         let counters = (&before.nft, &self.counters.nft);
+        let request = clerk.fate(socket, seen, Direction::Request)?;
+        let proxied = match &request {
+            Fate::Proxied(proxied) => Some(proxied.clone()),
+            _ => clerk.proxied(socket, seen)?,
+        };
         Ok(Evidence {
-            request: Some(clerk.fate(socket, seen, Direction::Request)?),
+            request: Some(request),
             answer: Some(clerk.fate(socket, seen, Direction::Answer)?),
             rules: clerk.rules(socket, seen, counters)?,
             trace: way::ways(clerk, socket, seen)?,
             nat: way::nat(seen),
             doubt: clerk.doubt(socket, seen)?,
+            proxied,
         })
     }
 

@@ -7,7 +7,7 @@ use super::{
     plan::{Planned, Planner},
     result::{EndToEnd, Reach, RouterTest, RouterWay, ServiceResult, ServiceTest, Status},
     rounds::Rounds,
-    site::{Asked, Stretch},
+    site::{Asked, Source, Stretch},
 };
 use crate::{
     lab::{
@@ -245,14 +245,25 @@ impl Question<'_> {
         caretaker: &mut Caretaker,
     ) -> Result<Result<(usize, Vec<Planned>), String>, DetailedError> {
         let router = &entry.router;
-        let Some(interface) = &entry.iface_in else {
-            return Ok(Err(no_way_in(planner, router, source)));
-        };
-        let hosts = caretaker.hosts().lab(&self.job.lab)?;
         let id = RouterId::new(self.job.lab.clone(), router.clone());
-        let source = match resolve::host_at(&id, interface, source, &self.there, hosts)? {
-            Ok(source) => source,
-            Err(why) => return Ok(Err(why)),
+        let source = match &entry.iface_in {
+            None if planner.map.owns(router, source) => Source::Router {
+                router: id,
+                address: source,
+            },
+            None => {
+                return Ok(Err(format!(
+                    "router {router} has no route to the source {source}, so it is not known where \
+                     its packets come in"
+                )));
+            }
+            Some(interface) => {
+                let hosts = caretaker.hosts().lab(&self.job.lab)?;
+                match resolve::host_at(&id, interface, source, &self.there, hosts)? {
+                    Ok(source) => Source::Host(source),
+                    Err(why) => return Ok(Err(why)),
+                }
+            }
         };
         let to = (destination, self.job.source_port);
         let (stretch, planned) = planner.stretch((entry, source), to, services, whole)?;
@@ -684,16 +695,4 @@ fn together(mut ends: Vec<(&Entry, EndToEnd)>) -> EndToEnd {
     end.router = None;
     end.reason = Some(each.join("; "));
     end
-}
-
-fn no_way_in(planner: &Planner<'_>, router: &RouterName, source: IpAddr) -> String {
-    if planner.map.owns(router, source) {
-        return format!(
-            "{source} is router {router} itself: its own packets are not measured by detailed jobs"
-        );
-    }
-    format!(
-        "router {router} has no route to the source {source}, so it is not known where its packets \
-         come in"
-    )
 }

@@ -172,7 +172,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         let mut leased = Vec::new();
         let sites = self.sites(stretches);
         let leasing = sites.and_then(|sites| {
-            let sources = sites.iter().map(|site| &site.source);
+            let sources = sites.iter().filter_map(|site| site.source.host());
             let destinations = sites.iter().filter_map(|site| site.destination.as_ref());
             let specs: Vec<&HostSpec> = sources.chain(destinations).collect();
             self.lease(&mut job, &specs, &mut leased)?;
@@ -215,11 +215,11 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     ) -> Result<Site, DetailedError> {
         let map = self.setup.map;
         let source = &stretch.source;
-        let home = map.segment(&source.router.router, &source.interface);
+        let home = source.place().and_then(|(r, i)| map.segment(r, i));
         let exit = target.sink.exit();
         let there = exit.and_then(|(router, interface)| map.segment(router, interface));
         let beside = home.is_some() && home == there;
-        let turns_back = beside && target.sink.address() == Some(source.address.addr());
+        let turns_back = beside && target.sink.address() == Some(source.address());
         let destination = match turns_back {
             true => None,
             false => self.destination(&target.sink, at)?,
@@ -230,7 +230,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             source: source.clone(),
             to: stretch.destination,
             whole: stretch.whole,
-            link: self.link(&target.sink, beside.then_some(source)),
+            link: self.link(&target.sink, source.host().filter(|_| beside)),
             target,
             destination,
             turns_back,
@@ -242,7 +242,8 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             site.homes.extend(homes);
         }
         let learned = stretch.learned.iter();
-        let learned = learned.filter(|(_, mac)| *mac == source.mac);
+        let mac = source.host().map(|host| host.mac);
+        let learned = learned.filter(|(_, known)| Some(*known) == mac);
         site.homes.extend(learned.map(|(key, _)| key.clone()));
         if stretch.whole {
             let caught = self.caught(&site);
@@ -391,15 +392,19 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         taken: &mut Vec<NeighbourKey>,
     ) -> Result<(), RegistryError> {
         let mut wanted = site.neighbours(self.planner.lab);
-        for key in &site.homes {
+        let homes = site.source.host().map(|host| (host.mac, &site.homes));
+        for (home, key) in homes
+            .into_iter()
+            .flat_map(|(mac, keys)| keys.iter().map(move |k| (mac, k)))
+        {
             match wanted.iter().find(|(known, _)| known == key) {
-                Some((_, mac)) if *mac == site.source.mac => {}
+                Some((_, mac)) if *mac == home => {}
                 Some(_) => self.held.notes.push(format!(
                     "router {} sends requests and answers to the same neighbour {key}: answers do \
                      not come back to the source host",
                     key.router
                 )),
-                None => wanted.push((key.clone(), site.source.mac)),
+                None => wanted.push((key.clone(), home)),
             }
         }
         for (key, mac) in &site.others {
@@ -573,7 +578,10 @@ impl Site {
         };
         let mac = match &self.destination {
             Some(host) => host.mac,
-            None if self.turns_back => self.source.mac,
+            None if self.turns_back => match self.source.host() {
+                Some(host) => host.mac,
+                None => return Vec::new(),
+            },
             None => return Vec::new(),
         };
         let key = NeighbourKey {

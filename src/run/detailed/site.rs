@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::result::RouterWay;
 use crate::{
-    model::{IfName, Protocol, RouterId, RouterName, Service},
+    model::{IfName, NetnsName, Protocol, RouterId, RouterName, Service},
     netlink::object::Mac,
     netns::NetnsFd,
     registry::{HostSpec, NeighbourKey},
@@ -36,6 +36,8 @@ pub(super) enum Sink {
         router: RouterName,
         /// The address.
         address: IpAddr,
+        /// What takes packets for other addresses, too.
+        proxy: Option<Proxy>,
     },
     /// Nobody: a router sends packets nowhere.
     Nowhere,
@@ -68,10 +70,73 @@ impl Sink {
         }
     }
 
+    /// What hands packets to a program of the router.
+    pub(super) fn proxy(&self) -> Option<&Proxy> {
+        match self {
+            Self::Router { proxy, .. } => proxy.as_ref(),
+            Self::Host { .. } | Self::Nowhere => None,
+        }
+    }
+
     /// Whether packets come to the same place of another sink, at whatever next hop.
     pub(super) fn is_at(&self, other: &Self) -> bool {
         (self.exit(), self.address(), self.router())
             == (other.exit(), other.address(), other.router())
+    }
+}
+
+/// A rule that hands packets to a program of the router (TPROXY).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Proxy {
+    /// The port on which the program listens.
+    pub(super) port: u16,
+    /// The rule.
+    pub(super) rule: String,
+}
+
+/// Who connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A host on the segment of a router's interface.
+    Host(HostSpec),
+    /// The first router, from an address of its own.
+    Router {
+        /// The router.
+        router: RouterId,
+        /// The address.
+        address: IpAddr,
+    },
+}
+
+impl Source {
+    /// The address from which connections are made.
+    pub(super) fn address(&self) -> IpAddr {
+        match self {
+            Self::Host(host) => host.address.addr(),
+            Self::Router { address, .. } => *address,
+        }
+    }
+
+    /// The host, if it is one.
+    pub(super) fn host(&self) -> Option<&HostSpec> {
+        match self {
+            Self::Host(host) => Some(host),
+            Self::Router { .. } => None,
+        }
+    }
+
+    /// The namespace in which clients are opened.
+    pub(super) fn netns(&self) -> NetnsName {
+        match self {
+            Self::Host(host) => host.id.netns(),
+            Self::Router { router, .. } => router.netns(),
+        }
+    }
+
+    /// The interface on whose segment the host is.
+    pub(super) fn place(&self) -> Option<(&RouterName, &IfName)> {
+        let host = self.host()?;
+        Some((&host.router.router, &host.interface))
     }
 }
 
@@ -147,8 +212,8 @@ impl Station {
 pub(super) struct Stretch {
     /// The routers; packets come in at the first.
     pub(super) stations: Vec<Arc<Station>>,
-    /// The host that connects.
-    pub(super) source: HostSpec,
+    /// Who connects.
+    pub(super) source: Source,
     /// Where it connects to.
     pub(super) destination: IpAddr,
     /// Whether packets are followed to whatever router they go; otherwise they end where they
@@ -186,7 +251,7 @@ pub(super) struct Site {
     /// The place of the stretch in the list.
     pub(super) at: usize,
     pub(super) stations: Vec<Arc<Station>>,
-    pub(super) source: HostSpec,
+    pub(super) source: Source,
     /// Where the client connects to.
     pub(super) to: IpAddr,
     pub(super) whole: bool,
@@ -206,7 +271,7 @@ pub(super) struct Site {
 impl Site {
     /// The source's address.
     pub(super) fn from(&self) -> IpAddr {
-        self.source.address.addr()
+        self.source.address()
     }
 
     /// The place of a router among the stations.

@@ -103,6 +103,8 @@ pub struct QuickJob {
     pub run_id: RunId,
     /// DSCP that the routers' own rules see in the probes.
     pub probe_dscp: Dscp,
+    /// Length of the IP packets in bytes; none for what their protocols have at least.
+    pub size: Option<u16>,
     /// Source port of the probes; none for one that is new to the routers.
     pub source_port: Option<u16>,
     /// How long to wait for router locks.

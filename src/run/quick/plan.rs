@@ -40,6 +40,7 @@ use crate::{
     registry::Owner,
     run::{
         explain::{self, Explainer, Explanation, Scrutiny},
+        outside::OutsideReason,
         packet::{Headers, Probe},
         probe::{Catalogue, ProbeSocket},
         report::Verdict,
@@ -159,6 +160,7 @@ impl Plan {
                 destination_port: service.port,
                 tos: job.probe_dscp.tos(),
                 ttl: TTL,
+                size: job.size,
             };
             Some(Probe { index, headers })
         };
@@ -304,7 +306,10 @@ impl Plan {
             .reasons
             .iter()
             .filter(|e| !taken.contains_key(&e.index))
-            .filter_map(|e| Some((e.index, conclude(findings.get(&e.index)?, e)?)))
+            .filter_map(|e| {
+                let told = conclude(findings.get(&e.index)?, e)?;
+                Some((e.index, self.of_long_segment(e).unwrap_or(told)))
+            })
             .chain(unsent)
             .collect::<BTreeMap<u32, (Verdict, String)>>();
         let mut reasons: BTreeMap<u32, (Verdict, String)> =
@@ -401,6 +406,21 @@ impl Plan {
             (index, told)
         };
         Ok(proxied.iter().map(one).collect())
+    }
+
+    /// What to say of a probe of TCP that is longer than a link takes: no client sends such a segment
+    /// if it knows a smaller maximum.
+    fn of_long_segment(&self, explained: &explain::Explained) -> Option<(Verdict, String)> {
+        let explain::Reason::Outside(too_big @ OutsideReason::TooBig { .. }) = &explained.reason
+        else {
+            return None;
+        };
+        let service = self.catalogue.service(explained.index)?;
+        let told = format!(
+            "{too_big}; whether a connection has such long segments depends on the maximum segment \
+             size that its ends agree on, and on path MTU discovery: a detailed job shows it"
+        );
+        (service.protocol == Protocol::Tcp).then_some((Verdict::Unknown, told))
     }
 
     /// The blocked services, whose reasons are to be found, and the others, where the router has

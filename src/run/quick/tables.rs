@@ -136,6 +136,7 @@ pub(super) fn routed(headers: &Headers) -> Headers {
         destination_port: 0,
         protocol: crate::model::Protocol::Tcp,
         ttl: 0,
+        size: None,
         ..*headers
     }
 }
@@ -175,6 +176,7 @@ mod tests {
                 destination_port,
                 tos: 0,
                 ttl: 64,
+                size: None,
             },
         };
         let probes = [

@@ -245,6 +245,7 @@ impl<'a> Job<'a> {
                 destination_port: 0,
                 tos: 0,
                 ttl: 64,
+                size: None,
             },
         }
     }

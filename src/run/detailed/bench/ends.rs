@@ -30,7 +30,7 @@ impl<'a> Listening<'a> {
             return Ok(Some(Self::Host(netns)));
         }
         if site.turns_back {
-            let netns = setup.dir.open(&site.source.id.netns())?;
+            let netns = setup.dir.open(&site.source.netns())?;
             return Ok(Some(Self::Host(netns)));
         }
         Ok(match &site.target.sink {
@@ -73,7 +73,11 @@ impl Bench<'_> {
             .enter(|| tasks.iter().map(open).collect::<Vec<_>>())?;
         let bind = |task: &Task| {
             let at = self.site.target.listen_at(task)?;
-            Some(Bound::open_here(at, task.service.protocol))
+            let protocol = task.service.protocol;
+            Some(match self.site.target.sink.proxy() {
+                Some(proxy) => Bound::proxy_here(at, proxy.port, protocol),
+                None => Bound::open_here(at, protocol),
+            })
         };
         let listeners = match &self.listening {
             Some(at) => at

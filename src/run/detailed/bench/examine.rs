@@ -11,6 +11,7 @@ use crate::{
         detailed::{
             DetailedError,
             attempt::Tried,
+            chance::Proxied,
             connect::Experience,
             journey::Seen,
             judge::{Facts, Fate, Judged, is_settled, judge},
@@ -47,6 +48,15 @@ struct Found {
     ends: (usize, usize),
     /// What may end otherwise another time, by router.
     doubts: Vec<(usize, String)>,
+    /// The router with a rule that hands the request to a program which the lab has not.
+    proxied: Option<(usize, Proxied)>,
+}
+
+impl Undecided {
+    /// The rule that hands the request to a program which nobody stands for yet, with its router.
+    pub(super) fn proxied(&self) -> Option<&(usize, Proxied)> {
+        self.found.proxied.as_ref()
+    }
 }
 
 impl Bench<'_> {
@@ -94,7 +104,20 @@ impl Bench<'_> {
         let left = |p: &FlowPacket| p.stopped_by() == StoppedBy::Nothing(Exit::Out);
         let mut sightings = seen.at.iter().flatten();
         let own_left = sightings.any(|s| s.packet.is_own() && left(&s.packet));
-        let (request, at) = overall(seen, evidence, Direction::Request);
+        let (mut request, at) = overall(seen, evidence, Direction::Request);
+        let mut proxied = None;
+        if self.site.target.sink.proxy().is_none() {
+            proxied = evidence
+                .iter()
+                .enumerate()
+                .find_map(|(at, evidence)| Some((at, evidence.proxied.clone()?)));
+        } else if let Fate::Proxied(rule) = request {
+            // Somebody listens there by now.
+            request = Fate::Stopped {
+                by: rule.rule,
+                rejects_with: None,
+            };
+        }
         let (mut answer, mut back) = overall(seen, evidence, Direction::Answer);
         if answer == Fate::NotSeen {
             back = at;
@@ -123,6 +146,7 @@ impl Bench<'_> {
                 .enumerate()
                 .filter_map(|(at, evidence)| Some((at, evidence.doubt.clone()?)))
                 .collect(),
+            proxied,
         }
     }
 
@@ -167,6 +191,7 @@ impl Bench<'_> {
             destination: self.site.target.sink.address().unwrap_or(self.site.to),
             routers: self.posts.iter().flat_map(|p| &p.addresses).collect(),
             turns_back: self.site.turns_back,
+            itself: self.site.source.host().is_none(),
         }
     }
 
@@ -182,7 +207,8 @@ impl Bench<'_> {
             }
             let way = self.way(at, seen);
             let mut test = RouterTest::not_made(&way, Status::Unknown, String::new());
-            test.source_host = Some(self.site.source.id.host.clone());
+            let source = self.site.source.host();
+            test.source_host = source.map(|host| host.id.host.clone());
             test.measured = Measured::Singly;
             test.reach = if at == 0 || request.contains(&at) {
                 Reach::Reached
@@ -267,7 +293,10 @@ impl Bench<'_> {
         if let (Status::Ok, Some(latency)) = (judged.status, latency) {
             message = format!("answered in {latency} ms");
         }
-        if task.moves > 0
+        let taken = self.taken(&task, &test.tests);
+        if let Some(taken) = &taken {
+            message = format!("{message}; {taken}");
+        } else if task.moves > 0
             && let Some(at) = self.site.target.listen_at(&task)
         {
             message = format!("{message}; the router sends it to {at}");
@@ -291,6 +320,7 @@ impl Bench<'_> {
             }
         }
         let end = &mut test.end;
+        end.note = taken;
         end.status = judged.status;
         end.result = judged.status.verdict();
         end.reason = Some(message);

@@ -7,6 +7,7 @@
 
 mod ends;
 mod examine;
+mod itself;
 mod link;
 mod moved;
 
@@ -143,7 +144,7 @@ impl Measurement {
 
 impl<'a> Bench<'a> {
     fn open(setup: &'a Setup<'a>, site: &'a Site) -> Result<Self, DetailedError> {
-        let source = setup.dir.open(&site.source.id.netns())?;
+        let source = setup.dir.open(&site.source.netns())?;
         let listening = Listening::open(setup, site)?;
         let witnesses = witnesses(site, listening.as_ref())?;
         let posts = site.stations.iter();
@@ -172,7 +173,12 @@ impl<'a> Bench<'a> {
         self.count()?;
         let mut undecided = Vec::new();
         let tasks = &self.site.target.tasks;
-        for batch in batches(tasks.clone(), |task| task) {
+        // Services of one proxy all come to its port.
+        let most = match self.site.target.sink.proxy() {
+            Some(_) => 1,
+            None => CHUNK,
+        };
+        for batch in batches(tasks.clone(), most, |task| task) {
             let ends = self.open_ends(&batch)?;
             for (task, ends) in batch.into_iter().zip(ends) {
                 self.setup.stop_if_interrupted()?;
@@ -180,7 +186,7 @@ impl<'a> Bench<'a> {
                 self.setup.done();
             }
         }
-        for batch in batches(undecided, |undecided| &undecided.task) {
+        for batch in batches(undecided, most, |undecided| &undecided.task) {
             self.setup.stop_if_interrupted()?;
             self.together(batch).await?;
         }
@@ -255,6 +261,11 @@ impl<'a> Bench<'a> {
             return Ok(None);
         }
         let examined = self.examine(task, (&tried, &seen), &before, attempts)?;
+        if let Some(sink) = self.proxied(task, examined.0.proxied()) {
+            let moves = task.moves + 1;
+            add(&mut self.result.moved, sink, Task { moves, ..task });
+            return Ok(None);
+        }
         if examined.1 {
             self.result.tests.push((task.at, examined.0.test));
             return Ok(None);
@@ -266,6 +277,7 @@ impl<'a> Bench<'a> {
         Ends {
             source: self.site.from(),
             entry: 0,
+            itself: self.site.source.host().is_none(),
             client: tried.client,
             arrived: tried.arrived,
         }
@@ -383,12 +395,12 @@ fn wires(setup: &Setup<'_>, posts: &[Post<'_>]) -> Wires {
 
 /// Splits a list so that what is in one part may be open at once: not too many sockets, and no two
 /// listeners of one port, which services have that routers send to the same one.
-fn batches<T>(list: Vec<T>, task: impl Fn(&T) -> &Task) -> Vec<Vec<T>> {
+fn batches<T>(list: Vec<T>, most: usize, task: impl Fn(&T) -> &Task) -> Vec<Vec<T>> {
     let mut batches: Vec<Vec<T>> = Vec::new();
     let mut ports = HashSet::new();
     for item in list {
         let port = task(&item).listens_on();
-        let fits = ports.len() < CHUNK && !ports.contains(&port);
+        let fits = ports.len() < most && !ports.contains(&port);
         match batches.last_mut().filter(|_| fits) {
             Some(batch) => batch.push(item),
             None => {
@@ -428,7 +440,7 @@ mod tests {
             .collect();
         let many = (0..300).map(|number| task(5 + number, tcp, 1000 + number as u16));
         tasks.extend(many);
-        let batches = batches(tasks.clone(), |task| task);
+        let batches = batches(tasks.clone(), CHUNK, |task| task);
         let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
         assert_eq!(sizes, [3, 1, 128, 128, 45]);
         assert_eq!(batches.concat(), tasks);

@@ -10,10 +10,11 @@ use crate::{
     registry::NeighbourKey,
     run::detailed::{
         attempt::Tried,
+        chance::Proxied,
         connect::Experience,
         journey::Seen,
         result::{Direction, Headers},
-        site::{Sink, Task},
+        site::{Proxy, Sink, Task},
         way,
     },
 };
@@ -51,6 +52,7 @@ impl Bench<'_> {
             StoppedBy::Nothing(Exit::Local) => Sink::Router {
                 router: self.posts.get(at)?.station.name().clone(),
                 address: request.last.destination,
+                proxy: None,
             },
             StoppedBy::Nothing(Exit::Out) => self.host_for(at, request)?,
             _ => return None,
@@ -62,6 +64,20 @@ impl Bench<'_> {
         };
         let same = sink.is_at(&self.site.target.sink) && there.port == task.port;
         (!same).then_some((sink, there))
+    }
+
+    /// The program of a router that a rule hands the request to, and what is to be tried there.
+    pub(super) fn proxied(&self, task: Task, found: Option<&(usize, Proxied)>) -> Option<Sink> {
+        let (at, proxied) = found?;
+        let port = proxied.port.filter(|port| *port > 0);
+        Some(Sink::Router {
+            router: self.posts.get(*at)?.station.name().clone(),
+            address: self.site.target.sink.address().unwrap_or(self.site.to),
+            proxy: Some(Proxy {
+                port: port.unwrap_or(task.port),
+                rule: proxied.rule.clone(),
+            }),
+        })
     }
 
     /// The host that stands for whoever gets what left; none where a router gets it, or nobody.
@@ -158,10 +174,10 @@ impl Bench<'_> {
                 leads((here && *hop != left.hop).then_some(host.mac))
             }
             (Direction::Answer, _) => {
-                let home =
-                    map.segment(&self.site.source.router.router, &self.site.source.interface);
+                let source = self.site.source.host()?;
+                let home = map.segment(&source.router.router, &source.interface);
                 let here = map.segment(&left.router, &left.interface);
-                leads((home.is_some() && home == here).then_some(self.site.source.mac))
+                leads((home.is_some() && home == here).then_some(source.mac))
             }
             _ => None,
         }
