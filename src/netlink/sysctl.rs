@@ -66,7 +66,8 @@ impl SysctlError {
     }
 }
 
-/// Writes `values`, pairs of path below `/proc/sys` and value, in order, all in one visit.
+/// Writes `values`, pairs of path below `/proc/sys` and value, in order, all in one visit. One that
+/// cannot be written but has its value already is as good as written.
 ///
 /// # Errors
 /// Every [`SysctlError`], in the order of the values; the others were written.
@@ -97,11 +98,19 @@ pub fn write_here<P: AsRef<str>, V: AsRef<str>>(
 }
 
 fn write_one(netns: &str, path: &str, value: &str) -> Result<(), SysctlError> {
-    fs::write(file(path)?, value).map_err(|source| SysctlError::Write {
-        path: path.to_owned(),
-        value: value.to_owned(),
-        netns: netns.to_owned(),
-        source,
+    let file = file(path)?;
+    fs::write(&file, value).or_else(|source| {
+        // Some can only be read (`mc_forwarding`), and are as they are wanted.
+        let is_so = fs::read_to_string(&file).is_ok_and(|there| there.trim_end() == value);
+        match is_so {
+            true => Ok(()),
+            false => Err(SysctlError::Write {
+                path: path.to_owned(),
+                value: value.to_owned(),
+                netns: netns.to_owned(),
+                source,
+            }),
+        }
     })
 }
 

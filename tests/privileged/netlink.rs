@@ -603,6 +603,10 @@ fn sysctls_are_those_of_the_namespace() {
     assert_eq!(sysctl::read(&near, &[path]).unwrap(), ["1"]);
     let errors = sysctl::write(&near, &[("net/ipv4/none", "1"), ("kernel/sysrq", "1")]);
     assert_eq!(errors.unwrap_err().len(), 2);
+    // It can only be read. What it is already needs no writing.
+    let read_only = "net/ipv4/conf/all/mc_forwarding";
+    sysctl::write(&near, &[(read_only, "0")]).unwrap();
+    assert!(sysctl::write(&near, &[(read_only, "1")]).is_err());
 }
 
 #[test]

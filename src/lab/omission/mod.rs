@@ -218,8 +218,10 @@ pub enum Outcome {
 /// A setting of the kernel, a path below `/proc/sys`, that could not be made.
 #[must_use]
 pub fn of_sysctl(path: &str) -> Omission {
-    /// These decide about the router's own traffic and about ARP, not about what it forwards.
-    const NO_MATTER: [&str; 12] = [
+    /// These decide about the router's own traffic, about ARP and about multicast, not about what
+    /// else it forwards.
+    const NO_MATTER: [&str; 13] = [
+        "mc_forwarding",
         "ip_default_ttl",
         "ip_nonlocal_bind",
         "ip_forward_use_pmtu",
