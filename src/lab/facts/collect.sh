@@ -65,14 +65,21 @@ section ip_forwarding cat /proc/sys/net/ipv4/ip_forward
     section ipv6_forwarding cat /proc/sys/net/ipv6/conf/all/forwarding
 section sysctl sysctls
 
-optional iptables_save iptables-save
-optional ip6tables_save ip6tables-save
-# Where iptables-save is that of nf_tables, there may be tables of the other variant, too.
-if [ -s /proc/net/ip_tables_names ]; then
-    case $(iptables-save --version 2>/dev/null) in
-        *nf_tables*) optional iptables_legacy_save iptables-legacy-save ;;
-    esac
-fi
+# iptables-save of nf_tables says on standard error that there are tables of the other variant, too:
+# that is kept, for where these cannot be listed.
+with_errors() {
+    "$@" 2>&1
+}
+
+for six in '' 6; do
+    save=ip${six}tables-save
+    command -v "$save" >/dev/null 2>&1 && section "ip${six}tables_save" with_errors "$save"
+    if [ -s "/proc/net/ip${six}_tables_names" ]; then
+        case $("$save" --version 2>/dev/null) in
+            *nf_tables*) optional "ip${six}tables_legacy_save" "ip${six}tables-legacy-save" ;;
+        esac
+    fi
+done
 optional ipset_save ipset save
 optional nft_ruleset nft -s list ruleset
 optional ebtables_save ebtables-save
