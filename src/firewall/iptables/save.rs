@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::firewall::rule;
+use crate::firewall::{nft::nature::Nature, rule};
 
 /// The tables of one namespace, or those of them that were asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,6 +74,22 @@ impl Table {
     pub(super) fn policy(&self, chain: &str) -> &str {
         let found = self.chains.iter().find(|c| c.name == chain);
         found.and_then(|c| c.policy.as_deref()).unwrap_or("ACCEPT")
+    }
+
+    /// What one of the table's rules may do with packets. What its comment says may count, too.
+    pub(super) fn nature(&self, rule: &Rule) -> Nature {
+        let words: Vec<&str> = rule.spec.split_whitespace().collect();
+        let behind = |options: &'static [&str]| {
+            let pairs = words.iter().zip(words.iter().skip(1));
+            pairs.filter_map(move |(option, name)| options.contains(option).then_some(*name))
+        };
+        let plain = |name: &&str| ["ACCEPT", "DROP", "RETURN", "QUEUE"].contains(name);
+        let chain = |name: &&str| self.chains.iter().any(|chain| chain.name == *name);
+        let mut nature = Nature::of_xtables(behind(&["-m"]), None);
+        for target in behind(&["-j", "-g"]).filter(|name| !plain(name) && !chain(name)) {
+            nature |= Nature::of_xtables([], Some(target));
+        }
+        nature
     }
 
     /// The rules of one chain.
@@ -155,6 +171,31 @@ COMMIT
         assert_eq!(mangle.rules[0].packets, 3);
         assert_eq!(mangle.chain("mine").count(), 3);
         assert!(save.rules("nat").is_empty());
+    }
+
+    #[test]
+    fn what_rules_may_do_shows_by_their_matches_and_targets() {
+        let text = "*filter\n:FORWARD ACCEPT [0:0]\n:mine - [0:0]\n\
+                    -A FORWARD -p tcp -m tcp --dport 80 -j mine\n\
+                    -A FORWARD -m mac --mac-source 02:00:00:00:00:01 -j DROP\n\
+                    -A FORWARD -m conntrack --ctstate INVALID -j DROP\n\
+                    -A FORWARD -j DSCP --set-dscp 0x0a\n\
+                    -A mine -j REJECT --reject-with icmp-port-unreachable\nCOMMIT\n";
+        let save = Save::parse(text);
+        let table = &save.tables["filter"];
+        let natures: Vec<Nature> = table.rules.iter().map(|rule| table.nature(rule)).collect();
+        let nature = |changes, stateful, link| Nature {
+            changes,
+            stateful,
+            link,
+            proxies: false,
+        };
+        let plain = Nature::default();
+        let (link, state) = (nature(false, false, true), nature(false, true, false));
+        assert_eq!(
+            natures,
+            [plain, link, state, nature(true, false, false), plain]
+        );
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     firewall::{
         Caveat, RulePlace, TableFamily, TagSpace,
-        nft::trace::StepKind,
+        nft::{nature::Nature, trace::StepKind},
         place::HookPoint,
         rule::{Packet, Rule, Verdict, entries, walk::Program},
         ruletext::RuleText,
@@ -286,13 +286,16 @@ impl LegacyRules {
         ends.then(|| LegacyStop::Rule(self.text(step, step.position, &rule.spec)))
     }
 
-    /// Whether there are only chains, which can do nothing but drop.
+    /// What the rules may do with packets.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.save
-            .tables
-            .values()
-            .all(|table| table.rules.is_empty())
+    pub fn nature(&self) -> Nature {
+        let mut nature = Nature::default();
+        for table in self.save.tables.values() {
+            for rule in &table.rules {
+                nature |= table.nature(rule);
+            }
+        }
+        nature
     }
 
     /// Whether any rule decides by more than the packet, remembers or copies packets.

@@ -63,6 +63,26 @@ impl Nature {
         }
         nature
     }
+
+    /// That of one rule of iptables, by the names of its matches, and of its target where that is
+    /// neither a chain nor a plain verdict.
+    pub(in crate::firewall) fn of_xtables<'a>(
+        matches: impl IntoIterator<Item = &'a str>,
+        target: Option<&str>,
+    ) -> Self {
+        let none = Attributes(&[]);
+        let mut nature = Self::default();
+        let matches = matches.into_iter().map(|name| ("match", name));
+        for (kind, name) in matches.chain(target.map(|name| ("target", name))) {
+            nature |= Self {
+                changes: changes(kind, name, none),
+                stateful: stateful(kind, name),
+                link: link(kind, name, none),
+                proxies: false,
+            };
+        }
+        nature
+    }
 }
 
 impl BitOrAssign for Nature {

@@ -151,12 +151,15 @@ impl<'a> Probing<'a> {
 
     /// What the router's rules may do with packets.
     pub(super) fn nature(&self, census: &Census) -> Nature {
-        // Those of iptables-legacy are not looked through; its tables stay when its taps have gone.
-        let any = self.legacy && self.legacy_rules().map_or(true, |rules| !rules.is_empty());
-        if any {
-            return Nature::ANYTHING;
+        let mut nature = census.nature;
+        // The tables of iptables-legacy stay when its taps have gone.
+        if self.legacy {
+            nature |= match self.legacy_rules() {
+                Ok(rules) => rules.nature(),
+                Err(_) => Nature::ANYTHING,
+            };
         }
-        census.nature
+        nature
     }
 
     fn legacy_rules(&self) -> Result<LegacyRules, LegacyTraceError> {
