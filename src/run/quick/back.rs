@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{
     digest::Visited,
+    tables::looks_at_ports,
     walk::{Step, WayEnd},
 };
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
         trace::{self, End, EntryName, Hop, Packet, Trace, TraceError, Wiring},
     },
     model::RouterName,
+    netlink::object::Family,
     run::{
         packet::Headers,
         report::{EndKind, Leg, Verdict},
@@ -29,23 +31,33 @@ pub(super) fn weigh(
     visited: &[Visited],
     ways: &mut [Vec<WayEnd>],
 ) {
-    let mut last: Option<(Vec<Leg>, Option<Finding>)> = None;
+    let mut last: Option<Known> = None;
     for way in ways.iter_mut().flatten() {
         let arrives = [EndKind::Delivered, EndKind::Itself, EndKind::Leaves].contains(&way.kind);
         if way.verdict != Verdict::Yes || !arrives {
             continue;
         }
-        let found = match &last {
-            Some((legs, found)) if alike(legs, &way.legs) => found.clone(),
-            _ => {
+        let same = last
+            .as_mut()
+            .is_some_and(|known| known.holds_for(visited, way, sockets));
+        let found = match last.as_ref().filter(|_| same) {
+            Some(known) => known.found.clone(),
+            None => {
                 let mut answer = Answer {
                     wiring,
                     sockets,
                     passages: passages(visited, &way.steps, &way.legs),
                     kind: way.kind,
+                    passed: BTreeSet::new(),
                 };
                 let found = answer.find();
-                last = Some((way.legs.clone(), found.clone()));
+                last = Some(Known {
+                    steps: way.steps.clone(),
+                    legs: way.legs.clone(),
+                    passed: answer.passed,
+                    by_port: None,
+                    found: found.clone(),
+                });
                 found
             }
         };
@@ -55,12 +67,57 @@ pub(super) fn weigh(
     }
 }
 
-/// Whether two ways differ in ports only.
-fn alike(a: &[Leg], b: &[Leg]) -> bool {
-    let same = |(a, b): (&Leg, &Leg)| {
-        Arc::ptr_eq(&a.hop, &b.hop) && (a.source, a.destination) == (b.source, b.destination)
-    };
-    a.len() == b.len() && a.iter().zip(b).all(same)
+/// What was found out of the answer of one way.
+struct Known {
+    steps: Vec<Step>,
+    legs: Vec<Leg>,
+    /// The routers that the answer passes.
+    passed: BTreeSet<RouterName>,
+    /// Whether one of them routes by ports; none while nobody has asked.
+    by_port: Option<bool>,
+    found: Option<Finding>,
+}
+
+impl Known {
+    /// Whether the answer of another way is like this one: the two differ in ports only, which no
+    /// router translated in one and not in the other, and by which none routes the answer.
+    fn holds_for(
+        &mut self,
+        visited: &[Visited],
+        way: &WayEnd,
+        sockets: &mut RouterSockets,
+    ) -> bool {
+        let same = |(a, b): (&Leg, &Leg)| {
+            Arc::ptr_eq(&a.hop, &b.hop) && (a.source, a.destination) == (b.source, b.destination)
+        };
+        let translated = |steps: &[Step], legs: &[Leg], at: usize| {
+            let both = steps.get(at).zip(legs.get(at));
+            both.is_some_and(|(step, leg)| {
+                came(visited, step).is_some_and(|came| translates(came, leg))
+            })
+        };
+        self.legs.len() == way.legs.len()
+            && self.legs.iter().zip(&way.legs).all(same)
+            && (0..way.legs.len()).all(|at| {
+                translated(&self.steps, &self.legs, at) == translated(&way.steps, &way.legs, at)
+            })
+            && !self.routes_by_port(sockets)
+    }
+
+    fn routes_by_port(&mut self, sockets: &mut RouterSockets) -> bool {
+        let family = self.legs.first().map(|leg| Family::of(leg.source));
+        let passed = &self.passed;
+        *self.by_port.get_or_insert_with(|| {
+            passed.iter().any(|router| {
+                let rules = sockets.router(router).map(|netlink| match family {
+                    Some(family) => netlink.rules(family),
+                    None => Ok(Vec::new()),
+                });
+                let Ok(Ok(rules)) = rules else { return true };
+                rules.iter().any(looks_at_ports)
+            })
+        })
+    }
 }
 
 /// What the answer's way is like, where it is not that of the request.
@@ -100,28 +157,36 @@ impl Passage {
         &self.leg.hop.router
     }
 
-    /// Whether the router gave the packet other addresses or ports.
     fn translates(&self) -> bool {
-        let Headers {
-            source,
-            destination,
-            source_port,
-            destination_port,
-            ..
-        } = self.came;
-        let leg = &self.leg;
-        (leg.source, leg.destination, leg.sport, leg.dport)
-            != (source, destination, source_port, destination_port)
+        translates(&self.came, &self.leg)
     }
 }
 
+/// Whether a router gave the packet other addresses or ports.
+fn translates(came: &Headers, leg: &Leg) -> bool {
+    let Headers {
+        source,
+        destination,
+        source_port,
+        destination_port,
+        ..
+    } = *came;
+    (leg.source, leg.destination, leg.sport, leg.dport)
+        != (source, destination, source_port, destination_port)
+}
+
+/// The headers of the probe of a step, as it came.
+fn came<'a>(visited: &'a [Visited], step: &Step) -> Option<&'a Headers> {
+    let probe = visited.get(step.visit)?.probes.get(step.position)?;
+    Some(&probe.headers)
+}
+
 fn passages(visited: &[Visited], steps: &[Step], legs: &[Leg]) -> Vec<Passage> {
-    let came = |step: &Step| visited.get(step.visit)?.probes.get(step.position);
-    let both = steps.iter().map(came).zip(legs);
+    let both = steps.iter().map(|step| came(visited, step)).zip(legs);
     both.filter_map(|(came, leg)| {
         Some(Passage {
             leg: leg.clone(),
-            came: came?.headers,
+            came: *came?,
         })
     })
     .collect()
@@ -132,6 +197,8 @@ struct Answer<'a> {
     sockets: &'a mut RouterSockets,
     passages: Vec<Passage>,
     kind: EndKind,
+    /// The routers that it passes.
+    passed: BTreeSet<RouterName>,
 }
 
 impl Answer<'_> {
@@ -186,6 +253,8 @@ impl Answer<'_> {
             .ways()
             .map(|(hops, end)| self.reply(trace, hops, end))
             .collect();
+        let routers = ways.iter().flat_map(|way| way.routers.iter().cloned());
+        self.passed.extend(routers);
         let may = if ways.len() > 1 { "may take" } else { "takes" };
         let translators = self.translators();
         let misses = |way: &Reply| {

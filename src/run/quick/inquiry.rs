@@ -14,7 +14,7 @@ use super::{
     digest::{self, Ending, Visited},
     lots,
     plan::{Answer, Plan, Sender, Visit},
-    tables::{Tables, query},
+    tables::{Tables, looks_at_ports, query},
     walk::{Needs, Walk, WayEnd},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     model::{RouterId, RouterName},
     netlink::{
         LookupQuery,
-        object::{Family, Mac, PolicyRule},
+        object::{Family, Mac},
     },
     netns::{NetnsDir, NetnsFd},
     registry::HostSpec,
@@ -576,9 +576,7 @@ impl<'a> Inquiry<'a> {
 /// and a program's packet would go another way, nothing is known of it.
 fn doubt_ports(tables: &mut Tables<'_>, visited: &mut Visited) -> Result<(), QuickError> {
     let rules = tables.rules(&visited.at.router)?;
-    let choosy =
-        |rule: &PolicyRule| rule.ip_proto.is_some() || rule.sport.is_some() || rule.dport.is_some();
-    if !rules.iter().any(choosy) {
+    if !rules.iter().any(looks_at_ports) {
         return Ok(());
     }
     let fib = tables.fib(&visited.at.router)?;
@@ -594,7 +592,10 @@ fn doubt_ports(tables: &mut Tables<'_>, visited: &mut Visited) -> Result<(), Qui
         if with == without {
             continue;
         }
-        let rule = [with.rule, without.rule].into_iter().flatten().find(choosy);
+        let rule = [with.rule, without.rule]
+            .into_iter()
+            .flatten()
+            .find(looks_at_ports);
         let rule = rule.map_or_else(
             || "a policy rule".to_owned(),
             |r| format!("policy rule {r}"),

@@ -102,10 +102,7 @@ pub(super) fn query(at: &Entry, headers: &Headers, mark: u32) -> LookupQuery {
 
 /// Groups of probes that differ in nothing that routing looks at. Within a group the order is kept.
 pub(super) fn classes(rules: &[PolicyRule], probes: &[Probe]) -> Vec<Vec<Probe>> {
-    let choosy: Vec<&PolicyRule> = rules
-        .iter()
-        .filter(|r| r.sport.is_some() || r.dport.is_some() || r.ip_proto.is_some())
-        .collect();
+    let choosy: Vec<&PolicyRule> = rules.iter().filter(|rule| looks_at_ports(rule)).collect();
     let mut classes: Vec<Vec<Probe>> = Vec::new();
     let mut known: HashMap<(Headers, Vec<bool>), usize> = HashMap::new();
     let mut last: Option<(Headers, usize)> = None;
@@ -139,6 +136,11 @@ pub(super) fn routed(headers: &Headers) -> Headers {
         size: None,
         ..*headers
     }
+}
+
+/// Whether a policy rule looks at protocol or ports.
+pub(super) fn looks_at_ports(rule: &PolicyRule) -> bool {
+    rule.sport.is_some() || rule.dport.is_some() || rule.ip_proto.is_some()
 }
 
 /// Whether what a policy rule says of ports and protocol fits.
