@@ -10,11 +10,13 @@
 //! ENOSPC@17    step 17 fails with ENOSPC, once
 //! ENOSPC@17+   step 17 and all later ones fail
 //! stop@NAME    the process stops (SIGSTOP) at its first step of that name
+//! forget@NAME  what asks [`forgets`] that name leaves something out; in debug builds only
 //! ```
 //!
 //! A harness runs once with `count`, then once with each `kill@N`, and asserts that the next job
 //! finds nothing left over. A process that stops is a barrier: whoever started it sees that it
-//! has stopped (waitpid(2)), and has it go on with SIGCONT.
+//! has stopped (waitpid(2)), and has it go on with SIGCONT. What is forgotten makes verdicts wrong: a
+//! test that compares them with the truth shows with it that it would notice.
 
 use std::{
     fmt, io,
@@ -63,11 +65,15 @@ pub enum Plan {
     },
     /// The process stops at its first step of this name, and goes on when it is told to.
     Stop(&'static str),
+    /// Something is left out.
+    Forget(&'static str),
 }
 
 /// Text that is no [`Plan`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("fault plan {0:?} is not allowed: count, kill@N, ERRNO@N[+] or stop@NAME is, with N ≥ 1")]
+#[error(
+    "fault plan {0:?} is not allowed: count, kill@N, ERRNO@N[+], stop@NAME or forget@NAME is, with N ≥ 1"
+)]
 pub struct PlanError(String);
 
 impl FromStr for Plan {
@@ -81,6 +87,9 @@ impl FromStr for Plan {
         if what == "stop" && !at.is_empty() {
             // Leaked once per process: a plan is armed once.
             return Ok(Self::Stop(at.to_owned().leak()));
+        }
+        if what == "forget" && !at.is_empty() {
+            return Ok(Self::Forget(at.to_owned().leak()));
         }
         let onwards = at.ends_with('+');
         let at = at.trim_end_matches('+').parse().map_err(|_| refuse())?;
@@ -105,6 +114,7 @@ impl fmt::Display for Plan {
             Self::Count => f.write_str("count"),
             Self::Kill(at) => write!(f, "kill@{at}"),
             Self::Stop(name) => write!(f, "stop@{name}"),
+            Self::Forget(name) => write!(f, "forget@{name}"),
             Self::Fail { at, errno, onwards } => {
                 write!(f, "{errno:?}@{at}{}", if *onwards { "+" } else { "" })
             }
@@ -169,6 +179,16 @@ pub fn step(name: &'static str) -> io::Result<()> {
     }
 }
 
+/// Whether `what` is to be left out on purpose; never in a release build.
+#[inline]
+#[must_use]
+pub fn forgets(what: &str) -> bool {
+    cfg!(debug_assertions) && ARMED.load(Ordering::Relaxed) && {
+        let state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(state.plan, Plan::Forget(forgotten) if forgotten == what)
+    }
+}
+
 #[cold]
 fn armed_step(name: &'static str) -> io::Result<()> {
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,6 +227,7 @@ mod tests {
             "ENOSPC@1",
             "EINTR@3+",
             "stop@quick.read",
+            "forget@nat",
         ] {
             assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
         }
@@ -214,6 +235,7 @@ mod tests {
             "",
             "kill",
             "stop@",
+            "forget@",
             "kill@0",
             "kill@2+",
             "ENOTHING@1",

@@ -15,6 +15,8 @@
 #   vm         a part of the privileged tests on kernels 6.1 and 5.10, in virtual machines
 #
 # and only when it is named:
+#   chains     three thousand services of random chains of routers, where the stage system tries
+#              three hundred; TSIM_CHAINS_SEED=N begins with that chain
 #   mutations  ten thousand damaged facts, where the stage system tries three hundred
 #   vm-full    all of them, on every kernel that vagrant/vm-tests.sh knows
 #
@@ -111,14 +113,26 @@ stage_vm() {
     ./vagrant/vm-tests.sh --at-once 2 --limit 1200 6.1 5.10 -- "${VM_PART[@]}"
 }
 
-stage_mutations() {
-    need_root mutations
+# in_own_netns_dir COMMAND…: with an empty /run/netns of its own.
+in_own_netns_dir() {
     # shellcheck disable=SC2016 # the inner shell expands these
     unshare --mount --propagation private bash -euc '
         mkdir -p /run/netns
         mount -t tmpfs -o mode=755 tmpfs /run/netns
-        TSIM_MUTATIONS=10000 cargo test --locked --test privileged -- doors::mutate
-    '
+        "$@"
+    ' bash "$@"
+}
+
+stage_chains() {
+    need_root chains
+    TSIM_CHAINS_SEED=${TSIM_CHAINS_SEED:-$RANDOM} TSIM_CHAINS=300 \
+        in_own_netns_dir cargo test --locked --test privileged -- --nocapture chains::
+}
+
+stage_mutations() {
+    need_root mutations
+    TSIM_MUTATIONS=10000 \
+        in_own_netns_dir cargo test --locked --test privileged -- doors::mutate
 }
 
 stage_vm-full() {
@@ -130,9 +144,9 @@ stage_vm-full() {
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | user | browser | bench | vm | mutations | vm-full) ;;
+            format | lint | unit | system | user | browser | bench | vm | chains | mutations | vm-full) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, mutations, vm-full" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, mutations, vm-full" >&2
                 exit 2
                 ;;
         esac

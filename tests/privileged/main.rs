@@ -5,6 +5,7 @@
 mod buffers;
 mod capture;
 mod cases;
+mod chains;
 mod coexistence;
 mod copy;
 mod detailed;

@@ -9,9 +9,10 @@ use std::{
 use super::{
     branch::Branch,
     plan::Measurement,
-    tables::{Out, Tables, classes, routed, selects},
+    tables::{Out, Tables, classes, looks_at_ports, routed, selects},
 };
 use crate::{
+    fault,
     firewall::{
         rule::{Field, Packet, State},
         taps::{Left, Ways},
@@ -366,10 +367,7 @@ impl Digest<'_, '_> {
             tos: probe.headers.tos,
             ..left_as(&probe.headers, left)
         };
-        let by_port = self
-            .rules
-            .iter()
-            .filter(|r| r.sport.is_some() || r.dport.is_some() || r.ip_proto.is_some());
+        let by_port = self.rules.iter().filter(|rule| looks_at_ports(rule));
         let selected = by_port.map(|rule| selects(rule, &asked)).collect();
         let key = (routed(&asked), selected, left.oif, left.next_hop, left.mark);
         if let Some(&known) = self.known.get(&key) {
@@ -391,6 +389,10 @@ impl Digest<'_, '_> {
         let Some(out) = out.map(|i| i.name.clone()) else {
             return Ok(self.not_known("it left by an interface that the lab does not know"));
         };
+        if fault::forgets("policy") {
+            let outs = self.outs(&destination_alone(asked), 0)?;
+            return Ok(self.out(&outs, left.destination));
+        }
         let mut outs = Vec::new();
         // Tables were asked with the mark and the TOS that the packet had then, which may not be
         // those that it left with.
@@ -455,7 +457,10 @@ impl Digest<'_, '_> {
     }
 
     fn unchanged_out(&mut self, headers: &Headers) -> Result<usize, ResolveError> {
-        let outs = self.outs(headers, 0)?;
+        let outs = match fault::forgets("policy") {
+            true => self.outs(&destination_alone(headers), 0)?,
+            false => self.outs(headers, 0)?,
+        };
         if outs.is_empty() {
             return Ok(self.not_known("it left, and the router's tables do not say where to"));
         }
@@ -567,6 +572,16 @@ impl Digest<'_, '_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Headers of which policy routing sees the addresses alone, for tests.
+fn destination_alone(headers: &Headers) -> Headers {
+    Headers {
+        tos: 0,
+        source_port: 0,
+        destination_port: 0,
+        ..*headers
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     digest::{Ending, Exit, Fate, Outcome, Visited},
 };
 use crate::{
+    fault,
     lab::trace::{Entry, Wiring},
     model::RouterName,
     run::{
@@ -184,7 +185,7 @@ impl<'a> Walk<'a> {
                 Fate::On(next) => open.push(Under {
                     at: next.clone(),
                     probe: Probe {
-                        headers: outcome.headers,
+                        headers: carried(&way.probe.headers, &outcome.headers),
                         ..way.probe
                     },
                     steps: way.steps.clone(),
@@ -337,6 +338,23 @@ fn leg(visit: &Visited, outcome: &Outcome) -> Leg {
         sport: outcome.headers.source_port,
         dport: outcome.headers.destination_port,
     }
+}
+
+/// What the next router gets of a packet that came as `came` and left as `left`: all of it, unless a
+/// test wants to see that forgetting something is noticed.
+fn carried(came: &Headers, left: &Headers) -> Headers {
+    let mut next = *left;
+    if fault::forgets("nat") {
+        next = Headers {
+            tos: left.tos,
+            ttl: left.ttl,
+            ..*came
+        };
+    }
+    if fault::forgets("dscp") {
+        next.tos = came.tos;
+    }
+    next
 }
 
 /// Whether the packets differ in their TTL only, or not at all.

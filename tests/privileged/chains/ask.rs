@@ -1,0 +1,106 @@
+//! The same chain as a lab made of the facts of its routers, and what the quick job says of it.
+
+use std::{fs, process::Command};
+
+use serde_json::Value;
+use tsim::lab::{self, Lab};
+
+use super::{
+    plan::{Loader, Plan},
+    truth::Chain,
+    world::World,
+};
+use crate::support::Bed;
+
+/// What a verdict from end to end is.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    pub(super) result: String,
+    pub(super) end: String,
+    pub(super) router: String,
+    pub(super) reason: String,
+}
+
+/// A lab, with a registry of its own.
+pub(super) struct Rebuilt {
+    bed: Bed,
+    dir: tempfile::TempDir,
+    _lab: Lab,
+}
+
+impl Rebuilt {
+    /// Collects the facts of the chain's routers and makes a lab of them.
+    pub(super) fn of(plan: &Plan, chain: &Chain, world: &World) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let facts = dir.path().join("facts");
+        fs::create_dir(&facts).unwrap();
+        for node in &world.routers {
+            let file = facts.join(format!("{}_facts.txt", node.name));
+            fs::write(file, chain.facts(plan, &node.name)).unwrap();
+        }
+        let config = dir.path().join("tsim.toml");
+        let place = |name: &str| dir.path().join(name);
+        let text = format!(
+            "registry_dir = {:?}\nlabs_dir = {:?}\n",
+            place("registry"),
+            place("labs")
+        );
+        fs::write(&config, text).unwrap();
+        let bed = Bed::new();
+        let config = tsim::config::Config {
+            registry_dir: place("registry"),
+            labs_dir: place("labs"),
+            ..tsim::config::Config::default()
+        };
+        let options = lab::Options {
+            legacy: plan.loader == Loader::IptablesLegacy,
+            ..lab::Options::default()
+        };
+        let up = lab::up_from(&config, &bed.lab, &facts, options, &()).unwrap();
+        Self {
+            bed,
+            dir,
+            _lab: up.lab,
+        }
+    }
+
+    /// Asks about all services of the plan; the verdicts from end to end, in the order asked.
+    pub(super) fn ask(
+        &self,
+        plan: &Plan,
+        world: &World,
+        from: Option<&str>,
+        forgotten: Option<&str>,
+    ) -> Result<Vec<Answer>, String> {
+        let services: Vec<String> = plan.services.iter().map(ToString::to_string).collect();
+        let (source, destination) = &world.asked;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-quick"));
+        command
+            .arg("--config")
+            .arg(self.dir.path().join("tsim.toml"))
+            .args(["--lab", self.bed.lab.as_str(), "--json"])
+            .args(["-s", source, "-d", destination])
+            .args(["--probe-dscp", &plan.dscp.to_string()])
+            .args(["-P", &services.join(",")]);
+        if let Some(from) = from {
+            command.args(["--from", from]);
+        }
+        if let Some(forgotten) = forgotten {
+            command.args(["--fault", &format!("forget@{forgotten}")]);
+        }
+        let output = command.output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let ends = report["end_to_end"].as_array().cloned().unwrap_or_default();
+        if ends.len() != services.len() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        let text = |end: &Value, key: &str| end[key].as_str().unwrap_or_default().to_owned();
+        let one = |end: &Value| Answer {
+            result: text(end, "result"),
+            end: text(end, "end"),
+            router: text(end, "router"),
+            reason: text(end, "reason"),
+        };
+        Ok(ends.iter().map(one).collect())
+    }
+}

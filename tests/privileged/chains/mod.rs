@@ -1,0 +1,165 @@
+//! Random chains of routers: the verdict from end to end is what plain hosts see.
+//!
+//! A seed gives a [plan](plan), a plan gives [what is on each router](world), and that is made twice:
+//! by [plain commands](script), where a plain host sends and [packet sockets show the truth](truth),
+//! and as a lab from the facts of these routers, which [the quick job is asked about](ask). A chain
+//! that is answered wrongly is [made smaller](shrink) as long as it still is, and printed with its
+//! seed and its script.
+
+mod ask;
+mod plan;
+mod rules;
+mod script;
+mod shrink;
+mod trial;
+mod truth;
+mod verdict;
+mod world;
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ops::Range,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use self::{
+    plan::{FEATURES, Plan},
+    trial::{Trial, wrong},
+    verdict::Compared,
+};
+
+/// How many chains a plain test run tries; each has ten services.
+const CHAINS: u64 = 30;
+const THREADS: usize = 2;
+/// What a walk can be made to forget, so that this test is known to notice.
+const FORGOTTEN: [&str; 3] = ["nat", "dscp", "policy"];
+/// So many pairs have to be wrong then.
+const NOTICED: usize = 20;
+
+/// A number from the environment.
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+#[test]
+fn chains_are_answered_as_plain_hosts_see_them() {
+    let count = number("TSIM_CHAINS").unwrap_or(CHAINS);
+    let first = number("TSIM_CHAINS_SEED").unwrap_or(1);
+    println!("seeds {first} to {}", first + count - 1);
+    let tally = try_all(first..first + count);
+    println!("{}", tally.figures());
+    assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
+    if count >= CHAINS {
+        tally.assert_that_it_tells();
+    }
+}
+
+/// What came of some chains.
+#[derive(Debug, Default)]
+struct Tally {
+    pairs: usize,
+    lost: usize,
+    unknown: usize,
+    /// Chains with each feature.
+    features: BTreeMap<&'static str, usize>,
+    /// Pairs that were wrong when something was forgotten.
+    noticed: [usize; FORGOTTEN.len()],
+    /// Chains that were answered wrongly, in words.
+    wrong: Vec<String>,
+}
+
+impl Tally {
+    fn figures(&self) -> String {
+        let Self {
+            pairs,
+            lost,
+            unknown,
+            features,
+            noticed,
+            ..
+        } = self;
+        format!(
+            "{pairs} pairs: {lost} do not get through, {unknown} UNKNOWN; wrong without \
+             {FORGOTTEN:?}: {noticed:?}; chains with {features:?}"
+        )
+    }
+
+    /// Whether enough of everything was there for the test to say something.
+    fn assert_that_it_tells(&self) {
+        assert!(self.lost * 10 >= self.pairs * 3, "{} NO", self.lost);
+        assert!(self.unknown * 20 <= self.pairs, "{} UNKNOWN", self.unknown);
+        for feature in FEATURES.iter().chain(&["IPv4", "IPv6"]) {
+            let count = self.features.get(feature).copied().unwrap_or_default();
+            assert!(count >= 5, "{feature} in {count} chains");
+        }
+        for (forgotten, wrong) in FORGOTTEN.iter().zip(self.noticed) {
+            assert!(wrong >= NOTICED, "{wrong} wrong without {forgotten}");
+        }
+    }
+
+    /// What is still to be forgotten.
+    fn to_forget(&self) -> Vec<&'static str> {
+        let all = FORGOTTEN.into_iter().zip(self.noticed);
+        all.filter(|(_, noticed)| *noticed < NOTICED)
+            .map(|(what, _)| what)
+            .collect()
+    }
+
+    fn add(&mut self, plan: &Plan, compared: &[Compared]) {
+        for feature in plan.features() {
+            *self.features.entry(feature).or_default() += 1;
+        }
+        let count = |is: fn(&Compared) -> bool| compared.iter().filter(|one| is(one)).count();
+        self.pairs += compared.len();
+        self.lost += count(Compared::is_lost);
+        self.unknown += count(Compared::is_unknown);
+    }
+
+    fn add_forgotten(&mut self, what: &str, compared: &[Compared]) {
+        let wrong = compared.iter().filter(|one| one.wrong().is_some()).count();
+        for (forgotten, noticed) in FORGOTTEN.iter().zip(&mut self.noticed) {
+            *noticed += if *forgotten == what { wrong } else { 0 };
+        }
+    }
+}
+
+/// Tries the chains of all seeds.
+fn try_all(seeds: Range<u64>) -> Tally {
+    let next = AtomicU64::new(seeds.start);
+    let tally = Mutex::new(Tally::default());
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return;
+            }
+            try_one(Plan::new(seed), &tally);
+        }
+    };
+    thread::scope(|scope| {
+        (0..THREADS).for_each(|_| _ = scope.spawn(work));
+    });
+    tally.into_inner().unwrap()
+}
+
+fn try_one(plan: Plan, tally: &Mutex<Tally>) {
+    let trial = Trial::begin(&plan);
+    let compared = trial.as_ref().map_err(String::clone);
+    let compared = compared.and_then(|trial| trial.compare(&plan, None));
+    if let Some(why) = wrong(&compared) {
+        let text = shrink::smallest(plan, why);
+        tally.lock().unwrap().wrong.push(text);
+        return;
+    }
+    tally.lock().unwrap().add(&plan, &compared.unwrap());
+    let to_forget = tally.lock().unwrap().to_forget();
+    for what in to_forget {
+        let compared = trial.as_ref().unwrap().compare(&plan, Some(what)).unwrap();
+        tally.lock().unwrap().add_forgotten(what, &compared);
+    }
+}
