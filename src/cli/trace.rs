@@ -11,7 +11,7 @@ use crate::{
         sockets::RouterSockets,
         trace::{EntryName, Packet, TraceError, Wiring, trace},
     },
-    model::{LabName, Protocol},
+    model::{LabName, Protocol, ServiceError, ServiceLimits, parse_services},
     netns::NetnsDir,
 };
 
@@ -50,11 +50,11 @@ pub(super) struct Trace {
     /// Transport protocol, tcp or udp, for policy rules that look at it
     #[arg(long, value_name = "NAME")]
     proto: Option<Protocol>,
-    /// Destination port
-    #[arg(long, value_name = "PORT", requires = "proto")]
+    /// Destination port, or the name of a service
+    #[arg(long, value_name = "PORT", requires = "proto", value_parser = port)]
     dport: Option<u16>,
     /// Source port
-    #[arg(long, value_name = "PORT", requires = "proto")]
+    #[arg(long, value_name = "PORT", requires = "proto", value_parser = port)]
     sport: Option<u16>,
     /// Firewall mark that the packet has in every router
     #[arg(long, value_name = "NUMBER", default_value_t = 0, value_parser = number)]
@@ -62,6 +62,18 @@ pub(super) struct Trace {
     /// TOS octet
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     tos: u8,
+}
+
+/// A port, by number or by the name of a service.
+fn port(text: &str) -> Result<u16, String> {
+    let limits = ServiceLimits { max_services: 1 };
+    match parse_services(text, Protocol::Tcp, limits).as_deref() {
+        Ok([service]) if service.protocol.has_ports() => Ok(service.port),
+        Err(error @ (ServiceError::Port(_) | ServiceError::Unknown { .. })) => {
+            Err(error.to_string())
+        }
+        _ => Err("one port is wanted: a number or a service's name".to_owned()),
+    }
 }
 
 /// A number as ip-rule(8) writes marks: decimal, or hexadecimal with `0x`.

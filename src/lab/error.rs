@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::{facts::FactsError, topology::Warning};
 use crate::{
-    model::{LabName, NameError, NetnsName, RouterName, RunId},
+    model::{Known, LabName, NameError, NetnsName, RouterName, RunId},
     netlink::{NetlinkErrors, SysctlError},
     netns::{NetnsError, shut_in::ShutInError, tool::ToolError},
     registry::RegistryError,
@@ -60,12 +60,14 @@ pub enum LabError {
         netns: NetnsName,
     },
     /// There is no such lab.
-    #[error("there is no lab {lab} in {dir}: `tsim lab list` shows which there are")]
+    #[error("there is no lab {lab} in {dir}{known}")]
     NotFound {
         /// The lab.
         lab: LabName,
         /// Where it was looked for.
         dir: PathBuf,
+        /// The labs that are there.
+        known: Known,
     },
     /// Its namespaces went with what held them.
     #[error(
@@ -103,12 +105,14 @@ pub enum LabError {
     #[error(transparent)]
     Name(#[from] NameError),
     /// The lab's state file has a router that does not exist (any more).
-    #[error("lab {lab} has no router {router}")]
+    #[error("lab {lab} has no router {router}{known}")]
     NoRouter {
         /// The lab.
         lab: LabName,
         /// The router.
         router: RouterName,
+        /// The lab's routers.
+        known: Known,
     },
     /// A program that loads rulesets is missing.
     #[error("{tool} is needed to load the rulesets and is not in {}: install {package}",

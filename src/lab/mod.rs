@@ -38,7 +38,7 @@ pub use self::{
 };
 use crate::{
     config::Config,
-    model::{LabName, NetnsName, RouterId, RouterName},
+    model::{Known, LabName, NetnsName, RouterId, RouterName},
     netns::{NetnsDir, NetnsFd},
 };
 
@@ -66,10 +66,7 @@ impl Lab {
     /// [`LabError`] when there is no such lab, or its `up` was interrupted.
     pub fn open(config: &Config, name: &LabName) -> Result<Self, LabError> {
         match LabDir::new(config, name).state()? {
-            None => Err(LabError::NotFound {
-                lab: name.clone(),
-                dir: config.labs_dir.clone(),
-            }),
+            None => Err(not_found(config, name)),
             Some(state) if state.phase != Phase::Up => {
                 Err(LabError::HalfMade { lab: name.clone() })
             }
@@ -100,6 +97,16 @@ impl Lab {
     }
 }
 
+/// That there is no lab `name`, with the names that there are.
+fn not_found(config: &Config, name: &LabName) -> LabError {
+    let labs = LabDir::list(config).unwrap_or_default();
+    LabError::NotFound {
+        lab: name.clone(),
+        dir: config.labs_dir.clone(),
+        known: Known::instead_of(name.as_str(), labs.iter().map(LabName::as_str)),
+    }
+}
+
 /// How a lab is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
@@ -115,10 +122,7 @@ pub struct Status {
 /// [`LabError`] when there is no such lab or it cannot be looked at.
 pub fn status(config: &Config, name: &LabName) -> Result<Status, LabError> {
     let state = LabDir::new(config, name).state()?;
-    let state = state.ok_or_else(|| LabError::NotFound {
-        lab: name.clone(),
-        dir: config.labs_dir.clone(),
-    })?;
+    let state = state.ok_or_else(|| not_found(config, name))?;
     let dir = NetnsDir::default();
     let mut missing = Vec::new();
     for (name, id) in down::namespaces(&state) {

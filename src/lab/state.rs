@@ -32,7 +32,7 @@ use crate::{
     config::Config,
     fault,
     model::{
-        IfName, LabName, RouterName,
+        IfName, Known, LabName, RouterName,
         owner::{KEEPER_FILE, world},
     },
     netlink::object::{Address, Mac},
@@ -174,6 +174,10 @@ impl LabState {
         found.ok_or_else(|| LabError::NoRouter {
             lab: self.lab.clone(),
             router: name.clone(),
+            known: Known::instead_of(
+                name.as_str(),
+                self.routers.iter().map(|router| router.name.as_str()),
+            ),
         })
     }
 }

@@ -14,7 +14,9 @@ pub struct Dscp(u8);
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DscpError {
     /// Not a number from 0 to 63.
-    #[error("DSCP {0:?} is not allowed: a whole number from 0 to 63 is")]
+    #[error(
+        "DSCP {0:?} is not allowed: a whole number from 0 to 63 is, or a name such as `ef` or `af21`"
+    )]
     Value(String),
     /// A range whose ends are the wrong way round.
     #[error("DSCP range {first}-{last} is empty: the first value must not exceed the last")]
@@ -64,11 +66,37 @@ impl fmt::Display for Dscp {
 
 impl FromStr for Dscp {
     type Err = DscpError;
+    /// A number, or a name of RFC 2474 (`cs0` to `cs7`), RFC 2597 (`af11` to `af43`), RFC 3246 (`ef`),
+    /// RFC 5865 (`va`) or RFC 8622 (`le`).
     fn from_str(text: &str) -> Result<Self, DscpError> {
+        if let Some(value) = named(&text.to_lowercase()) {
+            return Ok(Self(value));
+        }
         let value = text
             .parse()
             .map_err(|_| DscpError::Value(text.to_owned()))?;
         Self::new(value)
+    }
+}
+
+/// The value of a name in small letters.
+fn named(name: &str) -> Option<u8> {
+    let digits = |prefix: &str| -> Option<Vec<u8>> {
+        let rest = name.strip_prefix(prefix)?.bytes();
+        rest.map(|b| b.is_ascii_digit().then(|| b - b'0')).collect()
+    };
+    match name {
+        "be" | "default" => return Some(0),
+        "le" => return Some(1),
+        "va" => return Some(44),
+        "ef" => return Some(46),
+        _ => {}
+    }
+    // Class and drop precedence stand in the upper five bits.
+    match (digits("cs").as_deref(), digits("af").as_deref()) {
+        (Some([class @ 0..=7]), _) => Some(class << 3),
+        (_, Some([class @ 1..=4, drop @ 1..=3])) => Some(class << 3 | drop << 1),
+        _ => None,
     }
 }
 
@@ -150,6 +178,24 @@ mod tests {
         assert!("-1".parse::<Dscp>().is_err());
         assert!("0x20".parse::<Dscp>().is_err());
         assert_eq!("46".parse::<Dscp>().unwrap().tos(), 0xb8);
+    }
+
+    #[test]
+    fn names_are_those_of_the_standards() {
+        for (name, value) in [
+            ("cs0", 0),
+            ("le", 1),
+            ("cs6", 48),
+            ("af11", 10),
+            ("AF43", 38),
+            ("ef", 46),
+            ("va", 44),
+        ] {
+            assert_eq!(name.parse(), Ok(Dscp(value)), "{name}");
+        }
+        for name in ["cs8", "cs", "af44", "af5", "af111", "eff", ""] {
+            assert!(name.parse::<Dscp>().is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The words that every layer shares: names that are safe to use, services, DSCP values,
 //! processes that own something.
 
+mod alike;
 pub mod dscp;
 pub(crate) mod icmp;
 pub mod name;
@@ -9,6 +10,7 @@ pub mod printable;
 mod protocol;
 pub mod service;
 
+pub use alike::{DidYouMean, Known, alike};
 pub use dscp::{Dscp, DscpRange};
 pub use name::{
     HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,

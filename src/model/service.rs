@@ -6,7 +6,7 @@ use std::{collections::HashSet, fmt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Protocol, icmp, protocol::ALIASES};
+use super::{DidYouMean, Protocol, alike, icmp, protocol::ALIASES};
 
 /// What a job asks about: a destination port of a protocol, or a protocol without ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -83,10 +83,16 @@ pub enum ServiceError {
     Empty(String),
     /// Not a port and no service name.
     #[error(
-        "service {0:?} is neither a port (1-65535), a range (8000-8100), `all`, `ping`, `esp`, `gre`, \
-         `ip/NUMBER` nor a known name such as `ssh`, `https` or `dns`"
+        "service {entry:?} is neither a port (1-65535), a range (8000-8100), `all`, `ping`, `esp`, \
+         `gre`, `ip/NUMBER` nor a known name such as `ssh`, `https` or `dns`{}",
+        DidYouMean(alike.as_deref())
     )]
-    Unknown(String),
+    Unknown {
+        /// What was typed.
+        entry: String,
+        /// The name that is most like it.
+        alike: Option<String>,
+    },
     /// A number outside 1 to 65,535.
     #[error("port {0} is out of range: 1 to 65535 are allowed")]
     Port(String),
@@ -165,6 +171,7 @@ const NAMES: &[(&str, u16, Protocol)] = &[
 
 /// Reads a list such as `22,80,443/tcp,53/udp,8000-8100,https,all/udp,ping,36412/sctp,esp,ip/89`.
 ///
+/// Blanks part entries as commas do, and `tcp/22`, `80:90` and capital letters are read as well.
 /// Entries without a protocol get `default_proto`; a service name stands for its customary one.
 /// The order is kept, a service that is named again is folded into its first place.
 ///
@@ -177,11 +184,8 @@ pub fn parse_services(
 ) -> Result<Vec<Service>, ServiceError> {
     let mut seen = HashSet::new();
     let mut services = Vec::new();
-    for entry in text.split(',').map(str::trim) {
-        if entry.is_empty() {
-            return Err(ServiceError::Empty(text.to_owned()));
-        }
-        let (first, last, protocol) = parse_entry(entry, default_proto)?;
+    for entry in entries(text)? {
+        let (first, last, protocol) = parse_entry(&entry, default_proto)?;
         for port in first..=last {
             let service = Service { port, protocol };
             if seen.insert(service) {
@@ -197,8 +201,23 @@ pub fn parse_services(
     Ok(services)
 }
 
+/// The entries of a list, between commas or blanks, in small letters.
+fn entries(text: &str) -> Result<Vec<String>, ServiceError> {
+    let mut entries = Vec::new();
+    for part in text.split(',') {
+        let before = entries.len();
+        entries.extend(part.split_whitespace().map(str::to_lowercase));
+        if entries.len() == before {
+            return Err(ServiceError::Empty(text.to_owned()));
+        }
+    }
+    Ok(entries)
+}
+
 /// One entry as first port, last port and protocol.
 fn parse_entry(entry: &str, default: Protocol) -> Result<(u16, u16, Protocol), ServiceError> {
+    let turned = turn(entry);
+    let entry = turned.as_deref().unwrap_or(entry);
     if let Some((port, protocol)) = parse_portless(entry)? {
         return Ok((port, port, protocol));
     }
@@ -212,15 +231,38 @@ fn parse_entry(entry: &str, default: Protocol) -> Result<(u16, u16, Protocol), S
     if let Some(&(_, port, usual)) = NAMES.iter().find(|(name, ..)| *name == ports) {
         return Ok((port, port, protocol.unwrap_or(usual)));
     }
-    if !ports.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
-        return Err(ServiceError::Unknown(entry.to_owned()));
+    if !ports
+        .bytes()
+        .all(|b| b.is_ascii_digit() || RANGE.contains(&char::from(b)))
+    {
+        return Err(unknown(entry, ports));
     }
-    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let (first, last) = ports.split_once(RANGE).unwrap_or((ports, ports));
     let (first, last) = (parse_port(first, entry)?, parse_port(last, entry)?);
     if first > last {
         return Err(ServiceError::Backwards(entry.to_owned()));
     }
     Ok((first, last, protocol.unwrap_or(default)))
+}
+
+/// What stands between the ends of a range: a hyphen, or a colon as iptables prints it.
+const RANGE: [char; 2] = ['-', ':'];
+
+/// The entry with its protocol behind the port or type, where it stands before, as in `tcp/22`.
+fn turn(entry: &str) -> Option<String> {
+    let (first, second) = entry.split_once('/')?;
+    let protocol: Protocol = first.parse().ok()?;
+    let is_turned = protocol.has_ports() || protocol.has_types();
+    (is_turned && second.parse::<Protocol>().is_err()).then(|| format!("{second}/{first}"))
+}
+
+/// A name that nothing has, with the one that is most like it.
+fn unknown(entry: &str, name: &str) -> ServiceError {
+    let names = NAMES.iter().map(|(name, ..)| *name);
+    ServiceError::Unknown {
+        entry: entry.to_owned(),
+        alike: alike(name, names).map(str::to_owned),
+    }
 }
 
 /// An entry of a protocol that has no ports; none for one that has.
@@ -255,7 +297,7 @@ fn parse_portless(entry: &str) -> Result<Option<(u16, Protocol)>, ServiceError> 
 
 fn parse_port(text: &str, entry: &str) -> Result<u16, ServiceError> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(ServiceError::Unknown(entry.to_owned()));
+        return Err(unknown(entry, entry));
     }
     match text.parse() {
         Ok(0) | Err(_) => Err(ServiceError::Port(text.to_owned())),
@@ -291,6 +333,17 @@ mod tests {
     }
 
     #[test]
+    fn lists_may_be_written_as_other_tools_print_them() {
+        assert_eq!(show("22 443,  80 "), "22/tcp 443/tcp 80/tcp");
+        assert_eq!(show("tcp/22,UDP/53,22/TCP,HTTPS"), "22/tcp 53/udp 443/tcp");
+        assert_eq!(
+            show("80:82,udp/500:501"),
+            "80/tcp 81/tcp 82/tcp 500/udp 501/udp"
+        );
+        assert_eq!(show("icmp/13 sctp/36412"), "timestamp/icmp 36412/sctp");
+    }
+
+    #[test]
     fn entries_without_a_protocol_get_the_default() {
         let list = parse_services("53,80/tcp", Protocol::Udp, ServiceLimits::default()).unwrap();
         assert_eq!(list[0].protocol, Protocol::Udp);
@@ -304,7 +357,6 @@ mod tests {
             ("70000", "port 70000"),
             ("99999999999999999999", "out of range"),
             ("9-1", "9-1"),
-            ("tcp/80", "\"80\""),
             ("80/dccp", "dccp"),
             ("80/esp", "no ports"),
             ("tcp", "port is missing"),
@@ -317,6 +369,9 @@ mod tests {
             ("1-2-3", "1-2-3"),
             ("-5", "-5"),
             ("no-such-name", "no-such-name"),
+            ("htps", "did you mean `https`?"),
+            ("postgres/tcp", "did you mean `postgresql`?"),
+            ("tcp/udp", "\"tcp/udp\""),
             ("80;reboot", "80;reboot"),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{Entry, EntryName, Onward, Packet, Plug, TraceError, Wiring};
 use crate::{
     lab::sockets::RouterSockets,
-    model::{IfName, Protocol, RouterName},
+    model::{IfName, Known, Protocol, RouterName},
     netlink::{
         LookupKind, LookupQuery, Netlink, NetlinkError,
         object::{Family, NextHop, Route, RouteKind, RuleAction},
@@ -56,6 +56,10 @@ impl Finder<'_> {
             return Err(TraceError::NoRouter {
                 lab: self.sockets.lab().clone(),
                 router: router.clone(),
+                known: Known::instead_of(
+                    router.as_str(),
+                    self.wiring.routers().iter().map(|name| name.as_str()),
+                ),
             });
         }
         if let Some(interface) = &name.interface {

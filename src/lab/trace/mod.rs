@@ -25,7 +25,7 @@ pub use self::{
 };
 use super::sockets::SocketsError;
 use crate::{
-    model::{IfName, LabName, Protocol, RouterName},
+    model::{IfName, Known, LabName, Protocol, RouterName},
     netlink::NetlinkError,
 };
 
@@ -52,12 +52,14 @@ pub enum TraceError {
         source_address: IpAddr,
     },
     /// There is no such router.
-    #[error("lab {lab} has no router {router}")]
+    #[error("lab {lab} has no router {router}{known}")]
     NoRouter {
         /// The lab.
         lab: LabName,
         /// The router.
         router: RouterName,
+        /// The lab's routers.
+        known: Known,
     },
     /// The router sends packets to the source nowhere, so none can come in from it.
     #[error("router {router} has no interface towards {source_address}")]
