@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{Args, Parser};
 
 use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run,
@@ -28,6 +28,16 @@ pub struct Detailed {
     #[command(flatten)]
     global: Global,
 
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// Proves with real connections whether each service gets there and back, and which rule decides
+///
+/// The same as the program `tsim-detailed`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Asked {
     #[command(flatten)]
     question: Question,
 
@@ -60,6 +70,12 @@ impl CommandLine for Detailed {
 
 impl Run for Detailed {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        self.asked.run(context)
+    }
+}
+
+impl Run for Asked {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
         let out = self.out.clone();
         let job = self.resolve(context)?;
         if let Some(dir) = &out {
@@ -82,7 +98,7 @@ impl Run for Detailed {
     }
 }
 
-impl Detailed {
+impl Asked {
     fn resolve(self, context: &Context) -> Result<DetailedJob, Failure> {
         if self.timeout.is_zero() {
             return Err(Failure::usage(

@@ -1,6 +1,6 @@
 //! `tsim-quick`: the quick job's command line.
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 
 use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, matrix,
@@ -26,6 +26,16 @@ pub struct Quick {
     #[command(flatten)]
     global: Global,
 
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// Measures which services get through each router: YES, NO or UNKNOWN, with the reason
+///
+/// The same as the program `tsim-quick`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Asked {
     #[command(flatten)]
     question: Question,
 
@@ -91,6 +101,12 @@ impl CommandLine for Quick {
 
 impl Run for Quick {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        self.asked.run(context)
+    }
+}
+
+impl Run for Asked {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
         let job = self.resolve(context)?;
         let answered = quick::run(&job, &context.config)?;
         let report = &answered.report;
@@ -104,7 +120,7 @@ impl Run for Quick {
     }
 }
 
-impl Quick {
+impl Asked {
     fn resolve(self, context: &Context) -> Result<QuickJob, Failure> {
         let asked = self.question.resolve(context)?;
         Ok(QuickJob {

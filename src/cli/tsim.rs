@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, doctor, facts, host, jobs,
-    keeper, lab, registry, submit, trace, watch,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, detailed, doctor, facts,
+    host, jobs, keeper, lab, quick, registry, submit, trace, watch,
 };
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
@@ -19,6 +19,8 @@ pub struct Tsim {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Quick(quick::Asked),
+    Detailed(detailed::Asked),
     Host(host::Host),
     Facts(facts::Facts),
     Lab(lab::Lab),
@@ -68,6 +70,8 @@ impl CommandLine for Tsim {
 impl Run for Tsim {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.command {
+            Command::Quick(command) => command.run(context),
+            Command::Detailed(command) => command.run(context),
             Command::Host(command) => command.run(context),
             Command::Facts(command) => command.run(context),
             Command::Lab(command) => command.run(context),

@@ -1,7 +1,13 @@
 //! Services: a protocol, with a port or an ICMP type where it has one, and the text form that users
 //! type them in.
 
-use std::{collections::HashSet, fmt};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    fs::File,
+    io::Read,
+    sync::OnceLock,
+};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -228,14 +234,10 @@ fn parse_entry(entry: &str, default: Protocol) -> Result<(u16, u16, Protocol), S
     if ports == "all" {
         return Ok((1, u16::MAX, protocol.unwrap_or(default)));
     }
-    if let Some(&(_, port, usual)) = NAMES.iter().find(|(name, ..)| *name == ports) {
+    let is_number = |b: u8| b.is_ascii_digit() || RANGE.contains(&char::from(b));
+    if !ports.bytes().all(is_number) {
+        let (port, usual) = named(ports).ok_or_else(|| unknown(entry, ports))?;
         return Ok((port, port, protocol.unwrap_or(usual)));
-    }
-    if !ports
-        .bytes()
-        .all(|b| b.is_ascii_digit() || RANGE.contains(&char::from(b)))
-    {
-        return Err(unknown(entry, ports));
     }
     let (first, last) = ports.split_once(RANGE).unwrap_or((ports, ports));
     let (first, last) = (parse_port(first, entry)?, parse_port(last, entry)?);
@@ -243,6 +245,50 @@ fn parse_entry(entry: &str, default: Protocol) -> Result<(u16, u16, Protocol), S
         return Err(ServiceError::Backwards(entry.to_owned()));
     }
     Ok((first, last, protocol.unwrap_or(default)))
+}
+
+/// The port and customary protocol of a service's name: ours first, then this machine's.
+fn named(name: &str) -> Option<(u16, Protocol)> {
+    let ours = NAMES.iter().find(|(known, ..)| *known == name);
+    let ours = ours.map(|(_, port, usual)| (*port, *usual));
+    ours.or_else(|| of_machine().get(name).copied())
+}
+
+/// The names of services(5) on this machine, aliases included. A file that cannot be read, or is larger
+/// than any such file, has none.
+fn of_machine() -> &'static HashMap<String, (u16, Protocol)> {
+    static NAMES: OnceLock<HashMap<String, (u16, Protocol)>> = OnceLock::new();
+    const MOST: u64 = 4 << 20;
+    NAMES.get_or_init(|| {
+        let mut text = String::new();
+        let read = File::open("/etc/services").and_then(|f| f.take(MOST).read_to_string(&mut text));
+        match read {
+            Ok(_) => services_file(&text),
+            Err(_) => HashMap::new(),
+        }
+    })
+}
+
+/// Reads services(5). Where a name stands for several protocols, the first line counts.
+fn services_file(text: &str) -> HashMap<String, (u16, Protocol)> {
+    let mut names = HashMap::new();
+    for line in text.lines() {
+        let line = line.split('#').next().unwrap_or_default();
+        let mut words = line.split_whitespace();
+        let (Some(name), Some(number)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let Some((port, protocol)) = number.split_once('/') else {
+            continue;
+        };
+        let (Ok(port @ 1..), Ok(protocol)) = (port.parse(), protocol.parse::<Protocol>()) else {
+            continue;
+        };
+        for name in std::iter::once(name).chain(words) {
+            names.entry(name.to_lowercase()).or_insert((port, protocol));
+        }
+    }
+    names
 }
 
 /// What stands between the ends of a range: a hyphen, or a colon as iptables prints it.
@@ -341,6 +387,17 @@ mod tests {
             "80/tcp 81/tcp 82/tcp 500/udp 501/udp"
         );
         assert_eq!(show("icmp/13 sctp/36412"), "timestamp/icmp 36412/sctp");
+    }
+
+    #[test]
+    fn names_of_the_machine_are_read_with_their_aliases() {
+        let text = "# services\nsunrpc 111/tcp portmapper # RPC\nsunrpc 111/udp\nntalk 518/udp\n\
+                    odd x/tcp\nzero 0/tcp\nold 3/dccp\nlonely\n";
+        let names = services_file(text);
+        assert_eq!(names["sunrpc"], (111, Protocol::Tcp));
+        assert_eq!(names["portmapper"], (111, Protocol::Tcp));
+        assert_eq!(names["ntalk"], (518, Protocol::Udp));
+        assert_eq!(names.len(), 3);
     }
 
     #[test]
