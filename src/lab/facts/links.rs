@@ -52,7 +52,6 @@ pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
         }
     }
     masters(facts);
-    bridges(facts, sections);
 }
 
 fn link<'a>(facts: &'a mut RouterFacts, name: &str) -> Option<&'a mut LinkFacts> {
@@ -212,46 +211,6 @@ fn lldp(facts: &mut RouterFacts, section: &Section<'_>) {
             let label = name.split('.').next().unwrap_or(name);
             link.told.push((label.to_owned(), value.to_owned()));
         }
-    }
-}
-
-/// Tells of each bridge whether what it bridges meets rules: those of families bridge and netdev,
-/// and with br_netfilter those of IPv4 and IPv6 as well.
-fn bridges(facts: &mut RouterFacts, sections: &[Section<'_>]) {
-    let of = |name: &str| sections.iter().find(|section| section.name == name);
-    let with_ip_rules = match of("sysctl") {
-        Some(settings) => settings.body.iter().any(|(_, line)| {
-            let key = line.strip_prefix("net.bridge.bridge-nf-call-ip");
-            key.is_some_and(|rest| rest.trim_end().ends_with("= 1"))
-        }),
-        None => {
-            let module = |name| of(name).is_some_and(|s| s.text().contains("br_netfilter"));
-            let rules = facts.rulesets.iter();
-            module("loaded_modules")
-                || module("netfilter_modules")
-                || rules.clone().any(|rules| rules.text.contains("physdev"))
-        }
-    };
-    let stops = |text: &str| {
-        let words = ["DROP", "REJECT", " -j ", "drop", "reject", "jump", "queue"];
-        words.iter().any(|word| text.contains(word))
-    };
-    let filters = facts.rulesets.iter().any(|rules| {
-        let text = &rules.text;
-        let own = text.contains("table bridge") || text.contains("table netdev");
-        (own || with_ip_rules) && stops(text)
-    });
-    let masters: Vec<IfName> = facts
-        .interfaces
-        .iter()
-        .filter_map(|interface| interface.link.master.as_ref())
-        .filter(|master| master.kind == MasterKind::Bridge)
-        .map(|master| master.name.clone())
-        .collect();
-    for interface in &mut facts.interfaces {
-        let is_bridge = interface.link.kind.as_deref() == Some("bridge");
-        interface.value.link.filters_bridged =
-            filters && (is_bridge || masters.contains(&interface.value.name));
     }
 }
 

@@ -62,6 +62,7 @@ use crate::{
 
 mod addr;
 mod addr_forms;
+mod bridge;
 mod connected;
 mod firewall;
 pub mod json;

@@ -507,3 +507,67 @@ fn json_facts_are_read_in_the_time_of_their_length() {
     assert_eq!(facts.lost_routes[0].line, 20_004);
     assert_eq!(facts.rulesets[0].origin.line, 2);
 }
+
+/// Facts of a router with a bridge of the port eth0, and other sections.
+fn with_bridge(more: &str) -> RouterFacts {
+    let interfaces = "\
+2: br0: <BROADCAST,UP> mtu 1500
+    inet 10.0.0.1/24 scope global br0
+3: eth0: <BROADCAST,UP> mtu 1500 qdisc noqueue master br0 state UP
+4: eth1: <BROADCAST,UP> mtu 1500
+    inet 10.0.1.1/24 scope global eth1";
+    let text = section("interfaces", "", interfaces) + &section("routing_table_main", "", "");
+    read(&(text + more))
+}
+
+fn of_bridges(facts: &RouterFacts) -> Vec<String> {
+    let mut all = messages(facts, Severity::Warning);
+    all.retain(|message| message.contains("bridge"));
+    all
+}
+
+#[test]
+fn rules_by_the_port_of_a_bridge_are_what_a_lab_lacks() {
+    let rules = |matches: &str| {
+        let rule = format!("-A FORWARD -m physdev {matches} -p tcp --dport 22 -j DROP");
+        let text = format!("*filter\n:FORWARD ACCEPT [0:0]\n{rule}\nCOMMIT");
+        section("iptables_save", "", &text)
+    };
+    let call = |on: u8| {
+        let line = format!("net.bridge.bridge-nf-call-iptables = {on}");
+        section("sysctl", "", &line)
+    };
+    let asks = rules("--physdev-in eth0");
+    let found = of_bridges(&with_bridge(&(asks.clone() + &call(1))));
+    let want = "the ports of bridges, which no lab has, decide: -A FORWARD -m physdev";
+    assert!(found.len() == 1 && found[0].contains(want), "{found:?}");
+    assert_eq!(of_bridges(&with_bridge(&asks)).len(), 1, "it may be on");
+    // Without br_netfilter nothing is known of ports; routed packets are not bridged.
+    assert_eq!(of_bridges(&with_bridge(&(asks + &call(0)))), [""; 0]);
+    let bridged = rules("--physdev-in eth0 --physdev-is-bridged");
+    assert_eq!(of_bridges(&with_bridge(&(bridged + &call(1)))), [""; 0]);
+    let lone = minimal("") + &rules("--physdev-in eth0");
+    assert_eq!(of_bridges(&read(&lone)), [""; 0], "there is no bridge");
+}
+
+#[test]
+fn tables_that_see_the_frames_of_routed_packets_are_what_a_lab_lacks() {
+    let found = |table: &str, hook: &str, rule: &str| {
+        let chain = format!("type filter hook {hook} priority 0; policy accept;\n\t\t{rule}");
+        let text = format!("table {table} t {{\n\tchain c {{\n\t\t{chain}\n\t}}\n}}");
+        of_bridges(&with_bridge(&section("nft_ruleset", "", &text)))
+    };
+    let input = found("bridge", "input", "tcp dport 80 drop");
+    let want = "`table bridge t` sees what comes in or leaves by the ports of a bridge";
+    assert!(input.len() == 1 && input[0].contains(want), "{input:?}");
+    let ingress = found("netdev", "ingress device \"eth0\"", "tcp dport 80 drop");
+    assert_eq!(ingress.len(), 1, "{ingress:?}");
+    for (table, hook, rule) in [
+        ("bridge", "forward", "tcp dport 80 drop"),
+        ("bridge", "input", "counter"),
+        ("netdev", "ingress device \"eth1\"", "tcp dport 80 drop"),
+        ("ip", "input", "tcp dport 80 drop"),
+    ] {
+        assert_eq!(found(table, hook, rule), [""; 0], "{table} {hook} {rule}");
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
+    FactsError, LostRoute, LostRule, RouterFacts, addr, bridge, connected,
     firewall::{self, Prepared, Saved},
     links, route, rule,
     section::{Section, sections},
@@ -459,6 +459,7 @@ impl Reader {
         self.facts.order_rulesets();
         self.facts.add_kernels_rules();
         links::complete(&mut self.facts, sections);
+        bridge::model(&mut self.facts, sections);
         vrf::model(&mut self.facts);
         connected::normalise(&mut self.facts);
     }

@@ -123,7 +123,7 @@ fn say(facts: &mut RouterFacts, line: usize, ports: &BTreeMap<IfName, IfName>) {
 }
 
 /// Whether a ruleset may name the interface: by its name, or by a pattern.
-fn names(text: &str, interface: &IfName) -> bool {
+pub(super) fn names(text: &str, interface: &IfName) -> bool {
     let mut words = text.split(|c: char| c.is_ascii_whitespace() || "\",{}!".contains(c));
     words.any(|word| {
         let stem = word.strip_suffix(['+', '*']);

@@ -1,0 +1,204 @@
+//! Bridges with ports. A lab has the bridge as one interface and no ports in it, so what rules do
+//! by port is not done there:
+//!
+//! - Frames that are bridged meet rules of families bridge and netdev, and with br_netfilter those
+//!   of IPv4 and IPv6 as well. [`LinkFacts::filters_bridged`] says so of the bridge.
+//! - Packets that are routed, but came in by a bridge or leave by one, meet rules of family bridge
+//!   at its own hooks and those of family netdev on its ports; with br_netfilter, rules of IPv4
+//!   and IPv6 can ask for the port that they came in by. Each of these is an omission.
+//!
+//! [`LinkFacts::filters_bridged`]: crate::lab::topology::LinkFacts::filters_bridged
+
+use std::collections::BTreeSet;
+
+use super::{RouterFacts, section::Section, vrf::names};
+use crate::{
+    lab::{
+        omission::{Omission, OmissionKind, Packets, RulesetMaps},
+        topology::{MasterKind, Ruleset, RulesetKind, Warning},
+    },
+    model::IfName,
+};
+
+/// Words of rules that keep a packet from passing, or lead to others that do.
+const STOPS: [&str; 7] = ["DROP", "REJECT", " -j ", "drop", "reject", "jump", "queue"];
+
+/// Tells what rules do to what passes the router's bridges.
+pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
+    let ports = ports(facts);
+    let with_ip_rules = meets_ip_rules(facts, sections);
+    mark_filtering(facts, &ports.masters, with_ip_rules);
+    if ports.masters.is_empty() {
+        return;
+    }
+    let mut warnings = by_frames(facts, &ports);
+    if with_ip_rules {
+        warnings.extend(by_port(facts));
+    }
+    facts.warnings.extend(warnings);
+}
+
+/// Bridges that have ports, and the ports.
+struct Ports {
+    masters: BTreeSet<IfName>,
+    ports: BTreeSet<IfName>,
+}
+
+fn ports(facts: &RouterFacts) -> Ports {
+    let bridged = facts.interfaces.iter().filter_map(|interface| {
+        let master = interface.link.master.as_ref()?;
+        let pair = (master.name.clone(), interface.name.clone());
+        (master.kind == MasterKind::Bridge).then_some(pair)
+    });
+    let (masters, ports) = bridged.unzip();
+    Ports { masters, ports }
+}
+
+/// Whether what passes a bridge meets rules of IPv4 and IPv6 as a bridged frame.
+fn meets_ip_rules(facts: &RouterFacts, sections: &[Section<'_>]) -> bool {
+    let of = |name: &str| sections.iter().find(|section| section.name == name);
+    match of("sysctl") {
+        Some(settings) => settings.body.iter().any(|(_, line)| {
+            let key = line.strip_prefix("net.bridge.bridge-nf-call-ip");
+            key.is_some_and(|rest| rest.trim_end().ends_with("= 1"))
+        }),
+        None => {
+            let module = |name| of(name).is_some_and(|s| s.text().contains("br_netfilter"));
+            let mut rules = facts.rulesets.iter();
+            module("loaded_modules")
+                || module("netfilter_modules")
+                || rules.any(|rules| rules.text.contains("physdev"))
+        }
+    }
+}
+
+/// Tells of each bridge whether what it bridges meets rules.
+fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, with_ip_rules: bool) {
+    let filters = facts.rulesets.iter().any(|rules| {
+        let text = &rules.text;
+        let own = text.contains("table bridge") || text.contains("table netdev");
+        (own || with_ip_rules) && stops(text)
+    });
+    for interface in &mut facts.interfaces {
+        let is_bridge = interface.link.kind.as_deref() == Some("bridge");
+        interface.value.link.filters_bridged =
+            filters && (is_bridge || masters.contains(&interface.value.name));
+    }
+}
+
+fn stops(text: &str) -> bool {
+    STOPS.iter().any(|word| text.contains(word))
+}
+
+/// Tables of nftables that see the frames of packets that are routed.
+fn by_frames(facts: &RouterFacts, ports: &Ports) -> Vec<Warning> {
+    let rulesets = facts.rulesets.iter();
+    let mut warnings = Vec::new();
+    for ruleset in rulesets.filter(|ruleset| ruleset.kind == RulesetKind::Nft) {
+        for table in tables(&ruleset.text) {
+            let sees = match table.family {
+                "bridge" => table.has_hook_of_routed(),
+                "netdev" => ports.ports.iter().any(|port| names(table.text, port)),
+                _ => false,
+            };
+            if !sees || !stops(table.text) {
+                continue;
+            }
+            let by = |bridge: &IfName| Packets::by(bridge.clone());
+            let omission =
+                Omission::of_packets(OmissionKind::Feature, ports.masters.iter().map(by));
+            let message = format!(
+                "`{}` sees what comes in or leaves by the ports of a bridge, which no lab has",
+                table.head
+            );
+            warnings.push(warning(facts, ruleset, table.line, message, omission));
+        }
+    }
+    warnings
+}
+
+/// Rules that ask for the port of a bridge that a packet came in by. By which it leaves is known of
+/// bridged frames alone, xt_physdev(8).
+fn by_port(facts: &RouterFacts) -> Vec<Warning> {
+    let maps = RulesetMaps::new(&facts.rulesets);
+    let mut warnings = Vec::new();
+    for ruleset in &facts.rulesets {
+        if !matches!(ruleset.kind, RulesetKind::Iptables | RulesetKind::Ip6tables) {
+            continue;
+        }
+        for (at, line) in ruleset.text.lines().enumerate() {
+            let asks = line.contains("--physdev-in") || line.contains("--physdev-is-in");
+            let bridged =
+                line.contains("--physdev-is-bridged") && !line.contains("! --physdev-is-bridged");
+            if !asks || bridged {
+                continue;
+            }
+            let omission = Omission {
+                kind: OmissionKind::Feature,
+                ..maps.omission(ruleset, &[at])
+            };
+            let message = format!("the ports of bridges, which no lab has, decide: {line}");
+            warnings.push(warning(facts, ruleset, at, message, omission));
+        }
+    }
+    warnings
+}
+
+/// `at` counts the ruleset's lines from 0.
+fn warning(
+    facts: &RouterFacts,
+    ruleset: &Ruleset,
+    at: usize,
+    message: String,
+    omission: Omission,
+) -> Warning {
+    let origin = facts.origin(ruleset.origin.line + at);
+    Warning::omission(origin, &facts.name, message, omission)
+}
+
+/// A table of nft(8).
+struct Table<'a> {
+    family: &'a str,
+    head: &'a str,
+    /// Where it begins, counted from 0.
+    line: usize,
+    text: &'a str,
+}
+
+impl Table<'_> {
+    /// Whether a chain of family bridge sees more than what is bridged.
+    fn has_hook_of_routed(&self) -> bool {
+        let hooks = ["prerouting", "input", "output", "postrouting"];
+        let mut words = self.text.split_ascii_whitespace();
+        std::iter::from_fn(|| {
+            words
+                .find(|word| *word == "hook")
+                .and_then(|_| words.next())
+        })
+        .any(|hook| hooks.contains(&hook))
+    }
+}
+
+/// The tables of `nft list ruleset`, each of which begins and ends at the start of a line.
+fn tables(text: &str) -> Vec<Table<'_>> {
+    let mut found: Vec<Table<'_>> = Vec::new();
+    let mut start = 0;
+    for (line, content) in text.split_inclusive('\n').enumerate() {
+        let end = start + content.len();
+        let head = content.trim_end().trim_end_matches('{').trim_end();
+        if let Some(rest) = head.strip_prefix("table ") {
+            found.push(Table {
+                // Without a family it is one of IPv4, nft(8).
+                family: rest.split_once(' ').map_or("ip", |(family, _)| family),
+                head,
+                line,
+                text: content,
+            });
+        } else if let Some(table) = found.last_mut() {
+            let from = start - table.text.len();
+            table.text = text.get(from..end).unwrap_or_default();
+        }
+        start = end;
+    }
+    found
+}
