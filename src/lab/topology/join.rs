@@ -4,6 +4,9 @@
 //! subnet: each one's address is on the other's link, as the kernel sees it. Point-to-point
 //! addresses join when each is the other's peer. What else joins ends is in [`evidence`].
 //!
+//! An interface may borrow the address of another one of its router (an unnumbered tunnel): it is
+//! then a host's, and puts the interface on no subnet.
+//!
 //! The same address twice in a subnet is either two networks that happen to be numbered alike, or
 //! one address that routers share (VRRP and the like). An interface that has nothing but
 //! duplicates gets a segment of its own, as in the first case; one with an address of its own
@@ -181,6 +184,18 @@ impl<'a> Joiner<'a> {
         }
     }
 
+    /// Whether the address is one of another interface of the same router, which is in a subnet
+    /// with it.
+    fn is_borrowed(&self, end: &End, address: &Address) -> bool {
+        let host = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+        let lends = |other: &End| {
+            let mut own = other.facts.addresses.iter().map(|address| address.local);
+            own.any(|net| net.addr() == address.local.addr() && !host(&net))
+        };
+        let mut others = self.ends.iter().filter(|other| other.at.0 == end.at.0);
+        host(&address.local) && others.any(|other| other.at != end.at && lends(other))
+    }
+
     /// Ends without a named segment, with their indices.
     fn unnamed(&self) -> impl Iterator<Item = (usize, &'a End)> + use<'a> {
         let ends = self.ends.iter().enumerate();
@@ -216,7 +231,8 @@ impl<'a> Joiner<'a> {
     fn join_subnets(&mut self, alone: &BTreeSet<usize>, warnings: &mut Vec<Warning>) {
         let mut subnets: BTreeMap<IpNet, Vec<(usize, IpNet)>> = BTreeMap::new();
         for (index, end) in self.unnamed().filter(|(index, _)| !alone.contains(index)) {
-            for address in end.addresses().filter(|a| a.peer.is_none()) {
+            let own = |a: &&Address| a.peer.is_none() && !self.is_borrowed(end, a);
+            for address in end.addresses().filter(own) {
                 let members = subnets.entry(address.local.trunc()).or_default();
                 members.push((index, address.local));
             }

@@ -243,6 +243,21 @@ fn link_local_next_hops_join_ends_that_are_each_others_and_nobody_elses() {
 }
 
 #[test]
+fn a_borrowed_address_puts_a_tunnel_on_no_subnet() {
+    let end = |name: &str, own: u8, route: &str| {
+        let lan = port("eth0", own, &[&format!("10.{own}.0.1/24")]);
+        let tunnel = tunnel("tun0", &[&format!("10.{own}.0.1/32")]);
+        router(name, &(lan + &tunnel), route, &[])
+    };
+    let there = "10.2.0.0/24 dev tun0 scope link";
+    let back = "10.1.0.0/24 dev tun0 scope link";
+    let both = build(vec![end("a", 1, there), end("b", 2, back)]);
+    assert_eq!(joined(&both), ["a:tun0 b:tun0"], "each leads to the other");
+    let one = build(vec![end("a", 1, there), end("b", 2, "")]);
+    assert_eq!(joined(&one), [""; 0], "nothing says that b's is its end");
+}
+
+#[test]
 fn lldp_and_links_toml_join_what_they_name_and_a_bridge_speaks_for_its_ports() {
     let lldp =
         "lldp.swp1.via=LLDP\nlldp.swp1.chassis.name=b.example.net\nlldp.swp1.port.ifname=eth2";
