@@ -19,6 +19,9 @@ use crate::{
     },
 };
 
+/// First of the ports that are not well known, from which clients connect.
+const FIRST_CLIENT_PORT: u16 = 1024;
+
 /// Makes a status unknown that an omission can change, and returns whether it did; the message says
 /// which.
 pub(super) fn weigh(
@@ -70,8 +73,12 @@ fn seen(job: &DetailedJob, service: Service, test: &RouterTest, direction: Direc
             .with(Field::DestinationPort, service.port),
         (None, Direction::Answer) => packet
             .with_address(Field::Source, job.destination)
-            .with_address(Field::Destination, job.source),
+            .with_address(Field::Destination, job.source)
+            .with(Field::SourcePort, service.port),
     };
+    if direction == Direction::Answer {
+        packet = to_client(packet, job.source_port);
+    }
     if direction == Direction::Request {
         packet = packet.with_state(State::New).with_state(State::Untracked);
     }
@@ -102,9 +109,29 @@ fn add(packet: Packet, headers: &Headers, direction: Direction) -> Packet {
     let packet = packet
         .with_address(Field::Source, headers.source)
         .with_address(Field::Destination, headers.destination);
-    match (direction, headers.destination_port) {
-        (Direction::Request, Some(port)) => packet.with(Field::DestinationPort, port),
-        _ => packet,
+    match direction {
+        Direction::Request => with_port(packet, Field::DestinationPort, headers.destination_port),
+        Direction::Answer => with_port(packet, Field::SourcePort, headers.source_port),
+    }
+}
+
+fn with_port(packet: Packet, field: Field, port: Option<u16>) -> Packet {
+    match port {
+        Some(port) => packet.with(field, port),
+        None => packet,
+    }
+}
+
+/// An answer's destination port: the one that the job was told to connect from, or else any that
+/// a client or a router's NAT takes by itself.
+fn to_client(packet: Packet, port: Option<u16>) -> Packet {
+    match port {
+        Some(port) => packet.with(Field::DestinationPort, port),
+        None => packet.within(
+            Field::DestinationPort,
+            FIRST_CLIENT_PORT.into(),
+            u16::MAX.into(),
+        ),
     }
 }
 
