@@ -179,8 +179,13 @@ pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
         let omission = of_ruleset(section, RulesetKind::Iptables);
         ("a firewall that is not loaded", omission)
     } else if named("ebtables") {
-        let empty = |line: &str| line.contains("entries: 0") && line.contains("ACCEPT");
-        let chains = lines().filter(|line| line.starts_with("Bridge chain"));
+        // `Bridge chain: INPUT, entries: 0, policy: ACCEPT`, or as ebtables-save(8) `:INPUT ACCEPT`.
+        let empty = |line: &str| {
+            let saved = line.starts_with(':');
+            (saved || line.contains("entries: 0")) && line.contains("ACCEPT")
+        };
+        let chains =
+            lines().filter(|line| line.starts_with("Bridge chain") || line.starts_with(':'));
         let rules = lines().any(|line| line.starts_with('-'));
         if !rules && chains.clone().all(empty) && chains.count() > 0 {
             return None;

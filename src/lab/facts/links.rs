@@ -10,7 +10,12 @@ use super::{
     words::{Words, number},
 };
 use crate::{
-    lab::topology::{InterfaceKind, LinkFacts, Master, MasterKind, WireGuard, WireGuardPeer},
+    lab::{
+        omission::{Omission, OmissionKind, RulesetMaps},
+        topology::{
+            InterfaceKind, LinkFacts, Master, MasterKind, Warning, WireGuard, WireGuardPeer,
+        },
+    },
     model::IfName,
     netlink::object::Mac,
 };
@@ -52,6 +57,34 @@ pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
         }
     }
     masters(facts);
+    groups(facts, sections);
+}
+
+/// Where nothing tells the interfaces' groups, rules that ask for them match what nobody knows.
+fn groups(facts: &mut RouterFacts, sections: &[Section<'_>]) {
+    let shows = |section: &Section<'_>| {
+        let links = section.name == "interfaces" || DETAILS.contains(&section.name);
+        links && section.body.iter().any(|(_, line)| line.contains("group"))
+    };
+    if sections.iter().any(shows) {
+        return;
+    }
+    let asks = |line: &str| line.contains("ifgroup") || line.contains("devgroup");
+    let maps = RulesetMaps::new(&facts.rulesets);
+    let mut warnings = Vec::new();
+    for ruleset in &facts.rulesets {
+        for (at, line) in ruleset.text.lines().enumerate().filter(|(_, l)| asks(l)) {
+            let omission = Omission {
+                kind: OmissionKind::Interface,
+                ..maps.omission(ruleset, &[at])
+            };
+            let line = line.trim();
+            let message = format!("the facts do not tell the interfaces' groups: {line}");
+            let origin = facts.origin(ruleset.origin.line + at);
+            warnings.push(Warning::omission(origin, &facts.name, message, omission));
+        }
+    }
+    facts.warnings.extend(warnings);
 }
 
 fn link<'a>(facts: &'a mut RouterFacts, name: &str) -> Option<&'a mut LinkFacts> {
@@ -70,6 +103,10 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
             let wireguard = interface.link.wireguard.take();
             if shown.kind == InterfaceKind::Tunnel {
                 interface.kind = InterfaceKind::Tunnel;
+            }
+            // Brief and one-line forms of `ip addr` leave the group out.
+            if interface.group == 0 {
+                interface.group = shown.group;
             }
             interface.link = LinkFacts {
                 neighbours,

@@ -571,3 +571,38 @@ fn tables_that_see_the_frames_of_routed_packets_are_what_a_lab_lacks() {
         assert_eq!(found(table, hook, rule), [""; 0], "{table} {hook} {rule}");
     }
 }
+
+#[test]
+fn rules_by_group_are_doubtful_where_nothing_tells_the_groups() {
+    let brief = "eth0 UP 10.0.0.1/24\neth1 UP 10.0.1.1/24";
+    let rule = "table ip q {\n\tchain f {\n\t\ttype filter hook forward priority filter; policy \
+                accept;\n\t\toifgroup 2 tcp dport 22 drop\n\t}\n}";
+    let text = section("interfaces", "", brief)
+        + &section("routing_table_main", "", "")
+        + &section("nft_ruleset", "", rule);
+    let doubts = |facts: &RouterFacts| {
+        let mut all = messages(facts, Severity::Warning);
+        all.retain(|message| message.contains("groups: oifgroup 2"));
+        all.len()
+    };
+    assert_eq!(doubts(&read(&text)), 1);
+    let links = "3: eth1: <BROADCAST,UP> mtu 1500 qdisc noqueue state UP mode DEFAULT group 2";
+    let told = read(&(text + &section("links", "", links)));
+    assert_eq!(doubts(&told), 0);
+    let eth1 = told.interfaces.iter().find(|i| i.name.as_str() == "eth1");
+    assert_eq!(eth1.unwrap().group, 2);
+}
+
+#[test]
+fn saved_tables_of_bridges_without_rules_decide_nothing() {
+    let doubts = |rules: &str| {
+        let text = format!("# Generated\n*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n{rules}");
+        let facts = read(&(minimal("") + &section("ebtables_save", "", &text)));
+        let all = messages(&facts, Severity::Warning);
+        all.iter()
+            .any(|message| message.contains("rules of bridges"))
+    };
+    assert!(!doubts(""));
+    assert!(doubts("-A FORWARD -p ARP -j DROP"));
+    assert!(doubts(":OUTPUT DROP"));
+}
