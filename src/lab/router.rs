@@ -109,11 +109,13 @@ fn fill_here(job: &Job<'_>) -> Result<Vec<Warning>, LabError> {
     }
     filler.links()?;
     filler.addresses()?;
-    let of_interfaces = job
-        .router
-        .sysctls
-        .iter()
-        .filter(|(key, _)| interface_of(key).is_some());
+    // What is set of an interface that the router does not show decides about no packet.
+    let shown = |name: &str| {
+        let mut interfaces = job.router.interfaces.iter();
+        interfaces.any(|interface| interface.name.as_str() == name)
+    };
+    let settings = job.router.sysctls.iter();
+    let of_interfaces = settings.filter(|(key, _)| interface_of(key).is_some_and(shown));
     filler
         .warnings
         .extend(write(job.router, netns, &of_interfaces.collect::<Vec<_>>()));
