@@ -279,6 +279,7 @@ impl Reader<'_> {
         }
         self.sysctls(&file);
         self.interfaces(file.interfaces)?;
+        super::links::proxies(&mut self.facts);
         for route in &file.routes {
             self.route(route);
         }

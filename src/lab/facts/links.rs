@@ -251,6 +251,20 @@ fn lldp(facts: &mut RouterFacts, section: &Section<'_>) {
     }
 }
 
+/// Notes where the router answers for others: the kernel does if `all` or the interface says so.
+pub(super) fn proxies(facts: &mut RouterFacts) {
+    let is_set = |name: &str| facts.sysctl(&format!("net/ipv4/conf/{name}/proxy_arp")) == Some("1");
+    let everywhere = is_set("all");
+    let names = facts.interfaces.iter().map(|i| i.name.clone());
+    let proxies: Vec<IfName> = names
+        .filter(|name| everywhere || is_set(name.as_str()))
+        .collect();
+    for interface in &mut facts.interfaces {
+        let name = &interface.value.name;
+        interface.value.link.proxy_arp = proxies.contains(name);
+    }
+}
+
 /// Tells what the masters are, and gives the ports of a VRF its table.
 fn masters(facts: &mut RouterFacts) {
     let links: BTreeMap<IfName, LinkFacts> = facts

@@ -460,6 +460,7 @@ impl Reader {
         self.facts.add_kernels_rules();
         links::complete(&mut self.facts, sections);
         bridge::model(&mut self.facts, sections);
+        links::proxies(&mut self.facts);
         vrf::model(&mut self.facts);
         connected::normalise(&mut self.facts);
     }

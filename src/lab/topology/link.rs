@@ -42,6 +42,9 @@ pub struct LinkFacts {
     /// Whether it is a bridge and what it bridges meets rules of its router.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub filters_bridged: bool,
+    /// Whether the router answers ARP there for addresses that it reaches elsewhere (`proxy_arp`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub proxy_arp: bool,
 }
 
 /// What an interface is a port of.

@@ -121,6 +121,10 @@ impl Wiring {
         let here = (next_hop == destination)
             .then(|| self.prefix_on(plug, destination))
             .flatten();
+        let proxies = self.proxies(plug, next_hop);
+        if !proxies.is_empty() {
+            return Onward::Routers(entries(&proxies));
+        }
         let places = self.places(destination, here);
         if here.is_some() && places.is_empty() {
             return Onward::Delivered { segment };
@@ -221,6 +225,16 @@ impl Wiring {
         let has = |plug: &&Plug| plug.up && plug.prefix(address) > longer_than;
         let plugs: Vec<&Plug> = self.plugs.iter().filter(has).collect();
         entries(&plugs)
+    }
+
+    /// The interfaces of other routers on the segment of `plug` that answer ARP for `address`, which
+    /// nobody there has: the kernel does for what it reaches by another interface
+    /// (`arp_fwd_proxy()`).
+    fn proxies(&self, plug: &Plug, address: IpAddr) -> Vec<&Plug> {
+        let mut others = self.other_ends(plug);
+        others
+            .retain(|end| address.is_ipv4() && end.link.proxy_arp && end.prefix(address).is_none());
+        others
     }
 
     /// The interfaces of other routers on the segment of `plug` that are up.

@@ -329,7 +329,8 @@ impl<'a> Planner<'a> {
             else {
                 continue;
             };
-            if self.map.owns(&next.router, address) {
+            // Who alone has the address answers for it; of several (VRRP) the one that is held shall.
+            if self.map.wiring.owners(address) == [&next.router] {
                 continue;
             }
             if let Some(mac) = self.map.mac(&next.router, iface_in) {
