@@ -2,6 +2,7 @@
 //! them. They never touch the machine's own network. What cannot run fails; nothing is skipped.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod behind;
 mod buffers;
 mod capture;
 mod cases;
@@ -19,6 +20,7 @@ mod doors;
 mod doubts;
 mod explain;
 mod faults;
+mod faults_ways;
 mod hosts;
 mod inside;
 mod iptables;

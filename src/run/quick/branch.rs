@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{
     QuickError, lots,
+    measure::step,
     plan::{Sender, Visit},
     tables::{Out, Tables, classes, query},
 };
@@ -187,6 +188,7 @@ impl Fork {
             copy.cut(&self.route, hop)?;
             Ok(copy)
         });
+        step("quick.copy")?;
         let failed = |why: String| Cut {
             visit: Err(format!(
                 "{}, each of which needs a copy of the router: {why}",
