@@ -1,14 +1,16 @@
 //! A whole detailed job as users run it, beside what the kernel alone costs for it.
 //!
 //! ```text
-//! cargo bench --bench detailed             1 × 1, 3 × 3 and 3 × 30
+//! cargo bench --bench detailed             1 × 1, 3 × 3 and 3 × 30, chains, a router's copy
 //! cargo bench --bench detailed -- --test   once each
 //! ```
 //!
 //! Routers × services. Wall and CPU time of the process with its children, the median of all runs.
 //! Beside it the kernel's own costs, in this process and without any of our bookkeeping: two
 //! namespaces per router made and deleted (the source and the destination host), and a connection
-//! made, used and reset over loopback per service and router. Needs root.
+//! made, used and reset over loopback per service and router. Then a chain of three routers, which
+//! packets really pass one after the other, and the copy of a router with 225 rules that equal-cost
+//! routes need, in this process. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -25,7 +27,11 @@ use std::{
 };
 
 use common::{BenchLab, Cost, millis};
-use tsim::{model::NetnsName, netns::NetnsDir};
+use tsim::{
+    lab::copy::RouterCopy,
+    model::{NetnsName, RouterName},
+    netns::{NetnsDir, tool::Tools},
+};
 
 const RUNS: usize = 7;
 const ROUTERS: [&str; 3] = ["hq-gw", "br-gw", "br-core"];
@@ -61,16 +67,49 @@ fn main() {
             millis(connections.wall),
         );
     }
+    let copy = Cost::median(runs, || bench.copy("br-core"));
+    println!("copy of a router, 225 rules: {:.1} ms", millis(copy.wall));
     bench.0.down();
+    let chain = Bench(BenchLab::up("small3"));
+    for services in ["443", "1-28,53/udp,33434/udp"] {
+        let cost = Cost::median(runs, || chain.chain(services));
+        println!(
+            "chain of 3 routers x {:<2} services: {:>6.1} ms wall, {:.1} ms cpu",
+            count(services),
+            millis(cost.wall),
+            millis(cost.cpu),
+        );
+    }
+    chain.0.down();
 }
 
 impl Bench {
+    /// Asks the routers named.
     fn detailed(&self, routers: &[&str], services: &str) -> Cost {
+        let routers = routers.join(",");
+        let ends = ["-s", "10.1.1.100", "-d", "10.2.1.50"];
+        self.asked(&[&ends[..], &["-P", services, "--routers", &routers]].concat())
+    }
+
+    /// Asks about the way from the first router to the last of the small lab.
+    fn chain(&self, services: &str) -> Cost {
+        let ends = ["-s", "10.81.1.100", "-d", "10.81.3.50"];
+        self.asked(&[&ends[..], &["-P", services]].concat())
+    }
+
+    /// Copies a router.
+    fn copy(&self, router: &str) -> Cost {
+        let name = RouterName::new(router).unwrap();
+        let netns = self.0.lab.router_netns(&name).unwrap();
+        let tools = Tools::new(self.0.config.tool_dirs.clone());
+        Cost::of(|| drop(RouterCopy::of(&netns, &tools).unwrap()))
+    }
+
+    fn asked(&self, arguments: &[&str]) -> Cost {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-detailed"));
         command.arg("--config").arg(&self.0.file);
         command.args(["--lab", self.0.lab.lab.as_str(), "--json"]);
-        command.args(["-s", "10.1.1.100", "-d", "10.2.1.50", "-P", services]);
-        command.args(["--routers", &routers.join(",")]);
+        command.args(arguments);
         command.stdout(Stdio::null());
         Cost::of(|| {
             let status = command.status().unwrap();
