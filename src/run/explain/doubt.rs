@@ -85,7 +85,10 @@ impl Rules {
         met: &Met<'_>,
         explained: &Explained,
     ) -> Result<Option<Doubt>, ExplainError> {
-        let Some(mut end) = End::of(&explained.reason) else {
+        let seen_through = met
+            .legacy
+            .and_then(|(rules, steps)| End::of_legacy(rules, steps));
+        let Some(mut end) = End::of(&explained.reason).or(seen_through) else {
             return Ok(None);
         };
         // Rules of iptables-legacy reported of the probe when it was sent once more, and it may have
@@ -192,6 +195,17 @@ impl End {
             _ => return None,
         };
         Some(Self { fate, rule })
+    }
+
+    /// The end of a probe that rules of iptables-legacy let through when it was sent once more,
+    /// whatever had become of it before.
+    fn of_legacy(rules: &LegacyRules, steps: &[LegacyStep]) -> Option<Self> {
+        let last = steps.last().filter(|_| !rules.stop(steps))?;
+        let fate = match last.hook {
+            HookPoint::Input => Fate::Local,
+            _ => Fate::Out,
+        };
+        Some(Self { fate, rule: None })
     }
 
     /// The ends of ways, with the one that was seen in its own name.

@@ -41,6 +41,11 @@ fn passed(explained: &Explained) -> Option<(Verdict, String)> {
         let text = format!("{}; only a copy of it left", explained.reason);
         return Some((Verdict::No, text));
     }
+    // It got through among others, and nobody knows what became of it when it was sent again.
+    if !ended && !sure && !matches!(explained.reason, Reason::WentThrough(_)) {
+        let text = format!("it got through, and not when it was sent again: {explained}");
+        return Some((Verdict::Unknown, text));
+    }
     if sure {
         let why = notes(explained.measured());
         return (!why.is_empty()).then_some((Verdict::Yes, why));
@@ -75,7 +80,8 @@ fn varied(explained: &Explained, passed: bool) -> Option<(Verdict, String)> {
         Some(true) => (Verdict::Unknown, this_time()),
         // The first few are stopped, and those behind them are not.
         Some(false) if doubt.soon => (Verdict::Unknown, why),
-        Some(false) if through => {
+        // Where nothing is known of what stopped it, what got through does not count either.
+        Some(false) if through || (passed && !reason.is_known()) => {
             let text =
                 format!("stopped when it comes by itself; only more of them get through: {why}");
             (Verdict::No, text)
@@ -185,7 +191,10 @@ fn notes<'a>(caveats: impl Iterator<Item = &'a (Caveat, RuleText)>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firewall::{RulePlace, TableFamily, nft::trace::Exit};
+    use crate::{
+        firewall::{RulePlace, TableFamily, nft::trace::Exit},
+        run::explain::Doubt,
+    };
 
     fn rule(position: usize, text: &str) -> RuleText {
         RuleText {
@@ -298,6 +307,29 @@ mod tests {
         let mut one = explained(out(), Vec::new());
         one.behind = Some("rule 1 may stop it".to_owned());
         assert_eq!(passed(&one).unwrap().0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_got_through_among_others_and_was_lost_again_is_no_yes() {
+        let at = HookPoint::Forward;
+        let history = Caveat::History("connlimit".to_owned());
+        let by = (history, rule(1, "ct count over 3 accept"));
+        let mut one = explained(Reason::Within(at), vec![by.clone()]);
+        let (verdict, why) = conclude(&Finding::Passed, &one).unwrap();
+        assert_eq!(verdict, Verdict::Unknown);
+        assert!(why.starts_with("it got through, and not when"), "{why}");
+        // Legacy rules showed in a third sending what varies.
+        one.doubt = Some(Doubt {
+            alone: Some(false),
+            by: vec![by],
+            ..Doubt::default()
+        });
+        let (verdict, why) = conclude(&Finding::Passed, &one).unwrap();
+        assert_eq!(verdict, Verdict::No);
+        assert!(why.starts_with("stopped when it comes by itself"), "{why}");
+        let lost = explained(Reason::TooManyEvents, Vec::new());
+        let told = conclude(&Finding::Passed, &lost).map(|told| told.0);
+        assert_eq!(told, Some(Verdict::Unknown));
     }
 
     #[test]
