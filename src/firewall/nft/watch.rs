@@ -4,6 +4,7 @@
 //! removes. What tsim's own jobs put in and take out is left out here: taps change no verdict. It
 //! does not even come to the socket: the 32 jobs that may share a router would fill the buffer that
 //! an ordinary user gets.
+//! Nor do quotas that packets use up: the kernel tells of them as of new objects, on behalf of nobody.
 //! Elements that packets add to sets are not told of, and rules of iptables-legacy neither.
 
 use std::{collections::BTreeSet, fmt, io};
@@ -29,6 +30,8 @@ const BUFFER: usize = 32 * 1024;
 const RECEIVE_BUFFER: usize = 16 << 20;
 /// `NFT_MSG_NEWGEN` of subsystem `NFNL_SUBSYS_NFTABLES`: a new generation, of no table.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
+/// `NFT_MSG_NEWOBJ`: a named object.
+const NEW_OBJECT: u16 = 10 << 8 | 18;
 /// The attribute that names the table is the first of every object (`NFTA_TABLE_NAME`,
 /// `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, …).
 const TABLE: u16 = 1;
@@ -102,7 +105,7 @@ impl RulesetWatch {
     }
 }
 
-/// Messages that only tell of what tsim made. Since Linux 5.11 one datagram tells of several objects
+/// Messages that only tell of what tsim or a packet made. Since Linux 5.11 one datagram tells of several objects
 /// of one transaction, of which the first is looked at: tsim's transactions have no others.
 fn own_objects() -> Vec<Pattern> {
     let at = |offset: usize, bytes: &[u8]| -> Pattern {
@@ -111,13 +114,16 @@ fn own_objects() -> Vec<Pattern> {
     // `nlmsg_type` of struct nlmsghdr; the first attribute comes behind that and struct nfgenmsg,
     // its type behind its length.
     let generation = at(4, &NEW_GENERATION.to_ne_bytes());
+    // Behind the type and the flags the sequence number and the sender's port, 0 both.
+    let mut used_up = at(4, &NEW_OBJECT.to_ne_bytes());
+    used_up.extend(at(8, &[0; 8]));
     let own = |prefix: &&str| {
         let attribute = HEADER + 4;
         let mut pattern = at(attribute + 2, &TABLE.to_ne_bytes());
         pattern.extend(at(attribute + 4, prefix.as_bytes()));
         pattern
     };
-    [generation]
+    [generation, used_up]
         .into_iter()
         .chain(OWN.iter().map(own))
         .collect()
