@@ -6,6 +6,9 @@
 //! cargo bench --bench quick -- --test   once each, without the peer's largest
 //! ```
 //!
+//! Then what reasons cost: `--explain auto` beside `--explain never` for ten blocked services, and for a
+//! thousand of which most get through, in pairs one after the other.
+//!
 //! Routers × services. Wall and CPU time of the process with its children; the median of all runs.
 //! The peer sends no probes and judges nothing: it is only what its taps cost. Needs root.
 #![allow(
@@ -28,6 +31,8 @@ use common::{BenchLab, Cost, millis};
 const SOURCE: &str = "10.1.1.100";
 const DESTINATION: &str = "10.2.1.50";
 const RUNS: usize = 7;
+/// Pairs of jobs with and without reasons.
+const PAIRS: usize = 20;
 
 /// A lab of ten routers from real facts.
 struct Bench(BenchLab);
@@ -53,6 +58,7 @@ fn main() {
             routers.len()
         );
     }
+    bench.reasons(if test { 1 } else { PAIRS });
     bench.0.down();
 }
 
@@ -71,7 +77,27 @@ impl Bench {
         names
     }
 
+    /// What `--explain auto` adds.
+    fn reasons(&self, pairs: usize) {
+        println!("services   --explain never   auto   more (ms, median of {pairs} pairs)");
+        let router = self.routers(1);
+        for ports in [BLOCKED, "1-1000"] {
+            let job = |explain| self.ask(&router, ports, explain);
+            // The first job on a lab runs the tools.
+            job("auto");
+            let pair = |_| (millis(job("never").wall), millis(job("auto").wall));
+            let (never, auto): (Vec<f64>, Vec<f64>) = (0..pairs).map(pair).unzip();
+            let more = never.iter().zip(&auto).map(|(never, auto)| auto - never);
+            let (more, never, auto) = (median(more.collect()), median(never), median(auto));
+            println!("{ports:<10} {never:15.1} {auto:6.1} {more:6.1}");
+        }
+    }
+
     fn quick(&self, routers: &[String], services: u32) -> Cost {
+        self.ask(routers, &format!("1-{services}"), "never")
+    }
+
+    fn ask(&self, routers: &[String], ports: &str, explain: &str) -> Cost {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-quick"));
         command
             .arg("--config")
@@ -84,14 +110,9 @@ impl Bench {
             DESTINATION,
             "--json",
             "--explain",
-            "never",
+            explain,
         ]);
-        command.args([
-            "-P",
-            &format!("1-{services}"),
-            "--routers",
-            &routers.join(","),
-        ]);
+        command.args(["-P", ports, "--routers", &routers.join(",")]);
         command.stdout(Stdio::null());
         Cost::of(|| {
             let status = command.status().unwrap();
@@ -124,6 +145,14 @@ impl Bench {
             }
         })
     }
+}
+
+/// Ten services that the router stops.
+const BLOCKED: &str = "1001-1010";
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn exec(netns: &str, tool: &[&str], input: &str) {

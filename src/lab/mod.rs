@@ -24,7 +24,7 @@ mod tunnels;
 mod up;
 mod vacate;
 
-use std::ops::Deref;
+use std::{ops::Deref, sync::Arc};
 
 use self::{down::Found, state::LabDir};
 pub use self::{
@@ -38,6 +38,7 @@ pub use self::{
 };
 use crate::{
     config::Config,
+    firewall::ruletext::Shelf,
     model::{Known, LabName, NetnsName, RouterId, RouterName},
     netns::{NetnsDir, NetnsFd},
 };
@@ -105,6 +106,13 @@ fn not_found(config: &Config, name: &LabName) -> LabError {
         dir: config.labs_dir.clone(),
         known: Known::instead_of(name.as_str(), labs.iter().map(LabName::as_str)),
     }
+}
+
+/// Where jobs keep what tools print of the rules of a lab's routers: beside what is kept of the lab
+/// itself, and removed with it. None where the directory cannot be used.
+#[must_use]
+pub fn shelf(config: &Config, name: &LabName) -> Option<Shelf> {
+    LabDir::new(config, name).existing().ok()?.map(Arc::new)
 }
 
 /// How a lab is.

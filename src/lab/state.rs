@@ -4,6 +4,7 @@
 //! <labs_dir>/<lab>/
 //!   lab.json        the lab as it is, or (phase "building") as it is to be
 //!   topology.json   the topology that it was made from, rulesets included
+//!   rules.*         what tools printed of routers' rules, kept by jobs
 //!   lock            flock: exclusive while the lab is made or taken down
 //! ```
 //!
@@ -254,7 +255,7 @@ impl LabDir {
         Ok(self.existing()?.is_some())
     }
 
-    fn existing(&self) -> Result<Option<Directory>, LabError> {
+    pub(super) fn existing(&self) -> Result<Option<Directory>, LabError> {
         match Directory::open_existing(&self.labs)? {
             Some(labs) => Ok(labs.sub_existing(self.name.as_str())?),
             None => Ok(None),

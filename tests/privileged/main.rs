@@ -24,6 +24,7 @@ mod faults_ways;
 mod hosts;
 mod inside;
 mod iptables;
+mod kept;
 mod kernels;
 mod lab;
 mod leaks;

@@ -21,6 +21,7 @@
 pub mod census;
 pub mod counters;
 mod departure;
+pub mod held;
 pub mod inventory;
 pub mod list;
 pub mod nature;

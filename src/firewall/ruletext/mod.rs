@@ -3,14 +3,17 @@
 //! The kernel knows rules by handle. Their order comes from the kernel, too; their text from the
 //! tool that the table belongs to: `iptables-nft-save` and `ip6tables-nft-save` for tables that
 //! these made, `nft` for all others. A book runs each tool at most once, `nft` once per table, and
-//! only when a rule of its kind is asked for, however many rules that are.
+//! only when a rule of its kind is asked for, however many rules that are. With a [`Shelf`] it runs
+//! none where an earlier job did and the kernel still holds the same.
 
+mod kept;
 mod nft;
 mod xtables;
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
-use self::{nft::Listing, xtables::Save};
+pub use self::kept::Shelf;
+use self::{kept::Kept, nft::Listing, xtables::Save};
 use crate::{
     firewall::{
         RulePlace, TableFamily,
@@ -181,6 +184,8 @@ pub struct RuleBook {
     native: HashMap<(TableFamily, String), Listing>,
     saves: HashMap<TableFamily, Save>,
     failures: Vec<String>,
+    shelf: Option<Shelf>,
+    kept: Option<Kept>,
 }
 
 impl RuleBook {
@@ -188,6 +193,22 @@ impl RuleBook {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A book that takes what is right of what `shelf` has.
+    #[must_use]
+    pub fn beside(shelf: Option<Shelf>) -> Self {
+        Self {
+            shelf,
+            ..Self::default()
+        }
+    }
+
+    /// Keeps on the shelf what tools have printed since.
+    pub fn store(&mut self, source: &mut Source<'_>) {
+        if let Some(kept) = &mut self.kept {
+            kept.store(source);
+        }
     }
 
     /// Why a tool did not print what was wanted.
@@ -245,7 +266,12 @@ impl RuleBook {
     }
 
     /// The chain as iptables prints it, if it is one of iptables and has `count` rules there, too.
-    fn saved(&mut self, source: &Source<'_>, place: &RulePlace, count: usize) -> Option<&[String]> {
+    fn saved(
+        &mut self,
+        source: &mut Source<'_>,
+        place: &RulePlace,
+        count: usize,
+    ) -> Option<&[String]> {
         let tool = match place.family {
             TableFamily::IP => "iptables-nft-save",
             TableFamily::IP6 => "ip6tables-nft-save",
@@ -265,7 +291,7 @@ impl RuleBook {
 
     fn listed(
         &mut self,
-        source: &Source<'_>,
+        source: &mut Source<'_>,
         place: &RulePlace,
         handles: &[u64],
     ) -> Vec<Option<String>> {
@@ -287,10 +313,10 @@ impl RuleBook {
 
     /// What `nft` prints of one table. Asked for all, it reads every element of every set, those of
     /// other jobs' taps included; that is done only where it does not take the table's name.
-    fn list(&mut self, source: &Source<'_>, (family, table): &(TableFamily, String)) -> String {
+    fn list(&mut self, source: &mut Source<'_>, (family, table): &(TableFamily, String)) -> String {
         let family = family.to_string();
         let one = ["-a", "-s", "-t", "list", "table", &family, table];
-        let listed = is_word(table).then(|| print(source, "nft", &one));
+        let listed = is_word(table).then(|| self.print(source, "nft", &one));
         match listed {
             Some(Ok(text)) => text,
             Some(Err(_)) | None => self.run(source, "nft", &["-a", "-s", "-t", "list", "ruleset"]),
@@ -298,11 +324,32 @@ impl RuleBook {
     }
 
     /// What `tool` prints inside the namespace; nothing, and a note, when it fails.
-    fn run(&mut self, source: &Source<'_>, tool: &str, args: &[&str]) -> String {
-        print(source, tool, args).unwrap_or_else(|failure| {
+    fn run(&mut self, source: &mut Source<'_>, tool: &str, args: &[&str]) -> String {
+        self.print(source, tool, args).unwrap_or_else(|failure| {
             self.failures.push(format!("no rule text: {failure}"));
             String::new()
         })
+    }
+
+    /// What `tool` prints inside the namespace, or what it printed.
+    fn print(
+        &mut self,
+        source: &mut Source<'_>,
+        tool: &str,
+        args: &[&str],
+    ) -> Result<String, Failure> {
+        if let (None, Some(shelf)) = (&self.kept, self.shelf.clone()) {
+            self.kept = Some(Kept::open(shelf, source));
+        }
+        let command = [&[tool], args].concat().join(" ");
+        if let Some(text) = self.kept.as_ref().and_then(|kept| kept.text(&command)) {
+            return Ok(text.to_owned());
+        }
+        let text = print(source, tool, args)?;
+        if let Some(kept) = &mut self.kept {
+            kept.add(command, text.clone());
+        }
+        Ok(text)
     }
 }
 

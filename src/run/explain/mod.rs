@@ -47,7 +47,7 @@ use crate::{
             trace::{TraceSockets, TraceSpec, Tracer, turn::Turn},
             watch::{Changes, RulesetWatch},
         },
-        ruletext::{RuleBook, Source},
+        ruletext::{RuleBook, Shelf, Source},
     },
     model::{IfName, Protocol, RunId},
     netlink::{NetlinkError, object::Family},
@@ -171,6 +171,7 @@ pub type SendAgain<'a> = dyn FnMut(&[u32]) -> io::Result<()> + 'a;
 #[derive(Debug)]
 pub struct Explainer {
     tools: Tools,
+    shelf: Option<Shelf>,
     /// Books with the generation at which each is right.
     books: HashMap<NetnsId, (u32, RuleBook)>,
     closing: Vec<(TraceSockets, RulesetWatch)>,
@@ -182,9 +183,16 @@ impl Explainer {
     pub fn new(tools: Tools) -> Self {
         Self {
             tools,
+            shelf: None,
             books: HashMap::new(),
             closing: Vec::new(),
         }
+    }
+
+    /// Takes what tools printed for earlier jobs from `shelf`, and keeps there what they print now.
+    #[must_use]
+    pub fn beside(self, shelf: Option<Shelf>) -> Self {
+        Self { shelf, ..self }
     }
 
     /// Says why the services of `question` were blocked on its router.
@@ -262,8 +270,13 @@ impl Explainer {
                 reader.sent_alone(explained, trail)?;
             }
         }
-        let (book, more) = reader.finish();
+        let (mut book, more) = reader.finish();
         warnings.extend(more);
+        book.store(&mut Source {
+            netns: question.netns,
+            tools: &self.tools,
+            socket: tracer.control(),
+        });
         // If installing the trace was the only change, what was read stays right; removing it will
         // be the next one.
         let now = generation(tracer.control())?;
@@ -293,7 +306,7 @@ impl Explainer {
     fn book(&mut self, netns: &NetnsFd, generation: u32) -> RuleBook {
         match self.books.remove(&netns.id()) {
             Some((settled, book)) if settled == generation => book,
-            _ => RuleBook::new(),
+            _ => RuleBook::beside(self.shelf.clone()),
         }
     }
 }

@@ -29,10 +29,10 @@ use crate::{
         iptables::{OwnerMark, feature},
         nft::nature::Nature,
         rule::Rule,
-        ruletext::RuleText,
+        ruletext::{RuleText, Shelf},
         taps::{Left, Ways},
     },
-    lab::trace::Entry,
+    lab::{self, trace::Entry},
     model::{Dscp, NetnsName, Protocol, RouterName},
     netlink::object::Family,
     netns::{NetnsDir, NetnsFd, tool::Tools},
@@ -57,6 +57,8 @@ pub(super) struct Plan {
     pub(super) backend: Backend,
     explain: ExplainMode,
     pub(super) tools: Tools,
+    /// Where texts of rules are kept.
+    shelf: Option<Shelf>,
     owner: OwnerMark,
     taps: Taps,
     /// The same for probes of a router itself.
@@ -169,6 +171,7 @@ impl Plan {
             backend: Backend::Nft,
             explain: job.explain,
             tools: Tools::new(config.tool_dirs.clone()),
+            shelf: lab::shelf(config, &job.lab),
             owner: OwnerMark::from(&owner),
             own_taps: Taps {
                 from_itself: true,
@@ -281,7 +284,9 @@ impl Plan {
         let explained = if asked.probes.is_empty() {
             Explanation::default()
         } else {
-            let mut explainer = Explainer::new(self.tools.clone());
+            // A copy of a router is gone with the job.
+            let shelf = self.shelf.clone().filter(|_| !visit.copied);
+            let mut explainer = Explainer::new(self.tools.clone()).beside(shelf);
             let probes = &asked.probes;
             let explained = self.explain(&mut explainer, visit, &probing, probes, &scrutiny);
             closing.push(Closing::Explainer(explainer));
