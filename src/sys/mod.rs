@@ -8,3 +8,4 @@ pub mod nftnl;
 pub mod readable;
 pub mod seccomp;
 pub mod socket_filter;
+pub mod xtables;

@@ -27,6 +27,7 @@ mod program;
 mod removal;
 mod render;
 mod save;
+pub(super) mod tables;
 mod taps;
 pub mod trace;
 mod turn;

@@ -31,7 +31,7 @@ use crate::{
         nft::{nature::Nature, trace::StepKind},
         place::HookPoint,
         rule::{Packet, Rule, Verdict, entries, walk::Program},
-        ruletext::RuleText,
+        ruletext::{RuleText, Shelf, kept},
     },
     netlink::{
         object::Family,
@@ -250,17 +250,25 @@ pub struct LegacyRules {
 }
 
 impl LegacyRules {
-    /// Reads them.
+    /// Reads them, from `shelf` where it has them as the kernel holds them.
     ///
     /// # Errors
     /// [`LegacyTraceError::Tool`].
-    pub fn read(netns: &NetnsFd, tools: &Tools, family: Family) -> Result<Self, LegacyTraceError> {
+    pub fn read(
+        netns: &NetnsFd,
+        (tools, shelf): (&Tools, Option<&Shelf>),
+        family: Family,
+    ) -> Result<Self, LegacyTraceError> {
         let tool = match family {
             Family::V4 => "iptables-legacy-save",
             Family::V6 => "ip6tables-legacy-save",
         };
-        let printed = netns.enter(|| tools.run(tool, &[], &[]))??;
-        let save = Save::parse(&String::from_utf8_lossy(&printed.stdout));
+        let print = || {
+            let printed = netns.enter(|| tools.run(tool, &[], &[]))??;
+            let text = String::from_utf8_lossy(&printed.stdout).into_owned();
+            Ok::<_, LegacyTraceError>(text)
+        };
+        let save = Save::parse(&kept::legacy(shelf, netns, family, tool, print)?);
         Ok(Self { family, save })
     }
 

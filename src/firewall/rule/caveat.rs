@@ -29,6 +29,9 @@ pub struct Varying {
     pub caveat: Caveat,
     /// What it says of a packet that comes alone.
     pub alone: Alone,
+    /// The list of `recent` by which it says the opposite, once another rule has put the packet
+    /// itself there.
+    pub list: Option<String>,
 }
 
 /// What a test says of a packet before which none came that it counts, and for long.
@@ -98,6 +101,7 @@ impl Caveat {
         Varying {
             caveat: self,
             alone,
+            list: None,
         }
     }
 }

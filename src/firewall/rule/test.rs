@@ -70,6 +70,14 @@ impl Match {
 }
 
 impl Test {
+    /// One that is not understood further.
+    pub(super) fn other(text: &str, reads: &[Field]) -> Self {
+        Self::Other {
+            text: text.to_owned(),
+            reads: reads.to_vec(),
+        }
+    }
+
     /// Whether `packet` is like that.
     #[must_use]
     pub fn answer(&self, packet: &Packet) -> Answer {

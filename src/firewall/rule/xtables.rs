@@ -145,7 +145,7 @@ impl<'a> Reader<'a> {
             "-d" | "--destination" | "--dst" => self.address(Field::Destination, negated),
             "-i" | "--in-interface" => self.device(Field::Incoming, negated),
             "-o" | "--out-interface" => self.device(Field::Outgoing, negated),
-            "-f" => self.rule.ask(other("-f", &[]), negated),
+            "-f" => self.rule.ask(Test::other("-f", &[]), negated),
             "-m" | "--match" => {
                 let module = self.next().unwrap_or_default();
                 let options = self.options();
@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
                 }
                 self.module("tcp", &options);
             }
-            _ => self.rule.ask(other(word, &[Field::Other]), negated),
+            _ => self.rule.ask(Test::other(word, &[Field::Other]), negated),
         }
     }
 
@@ -180,7 +180,7 @@ impl<'a> Reader<'a> {
         let nets: Option<Vec<IpNet>> = text.split(',').map(net).collect();
         let test = match nets {
             Some(nets) => Test::Address { of, nets },
-            None => other(text, &[of]),
+            None => Test::other(text, &[of]),
         };
         self.rule.ask(test, negated);
     }
@@ -195,7 +195,7 @@ impl<'a> Reader<'a> {
     /// A test of a number; what could not be read is asked without being understood.
     fn number(&mut self, of: Field, text: &str, ranges: Vec<(u32, u32)>, negated: bool) {
         let test = if ranges.is_empty() {
-            other(text, &[of])
+            Test::other(text, &[of])
         } else {
             Test::Number {
                 of,
@@ -215,7 +215,7 @@ impl<'a> Reader<'a> {
             // `--set` always matches. `--remove` matches what was there.
             let never = get("--set").is_some_and(|set| set.negated);
             if never || get("--set").is_none() {
-                self.rule.ask(other(module, &[Field::Sets]), never);
+                self.rule.ask(Test::other(module, &[Field::Sets]), never);
             }
         } else {
             for option in options {
@@ -223,14 +223,12 @@ impl<'a> Reader<'a> {
             }
             let without_options = ["socket", "rpfilter", "eui64", "state", "ipv6header"];
             if options.is_empty() && without_options.contains(&module) {
-                self.rule.ask(other(module, reads(module)), false);
+                self.rule.ask(Test::other(module, reads(module)), false);
             }
         }
         let remembers = get("--set").or_else(|| get("--update"));
         if module == "recent" && get("--set").is_some_and(|_| remembers.is_some()) {
-            let name = get("--name").and_then(Given::first).unwrap_or("DEFAULT");
-            let list = format!("recent list {name}");
-            self.rule.does.push(Does::Remember(list));
+            self.rule.does.push(Does::Remember(recent_list(options)));
         }
     }
 
@@ -286,7 +284,7 @@ impl<'a> Reader<'a> {
             },
             None => {
                 let text = format!("{module} {} {}", option.name, option.values.join(" "));
-                other(text.trim(), reads(module))
+                Test::other(text.trim(), reads(module))
             }
         };
         self.rule.ask(test, option.negated);
@@ -415,7 +413,19 @@ fn seen(options: &[Given<'_>]) -> Option<Varying> {
     let asks = get("--rcheck").or_else(|| get("--update"));
     let asks = asks.or_else(|| get("--remove"))?;
     let alone = Alone::if_matches(asks.negated);
-    Some(Caveat::History("recent".to_owned()).alone(alone))
+    let hits = get("--hitcount").and_then(Given::first);
+    let one = hits.is_none_or(|hits| matches!(hits, "0" | "1"));
+    Some(Varying {
+        list: one.then(|| recent_list(options)),
+        ..Caveat::History("recent".to_owned()).alone(alone)
+    })
+}
+
+/// The list that a rule of `recent` is about.
+fn recent_list(options: &[Given<'_>]) -> String {
+    let name = options.iter().find(|o| o.name == "--name");
+    let name = name.and_then(Given::first).unwrap_or("DEFAULT");
+    format!("recent list {name}")
 }
 
 fn translated(action: Action, options: &[Given<'_>]) -> Does {
@@ -504,13 +514,6 @@ fn reads(module: &str) -> &'static [Field] {
     match table::about(module) {
         About::Packet(fields) => fields,
         _ => &[],
-    }
-}
-
-fn other(text: &str, reads: &[Field]) -> Test {
-    Test::Other {
-        text: text.to_owned(),
-        reads: reads.to_vec(),
     }
 }
 

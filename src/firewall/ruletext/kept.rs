@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! <labs_dir>/<lab>/
-//!   rules.<dev>.<ino>       of the namespace with this identity
-//!   rules.<dev>.<ino>.new   while it is written
+//!   rules.<dev>.<ino>       of nf_tables of the namespace with this identity
+//!   rules.<dev>.<ino>.4     of its ip_tables, .6 of its ip6_tables
+//!   rules.….new             while it is written
 //! ```
 //!
 //! A file has what the kernel held when the tools were run, whole, and the texts: they are taken
@@ -20,9 +21,9 @@ use std::{
 
 use super::Source;
 use crate::{
-    firewall::nft::held::held,
-    netlink::Netlink,
-    netns::NetnsId,
+    firewall::{iptables::tables, nft::held::held},
+    netlink::{Netlink, object::Family},
+    netns::{NetnsFd, NetnsId},
     registry::medium::{Directory, MAX_FILE, Medium},
 };
 
@@ -44,11 +45,14 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// What is kept of the namespace that is asked, as far as it is right now.
+    /// What is kept of nf_tables of the namespace that is asked, as far as it is right now.
     pub(super) fn open(shelf: Shelf, source: &mut Source<'_>) -> Self {
-        let NetnsId { dev, ino } = source.netns.id();
-        let file = format!("rules.{dev:x}.{ino:x}");
+        let file = file_of(source.netns.id());
         let held = now(source);
+        Self::of(shelf, file, held)
+    }
+
+    fn of(shelf: Shelf, file: String, held: Option<Vec<u8>>) -> Self {
         let read = held.as_ref().and_then(|_| read(&shelf, &file).ok()?);
         let same = read.filter(|(then, _)| Some(then) == held.as_ref());
         Self {
@@ -73,7 +77,15 @@ impl Kept {
     /// Keeps what was printed, if the kernel holds the same as before it was. That it cannot be kept
     /// costs only time.
     pub(super) fn store(&mut self, source: &mut Source<'_>) {
-        if !std::mem::take(&mut self.fresh) || self.held.is_none() || now(source) != self.held {
+        if self.fresh {
+            self.write_if(now(source));
+        }
+    }
+
+    /// Writes the file, if the kernel holds `now` what it held before.
+    fn write_if(&mut self, now: Option<Vec<u8>>) {
+        self.fresh = false;
+        if self.held.is_none() || now != self.held {
             return;
         }
         let new = format!("{}.new", self.file);
@@ -103,6 +115,36 @@ impl Kept {
         bytes.extend(sum);
         bytes
     }
+}
+
+fn file_of(NetnsId { dev, ino }: NetnsId) -> String {
+    format!("rules.{dev:x}.{ino:x}")
+}
+
+/// What the tool `command` prints of the ip_tables or ip6_tables of a namespace, or what it printed
+/// while these held the same; `print` runs it.
+pub(in crate::firewall) fn legacy<E>(
+    shelf: Option<&Shelf>,
+    netns: &NetnsFd,
+    family: Family,
+    command: &str,
+    print: impl FnOnce() -> Result<String, E>,
+) -> Result<String, E> {
+    let Some(shelf) = shelf else { return print() };
+    let end = match family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    };
+    let file = format!("{}.{end}", file_of(netns.id()));
+    let held = || netns.enter(|| tables::held_here(family)).ok()?.ok()?;
+    let mut kept = Kept::of(Shelf::clone(shelf), file, held());
+    if let Some(text) = kept.text(command) {
+        return Ok(text.to_owned());
+    }
+    let text = print()?;
+    kept.add(command.to_owned(), text.clone());
+    kept.write_if(held());
+    Ok(text)
 }
 
 /// What the kernel holds now.

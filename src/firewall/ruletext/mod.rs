@@ -6,7 +6,7 @@
 //! only when a rule of its kind is asked for, however many rules that are. With a [`Shelf`] it runs
 //! none where an earlier job did and the kernel still holds the same.
 
-mod kept;
+pub(super) mod kept;
 mod nft;
 mod xtables;
 

@@ -16,6 +16,7 @@ use crate::{
         nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail},
         place::HookPoint,
         rule::Rule,
+        ruletext::Shelf,
     },
     netns::tool::Tools,
 };
@@ -38,7 +39,7 @@ impl Legacy {
     /// decide by more than the packet, while the router's legacy tables report what they do. `tracer` marks them as traced.
     pub(super) fn follow(
         question: &Question<'_>,
-        tools: &Tools,
+        tools: (&Tools, Option<&Shelf>),
         tracer: &mut Tracer,
         followed: &Followed,
         send: &mut SendAgain<'_>,
@@ -150,7 +151,7 @@ type Found = Option<(LegacyRules, LegacyTrails)>;
 /// The outer error ends the explanation; the inner one only means that legacy tables stay silent.
 fn listen(
     question: &Question<'_>,
-    tools: &Tools,
+    tools: (&Tools, Option<&Shelf>),
     tracer: &mut Tracer,
     indexes: &[u32],
     send: &mut SendAgain<'_>,

@@ -25,6 +25,7 @@ use std::{
 use thiserror::Error;
 
 pub use self::doubt::{Doubt, Lots};
+pub(in crate::run) use self::reason::notes;
 pub use self::reason::{Action, Explained, Reason};
 pub(in crate::run) use self::watched::{Watched, proxy, varies};
 use self::{
@@ -251,7 +252,13 @@ impl Explainer {
         let mut followed = follow(tracer, &indexes, send)?;
         let mut lost = Lost::new(question)?;
         let outside = lost.explain(tracer, &mut followed, send)?;
-        let legacy = Legacy::follow(question, &self.tools, tracer, &followed, send)?;
+        let legacy = Legacy::follow(
+            question,
+            (&self.tools, self.shelf.as_ref()),
+            tracer,
+            &followed,
+            send,
+        )?;
         // The tools need longer than all of this, and few probes are sent after them.
         drop(turn);
         let found = Found {

@@ -223,6 +223,31 @@ impl Explained {
     }
 }
 
+/// Each caveat with its rule, once.
+pub(in crate::run) fn notes<'a>(
+    caveats: impl IntoIterator<Item = &'a (Caveat, RuleText)>,
+) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for (caveat, rule) in caveats {
+        let text = format!("{caveat} on {rule}");
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join("; ")
+}
+
+impl fmt::Display for Doubt {
+    /// The rules by which a probe's end varies, and those that read what they set.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&notes(&self.by))?;
+        for reader in &self.readers {
+            write!(f, "; what that sets is read by {reader}")?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Explained {
     /// The reason, and behind it each [`Caveat`] with its rule.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,7 @@ use super::{
     ExplainError,
     doubt::{Doubt, Met, Rules},
     read::{Reader, subject, visited},
-    reason::{Explained, Reason},
+    reason::{Explained, Reason, notes},
 };
 use crate::{
     firewall::{
@@ -122,11 +122,7 @@ fn of_first(explained: &Explained) -> String {
     if doubt.sure || as_alone {
         return String::new();
     }
-    let mut words = notes(doubt.by.iter());
-    for reader in &doubt.readers {
-        words = format!("{words}; what that sets is read by {reader}");
-    }
-    words
+    doubt.to_string()
 }
 
 /// What to say of a packet that lots lead to one of several targets: this one went to one of them,
@@ -162,18 +158,6 @@ fn of_later(explained: &Explained) -> String {
         true => notes(explained.caveats.iter().filter(stops)),
         false => notes(explained.doubtful().filter(another_time)),
     }
-}
-
-/// Each caveat with its rule.
-fn notes<'a>(caveats: impl Iterator<Item = &'a (Caveat, RuleText)>) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    for (caveat, rule) in caveats {
-        let text = format!("{caveat} on {rule}");
-        if !texts.contains(&text) {
-            texts.push(text);
-        }
-    }
-    texts.join("; ")
 }
 
 /// The rule of nft's tproxy that takes a packet like this one where a program listens, and lets it

@@ -3,7 +3,7 @@
 use crate::{
     firewall::{Caveat, place::HookPoint, ruletext::RuleText},
     run::{
-        explain::{Action, Explained, Reason},
+        explain::{Action, Explained, Reason, notes},
         outside::OutsideReason,
         report::Verdict,
         verdict::Finding,
@@ -69,10 +69,7 @@ fn varied(explained: &Explained, passed: bool) -> Option<(Verdict, String)> {
     let doubt = explained.doubt.as_ref().filter(|doubt| !doubt.sure)?;
     let reason = &explained.reason;
     let through = matches!(reason, Reason::WentThrough(_));
-    let mut why = notes(doubt.by.iter());
-    for reader in &doubt.readers {
-        why = format!("{why}; what that sets is read by {reader}");
-    }
+    let why = doubt.to_string();
     let this_time = || format!("{why}; this time {reason}");
     Some(match doubt.alone {
         // Only the burst of a whole job exceeds the rate, or uses up the quota.
@@ -174,18 +171,6 @@ fn goes_its_own_way(rule: &RuleText) -> Option<String> {
              reached then"
         )
     })
-}
-
-/// Each caveat with its rule.
-fn notes<'a>(caveats: impl Iterator<Item = &'a (Caveat, RuleText)>) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    for (caveat, rule) in caveats {
-        let text = format!("{caveat} on {rule}");
-        if !texts.contains(&text) {
-            texts.push(text);
-        }
-    }
-    texts.join("; ")
 }
 
 #[cfg(test)]

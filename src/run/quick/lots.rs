@@ -83,12 +83,18 @@ struct Sample {
 }
 
 impl Sample {
-    fn add(&mut self, finding: &Finding, left: Option<Result<&Left, &str>>) {
+    /// Counts one; whether it got through.
+    fn count(&mut self, finding: &Finding) -> bool {
+        let through = matches!(finding, Finding::Passed | Finding::Delivered);
         self.sent += 1;
-        if !matches!(finding, Finding::Passed | Finding::Delivered) {
+        self.through += usize::from(through);
+        through
+    }
+
+    fn add(&mut self, finding: &Finding, left: Option<Result<&Left, &str>>) {
+        if !self.count(finding) {
             return;
         }
-        self.through += 1;
         match left {
             Some(Ok(left)) if self.left.iter().any(|known| same_way(known, left)) => {}
             Some(Ok(left)) => self.left.push(*left),
@@ -161,7 +167,11 @@ impl Urn<'_> {
             let index = explained.index;
             if let Some(finding) = findings.get(&index) {
                 let sample = samples.entry(index).or_default();
-                sample.add(finding, ways.and_then(|ways| ways.get(index)));
+                match ways {
+                    Some(ways) => sample.add(finding, ways.get(index)),
+                    // Nothing changes packets here, so it was not noted.
+                    None => _ = sample.count(finding),
+                }
             }
         }
         let mut copies = 0;

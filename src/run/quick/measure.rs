@@ -24,6 +24,7 @@ use crate::{
             nature::Nature,
             watch::{Changes, RulesetWatch},
         },
+        ruletext::Shelf,
         taps::Ways,
     },
     netns::{NetnsFd, tool::Tools, visit},
@@ -42,6 +43,7 @@ pub(super) struct Question<'a> {
     pub(super) probes: &'a [Probe],
     pub(super) backend: Backend,
     pub(super) tools: &'a Tools,
+    pub(super) shelf: Option<&'a Shelf>,
     pub(super) owner: &'a OwnerMark,
 }
 
@@ -164,7 +166,8 @@ impl<'a> Probing<'a> {
 
     fn legacy_rules(&self) -> Result<LegacyRules, LegacyTraceError> {
         let family = self.question.taps.family;
-        LegacyRules::read(&self.router, self.question.tools, family)
+        let Question { tools, shelf, .. } = self.question;
+        LegacyRules::read(&self.router, (tools, shelf), family)
     }
 
     /// Looks for what makes a plain measurement doubtful.
@@ -188,11 +191,6 @@ impl<'a> Probing<'a> {
         census: Census,
         mut findings: impl Iterator<Item = &'f Finding>,
     ) -> Scrutiny {
-        let plain = |finding| matches!(finding, &Finding::Passed | &Finding::Delivered);
-        if !findings.any(plain) {
-            // Rules of iptables-legacy are asked for when a blocked probe leads there.
-            return Scrutiny::default();
-        }
         // Where a rule of nf_tables varies, what legacy rules say of other ways counts, too. Rules
         // that cannot be printed are looked at more closely, and that says why not.
         let varies = || {
@@ -200,6 +198,12 @@ impl<'a> Probing<'a> {
                 .map_or(true, |rules| rules.is_volatile())
         };
         let legacy = self.legacy && (census.volatile || varies());
+        let plain = |finding| matches!(finding, &Finding::Passed | &Finding::Delivered);
+        let census = if findings.any(plain) {
+            census
+        } else {
+            Census::default()
+        };
         Scrutiny { census, legacy }
     }
 

@@ -519,6 +519,7 @@ impl Plan {
             probes: &visit.probes,
             backend: self.backend,
             tools: &self.tools,
+            shelf: self.shelf.as_ref().filter(|_| !visit.copied),
             owner: &self.owner,
         }
     }

@@ -66,7 +66,7 @@ struct State {
     left: bool,
     /// Whether it is on its way to the router itself.
     local: bool,
-    /// Sets that it was put into since.
+    /// Sets and lists that it was put into.
     sets: BTreeSet<String>,
 }
 
@@ -271,7 +271,7 @@ impl Walk<'_> {
         if effects(rule) {
             self.ways.varying.insert(id);
         }
-        match self.say(id, rule, said) {
+        match self.say((id, rule), said, state) {
             Some(true) => (may, may_not),
             Some(false) => (false, true),
             None => (true, true),
@@ -279,7 +279,12 @@ impl Walk<'_> {
     }
 
     /// What a rule that varies is taken to say; none where it may be both.
-    fn say(&self, id: RuleNumber, rule: &Rule, said: Option<bool>) -> Option<bool> {
+    fn say(
+        &self,
+        (id, rule): (RuleNumber, &Rule),
+        said: Option<bool>,
+        state: &State,
+    ) -> Option<bool> {
         match self.suppose {
             Suppose::Fixed(fixed, says) if fixed == id => return Some(says),
             _ => {}
@@ -292,7 +297,9 @@ impl Walk<'_> {
             .filter_map(|m| Some((m.negated, m.varying()?)))
         {
             let (negated, varying) = varying;
-            let alone = if negated {
+            let held = varying.list.as_ref();
+            let held = held.is_some_and(|list| state.sets.contains(list));
+            let alone = if negated != held {
                 varying.alone.opposite()
             } else {
                 varying.alone
@@ -337,8 +344,8 @@ impl Walk<'_> {
             match does {
                 Does::Note | Does::Copy => {}
                 Does::Remember(place) => {
+                    state.sets.insert(place.clone());
                     if state.left {
-                        state.sets.insert(place.clone());
                         state.differs.insert(Field::Sets);
                     }
                 }

@@ -235,3 +235,36 @@ fn lots_lead_to_targets_and_only_those_that_rewrite_decide_nothing_else() {
     );
     assert!(!ways.elsewhere);
 }
+
+#[test]
+fn a_list_that_the_packet_itself_was_put_into_is_not_empty() {
+    let set: &[&str] = &["-m recent --name r --set", "-m recent --name other --set"];
+    for (asks, fate) in [
+        (
+            "-m recent --name r --update --seconds 60 -j ACCEPT",
+            Fate::Same,
+        ),
+        (
+            "-m recent --name r --rcheck --hitcount 1 -j ACCEPT",
+            Fate::Same,
+        ),
+        (
+            "-m recent --name r --rcheck --hitcount 2 -j ACCEPT",
+            Fate::Stopped,
+        ),
+        ("-m recent --name q --rcheck -j ACCEPT", Fate::Stopped),
+        ("-m recent --name r ! --rcheck -j ACCEPT", Fate::Stopped),
+    ] {
+        let forward: &[&str] = &[asks];
+        let chains: [Written<'_>; 2] = [
+            ("PREROUTING", set, &[YES, YES]),
+            ("FORWARD", forward, &[YES]),
+        ];
+        let program = program(true, &chains);
+        assert_eq!(
+            fates(&program, &seen(&[]), Suppose::Alone),
+            [fate],
+            "{asks}"
+        );
+    }
+}
