@@ -18,6 +18,8 @@
 #   chains     three thousand services of random chains of routers, where the stage system tries
 #              three hundred; TSIM_CHAINS_SEED=N begins with that chain
 #   mutations  ten thousand damaged facts, where the stage system tries three hundred
+#   rulesets   two thousand random rulesets, and as many that decide by rate, chance or history, where
+#              the stage system tries a hundred and two dozen
 #   vm-full    all of them, on every kernel that vagrant/vm-tests.sh knows
 #
 # A test that cannot run is a failure, never a skip. Exit status: 0 only if all passed.
@@ -129,6 +131,12 @@ stage_chains() {
         in_own_netns_dir cargo test --locked --test privileged -- --nocapture chains::
 }
 
+stage_rulesets() {
+    need_root rulesets
+    in_own_netns_dir env TSIM_FUZZ_RULESETS=2000 TSIM_VARIED_RULESETS=2000 \
+        cargo test --locked --test privileged -- --nocapture cases::fuzz cases::varied
+}
+
 stage_mutations() {
     need_root mutations
     TSIM_MUTATIONS=10000 \
@@ -144,9 +152,9 @@ stage_vm-full() {
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | user | browser | bench | vm | chains | mutations | vm-full) ;;
+            format | lint | unit | system | user | browser | bench | vm | chains | mutations | rulesets | vm-full) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, mutations, vm-full" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, mutations, rulesets, vm-full" >&2
                 exit 2
                 ;;
         esac

@@ -182,14 +182,21 @@ impl CaseBed {
         run: Run,
         expected: &[Expected],
     ) -> (QuickReport, Vec<Verdict>) {
-        let (report, mut seen) = self.capture(case, run, expected);
+        let (report, mut seen) = self.capture(case, run, expected, ExplainMode::Auto);
         let answers = report.routers[0].services.iter().zip(expected);
         for (seen, (answer, expected)) in seen.iter_mut().zip(answers) {
             if answer.result == Verdict::Yes && *seen == Verdict::No {
-                *seen = self.capture(case, run, std::slice::from_ref(expected)).1[0];
+                let one = std::slice::from_ref(expected);
+                *seen = self.capture(case, run, one, ExplainMode::Auto).1[0];
             }
         }
         (report, seen)
+    }
+
+    /// Whether one packet of a service that is sent once leaves the router.
+    pub(super) fn one_packet(&self, case: &CaseFile, run: Run, expected: &Expected) -> Verdict {
+        let one = std::slice::from_ref(expected);
+        self.capture(case, run, one, ExplainMode::Never).1[0]
     }
 
     fn capture(
@@ -197,6 +204,7 @@ impl CaseBed {
         case: &CaseFile,
         run: Run,
         expected: &[Expected],
+        explain: ExplainMode,
     ) -> (QuickReport, Vec<Verdict>) {
         let segments = self.lab.lab.segments_netns().unwrap();
         let state = self.lab.lab.router(&RouterName::new("r").unwrap()).unwrap();
@@ -212,6 +220,7 @@ impl CaseBed {
         let seed = 0x5eed_0123_4567_89ab;
         let job = QuickJob {
             pass_on: Some(seed),
+            explain,
             ..self.job(case, run, expected)
         };
         let catalogue = Catalogue::new(&job.services);

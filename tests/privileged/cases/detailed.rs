@@ -99,6 +99,87 @@ fn asked(case: &CaseFile) -> (Vec<String>, Vec<Status>) {
     (wrong.collect(), tests.map(|test| test.status).collect())
 }
 
+/// Rules that depend on more than the packet, in every form, over IPv4 or IPv6 in turn: the detailed
+/// job is asked about a service of each verdict by itself, on a router that no packet has come to.
+#[test]
+fn the_detailed_job_says_what_quick_says_of_rules_that_vary() {
+    let only = std::env::var("TSIM_CASES").unwrap_or_default();
+    let kernel = Kernel::running();
+    let mut asks = Vec::new();
+    for case in file::all(Path::new("netns-fixtures/cases")) {
+        let lacks = case.needs.iter().any(|symbol| kernel.lacks(symbol));
+        if lacks || case.dscp != 0 || !case.name.starts_with(&only) {
+            continue;
+        }
+        for loader in case.loaders() {
+            let families = case.families();
+            let family = families[asks.len() % families.len()];
+            let backend = Backend::Nft;
+            let run = Run {
+                loader,
+                backend,
+                family,
+            };
+            let mut expected = case.expected(run);
+            expected.retain(|e| {
+                is_unsteady(e) && matches!(e.service.protocol, Protocol::Tcp | Protocol::Udp)
+            });
+            expected.dedup_by_key(|e| e.verdict);
+            asks.extend(expected.into_iter().map(|e| (case.clone(), run, e)));
+        }
+    }
+    let next = AtomicUsize::new(0);
+    let wrong = Mutex::new(Vec::new());
+    let work = || {
+        while let Some((case, run, expected)) = asks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let found = odds(case, *run, expected);
+            wrong.lock().unwrap().extend(found);
+        }
+    };
+    thread::scope(|scope| (0..THREADS).for_each(|_| _ = scope.spawn(work)));
+    println!("{} services asked alone", asks.len());
+    let wrong = wrong.into_inner().unwrap();
+    assert!(
+        wrong.is_empty(),
+        "{} failures:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+/// What is at odds between a detailed job about one service alone and what is right.
+fn odds(case: &CaseFile, run: Run, expected: &Expected) -> Option<String> {
+    let bed = CaseBed::new(case, run.loader, run.family)
+        .unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    let job = bed.detailed(case, run.family, std::slice::from_ref(expected));
+    let report = detailed::run(&job, bed.config());
+    let report = report.unwrap_or_else(|error| panic!("{}: {error:?}", case.name));
+    let test = &report.report.services[0].tests[0];
+    let agrees = match (expected.verdict, test.status) {
+        (_, Status::Unknown) => true,
+        (Verdict::Yes, status) => {
+            matches!(status, Status::Ok | Status::Refused | Status::Partial)
+        }
+        (Verdict::No, status) => matches!(
+            status,
+            Status::Timeout | Status::Rejected | Status::Unreachable
+        ),
+        // A rate that the packets of a quick job use up is there for one.
+        (Verdict::Unknown, _) => !says(expected, "chance"),
+    };
+    (!agrees).then(|| {
+        format!(
+            "{} ({run}): {} is {} ({}) where {} ({}) is right",
+            case.name,
+            expected.service,
+            test.status,
+            test.message,
+            expected.verdict,
+            expected.because.join(" | ")
+        )
+    })
+}
+
 /// What the reasons of verdicts that depend on more than the packet have in them.
 const UNSTEADY: [&str; 5] = [
     "rate-limited",

@@ -7,6 +7,7 @@ pub(crate) mod file;
 mod fuzz;
 mod kernel;
 mod translate;
+mod varied;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
