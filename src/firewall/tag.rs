@@ -48,11 +48,17 @@ impl TagSpace {
         }
     }
 
-    /// More tags of the same job, with other random bits.
+    /// More tags of the same job, with other random bits: none of them is one of these.
     #[must_use]
     pub fn anew(self, random: u64) -> Self {
         let dscp = Dscp::new((self.base >> (32 - 6)) as u8).unwrap_or(Dscp::DEFAULT);
-        Self::new(dscp, random)
+        let other = Self::new(dscp, random);
+        let base = if other.base == self.base {
+            other.base ^ (1 << INDEX_BITS)
+        } else {
+            other.base
+        };
+        Self { base, ..other }
     }
 
     /// The tag of the service with this index, which must be below 2¹⁷.
@@ -98,6 +104,16 @@ mod tests {
         for index in [0, 1, 131_069] {
             assert_eq!(a.index(a.tag(index)), Some(index));
             assert_eq!(b.index(a.tag(index)), None);
+        }
+    }
+
+    #[test]
+    fn more_tags_of_a_job_are_others() {
+        let tags = TagSpace::new(Dscp::new(40).unwrap(), 5);
+        for random in [5, 6] {
+            let more = tags.anew(random);
+            assert_eq!(more.index(tags.tag(3)), None);
+            assert_eq!(more.tag(0) >> 26, 40);
         }
     }
 

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     firewall::{
+        Caveat,
         nft::{
             NftSocket,
             trace::{
@@ -18,10 +19,11 @@ use crate::{
                 flow::{FlowPacket, Payload},
             },
         },
-        rule::Rule,
+        rule::{Field, Packet, Rule},
         ruletext::Source,
     },
     model::{IfName, icmp},
+    netlink::object::Family,
     run::{
         explain::{self, Watched},
         packet::Headers,
@@ -201,4 +203,25 @@ pub(super) fn of_legacy(rule: &RuleEvidence) -> Option<String> {
     let parsed = Rule::of(&rule.rule);
     let caveat = parsed.caveat().filter(|caveat| caveat.may_be_own_doing())?;
     Some(format!("{caveat} on {}", rule.rule))
+}
+
+/// Rules of iptables-legacy that draw lots about packets like those that were seen, whose other ways
+/// nobody here thinks out.
+pub(super) fn of_legacy_lots<'a>(
+    mut rules: impl Iterator<Item = &'a str>,
+    seen: &[Sighting],
+) -> Option<String> {
+    let packets = seen.iter().filter_map(|seen| headers(&seen.packet));
+    let packets: Vec<Packet> = packets.map(|headers| like(&headers)).collect();
+    rules.find_map(|text| {
+        let rule = Rule::of(text);
+        let caveat = rule.caveat().filter(|c| matches!(c, Caveat::Random(_)))?;
+        let concerned = packets.is_empty() || packets.iter().any(|packet| rule.concerns(packet));
+        concerned.then(|| format!("{caveat} on {text} (iptables-legacy)"))
+    })
+}
+
+/// Packets of the same protocol: what else rules see of one, rewriting changes.
+fn like(headers: &Headers) -> Packet {
+    Packet::of(Family::of(headers.destination)).with(Field::Protocol, headers.protocol.number())
 }

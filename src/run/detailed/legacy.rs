@@ -97,6 +97,15 @@ impl LegacySnapshot {
         Self { rules }
     }
 
+    /// All rules as they are printed.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &str> {
+        let rules = self
+            .rules
+            .iter()
+            .filter(|((.., position), ..)| *position > 0);
+        rules.map(|(_, text, _)| text.as_str())
+    }
+
     /// The rules whose counters rose since `before`.
     pub(super) fn since(&self, before: &Self) -> LegacyRules {
         let then: HashMap<&Place, Counts> = before.rules.iter().map(|(p, _, c)| (p, *c)).collect();

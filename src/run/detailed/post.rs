@@ -246,6 +246,8 @@ impl<'a> Post<'a> {
             .words(seen, before)
             .map_err(self.setup.at::<EvidenceError>(self.station))?;
         self.add_legacy(before, &mut evidence, answered);
+        let lots = || chance::of_legacy_lots(self.counters.legacy.rules(), seen);
+        evidence.doubt = evidence.doubt.take().or_else(lots);
         Ok(evidence)
     }
 

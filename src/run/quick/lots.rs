@@ -80,6 +80,8 @@ struct Sample {
     left: Vec<Left>,
     /// Why it is not known of one.
     unknown: Option<String>,
+    /// Whether it is not known of the probe itself either: nothing behind the router is, then.
+    blind: bool,
 }
 
 impl Sample {
@@ -168,7 +170,10 @@ impl Urn<'_> {
             if let Some(finding) = findings.get(&index) {
                 let sample = samples.entry(index).or_default();
                 match ways {
-                    Some(ways) => sample.add(finding, ways.get(index)),
+                    Some(ways) => {
+                        sample.add(finding, ways.get(index));
+                        sample.blind = sample.unknown.is_some();
+                    }
                     // Nothing changes packets here, so it was not noted.
                     None => _ = sample.count(finding),
                 }
@@ -280,7 +285,7 @@ impl Drawn {
             through_to(explained, &sample)
         };
         let settled = !matches!(told, Some(Told::Unknown(_)));
-        if settled && sample.left.len() > 1 {
+        if settled && !sample.blind && sample.left.len() > 1 {
             self.targets.insert(index, sample.left);
         }
         self.told.extend(told.map(|told| (index, told)));
@@ -295,6 +300,9 @@ fn through_to(explained: &Explained, sample: &Sample) -> Option<Told> {
     };
     let lots = doubt.lots.as_ref()?;
     let unknown = |text: String| Some(Told::Unknown(text));
+    if sample.blind {
+        return None;
+    }
     if let Some(why) = &sample.unknown {
         return unknown(format!("chance decides where it goes: {why}"));
     }
