@@ -78,14 +78,14 @@ impl Kept {
     /// costs only time.
     pub(super) fn store(&mut self, source: &mut Source<'_>) {
         if self.fresh {
-            self.write_if(now(source));
+            self.write_if(now(source).as_ref());
         }
     }
 
     /// Writes the file, if the kernel holds `now` what it held before.
-    fn write_if(&mut self, now: Option<Vec<u8>>) {
+    fn write_if(&mut self, now: Option<&Vec<u8>>) {
         self.fresh = false;
-        if self.held.is_none() || now != self.held {
+        if self.held.is_none() || now != self.held.as_ref() {
             return;
         }
         let new = format!("{}.new", self.file);
@@ -143,7 +143,7 @@ pub(in crate::firewall) fn legacy<E>(
     }
     let text = print()?;
     kept.add(command.to_owned(), text.clone());
-    kept.write_if(held());
+    kept.write_if(held().as_ref());
     Ok(text)
 }
 

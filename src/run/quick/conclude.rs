@@ -145,14 +145,14 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
             },
         ),
         reason if own_doing && !explained.alone => {
-            let why = notes(doubtful.into_iter());
+            let why = notes(doubtful);
             (Verdict::Unknown, format!("{why}; this time {reason}"))
         }
         reason if own_doing => {
-            let why = notes(doubtful.into_iter());
+            let why = notes(doubtful);
             (Verdict::No, format!("{reason}, sent by itself, too; {why}"))
         }
-        reason => match notes(doubtful.into_iter()) {
+        reason => match notes(doubtful) {
             why if why.is_empty() => (Verdict::No, reason.to_string()),
             why => (Verdict::No, format!("{reason}; {why}")),
         },
