@@ -182,6 +182,20 @@ impl Wiring {
         routers
     }
 
+    /// Routers without facts, any of which may be where packets from `source` come in, beside those of
+    /// the lab; none where it is a router's own address, or the gateways of its segment were said.
+    #[must_use]
+    pub fn unheard(&self, source: IpAddr) -> &[RouterName] {
+        let said = |plug: &&Plug| {
+            let mut gateways = self.gateways.iter();
+            gateways.any(|(at, _)| plug.segment == Some(*at))
+        };
+        if !self.owners(source).is_empty() || self.neighbours(source).iter().any(said) {
+            return &[];
+        }
+        &self.missing
+    }
+
     /// The interfaces that are up, in a subnet with `address`, and on a segment that has it by as
     /// narrow a subnet as there is.
     pub(super) fn neighbours(&self, address: IpAddr) -> Vec<&Plug> {

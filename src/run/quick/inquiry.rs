@@ -63,6 +63,8 @@ pub(super) enum Beginning {
 /// What is to be measured first, and what is needed for it.
 pub(super) struct Prepared {
     pub(super) starts: Vec<Entry>,
+    /// Routers without facts, which may be entries, too.
+    unheard: Vec<RouterName>,
     pub(super) visits: Vec<Visit>,
     pub(super) hosts: Vec<HostSpec>,
     /// Routers to be locked.
@@ -235,6 +237,7 @@ impl<'a> Inquiry<'a> {
         let mut course = Course::plan(&mut tables, starts, probes, &allowed)?;
         let mut prepared = Prepared {
             starts: starts.to_vec(),
+            unheard: self.unheard(hosts.as_ref().map_or(&[], |(_, there)| *there))?,
             visits: Vec::new(),
             hosts: Vec::new(),
             routers: course.routers(),
@@ -271,6 +274,20 @@ impl<'a> Inquiry<'a> {
             prepared.hosts.extend(host.and_then(Result::ok));
         }
         Ok(prepared)
+    }
+
+    /// Routers without facts that the packets may enter by; none where an entry was chosen.
+    fn unheard(&self, there: &[HostState]) -> Result<Vec<RouterName>, ResolveError> {
+        let Inquiry { job, wiring, .. } = self;
+        let open = job.from.is_none() && matches!(job.routers, RouterChoice::Trace);
+        let all = match open && !job.trust_facts {
+            true => wiring.unheard(job.source),
+            false => &[],
+        };
+        if all.is_empty() || !resolve::placed_by_hand(&job.lab, job.source, there)?.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(all.to_vec())
     }
 
     /// The source host for a place. None where the router has one with that address at another
@@ -443,6 +460,10 @@ impl<'a> Inquiry<'a> {
             }
             visits = self.again(needs, &mut through.wire)?;
         }
+        for ways in &mut through.ways {
+            let unheard = prepared.unheard.iter();
+            ways.extend(unheard.map(|router| by_unheard(router, self.job.source)));
+        }
         if self.named().is_none() {
             back::weigh(self.wiring, sockets, &through.visited, &mut through.ways);
         }
@@ -608,6 +629,27 @@ fn doubt_ports(tables: &mut Tables<'_>, visited: &mut Visited) -> Result<(), Qui
         )));
     }
     Ok(())
+}
+
+/// The way by a router without facts, of which it is not known whether the source uses it.
+fn by_unheard(router: &RouterName, source: IpAddr) -> WayEnd {
+    let reason = format!(
+        "the lab has no facts of {router}, which may be a gateway of {source}, too; name the one that \
+         it uses with --from"
+    );
+    WayEnd {
+        entry: Entry {
+            router: router.clone(),
+            iface_in: None,
+        },
+        verdict: Verdict::Unknown,
+        kind: EndKind::Absent,
+        reason: Some(reason.into()),
+        router: Some(router.clone()),
+        legs: Vec::new(),
+        branches: Vec::new(),
+        steps: Vec::new(),
+    }
 }
 
 impl Answer {

@@ -180,7 +180,10 @@ fn disagreement(ways: &[WayEnd]) -> String {
         texts.extend(branches.map(|branch| branch.choice()).next());
     }
     for way in ways {
-        let by = if entries.len() > 1 {
+        let by = if way.kind == EndKind::Absent && way.legs.is_empty() {
+            // Of a router without facts no interface is known.
+            way.entry.router.to_string()
+        } else if entries.len() > 1 {
             way.entry.to_string()
         } else if !way.branches.is_empty() {
             let names = way.branches.iter().map(|branch| {

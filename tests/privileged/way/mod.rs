@@ -3,6 +3,8 @@
 //! The labs are those of public bug reports; what is right there was shown with plain hosts and plain
 //! connections on the labs' own segments.
 
+mod ends;
+
 use tsim::{
     model::RouterName,
     run::{
