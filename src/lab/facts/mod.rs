@@ -62,10 +62,10 @@ use crate::{
 
 mod addr;
 mod addr_forms;
-mod bridge;
 mod connected;
 mod firewall;
 pub mod json;
+mod link_layer;
 mod links;
 mod route;
 mod rule;

@@ -606,3 +606,17 @@ fn saved_tables_of_bridges_without_rules_decide_nothing() {
     assert!(doubts("-A FORWARD -p ARP -j DROP"));
     assert!(doubts(":OUTPUT DROP"));
 }
+
+#[test]
+fn tables_that_filter_arp_make_a_pass_doubtful() {
+    let doubts = |policy: &str| {
+        let chain = format!("type filter hook input priority filter; policy {policy};");
+        let text = format!("table arp a {{\n\tchain i {{\n\t\t{chain}\n\t}}\n}}");
+        let facts = read(&(minimal("") + &section("nft_ruleset", "", &text)));
+        let all = messages(&facts, Severity::Warning);
+        all.iter()
+            .any(|message| message.contains("`table arp a` filters ARP"))
+    };
+    assert!(doubts("drop"));
+    assert!(!doubts("accept"));
+}

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::{
-    FactsError, LostRoute, LostRule, RouterFacts, addr, bridge, connected,
+    FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
     firewall::{self, Prepared, Saved},
-    links, route, rule,
+    link_layer, links, route, rule,
     section::{Section, sections},
     sysctl, vrf,
     words::{Tables, Words, number},
@@ -459,7 +459,7 @@ impl Reader {
         self.facts.order_rulesets();
         self.facts.add_kernels_rules();
         links::complete(&mut self.facts, sections);
-        bridge::model(&mut self.facts, sections);
+        link_layer::model(&mut self.facts, sections);
         links::proxies(&mut self.facts);
         vrf::model(&mut self.facts);
         connected::normalise(&mut self.facts);

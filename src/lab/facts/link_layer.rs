@@ -1,5 +1,9 @@
-//! Bridges with ports. A lab has the bridge as one interface and no ports in it, so what rules do
-//! by port is not done there:
+//! What rules do below IP, and no lab does.
+//!
+//! Hosts and routers of a lab are told their neighbours' hardware addresses, so that tables which
+//! filter ARP change nothing there: they are omissions for what gets through.
+//!
+//! A lab has a bridge as one interface and no ports in it, so what rules do by port is not done:
 //!
 //! - Frames that are bridged meet rules of families bridge and netdev, and with br_netfilter those
 //!   of IPv4 and IPv6 as well. [`LinkFacts::filters_bridged`] says so of the bridge.
@@ -18,13 +22,16 @@ use crate::{
         topology::{MasterKind, Ruleset, RulesetKind, Warning},
     },
     model::IfName,
+    netlink::object::Family,
 };
 
 /// Words of rules that keep a packet from passing, or lead to others that do.
 const STOPS: [&str; 7] = ["DROP", "REJECT", " -j ", "drop", "reject", "jump", "queue"];
 
-/// Tells what rules do to what passes the router's bridges.
+/// Tells what rules do below IP, above all to what passes the router's bridges.
 pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
+    let of_arp = arp(facts);
+    facts.warnings.extend(of_arp);
     let ports = ports(facts);
     let with_ip_rules = meets_ip_rules(facts, sections);
     mark_filtering(facts, &ports.masters, with_ip_rules);
@@ -88,6 +95,21 @@ fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, with_ip_r
 
 fn stops(text: &str) -> bool {
     STOPS.iter().any(|word| text.contains(word))
+}
+
+/// Tables of nftables that can keep a neighbour from being found by IPv4.
+fn arp(facts: &RouterFacts) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for ruleset in facts.rulesets.iter().filter(|r| r.kind == RulesetKind::Nft) {
+        let tables = tables(&ruleset.text).into_iter();
+        for table in tables.filter(|table| table.family == "arp" && stops(table.text)) {
+            let omission = Omission::of_family(OmissionKind::Feature, Family::V4).of_passed();
+            let head = table.head;
+            let message = format!("`{head}` filters ARP, which no lab needs to find neighbours");
+            warnings.push(warning(facts, ruleset, table.line, message, omission));
+        }
+    }
+    warnings
 }
 
 /// Tables of nftables that see the frames of packets that are routed.
