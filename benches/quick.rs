@@ -81,8 +81,9 @@ impl Bench {
     fn reasons(&self, pairs: usize) {
         println!("services   --explain never   auto   more (ms, median of {pairs} pairs)");
         let router = self.routers(1);
-        for ports in [BLOCKED, "1-1000"] {
-            let job = |explain| self.ask(&router, ports, explain);
+        let open = [SOURCE, DESTINATION];
+        for (from_to, ports) in [(STOPPED, "1001-1010"), (open, "1-1000")] {
+            let job = |explain| self.ask(from_to, &router, ports, explain);
             // The first job on a lab runs the tools.
             job("auto");
             let pair = |_| (millis(job("never").wall), millis(job("auto").wall));
@@ -94,10 +95,12 @@ impl Bench {
     }
 
     fn quick(&self, routers: &[String], services: u32) -> Cost {
-        self.ask(routers, &format!("1-{services}"), "never")
+        let from_to = [SOURCE, DESTINATION];
+        self.ask(from_to, routers, &format!("1-{services}"), "never")
     }
 
-    fn ask(&self, routers: &[String], ports: &str, explain: &str) -> Cost {
+    fn ask(&self, from_to: [&str; 2], routers: &[String], ports: &str, explain: &str) -> Cost {
+        let [source, destination] = from_to;
         let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-quick"));
         command
             .arg("--config")
@@ -105,9 +108,9 @@ impl Bench {
             .args(["--lab", self.0.lab.lab.as_str()]);
         command.args([
             "-s",
-            SOURCE,
+            source,
             "-d",
-            DESTINATION,
+            destination,
             "--json",
             "--explain",
             explain,
@@ -147,8 +150,8 @@ impl Bench {
     }
 }
 
-/// Ten services that the router stops.
-const BLOCKED: &str = "1001-1010";
+/// From and to where hq-gw stops every service.
+const STOPPED: [&str; 2] = ["10.3.10.50", "10.1.1.100"];
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
