@@ -137,7 +137,7 @@ impl Run for Add {
             prefix_len: self.address.prefix_len,
             interface: self.interface,
         };
-        let mut kernel = LabHosts::new(&NetnsDir::default());
+        let mut kernel = LabHosts::new(&NetnsDir::default().patient(context.config.lock_timeout));
         let spec = kernel.lab(&self.lab)?.plan(&request)?;
         let registry = open(context)?;
         let made = add(&registry, &spec, &mut kernel, context)?;
@@ -206,7 +206,7 @@ struct Removed {
 impl Run for Remove {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let id = HostId::new(self.lab, self.name);
-        let mut kernel = LabHosts::new(&NetnsDir::default());
+        let mut kernel = LabHosts::new(&NetnsDir::default().patient(context.config.lock_timeout));
         let registry = open(context)?;
         let wait = Wait::at_most(context.config.lock_timeout);
         let mut operator = registry.operator().map_err(Failure::cannot_run)?;

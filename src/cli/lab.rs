@@ -305,7 +305,10 @@ impl Run for DownArgs {
             true => None,
             false => Some(lab::vacate(&context.config, &self.name, &wait)?),
         };
-        let removed = lab::down(&context.config, &self.name)?;
+        let removed = match self.force {
+            true => lab::down_by_force(&context.config, &self.name)?,
+            false => lab::down(&context.config, &self.name)?,
+        };
         let hosts: &[HostId] = vacated.as_ref().map_or(&[], |v| &v.hosts);
         let output = DownOutput {
             lab: &self.name,

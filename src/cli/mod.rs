@@ -23,6 +23,7 @@ use crate::{
     keeper::KeeperError,
     model::{PrintableJson, printable_lines},
     netlink::buffers,
+    run::interrupt,
     sys::{leave, limits},
 };
 
@@ -66,7 +67,8 @@ pub const EXIT_CODES: &str = "Exit codes:
   1  a job found at least one NO
   2  wrong arguments or configuration; nothing was changed
   3  a job found at least one UNKNOWN
-  4  could not run: rights, kernel, lab, or a lock not had in time";
+  4  could not run: rights, kernel, lab, or a lock not had in time
+  130, 143  ended by SIGINT, SIGTERM";
 
 /// A command that failed: the error and the exit code that it means.
 #[derive(Debug)]
@@ -289,14 +291,14 @@ pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
             };
             // Nothing is left to tell anybody when even this cannot be printed.
             let _ = error.print();
-            exit
+            exit as i32
         }
     };
-    process::exit(exit as i32)
+    process::exit(exit)
 }
 
 /// Ends the process here where a command left descriptors that take long to close.
-fn run<C: CommandLine>(command: C) -> Exit {
+fn run<C: CommandLine>(command: C) -> i32 {
     let global = command.global().clone();
     start_log(command.log());
     // Jobs on hundreds of routers, and a thousand viewers, need more than a login gives. Where a
@@ -321,7 +323,7 @@ fn run<C: CommandLine>(command: C) -> Exit {
     }
     match result {
         Ok((exit, true)) => leave::exit_leaving_descriptors(exit as i32),
-        Ok((exit, false)) => exit,
+        Ok((exit, false)) => exit as i32,
         Err(failure) => {
             let text = failure.to_string();
             let _ = writeln!(io::stderr(), "error: {}", printable_lines(&text));
@@ -335,7 +337,8 @@ fn run<C: CommandLine>(command: C) -> Exit {
                     "hint: {hint}; `tsim doctor` looks at everything"
                 );
             }
-            failure.exit
+            // What a signal made end says so, as every program does.
+            interrupt::exit_code().unwrap_or(failure.exit as i32)
         }
     }
 }

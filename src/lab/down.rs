@@ -1,8 +1,10 @@
 //! Takes a lab down, by what was written when it was made, and says what is left of one.
 
+use std::{fs, path::Path};
+
 use super::{
     LabError, pool,
-    state::{LabDir, LabState, boot_id},
+    state::{LabDir, LabState, Remains, boot_id},
 };
 use crate::{
     config::Config,
@@ -40,6 +42,8 @@ pub(super) fn namespaces(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     Ours,
+    /// The empty file that is left where making or removing it was interrupted.
+    Bare,
     Absent,
     Foreign,
 }
@@ -55,11 +59,14 @@ pub(super) fn find(
         Ok(netns) if id.is_none_or(|id| id == netns.id()) => Ok(Found::Ours),
         Ok(_) => Ok(Found::Foreign),
         Err(NetnsError::NotFound { .. }) => Ok(Found::Absent),
-        // The bare file is what an interrupted creation leaves.
-        Err(NetnsError::NotANamespace { .. }) if id.is_none() => Ok(Found::Ours),
+        Err(NetnsError::NotANamespace { path }) if is_empty(&path) => Ok(Found::Bare),
         Err(NetnsError::NotANamespace { .. }) => Ok(Found::Foreign),
         Err(error) => Err(error),
     }
+}
+
+fn is_empty(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0)
 }
 
 /// Whether all namespaces of the lab are there.
@@ -79,14 +86,22 @@ pub(super) fn remove_namespaces(
     removed: &mut Removed,
 ) -> Vec<LabError> {
     let same_boot = boot_id().is_ok_and(|boot| boot == state.boot_id);
-    let all: Vec<_> = namespaces(state).collect();
+    remove_all(dir, namespaces(state).collect(), same_boot, removed)
+}
+
+fn remove_all(
+    dir: &NetnsDir,
+    all: Vec<(NetnsName, Option<NetnsId>)>,
+    same_boot: bool,
+    removed: &mut Removed,
+) -> Vec<LabError> {
     let results = pool::each(&all, |(name, id)| {
         let found = if same_boot {
             find(dir, name, *id)?
         } else {
             Found::Absent
         };
-        if found == Found::Ours {
+        if matches!(found, Found::Ours | Found::Bare) {
             fault::step("lab.delete").map_err(|source| LabError::File {
                 call: "remove the namespace",
                 path: dir.path(name),
@@ -99,7 +114,7 @@ pub(super) fn remove_namespaces(
     let mut failures = Vec::new();
     for ((name, _), result) in all.into_iter().zip(results) {
         let list = match result.unwrap_or(Err(LabError::Worker)) {
-            Ok(Found::Ours) => &mut removed.removed,
+            Ok(Found::Ours | Found::Bare) => &mut removed.removed,
             Ok(Found::Absent) => &mut removed.absent,
             Ok(Found::Foreign) => &mut removed.foreign,
             Err(error) => {
@@ -118,6 +133,18 @@ pub(super) fn remove_namespaces(
 /// # Errors
 /// [`LabError::NotRemoved`] with everything that failed; what is left can be tried again.
 pub fn down(config: &Config, name: &LabName) -> Result<Removed, LabError> {
+    take_down(config, name, false)
+}
+
+/// The same for a lab whose file is damaged or another release's, too: then by what is left of it.
+///
+/// # Errors
+/// As [`down`].
+pub fn down_by_force(config: &Config, name: &LabName) -> Result<Removed, LabError> {
+    take_down(config, name, true)
+}
+
+fn take_down(config: &Config, name: &LabName, force: bool) -> Result<Removed, LabError> {
     let mut removed = Removed::default();
     let dir = LabDir::new(config, name);
     if !dir.exists()? {
@@ -126,9 +153,22 @@ pub fn down(config: &Config, name: &LabName) -> Result<Removed, LabError> {
     let locked = dir.lock()?;
     let netns = NetnsDir::default();
     let mut failures = Vec::new();
-    if let Some(state) = locked.state()? {
-        removed.hosts = hosts(&netns, name)?;
-        failures = remove_namespaces(&netns, &state, &mut removed);
+    match locked.state() {
+        Ok(None) => {}
+        Ok(Some(state)) => {
+            removed.hosts = hosts(&netns, name)?;
+            failures = remove_namespaces(&netns, &state, &mut removed);
+        }
+        Err(error) if force => {
+            tracing::warn!(%error, "going by what is left of the lab's file");
+            removed.hosts = hosts(&netns, name)?;
+            let remains = locked.remains();
+            let here = boot_id()?;
+            let same_boot = remains.boot_id.as_ref().is_none_or(|boot| *boot == here);
+            let all = remaining(name, remains);
+            failures = remove_all(&netns, all, same_boot, &mut removed);
+        }
+        Err(error) => return Err(error),
     }
     if failures.is_empty() {
         failures.extend(locked.remove().err());
@@ -140,6 +180,16 @@ pub fn down(config: &Config, name: &LabName) -> Result<Removed, LabError> {
         lab: name.clone(),
         failures,
     })
+}
+
+/// The namespaces of a lab of which only that is known.
+fn remaining(lab: &LabName, remains: Remains) -> Vec<(NetnsName, Option<NetnsId>)> {
+    let routers = remains.routers.into_iter().map(|router| {
+        let id = RouterId::new(lab.clone(), router.name);
+        (id.netns(), router.netns)
+    });
+    let hidden = (NetnsName::segments(lab), remains.segments_netns);
+    std::iter::once(hidden).chain(routers).collect()
 }
 
 fn hosts(dir: &NetnsDir, lab: &LabName) -> Result<Vec<String>, LabError> {

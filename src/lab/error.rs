@@ -50,6 +50,17 @@ pub enum LabError {
         /// Why the old one could not be made again, if it could not.
         old: Option<Box<LabError>>,
     },
+    /// A namespace of that name exists and belongs to a lab of the same name in another registry.
+    #[error(
+        "network namespace {netns} belongs to a lab {lab} of another registry: take that down with \
+        the configuration that it was made with, or choose another name"
+    )]
+    Elsewhere {
+        /// The lab.
+        lab: LabName,
+        /// The namespace.
+        netns: NetnsName,
+    },
     /// A namespace of that name exists and belongs to somebody else.
     #[error(
         "network namespace {netns} exists and is no part of a lab: remove it, or choose \

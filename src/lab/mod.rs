@@ -28,7 +28,7 @@ use std::{ops::Deref, sync::Arc};
 
 use self::{down::Found, state::LabDir};
 pub use self::{
-    down::{Removed, down},
+    down::{Removed, down, down_by_force},
     error::LabError,
     gone::forget_gone,
     replace::{Changes, Replaced, replace},
@@ -148,8 +148,14 @@ pub fn status(config: &Config, name: &LabName) -> Result<Status, LabError> {
 pub fn list(config: &Config) -> Result<Vec<LabState>, LabError> {
     let mut labs = Vec::new();
     for name in LabDir::list(config)? {
-        // One that was taken down meanwhile is none.
-        labs.extend(LabDir::new(config, &name).state()?);
+        match LabDir::new(config, &name).state() {
+            // One that was taken down meanwhile is none.
+            Ok(state) => labs.extend(state),
+            // One that cannot be read is no reason not to list the others.
+            Err(error) => tracing::warn!(
+                "lab {name} cannot be read: {error}; `tsim lab down {name} --force` removes it"
+            ),
+        }
     }
     Ok(labs)
 }

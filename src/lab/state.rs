@@ -17,21 +17,19 @@ use std::{
     io::{self, Read},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::stat::fstat,
-};
+use nix::{fcntl::Flock, sys::stat::fstat};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     LabError,
-    topology::{InterfaceKind, LinkFacts, Segment, Topology, Warning},
+    topology::{self, InterfaceKind, LinkFacts, Segment, Topology, Warning},
 };
 use crate::{
     config::Config,
-    fault,
+    fault, flock,
     model::{
         IfName, Known, LabName, RouterName,
         owner::{KEEPER_FILE, world},
@@ -42,6 +40,7 @@ use crate::{
         RegistryError,
         medium::{Directory, Medium},
     },
+    wait::Wait,
 };
 
 const VERSION: u32 = 2;
@@ -86,6 +85,25 @@ pub struct LabState {
     pub segments: Vec<Segment>,
     /// What the lab does not have as the facts do.
     pub warnings: Vec<Warning>,
+}
+
+/// What is left of a lab's file.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Remains {
+    #[serde(default)]
+    pub(super) boot_id: Option<String>,
+    #[serde(default)]
+    pub(super) segments_netns: Option<NetnsId>,
+    #[serde(default)]
+    pub(super) routers: Vec<RemainingRouter>,
+}
+
+/// A router of it.
+#[derive(Debug, Deserialize)]
+pub(super) struct RemainingRouter {
+    pub(super) name: RouterName,
+    #[serde(default)]
+    pub(super) netns: Option<NetnsId>,
 }
 
 /// A router of a lab.
@@ -220,6 +238,8 @@ fn file_error(call: &'static str, path: &Path) -> impl Fn(io::Error) -> LabError
 pub(super) struct LabDir {
     labs: PathBuf,
     name: LabName,
+    /// How long to wait for somebody else who changes the lab.
+    patience: Duration,
 }
 
 impl LabDir {
@@ -227,6 +247,7 @@ impl LabDir {
         Self {
             labs: config.labs_dir.clone(),
             name: lab.clone(),
+            patience: config.lock_timeout,
         }
     }
 
@@ -241,7 +262,7 @@ impl LabDir {
             let Some(name) = name else { continue };
             // A file, a link or somebody's directory beside the labs is none of them.
             if let Ok(Some(dir)) = labs.sub_existing(name.as_str())
-                && dir.open_file(STATE)?.is_some()
+                && !matches!(dir.open_file(STATE), Ok(None))
             {
                 found.push(name);
             }
@@ -272,10 +293,11 @@ impl LabDir {
 
     /// Waits until nobody else makes or takes down this lab.
     pub(super) fn lock(&self) -> Result<LockedLab, LabError> {
+        let wait = Wait::at_most(self.patience);
         loop {
             let labs = Directory::open(&self.labs)?;
             let dir = labs.sub(self.name.as_str())?;
-            if let Some(lock) = try_lock(&dir)? {
+            if let Some(lock) = try_lock(&dir, &wait)? {
                 return Ok(LockedLab {
                     name: self.name.clone(),
                     labs,
@@ -318,21 +340,16 @@ fn read<T: DeserializeOwned>(dir: &Directory, name: &str) -> Result<Option<T>, L
 }
 
 /// None when the file or its directory went while it was waited for, with the lab.
-fn try_lock(dir: &Directory) -> Result<Option<Flock<OwnedFd>>, LabError> {
+fn try_lock(dir: &Directory, wait: &Wait) -> Result<Option<Flock<OwnedFd>>, LabError> {
     let path = dir.path().join(LOCK);
-    let mut unlocked = match dir.lock_file(LOCK) {
+    let unlocked = match dir.lock_file(LOCK) {
         Err(RegistryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Ok(None);
         }
         other => other?,
     };
-    let lock = loop {
-        match Flock::lock(unlocked, FlockArg::LockExclusive) {
-            Ok(lock) => break lock,
-            Err((file, nix::errno::Errno::EINTR)) => unlocked = file,
-            Err((_, errno)) => return Err(file_error("lock", &path)(errno.into())),
-        }
-    };
+    let lock = flock::exclusive(unlocked, &path, wait);
+    let lock = lock.map_err(|refused| file_error("lock", &path)(refused.into_io(wait)))?;
     let held = fstat(&*lock).map_err(|e| file_error("look at", &path)(e.into()))?;
     Ok((held.st_nlink > 0).then_some(lock))
 }
@@ -350,6 +367,25 @@ impl LockedLab {
     /// What is kept; none where there is no lab.
     pub(super) fn state(&self) -> Result<Option<LabState>, LabError> {
         read_state(&self.dir)
+    }
+
+    /// What can be told of a lab whose file is damaged or another release's: the boot it belongs to
+    /// and its namespaces, from what is left of the file, or else from the topology.
+    pub(super) fn remains(&self) -> Remains {
+        let state: Option<Remains> = read(&self.dir, STATE).ok().flatten();
+        let topology = || {
+            let topology = self.topology().ok().flatten()?;
+            let router = |router: topology::Router| RemainingRouter {
+                name: router.name,
+                netns: None,
+            };
+            Some(Remains {
+                routers: topology.routers.into_iter().map(router).collect(),
+                ..Remains::default()
+            })
+        };
+        let known = state.filter(|state| !state.routers.is_empty());
+        known.or_else(topology).unwrap_or_default()
     }
 
     pub(super) fn topology(&self) -> Result<Option<Topology>, LabError> {

@@ -142,7 +142,7 @@ pub fn up(
         });
     }
     let builder = Builder {
-        dir: NetnsDir::default(),
+        dir: NetnsDir::default().patient(config.lock_timeout),
         tool_dirs: &config.tool_dirs,
         topology,
         loaders,
@@ -249,6 +249,16 @@ impl Builder<'_> {
         for netns in down::namespaces(state).map(|(name, _)| name) {
             match self.dir.exists(&netns) {
                 Ok(false) => {}
+                // Every lab has a namespace of its segments.
+                Ok(true)
+                    if self
+                        .dir
+                        .exists(&NetnsName::segments(&state.lab))
+                        .is_ok_and(|is| is) =>
+                {
+                    let lab = state.lab.clone();
+                    return Err((false, LabError::Elsewhere { lab, netns }));
+                }
                 Ok(true) => return Err((false, LabError::Taken { netns })),
                 Err(error) => return Err((false, error.into())),
             }

@@ -32,7 +32,7 @@ pub fn vacate(config: &Config, name: &LabName, wait: &Wait) -> Result<Vacated, L
         });
     }
     let mut operator = registry.operator()?;
-    let mut kernel = LabHosts::new(&NetnsDir::default());
+    let mut kernel = LabHosts::new(&NetnsDir::default().patient(config.lock_timeout));
     let registered = registry.hosts()?.into_iter().map(|(id, _)| id);
     let hosts: Vec<HostId> = registered.filter(|id| id.lab == *name).collect();
     for host in &hosts {

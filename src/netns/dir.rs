@@ -3,14 +3,18 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
+    fcntl::{Flock, OFlag},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::statfs::{NSFS_MAGIC, statfs},
@@ -20,7 +24,7 @@ use super::{
     NetnsError, NetnsFd,
     fd::{OWN_NETNS, on_own_thread},
 };
-use crate::model::NetnsName;
+use crate::{flock, model::NetnsName, wait::Wait};
 
 /// Where ip-netns(8) keeps named namespaces.
 pub const DEFAULT_DIR: &str = "/run/netns";
@@ -32,13 +36,20 @@ const NONE: Option<&str> = None;
 /// ```text
 /// /run/netns/              a mount point, shared, so that an unmount is seen everywhere
 /// /run/netns/corp10.hq-gw  an empty file with the namespace mounted on it
+/// /run/netns.tsim-lock     flock: whoever makes a name here holds it
 /// ```
 #[derive(Debug, Clone)]
 pub struct NetnsDir {
     dir: PathBuf,
     /// Set once the directory is a shared mount; clones share it.
     prepared: Arc<OnceLock<()>>,
+    /// How long to wait for somebody else who makes names.
+    patience: Duration,
 }
+
+/// How long names are waited for unless [`NetnsDir::patient`] says otherwise; making one takes
+/// less than a millisecond.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Default for NetnsDir {
     fn default() -> Self {
@@ -53,7 +64,14 @@ impl NetnsDir {
         Self {
             dir: dir.into(),
             prepared: Arc::default(),
+            patience: PATIENCE,
         }
+    }
+
+    /// The same directory, where others are waited for at most for `patience`.
+    #[must_use]
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The file that stands for `name`.
@@ -127,7 +145,7 @@ impl NetnsDir {
                 source,
             }
         };
-        let _lock = self.lock()?;
+        let _lock = self.lock_names()?;
         let path = self.path(name);
         let file = OpenOptions::new()
             .read(true)
@@ -271,7 +289,12 @@ impl NetnsDir {
             .mode(0o755)
             .create(&self.dir)
             .map_err(fail("make"))?;
-        let _lock = self.lock()?;
+        // As it is but for the first time: then nobody needs to be waited for.
+        if make_shared(&self.dir).is_ok() {
+            let _ = self.prepared.set(());
+            return Ok(());
+        }
+        let _lock = self.lock_mount()?;
         match make_shared(&self.dir) {
             // Not a mount point yet.
             Err(Errno::EINVAL) => {
@@ -287,23 +310,37 @@ impl NetnsDir {
         Ok(())
     }
 
-    /// The lock that iproute2 takes too.
-    fn lock(&self) -> Result<Flock<File>, NetnsError> {
-        let fail = |step| {
-            move |source| NetnsError::PrepareDir {
-                dir: self.dir.clone(),
-                step,
-                source,
-            }
-        };
-        let mut dir = File::open(&self.dir).map_err(fail("open"))?;
-        loop {
-            match Flock::lock(dir, FlockArg::LockExclusive) {
-                Ok(lock) => return Ok(lock),
-                Err((again, Errno::EINTR)) => dir = again,
-                Err((_, errno)) => return Err(fail("lock")(errno.into())),
-            }
-        }
+    /// The lock of those that make names. Only who may make them can open it: iproute2's, on the
+    /// directory, any local user can hold for as long as they like.
+    fn lock_names(&self) -> Result<Flock<OwnedFd>, NetnsError> {
+        let mut path = self.dir.clone().into_os_string();
+        path.push(".tsim-lock");
+        let path = PathBuf::from(path);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlag::O_NOFOLLOW.bits())
+            .open(&path)
+            .map_err(self.cannot("open the lock of"))?;
+        let wait = Wait::at_most(self.patience);
+        let held = flock::exclusive(file.into(), &path, &wait);
+        held.map_err(|refused| self.cannot("lock the names in")(refused.into_io(&wait)))
+    }
+
+    /// The lock that iproute2 takes to make the directory a shared mount.
+    fn lock_mount(&self) -> Result<Flock<OwnedFd>, NetnsError> {
+        let dir = File::open(&self.dir).map_err(self.cannot("open"))?;
+        let wait = Wait::at_most(self.patience);
+        let held = flock::exclusive(dir.into(), &self.dir, &wait);
+        held.map_err(|refused| self.cannot("lock")(refused.into_io(&wait)))
+    }
+
+    fn cannot(&self, step: &'static str) -> impl FnOnce(io::Error) -> NetnsError {
+        let dir = self.dir.clone();
+        move |source| NetnsError::PrepareDir { dir, step, source }
     }
 }
 

@@ -26,8 +26,8 @@ use crate::{
         medium::Directory,
         mutex,
         queue::{Ticket, nearest, next_number},
-        wait::Woken,
     },
+    wait::Woken,
 };
 
 /// Name of a FIFO that is not yet a ticket.
@@ -122,7 +122,9 @@ pub(crate) fn acquire(
     };
     while let Some(ahead) = lock.queue.nearest_live(&lock.ticket)? {
         lock.refuse_namesake()?;
-        let woken = fault::step("registry.queue.wait").and_then(|()| wait.readable(ahead.as_fd()));
+        let say = || tracing::warn!("waiting: {}", lock.timed_out(wait));
+        let woken = fault::step("registry.queue.wait")
+            .and_then(|()| wait.readable_or_say(ahead.as_fd(), say));
         match woken.map_err(|e| locks.error("wait for", name, e))? {
             Woken::Ready => {}
             Woken::TimedOut => return Err(lock.timed_out(wait)),

@@ -65,8 +65,8 @@ mod state_model;
 mod store;
 mod table;
 mod time;
-pub mod wait;
 
+pub use crate::wait::{Cancel, Wait};
 pub use dscp::{DscpAllocation, DscpGrant};
 pub use error::{Collided, RegistryError};
 pub use host::{HostRecord, HostSpec, ManagedBy};
@@ -79,6 +79,5 @@ pub use neighbour::{NeighbourKey, NeighbourLeases};
 pub use queue::Mode;
 pub use reconcile::{Action, ReconcileReport, Scope};
 pub use store::Repair;
-pub use wait::{Cancel, Wait};
 
 pub use crate::model::owner::{self, Liveness, Owner};

@@ -1,36 +1,18 @@
-//! Mutual exclusion for one short change: flock(2) on a file or directory below `locks/`.
-//!
-//! The kernel queues whoever blocks in flock(2), wakes one at a time, and frees the lock when its
-//! holder dies. But flock(2) takes no time-out, and a holder may be stopped (SIGSTOP) between two
-//! instructions. So when the lock is taken, a thread blocks in flock(2) and the caller sleeps in
-//! poll(2) for that thread, its deadline or its [`Cancel`](crate::registry::Cancel). A thread
-//! whose caller gave up ends as soon as it gets the lock, and frees it at once.
+//! Mutual exclusion for one short change: a [lock](crate::flock) on a file or directory below
+//! `locks/`.
 
-use std::{
-    fs, io,
-    os::fd::{AsFd, OwnedFd},
-    sync::mpsc,
-    thread,
-};
+use std::os::fd::OwnedFd;
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-    sys::{
-        eventfd::{EfdFlags, EventFd},
-        stat::fstat,
+use nix::{fcntl::Flock, sys::stat::fstat};
+
+use crate::{
+    flock::{self, NotLocked},
+    registry::{
+        RegistryError, Wait,
+        medium::Directory,
+        order::{Before, Level, Token},
     },
 };
-
-use crate::registry::{
-    RegistryError, Wait,
-    medium::Directory,
-    order::{Before, Level, Token},
-    wait::Woken,
-};
-
-/// Stack of the thread that blocks in flock(2) and does nothing else.
-const STACK: usize = 64 << 10;
 
 /// A held lock; dropping frees it.
 #[derive(Debug)]
@@ -70,8 +52,9 @@ pub(crate) fn lock_linked(
 ) -> Result<Flock<OwnedFd>, RegistryError> {
     loop {
         let fd = open()?;
-        let inode = fstat(&fd).map(|stat| stat.st_ino).unwrap_or_default();
-        let held = exclusive(fd, locks, name, wait).map_err(|e| name_holder(e, inode))?;
+        let path = locks.path().join(name);
+        let held = flock::exclusive(fd, &path, wait);
+        let held = held.map_err(|refused| gave_up(refused, locks, name, wait))?;
         let stat = fstat(&*held).map_err(|e| locks.error("examine", name, e))?;
         if stat.st_nlink > 0 {
             return Ok(held);
@@ -79,102 +62,25 @@ pub(crate) fn lock_linked(
     }
 }
 
-fn exclusive(
-    fd: OwnedFd,
-    locks: &Directory,
-    name: &str,
-    wait: &Wait,
-) -> Result<Flock<OwnedFd>, RegistryError> {
-    match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
-        Ok(held) => Ok(held),
-        Err((fd, Errno::EWOULDBLOCK)) => blocking(fd, wait)
-            .map_err(|e| locks.error("lock", name, e))?
-            .map_err(|woken| gave_up(woken, locks, name, wait)),
-        Err((_, e)) => Err(locks.error("lock", name, e)),
-    }
-}
-
-fn gave_up(woken: Woken, locks: &Directory, name: &str, wait: &Wait) -> RegistryError {
+fn gave_up(refused: NotLocked, locks: &Directory, name: &str, wait: &Wait) -> RegistryError {
     let what = locks.path().join(name).display().to_string();
-    match woken {
-        Woken::Cancelled => RegistryError::Cancelled { what },
-        _ => RegistryError::LockTimeout {
-            what,
+    match refused {
+        NotLocked::Io(error) => locks.error("lock", name, error),
+        NotLocked::Cancelled => RegistryError::Cancelled { what },
+        NotLocked::TimedOut(holder) => RegistryError::LockTimeout {
+            what: match holder {
+                Some(pid) => format!("{what} (locked by process {pid})"),
+                None => what,
+            },
             waited: wait.waited(),
             holders: Vec::new(),
         },
     }
 }
 
-/// Adds to a time-out which process was in the way, as far as `/proc/locks` tells, proc_locks(5).
-fn name_holder(error: RegistryError, inode: u64) -> RegistryError {
-    let RegistryError::LockTimeout {
-        what,
-        waited,
-        holders,
-    } = error
-    else {
-        return error;
-    };
-    let table = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let what = match holder(&table, inode) {
-        Some(pid) => format!("{what} (locked by process {pid})"),
-        None => what,
-    };
-    RegistryError::LockTimeout {
-        what,
-        waited,
-        holders,
-    }
-}
-
-/// The process that holds a flock(2) on `inode`. Lines of those that wait have a `->` in them.
-fn holder(table: &str, inode: u64) -> Option<u32> {
-    table.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else {
-            return None;
-        };
-        let (_, of) = file.rsplit_once(':')?;
-        (of.parse() == Ok(inode)).then_some(pid.parse().ok()?)
-    })
-}
-
-fn blocking(fd: OwnedFd, wait: &Wait) -> io::Result<Result<Flock<OwnedFd>, Woken>> {
-    let ready = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
-    let (send, receive) = mpsc::sync_channel(1);
-    let signal = ready.as_fd().try_clone_to_owned()?;
-    thread::Builder::new()
-        .name("tsim-flock".to_owned())
-        .stack_size(STACK)
-        .spawn(move || {
-            // A receiver that has gone drops the lock with the message.
-            let _ = send.send(block(fd));
-            let _ = nix::unistd::write(&signal, &1u64.to_ne_bytes());
-        })?;
-    match wait.readable(ready.as_fd())? {
-        Woken::Ready => receive
-            .recv()
-            .map_err(io::Error::other)?
-            .map(Ok)
-            .map_err(Into::into),
-        gave_up => Ok(Err(gave_up)),
-    }
-}
-
-fn block(mut fd: OwnedFd) -> Result<Flock<OwnedFd>, Errno> {
-    loop {
-        match Flock::lock(fd, FlockArg::LockExclusive) {
-            Ok(held) => return Ok(held),
-            Err((same, Errno::EINTR)) => fd = same,
-            Err((_, e)) => return Err(e),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{fs, thread, time::Duration};
 
     use super::*;
     use crate::registry::{
@@ -240,14 +146,5 @@ mod tests {
             drop(held);
             assert_eq!(waiter.join().unwrap(), 1, "the file that is there now");
         });
-    }
-
-    #[test]
-    fn the_kernels_table_of_locks_is_read() {
-        let table = "1: POSIX  ADVISORY  WRITE 7 00:2d:31 0 EOF\n\
-                     2: -> FLOCK  ADVISORY  WRITE 8 00:2d:31 0 EOF\n\
-                     3: FLOCK  ADVISORY  WRITE 9 00:2d:31 0 EOF\n";
-        assert_eq!(holder(table, 31), Some(9));
-        assert_eq!(holder(table, 32), None);
     }
 }

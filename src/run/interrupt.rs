@@ -2,9 +2,13 @@
 //! what is left and ends the process.
 
 use std::{
+    fmt,
     io::{self, Write},
     process,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
     thread,
 };
 
@@ -12,14 +16,36 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::registry::Cancel;
 
-/// Exit code of a process that a second signal ended: it could not run, see the README.
-const INTERRUPTED: i32 = 4;
+/// The one that watches: a signal is for the whole process.
+static WATCHING: Mutex<Option<Interrupt>> = Mutex::new(None);
+
+/// The exit code of a process that a signal made end, as a shell has it: 128 and the signal's
+/// number; none where no signal came.
+#[must_use]
+pub fn exit_code() -> Option<i32> {
+    let watching = WATCHING.lock().unwrap_or_else(PoisonError::into_inner);
+    match watching.as_ref()?.signal.load(Ordering::Relaxed) {
+        0 => None,
+        signal => Some(128 + signal),
+    }
+}
+
+/// What is left when a process stops at once, in words.
+type Left = Box<dyn Fn() -> Vec<String> + Send>;
 
 /// Watches for signals while a job runs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Interrupt {
     cancel: Cancel,
-    held: Arc<Mutex<Vec<String>>>,
+    left: Arc<Mutex<Vec<Left>>>,
+    /// The last signal that came; 0 for none.
+    signal: Arc<AtomicI32>,
+}
+
+impl fmt::Debug for Interrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interrupt").finish_non_exhaustive()
+    }
 }
 
 impl Interrupt {
@@ -30,7 +56,6 @@ impl Interrupt {
     /// # Errors
     /// When signals cannot be blocked or no thread can be started.
     pub fn watch() -> io::Result<Self> {
-        static WATCHING: Mutex<Option<Interrupt>> = Mutex::new(None);
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGINT);
         signals.add(Signal::SIGTERM);
@@ -41,7 +66,8 @@ impl Interrupt {
         }
         let interrupt = Self {
             cancel: Cancel::new()?,
-            held: Arc::default(),
+            left: Arc::default(),
+            signal: Arc::default(),
         };
         let watcher = interrupt.clone();
         thread::Builder::new()
@@ -63,25 +89,23 @@ impl Interrupt {
         self.cancel.is_cancelled()
     }
 
-    /// Notes that `what` is there until the returned value is dropped, for the message that a
-    /// second signal prints.
-    #[must_use]
-    pub fn holding(&self, what: impl Into<String>) -> Holding {
-        let what = what.into();
-        self.list(|held| held.push(what.clone()));
-        Holding {
-            interrupt: self.clone(),
-            what,
-        }
+    /// Asks `left` what is there still, for the message that a second signal prints.
+    pub fn at_stop(&self, left: impl Fn() -> Vec<String> + Send + 'static) {
+        let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(Box::new(left));
     }
 
-    fn list<T>(&self, change: impl FnOnce(&mut Vec<String>) -> T) -> T {
-        change(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Sleeps until a signal comes, and notes it; false for an invalid set only, sigwait(3).
+    fn next(&self, signals: &SigSet) -> bool {
+        let signal = signals.wait();
+        if let Ok(signal) = signal {
+            self.signal.store(signal as i32, Ordering::Relaxed);
+        }
+        signal.is_ok()
     }
 
     fn wait(&self, signals: SigSet) {
-        // sigwait(3) fails only for an invalid set.
-        if signals.wait().is_err() {
+        if !self.next(&signals) {
             return;
         }
         self.cancel.cancel();
@@ -89,38 +113,21 @@ impl Interrupt {
             io::stderr(),
             "interrupted: undoing; once more to stop at once"
         );
-        if signals.wait().is_err() {
+        if !self.next(&signals) {
             return;
         }
-        let held = self.list(std::mem::take);
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let left: Vec<String> = left.iter().flat_map(|left| left()).collect();
         let _ = writeln!(
             io::stderr(),
             "stopped; left for the next job or `tsim reconcile`: {}",
-            if held.is_empty() {
+            if left.is_empty() {
                 "nothing".to_owned()
             } else {
-                held.join(", ")
+                left.join(", ")
             }
         );
-        process::exit(INTERRUPTED);
-    }
-}
-
-/// Something that is there until this is dropped.
-#[derive(Debug)]
-pub struct Holding {
-    interrupt: Interrupt,
-    what: String,
-}
-
-impl Drop for Holding {
-    fn drop(&mut self) {
-        let what = &self.what;
-        self.interrupt.list(|held| {
-            if let Some(at) = held.iter().rposition(|h| h == what) {
-                held.remove(at);
-            }
-        });
+        process::exit(128 + self.signal.load(Ordering::Relaxed));
     }
 }
 

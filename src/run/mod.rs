@@ -4,6 +4,7 @@ pub mod caretaker;
 pub mod detailed;
 pub mod explain;
 pub mod interrupt;
+mod left;
 pub mod omitted;
 pub mod outside;
 pub mod packet;

@@ -135,9 +135,14 @@ impl Job {
 
     /// Asserts that it could not be run, with `words` in what it said.
     fn refused(self, words: &[&str]) {
+        self.ended_with(4, words);
+    }
+
+    /// It ends without a result, with this exit code, and says all of these words.
+    fn ended_with(self, code: i32, words: &[&str]) {
         let output = self.end();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(4), "{errors}");
+        assert_eq!(output.status.code(), Some(code), "{errors}");
         assert!(output.stdout.is_empty());
         for word in words {
             assert!(errors.contains(word), "no {word:?} in {errors}");
@@ -352,7 +357,7 @@ fn a_signal_makes_a_detailed_job_undo_everything() {
         let job = job.stopped();
         kill(job.pid(), signal).unwrap();
         job.go_on();
-        job.refused(&["interrupted"]);
+        job.ended_with(128 + signal as i32, &["interrupted"]);
         nothing_is_registered(&stage.lab);
         assert_eq!(crate::quick::ruleset(&stage.lab, router), before);
         assert_eq!(stage.lab.bed.left(), namespaces);
@@ -367,7 +372,7 @@ fn a_signal_ends_a_wait_for_a_router() {
         let waiting = start(&stage, "waiting", "r1,r2", QUEUED).stopped();
         kill(waiting.pid(), Signal::SIGTERM).unwrap();
         waiting.go_on();
-        waiting.refused(&[]);
+        waiting.ended_with(128 + Signal::SIGTERM as i32, &[]);
         assert_eq!(stage.names("r1"), ["detailed"]);
     }
     detailed.go_on();

@@ -40,6 +40,7 @@ mod quick_cli;
 mod registry;
 mod replace;
 mod reports;
+mod residue;
 mod support;
 mod trace;
 mod vacate;

@@ -23,6 +23,7 @@ use crate::{
     run::{
         caretaker::Caretaker,
         interrupt::Interrupt,
+        left,
         progress::{Phase, Progress},
         undo::UndoError,
     },
@@ -63,8 +64,10 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
         source,
     })?);
     let lab = Lab::open(config, &job.lab)?;
+    let (of, run_id) = (config.clone(), job.run_id.clone());
+    interrupt.at_stop(move || left::of_run(&of, &run_id, false));
     let registry = RegistryManager::open(config)?;
-    let dir = NetnsDir::default();
+    let dir = NetnsDir::default().patient(job.lock_timeout);
     let map = LabMap::new(&lab);
     let mut caretaker = Caretaker::new(&dir, config).leaving_taps();
     let mut planner = Planner::new(job, &map, &dir);

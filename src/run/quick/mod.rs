@@ -44,6 +44,7 @@ use self::{
     report::Frame,
     session::Outcome,
 };
+use super::left;
 pub use super::resolve::RouterChoice;
 use crate::{
     config::Config,
@@ -318,6 +319,9 @@ pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
     let mut progress =
         Progress::new(job.progress.as_deref(), PHASES).map_err(system("write progress"))?;
     let lab = Lab::open(config, &job.lab)?;
+    let (of, run_id) = (config.clone(), job.run_id.clone());
+    let taps = !matches!(job.backend, BackendChoice::Only(Backend::Nft));
+    interrupt.at_stop(move || left::of_run(&of, &run_id, taps));
     let grant = Grant::take(job, config)?;
     let answered = answer(job, config, &lab, &grant, &interrupt, &mut progress);
     let mut left: Vec<UndoError> = grant.give_back(job).into_iter().collect();
@@ -347,7 +351,7 @@ fn answer(
     progress: &mut Progress,
 ) -> Result<(Answered, Vec<UndoError>), QuickError> {
     let started = Instant::now();
-    let dir = NetnsDir::default();
+    let dir = NetnsDir::default().patient(job.lock_timeout);
     let wiring = Wiring::from(&**lab);
     let inquiry = Inquiry {
         job,

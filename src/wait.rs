@@ -13,6 +13,9 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
+/// How long somebody waits before it is said for whom.
+const SILENT: Duration = Duration::from_secs(1);
+
 /// Wakes waiters for good, e.g. after SIGINT. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct Cancel(Arc<EventFd>);
@@ -104,6 +107,26 @@ impl Wait {
     #[must_use]
     pub fn waited(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// The same as [`Self::readable`]; calls `say` when that takes longer than a second.
+    pub(crate) fn readable_or_say(
+        &self,
+        fd: BorrowedFd<'_>,
+        say: impl FnOnce(),
+    ) -> io::Result<Woken> {
+        let soon = Instant::now() + SILENT;
+        let first = Self {
+            deadline: Some(self.deadline.map_or(soon, |deadline| deadline.min(soon))),
+            ..self.clone()
+        };
+        match first.readable(fd)? {
+            Woken::TimedOut if !self.is_over() => {
+                say();
+                self.readable(fd)
+            }
+            woken => Ok(woken),
+        }
     }
 
     /// Sleeps until `fd` is readable or hung up.
