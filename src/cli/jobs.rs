@@ -323,6 +323,7 @@ mod tests {
             params: serde_json::from_value(params).unwrap(),
             exit_code,
             verdicts: verdicts.map(|[yes, no, unknown]| Verdicts { yes, no, unknown }),
+            bytes: None,
             reason: None,
         }
     }

@@ -94,9 +94,11 @@ impl Run for Tsimd {
             }
         }
         let registry = RegistryManager::open(&context.config).map_err(Failure::cannot_run)?;
+        // The runners work in another directory.
+        let config_file = self.global.config.map(std::path::absolute).transpose()?;
         let daemon = Daemon {
             config: context.config.clone(),
-            config_file: self.global.config,
+            config_file,
             resources: Arc::new(RegistryResources::new(registry, reconcile(&context.config))),
         };
         daemon.run().map_err(Failure::cannot_run)?;

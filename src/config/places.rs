@@ -20,6 +20,8 @@ use thiserror::Error;
 const SYSTEM_FILE: &str = "/etc/tsim/tsim.toml";
 /// Root's state. Of a service, whose user owns it, too: `RuntimeDirectory=tsim` in systemd.exec(5).
 const SYSTEM_DIR: &str = "/run/tsim";
+/// Results of root's queued jobs, which outlive a boot: `StateDirectory=tsim`.
+const SYSTEM_RESULTS: &str = "/var/lib/tsim";
 
 /// No place for state was found.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -49,7 +51,7 @@ impl Places {
         Self {
             config_file: SYSTEM_FILE.into(),
             runtime_dir: SYSTEM_DIR.into(),
-            results_dir: Path::new(SYSTEM_DIR).join("runs"),
+            results_dir: SYSTEM_RESULTS.into(),
         }
     }
 

@@ -32,6 +32,10 @@ pub struct Scheduler {
     pub max_output_bytes: u64,
     /// How long finished jobs and their results are kept.
     pub keep_hours: f64,
+    /// Most bytes of all results; the oldest go first.
+    pub max_results_bytes: u64,
+    /// Most bytes of one user's results.
+    pub max_user_results_bytes: u64,
     /// Where `tsim-quick` and `tsim-detailed` are; where `tsimd` itself is unless set.
     pub runner_dir: Option<PathBuf>,
     /// Address and port of the viewer and API.
@@ -64,6 +68,8 @@ impl Default for Scheduler {
             max_queued: 10_000,
             max_output_bytes: 256 << 20,
             keep_hours: 7.0 * 24.0,
+            max_results_bytes: 8 << 30,
+            max_user_results_bytes: 2 << 30,
             runner_dir: None,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8686)),
             token_file: None,

@@ -11,12 +11,35 @@ use crate::{
     lab::{Lab, LabError},
 };
 
+/// Bytes of a quick job's result per service and router: the verdict with a reason, and a leg.
+const QUICK_CELL: u64 = 256;
+/// The same of a detailed job's: counters of the rules that were met, and the packets' ways.
+const DETAILED_CELL: u64 = 4096;
+/// Most routers of a way that nobody named, for a guess at a result's size; longer ways are rare.
+const WAY: usize = 16;
+
 /// A job may not wait.
 #[derive(Debug, Error)]
 pub enum NotAdmitted {
     /// Its parameters are wrong.
     #[error(transparent)]
     Params(#[from] RefusedJob),
+    /// Its result may be larger than a runner may write.
+    #[error(
+        "{services} services at up to {routers} routers may take {} MB, more than \
+         scheduler.max_output_bytes ({} MB) allows: ask about fewer services or routers at a time, \
+         or raise it", .bytes / 1_000_000, .most / 1_000_000
+    )]
+    TooLarge {
+        /// How many services are asked about.
+        services: usize,
+        /// At how many routers.
+        routers: usize,
+        /// What the result may take.
+        bytes: u64,
+        /// What it may.
+        most: u64,
+    },
     /// There is no such lab or router, or the lab cannot be looked at.
     #[error(transparent)]
     Lab(#[from] LabError),
@@ -27,7 +50,7 @@ impl NotAdmitted {
     #[must_use]
     pub fn is_asked_wrong(&self) -> bool {
         match self {
-            Self::Params(_) => true,
+            Self::Params(_) | Self::TooLarge { .. } => true,
             Self::Lab(error) => matches!(
                 error,
                 LabError::NotFound { .. }
@@ -45,6 +68,7 @@ impl NotAdmitted {
     pub fn field(&self, params: &Params) -> Option<&'static str> {
         match self {
             Self::Params(refused) => refused.field(),
+            Self::TooLarge { .. } => Some("ports"),
             Self::Lab(LabError::NoRouter { router, .. }) => {
                 let named = params.routers.iter().flatten().any(|name| name == router);
                 Some(if named { "routers" } else { "from" })
@@ -60,11 +84,52 @@ impl NotAdmitted {
 /// # Errors
 /// [`NotAdmitted`] for the first thing that is wrong.
 pub fn check(params: &Params, mode: Mode, config: &Config) -> Result<(), NotAdmitted> {
-    params.check(mode, config.services)?;
+    let services = params.check(mode, config.services)?.len();
     let lab = Lab::open(config, &params.lab)?;
     let from = params.options.from.iter().map(|from| &from.router);
     for router in params.routers.iter().flatten().chain(from) {
         lab.router(router)?;
     }
+    let routers = match (&params.routers, &params.options.trace) {
+        (Some(routers), _) => routers.len(),
+        (None, Some(trace)) => trace.ways().map(|(hops, _)| hops.len()).sum(),
+        (None, None) => lab.routers.len().min(WAY),
+    };
+    check_size(services, routers, mode, config.scheduler.max_output_bytes)
+}
+
+fn check_size(services: usize, routers: usize, mode: Mode, most: u64) -> Result<(), NotAdmitted> {
+    let cell = match mode {
+        Mode::Quick => QUICK_CELL,
+        Mode::Detailed => DETAILED_CELL,
+    };
+    let cells = (services as u64).saturating_mul(routers as u64);
+    let bytes = cells.saturating_mul(cell);
+    if bytes > most {
+        return Err(NotAdmitted::TooLarge {
+            services,
+            routers,
+            bytes,
+            most,
+        });
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_written_is_refused_with_the_option_named() {
+        let most = 256 << 20;
+        check_size(65_535, 10, Mode::Quick, most).unwrap();
+        check_size(1_000, 30, Mode::Detailed, most).unwrap();
+        let refused = check_size(4_000, 30, Mode::Detailed, most).unwrap_err();
+        let text = refused.to_string();
+        for want in ["4000 services", "30 routers", "scheduler.max_output_bytes"] {
+            assert!(text.contains(want), "{text}");
+        }
+        assert!(check_size(131_070, 1_000, Mode::Quick, most).is_err());
+    }
 }

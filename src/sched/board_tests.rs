@@ -97,6 +97,7 @@ fn a_job_that_came_and_went_in_between_is_seen_ended() {
         params: job.params,
         exit_code: Some(0),
         verdicts: None,
+        bytes: None,
         reason: None,
     });
     board.render();

@@ -19,12 +19,12 @@ use std::{collections::BTreeSet, io, sync::Arc};
 use jiff::Timestamp;
 
 use super::{
-    events::{Scheduler, SchedulerError, Seen, wait_error},
+    events::{Scheduler, SchedulerError, Seen, error_with_causes, wait_error},
     job::{FinishedJob, Mode, RunningJob, Status},
     outcome::Left,
     policy::{Cause, Event, NotStarted},
     progress::Reader,
-    runner::{self, Found, PROGRESS, Process, StartError},
+    runner::{self, Found, PROGRESS, Process},
     spool::SpoolError,
 };
 use crate::model::{Dscp, RunId};
@@ -47,9 +47,18 @@ impl Scheduler {
         }
         let mut events = Vec::new();
         let wanted = self.allocate(run_ids, &mut events);
-        let lock = self.spool.lock()?;
-        let taken = lock.take(&wanted, Timestamp::now())?;
-        drop(lock);
+        let lock = self.spool.lock();
+        let taken = match lock.and_then(|lock| lock.take(&wanted, Timestamp::now())) {
+            Ok(taken) => taken,
+            Err(error) => {
+                self.trouble(error)?;
+                for (run_id, dscp) in wanted {
+                    self.release(&run_id, dscp);
+                    events.push(Event::NotStarted(run_id, NotStarted::Busy));
+                }
+                return Ok(events);
+            }
+        };
         let names: BTreeSet<&RunId> = taken.iter().map(|job| &job.run_id).collect();
         for (run_id, dscp) in &wanted {
             if !names.contains(run_id) {
@@ -115,13 +124,14 @@ impl Scheduler {
         tracing::error!(%run_id, %error, "not started");
         let now = Timestamp::now();
         if error.is_transient() {
-            self.spool.lock()?.requeue(job, now)?;
+            let lock = self.spool.lock();
+            if let Err(error) = lock.and_then(|lock| lock.requeue(job, now)) {
+                self.trouble(error)?;
+            }
             return Ok(Some(Event::NotStarted(run_id, NotStarted::Busy)));
         }
-        let reason = Some(with_source(&error));
-        let finished = finished(job, now, Status::Failed, reason);
-        self.record(&finished)?;
-        self.board.ended(finished);
+        let reason = Some(error_with_causes(&error));
+        self.settle(finished(job, now, Status::Failed, reason))?;
         Ok(Some(Event::NotStarted(run_id, NotStarted::Failed)))
     }
 
@@ -198,7 +208,7 @@ impl Scheduler {
     }
 
     fn conclude(
-        &self,
+        &mut self,
         job: RunningJob,
         left: Option<&Left>,
         cause: Option<Cause>,
@@ -209,9 +219,43 @@ impl Scheduler {
         let mut finished = finished(job, Timestamp::now(), status, reason);
         finished.exit_code = left.and_then(|left| left.exit_code);
         finished.verdicts = left.and_then(|left| left.verdicts);
+        finished.bytes = left.map(|left| left.bytes);
         tracing::info!(run_id = %finished.run_id, %status, reason = finished.reason, "ended");
-        self.record(&finished)?;
-        self.board.ended(finished);
+        self.settle(finished)
+    }
+
+    /// Records a job that is over, at once or, where the files cannot be written, as soon as they
+    /// can.
+    fn settle(&mut self, job: FinishedJob) -> Result<(), SchedulerError> {
+        self.board.ended(job.clone());
+        self.count_results(job.bytes.unwrap_or(0));
+        if let Err(error) = self.record(&job) {
+            self.unrecorded.push(job);
+            self.trouble(error)?;
+        }
+        Ok(())
+    }
+
+    /// Tries again what the files did not take.
+    pub(super) fn mend(&mut self) -> Result<(), SchedulerError> {
+        self.mend_at = None;
+        for job in std::mem::take(&mut self.unrecorded) {
+            if let Err(error) = self.record(&job) {
+                self.unrecorded.push(job);
+                self.trouble(error)?;
+            }
+        }
+        if self.mend_at.is_some() {
+            return Ok(());
+        }
+        for event in self.recover()? {
+            self.step(event)?;
+        }
+        self.queue_changed()?;
+        if self.mend_at.is_none() {
+            self.in_trouble = false;
+            tracing::info!("the scheduler's files can be used again");
+        }
         Ok(())
     }
 
@@ -244,7 +288,28 @@ impl Scheduler {
     /// Takes over from an earlier scheduler: closes what ended, adopts what runs, queues again
     /// what never ran.
     pub(super) fn recover(&mut self) -> Result<Vec<Event>, SchedulerError> {
-        let spool = self.spool.clone();
+        let (jobs, found) = match self.look_for_others() {
+            Ok(found) => found,
+            Err(error) => {
+                self.trouble(error)?;
+                return Ok(Vec::new());
+            }
+        };
+        let mut events = Vec::new();
+        // Backwards, so that jobs which go back to the head of the queue keep their order.
+        for (job, found) in jobs.into_iter().zip(found).rev() {
+            match self.recover_one(job, found) {
+                Ok(event) => events.extend(event),
+                Err(SchedulerError::Spool(error)) => self.trouble(error)?,
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(events)
+    }
+
+    /// The jobs that run by the files and that this scheduler knows nothing of.
+    fn look_for_others(&self) -> Result<(Vec<RunningJob>, Vec<Found>), SpoolError> {
+        let spool = &self.spool;
         let lock = spool.lock()?;
         let jobs = lock.jobs()?;
         for job in &jobs.queued {
@@ -254,14 +319,13 @@ impl Scheduler {
                 lock.forget_queued(&job.run_id, Timestamp::now())?;
             }
         }
-        let found = runner::find(&jobs.running, &spool)?;
-        drop(lock);
-        let mut events = Vec::new();
-        // Backwards, so that jobs which go back to the head of the queue keep their order.
-        for (job, found) in jobs.running.into_iter().zip(found).rev() {
-            events.extend(self.recover_one(job, found)?);
-        }
-        Ok(events)
+        let unrecorded = |id: &RunId| self.unrecorded.iter().any(|job| job.run_id == *id);
+        let others = jobs.running.into_iter();
+        let others: Vec<RunningJob> = others
+            .filter(|job| !self.live.contains_key(&job.run_id) && !unrecorded(&job.run_id))
+            .collect();
+        let found = runner::find(&others, spool)?;
+        Ok((others, found))
     }
 
     fn recover_one(
@@ -324,16 +388,7 @@ fn finished(
         params: job.params,
         exit_code: None,
         verdicts: None,
+        bytes: None,
         reason,
     }
-}
-
-fn with_source(error: &StartError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

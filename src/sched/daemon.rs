@@ -83,8 +83,13 @@ impl Daemon {
         let token = token_file.map(Token::read).transpose()?;
         let spool = Spool::open(&self.config)?;
         let runtime = runtime()?;
-        let Some(_leadership) = lead(&runtime, &spool)? else {
-            return Ok(());
+        let _leadership = match lead(&runtime, &spool) {
+            Ok(Some(leadership)) => leadership,
+            other => {
+                // Dropping it would wait for the thread that sleeps in flock(2).
+                runtime.shutdown_background();
+                return other.map(drop);
+            }
         };
         let limits = limits(&self.config);
         let board = Arc::new(Board::new(this_scheduler(&limits, Timestamp::now())));
@@ -102,6 +107,7 @@ impl Daemon {
             tokio::spawn(web::serve(listener, site));
             let config = &self.config;
             let resources = Arc::clone(&self.resources);
+            let spool = spool.impatient();
             let scheduler = Scheduler::new(config, spool, runners, resources, board)?;
             notify("READY=1\nSTATUS=Leading");
             tracing::info!("leading");

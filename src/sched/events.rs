@@ -3,8 +3,8 @@
 //!
 //! The loop sleeps in the kernel: in inotify for the queue and for progress, in a pidfd for each
 //! runner, in a signal, in the policy's next deadline. Idle, it costs nothing. It keeps nothing
-//! that is not in the files or in the kernel, so it may be killed at any instant; an error of the
-//! files ends it, and the next leader takes over.
+//! that is not in the files or in the kernel, so it may be killed at any instant. What the files do
+//! not take, because the disk is full or somebody holds their lock, it tries again.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -27,7 +27,8 @@ use tokio::{
 use super::{
     board::Board,
     crew::Live,
-    job::QueuedJob,
+    history::ResultLimits,
+    job::{FinishedJob, QueuedJob},
     outcome::Left,
     policy::{Action, Event, Limits, State},
     queue::Reader,
@@ -40,6 +41,10 @@ use crate::{config::Config, model::RunId, sys::readable::Readable};
 
 /// How often finished jobs are looked through for expired ones.
 const EXPIRY_PERIOD: Duration = Duration::from_secs(3600);
+/// How long the files are left alone after they could not be used. Nothing tells when they can be.
+const MEND_PAUSE: Duration = Duration::from_secs(2);
+/// Results are held against their limits when this part of one user's is new.
+const SWEEP_SHARE: u64 = 16;
 
 /// The scheduler cannot go on; its running jobs do.
 #[derive(Debug, Error)]
@@ -92,6 +97,15 @@ pub struct Scheduler {
     epoch: Instant,
     watches_holders: bool,
     over: bool,
+    /// Jobs that are over and that the files do not have yet.
+    pub(super) unrecorded: Vec<FinishedJob>,
+    /// When to try again what the files did not take.
+    pub(super) mend_at: Option<Instant>,
+    /// Whether it was said that the files cannot be used.
+    pub(super) in_trouble: bool,
+    results: ResultLimits,
+    /// Bytes of results since they were last held against the limits.
+    unswept: u64,
 }
 
 /// The limits that a configuration sets.
@@ -139,6 +153,11 @@ impl Scheduler {
             epoch: Instant::now(),
             watches_holders: false,
             over: false,
+            unrecorded: Vec::new(),
+            mend_at: None,
+            in_trouble: false,
+            results: ResultLimits::of(config),
+            unswept: 0,
         })
     }
 
@@ -174,11 +193,37 @@ impl Scheduler {
                     self.changed(changed.map_err(wait_error("read file events"))?)?;
                 }
                 () = until(deadline) => self.step(Event::Time)?,
+                () = until(self.mend_at) => self.mend()?,
                 _ = expiry.tick() => self.expire(),
             }
         }
         self.board.render();
         Ok(())
+    }
+
+    /// Says that the files cannot be used, once, and has it tried again.
+    ///
+    /// # Errors
+    /// A file of a later version is another scheduler's.
+    pub(super) fn trouble(&mut self, error: SpoolError) -> Result<(), SchedulerError> {
+        if matches!(error, SpoolError::Version { .. }) {
+            return Err(error.into());
+        }
+        if !self.in_trouble {
+            let error = error_with_causes(&error);
+            tracing::error!(error, "the scheduler's files cannot be used; trying again");
+        }
+        self.in_trouble = true;
+        self.mend_at = Some(Instant::now() + MEND_PAUSE);
+        Ok(())
+    }
+
+    /// Counts what a job left, and removes the oldest results where that may be too much.
+    pub(super) fn count_results(&mut self, bytes: u64) {
+        self.unswept = self.unswept.saturating_add(bytes);
+        if self.unswept > self.results.user / SWEEP_SHARE {
+            self.expire();
+        }
     }
 
     fn changed(&mut self, changed: HashSet<Changed>) -> Result<(), SchedulerError> {
@@ -198,11 +243,15 @@ impl Scheduler {
     }
 
     /// Takes in what the files say now: who waits, and who is to be cancelled.
-    fn queue_changed(&mut self) -> Result<(), SchedulerError> {
+    pub(super) fn queue_changed(&mut self) -> Result<(), SchedulerError> {
         let jobs = match self.reader.read(&self.spool) {
             // Readers see a damaged file; who locks it repairs it.
-            Err(SpoolError::Damaged { .. }) => self.spool.lock()?.jobs()?,
-            other => other?,
+            Err(SpoolError::Damaged { .. }) => self.spool.lock().and_then(|lock| lock.jobs()),
+            other => other,
+        };
+        let jobs = match jobs {
+            Ok(jobs) => jobs,
+            Err(error) => return self.trouble(error),
         };
         let mut cancelled = Vec::new();
         for job in jobs.running.iter().filter(|job| job.cancelled_by.is_some()) {
@@ -330,20 +379,29 @@ impl Scheduler {
         Ok(())
     }
 
-    fn expire(&self) {
-        let (spool, keep) = (self.spool.clone(), self.keep);
+    fn expire(&mut self) {
+        self.unswept = 0;
+        let (spool, keep, limits) = (self.spool.clone(), self.keep, self.results);
         tokio::task::spawn_blocking(move || {
             let keep = SignedDuration::try_from(keep).unwrap_or(SignedDuration::MAX);
-            let expired = Timestamp::now()
-                .checked_sub(keep)
-                .map_or(Ok(0), |until| spool.lock()?.expire(until));
-            match expired {
+            let lock = spool.lock();
+            match lock.and_then(|lock| lock.expire(Timestamp::now(), keep, limits)) {
                 Ok(0) => {}
                 Ok(count) => tracing::info!(count, "removed expired jobs"),
                 Err(error) => tracing::error!(%error, "cannot remove expired jobs"),
             }
         });
     }
+}
+
+pub(super) fn error_with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
 }
 
 async fn until(deadline: Option<Instant>) {

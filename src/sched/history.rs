@@ -6,21 +6,23 @@
 //! and the next append starts a line of its own.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io::{self, BufRead, BufReader},
     os::unix::fs::FileExt,
     path::PathBuf,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use nix::{errno::Errno, fcntl::renameat};
+use serde::{Deserialize, Serialize};
 
 use super::{
     job::FinishedJob,
     spool::{Locked, Spool, SpoolError, read_json, replace, write_json},
 };
 use crate::{
+    config::Config,
     model::RunId,
     registry::medium::{Directory, Medium},
 };
@@ -32,6 +34,34 @@ const INDEX: &str = ".index.jsonl";
 const EARLIER: &str = "index.jsonl";
 /// The finished job within its run directory.
 const JOB: &str = "job.json";
+
+/// When expiry last looked at the clock.
+const CLOCK: &str = ".clock.json";
+/// How long the clock must go evenly before results expire by it; longer than that nobody looks
+/// away who runs.
+const EVEN: SignedDuration = SignedDuration::from_hours(24);
+/// How far a clock may be set back that is kept right by somebody.
+const SLACK: SignedDuration = SignedDuration::from_mins(5);
+
+/// Most bytes that results may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResultLimits {
+    /// Of everybody together.
+    pub total: u64,
+    /// Of one user.
+    pub user: u64,
+}
+
+impl ResultLimits {
+    /// Those that are configured.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        Self {
+            total: config.scheduler.max_results_bytes,
+            user: config.scheduler.max_user_results_bytes,
+        }
+    }
+}
 
 /// How much of the index is read at a time, from its end.
 const BLOCK: u64 = 64 * 1024;
@@ -153,16 +183,28 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Removes the finished jobs that were over before `until`, and returns how many.
+    /// Removes the finished jobs that were over for longer than `keep`, and the oldest of those
+    /// whose results are more than `limits` allows; returns how many.
+    ///
+    /// A clock that was set ahead must not cost all results: none expires by age before the clock
+    /// has gone evenly for a day, or for as long as results are kept if that is less.
     ///
     /// # Errors
-    /// [`SpoolError::Io`] when a file cannot be read, written or removed.
-    pub fn expire(&self, until: Timestamp) -> Result<usize, SpoolError> {
+    /// [`SpoolError`] when a file cannot be read, written or removed.
+    pub fn expire(
+        &self,
+        now: Timestamp,
+        keep: SignedDuration,
+        limits: ResultLimits,
+    ) -> Result<usize, SpoolError> {
+        let even = self.clock_is_even(now, keep.min(EVEN))?;
+        let until = now.checked_sub(keep).ok().filter(|_| even);
         let Some(file) = self.spool.runs().open_file(INDEX)? else {
             return Ok(0);
         };
         let path = self.spool.index();
-        let (kept, expired) = split(file, until).map_err(SpoolError::io("read", &path))?;
+        let found = split(file, until, limits).map_err(SpoolError::io("read", &path));
+        let (kept, expired) = found?;
         if expired.is_empty() {
             return Ok(0);
         }
@@ -179,25 +221,89 @@ impl Locked<'_> {
         replace(self.spool.runs(), INDEX, &kept)?;
         Ok(expired.len())
     }
+
+    /// Notes the clock, and tells whether it has gone evenly for `patience`.
+    fn clock_is_even(&self, now: Timestamp, patience: SignedDuration) -> Result<bool, SpoolError> {
+        let runs = self.spool.runs();
+        let seen: Option<Clock> = read_json(runs, CLOCK).ok().flatten();
+        let even_since = match seen {
+            Some(clock) if clock.goes_on_to(now) => clock.even_since,
+            Some(_) => {
+                tracing::warn!("the clock was set, or the scheduler away: no result expires yet");
+                now
+            }
+            None => now,
+        };
+        let clock = Clock {
+            seen: now,
+            even_since,
+        };
+        write_json(runs, CLOCK, &clock)?;
+        Ok(now.duration_since(even_since) >= patience)
+    }
 }
 
-/// The lines to keep, and the jobs to remove.
-fn split(file: File, until: Timestamp) -> io::Result<(Vec<u8>, HashSet<RunId>)> {
-    let mut kept = Vec::new();
-    let mut expired = HashSet::new();
-    let mut reader = BufReader::new(file);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        match serde_json::from_slice::<FinishedJob>(&line) {
-            Ok(job) if job.finished_at < until => {
-                expired.insert(job.run_id);
-            }
-            Ok(_) => kept.extend_from_slice(&line),
-            Err(_) => {}
-        }
-        line.clear();
+/// The clock as expiry saw it last.
+#[derive(Debug, Serialize, Deserialize)]
+struct Clock {
+    seen: Timestamp,
+    /// Since when it has gone on without a leap.
+    even_since: Timestamp,
+}
+
+impl Clock {
+    fn goes_on_to(&self, now: Timestamp) -> bool {
+        let step = now.duration_since(self.seen);
+        (-SLACK..=EVEN).contains(&step)
     }
+}
+
+/// The lines to keep, and the jobs to remove: those over before `until`, and the oldest ones beyond
+/// the limits.
+fn split(
+    file: File,
+    until: Option<Timestamp>,
+    limits: ResultLimits,
+) -> io::Result<(Vec<u8>, HashSet<RunId>)> {
+    let mut lines = Vec::new();
+    for line in BufReader::new(file).split(b'\n') {
+        let mut line = line?;
+        if let Ok(job) = serde_json::from_slice::<Indexed>(&line) {
+            line.push(b'\n');
+            lines.push((line, job));
+        }
+    }
+    let mut expired = HashSet::new();
+    let mut users: HashMap<&str, u64> = HashMap::new();
+    let mut total = 0u64;
+    // The latest first: it is there until something later needs its place.
+    for (_, job) in lines.iter().rev() {
+        let bytes = job.bytes.unwrap_or(0);
+        let user = users.entry(&job.username).or_default();
+        let latest = *user == 0;
+        *user = user.saturating_add(bytes);
+        total = total.saturating_add(bytes);
+        let too_much = !latest && (*user > limits.user || total > limits.total);
+        if too_much || until.is_some_and(|until| job.finished_at < until) {
+            *user = user.saturating_sub(bytes);
+            total = total.saturating_sub(bytes);
+            expired.insert(job.run_id.clone());
+        }
+    }
+    let kept = lines
+        .iter()
+        .filter(|(_, job)| !expired.contains(&job.run_id));
+    let kept = kept.flat_map(|(line, _)| line).copied().collect();
     Ok((kept, expired))
+}
+
+/// What expiry needs to know of a line of the index.
+#[derive(Deserialize)]
+struct Indexed {
+    run_id: RunId,
+    username: String,
+    finished_at: Timestamp,
+    bytes: Option<u64>,
 }
 
 /// Whether the next line can be appended as it is; a crash may have cut the last one off.

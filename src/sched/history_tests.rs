@@ -34,6 +34,7 @@ fn job(name: &str, second: i64) -> FinishedJob {
         },
         exit_code: Some(0),
         verdicts: None,
+        bytes: None,
         reason: None,
     }
 }
@@ -95,14 +96,77 @@ fn a_torn_line_costs_nothing_but_itself() {
     assert_eq!(names(&spool.history(None, 10).unwrap()), ["j1", "j9", "j0"]);
 }
 
+const NO_LIMIT: ResultLimits = ResultLimits {
+    total: u64::MAX,
+    user: u64::MAX,
+};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+/// Expires what was over before `second`, by a clock that has gone evenly for long.
+fn expire_before(lock: &Locked<'_>, second: i64) -> usize {
+    let keep = SignedDuration::ZERO;
+    lock.expire(at(second), keep, NO_LIMIT).unwrap()
+}
+
+#[test]
+fn a_clock_that_was_set_ahead_costs_no_result() {
+    let (_dir, spool) = temporary();
+    close(&spool, 3);
+    let lock = spool.lock().unwrap();
+    let keep = SignedDuration::from_hours(7 * 24);
+    let day = 24 * 3600;
+    let expire = |now| lock.expire(at(now), keep, NO_LIMIT).unwrap();
+    assert_eq!(expire(10), 0);
+    // One start with the clock 30 days ahead, and one with it right again.
+    assert_eq!(expire(30 * day), 0);
+    assert_eq!(expire(30 * day + 3600), 0);
+    assert_eq!(expire(20), 0);
+    // It goes on evenly, hour by hour: results expire when they are a week old.
+    let expired: Vec<i64> = (1..9 * 24)
+        .filter(|hour| expire(20 + hour * 3600) > 0)
+        .collect();
+    assert_eq!(expired, [7 * 24]);
+    assert!(spool.history(None, 10).unwrap().jobs.is_empty());
+}
+
+#[test]
+fn the_oldest_results_go_when_they_are_too_much() {
+    let (_dir, spool) = temporary();
+    let lock = spool.lock().unwrap();
+    for (n, user, bytes) in [
+        (0, "ann", 40),
+        (1, "bob", 40),
+        (2, "ann", 50),
+        (3, "ann", 20),
+        (4, "bob", 200),
+    ] {
+        let mut job = job(&format!("j{n}"), n);
+        job.username = UserName::new(user).unwrap();
+        job.bytes = Some(bytes);
+        lock.close(&job).unwrap();
+    }
+    let expire = |total, user| {
+        let limits = ResultLimits { total, user };
+        lock.expire(at(9), SignedDuration::MAX, limits).unwrap()
+    };
+    // Ann's oldest is one too many; Bob's latest stays although it is too large by itself.
+    assert_eq!(expire(1000, 100), 2);
+    assert_eq!(names(&spool.history(None, 10).unwrap()), ["j4", "j3", "j2"]);
+    assert_eq!(expire(230, 100), 1);
+    assert_eq!(names(&spool.history(None, 10).unwrap()), ["j4", "j3"]);
+    assert!(!spool.run_dir(&RunId::new("j2").unwrap()).exists());
+}
+
 #[test]
 fn expiry_removes_old_jobs_with_their_directories() {
     let (_dir, spool) = temporary();
     close(&spool, 5);
     let lock = spool.lock().unwrap();
-    let until = Timestamp::from_second(3).unwrap();
-    assert_eq!(lock.expire(until).unwrap(), 3);
-    assert_eq!(lock.expire(until).unwrap(), 0);
+    assert_eq!(expire_before(&lock, 3), 3);
+    assert_eq!(expire_before(&lock, 3), 0);
     assert_eq!(names(&spool.history(None, 10).unwrap()), ["j4", "j3"]);
     assert!(!spool.run_dir(&RunId::new("j2").unwrap()).exists());
     assert!(spool.run_dir(&RunId::new("j3").unwrap()).exists());
@@ -127,8 +191,7 @@ fn a_run_may_be_called_as_any_of_our_files_is() {
     let page = spool.history(None, 10).unwrap();
     assert_eq!(page.jobs.len(), names.len());
     spool.move_index().unwrap();
-    let until = Timestamp::from_second(3).unwrap();
-    assert_eq!(spool.lock().unwrap().expire(until).unwrap(), 2);
+    assert_eq!(expire_before(&spool.lock().unwrap(), 3), 2);
     let left = spool.history(None, 10).unwrap().jobs;
     let left: Vec<_> = left.iter().map(|job| job.run_id.as_str()).collect();
     assert_eq!(left, ["queue.lock", "queue.json", "job.json"]);

@@ -499,6 +499,9 @@ pub struct FinishedJob {
     pub exit_code: Option<i32>,
     /// The verdicts counted, where there is a result.
     pub verdicts: Option<Verdicts>,
+    /// What its runner left takes so many bytes on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// Why there is no result, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -35,7 +35,7 @@ impl Leadership {
     /// [`SpoolError::Io`] when the lock file cannot be used.
     pub fn try_take(spool: &Spool) -> Result<Option<Self>, SpoolError> {
         match Flock::lock(spool.lock_file(LOCK)?, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Self::taken(lock, spool).map(Some),
+            Ok(lock) => Ok(Some(Self::taken(lock, spool))),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(SpoolError::io("lock", &path(spool))(errno.into())),
         }
@@ -49,20 +49,24 @@ impl Leadership {
         let mut file = spool.lock_file(LOCK)?;
         loop {
             match Flock::lock(file, FlockArg::LockExclusive) {
-                Ok(lock) => return Self::taken(lock, spool),
+                Ok(lock) => return Ok(Self::taken(lock, spool)),
                 Err((same, Errno::EINTR)) => file = same,
                 Err((_, errno)) => return Err(SpoolError::io("lock", &path(spool))(errno.into())),
             }
         }
     }
 
-    fn taken(mut lock: Flock<File>, spool: &Spool) -> Result<Self, SpoolError> {
+    fn taken(mut lock: Flock<File>, spool: &Spool) -> Self {
         let mut note = || -> io::Result<()> {
             lock.set_len(0)?;
             lock.write_all(format!("{}\n", std::process::id()).as_bytes())
         };
-        note().map_err(SpoolError::io("write", &path(spool)))?;
-        Ok(Self(lock))
+        // For people only: a full disk is no reason not to lead.
+        if let Err(error) = note() {
+            let file = path(spool);
+            tracing::warn!(%error, file = %file.display(), "cannot note who leads");
+        }
+        Self(lock)
     }
 }
 

@@ -1,8 +1,10 @@
 //! How a job ended: judged from what its runner left, its exit status and why it was made to end.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufReader, Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::Path,
     process::ExitStatus,
 };
 
@@ -39,6 +41,8 @@ pub struct Left {
     pub reason: Option<String>,
     /// Whether it was ended by a signal, so that nothing was undone.
     pub crashed: bool,
+    /// How many bytes its directory has on disk.
+    pub bytes: u64,
 }
 
 impl Left {
@@ -57,11 +61,7 @@ impl Left {
         let complete = verdicts.is_ok() && !crashed && ran;
         let reason = (!complete).then(|| {
             let words = open(STDERR).and_then(last_words).unwrap_or_default();
-            if words.is_empty() {
-                describe(status)
-            } else {
-                format!("{}: {words}", describe(status))
-            }
+            sentence(&words, &describe(status))
         });
         Self {
             exit_code,
@@ -69,6 +69,7 @@ impl Left {
             verdicts: verdicts.ok().flatten().filter(|_| complete),
             reason,
             crashed,
+            bytes: bytes_of(&spool.run_dir(run_id)),
         }
     }
 
@@ -89,11 +90,11 @@ impl Left {
             ),
             Some(Cause::Cancelled) => {
                 let by = cancelled_by.map_or("somebody", UserName::as_str);
-                (Status::Cancelled, Some(format!("cancelled by {by}")))
+                (Status::Cancelled, Some(format!("it was cancelled by {by}")))
             }
             Some(Cause::Shutdown) => (
                 Status::Cancelled,
-                Some("cancelled because the scheduler was stopped".to_owned()),
+                Some("it was cancelled because the scheduler was stopped".to_owned()),
             ),
         }
     }
@@ -154,21 +155,42 @@ fn count_verdicts(mut file: File) -> io::Result<Option<Verdicts>> {
     Ok(Some(counted.verdicts()))
 }
 
-/// The end of what a runner wrote to its standard error, on one line.
-fn last_words(mut file: File) -> io::Result<String> {
+/// Why there is no result, as one sentence: the runner's own error where it said one, how it ended
+/// otherwise. What else it said is in its standard error.
+fn sentence(words: &[String], end: &str) -> String {
+    let said = |line: &String| line.strip_prefix("error: ").map(str::to_owned);
+    match words.iter().rev().find_map(said).or(words.last().cloned()) {
+        Some(error) => format!("{error} ({end})"),
+        None => end.to_owned(),
+    }
+}
+
+/// The last lines that a runner wrote to its standard error.
+fn last_words(mut file: File) -> io::Result<Vec<String>> {
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
     let mut bytes = Vec::new();
     file.take(LAST_WORDS).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let text = lines.collect::<Vec<_>>().join("; ");
-    Ok(printable(&text).into_owned())
+    Ok(lines.map(|line| printable(line).into_owned()).collect())
+}
+
+/// What the files of a run take on disk, the directories in it included. What cannot be looked at
+/// counts nothing: it is there to limit, not to bill.
+fn bytes_of(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => bytes_of(&entry.path()),
+        Ok(found) => found.blocks().saturating_mul(512),
+        Err(_) => 0,
+    });
+    sizes.sum()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::process::ExitStatusExt};
+    use std::os::unix::process::ExitStatusExt;
 
     use super::*;
     use crate::sched::spool::temporary;
@@ -206,7 +228,11 @@ mod tests {
     #[test]
     fn anything_else_is_failed_with_the_runners_last_words() {
         for (result, status, want) in [
-            ("", code(4), "exit code 4: error: no lab; try up"),
+            (
+                "",
+                code(4),
+                "no lab\\u{7} (the runner ended with exit code 4)",
+            ),
             (RESULT_TEXT, code(4), "exit code 4"),
             ("{\"routers\":[", code(0), "exit code 0"),
             ("[]", code(0), "exit code 0"),
@@ -214,7 +240,11 @@ mod tests {
             ("", Some(25), "more than it may"),
             ("", None, "no scheduler watched"),
         ] {
-            let left = left(result, "error: no lab\n\n  try up\u{7}\n", status);
+            let left = left(
+                result,
+                "warning: so\nerror: no lab\u{7}\nhint: doctor\n",
+                status,
+            );
             let (status, reason) = left.conclude(None, None);
             let reason = reason.unwrap();
             assert_eq!(status, Status::Failed);
@@ -230,7 +260,7 @@ mod tests {
         let ann = UserName::new("ann").unwrap();
         let (status, reason) = left.conclude(Some(Cause::Cancelled), Some(&ann));
         assert_eq!(status, Status::Cancelled);
-        assert_eq!(reason.as_deref(), Some("cancelled by ann"));
+        assert_eq!(reason.as_deref(), Some("it was cancelled by ann"));
         assert_eq!(
             left.conclude(Some(Cause::TimedOut), None).0,
             Status::TimedOut

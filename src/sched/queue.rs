@@ -376,7 +376,8 @@ impl Locked<'_> {
             params: job.params,
             exit_code: None,
             verdicts: None,
-            reason: Some(format!("cancelled by {by} before it started")),
+            bytes: None,
+            reason: Some(format!("it was cancelled by {by} before it started")),
         };
         self.close(&finished)?;
         self.forget_queued(run_id, now)?;

@@ -90,6 +90,7 @@ fn finished(job: RunningJob) -> FinishedJob {
         params: job.params,
         exit_code: Some(0),
         verdicts: None,
+        bytes: None,
         reason: None,
     }
 }

@@ -77,14 +77,22 @@ impl StartError {
     /// Whether the system may be able to start it later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        // EAGAIN and ENOMEM of fork(2), EMFILE and ENFILE of open(2).
-        let busy = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
-        let (Self::Spawn { source, .. }
-        | Self::Spool(
-            SpoolError::Io { source, .. } | SpoolError::Registry(RegistryError::Io { source, .. }),
-        )) = self
-        else {
-            return false;
+        // EAGAIN and ENOMEM of fork(2); EMFILE, ENFILE, ENOSPC and EDQUOT of open(2) and write(2).
+        let busy = [
+            libc::EAGAIN,
+            libc::ENOMEM,
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOSPC,
+            libc::EDQUOT,
+        ];
+        let source = match self {
+            Self::Spawn { source, .. }
+            | Self::Spool(
+                SpoolError::Io { source, .. }
+                | SpoolError::Registry(RegistryError::Io { source, .. }),
+            ) => source,
+            _ => return false,
         };
         source.raw_os_error().is_some_and(|e| busy.contains(&e))
     }

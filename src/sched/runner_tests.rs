@@ -22,7 +22,7 @@ fn a_machine_that_is_full_is_asked_again_and_a_missing_program_is_not() {
         program: "/nowhere".into(),
         source: io::Error::from_raw_os_error(errno),
     };
-    let full = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+    let full = [libc::EAGAIN, libc::ENOMEM, libc::ENFILE, libc::ENOSPC];
     assert!(full.into_iter().all(|errno| spawn(errno).is_transient()));
     let wrong = [libc::ENOENT, libc::EACCES, libc::ENOEXEC];
     assert!(!wrong.into_iter().any(|errno| spawn(errno).is_transient()));

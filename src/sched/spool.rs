@@ -23,31 +23,34 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
 use thiserror::Error;
 
 use crate::{
     config::Config,
+    flock,
     model::RunId,
     registry::{
         RegistryError,
         medium::{Directory, Medium},
     },
+    wait::Wait,
 };
 
 /// The one version of `queue.json` and `current.json`.
 const VERSION: u32 = 1;
+/// How long a scheduler waits for another process that changes the files: changes take
+/// milliseconds, and many may stand in line.
+const SCHEDULER_PATIENCE: Duration = Duration::from_millis(900);
 /// Whoever changes the lists of jobs holds it.
 const LOCK: &str = "queue.lock";
 
@@ -102,13 +105,15 @@ impl SpoolError {
 pub struct Spool {
     queue: Arc<Directory>,
     runs: Arc<Directory>,
+    /// How long to wait for somebody else who changes the files.
+    patience: Duration,
 }
 
 /// The right to change the files: nobody else has it at the same time.
 #[derive(Debug)]
 pub struct Locked<'a> {
     pub(super) spool: &'a Spool,
-    _lock: Flock<File>,
+    _lock: Flock<OwnedFd>,
 }
 
 /// `queue.json` or `current.json` with everything that is in it.
@@ -162,6 +167,7 @@ impl Spool {
         let spool = Self {
             queue: Arc::new(registry.sub("queue")?),
             runs: Arc::new(Directory::open(&config.results_dir)?),
+            patience: config.lock_timeout,
         };
         spool.move_index()?;
         Ok(spool)
@@ -213,28 +219,30 @@ impl Spool {
         Ok(self.queue.lock_file(name)?.into())
     }
 
+    /// The same files for a scheduler, which waits for nobody: what it cannot do now it tries again.
+    #[must_use]
+    pub fn impatient(&self) -> Self {
+        Self {
+            patience: SCHEDULER_PATIENCE,
+            ..self.clone()
+        }
+    }
+
     /// Waits until nobody else changes the files. The wait is short: no holder waits for anything
-    /// but the disk, and the kernel frees the lock of one that dies.
+    /// but the disk, and the kernel frees the lock of one that dies. For one that was stopped it
+    /// lasts `lock_timeout_seconds`, and says after a second who that is.
     ///
     /// # Errors
-    /// [`SpoolError::Io`] when the lock file cannot be opened or locked.
+    /// [`SpoolError::Io`] when the lock file cannot be opened, or not be locked in time.
     pub fn lock(&self) -> Result<Locked<'_>, SpoolError> {
-        let mut file = self.lock_file(LOCK)?;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusive) {
-                Ok(lock) => {
-                    return Ok(Locked {
-                        spool: self,
-                        _lock: lock,
-                    });
-                }
-                Err((again, Errno::EINTR)) => file = again,
-                Err((_, errno)) => {
-                    let path = self.queue_dir().join(LOCK);
-                    return Err(SpoolError::io("lock", &path)(errno.into()));
-                }
-            }
-        }
+        let path = self.queue_dir().join(LOCK);
+        let wait = Wait::at_most(self.patience);
+        let held = flock::exclusive(self.lock_file(LOCK)?.into(), &path, &wait);
+        let held = held.map_err(|refused| refused.into_io(&wait));
+        Ok(Locked {
+            spool: self,
+            _lock: held.map_err(SpoolError::io("lock", &path))?,
+        })
     }
 
     /// Tells one content of a list from another: the file is always replaced, never written to.

@@ -89,7 +89,7 @@ test("a job is submitted and cancelled with the keyboard, and only with the toke
     page.on("dialog", (dialog) => dialog.accept());
     await cancel.focus();
     await page.keyboard.press("Enter");
-    await page.getByRole("cell", { name: "cancelled by ann" }).waitFor();
+    await page.getByRole("cell", { name: "it was cancelled by ann" }).waitFor();
     await page.getByText("Nothing is running.").waitFor();
     await end().catch((error) => {
         // The browser itself logs each refusal: of the missing token, and of port 0.

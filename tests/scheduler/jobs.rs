@@ -145,7 +145,7 @@ fn waiting_and_running_jobs_are_cancelled() {
     site.cancel("running");
     let job = site.until_finished("running");
     assert_eq!(job.status, Status::Cancelled);
-    assert_eq!(job.reason.as_deref(), Some("cancelled by bob"));
+    assert_eq!(job.reason.as_deref(), Some("it was cancelled by bob"));
     assert_eq!(site.finished("waiting").unwrap().status, Status::Cancelled);
     assert_eq!(site.started().len(), 1);
 }
@@ -165,7 +165,7 @@ fn runners_that_fail_say_why() {
     let site = Site::new("max_output_bytes = 10000");
     let _daemon = site.daemon();
     for (lab, want) in [
-        ("fail", "exit code 4: error: no such lab"),
+        ("fail", "no such lab (the runner ended with exit code 4)"),
         ("crash", "SIGKILL"),
         ("talk", "more than it may"),
     ] {

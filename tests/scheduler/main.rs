@@ -15,4 +15,5 @@ mod lab;
 mod real;
 mod soak;
 mod support;
+mod trouble;
 mod web;

@@ -53,7 +53,17 @@ impl Site {
 
     /// The same, for lines that name files of the site.
     pub fn with(scheduler: impl FnOnce(&Path) -> String) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::of_fakes(tempfile::tempdir().unwrap(), scheduler)
+    }
+
+    /// A site in a directory of its own below `parent`.
+    pub fn below(parent: &Path, scheduler: &str) -> Self {
+        Self::of_fakes(tempfile::tempdir_in(parent).unwrap(), |_| {
+            scheduler.to_owned()
+        })
+    }
+
+    fn of_fakes(dir: TempDir, scheduler: impl FnOnce(&Path) -> String) -> Self {
         let script = include_str!("runner.sh").replace("SITE", &dir.path().display().to_string());
         for name in ["tsim-quick", "tsim-detailed"] {
             let program = dir.path().join(name);
@@ -69,13 +79,18 @@ impl Site {
 
     /// A site of fake runners with one DSCP value only.
     pub fn with_one_dscp() -> Self {
-        let one = "dscp_first = 40\ndscp_last = 40\n";
         let mut site = Self::new("");
+        site.prepend("dscp_first = 40\ndscp_last = 40");
         let file = site.path("tsim.toml");
-        let text = fs::read_to_string(&file).unwrap();
-        fs::write(&file, format!("{one}{text}")).unwrap();
         site.spool = Spool::open(&Config::load(Some(&file), &Places::system()).unwrap()).unwrap();
         site
+    }
+
+    /// Puts lines of the configuration before its `[scheduler]` table.
+    pub fn prepend(&self, lines: &str) {
+        let file = self.path("tsim.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, format!("{lines}\n{text}")).unwrap();
     }
 
     /// A site with other runners than the fake ones.
@@ -109,8 +124,17 @@ impl Site {
         self.spawn_with(Command::new(env!("CARGO_BIN_EXE_tsimd")))
     }
 
-    fn spawn_with(&self, mut command: Command) -> Daemon {
-        command.arg("--config").arg(self.path("tsim.toml"));
+    fn spawn_with(&self, command: Command) -> Daemon {
+        Self::start(command, &self.path("tsim.toml"))
+    }
+
+    /// Starts `command` with this configuration and waits until it leads.
+    pub fn daemon_with(&self, command: Command, config: &Path) -> Daemon {
+        Self::start(command, config).until_leading()
+    }
+
+    fn start(mut command: Command, config: &Path) -> Daemon {
+        command.arg("--config").arg(config);
         Daemon::new(command.stderr(Stdio::piped()).spawn().unwrap())
     }
 

@@ -1,0 +1,159 @@
+//! A scheduler in trouble: a full disk, a client that holds the queue, a start in another's place.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::signal::Signal,
+};
+use tempfile::TempDir;
+use tsim::sched::job::Status;
+
+use crate::{
+    http::Client,
+    support::{Daemon, Site},
+};
+
+/// A file system of its own with little room.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Some("size=1m,mode=700");
+        let flags = MsFlags::empty();
+        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, options).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes all the room; the file that does.
+    fn fill(&self) -> PathBuf {
+        let path = self.path().join("filler");
+        let mut file = fs::File::create(&path).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(self.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+fn is_healthy(daemon: &Daemon) -> bool {
+    let client = Client {
+        address: daemon.address(),
+        token: None,
+    };
+    client.get("/healthz").status == 200
+}
+
+#[test]
+fn a_full_disk_neither_ends_it_nor_keeps_it_from_starting() {
+    let disk = SmallDisk::new();
+    let site = Site::below(disk.path(), "");
+    let mut daemon = site.daemon();
+    site.quick("r1", "gate");
+    site.until("it runs", |site| site.started().len() == 1);
+    let filler = disk.fill();
+    let _gate = site.open_gate();
+    daemon.until_log("cannot be used; trying again");
+    assert!(is_healthy(&daemon));
+    daemon.kill();
+    let mut daemon = site.daemon();
+    daemon.until_log("cannot be used; trying again");
+    assert!(is_healthy(&daemon));
+    fs::remove_file(filler).unwrap();
+    let ended = site.until_finished("r1");
+    assert_eq!(ended.status, Status::Failed, "its result had no room");
+    daemon.until_log("can be used again");
+    site.quick("r2", "any");
+    assert_eq!(site.until_finished("r2").status, Status::Done);
+    assert_eq!(site.starts()["r1"], 1);
+}
+
+/// A process that holds the queue's lock until it is killed.
+fn hold_queue(site: &Site) -> Child {
+    let lock = site.path("registry/queue/queue.lock");
+    let mut holder = Command::new("flock")
+        .arg(lock)
+        .args(["sh", "-c", "echo held; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    let out = holder.stdout.as_mut().unwrap();
+    std::io::Read::read_exact(out, &mut said).unwrap();
+    holder
+}
+
+fn let_go(mut holder: Child) {
+    // flock(1) waits for its command, which has the file open too.
+    let children = format!("/proc/{0}/task/{0}/children", holder.id());
+    let command = fs::read_to_string(children).unwrap();
+    for pid in command.split_whitespace() {
+        let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+    }
+    holder.wait().unwrap();
+}
+
+#[test]
+fn a_client_that_holds_the_queue_hangs_nobody_and_is_named() {
+    let site = Site::new("");
+    site.prepend("lock_timeout_seconds = 1.5");
+    let mut daemon = site.daemon();
+    site.quick("r1", "gate");
+    site.until("it runs", |site| site.started().len() == 1);
+    let holder = hold_queue(&site);
+    let name = format!("process {} (flock", holder.id());
+    let _gate = site.open_gate();
+    daemon.until_log("cannot be used; trying again");
+    assert!(is_healthy(&daemon));
+    let refused = site.tsim(&[
+        "submit", "quick", "--lab", "any", "-s", "10.0.0.1", "-d", "10.0.0.2", "-P", "80",
+    ]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].contains(&format!("waiting for {name}")), "{said}");
+    assert!(said.contains("has it locked for more than 1.5 s"), "{said}");
+    let_go(holder);
+    site.until_finished("r1");
+    daemon.until_log("can be used again");
+}
+
+#[test]
+fn a_standby_ends_when_it_is_told_to() {
+    let site = Site::new("");
+    let _leader = site.daemon();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut standby = site.spawn();
+        standby.until_log("standing by");
+        standby.signal(signal);
+        assert!(standby.wait());
+    }
+}
+
+#[test]
+fn a_configuration_named_from_here_is_the_runners_too() {
+    let site = Site::new("");
+    let mut tsimd = Command::new(env!("CARGO_BIN_EXE_tsimd"));
+    tsimd.current_dir(site.path("."));
+    let _daemon = site.daemon_with(tsimd, Path::new("tsim.toml"));
+    site.quick("r1", "args");
+    site.until_finished("r1");
+    let arguments = fs::read_to_string(site.path("args")).unwrap();
+    let want = format!("--config {}", site.path("tsim.toml").display());
+    assert!(arguments.contains(&want), "{arguments}");
+}
