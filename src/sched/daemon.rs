@@ -174,11 +174,12 @@ fn lead(runtime: &Runtime, spool: &Spool) -> Result<Option<Leadership>, DaemonEr
     if let Some(leadership) = Leadership::try_take(spool)? {
         return Ok(Some(leadership));
     }
-    tracing::info!("another scheduler leads; standing by");
-    notify("READY=1\nSTATUS=Standing by");
     let spool = spool.clone();
     runtime.block_on(async {
+        // Before it is said, so that who is told to end after that does so well.
         let mut stop = StopSignals::new()?;
+        tracing::info!("another scheduler leads; standing by");
+        notify("READY=1\nSTATUS=Standing by");
         // The thread sleeps in flock(2); when the process ends, so does it.
         let mut wait = tokio::task::spawn_blocking(move || Leadership::wait(&spool));
         tokio::select! {

@@ -111,14 +111,57 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Io`] when the index cannot be read.
     pub fn history(&self, before: Option<u64>, limit: usize) -> Result<Page, SpoolError> {
+        self.search(before, limit, "")
+    }
+
+    /// The same of those jobs alone that have every word of `find`, whatever its case, in their
+    /// name, user, status, mode, lab, question or reason.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`] when the index cannot be read.
+    pub fn search(
+        &self,
+        before: Option<u64>,
+        limit: usize,
+        find: &str,
+    ) -> Result<Page, SpoolError> {
+        let words = find.to_lowercase();
+        let words: Vec<&str> = words.split_whitespace().collect();
         let Some(file) = self.runs().open_file(INDEX)? else {
             return Ok(Page::default());
         };
-        page(&file, before, limit).map_err(SpoolError::io("read", &self.index()))
+        page(&file, before, limit, |job| has_words(job, &words))
+            .map_err(SpoolError::io("read", &self.index()))
     }
 }
 
-fn page(file: &File, before: Option<u64>, limit: usize) -> io::Result<Page> {
+fn has_words(job: &FinishedJob, words: &[&str]) -> bool {
+    if words.is_empty() {
+        return true;
+    }
+    let params = &job.params;
+    let text = format!(
+        "{} {} {} {} {} {} {} {} {}",
+        job.run_id,
+        job.username,
+        job.status,
+        job.mode,
+        params.lab,
+        params.source,
+        params.destination,
+        params.ports,
+        job.reason.as_deref().unwrap_or_default()
+    );
+    let text = text.to_lowercase();
+    words.iter().all(|word| text.contains(word))
+}
+
+fn page(
+    file: &File,
+    before: Option<u64>,
+    limit: usize,
+    fits: impl Fn(&FinishedJob) -> bool,
+) -> io::Result<Page> {
     let length = file.metadata()?.len();
     let mut start = before.unwrap_or(length).min(length);
     let mut seen = HashSet::new();
@@ -148,7 +191,7 @@ fn page(file: &File, before: Option<u64>, limit: usize) -> io::Result<Page> {
             let Ok(job) = serde_json::from_slice::<FinishedJob>(line) else {
                 continue;
             };
-            if seen.insert(job.run_id.clone()) {
+            if seen.insert(job.run_id.clone()) && fits(&job) {
                 page.jobs.push(job);
             }
             if page.jobs.len() == limit {

@@ -72,6 +72,34 @@ fn pages_together_list_every_job_once_latest_first() {
 }
 
 #[test]
+fn a_search_finds_jobs_by_words_wherever_they_stand() {
+    let (_dir, spool) = temporary();
+    close(&spool, 300);
+    let mut other = job("change-4711", 300);
+    other.username = UserName::new("Zoë").unwrap();
+    other.reason = Some("it was cancelled by bob".to_owned());
+    spool.lock().unwrap().close(&other).unwrap();
+    let found = |find: &str| {
+        let page = spool.search(None, 10, find).unwrap();
+        let names = page.jobs.iter().map(|job| job.run_id.to_string());
+        names.collect::<Vec<_>>()
+    };
+    let none: Vec<String> = Vec::new();
+    assert_eq!(found("zoë BOB"), ["change-4711"]);
+    assert_eq!(
+        found("j7 ann"),
+        [
+            "j79", "j78", "j77", "j76", "j75", "j74", "j73", "j72", "j71", "j70"
+        ]
+    );
+    assert_eq!(found("4711 ann"), none);
+    // The rest of them comes with the next page.
+    let first = spool.search(None, 10, "j7").unwrap();
+    let rest = spool.search(first.next, 10, "j7").unwrap();
+    assert_eq!(names(&rest), ["j7"]);
+}
+
+#[test]
 fn no_history_is_an_empty_page() {
     let (_dir, spool) = temporary();
     assert_eq!(spool.history(None, 10).unwrap(), Page::default());

@@ -50,6 +50,11 @@ test("eight quick jobs and a detailed one run together, live, in every way of lo
     assert.equal(await row(page, "quick-2").getByText("2 NO").count(), 1);
     await fine(page, "queue");
     await shoot(page, "queue", { phone: true });
+    await page.getByLabel("Find").fill("failing BROKEN");
+    await row(page, "quick-2").waitFor({ state: "detached" });
+    await row(page, "failing").getByText("failed").waitFor();
+    await page.getByLabel("Find").fill("no such thing");
+    await page.getByText("No job that is over fits.").waitFor();
     await end();
 });
 
@@ -145,6 +150,23 @@ test("a job's page follows it to the result with its reasons", async () => {
     await page.getByText("-A FORWARD -s 10.1.0.0/16 -j DROP").first().waitFor();
     await fine(page, "detailed result");
     await shoot(page, "job-detailed", { phone: true });
+    await end();
+});
+
+test("what is not there is said on a page", async () => {
+    const { page, url, problems, end } = await visit();
+    await page.goto(`${url}/no/such/page`);
+    await page.getByRole("heading", { name: "Nothing is at this address" }).waitFor();
+    await fine(page, "missing page");
+    await shoot(page, "missing", { phone: true });
+    await page.getByRole("link", { name: "Queue", exact: true }).click();
+    await page.getByRole("heading", { name: "Queue" }).waitFor();
+    await page.goto(`${url}/job/nobody`);
+    await page.getByText("there is no job nobody. Its name may be mistyped").waitFor();
+    await fine(page, "missing job");
+    // The browser logs each answer that says so.
+    assert.ok(problems.every((problem) => /status of 404/.test(problem)), problems.join("\n"));
+    problems.length = 0;
     await end();
 });
 

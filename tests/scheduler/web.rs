@@ -402,6 +402,22 @@ fn pages_carry_their_protection_and_no_inline_code() {
 }
 
 #[test]
+fn what_is_not_there_is_a_page_for_people_and_json_for_programs() {
+    let (_site, daemon) = serve("");
+    let client = client(&daemon);
+    let page = client.ask("GET", "/nowhere", &[("accept", "text/html,*/*")], "");
+    assert_eq!(page.status, 404);
+    assert!(
+        page.header("content-type")
+            .unwrap()
+            .starts_with("text/html")
+    );
+    let json = client.get("/nowhere");
+    assert_eq!(json.status, 404);
+    assert_eq!(json.json()["error"], "there is nothing here");
+}
+
+#[test]
 fn requests_per_address_are_limited() {
     let (_site, daemon) = serve("requests_per_second = 1");
     let client = client(&daemon);

@@ -99,6 +99,8 @@ pub(super) async fn queue(
 pub(super) struct HistoryPage {
     before: Option<u64>,
     limit: Option<usize>,
+    #[serde(default)]
+    find: String,
 }
 
 #[derive(Serialize)]
@@ -114,7 +116,7 @@ pub(super) async fn history(
 ) -> Result<Json<HistoryAnswer>, ApiError> {
     let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     blocking(&site, move |site| {
-        let page = site.spool.history(page.before, limit)?;
+        let page = site.spool.search(page.before, limit, &page.find)?;
         Ok(Json(HistoryAnswer {
             jobs: page.jobs,
             next: page.next,

@@ -2,8 +2,8 @@
 
 use axum::{
     Json,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, StatusCode, header},
+    response::{Html, IntoResponse, Response},
 };
 use serde_json::json;
 
@@ -85,8 +85,16 @@ const fn value(text: &'static str) -> axum::http::HeaderValue {
     axum::http::HeaderValue::from_static(text)
 }
 
-pub(super) async fn not_found() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "there is nothing here")
+/// A page for people, JSON for programs.
+pub(super) async fn not_found(headers: HeaderMap) -> Response {
+    let accepted = headers
+        .get(header::ACCEPT)
+        .and_then(|kinds| kinds.to_str().ok());
+    if accepted.is_some_and(|kinds| kinds.contains("text/html")) {
+        let page = Html(include_str!("assets/missing.html"));
+        return (StatusCode::NOT_FOUND, page).into_response();
+    }
+    ApiError::new(StatusCode::NOT_FOUND, "there is nothing here").into_response()
 }
 
 pub(super) async fn method_not_allowed() -> ApiError {

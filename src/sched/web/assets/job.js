@@ -17,6 +17,7 @@ let over = false;
 
 function showJob(job) {
     byId("problem").hidden = true;
+    byId("facts-panel").hidden = false;
     byId("status").replaceChildren(tag(job.status, job.status === "QUEUED" ? `waiting, number ${job.position}` : statusText(job.status)));
     const rows = [
         ["Type", job.type], ["User", job.username], ["Lab", job.params.lab],
@@ -51,7 +52,9 @@ async function load() {
             await showEnd(job);
         }
     } catch (error) {
-        setText(byId("problem"), error.message);
+        const missing = error instanceof ApiError && error.status === 404;
+        const expired = missing ? ". Its name may be mistyped, or its result was kept long enough; the queue's history can be searched." : "";
+        byId("problem").replaceChildren(error.message + expired, ...(missing ? [" ", el("a", { href: "/" }, "To the queue")] : []));
         byId("problem").hidden = false;
     }
 }

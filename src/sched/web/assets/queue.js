@@ -112,16 +112,23 @@ function showAll() {
     showTiles();
 }
 
+const wanted = () => byId("history-find").value.trim();
+
 async function loadHistory() {
-    const page = await api("/history?limit=50");
+    const find = wanted();
+    const page = await api(`/history?limit=50&find=${encodeURIComponent(find)}`);
+    // Who types on has asked again meanwhile.
+    if (find !== wanted()) return;
     history.clear();
     for (const job of page.jobs) history.set(job.run_id, job);
     older = page.next;
+    setText(byId("history-none"), find ? "No job that is over fits." : "No job is over yet.");
     showHistory();
 }
 
+byId("history-find").addEventListener("input", loadHistory);
 byId("more").addEventListener("click", async () => {
-    const page = await api(`/history?limit=100&before=${older}`);
+    const page = await api(`/history?limit=100&before=${older}&find=${encodeURIComponent(wanted())}`);
     for (const job of page.jobs) history.set(job.run_id, job);
     older = page.next;
     showHistory();
@@ -175,13 +182,13 @@ live({
         for (const job of change.running ?? []) running.set(job.run_id, job);
         for (const job of change.ended ?? []) {
             running.delete(job.run_id);
-            history.set(job.run_id, job);
+            if (!wanted()) history.set(job.run_id, job);
         }
         if (change.ended) {
             const last = change.ended.at(-1);
             announce(change.ended.length === 1 ? `${last.run_id} ${statusText(last.status)}` : `${change.ended.length} jobs ended`);
             // A page that stays open for weeks starts over with the latest.
-            if (history.size > 1000) loadHistory();
+            if (history.size > 1000 || wanted()) loadHistory();
             else showHistory();
         }
         showAll();
