@@ -175,9 +175,16 @@ pub(super) fn read_trace(path: &Path) -> Result<Trace, Failure> {
     let bytes = files::read(path, MOST_OF_TRACE)
         .map_err(|e| Failure::usage(format!("cannot read the trace {shown}: {e}")))?;
     serde_json::from_slice(&bytes).map_err(|e| {
-        Failure::usage(format!(
-            "{shown} is not a trace of `tsim trace --json`: {e}"
-        ))
+        let found = serde_json::from_slice::<serde_json::Value>(&bytes);
+        // {"success": …, "path": [[hop, router, …]], "timing_ms": …}
+        let python = found.is_ok_and(|trace| trace.get("path").is_some_and(serde_json::Value::is_array));
+        Failure::usage(match python {
+            true => format!(
+                "{shown} is a trace of the Python system, which names no interfaces and no lab: what \
+                 `tsim trace --json` prints is wanted, or the routers with --routers"
+            ),
+            false => format!("{shown} is not a trace of `tsim trace --json`: {e}"),
+        })
     })
 }
 

@@ -32,6 +32,7 @@ pub use self::{
     error::LabError,
     gone::forget_gone,
     replace::{Changes, Replaced, replace},
+    rulesets::strange_lines,
     state::{InterfaceState, LabState, Phase, RouterState, bridge_name},
     up::{Options, Progress, Step, Up, up, up_from},
     vacate::{Vacated, vacate},

@@ -158,6 +158,17 @@ pub enum RulesetKind {
     Nft,
 }
 
+impl std::fmt::Display for RulesetKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Ipset => "ipset",
+            Self::Iptables => "iptables",
+            Self::Ip6tables => "ip6tables",
+            Self::Nft => "nft",
+        })
+    }
+}
+
 /// A ruleset as the tool saved it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ruleset {

@@ -98,8 +98,8 @@ impl Place {
         self.run(env!("CARGO_BIN_EXE_tsim"), arguments)
     }
 
-    /// Runs one of the programs on this place.
-    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Output {
+    /// A configuration file that leads to this place.
+    pub(crate) fn config_file(&self) -> PathBuf {
         let file = self.dir.path().join("tsim.toml");
         let registry = &self.config.registry_dir;
         let text = format!(
@@ -107,9 +107,14 @@ impl Place {
             self.config.labs_dir
         );
         fs::write(&file, text).unwrap();
+        file
+    }
+
+    /// Runs one of the programs on this place.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Output {
         Command::new(program)
             .arg("--config")
-            .arg(&file)
+            .arg(self.config_file())
             .args(arguments)
             .output()
             .unwrap()

@@ -8,6 +8,7 @@ mod capture;
 mod cases;
 mod chains;
 mod coexistence;
+mod collect;
 mod copy;
 mod detailed;
 mod detailed_chain;

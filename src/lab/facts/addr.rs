@@ -14,18 +14,20 @@ use crate::{
 
 /// What `ip addr show` told, and lines that could not be read with the reason.
 #[derive(Debug, Default)]
-pub(super) struct Parsed {
+pub(super) struct Parsed<'a> {
     pub(super) interfaces: Vec<At<InterfaceFacts>>,
     pub(super) refused: Vec<(usize, String)>,
     pub(super) notices: Vec<(usize, String)>,
+    /// Lines of a kind that is not known.
+    pub(super) unknown: Vec<(usize, &'a str)>,
     /// Interfaces that were up and had no carrier: what leaves by them is lost.
     pub(super) no_carrier: Vec<(usize, IfName)>,
 }
 
 /// Reads the whole output; an interface without a readable head takes its addresses with it.
-pub(super) fn parse(lines: &[(usize, &str)]) -> Parsed {
+pub(super) fn parse<'a>(lines: &[(usize, &'a str)]) -> Parsed<'a> {
     let mut parsed = Parsed::default();
-    let mut current = false;
+    let mut below = Below::Nothing;
     if let Some((line, _)) = lines.first().filter(|(_, text)| text.starts_with('[')) {
         let whole: Vec<&str> = lines.iter().map(|(_, text)| *text).collect();
         if let Err(reason) = addr_forms::json(*line, &whole.join("\n"), &mut parsed) {
@@ -36,14 +38,17 @@ pub(super) fn parse(lines: &[(usize, &str)]) -> Parsed {
     for &(line, text) in lines {
         let words = &mut Words::new(text);
         let result = if addr_forms::is_oneline(text) {
-            current = false;
+            below = Below::Nothing;
             addr_forms::oneline(line, text, &mut parsed)
         } else if let Some(brief) = addr_forms::brief(text).filter(|_| !text.starts_with(' ')) {
-            current = false;
+            below = Below::Nothing;
             brief.map(|interface| parsed.interfaces.push(At::new(line, interface)))
         } else if text.starts_with(|c: char| c.is_ascii_digit()) {
             let head = head(words, line, &mut parsed.notices);
-            current = head.is_ok();
+            below = match head {
+                Ok(_) => Below::Interface,
+                Err(_) => Below::Refused,
+            };
             if let Ok(interface) = &head
                 && text.contains("NO-CARRIER")
                 && interface.up
@@ -51,10 +56,24 @@ pub(super) fn parse(lines: &[(usize, &str)]) -> Parsed {
                 parsed.no_carrier.push((line, interface.name.clone()));
             }
             head.map(|interface| parsed.interfaces.push(At::new(line, interface)))
+        } else if text.starts_with('#') {
+            // Somebody's note; what is indented below belongs to nothing.
+            below = Below::Nothing;
+            parsed.unknown.push((line, text));
+            Ok(())
+        } else if !text.starts_with([' ', '\t']) && !text.is_empty() {
+            below = Below::Refused;
+            Err(format!("no interface begins so: {text}"))
         } else {
-            match parsed.interfaces.last_mut().filter(|_| current) {
-                Some(interface) => detail(words, &mut interface.value),
-                None => Ok(()),
+            match (below, parsed.interfaces.last_mut()) {
+                _ if is_strange(text) && !tells(text) => {
+                    parsed.unknown.push((line, text));
+                    Ok(())
+                }
+                (Below::Refused, _) => Ok(()),
+                _ if is_strange(text) => Err(format!("this is not known: {}", text.trim())),
+                (Below::Interface, Some(interface)) => detail(words, &mut interface.value),
+                _ => Err(format!("it stands below no interface: {}", text.trim())),
             }
         };
         if let Err(reason) = result {
@@ -62,6 +81,50 @@ pub(super) fn parse(lines: &[(usize, &str)]) -> Parsed {
         }
     }
     parsed
+}
+
+/// What the lines behind belong to.
+#[derive(Debug, Clone, Copy)]
+enum Below {
+    Nothing,
+    Interface,
+    /// An interface that could not be read, which is said already.
+    Refused,
+}
+
+/// What lines below an interface begin with that says nothing about where packets go; counters
+/// begin with digits.
+const SAYS_NOTHING: [&str; 12] = [
+    "valid_lft",
+    "altname",
+    "alias",
+    "vf",
+    "RX:",
+    "TX:",
+    "RX",
+    "TX",
+    "permaddr",
+    "parentbus",
+    "prog/xdp",
+    "link-netnsid",
+];
+
+/// Whether a line below an interface is of a kind that is not known.
+fn is_strange(text: &str) -> bool {
+    let first = text.split_ascii_whitespace().next().unwrap_or_default();
+    let known = first.is_empty()
+        || matches!(first, "inet" | "inet6")
+        || first.starts_with("link/")
+        || first.starts_with(|c: char| c.is_ascii_digit())
+        || SAYS_NOTHING.contains(&first)
+        || links::is_kind(first);
+    !known
+}
+
+/// Whether a line has an address or the kind of an interface somewhere.
+fn tells(text: &str) -> bool {
+    let mut words = text.split_ascii_whitespace();
+    words.any(|word| matches!(word, "inet" | "inet6") || word.starts_with("link/"))
 }
 
 /// `2: eth0@if5: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500 … master br0 …`
@@ -204,7 +267,7 @@ mod tests {
     inet 10.9.0.1/24 scope global x
 ";
 
-    fn parsed() -> Parsed {
+    fn parsed() -> Parsed<'static> {
         let lines: Vec<_> = (11..).zip(OUTPUT.lines()).collect();
         parse(&lines)
     }
@@ -248,5 +311,17 @@ mod tests {
         assert!(text.contains("a/b"), "{text}");
         let notices: Vec<_> = parsed().notices.iter().map(|(line, _)| *line).collect();
         assert_eq!(notices, [19]);
+    }
+
+    #[test]
+    fn a_line_of_no_known_kind_is_said_and_takes_no_address_to_another_interface() {
+        let text = "2: eth0: <UP> mtu 1500\n    inet 10.0.0.1/24 scope global\n    x inet 10.0.1.1/24\n    \
+            colour green\nx 3: eth1: <UP> mtu 1500\n    inet 10.0.2.1/24 scope global\n";
+        let lines: Vec<_> = (1..).zip(text.lines()).collect();
+        let parsed = parse(&lines);
+        let refused: Vec<_> = parsed.refused.iter().map(|(line, _)| *line).collect();
+        assert_eq!(refused, [3, 5]);
+        assert_eq!(parsed.unknown, [(4, "    colour green")]);
+        assert_eq!(parsed.interfaces[0].addresses.len(), 1);
     }
 }

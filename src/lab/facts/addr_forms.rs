@@ -44,7 +44,7 @@ pub(super) fn is_oneline(line: &str) -> bool {
 }
 
 /// Adds an address in that form.
-pub(super) fn oneline(line: usize, text: &str, parsed: &mut Parsed) -> Result<(), String> {
+pub(super) fn oneline(line: usize, text: &str, parsed: &mut Parsed<'_>) -> Result<(), String> {
     let text = text.split('\\').next().unwrap_or(text);
     let mut words = Words::new(text);
     words.next();
@@ -129,7 +129,7 @@ struct JsonAddress {
 }
 
 /// `ip -j addr show`.
-pub(super) fn json(line: usize, text: &str, parsed: &mut Parsed) -> Result<(), String> {
+pub(super) fn json(line: usize, text: &str, parsed: &mut Parsed<'_>) -> Result<(), String> {
     let all: Vec<JsonInterface> = serde_json::from_str(text).map_err(|e| e.to_string())?;
     for one in all {
         let flags: Vec<&str> = one.flags.iter().map(String::as_str).collect();

@@ -2,6 +2,7 @@
 # Collects what tsim needs to rebuild this router as a network namespace.
 #
 #   ssh router sh -s < collect.sh > router_facts.txt
+#   sh collect.sh NAME > NAME_facts.txt     where the host's name is not the router's
 #
 # It only reads, needs root to see firewall rules, and writes to standard output. It asks for no
 # keys or passwords: wg(8) hides private keys by itself, IPsec states (which hold keys) are not
@@ -28,7 +29,7 @@ optional() {
 }
 
 sysctls() {
-    sysctl -a 2>/dev/null | grep -E '^net\.(ipv4|ipv6|netfilter)\.' | grep -v -e secret -e _key
+    sysctl -a 2>/dev/null | grep -E '^net\.(bridge|ipv4|ipv6|netfilter)\.' | grep -v -e secret -e _key
     return 0
 }
 
@@ -37,26 +38,42 @@ table_names() {
     return 0
 }
 
+# Tables that have routes, and those that rules lead to.
 tables() {
-    { ip route show table all; ip -6 route show table all; } 2>/dev/null |
-        sed -n 's/.* table \([^ ]*\).*/\1/p' | sort -u
+    {
+        ip route show table all
+        ip -6 route show table all
+        ip rule show
+        ip -6 rule show
+    } 2>/dev/null |
+        sed -n -e 's/.* table \([^ ]*\).*/\1/p' -e 's/.* lookup \([^ ]*\).*/\1/p' | sort -u
 }
 
-printf '# Traceroute Simulator Facts Collection\n# Hostname: %s\n\n' "$(uname -n)"
+# An ip(8) without details, such as that of busybox, tells less.
+links() {
+    ip -d link show 2>/dev/null || ip link show
+}
+
+# routes FAMILY TABLE: says so where the family has no such table.
+routes() {
+    ip "$1" -o route show table "$2" 2>&1
+}
+
+printf '# Traceroute Simulator Facts Collection\n# Hostname: %s\n\n' "${1:-$(uname -n)}"
 
 section interfaces ip addr show
-section links ip -d link show
+section links links
 section rt_tables table_names
 section policy_rules ip rule show
 section ipv6_policy_rules ip -6 rule show
-section routing_table_main ip -o route show table main
-section ipv6_routing_table_main ip -6 -o route show table main
+section routing_table_main routes -4 main
+section ipv6_routing_table_main routes -6 main
 for table in $(tables); do
     case $table in
         main | local | *[!A-Za-z0-9_.-]*) ;;
         *)
-            section "routing_table_$table" ip -o route show table "$table"
-            section "ipv6_routing_table_$table" ip -6 -o route show table "$table"
+            section "routing_table_$table" routes -4 "$table"
+            section "ipv6_routing_table_$table" routes -6 "$table"
             ;;
     esac
 done
@@ -84,7 +101,8 @@ optional ipset_save ipset save
 optional nft_ruleset nft -s list ruleset
 optional ebtables_save ebtables-save
 optional ipvs ipvsadm -Sn
-section xfrm_policy ip xfrm policy
+# The ip(8) of busybox knows nothing of IPsec.
+ip xfrm policy >/dev/null 2>&1 && section xfrm_policy ip xfrm policy
 optional wireguard wg show
 section neighbours ip neigh show
 

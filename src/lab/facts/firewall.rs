@@ -111,6 +111,14 @@ pub(super) fn from_listing(section: &Section<'_>) -> String {
     text + "COMMIT\n"
 }
 
+/// What `ipset list` says of a set that a set can be made without.
+const ABOUT_SETS: [&str; 4] = [
+    "Revision:",
+    "Size in memory:",
+    "References:",
+    "Number of entries:",
+];
+
 /// `ipset list` as `ipset save` would print it; any other text as it is.
 pub(super) fn sets(section: &Section<'_>) -> String {
     if !section.body.iter().any(|(_, l)| l.starts_with("Name: ")) {
@@ -130,6 +138,9 @@ pub(super) fn sets(section: &Section<'_>) -> String {
             members = true;
         } else if members && !line.trim().is_empty() {
             text.push_str(&format!("add {name} {}", line.trim()));
+        } else if !ABOUT_SETS.iter().any(|start| line.starts_with(start)) {
+            // No line of `ipset list`, and what is no line of `ipset save` either is said later.
+            text.push_str(line);
         }
         text.push('\n');
     }
@@ -158,6 +169,15 @@ pub(super) fn without(text: &str, lost: &[(usize, String)]) -> String {
     }
     kept
 }
+
+/// Sections of the collector that no lab can have; they were looked at, and mostly hold nothing.
+pub(super) const LOOKED_AT: [&str; 5] = [
+    "iptables_legacy_save",
+    "ip6tables_legacy_save",
+    "ebtables_save",
+    "ipvs",
+    "xfrm_policy",
+];
 
 /// What a section says that is not read and may hold something that decides about packets: what
 /// it is, and which packets. None where it holds nothing of the kind.
@@ -204,7 +224,7 @@ pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
     } else if named("xfrm") || named("ipsec") {
         ("IPsec, which is not modelled", feature(policies(section)))
     } else if section.name.starts_with("tc") || section.command.starts_with("tc ") {
-        if !lines().any(|line| line.starts_with("filter") || line.contains("action")) {
+        if !lines().any(|line| line.contains("filter") || line.contains("action")) {
             return None;
         }
         (
@@ -260,6 +280,12 @@ fn of_ruleset(section: &Section<'_>, kind: RulesetKind) -> Omission {
     for (at, line) in lines.iter().enumerate() {
         let rule = line.starts_with("-A") || line.starts_with('[');
         let policy = line.starts_with(':') && line.contains(" DROP");
+        let known = ["#", "*", ":", "COMMIT"]
+            .iter()
+            .any(|start| line.starts_with(start));
+        if !rule && !known && !line.trim().is_empty() {
+            return Omission::of_family(OmissionKind::Section, family);
+        }
         if rule || policy {
             concern
                 .0
@@ -280,8 +306,9 @@ fn virtual_services(section: &Section<'_>) -> Concern {
         let (protocol, at) = match words[..] {
             ["TCP", at, ..] | ["-A", "-t", at, ..] => (6, at),
             ["UDP", at, ..] | ["-A", "-u", at, ..] => (17, at),
-            ["FWM", ..] | ["-A", "-f", ..] | ["SCTP", ..] => return Concern::everything(),
-            _ => continue,
+            // The listing's head, and the servers behind a service.
+            [] | ["IP", "Virtual", ..] | ["Prot", ..] | ["->", ..] | ["-a", ..] => continue,
+            _ => return Concern::everything(),
         };
         let Ok(socket) = at.parse::<std::net::SocketAddr>() else {
             return Concern::everything();
@@ -306,24 +333,25 @@ fn virtual_services(section: &Section<'_>) -> Concern {
 /// `src 10.1.0.0/24 dst 10.2.0.0/24` of `ip xfrm policy`, each with lines of its own behind it.
 fn policies(section: &Section<'_>) -> Concern {
     let mut packets = Vec::new();
-    for (_, line) in &section.body {
+    for (at, (_, line)) in section.body.iter().enumerate() {
+        // Below a policy stand its direction and its templates.
+        if line.starts_with(['\t', ' ']) || line.is_empty() {
+            continue;
+        }
         let words: Vec<&str> = line.split_whitespace().collect();
         let ["src", from, "dst", to, ..] = words[..] else {
-            continue;
+            return Concern::everything();
         };
-        // Below a policy stand its templates, and those of sockets have no addresses to speak of.
-        if line.starts_with(['\t', ' ']) {
-            continue;
+        let of_socket = section.body.get(at + 1);
+        if of_socket.is_some_and(|(_, next)| next.trim_start().starts_with("socket ")) {
+            continue; // a program's own, which names no addresses
         }
         let net = |text: &str| text.parse::<ipnet::IpNet>().ok();
         match (net(from), net(to)) {
-            (Some(from), Some(to)) if from.prefix_len() + to.prefix_len() > 0 => {
-                packets.push(Packets {
-                    from: Some(from.into()),
-                    ..Packets::to(to)
-                });
-            }
-            (Some(_), Some(_)) => {}
+            (Some(from), Some(to)) => packets.push(Packets {
+                from: Some(from.into()),
+                ..Packets::to(to)
+            }),
             _ => return Concern::everything(),
         }
     }

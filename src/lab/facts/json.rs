@@ -185,7 +185,13 @@ pub(super) fn read(path: &Path, label: &str, text: &str) -> Result<RouterFacts, 
         },
         message,
     };
-    let file: File = serde_json::from_str(text).map_err(|e| refuse(e.line(), e.to_string()))?;
+    let file: File = serde_json::from_str(text).map_err(|e| {
+        let message = match is_processed(text) {
+            true => PROCESSED.to_owned(),
+            false => e.to_string(),
+        };
+        refuse(e.line(), message)
+    })?;
     let places = Places::of(text);
     if file.version != 1 {
         let message = format!("version {} is not known; 1 is allowed", file.version);
@@ -206,6 +212,19 @@ pub(super) fn read(path: &Path, label: &str, text: &str) -> Result<RouterFacts, 
     };
     reader.all(file)?;
     Ok(reader.facts)
+}
+
+const PROCESSED: &str = "these are processed facts of the Python system, which lack firewall rules in a \
+    form that can be loaded: the file that its collector wrote on the router, NAME_facts.txt, is wanted";
+
+/// Whether `text` is what the Python system makes of the collector's file.
+fn is_processed(text: &str) -> bool {
+    let Ok(serde_json::Value::Object(file)) = serde_json::from_str(text) else {
+        return false;
+    };
+    ["routing", "firewall", "metadata"]
+        .iter()
+        .any(|key| file.contains_key(*key))
 }
 
 /// Where strings stand in a JSON text. JSON values do not know where they stand, and a message

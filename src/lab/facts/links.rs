@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     RouterFacts, addr,
     section::Section,
+    text::not_read,
     words::{Words, number},
 };
 use crate::{
@@ -94,7 +95,14 @@ fn link<'a>(facts: &'a mut RouterFacts, name: &str) -> Option<&'a mut LinkFacts>
 }
 
 fn details(facts: &mut RouterFacts, section: &Section<'_>) {
-    for shown in addr::parse(&section.body).interfaces {
+    let parsed = addr::parse(&section.body);
+    for (line, text) in &parsed.unknown {
+        unread(facts, *line, text);
+    }
+    for (line, reason) in &parsed.refused {
+        unread(facts, *line, reason);
+    }
+    for shown in parsed.interfaces {
         let interfaces = facts.interfaces.iter_mut();
         for interface in interfaces.filter(|known| known.name == shown.name) {
             let interface = &mut interface.value;
@@ -118,16 +126,71 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
     }
 }
 
+/// Types of links, ip-link(8).
+const KINDS: [&str; 26] = [
+    "wireguard",
+    "gre",
+    "gretap",
+    "ip6gre",
+    "ip6gretap",
+    "ipip",
+    "sit",
+    "ip6tnl",
+    "vti",
+    "vti6",
+    "xfrm",
+    "vxlan",
+    "geneve",
+    "vlan",
+    "bridge",
+    "vrf",
+    "bond",
+    "team",
+    "tun",
+    "ppp",
+    "macvlan",
+    "macvtap",
+    "ipvlan",
+    "dummy",
+    "veth",
+    "l2tp",
+];
+
+/// What else lines of `ip -d` begin with.
+const OTHER_KINDS: [&str; 12] = [
+    "vrf_slave",
+    "bridge_slave",
+    "bond_slave",
+    "team_slave",
+    "macsec",
+    "ifb",
+    "nlmon",
+    "openvswitch",
+    "ipoib",
+    "can",
+    "vcan",
+    "hsr",
+];
+
+/// Whether a line of `ip -d` that begins with `word` tells the type of a link.
+pub(super) fn is_kind(word: &str) -> bool {
+    KINDS.contains(&word) || OTHER_KINDS.contains(&word)
+}
+
+/// Says that a line tells nothing that is understood. What is read here tells which links are
+/// joined; one that is not joined is said elsewhere.
+fn unread(facts: &mut RouterFacts, line: usize, text: &str) {
+    let origin = facts.origin(line);
+    let warning = Warning::notice(origin, &facts.name, not_read(text));
+    facts.warnings.push(warning);
+}
+
 /// A line of `ip -d` that tells the type of a link and what belongs to it, e.g.
 /// `gre remote 198.51.100.1 local 203.0.113.1 ttl 255`. `kind` is its first word.
 pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
     match kind {
         "vrf_slave" => {}
-        "wireguard" | "gre" | "gretap" | "ip6gre" | "ip6gretap" | "ipip" | "sit" | "ip6tnl"
-        | "vti" | "vti6" | "xfrm" | "vxlan" | "geneve" | "vlan" | "bridge" | "vrf" | "bond"
-        | "team" | "tun" | "ppp" | "macvlan" | "macvtap" | "ipvlan" | "dummy" | "veth" | "l2tp" => {
-            link.kind = Some(kind.to_owned());
-        }
+        kind if KINDS.contains(&kind) => link.kind = Some(kind.to_owned()),
         _ => return,
     }
     while let Some(word) = words.next() {
@@ -163,14 +226,32 @@ pub(super) fn outer_addresses(words: &mut Words<'_>, link: &mut LinkFacts) {
     link.remote = link.remote.filter(known);
 }
 
+/// What `wg show` says of an interface and its peers.
+const WIREGUARD_FIELDS: [&str; 12] = [
+    "interface",
+    "public key",
+    "private key",
+    "listening port",
+    "fwmark",
+    "peer",
+    "preshared key",
+    "endpoint",
+    "allowed ips",
+    "latest handshake",
+    "transfer",
+    "persistent keepalive",
+];
+
 /// `wg show`, which hides private keys.
 fn wireguard(facts: &mut RouterFacts, section: &Section<'_>) {
     let mut shown: BTreeMap<String, WireGuard> = BTreeMap::new();
     let mut current = None;
-    for (_, line) in &section.body {
-        let Some((field, value)) = line.trim().split_once(':') else {
-            continue;
-        };
+    for (at, line) in &section.body {
+        let (field, value) = line.trim().split_once(':').unwrap_or((line, ""));
+        let known = field.trim().is_empty() || WIREGUARD_FIELDS.contains(&field);
+        if !known {
+            unread(facts, *at, line);
+        }
         let value = value.trim();
         if field == "interface" {
             current = Some(shown.entry(value.to_owned()).or_default());
@@ -209,9 +290,12 @@ fn nets(text: &str) -> Vec<IpNet> {
 
 /// `fe80::2 dev swp1 lladdr 52:54:00:02:00:02 router REACHABLE`
 fn neighbours(facts: &mut RouterFacts, section: &Section<'_>) {
-    for (_, line) in &section.body {
+    for (at, line) in &section.body {
         let mut words = Words::new(line);
         let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
+        if address.is_none() && !line.trim().is_empty() {
+            unread(facts, *at, line);
+        }
         let (mut dev, mut mac) = (None, None);
         while let Some(word) = words.next() {
             match word {
@@ -232,11 +316,13 @@ fn neighbours(facts: &mut RouterFacts, section: &Section<'_>) {
 /// be a full domain name, of which the router's is the first label.
 fn lldp(facts: &mut RouterFacts, section: &Section<'_>) {
     let mut chassis = None;
-    for (_, line) in &section.body {
-        let Some((key, value)) = line.split_once('=') else {
-            continue;
-        };
-        let Some(key) = key.strip_prefix("lldp.") else {
+    for (at, line) in &section.body {
+        let entry = line.split_once('=');
+        let entry = entry.and_then(|(key, value)| Some((key.strip_prefix("lldp.")?, value)));
+        let Some((key, value)) = entry else {
+            if !line.trim().is_empty() {
+                unread(facts, *at, line);
+            }
             continue;
         };
         if let Some(interface) = key.strip_suffix(".chassis.name") {

@@ -207,6 +207,17 @@ pub enum FactsError {
         /// The section.
         section: String,
     },
+    /// A section does not begin.
+    #[error(
+        "{origin}: section `{section}` ends here and begins nowhere: the file was damaged; collect the \
+         facts again"
+    )]
+    Unbegun {
+        /// Where the section ends.
+        origin: Origin,
+        /// The section.
+        section: String,
+    },
     /// A section that no router is without is missing.
     #[error("{file} has no section `{section}`: no facts file, or it was cut")]
     Lacks {

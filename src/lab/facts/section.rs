@@ -22,6 +22,8 @@ pub(super) struct Section<'a> {
     pub body: Vec<(usize, &'a str)>,
     /// `EXIT_CODE:`, where there is one.
     pub exit_code: Option<i32>,
+    /// Whether a line `---` tells where the command's output begins.
+    pub divided: bool,
 }
 
 impl Section<'_> {
@@ -43,12 +45,21 @@ impl Section<'_> {
 /// All sections of `text`, wherever they stand; what is between them does not count.
 ///
 /// # Errors
-/// A section without its end, which is how a file that was cut shows.
+/// A section without its end, which is how a file that was cut shows, or without its beginning.
 pub(super) fn sections<'a>(file: &str, text: &'a str) -> Result<Vec<Section<'a>>, FactsError> {
     let mut lines = (1..).zip(text.lines());
     let mut found = Vec::new();
     while let Some((line, content)) = lines.next() {
         let Some(name) = mark(content, START) else {
+            if let Some(section) = mark(content, END) {
+                return Err(FactsError::Unbegun {
+                    origin: Origin {
+                        file: file.to_owned(),
+                        line,
+                    },
+                    section: section.to_owned(),
+                });
+            }
             continue;
         };
         let mut inner = Vec::new();
@@ -95,6 +106,7 @@ fn section<'a>(name: &'a str, line: usize, inner: &[(usize, &'a str)]) -> Sectio
         line,
         body: trim_blank(body).to_vec(),
         exit_code,
+        divided: head.is_some(),
     }
 }
 
@@ -150,5 +162,12 @@ mod tests {
         assert!(error.contains("f:2") && error.contains("`a`"), "{error}");
         let nested = FILE.replace("=== TSIM_SECTION_END:a ===\n", "");
         assert!(sections("f", &nested).is_err());
+    }
+
+    #[test]
+    fn a_section_without_its_beginning_is_an_error_that_names_it() {
+        let text = FILE.replace("=== TSIM_SECTION_START:a", "x === TSIM_SECTION_START:a");
+        let error = sections("f", &text).unwrap_err().to_string();
+        assert!(error.contains("f:13") && error.contains("`a`"), "{error}");
     }
 }

@@ -620,3 +620,119 @@ fn tables_that_filter_arp_make_a_pass_doubtful() {
     assert!(doubts("drop"));
     assert!(!doubts("accept"));
 }
+
+/// The first column of the table in docs/facts.md between the marks `name`.
+fn documented(name: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/facts.md");
+    let text = fs::read_to_string(path).unwrap();
+    let (_, rest) = text.split_once(&format!("<!-- {name} -->")).unwrap();
+    let (table, _) = rest.split_once(&format!("<!-- /{name} -->")).unwrap();
+    let quoted = |text: &str| {
+        let parts = text.split('`').skip(1).step_by(2);
+        parts.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    if !table.contains('|') {
+        return quoted(table);
+    }
+    let rows = table.lines().filter(|line| line.starts_with("| `"));
+    let first = rows.map(|row| row.split('|').nth(1).unwrap_or_default());
+    first.flat_map(quoted).collect()
+}
+
+/// Whether the reader takes up a section of this name: what it holds is said otherwise.
+fn is_read(name: &str) -> bool {
+    let text = minimal("") + &section(name, "Table (7)", "colour green");
+    let facts = read(&text);
+    let said = |m: &String| m.contains(&format!("section `{name}` is not read"));
+    !messages(&facts, Severity::Notice).iter().any(said)
+        && !messages(&facts, Severity::Warning).iter().any(said)
+}
+
+#[test]
+fn the_documented_sections_are_those_that_are_read() {
+    let sections = documented("sections");
+    assert!(sections.len() > 15, "{sections:?}");
+    for name in &sections {
+        assert!(is_read(&name.replace("NAME", "blue")), "{name}");
+    }
+    assert_eq!(documented("not needed"), text::NOT_NEEDED);
+    assert!(!is_read("colours"));
+    // What the collector writes is documented or known to be left out.
+    let commands = COLLECTOR.lines().map(str::trim);
+    let written = commands.filter_map(|line| {
+        let line = line.rsplit(") ").next().unwrap_or(line);
+        let line = line.rsplit("&& ").next().unwrap_or(line);
+        let rest = line
+            .strip_prefix("section ")
+            .or_else(|| line.strip_prefix("optional "))?;
+        let name = rest.split_whitespace().next()?;
+        (name != "\"$@\"").then_some(name)
+    });
+    let left_out = firewall::LOOKED_AT;
+    let written: Vec<String> = written
+        .map(|name| {
+            name.trim_matches('"')
+                .replace("$table", "NAME")
+                .replace("${six}", "")
+        })
+        .collect();
+    assert!(written.len() > 15, "{written:?}");
+    for name in written {
+        let known = sections.contains(&name) || left_out.contains(&name.as_str());
+        assert!(
+            known || name == "routing_table_main" || name == "ipv6_routing_table_main",
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn what_a_route_or_rule_cannot_be_made_of_is_an_omission_with_its_line() {
+    let text = minimal(
+        "10.9.0.0/16 encap mpls 16 via 10.0.0.2 dev eth0\n10.8.0.0/16 nhid 7 proto static\n",
+    ) + &section(
+        "policy_rules",
+        "",
+        "0:\tfrom all lookup local\n100:\tfrom all uidrange 0-99 lookup main\n101:\tfrom all lookup main \
+         suppress_ifgroup 1\n32766:\tfrom all lookup main\n",
+    );
+    let facts = read(&text);
+    let routes: Vec<_> = facts.lost_routes.iter().map(|lost| lost.line).collect();
+    let rules: Vec<_> = facts.lost_rules.iter().map(|lost| lost.line).collect();
+    assert_eq!((routes.len(), rules.len()), (2, 2));
+    let topology = crate::lab::topology::build(vec![facts]);
+    for line in routes.into_iter().chain(rules) {
+        let warning = topology.warnings.iter().find(|w| w.origin.line == line);
+        assert!(warning.unwrap().matters(), "{warning:?}");
+    }
+}
+
+#[test]
+fn processed_facts_of_the_python_system_are_refused_with_what_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hq-gw.json");
+    fs::write(
+        &path,
+        r#"{"metadata": {"hostname": "hq-gw"}, "routing": {"tables": {}}, "firewall": {}}"#,
+    )
+    .unwrap();
+    let error = load_file(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("hq-gw_facts.txt") || error.contains("_facts.txt"),
+        "{error}"
+    );
+    assert!(error.contains("processed"), "{error}");
+}
+
+#[test]
+fn json_of_nft_is_an_omission_that_says_what_is_wanted() {
+    let facts =
+        read(&(minimal("") + &section("nft_ruleset", "", r#"{"nftables": [{"metainfo": {}}]}"#)));
+    assert_eq!(facts.rulesets.len(), 0);
+    let warning = facts
+        .warnings
+        .iter()
+        .find(|w| w.message.contains("without -j"))
+        .unwrap();
+    assert!(warning.matters());
+}

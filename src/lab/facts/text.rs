@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What the collector writes and no lab needs.
-const NOT_NEEDED: [&str; 17] = [
+pub(super) const NOT_NEEDED: [&str; 17] = [
     "interface_stats",
     "kernel_version",
     "loaded_modules",
@@ -195,13 +195,14 @@ impl Reader {
             "ip6tables_save" => self.ruleset(section, RulesetKind::Ip6tables),
             "ipset_save" => self.ruleset(section, RulesetKind::Ipset),
             "nft_ruleset" => self.ruleset(section, RulesetKind::Nft),
-            "rt_tables" => {}
+            "rt_tables" => self.table_names(section),
             name if links::is_section(name) => {}
             other => match routing_table(other) {
                 Some((family, table)) => self.routes(section, family, table),
                 None if NOT_NEEDED.contains(&other) => {}
                 None => match firewall::unread(section) {
                     Some((message, omission)) => self.omit(section.line, message, omission),
+                    None if firewall::LOOKED_AT.contains(&other) => {}
                     None => self.notice(section.line, format!("section `{other}` is not read")),
                 },
             },
@@ -210,6 +211,14 @@ impl Reader {
 
     /// Whether the section's command worked; says so where it did not.
     fn usable(&mut self, section: &Section<'_>) -> bool {
+        if !section.divided && !NOT_NEEDED.contains(&section.name) {
+            let name = section.name;
+            let message = format!(
+                "section `{name}`: no line `---` tells where the command's output begins; it is left out"
+            );
+            self.omit(section.line, message, of_section(name));
+            return false;
+        }
         let code = section.exit_code.unwrap_or(0);
         if code == 0 || NOT_NEEDED.contains(&section.name) {
             return true;
@@ -224,11 +233,13 @@ impl Reader {
             return true;
         }
         let name = section.name;
-        self.omit(
-            section.line,
-            format!("section `{name}`: its command failed with exit code {code}; it is left out"),
-            of_section(name),
-        );
+        let message =
+            format!("section `{name}`: its command failed with exit code {code}; it is left out");
+        match links::is_section(name) {
+            // As if it were not there: what it would tell of links is said where they stand alone.
+            true => self.notice(section.line, message),
+            false => self.omit(section.line, message, of_section(name)),
+        }
         false
     }
 
@@ -243,6 +254,9 @@ impl Reader {
         }
         for (line, message) in parsed.notices {
             self.notice(line, message);
+        }
+        for (line, text) in parsed.unknown {
+            self.notice(line, not_read(text));
         }
         for (line, name) in parsed.no_carrier {
             self.omit(
@@ -303,6 +317,10 @@ impl Reader {
                     }
                     self.facts.routes.push(At::new(line, parsed.route));
                 }
+                // The kernel makes one per interface; no packet to one receiver takes it.
+                Err(_) if text.starts_with("multicast ") => {
+                    self.notice(line, format!("route left out: {}", text.trim()));
+                }
                 Err(refused) if refused.reason == route::DEAD => {
                     self.notice(line, format!("route left out: {}", refused.reason));
                 }
@@ -315,7 +333,22 @@ impl Reader {
         }
     }
 
+    /// Names that could not be read; which routes lack them shows where they are used.
+    fn table_names(&mut self, section: &Section<'_>) {
+        for (line, text) in &section.body {
+            let entry = text.split('#').next().unwrap_or("");
+            let mut words = Words::new(entry);
+            let (id, name) = (words.next(), words.next());
+            if id.is_some() && (id.and_then(number).is_none() || name.is_none()) {
+                self.notice(*line, format!("`{}` is no `number name`", text.trim()));
+            }
+        }
+    }
+
     fn forwarding(&mut self, section: &Section<'_>, key: &str) {
+        for (line, text) in section.body.iter().skip(1) {
+            self.notice(*line, not_read(text));
+        }
         match section.body.first() {
             Some((_, value @ ("0" | "1"))) => self.facts.set_sysctl(key, value),
             other => {
@@ -342,6 +375,14 @@ impl Reader {
         self.other_tables(section, kind);
         let comment = |l: &str| l.trim().is_empty() || l.starts_with('#');
         if section.body.iter().all(|(_, l)| comment(l)) {
+            return;
+        }
+        if kind == RulesetKind::Nft && section.body[0].1.starts_with('{') {
+            self.omit(
+                section.first_line(),
+                "JSON of `nft -j` is not loaded: what `nft list ruleset` prints without -j is wanted",
+                Omission::of_everything(OmissionKind::Section),
+            );
             return;
         }
         let mut origin = self.facts.origin(section.first_line());
@@ -464,6 +505,10 @@ impl Reader {
         vrf::model(&mut self.facts);
         connected::normalise(&mut self.facts);
     }
+}
+
+pub(super) fn not_read(text: &str) -> String {
+    format!("not read: {}", text.trim())
 }
 
 /// What a section that cannot be used can concern.

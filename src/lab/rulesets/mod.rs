@@ -68,6 +68,18 @@ fn load_shut_in(
     Ok(warnings)
 }
 
+/// What stands in the rulesets of `router` that no saved ruleset contains, and that is not loaded
+/// therefore. Pure.
+#[must_use]
+pub fn strange_lines(router: &Router) -> Vec<Warning> {
+    let maps = RulesetMaps::new(&router.rulesets);
+    let of = |ruleset: &Ruleset| {
+        let left_out = filter::sift(ruleset.kind, &ruleset.text).left_out;
+        not_let_through(router, ruleset, &maps, &left_out).collect::<Vec<_>>()
+    };
+    router.rulesets.iter().flat_map(of).collect()
+}
+
 /// What the filter left out, each with its first line.
 fn not_let_through<'a>(
     router: &'a Router,
@@ -249,3 +261,6 @@ fn first_of(
 pub(super) fn kinds(router: &Router) -> impl Iterator<Item = RulesetKind> {
     router.rulesets.iter().map(|ruleset| ruleset.kind)
 }
+
+#[cfg(test)]
+mod silence_tests;

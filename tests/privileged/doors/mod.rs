@@ -6,3 +6,4 @@ mod filters;
 mod many;
 mod mutate;
 mod shut_in;
+mod silence;
