@@ -14,7 +14,8 @@ use super::{
     digest::{self, Ending, Visited},
     lots,
     plan::{Answer, Plan, Sender, Visit},
-    tables::{Tables, looks_at_ports, query},
+    ports,
+    tables::Tables,
     walk::{Needs, Walk, WayEnd},
 };
 use crate::{
@@ -26,10 +27,7 @@ use crate::{
         trace::{self, Entry, EntryName, MAX_ENTRIES, Packet, TraceError, Wiring},
     },
     model::{RouterId, RouterName},
-    netlink::{
-        LookupQuery,
-        object::{Family, Mac},
-    },
+    netlink::object::{Family, Mac},
     netns::{NetnsDir, NetnsFd},
     registry::HostSpec,
     run::{
@@ -564,7 +562,9 @@ impl<'a> Inquiry<'a> {
             branch,
         )?;
         if matches!(visit.from, Ok(Sender::Itself(_))) {
-            doubt_ports(tables, &mut visited)?;
+            ports::doubt_own(tables, &mut visited)?;
+        } else if self.job.source_port.is_none() {
+            ports::doubt_open(tables, &mut visited)?;
         }
         Ok(visited)
     }
@@ -591,44 +591,6 @@ impl<'a> Inquiry<'a> {
         };
         visits.map(visit).collect()
     }
-}
-
-/// A raw packet of the router's own is routed without its ports. Where a policy rule looks at them
-/// and a program's packet would go another way, nothing is known of it.
-fn doubt_ports(tables: &mut Tables<'_>, visited: &mut Visited) -> Result<(), QuickError> {
-    let rules = tables.rules(&visited.at.router)?;
-    if !rules.iter().any(looks_at_ports) {
-        return Ok(());
-    }
-    let fib = tables.fib(&visited.at.router)?;
-    for (probe, outcome) in visited.probes.iter().zip(&mut visited.outcomes) {
-        let whole = query(&visited.at, &probe.headers, 0);
-        let raw = LookupQuery {
-            ip_proto: None,
-            sport: None,
-            dport: None,
-            ..whole.clone()
-        };
-        let (with, without) = (fib.decide(&whole), fib.decide(&raw));
-        if with == without {
-            continue;
-        }
-        let rule = [with.rule, without.rule]
-            .into_iter()
-            .flatten()
-            .find(looks_at_ports);
-        let rule = rule.map_or_else(
-            || "a policy rule".to_owned(),
-            |r| format!("policy rule {r}"),
-        );
-        outcome.verdict = Verdict::Unknown;
-        outcome.exit = None;
-        outcome.reason = Some(Arc::from(format!(
-            "{rule} looks at protocol or ports, by which a probe that the router sends itself is \
-             not routed"
-        )));
-    }
-    Ok(())
 }
 
 /// The way by a router without facts, of which it is not known whether the source uses it.

@@ -19,6 +19,7 @@ mod inquiry;
 mod lots;
 mod measure;
 mod plan;
+mod ports;
 mod report;
 mod session;
 mod standin;
