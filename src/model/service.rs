@@ -427,7 +427,7 @@ mod tests {
             ("-5", "-5"),
             ("no-such-name", "no-such-name"),
             ("htps", "did you mean `https`?"),
-            ("postgres/tcp", "did you mean `postgresql`?"),
+            ("postgresqk/tcp", "did you mean `postgresql`?"),
             ("tcp/udp", "\"tcp/udp\""),
             ("80;reboot", "80;reboot"),
         ] {

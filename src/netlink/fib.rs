@@ -106,6 +106,12 @@ impl Fib {
         ))
     }
 
+    /// The policy rules in the order of their priority.
+    #[must_use]
+    pub fn rules(&self) -> &[PolicyRule] {
+        &self.rules
+    }
+
     /// Whether a policy rule looks at protocol or ports; the kernel looks into a packet that comes
     /// in only then (`fib4_rules_early_flow_dissect()`).
     #[must_use]

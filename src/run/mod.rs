@@ -15,6 +15,7 @@ pub mod quick;
 pub mod report;
 pub mod resolve;
 pub mod sentence;
+mod source_port;
 pub mod undo;
 pub mod verdict;
 pub mod way;

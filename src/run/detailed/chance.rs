@@ -51,8 +51,9 @@ impl Clerk<'_> {
             };
             let is_first = direction == Direction::Request && !begun && begins(packet);
             begun |= is_first;
-            let reason = self.doubtful(socket, packet, is_first)?;
-            for reason in reason.into_iter().chain(self.forks(packet)) {
+            let reason = self.doubtful(socket, packet, is_first)?.into_iter();
+            let by_port = is_first.then(|| self.by_source_port(packet)).flatten();
+            for reason in reason.chain(self.forks(packet)).chain(by_port) {
                 if !reasons.contains(&reason) {
                     reasons.push(reason);
                 }
@@ -71,6 +72,15 @@ impl Clerk<'_> {
             "the route to {} has {hops} next hops, and which one the real router takes is not known",
             head.destination
         ))
+    }
+
+    /// That a policy rule sends the request another way from another source port, in words.
+    fn by_source_port(&mut self, packet: &FlowPacket) -> Option<String> {
+        let head = self.routed_head(packet)?;
+        if !self.any_port || !head.protocol.has_ports() {
+            return None;
+        }
+        self.observer.by_source_port(&head).ok().flatten()
     }
 
     /// The rule by which nft hands the request to a program of the router. Where none listens, the

@@ -58,6 +58,8 @@ pub(super) struct Clerk<'a> {
     pub(super) book: RuleBook,
     chains: HashMap<RulePlace, BaseChain>,
     pub(super) observer: Observer<'a>,
+    /// Whether the question leaves the source port open.
+    pub(super) any_port: bool,
     notes: BTreeSet<String>,
 }
 
@@ -91,6 +93,7 @@ impl<'a> Clerk<'a> {
         netns: &'a NetnsFd,
         tools: &'a Tools,
         chains: HashMap<RulePlace, BaseChain>,
+        any_port: bool,
     ) -> Result<Self, EvidenceError> {
         Ok(Self {
             netns,
@@ -98,6 +101,7 @@ impl<'a> Clerk<'a> {
             book: RuleBook::new(),
             chains,
             observer: Observer::new(netns)?,
+            any_port,
             notes: BTreeSet::new(),
         })
     }

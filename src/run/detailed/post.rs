@@ -127,7 +127,9 @@ impl<'a> Post<'a> {
             Some(sockets) => base_chains(sockets.control()).map_err(&fail)?,
             None => HashMap::new(),
         };
-        let clerk = Clerk::new(netns, setup.tools, chains).map_err(setup.at(station))?;
+        let any_port = setup.source_port.is_none();
+        let clerk = Clerk::new(netns, setup.tools, chains, any_port);
+        let clerk = clerk.map_err(setup.at(station))?;
         let family = Family::of(site.from());
         let legacy = Legacy::find(netns, setup.tools, site.from());
         let mut netlink = Netlink::open(netns).map_err(setup.at(station))?;

@@ -12,6 +12,7 @@ use crate::{
         sysctl,
     },
     netns::NetnsFd,
+    run::source_port,
 };
 
 /// Looks into one router.
@@ -131,12 +132,7 @@ impl<'a> Observer<'a> {
         settings: Settings,
     ) -> Result<(Option<Decision>, Option<Back>), NetlinkError> {
         let packet = self.forwarded(&head);
-        let family = Family::of(head.destination);
-        if !self.fibs.contains_key(&family) {
-            self.fibs
-                .insert(family, Fib::read(&mut self.netlink, family)?);
-        }
-        let Some(fib) = self.fibs.get(&family) else {
+        let Some(fib) = self.fib(Family::of(head.destination))? else {
             return Ok((None, None));
         };
         let decision = fib.decide(&packet);
@@ -167,6 +163,30 @@ impl<'a> Observer<'a> {
     pub fn next_hops(&mut self, head: &PacketHead) -> Result<usize, NetlinkError> {
         let query = self.forwarded(head);
         Ok(self.netlink.next_hops(&query)?.len())
+    }
+
+    /// Which policy rule sends a packet to be forwarded another way if it has another source port
+    /// that clients use, in words; none where they all fare alike.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the kernel cannot be asked.
+    pub fn by_source_port(&mut self, head: &PacketHead) -> Result<Option<String>, NetlinkError> {
+        let query = self.forwarded(head);
+        let family = Family::of(head.destination);
+        if !source_port::matters(&self.netlink.rules(family)?) {
+            return Ok(None);
+        }
+        let fib = self.fib(family)?;
+        Ok(fib.and_then(|fib| source_port::doubt(fib, &query)))
+    }
+
+    /// The rules and tables of a family, read once.
+    fn fib(&mut self, family: Family) -> Result<Option<&Fib>, NetlinkError> {
+        if !self.fibs.contains_key(&family) {
+            let fib = Fib::read(&mut self.netlink, family)?;
+            self.fibs.insert(family, fib);
+        }
+        Ok(self.fibs.get(&family))
     }
 
     fn forwarded(&self, head: &PacketHead) -> LookupQuery {

@@ -1,0 +1,81 @@
+//! Policy rules that look at the source port, where a question leaves that open.
+
+use crate::netlink::{
+    Fib, LookupQuery,
+    object::{PolicyRule, PortRange},
+};
+
+/// The ports that a Linux host gives to its connections unless told otherwise,
+/// `net.ipv4.ip_local_port_range`, ip(7).
+const CLIENT_PORTS: PortRange = PortRange {
+    first: 32_768,
+    last: 60_999,
+};
+
+/// Whether policy rules tell the ports of clients apart at all.
+pub(crate) fn matters<'a>(rules: impl IntoIterator<Item = &'a PolicyRule>) -> bool {
+    !edges(rules).is_empty()
+}
+
+/// Says which rule sends such a packet another way if a client gives it another port; none where all
+/// of a client's ports fare alike.
+pub(crate) fn doubt(fib: &Fib, packet: &LookupQuery) -> Option<String> {
+    let this = fib.decide(packet);
+    let other = edges(fib.rules()).into_iter().find_map(|port| {
+        let other = fib.decide(&LookupQuery {
+            sport: Some(port),
+            ..packet.clone()
+        });
+        (other != this).then_some((port, other))
+    });
+    let (port, other) = other?;
+    let rules = [this.rule, other.rule];
+    let rule = rules.into_iter().flatten().find(|r| r.sport.is_some());
+    let rule = rule.map_or_else(
+        || "a policy rule".to_owned(),
+        |rule| format!("policy rule {rule}"),
+    );
+    Some(format!(
+        "{rule} looks at the source port, and sends a packet from port {port} another way; --sport \
+         asks about one port"
+    ))
+}
+
+/// The client's ports next to the ends of what rules select: all between two of them fare alike.
+fn edges<'a>(rules: impl IntoIterator<Item = &'a PolicyRule>) -> Vec<u16> {
+    let ranges = rules.into_iter().filter_map(|rule| rule.sport);
+    let ends = ranges.flat_map(|range| {
+        [
+            range.first.saturating_sub(1),
+            range.first,
+            range.last,
+            range.last.saturating_add(1),
+        ]
+    });
+    let (first, last) = (CLIENT_PORTS.first, CLIENT_PORTS.last);
+    let mut ports: Vec<u16> = ends.filter(|port| (first..=last).contains(port)).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::object::{Family, RuleAction};
+
+    fn rule(first: u16, last: u16) -> PolicyRule {
+        let sport = Some(PortRange { first, last });
+        PolicyRule {
+            sport,
+            ..PolicyRule::new(Family::V4, 100, RuleAction::Nop)
+        }
+    }
+
+    #[test]
+    fn only_ports_of_clients_count() {
+        assert_eq!(edges(&[rule(1, 1023), rule(1024, 65_535)]), [0; 0]);
+        assert_eq!(edges(&[rule(45_000, 65_534)]), [44_999, 45_000]);
+        assert_eq!(edges(&[rule(50_000, 50_000)]), [49_999, 50_000, 50_001]);
+    }
+}
