@@ -34,9 +34,14 @@ use crate::{
 /// How the process calls itself. Whoever is started under this name runs [`run`] and nothing else.
 pub const NAME: &str = "tsim-keeper";
 
-/// What a private `/run` does not have from the real one: iptables locks the file, which belongs to
+/// What a private `/run` does not have from the real one: iptables' lock and ours of names belong to
 /// root, and names of namespaces are those of the first user namespace.
-const NOT_SHARED: [&str; 3] = ["netns", "xtables.lock", "tsim-keeper.json"];
+const NOT_SHARED: [&str; 4] = [
+    "netns",
+    "netns.tsim-lock",
+    "xtables.lock",
+    "tsim-keeper.json",
+];
 const NONE: Option<&str> = None;
 
 /// Becomes the keeper that standard input describes, says on standard output what came of it, and

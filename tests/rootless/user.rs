@@ -25,6 +25,7 @@ use rustix::{
 };
 use serde_json::Value;
 use std::os::fd::AsFd;
+use tsim::{model::NetnsName, netns::NetnsDir};
 
 /// From, to: over three routers of corp10.
 pub(crate) const ASK: &[&str] = &["-s", "10.3.10.50", "-d", "10.2.1.60"];
@@ -41,6 +42,7 @@ impl User {
             nix::unistd::geteuid().is_root(),
             "these tests become other users, which takes root's rights"
         );
+        root_was_here();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         // The greatest process id is 2^22.
         let uid = 1_000_000 + process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed);
@@ -151,6 +153,17 @@ impl User {
         let state = self.runtime_dir().join("keeper.json");
         assert!(!state.exists(), "the keeper's file stays");
     }
+}
+
+/// Root has used tsim on this machine before: what that leaves in `/run` is root's.
+fn root_was_here() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        let name = NetnsName::new(format!("root{}.before", process::id())).unwrap();
+        let dir = NetnsDir::default();
+        dir.create(&name).unwrap();
+        dir.delete(&name).unwrap();
+    });
 }
 
 impl Drop for User {
