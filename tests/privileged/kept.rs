@@ -35,7 +35,7 @@ fn load(lab: &TestLab, ports: &str) {
 }
 
 /// The files of texts that are kept.
-fn files(lab: &TestLab) -> Vec<PathBuf> {
+pub(crate) fn files(lab: &TestLab) -> Vec<PathBuf> {
     let dir = lab.config.labs_dir.join(lab.bed.lab.as_str());
     let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
     let kept = |path: &PathBuf| {

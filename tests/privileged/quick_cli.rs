@@ -31,7 +31,7 @@ fn wrong_arguments_are_named_and_change_nothing() {
         ("0", "port 0"),
         ("70000", "70000"),
         ("9-1", "9-1"),
-        ("tcp/80", "80"),
+        ("tcp/udp", "tcp/udp"),
         ("", "empty"),
     ] {
         assert_refused(&[&lab[..], &[ports]].concat(), 2, want);
