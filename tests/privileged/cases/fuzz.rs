@@ -6,13 +6,8 @@
 //! name and an expectation, and it is a case of the table.
 
 use std::{
-    env,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use tsim::{firewall::Backend, netlink::object::Family, run::report::Verdict};
@@ -21,47 +16,23 @@ use super::{
     asked_once,
     bed::CaseBed,
     file::{CaseFile, Expected, Loader, Run, services},
+    seeds,
 };
 
 /// How many rulesets a plain test run tries.
 const RULESETS: u64 = 100;
 const SERVICES: &str = "22,23,80,443,8080,53/udp,123/udp";
-const THREADS: usize = 3;
 static REFUSED: AtomicU64 = AtomicU64::new(0);
 
 #[test]
 fn random_rulesets_have_the_verdicts_that_a_capture_shows() {
-    let number = |name: &str| env::var(name).ok().map(|text| text.parse().unwrap());
-    let (first, count) = match number("TSIM_FUZZ_SEED") {
-        Some(seed) => (seed, 1),
-        None => {
-            let any = getrandom::u64().unwrap() >> 16;
-            (any, number("TSIM_FUZZ_RULESETS").unwrap_or(RULESETS))
-        }
-    };
-    println!("seeds {first} to {}", first + count - 1);
-    let next = AtomicU64::new(first);
-    let failures = Mutex::new(Vec::new());
-    let work = || {
-        while let Some(seed) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < first + count)
-        {
-            failures.lock().unwrap().extend(fails(seed));
-        }
-    };
-    thread::scope(|scope| {
-        (0..THREADS).for_each(|_| _ = scope.spawn(work));
-    });
+    let tried = seeds::try_all("FUZZ", RULESETS, fails);
     let refused = REFUSED.load(Ordering::Relaxed);
-    println!("{refused} of {count} rulesets were refused by the tools");
-    assert!(refused <= count / 10, "the generator makes nonsense");
-    let failures: Vec<String> = failures.into_inner().unwrap();
-    assert!(
-        failures.is_empty(),
-        "{} of {count} rulesets:\n{}",
-        failures.len(),
-        failures.join("\n\n")
+    println!(
+        "{refused} of {} rulesets were refused by the tools",
+        tried.count
     );
+    tried.assert_right(refused);
 }
 
 /// What is wrong with the ruleset of this seed, shrunk.

@@ -6,6 +6,7 @@ mod detailed;
 pub(crate) mod file;
 mod fuzz;
 mod kernel;
+mod seeds;
 mod translate;
 mod varied;
 

@@ -4,14 +4,7 @@
 //!
 //! `TSIM_VARIED_RULESETS` says how many; a failure is printed with its seed, for `TSIM_VARIED_SEED`.
 
-use std::{
-    env,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
-    thread,
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tsim::{
     firewall::Backend,
@@ -23,62 +16,34 @@ use super::{
     bed::CaseBed,
     file::{CaseFile, Expected, Loader, Run, services},
     fuzz::Random,
+    seeds,
 };
 
 /// How many rulesets a plain test run tries.
 const RULESETS: u64 = 24;
 const SERVICES: &str = "22,80,443,53/udp";
-const THREADS: usize = 3;
 
 /// How often it was asked, and answered without a verdict.
 #[derive(Default)]
 struct Count {
-    asked: AtomicUsize,
-    unknown: AtomicUsize,
-    refused: AtomicUsize,
+    asked: AtomicU64,
+    unknown: AtomicU64,
+    refused: AtomicU64,
 }
 
 #[test]
 fn services_asked_together_get_the_verdicts_that_each_gets_alone() {
-    let number = |name: &str| env::var(name).ok().map(|text| text.parse().unwrap());
-    let (first, count) = match number("TSIM_VARIED_SEED") {
-        Some(seed) => (seed, 1),
-        None => {
-            let any = getrandom::u64().unwrap() >> 16;
-            (any, number("TSIM_VARIED_RULESETS").unwrap_or(RULESETS))
-        }
-    };
-    println!("seeds {first} to {}", first + count - 1);
-    let next = AtomicU64::new(first);
-    let failures = Mutex::new(Vec::new());
     let counted = Count::default();
-    let work = || {
-        let more = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < first + count);
-        while let Some(seed) = more() {
-            failures.lock().unwrap().extend(wrong(seed, &counted));
-        }
-    };
-    thread::scope(|scope| {
-        (0..THREADS).for_each(|_| _ = scope.spawn(work));
-    });
-    let of = |number: &AtomicUsize| number.load(Ordering::Relaxed);
+    let tried = seeds::try_all("VARIED", RULESETS, |seed| wrong(seed, &counted));
+    let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+    let refused = of(&counted.refused);
     println!(
-        "{} verdicts, {} of them UNKNOWN; {} of {count} rulesets refused by the tools",
+        "{} verdicts, {} of them UNKNOWN; {refused} of {} rulesets refused by the tools",
         of(&counted.asked),
         of(&counted.unknown),
-        of(&counted.refused)
+        tried.count
     );
-    assert!(
-        of(&counted.refused) as u64 <= count / 10,
-        "the generator makes nonsense"
-    );
-    let failures: Vec<String> = failures.into_inner().unwrap();
-    assert!(
-        failures.is_empty(),
-        "{} of {count} rulesets:\n{}",
-        failures.len(),
-        failures.join("\n\n")
-    );
+    tried.assert_right(refused);
 }
 
 /// What is wrong with the answers about the ruleset of this seed.
@@ -117,7 +82,7 @@ fn wrong(seed: u64, count: &Count) -> Option<String> {
         let alone = &report.routers[0].services[0];
         let truth = new().one_packet(&case, run, expected);
         count.asked.fetch_add(1, Ordering::Relaxed);
-        let unknown = usize::from(alone.result == Verdict::Unknown);
+        let unknown = u64::from(alone.result == Verdict::Unknown);
         count.unknown.fetch_add(unknown, Ordering::Relaxed);
         wrong.extend(
             differ(one, alone).then(|| format!("together {}, alone {}", told(one), told(alone))),

@@ -1,0 +1,72 @@
+//! Rulesets by seed: which are tried, several at a time, and what is said of those that fail.
+
+use std::{
+    env,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+const THREADS: usize = 3;
+
+/// Rulesets that were tried.
+pub(super) struct Tried {
+    pub(super) count: u64,
+    failures: Vec<String>,
+}
+
+/// Tries `usual` rulesets of new seeds, or as many as `TSIM_<name>_RULESETS` says; only the one of
+/// `TSIM_<name>_SEED` where that is set. `fails` says what is wrong with the ruleset of a seed.
+#[allow(
+    clippy::print_stdout,
+    reason = "shown with the test that fails, to try its seed again"
+)]
+pub(super) fn try_all(
+    name: &str,
+    usual: u64,
+    fails: impl Fn(u64) -> Option<String> + Sync,
+) -> Tried {
+    let number = |what: &str| {
+        let text = env::var(format!("TSIM_{name}_{what}")).ok();
+        text.map(|text| text.parse().unwrap())
+    };
+    let (first, count) = match number("SEED") {
+        Some(seed) => (seed, 1),
+        None => {
+            let any = getrandom::u64().unwrap() >> 16;
+            (any, number("RULESETS").unwrap_or(usual))
+        }
+    };
+    println!("seeds {first} to {}", first + count - 1);
+    let next = AtomicU64::new(first);
+    let failures = Mutex::new(Vec::new());
+    let work = || {
+        let more = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < first + count);
+        while let Some(seed) = more() {
+            failures.lock().unwrap().extend(fails(seed));
+        }
+    };
+    thread::scope(|scope| {
+        (0..THREADS).for_each(|_| _ = scope.spawn(work));
+    });
+    Tried {
+        count,
+        failures: failures.into_inner().unwrap(),
+    }
+}
+
+impl Tried {
+    /// Asserts that no ruleset failed, and that the tools refused no more than a tenth.
+    pub(super) fn assert_right(&self, refused: u64) {
+        let Self { count, failures } = self;
+        assert!(refused <= count / 10, "the generator makes nonsense");
+        assert!(
+            failures.is_empty(),
+            "{} of {count} rulesets:\n{}",
+            failures.len(),
+            failures.join("\n\n")
+        );
+    }
+}
