@@ -49,7 +49,7 @@ mod watch;
 /// How a command ended; the process's exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// Everything asked for was done; for a job: every service passes every router.
+    /// Everything asked for was done; for a job: every service arrives.
     Ok = 0,
     /// A job found at least one NO (and no UNKNOWN).
     SomeNo = 1,
@@ -63,7 +63,7 @@ pub enum Exit {
 
 /// The table of exit codes for `--help`.
 pub const EXIT_CODES: &str = "Exit codes:
-  0  done; for a job: every service passes every router
+  0  done; for a job: every service arrives
   1  a job found at least one NO
   2  wrong arguments or configuration; nothing was changed
   3  a job found at least one UNKNOWN
