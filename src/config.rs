@@ -5,6 +5,7 @@
 //! error. Unknown keys are refused, so that a typo cannot silently mean the default.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -13,7 +14,7 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::model::{Dscp, DscpRange, ServiceLimits};
+use crate::model::{Dscp, DscpRange, Group, Groups, ServiceLimits};
 
 mod places;
 mod scheduler;
@@ -66,6 +67,8 @@ pub struct Config {
     pub lock_timeout: Duration,
     /// Directory with `iptables-restore`, `nft`, `ipset` and the like; searched in order.
     pub tool_dirs: Vec<PathBuf>,
+    /// Names for lists of services.
+    pub groups: Groups,
     /// The scheduler and its viewer.
     pub scheduler: Scheduler,
 }
@@ -91,6 +94,7 @@ impl Config {
             tool_dirs: ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
                 .map(PathBuf::from)
                 .to_vec(),
+            groups: Groups::default(),
             scheduler: Scheduler::default(),
         }
     }
@@ -109,6 +113,8 @@ struct File {
     max_services: Option<usize>,
     lock_timeout_seconds: Option<f64>,
     tool_dirs: Option<Vec<PathBuf>>,
+    #[serde(default)]
+    service_groups: BTreeMap<String, Group>,
     #[serde(default)]
     scheduler: Scheduler,
 }
@@ -169,6 +175,7 @@ impl Config {
                 ))
             })?,
             tool_dirs: file.tool_dirs.unwrap_or(default.tool_dirs),
+            groups: Groups::with(file.service_groups).map_err(|e| refuse(e.to_string()))?,
             scheduler: file.scheduler,
         };
         config.scheduler.check().map_err(refuse)?;
@@ -248,6 +255,11 @@ mod tests {
             ("[scheduler]\nlisten = \"0.0.0.0:80\"", "token_file"),
             ("[scheduler]\ntoken_file = \"t\"", "absolute"),
             ("[scheduler]\nkeep_hours = -1.0", "keep_hours"),
+            (
+                "[service_groups.erp]\nservices = \"0\"",
+                "group erp: port 0",
+            ),
+            ("[service_groups.erp]\nports = \"1\"", "ports"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(want), "{text}: {error}");

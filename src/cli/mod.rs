@@ -38,6 +38,7 @@ pub mod matrix;
 mod question;
 pub mod quick;
 mod registry;
+mod services;
 mod start;
 mod submit;
 mod table;

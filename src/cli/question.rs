@@ -37,7 +37,8 @@ pub(super) struct Question {
     destination: IpAddr,
 
     /// Services: `80`, `443/tcp`, `53/udp`, `8000-8100/tcp`, `ssh`, `dns`, `all/tcp`,
-    /// `36412/sctp`, `ping`, `esp`, `gre`, `ip/89`, by commas
+    /// `36412/sctp`, `ping`, `esp`, `gre`, `ip/89`, `@web` (a group, see `tsim services`) or `@FILE`,
+    /// by commas
     #[arg(short = 'P', long = "ports", value_name = "LIST")]
     services: String,
 
@@ -107,7 +108,12 @@ impl Question {
             max_services: self.max_services.unwrap_or(configured),
         };
         let default: Protocol = self.default_proto.parse().map_err(Failure::usage)?;
-        let services = parse_services(&self.services, default, limits).map_err(Failure::usage)?;
+        let list = context
+            .config
+            .groups
+            .expand(&self.services, Some(Path::new("")));
+        let list = list.map_err(Failure::usage)?;
+        let services = parse_services(&list, default, limits).map_err(Failure::usage)?;
         if self.source.is_ipv4() != self.destination.is_ipv4() {
             return Err(Failure::usage(format!(
                 "source {} and destination {} must be of one address family",

@@ -1,6 +1,11 @@
 //! `tsim submit`: puts a job into the queue.
 
-use std::{net::IpAddr, num::NonZeroU16, path::PathBuf, time::Duration};
+use std::{
+    net::IpAddr,
+    num::NonZeroU16,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
@@ -54,7 +59,7 @@ pub(super) struct Submit {
     /// Destination address
     #[arg(short, long, value_name = "ADDRESS")]
     destination: IpAddr,
-    /// Services, e.g. `22,80,443/tcp,53/udp,8000-8100`
+    /// Services, e.g. `22,80,443/tcp,53/udp,8000-8100,@web,@FILE`
     #[arg(short = 'P', long, value_name = "LIST")]
     ports: String,
     /// Routers to measure; without, the path is traced
@@ -138,7 +143,11 @@ impl Run for Submit {
             lab: self.lab,
             source: self.source,
             destination: self.destination,
-            ports: self.ports,
+            ports: context
+                .config
+                .groups
+                .expand(&self.ports, Some(Path::new("")))
+                .map_err(Failure::usage)?,
             routers: self.routers,
             options: self.told.resolve()?,
             extra: Map::new(),

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, detailed, doctor, facts,
-    host, jobs, keeper, lab, quick, registry, submit, trace, watch,
+    host, jobs, keeper, lab, quick, registry, services, submit, trace, watch,
 };
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
@@ -25,6 +25,7 @@ enum Command {
     Facts(facts::Facts),
     Lab(lab::Lab),
     Trace(trace::Trace),
+    Services(services::Services),
     Submit(submit::Submit),
     Queue(jobs::Queue),
     Cancel(jobs::Cancel),
@@ -61,6 +62,7 @@ impl CommandLine for Tsim {
             | Command::Log(_)
             | Command::Doctor(_)
             | Command::Facts(_)
+            | Command::Services(_)
             | Command::Keeper(_) => Needs::Nothing,
             _ => Needs::Namespaces,
         }
@@ -76,6 +78,7 @@ impl Run for Tsim {
             Command::Facts(command) => command.run(context),
             Command::Lab(command) => command.run(context),
             Command::Trace(command) => command.run(context),
+            Command::Services(command) => command.run(context),
             Command::Submit(command) => command.run(context),
             Command::Queue(command) => command.run(context),
             Command::Cancel(command) => command.run(context),

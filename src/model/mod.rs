@@ -3,6 +3,7 @@
 
 mod alike;
 pub mod dscp;
+pub mod groups;
 pub(crate) mod icmp;
 pub mod name;
 pub mod owner;
@@ -12,6 +13,7 @@ pub mod service;
 
 pub use alike::{DidYouMean, Known, alike};
 pub use dscp::{Dscp, DscpRange};
+pub use groups::{Group, GroupError, Groups};
 pub use name::{
     HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,
 };

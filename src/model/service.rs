@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{DidYouMean, Protocol, alike, icmp, protocol::ALIASES};
+use super::{DidYouMean, Protocol, alike, groups, icmp, protocol::ALIASES};
 
 /// What a job asks about: a destination port of a protocol, or a protocol without ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -111,6 +111,14 @@ pub enum ServiceError {
          `icmp` and `icmpv6` after the type, `ping`, `esp`, `gre` and `ip/NUMBER` without"
     )]
     Protocol(String),
+    /// No shipped group has that name.
+    #[error("{entry} is no service group{}; `tsim services` lists them", DidYouMean(alike.as_deref()))]
+    Group {
+        /// What was typed.
+        entry: String,
+        /// The group that is most like it.
+        alike: Option<String>,
+    },
     /// A port where the protocol has none, or none where it has.
     #[error("{0:?} is not a service: {1}")]
     Shape(String, &'static str),
@@ -178,7 +186,8 @@ const NAMES: &[(&str, u16, Protocol)] = &[
 /// Reads a list such as `22,80,443/tcp,53/udp,8000-8100,https,all/udp,ping,36412/sctp,esp,ip/89`.
 ///
 /// Blanks part entries as commas do, and `tcp/22`, `80:90` and capital letters are read as well.
-/// Entries without a protocol get `default_proto`; a service name stands for its customary one.
+/// Entries without a protocol get `default_proto`; a service name stands for its customary one, and `@web`
+/// for the shipped group of that name ([`Groups`](super::Groups)).
 /// The order is kept, a service that is named again is folded into its first place.
 ///
 /// # Errors
@@ -190,7 +199,7 @@ pub fn parse_services(
 ) -> Result<Vec<Service>, ServiceError> {
     let mut seen = HashSet::new();
     let mut services = Vec::new();
-    for entry in entries(text)? {
+    for entry in grouped(entries(text)?)? {
         let (first, last, protocol) = parse_entry(&entry, default_proto)?;
         for port in first..=last {
             let service = Service { port, protocol };
@@ -218,6 +227,27 @@ fn entries(text: &str) -> Result<Vec<String>, ServiceError> {
         }
     }
     Ok(entries)
+}
+
+/// The entries with those of shipped groups in the groups' places.
+fn grouped(entries: Vec<String>) -> Result<Vec<String>, ServiceError> {
+    if !entries.iter().any(|entry| entry.starts_with('@')) {
+        return Ok(entries);
+    }
+    let mut all = Vec::new();
+    for entry in entries {
+        match entry.strip_prefix('@') {
+            None => all.push(entry),
+            Some(name) => match groups::shipped_list(name) {
+                Some(list) => all.extend(list.split(',').map(str::to_owned)),
+                None => {
+                    let alike = groups::shipped_alike(name).map(|name| format!("@{name}"));
+                    return Err(ServiceError::Group { entry, alike });
+                }
+            },
+        }
+    }
+    Ok(all)
 }
 
 /// One entry as first port, last port and protocol.
@@ -376,6 +406,7 @@ mod tests {
         );
         assert_eq!(show("dns,dns/tcp,https"), "53/udp 53/tcp 443/tcp");
         assert_eq!(parse("all/tcp,all/udp").unwrap().len(), ServiceLimits::ALL);
+        assert_eq!(show("22,@LDAP,389"), "22/tcp 389/tcp 636/tcp");
     }
 
     #[test]
@@ -430,6 +461,7 @@ mod tests {
             ("postgresqk/tcp", "did you mean `postgresql`?"),
             ("tcp/udp", "\"tcp/udp\""),
             ("80;reboot", "80;reboot"),
+            ("22,@databasess", "did you mean `@databases`?"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(want), "{text:?}: {error}");
