@@ -13,6 +13,7 @@ use crate::{
 
 mod alone;
 mod check;
+mod end;
 mod evidence;
 mod join;
 mod link;

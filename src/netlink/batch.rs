@@ -27,8 +27,16 @@ pub struct Batch<'a> {
     errors: Vec<(usize, NetlinkError)>,
 }
 
+impl Netlink {
+    /// Starts a batch of changes to objects of `owner`, e.g. `router corp10.hq-gw`; the owner is
+    /// named in every error.
+    pub fn batch(&mut self, owner: impl Into<String>) -> Batch<'_> {
+        Batch::new(self, owner.into())
+    }
+}
+
 impl<'a> Batch<'a> {
-    pub(super) fn new(netlink: &'a mut Netlink, owner: String) -> Self {
+    fn new(netlink: &'a mut Netlink, owner: String) -> Self {
         Self {
             netlink,
             owner,

@@ -1,4 +1,4 @@
-//! Network interfaces as messages of rtnetlink, and back.
+//! Network interfaces as values, as messages of rtnetlink, and back.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -12,8 +12,110 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 
-use super::{BridgeOptions, Link, NetlinkError, NewVeth, PortOptions, VethEnd, object::Mac};
-use crate::model::IfName;
+use super::{NetlinkError, object::Mac};
+use crate::{model::IfName, netns::NetnsFd};
+
+/// An interface as the kernel lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Number, unique in the namespace.
+    pub index: u32,
+    /// Name.
+    pub name: IfName,
+    /// What it is (`veth`, `bridge` …); none for hardware and loopback.
+    pub kind: Option<String>,
+    /// Hardware address.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Up, and so is the other end.
+    pub carrier: bool,
+    /// The kernel has taken notice of the carrier: it sends. Later than [`Link::carrier`].
+    pub running: bool,
+    /// Index of the bridge it is a port of.
+    pub master: Option<u32>,
+    /// Index of the far end of a veth, in the far end's namespace.
+    pub peer: Option<u32>,
+    /// This namespace's number for the far end's, where that is another one.
+    pub peer_netns: Option<i32>,
+    /// Options of a bridge port.
+    pub port: Option<PortOptions>,
+    /// Whether the bridge forwards by this port; none for what is no bridge port.
+    pub forwarding: Option<bool>,
+    /// Free text that somebody gave the link.
+    pub alias: Option<String>,
+}
+
+/// One end of a veth to be made.
+#[derive(Debug, Clone)]
+pub struct VethEnd<'a> {
+    /// Namespace; none for the socket's own.
+    pub netns: Option<&'a NetnsFd>,
+    /// Name.
+    pub name: IfName,
+    /// Index that it shall get. With one, later requests of the same batch can name the link
+    /// without a round trip. It must be free, as any but 1 is in a new namespace.
+    pub index: Option<u32>,
+    /// Hardware address; the kernel makes one up where there is none.
+    pub mac: Option<Mac>,
+    /// MTU in bytes; the kernel takes 1500 where there is none.
+    pub mtu: Option<u32>,
+}
+
+impl VethEnd<'_> {
+    /// An end in the socket's own namespace, with what the kernel makes up.
+    #[must_use]
+    pub fn new(name: IfName) -> Self {
+        Self {
+            netns: None,
+            name,
+            index: None,
+            mac: None,
+            mtu: None,
+        }
+    }
+}
+
+/// A pair of interfaces, joined by a wire, veth(4).
+#[derive(Debug, Clone)]
+pub struct NewVeth<'a> {
+    /// One end.
+    pub near: VethEnd<'a>,
+    /// The near end is up from the start. The far end cannot be: the kernel sets it up before it
+    /// has a peer, and `veth_open()` wants one.
+    pub near_up: bool,
+    /// Bridge in the near end's namespace that the near end becomes a port of. Only where that is
+    /// the socket's own.
+    pub master: Option<IfName>,
+    /// The other end.
+    pub far: VethEnd<'a>,
+}
+
+/// A bridge to be made.
+#[derive(Debug, Clone, Default)]
+pub struct BridgeOptions {
+    /// Index that it shall get, see [`VethEnd::index`].
+    pub index: Option<u32>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Up from the start.
+    pub up: bool,
+    /// Spanning tree protocol; without it a port forwards at once.
+    pub stp: bool,
+    /// IGMP and MLD snooping; without it multicast reaches every port.
+    pub multicast_snooping: bool,
+}
+
+/// Options of a bridge port, bridge(8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortOptions {
+    /// Learns source addresses from frames that come in.
+    pub learning: bool,
+    /// Sends out frames to addresses that the bridge does not know.
+    pub flood: bool,
+}
 
 /// Marks the link of `message` as up or down.
 pub(super) fn set_up(message: &mut LinkMessage, up: bool) {

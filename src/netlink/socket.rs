@@ -8,7 +8,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
 use super::{
-    Batch, NetlinkError, buffers,
+    NetlinkError, buffers,
     error::ext_ack,
     reply::{Message, Reply, messages, reply},
     requests::{PerCall, Request, Requests, SEND_BYTES},
@@ -121,12 +121,6 @@ impl Netlink {
     #[must_use]
     pub fn netns(&self) -> &str {
         &self.netns
-    }
-
-    /// Starts a batch of changes to objects of `owner`, e.g. `router corp10.hq-gw`; the owner is
-    /// named in every error.
-    pub fn batch(&mut self, owner: impl Into<String>) -> Batch<'_> {
-        Batch::new(self, owner.into())
     }
 
     /// Sends `requests` and returns everything that failed, by the requests' numbers. A failure of

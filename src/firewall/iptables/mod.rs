@@ -27,6 +27,7 @@ mod program;
 mod removal;
 mod render;
 mod save;
+pub mod step;
 pub(super) mod tables;
 mod taps;
 pub mod trace;

@@ -2,7 +2,7 @@
 
 use super::{
     save::{Rule as Saved, Save},
-    trace::LegacyStep,
+    step::LegacyStep,
 };
 use crate::firewall::{
     RulePlace, TableFamily,

@@ -23,6 +23,7 @@ use super::{
     notes::{Delivery, Note, Notes},
     program,
     save::{Rule as Saved, Save},
+    step::LegacyStep,
     turn::Turn,
 };
 use crate::{
@@ -70,21 +71,6 @@ pub enum LegacyTraceError {
     /// The rules could not be printed.
     #[error(transparent)]
     Tool(#[from] ToolError),
-}
-
-/// Something that a chain of iptables-legacy reported of a probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LegacyStep {
-    /// At which hook.
-    pub hook: HookPoint,
-    /// Table.
-    pub table: String,
-    /// Chain.
-    pub chain: String,
-    /// What the report is about.
-    pub kind: StepKind,
-    /// Position of the rule in the chain, counted from 1.
-    pub position: usize,
 }
 
 /// The ways of probes by index of the service.
@@ -159,7 +145,7 @@ impl<'a> LegacyTrace<'a> {
         let mut trails = LegacyTrails::new();
         let tags = self.tags;
         let whole = self.notes.drain(&mut |note| {
-            if let (Some(index), Some(step)) = (index(&note, tags), step(&note)) {
+            if let (Some(index), Some(step)) = (index(&note, tags), LegacyStep::read(&note)) {
                 trails.entry(index).or_default().push(step);
             }
         });
@@ -202,35 +188,6 @@ pub fn has_tables_here(family: Family) -> bool {
 fn index(note: &Note, tags: TagSpace) -> Option<u32> {
     let (_, tag) = note.tag()?;
     tags.index(tag)
-}
-
-/// `TRACE: TABLE:CHAIN:KIND:POSITION`.
-fn step(note: &Note) -> Option<LegacyStep> {
-    let text = note.prefix.trim_end().strip_prefix("TRACE: ")?;
-    let (text, position) = text.rsplit_once(':')?;
-    let (text, kind) = text.rsplit_once(':')?;
-    let (table, chain) = text.split_once(':')?;
-    let kind = match kind {
-        "rule" => StepKind::Rule,
-        "return" => StepKind::Return,
-        "policy" => StepKind::Policy,
-        _ => return None,
-    };
-    // `NF_INET_*`, linux/netfilter.h.
-    let hook = match note.hook {
-        0 => HookPoint::Prerouting,
-        1 => HookPoint::Input,
-        2 => HookPoint::Forward,
-        4 => HookPoint::Postrouting,
-        _ => return None,
-    };
-    Some(LegacyStep {
-        hook,
-        table: table.to_owned(),
-        chain: chain.to_owned(),
-        kind,
-        position: position.parse().ok()?,
-    })
 }
 
 /// What stopped a probe.
@@ -463,9 +420,9 @@ mod tests {
 
     #[test]
     fn reports_are_read() {
-        let read = step(&note("TRACE: filter:FORWARD:rule:12 ", 2)).unwrap();
+        let read = LegacyStep::read(&note("TRACE: filter:FORWARD:rule:12 ", 2)).unwrap();
         assert_eq!(read, forward("FORWARD", StepKind::Rule, 12));
-        let read = step(&note("TRACE: filter:a:b:policy:1 ", 2)).unwrap();
+        let read = LegacyStep::read(&note("TRACE: filter:a:b:policy:1 ", 2)).unwrap();
         assert_eq!(read, forward("a:b", StepKind::Policy, 1));
         for (text, hook) in [
             ("o", 4),
@@ -473,7 +430,7 @@ mod tests {
             ("TRACE: filter:FORWARD:comment:1 ", 2),
             ("TRACE: filter:FORWARD:rule:1 ", 3),
         ] {
-            assert_eq!(step(&note(text, hook)), None, "{text}");
+            assert_eq!(LegacyStep::read(&note(text, hook)), None, "{text}");
         }
     }
 

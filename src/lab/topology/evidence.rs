@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{InterfaceKind, Router, join::End};
+use super::{InterfaceKind, Router, end::End};
 use crate::{
     lab::links::{Links, split},
     model::IfName,

@@ -16,14 +16,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::{Interface, InterfaceKind, Router, Segment, Topology, Warning, alone, check, evidence};
+use super::{
+    Interface, InterfaceKind, Router, Segment, Topology, Warning, alone, check, end::End, evidence,
+};
 use crate::{
-    lab::{
-        facts::{InterfaceFacts, RouterFacts},
-        links::Links,
-    },
+    lab::{facts::RouterFacts, links::Links},
     model::{IfName, RouterName},
-    netlink::object::{Address, Mac, Scope},
+    netlink::object::{Address, Mac},
 };
 
 /// Makes the topology of a lab from the facts of its routers.
@@ -47,38 +46,6 @@ pub fn build_with(facts: Vec<RouterFacts>, links: &Links) -> Topology {
     }
     alone::name_ends(&mut topology, links);
     topology
-}
-
-/// One interface that wants a segment.
-pub(super) struct End {
-    /// Indices into the topology: router, then interface.
-    pub(super) at: (usize, usize),
-    pub(super) router: RouterName,
-    file: String,
-    line: usize,
-    pub(super) facts: InterfaceFacts,
-}
-
-impl End {
-    fn warning(&self, message: String) -> Warning {
-        let origin = super::Origin {
-            file: self.file.clone(),
-            line: self.line,
-        };
-        Warning::new(origin, &self.router, message)
-    }
-
-    fn label(&self) -> String {
-        format!("{}:{}", self.router, self.facts.name)
-    }
-
-    /// Addresses that can make it share a segment.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = &Address> {
-        let counts = |a: &&Address| {
-            !matches!(a.scope, Scope::Link | Scope::Host) && !a.local.addr().is_loopback()
-        };
-        self.facts.addresses.iter().filter(counts)
-    }
 }
 
 fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<End>) {

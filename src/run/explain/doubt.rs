@@ -10,7 +10,7 @@ use super::{
 use crate::{
     firewall::{
         Caveat, RulePlace,
-        iptables::trace::{LegacyRules, LegacyStep},
+        iptables::{step::LegacyStep, trace::LegacyRules},
         nft::{
             census, is_own,
             trace::{Decision, Exit, PacketHead, StepKind, TraceStep, Trail},

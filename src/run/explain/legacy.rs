@@ -10,8 +10,9 @@ use super::{
 };
 use crate::{
     firewall::{
-        iptables::trace::{
-            LegacyRules, LegacyStep, LegacyStop, LegacyTrace, LegacyTraceError, LegacyTrails,
+        iptables::{
+            step::LegacyStep,
+            trace::{LegacyRules, LegacyStop, LegacyTrace, LegacyTraceError, LegacyTrails},
         },
         nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail},
         place::HookPoint,

@@ -3,8 +3,8 @@
 use super::{
     Reader,
     values::{
-        bits, connection, flags_test, joined, masked_test, meta, network, number_of, reads,
-        transport, values_test,
+        Comparison, Kind, bits, connection, flags_test, joined, masked_test, meta, network,
+        number_of, reads, transport, values_test,
     },
     varying::{NUMBER_SOURCES, about, is_total, varies},
 };
@@ -22,28 +22,6 @@ use crate::{
 struct Key {
     text: String,
     of: Option<Kind>,
-}
-
-/// A field with the way its values are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Address(Field),
-    Device(Field),
-    Number(Field),
-    Family,
-}
-
-/// How a value is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Comparison {
-    /// No operator: equal, or some bits of it.
-    Plain,
-    Equal,
-    Not,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
 }
 
 impl<'a> Reader<'a> {

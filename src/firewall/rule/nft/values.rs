@@ -1,9 +1,6 @@
 //! Values of nft(8), and the tests that they make.
 
-use super::{
-    expression::{Comparison, Kind},
-    varying::two,
-};
+use super::varying::two;
 use crate::{
     firewall::rule::{
         Field, Test,
@@ -13,6 +10,28 @@ use crate::{
     },
     netlink::object::Family,
 };
+
+/// A field with the way its values are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Address(Field),
+    Device(Field),
+    Number(Field),
+    Family,
+}
+
+/// How a value is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Comparison {
+    /// No operator: equal, or some bits of it.
+    Plain,
+    Equal,
+    Not,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+}
 
 /// One test that any of several fulfils; none where one of them is not understood.
 pub(super) fn joined(tests: &[Option<Test>]) -> Option<Test> {
