@@ -46,7 +46,7 @@ stage_lint() {
 }
 
 stage_unit() {
-    cargo test --locked --lib --bins --test licences
+    cargo test --locked --lib --bins --test licences --test house
     cargo test --locked --doc
 }
 
