@@ -11,8 +11,11 @@
 #![allow(clippy::print_stdout, clippy::panic)]
 
 mod circles;
+mod documents;
 mod repeated;
 mod source;
+
+use std::path::Path;
 
 use source::Source;
 
@@ -33,8 +36,7 @@ struct Limits {
 
 #[test]
 fn no_figure_is_above_its_limit() {
-    let source = Source::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")))
-        .unwrap_or_else(|e| panic!("{e}"));
+    let source = source();
     println!("lines of code          {}", source.code_lines());
     println!("public items           {}", source.public_items());
 
@@ -70,4 +72,22 @@ fn no_figure_is_above_its_limit() {
     .map(|(what, figure, limit)| format!("{what}: {figure}, at most {limit}"))
     .collect();
     assert!(above.is_empty(), "{}", above.join("; "));
+}
+
+#[test]
+fn the_architecture_names_files_that_there_are() {
+    let missing = documents::named_and_missing(root(), &source()).unwrap_or_else(|e| panic!("{e}"));
+    assert!(
+        missing.is_empty(),
+        "docs/ARCHITECTURE.md names {}",
+        missing.join(", ")
+    );
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn source() -> Source {
+    Source::read(root()).unwrap_or_else(|e| panic!("{e}"))
 }
