@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     lab::trace::EntryName,
-    run::detailed::{self, DetailedError, DetailedJob, files, json, text},
+    run::detailed::{self, DetailedJob, files, json, text},
 };
 
 const EXAMPLES: &str = "Examples:
@@ -122,11 +122,5 @@ impl Asked {
             trust_facts: asked.trust_facts,
             progress: asked.progress,
         })
-    }
-}
-
-impl From<DetailedError> for Failure {
-    fn from(error: DetailedError) -> Self {
-        Self::cannot_run(error)
     }
 }

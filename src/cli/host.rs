@@ -13,7 +13,11 @@ use serde::Serialize;
 
 use super::{Context, Exit, Failure, Run, table::write_table};
 use crate::{
-    lab::hosts::{HostError, HostRequest, Hosts, LabHosts},
+    lab::{
+        Lab, LabError,
+        hosts::{HostError, HostRequest, Hosts, LabHosts},
+        sockets::SocketsError,
+    },
     model::{HostId, HostName, IfName, LabName, RouterId, RouterName, RunId},
     netlink::object::Mac,
     netns::NetnsDir,
@@ -40,20 +44,6 @@ impl Run for Host {
             Command::Add(command) => command.run(context),
             Command::Remove(command) => command.run(context),
             Command::List(command) => command.run(context),
-        }
-    }
-}
-
-impl From<HostError> for Failure {
-    fn from(error: HostError) -> Self {
-        match error {
-            HostError::OtherLab { .. }
-            | HostError::PrefixLength { .. }
-            | HostError::NoInterface { .. }
-            | HostError::NoSegment { .. }
-            | HostError::NoWay { .. }
-            | HostError::RouterAddress { .. } => Self::usage(error),
-            other => Self::cannot_run(other),
         }
     }
 }
@@ -138,7 +128,9 @@ impl Run for Add {
             interface: self.interface,
         };
         let mut kernel = LabHosts::new(&NetnsDir::default().patient(context.config.lock_timeout));
-        let spec = kernel.lab(&self.lab)?.plan(&request)?;
+        let spec = kernel.lab(&self.lab).and_then(|lab| lab.plan(&request));
+        let router = Some(&request.router.router);
+        let spec = spec.map_err(|error| named(context, &self.lab, router, error))?;
         let registry = open(context)?;
         let made = add(&registry, &spec, &mut kernel, context)?;
         let record = registry.host(&spec.id).map_err(Failure::cannot_run)?;
@@ -291,7 +283,8 @@ impl Row {
 impl Run for List {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let registry = open(context)?;
-        let mut hosts = Hosts::open(&NetnsDir::default(), &self.lab)?;
+        let hosts = Hosts::open(&NetnsDir::default(), &self.lab);
+        let mut hosts = hosts.map_err(|error| named(context, &self.lab, None, error))?;
         let rows = rows(&self.lab, &registry, &mut hosts)?;
         context.print(&rows, |out| write_rows(&rows, out))?;
         Ok(Exit::Ok)
@@ -368,6 +361,26 @@ fn write_rows(rows: &[Row], out: &mut dyn Write) -> io::Result<()> {
         ]
     });
     write_table(out, head, &lines.collect::<Vec<_>>())
+}
+
+/// Where a namespace is missing: whether that is because there is no lab, or router, of that name.
+fn named(
+    context: &Context,
+    lab: &LabName,
+    router: Option<&RouterName>,
+    error: HostError,
+) -> Failure {
+    if !matches!(error, HostError::Sockets(SocketsError::Missing { .. })) {
+        return error.into();
+    }
+    let found = Lab::open(&context.config, lab).and_then(|lab| match router {
+        Some(router) => lab.router(router).map(drop),
+        None => Ok(()),
+    });
+    match found {
+        Err(unknown @ (LabError::NotFound { .. } | LabError::NoRouter { .. })) => unknown.into(),
+        _ => error.into(),
+    }
 }
 
 fn open(context: &Context) -> Result<RegistryManager, Failure> {

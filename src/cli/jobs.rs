@@ -17,43 +17,17 @@ use super::{
     Context, Exit, Failure, Run, matrix, question::layout, start::Standing, table::write_table,
 };
 use crate::{
-    model::RunId,
+    model::{DidYouMean, RunId, alike},
     run::report::{QuickReport, Verdict},
     sched::{
-        admission::NotAdmitted,
         history::Page,
         job::{FinishedJob, Mode, Params, Status, UserName, Verdicts},
         leader,
-        queue::{Cancelled, Jobs, SubmitError},
+        queue::{Cancelled, Jobs},
         runner::{REPORT_TEXT, RESULT},
         spool::{Spool, SpoolError},
     },
 };
-
-impl From<SpoolError> for Failure {
-    fn from(error: SpoolError) -> Self {
-        Self::cannot_run(error)
-    }
-}
-
-impl From<SubmitError> for Failure {
-    fn from(error: SubmitError) -> Self {
-        match error {
-            SubmitError::Taken { .. } => Self::usage(error),
-            other => Self::cannot_run(other),
-        }
-    }
-}
-
-impl From<NotAdmitted> for Failure {
-    fn from(error: NotAdmitted) -> Self {
-        if error.is_asked_wrong() {
-            Self::usage(error)
-        } else {
-            Self::cannot_run(error)
-        }
-    }
-}
 
 /// The name given, or the login name of the calling user.
 pub(super) fn user(given: Option<UserName>, context: &Context) -> Result<UserName, Failure> {
@@ -210,7 +184,7 @@ impl Run for Cancel {
             Cancelled::Running => ("is being ended", Status::Running),
             Cancelled::Over(status) => ("is over already", *status),
             Cancelled::Unknown => {
-                return Err(Failure::usage(format!("there is no job {run_id}")));
+                return Err(no_job(&spool, &run_id)?);
             }
         };
         let value = serde_json::json!({"run_id": run_id, "status": status});
@@ -235,11 +209,16 @@ impl Run for Show {
             let jobs = spool.jobs()?;
             let running = jobs.running.iter().any(|job| job.run_id == *run_id);
             let waits = jobs.position(run_id);
-            return Err(Failure::cannot_run(match (running, waits) {
-                (true, _) => format!("job {run_id} is running: see `tsim watch {run_id}`"),
-                (_, Some(place)) => format!("job {run_id} waits as number {place}"),
-                _ => format!("there is no job {run_id}"),
-            }));
+            return Err(match (running, waits) {
+                (true, _) => {
+                    let text = format!("job {run_id} is running: see `tsim watch {run_id}`");
+                    Failure::cannot_run(text)
+                }
+                (_, Some(place)) => {
+                    Failure::cannot_run(format!("job {run_id} waits as number {place}"))
+                }
+                _ => no_job(&spool, run_id)?,
+            });
         };
         if job.status != Status::Done {
             let reason = job.reason.unwrap_or_default();
@@ -280,6 +259,22 @@ fn print_result(context: &Context, spool: &Spool, job: &FinishedJob) -> Result<(
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
+}
+
+/// Jobs that are over and that a name is compared with which nothing has.
+const COMPARED: usize = 100;
+
+/// What a command says that was given the name of no job.
+pub(super) fn no_job(spool: &Spool, run_id: &RunId) -> Result<Failure, SpoolError> {
+    let jobs = spool.jobs()?;
+    let running = jobs.running.iter().map(|job| job.run_id.to_string());
+    let queued = jobs.queued.iter().map(|job| job.run_id.to_string());
+    let page = spool.history(None, COMPARED)?;
+    let over = page.jobs.iter().map(|job| job.run_id.to_string());
+    let names: Vec<String> = running.chain(queued).chain(over).collect();
+    let alike = alike(run_id.as_str(), names.iter().map(String::as_str));
+    let hint = DidYouMean(alike);
+    Ok(Failure::usage(format!("there is no job {run_id}{hint}")))
 }
 
 /// The exit code of a job that is done: that of its verdicts, and never better than its runner's

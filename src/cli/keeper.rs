@@ -119,6 +119,10 @@ impl Run for Exec {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let mut command = self.command.into_iter();
         let program = command.next().unwrap_or_default();
+        if program.as_encoded_bytes().starts_with(b"-") {
+            let program = program.display();
+            return Err(Failure::usage(format!("exec has no option {program}")));
+        }
         keep_users(context)?;
         let error = Command::new(&program)
             .args(command)

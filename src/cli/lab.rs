@@ -50,16 +50,6 @@ impl Run for Lab {
     }
 }
 
-impl From<LabError> for Failure {
-    /// What the user typed or wrote is wrong, or else the machine is.
-    fn from(error: LabError) -> Self {
-        match error {
-            LabError::Facts(_) | LabError::Strict(_) => Self::usage(error),
-            other => Self::cannot_run(other),
-        }
-    }
-}
-
 const UP_EXAMPLES: &str = "Examples:
   tsim lab up corp --facts netns-fixtures/corp10
   tsim lab up corp --facts /var/lib/facts --strict --json

@@ -6,7 +6,6 @@
 use std::{
     cell::Cell,
     ffi::OsString,
-    fmt,
     io::{self, Write},
     mem,
     path::PathBuf,
@@ -16,9 +15,10 @@ use std::{
 use clap::{Args, Parser};
 use serde::Serialize;
 
+pub use self::exit::{EXIT_CODES, Exit, Failure};
 use self::start::{Standing, start};
 use crate::{
-    config::{Config, ConfigError},
+    config::Config,
     fault::{self, Plan},
     keeper::KeeperError,
     model::{PrintableJson, printable_lines},
@@ -29,6 +29,7 @@ use crate::{
 
 pub mod detailed;
 mod doctor;
+pub mod exit;
 mod facts;
 mod host;
 mod jobs;
@@ -46,82 +47,6 @@ mod trace;
 pub mod tsim;
 pub mod tsimd;
 mod watch;
-
-/// How a command ended; the process's exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// Everything asked for was done; for a job: every service arrives.
-    Ok = 0,
-    /// A job found at least one NO (and no UNKNOWN).
-    SomeNo = 1,
-    /// Wrong arguments or configuration; nothing was changed.
-    Usage = 2,
-    /// A job found at least one UNKNOWN.
-    SomeUnknown = 3,
-    /// It could not run: rights, kernel, lab, a lock that was not had in time.
-    CannotRun = 4,
-}
-
-/// The table of exit codes for `--help`.
-pub const EXIT_CODES: &str = "Exit codes:
-  0  done; for a job: every service arrives
-  1  a job found at least one NO
-  2  wrong arguments or configuration; nothing was changed
-  3  a job found at least one UNKNOWN
-  4  could not run: rights, kernel, lab, or a lock not had in time
-  130, 143  ended by SIGINT, SIGTERM";
-
-/// A command that failed: the error and the exit code that it means.
-#[derive(Debug)]
-pub struct Failure {
-    /// The exit code.
-    pub exit: Exit,
-    /// What went wrong, with its causes.
-    pub error: Box<dyn std::error::Error + Send + Sync>,
-}
-
-impl Failure {
-    /// Wrong arguments or configuration.
-    pub fn usage(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self {
-            exit: Exit::Usage,
-            error: error.into(),
-        }
-    }
-
-    /// It could not run.
-    pub fn cannot_run(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self {
-            exit: Exit::CannotRun,
-            error: error.into(),
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    /// The error and its causes on one line, outermost first.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.error)?;
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::usage(error)
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::cannot_run(error)
-    }
-}
 
 /// Options that every command takes.
 #[derive(Debug, Clone, Args)]
@@ -222,6 +147,18 @@ pub trait Run {
     /// # Errors
     /// [`Failure`] with the exit code that says whose fault it is.
     fn run(self, context: &Context) -> Result<Exit, Failure>;
+}
+
+/// The command lines of all programs, with their subcommands, for what is made from them.
+#[must_use]
+pub fn programs() -> [clap::Command; 4] {
+    use clap::CommandFactory;
+    [
+        tsim::Tsim::command(),
+        quick::Quick::command(),
+        detailed::Detailed::command(),
+        tsimd::Tsimd::command(),
+    ]
 }
 
 /// What a command needs of the kernel where it runs without root.

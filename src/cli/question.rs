@@ -10,15 +10,12 @@ use std::{
 
 use clap::Args;
 
-use super::{Context, Exit, Failure, matrix::Layout};
+use super::{Context, Failure, matrix::Layout};
 use crate::{
     files,
     lab::trace::Trace,
     model::{LabName, Protocol, RouterName, RunId, Service, ServiceLimits, parse_services},
-    run::{
-        quick::{self, RouterChoice},
-        report::Verdict,
-    },
+    run::quick::{self, RouterChoice},
 };
 
 /// A job's question as typed.
@@ -218,16 +215,5 @@ pub(super) fn layout() -> Layout {
     Layout {
         width,
         colour: terminal && std::env::var_os("NO_COLOR").is_none(),
-    }
-}
-
-impl From<Verdict> for Exit {
-    /// The exit code of a job whose verdicts amount to this one.
-    fn from(overall: Verdict) -> Self {
-        match overall {
-            Verdict::Yes => Self::Ok,
-            Verdict::No => Self::SomeNo,
-            Verdict::Unknown => Self::SomeUnknown,
-        }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     firewall::backend::BackendChoice,
     lab::trace::EntryName,
     model::Dscp,
-    run::quick::{self, DscpChoice, ExplainMode, QuickError, QuickJob},
+    run::quick::{self, DscpChoice, ExplainMode, QuickJob},
 };
 
 const EXAMPLES: &str = "Examples:
@@ -143,14 +143,5 @@ impl Asked {
             progress: asked.progress,
             pass_on: self.pass_on,
         })
-    }
-}
-
-impl From<QuickError> for Failure {
-    fn from(error: QuickError) -> Self {
-        match error {
-            QuickError::DscpRange { .. } => Self::usage(error),
-            _ => Self::cannot_run(error),
-        }
     }
 }

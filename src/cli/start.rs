@@ -4,23 +4,11 @@ use std::fs::File;
 
 use super::{Failure, Global, Needs};
 use crate::{
-    config::{Config, NoPlace, Places},
+    config::{Config, Places},
     doctor,
     keeper::{self, Joined, Keeper, KeeperError, Networks},
     lab,
 };
-
-impl From<KeeperError> for Failure {
-    fn from(error: KeeperError) -> Self {
-        Self::cannot_run(error)
-    }
-}
-
-impl From<NoPlace> for Failure {
-    fn from(error: NoPlace) -> Self {
-        Self::cannot_run(error)
-    }
-}
 
 /// Where a command works.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use crate::{
     lab::{
         Lab,
         sockets::RouterSockets,
-        trace::{EntryName, Packet, TraceError, Wiring, trace},
+        trace::{EntryName, Packet, Wiring, trace},
     },
     model::{LabName, Protocol, ServiceError, ServiceLimits, parse_services},
     netns::NetnsDir,
@@ -83,15 +83,6 @@ fn number(text: &str) -> Result<u32, String> {
         None => text.parse(),
     }
     .map_err(|_| "0 to 4294967295 are allowed, also as 0x…".to_owned())
-}
-
-impl From<TraceError> for Failure {
-    fn from(error: TraceError) -> Self {
-        match error {
-            TraceError::Sockets(_) | TraceError::Netlink(_) => Self::cannot_run(error),
-            other => Self::usage(other),
-        }
-    }
 }
 
 impl Run for Trace {

@@ -6,7 +6,10 @@ use clap::Args;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Serialize;
 
-use super::{Context, Exit, Failure, Run, jobs::exit_of};
+use super::{
+    Context, Exit, Failure, Run,
+    jobs::{exit_of, no_job},
+};
 use crate::{
     model::{RunId, printable},
     sched::{
@@ -146,8 +149,7 @@ impl Follower {
         } else {
             seen.position = jobs.position(&self.run_id);
             if seen.position.is_none() {
-                let text = format!("there is no job {}", self.run_id);
-                return Err(Failure::usage(text));
+                return Err(no_job(&self.spool, &self.run_id)?);
             }
         }
         Ok((seen, None))

@@ -723,7 +723,7 @@ fn the_command_line_answers_in_json_and_by_exit_code() {
         11
     );
     for (arguments, code) in [
-        (&["lab", "status", name][..], 4),
+        (&["lab", "status", name][..], 2),
         (&["lab", "up", name, "--facts", "/nonexistent"], 2),
         (&["lab", "up", name, "--facts", &facts, "--strict"], 2),
         (&["lab", "up", "../x", "--facts", &facts], 2),

@@ -492,5 +492,5 @@ fn the_command_traces_a_lab_made_from_facts_and_says_by_its_exit_code_whether_it
     assert_eq!(run("10.81.3.9", &["--from", "none"]), Err(Exit::Usage));
     assert_eq!(run("2001:db8::1", &[]), Err(Exit::Usage));
     lab::down(&config, &bed.lab).unwrap();
-    assert_eq!(run("10.81.3.9", &[]), Err(Exit::CannotRun));
+    assert_eq!(run("10.81.3.9", &[]), Err(Exit::Usage));
 }

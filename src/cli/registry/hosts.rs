@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{open, or_dash};
 use crate::{
     cli::{Context, Exit, Failure, Run, table::write_table},
+    lab::{Lab, LabError},
     model::{HostId, IfName, LabName, RouterId},
     netlink::object::Mac,
     registry::ManagedBy,
@@ -62,6 +63,11 @@ impl Run for Hosts {
                 created_at: record.created_at,
             })
             .collect();
+        if let (Some(name), true) = (&self.lab, rows.is_empty())
+            && let Err(unknown @ LabError::NotFound { .. }) = Lab::open(&context.config, name)
+        {
+            return Err(unknown.into());
+        }
         context.print(&rows, |out| {
             let head = [
                 "HOST",

@@ -13,13 +13,7 @@ pub(super) use self::{
     dscp::Dscp, hosts::Hosts, leases::Leases, locks::Locks, log::Log, reconcile::Reconcile,
 };
 use super::{Context, Failure};
-use crate::registry::{Liveness, Owner, RegistryError, RegistryManager};
-
-impl From<RegistryError> for Failure {
-    fn from(error: RegistryError) -> Self {
-        Self::cannot_run(error)
-    }
-}
+use crate::registry::{Liveness, Owner, RegistryManager};
 
 /// A process that holds something, as it is shown.
 #[derive(Debug, Serialize)]
