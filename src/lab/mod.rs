@@ -12,6 +12,7 @@ pub mod neighbours;
 pub mod omission;
 mod plan;
 mod pool;
+mod progress;
 mod replace;
 mod router;
 mod rulesets;
@@ -31,10 +32,11 @@ pub use self::{
     down::{Removed, down, down_by_force},
     error::LabError,
     gone::forget_gone,
+    progress::{Progress, Step},
     replace::{Changes, Replaced, replace},
     rulesets::strange_lines,
     state::{InterfaceState, LabState, Phase, RouterState, bridge_name},
-    up::{Options, Progress, Step, Up, up, up_from},
+    up::{Options, Up, up, up_from},
     vacate::{Vacated, vacate},
 };
 use crate::{
