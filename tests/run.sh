@@ -146,7 +146,7 @@ stage_rulesets() {
 stage_mutations() {
     need_root mutations
     TSIM_MUTATIONS=10000 \
-        in_own_netns_dir cargo test --locked --test privileged -- doors::mutate
+        in_own_netns_dir cargo test --locked --test privileged -- --nocapture doors::mutate
 }
 
 stage_vm-full() {

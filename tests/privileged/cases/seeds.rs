@@ -11,6 +11,9 @@ use std::{
 
 const THREADS: usize = 3;
 
+/// After how many rulesets a line says how far the loop is.
+const REPORT: u64 = 100;
+
 /// Rulesets that were tried.
 pub(super) struct Tried {
     pub(super) count: u64,
@@ -41,11 +44,19 @@ pub(super) fn try_all(
     };
     println!("seeds {first} to {}", first + count - 1);
     let next = AtomicU64::new(first);
+    let done = AtomicU64::new(0);
     let failures = Mutex::new(Vec::new());
     let work = || {
         let more = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < first + count);
         while let Some(seed) = more() {
-            failures.lock().unwrap().extend(fails(seed));
+            let found = fails(seed);
+            let mut failures = failures.lock().unwrap();
+            failures.extend(found);
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if done % REPORT == 0 || done == count {
+                let wrong = failures.len();
+                println!("{name}: {done} of {count} rulesets tried, {wrong} of them failed");
+            }
         }
     };
     thread::scope(|scope| {

@@ -2,7 +2,8 @@
 //! panics or hangs, and nothing outside the lab changes.
 //!
 //! `TSIM_MUTATIONS=10000` sets how many inputs are tried, `TSIM_MUTATION_SEED=N` which one first;
-//! the stage `mutations` of tests/run.sh tries ten thousand.
+//! the stage `mutations` of tests/run.sh tries ten thousand. How many were, and how many of them
+//! made a lab, is printed every two hundred inputs and at the end.
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +20,9 @@ use crate::lab::{Place, fixture};
 
 /// Inputs where nothing else is said.
 const INPUTS: u64 = 300;
+
+/// After how many inputs a line says how far the loop is.
+const REPORT: u64 = 200;
 
 /// Longer than any of these labs takes, however busy the machine is.
 const MOST: Duration = Duration::from_secs(90);
@@ -171,18 +175,30 @@ fn checksum(dir: &Path) -> u64 {
 }
 
 #[test]
+#[allow(
+    clippy::print_stdout,
+    reason = "how far a loop of hours is, in the stage that shows it"
+)]
 fn no_facts_make_a_panic_a_hang_half_a_lab_or_a_change_outside() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse().unwrap());
     let count = number("TSIM_MUTATIONS").unwrap_or(INPUTS);
     let first = number("TSIM_MUTATION_SEED").unwrap_or(1);
     let seeds = seeds();
-    for seed in first..first + count {
-        let tried = panic::catch_unwind(AssertUnwindSafe(|| try_one(seed, &seeds)));
-        assert!(tried.is_ok(), "TSIM_MUTATION_SEED={seed} TSIM_MUTATIONS=1");
+    let (begin, mut labs) = (Instant::now(), 0);
+    for (tried, seed) in (1..).zip(first..first + count) {
+        let lab = panic::catch_unwind(AssertUnwindSafe(|| try_one(seed, &seeds)));
+        assert!(lab.is_ok(), "TSIM_MUTATION_SEED={seed} TSIM_MUTATIONS=1");
+        labs += u64::from(lab.is_ok_and(|made| made));
+        if tried % REPORT == 0 || tried == count {
+            let seconds = begin.elapsed().as_secs();
+            println!("{tried} of {count} damaged facts, {labs} of them made a lab, {seconds} s");
+        }
     }
+    assert!(labs > 0 || count < REPORT, "no input reached the loaders");
 }
 
-fn try_one(seed: u64, seeds: &[BTreeMap<String, String>]) {
+/// Whether the facts made a lab.
+fn try_one(seed: u64, seeds: &[BTreeMap<String, String>]) -> bool {
     let place = Place::new();
     let (decoy, registry) = (place.dir.path().join("decoy"), &place.config.registry_dir);
     for dir in [&decoy, registry] {
@@ -217,6 +233,7 @@ fn try_one(seed: u64, seeds: &[BTreeMap<String, String>]) {
         },
     );
     assert!(begin.elapsed() < MOST, "{:?}", begin.elapsed());
+    let made = up.is_ok();
     match up {
         Ok(up) => {
             let status = lab::status(&place.config, place.name()).unwrap();
@@ -235,4 +252,5 @@ fn try_one(seed: u64, seeds: &[BTreeMap<String, String>]) {
     place.down();
     place.assert_nothing_left();
     assert_eq!((checksum(&decoy), checksum(registry)), before);
+    made
 }
