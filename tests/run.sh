@@ -17,6 +17,8 @@
 # and only when it is named:
 #   chains     three thousand services of random chains of routers, where the stage system tries
 #              three hundred; TSIM_CHAINS_SEED=N begins with that chain
+#   left-out   a thousand rulesets of which a rule is left out, where the stage system tries sixty:
+#              UNKNOWN if and only if that rule could change the verdict
 #   mutations  ten thousand damaged facts, where the stage system tries three hundred
 #   rulesets   two thousand random rulesets, and as many that decide by rate, chance or history, where
 #              the stage system tries a hundred and two dozen
@@ -143,6 +145,12 @@ stage_rulesets() {
         cargo test --locked --test privileged -- --nocapture cases::fuzz cases::varied
 }
 
+stage_left-out() {
+    need_root left-out
+    TSIM_LEFT_OUT=1000 \
+        in_own_netns_dir cargo test --locked --test privileged -- --nocapture left_out::
+}
+
 stage_mutations() {
     need_root mutations
     TSIM_MUTATIONS=10000 \
@@ -158,9 +166,9 @@ stage_vm-full() {
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | user | browser | bench | vm | chains | mutations | rulesets | vm-full) ;;
+            format | lint | unit | system | user | browser | bench | vm | chains | left-out | mutations | rulesets | vm-full) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, mutations, rulesets, vm-full" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, left-out, mutations, rulesets, vm-full" >&2
                 exit 2
                 ;;
         esac

@@ -99,6 +99,7 @@ impl Planner {
             netns: None,
             ruleset_incomplete: false,
             redirecting: Vec::new(),
+            rulesets: Vec::new(),
             interfaces,
         })
     }

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     LabError,
-    topology::{self, InterfaceKind, LinkFacts, Segment, Topology, Warning},
+    topology::{self, InterfaceKind, LinkFacts, Ruleset, Segment, Topology, Warning},
 };
 use crate::{
     config::Config,
@@ -119,6 +119,10 @@ pub struct RouterState {
     /// something, to tell what that can concern.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redirecting: Vec<String>,
+    /// Its rulesets as its facts have them; kept only where it lacks some of their rules, to tell
+    /// which packets can have met those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rulesets: Vec<Ruleset>,
     /// Its interfaces, loopback included.
     pub interfaces: Vec<InterfaceState>,
 }

@@ -356,6 +356,10 @@ impl Builder<'_> {
             if !lacks.is_empty() {
                 router.redirecting = omission::redirecting(&made.rulesets);
             }
+            let mut lost = lacks.iter().filter_map(|w| w.omission.as_ref());
+            if lost.any(|omission| omission.concern.rules().next().is_some()) {
+                router.rulesets.clone_from(&made.rulesets);
+            }
         }
         Ok(())
     }

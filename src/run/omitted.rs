@@ -1,22 +1,29 @@
 //! What the lab lacks, weighed against a verdict: one that an omission can change is not known.
 
+use std::{cell::OnceCell, collections::BTreeMap};
+
 use crate::{
     firewall::rule::{Field, Packet, Rule},
     lab::{
         LabState, RouterState,
-        omission::{Course, Omission, Outcome, Passage},
-        topology::Warning,
+        omission::{Course, Met, Omission, Outcome, Passage, Place, Reach},
+        topology::{Ruleset, Warning},
     },
-    model::RouterName,
+    model::{IfName, RouterName},
+    netlink::object::Family,
     run::report::Verdict,
 };
 
 /// What a router lacks that can change a verdict.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Omitted {
     warnings: Vec<Warning>,
     /// Rules of the router that give packets another destination.
     redirecting: Vec<String>,
+    /// Its rulesets with what it lacks of them.
+    rulesets: Vec<Ruleset>,
+    /// How they are walked through, by packets of IPv4 and of IPv6; read when it is first needed.
+    reach: [OnceCell<Option<Reach>>; 2],
     /// Whether verdicts are given all the same.
     trust: bool,
 }
@@ -32,6 +39,10 @@ pub struct Seen {
     pub outcome: Outcome,
     /// Whether [`Seen::packet`] has the addresses and ports that it had behind the router's NAT.
     pub behind_nat: bool,
+    /// The packet as it came in, the first of its connection; none where that is not known.
+    pub came: Option<Packet>,
+    /// The interface that routing leads it to if no rule has a part in that.
+    pub planned: Option<IfName>,
 }
 
 impl Omitted {
@@ -42,6 +53,8 @@ impl Omitted {
         Self {
             warnings: lab.warnings.iter().filter(own).cloned().collect(),
             redirecting: router.redirecting.clone(),
+            rulesets: router.rulesets.clone(),
+            reach: Default::default(),
             trust,
         }
     }
@@ -91,7 +104,9 @@ impl Omitted {
             course: seen.course,
             outcome: seen.outcome,
         };
-        let can = |omission: &Omission| omission.concern.may_change(&passage);
+        let met = OnceCell::new();
+        let met = || met.get_or_init(|| self.met(seen)).clone();
+        let can = |omission: &Omission| omission.concern.may_change(&passage, met);
         let mut found = self
             .warnings
             .iter()
@@ -101,6 +116,35 @@ impl Omitted {
             0 => format!("{first}"),
             more => format!("{first} (and {more} more that may concern it)"),
         })
+    }
+
+    /// Which of the missing rules the packet can have met; none where that cannot be told.
+    fn met(&self, seen: &Seen) -> Option<Met> {
+        let mut packet = seen.came.clone()?;
+        let family = packet.family?;
+        let reach = match family {
+            Family::V4 => &self.reach[0],
+            Family::V6 => &self.reach[1],
+        };
+        let missing = || {
+            let omissions = self.warnings.iter().filter_map(|w| w.omission.as_ref());
+            let rules = omissions.flat_map(|omission| omission.concern.rules());
+            rules
+                .map(|(at, rule)| (at.clone(), rule.text.clone()))
+                .collect::<BTreeMap<Place, String>>()
+        };
+        let reach = reach.get_or_init(|| Reach::of(&self.rulesets, &missing(), family));
+        let reach = reach.as_ref()?;
+        let planned = seen
+            .planned
+            .as_ref()
+            .filter(|_| !reach.may_lead_elsewhere());
+        if let Some(out) = planned
+            && packet.devices(Field::Outgoing).is_none()
+        {
+            packet = packet.with_device(Field::Outgoing, out.as_str());
+        }
+        reach.met(&packet, seen.course, seen.outcome)
     }
 
     /// What is known of the packet: where a rule may have given it another destination that is not
@@ -148,6 +192,7 @@ mod tests {
             warnings: vec![warning],
             redirecting: redirecting.iter().map(ToString::to_string).collect(),
             trust,
+            ..Omitted::default()
         }
     }
 
@@ -159,6 +204,8 @@ mod tests {
             course: None,
             outcome: Outcome::Passed,
             behind_nat: false,
+            came: None,
+            planned: None,
         }
     }
 

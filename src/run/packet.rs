@@ -74,7 +74,7 @@ const TCP_OPTIONS: [u8; 20] = [
 ];
 const TCP_LENGTH: usize = 20 + TCP_OPTIONS.len();
 const TCP_WINDOW: u16 = 64_240;
-const TCP_SYN: u8 = 0x02;
+pub(super) const TCP_SYN: u8 = 0x02;
 /// UDP header, tag, and padding to what a small DNS query has.
 const UDP_LENGTH: usize = 8 + 32;
 

@@ -29,6 +29,7 @@ mod kept;
 mod kernels;
 mod lab;
 mod leaks;
+mod left_out;
 mod links;
 mod lots;
 mod minilab;

@@ -37,6 +37,7 @@ use std::{io, process::ExitStatus};
 
 use thiserror::Error;
 
+pub(crate) use self::program::BUILT_IN;
 pub use self::{
     command::Variant,
     identity::{Identity, OwnerMark},

@@ -14,7 +14,7 @@ use crate::firewall::{
 };
 
 /// Built-in chains with their hooks and priorities, linux/netfilter_ipv4.h.
-const BUILT_IN: [(&str, &str, HookPoint, i32); 13] = [
+pub(crate) const BUILT_IN: [(&str, &str, HookPoint, i32); 13] = [
     ("raw", "PREROUTING", HookPoint::Prerouting, -300),
     ("mangle", "PREROUTING", HookPoint::Prerouting, -150),
     ("nat", "PREROUTING", HookPoint::Prerouting, -100),

@@ -6,6 +6,7 @@
 
 mod packets;
 mod place;
+mod reach;
 mod rule;
 mod rulesets;
 mod tables;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use packets::{Nets, Packets};
 pub use place::Hooks;
+pub use reach::{Met, Place, Reach};
 pub use rule::RuleExtent;
 pub use rulesets::{RulesetMaps, redirecting};
 pub use tables::{Tables, no_kernel_uses};
@@ -168,12 +170,27 @@ impl Concern {
         Self(packets.into_iter().map(Extent::Packets).collect())
     }
 
-    /// Whether it can change what became of the packet.
+    /// Whether it can change what became of the packet, of which `met` says what it can have met.
     #[must_use]
-    pub fn may_change(&self, passage: &Passage<'_>) -> bool {
+    pub fn may_change(&self, passage: &Passage<'_>, met: impl Fn() -> Option<Met>) -> bool {
+        // What gets through may have become another packet, which counts at the next router.
+        let is_over = matches!(passage.outcome, Outcome::Stopped(_));
+        let matters = |rule: &RuleExtent| {
+            let Some(at) = &rule.at else { return true };
+            let same = |met: &Met| met.is_same(at) && (rule.here_only || is_over || met.keeps());
+            met().is_none_or(|met| met.can(at) && !same(&met))
+        };
         self.0.iter().any(|extent| match extent {
             Extent::Packets(packets) => packets.may_be(passage),
-            Extent::Rule(rule) => rule.may_change(passage),
+            Extent::Rule(rule) => rule.may_change(passage) && matters(rule),
+        })
+    }
+
+    /// The rules that it may be about whose place is known.
+    pub fn rules(&self) -> impl Iterator<Item = (&Place, &RuleExtent)> {
+        self.0.iter().filter_map(|extent| match extent {
+            Extent::Rule(rule) => Some((rule.at.as_ref()?, rule)),
+            Extent::Packets(_) => None,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hooks, Outcome, Passage};
+use super::{Hooks, Outcome, Passage, Place};
 use crate::{
     firewall::rule::{Field, Match, Rule, Test, Verdict},
     netlink::object::Family,
@@ -26,6 +26,9 @@ pub struct RuleExtent {
     pub may_pass: bool,
     /// Whether all that it can let pass is what its own hook stops.
     pub here_only: bool,
+    /// Where it stands in the facts; none where that is not one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Place>,
 }
 
 impl RuleExtent {
@@ -52,6 +55,7 @@ impl RuleExtent {
             may_stop: effect.stop,
             may_pass: effect.pass,
             here_only: effect.plain,
+            at: None,
         }
     }
 
@@ -66,6 +70,16 @@ impl RuleExtent {
             may_stop: true,
             may_pass: true,
             here_only: false,
+            at: None,
+        }
+    }
+
+    /// The same, standing there.
+    #[must_use]
+    pub fn standing_at(self, at: Place) -> Self {
+        Self {
+            at: Some(at),
+            ..self
         }
     }
 

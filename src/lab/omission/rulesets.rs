@@ -2,7 +2,7 @@
 
 use std::{cell::OnceCell, collections::BTreeSet};
 
-use super::{Concern, Extent, Hooks, Omission, OmissionKind, RuleExtent, place::Chains};
+use super::{Concern, Extent, Hooks, Omission, OmissionKind, Place, RuleExtent, place::Chains};
 use crate::{
     firewall::rule::{Field, Rule, Verdict},
     lab::topology::{Ruleset, RulesetKind},
@@ -32,11 +32,10 @@ impl<'a> RulesetMaps<'a> {
             let line = ruleset.text.lines().nth(first).unwrap_or_default();
             return self.of_set_line(ruleset, line);
         }
+        let read = || RulesetMap::read(ruleset.kind, &ruleset.text);
         match self.all.iter().find(|(other, _)| *other == ruleset) {
-            Some((_, map)) => map
-                .get_or_init(|| RulesetMap::read(ruleset.kind, &ruleset.text))
-                .omission(lines),
-            None => RulesetMap::read(ruleset.kind, &ruleset.text).omission(lines),
+            Some((_, map)) => map.get_or_init(read).omission(ruleset, lines),
+            None => read().omission(ruleset, lines),
         }
     }
 
@@ -73,7 +72,8 @@ impl<'a> RulesetMaps<'a> {
             let map = map.get_or_init(|| RulesetMap::read(ruleset.kind, &ruleset.text));
             for at in 0..map.lines.len() {
                 if map.lines.get(at).is_some_and(|line| refers(&line.text)) {
-                    concern.0.extend(map.omission(&[at]).concern.0);
+                    let omission = map.omission(ruleset, &[at]);
+                    concern.0.extend(omission.concern.0);
                 }
             }
         }
@@ -169,7 +169,8 @@ impl RulesetMap {
         }
     }
 
-    fn omission(&self, lines: &[usize]) -> Omission {
+    /// What is missing where these lines of `ruleset`, of which this is the map, are left out.
+    fn omission(&self, ruleset: &Ruleset, lines: &[usize]) -> Omission {
         let first = lines.first().and_then(|at| self.lines.get(*at));
         let Some(line) = first else {
             return Omission::of_everything(OmissionKind::Rule);
@@ -188,7 +189,12 @@ impl RulesetMap {
             (word, Some(chain)) if word == "chain" || word.starts_with(':') => {
                 (OmissionKind::Chain, whole(table, table.chains.of(chain)))
             }
-            (_, Some(chain)) => (OmissionKind::Rule, self.rule(table, chain, lines)),
+            (_, Some(chain)) => {
+                let first = lines.first().copied().unwrap_or(0);
+                let at = Place::of(ruleset, first);
+                let rule = self.rule(table, chain, lines).standing_at(at);
+                (OmissionKind::Rule, rule)
+            }
             // What refers to it says so itself.
             (
                 "set" | "map" | "flowtable" | "counter" | "quota" | "limit" | "ct" | "secmark"

@@ -11,10 +11,11 @@ use crate::{
         rule::{Field, Packet, State},
     },
     lab::omission::{Course, Outcome},
-    model::Service,
+    model::{Protocol, Service},
     netlink::object::Family,
     run::{
         omitted::{Omitted, Seen},
+        packet::TCP_SYN,
         report::Verdict,
     },
 };
@@ -102,7 +103,35 @@ fn seen(job: &DetailedJob, service: Service, test: &RouterTest, direction: Direc
         outcome: outcome(test, direction),
         // The trace shows what was rewritten; without one, nothing is known of that.
         behind_nat: !test.trace.is_empty(),
+        came: request(job, service, test, direction),
+        planned: test.iface_out.clone().filter(|out| out.as_str() != "lo"),
     }
+}
+
+/// The request as it came in: what its trace shows of it.
+fn request(
+    job: &DetailedJob,
+    service: Service,
+    test: &RouterTest,
+    direction: Direction,
+) -> Option<Packet> {
+    let way = test.trace.iter().find(|way| way.direction == direction)?;
+    if direction != Direction::Request {
+        return None;
+    }
+    let mut packet = add(
+        Packet::of(Family::of(job.destination)),
+        &way.headers,
+        direction,
+    )
+    .with(Field::Protocol, service.protocol.number())
+    .with(Field::Mark, 0_u32)
+    .with(Field::ConnectionMark, 0_u32)
+    .with_device(Field::Incoming, test.iface_in.as_ref()?.as_str());
+    if service.protocol == Protocol::Tcp {
+        packet = packet.with(Field::TcpFlags, TCP_SYN);
+    }
+    Some(packet)
 }
 
 fn add(packet: Packet, headers: &Headers, direction: Direction) -> Packet {

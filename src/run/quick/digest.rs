@@ -8,27 +8,21 @@ use std::{
 
 use super::{
     branch::Branch,
+    omission,
     plan::Measurement,
     tables::{Out, Tables, classes, looks_at_ports, routed, selects},
 };
 use crate::{
     fault,
-    firewall::{
-        rule::{Field, Packet, State},
-        taps::{Left, Ways},
-    },
+    firewall::taps::{Left, Ways},
     lab::{
         LabState,
-        omission::{self, Course},
         trace::{Entry, Onward},
     },
     model::{IfName, RouterName},
-    netlink::{
-        LookupKind, LookupQuery,
-        object::{Family, PolicyRule},
-    },
+    netlink::{LookupKind, LookupQuery, object::PolicyRule},
     run::{
-        omitted::{Omitted, Seen},
+        omitted::Omitted,
         packet::{Headers, Probe},
         report::{EndKind, LegHop, Verdict},
         resolve::ResolveError,
@@ -184,15 +178,15 @@ pub(super) fn digest(
     digest.explain_routes(probes, measured, &mut outcomes)?;
     let exits = digest.exits;
     if !omitted.is_empty() {
-        for (probe, outcome) in probes.iter().zip(&mut outcomes) {
-            let finding = measured.findings.get(&probe.index);
-            let hop = outcome.exit.and_then(|exit| exits.get(exit));
-            let out = hop.and_then(|exit| exit.hop.iface_out.as_ref());
-            let seen = seen(at, out, probe, outcome, finding);
-            let reason = outcome.reason.as_deref().map(str::to_owned);
-            let (verdict, reason) = omitted.weigh(outcome.verdict, reason, &seen);
-            (outcome.verdict, outcome.reason) = (verdict, reason.map(Arc::from));
-        }
+        let findings = &measured.findings;
+        omission::weigh(
+            &omitted,
+            tables,
+            (at, &rules),
+            probes,
+            (findings, &exits),
+            &mut outcomes,
+        )?;
     }
     let planned = match probes.first() {
         Some(first) => tables
@@ -230,45 +224,6 @@ pub(super) fn unmeasured(at: &Entry, probes: &[Probe], why: &str) -> Visited {
         planned: (None, None),
         stateful: false,
         branch: None,
-    }
-}
-
-/// What is known of a packet at a router, for what the lab lacks to be weighed against it.
-fn seen(
-    at: &Entry,
-    out: Option<&IfName>,
-    probe: &Probe,
-    outcome: &Outcome,
-    finding: Option<&Finding>,
-) -> Seen {
-    let (course, became) = match finding {
-        Some(Finding::Passed) => (Some(Course::Forwarded), omission::Outcome::Passed),
-        Some(Finding::Delivered) => (Some(Course::Delivered), omission::Outcome::Passed),
-        _ => (None, omission::Outcome::Stopped(None)),
-    };
-    let came = &probe.headers;
-    let mut packet = Packet::of(Family::of(came.destination))
-        .with(Field::Protocol, came.protocol.number())
-        .with_state(State::New)
-        .with_state(State::Untracked);
-    // As it came, and as it left.
-    for headers in [came, &outcome.headers] {
-        packet = packet
-            .with(Field::DestinationPort, headers.destination_port)
-            .with_address(Field::Source, headers.source)
-            .with_address(Field::Destination, headers.destination);
-    }
-    if let Some(iif) = &at.iface_in {
-        packet = packet.with_device(Field::Incoming, iif.as_str());
-    }
-    if let Some(oif) = out.filter(|oif| oif.as_str() != "lo") {
-        packet = packet.with_device(Field::Outgoing, oif.as_str());
-    }
-    Seen {
-        packet,
-        course,
-        outcome: became,
-        behind_nat: out.is_some(),
     }
 }
 

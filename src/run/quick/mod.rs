@@ -18,6 +18,7 @@ mod grant;
 mod inquiry;
 mod lots;
 mod measure;
+mod omission;
 mod plan;
 mod ports;
 mod report;

@@ -4,7 +4,7 @@
 mod bed;
 mod detailed;
 pub(crate) mod file;
-mod fuzz;
+pub(crate) mod fuzz;
 mod kernel;
 mod seeds;
 mod translate;

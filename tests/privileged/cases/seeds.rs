@@ -53,7 +53,7 @@ pub(super) fn try_all(
             let mut failures = failures.lock().unwrap();
             failures.extend(found);
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            if done % REPORT == 0 || done == count {
+            if done.is_multiple_of(REPORT) || done == count {
                 let wrong = failures.len();
                 println!("{name}: {done} of {count} rulesets tried, {wrong} of them failed");
             }

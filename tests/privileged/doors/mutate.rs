@@ -185,11 +185,11 @@ fn no_facts_make_a_panic_a_hang_half_a_lab_or_a_change_outside() {
     let first = number("TSIM_MUTATION_SEED").unwrap_or(1);
     let seeds = seeds();
     let (begin, mut labs) = (Instant::now(), 0);
-    for (tried, seed) in (1..).zip(first..first + count) {
+    for (tried, seed) in (1_u64..).zip(first..first + count) {
         let lab = panic::catch_unwind(AssertUnwindSafe(|| try_one(seed, &seeds)));
         assert!(lab.is_ok(), "TSIM_MUTATION_SEED={seed} TSIM_MUTATIONS=1");
         labs += u64::from(lab.is_ok_and(|made| made));
-        if tried % REPORT == 0 || tried == count {
+        if tried.is_multiple_of(REPORT) || tried == count {
             let seconds = begin.elapsed().as_secs();
             println!("{tried} of {count} damaged facts, {labs} of them made a lab, {seconds} s");
         }

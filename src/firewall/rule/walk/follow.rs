@@ -88,8 +88,14 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Ends a way before the packet left.
-    fn end(&mut self, fate: Fate, state: &State) {
+    /// Ends a way before the packet left: by `plain`, as the rules say it.
+    fn end(&mut self, plain: Fate, state: &State) {
+        self.end_seen(plain.clone(), plain, state);
+    }
+
+    /// Ends a way as the one that was seen, where the rules say that it ends so as `plain`.
+    fn end_seen(&mut self, fate: Fate, plain: Fate, state: &State) {
+        self.keep(plain, state);
         let mut packet = state.packet.clone();
         packet.forget(Field::Source);
         self.end_as(fate, &packet);
@@ -100,6 +106,13 @@ impl Walk<'_> {
         match target(packet) {
             Some(target) => _ = self.ways.targets.insert(target),
             None => self.ways.elsewhere = true,
+        }
+    }
+
+    /// Notes how the rules say that a way ends that is the one that was measured.
+    fn keep(&mut self, plain: Fate, state: &State) {
+        if !state.left {
+            self.ways.kept.insert(plain);
         }
     }
 
@@ -189,6 +202,8 @@ impl Walk<'_> {
             (true, false) if by_another => Fate::Elsewhere,
             (true, false) => Fate::Out,
         };
+        let plain = if state.local { Fate::Local } else { Fate::Out };
+        self.keep(plain, state);
         self.end_as(fate, &state.packet);
     }
 
@@ -237,7 +252,7 @@ impl Walk<'_> {
                 } else {
                     Fate::Same
                 };
-                self.end(fate, &state);
+                self.end_seen(fate, Fate::Stopped, &state);
             }
             _ => self.hook(at + 1, state),
         }
@@ -265,6 +280,10 @@ impl Walk<'_> {
             Answer::Yes => (true, false),
             Answer::CannotTell => (true, true),
         };
+        if self.is_left_out(id) {
+            self.ways.met.insert(id);
+            return (true, true);
+        }
         if !varies(rule) {
             return (may, may_not);
         }
@@ -276,6 +295,11 @@ impl Walk<'_> {
             Some(false) => (false, true),
             None => (true, true),
         }
+    }
+
+    fn is_left_out(&self, id: RuleNumber) -> bool {
+        let left_out = self.program.left_out.as_ref();
+        left_out.is_some_and(|rules| rules.contains(&id))
     }
 
     /// What a rule that varies is taken to say; none where it may be both.
@@ -323,6 +347,13 @@ impl Walk<'_> {
 
     /// Notes whether the packet leaves the way that was seen by what a rule says of it.
     fn compare(&self, id: RuleNumber, rule: &Rule, matches: bool, state: &mut State) {
+        if self.program.left_out.is_some() {
+            if matches && self.is_left_out(id) && !state.left {
+                state.left = true;
+                state.differs.extend(&self.seen.changed);
+            }
+            return;
+        }
         let said = self.program.chains[id.0].said.get(id.1).copied().flatten();
         let chooses = matches && rule.varying().any(|v| v.alone == Alone::Chooses);
         if effects(rule) && (said != Some(matches) || chooses) && !state.left {
@@ -425,7 +456,9 @@ impl Walk<'_> {
         let as_seen = !state.left || ended;
         match verdict {
             Verdict::Accept => self.hook(at + 1, state),
-            Verdict::Drop | Verdict::Reject(_) if as_seen => self.end(Fate::Same, &state),
+            Verdict::Drop | Verdict::Reject(_) if as_seen => {
+                self.end_seen(Fate::Same, Fate::Stopped, &state);
+            }
             Verdict::Drop | Verdict::Reject(_) => self.end(Fate::Stopped, &state),
             Verdict::Return => {
                 stack.pop();
@@ -442,7 +475,7 @@ impl Walk<'_> {
                 return Some((stack, state));
             }
             Verdict::Unknown(_) => return self.obscure(at, id, stack, state),
-            _ if as_seen => self.end(Fate::Same, &state),
+            _ if as_seen => self.end_seen(Fate::Same, Fate::Open, &state),
             _ => self.lose(at, &state),
         }
         None

@@ -24,6 +24,9 @@ pub struct Program {
     pub bases: Vec<Base>,
     /// All chains.
     pub chains: Vec<Chain>,
+    /// Rules that the lab lacks, where the packet was measured and not traced: it keeps to the way
+    /// that was measured until such a rule may have matched it. None where it was traced.
+    pub left_out: Option<BTreeSet<RuleNumber>>,
     find: HashMap<RulePlace, usize>,
 }
 
@@ -124,6 +127,10 @@ pub struct Ways {
     pub targets: BTreeSet<Target>,
     /// Whether it may be on its way elsewhere, too: to what a map holds that is not known.
     pub elsewhere: bool,
+    /// Rules that the lab lacks and that may match it on its way.
+    pub met: BTreeSet<RuleNumber>,
+    /// How the ways end that meet none of these, as far as the other rules tell.
+    pub kept: BTreeSet<Fate>,
 }
 
 /// Where a packet is on its way to, and from where, behind what rewrites it.

@@ -1,0 +1,135 @@
+//! What the lab lacks, weighed against what became of the probes at one place.
+
+use std::collections::BTreeMap;
+
+use super::{
+    digest::{Exit, Outcome},
+    tables::{Tables, classes},
+};
+use crate::{
+    firewall::rule::{Field, Packet, State},
+    lab::{
+        omission::{self, Course},
+        trace::Entry,
+    },
+    model::{IfName, Protocol},
+    netlink::object::{Family, PolicyRule},
+    run::{
+        omitted::{Omitted, Seen},
+        packet::{Headers, Probe, TCP_SYN},
+        resolve::ResolveError,
+        verdict::Finding,
+    },
+};
+
+/// Makes unknown what something can change that the router lacks.
+pub(super) fn weigh(
+    omitted: &Omitted,
+    tables: &mut Tables<'_>,
+    (at, rules): (&Entry, &[PolicyRule]),
+    probes: &[Probe],
+    (findings, exits): (&BTreeMap<u32, Finding>, &[Exit]),
+    outcomes: &mut [Outcome],
+) -> Result<(), ResolveError> {
+    let planned = planned_outs(tables, at, rules, (probes, outcomes))?;
+    for ((probe, outcome), planned) in probes.iter().zip(outcomes).zip(planned) {
+        let hop = outcome.exit.and_then(|exit| exits.get(exit));
+        let out = hop.and_then(|exit| exit.hop.iface_out.as_ref());
+        let seen = Seen {
+            planned,
+            came: came(at, out, &probe.headers),
+            ..seen(at, out, probe, outcome, findings.get(&probe.index))
+        };
+        let reason = outcome.reason.as_deref().map(str::to_owned);
+        let (verdict, reason) = omitted.weigh(outcome.verdict, reason, &seen);
+        (outcome.verdict, outcome.reason) = (verdict, reason.map(Into::into));
+    }
+    Ok(())
+}
+
+/// What is known of a packet at a router, for what the lab lacks to be weighed against it.
+fn seen(
+    at: &Entry,
+    out: Option<&IfName>,
+    probe: &Probe,
+    outcome: &Outcome,
+    finding: Option<&Finding>,
+) -> Seen {
+    let (course, became) = match finding {
+        Some(Finding::Passed) => (Some(Course::Forwarded), omission::Outcome::Passed),
+        Some(Finding::Delivered) => (Some(Course::Delivered), omission::Outcome::Passed),
+        _ => (None, omission::Outcome::Stopped(None)),
+    };
+    let came = &probe.headers;
+    let mut packet = Packet::of(Family::of(came.destination))
+        .with(Field::Protocol, came.protocol.number())
+        .with_state(State::New)
+        .with_state(State::Untracked);
+    // As it came, and as it left.
+    for headers in [came, &outcome.headers] {
+        packet = packet
+            .with(Field::DestinationPort, headers.destination_port)
+            .with_address(Field::Source, headers.source)
+            .with_address(Field::Destination, headers.destination);
+    }
+    if let Some(iif) = &at.iface_in {
+        packet = packet.with_device(Field::Incoming, iif.as_str());
+    }
+    if let Some(oif) = out.filter(|oif| oif.as_str() != "lo") {
+        packet = packet.with_device(Field::Outgoing, oif.as_str());
+    }
+    Seen {
+        packet,
+        course,
+        outcome: became,
+        behind_nat: out.is_some(),
+        came: None,
+        planned: None,
+    }
+}
+
+/// A probe as it came in; none where the router itself sent it. Clients may choose other source
+/// ports.
+fn came(at: &Entry, out: Option<&IfName>, headers: &Headers) -> Option<Packet> {
+    let mut packet = Packet::of(Family::of(headers.destination))
+        .with(Field::Protocol, headers.protocol.number())
+        .with(Field::DestinationPort, headers.destination_port)
+        .with_address(Field::Source, headers.source)
+        .with_address(Field::Destination, headers.destination)
+        .with(Field::Tos, headers.tos)
+        // Nothing carries marks from one namespace to the next.
+        .with(Field::Mark, 0_u32)
+        .with(Field::ConnectionMark, 0_u32)
+        .with_device(Field::Incoming, at.iface_in.as_ref()?.as_str());
+    if headers.protocol == Protocol::Tcp {
+        packet = packet.with(Field::TcpFlags, TCP_SYN);
+    }
+    Some(match out.filter(|oif| oif.as_str() != "lo") {
+        Some(oif) => packet.with_device(Field::Outgoing, oif.as_str()),
+        None => packet,
+    })
+}
+
+/// By which interface each probe would leave that did not, if its headers alone decided.
+fn planned_outs(
+    tables: &mut Tables<'_>,
+    at: &Entry,
+    rules: &[PolicyRule],
+    (probes, outcomes): (&[Probe], &[Outcome]),
+) -> Result<Vec<Option<IfName>>, ResolveError> {
+    let stopped = probes.iter().zip(outcomes);
+    let stopped = stopped.filter(|(_, outcome)| outcome.exit.is_none());
+    let stopped: Vec<Probe> = stopped.map(|(probe, _)| *probe).collect();
+    let mut planned = vec![None; probes.len()];
+    for class in classes(rules, &stopped) {
+        let Some(first) = class.first() else { continue };
+        let out = tables.lookup(at, &first.headers, 0)?.dev;
+        for probe in &class {
+            let at = probes.binary_search_by_key(&probe.index, |p| p.index);
+            if let Some(slot) = at.ok().and_then(|at| planned.get_mut(at)) {
+                slot.clone_from(&out);
+            }
+        }
+    }
+    Ok(planned)
+}
