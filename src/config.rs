@@ -16,9 +16,12 @@ use thiserror::Error;
 
 use crate::model::{Dscp, DscpRange, Group, Groups, ServiceLimits};
 
+pub mod check;
+mod origin;
 mod places;
 mod scheduler;
 
+pub use origin::{Lines, Setting};
 pub use places::{NoPlace, Places};
 pub use scheduler::Scheduler;
 
@@ -38,11 +41,13 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is not TOML, or a key or value is wrong.
-    #[error("configuration {path}: {message}")]
+    #[error("configuration {path}{}: {message}", .line.map_or(String::new(), |n| format!(", line {n}")))]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Line, key and what is allowed.
+        /// Where in it, if the message does not say.
+        line: Option<usize>,
+        /// Key and what is allowed.
         message: String,
     },
 }
@@ -50,6 +55,10 @@ pub enum ConfigError {
 /// Paths and limits of one installation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// The file that all this was read from; none where there was none.
+    pub file: Option<PathBuf>,
+    /// Whether quick jobs use the registry; without it, nothing else may use a lab meanwhile.
+    pub use_registry: bool,
     /// Whether to work in a user namespace; where this says nothing, a process does that lacks
     /// root's rights.
     pub rootless: Option<bool>,
@@ -84,6 +93,8 @@ impl Config {
     #[must_use]
     pub fn in_places(places: &Places) -> Self {
         Self {
+            file: None,
+            use_registry: true,
             rootless: None,
             registry_dir: places.runtime_dir.clone(),
             labs_dir: places.runtime_dir.join("labs"),
@@ -104,6 +115,7 @@ impl Config {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    use_registry: Option<bool>,
     rootless: Option<bool>,
     registry_dir: Option<PathBuf>,
     labs_dir: Option<PathBuf>,
@@ -139,11 +151,18 @@ impl Config {
     }
 
     fn parse(text: &str, path: &Path, places: &Places) -> Result<Self, ConfigError> {
+        let lines = Lines::of(text);
+        // Messages begin with the key; those of the TOML reader show the line itself.
         let refuse = |message: String| ConfigError::Parse {
             path: path.to_owned(),
+            line: lines.named_first(&message),
             message,
         };
-        let file: File = toml::from_str(text).map_err(|e| refuse(e.to_string()))?;
+        let file: File = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.to_owned(),
+            line: None,
+            message: e.to_string(),
+        })?;
         let default = Self::in_places(places);
         let first = file
             .dscp_first
@@ -161,11 +180,14 @@ impl Config {
         };
         let registry_dir = file.registry_dir.unwrap_or(default.registry_dir);
         let config = Self {
+            file: Some(path.to_owned()),
+            use_registry: file.use_registry.unwrap_or(default.use_registry),
             rootless: file.rootless,
             labs_dir: file.labs_dir.unwrap_or_else(|| registry_dir.join("labs")),
             results_dir,
             registry_dir,
-            dscp: DscpRange::new(first, last).map_err(|e| refuse(e.to_string()))?,
+            dscp: DscpRange::new(first, last)
+                .map_err(|e| refuse(format!("dscp_first, dscp_last: {e}")))?,
             services: ServiceLimits {
                 max_services: file.max_services.unwrap_or(default.services.max_services),
             },
@@ -179,12 +201,30 @@ impl Config {
             scheduler: file.scheduler,
         };
         config.scheduler.check().map_err(refuse)?;
-        for dir in [&config.registry_dir, &config.labs_dir, &config.results_dir] {
+        config.check_values().map_err(refuse)?;
+        Ok(config)
+    }
+
+    /// What the types cannot say; the text begins with the key.
+    fn check_values(&self) -> Result<(), String> {
+        for (key, dir) in [
+            ("registry_dir", &self.registry_dir),
+            ("labs_dir", &self.labs_dir),
+            ("results_dir", &self.results_dir),
+        ] {
             if !dir.is_absolute() {
-                return Err(refuse(format!("{} is not an absolute path", dir.display())));
+                return Err(format!("{key}: {} is not an absolute path", dir.display()));
             }
         }
-        Ok(config)
+        let most = self.services.max_services;
+        if !(1..=ServiceLimits::ALL).contains(&most) {
+            let all = ServiceLimits::ALL;
+            return Err(format!("max_services = {most}: 1 to {all} are allowed"));
+        }
+        if self.tool_dirs.is_empty() {
+            return Err("tool_dirs = []: without nft and iptables no lab can be made".to_owned());
+        }
+        Ok(())
     }
 }
 
@@ -198,7 +238,11 @@ mod tests {
 
     #[test]
     fn an_empty_file_means_the_defaults() {
-        assert_eq!(parse("").unwrap(), Config::default());
+        let named = Config {
+            file: None,
+            ..parse("").unwrap()
+        };
+        assert_eq!(named, Config::default());
     }
 
     #[test]
@@ -211,12 +255,12 @@ mod tests {
             _ => line,
         });
         let text = keys.collect::<Vec<_>>().join("\n");
-        assert_eq!(parse(&text).unwrap(), Config::default());
+        assert_eq!(parse(&text).unwrap(), parse("").unwrap());
         let keys = |table: &toml::Table| table.keys().cloned().collect::<Vec<_>>();
         let table: toml::Table = text.parse().unwrap();
         let scheduler = table["scheduler"].as_table().unwrap();
-        assert_eq!((keys(&table).len(), keys(scheduler).len()), (9, 18));
-        assert_eq!(parse(EXAMPLE).unwrap(), Config::default());
+        assert_eq!((keys(&table).len(), keys(scheduler).len()), (10, 18));
+        assert_eq!(parse(EXAMPLE).unwrap(), parse("").unwrap());
     }
 
     #[test]
@@ -245,11 +289,18 @@ mod tests {
     fn wrong_values_are_named() {
         for (text, want) in [
             ("dscp_first = 64", "64"),
-            ("dscp_first = 40\ndscp_last = 39", "40-39"),
+            ("dscp_first = 40\ndscp_last = 39", "line 1: dscp_first"),
+            ("dscp_last = 39\ndscp_first = 40", "40-39"),
+            ("\nmax_services = 0", "line 2: max_services = 0"),
+            ("max_services = 131071", "131070"),
+            ("tool_dirs = []", "tool_dirs"),
             ("registry_dir = \"tmp\"", "absolute"),
             ("lock_timeout_seconds = -1.0", "lock_timeout_seconds"),
             ("registrydir = \"/x\"", "registrydir"),
-            ("[scheduler]\nquick_jobs = 0", "quick_jobs"),
+            (
+                "[scheduler]\nquick_jobs = 0",
+                "line 2: scheduler.quick_jobs = 0",
+            ),
             ("[scheduler]\nquickjobs = 1", "quickjobs"),
             ("[scheduler]\nlisten = \"localhost\"", "listen"),
             ("[scheduler]\nlisten = \"0.0.0.0:80\"", "token_file"),

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, complete,
     question::{Question, layout, seconds},
 };
 use crate::{
@@ -42,7 +42,7 @@ pub(super) struct Asked {
     question: Question,
 
     /// Where the source's packets enter the lab [default: wherever they may]
-    #[arg(long, value_name = "ROUTER[:INTERFACE]")]
+    #[arg(long, value_name = "ROUTER[:INTERFACE]", add = complete::routers())]
     from: Option<EntryName>,
 
     /// Source port of all connections [default: a fresh one for each]

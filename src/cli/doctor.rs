@@ -19,6 +19,7 @@ use crate::{
 /// Kernel features are tried out in a network namespace that is made for that. Exit code 4 means
 /// that something is absent without which nothing works.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tsim doctor\n  tsim doctor --absent")]
 pub(super) struct Doctor {
     /// Only what is absent
     #[arg(long)]

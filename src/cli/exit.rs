@@ -35,11 +35,11 @@ pub const TABLE: [(&str, &str); 6] = [
     ("0", "done; for a job: every service arrives"),
     (
         "1",
-        "the answer is no: a job found a NO, a trace does not arrive, facts lack what can change a verdict",
+        "the answer is no: a job found a NO, a trace does not arrive, facts lack something",
     ),
     (
         "2",
-        "wrong arguments or configuration, or no such lab, router, host or job; nothing was changed",
+        "wrong arguments or configuration, or no such lab, router, host, job; nothing was changed",
     ),
     (
         "3",
@@ -55,8 +55,8 @@ pub const TABLE: [(&str, &str); 6] = [
 /// The table of exit codes as `--help` has it.
 pub const EXIT_CODES: &str = "Exit codes:
   0  done; for a job: every service arrives
-  1  the answer is no: a job found a NO, a trace does not arrive, facts lack what can change a verdict
-  2  wrong arguments or configuration, or no such lab, router, host or job; nothing was changed
+  1  the answer is no: a job found a NO, a trace does not arrive, facts lack something
+  2  wrong arguments or configuration, or no such lab, router, host, job; nothing was changed
   3  the answer is not known: a job found an UNKNOWN, the ways of a trace disagree
   4  could not run, or not to its end: rights, kernel, lab, a lock not had in time
   130, 143  ended by SIGINT, SIGTERM";

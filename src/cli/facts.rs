@@ -28,6 +28,9 @@ use crate::{
 
 /// Collect facts, and check them before a lab is made of them
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tsim facts collect > collect.sh\n  tsim facts check netns-fixtures/corp10"
+)]
 pub(super) struct Facts {
     #[command(subcommand)]
     command: FactsCommand,

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Context, Exit, Failure, Run, table::write_table};
+use super::{Context, Exit, Failure, Run, complete, table::write_table};
 use crate::{
     lab::{
         Lab, LabError,
@@ -26,6 +26,9 @@ use crate::{
 
 /// Make, remove and list hosts on the routers of a lab
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tsim host add --lab corp10 --router hq-gw --address 10.1.1.5 --name client\n  tsim host list --lab corp10"
+)]
 pub(super) struct Host {
     #[command(subcommand)]
     command: Command,
@@ -88,10 +91,10 @@ changes nothing.";
 #[command(after_help = ADD_EXAMPLES)]
 struct Add {
     /// Lab of the router
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: LabName,
     /// Router that the host sends everything to
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::routers())]
     router: RouterName,
     /// Address; without a prefix length it gets that of the router's subnet
     #[arg(long, value_name = "ADDRESS")]
@@ -179,11 +182,13 @@ fn add(
 
 /// Remove a host that no job uses. One that is not there is success
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tsim host remove --lab corp10 client")]
 struct Remove {
     /// Lab of the host
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: LabName,
     /// Name of the host
+    #[arg(add = complete::hosts())]
     name: HostName,
 }
 
@@ -230,9 +235,10 @@ fn remove_unregistered(host: &HostId, kernel: &mut LabHosts) -> Result<bool, Fai
 
 /// List the hosts of a lab, those of jobs included
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tsim host list --lab corp10")]
 struct List {
     /// The lab
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: LabName,
 }
 

@@ -14,7 +14,8 @@ use nix::unistd::{User, getuid};
 use serde::Serialize;
 
 use super::{
-    Context, Exit, Failure, Run, matrix, question::layout, start::Standing, table::write_table,
+    Context, Exit, Failure, Run, complete, matrix, question::layout, start::Standing,
+    table::write_table,
 };
 use crate::{
     model::{DidYouMean, RunId, alike},
@@ -167,6 +168,7 @@ fn row(
 #[command(after_help = "Example:\n  tsim cancel change-4711")]
 pub(super) struct Cancel {
     /// The job
+    #[arg(add = complete::jobs())]
     run_id: RunId,
     /// On whose behalf [default: the login name]
     #[arg(long, value_name = "NAME")]
@@ -198,6 +200,7 @@ impl Run for Cancel {
 #[command(after_help = "Examples:\n  tsim result change-4711\n  tsim result change-4711 --json")]
 pub(super) struct Show {
     /// The job
+    #[arg(add = complete::jobs())]
     run_id: RunId,
 }
 

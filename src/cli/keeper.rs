@@ -13,7 +13,7 @@ use clap::Args;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::Serialize;
 
-use super::{Context, Exit, Failure, Run, start::Standing};
+use super::{Context, Exit, Failure, Run, complete, start::Standing};
 use crate::{
     keeper,
     lab::{self, Lab},
@@ -160,8 +160,10 @@ fn keep_users(context: &Context) -> io::Result<()> {
   tsim shell corp10 hq-gw -- iptables-save -c")]
 pub(super) struct Shell {
     /// Name of the lab
+    #[arg(add = complete::labs())]
     lab: LabName,
     /// Name of the router
+    #[arg(add = complete::routers())]
     router: RouterName,
     /// The command and its arguments [default: the shell that SHELL names]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -12,7 +12,7 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Context, Exit, Failure, Run};
+use super::{Context, Exit, Failure, Run, complete};
 use crate::{
     lab::{
         self, Changes, LabError, LabState, Options, Phase, Progress, Removed, Replaced, Status,
@@ -26,6 +26,9 @@ use crate::{
 
 /// Make labs from facts, take them down, look at them.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tsim lab up corp10 --facts netns-fixtures/corp10\n  tsim lab status corp10\n  tsim lab down corp10"
+)]
 pub(super) struct Lab {
     #[command(subcommand)]
     command: LabCommand,
@@ -272,6 +275,7 @@ and after an interrupted `up`. A lab that is not there is no error; one that job
 #[command(after_help = DOWN_EXAMPLES)]
 struct DownArgs {
     /// Name of the lab
+    #[arg(add = complete::labs())]
     name: LabName,
 
     /// Do not ask whether jobs use the lab, and leave its hosts to `tsim reconcile`
@@ -345,6 +349,7 @@ fn write_down(
 #[command(after_help = "Example:\n  tsim lab status corp\n  tsim lab status corp --json")]
 struct StatusArgs {
     /// Name of the lab
+    #[arg(add = complete::labs())]
     name: LabName,
 }
 
@@ -418,6 +423,7 @@ fn line(lab: &LabState) -> String {
 
 /// List the labs of this machine
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tsim lab list\n  tsim lab list --json")]
 struct ListArgs {}
 
 impl Run for ListArgs {

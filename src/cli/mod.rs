@@ -27,10 +27,13 @@ use crate::{
     sys::{leave, limits},
 };
 
+mod complete;
+mod configuration;
 pub mod detailed;
 mod doctor;
 pub mod exit;
 mod facts;
+mod generate;
 mod host;
 mod jobs;
 mod keeper;
@@ -53,7 +56,14 @@ mod watch;
 pub struct Global {
     /// Configuration file [default: ~/.config/tsim/tsim.toml for an ordinary user, or else
     /// /etc/tsim/tsim.toml; if there is one]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TSIM_CONFIG",
+        hide_env_values = true,
+        value_hint = clap::ValueHint::FilePath
+    )]
     pub config: Option<PathBuf>,
 
     /// Work in a user namespace, which needs no root [default: where rights are missing]
@@ -218,6 +228,9 @@ pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
     let mut args = args.into_iter().peekable();
     if args.peek().is_some_and(|name| *name == crate::keeper::NAME) {
         crate::keeper::run();
+    }
+    if let Some(exit) = complete::answer::<C>() {
+        process::exit(exit as i32);
     }
     let exit = match C::try_parse_from(args) {
         Ok(command) => run(command),

@@ -10,7 +10,7 @@ use std::{
 
 use clap::Args;
 
-use super::{Context, Failure, matrix::Layout};
+use super::{Context, Failure, complete, matrix::Layout};
 use crate::{
     files,
     lab::trace::Trace,
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct Question {
     /// Lab to measure in
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: LabName,
 
     /// Source address
@@ -36,7 +36,7 @@ pub(super) struct Question {
     /// Services: `80`, `443/tcp`, `53/udp`, `8000-8100/tcp`, `ssh`, `dns`, `all/tcp`,
     /// `36412/sctp`, `ping`, `esp`, `gre`, `ip/89`, `@web` (a group, see `tsim services`) or `@FILE`,
     /// by commas
-    #[arg(short = 'P', long = "ports", value_name = "LIST")]
+    #[arg(short = 'P', long = "ports", value_name = "LIST", add = complete::services())]
     services: String,
 
     /// Protocol of entries that name none
@@ -52,7 +52,8 @@ pub(super) struct Question {
         long,
         value_name = "NAMES",
         value_delimiter = ',',
-        conflicts_with = "trace"
+        conflicts_with = "trace",
+        add = complete::routers()
     )]
     routers: Vec<RouterName>,
 

@@ -3,7 +3,7 @@
 use clap::{Args, Parser, ValueEnum};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, matrix,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, complete, matrix,
     question::{Question, layout},
 };
 use crate::{
@@ -40,7 +40,7 @@ pub(super) struct Asked {
     question: Question,
 
     /// Router, or its interface, where the packets enter the lab [default: wherever they may]
-    #[arg(long, value_name = "ROUTER[:INTERFACE]")]
+    #[arg(long, value_name = "ROUTER[:INTERFACE]", add = complete::routers())]
     from: Option<EntryName>,
 
     /// DSCP value that tells this job from others: a number, or `auto` for a free one
@@ -139,7 +139,7 @@ impl Asked {
             explain: self.explain.into(),
             backend: self.backend,
             trust_facts: asked.trust_facts,
-            use_registry: !self.no_registry,
+            use_registry: context.config.use_registry && !self.no_registry,
             progress: asked.progress,
             pass_on: self.pass_on,
         })

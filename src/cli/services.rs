@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, Exit, Failure, Run, table::write_table};
+use super::{Context, Exit, Failure, Run, complete, table::write_table};
 use crate::model::{Group, Groups, Service};
 
 const EXAMPLES: &str = "Examples:
@@ -23,6 +23,7 @@ have some, too. A file has entries as -P takes them, one or more a line; `#` beg
 #[command(after_help = EXAMPLES)]
 pub(super) struct Services {
     /// One group
+    #[arg(add = complete::groups())]
     name: Option<String>,
 }
 

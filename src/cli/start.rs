@@ -1,6 +1,6 @@
 //! What comes before every command: whose configuration and state, and in which namespaces.
 
-use std::fs::File;
+use std::{fs::File, path::Path};
 
 use super::{Failure, Global, Needs};
 use crate::{
@@ -29,7 +29,7 @@ pub(super) fn start(global: &Global, needs: Needs) -> Result<(Config, Standing),
         let users = keeper::stay(&keeper);
         return Ok((config, Standing::Inside(keeper, users.ok())));
     }
-    let (config, places) = choose(global)?;
+    let (config, places) = choose(global.config.as_deref(), global.rootless)?;
     let Some(places) = places else {
         return Ok((config, Standing::Root));
     };
@@ -65,10 +65,18 @@ pub(super) fn enter(
     Ok(joined)
 }
 
+/// The configuration that a command with these global options has.
+pub(super) fn configuration(file: Option<&Path>, rootless: bool) -> Result<Config, Failure> {
+    match keeper::inside()? {
+        Some(keeper) => Ok(Config::load(file, &keeper.places)?),
+        None => Ok(choose(file, rootless)?.0),
+    }
+}
+
 /// The configuration, and the user's places where they are to be used.
-fn choose(global: &Global) -> Result<(Config, Option<Places>), Failure> {
-    let load = |places: &Places| Config::load(global.config.as_deref(), places);
-    if global.rootless {
+fn choose(file: Option<&Path>, rootless: bool) -> Result<(Config, Option<Places>), Failure> {
+    let load = |places: &Places| Config::load(file, places);
+    if rootless {
         let places = Places::of_user()?;
         return Ok((load(&places)?, Some(places)));
     }

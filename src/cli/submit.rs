@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde_json::Map;
 
 use super::{
-    Context, Exit, Failure, Run,
+    Context, Exit, Failure, Run, complete,
     jobs::{user, warn_without_scheduler},
     question::{read_trace, seconds},
     quick::Explain,
@@ -51,7 +51,7 @@ pub(super) struct Submit {
     /// How to measure
     mode: ModeArg,
     /// Lab to measure in
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: LabName,
     /// Source address
     #[arg(short, long, value_name = "ADDRESS")]
@@ -60,10 +60,10 @@ pub(super) struct Submit {
     #[arg(short, long, value_name = "ADDRESS")]
     destination: IpAddr,
     /// Services, e.g. `22,80,443/tcp,53/udp,8000-8100,@web,@FILE`
-    #[arg(short = 'P', long, value_name = "LIST")]
+    #[arg(short = 'P', long, value_name = "LIST", add = complete::services())]
     ports: String,
     /// Routers to measure; without, the path is traced
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', add = complete::routers())]
     routers: Option<Vec<RouterName>>,
     #[command(flatten)]
     told: Told,
@@ -79,7 +79,7 @@ pub(super) struct Submit {
 #[derive(Debug, Args)]
 struct Told {
     /// Router, or its interface, where the packets enter the lab [default: wherever they may]
-    #[arg(long, value_name = "ROUTER[:INTERFACE]")]
+    #[arg(long, value_name = "ROUTER[:INTERFACE]", add = complete::routers())]
     from: Option<EntryName>,
     /// Give verdicts also where the lab lacks something of the facts that can change them
     #[arg(long)]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use clap::Args;
 
-use super::{Context, Exit, Failure, Run};
+use super::{Context, Exit, Failure, Run, complete};
 use crate::{
     lab::{
         Lab,
@@ -36,7 +36,7 @@ Exit codes of trace:
 #[command(after_help = EXAMPLES)]
 pub(super) struct Trace {
     /// The lab
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: LabName,
     /// Source address
     #[arg(short, long, value_name = "ADDRESS")]
@@ -45,7 +45,7 @@ pub(super) struct Trace {
     #[arg(short, long, value_name = "ADDRESS")]
     destination: IpAddr,
     /// Where it enters the lab [default: everywhere that it may]
-    #[arg(long, value_name = "ROUTER[:INTERFACE]")]
+    #[arg(long, value_name = "ROUTER[:INTERFACE]", add = complete::routers())]
     from: Option<EntryName>,
     /// Transport protocol, tcp or udp, for policy rules that look at it
     #[arg(long, value_name = "NAME")]

@@ -3,13 +3,75 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, detailed, doctor, facts,
-    host, jobs, keeper, lab, quick, registry, services, submit, trace, watch,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, configuration, detailed,
+    doctor, facts, generate, host, jobs, keeper, lab, quick, registry, services, submit, trace,
+    watch,
 };
+
+const EXAMPLES: &str = "Examples:
+  tsim doctor
+  tsim lab up corp10 --facts netns-fixtures/corp10
+  tsim quick --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P ssh,https,53/udp
+  tsim detailed --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P ssh
+  tsim lab down corp10";
+
+/// The commands by what they are for, in the order of a first day. One that is in no group is
+/// listed after all others.
+const GROUPS: [(&str, &[&str]); 4] = [
+    (
+        "Labs and facts",
+        &["lab", "facts", "host", "trace", "exec", "shell"],
+    ),
+    ("Ask", &["quick", "detailed", "services"]),
+    ("Queue", &["submit", "queue", "watch", "result", "cancel"]),
+    (
+        "Operate",
+        &[
+            "doctor",
+            "config",
+            "keeper",
+            "hosts",
+            "leases",
+            "locks",
+            "dscp",
+            "log",
+            "reconcile",
+            "generate",
+        ],
+    ),
+];
+
+/// The help with the commands in their groups; clap has one list only.
+fn template() -> String {
+    let all = Command::augment_subcommands(clap::Command::new("tsim"));
+    let named = |name: &&str| GROUPS.iter().any(|(_, names)| names.contains(name));
+    let others = all.get_subcommands().map(clap::Command::get_name);
+    let others: Vec<&str> = others.filter(|name| !named(name)).collect();
+    let mut text = String::from("{about-with-newline}\n{usage-heading} {usage}\n");
+    for (title, names) in GROUPS.into_iter().chain([("Other", &others[..])]) {
+        let commands = names.iter().filter_map(|name| all.find_subcommand(name));
+        let lines: Vec<String> = commands.map(line).collect();
+        if !lines.is_empty() {
+            text += &format!("\n{title}:\n{}", lines.concat());
+        }
+    }
+    text + "\nOptions:\n{options}{after-help}"
+}
+
+fn line(command: &clap::Command) -> String {
+    let about = command.get_about().map(ToString::to_string);
+    let about = about.unwrap_or_default();
+    format!("  {:10} {about}\n", command.get_name())
+}
 
 /// Rebuilds routers from collected facts as network namespaces and looks after them.
 #[derive(Debug, Parser)]
-#[command(name = "tsim", version, after_help = EXIT_CODES)]
+#[command(
+    name = "tsim",
+    version,
+    help_template = template(),
+    after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}")
+)]
 pub struct Tsim {
     #[command(flatten)]
     global: Global,
@@ -37,7 +99,10 @@ enum Command {
     Dscp(registry::Dscp),
     Reconcile(registry::Reconcile),
     Log(registry::Log),
+    #[command(name = "config")]
+    Configuration(configuration::Configuration),
     Doctor(doctor::Doctor),
+    Generate(generate::Generate),
     Keeper(keeper::ShowKeeper),
     Exec(keeper::Exec),
     Shell(keeper::Shell),
@@ -60,7 +125,9 @@ impl CommandLine for Tsim {
             | Command::Locks(_)
             | Command::Dscp(_)
             | Command::Log(_)
+            | Command::Configuration(_)
             | Command::Doctor(_)
+            | Command::Generate(_)
             | Command::Facts(_)
             | Command::Services(_)
             | Command::Keeper(_) => Needs::Nothing,
@@ -90,10 +157,37 @@ impl Run for Tsim {
             Command::Dscp(command) => command.run(context),
             Command::Reconcile(command) => command.run(context),
             Command::Log(command) => command.run(context),
+            Command::Configuration(command) => command.run(context),
+            Command::Generate(command) => command.run(context),
             Command::Doctor(command) => command.run(context),
             Command::Keeper(command) => command.run(context),
             Command::Exec(command) => command.run(context),
             Command::Shell(command) => command.run(context),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn help_has_every_command_once_in_its_group() {
+        let help = Tsim::command().render_help().to_string();
+        for (title, names) in GROUPS {
+            assert!(help.contains(&format!("\n{title}:\n")), "{help}");
+            for name in names {
+                let lines = help.lines().filter(|line| {
+                    let word = line
+                        .strip_prefix("  ")
+                        .and_then(|line| line.split(' ').next());
+                    word == Some(name)
+                });
+                assert_eq!(lines.count(), 1, "{name}: {help}");
+            }
+        }
+        assert!(!help.contains("\nOther:\n"), "{help}");
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 
-use super::{CommandLine, Context, Exit, Failure, Global, Log, Needs, Run};
+use super::{CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Log, Needs, Run};
 use crate::{
     config::{self, Config},
     model::RunId,
@@ -29,13 +29,19 @@ enum LogFormat {
     Json,
 }
 
+const EXAMPLES: &str = "Examples:
+  tsimd
+  tsimd --config trial.toml -v
+  tsimd --print-config > /etc/tsim/tsim.toml
+  tsimd --print-unit > /etc/systemd/system/tsimd.service";
+
 /// Runs queued jobs, as many at a time as is safe, and shows what is going on.
 ///
 /// One scheduler leads; further ones stand by and take over when it dies. SIGTERM or SIGINT lets
 /// running jobs end and starts no new ones; a second one cancels them. If the scheduler is killed,
 /// running jobs go on and the next leader adopts them.
 #[derive(Debug, Parser)]
-#[command(name = "tsimd", version)]
+#[command(name = "tsimd", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub struct Tsimd {
     #[command(flatten)]
     global: Global,

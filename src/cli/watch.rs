@@ -7,7 +7,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Serialize;
 
 use super::{
-    Context, Exit, Failure, Run,
+    Context, Exit, Failure, Run, complete,
     jobs::{exit_of, no_job},
 };
 use crate::{
@@ -22,11 +22,18 @@ use crate::{
     },
 };
 
+const EXAMPLES: &str = "Examples:
+  tsim watch change-4711
+  tsim watch change-4711; tsim result change-4711     the whole result, YES or not
+
+A NO is exit code 1: `&&` would show the result only if every service arrives.";
+
 /// Follows a job until it is over; the exit code is that of its verdicts
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  tsim watch change-4711 && tsim result change-4711")]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Watch {
     /// The job
+    #[arg(add = complete::jobs())]
     run_id: RunId,
 }
 

@@ -133,6 +133,18 @@ impl DscpRange {
         }
     }
 
+    /// The lowest value.
+    #[must_use]
+    pub fn first(self) -> Dscp {
+        self.first
+    }
+
+    /// The highest value.
+    #[must_use]
+    pub fn last(self) -> Dscp {
+        self.last
+    }
+
     /// Whether a job may hold `dscp`.
     #[must_use]
     pub fn contains(self, dscp: Dscp) -> bool {

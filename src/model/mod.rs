@@ -20,4 +20,4 @@ pub use name::{
 pub use owner::{Liveness, Owner};
 pub use printable::{PrintableJson, printable, printable_lines};
 pub use protocol::Protocol;
-pub use service::{Service, ServiceError, ServiceLimits, parse_services};
+pub use service::{Service, ServiceError, ServiceLimits, parse_services, service_names};

@@ -141,6 +141,11 @@ pub enum ServiceError {
     },
 }
 
+/// The names that [`parse_services`] understands, without those of `/etc/services`.
+pub fn service_names() -> impl Iterator<Item = &'static str> {
+    NAMES.iter().map(|(name, ..)| *name)
+}
+
 /// Names that are understood without a port, with the protocol they stand for when none is typed.
 /// From the IANA service name registry and customary usage.
 const NAMES: &[(&str, u16, Protocol)] = &[

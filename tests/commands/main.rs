@@ -4,5 +4,8 @@
 //! Needs root's rights: labs are made.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod configuration;
 mod exit;
+mod generate;
+mod help;
 mod support;

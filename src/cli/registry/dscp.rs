@@ -11,6 +11,7 @@ use crate::{
 
 /// List the DSCP values that jobs hold
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tsim dscp")]
 pub(in crate::cli) struct Dscp {}
 
 #[derive(Debug, Serialize)]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{open, or_dash};
 use crate::{
-    cli::{Context, Exit, Failure, Run, table::write_table},
+    cli::{Context, Exit, Failure, Run, complete, table::write_table},
     lab::{Lab, LabError},
     model::{HostId, IfName, LabName, RouterId},
     netlink::object::Mac,
@@ -19,9 +19,10 @@ use crate::{
 ///
 /// `tsim host list` shows one lab beside what the kernel has.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tsim hosts\n  tsim hosts --lab corp10")]
 pub(in crate::cli) struct Hosts {
     /// Only those of this lab
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: Option<LabName>,
 }
 

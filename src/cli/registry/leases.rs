@@ -12,6 +12,7 @@ use crate::{
 
 /// List the leases of hosts and of routers' neighbour entries
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tsim leases")]
 pub(in crate::cli) struct Leases {}
 
 #[derive(Debug, Serialize)]

@@ -13,6 +13,7 @@ use crate::{
 ///
 /// A name with `@` is a host that is being made or removed.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tsim locks\n  tsim locks --json")]
 pub(in crate::cli) struct Locks {}
 
 #[derive(Debug, Serialize)]

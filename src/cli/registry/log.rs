@@ -4,19 +4,20 @@ use clap::Args;
 
 use super::open;
 use crate::{
-    cli::{Context, Exit, Failure, Run},
+    cli::{Context, Exit, Failure, Run, complete},
     model::RunId,
     registry::log::Entry,
 };
 
 /// Show the latest changes to the registry, oldest first
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tsim log -n 100\n  tsim log --run-id change-4711")]
 pub(in crate::cli) struct Log {
     /// How many
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20)]
     lines: usize,
     /// Only those of this job
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = complete::jobs())]
     run_id: Option<RunId>,
 }
 

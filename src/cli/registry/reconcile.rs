@@ -18,6 +18,7 @@ use crate::{
 ///
 /// Something is removed only if its owner is provably gone; what cannot be told is kept and said.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tsim reconcile --dry-run\n  tsim reconcile")]
 pub(in crate::cli) struct Reconcile {
     /// Only say what would be done
     #[arg(long)]
