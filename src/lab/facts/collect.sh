@@ -99,6 +99,8 @@ for six in '' 6; do
 done
 optional ipset_save ipset save
 optional nft_ruleset nft -s list ruleset
+# Whether nf_tables is there at all, for where no nft(8) is.
+[ -s /proc/modules ] && section loaded_modules cut -d ' ' -f 1 /proc/modules
 optional ebtables_save ebtables-save
 optional ipvs ipvsadm -Sn
 # The ip(8) of busybox knows nothing of IPsec.

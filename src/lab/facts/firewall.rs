@@ -1,8 +1,9 @@
 //! Rulesets as people have them, made into what the tools load; each line keeps its number.
 
-use std::collections::BTreeSet;
-
-use super::section::Section;
+use super::{
+    section::Section,
+    shared::{Saved, Shared, shared},
+};
 use crate::{
     lab::{
         omission::{Concern, Omission, OmissionKind, Packets, RulesetMaps},
@@ -11,27 +12,6 @@ use crate::{
     netlink::object::Family,
 };
 
-/// Tables that iptables-save and ip6tables-save show, which the nft dump need not add.
-pub(super) type Saved = BTreeSet<(Family, String)>;
-
-/// The tables that the sections with saved iptables rulesets have.
-pub(super) fn saved(sections: &[Section<'_>]) -> Saved {
-    let mut saved = Saved::new();
-    for section in sections.iter().filter(|s| s.exit_code.unwrap_or(0) == 0) {
-        let family = match section.name {
-            "iptables_save" => Family::V4,
-            "ip6tables_save" => Family::V6,
-            _ => continue,
-        };
-        let heads = section.body.iter().filter_map(|(_, l)| l.strip_prefix('*'));
-        saved.extend(heads.map(|table| (family, table.trim().to_owned())));
-        if is_listing(section) {
-            saved.insert((family, "filter".to_owned()));
-        }
-    }
-    saved
-}
-
 /// A ruleset that can be loaded, and the lines, counted from 0, that cannot be, with the reason.
 #[derive(Debug, Default)]
 pub(super) struct Prepared {
@@ -39,17 +19,28 @@ pub(super) struct Prepared {
     pub(super) lost: Vec<(usize, String)>,
 }
 
-/// `nft list ruleset` without the tables that iptables-nft keeps where a section of their family
-/// has them in a form that can be loaded, and without rules that nft(8) could not print.
+/// `nft list ruleset` without what a section of iptables-save has of it in a form that can be loaded,
+/// and without rules that nft(8) could not print.
 pub(super) fn nft(text: &str, saved: &Saved) -> Prepared {
     let mut prepared = Prepared::default();
-    let mut skipping = false;
-    for (at, line) in text.lines().enumerate() {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut table = Shared::No;
+    let mut in_chain = false;
+    for (at, line) in lines.iter().enumerate() {
         if line.starts_with("table ") {
-            skipping = kept_by_iptables(line, saved);
+            table = shared(&lines, at, saved);
+            if let Shared::Differs(reason) = table {
+                prepared.lost.push((at, reason.to_owned()));
+            }
         }
-        if skipping {
-            // Its lines are those of another section.
+        let chain = line
+            .strip_prefix("\tchain ")
+            .and_then(|rest| rest.split(' ').next());
+        if let (Shared::Chains(known), Some(chain)) = (&table, chain) {
+            in_chain = known.iter().any(|own| own == chain);
+        }
+        if in_chain || matches!(table, Shared::Whole | Shared::Differs(_)) {
+            // Its lines are those of another section, or the whole table is lost.
         } else if let Some(unprinted) = unprinted(line) {
             let reason = format!("nft could not print `{unprinted}`");
             prepared.lost.push((at, reason));
@@ -57,20 +48,12 @@ pub(super) fn nft(text: &str, saved: &Saved) -> Prepared {
             prepared.text.push_str(line);
         }
         prepared.text.push('\n');
-        skipping &= line != "}";
+        in_chain &= *line != "\t}";
+        if *line == "}" {
+            table = Shared::No;
+        }
     }
     prepared
-}
-
-/// Whether `table ip filter {` begins a table that iptables-save shows, too.
-fn kept_by_iptables(line: &str, saved: &Saved) -> bool {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let table = match words[..] {
-        ["table", "ip", name, ..] => (Family::V4, name.to_owned()),
-        ["table", "ip6", name, ..] => (Family::V6, name.to_owned()),
-        _ => return false,
-    };
-    saved.contains(&table)
 }
 
 /// What stands behind a `#` in a rule: a match or target of xtables that an nft(8) without them
@@ -361,18 +344,6 @@ fn policies(section: &Section<'_>) -> Concern {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_table_of_iptables_is_left_to_the_section_that_has_it_and_kept_otherwise() {
-        let text = "table inet x {\n}\n# Warning: table ip filter is managed by iptables-nft, do not \
-            touch!\ntable ip filter {\n\tchain FORWARD {\n\t}\n}\ntable ip6 filter {\n}\n";
-        let saved = Saved::from([(Family::V4, "filter".to_owned())]);
-        let left = nft(text, &saved);
-        assert!(!left.text.contains("FORWARD"), "{}", left.text);
-        assert!(left.text.contains("ip6 filter") && left.text.contains("inet x"));
-        assert_eq!(left.text.lines().count(), text.lines().count());
-        assert_eq!(nft(text, &Saved::new()).text, text);
-    }
 
     #[test]
     fn rules_that_nft_could_not_print_are_lost() {

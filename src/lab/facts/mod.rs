@@ -70,10 +70,15 @@ mod links;
 mod route;
 mod rule;
 mod section;
+mod shared;
+mod signs;
 mod sysctl;
 mod text;
 mod vrf;
 mod words;
+
+#[cfg(test)]
+pub(in crate::lab) use text::NOT_NEEDED;
 
 /// A POSIX shell script that collects a router's facts.
 pub const COLLECTOR: &str = include_str!("collect.sh");

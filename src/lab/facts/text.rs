@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use super::{
     FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
-    firewall::{self, Prepared, Saved},
+    firewall::{self, Prepared},
     link_layer, links, route, rule,
     section::{Section, sections},
+    shared::{self, Saved},
+    signs::doubt,
     sysctl, vrf,
     words::{Tables, Words, number},
 };
@@ -20,7 +22,7 @@ use crate::{
 };
 
 /// What the collector writes and no lab needs.
-pub(super) const NOT_NEEDED: [&str; 17] = [
+pub(in crate::lab) const NOT_NEEDED: [&str; 17] = [
     "interface_stats",
     "kernel_version",
     "loaded_modules",
@@ -62,8 +64,10 @@ pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFac
     let mut reader = Reader {
         facts: RouterFacts::new(name, file),
         tables,
-        saved: firewall::saved(&sections),
+        saved: shared::saved(&sections),
         legacy: legacy_families(&sections),
+        has_nft: has("nft_ruleset"),
+        empty: BTreeSet::new(),
     };
     reader.check_hostname(text)?;
     for section in &sections {
@@ -133,6 +137,10 @@ struct Reader {
     saved: Saved,
     /// Families of which a section has the tables of iptables-legacy.
     legacy: BTreeSet<Family>,
+    /// Whether a section has what nft(8) printed.
+    has_nft: bool,
+    /// Kinds of rulesets whose tool said that there is none.
+    empty: BTreeSet<RulesetKind>,
 }
 
 impl Reader {
@@ -375,6 +383,7 @@ impl Reader {
         self.other_tables(section, kind);
         let comment = |l: &str| l.trim().is_empty() || l.starts_with('#');
         if section.body.iter().all(|(_, l)| comment(l)) {
+            self.empty.insert(kind);
             return;
         }
         if kind == RulesetKind::Nft && section.body[0].1.starts_with('{') {
@@ -449,14 +458,21 @@ impl Reader {
                 Omission::of_family(OmissionKind::Section, family),
             );
         }
+        // It prints no more of such a table, and `nft list ruleset` does.
+        let partly =
+            |(_, l): &&(usize, &str)| l.starts_with("# Table `") && l.contains("incompatible");
+        if let Some((line, note)) = section.body.iter().find(partly).filter(|_| !self.has_nft) {
+            let message =
+                format!("section `nft_ruleset` is missing, and would have the rest: {note}");
+            let omission = Omission::of_family(OmissionKind::Section, family);
+            self.omit(*line, message, omission);
+        }
     }
 
-    /// Says of which family no ruleset is there, although the router has addresses of it.
+    /// Says of which family no ruleset is there, or perhaps not all, although the router has addresses
+    /// of it.
     fn rulesets_there(&mut self, sections: &[Section<'_>]) {
         let has = |name: &str| sections.iter().any(|s| s.name == name);
-        if has("nft_ruleset") {
-            return;
-        }
         for (family, section, called) in [
             (Family::V4, "iptables_save", "IPv4"),
             (Family::V6, "ip6tables_save", "IPv6"),
@@ -466,7 +482,18 @@ impl Reader {
             let speaks = addresses.any(|address| {
                 Family::of(address.local.addr()) == family && address.scope == Scope::Global
             });
-            if speaks && !has(section) {
+            if speaks && has(section) {
+                let kind = match family {
+                    Family::V4 => RulesetKind::Iptables,
+                    Family::V6 => RulesetKind::Ip6tables,
+                };
+                let doubt = self.empty.contains(&kind).then(|| doubt(sections, family));
+                if let Some(Some(why)) = doubt {
+                    let message = format!("section `{section}` has no rules, {why}");
+                    let omission = Omission::of_family(OmissionKind::Section, family);
+                    self.omit(0, message, omission);
+                }
+            } else if speaks && !self.has_nft {
                 let message = format!(
                     "no section `{section}` or `nft_ruleset`: the router lets all {called} pass"
                 );

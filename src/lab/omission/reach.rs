@@ -55,6 +55,8 @@ pub struct Reach {
     places: BTreeMap<Place, RuleNumber>,
     /// What rules may change.
     changed: BTreeSet<Field>,
+    /// What those may change that the lab has.
+    here: BTreeSet<Field>,
 }
 
 /// What a packet can have met.
@@ -118,12 +120,12 @@ impl Reach {
         Some(tables.finish())
     }
 
-    /// Whether a rule may change what routes are looked up by.
+    /// Whether a rule that the lab has may change what routes are looked up by.
     #[must_use]
     pub fn may_lead_elsewhere(&self) -> bool {
         [Field::Destination, Field::Mark, Field::Tos, Field::Other]
             .iter()
-            .any(|field| self.changed.contains(field))
+            .any(|field| self.here.contains(field))
     }
 
     /// What `packet`, as it came in, can have met on its way; none where its way by the rules is not
@@ -187,20 +189,26 @@ struct Tables<'a> {
 impl Tables<'_> {
     fn finish(self) -> Reach {
         let mut program = Program::default();
-        program.left_out = Some(self.places.values().copied().collect());
-        program.bases = self.bases;
-        let mut changed = BTreeSet::new();
-        for (place, rules) in self.chains {
-            changed.extend(rules.iter().flat_map(Rule::changes));
+        let (mut changed, mut here) = (BTreeSet::new(), BTreeSet::new());
+        let missing: BTreeSet<RuleNumber> = self.places.values().copied().collect();
+        for (number, (place, rules)) in self.chains.into_iter().enumerate() {
+            for (at, rule) in rules.iter().enumerate() {
+                changed.extend(rule.changes());
+                let is_here = !missing.contains(&(number, at));
+                here.extend(rule.changes().filter(|_| is_here));
+            }
             program.add(Chain {
                 visited: true,
                 ..Chain::new(place, rules.into())
             });
         }
+        program.left_out = Some(missing);
+        program.bases = self.bases;
         Reach {
             program,
             places: self.places,
             changed,
+            here,
         }
     }
 

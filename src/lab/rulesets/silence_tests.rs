@@ -45,20 +45,6 @@ const DECIDES_NOTHING: [(&str, &str); 6] = [
     ),
 ];
 
-/// Sections that no lab needs.
-const NOT_NEEDED: [&str; 10] = [
-    "interface_stats",
-    "kernel_version",
-    "loaded_modules",
-    "netfilter_modules",
-    "conntrack",
-    "conntrack_info",
-    "hostname",
-    "iptables_info",
-    "iptables_filter",
-    "iptables_",
-];
-
 fn facts_files() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("netns-fixtures");
     let mut dirs = vec![root];
@@ -131,7 +117,7 @@ fn kinds(text: &str) -> Vec<(Kind, usize)> {
             match section {
                 None => Kind::Nothing(DECIDES_NOTHING[0].0),
                 Some((name, _))
-                    if NOT_NEEDED.contains(&name)
+                    if facts::NOT_NEEDED.contains(&name)
                         || name.starts_with("iptables_")
                             && name != "iptables_save"
                             && !name.contains("legacy") =>
