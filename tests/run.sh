@@ -20,6 +20,8 @@
 #   left-out   a thousand rulesets of which a rule is left out, where the stage system tries sixty:
 #              UNKNOWN if and only if that rule could change the verdict
 #   mutations  ten thousand damaged facts, where the stage system tries three hundred
+#   round-trips  what is collected from the router of every case made into a lab again, where the stage
+#              system tries every sixth
 #   rulesets   two thousand random rulesets, and as many that decide by rate, chance or history, where
 #              the stage system tries a hundred and two dozen
 #   vm-full    all of them, on every kernel that vagrant/vm-tests.sh knows
@@ -151,6 +153,12 @@ stage_left-out() {
         in_own_netns_dir cargo test --locked --test privileged -- --nocapture left_out::
 }
 
+stage_round-trips() {
+    need_root round-trips
+    TSIM_ROUND_TRIPS=all \
+        in_own_netns_dir cargo test --locked --test privileged -- --nocapture cases::round_trip
+}
+
 stage_mutations() {
     need_root mutations
     TSIM_MUTATIONS=10000 \
@@ -166,9 +174,9 @@ stage_vm-full() {
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | user | browser | bench | vm | chains | left-out | mutations | rulesets | vm-full) ;;
+            format | lint | unit | system | user | browser | bench | vm | chains | left-out | mutations | round-trips | rulesets | vm-full) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, left-out, mutations, rulesets, vm-full" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, left-out, mutations, round-trips, rulesets, vm-full" >&2
                 exit 2
                 ;;
         esac

@@ -26,7 +26,7 @@ fn ok(output: &Output) -> String {
 }
 
 /// Runs the script in `netns` by `shell`, with the tools of `stubs` before all others.
-fn collect(netns: &NetnsFd, shell: &[&str], stubs: &Path) -> String {
+pub(crate) fn collect(netns: &NetnsFd, shell: &[&str], stubs: &Path) -> String {
     let path = std::env::var("PATH").unwrap();
     let mut command = Command::new(shell[0]);
     command
@@ -251,6 +251,125 @@ fn what_is_collected_from_a_lab_makes_the_same_lab() {
     }
     second.down();
     first.down();
+}
+
+/// What real tools print of keys when they are asked the wrong way, and files that nobody may read.
+const PLANTED: [(&str, &str); 9] = [
+    (
+        "wireguard/wg0.conf",
+        "PrivateKey = 5ec2e7WireguardPrivateKeyOfTheRouter0000000=",
+    ),
+    (
+        "ipsec.secrets",
+        "10.0.0.1 10.9.0.1 : PSK \"5ec2e7-ipsec-psk\"",
+    ),
+    ("swanctl/conf.d/vpn.conf", "secret = 5ec2e7-swanctl"),
+    ("snmp/snmpd.conf", "rocommunity 5ec2e7-community 10.0.0.0/8"),
+    (
+        "snmp/snmpd.local.conf",
+        "createUser admin SHA 5ec2e7-snmpv3",
+    ),
+    ("ppp/chap-secrets", "client * 5ec2e7-chap *"),
+    ("openvpn/auth.txt", "user\n5ec2e7-openvpn"),
+    ("racoon/psk.txt", "10.9.0.1 5ec2e7-racoon"),
+    ("shadow", "root:5ec2e7-hash:19000:0:99999:7:::"),
+];
+
+/// wg(8) hides private and preshared keys from `show`, and prints them for `dump`, `showconf` and
+/// single words; ip(8) prints the keys of `xfrm state`.
+const WG: &str = r#"#!/bin/sh
+case "$*" in
+show) printf 'interface: wg0\n  public key: PUBLIC=\n  private key: (hidden)\n  listening port: 51820\n\npeer: PEER=\n  preshared key: (hidden)\n  endpoint: 10.9.0.1:51820\n  allowed ips: 10.9.0.0/16\n' ;;
+*) printf 'wg0\t5ec2e7WireguardPrivateKey=\tPUBLIC=\t51820\toff\nPresharedKey = 5ec2e7Preshared=\n' ;;
+esac
+"#;
+const IP: &str = r#"#!/bin/sh
+case "$*" in
+*xfrm*state*|*xfrm*monitor*) printf 'src 10.0.0.1 dst 10.9.0.1\n\tproto esp spi 0x00000100 reqid 0 mode tunnel\n\tauth-trunc hmac(sha256) 0x5ec2e70000000000000000000000000000000000000000000000000000000000 128\n\tenc cbc(aes) 0x5ec2e700112233445566778899aabbcc\n' ;;
+*macsec*) printf '1: macsec0: protect on\n    0: PN 1, state on, key 5ec2e7\n' ;;
+*) exec REAL "$@" ;;
+esac
+"#;
+
+#[test]
+fn no_key_password_or_community_leaves_the_router() {
+    let place = Place::new();
+    let netns = place.bed.netns("r");
+    let stubs = place.dir.path().join("stubs");
+    let etc = place.dir.path().join("etc");
+    fs::create_dir(&stubs).unwrap();
+    let real = ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"];
+    let real = real
+        .into_iter()
+        .find(|path| Path::new(path).exists())
+        .unwrap();
+    for (name, script) in [("wg", WG.to_owned()), ("ip", IP.replace("REAL", real))] {
+        fs::write(stubs.join(name), script).unwrap();
+        fs::set_permissions(stubs.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // A copy of /etc, with secrets where programs have them.
+    let copied = Command::new("cp").args(["-a", "/etc"]).arg(&etc).status();
+    assert!(copied.unwrap().success());
+    for (file, secret) in PLANTED {
+        let file = etc.join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, secret).unwrap();
+    }
+    let mount = format!(
+        "mount --bind {} /etc && exec sh -c \"$0\" sh r",
+        etc.display()
+    );
+    let shell = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        &mount,
+    ];
+    let path = std::env::var("PATH").unwrap();
+    let mut command = Command::new(shell[0]);
+    command
+        .args(&shell[1..])
+        .arg(COLLECTOR)
+        .env("PATH", format!("{}:{path}", stubs.display()));
+    let text = ok(&netns.enter(|| command.output()).unwrap().unwrap());
+    for wanted in [
+        "public key: PUBLIC=",
+        "allowed ips: 10.9.0.0/16",
+        "COMPLETE",
+    ] {
+        assert!(text.contains(wanted), "{wanted}: {text}");
+    }
+    assert!(!text.contains("5ec2e7"), "{text}");
+}
+
+#[test]
+fn what_nft_put_into_a_table_of_iptables_is_in_the_lab() {
+    let (real, place) = (Place::new(), Place::new());
+    let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -p tcp --dport 22 -j DROP\nCOMMIT\n";
+    let router = "\"interfaces\": [{\"name\": \"in\", \"addresses\": [\"10.0.0.1/24\"]},\n\
+                  {\"name\": \"out\", \"addresses\": [\"10.9.0.1/24\"]}],\n\
+                  \"iptables\": {\"file\": \"rules\"}";
+    let facts = real.facts(&[("r", router)]);
+    fs::write(facts.join("rules"), rules).unwrap();
+    real.up(&facts);
+    let native = "add chain ip filter own { type filter hook forward priority 5; }; \
+                  add rule ip filter own tcp dport 443 drop";
+    tool(&real.router("r"), "nft", &[native]);
+    let text = collect(&real.router("r"), &["sh"], real.dir.path());
+    let facts = place.dir.path().join("facts");
+    fs::create_dir(&facts).unwrap();
+    fs::write(facts.join("r_facts.txt"), text).unwrap();
+    place.up(&facts);
+    for lab in [&real, &place] {
+        let said = answers(lab, "10.0.0.50", "10.9.0.60");
+        let said: Vec<&str> = said.iter().map(|(_, verdict)| verdict.as_str()).collect();
+        assert_eq!(said, ["NO", "YES", "NO", "YES", "YES", "YES"]);
+    }
+    place.down();
+    real.down();
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod doubts;
 mod explain;
 mod faults;
 mod faults_ways;
+mod few_unknown;
 mod hosts;
 mod inside;
 mod iptables;

@@ -46,6 +46,10 @@ pub(crate) struct TestLab {
 
 impl TestLab {
     pub(crate) fn up(facts: &str) -> Self {
+        Self::up_with(facts, lab::Options::default())
+    }
+
+    pub(crate) fn up_with(facts: &str, options: lab::Options) -> Self {
         let bed = Bed::new();
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
@@ -54,7 +58,7 @@ impl TestLab {
             ..Config::default()
         };
         let facts = Path::new("netns-fixtures").join(facts);
-        let up = lab::up_from(&config, &bed.lab, &facts, lab::Options::default(), &());
+        let up = lab::up_from(&config, &bed.lab, &facts, options, &());
         Self {
             lab: up.unwrap().lab,
             bed,

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::{
-    InterfaceFacts, addr_forms, links,
+    InterfaceFacts, addr_forms, ip_json, links,
     words::{Words, address_with_len, scope},
 };
 use crate::{
@@ -24,16 +24,40 @@ pub(super) struct Parsed<'a> {
     pub(super) no_carrier: Vec<(usize, IfName)>,
 }
 
+impl Parsed<'_> {
+    /// The same of text that does not last: what was not understood of it is refused.
+    fn without_texts<'b>(self) -> Parsed<'b> {
+        let mut refused = self.refused;
+        let unknown = self.unknown.iter();
+        refused.extend(unknown.map(|(line, text)| (*line, format!("this is not known: {text}"))));
+        Parsed {
+            interfaces: self.interfaces,
+            refused,
+            notices: self.notices,
+            unknown: Vec::new(),
+            no_carrier: self.no_carrier,
+        }
+    }
+}
+
 /// Reads the whole output; an interface without a readable head takes its addresses with it.
 pub(super) fn parse<'a>(lines: &[(usize, &'a str)]) -> Parsed<'a> {
     let mut parsed = Parsed::default();
     let mut below = Below::Nothing;
-    if let Some((line, _)) = lines.first().filter(|(_, text)| text.starts_with('[')) {
-        let whole: Vec<&str> = lines.iter().map(|(_, text)| *text).collect();
-        if let Err(reason) = addr_forms::json(*line, &whole.join("\n"), &mut parsed) {
-            parsed.refused.push((*line, reason));
-        }
-        return parsed;
+    if ip_json::is_json(lines) {
+        return match ip_json::read(lines, ip_json::interface) {
+            Ok(shown) => {
+                let shown: Vec<(usize, &str)> = shown
+                    .iter()
+                    .map(|(line, text)| (*line, text.as_str()))
+                    .collect();
+                parse(&shown).without_texts()
+            }
+            Err(refused) => Parsed {
+                refused: vec![refused],
+                ..Parsed::default()
+            },
+        };
     }
     for &(line, text) in lines {
         let words = &mut Words::new(text);

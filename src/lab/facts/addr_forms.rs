@@ -1,17 +1,16 @@
-//! `ip -o addr`, `ip -br addr` and `ip -j addr`: the same interfaces in other forms.
+//! `ip -o addr` and `ip -br addr`: the same interfaces in other forms.
 
 use ipnet::IpNet;
-use serde::Deserialize;
 
 use super::{
     InterfaceFacts,
-    addr::{Parsed, address, kind_of},
-    words::{Words, address_with_len, scope},
+    addr::{Parsed, address},
+    words::{Words, address_with_len},
 };
 use crate::{
     lab::topology::{At, InterfaceKind, LinkFacts},
     model::IfName,
-    netlink::object::{Address, Mac, Scope},
+    netlink::object::{Address, Scope},
 };
 
 /// An interface of which only the name is known.
@@ -103,74 +102,6 @@ pub(super) fn brief(text: &str) -> Option<Result<InterfaceFacts, String>> {
         }
         Ok(interface)
     })
-}
-
-#[derive(Deserialize)]
-struct JsonInterface {
-    ifname: String,
-    #[serde(default)]
-    flags: Vec<String>,
-    mtu: Option<u32>,
-    group: Option<String>,
-    link_type: Option<String>,
-    address: Option<String>,
-    #[serde(default)]
-    addr_info: Vec<JsonAddress>,
-}
-
-#[derive(Deserialize)]
-struct JsonAddress {
-    local: Option<std::net::IpAddr>,
-    address: Option<std::net::IpAddr>,
-    prefixlen: u8,
-    scope: Option<String>,
-    #[serde(default)]
-    noprefixroute: bool,
-}
-
-/// `ip -j addr show`.
-pub(super) fn json(line: usize, text: &str, parsed: &mut Parsed<'_>) -> Result<(), String> {
-    let all: Vec<JsonInterface> = serde_json::from_str(text).map_err(|e| e.to_string())?;
-    for one in all {
-        let flags: Vec<&str> = one.flags.iter().map(String::as_str).collect();
-        let mut interface = named(&one.ifname)?;
-        interface.kind = kind_of(&interface.name, &flags);
-        if interface.kind == InterfaceKind::Ethernet
-            && one.link_type.as_deref().is_some_and(|kind| kind != "ether")
-        {
-            interface.kind = InterfaceKind::Tunnel;
-        }
-        interface.up = flags.contains(&"UP");
-        interface.mtu = one.mtu;
-        interface.group = group(one.group.as_deref().unwrap_or("default"))?;
-        interface.mac = one.address.and_then(|mac| mac.parse::<Mac>().ok());
-        for info in one.addr_info {
-            interface.addresses.push(json_address(&info)?);
-        }
-        if flags.contains(&"NO-CARRIER") {
-            parsed.no_carrier.push((line, interface.name.clone()));
-        }
-        parsed.interfaces.push(At::new(line, interface));
-    }
-    Ok(())
-}
-
-fn json_address(info: &JsonAddress) -> Result<Address, String> {
-    let local = info
-        .local
-        .or(info.address)
-        .ok_or("an address without `local`")?;
-    let net = |address| IpNet::new(address, info.prefixlen).map_err(|e| e.to_string());
-    let mut address = Address::new(net(local)?);
-    address.peer = match (info.local, info.address) {
-        (Some(_), Some(peer)) => Some(net(peer)?),
-        _ => None,
-    };
-    address.prefix_route = !info.noprefixroute;
-    if let Some(named) = &info.scope {
-        address.scope = scope(named).ok_or_else(|| format!("scope `{named}` is not known"))?;
-    }
-    Ok(address)
 }
 
 /// An interface's group by name or number; /etc/iproute2/group has no other name by default.

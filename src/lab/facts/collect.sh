@@ -77,6 +77,8 @@ for table in $(tables); do
             ;;
     esac
 done
+# Next hops that routes have by number; an older ip(8) has no such word.
+ip nexthop show >/dev/null 2>&1 && section nexthops ip nexthop show
 section ip_forwarding cat /proc/sys/net/ipv4/ip_forward
 [ -r /proc/sys/net/ipv6/conf/all/forwarding ] &&
     section ipv6_forwarding cat /proc/sys/net/ipv6/conf/all/forwarding

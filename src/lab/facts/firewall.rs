@@ -130,6 +130,35 @@ pub(super) fn sets(section: &Section<'_>) -> String {
     text
 }
 
+/// The text without tables of which iptables-nft says that their chains are others: it shows its own
+/// empty ones instead, which the router does not have.
+pub(super) fn without_artefacts(text: &str) -> String {
+    let note = |line: &str| {
+        let name = line.strip_prefix("# Table `")?.split('\'').next()?;
+        line.contains("incompatible").then(|| name.to_owned())
+    };
+    let others: Vec<String> = text.lines().filter_map(note).collect();
+    let lines: Vec<&str> = text.lines().collect();
+    let mut kept = String::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(line) = lines.get(at) {
+        let end = lines[at..].iter().position(|line| line.trim() == "COMMIT");
+        let name = line.strip_prefix('*').map(str::trim);
+        let other = name.is_some_and(|name| others.iter().any(|other| other == name));
+        let body = lines.get(at + 1..at + end.unwrap_or(0)).unwrap_or_default();
+        let bare = |line: &&str| line.starts_with(':') && line.contains(" ACCEPT ");
+        if other && end.is_some() && body.iter().all(bare) {
+            kept.push_str(&"\n".repeat(body.len() + 2));
+            at += body.len() + 2;
+        } else {
+            kept.push_str(line);
+            kept.push('\n');
+            at += 1;
+        }
+    }
+    kept
+}
+
 /// The lines of a saved ruleset of iptables that are none, such as a shell's complaint.
 pub(super) fn strange(text: &str) -> Vec<(usize, String)> {
     let known = |line: &str| {
@@ -344,6 +373,22 @@ fn policies(section: &Section<'_>) -> Concern {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chains_that_iptables_makes_up_are_left_out() {
+        let note =
+            "# Table `raw' contains incompatible base-chains, use 'nft' tool to list them.\n";
+        let raw = "*raw\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n";
+        let full = "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n";
+        let text = [note, raw, full].concat();
+        let want = [note, "\n\n\n", full].concat();
+        assert_eq!(without_artefacts(&text), want);
+        let rules = text.replace("raw", "filter");
+        let kept = without_artefacts(&rules);
+        assert!(kept.ends_with(full), "a policy that drops is real");
+        let saved = [raw, full].concat();
+        assert_eq!(without_artefacts(&saved), saved);
+    }
 
     #[test]
     fn rules_that_nft_could_not_print_are_lost() {

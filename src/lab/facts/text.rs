@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use super::{
     FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
     firewall::{self, Prepared},
-    link_layer, links, route, rule,
+    ip_json, link_layer, links,
+    nexthops::{self, NextHops},
+    route, rule,
     section::{Section, sections},
     shared::{self, Saved},
     signs::doubt,
@@ -64,6 +66,7 @@ pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFac
     let mut reader = Reader {
         facts: RouterFacts::new(name, file),
         tables,
+        next_hops: nexthops::read(&sections),
         saved: shared::saved(&sections),
         legacy: legacy_families(&sections),
         has_nft: has("nft_ruleset"),
@@ -133,6 +136,8 @@ fn number_in_title(section: &Section<'_>) -> Option<u32> {
 struct Reader {
     facts: RouterFacts,
     tables: Tables,
+    /// Next hops that routes have by number.
+    next_hops: NextHops,
     /// Tables that saved rulesets of iptables have.
     saved: Saved,
     /// Families of which a section has the tables of iptables-legacy.
@@ -204,7 +209,7 @@ impl Reader {
             "ipset_save" => self.ruleset(section, RulesetKind::Ipset),
             "nft_ruleset" => self.ruleset(section, RulesetKind::Nft),
             "rt_tables" => self.table_names(section),
-            name if links::is_section(name) => {}
+            name if links::is_section(name) || name == nexthops::SECTION => {}
             other => match routing_table(other) {
                 Some((family, table)) => self.routes(section, family, table),
                 None if NOT_NEEDED.contains(&other) => {}
@@ -285,11 +290,29 @@ impl Reader {
 
     fn rules(&mut self, section: &Section<'_>, family: Family) {
         self.facts.rule_families.insert(family);
-        for &(line, text) in &section.body {
+        let rules = match ip_json::is_json(&section.body) {
+            true => ip_json::read(&section.body, ip_json::rule),
+            false => {
+                let lines = section.body.iter();
+                Ok(lines
+                    .map(|(line, text)| (*line, (*text).to_owned()))
+                    .collect())
+            }
+        };
+        let rules = rules.unwrap_or_else(|(line, reason)| {
+            let message = format!("policy rules left out: {reason}");
+            self.omit(
+                line,
+                message,
+                Omission::of_family(OmissionKind::PolicyRule, family),
+            );
+            Vec::new()
+        });
+        for (line, text) in rules {
             if text.trim().is_empty() {
                 continue;
             }
-            match rule::parse(text, family, &self.tables) {
+            match rule::parse(&text, family, &self.tables) {
                 Ok(rule) => self.facts.rules.push(At::new(line, rule)),
                 Err(refused) => {
                     let reason = refused.reason;
@@ -316,7 +339,21 @@ impl Reader {
         if id == Route::LOCAL {
             return; // the kernel makes it from the addresses
         }
-        for (line, text) in joined(&section.body) {
+        let routes = match ip_json::is_json(&section.body) {
+            true => ip_json::read(&section.body, ip_json::route),
+            false => Ok(joined(&section.body)),
+        };
+        let routes = routes.unwrap_or_else(|(line, reason)| {
+            let message = format!("routes left out: {reason}");
+            self.omit(
+                line,
+                message,
+                Omission::of_family(OmissionKind::Route, family),
+            );
+            Vec::new()
+        });
+        for (line, text) in routes {
+            let text = self.next_hops.filled(&text);
             match route::parse(&text, Some(family), id, &self.tables) {
                 Ok(parsed) => {
                     if !parsed.ignored.is_empty() {
@@ -406,6 +443,9 @@ impl Reader {
                 if firewall::is_listing(section) {
                     whole = firewall::from_listing(section);
                     origin.line -= 1;
+                }
+                if self.has_nft {
+                    whole = firewall::without_artefacts(&whole);
                 }
                 let lost = firewall::strange(&whole);
                 let text = firewall::without(&whole, &lost);

@@ -1,6 +1,6 @@
 //! Routes and policy rules that are missing: which packets are looked up where.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{cell::OnceCell, collections::BTreeSet, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -16,7 +16,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Tables<'a> {
     rules: &'a [At<PolicyRule>],
-    marks: Marks,
+    rulesets: &'a [Ruleset],
+    /// Read in the rulesets when a policy rule asks for a mark.
+    marks: OnceCell<Marks>,
     /// Whether the way back to a packet's source can decide about it.
     looks_back: bool,
 }
@@ -27,7 +29,7 @@ impl<'a> Tables<'a> {
     #[must_use]
     pub fn of(
         rules: &'a [At<PolicyRule>],
-        rulesets: &[Ruleset],
+        rulesets: &'a [Ruleset],
         sysctls: &[(String, String)],
     ) -> Self {
         let filters =
@@ -37,7 +39,8 @@ impl<'a> Tables<'a> {
             |ruleset: &Ruleset| ruleset.text.contains("rpfilter") || ruleset.text.contains("fib ");
         Self {
             rules,
-            marks: Marks::of(rulesets),
+            rulesets,
+            marks: OnceCell::new(),
             looks_back: sysctls.iter().any(filters) || rulesets.iter().any(asks),
         }
     }
@@ -82,7 +85,7 @@ impl<'a> Tables<'a> {
         except: &[IpNet],
         made: &[&Route],
     ) -> Vec<Packets> {
-        if !self.marks.may_be(rule) {
+        if !self.may_be_marked(rule) {
             return Vec::new();
         }
         let mut except = except.to_vec();
@@ -108,6 +111,12 @@ impl<'a> Tables<'a> {
         };
         let back = self.looks_back.then_some(back);
         std::iter::once(there).chain(back).collect()
+    }
+
+    /// Whether a packet can have the mark that the rule wants.
+    fn may_be_marked(&self, rule: &PolicyRule) -> bool {
+        let marks = || self.marks.get_or_init(|| Marks::of(self.rulesets));
+        rule.fwmark.is_none() || marks().may_be(rule)
     }
 
     /// The prefixes for which a rule before `rule` finds a route for every packet.
@@ -136,7 +145,7 @@ impl<'a> Tables<'a> {
     pub fn of_policy_rule(&self, rule: &PolicyRule) -> Omission {
         let there = selectors(rule);
         let mut packets = Vec::new();
-        if self.marks.may_be(rule) {
+        if self.may_be_marked(rule) {
             // Reverse look-ups of IPv6 are the filter's of iptables only.
             let own_only = rule.family == Family::V6 && there.sent_only;
             packets.extend((!own_only).then(|| reversed(rule)));

@@ -40,15 +40,35 @@ pub(super) struct CaseBed {
 }
 
 impl CaseBed {
-    /// A router as the case has it. A tool that refuses the rules is an error.
-    pub(super) fn new(case: &CaseFile, loader: Loader, family: Family) -> Result<Self, ToolError> {
-        let lab = TestLab::up("cases/lab");
+    /// The router of a lab as it is.
+    pub(super) fn of_lab(lab: TestLab) -> Self {
         let router = lab.lab.router_netns(&RouterName::new("r").unwrap());
-        let bed = Self {
+        Self {
             router: router.unwrap(),
             tools: Tools::new(Config::default().tool_dirs),
             lab,
+        }
+    }
+
+    pub(super) fn router(&self) -> &NetnsFd {
+        &self.router
+    }
+
+    /// Routes of all tables and policy rules.
+    pub(super) fn routes(&self, family: Family) -> String {
+        let option = if family == Family::V4 { "-4" } else { "-6" };
+        let shown = |args: &[&str]| {
+            let text = self.tool("ip", &[&[option], args].concat(), "").unwrap();
+            let mut lines: Vec<String> = text.lines().map(|line| format!("{line}\n")).collect();
+            lines.sort();
+            lines.concat()
         };
+        shown(&["-o", "route", "show", "table", "all"]) + &shown(&["rule", "show"])
+    }
+
+    /// A router as the case has it. A tool that refuses the rules is an error.
+    pub(super) fn new(case: &CaseFile, loader: Loader, family: Family) -> Result<Self, ToolError> {
+        let bed = Self::of_lab(TestLab::up("cases/lab"));
         let off = [
             ("net/ipv4/conf/all/rp_filter", "0"),
             ("net/ipv4/conf/default/rp_filter", "0"),

@@ -6,6 +6,7 @@ mod detailed;
 pub(crate) mod file;
 pub(crate) mod fuzz;
 mod kernel;
+mod round_trip;
 mod seeds;
 mod translate;
 mod varied;

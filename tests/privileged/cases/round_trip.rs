@@ -1,0 +1,125 @@
+//! What is collected from the router of a case makes the same router again: the same rulesets, routes
+//! and policy rules, and the same verdicts.
+//!
+//! Every sixth case in IPv4; all of them in both families where `TSIM_ROUND_TRIPS=all`, as the stage
+//! `round-trips` of tests/run.sh has it.
+
+use std::{env, fs, os::unix::fs::PermissionsExt, path::Path};
+
+use tsim::{lab::Options, netlink::object::Family};
+
+use super::{
+    bed::CaseBed,
+    file::{self, CaseFile, Loader, Run},
+    kernel::Kernel,
+};
+use crate::{collect::collect, quick::TestLab};
+
+/// Every how many cases one is tried.
+const STRIDE: usize = 6;
+
+/// Makes `iptables-save` that of the legacy variant, as on a router that has only that.
+fn legacy_tools(dir: &Path) {
+    for six in ["", "6"] {
+        let file = dir.join(format!("ip{six}tables-save"));
+        let script = format!("#!/bin/sh\nexec ip{six}tables-legacy-save \"$@\"\n");
+        fs::write(&file, script).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// What the tool that loaded the rules shows of them. Tables of iptables stand in the order in which
+/// they came into being.
+fn shown(bed: &CaseBed, case: &CaseFile, loader: Loader, family: Family) -> String {
+    let text = bed.ruleset(case, loader, family);
+    if loader == Loader::Nft {
+        return text + &bed.routes(family);
+    }
+    let save = text.find("*").map_or("", |at| &text[at..]);
+    let mut tables: Vec<&str> = save.split_inclusive("COMMIT\n").collect();
+    tables.sort_unstable();
+    tables.concat() + &bed.routes(family)
+}
+
+/// What is different in the second lab.
+fn differs(case: &CaseFile, loader: Loader, family: Family) -> Option<String> {
+    let first = match CaseBed::new(case, loader, family) {
+        Ok(bed) => bed,
+        Err(error) => return Some(error.to_string()),
+    };
+    let before = shown(&first, case, loader, family);
+    let dir = tempfile::tempdir().unwrap();
+    let (stubs, facts) = (dir.path().join("stubs"), dir.path().join("facts"));
+    fs::create_dir(&stubs).unwrap();
+    fs::create_dir(&facts).unwrap();
+    if loader == Loader::IptablesLegacy {
+        legacy_tools(&stubs);
+    }
+    let text = collect(first.router(), &["sh"], &stubs);
+    fs::write(facts.join("r_facts.txt"), &text).unwrap();
+    let options = Options {
+        legacy: loader == Loader::IptablesLegacy,
+        ..Options::default()
+    };
+    let lab = TestLab::up_with(facts.to_str().unwrap(), options);
+    let lost = lab.lab.warnings.iter().filter(|warning| warning.matters());
+    let lost: Vec<String> = lost.map(ToString::to_string).collect();
+    let second = CaseBed::of_lab(lab);
+    let after = shown(&second, case, loader, family);
+    if !lost.is_empty() {
+        return Some(format!("left out: {}", lost.join("\n")));
+    }
+    if before != after {
+        return Some(format!("from\n{before}to\n{after}"));
+    }
+    let run = Run {
+        loader,
+        backend: loader.backends()[0],
+        family,
+    };
+    let verdicts = |bed: &CaseBed| -> Vec<String> {
+        let report = bed.measure(case, run, &case.expected(run));
+        let services = &report.routers[0].services;
+        services
+            .iter()
+            .map(|s| format!("{} {}", s.service(), s.result))
+            .collect()
+    };
+    let (one, other) = (verdicts(&first), verdicts(&second));
+    (one != other).then(|| format!("{one:?} and {other:?}"))
+}
+
+#[test]
+fn what_is_collected_from_a_case_makes_the_same_router() {
+    let all = env::var("TSIM_ROUND_TRIPS").is_ok_and(|value| value == "all");
+    let only = env::var("TSIM_CASES").unwrap_or_default();
+    let kernel = Kernel::running();
+    let mut wrong = Vec::new();
+    let mut tried = 0;
+    let cases = file::all(Path::new("netns-fixtures/cases"));
+    for (at, case) in cases.iter().enumerate() {
+        let chosen = all || !only.is_empty() || at % STRIDE == 0;
+        let runs = !case.needs.iter().any(|symbol| kernel.lacks(symbol));
+        if !chosen || !runs || !case.name.starts_with(&only) {
+            continue;
+        }
+        for loader in case.loaders() {
+            for family in case.families() {
+                if !all && family == Family::V6 {
+                    continue;
+                }
+                tried += 1;
+                if let Some(what) = differs(case, loader, family) {
+                    wrong.push(format!("{} ({loader:?}, {family:?}): {what}", case.name));
+                }
+            }
+        }
+    }
+    println!("{tried} round trips, {} of them differ", wrong.len());
+    assert!(
+        wrong.is_empty(),
+        "{} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n\n")
+    );
+}
