@@ -54,7 +54,14 @@ say "tsim-detailed --lab $lab -s $source -d $destination -P ssh,33434/udp --rout
 answer tsim-detailed --lab "$lab" -s "$source" -d "$destination" -P ssh,33434/udp --routers dc-gw \
     --run-id demo
 if $keep; then
-    say "The lab is up: tsim lab status $lab; take it down with: tsim lab down $lab"
+    say "The lab is up"
+    binaries=$(realpath "${CARGO_TARGET_DIR:-target}")/release
+    printf '%s\n' "The programs are in $binaries. In this shell, or with a line in ~/.profile:" \
+        "  export PATH=$binaries:\$PATH" \
+        "Or install them: cargo install --locked --path . (into ~/.cargo/bin); vagrant/build-deb.sh makes a" \
+        "Debian package. Then:" \
+        "  tsim lab status $lab" \
+        "  tsim lab down $lab"
 else
     say "Clean up"
 fi

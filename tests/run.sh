@@ -24,6 +24,8 @@
 #              system tries every sixth
 #   rulesets   two thousand random rulesets, and as many that decide by rate, chance or history, where
 #              the stage system tries a hundred and two dozen
+#   package    the Debian package: built, and installed, used and removed in fresh roots of Debian 12
+#              and 13; and what `cargo install` puts in place
 #   vm-full    all of them, on every kernel that vagrant/vm-tests.sh knows
 #
 # Without root's rights, which system, browser and bench take, the stages are format, lint, unit, user
@@ -165,6 +167,16 @@ stage_mutations() {
         in_own_netns_dir cargo test --locked --test privileged -- --nocapture doors::mutate
 }
 
+stage_package() {
+    need_root package
+    ./vagrant/provision.sh deb
+    ./tests/package.sh "$(./vagrant/build-deb.sh)"
+    cargo install --quiet --locked --path . --root target/package/installed
+    for program in tsim tsim-quick tsim-detailed tsimd; do
+        "target/package/installed/bin/$program" --version
+    done
+}
+
 stage_vm-full() {
     ./vagrant/provision.sh vm
     ./vagrant/qemu/test.sh 6.1
@@ -174,9 +186,9 @@ stage_vm-full() {
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | user | browser | bench | vm | chains | left-out | mutations | round-trips | rulesets | vm-full) ;;
+            format | lint | unit | system | user | browser | bench | vm | chains | left-out | mutations | package | round-trips | rulesets | vm-full) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, left-out, mutations, round-trips, rulesets, vm-full" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, left-out, mutations, package, round-trips, rulesets, vm-full" >&2
                 exit 2
                 ;;
         esac

@@ -11,6 +11,7 @@
 #       libvirt  what vagrant/libvirt-apart.sh starts
 #       lint   checks of the shell scripts
 #       browser  headless Chromium for tests/browser
+#       deb    tests/package.sh
 #       node   Node.js and npm, where another source has not installed them
 #
 # --check installs nothing; it names what is missing and fails if there is any.
@@ -26,10 +27,11 @@ packages_of() {
         vagrant) echo vagrant vagrant-libvirt ;;
         libvirt) echo dnsmasq-base libvirt-daemon libvirt-daemon-driver-qemu ;;
         lint) echo shellcheck ;;
+        deb) echo binutils debootstrap git ;;
         node) echo nodejs npm ;;
         browser) echo chromium fonts-dejavu-core ;;
         *)
-            echo "provision.sh: no set is named '$1': build, run, vm, box, vagrant, libvirt, lint, browser, node" >&2
+            echo "provision.sh: no set is named '$1': build, run, vm, box, vagrant, libvirt, lint, browser, deb, node" >&2
             return 2
             ;;
     esac

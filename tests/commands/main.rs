@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod configuration;
+mod documents;
 mod exit;
 mod generate;
 mod help;
