@@ -51,14 +51,19 @@ impl TagSpace {
     /// More tags of the same job, with other random bits: none of them is one of these.
     #[must_use]
     pub fn anew(self, random: u64) -> Self {
-        let dscp = Dscp::new((self.base >> (32 - 6)) as u8).unwrap_or(Dscp::DEFAULT);
-        let other = Self::new(dscp, random);
+        let other = Self::new(self.dscp(), random);
         let base = if other.base == self.base {
             other.base ^ (1 << INDEX_BITS)
         } else {
             other.base
         };
         Self { base, ..other }
+    }
+
+    /// The DSCP value that the job holds.
+    #[must_use]
+    pub fn dscp(self) -> Dscp {
+        Dscp::new((self.base >> (32 - 6)) as u8).unwrap_or(Dscp::DEFAULT)
     }
 
     /// The tag of the service with this index, which must be below 2¹⁷.

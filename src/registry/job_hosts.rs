@@ -15,6 +15,7 @@ use crate::{
         HostKernel, HostLeases as Leases, HostRecord, HostSpec, Job, KernelError, Lease, ManagedBy,
         Mode, Owner, RegistryError, Released, Unlocked, Wait, host, lease,
         lock::QueueLock,
+        log,
         manager::Census,
         order::{HostLeases, Hosts},
         time,
@@ -65,8 +66,7 @@ impl Job<Unlocked> {
         specs.dedup_by(|a, b| a.id == b.id);
         let queues = specs.iter().map(|spec| self.host_queue(&spec.id, wait));
         let _queues: Vec<QueueLock> = queues.collect::<Result<_, _>>()?;
-        let found = self.find(&specs)?;
-        self.register(&found.new, ManagedBy::Job)?;
+        let found = self.find_or_register(&specs)?;
         let done = self
             .make_missing(&found, kernel)
             .and_then(|()| self.add_leases(&specs));
@@ -161,7 +161,13 @@ impl Job<Unlocked> {
     ) -> Result<HostRecord, RegistryError> {
         let _queue = self.host_queue(host, wait)?;
         let record = self.unleased(host)?;
-        kernel_call("remove", host, kernel.remove_host(host))?;
+        kernel_call("remove", host, kernel.remove_host(host)).map_err(|error| {
+            let undone = match record.creating {
+                true => Ok(()),
+                false => self.update_record(host, |record| record.creating = false),
+            };
+            error.with_undo(undone.err().into_iter().collect())
+        })?;
         self.forget_hosts(&[host])?;
         Ok(record)
     }
@@ -262,19 +268,24 @@ impl Job<Unlocked> {
     }
 
     /// Finds out what is to be done for `specs`, whose queues are held: nobody else changes that.
-    fn find<'s>(&mut self, specs: &[&'s HostSpec]) -> Result<Found<'s>, RegistryError> {
-        let mut hosts = self.registry.lock_file::<Hosts, _>(&mut self.token)?;
-        let record = |spec: &&HostSpec| self.registry.one(&hosts, &spec.id.to_string());
-        let records: Vec<Option<HostRecord>> =
-            specs.iter().map(record).collect::<Result<_, _>>()?;
-        let leases = self.registry.lock_file::<HostLeases, _>(hosts.token())?;
+    /// Registers those that are new.
+    fn find_or_register<'s>(
+        &mut self,
+        specs: &[&'s HostSpec],
+    ) -> Result<Found<'s>, RegistryError> {
+        let by = self.registrant(ManagedBy::Job);
+        let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
+        let (token, table) = hosts.parts();
+        let leases = self.registry.lock_file::<HostLeases, _>(token)?;
         let mut found = Found::default();
-        for (&spec, record) in specs.iter().zip(records) {
+        for &spec in specs {
+            let key = spec.id.to_string();
+            let record: Option<HostRecord> = table.get(&key)?;
             let Some(record) = record else {
                 found.new.push(spec);
                 continue;
             };
-            let leased: Option<Leases> = self.registry.one(&leases, &spec.id.to_string())?;
+            let leased: Option<Leases> = self.registry.one(&leases, &key)?;
             if is_made(&record, leased.as_ref()) {
                 host::check_same(&record, spec)?;
                 found.made.push(spec);
@@ -282,6 +293,16 @@ impl Job<Unlocked> {
                 found.unfinished.push(spec);
             }
         }
+        drop(leases);
+        if !found.new.is_empty() {
+            for spec in &found.new {
+                host::register(table, spec, &by, time::now())?;
+            }
+            self.registry.save(&hosts)?;
+        }
+        drop(hosts);
+        let new = ids(&found.new);
+        self.notes("host.register", &new);
         Ok(found)
     }
 
@@ -312,9 +333,7 @@ impl Job<Unlocked> {
             return Ok(());
         }
         kernel_calls("make", &ids(specs), kernel.create_hosts(specs))?;
-        specs
-            .iter()
-            .for_each(|spec| self.note("host.create", &spec.id));
+        self.notes("host.create", &ids(specs));
         Ok(())
     }
 
@@ -341,9 +360,7 @@ impl Job<Unlocked> {
         }
         self.registry.save(&leases)?;
         drop(leases);
-        specs
-            .iter()
-            .for_each(|spec| self.note("host_lease.acquire", &spec.id));
+        self.notes("host_lease.acquire", &ids(specs));
         Ok(())
     }
 
@@ -395,9 +412,9 @@ impl Job<Unlocked> {
         }
         drop(leases);
         drop(locked);
-        for (host, _) in hosts.iter().zip(&released).filter(|(_, r)| r.is_ok()) {
-            self.note("host_lease.release", host);
-        }
+        let gone = hosts.iter().zip(&released).filter(|(_, r)| r.is_ok());
+        let gone: Vec<&HostId> = gone.map(|(host, _)| *host).collect();
+        self.notes("host_lease.release", &gone);
         Ok(released)
     }
 
@@ -421,21 +438,30 @@ impl Job<Unlocked> {
         }
         self.registry.save(&hosts)?;
         drop(hosts);
-        specs
-            .iter()
-            .for_each(|spec| self.note("host.register", &spec.id));
+        self.notes("host.register", &ids(specs));
         Ok(())
     }
 
-    /// The record of a host that nobody who may live leases; leases of the dead are dropped.
+    /// The record of a host that nobody who may live leases; leases of the dead are dropped. An
+    /// operator's host is on record as one that is not made from then on, so that nobody leases it
+    /// any more.
     fn unleased(&mut self, host: &HostId) -> Result<HostRecord, RegistryError> {
         let key = host.to_string();
-        let mut hosts = self.registry.lock_file::<Hosts, _>(&mut self.token)?;
-        let record: Option<HostRecord> = self.registry.one(&hosts, &key)?;
+        let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
+        let (token, table) = hosts.parts();
+        let record: Option<HostRecord> = table.get(&key)?;
         let record = record.ok_or_else(|| host::not_found(host))?;
-        let leases = self.registry.lock_file::<HostLeases, _>(hosts.token())?;
+        let leases = self.registry.lock_file::<HostLeases, _>(token)?;
         let found: Option<Leases> = self.registry.one(&leases, &key)?;
+        let mut going = record.clone();
+        going.creating |= record.managed_by == ManagedBy::Operator;
+        table.put(&key, &going)?;
+        let condemn = || match going.creating == record.creating {
+            true => Ok(()),
+            false => self.registry.save_table::<Hosts>(table),
+        };
         let Some(mut found) = found else {
+            condemn()?;
             return Ok(record);
         };
         lease::drop_gone(&mut found.leases, &mut alive());
@@ -445,6 +471,7 @@ impl Job<Unlocked> {
                 by: found.leases.into_iter().map(|l| l.run_id).collect(),
             });
         }
+        condemn()?;
         let mut leases = self.registry.load(leases)?;
         leases.table.remove(&key);
         self.registry.save(&leases)?;
@@ -462,8 +489,7 @@ impl Job<Unlocked> {
         }
         self.registry.save(&hosts)?;
         drop(hosts);
-        gone.iter()
-            .for_each(|host| self.note("host.unregister", host));
+        self.notes("host.unregister", gone);
         Ok(())
     }
 
@@ -508,18 +534,23 @@ impl Job<Unlocked> {
         Ok(())
     }
 
-    fn exists(&self, host: &HostId, kernel: &mut impl HostKernel) -> Result<bool, RegistryError> {
+    pub(crate) fn exists(&self, host: &HostId, kernel: &mut impl HostKernel) -> Result<bool, RegistryError> {
         kernel_call("look for", host, kernel.host_exists(host))
     }
 
     fn note(&self, operation: &str, host: &HostId) {
+        self.notes(operation, &[host]);
+    }
+
+    fn notes(&self, operation: &str, hosts: &[&HostId]) {
         let run_id = Some(&self.info.run_id);
-        self.registry
-            .record(operation, run_id, json!({"host": host}));
+        let entry = |host: &&HostId| log::Entry::new(operation, run_id, json!({"host": host}));
+        let entries: Vec<log::Entry> = hosts.iter().map(entry).collect();
+        self.registry.record_all(&entries);
     }
 }
 
-fn is_made(record: &HostRecord, leases: Option<&Leases>) -> bool {
+pub(crate) fn is_made(record: &HostRecord, leases: Option<&Leases>) -> bool {
     let leased = leases.is_some_and(|l| !l.leases.is_empty());
     !record.creating && (record.managed_by == ManagedBy::Operator || leased)
 }

@@ -87,6 +87,11 @@ pub trait NeighbourKernel {
 
 /// Removes taps that survive their job: those of the iptables back end, which carry their owner.
 pub trait TapKernel {
+    /// Whether taps of dead jobs are looked for at all.
+    fn sweeps_taps(&self) -> bool {
+        true
+    }
+
     /// Removes the taps of owners of whom `is_gone` says that they are provably gone, from
     /// `router`, or from every router when none is given. With `dry_run` they are only reported.
     ///

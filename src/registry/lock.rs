@@ -10,12 +10,12 @@ use std::{
 
 use jiff::Timestamp;
 use nix::{
-    dir::Dir,
     errno::Errno,
     fcntl::{Flock, FlockArg, OFlag, openat, renameat},
     sys::stat::{Mode as Permissions, fstat},
     unistd::{UnlinkatFlags, mkfifoat, unlinkat},
 };
+use rustix::fs::SeekFrom;
 use serde::Serialize;
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     model::{RouterId, RunId},
     registry::{
         Collided, Mode, Owner, RegistryError, Wait,
-        medium::Directory,
+        medium::{self, Directory},
         mutex,
         queue::{Ticket, nearest, next_number},
     },
@@ -115,12 +115,15 @@ pub(crate) fn acquire(
     owner: &Owner,
     wait: &Wait,
 ) -> Result<QueueLock, RegistryError> {
-    let lock = loop {
-        if let Some(lock) = enter(locks, name, mode, run_id, owner, wait)? {
-            break lock;
+    let (lock, mut before) = loop {
+        if let Some(entered) = enter(locks, name, mode, run_id, owner, wait)? {
+            break entered;
         }
     };
-    while let Some(ahead) = lock.queue.nearest_live(&lock.ticket)? {
+    let mut waited = false;
+    // Whoever comes later has a higher number, so those who were there before are all that matter.
+    while let Some(ahead) = lock.queue.nearest_live(&lock.ticket, &mut before)? {
+        waited = true;
         lock.refuse_namesake()?;
         let say = || tracing::warn!("waiting: {}", lock.timed_out(wait));
         let woken = fault::step("registry.queue.wait")
@@ -135,7 +138,9 @@ pub(crate) fn acquire(
             }
         }
     }
-    lock.check_linked()?;
+    if waited {
+        lock.check_linked()?;
+    }
     Ok(lock)
 }
 
@@ -199,13 +204,18 @@ pub(crate) fn sweep(
 
 /// The names of all queues: those of routers have a `.`, those of hosts an `@`.
 pub(crate) fn names(locks: &Directory) -> Result<Vec<String>, RegistryError> {
-    let mut names = entries(locks.fd()).map_err(|e| locks.error("list", ".", e))?;
+    if !locks.may_have_directories()? {
+        return Ok(Vec::new());
+    }
+    let names = locks.names()?.into_iter();
+    let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
     names.retain(|n| n.contains(['.', '@']));
     names.sort_unstable();
     Ok(names)
 }
 
-/// None when the queue was discarded by its last user meanwhile: try again.
+/// Enters, and tells who is there, the dead left out as far as they were looked at. None when the
+/// queue was discarded by its last user meanwhile: try again.
 fn enter(
     locks: &Arc<Directory>,
     name: &str,
@@ -213,10 +223,10 @@ fn enter(
     run_id: &RunId,
     owner: &Owner,
     wait: &Wait,
-) -> Result<Option<QueueLock>, RegistryError> {
-    let open = || locks.sub(name).map(Directory::into_fd);
+) -> Result<Option<(QueueLock, Vec<Ticket>)>, RegistryError> {
+    let open = || locks.new_sub(name).map(Directory::into_fd);
     let held = mutex::lock_linked(locks, name, wait, open)?;
-    let tickets = read_tickets(&held).map_err(|e| locks.error("list", name, e))?;
+    let mut tickets = read_tickets(&held).map_err(|e| locks.error("list", name, e))?;
     let ticket = Ticket {
         number: next_number(tickets.iter().map(|t| t.number)),
         mode,
@@ -241,12 +251,15 @@ fn enter(
         queue,
         fifo: Some(fifo),
     };
+    let mut dead = Vec::new();
     for old in tickets.iter().take(SWEEP) {
         if !lock.queue.is_live(old)? {
             lock.queue.remove(old)?;
+            dead.push(old.number);
         }
     }
-    Ok(Some(lock))
+    tickets.retain(|old| !dead.contains(&old.number));
+    Ok(Some((lock, tickets)))
 }
 
 fn unlock(held: Flock<OwnedFd>) -> Result<OwnedFd, Errno> {
@@ -342,13 +355,18 @@ impl Queue {
     }
 
     fn tickets(&self) -> Result<Vec<Ticket>, RegistryError> {
+        rustix::fs::seek(&self.fd, SeekFrom::Start(0)).map_err(|e| self.error("list", ".", e))?;
         read_tickets(&self.fd).map_err(|e| self.error("list", ".", e))
     }
 
-    /// The FIFO of the nearest live ticket in the way of `mine`; dead ones in the way are removed.
-    fn nearest_live(&self, mine: &Ticket) -> Result<Option<File>, RegistryError> {
-        let mut tickets = self.tickets()?;
-        while let Some(ahead) = nearest(&tickets, (mine.number, mine.mode)).cloned() {
+    /// The FIFO of the nearest live ticket of `tickets` in the way of `mine`; dead ones in the way
+    /// are removed.
+    fn nearest_live(
+        &self,
+        mine: &Ticket,
+        tickets: &mut Vec<Ticket>,
+    ) -> Result<Option<File>, RegistryError> {
+        while let Some(ahead) = nearest(tickets, (mine.number, mine.mode)).cloned() {
             if let Some(fifo) = self.open_live(&ahead)? {
                 return Ok(Some(fifo));
             }
@@ -429,13 +447,8 @@ fn read_tickets(queue: &OwnedFd) -> Result<Vec<Ticket>, Errno> {
     Ok(tickets)
 }
 
+/// The names in a directory that this process has open for itself alone.
 fn entries(directory: &OwnedFd) -> Result<Vec<String>, Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut names = Vec::new();
-    for entry in Dir::openat(directory.as_fd(), ".", flags, Permissions::empty())?.iter() {
-        if let Ok(name) = entry?.file_name().to_str() {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
+    let names = medium::entries(directory.as_fd())?.into_iter();
+    Ok(names.filter_map(|name| String::from_utf8(name).ok()).collect())
 }

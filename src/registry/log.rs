@@ -5,8 +5,8 @@
 //! transactions.jsonl.1   the lines before those
 //! ```
 //!
-//! A line is appended with one write(2) after its change was made; a crash in between loses the
-//! line, not the change. Nothing is read back from it but by people.
+//! The lines of a change are appended with one write(2) after it was made; a crash in between loses
+//! the lines, not the change. Nothing is read back from it but by people.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,22 +39,23 @@ pub struct Entry {
     pub details: Value,
 }
 
-/// Appends a line. A log that cannot be written does not undo a change that was made: it is only
+impl Entry {
+    /// What is done now.
+    pub(crate) fn new(operation: &str, run_id: Option<&RunId>, details: Value) -> Self {
+        Self {
+            time: time::text(time::now()),
+            operation: operation.to_owned(),
+            run_id: run_id.cloned(),
+            details,
+        }
+    }
+}
+
+/// Appends lines. A log that cannot be written does not undo a change that was made: it is only
 /// reported.
-pub(crate) fn record(
-    medium: &dyn Medium,
-    locks: &Directory,
-    operation: &str,
-    run_id: Option<&RunId>,
-    details: Value,
-) {
-    let entry = Entry {
-        time: time::text(time::now()),
-        operation: operation.to_owned(),
-        run_id: run_id.cloned(),
-        details,
-    };
-    let written = append(medium, &entry).and_then(|size| {
+pub(crate) fn record_all(medium: &dyn Medium, locks: &Directory, entries: &[Entry]) {
+    let Some(first) = entries.first() else { return };
+    let written = append(medium, entries).and_then(|size| {
         if size > ROTATE {
             rotate(medium, locks)
         } else {
@@ -62,14 +63,19 @@ pub(crate) fn record(
         }
     });
     if let Err(e) = written {
+        let operation = first.operation.as_str();
         tracing::warn!(error = %e, operation, "cannot write the transaction log");
     }
 }
 
-fn append(medium: &dyn Medium, entry: &Entry) -> Result<u64, RegistryError> {
-    let mut line = serde_json::to_vec(entry).unwrap_or_default();
-    line.push(b'\n');
-    medium.append(FILE, &line)
+fn append(medium: &dyn Medium, entries: &[Entry]) -> Result<u64, RegistryError> {
+    let mut lines = Vec::new();
+    for entry in entries {
+        // Writing text to a Vec cannot fail.
+        let _ = serde_json::to_writer(&mut lines, entry);
+        lines.push(b'\n');
+    }
+    medium.append(FILE, &lines)
 }
 
 fn rotate(medium: &dyn Medium, locks: &Directory) -> Result<(), RegistryError> {

@@ -34,6 +34,7 @@ pub struct RegistryManager(Arc<Inner>);
 struct Inner {
     store: Store,
     locks: Arc<Directory>,
+    opened: mutex::Opened,
     dscp: DscpRange,
     owner: Owner,
 }
@@ -42,7 +43,14 @@ struct Inner {
 pub(crate) struct Open<'t, L: FileLevel> {
     pub(crate) table: Table,
     /// Held until the change is saved.
-    _guard: Guard<'t, L>,
+    guard: Guard<'t, L>,
+}
+
+impl<'t, L: FileLevel> Open<'t, L> {
+    /// What may be locked while this is open, and its records.
+    pub(crate) fn parts(&mut self) -> (&mut Token<'t, L>, &mut Table) {
+        (self.guard.token(), &mut self.table)
+    }
 }
 
 /// Looks at each owner once.
@@ -94,6 +102,7 @@ impl RegistryManager {
         Ok(Self(Arc::new(Inner {
             store: Store::new(medium),
             locks: Arc::new(locks),
+            opened: mutex::Opened::default(),
             dscp: config.dscp,
             owner,
         })))
@@ -261,11 +270,12 @@ impl RegistryManager {
 
     /// Locks a file.
     pub(crate) fn lock_file<'t, L: FileLevel, P: Before<L>>(
-        &self,
+        &'t self,
         token: &'t mut Token<'_, P>,
     ) -> Result<Guard<'t, L>, RegistryError> {
         let wait = Wait::at_most(FILE_PATIENCE);
-        mutex::lock(token, &self.0.locks, L::FILE.lock, &wait)
+        let locks = (&*self.0.locks, &self.0.opened);
+        mutex::lock(token, locks, L::FILE.lock, &wait)
     }
 
     /// Reads one record of a locked file.
@@ -283,15 +293,12 @@ impl RegistryManager {
         guard: Guard<'t, L>,
     ) -> Result<Open<'t, L>, RegistryError> {
         let table = self.0.store.load(L::FILE, time::now())?;
-        Ok(Open {
-            table,
-            _guard: guard,
-        })
+        Ok(Open { table, guard })
     }
 
     /// Locks a file and loads it.
     pub(crate) fn open_file<'t, L: FileLevel, P: Before<L>>(
-        &self,
+        &'t self,
         token: &'t mut Token<'_, P>,
     ) -> Result<Open<'t, L>, RegistryError> {
         let guard = self.lock_file(token)?;
@@ -299,7 +306,18 @@ impl RegistryManager {
     }
 
     pub(crate) fn save<L: FileLevel>(&self, open: &Open<'_, L>) -> Result<(), RegistryError> {
-        self.0.store.save(L::FILE, &open.table)
+        self.save_table::<L>(&open.table)
+    }
+
+    /// Saves the records of a file that is locked.
+    pub(crate) fn save_table<L: FileLevel>(&self, table: &Table) -> Result<(), RegistryError> {
+        self.0.store.save(L::FILE, table)
+    }
+
+    /// Reads a file that nobody has locked: it is replaced as a whole. None when it is damaged;
+    /// whoever locks it repairs it.
+    pub(crate) fn glance<L: FileLevel>(&self) -> Result<Option<Table>, RegistryError> {
+        self.0.store.glance(L::FILE)
     }
 
     /// Loads a file to look at it. It is locked for that only because a damaged one is repaired.
@@ -311,13 +329,12 @@ impl RegistryManager {
     }
 
     pub(crate) fn record(&self, operation: &str, run_id: Option<&RunId>, details: Value) {
-        log::record(
-            self.0.store.medium(),
-            &self.0.locks,
-            operation,
-            run_id,
-            details,
-        );
+        self.record_all(&[log::Entry::new(operation, run_id, details)]);
+    }
+
+    /// Writes several lines of the log at once.
+    pub(crate) fn record_all(&self, entries: &[log::Entry]) {
+        log::record_all(self.0.store.medium(), &self.0.locks, entries);
     }
 
     /// Enters the queue `name` on behalf of a job and waits for its turn.

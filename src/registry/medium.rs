@@ -3,13 +3,17 @@
 //! [`Medium`] is small so that tests can put a medium under the registry that fails, loses power
 //! or tears at any step. [`Directory`] is the real one: all names are opened relative to a
 //! directory that was checked once, and no symbolic link is followed.
+//!
+//! Where the directory is in memory (tmpfs), what is in it ends with the kernel: it is not synced
+//! there, and no copies are kept.
 
 use std::{
     ffi::{OsStr, OsString},
     fs::{DirBuilder, File},
     io::{self, Read, Write},
+    mem::MaybeUninit,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             ffi::OsStringExt,
             fs::{DirBuilderExt, OpenOptionsExt},
@@ -19,12 +23,15 @@ use std::{
 };
 
 use nix::{
-    dir::Dir,
     errno::Errno,
     fcntl::{OFlag, openat, renameat},
-    sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat},
-    unistd::{UnlinkatFlags, geteuid, unlinkat},
+    sys::{
+        stat::{FileStat, Mode, SFlag, fstat, mkdirat},
+        statfs::{TMPFS_MAGIC, fstatfs},
+    },
+    unistd::{Uid, UnlinkatFlags, geteuid, unlinkat},
 };
+use rustix::fs::RawDir;
 
 use crate::{fault, registry::RegistryError};
 
@@ -65,6 +72,11 @@ pub trait Medium: Send + Sync {
     /// When they may be lost with the power.
     fn sync_names(&self) -> Result<(), RegistryError>;
 
+    /// Whether files outlive the kernel. Where they do not, nothing is gained by copies of them.
+    fn outlives_kernel(&self) -> bool {
+        true
+    }
+
     /// Appends to a file with one write(2) and returns the file's size then; not durable.
     ///
     /// # Errors
@@ -77,6 +89,12 @@ pub trait Medium: Send + Sync {
 pub struct Directory {
     fd: OwnedFd,
     path: PathBuf,
+    /// Who opened it.
+    me: Uid,
+    /// The device that it is on.
+    device: u64,
+    /// Whether that outlives the kernel.
+    durable: bool,
 }
 
 impl Directory {
@@ -86,11 +104,23 @@ impl Directory {
     /// [`RegistryError::Unsafe`] when it is a symbolic link, belongs to somebody else or is
     /// world-writable; [`RegistryError::Io`] when it cannot be made or opened.
     pub fn open(path: &Path) -> Result<Self, RegistryError> {
+        if let Ok(file) = Self::open_plain(path) {
+            return Self::checked(file.into(), path.to_owned());
+        }
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
         match (Self::open_plain(path), made) {
             (Ok(file), _) => Self::checked(file.into(), path.to_owned()),
             (Err(_), Err(e)) => Err(io_error("make", path, e)),
             (Err(e), Ok(())) => Err(refused_link("open", path, e)),
+        }
+    }
+
+    /// The same directory, treated as one that outlives the kernel; for tests in memory.
+    #[must_use]
+    pub fn as_on_disk(self) -> Self {
+        Self {
+            durable: true,
+            ..self
         }
     }
 
@@ -111,13 +141,22 @@ impl Directory {
 
     /// The sub-directory `name`, made if it is missing.
     pub(crate) fn sub(&self, name: &str) -> Result<Self, RegistryError> {
+        match self.sub_existing(name)? {
+            Some(found) => Ok(found),
+            None => self.new_sub(name),
+        }
+    }
+
+    /// The same where it is likely to be missing.
+    pub(crate) fn new_sub(&self, name: &str) -> Result<Self, RegistryError> {
         loop {
-            if let Some(found) = self.sub_existing(name)? {
-                return Ok(found);
-            }
             match mkdirat(&self.fd, name, Mode::S_IRWXU) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(e) => return Err(self.error("make", name, e)),
+            }
+            // Somebody may have removed it again.
+            if let Some(found) = self.sub_existing(name)? {
+                return Ok(found);
             }
         }
     }
@@ -127,7 +166,7 @@ impl Directory {
         let path = self.path.join(name);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         match openat(&self.fd, name, flags, Mode::empty()) {
-            Ok(fd) => Self::checked(fd, path).map(Some),
+            Ok(fd) => self.below(fd, path).map(Some),
             Err(Errno::ENOENT) => Ok(None),
             Err(e) => Err(refused_link("open", &path, e.into())),
         }
@@ -161,16 +200,17 @@ impl Directory {
     pub(crate) fn names(&self) -> Result<Vec<OsString>, RegistryError> {
         let fail = |e: Errno| self.error("list", ".", e);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        // Another open file: reading moves its offset.
-        let dir = Dir::openat(&self.fd, ".", flags, Mode::empty()).map_err(fail)?;
-        let mut names = Vec::new();
-        for entry in dir {
-            let name = entry.map_err(fail)?.file_name().to_owned();
-            if name.to_bytes() != b"." && name.to_bytes() != b".." {
-                names.push(OsString::from_vec(name.into_bytes()));
-            }
-        }
-        Ok(names)
+        // Another open file: reading moves its offset, and others read here, too.
+        let dir = openat(&self.fd, ".", flags, Mode::empty()).map_err(fail)?;
+        let names = entries(dir.as_fd()).map_err(fail)?;
+        Ok(names.into_iter().map(OsString::from_vec).collect())
+    }
+
+    /// Whether there is a directory in it; where the file system does not count them, there may be.
+    pub(crate) fn may_have_directories(&self) -> Result<bool, RegistryError> {
+        let stat = fstat(&self.fd).map_err(|e| self.error("examine", ".", e))?;
+        // Its own name and `.` are two links, and each directory's `..` is one.
+        Ok(stat.st_nlink != 2)
     }
 
     /// Removes the name of a file; of a symbolic link, the link's.
@@ -194,8 +234,32 @@ impl Directory {
 
     fn checked(fd: OwnedFd, path: PathBuf) -> Result<Self, RegistryError> {
         let stat = fstat(&fd).map_err(|e| io_error("examine", &path, e.into()))?;
-        check_owner(&stat, &path)?;
-        Ok(Self { fd, path })
+        let me = geteuid();
+        check_owner(&stat, me, &path)?;
+        Ok(Self {
+            durable: is_durable(&fd),
+            fd,
+            path,
+            me,
+            device: stat.st_dev,
+        })
+    }
+
+    /// A directory that was opened within this one.
+    fn below(&self, fd: OwnedFd, path: PathBuf) -> Result<Self, RegistryError> {
+        let stat = fstat(&fd).map_err(|e| io_error("examine", &path, e.into()))?;
+        check_owner(&stat, self.me, &path)?;
+        let durable = match stat.st_dev == self.device {
+            true => self.durable,
+            false => is_durable(&fd),
+        };
+        Ok(Self {
+            fd,
+            path,
+            me: self.me,
+            device: stat.st_dev,
+            durable,
+        })
     }
 
     /// Where the directory is.
@@ -238,7 +302,7 @@ impl Directory {
             Err(e) => return Err(refused_link("open", &path, e)),
         };
         let stat = fstat(&fd).map_err(|e| io_error("examine", &path, e.into()))?;
-        check_owner(&stat, &path)?;
+        check_owner(&stat, self.me, &path)?;
         if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
             return Err(refuse(&path, "it is not a regular file".to_owned()));
         }
@@ -264,6 +328,9 @@ impl Directory {
         let mut file = retry(|| self.create(name))?;
         retry(|| fault::step("registry.write"))?;
         file.write_all(content)?;
+        if !self.durable {
+            return Ok(());
+        }
         retry(|| {
             fault::step("registry.fsync")?;
             file.sync_all()
@@ -285,10 +352,7 @@ impl Medium for Directory {
         if size > MAX_FILE {
             return Err(too_large());
         }
-        let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-        file.take(MAX_FILE + 1)
-            .read_to_end(&mut content)
-            .map_err(|e| self.error("read", name, e))?;
+        let content = read_whole(file, size).map_err(|e| self.error("read", name, e))?;
         if content.len() as u64 > MAX_FILE {
             return Err(too_large());
         }
@@ -328,11 +392,18 @@ impl Medium for Directory {
     }
 
     fn sync_names(&self) -> Result<(), RegistryError> {
+        if !self.durable {
+            return Ok(());
+        }
         retry(|| {
             fault::step("registry.fsync_dir")?;
             Ok(nix::unistd::fsync(self.fd.as_fd())?)
         })
         .map_err(|e| self.error("sync", ".", e))
+    }
+
+    fn outlives_kernel(&self) -> bool {
+        self.durable
     }
 
     fn append(&self, name: &str, content: &[u8]) -> Result<u64, RegistryError> {
@@ -359,8 +430,50 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-fn check_owner(stat: &FileStat, path: &Path) -> Result<(), RegistryError> {
-    let me = geteuid().as_raw();
+/// Reads a file that had `size` bytes a moment ago. A read that leaves room has come to the end.
+fn read_whole(mut file: File, size: u64) -> io::Result<Vec<u8>> {
+    let mut content = vec![0; usize::try_from(size).unwrap_or(0) + 1];
+    let mut length = 0;
+    loop {
+        match file.read(&mut content[length..]) {
+            Ok(read) => length += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        }
+        if length < content.len() {
+            content.truncate(length);
+            return Ok(content);
+        }
+        // It has grown.
+        let most = (MAX_FILE + 1).saturating_sub(length as u64);
+        file.take(most).read_to_end(&mut content)?;
+        return Ok(content);
+    }
+}
+
+/// The names in the directory that is open as `fd`, but for `.` and `..`, in no order, from where
+/// it was read last.
+pub(crate) fn entries(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    let failed = |e: rustix::io::Errno| Errno::from_raw(e.raw_os_error());
+    let mut buffer = [MaybeUninit::uninit(); 8 << 10];
+    let mut names = Vec::new();
+    let mut dir = RawDir::new(fd, &mut buffer);
+    while let Some(entry) = dir.next() {
+        let name = entry.map_err(failed)?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Whether what is written to the file system of `fd` may be there when another kernel runs.
+fn is_durable(fd: &OwnedFd) -> bool {
+    !fstatfs(fd).is_ok_and(|stat| stat.filesystem_type() == TMPFS_MAGIC)
+}
+
+fn check_owner(stat: &FileStat, me: Uid, path: &Path) -> Result<(), RegistryError> {
+    let me = me.as_raw();
     if stat.st_uid != me && stat.st_uid != 0 {
         let uid = stat.st_uid;
         let reason = format!("it belongs to uid {uid}; only uid {me} and root are trusted");

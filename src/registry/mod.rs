@@ -45,6 +45,7 @@
 
 pub mod dscp;
 pub mod error;
+mod holding;
 pub mod host;
 mod job;
 mod job_hosts;
@@ -69,6 +70,7 @@ mod time;
 pub use crate::wait::{Cancel, Wait};
 pub use dscp::{DscpAllocation, DscpGrant};
 pub use error::{Collided, RegistryError};
+pub use holding::Holding;
 pub use host::{HostRecord, HostSpec, ManagedBy};
 pub use job::{Job, JobInfo, Locked, Refused, Unlocked};
 pub use kernel::{HostKernel, KernelError, NeighbourKernel, TapKernel};

@@ -1,7 +1,15 @@
 //! Mutual exclusion for one short change: a [lock](crate::flock) on a file or directory below
 //! `locks/`.
+//!
+//! A lock's file stays open when it is freed, for whoever locks it next in this process: opening
+//! and checking it costs more than locking it. Two at once have it open twice, because the lock
+//! belongs to the open file (flock(2)).
 
-use std::os::fd::OwnedFd;
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::{Mutex, PoisonError},
+};
 
 use nix::{fcntl::Flock, sys::stat::fstat};
 
@@ -14,10 +22,28 @@ use crate::{
     },
 };
 
+/// Files of locks that are open, and nobody's at the moment.
+#[derive(Debug, Default)]
+pub(crate) struct Opened(Mutex<HashMap<&'static str, OwnedFd>>);
+
+impl Opened {
+    fn take(&self, name: &str) -> Option<OwnedFd> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.remove(name)
+    }
+
+    fn keep(&self, name: &'static str, fd: OwnedFd) {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.insert(name, fd);
+    }
+}
+
 /// A held lock; dropping frees it.
 #[derive(Debug)]
 pub(crate) struct Guard<'t, L: Level> {
-    _held: Flock<OwnedFd>,
+    held: Option<Flock<OwnedFd>>,
+    name: &'static str,
+    opened: &'t Opened,
     token: Token<'t, L>,
 }
 
@@ -28,16 +54,30 @@ impl<'t, L: Level> Guard<'t, L> {
     }
 }
 
+impl<L: Level> Drop for Guard<'_, L> {
+    fn drop(&mut self) {
+        // What could not be unlocked is closed, and free by that.
+        if let Some(Ok(fd)) = self.held.take().map(Flock::unlock) {
+            self.opened.keep(self.name, fd);
+        }
+    }
+}
+
 /// Locks the file `name`.
 pub(crate) fn lock<'t, L: Level, P: Before<L>>(
     token: &'t mut Token<'_, P>,
-    locks: &Directory,
-    name: &str,
+    (locks, opened): (&Directory, &'t Opened),
+    name: &'static str,
     wait: &Wait,
 ) -> Result<Guard<'t, L>, RegistryError> {
-    let held = lock_linked(locks, name, wait, || locks.lock_file(name))?;
+    let open = || match opened.take(name) {
+        Some(fd) => Ok(fd),
+        None => locks.lock_file(name),
+    };
     Ok(Guard {
-        _held: held,
+        held: Some(lock_linked(locks, name, wait, open)?),
+        name,
+        opened,
         token: token.then(),
     })
 }
@@ -88,18 +128,34 @@ mod tests {
         order::{Hosts, Nothing},
     };
 
-    fn locks() -> (tempfile::TempDir, Directory) {
+    /// The locks of one process.
+    type Locks = (Directory, Opened);
+
+    fn locks() -> (tempfile::TempDir, Locks) {
         let dir = tempfile::tempdir().unwrap();
         let locks = Directory::open(&dir.path().join("locks")).unwrap();
-        (dir, locks)
+        (dir, (locks, Opened::default()))
     }
 
     fn take<'t>(
         token: &'t mut Token<'static, Nothing>,
-        locks: &Directory,
+        (locks, opened): &'t Locks,
         wait: &Wait,
     ) -> Result<Guard<'t, Hosts>, RegistryError> {
-        lock(token, locks, "hosts", wait)
+        lock(token, (locks, opened), "hosts", wait)
+    }
+
+    #[test]
+    fn a_lock_that_was_freed_is_taken_by_the_file_that_is_open_and_excludes_all_the_same() {
+        let (_dir, locks) = locks();
+        let (mut a, mut b) = (Token::new(), Token::new());
+        drop(take(&mut a, &locks, &Wait::not()).unwrap());
+        assert!(locks.1.0.lock().unwrap().contains_key("hosts"));
+        let held = take(&mut a, &locks, &Wait::not()).unwrap();
+        assert!(locks.1.0.lock().unwrap().is_empty(), "it is in use");
+        take(&mut b, &locks, &Wait::not()).expect_err("within one process, too");
+        drop(held);
+        take(&mut b, &locks, &Wait::not()).unwrap();
     }
 
     #[test]
@@ -140,7 +196,7 @@ mod tests {
         thread::scope(|scope| {
             let waiter = scope.spawn(|| {
                 let guard = take(&mut b, &locks, &Wait::forever()).unwrap();
-                fstat(&*guard._held).unwrap().st_nlink
+                fstat(guard.held.as_deref().unwrap()).unwrap().st_nlink
             });
             fs::remove_file(dir.path().join("locks/hosts")).unwrap();
             drop(held);

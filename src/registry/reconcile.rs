@@ -41,14 +41,14 @@ pub enum Scope {
 }
 
 impl Scope {
-    fn has_router(&self, router: &RouterId) -> bool {
+    pub(crate) fn has_router(&self, router: &RouterId) -> bool {
         match self {
             Self::Everything => true,
             Self::Touching { routers, .. } => routers.contains(router),
         }
     }
 
-    fn has_host(&self, host: &HostId, router: &RouterId) -> bool {
+    pub(crate) fn has_host(&self, host: &HostId, router: &RouterId) -> bool {
         self.has_router(router)
             || matches!(self, Self::Touching { hosts, .. } if hosts.contains(host))
     }
@@ -194,6 +194,29 @@ impl RegistryManager {
             pass.compare_with_kernel()?;
         }
         Ok(pass.report)
+    }
+}
+
+impl RegistryManager {
+    /// Removes places of the dead in the queues of hosts; whoever enters a queue does that there.
+    pub(crate) fn sweep_queues<K: HostKernel + NeighbourKernel + TapKernel>(
+        &self,
+        run_id: &RunId,
+        scope: &Scope,
+        kernel: &mut K,
+    ) -> Result<(), RegistryError> {
+        if !lock::names(self.locks())?.iter().any(|name| name.contains('@')) {
+            return Ok(());
+        }
+        let mut pass = Pass {
+            registry: self,
+            run_id,
+            scope,
+            kernel,
+            census: Census::default(),
+            report: ReconcileReport::default(),
+        };
+        pass.tickets()
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Durability: when [`Store::save`] returns, the new content is what every process reads, and it
 //! survives a crash of the machine if the medium does. If it fails, the old content stands.
+//!
+//! A copy is kept of what outlives the kernel. In memory nothing tears a file but whoever writes
+//! into it; such a file starts anew from what the kernel and the other files show.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -98,6 +101,14 @@ impl Store {
         }
     }
 
+    /// Reads a file without its lock; none when it is damaged.
+    pub(crate) fn glance(&self, file: RegistryFile) -> Result<Option<Table>, RegistryError> {
+        match self.read(file, file.name)? {
+            None => Ok(Some(Table::empty(file.name, file.nested))),
+            Some(read) => Ok(read.ok()),
+        }
+    }
+
     /// Reads one record; the file's lock is held.
     pub(crate) fn load_one<T: DeserializeOwned>(
         &self,
@@ -130,10 +141,12 @@ impl Store {
         reason: &serde_json::Error,
         now: Timestamp,
     ) -> Result<Table, RegistryError> {
-        let copy = match self.read(file, &backup(file))? {
-            Some(Ok(table)) => Some(table),
-            _ => None,
+        // One that lies in memory is an earlier release's, of some time ago.
+        let copy = match self.medium.outlives_kernel() {
+            true => self.read(file, &backup(file))?,
+            false => None,
         };
+        let copy = copy.and_then(Result::ok);
         let from_copy = copy.is_some();
         let table = copy.unwrap_or_else(|| Table::empty(file.name, file.nested));
         let set_aside = format!(
@@ -163,10 +176,12 @@ impl Store {
         self.medium.rename(&temporary, file.name)?;
         // From here on every process reads the new content: the change is made, and an error would
         // say that it was not. What may be missing is safety against a power failure.
-        let safe = self.medium.sync_names();
+        let mut safe = self.medium.sync_names();
         // The copy is for files that somebody damages. It is written after the original was
         // replaced, so at any moment at least one of the two is whole.
-        let safe = safe.and_then(|()| self.medium.overwrite(&backup(file), &content));
+        if self.medium.outlives_kernel() {
+            safe = safe.and_then(|()| self.medium.overwrite(&backup(file), &content));
+        }
         if let Err(e) = safe {
             let file = file.name;
             tracing::warn!(error = %e, file, "the change is made, its safety copy is not");

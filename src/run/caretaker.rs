@@ -156,6 +156,10 @@ fn sweep_tables(
 }
 
 impl TapKernel for Caretaker {
+    fn sweeps_taps(&self) -> bool {
+        self.sweeps_taps
+    }
+
     fn sweep_taps(
         &mut self,
         router: Option<&RouterId>,

@@ -18,18 +18,18 @@ use tsim::{
     model::{Dscp, HostId, RouterId, RunId},
     netlink::object::Mac,
     registry::{
-        HostSpec, Job, JobInfo, JobType, Locked, Mode, NeighbourKey, ReconcileReport, Refused,
-        RegistryError, RegistryManager, Scope, Unlocked, Wait,
+        Holding, HostSpec, Job, JobInfo, JobType, Locked, Mode, NeighbourKey, ReconcileReport,
+        Refused, RegistryError, RegistryManager, Scope, Unlocked, Wait, medium::Directory,
     },
 };
 
 use crate::fake::FakeKernel;
 
 /// What a child can be told.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Opens the registry below this directory as this run.
-    Open(PathBuf, String),
+    /// Opens the registry below this directory, as if it was on a disk or not, as this run.
+    Open(PathBuf, bool, String),
     /// Arms a fault plan.
     Arm(String),
     /// Answers with the number of steps taken since.
@@ -50,11 +50,14 @@ pub(crate) enum Order {
     Dscp,
     /// A whole job over host n: reconcile, all that it takes, undo.
     WholeJob(u8),
+    /// The same as quick jobs do it, in one beginning and one end.
+    QuickJob(u8),
 }
 
 /// A place for one registry, its kernel and its jobs.
 pub(crate) struct Site {
     dir: tempfile::TempDir,
+    on_disk: bool,
 }
 
 impl Site {
@@ -68,6 +71,15 @@ impl Site {
         };
         Self {
             dir: tempfile::tempdir_in(place).unwrap(),
+            on_disk: false,
+        }
+    }
+
+    /// The same with the registry's files written as on a disk.
+    pub(crate) fn as_on_disk() -> Self {
+        Self {
+            on_disk: true,
+            ..Self::new()
         }
     }
 
@@ -89,7 +101,7 @@ impl Site {
     }
 
     pub(crate) fn open(&self) -> RegistryManager {
-        RegistryManager::open(&self.config()).unwrap()
+        open(self.path(), self.on_disk).unwrap()
     }
 
     pub(crate) fn kernel(&self) -> FakeKernel {
@@ -102,7 +114,11 @@ impl Site {
 
     pub(crate) fn child(&self, run: &str) -> Child {
         let mut child = Child::start();
-        let opened = child.ask(&Order::Open(self.path().to_owned(), run.to_owned()));
+        let opened = child.ask(&Order::Open(
+            self.path().to_owned(),
+            self.on_disk,
+            run.to_owned(),
+        ));
         assert_eq!(opened, Ok(String::new()));
         child
     }
@@ -128,6 +144,15 @@ impl Site {
             .collect();
         assert_eq!(queues, [""; 0], "{when}");
     }
+}
+
+fn open(dir: &Path, on_disk: bool) -> Result<RegistryManager, RegistryError> {
+    let config = config(dir);
+    if !on_disk {
+        return RegistryManager::open(&config);
+    }
+    let disk = Directory::open(&config.registry_dir)?.as_on_disk();
+    RegistryManager::open_on(&config, Box::new(disk))
 }
 
 pub(crate) fn config(dir: &Path) -> Config {
@@ -282,8 +307,8 @@ fn child_process() {
 
 fn obey(actor: &mut Option<Actor>, order: Order) -> Result<String, RegistryError> {
     match order {
-        Order::Open(dir, run) => {
-            let registry = RegistryManager::open(&config(&dir))?;
+        Order::Open(dir, on_disk, run) => {
+            let registry = open(&dir, on_disk)?;
             *actor = Some(Actor {
                 job: Some(registry.job(info(&run))),
                 registry,
@@ -328,6 +353,7 @@ impl Actor {
                 Ok(grant.dscp.to_string())
             }
             Order::WholeJob(n) => self.whole_job(n, &mut kernel).map(|()| String::new()),
+            Order::QuickJob(n) => self.quick_job(n).map(|()| String::new()),
             other => self.obey_about_hosts(other, &mut kernel),
         }
     }
@@ -395,6 +421,33 @@ impl Actor {
         let done = self.with_hosts(n, kernel);
         let freed = self.registry.release_dscp(&run).map(drop);
         done.and(freed)
+    }
+
+    /// Takes everything at once and gives it back at once; a failure does not stop the undo.
+    fn quick_job(&mut self, n: u8) -> Result<(), RegistryError> {
+        let kernel = || FakeKernel::new(&self.dir).leaving_taps();
+        let run = self.job.as_ref().unwrap().info().run_id.clone();
+        let mut holding = Holding::new(self.registry.clone(), run, JobType::Quick, None);
+        let (first, second) = (spec(n), spec(n + 100));
+        let specs = [&second, &first, &second];
+        let routers = [router("r2"), router("r1")];
+        let mut notes = Vec::new();
+        let hands = (&mut kernel(), &mut notes);
+        let begun = holding.begin((&specs, &routers), &mut kernel(), hands, &patience());
+        let mut failed: Vec<RegistryError> = match begun {
+            Ok((locked, dscp)) => {
+                assert_eq!(holding.dscp(), Some(dscp));
+                for host in [&first.id, &second.id] {
+                    assert!(kernel().is_complete(host), "leased, so it is made");
+                    let leases = self.registry.leases_of(host).unwrap();
+                    assert!(leases.iter().any(|lease| lease.dscp == Some(dscp)));
+                }
+                holding.end(locked, &mut kernel(), &patience(), true)
+            }
+            Err(error) => vec![error],
+        };
+        failed.extend(holding.release_dscp().err());
+        failed.into_iter().next().map_or(Ok(()), Err)
     }
 
     fn with_hosts(&mut self, n: u8, kernel: &mut FakeKernel) -> Result<(), RegistryError> {

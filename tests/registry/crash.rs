@@ -2,35 +2,53 @@
 
 use crate::child::{Order, Site, host, neighbour, patience, spec};
 
-fn steps_of_a_job() -> u64 {
-    let site = Site::new();
-    let mut child = site.child("first");
-    child.ask(&Order::Arm("count".to_owned())).unwrap();
-    child.ask(&Order::WholeJob(1)).unwrap();
-    child.ask(&Order::Taken).unwrap().parse().unwrap()
+/// A job, and where its registry is.
+struct Run {
+    job: Order,
+    site: fn() -> Site,
+}
+
+impl Run {
+    /// All that differ in what they do to the registry's files.
+    fn all() -> [Self; 3] {
+        let run = |job, site| Self { job, site };
+        [
+            run(Order::WholeJob(1), Site::as_on_disk),
+            run(Order::QuickJob(1), Site::as_on_disk),
+            run(Order::QuickJob(1), Site::new),
+        ]
+    }
+
+    fn steps(&self) -> u64 {
+        let site = (self.site)();
+        let mut child = site.child("first");
+        child.ask(&Order::Arm("count".to_owned())).unwrap();
+        child.ask(&self.job).unwrap();
+        let steps = child.ask(&Order::Taken).unwrap().parse().unwrap();
+        assert!(steps > 20, "{steps}");
+        steps
+    }
 }
 
 #[test]
 fn killed_at_any_step_a_job_leaves_nothing_that_the_next_does_not_clear() {
-    let steps = steps_of_a_job();
-    assert!(steps > 50, "{steps}");
-    for n in 1..=steps {
-        let site = Site::new();
+    Run::all().iter().for_each(killed_at_any_step);
+}
+
+fn killed_at_any_step(run: &Run) {
+    for n in 1..=run.steps() {
+        let site = (run.site)();
         site.kernel()
             .put_neighbour(&neighbour(), "02:00:00:00:99:99");
         let before = site.kernel().snapshot();
         let mut first = site.child("first");
         first.ask(&Order::Arm(format!("kill@{n}"))).unwrap();
-        assert_eq!(
-            first.ask(&Order::WholeJob(1)),
-            Err("died".to_owned()),
-            "step {n}"
-        );
+        assert_eq!(first.ask(&run.job), Err("died".to_owned()), "step {n}");
         first.assert_killed();
 
         let mut second = site.child("second");
         second
-            .ask(&Order::WholeJob(1))
+            .ask(&run.job)
             .unwrap_or_else(|e| panic!("step {n}: {e}"));
         let report = site.reconcile();
         assert_eq!(report.failures, [""; 0], "step {n}");
@@ -41,8 +59,12 @@ fn killed_at_any_step_a_job_leaves_nothing_that_the_next_does_not_clear() {
 
 #[test]
 fn killed_at_any_step_a_job_does_not_take_a_host_from_another() {
-    for n in 1..=steps_of_a_job() {
-        let site = Site::new();
+    Run::all().iter().for_each(killed_beside_another);
+}
+
+fn killed_beside_another(run: &Run) {
+    for n in 1..=run.steps() {
+        let site = (run.site)();
         let mut kernel = site.kernel();
         let mut holder = site.job("holder");
         holder
@@ -51,7 +73,7 @@ fn killed_at_any_step_a_job_does_not_take_a_host_from_another() {
         let mut first = site.child("first");
         first.ask(&Order::Arm(format!("kill@{n}"))).unwrap();
         // With another holder a job has fewer steps: it may come through.
-        let _ = first.ask(&Order::WholeJob(1));
+        let _ = first.ask(&run.job);
         first.kill();
         site.reconcile();
         assert!(kernel.is_complete(&host(1)), "step {n}");
@@ -70,20 +92,24 @@ fn killed_at_any_step_a_job_does_not_take_a_host_from_another() {
 
 #[test]
 fn failing_at_any_step_a_job_says_so_and_undoes_what_it_did() {
-    let steps = steps_of_a_job();
+    Run::all().iter().for_each(failing_at_any_step);
+}
+
+fn failing_at_any_step(run: &Run) {
+    let steps = run.steps();
     for errno in ["ENOSPC", "EIO", "EINTR", "EBUSY", "ENOBUFS"] {
-        let site = Site::new();
+        let site = (run.site)();
         let before = site.kernel().snapshot();
         let mut child = site.child("first");
         for n in 1..=steps {
             child.ask(&Order::Arm(format!("{errno}@{n}"))).unwrap();
-            let result = child.ask(&Order::WholeJob(1));
+            let result = child.ask(&run.job);
             child.ask(&Order::Arm("count".to_owned())).unwrap();
             // A single failure within an undo may leave something: it is reported, and the owner
             // lives, so only the run itself can take it up again.
             if result.is_err() {
                 child
-                    .ask(&Order::WholeJob(1))
+                    .ask(&run.job)
                     .unwrap_or_else(|e| panic!("{errno}@{n}: {e}"));
             }
             // A place in a queue that could not be removed is dead, and swept.
@@ -96,17 +122,20 @@ fn failing_at_any_step_a_job_says_so_and_undoes_what_it_did() {
 
 #[test]
 fn a_disk_that_stays_full_stops_a_job_and_loses_nothing() {
-    let steps = steps_of_a_job();
-    for n in 1..=steps {
-        let site = Site::new();
+    Run::all().iter().for_each(full_from_any_step);
+}
+
+fn full_from_any_step(run: &Run) {
+    for n in 1..=run.steps() {
+        let site = (run.site)();
         let before = site.kernel().snapshot();
         let mut first = site.child("first");
         first.ask(&Order::Arm(format!("ENOSPC@{n}+"))).unwrap();
-        let _ = first.ask(&Order::WholeJob(1));
+        let _ = first.ask(&run.job);
         first.kill();
         let mut second = site.child("second");
         second
-            .ask(&Order::WholeJob(1))
+            .ask(&run.job)
             .unwrap_or_else(|e| panic!("step {n}: {e}"));
         site.reconcile();
         site.assert_empty(&format!("full from step {n}"));
@@ -116,14 +145,19 @@ fn a_disk_that_stays_full_stops_a_job_and_loses_nothing() {
 
 #[test]
 fn a_thousand_jobs_in_a_row_leak_nothing() {
+    a_thousand_in_a_row(Order::WholeJob);
+    a_thousand_in_a_row(Order::QuickJob);
+}
+
+fn a_thousand_in_a_row(job: fn(u8) -> Order) {
     let site = Site::new();
     let mut child = site.child("serial");
     let count = |path: &std::path::Path| std::fs::read_dir(path).unwrap().count();
     let fds = std::path::PathBuf::from(format!("/proc/{}/fd", child.pid()));
-    child.ask(&Order::WholeJob(1)).unwrap();
+    child.ask(&job(1)).unwrap();
     let before = (count(&fds), count(&site.registry_dir()));
     for n in 0..1000_u16 {
-        child.tell(&Order::WholeJob((n % 5) as u8));
+        child.tell(&job((n % 5) as u8));
     }
     for _ in 0..1000 {
         child.answer().unwrap();

@@ -23,6 +23,7 @@ use tsim::{
 #[derive(Debug, Clone)]
 pub(crate) struct FakeKernel {
     root: PathBuf,
+    leaves_taps: bool,
 }
 
 impl FakeKernel {
@@ -31,7 +32,18 @@ impl FakeKernel {
         for sub in ["ns", "neighbours", "taps"] {
             fs::create_dir_all(root.join(sub)).unwrap();
         }
-        Self { root }
+        Self {
+            root,
+            leaves_taps: false,
+        }
+    }
+
+    /// The same for a job that looks for no taps of dead jobs.
+    pub(crate) fn leaving_taps(self) -> Self {
+        Self {
+            leaves_taps: true,
+            ..self
+        }
     }
 
     fn ns(&self, host: &HostId) -> PathBuf {
@@ -144,6 +156,10 @@ impl NeighbourKernel for FakeKernel {
 }
 
 impl TapKernel for FakeKernel {
+    fn sweeps_taps(&self) -> bool {
+        !self.leaves_taps
+    }
+
     fn sweep_taps(
         &mut self,
         _router: Option<&RouterId>,
@@ -151,6 +167,9 @@ impl TapKernel for FakeKernel {
         dry_run: bool,
     ) -> Result<Vec<String>, KernelError> {
         let mut swept = Vec::new();
+        if self.leaves_taps {
+            return Ok(swept);
+        }
         for entry in fs::read_dir(self.root.join("taps"))? {
             let tap = entry?.path();
             let owner: Owner = serde_json::from_slice(&fs::read(&tap)?)?;

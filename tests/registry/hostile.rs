@@ -11,9 +11,12 @@ use tsim::registry::{ManagedBy, RegistryError, RegistryManager};
 
 use crate::child::{Site, patience, spec};
 
-/// A registry with one host in it.
+/// A registry on a disk with one host in it.
 fn site_with_a_host() -> (Site, PathBuf) {
-    let site = Site::new();
+    with_a_host(Site::as_on_disk())
+}
+
+fn with_a_host(site: Site) -> (Site, PathBuf) {
     let mut job = site.job("a");
     job.check_and_register_host(&spec(1), ManagedBy::Operator, &patience())
         .unwrap();
@@ -145,6 +148,20 @@ fn a_file_and_a_copy_that_are_both_damaged_are_kept_for_the_operator() {
     assert!(!repairs[0].from_copy, "{repairs:?}");
     let aside = site.registry_dir().join(&repairs[0].set_aside);
     assert_eq!(fs::read_to_string(aside).unwrap(), "]");
+}
+
+#[test]
+fn in_memory_no_copy_is_kept_and_an_old_one_is_not_believed() {
+    let (site, file) = with_a_host(Site::new());
+    let copy = file.with_extension("json.bak");
+    assert!(!copy.exists());
+    fs::copy(&file, copy).unwrap();
+    fs::write(&file, "]").unwrap();
+    let registry = site.open();
+    assert_eq!(registry.hosts().unwrap(), []);
+    let repairs = registry.take_repairs();
+    assert!(!repairs[0].from_copy, "{repairs:?}");
+    assert!(site.registry_dir().join(&repairs[0].set_aside).exists());
 }
 
 #[test]

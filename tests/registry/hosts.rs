@@ -1,8 +1,14 @@
 //! Hosts and leases within and between processes.
 
-use tsim::registry::{Collided, HostSpec, ManagedBy, RegistryError};
+use tsim::{
+    model::{HostId, RouterId, RunId},
+    registry::{
+        Collided, Holding, HostKernel, HostSpec, JobType, KernelError, ManagedBy, RegistryError,
+        Wait,
+    },
+};
 
-use crate::child::{Child, Order, Site, host, named_spec, patience, spec};
+use crate::child::{Child, Order, Site, host, named_spec, patience, router, spec};
 
 #[test]
 fn a_host_is_made_with_the_first_lease_and_removed_with_the_last() {
@@ -261,4 +267,102 @@ fn a_lease_needs_a_registered_host() {
         .unwrap();
     let released = other.ask(&Order::Unlease(1)).unwrap();
     assert_eq!(released, "1 false");
+}
+
+/// A kernel in which somebody comes for a host while it is being removed.
+struct Meanwhile<'a> {
+    site: &'a Site,
+    came: Option<Result<(), RegistryError>>,
+}
+
+impl HostKernel for Meanwhile<'_> {
+    fn host_exists(&mut self, host: &HostId) -> Result<bool, KernelError> {
+        self.site.kernel().host_exists(host)
+    }
+
+    fn create_host(&mut self, spec: &HostSpec) -> Result<(), KernelError> {
+        self.site.kernel().create_host(spec)
+    }
+
+    fn remove_host(&mut self, host: &HostId) -> Result<(), KernelError> {
+        self.came = Some(quick_job_comes_by(self.site));
+        self.site.kernel().remove_host(host)
+    }
+
+    fn list_hosts(&mut self) -> Result<Vec<HostId>, KernelError> {
+        self.site.kernel().list_hosts()
+    }
+}
+
+/// A quick job over host 1 that waits for nobody.
+fn quick_job_comes_by(site: &Site) -> Result<(), RegistryError> {
+    let run = RunId::new("quick").unwrap();
+    let mut holding = Holding::new(site.open(), run, JobType::Quick, None);
+    let mut caretaker = site.kernel().leaving_taps();
+    let mut kernel = site.kernel();
+    let hands = (&mut caretaker, &mut Vec::new());
+    let wait = Wait::not();
+    let what: (&[&HostSpec], &[RouterId]) = (&[&spec(1)], &[router("r1")]);
+    let (locked, _) = holding.begin(what, &mut kernel, hands, &wait)?;
+    assert!(kernel.is_complete(&host(1)));
+    assert_eq!(holding.end(locked, &mut kernel, &wait, true).len(), 0);
+    Ok(())
+}
+
+#[test]
+fn nobody_leases_a_host_that_is_being_removed_by_its_operator_or_with_its_last_lease() {
+    for by_operator in [true, false] {
+        let site = Site::new();
+        let mut job = site.job("maker");
+        let (spec, wait) = (spec(1), patience());
+        match by_operator {
+            true => job.add_host(&spec, &mut site.kernel(), &wait).unwrap(),
+            false => job
+                .ensure_host_and_lease(&spec, &mut site.kernel(), &wait)
+                .unwrap(),
+        }
+        quick_job_comes_by(&site).expect("it is made, and stays");
+        let mut kernel = Meanwhile {
+            site: &site,
+            came: None,
+        };
+        match by_operator {
+            true => drop(job.remove_host(&spec.id, &mut kernel, &wait).unwrap()),
+            false => drop(job.release_and_remove(&spec.id, &mut kernel, &wait).unwrap()),
+        }
+        let came = kernel.came.unwrap().unwrap_err();
+        assert!(matches!(came, RegistryError::LockTimeout { .. }), "{came}");
+        assert_eq!(site.open().dscp_allocations().unwrap().len(), 1);
+        site.reconcile();
+        quick_job_comes_by(&site).expect("it is made anew");
+        site.assert_empty("after the job");
+    }
+}
+
+#[test]
+fn an_operators_host_that_could_not_be_removed_is_leased_as_before() {
+    let site = Site::new();
+    let mut job = site.job("operator");
+    job.add_host(&spec(1), &mut site.kernel(), &patience())
+        .unwrap();
+    struct Stuck;
+    impl HostKernel for Stuck {
+        fn host_exists(&mut self, _: &HostId) -> Result<bool, KernelError> {
+            Ok(true)
+        }
+        fn create_host(&mut self, _: &HostSpec) -> Result<(), KernelError> {
+            Ok(())
+        }
+        fn remove_host(&mut self, _: &HostId) -> Result<(), KernelError> {
+            Err("stuck".into())
+        }
+        fn list_hosts(&mut self) -> Result<Vec<HostId>, KernelError> {
+            Ok(Vec::new())
+        }
+    }
+    job.remove_host(&host(1), &mut Stuck, &patience())
+        .unwrap_err();
+    assert!(!site.open().host(&host(1)).unwrap().creating);
+    quick_job_comes_by(&site).unwrap();
+    assert_eq!(site.open().hosts().unwrap().len(), 1, "it is an operator's");
 }

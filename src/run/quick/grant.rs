@@ -1,23 +1,25 @@
-//! The DSCP value that a job holds, and how it stands to other jobs.
+//! What a job has to do with others: the DSCP value that it holds, and its part of the registry.
 
-use super::{DscpChoice, QuickError, QuickJob, random, session::Session};
+use super::{DscpChoice, QuickError, QuickJob, random};
 use crate::{
     config::Config,
-    model::{Dscp, RouterId},
-    registry::{JobInfo, JobType, RegistryManager, Scope, Wait},
-    run::{caretaker::Caretaker, interrupt::Interrupt, undo::UndoError},
+    model::Dscp,
+    registry::{Holding, JobType, RegistryManager},
+    run::undo::UndoError,
 };
 
-/// A DSCP value in a job's hands.
+/// How a job stands to other jobs.
 #[derive(Debug)]
-pub(super) struct Grant {
-    registry: Option<RegistryManager>,
-    dscp: Dscp,
+pub(super) enum Grant {
+    /// It takes a DSCP value, leases and locks.
+    Registered(Holding),
+    /// It takes nothing from anybody and hopes that nobody else is there.
+    Alone(Dscp),
 }
 
 impl Grant {
-    /// Takes the value that the job asks for, or a free one.
-    pub(super) fn take(job: &QuickJob, config: &Config) -> Result<Self, QuickError> {
+    /// Looks whether the job may have the DSCP value that it asks for. Nothing is taken yet.
+    pub(super) fn open(job: &QuickJob, config: &Config) -> Result<Self, QuickError> {
         let wanted = match job.dscp {
             DscpChoice::Auto => None,
             DscpChoice::Value(dscp) => Some(dscp),
@@ -30,67 +32,32 @@ impl Grant {
         }
         if job.use_registry {
             let registry = RegistryManager::open(config)?;
-            let granted = registry.allocate_dscp(&job.run_id, None, wanted)?;
-            return Ok(Self {
-                registry: Some(registry),
-                dscp: granted.dscp,
-            });
+            let run_id = job.run_id.clone();
+            let holding = Holding::new(registry, run_id, JobType::Quick, wanted);
+            return Ok(Self::Registered(holding));
         }
         let chance = random()? as usize % config.dscp.count();
         let any = config.dscp.iter().nth(chance).unwrap_or(Dscp::DEFAULT);
-        Ok(Self {
-            registry: None,
-            dscp: wanted.unwrap_or(any),
-        })
+        Ok(Self::Alone(wanted.unwrap_or(any)))
     }
 
-    pub(super) fn dscp(&self) -> Dscp {
-        self.dscp
-    }
-
-    /// Removes what dead jobs left on `routers`; what could not be removed is returned in words.
-    pub(super) fn reconcile(
-        &self,
-        job: &QuickJob,
-        routers: &[RouterId],
-        caretaker: &mut Caretaker,
-    ) -> Result<Vec<String>, QuickError> {
-        let Some(registry) = &self.registry else {
-            return Ok(Vec::new());
-        };
-        let scope = Scope::Touching {
-            routers: routers.to_vec(),
-            hosts: Vec::new(),
-        };
-        let report = registry.reconcile(&job.run_id, &scope, caretaker, false)?;
-        for action in &report.actions {
-            tracing::info!("reconcile: {action}");
-        }
-        Ok(report.failures)
-    }
-
-    /// How the job that holds this value works with others.
-    pub(super) fn session(&self, job: &QuickJob, interrupt: &Interrupt) -> Session {
-        match &self.registry {
-            None => Session::Alone,
-            Some(registry) => Session::Registered {
-                registry: registry.clone(),
-                info: JobInfo {
-                    run_id: job.run_id.clone(),
-                    job_type: JobType::Quick,
-                    dscp: Some(self.dscp),
-                },
-                wait: Wait::at_most(job.lock_timeout).or_until(interrupt.cancel().clone()),
-            },
+    /// The job's DSCP value, which is taken now if it was not before.
+    pub(super) fn dscp(&mut self) -> Result<Dscp, QuickError> {
+        match self {
+            Self::Registered(holding) => Ok(holding.take_dscp()?),
+            Self::Alone(dscp) => Ok(*dscp),
         }
     }
 
-    /// Gives the value back.
-    pub(super) fn give_back(self, job: &QuickJob) -> Option<UndoError> {
-        let released = self.registry?.release_dscp(&job.run_id);
-        let source = released.err()?;
+    /// Gives the value back, if it is held still.
+    pub(super) fn give_back(self) -> Option<UndoError> {
+        let Self::Registered(mut holding) = self else {
+            return None;
+        };
+        let dscp = holding.dscp()?;
+        let source = holding.release_dscp().err()?;
         Some(UndoError {
-            what: format!("DSCP {}", self.dscp),
+            what: format!("DSCP {dscp}"),
             source: source.into(),
         })
     }

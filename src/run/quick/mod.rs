@@ -44,7 +44,7 @@ use self::{
     inquiry::{Asked, Beginning, Inquiry, Prepared},
     plan::Plan,
     report::Frame,
-    session::Outcome,
+    session::{Hands, Needs, Outcome},
 };
 use super::left;
 pub use super::resolve::RouterChoice;
@@ -64,7 +64,7 @@ use crate::{
         Dscp, DscpRange, LabName, NameError, RouterId, RouterName, RunId, Service, dscp::DscpError,
     },
     netns::{NetnsDir, NetnsError},
-    registry::{HostSpec, KernelError, RegistryError},
+    registry::{KernelError, RegistryError, Wait},
     run::{
         caretaker::Caretaker,
         explain::{ExplainError, Explainer},
@@ -324,9 +324,9 @@ pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
     let (of, run_id) = (config.clone(), job.run_id.clone());
     let taps = !matches!(job.backend, BackendChoice::Only(Backend::Nft));
     interrupt.at_stop(move || left::of_run(&of, &run_id, taps));
-    let grant = Grant::take(job, config)?;
-    let answered = answer(job, config, &lab, &grant, &interrupt, &mut progress);
-    let mut left: Vec<UndoError> = grant.give_back(job).into_iter().collect();
+    let mut grant = Grant::open(job, config)?;
+    let answered = answer(job, config, &lab, &mut grant, &interrupt, &mut progress);
+    let mut left: Vec<UndoError> = grant.give_back().into_iter().collect();
     match answered {
         Ok((mut answered, more)) => {
             left.splice(..0, more);
@@ -343,12 +343,12 @@ pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
     }
 }
 
-/// The job with a DSCP value in its hands.
+/// The job, with its part of the registry at hand.
 fn answer(
     job: &QuickJob,
     config: &Config,
     lab: &Lab,
-    grant: &Grant,
+    grant: &mut Grant,
     interrupt: &Interrupt,
     progress: &mut Progress,
 ) -> Result<(Answered, Vec<UndoError>), QuickError> {
@@ -363,13 +363,13 @@ fn answer(
     };
     let mut kernel = LabHosts::new(&dir);
     let mut sockets = RouterSockets::new(&dir, &job.lab);
-    let mut plan = Plan::new(job, grant.dscp(), config)?;
+    let mut plan = Plan::new(job, config)?;
     let there = kernel.lab(&job.lab).map_err(ResolveError::from)?.list();
     let there = there.map_err(ResolveError::from)?;
-    let frame = |backend, timing| Frame {
+    let frame = |dscp, backend, timing| Frame {
         job,
         lab,
-        dscp: grant.dscp(),
+        dscp,
         backend,
         timing,
     };
@@ -380,10 +380,8 @@ fn answer(
                 resolve: millis(started.elapsed()),
                 ..Timing::default()
             };
-            return Ok((
-                report::settled(frame(plan.backend, timing), &ending),
-                Vec::new(),
-            ));
+            let frame = frame(grant.dscp()?, plan.backend, timing);
+            return Ok((report::settled(frame, &ending), Vec::new()));
         }
     };
     let mut larger = BTreeSet::new();
@@ -401,25 +399,34 @@ fn answer(
             Backend::Nft => caretaker.leaving_taps(),
             Backend::IptablesNft | Backend::IptablesLegacy => caretaker,
         };
-        let routers = ids(job, &prepared);
-        let kept = grant.reconcile(job, &routers, &mut caretaker)?;
         let specs = prepared.hosts.clone();
-        let specs: Vec<&HostSpec> = specs.iter().collect();
-        let session = grant.session(job, interrupt);
-        let outcome = session.run(&specs, &routers, &mut kernel, || {
+        let needs = Needs {
+            hosts: &specs.iter().collect::<Vec<_>>(),
+            routers: &ids(job, &prepared),
+            wait: Wait::at_most(job.lock_timeout).or_until(interrupt.cancel().clone()),
+        };
+        let hands = Hands {
+            hosts: &mut kernel,
+            caretaker: &mut caretaker,
+        };
+        let work = |dscp| {
             progress.enter("probing");
+            plan.mark_with(dscp);
             let go_on = || stop_if(interrupt);
             let asked = inquiry.ask(&plan, prepared, &mut sockets, &go_on)?;
             stop_if(interrupt)?;
             Ok(asked)
+        };
+        let outcome = grant.run(&needs, hands, work, |result| {
+            matches!(result, Ok(Asked::Larger(_)))
         });
         progress.enter("undoing");
         let timing = undone(resolve, &outcome);
         match outcome.result {
             Ok(Asked::Through(through)) => {
-                let frame = frame(plan.backend, timing);
+                let frame = frame(plan.dscp(), plan.backend, timing);
                 let mut answered = report::assemble(frame, &plan, through);
-                answered.report.warnings.extend(kept);
+                answered.report.warnings.extend(outcome.kept);
                 return Ok((answered, outcome.left));
             }
             Ok(Asked::Larger(more)) => {

@@ -63,6 +63,8 @@ pub(super) struct Plan {
     taps: Taps,
     /// The same for probes of a router itself.
     own_taps: Taps,
+    /// What tags are drawn from.
+    seed: u64,
     /// Whether probes may have any source port.
     any_port: bool,
     /// As the source sends them.
@@ -131,14 +133,14 @@ struct Asked {
 }
 
 impl Plan {
-    pub(super) fn new(job: &QuickJob, dscp: Dscp, config: &Config) -> Result<Self, QuickError> {
+    pub(super) fn new(job: &QuickJob, config: &Config) -> Result<Self, QuickError> {
         let owner = Owner::current().map_err(|source| QuickError::System {
             what: "tell who this process is",
             source,
         })?;
         let catalogue = Catalogue::new(&job.services);
         let seed = job.pass_on.map_or_else(random, Ok)?;
-        let tags = TagSpace::new(dscp, seed);
+        let tags = TagSpace::new(Dscp::DEFAULT, seed);
         let taps = Taps {
             run_id: job.run_id.clone(),
             family: Family::of(job.destination),
@@ -178,10 +180,23 @@ impl Plan {
                 ..taps.clone()
             },
             taps,
+            seed,
             any_port: job.source_port.is_none(),
             probes,
             catalogue,
         })
+    }
+
+    /// Probes carry the DSCP value that the job holds; it does before it sends any.
+    pub(super) fn mark_with(&mut self, dscp: Dscp) {
+        let tags = TagSpace::new(dscp, self.seed);
+        self.taps.tags = tags;
+        self.own_taps.tags = tags;
+    }
+
+    /// The DSCP value that probes carry.
+    pub(super) fn dscp(&self) -> Dscp {
+        self.taps.tags.dscp()
     }
 
     /// Chooses the back end by what the kernel shows in `router`, the first that is measured.

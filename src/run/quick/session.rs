@@ -3,109 +3,97 @@
 
 use std::time::{Duration, Instant};
 
-use super::QuickError;
+use super::{QuickError, grant::Grant};
 use crate::{
     lab::hosts::LabHosts,
-    model::{HostId, RouterId},
-    registry::{
-        HostKernel, HostSpec, Job, JobInfo, Mode, RegistryError, RegistryManager, Unlocked, Wait,
-    },
-    run::undo::UndoError,
+    model::{Dscp, RouterId},
+    registry::{Holding, HostKernel, HostSpec, RegistryError, Wait},
+    run::{caretaker::Caretaker, undo::UndoError},
 };
 
-/// How a job stands to other jobs.
-pub(super) enum Session {
-    /// It takes leases and locks.
-    Registered {
-        /// The registry.
-        registry: RegistryManager,
-        /// The job as the registry knows it.
-        info: JobInfo,
-        /// How long to wait for others.
-        wait: Wait,
-    },
-    /// It takes nothing from anybody and hopes that nobody else is there.
-    Alone,
+/// What a job needs while it works.
+pub(super) struct Needs<'a> {
+    pub(super) hosts: &'a [&'a HostSpec],
+    pub(super) routers: &'a [RouterId],
+    /// How long to wait for others.
+    pub(super) wait: Wait,
+}
+
+/// What makes and removes hosts, and what removes what dead jobs left.
+pub(super) struct Hands<'a> {
+    pub(super) hosts: &'a mut LabHosts,
+    pub(super) caretaker: &'a mut Caretaker,
 }
 
 /// What became of a job's work, and of giving everything back.
 pub(super) struct Outcome<T> {
     pub(super) result: Result<T, QuickError>,
     pub(super) left: Vec<UndoError>,
+    /// What of dead jobs could not be removed, in words.
+    pub(super) kept: Vec<String>,
     pub(super) hosts: Duration,
     pub(super) lock: Duration,
     pub(super) undo: Duration,
 }
 
-impl Session {
-    /// Makes and leases the hosts of `plans`, locks `routers`, runs `work`, and gives everything
-    /// back in reverse, whatever happened.
+impl Grant {
+    /// Makes and leases the hosts and locks the routers that are needed, runs `work` with the job's
+    /// DSCP value, and gives everything back in reverse, whatever happened; the value only if
+    /// the job does not `go_on` after such a result.
     pub(super) fn run<T>(
-        self,
-        plans: &[&HostSpec],
-        routers: &[RouterId],
-        kernel: &mut LabHosts,
-        work: impl FnOnce() -> Result<T, QuickError>,
+        &mut self,
+        needs: &Needs<'_>,
+        hands: Hands<'_>,
+        work: impl FnOnce(Dscp) -> Result<T, QuickError>,
+        go_on: impl FnOnce(&Result<T, QuickError>) -> bool,
     ) -> Outcome<T> {
         match self {
-            Self::Registered {
-                registry,
-                info,
-                wait,
-            } => registered(registry.job(info), &wait, plans, routers, kernel, work),
-            Self::Alone => alone(plans, kernel, work),
+            Self::Registered(holding) => registered(holding, needs, hands, work, go_on),
+            Self::Alone(dscp) => {
+                let dscp = *dscp;
+                alone(needs.hosts, hands.hosts, || work(dscp))
+            }
         }
     }
 }
 
 fn registered<T>(
-    mut job: Job<Unlocked>,
-    wait: &Wait,
-    plans: &[&HostSpec],
-    routers: &[RouterId],
-    kernel: &mut LabHosts,
-    work: impl FnOnce() -> Result<T, QuickError>,
+    holding: &mut Holding,
+    needs: &Needs<'_>,
+    hands: Hands<'_>,
+    work: impl FnOnce(Dscp) -> Result<T, QuickError>,
+    go_on: impl FnOnce(&Result<T, QuickError>) -> bool,
 ) -> Outcome<T> {
     let mut clock = Clock::start();
-    let hindered = job.ensure_hosts_and_lease(plans, kernel, wait).err();
-    let made = clock.lap();
-    let mut locked_after = Duration::ZERO;
-    let leased = hindered.is_none();
-    let result = match hindered {
-        Some(error) => Err(error.into()),
-        None => match job.all_router_locks(routers, Mode::Shared, wait) {
-            Ok(locked) => {
-                locked_after = clock.lap();
-                let result = work();
-                clock.lap();
-                job = locked.unlock();
-                result
-            }
-            Err(refused) => {
-                job = refused.job;
-                Err(refused.error.into())
-            }
-        },
-    };
-    let left = if leased {
-        let hosts: Vec<&HostId> = plans.iter().map(|plan| &plan.id).collect();
-        let failed = job.release_and_remove_all(&hosts, kernel, wait);
-        failed.into_iter().map(not_given_back).collect()
-    } else {
-        Vec::new()
+    let Hands { hosts, caretaker } = hands;
+    let mut kept = Vec::new();
+    let what = (needs.hosts, needs.routers);
+    let begun = holding.begin(what, hosts, (caretaker, &mut kept), &needs.wait);
+    let taken = clock.lap();
+    let locking = holding.locking();
+    let (result, left) = match begun {
+        Ok((locked, dscp)) => {
+            let result = work(dscp);
+            clock.lap();
+            let last = !go_on(&result);
+            let failed = holding.end(locked, hosts, &needs.wait, last);
+            (result, failed.into_iter().map(not_given_back).collect())
+        }
+        Err(error) => (Err(error.into()), Vec::new()),
     };
     Outcome {
         result,
         left,
-        hosts: made,
-        lock: locked_after,
+        kept,
+        hosts: taken.saturating_sub(locking),
+        lock: locking,
         undo: clock.lap(),
     }
 }
 
 fn not_given_back(error: RegistryError) -> UndoError {
     UndoError {
-        what: "source hosts and their leases".to_owned(),
+        what: "source hosts, their leases and the DSCP value".to_owned(),
         source: error.into(),
     }
 }
@@ -155,6 +143,7 @@ fn alone<T>(
     Outcome {
         result,
         left,
+        kept: Vec::new(),
         hosts: hosts_after,
         lock: Duration::ZERO,
         undo: clock.lap(),
