@@ -1,16 +1,19 @@
-//! A whole quick job as users run it, beside the same taps put in, read and taken out with
-//! `ip netns exec` and iptables-restore/-save, as the system that tsim replaces does it.
+//! A whole quick job as users run it, beside its lower bound ([`floor`]) and beside the same taps put
+//! in, read and taken out with `ip netns exec` and iptables-restore/-save, as the system that tsim
+//! replaces does it.
 //!
 //! ```text
-//! cargo bench --bench quick             1 × 10, 1 × 1,000, 10 × 1,000 and 1 × 65,535
-//! cargo bench --bench quick -- --test   once each, without the peer's largest
+//! cargo bench --bench quick             20 runs of each
+//! cargo bench --bench quick -- --test   once each, the small ones only
 //! ```
 //!
-//! Then what reasons cost: `--explain auto` beside `--explain never` for ten blocked services, and for a
-//! thousand of which most get through, in pairs one after the other.
+//! Then a way over ten routers, and what reasons cost: `--explain auto` beside `--explain never` for
+//! ten blocked services, and for a thousand of which most get through.
 //!
-//! Routers × services. Wall and CPU time of the process with its children; the median of all runs.
-//! The peer sends no probes and judges nothing: it is only what its taps cost. Needs root.
+//! Services × routers. Wall and CPU time of the process with its children, one of each in turn; the
+//! medians, and of the ratios to the lower bound the least and the greatest, too. `made`: the job makes
+//! and removes its source hosts; `kept`: they are there. The peer sends no probes and judges nothing:
+//! it is only what its taps cost, and it runs three times at most. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -19,50 +22,184 @@
 )]
 
 mod common;
+#[path = "common/floor.rs"]
+mod floor;
 
 use std::{
     fmt::Write as _,
+    fs,
     io::Write as _,
     process::{Command, Stdio},
 };
 
 use common::{BenchLab, Cost, millis};
+use floor::Pair;
+use tsim::{
+    lab::hosts::{HostRequest, LabHosts},
+    model::{HostId, RouterId, RouterName},
+    netns::NetnsDir,
+    registry::{RegistryManager, Wait},
+};
 
+/// The address of hosts that are kept.
 const SOURCE: &str = "10.1.1.100";
+/// The address of hosts that jobs make.
+const MADE: &str = "10.1.1.101";
 const DESTINATION: &str = "10.2.1.50";
-const RUNS: usize = 7;
-/// Pairs of jobs with and without reasons.
-const PAIRS: usize = 20;
+/// Runs of each kind, one of each in turn.
+const ROUNDS: usize = 20;
+/// Services and routers.
+const SIZES: [(u32, usize); 6] = [
+    (10, 1),
+    (1000, 1),
+    (10, 10),
+    (1000, 10),
+    (65_535, 1),
+    (65_535, 10),
+];
 
 /// A lab of ten routers from real facts.
 struct Bench(BenchLab);
 
 fn main() {
+    floor::run_if_called();
     assert!(nix::unistd::geteuid().is_root(), "this bench needs root");
     let test = std::env::args().any(|a| a == "--test");
-    let runs = if test { 1 } else { RUNS };
+    let rounds = if test { 1 } else { ROUNDS };
     let bench = Bench(BenchLab::up("corp10"));
-    println!("routers x services      tsim-quick wall   cpu (ms)    iptables wall   cpu (ms)");
-    for (routers, services) in [(1, 10), (1, 1000), (10, 1000), (1, 65_535)] {
-        let routers = bench.routers(routers);
-        let quick = Cost::median(runs, || bench.quick(&routers, services));
-        let peer = match (services, test) {
-            (65_535, true) => None,
-            (65_535, false) => Some(bench.peer(&routers, services)),
-            _ => Some(Cost::median(runs.min(3), || bench.peer(&routers, services))),
-        };
-        let peer = peer.map_or_else(|| "-".to_owned(), column);
-        let quick = column(quick);
+    let pairs = bench.keep_hosts();
+    println!("{HEAD}");
+    let small = |(services, _): &&(u32, usize)| !test || *services <= 1000;
+    for &(services, routers) in SIZES.iter().filter(small) {
+        bench.compare(&pairs[..routers], services, rounds);
+    }
+    bench.reasons(rounds);
+    bench.0.down();
+    chain(rounds);
+}
+
+const HEAD: &str = "\
+services       made        kept       floor        made/floor         kept/floor        made/floor  kept/floor  iptables
+x routers   wall   cpu  wall   cpu  wall   cpu   wall (min-max)     wall (min-max)     cpu         cpu         wall   cpu";
+
+/// A way over ten routers, each with rules, from end to end.
+fn chain(rounds: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    for at in 0..10 {
+        let text = format!(
+            r#"{{"version": 1, "name": "c{at}", "interfaces": [
+                {{"name": "left", "addresses": ["10.77.{at}.2/24"]}},
+                {{"name": "right", "addresses": ["10.77.{}.1/24"]}}],
+              "routes": ["default via 10.77.{}.2 dev right", "10.77.0.0/24 {}"]}}"#,
+            at + 1,
+            at + 1,
+            match at {
+                0 => "dev left".to_owned(),
+                _ => format!("via 10.77.{at}.1 dev left"),
+            }
+        );
+        fs::write(dir.path().join(format!("c{at}.json")), text).unwrap();
+    }
+    let bench = Bench(BenchLab::up_from(dir.path(), "chain"));
+    for services in [10, 1000] {
+        let ports = format!("1-{services}");
+        let ask = || bench.ask(["10.77.0.100", "10.77.10.100"], None, &ports, "auto");
+        ask();
+        let cost = Cost::median(rounds, ask);
         println!(
-            "{:>7} x {services:<10} {quick:>30} {peer:>26}",
-            routers.len()
+            "way over 10 routers, {services:>4} services {}",
+            column(cost)
         );
     }
-    bench.reasons(if test { 1 } else { PAIRS });
     bench.0.down();
 }
 
+/// Costs of runs that took turns.
+struct Turns(Vec<Cost>);
+
+impl Turns {
+    fn wall(&self) -> f64 {
+        median(self.0.iter().map(|cost| millis(cost.wall)).collect())
+    }
+
+    fn cpu(&self) -> f64 {
+        median(self.0.iter().map(|cost| millis(cost.cpu)).collect())
+    }
+
+    /// The median of `part` to that of `other`, round by round, with the least and the greatest.
+    fn ratio(&self, other: &Self, part: impl Fn(&Cost) -> f64) -> (f64, f64, f64) {
+        let pairs = self.0.iter().zip(&other.0);
+        let mut ratios: Vec<f64> = pairs.map(|(a, b)| part(a) / part(b)).collect();
+        ratios.sort_by(f64::total_cmp);
+        let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+        (ratios[ratios.len() / 2], least, most)
+    }
+}
+
 impl Bench {
+    /// Puts a host with the address [`SOURCE`] on every router.
+    fn keep_hosts(&self) -> Vec<Pair> {
+        let mut hosts = LabHosts::new(&NetnsDir::default());
+        let registry = RegistryManager::open(&self.0.config).unwrap();
+        let mut job = registry.operator().unwrap();
+        let keep = |router: &String| {
+            let router: RouterName = router.parse().unwrap();
+            let lab = &self.0.lab.lab;
+            let request = HostRequest {
+                id: HostId::new(lab.clone(), format!("kept-{router}").parse().unwrap()),
+                router: RouterId::new(lab.clone(), router),
+                address: SOURCE.parse().unwrap(),
+                prefix_len: None,
+                interface: None,
+            };
+            let spec = hosts.lab(lab).unwrap().plan(&request).unwrap();
+            job.add_host(&spec, &mut hosts, &Wait::not()).unwrap();
+            Pair {
+                router: request.router.netns().to_string(),
+                host: request.id.netns().to_string(),
+            }
+        };
+        self.routers(10).iter().map(keep).collect()
+    }
+
+    /// One line of the table.
+    fn compare(&self, pairs: &[Pair], services: u32, rounds: usize) {
+        let routers = self.routers(pairs.len());
+        let [mut made, mut kept, mut floor, mut peer] = [const { Vec::new() }; 4];
+        let bound = || {
+            let mut command = floor::command(pairs, [SOURCE, DESTINATION], services);
+            Cost::of(|| assert!(command.status().unwrap().success()))
+        };
+        for round in 0..rounds {
+            floor.push(bound());
+            kept.push(self.quick(SOURCE, &routers, services));
+            made.push(self.quick(MADE, &routers, services));
+            if round < 3 && services <= 1000 {
+                peer.push(self.peer(&routers, services));
+            }
+        }
+        let [made, kept, floor] = [made, kept, floor].map(Turns);
+        print!("{services:>6} x {:<2}", pairs.len());
+        for turns in [&made, &kept, &floor] {
+            print!(" {:>5.1} {:>5.1}", turns.wall(), turns.cpu());
+        }
+        for turns in [&made, &kept] {
+            let (middle, least, most) = turns.ratio(&floor, |cost| millis(cost.wall));
+            print!("   {middle:>4.2} ({least:.2}-{most:.2})");
+        }
+        for turns in [&made, &kept] {
+            let (middle, ..) = turns.ratio(&floor, |cost| millis(cost.cpu));
+            print!("   {middle:>5.2}");
+        }
+        match peer.is_empty() {
+            true => println!("      -"),
+            false => {
+                let peer = Turns(peer);
+                println!("  {:>7.1} {:>6.1}", peer.wall(), peer.cpu());
+            }
+        }
+    }
+
     fn routers(&self, count: usize) -> Vec<String> {
         // hq-gw first, because it has most rules.
         let mut names: Vec<String> = self
@@ -83,7 +220,7 @@ impl Bench {
         let router = self.routers(1);
         let open = [SOURCE, DESTINATION];
         for (from_to, ports) in [(STOPPED, "1001-1010"), (open, "1-1000")] {
-            let job = |explain| self.ask(from_to, &router, ports, explain);
+            let job = |explain| self.ask(from_to, Some(&router), ports, explain);
             // The first job on a lab runs the tools.
             job("auto");
             let pair = |_| (millis(job("never").wall), millis(job("auto").wall));
@@ -94,12 +231,19 @@ impl Bench {
         }
     }
 
-    fn quick(&self, routers: &[String], services: u32) -> Cost {
-        let from_to = [SOURCE, DESTINATION];
-        self.ask(from_to, routers, &format!("1-{services}"), "never")
+    fn quick(&self, source: &str, routers: &[String], services: u32) -> Cost {
+        let from_to = [source, DESTINATION];
+        self.ask(from_to, Some(routers), &format!("1-{services}"), "never")
     }
 
-    fn ask(&self, from_to: [&str; 2], routers: &[String], ports: &str, explain: &str) -> Cost {
+    /// A job, over these routers or over those that its packets pass.
+    fn ask(
+        &self,
+        from_to: [&str; 2],
+        routers: Option<&[String]>,
+        ports: &str,
+        explain: &str,
+    ) -> Cost {
         let [source, destination] = from_to;
         let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-quick"));
         command
@@ -115,7 +259,10 @@ impl Bench {
             "--explain",
             explain,
         ]);
-        command.args(["-P", ports, "--routers", &routers.join(",")]);
+        command.args(["-P", ports]);
+        if let Some(routers) = routers {
+            command.args(["--routers", &routers.join(",")]);
+        }
         command.stdout(Stdio::null());
         Cost::of(|| {
             let status = command.status().unwrap();

@@ -3,7 +3,10 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,7 +21,13 @@ const SILENT: Duration = Duration::from_secs(1);
 
 /// Wakes waiters for good, e.g. after SIGINT. Clones share one state.
 #[derive(Debug, Clone)]
-pub struct Cancel(Arc<EventFd>);
+pub struct Cancel(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    cancelled: AtomicBool,
+    wakes: EventFd,
+}
 
 impl Cancel {
     /// A token that is not cancelled.
@@ -27,27 +36,30 @@ impl Cancel {
     /// When the kernel has no eventfd(2) to give.
     pub fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(Self(Arc::new(EventFd::from_value_and_flags(0, flags)?)))
+        Ok(Self(Arc::new(State {
+            cancelled: AtomicBool::new(false),
+            wakes: EventFd::from_value_and_flags(0, flags)?,
+        })))
     }
 
-    /// Wakes everybody who waits with this token, now and later. One write(2): may be called from
-    /// a signal handler.
+    /// Wakes everybody who waits with this token, now and later. A flag and one write(2): may be
+    /// called from a signal handler.
     pub fn cancel(&self) {
+        self.0.cancelled.store(true, Ordering::Relaxed);
         // Fails only when the counter is full, and then everybody is awake already.
-        let _ = self.0.write(1);
+        let _ = self.0.wakes.write(1);
     }
 
     /// Whether [`Self::cancel`] was called.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
+        self.0.cancelled.load(Ordering::Relaxed)
     }
 }
 
 impl AsFd for Cancel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.wakes.as_fd()
     }
 }
 

@@ -32,6 +32,12 @@ pub(crate) struct BenchLab {
 impl BenchLab {
     /// A lab from the facts in this folder of `netns-fixtures`.
     pub(crate) fn up(facts: &str) -> Self {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("netns-fixtures");
+        Self::up_from(&shipped.join(facts), facts)
+    }
+
+    /// A lab from the facts in this directory; `what` is part of its name.
+    pub(crate) fn up_from(facts: &Path, what: &str) -> Self {
         // In memory: where /run is no tmpfs, a registry there waits for a disk at each write.
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let config = Config {
@@ -45,11 +51,8 @@ impl BenchLab {
             config.registry_dir, config.labs_dir
         );
         fs::write(&file, text).unwrap();
-        let name = LabName::new(format!("bench{}", std::process::id())).unwrap();
-        let facts = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("netns-fixtures")
-            .join(facts);
-        let up = lab::up_from(&config, &name, &facts, Options::default(), &()).unwrap();
+        let name = LabName::new(format!("bench{}{what}", std::process::id())).unwrap();
+        let up = lab::up_from(&config, &name, facts, Options::default(), &()).unwrap();
         Self {
             lab: up.lab,
             config,

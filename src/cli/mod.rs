@@ -140,8 +140,9 @@ impl Context {
     ) -> io::Result<()> {
         let mut out = io::BufWriter::new(io::stdout().lock());
         if self.json {
-            serde_json::to_writer_pretty(PrintableJson(&mut out), value)
-                .map_err(io::Error::from)?;
+            let mut json = PrintableJson::new(&mut out);
+            serde_json::to_writer_pretty(&mut json, value).map_err(io::Error::from)?;
+            json.finish()?;
             writeln!(out)?;
         } else {
             text(&mut out)?;

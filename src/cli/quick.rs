@@ -110,8 +110,7 @@ impl Run for Asked {
         let job = self.resolve(context)?;
         let answered = quick::run(&job, &context.config)?;
         let report = &answered.report;
-        let layout = layout();
-        context.print(report, |out| matrix::print(out, report, layout))?;
+        context.print(report, |out| matrix::print(out, report, layout()))?;
         let exit = report.overall().into();
         if !answered.closing.is_empty() {
             context.close_last(answered);

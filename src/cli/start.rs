@@ -81,17 +81,20 @@ fn choose(file: Option<&Path>, rootless: bool) -> Result<(Config, Option<Places>
         return Ok((load(&places)?, Some(places)));
     }
     let privileged = doctor::missing_rights().is_none();
-    let places = Places::of_user();
+    let places = match privileged {
+        true => None,
+        false => Some(Places::of_user()),
+    };
     let first = match &places {
-        Ok(places) if !privileged => load(places)?,
+        Some(Ok(places)) => load(places)?,
         _ => load(&Places::system())?,
     };
     match (first.rootless.unwrap_or(!privileged), privileged) {
         (true, true) => {
-            let places = places?;
+            let places = Places::of_user()?;
             Ok((load(&places)?, Some(places)))
         }
-        (true, false) => Ok((first, Some(places?))),
+        (true, false) => Ok((first, Some(places.unwrap_or_else(Places::of_user)?))),
         (false, true) => Ok((first, None)),
         (false, false) => Ok((load(&Places::system())?, None)),
     }

@@ -26,9 +26,12 @@ pub(super) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync)
             }
         }
     };
-    let threads = processors::count();
+    let threads = match items.len() {
+        0 | 1 => 1,
+        many => processors::count().min(many),
+    };
     thread::scope(|scope| {
-        let started: Vec<_> = (1..threads.min(items.len()))
+        let started: Vec<_> = (1..threads)
             .filter_map(|_| thread::Builder::new().spawn_scoped(scope, worker).ok())
             .collect();
         worker();

@@ -1,6 +1,9 @@
 //! The rtnetlink sockets of a lab's routers, opened when they are first needed.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use thiserror::Error;
 
@@ -36,6 +39,7 @@ pub struct RouterSockets {
     dir: NetnsDir,
     lab: LabName,
     open: HashMap<RouterName, Netlink>,
+    namespaces: HashMap<RouterName, Arc<NetnsFd>>,
 }
 
 impl RouterSockets {
@@ -46,6 +50,7 @@ impl RouterSockets {
             dir: dir.clone(),
             lab: lab.clone(),
             open: HashMap::new(),
+            namespaces: HashMap::new(),
         }
     }
 
@@ -69,11 +74,20 @@ impl RouterSockets {
         match self.open.entry(router.clone()) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(free) => {
-                let name = RouterId::new(self.lab.clone(), router.clone()).netns();
-                let netns = open(&self.dir, &self.lab, &name, &format!("router {router}"))?;
+                let places = (&self.dir, &self.lab);
+                let netns = netns_of(&mut self.namespaces, places, router)?;
                 Ok(free.insert(Netlink::open(&netns)?))
             }
         }
+    }
+
+    /// The namespace of `router`, opened once: what is asked there and later, too, is asked of one
+    /// and the same.
+    ///
+    /// # Errors
+    /// [`SocketsError::Missing`] when there is no such router.
+    pub fn netns(&mut self, router: &RouterName) -> Result<Arc<NetnsFd>, SocketsError> {
+        netns_of(&mut self.namespaces, (&self.dir, &self.lab), router)
     }
 
     /// Opens the sockets of all `routers` at once, which is quicker than one after the other.
@@ -85,14 +99,10 @@ impl RouterSockets {
         missing.retain(|router| !self.open.contains_key(*router));
         missing.sort();
         missing.dedup();
-        let namespaces: Vec<NetnsFd> = missing
-            .iter()
-            .map(|router| {
-                let name = RouterId::new(self.lab.clone(), (*router).clone()).netns();
-                open(&self.dir, &self.lab, &name, &format!("router {router}"))
-            })
-            .collect::<Result<_, _>>()?;
-        let missing: Vec<(&RouterName, &NetnsFd)> = missing.into_iter().zip(&namespaces).collect();
+        let namespaces = missing.iter().map(|router| self.netns(router));
+        let namespaces: Vec<Arc<NetnsFd>> = namespaces.collect::<Result<_, _>>()?;
+        let namespaces = namespaces.iter().map(|netns| &**netns);
+        let missing: Vec<(&RouterName, &NetnsFd)> = missing.into_iter().zip(namespaces).collect();
         Ok(self.open_in(&missing)?)
     }
 
@@ -122,6 +132,21 @@ impl RouterSockets {
         let name = NetnsName::segments(&self.lab);
         let netns = open(&self.dir, &self.lab, &name, "segments")?;
         Ok(Netlink::open(&netns)?)
+    }
+}
+
+fn netns_of(
+    known: &mut HashMap<RouterName, Arc<NetnsFd>>,
+    (dir, lab): (&NetnsDir, &LabName),
+    router: &RouterName,
+) -> Result<Arc<NetnsFd>, SocketsError> {
+    match known.entry(router.clone()) {
+        Entry::Occupied(known) => Ok(Arc::clone(known.get())),
+        Entry::Vacant(free) => {
+            let name = RouterId::new(lab.clone(), router.clone()).netns();
+            let netns = open(dir, lab, &name, &format!("router {router}"))?;
+            Ok(Arc::clone(free.insert(Arc::new(netns))))
+        }
     }
 }
 

@@ -14,7 +14,7 @@
 //! waits for the lock looks whether the file is still linked.
 
 use std::{
-    io::{self, Read},
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -329,15 +329,11 @@ fn read_state(dir: &Directory) -> Result<Option<LabState>, LabError> {
 }
 
 fn read<T: DeserializeOwned>(dir: &Directory, name: &str) -> Result<Option<T>, LabError> {
-    let Some(mut file) = dir.open_file(name)? else {
+    let Some(bytes) = dir.content(name)? else {
         return Ok(None);
     };
-    let path = dir.path().join(name);
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)
-        .map_err(file_error("read", &path))?;
     let value = serde_json::from_slice(&bytes).map_err(|e| LabError::Format {
-        path,
+        path: dir.path().join(name),
         message: e.to_string(),
     })?;
     Ok(Some(value))

@@ -4,7 +4,12 @@
 //! different pid namespaces. With boot id, start time and pid namespace beside it, the pid names
 //! one process for ever.
 
-use std::{fs, io, os::unix::fs::MetadataExt, sync::OnceLock};
+use std::{
+    fs,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    sync::OnceLock,
+};
 
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 use serde::{Deserialize, Serialize};
@@ -58,8 +63,9 @@ impl KeeperId {
 /// # Errors
 /// When `/proc` or the keeper's file does not tell.
 pub fn world() -> io::Result<String> {
-    let boot = boot_id()?;
-    Ok(match KeeperId::current()? {
+    let own = Owner::current()?;
+    let boot = own.boot_id.unwrap_or_default();
+    Ok(match own.keeper {
         Some(KeeperId { pid, start_time }) => format!("{boot} keeper {pid}.{start_time}"),
         None => boot,
     })
@@ -145,9 +151,7 @@ struct Stat {
 
 impl Stat {
     fn of(pid: u32) -> io::Result<Option<Self>> {
-        Ok(Self::parse(&fs::read_to_string(format!(
-            "/proc/{pid}/stat"
-        ))?))
+        Ok(Self::parse(&read_proc(&format!("/proc/{pid}/stat"))?))
     }
 
     /// The command name stands in parentheses and may hold anything, `)` and spaces included.
@@ -162,14 +166,32 @@ impl Stat {
     }
 }
 
+/// One for as long as the kernel runs.
 fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim_end()
-        .to_owned())
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT.get() {
+        return Ok(known.clone());
+    }
+    let read = read_proc("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT.get_or_init(|| read.trim_end().to_owned()).clone())
 }
 
+/// One for as long as the process lives.
 fn pid_ns() -> io::Result<u64> {
-    Ok(fs::metadata("/proc/self/ns/pid")?.ino())
+    static PID_NS: OnceLock<u64> = OnceLock::new();
+    if let Some(known) = PID_NS.get() {
+        return Ok(*known);
+    }
+    let inode = fs::metadata("/proc/self/ns/pid")?.ino();
+    Ok(*PID_NS.get_or_init(|| inode))
+}
+
+/// The text of a file in `/proc` that is below a page: one read(2) gives it whole.
+fn read_proc(path: &str) -> io::Result<String> {
+    let mut text = vec![0; 4096];
+    let length = fs::File::open(path)?.read(&mut text)?;
+    text.truncate(length);
+    String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]

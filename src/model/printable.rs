@@ -42,35 +42,78 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     Cow::Owned(lines.join("\n"))
 }
 
-/// A writer of JSON in which every character that would act is escaped (RFC 8259, section 7): the
-/// value stays the same. Each write is of whole characters, as serde_json's are.
-#[derive(Debug)]
-pub struct PrintableJson<W>(pub W);
+/// Bytes that are looked at together: JSON is written in pieces of a few.
+const TOGETHER: usize = 32 << 10;
 
-impl<W: Write> Write for PrintableJson<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let plain = |b: &u8| (b' '..0x7f).contains(b) || *b == b'\n';
-        if bytes.iter().all(plain) {
-            self.0.write_all(bytes)?;
-            return Ok(bytes.len());
+/// A writer of JSON in which every character that would act is escaped (RFC 8259, section 7): the
+/// value stays the same. Each write is of whole characters, as serde_json's are. What was not
+/// flushed is lost.
+#[derive(Debug)]
+pub struct PrintableJson<W> {
+    out: W,
+    pending: Vec<u8>,
+}
+
+impl<W: Write> PrintableJson<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self {
+            out,
+            pending: Vec::new(),
         }
+    }
+
+    /// Writes what is left, and returns where all was written to.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.write_pending()?;
+        Ok(self.out)
+    }
+
+    fn write_pending(&mut self) -> io::Result<()> {
+        let bytes = std::mem::take(&mut self.pending);
+        let plain = |b: u8| (b' '..0x7f).contains(&b) | (b == b'\n');
+        // Without a way out of the loop it is done many bytes at a time.
+        if bytes.iter().fold(true, |all, b| all & plain(*b)) {
+            self.out.write_all(&bytes)?;
+        } else {
+            self.write_escaped(&bytes)?;
+        }
+        self.pending = bytes;
+        self.pending.clear();
+        Ok(())
+    }
+
+    fn write_escaped(&mut self, bytes: &[u8]) -> io::Result<()> {
         let text = std::str::from_utf8(bytes).map_err(io::Error::other)?;
         let mut rest = text;
         while let Some(at) = rest.find(|c| acts(c) && c != '\n') {
             let (clean, tail) = rest.split_at(at);
-            self.0.write_all(clean.as_bytes())?;
+            self.out.write_all(clean.as_bytes())?;
             let mut chars = tail.chars();
             for unit in chars.next().unwrap_or(' ').encode_utf16(&mut [0; 2]) {
-                write!(self.0, "\\u{unit:04x}")?;
+                write!(self.out, "\\u{unit:04x}")?;
             }
             rest = chars.as_str();
         }
-        self.0.write_all(rest.as_bytes())?;
+        self.out.write_all(rest.as_bytes())
+    }
+}
+
+impl<W: Write> Write for PrintableJson<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pending.extend_from_slice(bytes);
+        if self.pending.len() >= TOGETHER {
+            self.write_pending()?;
+        }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.write_pending()?;
+        self.out.flush()
     }
 }
 
@@ -98,9 +141,9 @@ mod tests {
     fn json_stays_the_same_value_and_has_nothing_that_acts() {
         let value =
             serde_json::json!({"a\u{202e}": ["\u{1b}[2J", "\u{9b}1m", "\u{e0041}", "naïve"]});
-        let mut json = PrintableJson(Vec::new());
+        let mut json = PrintableJson::new(Vec::new());
         serde_json::to_writer_pretty(&mut json, &value).unwrap();
-        let text = String::from_utf8(json.0).unwrap();
+        let text = String::from_utf8(json.finish().unwrap()).unwrap();
         assert!(!text.contains(|c| acts(c) && c != '\n'), "{text:?}");
         assert!(text.contains("naïve"), "{text}");
         assert_eq!(

@@ -3,7 +3,7 @@
 //! `SO_SNDBUFFORCE` and `SO_RCVBUFFORCE` ask for `CAP_NET_ADMIN` in the first user namespace
 //! (`sk_setsockopt()` in net/core/sock.c). Who lacks it gets what `net.core.wmem_max` and `rmem_max`
 //! allow, 212,992 bytes by default, doubled like every such value. Nobody is told how much that is,
-//! so the socket itself is asked: whoever fills a buffer goes by what these functions return.
+//! so the socket itself is asked then: whoever fills a buffer goes by what these functions return.
 
 use std::{
     io,
@@ -42,10 +42,10 @@ pub(crate) fn send(socket: &impl AsFd, bytes: usize) -> io::Result<usize> {
     };
     if forced == Err(Errno::EPERM) {
         setsockopt(socket, sockopt::SndBuf, &bytes.min(most))?;
-    } else {
-        forced?;
+        return Ok(getsockopt(socket, sockopt::SndBuf)?.saturating_sub(OVERHEAD));
     }
-    Ok(getsockopt(socket, sockopt::SndBuf)?.saturating_sub(OVERHEAD))
+    forced?;
+    Ok(doubled(bytes).saturating_sub(OVERHEAD))
 }
 
 /// Asks for a receive buffer of `bytes`, which the kernel doubles; returns what it holds, in the
@@ -61,8 +61,13 @@ pub(crate) fn receive(socket: &impl AsFd, bytes: usize) -> io::Result<usize> {
     };
     if forced == Err(Errno::EPERM) {
         setsockopt(socket, sockopt::RcvBuf, &bytes.min(most))?;
-    } else {
-        forced?;
+        return Ok(getsockopt(socket, sockopt::RcvBuf)?);
     }
-    Ok(getsockopt(socket, sockopt::RcvBuf)?)
+    forced?;
+    Ok(doubled(bytes))
+}
+
+/// What the kernel makes of a value that it takes as it is, `__sock_set_rcvbuf()`.
+fn doubled(bytes: usize) -> usize {
+    bytes.saturating_mul(2)
 }

@@ -162,6 +162,11 @@ fn end_message(end: &VethEnd<'_>) -> LinkMessage {
         end.netns
             .map(|netns| LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd())),
     );
+    // One queue is what a veth uses unless told otherwise, but it is made with one per processor
+    // and the others are taken away under the RTNL, which waits for all processors each time
+    // (`veth_init_queues()`).
+    attributes.push(LinkAttribute::NumTxQueues(1));
+    attributes.push(LinkAttribute::NumRxQueues(1));
     message
 }
 

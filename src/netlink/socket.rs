@@ -214,7 +214,8 @@ impl Netlink {
         Ok(())
     }
 
-    /// Reads everything that has arrived, sorted by request.
+    /// Reads until the last request has its reply, before which the kernel sends all others, or
+    /// until nothing is left to read; sorted by request.
     fn replies(
         &mut self,
         first: u32,
@@ -222,7 +223,7 @@ impl Netlink {
     ) -> Result<Vec<Option<Reply>>, NetlinkError> {
         let mut replies: Vec<Option<Reply>> = requests.iter().map(|_| None).collect();
         let netns = self.netns.clone();
-        while self.receive()? {
+        while replies.last().is_some_and(Option::is_none) && self.receive()? {
             for message in messages(&self.read, self.port) {
                 let message = message
                     .map_err(|reason| malformed(&format!("a request in {netns}"), reason))?;

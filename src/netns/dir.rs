@@ -22,7 +22,7 @@ use nix::{
 
 use super::{
     NetnsError, NetnsFd,
-    fd::{OWN_NETNS, on_own_thread},
+    fd::{Home, OWN_NETNS, on_own_thread},
 };
 use crate::{flock, model::NetnsName, wait::Wait};
 
@@ -90,11 +90,12 @@ impl NetnsDir {
     }
 
     /// Creates the namespace `name` and runs `inside` in it on the thread that made it, which
-    /// saves a thread and an entry.
+    /// saves a thread and an entry: that is the calling thread, if it can come back, as with
+    /// [`visit`](super::visit).
     ///
     /// # Errors
-    /// As [`NetnsDir::create`], and when `inside` panics. Then the namespace exists and is the
-    /// caller's to delete.
+    /// As [`NetnsDir::create`], and when `inside` panics on a thread of its own. Then the namespace
+    /// exists and is the caller's to delete.
     pub fn create_with<T: Send>(
         &self,
         name: &NetnsName,
@@ -106,10 +107,14 @@ impl NetnsDir {
                 netns: name.clone(),
             });
         }
-        on_own_thread(|| {
+        let make = || {
             let fd = self.create_here(name)?;
             Ok((fd, inside()))
-        })
+        };
+        match Home::of_this_thread() {
+            Some(_home) => make(),
+            None => on_own_thread(make),
+        }
     }
 
     /// Puts the calling thread into a new namespace and gives that its name.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sched::{CloneFlags, setns, unshare},
     sys::{
         socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
@@ -113,11 +114,12 @@ impl NetnsFd {
         protocol: Option<SockProtocol>,
     ) -> Result<OwnedFd, NetnsError> {
         let flags = flags | SockFlag::SOCK_CLOEXEC;
-        self.enter(|| socket(family, kind, flags, protocol))?
-            .map_err(|errno| NetnsError::Socket {
-                netns: self.name.clone(),
-                source: errno.into(),
-            })
+        let mut opened = visit(&[self], |_| socket(family, kind, flags, protocol))?;
+        let opened = opened.pop().unwrap_or(Err(Errno::EIO));
+        opened.map_err(|errno| NetnsError::Socket {
+            netns: self.name.clone(),
+            source: errno.into(),
+        })
     }
 
     /// Moves the calling thread into the namespace, for good. Only for threads that end soon.
@@ -135,11 +137,15 @@ impl AsFd for NetnsFd {
     }
 }
 
-/// Runs `work` in each of `namespaces` in turn, all on one thread of its own: entering a further
-/// namespace costs a few microseconds, a thread some tens of them.
+/// Runs `work` in each of `namespaces` in turn. It is for opening what stays in its namespace, and
+/// must leave the thread as it was: the calling thread goes there itself and comes back, because a
+/// thread for it costs more than twenty system calls.
+///
+/// Where the calling thread could not come back, all is done on a thread of its own: so it is when
+/// an ordinary user's process stands in the machine's own network.
 ///
 /// # Errors
-/// [`NetnsError`] of the first namespace that cannot be entered, or when `work` panics.
+/// [`NetnsError`] of the first namespace that cannot be entered.
 pub fn visit<T: Send>(
     namespaces: &[&NetnsFd],
     mut work: impl FnMut(&NetnsFd) -> T + Send,
@@ -148,7 +154,33 @@ pub fn visit<T: Send>(
         netns.join()?;
         Ok(work(netns))
     };
-    on_own_thread(|| namespaces.iter().map(one).collect())
+    let all = || namespaces.iter().map(one).collect();
+    match Home::of_this_thread() {
+        Some(_home) => all(),
+        None => on_own_thread(all),
+    }
+}
+
+/// The namespace that the calling thread is in. Dropping it goes back there.
+pub(super) struct Home(File);
+
+impl Home {
+    /// None when the way back would be refused, setns(2): going there is tried before leaving.
+    pub(super) fn of_this_thread() -> Option<Self> {
+        let home = File::open(OWN_NETNS).ok()?;
+        setns(&home, CloneFlags::CLONE_NEWNET).ok()?;
+        Some(Self(home))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if setns(&self.0, CloneFlags::CLONE_NEWNET).is_err() {
+            // It worked a moment ago. Whatever this thread did next would be done to the wrong
+            // network; the end of a process leaves nothing but what the next job clears.
+            std::process::abort();
+        }
+    }
 }
 
 /// Runs `work` inside a new namespace without a name, on a thread of its own. The namespace goes

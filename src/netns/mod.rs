@@ -3,7 +3,8 @@
 //! Named namespaces are those of ip-netns(8): a file in [`NetnsDir`] on which the namespace is
 //! bind-mounted. Whoever wants to be inside one passes a closure to [`NetnsFd::enter`]; it runs
 //! on a thread of its own that ends afterwards, so no thread of the program ever has to find its
-//! way back (setns(2), network_namespaces(7)). Nothing is forked; the only commands are the tools
+//! way back (setns(2), network_namespaces(7)). Only to open sockets ([`visit`]) a thread goes itself,
+//! after it has made sure of its way back. Nothing is forked; the only commands are the tools
 //! for which no library does ([`tool`]).
 //!
 //! A socket belongs for ever to the namespace that it was opened in and may be used from any

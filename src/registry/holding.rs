@@ -17,8 +17,8 @@ use crate::{
     model::{Dscp, HostId, RouterId, RunId},
     registry::{
         HostKernel, HostLeases, HostRecord, HostSpec, Job, JobInfo, JobType, Lease, Liveness,
-        Locked, ManagedBy, Mode, NeighbourKernel, Owner, Refused, RegistryError, RegistryManager, Scope,
-        TapKernel, Unlocked, Wait, dscp, host,
+        Locked, ManagedBy, Mode, NeighbourKernel, Owner, Refused, RegistryError, RegistryManager,
+        Scope, TapKernel, Unlocked, Wait, dscp, host,
         job_hosts::is_made,
         lease, log,
         manager::{Census, Open},
@@ -56,6 +56,15 @@ enum Look<'s> {
     Taken(Vec<&'s HostSpec>),
     /// A dead job left something here, or a file is damaged.
     Remains,
+}
+
+/// What became of hosts whose leases were released.
+#[derive(Default)]
+struct GivenBack<'h> {
+    /// Of those that this job made: nobody leases them any more.
+    unused: Vec<&'h HostId>,
+    /// Of the others: this job is the last to use them. Their leases are kept, and go with them.
+    last: Vec<HostId>,
 }
 
 impl Holding {
@@ -370,51 +379,68 @@ impl Holding {
         dscp: bool,
     ) -> Vec<RegistryError> {
         let mut failed = Vec::new();
-        let last = match self.give_back(dscp) {
-            Ok((last, missing)) => {
-                failed.extend(missing);
+        let made = std::mem::take(&mut self.made);
+        let mut mine: Vec<&HostId> = made.iter().collect();
+        let queues = job.enter_queues(&mut mine, wait, &mut failed);
+        let last = match self.give_back(&mine, dscp, &mut failed) {
+            Ok(GivenBack { unused, last }) => {
+                failed.extend(job.remove_and_forget(&unused, kernel).err());
                 last
             }
             Err(error) => {
                 failed.push(error);
-                std::mem::take(&mut self.found)
-                    .into_iter()
-                    .map(|found| found.host)
-                    .collect()
+                let found = std::mem::take(&mut self.found).into_iter();
+                let found = found.map(|found| found.host);
+                found.chain(made.iter().cloned()).collect()
             }
         };
-        let mut to_go = std::mem::take(&mut self.made);
-        to_go.extend(last);
-        if !to_go.is_empty() {
-            let to_go: Vec<&HostId> = to_go.iter().collect();
-            failed.extend(job.release_and_remove_all(&to_go, kernel, wait));
+        drop(queues);
+        if !last.is_empty() {
+            let last: Vec<&HostId> = last.iter().collect();
+            failed.extend(job.release_and_remove_all(&last, kernel, wait));
         }
         failed
     }
 
-    /// The one hold of an end. Returns the hosts that this job is the last to use, whose leases it
-    /// keeps: they go with their hosts; and what could not be given back.
-    fn give_back(
+    /// The one hold of an end: the queues of `made`, hosts that this job has made, are held. What
+    /// could not be given back is added to `failed`.
+    fn give_back<'h>(
         &mut self,
+        made: &[&'h HostId],
         dscp: bool,
-    ) -> Result<(Vec<HostId>, Vec<RegistryError>), RegistryError> {
+        failed: &mut Vec<RegistryError>,
+    ) -> Result<GivenBack<'h>, RegistryError> {
         let dscp = dscp && self.dscp.is_some();
-        let (mut last, mut failed, mut log) = (Vec::new(), Vec::new(), Vec::new());
-        if self.found.is_empty() && !dscp {
-            return Ok((last, failed));
+        let mut given = GivenBack::default();
+        let leased = !(self.found.is_empty() && made.is_empty());
+        if !leased {
+            if dscp {
+                failed.extend(self.release_dscp().err());
+            }
+            return Ok(given);
         }
         let registry = self.registry.clone();
+        let mut log = Vec::new();
         let mut token = Token::new();
         let mut leases = registry.open_file::<LeasesLevel, _>(&mut token)?;
         let (token, table) = leases.parts();
         let mut census = Census::default();
+        let liveness = &mut |owner: &Owner| census.ask(owner);
+        for host in made {
+            match lease::release_host(table, host, &self.run_id, liveness) {
+                Ok(left) => {
+                    given.unused.extend((left == 0).then_some(*host));
+                    log.push(self.entry("host_lease.release", json!({"host": host})));
+                }
+                Err(error) => failed.push(error),
+            }
+        }
         for Found { host, managed_by } in std::mem::take(&mut self.found) {
             let before = table.clone();
-            let liveness = &mut |owner: &Owner| census.ask(owner);
             match lease::release_host(table, &host, &self.run_id, liveness) {
                 Ok(0) if managed_by == ManagedBy::Job => {
                     *table = before;
-                    last.push(host);
+                    given.last.push(host);
                 }
                 Ok(_) => log.push(self.entry("host_lease.release", json!({"host": host}))),
                 Err(error) => failed.push(error),
@@ -424,21 +450,31 @@ impl Holding {
             && let Err(error) = registry.save_table::<LeasesLevel>(table)
         {
             log.clear();
+            // They are leased still.
+            given.unused.clear();
             failed.push(error);
         }
         if dscp {
-            let mut free = || {
-                let mut values = registry.open_file::<DscpLevel, _>(token)?;
-                let dscp = dscp::release(&mut values.table, &self.run_id)?;
-                registry.save(&values)?;
-                log.push(self.entry("dscp.release", json!({"dscp": dscp})));
-                Ok(())
-            };
-            failed.extend(free().err());
-            self.dscp = None;
+            match self.free_dscp(token) {
+                Ok(entry) => log.push(entry),
+                Err(error) => failed.push(error),
+            }
         }
         drop(leases);
         registry.record_all(&log);
-        Ok((last, failed))
+        Ok(given)
+    }
+
+    /// Frees the DSCP value, which is held.
+    fn free_dscp(
+        &mut self,
+        token: &mut Token<'_, LeasesLevel>,
+    ) -> Result<log::Entry, RegistryError> {
+        self.dscp = None;
+        let registry = &self.registry;
+        let mut values = registry.open_file::<DscpLevel, _>(token)?;
+        let dscp = dscp::release(&mut values.table, &self.run_id)?;
+        registry.save(&values)?;
+        Ok(self.entry("dscp.release", json!({"dscp": dscp})))
     }
 }

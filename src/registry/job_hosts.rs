@@ -67,10 +67,18 @@ impl Job<Unlocked> {
         let queues = specs.iter().map(|spec| self.host_queue(&spec.id, wait));
         let _queues: Vec<QueueLock> = queues.collect::<Result<_, _>>()?;
         let found = self.find_or_register(&specs)?;
-        let done = self
-            .make_missing(&found, kernel)
-            .and_then(|()| self.add_leases(&specs));
-        done.map_err(|e| self.unmake(e, &ids(&found.not_made()), kernel))
+        let mut log = self.entries("host.register", &ids(&found.new));
+        let done = self.make_missing(&found, kernel).and_then(|made| {
+            self.add_leases(&specs)?;
+            Ok(made)
+        });
+        if let Ok(made) = &done {
+            log.extend(self.entries("host.create", &ids(made)));
+            log.extend(self.entries("host_lease.acquire", &ids(&specs)));
+        }
+        self.registry.record_all(&log);
+        done.map(drop)
+            .map_err(|e| self.unmake(e, &ids(&found.not_made()), kernel))
     }
 
     /// Releases this job's lease of `host`, and removes and unregisters the host if that was the
@@ -112,20 +120,9 @@ impl Job<Unlocked> {
         hosts.sort();
         hosts.dedup();
         let mut failed = Vec::new();
-        let mut queues = Vec::with_capacity(hosts.len());
-        hosts.retain(|host| match self.host_queue(host, wait) {
-            Ok(queue) => {
-                queues.push(queue);
-                true
-            }
-            Err(error) => {
-                failed.push(error);
-                false
-            }
-        });
+        let _queues = self.enter_queues(&mut hosts, wait, &mut failed);
         let unused = self.release_leases(&hosts, &mut failed);
-        let removed = remove_all(&unused, kernel).and_then(|()| self.forget_hosts(&unused));
-        failed.extend(removed.err());
+        failed.extend(self.remove_and_forget(&unused, kernel).err());
         failed
     }
 
@@ -142,9 +139,10 @@ impl Job<Unlocked> {
         let _queue = self.host_queue(&spec.id, wait)?;
         self.drop_remains(spec, kernel)?;
         self.register(&[spec], ManagedBy::Operator)?;
-        let made = self
-            .make(&[spec], kernel)
-            .and_then(|()| self.update_record(&spec.id, |r| r.creating = false));
+        let made = self.make(&[spec], kernel).and_then(|()| {
+            self.note("host.create", &spec.id);
+            self.update_record(&spec.id, |r| r.creating = false)
+        });
         made.map_err(|e| self.unmake(e, &[&spec.id], kernel))
     }
 
@@ -260,6 +258,37 @@ impl Job<Unlocked> {
         self.release_lease(host)
     }
 
+    /// Enters the queues of `hosts`, which are sorted, and leaves those of them out whose queue
+    /// cannot be entered.
+    pub(crate) fn enter_queues(
+        &self,
+        hosts: &mut Vec<&HostId>,
+        wait: &Wait,
+        failed: &mut Vec<RegistryError>,
+    ) -> Vec<QueueLock> {
+        let mut queues = Vec::with_capacity(hosts.len());
+        hosts.retain(|host| match self.host_queue(host, wait) {
+            Ok(queue) => {
+                queues.push(queue);
+                true
+            }
+            Err(error) => {
+                failed.push(error);
+                false
+            }
+        });
+        queues
+    }
+
+    /// Removes and unregisters hosts that have no lease, and whose queues are held.
+    pub(crate) fn remove_and_forget(
+        &mut self,
+        unused: &[&HostId],
+        kernel: &mut impl HostKernel,
+    ) -> Result<(), RegistryError> {
+        remove_all(unused, kernel).and_then(|()| self.forget_hosts(unused))
+    }
+
     fn host_queue(&self, host: &HostId, wait: &Wait) -> Result<QueueLock, RegistryError> {
         let run_id = &self.info.run_id;
         let name = host.to_string();
@@ -269,10 +298,7 @@ impl Job<Unlocked> {
 
     /// Finds out what is to be done for `specs`, whose queues are held: nobody else changes that.
     /// Registers those that are new.
-    fn find_or_register<'s>(
-        &mut self,
-        specs: &[&'s HostSpec],
-    ) -> Result<Found<'s>, RegistryError> {
+    fn find_or_register<'s>(&mut self, specs: &[&'s HostSpec]) -> Result<Found<'s>, RegistryError> {
         let by = self.registrant(ManagedBy::Job);
         let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
         let (token, table) = hosts.parts();
@@ -300,18 +326,15 @@ impl Job<Unlocked> {
             }
             self.registry.save(&hosts)?;
         }
-        drop(hosts);
-        let new = ids(&found.new);
-        self.notes("host.register", &new);
         Ok(found)
     }
 
-    /// Makes what was not found made, and what is registered as made and is not there.
-    fn make_missing(
+    /// Makes what was not found made, and what is registered as made and is not there; returns that.
+    fn make_missing<'s>(
         &mut self,
-        found: &Found<'_>,
+        found: &Found<'s>,
         kernel: &mut impl HostKernel,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<Vec<&'s HostSpec>, RegistryError> {
         if !found.unfinished.is_empty() {
             let unfinished = ids(&found.unfinished);
             let removed = kernel.remove_hosts(&unfinished);
@@ -325,16 +348,15 @@ impl Job<Unlocked> {
                 missing.push(spec);
             }
         }
-        self.make(&missing, kernel)
+        self.make(&missing, kernel)?;
+        Ok(missing)
     }
 
     fn make(&self, specs: &[&HostSpec], kernel: &mut impl HostKernel) -> Result<(), RegistryError> {
         if specs.is_empty() {
             return Ok(());
         }
-        kernel_calls("make", &ids(specs), kernel.create_hosts(specs))?;
-        self.notes("host.create", &ids(specs));
-        Ok(())
+        kernel_calls("make", &ids(specs), kernel.create_hosts(specs))
     }
 
     /// Undoes the making of hosts; what cannot be undone is added to the error. Hosts that could
@@ -345,7 +367,7 @@ impl Job<Unlocked> {
         hosts: &[&HostId],
         kernel: &mut impl HostKernel,
     ) -> RegistryError {
-        let undone = remove_all(hosts, kernel).and_then(|()| self.forget_hosts(hosts));
+        let undone = self.remove_and_forget(hosts, kernel);
         first.with_undo(undone.err().into_iter().collect())
     }
 
@@ -358,10 +380,7 @@ impl Job<Unlocked> {
             let table = &mut leases.table;
             lease::acquire_host(table, &spec.id, &spec.router, new.clone(), alive)?;
         }
-        self.registry.save(&leases)?;
-        drop(leases);
-        self.notes("host_lease.acquire", &ids(specs));
-        Ok(())
+        self.registry.save(&leases)
     }
 
     /// Releases leases; returns the hosts that are to go now, and adds what fails to `failed`.
@@ -534,7 +553,11 @@ impl Job<Unlocked> {
         Ok(())
     }
 
-    pub(crate) fn exists(&self, host: &HostId, kernel: &mut impl HostKernel) -> Result<bool, RegistryError> {
+    pub(crate) fn exists(
+        &self,
+        host: &HostId,
+        kernel: &mut impl HostKernel,
+    ) -> Result<bool, RegistryError> {
         kernel_call("look for", host, kernel.host_exists(host))
     }
 
@@ -543,10 +566,13 @@ impl Job<Unlocked> {
     }
 
     fn notes(&self, operation: &str, hosts: &[&HostId]) {
+        self.registry.record_all(&self.entries(operation, hosts));
+    }
+
+    fn entries(&self, operation: &str, hosts: &[&HostId]) -> Vec<log::Entry> {
         let run_id = Some(&self.info.run_id);
         let entry = |host: &&HostId| log::Entry::new(operation, run_id, json!({"host": host}));
-        let entries: Vec<log::Entry> = hosts.iter().map(entry).collect();
-        self.registry.record_all(&entries);
+        hosts.iter().map(entry).collect()
     }
 }
 

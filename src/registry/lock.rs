@@ -224,7 +224,7 @@ fn enter(
     owner: &Owner,
     wait: &Wait,
 ) -> Result<Option<(QueueLock, Vec<Ticket>)>, RegistryError> {
-    let open = || locks.new_sub(name).map(Directory::into_fd);
+    let open = || locks.lock_directory_unchecked(name);
     let held = mutex::lock_linked(locks, name, wait, open)?;
     let mut tickets = read_tickets(&held).map_err(|e| locks.error("list", name, e))?;
     let ticket = Ticket {
@@ -450,5 +450,7 @@ fn read_tickets(queue: &OwnedFd) -> Result<Vec<Ticket>, Errno> {
 /// The names in a directory that this process has open for itself alone.
 fn entries(directory: &OwnedFd) -> Result<Vec<String>, Errno> {
     let names = medium::entries(directory.as_fd())?.into_iter();
-    Ok(names.filter_map(|name| String::from_utf8(name).ok()).collect())
+    Ok(names
+        .filter_map(|name| String::from_utf8(name).ok())
+        .collect())
 }

@@ -148,15 +148,25 @@ impl Directory {
     }
 
     /// The same where it is likely to be missing.
-    pub(crate) fn new_sub(&self, name: &str) -> Result<Self, RegistryError> {
+    fn new_sub(&self, name: &str) -> Result<Self, RegistryError> {
+        let fd = self.lock_directory_unchecked(name)?;
+        self.below(fd, self.path.join(name))
+    }
+
+    /// Opens the sub-directory `name` for locking, made if it is missing, without looking at it:
+    /// whoever locks it does, with [`Self::check`].
+    pub(crate) fn lock_directory_unchecked(&self, name: &str) -> Result<OwnedFd, RegistryError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         loop {
             match mkdirat(&self.fd, name, Mode::S_IRWXU) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(e) => return Err(self.error("make", name, e)),
             }
-            // Somebody may have removed it again.
-            if let Some(found) = self.sub_existing(name)? {
-                return Ok(found);
+            match openat(&self.fd, name, flags, Mode::empty()) {
+                Ok(fd) => return Ok(fd),
+                // Somebody has removed it again.
+                Err(Errno::ENOENT) => {}
+                Err(e) => return Err(refused_link("open", &self.path.join(name), e.into())),
             }
         }
     }
@@ -181,10 +191,39 @@ impl Directory {
         }
     }
 
+    /// The same without looking at what was opened: whoever locks it does, with [`Self::check`].
+    pub(crate) fn lock_file_unchecked(&self, name: &str) -> Result<OwnedFd, RegistryError> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT;
+        let opened = self.open_plain_file(name, flags)?;
+        opened.ok_or_else(|| self.error("open", name, io::ErrorKind::NotFound))
+    }
+
+    /// Looks whether what is open as `name` may be trusted, and whether it still has that name.
+    pub(crate) fn check(&self, name: &str, fd: &OwnedFd) -> Result<bool, RegistryError> {
+        let path = self.path.join(name);
+        let stat = fstat(fd).map_err(|e| io_error("examine", &path, e.into()))?;
+        check_owner(&stat, self.me, &path)?;
+        let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        if !matches!(kind, SFlag::S_IFREG | SFlag::S_IFDIR) {
+            return Err(refuse(&path, "it is not a regular file".to_owned()));
+        }
+        Ok(stat.st_nlink > 0)
+    }
+
     /// Opens the file `name` for reading; none when it does not exist.
     pub(crate) fn open_file(&self, name: &str) -> Result<Option<File>, RegistryError> {
         let opened = self.open_checked(name, OFlag::O_RDONLY)?;
         Ok(opened.map(|(file, _)| file))
+    }
+
+    /// The content of the file `name`, however large; none when it does not exist.
+    pub(crate) fn content(&self, name: &str) -> Result<Option<Vec<u8>>, RegistryError> {
+        let Some((file, stat)) = self.open_checked(name, OFlag::O_RDONLY)? else {
+            return Ok(None);
+        };
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let content = read_whole(file, size, u64::MAX);
+        content.map(Some).map_err(|e| self.error("read", name, e))
     }
 
     /// Opens the file `name` for appending and reading, made if it is missing.
@@ -286,27 +325,28 @@ impl Directory {
         name: &str,
         flags: OFlag,
     ) -> Result<Option<(File, FileStat)>, RegistryError> {
-        let path = self.path.join(name);
-        // O_NONBLOCK: a FIFO in the file's place must not make anybody wait.
-        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let fd = match retry(|| {
-            Ok(openat(
-                &self.fd,
-                name,
-                flags,
-                Mode::from_bits_truncate(0o600),
-            )?)
-        }) {
-            Ok(fd) => fd,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(refused_link("open", &path, e)),
+        let Some(fd) = self.open_plain_file(name, flags)? else {
+            return Ok(None);
         };
+        let path = self.path.join(name);
         let stat = fstat(&fd).map_err(|e| io_error("examine", &path, e.into()))?;
         check_owner(&stat, self.me, &path)?;
         if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
             return Err(refuse(&path, "it is not a regular file".to_owned()));
         }
         Ok(Some((fd.into(), stat)))
+    }
+
+    /// Opens a file, whatever it is but a symbolic link.
+    fn open_plain_file(&self, name: &str, flags: OFlag) -> Result<Option<OwnedFd>, RegistryError> {
+        // O_NONBLOCK: a FIFO in the file's place must not make anybody wait.
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let mode = Mode::from_bits_truncate(0o600);
+        match retry(|| Ok(openat(&self.fd, name, flags, mode)?)) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(refused_link("open", &self.path.join(name), e)),
+        }
     }
 
     fn create(&self, name: &str) -> io::Result<File> {
@@ -352,7 +392,8 @@ impl Medium for Directory {
         if size > MAX_FILE {
             return Err(too_large());
         }
-        let content = read_whole(file, size).map_err(|e| self.error("read", name, e))?;
+        let content =
+            read_whole(file, size, MAX_FILE + 1).map_err(|e| self.error("read", name, e))?;
         if content.len() as u64 > MAX_FILE {
             return Err(too_large());
         }
@@ -430,8 +471,9 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// Reads a file that had `size` bytes a moment ago. A read that leaves room has come to the end.
-fn read_whole(mut file: File, size: u64) -> io::Result<Vec<u8>> {
+/// Reads a file that had `size` bytes a moment ago, or `most` bytes of it if it has grown. A read
+/// that leaves room has come to the end.
+fn read_whole(mut file: File, size: u64, most: u64) -> io::Result<Vec<u8>> {
     let mut content = vec![0; usize::try_from(size).unwrap_or(0) + 1];
     let mut length = 0;
     loop {
@@ -445,7 +487,7 @@ fn read_whole(mut file: File, size: u64) -> io::Result<Vec<u8>> {
             return Ok(content);
         }
         // It has grown.
-        let most = (MAX_FILE + 1).saturating_sub(length as u64);
+        let most = most.saturating_sub(length as u64);
         file.take(most).read_to_end(&mut content)?;
         return Ok(content);
     }

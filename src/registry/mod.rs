@@ -14,6 +14,8 @@
 //! job.release_and_remove(&host, &mut kernel, &wait)?;
 //! ```
 //!
+//! A quick job takes all that at once, and gives it back at once: [`Holding`].
+//!
 //! # On disk
 //!
 //! ```text
@@ -22,7 +24,7 @@
 //! ├── host_leases.json        {"LAB@HOST": {"router": "LAB.ROUTER", "leases": [...]}}
 //! ├── neighbor_leases.json    {"LAB.ROUTER|IFACE|IP": {..., "leases": [...]}}
 //! ├── dscp_registry.json      {"allocations": {"RUN-ID": {...}}}
-//! ├── *.json.bak              the same, written right after its original was replaced
+//! ├── *.json.bak              the same, written right after its original was replaced; not on a tmpfs
 //! ├── *.json.tmp              left by a crash; never read, replaced by the next write
 //! ├── *.json.corrupt-TIME     set aside because it could not be read as JSON
 //! ├── transactions.jsonl      one line per change; .1 is the older one, see [`log`]
@@ -33,7 +35,8 @@
 //! ```
 //!
 //! A file is replaced as a whole: written beside, fsync, rename, fsync of the directory. A reader
-//! sees the old or the new content, whenever the writer dies. What is assumed of the medium:
+//! sees the old or the new content, whenever the writer dies. On a tmpfs, where nothing outlives the
+//! kernel, nothing is synced and no copies are kept. What is assumed of the medium:
 //! rename(2) replaces atomically, fsync(2) keeps its word, flock(2) and FIFOs work (tmpfs, ext4,
 //! xfs, btrfs; not NFS). After a reboot every owner is gone, because its boot id differs; on a
 //! tmpfs the files are gone too.

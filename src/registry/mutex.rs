@@ -11,7 +11,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use nix::{fcntl::Flock, sys::stat::fstat};
+use nix::fcntl::Flock;
 
 use crate::{
     flock::{self, NotLocked},
@@ -72,7 +72,7 @@ pub(crate) fn lock<'t, L: Level, P: Before<L>>(
 ) -> Result<Guard<'t, L>, RegistryError> {
     let open = || match opened.take(name) {
         Some(fd) => Ok(fd),
-        None => locks.lock_file(name),
+        None => locks.lock_file_unchecked(name),
     };
     Ok(Guard {
         held: Some(lock_linked(locks, name, wait, open)?),
@@ -83,7 +83,7 @@ pub(crate) fn lock<'t, L: Level, P: Before<L>>(
 }
 
 /// Opens and locks until what was locked is still linked: a lock on an unlinked file excludes
-/// nobody who comes later.
+/// nobody who comes later. What is locked is then looked at, whether it may be trusted.
 pub(crate) fn lock_linked(
     locks: &Directory,
     name: &str,
@@ -95,8 +95,7 @@ pub(crate) fn lock_linked(
         let path = locks.path().join(name);
         let held = flock::exclusive(fd, &path, wait);
         let held = held.map_err(|refused| gave_up(refused, locks, name, wait))?;
-        let stat = fstat(&*held).map_err(|e| locks.error("examine", name, e))?;
-        if stat.st_nlink > 0 {
+        if locks.check(name, &held)? {
             return Ok(held);
         }
     }
@@ -121,6 +120,8 @@ fn gave_up(refused: NotLocked, locks: &Directory, name: &str, wait: &Wait) -> Re
 #[cfg(test)]
 mod tests {
     use std::{fs, thread, time::Duration};
+
+    use nix::sys::stat::fstat;
 
     use super::*;
     use crate::registry::{

@@ -205,7 +205,10 @@ impl RegistryManager {
         scope: &Scope,
         kernel: &mut K,
     ) -> Result<(), RegistryError> {
-        if !lock::names(self.locks())?.iter().any(|name| name.contains('@')) {
+        if !lock::names(self.locks())?
+            .iter()
+            .any(|name| name.contains('@'))
+        {
             return Ok(());
         }
         let mut pass = Pass {

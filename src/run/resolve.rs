@@ -84,16 +84,17 @@ pub(super) fn host_at(
             made_up_name(router, at.as_str(), source)?,
         ),
     };
-    plan(
-        &HostRequest {
-            id,
-            router: router.clone(),
-            address: source,
-            prefix_len: existing.map(|host| host.address.prefix_len()),
-            interface: Some(at.clone()),
-        },
-        hosts,
-    )
+    let request = HostRequest {
+        id,
+        router: router.clone(),
+        address: source,
+        prefix_len: existing.map(|host| host.address.prefix_len()),
+        interface: Some(at.clone()),
+    };
+    match existing {
+        Some(_) => Ok(Ok(hosts.plan_of_made(&request, at)?)),
+        None => plan(&request, hosts),
+    }
 }
 
 /// Where somebody put hosts with the address `source` by hand.

@@ -4,6 +4,7 @@
 
 mod behind;
 mod buffers;
+mod calls;
 mod capture;
 mod cases;
 mod chains;

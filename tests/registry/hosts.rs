@@ -328,7 +328,10 @@ fn nobody_leases_a_host_that_is_being_removed_by_its_operator_or_with_its_last_l
         };
         match by_operator {
             true => drop(job.remove_host(&spec.id, &mut kernel, &wait).unwrap()),
-            false => drop(job.release_and_remove(&spec.id, &mut kernel, &wait).unwrap()),
+            false => drop(
+                job.release_and_remove(&spec.id, &mut kernel, &wait)
+                    .unwrap(),
+            ),
         }
         let came = kernel.came.unwrap().unwrap_err();
         assert!(matches!(came, RegistryError::LockTimeout { .. }), "{came}");

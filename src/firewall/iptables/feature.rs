@@ -11,7 +11,7 @@ use super::{
 use crate::{
     firewall::{Backend, Site, Support, nft::inventory, with_causes},
     netlink::object::Family,
-    netns::tool::ToolError,
+    netns::{tool::ToolError, visit},
 };
 
 /// Letter of the chain of a trial.
@@ -21,8 +21,10 @@ const TRIAL: char = 't';
 /// [`choose`](crate::firewall::choose) takes as its probe.
 #[must_use]
 pub fn probe(backend: Backend, family: Family, site: Site<'_>) -> Support {
-    let nf_tables = || match site.netns.enter(inventory::support_here) {
-        Ok(support) => support,
+    let nf_tables = || match visit(&[site.netns], |_| inventory::support_here()) {
+        Ok(mut support) => support
+            .pop()
+            .unwrap_or_else(|| Support::Unknown("nobody was asked".to_owned())),
         Err(error) => Support::Unknown(with_causes(&error)),
     };
     match backend {

@@ -105,6 +105,20 @@ impl Hosts {
         Ok(plan::spec(request, interface, &addresses))
     }
 
+    /// The plan of a host that is there as `request` says, at the interface that it names.
+    ///
+    /// # Errors
+    /// As [`Hosts::plan`].
+    pub fn plan_of_made(
+        &mut self,
+        request: &HostRequest,
+        interface: &IfName,
+    ) -> Result<HostSpec, HostError> {
+        self.check(&request.id, &request.router)?;
+        let addresses = self.addresses(&request.router, interface)?;
+        Ok(plan::spec(request, interface.clone(), &addresses))
+    }
+
     fn addresses(
         &mut self,
         router: &RouterId,

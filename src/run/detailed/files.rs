@@ -86,12 +86,16 @@ fn as_text(report: &DetailedReport) -> Vec<u8> {
 }
 
 fn put_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), WriteError> {
-    let mut bytes = PrintableJson(Vec::new());
-    serde_json::to_writer_pretty(&mut bytes, value).map_err(|e| WriteError {
+    let mut json = PrintableJson::new(Vec::new());
+    let written = serde_json::to_writer_pretty(&mut json, value);
+    let bytes = written
+        .map_err(io::Error::from)
+        .and_then(|()| json.finish());
+    let bytes = bytes.map_err(|source| WriteError {
         path: dir.join(name),
-        source: e.into(),
+        source,
     })?;
-    put(dir, name, &bytes.0)
+    put(dir, name, &bytes)
 }
 
 fn put(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), WriteError> {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    io,
     net::IpAddr,
     sync::Arc,
 };
@@ -28,14 +29,13 @@ use crate::{
     },
     model::{RouterId, RouterName},
     netlink::object::{Family, Mac},
-    netns::{NetnsDir, NetnsFd},
+    netns::{NetnsDir, visit},
     registry::HostSpec,
     run::{
         packet::Probe,
         probe::WireSocket,
         report::{EndKind, Verdict},
         resolve::{self, ResolveError, RouterChoice},
-        way::WayError,
     },
 };
 
@@ -218,24 +218,23 @@ impl<'a> Inquiry<'a> {
         }
     }
 
-    /// Plans the ways of `probes` from `starts`, and what is needed to measure there. Without
-    /// `hosts` the hidden sender sends in place of source hosts, too.
+    /// Plans the ways of `probes` from `starts`, and what is needed to measure there. Without the
+    /// hosts that are `there` the hidden sender sends in place of source hosts, too.
     pub(super) fn prepare(
         &self,
-        sockets: &mut RouterSockets,
-        hosts: Option<(&mut Hosts, &[HostState])>,
+        hosts: &mut Hosts,
+        there: Option<&[HostState]>,
         starts: &[Entry],
         probes: &[Probe],
     ) -> Result<Prepared, QuickError> {
-        let mut hosts = hosts;
         let family = Family::of(self.job.destination);
         let named = self.named();
         let allowed = |router: &RouterName| named.is_none_or(|names| names.contains(router));
-        let mut tables = Tables::new(self.wiring, sockets, family);
+        let mut tables = Tables::new(self.wiring, hosts.routers(), family);
         let mut course = Course::plan(&mut tables, starts, probes, &allowed)?;
         let mut prepared = Prepared {
             starts: starts.to_vec(),
-            unheard: self.unheard(hosts.as_ref().map_or(&[], |(_, there)| *there))?,
+            unheard: self.unheard(there.unwrap_or_default())?,
             visits: Vec::new(),
             hosts: Vec::new(),
             routers: course.routers(),
@@ -247,7 +246,7 @@ impl<'a> Inquiry<'a> {
                 continue;
             }
             let packet = packet(self.job.source, self.job.destination, probes.first());
-            let facing = self.facing(name, sockets, &packet)?;
+            let facing = self.facing(name, hosts.routers(), &packet)?;
             let at = facing.into_iter().next().unwrap_or(Entry {
                 router: name.clone(),
                 iface_in: None,
@@ -261,13 +260,12 @@ impl<'a> Inquiry<'a> {
             });
         }
         for stop in course.stops {
-            let host = match &mut hosts {
-                Some((hosts, there)) if stop.first => {
-                    self.host(&stop.at, &prepared.hosts, hosts, there)?
-                }
+            let host = match there {
+                Some(there) if stop.first => self.host(&stop.at, &prepared.hosts, hosts, there)?,
                 _ => None,
             };
-            let visit = self.visit(stop.at, stop.probes, host.as_ref(), &mut prepared.wire)?;
+            let (sockets, wire) = (hosts.routers(), &mut prepared.wire);
+            let visit = self.visit(sockets, (stop.at, stop.probes), host.as_ref(), wire)?;
             prepared.visits.push(visit);
             prepared.hosts.extend(host.and_then(Result::ok));
         }
@@ -315,13 +313,12 @@ impl<'a> Inquiry<'a> {
     /// A visit from the host that is given, or from the hidden sender.
     fn visit(
         &self,
-        at: Entry,
-        probes: Vec<Probe>,
+        sockets: &mut RouterSockets,
+        (at, probes): (Entry, Vec<Probe>),
         host: Option<&Result<HostSpec, String>>,
         wire: &mut Option<WireSocket>,
     ) -> Result<Visit, QuickError> {
-        let router = RouterId::new(self.job.lab.clone(), at.router.clone());
-        let netns = self.netns(&router)?;
+        let netns = sockets.netns(&at.router).map_err(ResolveError::from)?;
         let from = match host {
             Some(Ok(host)) => Ok(Sender::Host(host.id.netns())),
             Some(Err(why)) => Err(why.clone()),
@@ -355,15 +352,6 @@ impl<'a> Inquiry<'a> {
         Ok(Ok(Sender::Itself(self.job.source)))
     }
 
-    fn netns(&self, router: &RouterId) -> Result<Arc<NetnsFd>, ResolveError> {
-        let opened = self.dir.open(&router.netns());
-        let netns = opened.map_err(|source| WayError::Open {
-            router: router.clone(),
-            source,
-        })?;
-        Ok(Arc::new(netns))
-    }
-
     /// The hidden sender into a place.
     fn hidden(
         &self,
@@ -387,7 +375,8 @@ impl<'a> Inquiry<'a> {
             Some(socket) => socket,
             None => {
                 let segments = self.lab.segments_netns()?;
-                let opened = segments.enter(WireSocket::open_here)?;
+                let mut opened = visit(&[&segments], |_| WireSocket::open_here())?;
+                let opened = opened.pop().unwrap_or(Err(io::ErrorKind::Other.into()));
                 let opened = opened.map_err(|source| QuickError::ProbeSocket {
                     host: segments.name().to_string(),
                     source,
@@ -456,7 +445,7 @@ impl<'a> Inquiry<'a> {
                 }
                 return Ok(Asked::Larger(strange));
             }
-            visits = self.again(needs, &mut through.wire)?;
+            visits = self.again(tables.sockets, needs, &mut through.wire)?;
         }
         for ways in &mut through.ways {
             let unheard = prepared.unheard.iter();
@@ -570,7 +559,12 @@ impl<'a> Inquiry<'a> {
     }
 
     /// The visits that a walk needs. Packets with one tag come to a place in one visit each.
-    fn again(&self, needs: Needs, wire: &mut Option<WireSocket>) -> Result<Vec<Visit>, QuickError> {
+    fn again(
+        &self,
+        sockets: &mut RouterSockets,
+        needs: Needs,
+        wire: &mut Option<WireSocket>,
+    ) -> Result<Vec<Visit>, QuickError> {
         let mut places: BTreeMap<Entry, Vec<BTreeMap<u32, Probe>>> = BTreeMap::new();
         for (at, probe) in needs.packets {
             let visits = places.entry(at).or_default();
@@ -587,7 +581,8 @@ impl<'a> Inquiry<'a> {
             .into_iter()
             .flat_map(|(at, all)| all.into_iter().map(move |probes| (at.clone(), probes)));
         let visit = |(at, probes): (Entry, BTreeMap<u32, Probe>)| {
-            self.visit(at, probes.into_values().collect(), None, wire)
+            let probes = probes.into_values().collect();
+            self.visit(sockets, (at, probes), None, wire)
         };
         visits.map(visit).collect()
     }

@@ -3,11 +3,14 @@
 use std::{
     iter,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
-use super::{Closing, QuickError, plan::port_behind};
+use super::{
+    Closing, QuickError,
+    plan::{LazyShelf, port_behind},
+};
 use crate::{
     fault,
     firewall::{
@@ -24,7 +27,6 @@ use crate::{
             nature::Nature,
             watch::{Changes, RulesetWatch},
         },
-        ruletext::Shelf,
         taps::Ways,
     },
     netns::{NetnsFd, tool::Tools, visit},
@@ -43,7 +45,7 @@ pub(super) struct Question<'a> {
     pub(super) probes: &'a [Probe],
     pub(super) backend: Backend,
     pub(super) tools: &'a Tools,
-    pub(super) shelf: Option<&'a Shelf>,
+    pub(super) shelf: Option<&'a LazyShelf>,
     pub(super) owner: &'a OwnerMark,
 }
 
@@ -167,6 +169,7 @@ impl<'a> Probing<'a> {
     fn legacy_rules(&self) -> Result<LegacyRules, LegacyTraceError> {
         let family = self.question.taps.family;
         let Question { tools, shelf, .. } = self.question;
+        let shelf = shelf.and_then(|shelf| LazyLock::force(shelf).as_ref());
         LegacyRules::read(&self.router, (tools, shelf), family)
     }
 

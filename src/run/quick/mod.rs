@@ -57,7 +57,6 @@ use crate::{
     lab::{
         Lab, LabError,
         hosts::LabHosts,
-        sockets::RouterSockets,
         trace::{EntryName, Wiring},
     },
     model::{
@@ -362,10 +361,9 @@ fn answer(
         wiring: &wiring,
     };
     let mut kernel = LabHosts::new(&dir);
-    let mut sockets = RouterSockets::new(&dir, &job.lab);
     let mut plan = Plan::new(job, config)?;
-    let there = kernel.lab(&job.lab).map_err(ResolveError::from)?.list();
-    let there = there.map_err(ResolveError::from)?;
+    let hosts = kernel.lab(&job.lab).map_err(ResolveError::from)?;
+    let there = hosts.list().map_err(ResolveError::from)?;
     let frame = |dscp, backend, timing| Frame {
         job,
         lab,
@@ -373,7 +371,7 @@ fn answer(
         backend,
         timing,
     };
-    let starts = match inquiry.begin(&mut sockets, &there, plan.probes.first())? {
+    let starts = match inquiry.begin(hosts.routers(), &there, plan.probes.first())? {
         Beginning::Enter(starts) => starts,
         Beginning::Settled(ending) => {
             let timing = Timing {
@@ -388,8 +386,8 @@ fn answer(
     let mut with_hosts = true;
     loop {
         let hosts = kernel.lab(&job.lab).map_err(ResolveError::from)?;
-        let hosts = with_hosts.then_some((hosts, there.as_slice()));
-        let mut prepared = inquiry.prepare(&mut sockets, hosts, &starts, &plan.probes)?;
+        let there = with_hosts.then_some(there.as_slice());
+        let mut prepared = inquiry.prepare(hosts, there, &starts, &plan.probes)?;
         prepared.routers.extend(larger.iter().cloned());
         plan.choose(job, prepared.visits.first().map(|visit| &visit.netns))?;
         let resolve = millis(started.elapsed());
@@ -409,11 +407,12 @@ fn answer(
             hosts: &mut kernel,
             caretaker: &mut caretaker,
         };
-        let work = |dscp| {
+        let work = |dscp, hosts: &mut LabHosts| {
             progress.enter("probing");
             plan.mark_with(dscp);
             let go_on = || stop_if(interrupt);
-            let asked = inquiry.ask(&plan, prepared, &mut sockets, &go_on)?;
+            let hosts = hosts.lab(&job.lab).map_err(ResolveError::from)?;
+            let asked = inquiry.ask(&plan, prepared, hosts.routers(), &go_on)?;
             stop_if(interrupt)?;
             Ok(asked)
         };

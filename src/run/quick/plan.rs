@@ -5,7 +5,7 @@ use std::{
     io,
     net::IpAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -33,7 +33,7 @@ use crate::{
         taps::{Left, Ways},
     },
     lab::{self, trace::Entry},
-    model::{Dscp, NetnsName, Protocol, RouterName},
+    model::{Dscp, LabName, NetnsName, Protocol, RouterName},
     netlink::object::Family,
     netns::{NetnsDir, NetnsFd, tool::Tools},
     processors,
@@ -58,7 +58,7 @@ pub(super) struct Plan {
     explain: ExplainMode,
     pub(super) tools: Tools,
     /// Where texts of rules are kept.
-    shelf: Option<Shelf>,
+    shelf: LazyShelf,
     owner: OwnerMark,
     taps: Taps,
     /// The same for probes of a router itself.
@@ -70,6 +70,14 @@ pub(super) struct Plan {
     /// As the source sends them.
     pub(super) probes: Vec<Probe>,
     pub(super) catalogue: Catalogue,
+}
+
+/// Where texts of rules are kept, opened when it is first needed.
+pub(super) type LazyShelf = LazyLock<Option<Shelf>, Box<dyn FnOnce() -> Option<Shelf> + Send>>;
+
+fn lazy_shelf(config: &Config, name: &LabName) -> LazyShelf {
+    let (config, name) = (config.clone(), name.clone());
+    LazyLock::new(Box::new(move || lab::shelf(&config, &name)))
 }
 
 /// Probes to be sent to one place.
@@ -173,7 +181,7 @@ impl Plan {
             backend: Backend::Nft,
             explain: job.explain,
             tools: Tools::new(config.tool_dirs.clone()),
-            shelf: lab::shelf(config, &job.lab),
+            shelf: lazy_shelf(config, &job.lab),
             owner: OwnerMark::from(&owner),
             own_taps: Taps {
                 from_itself: true,
@@ -244,11 +252,11 @@ impl Plan {
                 }
             }
         };
-        match processors::count().min(routers.len()) {
+        match routers.len() {
             0 | 1 => work(),
-            workers => thread::scope(|scope| {
+            routers => thread::scope(|scope| {
                 // One worker is this thread.
-                (1..workers).for_each(|_| _ = scope.spawn(work));
+                (1..processors::count().min(routers)).for_each(|_| _ = scope.spawn(work));
                 work();
             }),
         }
@@ -300,7 +308,8 @@ impl Plan {
             Explanation::default()
         } else {
             // A copy of a router is gone with the job.
-            let shelf = self.shelf.clone().filter(|_| !visit.copied);
+            let shelf = (!visit.copied).then(|| LazyLock::force(&self.shelf).clone());
+            let shelf = shelf.flatten();
             let mut explainer = Explainer::new(self.tools.clone()).beside(shelf);
             let probes = &asked.probes;
             let explained = self.explain(&mut explainer, visit, &probing, probes, &scrutiny);
@@ -534,7 +543,7 @@ impl Plan {
             probes: &visit.probes,
             backend: self.backend,
             tools: &self.tools,
-            shelf: self.shelf.as_ref().filter(|_| !visit.copied),
+            shelf: (!visit.copied).then_some(&self.shelf),
             owner: &self.owner,
         }
     }

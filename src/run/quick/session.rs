@@ -38,20 +38,20 @@ pub(super) struct Outcome<T> {
 
 impl Grant {
     /// Makes and leases the hosts and locks the routers that are needed, runs `work` with the job's
-    /// DSCP value, and gives everything back in reverse, whatever happened; the value only if
+    /// DSCP value and the lab's hosts, and gives everything back in reverse, whatever happened; the value only if
     /// the job does not `go_on` after such a result.
     pub(super) fn run<T>(
         &mut self,
         needs: &Needs<'_>,
         hands: Hands<'_>,
-        work: impl FnOnce(Dscp) -> Result<T, QuickError>,
+        work: impl FnOnce(Dscp, &mut LabHosts) -> Result<T, QuickError>,
         go_on: impl FnOnce(&Result<T, QuickError>) -> bool,
     ) -> Outcome<T> {
         match self {
             Self::Registered(holding) => registered(holding, needs, hands, work, go_on),
             Self::Alone(dscp) => {
                 let dscp = *dscp;
-                alone(needs.hosts, hands.hosts, || work(dscp))
+                alone(needs.hosts, hands.hosts, |hosts| work(dscp, hosts))
             }
         }
     }
@@ -61,7 +61,7 @@ fn registered<T>(
     holding: &mut Holding,
     needs: &Needs<'_>,
     hands: Hands<'_>,
-    work: impl FnOnce(Dscp) -> Result<T, QuickError>,
+    work: impl FnOnce(Dscp, &mut LabHosts) -> Result<T, QuickError>,
     go_on: impl FnOnce(&Result<T, QuickError>) -> bool,
 ) -> Outcome<T> {
     let mut clock = Clock::start();
@@ -73,7 +73,7 @@ fn registered<T>(
     let locking = holding.locking();
     let (result, left) = match begun {
         Ok((locked, dscp)) => {
-            let result = work(dscp);
+            let result = work(dscp, hosts);
             clock.lap();
             let last = !go_on(&result);
             let failed = holding.end(locked, hosts, &needs.wait, last);
@@ -101,7 +101,7 @@ fn not_given_back(error: RegistryError) -> UndoError {
 fn alone<T>(
     plans: &[&HostSpec],
     kernel: &mut LabHosts,
-    work: impl FnOnce() -> Result<T, QuickError>,
+    work: impl FnOnce(&mut LabHosts) -> Result<T, QuickError>,
 ) -> Outcome<T> {
     let mut clock = Clock::start();
     let mut made = Vec::new();
@@ -128,7 +128,7 @@ fn alone<T>(
     let hosts_after = clock.lap();
     let result = match hindered {
         Some(error) => Err(error),
-        None => work(),
+        None => work(kernel),
     };
     clock.lap();
     let mut left = Vec::new();
