@@ -22,6 +22,7 @@ mod state;
 pub mod topology;
 pub mod trace;
 mod tunnels;
+mod unseen;
 mod up;
 mod vacate;
 

@@ -100,6 +100,8 @@ impl Planner {
             ruleset_incomplete: false,
             redirecting: Vec::new(),
             rulesets: Vec::new(),
+            asks_hardware_addresses: false,
+            unseen: Vec::new(),
             interfaces,
         })
     }

@@ -1,5 +1,7 @@
 //! Gives a router's namespace what its facts have: addresses, routes, rules, rulesets.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use nix::errno::Errno;
 
 use super::{
@@ -36,6 +38,9 @@ pub(super) fn settle_here(router: &Router, netns: &str) -> Result<Vec<Warning>, 
     warnings.extend(write(router, netns, &others));
     Ok(warnings)
 }
+
+/// Routes that the kernel does not take, with what it said of each.
+type Refused<'r> = (Vec<&'r At<Route>>, Vec<(usize, NetlinkError)>);
 
 type Setting<'a> = &'a (String, String);
 
@@ -221,12 +226,104 @@ impl Filler<'_> {
                 .iter()
                 .filter_map(|(at, _)| pending.get(*at).copied())
                 .collect();
+            if failed.is_empty() {
+                return self.routes_to_itself(&[]);
+            }
             let helped = failed.len() < pending.len();
             if !helped || !errors.iter().any(|(_, error)| may_work_later(error)) {
-                return self.left_out_routes(&failed, errors);
+                let (failed, errors) = self.routes_on_link(failed, errors)?;
+                self.left_out_routes(&failed, errors)?;
+                return self.routes_to_itself(&failed);
             }
             pending = failed;
         }
+    }
+
+    /// Makes routes whose gateway the kernel does not find on the link. It looks for that when a
+    /// route is added, and not when addresses or other routes go afterwards: a router that lists such
+    /// a route goes by it. Returns those that it refuses all the same.
+    fn routes_on_link<'r>(
+        &mut self,
+        failed: Vec<&'r At<Route>>,
+        errors: Vec<(usize, NetlinkError)>,
+    ) -> Result<Refused<'r>, LabError> {
+        let (mut rest, mut left, mut tried) = (Vec::new(), Vec::new(), Vec::new());
+        for (route, (at, error)) in failed.into_iter().zip(errors) {
+            let gateways = route.next_hops.iter().all(|hop| hop.via.is_some());
+            let on_link = may_work_later(&error) && gateways && !self.contradicts(route, &error);
+            match on_link && !route.next_hops.is_empty() {
+                true => tried.push((route, (at, error))),
+                false => {
+                    rest.push(route);
+                    left.push((at, error));
+                }
+            }
+        }
+        if tried.is_empty() {
+            return Ok((rest, left));
+        }
+        let owner = self.owner();
+        let mut batch = self.netlink.batch(owner);
+        for (route, _) in &tried {
+            let mut route = route.value.clone();
+            route.next_hops.iter_mut().for_each(|hop| hop.onlink = true);
+            batch.append_route(&route);
+        }
+        let refused: Vec<usize> = batch.send_each().into_iter().map(|(at, _)| at).collect();
+        for (at, (route, error)) in tried.into_iter().enumerate() {
+            if refused.contains(&at) {
+                rest.push(route);
+                left.push(error);
+                continue;
+            }
+            let router = self.job.router;
+            let message = format!(
+                "route to {} in table {}: nothing says that its gateway is on the link; it is taken \
+                 to be",
+                route.destination, route.table
+            );
+            let origin = router.origin(route.line);
+            self.warnings
+                .push(Warning::notice(origin, &router.name, message));
+        }
+        Ok((rest, left))
+    }
+
+    /// A gateway that is the router itself means the link where the address was there before the
+    /// route, and nobody where it came later; a listing shows no difference.
+    fn routes_to_itself(&mut self, failed: &[&At<Route>]) -> Result<(), LabError> {
+        let router = self.job.router;
+        let addresses = router.interfaces.iter().flat_map(|i| &i.addresses);
+        let own: BTreeSet<IpAddr> = addresses.map(|address| address.local.addr()).collect();
+        let to_itself = |route: &&At<Route>| {
+            let mut gateways = route.next_hops.iter().filter_map(|hop| hop.via);
+            let main = route.table == Route::MAIN && !failed.contains(route);
+            main && gateways.any(|via| own.contains(&via))
+        };
+        let tables = omission::Tables::of(&router.rules, &router.rulesets, &router.sysctls);
+        let all: Vec<&Route> = router.routes.iter().map(|at| &at.value).collect();
+        for route in router.routes.iter().filter(to_itself) {
+            let message = format!(
+                "route to {} in table {}: its gateway is the router itself, which means the link if \
+                 the address is older than the route, and nobody if it is not",
+                route.destination, route.table
+            );
+            let omission = tables.of_route(route, &all, &all).of_passed();
+            self.omit(route.line, message, omission);
+        }
+        Ok(())
+    }
+
+    /// Whether the rest of the facts says that the gateway is elsewhere. In table main a router may
+    /// have come to that by and by; a table of its own where all is so was not taken from a router.
+    fn contradicts(&self, route: &Route, error: &NetlinkError) -> bool {
+        let router = self.job.router;
+        let named: Vec<&Route> = router.routes.iter().map(|at| &at.value).collect();
+        let interfaces = router.interfaces.iter();
+        let own = interfaces.flat_map(|i| i.addresses.iter().map(move |a| (&i.name, a)));
+        route.table != Route::MAIN
+            && may_work_later(error)
+            && omission::no_kernel_uses(route, own, &named)
     }
 
     fn left_out_routes(
@@ -240,10 +337,7 @@ impl Filler<'_> {
         let made = router.routes.iter().filter(|made| !failed.contains(made));
         let made: Vec<&Route> = made.map(|at| &at.value).collect();
         for (route, (_, error)) in failed.iter().zip(errors) {
-            let interfaces = router.interfaces.iter();
-            let own = interfaces.flat_map(|i| i.addresses.iter().map(move |a| (&i.name, a)));
-            let contradicts =
-                may_work_later(&error) && omission::no_kernel_uses(route, own, &named);
+            let contradicts = self.contradicts(route, &error);
             let reason = refusal(error)?;
             let omission = match contradicts {
                 true => Omission::of_contradiction(OmissionKind::Route),

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{
     LabError,
     topology::{self, InterfaceKind, LinkFacts, Ruleset, Segment, Topology, Warning},
+    unseen::Unseen,
 };
 use crate::{
     config::Config,
@@ -123,6 +124,13 @@ pub struct RouterState {
     /// which packets can have met those.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rulesets: Vec<Ruleset>,
+    /// Whether its rules ask sets for hardware addresses, which the kernel's own form of them does not
+    /// show.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub asks_hardware_addresses: bool,
+    /// What it stops of answers whose request did not pass it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unseen: Vec<Unseen>,
     /// Its interfaces, loopback included.
     pub interfaces: Vec<InterfaceState>,
 }

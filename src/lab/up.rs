@@ -17,7 +17,7 @@ use super::{
     segments,
     state::{LabDir, LabState, LockedLab, Phase, boot_id},
     topology::{self, Origin, Router, RulesetKind, Severity, Topology, Warning},
-    tunnels,
+    tunnels, unseen,
 };
 use crate::{
     config::Config,
@@ -352,6 +352,8 @@ impl Builder<'_> {
         for (router, made) in state.routers.iter_mut().zip(&self.topology.routers) {
             let own = |w: &&Warning| w.matters() && w.router.as_ref() == Some(&router.name);
             let lacks: Vec<&Warning> = state.warnings.iter().filter(own).collect();
+            router.unseen = unseen::unseen(made);
+            router.asks_hardware_addresses = omission::asks_hardware_addresses(&made.rulesets);
             router.ruleset_incomplete = lacks.iter().any(|w| w.is_of_ruleset());
             if !lacks.is_empty() {
                 router.redirecting = omission::redirecting(&made.rulesets);

@@ -1,15 +1,8 @@
 //! Policy rules that look at the source port, where a question leaves that open.
 
-use crate::netlink::{
-    Fib, LookupQuery,
-    object::{PolicyRule, PortRange},
-};
-
-/// The ports that a Linux host gives to its connections unless told otherwise,
-/// `net.ipv4.ip_local_port_range`, ip(7).
-const CLIENT_PORTS: PortRange = PortRange {
-    first: 32_768,
-    last: 60_999,
+use crate::{
+    firewall::rule::CLIENT_PORTS,
+    netlink::{Fib, LookupQuery, object::PolicyRule},
 };
 
 /// Whether policy rules tell the ports of clients apart at all.
@@ -52,7 +45,7 @@ fn edges<'a>(rules: impl IntoIterator<Item = &'a PolicyRule>) -> Vec<u16> {
             range.last.saturating_add(1),
         ]
     });
-    let (first, last) = (CLIENT_PORTS.first, CLIENT_PORTS.last);
+    let (first, last) = CLIENT_PORTS;
     let mut ports: Vec<u16> = ends.filter(|port| (first..=last).contains(port)).collect();
     ports.sort_unstable();
     ports.dedup();
@@ -62,7 +55,7 @@ fn edges<'a>(rules: impl IntoIterator<Item = &'a PolicyRule>) -> Vec<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::object::{Family, RuleAction};
+    use crate::netlink::object::{Family, PortRange, RuleAction};
 
     fn rule(first: u16, last: u16) -> PolicyRule {
         let sport = Some(PortRange { first, last });

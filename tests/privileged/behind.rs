@@ -56,6 +56,8 @@ fn a_router_that_answers_for_others_is_followed() {
         &[
             "10.65.0.2 dev cali0 scope link",
             "10.7.0.0/24 via 10.65.0.2 dev cali0",
+            // By this it answers for 169.254.1.1.
+            "default via 10.9.0.254 dev eth1",
         ],
         NO_WEB,
     );

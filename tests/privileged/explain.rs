@@ -228,6 +228,7 @@ impl Row {
             probes: &probes,
             scrutiny: &Scrutiny::default(),
             from_itself: false,
+            any_port: true,
             pass_on: false,
         };
         let mut send = |indexes: &[u32]| {
@@ -840,6 +841,7 @@ fn a_ruleset_that_changes_meanwhile_is_warned_about() {
         probes: &row.probes(&services),
         scrutiny: &Scrutiny::default(),
         from_itself: false,
+        any_port: true,
         pass_on: false,
     };
     let mut send = |_: &[u32]| {

@@ -460,7 +460,7 @@ fn strict_mode_refuses_a_lab_that_differs_and_makes_nothing() {
     let facts = place.facts(&[(
         "r",
         "\"interfaces\": [{\"name\": \"e\", \"addresses\": [\"10.0.0.1/24\"]}],\n\
-         \"routes\": [\"10.9.0.0/16 via 10.5.0.1 dev e\"]",
+         \"routes\": [\"10.9.0.0/16 via 10.0.0.255 dev e\"]",
     )]);
     let error = place.up_with(&facts, strict).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();

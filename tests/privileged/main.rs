@@ -4,6 +4,7 @@
 
 mod behind;
 mod buffers;
+mod by_hand;
 mod calls;
 mod capture;
 mod cases;

@@ -32,6 +32,8 @@ pub(super) struct Rule {
     pub(super) packets: u64,
     /// Everything behind the chain's name, as printed.
     pub(super) spec: String,
+    /// Whether the source port of the packets that it is asked about is open.
+    pub(super) any_port: bool,
 }
 
 impl Save {
@@ -106,7 +108,11 @@ impl Rule {
 
     /// What the rule asks and does.
     pub(super) fn parsed(&self) -> rule::Rule {
-        rule::Rule::of_iptables(&self.spec)
+        let mut rule = rule::Rule::of_iptables(&self.spec);
+        if self.any_port {
+            rule.leave_source_port_open();
+        }
+        rule
     }
 }
 
@@ -135,6 +141,7 @@ fn rule(line: &str) -> Option<Rule> {
         chain,
         packets,
         spec,
+        any_port: false,
     })
 }
 

@@ -229,6 +229,16 @@ impl LegacyRules {
         Ok(Self { family, save })
     }
 
+    /// Whether clients may have any source port.
+    #[must_use]
+    pub fn of_any_port(mut self, any_port: bool) -> Self {
+        let tables = self.save.tables.values_mut();
+        for rule in tables.flat_map(|table| &mut table.rules) {
+            rule.any_port = any_port;
+        }
+        self
+    }
+
     /// What stopped a probe that did not get past `hook`, by its last step there; none when that
     /// step does not end a packet's way.
     #[must_use]

@@ -48,6 +48,8 @@ pub struct Behind {
 pub struct Census {
     /// Whether a rule decides by more than the packet, remembers or copies packets.
     pub volatile: bool,
+    /// Whether a rule asks who sends a packet.
+    pub asks_sender: bool,
     /// Chains behind the last taps, if they have rules or drop.
     pub behind: Vec<Behind>,
     /// What rules may do with packets beside letting them through or not.
@@ -77,13 +79,14 @@ impl Census {
             }
         }
         for _ in 0..RULE_ATTEMPTS {
-            census.volatile = false;
+            (census.volatile, census.asks_sender) = (false, false);
             census.taking.clear();
             let dumped = socket.dump_messages(kernel::GET_RULE, all, &[], what, |message| {
                 let (at, attributes) = (family_of(message.body), message.attributes());
                 if let Some(read) = rule(attributes).filter(|_| sees(at, family)) {
                     census.nature |= Nature::of(attributes);
                     census.volatile |= read.is_volatile();
+                    census.asks_sender |= read.tells_senders_apart();
                     let taking = read.takes().then(|| rule_place(at, attributes));
                     census.taking.extend(taking.flatten());
                 }

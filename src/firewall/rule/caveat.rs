@@ -18,6 +18,10 @@ pub enum Caveat {
     TimeOfDay(String),
     /// What was seen before, or is open now.
     History(String),
+    /// From which port the client connects, where the question leaves that open; with the ports.
+    SourcePort(String),
+    /// Which user or program sends it; the job's packets are root's.
+    Sender(String),
     /// Whether the packet came out of IPsec or will go into it. Probes come in plain.
     Ipsec(String),
 }
@@ -57,6 +61,14 @@ impl fmt::Display for Caveat {
             Self::Random(detail) => ("decided by chance or turn", detail),
             Self::TimeOfDay(detail) => ("depends on the time", detail),
             Self::History(detail) => ("depends on what was seen before", detail),
+            Self::SourcePort(detail) => (
+                "depends on the client's port, and --sport asks about one",
+                detail,
+            ),
+            Self::Sender(detail) => (
+                "depends on who sends it, and the job's packets are root's",
+                detail,
+            ),
             Self::Ipsec(detail) => ("depends on IPsec, and probes come in plain", detail),
         };
         write!(f, "{what}: {detail}")
@@ -69,7 +81,7 @@ impl Caveat {
     pub fn may_be_own_doing(&self) -> bool {
         match self {
             Self::RateLimited(_) | Self::Quota(_) | Self::Random(_) => true,
-            Self::TimeOfDay(_) | Self::Ipsec(_) => false,
+            Self::TimeOfDay(_) | Self::SourcePort(_) | Self::Sender(_) | Self::Ipsec(_) => false,
             Self::History(detail) => ["recent", "meter"]
                 .iter()
                 .any(|kind| detail.starts_with(kind)),

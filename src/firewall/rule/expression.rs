@@ -5,7 +5,7 @@
 //! hold.
 
 use super::{
-    Alone, Does, Field, Rule, Test, Verdict, nft,
+    Alone, Caveat, Does, Field, Rule, Test, Verdict, nft,
     table::{self, Action},
     xtables,
 };
@@ -34,6 +34,8 @@ mod attr {
     pub(super) const OBJREF_TYPE: u16 = 1;
     pub(super) const LOOKUP_DREG: u16 = 3;
     pub(super) const NAT_TYPE: u16 = 1;
+    pub(super) const NAT_FLAGS: u16 = 7;
+    pub(super) const REDIR_FLAGS: u16 = 3;
     pub(super) const IMMEDIATE_DREG: u16 = 1;
     pub(super) const IMMEDIATE_DATA: u16 = 2;
     pub(super) const DATA_VERDICT: u16 = 2;
@@ -45,6 +47,8 @@ mod attr {
     pub(super) const QUEUE_NUMBER: u16 = 1;
     /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
     pub(super) const XT_NAME: u16 = 1;
+    /// `NFTA_MATCH_INFO`.
+    pub(super) const XT_INFO: u16 = 3;
 }
 
 /// `NF_DROP`, `NF_ACCEPT`, `NFT_JUMP`, `NFT_GOTO`, `NFT_RETURN`, as they are in the attribute.
@@ -100,7 +104,10 @@ impl Rule {
             "cmp" => self.compare(data, *loaded),
             "range" => self.range(data, *loaded),
             "lookup" => {
-                self.ask(other("lookup", Field::Sets), false);
+                let of_port = loaded.of == Some(Field::SourcePort);
+                let port = of_port.then_some(Field::SourcePort);
+                let reads: Vec<Field> = port.into_iter().chain([Field::Sets]).collect();
+                self.ask(Test::other("lookup", &reads), false);
                 if data.find(attr::LOOKUP_DREG).is_some() {
                     self.does.push(Does::Choose(vec![(None, unknown("a map"))]));
                 }
@@ -109,6 +116,10 @@ impl Rule {
             "objref" => self.object(data),
             "match" => {
                 let name = data.text(attr::XT_NAME).unwrap_or_default();
+                let info = data.find(attr::XT_INFO).unwrap_or_default();
+                if let Some((test, negated)) = source_ports(name, info) {
+                    self.ask(test, negated);
+                }
                 self.by_name(name);
             }
             "target" => {
@@ -121,6 +132,12 @@ impl Rule {
                         Does::Decide(Verdict::Jump(name)) => Does::Decide(unknown(&name)),
                         does => does,
                     }));
+                // The flags of `struct nf_nat_range`, or behind a count of ranges.
+                let info = data.find(attr::XT_INFO).unwrap_or_default();
+                let flags = |at| array(info, at).map_or(0, u32::from_ne_bytes);
+                if matches!(name, "DNAT" | "REDIRECT") {
+                    self.draw_targets(Action::TranslateDestination, flags(0) | flags(4));
+                }
             }
             "dynset" => {
                 let name = data.text(attr::DYNSET_NAME).unwrap_or_default();
@@ -147,6 +164,11 @@ impl Rule {
                 };
                 self.does
                     .push(Does::Translate(xtables::translation(action, "")));
+                self.draw_targets(action, data.be32(attr::NAT_FLAGS).unwrap_or(0));
+            }
+            "redir" => {
+                self.by_action(name);
+                self.draw_targets(Action::Redirect, data.be32(attr::REDIR_FLAGS).unwrap_or(0));
             }
             _ => self.by_action(name),
         }
@@ -229,6 +251,8 @@ impl Rule {
             Some(24) => self.by_name("meta random"),
             Some(25) => self.by_name("meta secpath"),
             Some(30..=32) => self.by_name("meta time"),
+            // `NFT_META_SKUID`, `NFT_META_SKGID`, `NFT_META_CGROUP`.
+            Some(10 | 11 | 23) => self.ask(other("meta skuid", Field::Other), false),
             _ => {}
         }
     }
@@ -256,6 +280,17 @@ impl Rule {
         // `NFT_CT_PKTS`, `NFT_CT_BYTES`, `NFT_CT_AVGPKT`.
         if matches!(key, Some(14..=16)) {
             self.by_name("ct bytes");
+        }
+    }
+
+    /// Notes that chance chooses the port that a packet is sent to.
+    fn draw_targets(&mut self, action: Action, flags: u32) {
+        /// `NF_NAT_RANGE_PROTO_RANDOM_ALL`, linux/netfilter/nf_nat.h.
+        const RANDOM: u32 = 1 << 2 | 1 << 4;
+        let destination = matches!(action, Action::TranslateDestination | Action::Redirect);
+        if destination && flags & RANDOM != 0 {
+            let random = Caveat::Random("the port".to_owned()).alone(Alone::Chooses);
+            self.ask(Test::Varies(random), false);
         }
     }
 
@@ -294,6 +329,9 @@ impl Rule {
             .and_then(|d| d.find(attr::DATA_VALUE));
         // `NFT_CMP_EQ`, `NFT_CMP_NEQ`.
         let operator = data.be32(attr::CMP_OPERATOR);
+        if let Some(test) = bytes.and_then(|bytes| port_bound(operator?, bytes, loaded)) {
+            return self.ask(test, false);
+        }
         let negated = operator == Some(1);
         let known = matches!(operator, Some(0 | 1));
         let test = bytes
@@ -368,6 +406,28 @@ impl Rule {
 }
 
 /// What `bytes` mean as a value of what was loaded.
+/// A source port up to some port, or from one on.
+fn port_bound(operator: u32, bytes: &[u8], loaded: Loaded) -> Option<Test> {
+    if loaded.of != Some(Field::SourcePort) || loaded.mask.is_some() {
+        return None;
+    }
+    let port = u32::from(u16::from_be_bytes(array(bytes, 0)?));
+    let most = u32::from(u16::MAX);
+    // `NFT_CMP_LT` and those that follow.
+    let range = match operator {
+        2 => (0, port.checked_sub(1)?),
+        3 => (0, port),
+        4 => (port + 1, most),
+        5 => (port, most),
+        _ => return None,
+    };
+    Some(Test::Number {
+        of: Field::SourcePort,
+        mask: u32::MAX,
+        ranges: vec![range],
+    })
+}
+
 fn compared(bytes: &[u8], loaded: Loaded) -> Option<Test> {
     let of = loaded.of?;
     Some(match of {
@@ -459,4 +519,43 @@ fn other(text: &str, reads: Field) -> Test {
         text: text.to_owned(),
         reads: vec![reads],
     }
+}
+/// What a match of iptables asks of the source port, with whether a packet has to fail it: the
+/// beginning of `struct xt_tcp` and `struct xt_udp` (linux/netfilter/xt_tcpudp.h), and `struct
+/// xt_multiport_v1`.
+fn source_ports(name: &str, info: &[u8]) -> Option<(Test, bool)> {
+    /// `XT_MULTIPORT_SOURCE`.
+    const SOURCE: u8 = 0;
+    const PORTS: usize = 15;
+    let port = |at: usize| Some(u32::from(u16::from_ne_bytes(array(info, at)?)));
+    let (ranges, negated) = match name {
+        "tcp" | "udp" => {
+            // `XT_TCP_INV_SRCPT` and `XT_UDP_INV_SRCPT` are 1.
+            let inverted = info.get(if name == "tcp" { 11 } else { 8 })? & 1 != 0;
+            (vec![(port(0)?, port(2)?)], inverted)
+        }
+        "multiport" if info.first() == Some(&SOURCE) => {
+            let count = usize::from(*info.get(1)?).min(PORTS);
+            let mut ranges = Vec::new();
+            let mut at = 0;
+            while at < count {
+                let first = port(2 + 2 * at)?;
+                let is_range = *info.get(2 + 2 * PORTS + at)? != 0;
+                at += usize::from(is_range);
+                ranges.push((first, port(2 + 2 * at)?));
+                at += 1;
+            }
+            (ranges, *info.get(2 + 3 * PORTS)? != 0)
+        }
+        _ => return None,
+    };
+    if ranges == [(0, u16::MAX.into())] {
+        return None;
+    }
+    let test = Test::Number {
+        of: Field::SourcePort,
+        mask: u32::MAX,
+        ranges,
+    };
+    Some((test, negated))
 }

@@ -12,6 +12,8 @@ mod caveat;
 mod expression;
 mod nft;
 mod packet;
+mod sender;
+mod source_port;
 mod table;
 mod test;
 pub mod walk;
@@ -20,6 +22,7 @@ mod xtables;
 
 use std::borrow::Cow;
 
+pub(crate) use self::source_port::CLIENT_PORTS;
 pub(super) use self::words::comment;
 pub use self::{
     caveat::{Alone, Caveat, Varying},
@@ -294,7 +297,12 @@ impl Rule {
     /// something to them that depends on more than the packet.
     #[must_use]
     pub fn is_volatile(&self) -> bool {
-        self.remembers().is_some() || self.copies() || self.caveat().is_some()
+        let by_port = || self.tells_source_ports_apart() && (self.decides() || self.changes_any());
+        self.remembers().is_some() || self.copies() || self.caveat().is_some() || by_port()
+    }
+
+    fn changes_any(&self) -> bool {
+        self.changes().next().is_some()
     }
 
     /// Takes over what is known of named limits and quotas: whether one matches what exceeds it.

@@ -19,6 +19,8 @@ pub enum Field {
     SourcePort,
     /// Destination port.
     DestinationPort,
+    /// ICMP's type, whose numbers differ between IPv4 and IPv6.
+    IcmpType,
     /// TCP's flags, the octet of RFC 9293 section 3.1.
     TcpFlags,
     /// What connection tracking says of it, as a [`State`].

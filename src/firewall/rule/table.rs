@@ -258,6 +258,32 @@ pub(super) fn protocol(name: &str) -> Option<u32> {
     named.map(|(_, number)| *number).or_else(|| number(name))
 }
 
+/// The number of an ICMPv6 type of neighbour discovery (RFC 4861) by its name in nft(8) or
+/// ip6tables(8), or of any type by its number. A code behind it narrows it further, and is not read.
+pub(super) fn icmpv6_type(name: &str) -> Option<u32> {
+    Some(match name {
+        "nd-router-solicit" | "router-solicitation" => 133,
+        "nd-router-advert" | "router-advertisement" => 134,
+        "nd-neighbor-solicit" | "neighbor-solicitation" | "neighbour-solicitation" => 135,
+        "nd-neighbor-advert" | "neighbor-advertisement" | "neighbour-advertisement" => 136,
+        "nd-redirect" | "redirect" => 137,
+        "echo-request" | "ping" => 128,
+        "echo-reply" | "pong" => 129,
+        "destination-unreachable" => 1,
+        "packet-too-big" => 2,
+        "time-exceeded" | "ttl-exceeded" => 3,
+        "parameter-problem" => 4,
+        "mld-listener-query" => 130,
+        "mld-listener-report" => 131,
+        "mld-listener-done" | "mld-listener-reduction" => 132,
+        "router-renumbering" => 138,
+        "ind-neighbor-solicit" => 141,
+        "ind-neighbor-advert" => 142,
+        "mld2-listener-report" => 143,
+        _ => return number(name),
+    })
+}
+
 /// A decimal or hexadecimal number.
 pub(super) fn number(text: &str) -> Option<u32> {
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {

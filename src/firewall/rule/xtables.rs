@@ -244,6 +244,10 @@ impl<'a> Reader<'a> {
                 (Field::DestinationPort, ranges(text))
             }
             (_, "--ctstate" | "--state") => (Field::State, states(text)),
+            (_, "--icmpv6-type") => {
+                let number = table::icmpv6_type(text).map(|n| (n, n));
+                (Field::IcmpType, number.into_iter().collect())
+            }
             ("ttl" | "hl", "--ttl-eq" | "--hl-eq") => (Field::Ttl, ranges(text)),
             ("ttl" | "hl", "--ttl-lt" | "--hl-lt") => {
                 let below = table::number(text).and_then(|n| n.checked_sub(1));
@@ -337,6 +341,14 @@ impl<'a> Reader<'a> {
         };
         if let Some(mark) = get("--tproxy-mark").and_then(|text| masked(text, u32::MAX)) {
             self.rule.does.push(set(Field::Mark, mark.1, Some(mark.0)));
+        }
+        let random = ["--random", "--random-fully"];
+        if let Does::Translate(to) = &does
+            && options.iter().any(|o| random.contains(&o.name))
+            && let Some(caveat) = drawn_port(to)
+        {
+            self.rule
+                .ask(Test::Varies(caveat.alone(Alone::Chooses)), false);
         }
         if action == Action::CountRate {
             let caveat = Caveat::RateLimited(target.to_owned());
@@ -433,6 +445,13 @@ fn translated(action: Action, options: &[Given<'_>]) -> Does {
     let names = ["--to-destination", "--to-source", "--to", "--to-ports"];
     let text = names.iter().find_map(|name| get(name)).unwrap_or_default();
     Does::Translate(translation(action, text))
+}
+
+/// What chance decides where a destination is sent to a random one of several ports.
+pub(super) fn drawn_port(to: &Translation) -> Option<Caveat> {
+    let several = |goal: &&Goal| goal.ports.is_some_and(|(first, last)| first < last);
+    let (first, last) = to.to.iter().find(several).filter(|_| !to.source)?.ports?;
+    Some(Caveat::Random(format!("one of the ports {first}-{last}")))
 }
 
 /// What is written as `ADDRESS[-ADDRESS][:PORT[-PORT]]`, or only ports.

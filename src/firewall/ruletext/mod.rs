@@ -102,6 +102,7 @@ impl Chain {
         texts: Vec<Option<String>>,
         xtables: bool,
         is_over: impl Fn(&str) -> Option<bool>,
+        (any_port, any_sender): (bool, bool),
     ) -> Self {
         let rule = |(at, (&handle, text)): (usize, (&u64, Option<String>))| RuleText {
             place: RulePlace {
@@ -120,6 +121,12 @@ impl Chain {
                 .map(|rule| {
                     let mut parsed = rule.parsed();
                     parsed.know_objects(&is_over);
+                    if any_port {
+                        parsed.leave_source_port_open();
+                    }
+                    if any_sender {
+                        parsed.leave_sender_open();
+                    }
                     parsed
                 })
                 .collect(),
@@ -186,6 +193,8 @@ pub struct RuleBook {
     failures: Vec<String>,
     shelf: Option<Shelf>,
     kept: Option<Kept>,
+    any_port: bool,
+    any_sender: bool,
 }
 
 impl RuleBook {
@@ -202,6 +211,18 @@ impl RuleBook {
             shelf,
             ..Self::default()
         }
+    }
+
+    /// Whether clients may have any source port.
+    #[must_use]
+    pub fn of_any_port(self, any_port: bool) -> Self {
+        Self { any_port, ..self }
+    }
+
+    /// Whether any program of the router may be the sender.
+    #[must_use]
+    pub fn of_any_sender(self, any_sender: bool) -> Self {
+        Self { any_sender, ..self }
     }
 
     /// Keeps on the shelf what tools have printed since.
@@ -262,7 +283,8 @@ impl RuleBook {
         };
         let listing = self.native.get(&table).filter(|_| of_nft);
         let is_over = |name: &str| listing?.is_over(name);
-        Ok(Chain::new(place, &handles, texts, xtables, is_over))
+        let open = (self.any_port, self.any_sender);
+        Ok(Chain::new(place, &handles, texts, xtables, is_over, open))
     }
 
     /// The chain as iptables prints it, if it is one of iptables and has `count` rules there, too.

@@ -175,6 +175,7 @@ fn head(
         segment: None,
         link: LinkFacts {
             kind: links::by_flags(&flags).map(ToOwned::to_owned),
+            no_arp: is_without_arp(&flags),
             ..LinkFacts::default()
         },
     };
@@ -198,6 +199,11 @@ fn head(
         }
     }
     Ok(interface)
+}
+
+/// Whether a link asks for no neighbours. A VRF has none to ask for.
+pub(super) fn is_without_arp(flags: &[&str]) -> bool {
+    flags.contains(&"NOARP") && !flags.contains(&"MASTER")
 }
 
 pub(super) fn kind_of(name: &IfName, flags: &[&str]) -> InterfaceKind {

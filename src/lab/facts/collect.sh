@@ -93,7 +93,8 @@ with_errors() {
 for six in '' 6; do
     save=ip${six}tables-save
     command -v "$save" >/dev/null 2>&1 && section "ip${six}tables_save" with_errors "$save"
-    if [ -s "/proc/net/ip${six}_tables_names" ]; then
+    # Files of /proc have no size.
+    if grep -q . "/proc/net/ip${six}_tables_names" 2>/dev/null; then
         case $("$save" --version 2>/dev/null) in
             *nf_tables*) optional "ip${six}tables_legacy_save" "ip${six}tables-legacy-save" ;;
         esac
@@ -109,5 +110,6 @@ optional ipvs ipvsadm -Sn
 ip xfrm policy >/dev/null 2>&1 && section xfrm_policy ip xfrm policy
 optional wireguard wg show
 section neighbours ip neigh show
+ip neigh show proxy >/dev/null 2>&1 && section neighbour_proxies ip neigh show proxy
 
 printf '=== TSIM_FACTS_COLLECTION_COMPLETE ===\n'

@@ -298,7 +298,6 @@ impl Reader<'_> {
         }
         self.sysctls(&file);
         self.interfaces(file.interfaces)?;
-        super::links::proxies(&mut self.facts);
         for route in &file.routes {
             self.route(route);
         }
@@ -320,6 +319,7 @@ impl Reader<'_> {
             }
         }
         self.facts.add_kernels_rules();
+        super::proxy::model(&mut self.facts, &[]);
         Ok(())
     }
 

@@ -33,9 +33,10 @@ const NEIGHBOURS: [&str; 6] = [
     "ipv6_neighbors",
 ];
 
-/// Whether the section `name` is read here.
+/// Whether the section `name` is read here, or in [`super::proxy`].
 pub(super) fn is_section(name: &str) -> bool {
     name == LLDP
+        || name == super::proxy::SECTION
         || DETAILS.contains(&name)
         || WIREGUARD.contains(&name)
         || NEIGHBOURS.contains(&name)
@@ -334,20 +335,6 @@ fn lldp(facts: &mut RouterFacts, section: &Section<'_>) {
             let label = name.split('.').next().unwrap_or(name);
             link.told.push((label.to_owned(), value.to_owned()));
         }
-    }
-}
-
-/// Notes where the router answers for others: the kernel does if `all` or the interface says so.
-pub(super) fn proxies(facts: &mut RouterFacts) {
-    let is_set = |name: &str| facts.sysctl(&format!("net/ipv4/conf/{name}/proxy_arp")) == Some("1");
-    let everywhere = is_set("all");
-    let names = facts.interfaces.iter().map(|i| i.name.clone());
-    let proxies: Vec<IfName> = names
-        .filter(|name| everywhere || is_set(name.as_str()))
-        .collect();
-    for interface in &mut facts.interfaces {
-        let name = &interface.value.name;
-        interface.value.link.proxy_arp = proxies.contains(name);
     }
 }
 

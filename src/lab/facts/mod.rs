@@ -68,7 +68,9 @@ mod ip_json;
 pub mod json;
 mod link_layer;
 mod links;
+mod neighbours;
 mod nexthops;
+mod proxy;
 mod route;
 mod rule;
 mod section;
@@ -370,6 +372,12 @@ fn facts_files(dir: &Path) -> Result<Vec<PathBuf>, FactsError> {
 /// # Errors
 /// [`FactsError`] when the file cannot be used.
 pub fn load_file(path: &Path) -> Result<RouterFacts, FactsError> {
+    let mut facts = read_file(path)?;
+    neighbours::model(&mut facts);
+    Ok(facts)
+}
+
+fn read_file(path: &Path) -> Result<RouterFacts, FactsError> {
     let label = path.display().to_string();
     let text = read_text(path, MAX_FILE)?;
     if path.extension().is_some_and(|e| e == "json") {

@@ -37,7 +37,7 @@ const SINGLE: [&str; 16] = [
 ///
 /// Not `mc_forwarding`, although `sysctl -a` prints it: it is read-only, since only the socket of
 /// a multicast routing daemon sets it, and no verdict is given about multicast.
-const PER_INTERFACE: [&str; 16] = [
+const PER_INTERFACE: [&str; 18] = [
     "forwarding",
     "rp_filter",
     "src_valid_mark",
@@ -52,6 +52,8 @@ const PER_INTERFACE: [&str; 16] = [
     "arp_announce",
     "arp_filter",
     "proxy_arp",
+    "proxy_arp_pvlan",
+    "proxy_ndp",
     "disable_policy",
     "ignore_routes_with_linkdown",
 ];

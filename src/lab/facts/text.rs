@@ -7,7 +7,7 @@ use super::{
     firewall::{self, Prepared},
     ip_json, link_layer, links,
     nexthops::{self, NextHops},
-    route, rule,
+    proxy, route, rule,
     section::{Section, sections},
     shared::{self, Saved},
     signs::doubt,
@@ -568,9 +568,9 @@ impl Reader {
         self.facts.add_kernels_rules();
         links::complete(&mut self.facts, sections);
         link_layer::model(&mut self.facts, sections);
-        links::proxies(&mut self.facts);
         vrf::model(&mut self.facts);
         connected::normalise(&mut self.facts);
+        proxy::model(&mut self.facts, sections);
     }
 }
 

@@ -9,6 +9,7 @@ mod place;
 mod reach;
 mod rule;
 mod rulesets;
+mod stops;
 mod tables;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,8 @@ pub use packets::{Nets, Packets};
 pub use place::Hooks;
 pub use reach::{Met, Place, Reach};
 pub use rule::RuleExtent;
-pub use rulesets::{RulesetMaps, redirecting};
+pub use rulesets::{RulesetMaps, asks_hardware_addresses, redirecting};
+pub use stops::{Asked, Filters, Stop};
 pub use tables::{Tables, no_kernel_uses};
 
 use crate::{

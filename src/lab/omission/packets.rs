@@ -35,6 +35,12 @@ pub struct Packets {
     /// The interface that they come in by, or leave by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<IfName>,
+    /// The interface that they come in by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incoming: Option<IfName>,
+    /// The interface that they leave by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outgoing: Option<IfName>,
     /// Only what the router itself sends.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sent_only: bool,
@@ -127,13 +133,13 @@ impl Packets {
         let net = |field, nets: Option<&Nets>| {
             nets.is_none_or(|nets| nets.may_hold(packet.addresses(field)))
         };
-        let over = |name: &IfName| {
-            let by = |field| {
-                let devices = packet.devices(field);
-                devices.is_none_or(|all| all.iter().any(|own| own == name.as_str()))
-            };
-            by(Field::Incoming) || by(Field::Outgoing)
+        let by = |field, name: &IfName| {
+            let devices = packet.devices(field);
+            devices.is_none_or(|all| all.iter().any(|own| own == name.as_str()))
         };
+        let over = |name: &IfName| by(Field::Incoming, name) || by(Field::Outgoing, name);
+        let comes = |name| passage.course != Some(Course::Sent) && by(Field::Incoming, name);
+        let leaves = |name| passage.course != Some(Course::Delivered) && by(Field::Outgoing, name);
         let family = |family| packet.family.is_none_or(|own| own == family);
         self.family.is_none_or(family)
             && (self.protocol).is_none_or(|p| number(Field::Protocol, p.into(), p.into()))
@@ -142,6 +148,8 @@ impl Packets {
             && net(Field::Source, self.from.as_ref())
             && net(Field::Destination, self.to.as_ref())
             && self.interface.as_ref().is_none_or(over)
+            && self.incoming.as_ref().is_none_or(comes)
+            && self.outgoing.as_ref().is_none_or(leaves)
             && (!self.passed_only || passage.outcome == Outcome::Passed)
             && (!self.sent_only || passage.course.is_none_or(|c| c == Course::Sent))
     }

@@ -148,6 +148,7 @@ impl Reach {
         let seen = Seen {
             packet: state,
             local: course == Some(Course::Delivered),
+            sent: false,
             ended_by: None,
             changed: self.changed.clone(),
         };

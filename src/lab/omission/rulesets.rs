@@ -98,6 +98,35 @@ pub fn redirecting(rulesets: &[Ruleset]) -> Vec<String> {
     found
 }
 
+/// Whether rules ask sets for hardware addresses.
+#[must_use]
+pub fn asks_hardware_addresses(rulesets: &[Ruleset]) -> bool {
+    const KINDS: [&str; 3] = ["hash:mac", "hash:ip,mac", "bitmap:ip,mac"];
+    let mut named = BTreeSet::new();
+    for sets in rulesets.iter().filter(|r| r.kind == RulesetKind::Ipset) {
+        for line in sets.text.lines() {
+            let mut words = line.split_whitespace();
+            if words.next() == Some("create")
+                && let (Some(set), Some(kind)) = (words.next(), words.next())
+                && KINDS.contains(&kind)
+            {
+                named.extend(with_lists(&sets.text, set));
+            }
+        }
+    }
+    let asks = |line: &str| {
+        let mut words = line.split_whitespace();
+        std::iter::from_fn(|| {
+            words
+                .find(|word| *word == "--match-set")
+                .and_then(|_| words.next())
+        })
+        .any(|set| named.contains(set))
+    };
+    let mut rules = rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset);
+    !named.is_empty() && rules.any(|rules| rules.text.lines().any(asks))
+}
+
 /// Each rule of the rulesets.
 pub(super) fn rules(rulesets: &[Ruleset]) -> impl Iterator<Item = (String, Rule)> {
     let packets = rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset);
@@ -128,11 +157,11 @@ fn with_lists<'a>(text: &'a str, set: &'a str) -> BTreeSet<&'a str> {
 
 /// One line and where it stands.
 #[derive(Debug, Default)]
-struct Line {
-    text: String,
+pub(super) struct Line {
+    pub(super) text: String,
     /// Index of the table.
-    table: Option<usize>,
-    chain: Option<String>,
+    pub(super) table: Option<usize>,
+    pub(super) chain: Option<String>,
 }
 
 impl Line {
@@ -146,22 +175,24 @@ impl Line {
 }
 
 #[derive(Debug)]
-struct Table {
-    name: String,
-    family: Option<Family>,
+pub(super) struct Table {
+    pub(super) name: String,
+    pub(super) family: Option<Family>,
+    /// Whether it sees frames of single devices, before IP does.
+    pub(super) is_netdev: bool,
     chains: Chains,
 }
 
 /// The tables of a ruleset and where each line stands.
 #[derive(Debug)]
-struct RulesetMap {
-    xtables: bool,
-    lines: Vec<Line>,
-    tables: Vec<Table>,
+pub(super) struct RulesetMap {
+    pub(super) xtables: bool,
+    pub(super) lines: Vec<Line>,
+    pub(super) tables: Vec<Table>,
 }
 
 impl RulesetMap {
-    fn read(kind: RulesetKind, text: &str) -> Self {
+    pub(super) fn read(kind: RulesetKind, text: &str) -> Self {
         match kind {
             RulesetKind::Nft => nft(text),
             RulesetKind::Ip6tables => xtables(text, Family::V6),
@@ -282,6 +313,7 @@ fn xtables(text: &str, family: Family) -> RulesetMap {
             map.tables.push(Table {
                 name: name.trim().to_owned(),
                 family: Some(family),
+                is_netdev: false,
                 chains: Chains::default(),
             });
         }
@@ -372,6 +404,7 @@ fn nft_table(words: &[&str]) -> Table {
     Table {
         name: name.to_owned(),
         family,
+        is_netdev: words.get(1) == Some(&"netdev"),
         chains: Chains::default(),
     }
 }

@@ -42,9 +42,50 @@ pub struct LinkFacts {
     /// Whether it is a bridge and what it bridges meets rules of its router.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub filters_bridged: bool,
-    /// Whether the router answers ARP there for addresses that it reaches elsewhere (`proxy_arp`).
+    /// Whether it asks for no neighbours and answers none (`ip link set arp off`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub proxy_arp: bool,
+    pub no_arp: bool,
+    /// Whether the router answers ARP there for those of its addresses only that are on this
+    /// interface (`arp_ignore` 1 and 2).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub answers_strictly: bool,
+    /// For which other addresses the router answers who looks for a neighbour there.
+    #[serde(skip_serializing_if = "Proxy::is_none")]
+    pub proxy: Proxy,
+}
+
+/// Addresses for which a router answers in the place of who has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Proxy {
+    /// What it reaches by another interface, if it answers for that (`proxy_arp`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub elsewhere: Vec<IpNet>,
+    /// What it reaches by this interface, or not at all; the longer prefix counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub here: Vec<IpNet>,
+    /// Single addresses (`ip neigh add proxy`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub single: Vec<IpAddr>,
+    /// Whether it answers for hosts of this very link (`proxy_arp_pvlan`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub same_link: bool,
+}
+
+impl Proxy {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether it answers for `address`, which packets then reach by way of the router.
+    #[must_use]
+    pub fn answers_for(&self, address: IpAddr) -> bool {
+        let longest = |nets: &[IpNet]| {
+            let all = nets.iter().filter(|net| net.contains(&address));
+            all.map(IpNet::prefix_len).max()
+        };
+        self.single.contains(&address) || longest(&self.elsewhere) > longest(&self.here)
+    }
 }
 
 /// What an interface is a port of.

@@ -134,12 +134,18 @@ impl Finder<'_> {
         let is_destination =
             |plug: &&&Plug| plug.has(destination) && plug.shares(source, destination);
         let own: Vec<&Plug> = near.iter().filter(is_destination).copied().collect();
+        // Nor for what another answers in the destination's place.
+        let proxies = |plug: &&&Plug| {
+            let own = plug.prefix(source) == plug.prefix(destination);
+            own && plug.link.proxy.answers_for(destination)
+        };
+        let proxies: Vec<&Plug> = near.iter().filter(proxies).copied().collect();
         let is_gateway = |plug: &&&Plug| {
             let mut gateways = self.wiring.gateways.iter();
             gateways.any(|(at, router)| plug.segment == Some(*at) && plug.router == *router)
         };
         let gateways: Vec<&Plug> = near.iter().filter(is_gateway).copied().collect();
-        let chosen = [own, gateways, near];
+        let chosen = [own, proxies, gateways, near];
         let chosen = chosen.into_iter().find(|plugs| !plugs.is_empty());
         chosen
             .unwrap_or_default()

@@ -260,7 +260,7 @@ impl End {
     pub fn arrives(&self) -> Option<bool> {
         match self {
             Self::Delivered { .. } | Self::Local | Self::Leaves { .. } => Some(true),
-            Self::SameLink(link) => link.filtered_by.is_empty().then_some(true),
+            Self::SameLink(link) => link.is_sure().then_some(true),
             Self::Elsewhere { .. } | Self::SomeEnd { .. } | Self::Absent { .. } => None,
             _ => Some(false),
         }

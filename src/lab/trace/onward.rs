@@ -67,22 +67,52 @@ pub struct SharedLink {
     /// Routers whose bridge the segment is and that filter what they bridge.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filtered_by: Vec<RouterName>,
+    /// Routers that answer for hosts of the link, and may pass on what is for these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxied_by: Vec<RouterName>,
+    /// Other segments with the same prefix, on which either may be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub or_on: Vec<String>,
 }
 
 impl SharedLink {
+    /// Whether packets surely pass from one to the other.
+    #[must_use]
+    pub fn is_sure(&self) -> bool {
+        self.filtered_by.is_empty() && self.proxied_by.is_empty() && self.or_on.is_empty()
+    }
+
     /// What becomes of packets from `source` to `destination`, as a sentence.
     #[must_use]
     pub fn text(&self, source: IpAddr, destination: IpAddr) -> String {
         let segment = &self.segment;
-        let both = format!("{source} and {destination} are both on segment {segment}");
-        if self.filtered_by.is_empty() {
-            return format!("{both}: no router is passed");
-        }
-        let names: Vec<&str> = self.filtered_by.iter().map(RouterName::as_str).collect();
-        format!(
-            "{both}, which is a bridge of {}, where bridged packets meet rules that are not asked",
+        let names = |routers: &[RouterName]| {
+            let names: Vec<&str> = routers.iter().map(RouterName::as_str).collect();
             names.join(", ")
-        )
+        };
+        if !self.or_on.is_empty() {
+            return format!(
+                "{source} and {destination} may each be on segment {segment} or {}, which have the \
+                 same prefix and are not joined",
+                self.or_on.join(", ")
+            );
+        }
+        let both = format!("{source} and {destination} are both on segment {segment}");
+        if !self.filtered_by.is_empty() {
+            return format!(
+                "{both}, which is a bridge of {}, where bridged packets meet rules that are not \
+                 asked",
+                names(&self.filtered_by)
+            );
+        }
+        if !self.proxied_by.is_empty() {
+            return format!(
+                "{both}, where {} answers ARP for others (proxy_arp_pvlan): whether {destination} \
+                 answers first is not known",
+                names(&self.proxied_by)
+            );
+        }
+        format!("{both}: no router is passed")
     }
 }
 
@@ -108,6 +138,9 @@ impl Wiring {
                 None => Onward::NoPeer,
             };
         }
+        // The kernel takes a gateway that is the router itself for the link (`fib_check_nh()`).
+        let itself = self.owners(next_hop).contains(&router);
+        let next_hop = if itself { destination } else { next_hop };
         let reached = self.reached(plug, next_hop);
         let up: Vec<&Plug> = reached.iter().filter(|plug| plug.up).copied().collect();
         if !up.is_empty() {
@@ -124,6 +157,9 @@ impl Wiring {
         let proxies = self.proxies(plug, next_hop);
         if !proxies.is_empty() {
             return Onward::Routers(entries(&proxies));
+        }
+        if self.is_silent(plug, next_hop) {
+            return Onward::Nobody { segment: None };
         }
         let places = self.places(destination, here);
         if here.is_some() && places.is_empty() {
@@ -142,6 +178,16 @@ impl Wiring {
                 }
                 ends => return Onward::Routers(entries(ends)),
             }
+        }
+        let mut others = self.other_ends(plug).into_iter();
+        if here.is_none()
+            && next_hop == destination
+            && places.is_empty()
+            && others.any(|end| !end.link.proxy.elsewhere.is_empty())
+        {
+            // Those of the lab that answer for others do not for this one.
+            let ends = vec![format!("whoever answers ARP for {destination}")];
+            return Onward::Absent { segment, ends };
         }
         self.out(plug, segment, places)
     }
@@ -222,19 +268,32 @@ impl Wiring {
 
     /// The interfaces whose subnet has `address`, by a longer prefix than `longer_than`.
     fn places(&self, address: IpAddr, longer_than: Option<u8>) -> Vec<Entry> {
-        let has = |plug: &&Plug| plug.up && plug.prefix(address) > longer_than;
+        // Where another answers in its place, it is not.
+        let answered = |plug: &Plug| {
+            let mut near = self
+                .plugs
+                .iter()
+                .filter(|other| other.segment == plug.segment);
+            near.any(|other| other.up && other.link.proxy.answers_for(address))
+        };
+        let has = |plug: &&Plug| plug.up && plug.prefix(address) > longer_than && !answered(plug);
         let plugs: Vec<&Plug> = self.plugs.iter().filter(has).collect();
         entries(&plugs)
     }
 
-    /// The interfaces of other routers on the segment of `plug` that answer ARP for `address`, which
-    /// nobody there has: the kernel does for what it reaches by another interface
-    /// (`arp_fwd_proxy()`).
+    /// The interfaces of other routers on the segment of `plug` that answer in the place of
+    /// `address`, which no router there has.
     fn proxies(&self, plug: &Plug, address: IpAddr) -> Vec<&Plug> {
         let mut others = self.other_ends(plug);
+        others.retain(|end| end.link.proxy.answers_for(address));
         others
-            .retain(|end| address.is_ipv4() && end.link.proxy_arp && end.prefix(address).is_none());
-        others
+    }
+
+    /// Whether routers on the segment of `plug` have `address` elsewhere and do not say so.
+    fn is_silent(&self, plug: &Plug, address: IpAddr) -> bool {
+        let owners = self.owners(address);
+        let mut others = self.other_ends(plug).into_iter();
+        address.is_ipv4() && others.any(|end| owners.contains(&&end.router))
     }
 
     /// The interfaces of other routers on the segment of `plug` that are up.
@@ -245,7 +304,8 @@ impl Wiring {
     }
 
     /// The segment that `source` and `destination` share as hosts of one subnet; none where either
-    /// is an address of a router, or the link is a tunnel, whose hosts do not hear each other.
+    /// is an address of a router, a router answers in the destination's place, or the link is a
+    /// tunnel, whose hosts do not hear each other.
     #[must_use]
     pub fn shared_link(&self, source: IpAddr, destination: IpAddr) -> Option<SharedLink> {
         if !self.owners(source).is_empty() || !self.owners(destination).is_empty() {
@@ -260,9 +320,26 @@ impl Wiring {
             .iter()
             .all(|plug| plug.kind != InterfaceKind::Tunnel && shares(plug));
         let first = near.first().filter(|_| all)?;
+        if near
+            .iter()
+            .any(|plug| plug.link.proxy.answers_for(destination))
+        {
+            return None;
+        }
+        let proxies = near.iter().filter(|plug| plug.link.proxy.same_link);
+        let mut proxied_by: Vec<RouterName> = proxies.map(|plug| plug.router.clone()).collect();
+        proxied_by.dedup();
+        proxied_by.retain(|_| destination.is_ipv4());
+        let others = near.iter().filter(|plug| plug.segment != first.segment);
+        let mut or_on: Vec<String> = others
+            .filter_map(|plug| Some(self.segment(plug)?.to_owned()))
+            .collect();
+        or_on.dedup();
         Some(SharedLink {
             segment: self.segment(first)?.to_owned(),
             filtered_by,
+            proxied_by,
+            or_on,
         })
     }
 }

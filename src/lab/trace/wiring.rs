@@ -196,6 +196,25 @@ impl Wiring {
         &self.missing
     }
 
+    /// The routers by which `server` may send to `client`: those that were said, or else all of its
+    /// subnet; none where it needs no gateway, or is a router itself.
+    #[must_use]
+    pub fn gateways_of(&self, server: IpAddr, client: IpAddr) -> Vec<Entry> {
+        let near = self.neighbours(server);
+        if !self.owners(server).is_empty() || near.iter().any(|plug| plug.shares(server, client)) {
+            return Vec::new();
+        }
+        let is_said = |plug: &&&Plug| {
+            let mut said = self.gateways.iter();
+            said.any(|(at, router)| plug.segment == Some(*at) && plug.router == *router)
+        };
+        let said: Vec<&Plug> = near.iter().filter(is_said).copied().collect();
+        let all = if said.is_empty() { near } else { said };
+        let links = all.into_iter();
+        let links = links.filter(|plug| plug.kind == InterfaceKind::Ethernet);
+        links.map(Plug::entry).collect()
+    }
+
     /// The interfaces that are up, in a subnet with `address`, and on a segment that has it by as
     /// narrow a subnet as there is.
     pub(super) fn neighbours(&self, address: IpAddr) -> Vec<&Plug> {
@@ -218,7 +237,7 @@ impl Wiring {
 
     /// The interfaces on the segment of `from` by which `address` is reached, other than `from`:
     /// those that have it, or else for IPv4 those of routers that have it elsewhere, since a router
-    /// answers ARP on any interface for any address that it has (`arp_ignore` 0). Neighbour
+    /// answers ARP on any interface for any address that it has, unless `arp_ignore` is set. Neighbour
     /// discovery is answered only where the address is (`ndisc_recv_ns()`).
     pub(super) fn reached(&self, from: &Plug, address: IpAddr) -> Vec<&Plug> {
         let on_segment = |plug: &&Plug| plug.segment == from.segment && plug.router != from.router;
@@ -229,7 +248,7 @@ impl Wiring {
         }
         let owners = self.owners(address);
         others()
-            .filter(|plug| owners.contains(&&plug.router))
+            .filter(|plug| owners.contains(&&plug.router) && !plug.link.answers_strictly)
             .collect()
     }
 

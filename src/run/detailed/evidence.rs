@@ -93,12 +93,14 @@ impl<'a> Clerk<'a> {
         netns: &'a NetnsFd,
         tools: &'a Tools,
         chains: HashMap<RulePlace, BaseChain>,
-        any_port: bool,
+        (any_port, any_sender): (bool, bool),
     ) -> Result<Self, EvidenceError> {
         Ok(Self {
             netns,
             tools,
-            book: RuleBook::new(),
+            book: RuleBook::new()
+                .of_any_port(any_port)
+                .of_any_sender(any_sender),
             chains,
             observer: Observer::new(netns)?,
             any_port,

@@ -7,6 +7,7 @@
 //! with the host there, or with more routers. Routers behind the one that stops a service are
 //! measured on their own. Whatever was taken is given back, in reverse, however it ends.
 
+mod answering;
 mod attempt;
 mod bench;
 mod chance;

@@ -18,7 +18,7 @@ use super::{
     judge::Fate,
     legacy::{Legacy, LegacySnapshot},
     result::{Direction, Nat, PacketWay, RuleEvidence},
-    site::{Site, Station},
+    site::{Site, Source, Station},
     way,
 };
 use crate::{
@@ -128,7 +128,11 @@ impl<'a> Post<'a> {
             None => HashMap::new(),
         };
         let any_port = setup.source_port.is_none();
-        let clerk = Clerk::new(netns, setup.tools, chains, any_port);
+        let any_sender = match &site.source {
+            Source::Router { router, .. } => *router == station.router,
+            Source::Host(_) => false,
+        };
+        let clerk = Clerk::new(netns, setup.tools, chains, (any_port, any_sender));
         let clerk = clerk.map_err(setup.at(station))?;
         let family = Family::of(site.from());
         let legacy = Legacy::find(netns, setup.tools, site.from());

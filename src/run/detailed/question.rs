@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    DetailedError, DetailedJob, message, omitted,
+    DetailedError, DetailedJob, answering, message, omitted,
     plan::{Planned, Planner},
     result::{EndToEnd, Reach, RouterTest, RouterWay, ServiceResult, ServiceTest, Status},
     rounds::Rounds,
@@ -519,7 +519,13 @@ impl Question<'_> {
         let mut ends: Vec<(&Entry, EndToEnd)> = Vec::new();
         let mut list: Vec<RouterTest> = Vec::new();
         for way in &self.ways {
-            let (end, of_way) = way.result(at, tests);
+            let (mut end, of_way) = way.result(at, tests);
+            let trust = self.job.trust_facts;
+            if let Some(why) = answering::doubt(self.lab, &end, service.protocol, trust) {
+                end.result = Verdict::Unknown;
+                end.kind = EndKind::Disagree;
+                end.reason = Some(why);
+            }
             ends.push((&way.entry, end));
             for test in of_way {
                 keep(&mut list, test);
@@ -584,7 +590,7 @@ impl Question<'_> {
         let mut end = EndToEnd::unknown(words.clone());
         end.note = Some(words);
         end.kind = EndKind::SameLink;
-        if shared.filtered_by.is_empty() {
+        if shared.is_sure() {
             end.result = Verdict::Yes;
             end.status = Status::Ok;
         }

@@ -54,6 +54,15 @@ pub struct Lots {
     pub only_where: bool,
 }
 
+impl Lots {
+    /// How many targets these are, each port of a range by itself.
+    pub fn count(targets: &BTreeSet<Target>) -> usize {
+        let ports = |(first, last): (u32, u32)| (last.saturating_sub(first) + 1) as usize;
+        let each = targets.iter().map(|target| target.ports.map_or(1, ports));
+        each.sum()
+    }
+}
+
 /// The rules of one router, before any probe is held against them.
 pub(super) struct Rules {
     program: Program,
@@ -276,12 +285,10 @@ fn seen(program: &Program, met: &Met<'_>, out: Option<String>, end: &End) -> See
     if let Some(name) = out {
         packet = packet.with_device(Field::Outgoing, name);
     }
-    let input = met
-        .trail
-        .steps
-        .iter()
-        .any(|step| step.hook == HookPoint::Input);
+    let came_to = |hook| met.trail.steps.iter().any(|step| step.hook == hook);
+    let input = came_to(HookPoint::Input);
     Seen {
+        sent: came_to(HookPoint::Output),
         packet,
         local: end.fate == Fate::Local || input,
         ended_by: end

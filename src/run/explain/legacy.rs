@@ -165,7 +165,10 @@ fn listen(
     };
     let trails = batches(&mut trace, tracer, indexes, send);
     let stopped = trace.stop();
-    let read = || LegacyRules::read(question.netns, tools, family);
+    let read = || {
+        let rules = LegacyRules::read(question.netns, tools, family);
+        rules.map(|rules| rules.of_any_port(question.any_port))
+    };
     Ok(match (trails?, stopped) {
         (Err(error), _) | (Ok(_), Err(error)) => Err(error),
         (Ok(trails), Ok(())) => read().map(|rules| Some((rules, trails))),

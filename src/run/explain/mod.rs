@@ -81,6 +81,8 @@ pub struct Question<'a> {
     pub scrutiny: &'a Scrutiny,
     /// The router itself sends the probes.
     pub from_itself: bool,
+    /// Clients may have any source port.
+    pub any_port: bool,
     /// Let probes go on behind the last chain, as [`Taps::pass_on`](crate::firewall::Taps::pass_on).
     pub pass_on: bool,
 }
@@ -267,7 +269,7 @@ impl Explainer {
             lost,
             legacy,
         };
-        let book = self.book(question.netns, before);
+        let book = self.book(question, before);
         let (mut reasons, book, mut warnings) =
             found.reasons(question, self.reader(question, book, tracer))?;
         let alone = wait_and_send(&reasons, tracer, send)?;
@@ -310,10 +312,12 @@ impl Explainer {
     }
 
     /// The book of a router if its ruleset has not changed since, or a new one.
-    fn book(&mut self, netns: &NetnsFd, generation: u32) -> RuleBook {
-        match self.books.remove(&netns.id()) {
+    fn book(&mut self, question: &Question<'_>, generation: u32) -> RuleBook {
+        match self.books.remove(&question.netns.id()) {
             Some((settled, book)) if settled == generation => book,
-            _ => RuleBook::beside(self.shelf.clone()),
+            _ => RuleBook::beside(self.shelf.clone())
+                .of_any_port(question.any_port)
+                .of_any_sender(question.from_itself),
         }
     }
 }

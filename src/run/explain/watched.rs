@@ -3,7 +3,7 @@
 
 use super::{
     ExplainError,
-    doubt::{Doubt, Met, Rules},
+    doubt::{Doubt, Lots, Met, Rules},
     read::{Reader, subject, visited},
     reason::{Explained, Reason, notes},
 };
@@ -129,15 +129,16 @@ fn of_first(explained: &Explained) -> String {
 /// and only that one's way is known.
 fn lots(doubt: &Doubt, explained: &Explained) -> Option<String> {
     let targets = doubt.lots.as_ref()?.targets.as_ref();
-    let one = targets.is_some_and(|targets| targets.len() < 2);
+    let count = targets.map(Lots::count);
+    let one = count.is_some_and(|count| count < 2);
     if one {
         return None;
     }
     let drawn = |(caveat, _): &&(Caveat, RuleText)| matches!(caveat, Caveat::Random(_));
     let by = notes(explained.caveats.iter().filter(drawn));
-    let of = targets.map_or_else(
+    let of = count.map_or_else(
         || "targets that are not all known".to_owned(),
-        |targets| format!("{} targets", targets.len()),
+        |count| format!("{count} targets"),
     );
     Some(format!(
         "chance decides to which of {of} it goes, and a quick job follows it to each: {by}"

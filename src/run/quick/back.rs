@@ -207,6 +207,7 @@ impl Answer<'_> {
         let (from, to) = (last.destination, last.source);
         if self.kind == EndKind::Delivered
             && let Some(shared) = self.wiring.shared_link(to, from)
+            && shared.or_on.is_empty()
         {
             let link = shared.segment;
             let why = format!(

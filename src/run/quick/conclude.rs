@@ -53,7 +53,11 @@ fn passed(explained: &Explained) -> Option<(Verdict, String)> {
     let chance = |(caveat, rule): &&(Caveat, RuleText)| {
         // iptables lets no rule in nat drop, so a jump there leads to rewriting, too.
         let rewrites = rule.parsed().only_rewrites() || (rule.xtables && rule.place.table == "nat");
-        matches!(caveat, Caveat::Random(_) | Caveat::Ipsec(_)) && !rewrites
+        match caveat {
+            Caveat::SourcePort(_) | Caveat::Sender(_) => true,
+            Caveat::Random(_) | Caveat::Ipsec(_) => !rewrites,
+            _ => false,
+        }
     };
     if explained.caveats.iter().any(|one| chance(&one)) {
         let why = notes(explained.caveats.iter().filter(chance));
@@ -71,6 +75,12 @@ fn varied(explained: &Explained, passed: bool) -> Option<(Verdict, String)> {
     let through = matches!(reason, Reason::WentThrough(_));
     let why = doubt.to_string();
     let this_time = || format!("{why}; this time {reason}");
+    let open = |(caveat, _): &(Caveat, RuleText)| {
+        matches!(caveat, Caveat::SourcePort(_) | Caveat::Sender(_))
+    };
+    if doubt.by.iter().any(open) {
+        return Some((Verdict::Unknown, this_time()));
+    }
     Some(match doubt.alone {
         // Only the burst of a whole job exceeds the rate, or uses up the quota.
         Some(true) if passed || through => (Verdict::Yes, why),

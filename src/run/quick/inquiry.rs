@@ -132,7 +132,7 @@ impl<'a> Inquiry<'a> {
                 if let Some(shared) = self.wiring.shared_link(source, destination)
                     && self.job.from.is_none()
                 {
-                    let verdict = match shared.filtered_by.is_empty() {
+                    let verdict = match shared.is_sure() {
                         true => Verdict::Yes,
                         false => Verdict::Unknown,
                     };
@@ -537,7 +537,9 @@ impl<'a> Inquiry<'a> {
             Answer::Measured(measured) => measured,
         };
         let hidden = matches!(visit.from, Ok(Sender::Wire(_)));
-        if hidden && measured.nature.link {
+        let state = self.lab.router(&visit.at.router);
+        let by_set = state.is_ok_and(|router| router.asks_hardware_addresses);
+        if hidden && (measured.nature.link || by_set) {
             let why = "its rules may look at the source's hardware address, which is not known \
                        behind the first router";
             return Ok(digest::unmeasured(&visit.at, &visit.probes, why));

@@ -136,13 +136,6 @@ fn is_at(left: &Left, target: &Target, port: Option<u32>) -> bool {
         && port.is_none_or(|port| port == u32::from(left.destination_port))
 }
 
-/// How many targets these are, each port of a range by itself.
-fn count(targets: &BTreeSet<Target>) -> usize {
-    let ports = |(first, last): (u32, u32)| (last.saturating_sub(first) + 1) as usize;
-    let each = targets.iter().map(|target| target.ports.map_or(1, ports));
-    each.sum()
-}
-
 /// What a job sends copies of probes with.
 pub(super) struct Urn<'a> {
     pub(super) taps: &'a Taps,
@@ -261,8 +254,8 @@ fn wanted(sample: &Sample, lots: Option<&Lots>) -> Option<usize> {
         return None;
     }
     let targets = lots.and_then(|lots| lots.targets.as_ref());
-    let targets = targets.filter(|targets| count(targets) <= MOST_TARGETS);
-    let least = (targets.map_or(0, count) * COPIES_PER_TARGET).max(FEWEST_COPIES);
+    let targets = targets.filter(|targets| Lots::count(targets) <= MOST_TARGETS);
+    let least = (targets.map_or(0, Lots::count) * COPIES_PER_TARGET).max(FEWEST_COPIES);
     if sample.sent < least {
         return Some(least - sample.sent);
     }
@@ -312,7 +305,7 @@ fn through_to(explained: &Explained, sample: &Sample) -> Option<Told> {
             "chance decides where it goes, and not all targets are known; {seen} were seen"
         ));
     };
-    let of = count(targets).max(seen);
+    let of = Lots::count(targets).max(seen);
     if of > MOST_TARGETS {
         return unknown(format!(
             "chance sends it to one of {of} targets, and more than {MOST_TARGETS} are not asked for"

@@ -56,7 +56,14 @@ fn seen(
     finding: Option<&Finding>,
 ) -> Seen {
     let (course, became) = match finding {
-        Some(Finding::Passed) => (Some(Course::Forwarded), omission::Outcome::Passed),
+        // Without an incoming interface it is the router's own.
+        Some(Finding::Passed) => {
+            let course = match at.iface_in {
+                Some(_) => Course::Forwarded,
+                None => Course::Sent,
+            };
+            (Some(course), omission::Outcome::Passed)
+        }
         Some(Finding::Delivered) => (Some(Course::Delivered), omission::Outcome::Passed),
         _ => (None, omission::Outcome::Stopped(None)),
     };

@@ -282,7 +282,8 @@ impl Plan {
             _ => return Ok(Answer::Unmeasured("there is no sender".to_owned())),
         };
         let mut probing = Probing::open(self.question(visit), &visit.netns, from)?;
-        let census = probing.census()?;
+        let mut census = probing.census()?;
+        census.volatile |= census.asks_sender && matches!(visit.from, Ok(Sender::Itself(_)));
         let nature = probing.nature(&census);
         let _listening = match census.nature.proxies {
             true => self.stand_in(visit)?,
@@ -514,6 +515,7 @@ impl Plan {
             ingress: visit.at.iface_in.as_ref(),
             probes,
             scrutiny,
+            any_port: self.any_port,
             pass_on: self.taps.pass_on,
         };
         // Probes that went on left connections, whose later packets no nat rule is asked about.

@@ -25,6 +25,7 @@ fn explain(row: &Row, job: &Job<'_>) -> Explanation {
         probes: &blocked,
         scrutiny: &Scrutiny::default(),
         from_itself: false,
+        any_port: true,
         pass_on: false,
     };
     let open = || ProbeSocket::open_here(job.taps.family);

@@ -117,7 +117,11 @@ impl<'a> Reader<'a> {
                 self.skip_words(&["spnum"], &["in", "out", "ip", "ip6"]);
                 _ = self.next();
             }
-            "socket" | "osf" | "ether" | "vlan" | "arp" | "frag" | "hbh" | "dst" | "mh" | "srh"
+            "ether" => {
+                let field = self.next().unwrap_or_default();
+                of = (field == "type").then_some(Kind::Family);
+            }
+            "socket" | "osf" | "vlan" | "arp" | "frag" | "hbh" | "dst" | "mh" | "srh"
             | "exthdr" | "comp" => _ = self.next(),
             _ if word.starts_with('@') => self.raw(),
             _ => of = meta(word),

@@ -10,7 +10,7 @@ use super::{
     Alone, Caveat, Does, Field, Goal, Rule, Test, Verdict,
     table::{self, Action},
     words::{pieces, unquoted},
-    xtables::{net, port_range, translation},
+    xtables::{drawn_port, net, port_range, translation},
 };
 
 impl Rule {
@@ -261,8 +261,16 @@ impl<'a> Reader<'a> {
                 None => found.to = self.mapped(),
             }
         }
+        let flags = self.at;
         self.skip_words(&[], &["random", "fully-random", "persistent", ","]);
         debug_assert!(self.at >= begin);
+        let flags = self.words.get(flags..self.at).unwrap_or_default();
+        if flags.iter().any(|flag| flag.ends_with("random"))
+            && let Some(caveat) = drawn_port(&found)
+        {
+            self.rule
+                .ask(Test::Varies(caveat.alone(Alone::Chooses)), false);
+        }
         self.rule.does.push(Does::Translate(found));
     }
 

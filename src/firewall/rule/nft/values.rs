@@ -79,6 +79,7 @@ pub(super) fn transport(protocol: &str, field: &str) -> Option<Kind> {
         (_, "sport") => Kind::Number(Field::SourcePort),
         (_, "dport") => Kind::Number(Field::DestinationPort),
         ("tcp", "flags") => Kind::Number(Field::TcpFlags),
+        ("icmpv6", "type") => Kind::Number(Field::IcmpType),
         _ => return None,
     })
 }
@@ -121,6 +122,7 @@ pub(super) fn number_of(of: Field, word: &str) -> Option<u32> {
     match of {
         Field::Protocol => table::protocol(word),
         Field::State => table::state(word),
+        Field::IcmpType => table::icmpv6_type(word),
         Field::TcpFlags => table::tcp_flag(word).or_else(|| table::number(word)),
         Field::Tos => table::dscp(word),
         _ => table::number(word),
@@ -239,9 +241,10 @@ fn nets(value: &str) -> Option<Vec<ipnet::IpNet>> {
 
 fn numbers(of: Field, values: &[&str], comparison: Comparison) -> Option<Vec<(u32, u32)>> {
     let one = |value: &&str| -> Option<(u32, u32)> {
-        match value.split_once('-') {
-            Some((first, last)) => Some((number_of(of, first)?, number_of(of, last)?)),
-            None => number_of(of, value).map(|number| (number, number)),
+        // Names of ICMP types have hyphens in them.
+        match (number_of(of, value), value.split_once('-')) {
+            (None, Some((first, last))) => Some((number_of(of, first)?, number_of(of, last)?)),
+            (number, _) => number.map(|number| (number, number)),
         }
     };
     let ranges: Vec<(u32, u32)> = values.iter().map(one).collect::<Option<_>>()?;

@@ -143,11 +143,13 @@ impl Walk<'_> {
         let Some(base) = self.bases.get(at).copied() else {
             return self.leave(&state);
         };
+        let sent = self.seen.sent;
         let passes = match base.hook {
-            HookPoint::Ingress | HookPoint::Prerouting => true,
-            HookPoint::Input => state.local,
-            HookPoint::Forward | HookPoint::Postrouting => !state.local,
-            HookPoint::Output => false,
+            HookPoint::Ingress | HookPoint::Prerouting => !sent,
+            HookPoint::Input => state.local && !sent,
+            HookPoint::Forward => !state.local && !sent,
+            HookPoint::Output => sent,
+            HookPoint::Postrouting => !state.local,
         };
         let chain = self.program.number(&base.place);
         let asked = chain.filter(|chain| passes && self.comes_to(*chain, &state));

@@ -151,6 +151,8 @@ pub struct Seen {
     pub packet: Packet,
     /// Whether it was on its way to the router itself.
     pub local: bool,
+    /// Whether the router itself sent it.
+    pub sent: bool,
     /// The rule that ended it, if one did.
     pub ended_by: Option<RuleNumber>,
     /// What rules changed that were seen to match.

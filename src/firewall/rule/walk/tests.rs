@@ -51,6 +51,7 @@ fn seen(changed: &[Field]) -> Seen {
             .with(Field::Mark, 0u32)
             .with_device(Field::Outgoing, "eth1"),
         local: false,
+        sent: false,
         ended_by: None,
         changed: changed.iter().copied().collect(),
     }

@@ -1,0 +1,293 @@
+//! Neighbours that a router does not find, or that do not find it.
+//!
+//! Hosts of a lab are told the hardware addresses of their routers, and probes need none. So what
+//! keeps neighbours from finding each other changes nothing there, while on the real router no
+//! packet comes in or leaves: it is an omission for what gets through.
+//!
+//! - Rules that surely drop neighbour discovery (RFC 4861): a router takes solicitations in INPUT
+//!   and answers in OUTPUT, and the other way round for its own. Connection tracking does not track
+//!   them. They come from an address of the host on its own link, and from a link-local address of
+//!   a router that forwards (`ndisc_solicit()`).
+//! - Rules of single devices that drop ARP. Tables of family arp are told of in [`super::link_layer`].
+//! - `arp_ignore` 8, and `arp_filter` where another interface is in the same network.
+//! - Interfaces without ARP (`ip link set arp off`).
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::{IpNet, Ipv6Net};
+
+use super::{InterfaceFacts, RouterFacts};
+use crate::{
+    firewall::rule::{Field, Packet, State},
+    lab::{
+        omission::{Asked, Filters, Nets, Omission, OmissionKind, Packets, Stop},
+        topology::{At, InterfaceKind, Warning},
+    },
+    model::IfName,
+    netlink::object::Family,
+};
+
+/// Neighbour solicitation and advertisement, RFC 4861.
+const SOLICITATION: u32 = 135;
+const ADVERTISEMENT: u32 = 136;
+
+/// Tells what keeps neighbours from being found.
+pub(super) fn model(facts: &mut RouterFacts) {
+    let mut warnings = by_rules(facts);
+    warnings.extend(by_settings(facts));
+    facts.warnings.extend(warnings);
+}
+
+/// What one rule stops: on which interfaces, and packets that need it.
+#[derive(Default)]
+struct Stopped {
+    interfaces: Vec<IfName>,
+    packets: Vec<Packets>,
+}
+
+fn by_rules(facts: &RouterFacts) -> Vec<Warning> {
+    if facts.rulesets.is_empty() {
+        return Vec::new();
+    }
+    let filters = Filters::of(&facts.rulesets);
+    let mut found: BTreeMap<(Stop, &str), Stopped> = BTreeMap::new();
+    let mut note = |stop: Option<Stop>, what, interface: &IfName, packets: &Packets| {
+        let Some(stop) = stop else { return };
+        let stopped = found.entry((stop, what)).or_default();
+        if !stopped.interfaces.contains(interface) {
+            stopped.interfaces.push(interface.clone());
+        }
+        stopped.packets.push(packets.clone());
+    };
+    for interface in facts.interfaces.iter().filter(|i| asks_neighbours(i)) {
+        let name = &interface.name;
+        for hook in ["ingress", "egress"] {
+            let packets = Packets {
+                interface: Some(name.clone()),
+                ..Packets::of_family(Family::V4)
+            };
+            note(filters.stop(hook, Asked::Arp(name)), "ARP", name, &packets);
+        }
+        for exchange in exchanges(facts, interface) {
+            let stop = exchange.stop(&filters, name);
+            note(stop, "neighbour discovery", name, &exchange.packets);
+        }
+    }
+    let warning = |((stop, what), stopped): ((Stop, &str), Stopped)| {
+        let names: Vec<&str> = stopped.interfaces.iter().map(IfName::as_str).collect();
+        let message = format!(
+            "{} drops {what} on {}, which no lab needs to find neighbours",
+            stop.text,
+            names.join(", ")
+        );
+        let line = facts
+            .rulesets
+            .get(stop.ruleset)
+            .map_or(0, |r| r.origin.line);
+        let omission = Omission::of_packets(OmissionKind::Feature, stopped.packets).of_passed();
+        Warning::omission(
+            facts.origin(line + stop.line),
+            &facts.name,
+            message,
+            omission,
+        )
+    };
+    found.into_iter().map(warning).collect()
+}
+
+/// Whether neighbours are looked for on the interface.
+fn asks_neighbours(interface: &At<InterfaceFacts>) -> bool {
+    let master = matches!(interface.link.kind.as_deref(), Some("vrf"));
+    interface.up
+        && interface.kind == InterfaceKind::Ethernet
+        && interface.link.spoken_for_by().is_none()
+        && !master
+}
+
+/// A question and its answer, one of which comes in and the other leaves.
+struct Exchange {
+    /// Packets that need it.
+    packets: Packets,
+    /// Where who asks has its address, and who is asked.
+    asks: IpNet,
+    asked: IpNet,
+    /// Whether the router is asked.
+    incoming: bool,
+}
+
+/// The exchanges that packets over an interface need.
+fn exchanges(facts: &RouterFacts, interface: &InterfaceFacts) -> Vec<Exchange> {
+    let is_global =
+        |net: &IpNet| matches!(net, IpNet::V6(net) if !is_link_local(net.addr().into()));
+    let nets = interface.addresses.iter().map(|address| address.local);
+    let nets: Vec<IpNet> = nets.filter(|net| net.addr().is_ipv6()).collect();
+    let addresses = || facts.interfaces.iter().flat_map(|i| &i.addresses);
+    if nets.is_empty() || !addresses().any(|address| is_global(&address.local)) {
+        return Vec::new();
+    }
+    let global: Vec<IpNet> = nets
+        .iter()
+        .filter(|net| is_global(net))
+        .map(IpNet::trunc)
+        .collect();
+    let own = |near: &IpNet| nets.iter().copied().find(|net| net.trunc() == *near);
+    let host = |net: IpNet| IpNet::from(net.addr());
+    let (all, local) = (IpNet::V6(Ipv6Net::default()), link_local());
+    let except = |within, except: &[IpNet]| {
+        Some(Nets {
+            within,
+            except: except.to_vec(),
+        })
+    };
+    let comes = |from| Packets {
+        from,
+        incoming: Some(interface.name.clone()),
+        ..Packets::of_family(Family::V6)
+    };
+    let leaves = |to| Packets {
+        to,
+        outgoing: Some(interface.name.clone()),
+        ..Packets::of_family(Family::V6)
+    };
+    let mut found = Vec::new();
+    let mut add = |packets, asks, asked, incoming| {
+        found.push(Exchange {
+            packets,
+            asks,
+            asked,
+            incoming,
+        });
+    };
+    for net in &global {
+        let own = own(net).map_or(*net, host);
+        add(comes(except(*net, &[])), *net, own, true);
+        add(leaves(except(*net, &[])), local, *net, false);
+    }
+    // From behind another router, or to there.
+    add(comes(except(all, &global)), local, local, true);
+    for gateway in gateways(facts, &interface.name) {
+        add(leaves(except(all, &global)), local, gateway.into(), false);
+    }
+    found
+}
+
+/// The gateways of IPv6 behind an interface.
+fn gateways(facts: &RouterFacts, interface: &IfName) -> Vec<IpAddr> {
+    let hops = facts.routes.iter().flat_map(|route| &route.next_hops);
+    let here = hops.filter(|hop| hop.dev.as_ref() == Some(interface));
+    let mut all: Vec<IpAddr> = here.filter_map(|hop| hop.via).collect();
+    all.retain(IpAddr::is_ipv6);
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+impl Exchange {
+    /// What stops the question or the answer.
+    fn stop(&self, filters: &Filters, device: &IfName) -> Option<Stop> {
+        let question = message(SOLICITATION, self.asks, solicited_nodes());
+        let answer = message(ADVERTISEMENT, self.asked, self.asks);
+        let (comes, leaves) = match self.incoming {
+            true => (question, answer),
+            false => (answer, question),
+        };
+        let comes = comes.with_device(Field::Incoming, device.as_str());
+        let leaves = leaves.with_device(Field::Outgoing, device.as_str());
+        filters
+            .stop("ingress", Asked::OnDevice(&comes, device))
+            .or_else(|| filters.stop("prerouting", Asked::Packet(&comes)))
+            .or_else(|| filters.stop("input", Asked::Packet(&comes)))
+            .or_else(|| filters.stop("output", Asked::Packet(&leaves)))
+            .or_else(|| filters.stop("postrouting", Asked::Packet(&leaves)))
+            .or_else(|| filters.stop("egress", Asked::OnDevice(&leaves, device)))
+    }
+}
+
+fn message(kind: u32, source: IpNet, destination: IpNet) -> Packet {
+    const ICMPV6: u32 = 58;
+    Packet::of(Family::V6)
+        .with(Field::Protocol, ICMPV6)
+        .with(Field::IcmpType, kind)
+        .with(Field::Ttl, 255_u32)
+        .with_state(State::Untracked)
+        .with_address(Field::Source, source)
+        .with_address(Field::Destination, destination)
+}
+
+/// `fe80::/10`, RFC 4291 section 2.5.6, of which interfaces use this.
+fn link_local() -> IpNet {
+    let prefix = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+    Ipv6Net::new_assert(prefix, 64).into()
+}
+
+/// The multicast addresses that solicitations go to, RFC 4291 section 2.7.1.
+fn solicited_nodes() -> IpNet {
+    let prefix = std::net::Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0);
+    Ipv6Net::new_assert(prefix, 104).into()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// Settings of ARP with which the router does not answer. What `all` or the interface says counts,
+/// whichever is more (`IN_DEV_MAXCONF`).
+fn by_settings(facts: &RouterFacts) -> Vec<Warning> {
+    let of = |name: &str, key: &str| -> u32 {
+        let value = facts.sysctl(&format!("net/ipv4/conf/{name}/{key}"));
+        value
+            .and_then(|value| value.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    let mut warnings = Vec::new();
+    for interface in facts.interfaces.iter().filter(|i| asks_neighbours(i)) {
+        let name = &interface.name;
+        let most = |key| of("all", key).max(of(name.as_str(), key));
+        let comes = Packets {
+            incoming: Some(name.clone()),
+            ..Packets::of_family(Family::V4)
+        };
+        let mut warn = |message: String, packets| {
+            let omission = Omission::of_packets(OmissionKind::Feature, [packets]).of_passed();
+            let origin = facts.origin(interface.line);
+            warnings.push(Warning::omission(origin, &facts.name, message, omission));
+        };
+        if interface.link.no_arp {
+            let both = Packets::by(name.clone());
+            warn(format!("{name} is without ARP, which no lab needs"), both);
+            continue;
+        }
+        if most("arp_ignore") == 8 {
+            let message =
+                format!("arp_ignore is 8: nobody who comes in by {name} finds the router");
+            warn(message, comes.clone());
+        }
+        if let Some(other) = twin(facts, interface).filter(|_| most("arp_filter") > 0) {
+            let message = format!(
+                "arp_filter is set, and {other} is in the network of {name}, too: which of them \
+                 answers ARP depends on the way back"
+            );
+            warn(message, comes);
+        }
+    }
+    warnings
+}
+
+/// Another interface in a network of IPv4 that this one is in.
+fn twin<'f>(facts: &'f RouterFacts, interface: &InterfaceFacts) -> Option<&'f IfName> {
+    let nets = |of: &InterfaceFacts| -> Vec<IpNet> {
+        let nets = of.addresses.iter().map(|address| address.local.trunc());
+        nets.filter(|net| net.addr().is_ipv4()).collect()
+    };
+    let own = nets(interface);
+    let others = facts.interfaces.iter().filter(|i| i.name != interface.name);
+    let meets = |other: &&At<InterfaceFacts>| {
+        let near = nets(other);
+        near.iter()
+            .any(|net| own.iter().any(|o| o.contains(net) || net.contains(o)))
+    };
+    others
+        .filter(|i| asks_neighbours(i))
+        .find(meets)
+        .map(|other| &other.value.name)
+}

@@ -1,0 +1,117 @@
+//! Addresses for which a router answers in the place of who has them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{RouterFacts, section::Section};
+use crate::{
+    lab::topology::Proxy,
+    model::IfName,
+    netlink::object::{Family, Route, RouteKind},
+};
+
+/// What `ip neigh show proxy` prints.
+pub(super) const SECTION: &str = "neighbour_proxies";
+
+/// Notes where the router answers for others, or answers for less than all that it has.
+///
+/// With `proxy_arp` it does for what it reaches by another interface (`arp_fwd_proxy()`), with
+/// `proxy_arp_pvlan` for hosts of the same link, and for single addresses where an entry says so:
+/// of IPv6 if `proxy_ndp` allows it (`ndisc_recv_ns()`), of IPv4 if another interface leads there.
+pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
+    let single = single(sections);
+    let mut found = Vec::new();
+    for interface in &facts.interfaces {
+        let name = &interface.name;
+        let number = |family, key| -> u32 {
+            let of = |whose: &str| {
+                let value = facts.sysctl(&format!("net/{family}/conf/{whose}/{key}"));
+                value
+                    .and_then(|value| value.trim().parse().ok())
+                    .unwrap_or(0)
+            };
+            of("all").max(of(name.as_str()))
+        };
+        let (elsewhere, here) = reached(facts, name);
+        let by_another = Proxy {
+            elsewhere,
+            here,
+            ..Proxy::default()
+        };
+        let own = single.iter().filter(|(_, dev)| dev == name);
+        let own = own
+            .map(|(address, _)| *address)
+            .filter(|address| match address {
+                IpAddr::V4(_) => by_another.answers_for(*address),
+                IpAddr::V6(_) => number("ipv6", "proxy_ndp") > 0,
+            });
+        let single = own.collect();
+        let proxies = number("ipv4", "proxy_arp") > 0;
+        let same_link = number("ipv4", "proxy_arp_pvlan") > 0;
+        let proxy = match proxies {
+            true => Proxy {
+                single,
+                same_link,
+                ..by_another
+            },
+            false => Proxy {
+                single,
+                same_link,
+                ..Proxy::default()
+            },
+        };
+        let strictly = matches!(number("ipv4", "arp_ignore"), 1 | 2);
+        found.push((proxy, strictly));
+    }
+    for (interface, (proxy, strictly)) in facts.interfaces.iter_mut().zip(found) {
+        interface.value.link.proxy = proxy;
+        interface.value.link.answers_strictly = strictly;
+    }
+}
+
+/// What the router reaches of IPv4 by other interfaces than `name`, and what by this one or not at
+/// all. Of several tables each counts: which one a question of ARP is looked up in, depends on who
+/// asks.
+fn reached(facts: &RouterFacts, name: &IfName) -> (Vec<IpNet>, Vec<IpNet>) {
+    let (mut elsewhere, mut here) = (Vec::new(), Vec::new());
+    for interface in facts.interfaces.iter().filter(|interface| interface.up) {
+        for address in interface
+            .addresses
+            .iter()
+            .filter(|a| a.local.addr().is_ipv4())
+        {
+            let nets = match interface.name == *name {
+                true => &mut here,
+                false => &mut elsewhere,
+            };
+            nets.push(address.peer.unwrap_or(address.local).trunc());
+        }
+    }
+    for route in &facts.routes {
+        let (destination, table) = (route.destination, route.table);
+        if Family::of(destination.addr()) != Family::V4 || table == Route::LOCAL {
+            continue;
+        }
+        let away = |dev: &Option<IfName>| dev.as_ref().is_some_and(|dev| dev != name);
+        let leads = route.kind == RouteKind::Unicast;
+        match leads && route.next_hops.iter().any(|hop| away(&hop.dev)) {
+            true => elsewhere.push(destination),
+            false => here.push(destination),
+        }
+    }
+    (elsewhere, here)
+}
+
+/// The entries of `ip neigh show proxy`: `2001:db8::9 dev eth0 proxy`.
+fn single(sections: &[Section<'_>]) -> Vec<(IpAddr, IfName)> {
+    let of = sections.iter().filter(|s| s.name == SECTION);
+    let lines = of.flat_map(|section| section.body.iter());
+    let entry = |(_, line): &(usize, &str)| {
+        let mut words = line.split_ascii_whitespace();
+        let address = words.next()?.parse().ok()?;
+        let mut words = words.skip_while(|word| *word != "dev");
+        Some((address, IfName::new(words.nth(1)?).ok()?))
+    };
+    lines.filter_map(entry).collect()
+}

@@ -1,0 +1,318 @@
+//! Whether rules surely stop a packet at a hook, read in the rulesets' text: for packets that no
+//! job sends, and that the router needs all the same.
+//!
+//! What cannot be told counts against neither side: a rule that may drop the packet is passed over,
+//! and so is one that may accept it.
+
+use std::collections::BTreeMap;
+
+use super::rulesets::RulesetMap;
+use crate::{
+    firewall::rule::{Alone, Answer, Does, Match, Packet, Rule, Test, Verdict},
+    lab::topology::{Ruleset, RulesetKind},
+    model::IfName,
+    netlink::object::Family,
+};
+
+/// Jumps deeper than the kernel allows are not followed.
+const DEEPEST: usize = 16;
+
+/// The chains of a router's rulesets, as far as they filter.
+#[derive(Debug)]
+pub struct Filters(Vec<Table>);
+
+/// What is asked about.
+#[derive(Debug, Clone, Copy)]
+pub enum Asked<'a> {
+    /// A packet at one of IP's hooks, by the name that nft(8) has for it.
+    Packet(&'a Packet),
+    /// A packet as the rules of one device see it.
+    OnDevice(&'a Packet, &'a IfName),
+    /// A question or answer of ARP, as the rules of one device see it.
+    Arp(&'a IfName),
+}
+
+/// A rule or a policy that stops a packet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stop {
+    /// Which of the rulesets.
+    pub ruleset: usize,
+    /// Its line, counted from 0.
+    pub line: usize,
+    /// The rule or policy.
+    pub text: String,
+}
+
+#[derive(Debug)]
+struct Table {
+    ruleset: usize,
+    family: Option<Family>,
+    is_netdev: bool,
+    chains: BTreeMap<String, Chain>,
+}
+
+#[derive(Debug, Default)]
+struct Chain {
+    base: Option<Base>,
+    rules: Vec<(usize, String, Rule)>,
+}
+
+/// How a chain is hooked in.
+#[derive(Debug)]
+struct Base {
+    hook: String,
+    /// Whatever stands between `device` or `devices` and the priority.
+    devices: String,
+    /// Where its policy drops what no rule decides on.
+    drops: Option<usize>,
+}
+
+/// How a packet leaves a chain.
+enum Flow {
+    On,
+    Accepted,
+    Stopped(usize, String),
+}
+
+impl Filters {
+    /// Reads the rulesets.
+    #[must_use]
+    pub fn of(rulesets: &[Ruleset]) -> Self {
+        let numbered = rulesets.iter().enumerate();
+        let filters = numbered.filter(|(_, ruleset)| ruleset.kind != RulesetKind::Ipset);
+        Self(
+            filters
+                .flat_map(|(at, ruleset)| tables(at, ruleset))
+                .collect(),
+        )
+    }
+
+    /// What surely stops the packet at `hook`; none where nothing does.
+    #[must_use]
+    pub fn stop(&self, hook: &str, asked: Asked<'_>) -> Option<Stop> {
+        self.0.iter().find_map(|table| {
+            let sees = match asked {
+                Asked::Packet(packet) => {
+                    !table.is_netdev && table.family.is_none_or(|own| packet.family == Some(own))
+                }
+                Asked::OnDevice(..) | Asked::Arp(_) => table.is_netdev,
+            };
+            let (line, text) = sees.then(|| table.stop(hook, asked))??;
+            Some(Stop {
+                ruleset: table.ruleset,
+                line,
+                text,
+            })
+        })
+    }
+}
+
+impl Table {
+    fn stop(&self, hook: &str, asked: Asked<'_>) -> Option<(usize, String)> {
+        self.chains.values().find_map(|chain| {
+            let base = chain.base.as_ref().filter(|base| base.hook == hook)?;
+            let here = match asked {
+                Asked::Packet(_) => true,
+                Asked::OnDevice(_, device) | Asked::Arp(device) => names(&base.devices, device),
+            };
+            if !here {
+                return None;
+            }
+            match self.follow(chain, asked, 0) {
+                Flow::Stopped(line, text) => Some((line, text)),
+                Flow::Accepted => None,
+                Flow::On => base
+                    .drops
+                    .map(|line| (line, format!("the policy of {hook}"))),
+            }
+        })
+    }
+
+    fn follow(&self, chain: &Chain, asked: Asked<'_>, depth: usize) -> Flow {
+        for (line, text, rule) in &chain.rules {
+            if answer(rule, text, asked) != Answer::Yes {
+                continue;
+            }
+            let Some(verdict) = verdict(rule, asked) else {
+                continue;
+            };
+            match verdict {
+                Verdict::Drop | Verdict::Reject(_) => {
+                    return Flow::Stopped(*line, format!("`{}`", text.trim()));
+                }
+                Verdict::Return => return Flow::On,
+                Verdict::Jump(name) | Verdict::Goto(name) => {
+                    let called = self.chains.get(name).filter(|_| depth < DEEPEST);
+                    let flow = called.map_or(Flow::On, |c| self.follow(c, asked, depth + 1));
+                    match (flow, verdict) {
+                        (Flow::On, Verdict::Jump(_)) => {}
+                        (flow, _) => return flow,
+                    }
+                }
+                // What becomes of it elsewhere is not known.
+                _ => return Flow::Accepted,
+            }
+        }
+        Flow::On
+    }
+}
+
+/// Whether a rule surely matches.
+fn answer(rule: &Rule, text: &str, asked: Asked<'_>) -> Answer {
+    let packet = match asked {
+        Asked::Packet(packet) | Asked::OnDevice(packet, _) => packet,
+        Asked::Arp(_) => return of_arp(rule, text),
+    };
+    all(rule.matches.iter().map(|test| match &test.test {
+        Test::Varies(_) => alone(test),
+        _ => test.answer(packet),
+    }))
+}
+
+fn all(answers: impl Iterator<Item = Answer>) -> Answer {
+    answers.min().unwrap_or(Answer::Yes)
+}
+
+/// What a test that depends on more than the packet says of one that comes alone.
+fn alone(test: &Match) -> Answer {
+    let Test::Varies(varying) = &test.test else {
+        return Answer::CannotTell;
+    };
+    match (varying.alone, test.negated) {
+        (Alone::Matches, false) | (Alone::Fails, true) => Answer::Yes,
+        (Alone::Fails, false) | (Alone::Matches, true) => Answer::No,
+        _ => Answer::CannotTell,
+    }
+}
+
+/// Whether a rule surely matches ARP, which is no packet of IP and has none of its fields.
+fn of_arp(rule: &Rule, text: &str) -> Answer {
+    let is_arp = |word: &str| word.trim_matches([',', '{', '}']) == "arp";
+    let mut words = text.split_ascii_whitespace();
+    if let Some(at) = words.position(is_arp) {
+        let before = text.split_ascii_whitespace().take(at);
+        return match before.into_iter().any(|word| word == "!=") {
+            true => Answer::No,
+            false => Answer::Yes,
+        };
+    }
+    all(rule
+        .matches
+        .iter()
+        .map(|test| match (&test.test, test.negated) {
+            (Test::Varies(_), _) => alone(test),
+            (Test::Family(_), true) => Answer::Yes,
+            (Test::Family(_) | Test::Address { .. } | Test::Number { .. }, _) => Answer::No,
+            (Test::Device { .. } | Test::Other { .. }, _) => Answer::CannotTell,
+        }))
+}
+
+/// Where a rule that matches surely leads; none where it only counts and the like, or that depends
+/// on what is not known.
+fn verdict<'r>(rule: &'r Rule, asked: Asked<'_>) -> Option<&'r Verdict> {
+    for does in &rule.does {
+        match does {
+            Does::Decide(verdict) => return Some(verdict),
+            Does::Choose(choices) => {
+                let (Asked::Packet(packet) | Asked::OnDevice(packet, _)) = asked else {
+                    return None;
+                };
+                let fits = |test: &Test| test.answer(packet) == Answer::Yes;
+                let chosen = choices
+                    .iter()
+                    .find(|(test, _)| test.as_ref().is_some_and(fits));
+                return chosen.map(|(_, verdict)| verdict);
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The tables of a ruleset.
+fn tables(ruleset: usize, of: &Ruleset) -> Vec<Table> {
+    let map = RulesetMap::read(of.kind, &of.text);
+    let mut tables: Vec<Table> = map
+        .tables
+        .iter()
+        .map(|table| Table {
+            ruleset,
+            family: table.family,
+            is_netdev: table.is_netdev,
+            chains: BTreeMap::new(),
+        })
+        .collect();
+    // A rule with braces may go on in the next line.
+    let mut open: Option<(usize, String)> = None;
+    for (at, line) in map.lines.iter().enumerate() {
+        let (Some(number), Some(name)) = (line.table, &line.chain) else {
+            continue;
+        };
+        let translates = map.xtables && map.tables.get(number).is_some_and(|t| t.name == "nat");
+        let Some(table) = tables.get_mut(number).filter(|_| !translates) else {
+            continue;
+        };
+        let chain = table.chains.entry(name.clone()).or_default();
+        let text = line.text.trim();
+        if map.xtables {
+            match text.strip_prefix(':') {
+                Some(head) => chain.base = xtables_base(at, head),
+                None => chain
+                    .rules
+                    .push((at, text.to_owned(), Rule::of_iptables(text))),
+            }
+            continue;
+        }
+        if text.starts_with("type ") && text.contains(" hook ") {
+            chain.base = nft_base(at, text);
+            continue;
+        }
+        if text.starts_with("chain ") || text == "}" && open.is_none() {
+            continue;
+        }
+        let (first, whole) = match open.take() {
+            Some((first, begun)) => (first, format!("{begun} {text}")),
+            None => (at, text.to_owned()),
+        };
+        if whole.matches('{').count() > whole.matches('}').count() {
+            open = Some((first, whole));
+        } else {
+            let rule = Rule::of_nft(&whole);
+            chain.rules.push((first, whole, rule));
+        }
+    }
+    tables
+}
+
+/// `INPUT DROP [0:0]`; a chain of the user's own has `-` for a policy.
+fn xtables_base(line: usize, head: &str) -> Option<Base> {
+    let mut words = head.split_whitespace();
+    let (chain, policy) = (words.next()?, words.next()?);
+    (policy != "-").then(|| Base {
+        hook: chain.to_ascii_lowercase(),
+        devices: String::new(),
+        drops: (policy == "DROP").then_some(line),
+    })
+}
+
+/// `type filter hook ingress device "eth0" priority 0; policy drop;`. Chains of type nat see tracked
+/// packets only.
+fn nft_base(line: usize, text: &str) -> Option<Base> {
+    if text.starts_with("type nat ") {
+        return None;
+    }
+    let (_, rest) = text.split_once(" hook ")?;
+    let (hook, rest) = rest.split_once(' ')?;
+    let (devices, _) = rest.split_once("priority").unwrap_or((rest, ""));
+    Some(Base {
+        hook: hook.to_owned(),
+        devices: devices.to_owned(),
+        drops: text.contains("policy drop").then_some(line),
+    })
+}
+
+/// Whether `device` is among those that a chain is hooked in at.
+fn names(devices: &str, device: &IfName) -> bool {
+    let mut words = devices.split([' ', ',', '"', '{', '}']);
+    words.any(|word| word == device.as_str())
+}

@@ -1,0 +1,85 @@
+//! What a router does with answers whose request did not pass it.
+//!
+//! A server has a gateway of its own, and facts of routers do not say which. Where its link has
+//! several, the answer may take another one than the request came by; that one has not seen the
+//! connection begin, and rules that go by connections often drop what they take for no part of one.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    omission::{Asked, Filters},
+    topology::{InterfaceKind, Router},
+};
+use crate::{
+    firewall::rule::{Field, Packet, State},
+    model::{IfName, Protocol},
+    netlink::object::Family,
+};
+
+/// A rule or policy that stops answers of hosts on a router's link whose request it has not seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unseen {
+    /// The interface by which they come in.
+    pub interface: IfName,
+    /// Their family.
+    pub family: Family,
+    /// Their protocol: TCP, or UDP in place of any other.
+    pub protocol: Protocol,
+    /// The rule or policy.
+    pub stop: String,
+}
+
+/// What `router` stops of such answers, on each interface with a prefix.
+#[must_use]
+pub(super) fn unseen(router: &Router) -> Vec<Unseen> {
+    if router.rulesets.is_empty() {
+        return Vec::new();
+    }
+    let filters = Filters::of(&router.rulesets);
+    let mut found = Vec::new();
+    let hosts = |kind| kind == InterfaceKind::Ethernet;
+    for interface in router.interfaces.iter().filter(|i| i.up && hosts(i.kind)) {
+        for family in [Family::V4, Family::V6] {
+            let nets = interface
+                .addresses
+                .iter()
+                .map(|address| address.local.trunc());
+            let nets: Vec<_> = nets
+                .filter(|net| Family::of(net.addr()) == family)
+                .collect();
+            if nets.is_empty() {
+                continue;
+            }
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                // Connection tracking takes TCP that begins in the middle for no connection, and
+                // anything else for a new one.
+                let state = match protocol {
+                    Protocol::Tcp => State::Invalid,
+                    _ => State::New,
+                };
+                let mut packet = Packet::of(family)
+                    .with(Field::Protocol, protocol.number())
+                    .with_state(state)
+                    .with_device(Field::Incoming, interface.name.as_str());
+                if protocol == Protocol::Tcp {
+                    packet = packet.with(Field::TcpFlags, SYN_ACK);
+                }
+                packet = nets
+                    .iter()
+                    .fold(packet, |p, net| p.with_address(Field::Source, *net));
+                let mut hooks = ["prerouting", "forward", "postrouting"].into_iter();
+                let stop = hooks.find_map(|hook| filters.stop(hook, Asked::Packet(&packet)));
+                found.extend(stop.map(|stop| Unseen {
+                    interface: interface.name.clone(),
+                    family,
+                    protocol,
+                    stop: stop.text,
+                }));
+            }
+        }
+    }
+    found
+}
+
+/// The flags of a TCP header that answers the first one, RFC 9293 section 3.1.
+const SYN_ACK: u32 = 0x12;

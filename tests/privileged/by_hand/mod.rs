@@ -1,0 +1,182 @@
+//! Jobs against plain hosts, in networks that tsim had no part in making.
+//!
+//! Each case of `netns-fixtures/by-hand` builds a network with ip(8), nft(8) and iptables(8), has
+//! its facts collected as an operator would, and asks both jobs in the lab that comes of them. What
+//! is true is measured in the hand-made network itself: a plain host connects, and the frames that
+//! come to the destination are captured.
+
+mod network;
+
+use std::{fs, path::Path, process::Output};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::network::{Network, Reached};
+use crate::lab::{Place, fixture};
+
+/// A file of cases; `netns-fixtures/by-hand/README.md` says what the fields mean.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cases {
+    case: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    #[expect(dead_code, reason = "for readers of the file, who must be given one")]
+    why: String,
+    /// Namespaces whose facts are collected.
+    routers: Vec<String>,
+    network: String,
+    question: Vec<Question>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    ask: String,
+    #[serde(default)]
+    truth: Option<Truth>,
+    quick: Option<String>,
+    detailed: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Truth {
+    from: String,
+    to: String,
+    /// Where it is captured.
+    at: String,
+    /// The destination as it is there, where it was translated on the way.
+    #[serde(default)]
+    as_port: Option<u16>,
+    reached: Reached,
+}
+
+#[test]
+fn neighbours_that_rules_and_settings_hide() {
+    assert_right("neighbours");
+}
+
+#[test]
+fn proxies_and_networks_numbered_alike() {
+    assert_right("proxies");
+}
+
+#[test]
+fn source_ports_and_targets() {
+    assert_right("ports");
+}
+
+#[test]
+fn answers_by_other_routers_and_senders() {
+    assert_right("answers");
+}
+
+/// Asks all questions of a file.
+fn assert_right(file: &str) {
+    let path = fixture("by-hand").join(format!("{file}.toml"));
+    let cases: Cases = toml::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let wrong: Vec<String> = cases.case.iter().flat_map(wrong).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What is wrong with the answers of a case.
+fn wrong(case: &Case) -> Vec<String> {
+    let network = Network::build(&case.network, &case.routers);
+    let place = Place::new();
+    let facts = place.dir.path().join("facts");
+    fs::create_dir(&facts).unwrap();
+    for router in &case.routers {
+        let text = collected(&place, &network.name(router));
+        let text = text.replace(&format!("{}.", network.bed.lab), "");
+        fs::write(facts.join(format!("{router}_facts.txt")), text).unwrap();
+    }
+    place.up(&facts);
+    let mut wrong = Vec::new();
+    for question in &case.question {
+        wrong.extend(untrue(&network, question));
+        for (program, want) in [
+            (env!("CARGO_BIN_EXE_tsim-quick"), &question.quick),
+            (env!("CARGO_BIN_EXE_tsim-detailed"), &question.detailed),
+        ] {
+            let Some(want) = want else { continue };
+            let output = ask(&place, program, &question.ask);
+            let got = answers(&output);
+            let contradicts = question.truth.as_ref().is_some_and(|truth| {
+                let yes = got.iter().any(|answer| answer.contains(" YES: "));
+                yes && truth.reached == Reached::No
+            });
+            if contradicts || !all_fit(&got, want) {
+                let errors = String::from_utf8_lossy(&output.stderr);
+                let program = Path::new(program).file_name().unwrap_or_default();
+                wrong.push(format!(
+                    "{}: {program:?} {}: {got:#?} instead of {want:?} {errors}",
+                    case.name, question.ask
+                ));
+            }
+        }
+    }
+    place.down();
+    wrong
+}
+
+/// Says where the network itself is not as the case has it.
+fn untrue(network: &Network, question: &Question) -> Option<String> {
+    let truth = question.truth.as_ref()?;
+    let to = truth.to.parse().unwrap();
+    let reached = network.connect(&truth.from, to, &truth.at, truth.as_port);
+    (reached != truth.reached).then(|| {
+        let (ask, want) = (&question.ask, truth.reached);
+        format!("{ask}: the plain host's packet: {reached:?} instead of {want:?}")
+    })
+}
+
+fn collected(place: &Place, netns: &str) -> String {
+    let output = place.tsim(&["facts", "collect", "--netns", netns]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn ask(place: &Place, program: &str, question: &str) -> Output {
+    let mut arguments = vec!["--lab", place.name().as_str(), "--json"];
+    arguments.extend(question.split(' '));
+    place.run(program, &arguments)
+}
+
+/// The answers from end to end, e.g. `22/tcp NO: dropped by rule 1`.
+fn answers(output: &Output) -> Vec<String> {
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let one = |end: &Value| {
+        let text = |key: &str| end[key].as_str().unwrap_or_default();
+        let (port, protocol) = (&end["port"], text("protocol"));
+        format!("{port}/{protocol} {}: {}", text("result"), text("reason"))
+    };
+    let ends = report["end_to_end"].as_array();
+    ends.into_iter().flatten().map(one).collect()
+}
+
+/// Whether each answer begins as wanted, and has the wanted words in that order.
+fn all_fit(got: &[String], want: &str) -> bool {
+    let want: Vec<&str> = want.trim().lines().collect();
+    got.len() == want.len() && got.iter().zip(want).all(|(got, want)| fits(got, want))
+}
+
+fn fits(answer: &str, want: &str) -> bool {
+    let (verdict, words) = want.split_once(": ").unwrap_or((want, ""));
+    let Some(mut rest) = answer.strip_prefix(&format!("{verdict}: ")) else {
+        return false;
+    };
+    words.split(" … ").all(|part| match rest.split_once(part) {
+        Some((_, behind)) => {
+            rest = behind;
+            true
+        }
+        None => false,
+    })
+}

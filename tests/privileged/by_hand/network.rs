@@ -1,0 +1,179 @@
+//! A network of namespaces that is made by the tools that everybody has.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tsim::{netlink::Netlink, netns::NetnsFd};
+
+use crate::{
+    capture::Capture,
+    support::{Bed, ifname},
+};
+
+/// How far a connection came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Reached {
+    /// The request did not come to the destination.
+    No,
+    /// It came there, and the client got no answer.
+    Request,
+    /// The client was answered.
+    Answer,
+}
+
+/// The namespaces of a case, which are gone when this is dropped.
+pub(super) struct Network {
+    pub(super) bed: Bed,
+}
+
+impl Network {
+    /// Builds what `script` says. A line is `segment NODE:INTERFACE…`, which joins these by a
+    /// bridge, or `NODE: COMMAND` for the shell; `routers` forward.
+    pub(super) fn build(script: &str, routers: &[String]) -> Self {
+        let network = Self { bed: Bed::new() };
+        network.bed.netns("wires");
+        let mut ports = Vec::new();
+        for line in lines(script) {
+            if let Some(members) = line.strip_prefix("segment ") {
+                network.segment(members, &mut ports, routers);
+            } else if let Some((node, command)) = line.split_once(": ") {
+                network.shell(node, command);
+            } else {
+                panic!("neither a segment nor a node's command: {line}");
+            }
+        }
+        network.settle(&ports);
+        network
+    }
+
+    /// The full name of a node's namespace.
+    pub(super) fn name(&self, node: &str) -> String {
+        self.bed.name(node).to_string()
+    }
+
+    fn open(&self, node: &str) -> NetnsFd {
+        self.bed.dir.open(&self.bed.name(node)).unwrap()
+    }
+
+    fn exists(&self, node: &str) -> bool {
+        self.bed.left().contains(&self.bed.name(node))
+    }
+
+    fn shell(&self, node: &str, command: &str) {
+        let mut sh = Command::new("sh");
+        sh.args(["-ec", command]);
+        let output = self.open(node).enter(|| sh.output()).unwrap().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{node}: {command}: {errors}");
+    }
+
+    fn segment(&self, members: &str, ports: &mut Vec<String>, routers: &[String]) {
+        let bridge = format!("br{}", ports.len());
+        self.shell("wires", &format!("ip link add {bridge} up type bridge"));
+        for member in members.split_whitespace() {
+            let (node, interface) = member.split_once(':').expect("NODE:INTERFACE");
+            if !self.exists(node) {
+                self.node(node, routers.iter().any(|router| router == node));
+            }
+            let port = format!("p{}", ports.len());
+            let netns = self.name(node);
+            self.shell(
+                "wires",
+                &format!(
+                    "ip link add {port} type veth peer name {interface} netns {netns}
+                    ip link set {port} up master {bridge}"
+                ),
+            );
+            self.shell(node, &format!("ip link set {interface} up"));
+            ports.push(port);
+        }
+    }
+
+    fn node(&self, name: &str, forwards: bool) {
+        self.bed.netns(name);
+        let forwards = u8::from(forwards);
+        // Addresses of IPv6 count at once; nothing but the case decides about the way back.
+        self.shell(
+            name,
+            &format!(
+                "ip link set lo up
+                cd /proc/sys/net
+                echo {forwards} > ipv4/ip_forward
+                echo {forwards} > ipv6/conf/all/forwarding
+                echo 0 > ipv6/conf/all/accept_dad
+                echo 0 > ipv6/conf/default/accept_dad
+                echo 0 > ipv4/conf/all/rp_filter
+                echo 0 > ipv4/conf/default/rp_filter"
+            ),
+        );
+    }
+
+    /// Waits until the bridges forward and all addresses count.
+    fn settle(&self, ports: &[String]) {
+        let ports: Vec<_> = ports.iter().map(|port| ifname(port)).collect();
+        let ports: Vec<_> = ports.iter().collect();
+        let mut wires = Netlink::open(&self.open("wires")).unwrap();
+        wires.await_forwarding(&ports).unwrap();
+        for name in self.bed.left() {
+            let netns = self.bed.dir.open(&name).unwrap();
+            Netlink::open(&netns).unwrap().await_settled().unwrap();
+        }
+    }
+
+    /// Connects from a node, and captures what comes in by `eth0` of node `at`, or by the
+    /// interface that is named behind a colon, to the port of `to`, or to `port`.
+    pub(super) fn connect(
+        &self,
+        from: &str,
+        to: SocketAddr,
+        at: &str,
+        port: Option<u16>,
+    ) -> Reached {
+        let (node, interface) = at.split_once(':').unwrap_or((at, "eth0"));
+        let capture = Capture::start(&self.open(node), &ifname(interface));
+        let attempt = || TcpStream::connect_timeout(&to, Duration::from_millis(1_200));
+        let connected = self.open(from).enter(attempt).unwrap();
+        let answered = match connected {
+            Ok(_) => true,
+            Err(error) => error.kind() == ErrorKind::ConnectionRefused,
+        };
+        let port = port.unwrap_or(to.port());
+        let frames = capture.frames();
+        let request = frames.iter().any(|frame| is_request(frame, to.ip(), port));
+        match (answered, request) {
+            (true, _) => Reached::Answer,
+            (false, true) => Reached::Request,
+            (false, false) => Reached::No,
+        }
+    }
+}
+
+/// The lines of a script; those that end with `\` go on.
+fn lines(script: &str) -> Vec<String> {
+    let joined = script.replace("\\\n", " ");
+    let lines = joined.lines().map(str::trim);
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(str::to_owned).collect()
+}
+
+/// Whether a frame holds the first packet of a connection to `port`.
+fn is_request(frame: &[u8], family_of: IpAddr, port: u16) -> bool {
+    let Some(packet) = frame.get(14..) else {
+        return false;
+    };
+    let segment = match (family_of, packet.first().map(|octet| octet >> 4)) {
+        (IpAddr::V4(_), Some(4)) if packet.get(9) == Some(&6) => packet.get(20..),
+        (IpAddr::V6(_), Some(6)) if packet.get(6) == Some(&6) => packet.get(40..),
+        _ => None,
+    };
+    segment.is_some_and(|segment| {
+        segment.get(2..4) == Some(&port.to_be_bytes())
+            && segment.get(13).is_some_and(|flags| flags & 0x17 == 0x02)
+    })
+}
