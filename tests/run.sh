@@ -21,7 +21,7 @@
 #              UNKNOWN if and only if that rule could change the verdict
 #   mutations  ten thousand damaged facts, where the stage system tries three hundred
 #   round-trips  what is collected from the router of every case made into a lab again, where the stage
-#              system tries every sixth
+#              system tries every twelfth
 #   rulesets   two thousand random rulesets, and as many that decide by rate, chance or history, where
 #              the stage system tries a hundred and two dozen
 #   package    the Debian package: built, and installed, used and removed in fresh roots of Debian 12

@@ -21,7 +21,7 @@ use crate::{
     config::Config,
     fault::{self, Plan},
     keeper::KeeperError,
-    model::{PrintableJson, printable_lines},
+    model::{PrintableJson, PrintableLog, printable_lines},
     netlink::buffers,
     run::interrupt,
     sys::{leave, limits},
@@ -297,13 +297,15 @@ fn run<C: CommandLine>(command: C) -> i32 {
 
 /// Sends log lines to standard error.
 fn start_log(log: Log) {
-    let lines = tracing_subscriber::fmt()
-        .with_max_level(log.level)
-        .with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt().with_max_level(log.level);
     if log.json {
-        lines.json().init();
+        lines
+            .json()
+            .with_writer(|| PrintableJson(io::stderr()))
+            .init();
     } else {
         lines
+            .with_writer(|| PrintableLog(io::stderr()))
             .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
             .init();
     }

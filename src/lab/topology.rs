@@ -179,6 +179,19 @@ pub struct Ruleset {
     pub text: String,
     /// Where the text stands, for messages about a line of it.
     pub origin: Origin,
+    /// Whether all of it stands there: it was made of a form that has other lines.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_one_line: bool,
+}
+
+impl Ruleset {
+    /// Where line `at` of the text stands, counted from 0.
+    #[must_use]
+    pub fn origin_of(&self, at: usize) -> Origin {
+        let mut origin = self.origin.clone();
+        origin.line += if self.in_one_line { 0 } else { at };
+        origin
+    }
 }
 
 /// A place in a facts file.

@@ -18,6 +18,6 @@ pub use name::{
     HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,
 };
 pub use owner::{Liveness, Owner};
-pub use printable::{PrintableJson, printable, printable_lines};
+pub use printable::{PrintableJson, PrintableLog, printable, printable_lines};
 pub use protocol::Protocol;
 pub use service::{Service, ServiceError, ServiceLimits, parse_services, service_names};

@@ -117,6 +117,37 @@ impl<W: Write> Write for PrintableJson<W> {
     }
 }
 
+/// A writer of log lines in which every character that would act is written out, but line ends and
+/// the log's own colours: of what it is told it writes escape characters out itself.
+#[derive(Debug)]
+pub struct PrintableLog<W>(pub W);
+
+impl<W: Write> Write for PrintableLog<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        let strange = |c: char| acts(c) && !matches!(c, '\n' | '\t' | '\u{1b}');
+        let mut rest = text.as_ref();
+        while let Some(at) = rest.find(strange) {
+            let (clean, tail) = rest.split_at(at);
+            let mut chars = tail.chars();
+            let written: String = chars
+                .next()
+                .into_iter()
+                .flat_map(char::escape_default)
+                .collect();
+            self.0.write_all(clean.as_bytes())?;
+            self.0.write_all(written.as_bytes())?;
+            rest = chars.as_str();
+        }
+        self.0.write_all(rest.as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 fn acts(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -135,6 +166,15 @@ mod tests {
         assert_eq!(printable("a\u{1b}[2J\r\nb"), "a\\u{1b}[2J\\r\\nb");
         assert_eq!(printable("\u{202e}x\u{9b}1m\t"), "\\u{202e}x\\u{9b}1m\\t");
         assert_eq!(printable_lines("a\tb\n\u{1b}c\n"), "a\tb\n\\u{1b}c\n");
+    }
+
+    #[test]
+    fn a_log_line_says_what_would_act() {
+        let mut log = PrintableLog(Vec::new());
+        log.write_all("\u{1b}[2mWARN\u{1b}[0m lab \u{202e}x\u{9b}1m\r\n".as_bytes())
+            .unwrap();
+        let text = String::from_utf8(log.0).unwrap();
+        assert_eq!(text, "\u{1b}[2mWARN\u{1b}[0m lab \\u{202e}x\\u{9b}1m\\r\n");
     }
 
     #[test]

@@ -132,7 +132,11 @@ impl Runners {
         // Not nix's Flock: dropping that unlocks, here the lock goes on in the runner.
         flock(&alive, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StartError::Alive(job.run_id.clone()))?;
+        // They are there, and ours, before the runner is told their paths.
         open(PROGRESS)?;
+        if job.mode == Mode::Detailed {
+            run.sub(REPORT).map_err(SpoolError::from)?;
+        }
         if let Some(trace) = &job.params.options.trace {
             write_json(run, TRACE, trace)?;
         }

@@ -19,6 +19,21 @@ pub(super) struct Prepared {
     pub(super) lost: Vec<(usize, String)>,
 }
 
+impl Prepared {
+    /// The same without these lines, unless they are lost already or left to another section.
+    pub(super) fn without(mut self, lost: Vec<(usize, String)>) -> Self {
+        let mut lines: Vec<&str> = self.text.lines().collect();
+        for (at, reason) in lost {
+            if let Some(line) = lines.get_mut(at).filter(|line| !line.is_empty()) {
+                *line = "";
+                self.lost.push((at, reason));
+            }
+        }
+        self.text = lines.iter().map(|line| format!("{line}\n")).collect();
+        self
+    }
+}
+
 /// `nft list ruleset` without what a section of iptables-save has of it in a form that can be loaded,
 /// and without rules that nft(8) could not print.
 pub(super) fn nft(text: &str, saved: &Saved) -> Prepared {
@@ -286,6 +301,7 @@ fn of_ruleset(section: &Section<'_>, kind: RulesetKind) -> Omission {
             file: String::new(),
             line: section.first_line(),
         },
+        in_one_line: false,
     }];
     let maps = RulesetMaps::new(&ruleset);
     let mut concern = Concern::default();

@@ -315,7 +315,12 @@ impl Reader<'_> {
         for (kind, key, text) in texts {
             if let Some(text) = text {
                 let (text, origin) = self.ruleset(key, text)?;
-                self.facts.rulesets.push(Ruleset { kind, text, origin });
+                self.facts.rulesets.push(Ruleset {
+                    kind,
+                    text,
+                    origin,
+                    in_one_line: false,
+                });
             }
         }
         self.facts.add_kernels_rules();

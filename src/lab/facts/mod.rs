@@ -70,6 +70,7 @@ mod link_layer;
 mod links;
 mod neighbours;
 mod nexthops;
+mod nft_json;
 mod proxy;
 mod route;
 mod rule;

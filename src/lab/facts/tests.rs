@@ -779,14 +779,26 @@ fn processed_facts_of_the_python_system_are_refused_with_what_is_wanted() {
 }
 
 #[test]
-fn json_of_nft_is_an_omission_that_says_what_is_wanted() {
-    let facts =
-        read(&(minimal("") + &section("nft_ruleset", "", r#"{"nftables": [{"metainfo": {}}]}"#)));
-    assert_eq!(facts.rulesets.len(), 0);
-    let warning = facts
+fn json_of_nft_is_read_and_what_is_not_known_of_it_is_lost_with_its_line() {
+    let json = r#"{"nftables": [{"table": {"family": "inet", "name": "x"}},
+        {"chain": {"family": "inet", "table": "x", "name": "f", "type": "filter", "hook": "forward",
+        "prio": 0, "policy": "accept"}},
+        {"rule": {"family": "inet", "table": "x", "chain": "f", "expr": [{"novelty": 1}]}}]}"#;
+    let facts = read(&(minimal("") + &section("nft_ruleset", "", json)));
+    assert_eq!(facts.rulesets.len(), 1);
+    assert!(facts.rulesets[0].text.contains("hook forward"));
+    let first = facts.rulesets[0].origin.line;
+    let lost = facts
         .warnings
         .iter()
-        .find(|w| w.message.contains("without -j"))
+        .find(|w| w.message.contains("novelty"))
+        .unwrap();
+    assert_eq!((lost.origin.line, lost.matters()), (first, true));
+    let broken = read(&(minimal("") + &section("nft_ruleset", "", "{\"nftables\": [")));
+    let warning = broken
+        .warnings
+        .iter()
+        .find(|w| w.message.contains("nft -j"))
         .unwrap();
     assert!(warning.matters());
 }

@@ -7,7 +7,7 @@ use super::{
     firewall::{self, Prepared},
     ip_json, link_layer, links,
     nexthops::{self, NextHops},
-    proxy, route, rule,
+    nft_json, proxy, route, rule,
     section::{Section, sections},
     shared::{self, Saved},
     signs::doubt,
@@ -423,18 +423,22 @@ impl Reader {
             self.empty.insert(kind);
             return;
         }
-        if kind == RulesetKind::Nft && section.body[0].1.starts_with('{') {
-            self.omit(
-                section.first_line(),
-                "JSON of `nft -j` is not loaded: what `nft list ruleset` prints without -j is wanted",
-                Omission::of_everything(OmissionKind::Section),
-            );
-            return;
-        }
         let mut origin = self.facts.origin(section.first_line());
         let mut whole = section.text();
+        let in_one_line = kind == RulesetKind::Nft && whole.starts_with('{');
+        let mut not_known = Vec::new();
+        if in_one_line {
+            match nft_json::convert(&whole) {
+                Ok(converted) => (whole, not_known) = (converted.text, converted.lost),
+                Err(reason) => {
+                    let message = format!("no JSON as `nft -j list ruleset` prints it: {reason}");
+                    let omission = Omission::of_everything(OmissionKind::Section);
+                    return self.omit(section.first_line(), message, omission);
+                }
+            }
+        }
         let prepared = match kind {
-            RulesetKind::Nft => firewall::nft(&whole, &self.saved),
+            RulesetKind::Nft => firewall::nft(&whole, &self.saved).without(not_known),
             RulesetKind::Ipset => Prepared {
                 text: firewall::sets(section),
                 lost: Vec::new(),
@@ -456,6 +460,7 @@ impl Reader {
             kind,
             text: whole,
             origin,
+            in_one_line,
         };
         self.lost_lines(&ruleset, &prepared.lost);
         ruleset.text = prepared.text;
@@ -475,7 +480,7 @@ impl Reader {
                 RulesetKind::Nft => maps.omission(ruleset, &[*at]),
                 _ => Omission::of_family(OmissionKind::Rule, family),
             };
-            let line = ruleset.origin.line + at;
+            let line = ruleset.origin_of(*at).line;
             self.omit(line, format!("not loaded: {reason}: {text}"), omission);
         }
     }

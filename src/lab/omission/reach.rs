@@ -484,6 +484,7 @@ mod tests {
                 file: "r_facts.txt".to_owned(),
                 line: 100,
             },
+            in_one_line: false,
         }
     }
 

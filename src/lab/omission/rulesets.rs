@@ -445,6 +445,7 @@ mod tests {
                 file: "f".to_owned(),
                 line: 1,
             },
+            in_one_line: false,
         }
     }
 

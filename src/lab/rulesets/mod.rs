@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use super::{
     LabError, Progress, Step,
     omission::RulesetMaps,
-    topology::{Origin, Router, Ruleset, RulesetKind, Warning},
+    topology::{Router, Ruleset, RulesetKind, Warning},
 };
 use crate::{
     fault,
@@ -91,7 +91,7 @@ fn not_let_through<'a>(
     left_out.iter().map(move |out| {
         let text = lines.get(out.first).copied().unwrap_or_default();
         let message = message(&out.reason, text, out.last - out.first);
-        let origin = origin(ruleset, out.first);
+        let origin = ruleset.origin_of(out.first);
         if !out.matters {
             return Warning::notice(origin, &router.name, message);
         }
@@ -99,13 +99,6 @@ fn not_let_through<'a>(
         let omission = maps.omission(ruleset, &lines);
         Warning::omission(origin, &router.name, message, omission)
     })
-}
-
-/// The place of line `at` of `ruleset`, counted from 0.
-fn origin(ruleset: &Ruleset, at: usize) -> Origin {
-    let mut origin = ruleset.origin.clone();
-    origin.line += at;
-    origin
 }
 
 /// That `text` and the `more` lines behind it are left out.
@@ -233,7 +226,7 @@ impl Loader<'_> {
         let reason = blame::reason(said, culprit.reason.as_deref());
         let message = message(&reason, &text, culprit.lines.len().saturating_sub(1));
         let omission = self.maps.omission(self.ruleset, &culprit.lines);
-        let origin = origin(self.ruleset, first);
+        let origin = self.ruleset.origin_of(first);
         let warning = Warning::omission(origin, &self.router.name, message, omission);
         self.warnings.push(warning);
         for line in &culprit.lines {

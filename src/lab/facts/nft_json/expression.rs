@@ -1,0 +1,297 @@
+//! Expressions of libnftables-json(5).
+
+use serde_json::Value;
+
+use super::{Object, Text, string};
+
+/// Something that is not known here.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}`")]
+pub(super) struct Unknown(pub(super) String);
+
+pub(super) fn unknown(what: impl ToString) -> Unknown {
+    let text = what.to_string();
+    Unknown(text.chars().take(80).collect())
+}
+
+/// A string, number or truth as one word.
+pub(super) fn word(value: &Value) -> Text {
+    match value {
+        Value::String(text) if is_plain(text) => Ok(text.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        other => Err(unknown(other)),
+    }
+}
+
+/// Whether it is one word to nft(8), and no more.
+fn is_plain(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@_-./:*+".contains(c);
+    !text.is_empty() && text.chars().all(plain)
+}
+
+/// A name in quotes, as those of interfaces are written.
+pub(super) fn quoted(value: &Value) -> Text {
+    match value {
+        Value::String(text) if !text.contains(['"', '\\', '\n']) => Ok(format!("\"{text}\"")),
+        other => Err(unknown(other)),
+    }
+}
+
+/// The one key of an object and what it has.
+pub(super) fn only(value: &Value) -> Result<(&str, &Value), Unknown> {
+    let object = value.as_object().filter(|object| object.len() == 1);
+    let entry = object.and_then(|object| object.iter().next());
+    entry
+        .map(|(key, value)| (key.as_str(), value))
+        .ok_or_else(|| unknown(value))
+}
+
+pub(super) fn object(value: &Value) -> Result<&Object, Unknown> {
+    value.as_object().ok_or_else(|| unknown(value))
+}
+
+fn member<'a>(object: &'a Object, key: &str) -> Result<&'a Value, Unknown> {
+    object
+        .get(key)
+        .ok_or_else(|| unknown(format!("nothing at {key}")))
+}
+
+/// An element of a set or map, with what belongs to it.
+pub(super) fn element(value: &Value) -> Text {
+    match value {
+        Value::Array(pair) => match pair.as_slice() {
+            [key, data] => Ok(format!("{} : {}", element(key)?, side(data)?)),
+            _ => Err(unknown(value)),
+        },
+        Value::Object(of) if of.contains_key("elem") => {
+            let of = object(member(of, "elem")?)?;
+            let mut text = side(member(of, "val")?)?;
+            for (key, value) in of {
+                match key.as_str() {
+                    "val" | "expires" => {}
+                    "timeout" => text += &format!(" timeout {}s", word(value)?),
+                    "comment" => text += &format!(" comment {}", quoted(value)?),
+                    "counter" => text += " counter",
+                    other => return Err(unknown(other)),
+                }
+            }
+            Ok(text)
+        }
+        other => side(other),
+    }
+}
+
+/// What a packet is held against, or a value that is set: names are in quotes unless nft(8) has
+/// a word for them.
+pub(super) fn side(value: &Value) -> Text {
+    match value {
+        Value::Array(all) => {
+            let all: Result<Vec<_>, _> = all.iter().map(side).collect();
+            Ok(all?.join(","))
+        }
+        Value::Object(_) => expression(value),
+        other => word(other),
+    }
+}
+
+/// The same of what an interface's name is compared with.
+pub(super) fn named(value: &Value) -> Text {
+    match value {
+        Value::String(name) if !name.starts_with('@') => quoted(value),
+        Value::Object(of) if of.contains_key("set") => {
+            let all = of.get("set").and_then(Value::as_array);
+            let all: Result<Vec<_>, _> = all.into_iter().flatten().map(named).collect();
+            Ok(format!("{{ {} }}", all?.join(", ")))
+        }
+        Value::Array(pair) if pair.len() == 2 => {
+            Ok(format!("{} : {}", named(&pair[0])?, side(&pair[1])?))
+        }
+        other => side(other),
+    }
+}
+
+/// Whether an expression is the name of an interface.
+pub(super) fn is_name(value: &Value) -> bool {
+    let key = value.get("meta").and_then(|meta| meta.get("key"));
+    key.and_then(Value::as_str).is_some_and(|key| {
+        [
+            "iif", "oif", "iifname", "oifname", "sdifname", "ibrname", "obrname",
+        ]
+        .contains(&key)
+    })
+}
+
+/// An expression.
+pub(super) fn expression(value: &Value) -> Text {
+    if !value.is_object() {
+        return side(value);
+    }
+    let (kind, of) = only(value)?;
+    if let Value::Array(operands) = of
+        && let [left, right] = operands.as_slice()
+        && ["|", "&", "^", "<<", ">>"].contains(&kind)
+    {
+        let within = |side: &Value| {
+            let text = expression(side)?;
+            let is_operation = side.as_object().and_then(|o| o.keys().next());
+            let is_operation =
+                is_operation.is_some_and(|key| ["|", "&", "^"].contains(&key.as_str()));
+            Ok::<_, Unknown>(if is_operation && kind != "|" {
+                format!("({text})")
+            } else {
+                text
+            })
+        };
+        return Ok(format!("{} {kind} {}", within(left)?, within(right)?));
+    }
+    match (kind, of) {
+        ("|", Value::Array(all)) => joined(all, " | "),
+        ("concat", Value::Array(all)) => joined(all, " . "),
+        ("range", Value::Array(ends)) => joined(ends, "-"),
+        ("set", Value::Array(all)) => {
+            let all: Result<Vec<_>, _> = all.iter().map(element).collect();
+            Ok(format!("{{ {} }}", all?.join(", ")))
+        }
+        ("set", name @ Value::String(_)) => word(name),
+        ("prefix", Value::Object(of)) => Ok(format!(
+            "{}/{}",
+            side(member(of, "addr")?)?,
+            word(member(of, "len")?)?
+        )),
+        ("map", Value::Object(of)) => mapped(of, "map"),
+        ("elem", _) => element(value),
+        ("accept" | "drop" | "continue" | "return", Value::Null) => Ok(kind.to_owned()),
+        ("jump" | "goto", Value::Object(of)) => {
+            Ok(format!("{kind} {}", word(member(of, "target")?)?))
+        }
+        (kind, Value::Object(of)) => of_packet(kind, of),
+        (kind, _) => Err(unknown(kind)),
+    }
+}
+
+fn joined(all: &[Value], separator: &str) -> Text {
+    let all: Result<Vec<_>, _> = all.iter().map(expression).collect();
+    Ok(all?.join(separator))
+}
+
+/// `KEY map DATA`, `KEY vmap DATA`.
+pub(super) fn mapped(of: &Object, keyword: &str) -> Text {
+    let key = member(of, "key")?;
+    let data = member(of, "data")?;
+    let data = if is_name(key) {
+        named(data)?
+    } else {
+        expression(data)?
+    };
+    Ok(format!("{} {keyword} {data}", expression(key)?))
+}
+
+/// Something of a packet, or beside it.
+fn of_packet(kind: &str, of: &Object) -> Text {
+    let get = |key: &str| word(member(of, key)?);
+    let optional = |key: &str, before: &str| match of.get(key) {
+        Some(value) => Ok(format!(" {before}{}", word(value)?)),
+        None => Ok::<_, Unknown>(String::new()),
+    };
+    let known = |keys: &[&str]| match of.keys().find(|key| !keys.contains(&key.as_str())) {
+        Some(other) => Err(unknown(format!("{kind} {other}"))),
+        None => Ok(()),
+    };
+    match kind {
+        "payload" if of.contains_key("base") => {
+            known(&["base", "offset", "len"])?;
+            Ok(format!(
+                "@{},{},{}",
+                get("base")?,
+                get("offset")?,
+                get("len")?
+            ))
+        }
+        "payload" => {
+            known(&["protocol", "field"])?;
+            Ok(format!("{} {}", get("protocol")?, get("field")?))
+        }
+        "meta" => {
+            known(&["key"])?;
+            let key = get("key")?;
+            let short = ["iif", "oif"].iter().any(|start| key.starts_with(start));
+            Ok(if short { key } else { format!("meta {key}") })
+        }
+        "exthdr" | "ip option" | "tcp option" | "sctp chunk" => {
+            known(&["name", "field", "offset"])?;
+            let head = if kind == "exthdr" {
+                String::new()
+            } else {
+                format!("{kind} ")
+            };
+            if of.contains_key("offset") {
+                return Err(unknown("offset of an extension header"));
+            }
+            Ok(format!("{head}{}{}", get("name")?, optional("field", "")?))
+        }
+        "ct" => {
+            known(&["key", "family", "dir"])?;
+            let (way, family) = (optional("dir", "")?, optional("family", "")?);
+            Ok(format!("ct{way}{family} {}", get("key")?))
+        }
+        "rt" => {
+            known(&["key", "family"])?;
+            Ok(format!("rt{} {}", optional("family", "")?, get("key")?))
+        }
+        "numgen" => {
+            known(&["mode", "mod", "offset"])?;
+            let offset = optional("offset", "offset ")?;
+            Ok(format!(
+                "numgen {} mod {}{}",
+                get("mode")?,
+                get("mod")?,
+                nonzero(offset)
+            ))
+        }
+        "jhash" => {
+            known(&["mod", "offset", "expr", "seed"])?;
+            let of_what = expression(member(of, "expr")?)?;
+            let (seed, offset) = (optional("seed", "seed ")?, optional("offset", "offset ")?);
+            let seed = nonzero(seed);
+            Ok(format!(
+                "jhash {of_what} mod {}{seed}{}",
+                get("mod")?,
+                nonzero(offset)
+            ))
+        }
+        "symhash" => {
+            known(&["mod", "offset"])?;
+            Ok(format!(
+                "symhash mod {}{}",
+                get("mod")?,
+                nonzero(optional("offset", "offset ")?)
+            ))
+        }
+        "fib" => {
+            known(&["result", "flags"])?;
+            Ok(format!(
+                "fib {} {}",
+                super::list(member(of, "flags")?, " . ")?,
+                get("result")?
+            ))
+        }
+        "socket" => {
+            known(&["key"])?;
+            Ok(format!("socket {}", get("key")?))
+        }
+        "osf" => {
+            known(&["key", "ttl"])?;
+            Ok(format!("osf{} {}", optional("ttl", "ttl ")?, get("key")?))
+        }
+        other => Err(unknown(format!("{other} {}", string(of, "key")))),
+    }
+}
+
+/// Nothing, of what is 0 anyway.
+fn nonzero(text: String) -> String {
+    if text.ends_with(" 0") {
+        String::new()
+    } else {
+        text
+    }
+}
