@@ -301,11 +301,11 @@ fn start_log(log: Log) {
     if log.json {
         lines
             .json()
-            .with_writer(|| PrintableJson(io::stderr()))
+            .with_writer(|| PrintableLog::of_json(io::stderr()))
             .init();
     } else {
         lines
-            .with_writer(|| PrintableLog(io::stderr()))
+            .with_writer(|| PrintableLog::of_text(io::stderr()))
             .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
             .init();
     }

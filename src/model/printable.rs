@@ -120,7 +120,22 @@ impl<W: Write> Write for PrintableJson<W> {
 /// A writer of log lines in which every character that would act is written out, but line ends and
 /// the log's own colours: of what it is told it writes escape characters out itself.
 #[derive(Debug)]
-pub struct PrintableLog<W>(pub W);
+pub struct PrintableLog<W> {
+    out: W,
+    json: bool,
+}
+
+impl<W: Write> PrintableLog<W> {
+    /// Lines of text.
+    pub fn of_text(out: W) -> Self {
+        Self { out, json: false }
+    }
+
+    /// Lines of JSON.
+    pub fn of_json(out: W) -> Self {
+        Self { out, json: true }
+    }
+}
 
 impl<W: Write> Write for PrintableLog<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -129,22 +144,25 @@ impl<W: Write> Write for PrintableLog<W> {
         let mut rest = text.as_ref();
         while let Some(at) = rest.find(strange) {
             let (clean, tail) = rest.split_at(at);
+            self.out.write_all(clean.as_bytes())?;
             let mut chars = tail.chars();
-            let written: String = chars
-                .next()
-                .into_iter()
-                .flat_map(char::escape_default)
-                .collect();
-            self.0.write_all(clean.as_bytes())?;
-            self.0.write_all(written.as_bytes())?;
+            let c = chars.next().unwrap_or(' ');
+            match self.json {
+                true => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        write!(self.out, "\\u{unit:04x}")?;
+                    }
+                }
+                false => write!(self.out, "{}", c.escape_default())?,
+            }
             rest = chars.as_str();
         }
-        self.0.write_all(rest.as_bytes())?;
+        self.out.write_all(rest.as_bytes())?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.out.flush()
     }
 }
 
@@ -170,11 +188,15 @@ mod tests {
 
     #[test]
     fn a_log_line_says_what_would_act() {
-        let mut log = PrintableLog(Vec::new());
+        let mut log = PrintableLog::of_text(Vec::new());
         log.write_all("\u{1b}[2mWARN\u{1b}[0m lab \u{202e}x\u{9b}1m\r\n".as_bytes())
             .unwrap();
-        let text = String::from_utf8(log.0).unwrap();
+        let text = String::from_utf8(log.out).unwrap();
         assert_eq!(text, "\u{1b}[2mWARN\u{1b}[0m lab \\u{202e}x\\u{9b}1m\\r\n");
+        let mut log = PrintableLog::of_json(Vec::new());
+        log.write_all("{\"lab\":\"\u{202e}x\"}\n".as_bytes())
+            .unwrap();
+        assert_eq!(log.out, b"{\"lab\":\"\\u202ex\"}\n");
     }
 
     #[test]

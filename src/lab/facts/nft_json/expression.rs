@@ -9,7 +9,7 @@ use super::{Object, Text, string};
 #[error("`{0}`")]
 pub(super) struct Unknown(pub(super) String);
 
-pub(super) fn unknown(what: impl ToString) -> Unknown {
+pub(super) fn unknown(what: &(impl ToString + ?Sized)) -> Unknown {
     let text = what.to_string();
     Unknown(text.chars().take(80).collect())
 }
@@ -53,7 +53,7 @@ pub(super) fn object(value: &Value) -> Result<&Object, Unknown> {
 fn member<'a>(object: &'a Object, key: &str) -> Result<&'a Value, Unknown> {
     object
         .get(key)
-        .ok_or_else(|| unknown(format!("nothing at {key}")))
+        .ok_or_else(|| unknown(&format!("nothing at {key}")))
 }
 
 /// An element of a set or map, with what belongs to it.
@@ -194,7 +194,7 @@ fn of_packet(kind: &str, of: &Object) -> Text {
         None => Ok::<_, Unknown>(String::new()),
     };
     let known = |keys: &[&str]| match of.keys().find(|key| !keys.contains(&key.as_str())) {
-        Some(other) => Err(unknown(format!("{kind} {other}"))),
+        Some(other) => Err(unknown(&format!("{kind} {other}"))),
         None => Ok(()),
     };
     match kind {
@@ -283,7 +283,7 @@ fn of_packet(kind: &str, of: &Object) -> Text {
             known(&["key", "ttl"])?;
             Ok(format!("osf{} {}", optional("ttl", "ttl ")?, get("key")?))
         }
-        other => Err(unknown(format!("{other} {}", string(of, "key")))),
+        other => Err(unknown(&format!("{other} {}", string(of, "key")))),
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) fn statement(value: &Value) -> Text {
 fn get(of: &Object, key: &str) -> Text {
     word(
         of.get(key)
-            .ok_or_else(|| unknown(format!("nothing at {key}")))?,
+            .ok_or_else(|| unknown(&format!("nothing at {key}")))?,
     )
 }
 
