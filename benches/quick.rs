@@ -137,7 +137,7 @@ impl Turns {
 }
 
 impl Bench {
-    /// Puts a host with the address [`SOURCE`] on every router.
+    /// Leases a host with the address [`SOURCE`] on every router, under the name that jobs give it.
     fn keep_hosts(&self) -> Vec<Pair> {
         let mut hosts = LabHosts::new(&NetnsDir::default());
         let registry = RegistryManager::open(&self.0.config).unwrap();
@@ -145,15 +145,21 @@ impl Bench {
         let keep = |router: &String| {
             let router: RouterName = router.parse().unwrap();
             let lab = &self.0.lab.lab;
-            let request = HostRequest {
-                id: HostId::new(lab.clone(), format!("kept-{router}").parse().unwrap()),
-                router: RouterId::new(lab.clone(), router),
+            let mut request = HostRequest {
+                id: HostId::new(lab.clone(), "any".parse().unwrap()),
+                router: RouterId::new(lab.clone(), router.clone()),
                 address: SOURCE.parse().unwrap(),
                 prefix_len: None,
                 interface: None,
             };
-            let spec = hosts.lab(lab).unwrap().plan(&request).unwrap();
-            job.add_host(&spec, &mut hosts, &Wait::not()).unwrap();
+            let hosts_of_lab = hosts.lab(lab).unwrap();
+            let interface = hosts_of_lab.plan(&request).unwrap().interface;
+            let name = format!("{router}:{interface}:{SOURCE}");
+            request.id = HostId::new(lab.clone(), name.parse().unwrap());
+            request.interface = Some(interface);
+            let spec = hosts_of_lab.plan(&request).unwrap();
+            job.ensure_host_and_lease(&spec, &mut hosts, &Wait::not())
+                .unwrap();
             Pair {
                 router: request.router.netns().to_string(),
                 host: request.id.netns().to_string(),

@@ -31,9 +31,9 @@ const RUNS: usize = 5;
 
 /// Ten services, one router, its source host made by somebody else.
 const KEPT: u64 = 530;
-/// For each further router with a host that the job makes and removes.
+/// For each further router that is named; the hidden sender sends to it.
 const FURTHER: u64 = 190;
-/// For the first such host.
+/// For a host that the job makes and removes.
 const MADE: u64 = 260;
 
 /// The calls of a job over `routers`, the least of some runs: other tests that run beside it can only
