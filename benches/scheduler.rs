@@ -147,7 +147,11 @@ impl Bench {
             },
         };
         let lock = self.spool.lock().unwrap();
-        lock.submit(job, usize::MAX, Timestamp::now()).unwrap();
+        let most = tsim::sched::queue::QueueLimits {
+            total: usize::MAX,
+            user: usize::MAX,
+        };
+        lock.submit(job, most, Timestamp::now()).unwrap();
     }
 
     /// Submits one job, waits until it is over, and returns how long it waited.

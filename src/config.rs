@@ -80,7 +80,14 @@ pub struct Config {
     pub groups: Groups,
     /// The scheduler and its viewer.
     pub scheduler: Scheduler,
+    /// The unix socket by which programs of this machine reach the scheduler.
+    pub socket: PathBuf,
+    /// File with the token that changes state through the API; the first scheduler makes it.
+    pub token_file: PathBuf,
 }
+
+/// The token beside the results: no run id begins with a dot.
+const TOKEN: &str = ".token";
 
 impl Default for Config {
     fn default() -> Self {
@@ -107,6 +114,8 @@ impl Config {
                 .to_vec(),
             groups: Groups::default(),
             scheduler: Scheduler::default(),
+            socket: places.socket(),
+            token_file: places.results_dir.join(TOKEN),
         }
     }
 }
@@ -178,6 +187,12 @@ impl Config {
             (None, Some(registry)) => registry.join("runs"),
             (None, None) => default.results_dir,
         };
+        let socket = match (&file.scheduler.socket, &file.registry_dir) {
+            (Some(socket), _) => socket.clone(),
+            (None, Some(registry)) => registry.join(places::SOCKET),
+            (None, None) => default.socket,
+        };
+        let token_file = file.scheduler.token_file.clone();
         let registry_dir = file.registry_dir.unwrap_or(default.registry_dir);
         let config = Self {
             file: Some(path.to_owned()),
@@ -199,6 +214,12 @@ impl Config {
             tool_dirs: file.tool_dirs.unwrap_or(default.tool_dirs),
             groups: Groups::with(file.service_groups).map_err(|e| refuse(e.to_string()))?,
             scheduler: file.scheduler,
+            socket,
+            token_file: PathBuf::new(),
+        };
+        let config = Self {
+            token_file: token_file.unwrap_or_else(|| config.results_dir.join(TOKEN)),
+            ..config
         };
         config.scheduler.check().map_err(refuse)?;
         config.check_values().map_err(refuse)?;
@@ -250,16 +271,21 @@ mod tests {
         // These have no default; what stands there is an example.
         let example = EXAMPLE.split("#runner_dir").next().unwrap();
         let example = example.replace("#rootless", "#");
+        let example = example
+            .replace("#socket_group", "#")
+            .replace("#admin_group", "#");
         let keys = example.lines().map(|line| match line.strip_prefix('#') {
             Some(setting) if !setting.starts_with(' ') => setting,
             _ => line,
         });
         let text = keys.collect::<Vec<_>>().join("\n");
-        assert_eq!(parse(&text).unwrap(), parse("").unwrap());
+        let mut default = parse("").unwrap();
+        default.scheduler.socket = Some(default.socket.clone());
+        assert_eq!(parse(&text).unwrap(), default);
         let keys = |table: &toml::Table| table.keys().cloned().collect::<Vec<_>>();
         let table: toml::Table = text.parse().unwrap();
         let scheduler = table["scheduler"].as_table().unwrap();
-        assert_eq!((keys(&table).len(), keys(scheduler).len()), (10, 18));
+        assert_eq!((keys(&table).len(), keys(scheduler).len()), (10, 22));
         assert_eq!(parse(EXAMPLE).unwrap(), parse("").unwrap());
     }
 
@@ -268,6 +294,8 @@ mod tests {
         let config = parse("registry_dir = \"/var/lib/tsim\"").unwrap();
         assert_eq!(config.labs_dir, Path::new("/var/lib/tsim/labs"));
         assert_eq!(config.results_dir, Path::new("/var/lib/tsim/runs"));
+        assert_eq!(config.socket, Path::new("/var/lib/tsim/tsimd.sock"));
+        assert_eq!(config.token_file, Path::new("/var/lib/tsim/runs/.token"));
         let apart = parse("registry_dir = \"/a\"\nresults_dir = \"/b\"").unwrap();
         assert_eq!(apart.results_dir, Path::new("/b"));
     }
@@ -283,6 +311,9 @@ mod tests {
         assert_eq!(config.registry_dir, places.runtime_dir);
         assert_eq!(config.labs_dir, places.runtime_dir.join("labs"));
         assert_eq!(config.results_dir, places.results_dir);
+        assert_eq!(config.socket, Path::new("/run/user/1000/tsim/tsimd.sock"));
+        let system = Config::default();
+        assert_eq!(system.socket, Path::new("/run/tsimd/tsimd.sock"));
     }
 
     #[test]
@@ -303,7 +334,7 @@ mod tests {
             ),
             ("[scheduler]\nquickjobs = 1", "quickjobs"),
             ("[scheduler]\nlisten = \"localhost\"", "listen"),
-            ("[scheduler]\nlisten = \"0.0.0.0:80\"", "token_file"),
+            ("[scheduler]\nsocket = \"s\"", "absolute"),
             ("[scheduler]\ntoken_file = \"t\"", "absolute"),
             ("[scheduler]\nkeep_hours = -1.0", "keep_hours"),
             (

@@ -12,7 +12,7 @@ use crate::{
     lab::{LabError, hosts::HostError, trace::TraceError},
     registry::RegistryError,
     run::{detailed::DetailedError, quick::QuickError, report::Verdict, resolve::ResolveError},
-    sched::{admission::NotAdmitted, queue::SubmitError, spool::SpoolError},
+    sched::{admission::NotAdmitted, client::ClientError, queue::SubmitError, spool::SpoolError},
 };
 
 /// How a command ended; the process's exit code.
@@ -134,6 +134,7 @@ macro_rules! failures {
 }
 
 failures!(
+    ClientError,
     ConfigError,
     DetailedError,
     HostError,
@@ -152,6 +153,18 @@ failures!(
 impl Fault for ConfigError {
     fn is_asked_wrong(&self) -> bool {
         true
+    }
+}
+
+impl Fault for ClientError {
+    fn is_asked_wrong(&self) -> bool {
+        use hyper::StatusCode;
+        let wrong = [
+            StatusCode::BAD_REQUEST,
+            StatusCode::NOT_FOUND,
+            StatusCode::CONFLICT,
+        ];
+        matches!(self, Self::Refused { status, .. } if wrong.contains(status))
     }
 }
 
@@ -219,7 +232,7 @@ impl Fault for DetailedError {
 
 impl Fault for SubmitError {
     fn is_asked_wrong(&self) -> bool {
-        matches!(self, Self::Taken { .. })
+        matches!(self, Self::Taken { .. } | Self::UserFull { .. })
     }
 }
 

@@ -1,31 +1,29 @@
-//! `tsim queue`, `cancel` and `result`: the queue from the command line; `tsim submit` is beside.
+//! `tsim queue` and `cancel`: the queue from the command line; `tsim submit` and `result` are beside.
 //!
-//! They work on the queue's files, so they need no scheduler to run; one that runs sees the change
-//! at once.
+//! A scheduler that runs is asked. Without one they work on the queue's files, for who may use those.
 
-use std::{
-    io::{self, Write},
-    sync::Arc,
-};
+use std::io::{self, Write};
 
 use clap::Args;
+use hyper::StatusCode;
 use jiff::Timestamp;
 use nix::unistd::{User, getuid};
-use serde::Serialize;
+use serde::Deserialize;
+use serde_json::json;
 
 use super::{
-    Context, Exit, Failure, Run, complete, matrix, question::layout, start::Standing,
+    Context, Exit, Failure, Run,
+    ask::{At, own_files},
+    complete, start,
     table::write_table,
 };
 use crate::{
     model::{DidYouMean, RunId, alike},
-    run::report::{QuickReport, Verdict},
     sched::{
-        history::Page,
-        job::{FinishedJob, Mode, Params, Status, UserName, Verdicts},
+        client::{Client, ClientError},
+        job::{Mode, Params, Status, UserName},
         leader,
-        queue::{Cancelled, Jobs},
-        runner::{REPORT_TEXT, RESULT},
+        queue::{Cancelled, Listing, position},
         spool::{Spool, SpoolError},
     },
 };
@@ -36,7 +34,7 @@ pub(super) fn user(given: Option<UserName>, context: &Context) -> Result<UserNam
         return Ok(user);
     }
     // Inside a user namespace everybody is root.
-    if let Standing::Inside(keeper, _) = &context.standing {
+    if let start::Standing::Inside(keeper, _) = &context.standing {
         return UserName::new(keeper.user.clone()).map_err(Failure::cannot_run);
     }
     let uid = getuid();
@@ -59,80 +57,62 @@ pub(super) struct Queue {
     /// How many finished jobs to list
     #[arg(long, value_name = "N", default_value_t = 10)]
     history: usize,
-}
-
-#[derive(Serialize)]
-struct Listing<'a> {
-    scheduler: bool,
-    running: &'a [crate::sched::job::RunningJob],
-    queued: &'a [Arc<crate::sched::job::QueuedJob>],
-    history: &'a [FinishedJob],
+    #[command(flatten)]
+    pub(super) at: At,
 }
 
 impl Run for Queue {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let spool = Spool::open(&context.config)?;
-        let jobs = spool.jobs()?;
-        let page = spool.history(None, self.history)?;
-        let listing = Listing {
-            scheduler: leader::is_led(&spool)?,
-            running: &jobs.running,
-            queued: &jobs.queued,
-            history: &page.jobs,
+        let listing = match &context.client {
+            Some(client) => client.get(&format!("/listing?history={}", self.history))?,
+            None => list(context, self.history)?,
         };
-        context.print(&listing, |out| print_jobs(out, &jobs, &page))?;
-        if jobs.unreadable > 0 {
-            let count = jobs.unreadable;
-            tracing::warn!(
-                count,
-                "entries of the queue are no jobs and are left as they are"
-            );
-        }
-        warn_without_scheduler(&spool)?;
+        context.print(&listing, |out| print_jobs(out, &listing))?;
         Ok(Exit::Ok)
     }
 }
 
-fn print_jobs(out: &mut dyn Write, jobs: &Jobs, page: &Page) -> io::Result<()> {
+fn list(context: &Context, history: usize) -> Result<Listing, Failure> {
+    let spool = Spool::open(&context.config)?;
+    let jobs = spool.jobs()?;
+    let page = spool.history(None, history)?;
+    if jobs.unreadable > 0 {
+        let count = jobs.unreadable;
+        tracing::warn!(
+            count,
+            "entries of the queue are no jobs and are left as they are"
+        );
+    }
+    warn_without_scheduler(&spool)?;
+    Ok(Listing {
+        scheduler: leader::is_led(&spool)?,
+        running: jobs.running,
+        waiting: jobs.queued.len(),
+        queued: jobs.queued,
+        history: page.jobs,
+    })
+}
+
+fn print_jobs(out: &mut dyn Write, listing: &Listing) -> io::Result<()> {
     let mut rows = Vec::new();
-    for job in &jobs.running {
+    for job in &listing.running {
         let dscp = job.dscp.map_or(String::new(), |dscp| dscp.to_string());
-        rows.push(row(
-            &job.run_id,
-            job.status,
-            job.mode,
-            &job.username,
-            &job.params,
-            dscp,
-        ));
+        let (mode, user) = (job.mode, &job.username);
+        rows.push(row(&job.run_id, job.status, mode, user, &job.params, dscp));
     }
-    for job in &jobs.queued {
-        let place = jobs
-            .position(&job.run_id)
-            .map_or(String::new(), |n| format!("#{n}"));
-        let mode = job.analysis_mode;
-        rows.push(row(
-            &job.run_id,
-            job.status,
-            mode,
-            &job.username,
-            &job.params,
-            place,
-        ));
+    for job in &listing.queued {
+        let place = position(&listing.queued, &job.run_id);
+        let place = place.map_or(String::new(), |n| format!("#{n}"));
+        let (mode, user) = (job.analysis_mode, &job.username);
+        rows.push(row(&job.run_id, job.status, mode, user, &job.params, place));
     }
-    for job in &page.jobs {
+    for job in &listing.history {
         let verdicts = job
             .verdicts
             .map(|v| format!("{} yes, {} no, {} unknown", v.yes, v.no, v.unknown));
         let note = verdicts.or_else(|| job.reason.clone()).unwrap_or_default();
-        rows.push(row(
-            &job.run_id,
-            job.status,
-            job.mode,
-            &job.username,
-            &job.params,
-            note,
-        ));
+        let (mode, user) = (job.mode, &job.username);
+        rows.push(row(&job.run_id, job.status, mode, user, &job.params, note));
     }
     if rows.is_empty() {
         return writeln!(out, "no jobs");
@@ -140,7 +120,11 @@ fn print_jobs(out: &mut dyn Write, jobs: &Jobs, page: &Page) -> io::Result<()> {
     let head = [
         "RUN ID", "STATUS", "MODE", "USER", "LAB", "FROM", "TO", "NOTE",
     ];
-    write_table(out, head, &rows)
+    write_table(out, head, &rows)?;
+    match listing.waiting - listing.queued.len() {
+        0 => Ok(()),
+        more => writeln!(out, "and {more} more that wait"),
+    }
 }
 
 fn row(
@@ -170,97 +154,83 @@ pub(super) struct Cancel {
     /// The job
     #[arg(add = complete::jobs())]
     run_id: RunId,
-    /// On whose behalf [default: the login name]
+    /// On whose behalf [default: the login name]; others' only for administrators
     #[arg(long, value_name = "NAME")]
     user: Option<UserName>,
+    #[command(flatten)]
+    pub(super) at: At,
+}
+
+/// What became of the wish to end a job.
+enum Ending {
+    Queued,
+    Running,
+    Over(Status),
+    Unknown,
+}
+
+impl From<Cancelled> for Ending {
+    fn from(cancelled: Cancelled) -> Self {
+        match cancelled {
+            Cancelled::Queued(_) => Self::Queued,
+            Cancelled::Running => Self::Running,
+            Cancelled::Over(status) => Self::Over(status),
+            Cancelled::Unknown => Self::Unknown,
+        }
+    }
+}
+
+/// Where a job stands, as the scheduler says it.
+#[derive(Deserialize)]
+struct Standing {
+    status: Status,
+}
+
+fn ask_to_end(
+    client: &Client,
+    run_id: &RunId,
+    user: Option<&UserName>,
+) -> Result<Ending, ClientError> {
+    let job = format!("/jobs/{run_id}");
+    let asked = client.post(&format!("{job}/cancel"), &json!({"username": user}));
+    match asked {
+        Ok(Standing {
+            status: Status::Running,
+        }) => Ok(Ending::Running),
+        Ok(_) => Ok(Ending::Queued),
+        Err(ClientError::Refused { status, .. }) if status == StatusCode::CONFLICT => {
+            let Standing { status } = client.get(&job)?;
+            Ok(Ending::Over(status))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 impl Run for Cancel {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let spool = Spool::open(&context.config)?;
-        let user = user(self.user, context)?;
         let run_id = self.run_id;
-        let cancelled = spool.lock()?.cancel(&run_id, &user, Timestamp::now())?;
-        let (text, status) = match &cancelled {
-            Cancelled::Queued(_) => ("cancelled before it started", Status::Cancelled),
-            Cancelled::Running => ("is being ended", Status::Running),
-            Cancelled::Over(status) => ("is over already", *status),
-            Cancelled::Unknown => {
-                return Err(no_job(&spool, &run_id)?);
+        let cancelled = match &context.client {
+            Some(client) => ask_to_end(client, &run_id, self.user.as_ref())?,
+            None => {
+                let user = user(self.user, context)?;
+                let spool = own_files(context)?;
+                spool
+                    .lock()?
+                    .cancel(&run_id, &user, Timestamp::now())?
+                    .into()
             }
         };
-        let value = serde_json::json!({"run_id": run_id, "status": status});
+        let (text, status) = match cancelled {
+            Ending::Queued => ("cancelled before it started", Status::Cancelled),
+            Ending::Running => ("is being ended", Status::Running),
+            Ending::Over(status) => ("is over already", status),
+            Ending::Unknown => {
+                return Err(nowhere(context, &run_id)?);
+            }
+        };
+        let value = json!({"run_id": run_id, "status": status});
         context.print(&value, |out| writeln!(out, "{run_id} {text}"))?;
         Ok(Exit::Ok)
-    }
-}
-
-/// Prints the result of a job that is over; the exit code is that of its verdicts
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tsim result change-4711\n  tsim result change-4711 --json")]
-pub(super) struct Show {
-    /// The job
-    #[arg(add = complete::jobs())]
-    run_id: RunId,
-}
-
-impl Run for Show {
-    fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let spool = Spool::open(&context.config)?;
-        let run_id = &self.run_id;
-        let Some(job) = spool.finished(run_id)? else {
-            let jobs = spool.jobs()?;
-            let running = jobs.running.iter().any(|job| job.run_id == *run_id);
-            let waits = jobs.position(run_id);
-            return Err(match (running, waits) {
-                (true, _) => {
-                    let text = format!("job {run_id} is running: see `tsim watch {run_id}`");
-                    Failure::cannot_run(text)
-                }
-                (_, Some(place)) => {
-                    Failure::cannot_run(format!("job {run_id} waits as number {place}"))
-                }
-                _ => no_job(&spool, run_id)?,
-            });
-        };
-        if job.status != Status::Done {
-            let reason = job.reason.unwrap_or_default();
-            return Err(Failure::cannot_run(format!(
-                "job {run_id} {}: {reason}",
-                job.status
-            )));
-        }
-        print_result(context, &spool, &job)?;
-        Ok(exit_of(&job))
-    }
-}
-
-/// As JSON the runner's own output byte for byte; as text the matrix of a quick job, and the report
-/// that a detailed one wrote beside it.
-fn print_result(context: &Context, spool: &Spool, job: &FinishedJob) -> Result<(), Failure> {
-    let detailed = job.mode == Mode::Detailed;
-    let name = if detailed && !context.json {
-        REPORT_TEXT
-    } else {
-        RESULT
-    };
-    let Some(mut file) = spool.run_file(&job.run_id, name)? else {
-        return Err(Failure::cannot_run(format!(
-            "job {} left no {name}",
-            job.run_id
-        )));
-    };
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let printed = if context.json || detailed {
-        io::copy(&mut file, &mut out).map(drop)
-    } else {
-        let report: QuickReport =
-            serde_json::from_reader(io::BufReader::new(file)).map_err(io::Error::from)?;
-        matrix::print(&mut out, &report, layout())
-    };
-    match printed.and_then(|()| out.flush()) {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
     }
 }
 
@@ -280,68 +250,7 @@ pub(super) fn no_job(spool: &Spool, run_id: &RunId) -> Result<Failure, SpoolErro
     Ok(Failure::usage(format!("there is no job {run_id}{hint}")))
 }
 
-/// The exit code of a job that is done: that of its verdicts, and never better than its runner's
-/// own. One whose verdicts cannot be told is not known.
-pub(super) fn exit_of(job: &FinishedJob) -> Exit {
-    let runner = job.exit_code.map_or(Verdict::Yes, |code| match code {
-        0 => Verdict::Yes,
-        1 => Verdict::No,
-        _ => Verdict::Unknown,
-    });
-    let counted = match job.verdicts {
-        Some(Verdicts { unknown: 1.., .. }) => Verdict::Unknown,
-        Some(Verdicts { no: 1.., .. }) => Verdict::No,
-        Some(Verdicts { yes: 1.., .. }) => Verdict::Yes,
-        _ => Verdict::Unknown,
-    };
-    match (runner, counted) {
-        (Verdict::Unknown, _) | (_, Verdict::Unknown) => Verdict::Unknown.into(),
-        (Verdict::No, _) | (_, Verdict::No) => Verdict::No.into(),
-        (Verdict::Yes, Verdict::Yes) => Verdict::Yes.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn job(exit_code: Option<i32>, verdicts: Option<[u64; 3]>) -> FinishedJob {
-        let now = Timestamp::UNIX_EPOCH;
-        let params = serde_json::json!({"lab": "l", "source": "10.0.0.1",
-            "destination": "10.0.0.2", "ports": "80"});
-        FinishedJob {
-            run_id: RunId::new("r").unwrap(),
-            username: UserName::new("ann").unwrap(),
-            status: Status::Done,
-            mode: Mode::Quick,
-            dscp: None,
-            created_at: now,
-            started_at: Some(now),
-            finished_at: now,
-            params: serde_json::from_value(params).unwrap(),
-            exit_code,
-            verdicts: verdicts.map(|[yes, no, unknown]| Verdicts { yes, no, unknown }),
-            bytes: None,
-            reason: None,
-        }
-    }
-
-    #[test]
-    fn only_yes_everywhere_is_success() {
-        for (code, verdicts, want) in [
-            (Some(0), Some([2, 0, 0]), Exit::Ok),
-            (None, Some([2, 0, 0]), Exit::Ok),
-            (Some(1), Some([1, 1, 0]), Exit::SomeNo),
-            (Some(3), Some([1, 1, 1]), Exit::SomeUnknown),
-            // The runner knows better than what was counted, and the other way round.
-            (Some(3), Some([2, 0, 0]), Exit::SomeUnknown),
-            (Some(0), Some([1, 1, 0]), Exit::SomeNo),
-            // Nothing was counted, so nothing is known.
-            (Some(0), Some([0, 0, 0]), Exit::SomeUnknown),
-            (Some(0), None, Exit::SomeUnknown),
-            (None, None, Exit::SomeUnknown),
-        ] {
-            assert_eq!(exit_of(&job(code, verdicts)), want, "{code:?} {verdicts:?}");
-        }
-    }
+/// The same where a scheduler may have been asked, which looked.
+fn nowhere(context: &Context, run_id: &RunId) -> Result<Failure, Failure> {
+    Ok(no_job(&Spool::open(&context.config)?, run_id)?)
 }

@@ -12,7 +12,7 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Context, Exit, Failure, Run, complete};
+use super::{Context, Exit, Failure, Run, ask::At, complete};
 use crate::{
     lab::{
         self, Changes, LabError, LabState, Options, Phase, Progress, Removed, Replaced, Status,
@@ -40,6 +40,17 @@ enum LabCommand {
     Down(DownArgs),
     Status(StatusArgs),
     List(ListArgs),
+}
+
+impl Lab {
+    /// Looking at labs needs no rights where a scheduler runs.
+    pub(super) fn asks(&self) -> Option<&At> {
+        match &self.command {
+            LabCommand::Status(args) => Some(&args.at),
+            LabCommand::List(args) => Some(&args.at),
+            LabCommand::Up(_) | LabCommand::Down(_) => None,
+        }
+    }
 }
 
 impl Run for Lab {
@@ -351,6 +362,8 @@ struct StatusArgs {
     /// Name of the lab
     #[arg(add = complete::labs())]
     name: LabName,
+    #[command(flatten)]
+    at: At,
 }
 
 #[derive(Serialize)]
@@ -363,7 +376,10 @@ struct StatusOutput<'a> {
 
 impl Run for StatusArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let status = lab::status(&context.config, &self.name)?;
+        let status = match &context.client {
+            Some(client) => client.get(&format!("/lab-states/{}", self.name))?,
+            None => lab::status(&context.config, &self.name)?,
+        };
         let sound = status.missing.is_empty() && status.state.phase == Phase::Up;
         let output = StatusOutput {
             sound,
@@ -424,11 +440,17 @@ fn line(lab: &LabState) -> String {
 /// List the labs of this machine
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tsim lab list\n  tsim lab list --json")]
-struct ListArgs {}
+struct ListArgs {
+    #[command(flatten)]
+    at: At,
+}
 
 impl Run for ListArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let labs = lab::list(&context.config)?;
+        let labs: Vec<LabState> = match &context.client {
+            Some(client) => client.get("/lab-states")?,
+            None => lab::list(&context.config)?,
+        };
         let entries: Vec<_> = labs.iter().map(ListEntry::new).collect();
         context.print(&entries, |out| {
             for lab in &labs {

@@ -4,7 +4,7 @@
 //! in a file of its own and implements [`Run`].
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     ffi::OsString,
     io::{self, Write},
     mem,
@@ -16,7 +16,10 @@ use clap::{Args, Parser};
 use serde::Serialize;
 
 pub use self::exit::{EXIT_CODES, Exit, Failure};
-use self::start::{Standing, start};
+use self::{
+    ask::At,
+    start::{Standing, start},
+};
 use crate::{
     config::Config,
     fault::{self, Plan},
@@ -24,9 +27,14 @@ use crate::{
     model::{PrintableJson, PrintableLog, printable_lines},
     netlink::buffers,
     run::interrupt,
+    sched::{
+        client::{Client, ClientError},
+        door::{self, Door},
+    },
     sys::{leave, limits},
 };
 
+mod ask;
 mod complete;
 mod configuration;
 pub mod detailed;
@@ -42,10 +50,12 @@ pub mod matrix;
 mod question;
 pub mod quick;
 mod registry;
+mod result;
 mod services;
 mod start;
 mod submit;
 mod table;
+mod token;
 mod trace;
 pub mod tsim;
 pub mod tsimd;
@@ -95,6 +105,10 @@ pub struct Context {
     /// Whether to print JSON.
     pub json: bool,
     standing: Standing,
+    /// The scheduler to ask, where the command asks one and one was found.
+    client: Option<Client>,
+    /// Who comes by the scheduler's socket, where this is the scheduler.
+    door: RefCell<Option<Door>>,
     slow_to_close: Cell<bool>,
 }
 
@@ -106,6 +120,8 @@ impl Context {
             config,
             json,
             standing: Standing::Root,
+            client: None,
+            door: RefCell::new(None),
             slow_to_close: Cell::new(false),
         }
     }
@@ -179,7 +195,7 @@ pub enum Needs {
     Nothing,
     /// The user's namespaces, in which labs live.
     Namespaces,
-    /// The same, and to be reached from the machine's own network.
+    /// The same, and to be reached from the machine's own network and by its users.
     NamespacesBeside,
 }
 
@@ -191,6 +207,11 @@ pub trait CommandLine: Parser + Run {
     /// What it needs to be in before it runs.
     fn needs(&self) -> Needs {
         Needs::Namespaces
+    }
+
+    /// Which scheduler it asks, if it asks one; one that is found does all that it needs.
+    fn asks(&self) -> Option<&At> {
+        None
     }
 
     /// How log lines look, and from which level on they are written.
@@ -224,7 +245,7 @@ impl Log {
 
 /// Parses `args`, runs the command, prints what went wrong, and ends the process.
 ///
-/// Under the name of the keeper, this is the keeper.
+/// Under the name of the keeper, this is the keeper; likewise the process at a scheduler's door.
 pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
     let mut args = args.into_iter().peekable();
     if args.peek().is_some_and(|name| *name == crate::keeper::NAME) {
@@ -232,6 +253,9 @@ pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
     }
     if let Some(exit) = complete::answer::<C>() {
         process::exit(exit as i32);
+    }
+    if args.peek().is_some_and(|name| *name == door::NAME) {
+        door::run();
     }
     let exit = match C::try_parse_from(args) {
         Ok(command) => run(command),
@@ -262,10 +286,13 @@ fn run<C: CommandLine>(command: C) -> i32 {
     if let Some(plan) = global.fault {
         fault::arm(plan);
     }
-    let result = start(&global, command.needs()).and_then(|(config, standing)| {
+    let started = start(&global, command.needs(), command.asks());
+    let result = started.and_then(|started| {
         let context = Context {
-            standing,
-            ..Context::new(config, global.json)
+            standing: started.standing,
+            client: started.client,
+            door: RefCell::new(started.door),
+            ..Context::new(started.config, global.json)
         };
         let exit = command.run(&context)?;
         Ok((exit, context.slow_to_close.get()))
@@ -279,9 +306,11 @@ fn run<C: CommandLine>(command: C) -> i32 {
         Err(failure) => {
             let text = failure.to_string();
             let _ = writeln!(io::stderr(), "error: {}", printable_lines(&text));
-            // What keeps a user's namespaces from being made is said already.
+            // What keeps a user's namespaces from being made is said already, and a scheduler that
+            // is asked needs no rights of this process.
             if failure.exit == Exit::CannotRun
                 && !failure.error.is::<KeeperError>()
+                && !failure.error.is::<ClientError>()
                 && let Some(hint) = crate::doctor::missing_rights()
             {
                 let _ = writeln!(

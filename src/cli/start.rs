@@ -2,12 +2,16 @@
 
 use std::{fs::File, path::Path};
 
-use super::{Failure, Global, Needs};
+use super::{Failure, Global, Needs, ask::At};
 use crate::{
-    config::{Config, Places},
+    config::{Config, NoPlace, Places},
     doctor,
     keeper::{self, Joined, Keeper, KeeperError, Networks},
     lab,
+    sched::{
+        client::Client,
+        door::{Beside, Door, Plan},
+    },
 };
 
 /// Where a command works.
@@ -21,25 +25,83 @@ pub(super) enum Standing {
     Inside(Keeper, Option<File>),
 }
 
+/// What a command begins with.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) config: Config,
+    pub(super) standing: Standing,
+    /// The scheduler that the command asks.
+    pub(super) client: Option<Client>,
+    /// What a scheduler leaves outside of its user namespace.
+    pub(super) door: Option<Door>,
+}
+
+impl Started {
+    fn new(config: Config, standing: Standing) -> Self {
+        Self {
+            config,
+            standing,
+            client: None,
+            door: None,
+        }
+    }
+}
+
 /// Finds out who asks, reads their configuration, and goes into their namespaces if the command
-/// `needs` that.
-pub(super) fn start(global: &Global, needs: Needs) -> Result<(Config, Standing), Failure> {
+/// `needs` that. A command that `asks` a scheduler needs nothing where one is found.
+pub(super) fn start(global: &Global, needs: Needs, asks: Option<&At>) -> Result<Started, Failure> {
     if let Some(keeper) = keeper::inside()? {
         let config = Config::load(global.config.as_deref(), &keeper.places)?;
+        let client = asks.map_or(Ok(None), |at| at.find(&config, None))?;
         let users = keeper::stay(&keeper);
-        return Ok((config, Standing::Inside(keeper, users.ok())));
+        let standing = Standing::Inside(keeper, users.ok());
+        return Ok(Started {
+            client,
+            ..Started::new(config, standing)
+        });
     }
     let (config, places) = choose(global.config.as_deref(), global.rootless)?;
-    let Some(places) = places else {
-        return Ok((config, Standing::Root));
+    if let Some(at) = asks {
+        let own = places.as_ref().and_then(|places| places.as_ref().ok());
+        let shared = shared(global, own)?;
+        if let Some(client) = at.find(&config, shared.as_ref())? {
+            // A user without any place for state may ask as well.
+            let own = places.and_then(Result::ok);
+            let standing = own.map_or(Standing::Root, Standing::Outside);
+            return Ok(Started {
+                client: Some(client),
+                ..Started::new(config, standing)
+            });
+        }
+    }
+    let Some(places) = places.transpose()? else {
+        return Ok(Started::new(config, Standing::Root));
     };
     let networks = match needs {
-        Needs::Nothing => return Ok((config, Standing::Outside(places))),
+        Needs::Nothing => return Ok(Started::new(config, Standing::Outside(places))),
         Needs::Namespaces => Networks::Keepers,
         Needs::NamespacesBeside => Networks::Machines,
     };
+    let door = match networks {
+        Networks::Keepers => None,
+        Networks::Machines => Some(Door::Beside(Beside::start(Plan::of(&config))?)),
+    };
     let joined = enter(&config, &places, networks)?;
-    Ok((config, Standing::Inside(joined.keeper, Some(joined.users))))
+    Ok(Started {
+        door,
+        ..Started::new(config, Standing::Inside(joined.keeper, Some(joined.users)))
+    })
+}
+
+/// The configuration of the machine's scheduler, which an ordinary user may ask who has no labs of
+/// their own: who has some means those.
+fn shared(global: &Global, places: Option<&Places>) -> Result<Option<Config>, Failure> {
+    match places {
+        Some(places) if global.config.is_none() && keeper::find(places)?.is_none() => {
+            Ok(Some(Config::load(None, &Places::system())?))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Joins the user's namespaces, and says what became of the labs of a keeper that is no more.
@@ -73,12 +135,15 @@ pub(super) fn configuration(file: Option<&Path>, rootless: bool) -> Result<Confi
     }
 }
 
+/// Where a user's state is, if there is a place for it.
+type OwnPlaces = Result<Places, NoPlace>;
+
 /// The configuration, and the user's places where they are to be used.
-fn choose(file: Option<&Path>, rootless: bool) -> Result<(Config, Option<Places>), Failure> {
+fn choose(file: Option<&Path>, rootless: bool) -> Result<(Config, Option<OwnPlaces>), Failure> {
     let load = |places: &Places| Config::load(file, places);
     if rootless {
         let places = Places::of_user()?;
-        return Ok((load(&places)?, Some(places)));
+        return Ok((load(&places)?, Some(Ok(places))));
     }
     let privileged = doctor::missing_rights().is_none();
     let places = match privileged {
@@ -92,9 +157,9 @@ fn choose(file: Option<&Path>, rootless: bool) -> Result<(Config, Option<Places>
     match (first.rootless.unwrap_or(!privileged), privileged) {
         (true, true) => {
             let places = Places::of_user()?;
-            Ok((load(&places)?, Some(places)))
+            Ok((load(&places)?, Some(Ok(places))))
         }
-        (true, false) => Ok((first, Some(places.unwrap_or_else(Places::of_user)?))),
+        (true, false) => Ok((first, Some(places.unwrap_or_else(Places::of_user)))),
         (false, true) => Ok((first, None)),
         (false, false) => Ok((load(&Places::system())?, None)),
     }

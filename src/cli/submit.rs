@@ -9,10 +9,13 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::Map;
 
 use super::{
-    Context, Exit, Failure, Run, complete,
+    Context, Exit, Failure, Run,
+    ask::{At, own_files},
+    complete,
     jobs::{user, warn_without_scheduler},
     question::{read_trace, seconds},
     quick::Explain,
@@ -25,7 +28,7 @@ use crate::{
         admission,
         job::{Mode, NewJob, Params, UserName, fresh_run_id},
         options::Options,
-        spool::Spool,
+        queue::{QueueLimits, Submitted},
     },
 };
 
@@ -42,7 +45,9 @@ Examples:
   tsim submit quick --lab corp10 -s 8.8.8.8 -d 10.2.1.60 -P 443 --from hq-gw:isp2 --trust-facts
   tsim submit quick --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P 1-1024 --run-id change-4711 --json
 
-It prints the job's name (run id) and place and does not wait: `tsim watch RUN` does.";
+It prints the job's name (run id) and place and does not wait: `tsim watch RUN` does. A scheduler that
+runs is asked, and takes the job under the caller's name; otherwise it waits in the queue of who may
+write that.";
 
 /// Puts a job into the queue and prints its run id and its place
 #[derive(Debug, Args)]
@@ -70,9 +75,23 @@ pub(super) struct Submit {
     /// Name of the job; asking twice for the same job under the same name is asking once
     #[arg(long, value_name = "ID")]
     run_id: Option<RunId>,
-    /// On whose behalf [default: the login name]
+    /// On whose behalf [default: the login name]; others' only for administrators
     #[arg(long, value_name = "NAME")]
     user: Option<UserName>,
+    #[command(flatten)]
+    pub(super) at: At,
+}
+
+/// The body of a request that submits a job.
+#[derive(Serialize)]
+struct Submission<'a> {
+    mode: Mode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_id: Option<RunId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<UserName>,
+    #[serde(flatten)]
+    params: &'a Params,
 }
 
 /// The runners' options, as they are typed.
@@ -138,7 +157,6 @@ impl Run for Submit {
             ModeArg::Quick => Mode::Quick,
             ModeArg::Detailed => Mode::Detailed,
         };
-        let now = Timestamp::now();
         let params = Params {
             lab: self.lab,
             source: self.source,
@@ -152,20 +170,18 @@ impl Run for Submit {
             options: self.told.resolve()?,
             extra: Map::new(),
         };
-        admission::check(&params, mode, &context.config)?;
-        let run_id = match self.run_id {
-            Some(run_id) => run_id,
-            None => fresh_run_id(mode, now)?,
+        let submitted = match &context.client {
+            Some(client) => {
+                let body = Submission {
+                    mode,
+                    run_id: self.run_id,
+                    username: self.user,
+                    params: &params,
+                };
+                client.post("/jobs", &body)?
+            }
+            None => enqueue(context, mode, params, self.run_id, self.user)?,
         };
-        let job = NewJob {
-            run_id,
-            username: user(self.user, context)?,
-            mode,
-            params,
-        };
-        let spool = Spool::open(&context.config)?;
-        let most = context.config.scheduler.max_queued;
-        let submitted = spool.lock()?.submit(job, most, now)?;
         context.print(&submitted, |out| {
             write!(out, "{} {}", submitted.run_id, submitted.status)?;
             match submitted.position {
@@ -173,7 +189,33 @@ impl Run for Submit {
                 None => writeln!(out),
             }
         })?;
-        warn_without_scheduler(&spool)?;
         Ok(Exit::Ok)
     }
+}
+
+/// Puts the job into the queue's files, for a scheduler that is started later.
+fn enqueue(
+    context: &Context,
+    mode: Mode,
+    params: Params,
+    run_id: Option<RunId>,
+    user_name: Option<UserName>,
+) -> Result<Submitted, Failure> {
+    let now = Timestamp::now();
+    admission::check(&params, mode, &context.config)?;
+    let run_id = match run_id {
+        Some(run_id) => run_id,
+        None => fresh_run_id(mode, now)?,
+    };
+    let job = NewJob {
+        run_id,
+        username: user(user_name, context)?,
+        mode,
+        params,
+    };
+    let spool = own_files(context)?;
+    let most = QueueLimits::of(&context.config);
+    let submitted = spool.lock()?.submit(job, most, now)?;
+    warn_without_scheduler(&spool)?;
+    Ok(submitted)
 }

@@ -3,9 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, configuration, detailed,
-    doctor, facts, generate, host, jobs, keeper, lab, quick, registry, services, submit, trace,
-    watch,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, ask::At, configuration,
+    detailed, doctor, facts, generate, host, jobs, keeper, lab, quick, registry, result, services,
+    submit, token, trace, watch,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -91,8 +91,9 @@ enum Command {
     Submit(submit::Submit),
     Queue(jobs::Queue),
     Cancel(jobs::Cancel),
-    Result(jobs::Show),
+    Result(result::Show),
     Watch(watch::Watch),
+    Token(token::Token),
     Hosts(registry::Hosts),
     Leases(registry::Leases),
     Locks(registry::Locks),
@@ -120,6 +121,7 @@ impl CommandLine for Tsim {
             | Command::Cancel(_)
             | Command::Result(_)
             | Command::Watch(_)
+            | Command::Token(_)
             | Command::Hosts(_)
             | Command::Leases(_)
             | Command::Locks(_)
@@ -132,6 +134,19 @@ impl CommandLine for Tsim {
             | Command::Services(_)
             | Command::Keeper(_) => Needs::Nothing,
             _ => Needs::Namespaces,
+        }
+    }
+
+    fn asks(&self) -> Option<&At> {
+        match &self.command {
+            Command::Submit(command) => Some(&command.at),
+            Command::Queue(command) => Some(&command.at),
+            Command::Cancel(command) => Some(&command.at),
+            Command::Result(command) => Some(&command.at),
+            Command::Watch(command) => Some(&command.at),
+            Command::Token(command) => Some(&command.at),
+            Command::Lab(command) => command.asks(),
+            _ => None,
         }
     }
 }
@@ -151,6 +166,7 @@ impl Run for Tsim {
             Command::Cancel(command) => command.run(context),
             Command::Result(command) => command.run(context),
             Command::Watch(command) => command.run(context),
+            Command::Token(command) => command.run(context),
             Command::Hosts(command) => command.run(context),
             Command::Leases(command) => command.run(context),
             Command::Locks(command) => command.run(context),

@@ -16,6 +16,7 @@ use crate::{
     run::caretaker::Caretaker,
     sched::{
         daemon::Daemon,
+        door::{Door, Plan},
         resources::{Reconcile, RegistryResources},
     },
 };
@@ -105,6 +106,10 @@ impl Run for Tsimd {
         let daemon = Daemon {
             config: context.config.clone(),
             config_file,
+            door: context
+                .door
+                .take()
+                .unwrap_or_else(|| Door::Here(Plan::of(&context.config))),
             resources: Arc::new(RegistryResources::new(registry, reconcile(&context.config))),
         };
         daemon.run().map_err(Failure::cannot_run)?;

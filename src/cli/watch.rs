@@ -4,21 +4,24 @@ use std::io::{self, Write};
 
 use clap::Args;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use serde::Serialize;
 
 use super::{
-    Context, Exit, Failure, Run, complete,
-    jobs::{exit_of, no_job},
+    Context, Exit, Failure, Run,
+    ask::At,
+    complete,
+    jobs::no_job,
+    result::{exit_of, finished},
 };
 use crate::{
     model::{RunId, printable},
     sched::{
-        answer::{Answer, End},
+        client::Client,
         job::{FinishedJob, Status},
         progress::Reader,
         queue,
         runner::PROGRESS,
         spool::Spool,
+        stand::{self, Stand},
     },
 };
 
@@ -35,28 +38,15 @@ pub(super) struct Watch {
     /// The job
     #[arg(add = complete::jobs())]
     run_id: RunId,
-}
-
-/// Where the job stands; one line of output.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-struct Seen {
-    run_id: RunId,
-    status: Status,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    position: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    percent: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    phase: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    /// The verdicts from end to end, once it is done.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ends: Vec<End>,
+    #[command(flatten)]
+    pub(super) at: At,
 }
 
 impl Run for Watch {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        if let Some(client) = &context.client {
+            return ask(context, client, &self.run_id);
+        }
         let spool = Spool::open(&context.config)?;
         let mut follower = Follower::new(spool, self.run_id)?;
         let mut shown = None;
@@ -75,24 +65,41 @@ impl Run for Watch {
     }
 }
 
-fn show(context: &Context, seen: &Seen) -> io::Result<()> {
+/// Follows the job by what the scheduler says. One that ends meanwhile leaves its jobs running, and
+/// the next one knows them.
+fn ask(context: &Context, client: &Client, run_id: &RunId) -> Result<Exit, Failure> {
+    let mut last = None;
+    client.lines(&format!("/jobs/{run_id}/watch"), |line| {
+        let stand: Stand = serde_json::from_str(line)?;
+        last = Some(stand.status);
+        show(context, &stand)
+    })?;
+    match last {
+        Some(Status::Done) => Ok(exit_of(&finished(client, run_id)?)),
+        Some(status) if status.is_final() => Ok(Exit::CannotRun),
+        _ => Err(Failure::cannot_run(format!(
+            "the scheduler ended before job {run_id} did"
+        ))),
+    }
+}
+
+fn show(context: &Context, stand: &Stand) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if context.json {
-        serde_json::to_writer(&mut out, seen)?;
-        return writeln!(out);
+        return writeln!(out, "{}", stand.line()?);
     }
-    write!(out, "{} {}", seen.run_id, seen.status)?;
-    if let Some(position) = seen.position {
+    write!(out, "{} {}", stand.run_id, stand.status)?;
+    if let Some(position) = stand.position {
         write!(out, " number {position}")?;
     }
-    if let (Some(percent), Some(phase)) = (seen.percent, &seen.phase) {
+    if let (Some(percent), Some(phase)) = (stand.percent, &stand.phase) {
         write!(out, " {percent:3} % {phase}")?;
     }
-    if let Some(reason) = &seen.reason {
+    if let Some(reason) = &stand.reason {
         write!(out, ": {reason}")?;
     }
     writeln!(out)?;
-    for end in &seen.ends {
+    for end in &stand.ends {
         let text = printable(&end.text);
         writeln!(out, "{:7} {} {text}", end.result, end.services)?;
     }
@@ -126,43 +133,19 @@ impl Follower {
         })
     }
 
-    fn look(&mut self) -> Result<(Seen, Option<FinishedJob>), Failure> {
-        let mut seen = Seen {
-            run_id: self.run_id.clone(),
-            status: Status::Queued,
-            position: None,
-            percent: None,
-            phase: None,
-            reason: None,
-            ends: Vec::new(),
+    fn look(&mut self) -> Result<(Stand, Option<FinishedJob>), Failure> {
+        let (spool, run_id) = (self.spool.clone(), self.run_id.clone());
+        let jobs = match stand::look(&spool, &run_id, || self.queue.read(&spool))? {
+            Ok(job) => return Ok((Stand::of_finished(&spool, &job), Some(job))),
+            Err(jobs) => jobs,
         };
-        // Where it comes from first: a job that moves meanwhile is then not missed.
-        let jobs = self.queue.read(&self.spool)?;
-        if let Some(job) = self.spool.finished(&self.run_id)? {
-            seen.status = job.status;
-            seen.reason.clone_from(&job.reason);
-            if job.status == Status::Done {
-                // What cannot be shown here is said by `tsim result`; the exit code is right.
-                let answer = Answer::read(&self.spool, &self.run_id);
-                seen.ends = answer.map(|answer| answer.head.ends).unwrap_or_default();
-            }
-            return Ok((seen, Some(job)));
-        }
-        if jobs.running.iter().any(|job| job.run_id == self.run_id) {
-            seen.status = Status::Running;
-            if let Some(line) = self.progress()? {
-                (seen.percent, seen.phase) = line;
-            }
-        } else {
-            seen.position = jobs.position(&self.run_id);
-            if seen.position.is_none() {
-                return Err(no_job(&self.spool, &self.run_id)?);
-            }
-        }
-        Ok((seen, None))
+        let Some(stand) = Stand::of_open(&run_id, &jobs, || self.progress())? else {
+            return Err(no_job(&spool, &run_id)?);
+        };
+        Ok((stand, None))
     }
 
-    fn progress(&mut self) -> io::Result<Option<(Option<u8>, Option<String>)>> {
+    fn progress(&mut self) -> io::Result<Option<(u8, String)>> {
         if self.progress.is_none() {
             // Watch first, look afterwards: what is made in between wakes the next wait.
             let dir = self.spool.run_dir(&self.run_id);
@@ -176,7 +159,7 @@ impl Follower {
         };
         reader.read()?;
         let line = reader.last();
-        Ok(line.map(|line| (Some(line.percent), Some(line.phase.clone()))))
+        Ok(line.map(|line| (line.percent, line.phase.clone())))
     }
 
     fn wait(&self) -> io::Result<()> {

@@ -23,6 +23,12 @@ const SYSTEM_DIR: &str = "/run/tsim";
 /// Results of root's queued jobs, which outlive a boot: `StateDirectory=tsim`.
 const SYSTEM_RESULTS: &str = "/var/lib/tsim";
 
+/// Where everybody of the machine finds root's scheduler, or a service's: the directory lets them
+/// through, which that of the registry does not.
+const SYSTEM_SOCKET: &str = "/run/tsimd/tsimd.sock";
+/// The scheduler's socket, beside other state.
+pub(super) const SOCKET: &str = "tsimd.sock";
+
 /// No place for state was found.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
@@ -52,6 +58,16 @@ impl Places {
             config_file: SYSTEM_FILE.into(),
             runtime_dir: SYSTEM_DIR.into(),
             results_dir: SYSTEM_RESULTS.into(),
+        }
+    }
+
+    /// Where the scheduler with these places is reached.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        if self.runtime_dir == Path::new(SYSTEM_DIR) {
+            SYSTEM_SOCKET.into()
+        } else {
+            self.runtime_dir.join(SOCKET)
         }
     }
 

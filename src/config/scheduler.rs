@@ -40,7 +40,19 @@ pub struct Scheduler {
     pub runner_dir: Option<PathBuf>,
     /// Address and port of the viewer and API.
     pub listen: SocketAddr,
-    /// File with the token that changes state through the API; without one the API only reads.
+    /// Where programs of this machine reach the scheduler, see [`super::Config::socket`].
+    pub socket: Option<PathBuf>,
+    /// The group that may use the socket; the scheduler's own unless set.
+    pub socket_group: Option<String>,
+    /// The group whose members may see every result and end every job, beside root.
+    pub admin_group: Option<String>,
+    /// Whether everybody who may ask sees everybody's results; otherwise their own.
+    pub share_results: bool,
+    /// Most jobs of one user that may wait.
+    pub max_user_queued: usize,
+    /// Most connections of one user of this machine, or of one address.
+    pub max_user_connections: usize,
+    /// File with the token that changes state through the API, see [`super::Config::token_file`].
     pub token_file: Option<PathBuf>,
     /// Whether reading needs the token too; it always does when `listen` is not loopback. Set it
     /// when a proxy on this machine lets others in.
@@ -51,7 +63,7 @@ pub struct Scheduler {
     pub max_viewers: usize,
     /// Most connections to the viewer at once.
     pub max_connections: usize,
-    /// Requests per second from one address, over a minute.
+    /// Requests per second of one user of this machine, or from one address, over a minute.
     pub requests_per_second: u32,
 }
 
@@ -72,6 +84,12 @@ impl Default for Scheduler {
             max_user_results_bytes: 2 << 30,
             runner_dir: None,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8686)),
+            socket: None,
+            socket_group: None,
+            admin_group: None,
+            share_results: false,
+            max_user_queued: 1000,
+            max_user_connections: 512,
             token_file: None,
             token_to_read: false,
             host_names: Vec::new(),
@@ -115,6 +133,8 @@ impl Scheduler {
             ("jobs", self.jobs),
             ("max_queued", self.max_queued),
             ("max_connections", self.max_connections),
+            ("max_user_queued", self.max_user_queued),
+            ("max_user_connections", self.max_user_connections),
         ];
         if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(format!("scheduler.{key} = 0: at least 1 is needed"));
@@ -133,16 +153,11 @@ impl Scheduler {
         for (key, path) in [
             ("runner_dir", &self.runner_dir),
             ("token_file", &self.token_file),
+            ("socket", &self.socket),
         ] {
             if path.as_deref().is_some_and(|path| !path.is_absolute()) {
                 return Err(format!("scheduler.{key} is not an absolute path"));
             }
-        }
-        if !self.listen.ip().is_loopback() && self.token_file.is_none() {
-            return Err(format!(
-                "scheduler.listen = {} is reachable from outside: set scheduler.token_file too",
-                self.listen
-            ));
         }
         Ok(())
     }

@@ -234,7 +234,8 @@ static TABLE: [Advice; 33] = [
         Area::Directories,
         "registry",
         "jobs cannot tell each other what they use",
-        "make it with mode 0700 (or 0770 and a group), owned by who runs jobs, or set registry_dir",
+        "make it with mode 0700, owned by who runs jobs, or set registry_dir; others ask the scheduler, \
+         by scheduler.socket",
     ),
     needed(
         Area::Directories,

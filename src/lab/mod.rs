@@ -28,6 +28,8 @@ mod vacate;
 
 use std::{ops::Deref, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 use self::{down::Found, state::LabDir};
 pub use self::{
     down::{Removed, down, down_by_force},
@@ -120,7 +122,7 @@ pub fn shelf(config: &Config, name: &LabName) -> Option<Shelf> {
 }
 
 /// How a lab is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The lab as its file has it.
     pub state: LabState,

@@ -180,8 +180,22 @@ name_type!(
 ///
 /// Made from checked parts ([`RouterId::netns`], [`HostId::netns`], [`NetnsName::segments`]), or
 /// checked itself where an operator names one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct NetnsName(String);
+
+impl TryFrom<String> for NetnsName {
+    type Error = NameError;
+    fn try_from(value: String) -> Result<Self, NameError> {
+        Self::new(value)
+    }
+}
+
+impl From<NetnsName> for String {
+    fn from(name: NetnsName) -> Self {
+        name.0
+    }
+}
 
 impl NetnsName {
     /// Checks a name that somebody typed or that a directory listing showed.

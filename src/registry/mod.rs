@@ -19,7 +19,7 @@
 //! # On disk
 //!
 //! ```text
-//! /run/tsim/                  0700 or group-owned 0770; never world-writable, never a symlink
+//! /run/tsim/                  0700, of who runs jobs; never world-writable, never a symlink
 //! ├── hosts.json              {"LAB@HOST": {...}}
 //! ├── host_leases.json        {"LAB@HOST": {"router": "LAB.ROUTER", "leases": [...]}}
 //! ├── neighbor_leases.json    {"LAB.ROUTER|IFACE|IP": {..., "leases": [...]}}

@@ -104,7 +104,7 @@ pub struct Head {
 }
 
 /// Services that end alike.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct End {
     /// The verdict.
     pub result: Verdict,
@@ -124,7 +124,7 @@ pub struct End {
 }
 
 /// Legs of a way as the runner wrote them.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RawLegs(Option<Arc<RawValue>>);
 

@@ -110,6 +110,8 @@ pub struct Event {
     pub number: u64,
     /// The JSON text.
     pub data: Arc<str>,
+    /// The same for those who may not see results.
+    pub without_results: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -299,7 +301,7 @@ impl Board {
     /// Makes one event of what changed.
     pub fn render(&self) {
         let mut inner = self.lock();
-        let update = inner.take_update();
+        let mut update = inner.take_update();
         // Our own types have string keys and no failing serializer.
         let Ok(data) = serde_json::to_string(&update) else {
             return;
@@ -307,9 +309,22 @@ impl Board {
         if data == "{}" {
             return;
         }
+        let data: Arc<str> = data.into();
+        let mut without_results = Arc::clone(&data);
+        if !update.ended.is_empty() {
+            let ended = mem::take(&mut update.ended).into_iter();
+            update.ended = ended.map(FinishedJob::without_result).collect();
+            let Ok(text) = serde_json::to_string(&update) else {
+                return;
+            };
+            without_results = text.into();
+        }
         let number = *self.head.borrow() + 1;
-        let data = data.into();
-        inner.keep(Event { number, data });
+        inner.keep(Event {
+            number,
+            data,
+            without_results,
+        });
         drop(inner);
         self.head.send_replace(number);
     }

@@ -6,12 +6,13 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 use jiff::Timestamp;
 use thiserror::Error;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UnixListener},
     runtime::{Builder, Runtime},
 };
 
 use super::{
     board::{Board, this_scheduler},
+    door::Door,
     events::{Scheduler, SchedulerError, StopSignals, limits},
     job::Mode,
     leader::Leadership,
@@ -50,6 +51,15 @@ pub enum DaemonError {
         #[source]
         source: io::Error,
     },
+    /// The socket cannot be had.
+    #[error("cannot listen on {path}, scheduler.socket")]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel refused something.
     #[error("cannot {what}")]
     Io {
@@ -70,6 +80,8 @@ pub struct Daemon {
     pub config_file: Option<PathBuf>,
     /// DSCP values and reconcile.
     pub resources: Arc<dyn Resources>,
+    /// Opens the socket and tells who comes.
+    pub door: Door,
 }
 
 impl Daemon {
@@ -78,10 +90,10 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`]; running jobs go on, and the next leader adopts them.
     pub fn run(self) -> Result<(), DaemonError> {
-        let runners = self.runners()?;
-        let token_file = self.config.scheduler.token_file.as_deref();
-        let token = token_file.map(Token::read).transpose()?;
+        let runners = runners(&self.config, self.config_file)?;
         let spool = Spool::open(&self.config)?;
+        let token = Token::read_or_make(&self.config.token_file)?;
+        let door = Arc::new(self.door);
         let runtime = runtime()?;
         let _leadership = match lead(&runtime, &spool) {
             Ok(Some(leadership)) => leadership,
@@ -97,14 +109,17 @@ impl Daemon {
             let publisher = Arc::clone(&board);
             tokio::spawn(async move { publisher.publish().await });
             let listener = listen(&self.config).await?;
+            let local = listen_locally(&self.config, &door)?;
             let site = Arc::new(Site::new(
                 self.config.clone(),
-                spool.clone(),
+                &spool,
                 Arc::clone(&board),
                 Arc::clone(&self.resources),
+                door,
                 token,
             ));
-            tokio::spawn(web::serve(listener, site));
+            tokio::spawn(web::serve(listener, Arc::clone(&site)));
+            tokio::spawn(web::serve_local(local, site));
             let config = &self.config;
             let resources = Arc::clone(&self.resources);
             let spool = spool.impatient();
@@ -118,33 +133,33 @@ impl Daemon {
         runtime.shutdown_background();
         served
     }
+}
 
-    fn runners(&self) -> Result<Runners, DaemonError> {
-        let own_dir = || {
-            let own = std::env::current_exe()?;
-            own.parent()
-                .map(PathBuf::from)
-                .ok_or(io::ErrorKind::NotFound.into())
-        };
-        let dir = match &self.config.scheduler.runner_dir {
-            Some(dir) => dir.clone(),
-            None => own_dir().map_err(|source| DaemonError::Io {
-                what: "find the own executable",
-                source,
-            })?,
-        };
-        let runners = Runners {
-            dir,
-            config_file: self.config_file.clone(),
-            max_output: self.config.scheduler.max_output_bytes,
-        };
-        // Better no scheduler than one that fails every job.
-        let program = runners.program(Mode::Quick);
-        if !program.is_file() {
-            return Err(DaemonError::NoRunner(program));
-        }
-        Ok(runners)
+fn runners(config: &Config, config_file: Option<PathBuf>) -> Result<Runners, DaemonError> {
+    let own_dir = || {
+        let own = std::env::current_exe()?;
+        own.parent()
+            .map(PathBuf::from)
+            .ok_or(io::ErrorKind::NotFound.into())
+    };
+    let dir = match &config.scheduler.runner_dir {
+        Some(dir) => dir.clone(),
+        None => own_dir().map_err(|source| DaemonError::Io {
+            what: "find the own executable",
+            source,
+        })?,
+    };
+    let runners = Runners {
+        dir,
+        config_file,
+        max_output: config.scheduler.max_output_bytes,
+    };
+    // Better no scheduler than one that fails every job.
+    let program = runners.program(Mode::Quick);
+    if !program.is_file() {
+        return Err(DaemonError::NoRunner(program));
     }
+    Ok(runners)
 }
 
 /// Listens for viewers; the port is free at once after a leader that was killed, because tokio sets
@@ -155,6 +170,20 @@ async fn listen(config: &Config) -> Result<TcpListener, DaemonError> {
     let listener = TcpListener::bind(address).await.map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
     tracing::info!(%address, "serving the viewer");
+    Ok(listener)
+}
+
+/// Listens for programs of this machine, from now on instead of a scheduler before.
+fn listen_locally(config: &Config, door: &Door) -> Result<UnixListener, DaemonError> {
+    let path = &config.socket;
+    let opened = door
+        .open()
+        .and_then(|socket| UnixListener::from_std(socket.into()));
+    let listener = opened.map_err(|source| DaemonError::Socket {
+        path: path.clone(),
+        source,
+    })?;
+    tracing::info!(socket = %path.display(), "serving the command line");
     Ok(listener)
 }
 

@@ -507,6 +507,20 @@ pub struct FinishedJob {
     pub reason: Option<String>,
 }
 
+impl FinishedJob {
+    /// As it is shown to those who may not see its result: who asked what, and that it is over.
+    #[must_use]
+    pub fn without_result(self) -> Self {
+        Self {
+            exit_code: None,
+            verdicts: None,
+            bytes: None,
+            reason: None,
+            ..self
+        }
+    }
+}
+
 /// A run id for a job whose user gave none: mode, time and 40 random bits.
 ///
 /// # Errors

@@ -19,14 +19,19 @@
 //! | [`events`] | the loop: everything seen becomes an event, every action is carried out |
 //! | `crew`, `watch` | the loop's hands and eyes: runners, inotify |
 //! | [`daemon`], [`notify`] | the process around the loop |
+//! | [`door`] | the unix socket, and who comes by it |
+//! | [`client`] | the command line as a client of a scheduler that runs |
+//! | [`stand`] | where a job stands, told until it is over |
 //! | [`board`] | what viewers see, and the stream of changes |
 //! | [`metrics`] | counters for Prometheus |
 
 pub mod admission;
 pub mod answer;
 pub mod board;
+pub mod client;
 mod crew;
 pub mod daemon;
+pub mod door;
 pub mod events;
 pub mod history;
 pub mod job;
@@ -41,5 +46,6 @@ pub mod queue;
 pub mod resources;
 pub mod runner;
 pub mod spool;
+pub mod stand;
 mod watch;
 pub mod web;

@@ -18,7 +18,10 @@ use super::{
     job::{FinishedJob, Mode, NewJob, Params, QueuedJob, RunningJob, Status, UserName},
     spool::{Edition, JobFile, List, Locked, Spool, SpoolError},
 };
-use crate::model::{Dscp, RunId};
+use crate::{
+    config::Config,
+    model::{Dscp, RunId},
+};
 
 /// A job was not taken in.
 #[derive(Debug, Error)]
@@ -36,13 +39,43 @@ pub enum SubmitError {
     /// The queue holds as many jobs as it may.
     #[error("the queue is full: {0} jobs wait")]
     Full(usize),
+    /// One user's jobs fill their part of the queue.
+    #[error(
+        "{waiting} jobs of {username} wait already, as many as scheduler.max_user_queued allows"
+    )]
+    UserFull {
+        /// Whose they are.
+        username: UserName,
+        /// How many.
+        waiting: usize,
+    },
     /// The files could not be used.
     #[error(transparent)]
     Spool(#[from] SpoolError),
 }
 
+/// Most jobs that may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Of everybody together.
+    pub total: usize,
+    /// Of one user.
+    pub user: usize,
+}
+
+impl QueueLimits {
+    /// Those that are configured.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        Self {
+            total: config.scheduler.max_queued,
+            user: config.scheduler.max_user_queued,
+        }
+    }
+}
+
 /// A job that is in the queue, or was already.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submitted {
     /// Its name.
     pub run_id: RunId,
@@ -82,13 +115,33 @@ impl Jobs {
     /// The place of a waiting job among those of its mode, the first being 1.
     #[must_use]
     pub fn position(&self, run_id: &RunId) -> Option<usize> {
-        let job = self.queued.iter().find(|job| job.run_id == *run_id)?;
-        let line = self
-            .queued
-            .iter()
-            .filter(|other| other.analysis_mode == job.analysis_mode);
-        Some(line.take_while(|other| other.run_id != *run_id).count() + 1)
+        position(&self.queued, run_id)
     }
+}
+
+/// What `tsim queue` lists.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Whether a scheduler runs.
+    pub scheduler: bool,
+    /// The running jobs.
+    pub running: Vec<RunningJob>,
+    /// How many jobs wait.
+    pub waiting: usize,
+    /// The first of them.
+    pub queued: Vec<Arc<QueuedJob>>,
+    /// The latest that are over.
+    pub history: Vec<FinishedJob>,
+}
+
+/// The place of a waiting job among those of its mode, the first being 1.
+#[must_use]
+pub fn position(queued: &[Arc<QueuedJob>], run_id: &RunId) -> Option<usize> {
+    let job = queued.iter().find(|job| job.run_id == *run_id)?;
+    let line = queued
+        .iter()
+        .filter(|other| other.analysis_mode == job.analysis_mode);
+    Some(line.take_while(|other| other.run_id != *run_id).count() + 1)
 }
 
 /// Reads the lists again and again, but only what is new in them: of a queue of thousands, a
@@ -162,6 +215,8 @@ fn parse<T: serde::de::DeserializeOwned>(entry: &RawValue) -> Option<T> {
 struct Head<'a> {
     #[serde(borrow)]
     run_id: Cow<'a, str>,
+    #[serde(borrow, default)]
+    username: Option<Cow<'a, str>>,
     analysis_mode: Option<Mode>,
 }
 
@@ -179,6 +234,12 @@ fn is(entry: &RawValue, run_id: &RunId) -> bool {
 fn find<T: serde::de::DeserializeOwned>(file: &JobFile, run_id: &RunId) -> Option<T> {
     let mut entries = file.jobs.iter().filter(|entry| is(entry, run_id));
     entries.find_map(|entry| parse(entry))
+}
+
+/// How many entries are this user's.
+fn waiting_of(file: &JobFile, username: &UserName) -> usize {
+    let names = file.jobs.iter().filter_map(|entry| head(entry)?.username);
+    names.filter(|name| name == username.as_str()).count()
 }
 
 /// The place of the last entry among those of its mode.
@@ -199,20 +260,28 @@ impl Locked<'_> {
     /// Puts a job at the end of the queue. Asking twice for the same job is asking once.
     ///
     /// # Errors
-    /// [`SubmitError::Taken`] when the run id stands for another job, [`SubmitError::Full`] when
-    /// `most` jobs wait already.
+    /// [`SubmitError::Taken`] when the run id stands for another job, [`SubmitError::Full`] and
+    /// [`SubmitError::UserFull`] when as many jobs wait already as may.
     pub fn submit(
         &self,
         job: NewJob,
-        most: usize,
+        most: QueueLimits,
         now: Timestamp,
     ) -> Result<Submitted, SubmitError> {
         if let Some(known) = self.known(&job)? {
             return Ok(known);
         }
         let mut queue = self.list(List::Queue)?;
-        if queue.jobs.len() >= most {
+        if queue.jobs.len() >= most.total {
             return Err(SubmitError::Full(queue.jobs.len()));
+        }
+        // Whose they are is looked at only where they could be too many.
+        if queue.jobs.len() >= most.user {
+            let waiting = waiting_of(&queue, &job.username);
+            if waiting >= most.user {
+                let username = job.username;
+                return Err(SubmitError::UserFull { username, waiting });
+            }
         }
         let (run_id, mode) = (job.run_id, job.mode);
         let entry = QueuedJob {
@@ -344,6 +413,20 @@ impl Locked<'_> {
         let mut queue = self.list(List::Queue)?;
         queue.jobs.retain(|entry| !is(entry, over));
         self.write_list(List::Queue, queue, now)
+    }
+
+    /// Whose job this is, wherever it stands; none when there is no such job.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when a file cannot be read.
+    pub fn owner(&self, run_id: &RunId) -> Result<Option<UserName>, SpoolError> {
+        if let Some(job) = find::<RunningJob>(&self.list(List::Current)?, run_id) {
+            return Ok(Some(job.username));
+        }
+        if let Some(job) = find::<QueuedJob>(&self.list(List::Queue)?, run_id) {
+            return Ok(Some(job.username));
+        }
+        Ok(self.spool.finished(run_id)?.map(|job| job.username))
     }
 
     /// Cancels a job: a waiting one is over at once, a running one is marked for the scheduler.

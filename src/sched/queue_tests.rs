@@ -14,6 +14,13 @@ fn id(name: &str) -> RunId {
     RunId::new(name).unwrap()
 }
 
+fn most(jobs: usize) -> QueueLimits {
+    QueueLimits {
+        total: jobs,
+        user: jobs,
+    }
+}
+
 fn new_job(name: &str, mode: Mode) -> NewJob {
     NewJob {
         run_id: id(name),
@@ -37,7 +44,7 @@ fn now() -> Timestamp {
 
 fn submit(spool: &Spool, name: &str, mode: Mode) -> Submitted {
     let lock = spool.lock().unwrap();
-    lock.submit(new_job(name, mode), 1000, now()).unwrap()
+    lock.submit(new_job(name, mode), most(1000), now()).unwrap()
 }
 
 fn waiting(spool: &Spool) -> Vec<String> {
@@ -62,17 +69,21 @@ fn a_run_id_is_one_job_wherever_it_stands() {
     assert_eq!((again.new, again.position), (false, Some(1)));
 
     let lock = spool.lock().unwrap();
-    let other = lock.submit(new_job("a", Mode::Detailed), 1000, now());
+    let other = lock.submit(new_job("a", Mode::Detailed), most(1000), now());
     assert!(matches!(other, Err(SubmitError::Taken { .. })), "{other:?}");
 
     lock.take(&[(id("a"), None)], now()).unwrap();
-    let running = lock.submit(new_job("a", Mode::Quick), 1000, now()).unwrap();
+    let running = lock
+        .submit(new_job("a", Mode::Quick), most(1000), now())
+        .unwrap();
     assert_eq!((running.new, running.status), (false, Status::Running));
 
     let job = lock.jobs().unwrap().running.remove(0);
     lock.close(&finished(job)).unwrap();
     lock.forget_running(&[id("a")], now()).unwrap();
-    let done = lock.submit(new_job("a", Mode::Quick), 1000, now()).unwrap();
+    let done = lock
+        .submit(new_job("a", Mode::Quick), most(1000), now())
+        .unwrap();
     assert_eq!((done.new, done.status), (false, Status::Done));
     assert!(lock.jobs().unwrap().queued.is_empty());
 }
@@ -99,8 +110,9 @@ fn finished(job: RunningJob) -> FinishedJob {
 fn a_full_queue_refuses() {
     let (_dir, spool) = temporary();
     let lock = spool.lock().unwrap();
-    lock.submit(new_job("a", Mode::Quick), 1, now()).unwrap();
-    let refused = lock.submit(new_job("b", Mode::Quick), 1, now());
+    lock.submit(new_job("a", Mode::Quick), most(1), now())
+        .unwrap();
+    let refused = lock.submit(new_job("b", Mode::Quick), most(1), now());
     assert!(matches!(refused, Err(SubmitError::Full(1))), "{refused:?}");
 }
 
@@ -227,7 +239,7 @@ fn a_later_version_is_not_touched() {
     let text = r#"{"version":2,"updated_at":"2026-01-01T00:00:00Z","jobs":[]}"#;
     fs::write(spool.queue_dir().join("queue.json"), text).unwrap();
     let lock = spool.lock().unwrap();
-    let refused = lock.submit(new_job("a", Mode::Quick), 9, now());
+    let refused = lock.submit(new_job("a", Mode::Quick), most(9), now());
     assert!(matches!(
         refused,
         Err(SubmitError::Spool(SpoolError::Version { found: 2, .. }))

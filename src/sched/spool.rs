@@ -222,8 +222,14 @@ impl Spool {
     /// The same files for a scheduler, which waits for nobody: what it cannot do now it tries again.
     #[must_use]
     pub fn impatient(&self) -> Self {
+        self.waiting_at_most(SCHEDULER_PATIENCE)
+    }
+
+    /// The same files for somebody who has no longer than `patience`.
+    #[must_use]
+    pub fn waiting_at_most(&self, patience: Duration) -> Self {
         Self {
-            patience: SCHEDULER_PATIENCE,
+            patience: patience.min(self.patience),
             ..self.clone()
         }
     }

@@ -8,4 +8,5 @@ mod apart;
 mod forbidden;
 mod kills;
 mod life;
+mod people;
 mod user;

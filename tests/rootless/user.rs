@@ -222,6 +222,7 @@ pub(crate) fn stage() -> &'static Path {
         let dir = tempfile::tempdir().unwrap();
         for program in [
             env!("CARGO_BIN_EXE_tsim"),
+            env!("CARGO_BIN_EXE_tsimd"),
             env!("CARGO_BIN_EXE_tsim-quick"),
             env!("CARGO_BIN_EXE_tsim-detailed"),
         ] {

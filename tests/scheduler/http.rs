@@ -80,7 +80,10 @@ impl Client<'_> {
         let mut stream = self.connect();
         let last = last.map_or(String::new(), |id| format!("last-event-id: {id}\r\n"));
         let host = format!("localhost:{}", self.address.port());
-        let text = format!("GET /api/v1/events HTTP/1.1\r\nhost: {host}\r\n{last}\r\n");
+        let token = self.token.map_or(String::new(), |token| {
+            format!("authorization: Bearer {token}\r\n")
+        });
+        let text = format!("GET /api/v1/events HTTP/1.1\r\nhost: {host}\r\n{token}{last}\r\n");
         stream.write_all(text.as_bytes()).unwrap();
         let mut lines = BufReader::new(stream);
         let mut status = String::new();

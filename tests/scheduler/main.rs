@@ -12,6 +12,7 @@ mod crash;
 mod http;
 mod jobs;
 mod lab;
+mod people;
 mod real;
 mod soak;
 mod support;

@@ -32,7 +32,7 @@ use tsim::{
     sched::{
         job::{FinishedJob, Mode, NewJob, Params, UserName},
         options::Options,
-        queue::{Jobs, Submitted},
+        queue::{Jobs, QueueLimits, Submitted},
         spool::Spool,
     },
 };
@@ -91,6 +91,13 @@ impl Site {
         let file = self.path("tsim.toml");
         let text = fs::read_to_string(&file).unwrap();
         fs::write(&file, format!("{lines}\n{text}")).unwrap();
+    }
+
+    /// Puts a line at the end of the configuration, in its `[scheduler]` table.
+    pub fn append(&self, line: &str) {
+        let file = self.path("tsim.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, format!("{text}\n{line}\n")).unwrap();
     }
 
     /// A site with other runners than the fake ones.
@@ -197,7 +204,11 @@ impl Site {
             },
         };
         let lock = self.spool.lock().unwrap();
-        lock.submit(job, 100_000, Timestamp::now()).unwrap()
+        let most = QueueLimits {
+            total: 100_000,
+            user: 100_000,
+        };
+        lock.submit(job, most, Timestamp::now()).unwrap()
     }
 
     pub fn quick(&self, name: &str, lab: &str) {

@@ -125,8 +125,7 @@ fn a_client_that_holds_the_queue_hangs_nobody_and_is_named() {
     ]);
     let said = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(4), "{said}");
-    let lines: Vec<&str> = said.lines().collect();
-    assert!(lines[0].contains(&format!("waiting for {name}")), "{said}");
+    daemon.until_log(&format!("waiting for {name}"));
     assert!(said.contains("has it locked for more than 1.5 s"), "{said}");
     let_go(holder);
     site.until_finished("r1");

@@ -130,6 +130,10 @@ fn every_described_operation_answers_as_described() {
             continue;
         }
         for run_id in ["r1", "running", "waiting", "nobody", "..%2fx"] {
+            if path.ends_with("/watch") && ["running", "waiting"].contains(&run_id) {
+                // It would be told until it is over.
+                continue;
+            }
             let url = path.replace("{run_id}", run_id).replace("{lab}", run_id);
             document.check("get", path, &client.get(&url));
         }

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use axum::{Json, extract::State, http::StatusCode, response::Response};
+use axum::{Extension, Json, extract::State, http::StatusCode, response::Response};
 use serde::Deserialize;
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
     ask::{Asked, Name},
     error::ApiError,
     read,
+    rights::Rights,
 };
 use crate::{
     model::{Protocol, RunId, ServiceLimits, parse_services},
@@ -47,8 +48,8 @@ impl Kept {
     }
 }
 
-fn find(site: &Site, id: RunId) -> Result<Arc<Answer>, ApiError> {
-    read::only_finished(site, &id)?;
+fn find(site: &Site, rights: &Rights, id: RunId) -> Result<Arc<Answer>, ApiError> {
+    read::only_finished(site, rights, &id)?;
     if let Some(answer) = site.answers.get(&id) {
         return Ok(answer);
     }
@@ -66,10 +67,11 @@ fn find(site: &Site, id: RunId) -> Result<Arc<Answer>, ApiError> {
 
 pub(super) async fn head(
     State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
     Name(id): Name,
 ) -> Result<Json<Head>, ApiError> {
     let id = run_id(id)?;
-    let head = move |site: &Site| Ok(Json(find(site, id)?.head.clone()));
+    let head = move |site: &Site| Ok(Json(find(site, &rights, id)?.head.clone()));
     blocking(&site, head).await
 }
 
@@ -86,6 +88,7 @@ pub(super) struct MatrixPage {
 
 pub(super) async fn matrix(
     State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
     Name(id): Name,
     Asked(page): Asked<MatrixPage>,
 ) -> Result<Json<Page>, ApiError> {
@@ -96,7 +99,7 @@ pub(super) async fn matrix(
         offset: page.offset,
         limit: page.limit.unwrap_or(LINES).clamp(1, LINES_MAX),
     };
-    let lines = move |site: &Site| Ok(Json(find(site, id)?.page(&wanted)));
+    let lines = move |site: &Site| Ok(Json(find(site, &rights, id)?.page(&wanted)));
     blocking(&site, lines).await
 }
 
@@ -109,6 +112,7 @@ pub(super) struct EvidenceOf {
 /// What a detailed job found out about one service, at every router.
 pub(super) async fn evidence(
     State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
     Name(id): Name,
     Asked(EvidenceOf { service }): Asked<EvidenceOf>,
 ) -> Result<Response, ApiError> {
@@ -117,5 +121,5 @@ pub(super) async fn evidence(
     let one = services.first();
     let one = one.ok_or_else(|| ApiError::bad("service names none"))?;
     let name = format!("report/{}.json", file_stem(*one));
-    read::file(site, id, name, "application/json").await
+    read::file(site, rights, id, name, "application/json").await
 }

@@ -1,9 +1,9 @@
 //! `/api/v1`: the queue as JSON, and cancelling; submitting is beside.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -16,6 +16,7 @@ use super::{
     Shared, Site,
     ask::{Asked, Body, Name},
     error::ApiError,
+    rights::Rights,
 };
 use crate::{
     model::RunId,
@@ -23,7 +24,7 @@ use crate::{
         board::Snapshot,
         job::{FinishedJob, Mode, Params, QueuedJob, Status, UserName},
         metrics::Gauges,
-        queue::Cancelled,
+        queue::{Cancelled, Listing},
         resources::Held,
         spool::SpoolError,
     },
@@ -31,12 +32,25 @@ use crate::{
 
 /// Most entries of one answer.
 const PAGE_MAX: usize = 500;
+/// Most waiting jobs of a listing; how many there are is always said.
+const LISTED_MAX: usize = 1000;
 /// Entries of an answer unless asked otherwise.
 const PAGE: usize = 50;
 
 impl From<SpoolError> for ApiError {
+    /// Who holds the files is no secret, and whoever asks can wait for that.
     fn from(error: SpoolError) -> Self {
-        Self::ours(&error)
+        match &error {
+            SpoolError::Io {
+                what: "lock",
+                source,
+                ..
+            } if source.kind() == io::ErrorKind::TimedOut => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("{error}: {source}"),
+            ),
+            _ => Self::ours(&error),
+        }
     }
 }
 
@@ -112,14 +126,56 @@ pub(super) struct HistoryAnswer {
 
 pub(super) async fn history(
     State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
     Asked(page): Asked<HistoryPage>,
 ) -> Result<Json<HistoryAnswer>, ApiError> {
     let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     blocking(&site, move |site| {
         let page = site.spool.search(page.before, limit, &page.find)?;
         Ok(Json(HistoryAnswer {
-            jobs: page.jobs,
+            jobs: seen(page.jobs, &rights),
             next: page.next,
+        }))
+    })
+    .await
+}
+
+/// Jobs that are over, those alone with what came of them that may be seen.
+fn seen(jobs: Vec<FinishedJob>, rights: &Rights) -> Vec<FinishedJob> {
+    let seen = |job: FinishedJob| match rights.sees_result_of(&job.username) {
+        true => job,
+        false => job.without_result(),
+    };
+    jobs.into_iter().map(seen).collect()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListingPage {
+    #[serde(default)]
+    history: usize,
+}
+
+/// What `tsim queue` lists, read from the files: also what was submitted a moment ago.
+pub(super) async fn listing(
+    State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
+    Asked(page): Asked<ListingPage>,
+) -> Result<Json<Listing>, ApiError> {
+    blocking(&site, move |site| {
+        let mut jobs = site.spool.jobs()?;
+        let history = match page.history.min(PAGE_MAX) {
+            0 => Vec::new(),
+            count => site.spool.history(None, count)?.jobs,
+        };
+        let waiting = jobs.queued.len();
+        jobs.queued.truncate(LISTED_MAX);
+        Ok(Json(Listing {
+            scheduler: true,
+            running: jobs.running,
+            waiting,
+            queued: jobs.queued,
+            history: seen(history, &rights),
         }))
     })
     .await
@@ -196,7 +252,21 @@ impl JobAnswer {
     }
 }
 
-fn find(site: &Site, id: &RunId) -> Result<JobAnswer, ApiError> {
+/// Whose job this is, wherever it stands.
+pub(super) fn owner_of(site: &Site, id: &RunId) -> Result<UserName, ApiError> {
+    // In the order in which a job moves, so that one that moves meanwhile is not missed.
+    let jobs = site.spool.jobs()?;
+    if let Some(job) = jobs.queued.iter().find(|job| job.run_id == *id) {
+        return Ok(job.username.clone());
+    }
+    if let Some(job) = jobs.running.into_iter().find(|job| job.run_id == *id) {
+        return Ok(job.username);
+    }
+    let job = site.spool.finished(id)?.ok_or_else(|| no_such_job(id))?;
+    Ok(job.username)
+}
+
+fn find(site: &Site, rights: &Rights, id: &RunId) -> Result<JobAnswer, ApiError> {
     // In the order in which a job moves, so that one that moves meanwhile is not missed.
     let jobs = site.spool.jobs()?;
     let position = jobs.position(id);
@@ -205,7 +275,10 @@ fn find(site: &Site, id: &RunId) -> Result<JobAnswer, ApiError> {
     }
     let running = jobs.running.into_iter().find(|job| job.run_id == *id);
     if let Some(job) = site.spool.finished(id)? {
-        return Ok(JobAnswer::finished(job));
+        return Ok(match rights.sees_result_of(&job.username) {
+            true => JobAnswer::finished(job),
+            false => JobAnswer::finished(job.without_result()),
+        });
     }
     let job = running.ok_or_else(|| no_such_job(id))?;
     let view = site.board.running(id);
@@ -222,27 +295,35 @@ fn find(site: &Site, id: &RunId) -> Result<JobAnswer, ApiError> {
 
 pub(super) async fn job(
     State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
     Name(id): Name,
 ) -> Result<Json<JobAnswer>, ApiError> {
     let id = run_id(id)?;
-    blocking(&site, move |site| find(site, &id).map(Json)).await
+    blocking(&site, move |site| find(site, &rights, &id).map(Json)).await
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Cancellation {
-    username: UserName,
+    username: Option<UserName>,
 }
 
 pub(super) async fn cancel(
     State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
     Name(id): Name,
     Body(cancellation): Body<Cancellation>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let id = run_id(id)?;
     blocking(&site, move |site| {
-        let by = &cancellation.username;
-        let cancelled = site.spool.lock()?.cancel(&id, by, Timestamp::now())?;
+        let by = rights.name(cancellation.username)?;
+        let lock = site.spool.lock()?;
+        let owner = lock.owner(&id)?.ok_or_else(|| no_such_job(&id))?;
+        if !rights.may_end(&owner) {
+            let text = format!("job {id} is {owner}'s: they and administrators may cancel it");
+            return Err(ApiError::new(StatusCode::FORBIDDEN, text));
+        }
+        let cancelled = lock.cancel(&id, &by, Timestamp::now())?;
         let (code, status) = match cancelled {
             Cancelled::Queued(_) => (StatusCode::OK, Status::Cancelled),
             Cancelled::Running => (StatusCode::ACCEPTED, Status::Running),

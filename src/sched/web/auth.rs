@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Write},
     net::IpAddr,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -16,7 +16,10 @@ use nix::{libc, unistd::geteuid};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
-use super::error::ApiError;
+use super::{
+    error::ApiError,
+    rights::{Peer, Rights},
+};
 use crate::config::Scheduler;
 
 /// Shortest token in bytes: 128 random bits as hexadecimal digits.
@@ -30,6 +33,15 @@ pub enum TokenError {
     /// It cannot be read.
     #[error("cannot read the token file {path}")]
     Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is missing and cannot be made.
+    #[error("cannot make the token file {path}")]
+    Make {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -63,6 +75,30 @@ impl std::fmt::Debug for Token {
 }
 
 impl Token {
+    /// Reads the token's file, which is made with a fresh token if it is missing.
+    ///
+    /// # Errors
+    /// [`TokenError`] when the file cannot be made, is not safe or holds no token.
+    pub fn read_or_make(path: &Path) -> Result<Self, TokenError> {
+        match Self::read(path) {
+            Err(TokenError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                make(path).map_err(|source| TokenError::Make {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                tracing::info!(file = %path.display(), "made a token; `tsim token` shows it");
+                Self::read(path)
+            }
+            other => other,
+        }
+    }
+
+    /// The token as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+
     /// Reads the token's file, which nobody else may read.
     ///
     /// # Errors
@@ -107,17 +143,36 @@ impl Token {
     }
 }
 
+/// Writes a fresh token where there is none. Of several schedulers that start at once, one does, and
+/// nobody ever sees half of it.
+fn make(path: &Path) -> io::Result<()> {
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut random = [0u8; TOKEN_MIN / 2];
+    getrandom::fill(&mut random).map_err(|e| io::Error::other(e.to_string()))?;
+    let mut text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    text.push('\n');
+    // Made with mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(path) {
+        Err(e) if e.error.kind() != io::ErrorKind::AlreadyExists => Err(e.error),
+        _ => Ok(()),
+    }
+}
+
 /// Checks each request before anything else looks at it.
 #[derive(Debug)]
 pub(super) struct Guard {
-    token: Option<Token>,
+    token: Token,
     token_to_read: bool,
+    share_results: bool,
     /// Names and addresses by which we may be called, lower case, without port.
     hosts: Vec<String>,
 }
 
 impl Guard {
-    pub(super) fn new(config: &Scheduler, token: Option<Token>) -> Self {
+    pub(super) fn new(config: &Scheduler, token: Token) -> Self {
         let ip = config.listen.ip();
         let mut hosts: Vec<String> = config
             .host_names
@@ -136,11 +191,17 @@ impl Guard {
         Self {
             token,
             token_to_read: config.token_to_read || !ip.is_loopback(),
+            share_results: config.share_results,
             hosts,
         }
     }
 
-    pub(super) fn check(&self, request: &Request) -> Result<(), ApiError> {
+    /// What the request may do. Users who came by the socket have no need of a token, and no browser
+    /// comes that way; all others may do everything with it, and little without.
+    pub(super) fn check(&self, request: &Request, peer: &Peer) -> Result<Rights, ApiError> {
+        if let Peer::Local(caller) = peer {
+            return Ok(Rights::of(caller, self.share_results));
+        }
         let headers = request.headers();
         let host = self.check_host(headers, request.uri().host())?;
         let path = request.uri().path();
@@ -149,13 +210,19 @@ impl Guard {
         if !reads || data {
             check_origin(headers, &host)?;
         }
-        if !reads {
-            return self.check_token(headers);
+        let given = data && self.has_token(headers)?;
+        let needed = !reads || data && self.token_to_read && path != "/api/v1/openapi.json";
+        if needed && !given {
+            return Err(unauthorized(
+                "a token is needed: Authorization: Bearer …; `tsim token` shows it to administrators",
+            ));
         }
-        if data && self.token_to_read && path != "/api/v1/openapi.json" {
-            return self.check_token(headers);
-        }
-        Ok(())
+        Ok(Rights::by_token(given, self.share_results))
+    }
+
+    /// The token, where it is asked for by who may have it.
+    pub(super) fn token(&self) -> &Token {
+        &self.token
     }
 
     /// A browser that was told by a hostile name server that we are `evil.example` says so here.
@@ -176,20 +243,14 @@ impl Guard {
         ))
     }
 
-    fn check_token(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        let Some(token) = &self.token else {
-            return Err(ApiError::new(
-                StatusCode::FORBIDDEN,
-                "nothing can be changed here: scheduler.token_file is not set",
-            ));
+    /// A wrong token is said at once, also where none is needed.
+    fn has_token(&self, headers: &HeaderMap) -> Result<bool, ApiError> {
+        let Some(given) = headers.get(header::AUTHORIZATION) else {
+            return Ok(false);
         };
-        let given = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        match given {
-            Some(given) if token.is(given) => Ok(()),
-            Some(_) => Err(unauthorized("the token is wrong")),
-            None => Err(unauthorized("a token is needed: Authorization: Bearer …")),
+        match given.as_bytes().strip_prefix(b"Bearer ") {
+            Some(given) if self.token.is(given) => Ok(true),
+            _ => Err(unauthorized("the token is wrong")),
         }
     }
 }

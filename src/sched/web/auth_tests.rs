@@ -8,13 +8,20 @@ use super::*;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-fn guard(listen: &str, token: bool) -> Guard {
+fn guard(listen: &str) -> Guard {
     let config = Scheduler {
         listen: listen.parse().unwrap(),
         host_names: vec!["tsim.Example.org".to_owned()],
         ..Scheduler::default()
     };
-    Guard::new(&config, token.then(|| Token(TOKEN.as_bytes().to_vec())))
+    Guard::new(&config, Token(TOKEN.as_bytes().to_vec()))
+}
+
+fn remote() -> Peer {
+    Peer::Remote {
+        address: [127, 0, 0, 1].into(),
+        user: None,
+    }
 }
 
 /// The status that a request is refused with, 200 when it is let in.
@@ -25,15 +32,15 @@ fn ask(guard: &Guard, method: &str, path: &str, headers: &[(&str, &str)]) -> u16
     }
     let request = request.body(Body::empty()).unwrap();
     guard
-        .check(&request)
-        .map_or_else(|e| e.status.as_u16(), |()| 200)
+        .check(&request, &remote())
+        .map_or_else(|e| e.status.as_u16(), |_| 200)
 }
 
 const HOST: (&str, &str) = ("host", "localhost:8686");
 
 #[test]
 fn changes_need_the_token() {
-    let guard = guard("127.0.0.1:8686", true);
+    let guard = guard("127.0.0.1:8686");
     let post = |headers: &[_]| ask(&guard, "POST", "/api/v1/jobs", &[&[HOST], headers].concat());
     let right = format!("Bearer {TOKEN}");
     assert_eq!(post(&[("authorization", &right)]), 200);
@@ -55,15 +62,31 @@ fn changes_need_the_token() {
 }
 
 #[test]
-fn without_a_token_nothing_can_be_changed() {
-    let guard = guard("127.0.0.1:8686", false);
-    let headers = [HOST, ("authorization", "Bearer ")];
-    assert_eq!(ask(&guard, "POST", "/api/v1/jobs", &headers), 403);
+fn a_wrong_token_is_said_where_none_is_needed_too() {
+    let guard = guard("127.0.0.1:8686");
+    let wrong = [HOST, ("authorization", "Bearer 0")];
+    assert_eq!(ask(&guard, "GET", "/api/v1/state", &wrong), 401);
+    assert_eq!(ask(&guard, "GET", "/", &wrong), 200);
+}
+
+#[test]
+fn the_first_start_makes_a_token_that_later_ones_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    let first = Token::read_or_make(&path).unwrap();
+    assert_eq!(first.text().len(), TOKEN_MIN);
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(Token::read_or_make(&path).unwrap().text(), first.text());
+    let nowhere = Token::read_or_make(&dir.path().join("no/token")).unwrap_err();
+    assert!(matches!(nowhere, TokenError::Make { .. }), "{nowhere}");
 }
 
 #[test]
 fn reading_from_outside_needs_the_token_too() {
-    let guard = guard("192.0.2.1:80", true);
+    let guard = guard("192.0.2.1:80");
     let host = ("host", "192.0.2.1");
     for path in ["/api/v1/state", "/metrics", "/api/v1/jobs/x/result"] {
         assert_eq!(ask(&guard, "GET", path, &[host]), 401, "{path}");
@@ -75,7 +98,7 @@ fn reading_from_outside_needs_the_token_too() {
 
 #[test]
 fn only_our_own_names_are_answered() {
-    let guard = guard("127.0.0.1:8686", true);
+    let guard = guard("127.0.0.1:8686");
     for ours in [
         "localhost",
         "LOCALHOST:1",
@@ -108,7 +131,7 @@ fn only_our_own_names_are_answered() {
 
 #[test]
 fn pages_of_other_sites_can_ask_nothing() {
-    let guard = guard("127.0.0.1:8686", true);
+    let guard = guard("127.0.0.1:8686");
     let right = format!("Bearer {TOKEN}");
     let post = |name: &str, value: &str| {
         let headers = [HOST, ("authorization", right.as_str()), (name, value)];

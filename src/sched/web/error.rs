@@ -107,9 +107,26 @@ pub(super) async fn method_not_allowed() -> ApiError {
 pub(super) fn too_many() -> Response {
     ApiError::new(
         StatusCode::TOO_MANY_REQUESTS,
-        "too many requests from this address; try again in a moment",
+        "too many requests of this user or address; try again in a moment",
     )
     .into_response()
+}
+
+/// A whole answer to who has as many connections as one may.
+pub(super) fn no_place() -> String {
+    let body = json!({"error": "this user or address has as many connections as \
+        scheduler.max_user_connections allows"});
+    let body = body.to_string();
+    format!(
+        "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\nretry-after: 1\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Every connection says who is at its other end before its first request.
+pub(super) fn nobody() -> Response {
+    ApiError::new(StatusCode::FORBIDDEN, "it is not known who asks").into_response()
 }
 
 pub(super) fn too_slow() -> Response {

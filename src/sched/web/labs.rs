@@ -3,7 +3,7 @@
 use axum::{Json, extract::State, http::StatusCode};
 use serde::Serialize;
 
-use super::{Shared, api::blocking, ask::Name, error::ApiError};
+use super::{Shared, Site, api::blocking, ask::Name, error::ApiError};
 use crate::{
     lab::{self, LabError, LabState, Phase, Status},
     model::{IfName, LabName, RouterName},
@@ -76,18 +76,38 @@ pub(super) async fn list(State(site): State<Shared>) -> Result<Json<Vec<LabEntry
     .await
 }
 
+/// The labs as their files have them, as `tsim lab list` shows them.
+pub(super) async fn states(State(site): State<Shared>) -> Result<Json<Vec<LabState>>, ApiError> {
+    blocking(&site, |site| {
+        let labs = lab::list(&site.config).map_err(|e| ApiError::ours(&e))?;
+        Ok(Json(labs))
+    })
+    .await
+}
+
+/// One of them, as `tsim lab status` shows it.
+pub(super) async fn state(
+    State(site): State<Shared>,
+    Name(name): Name,
+) -> Result<Json<Status>, ApiError> {
+    status(&site, name).await.map(Json)
+}
+
 pub(super) async fn one(
     State(site): State<Shared>,
     Name(name): Name,
 ) -> Result<Json<LabAnswer>, ApiError> {
+    status(&site, name).await.map(answer).map(Json)
+}
+
+async fn status(site: &Shared, name: String) -> Result<Status, ApiError> {
     let none = |e: String| ApiError::new(StatusCode::NOT_FOUND, e);
     let name = LabName::new(name).map_err(|e| none(e.to_string()))?;
-    blocking(&site, move |site| match lab::status(&site.config, &name) {
-        Ok(status) => Ok(Json(answer(status))),
+    let look = move |site: &Site| match lab::status(&site.config, &name) {
         Err(LabError::NotFound { .. }) => Err(none(format!("there is no lab {name}"))),
-        Err(error) => Err(ApiError::ours(&error)),
-    })
-    .await
+        status => status.map_err(|error| ApiError::ours(&error)),
+    };
+    blocking(site, look).await
 }
 
 fn answer(status: Status) -> LabAnswer {

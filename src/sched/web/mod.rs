@@ -1,4 +1,5 @@
-//! The viewer and the API: HTTP/1.1 over TCP, usually on loopback.
+//! The viewer and the API: HTTP/1.1 over TCP, usually on loopback, and over a unix socket, by which
+//! the command line asks. Both are the same; they differ in how it is known who asks.
 //!
 //! The web side only translates. It reads the [board](super::board) and the files; what it changes
 //! it changes in the files, as `tsim submit` and `tsim cancel` do, and the event loop sees that.
@@ -7,20 +8,16 @@
 //!
 //! | against | what |
 //! |---|---|
-//! | too many connections, dead peers | a limit, TCP_USER_TIMEOUT |
+//! | too many connections, dead peers | a limit in all, and of each user or address; TCP_USER_TIMEOUT |
 //! | slow heads and bodies | time limits on both; sizes limited |
 //! | DNS rebinding | the `Host` must be one of ours |
 //! | requests forged by another site | `Origin` and `Sec-Fetch-Site` must be ours; JSON only; the token is a header, never a cookie |
-//! | strangers | the token for every change, and for reading when not on loopback |
-//! | floods | requests per second and address |
+//! | strangers | by TCP the token for every change, and for reading when not on loopback |
+//! | users | by the socket their own jobs and results; [`rights`] |
+//! | floods | requests per second and user or address |
 //! | injected markup | pages are static files, values enter them as text; strict CSP |
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -35,15 +32,17 @@ use hyper_util::{
 };
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, UnixListener},
     sync::Semaphore,
 };
 
 use self::{
     auth::{Guard, Token},
     rate::Limiter,
+    rights::{Crowd, Peer},
 };
-use super::{board::Board, resources::Resources, spool::Spool};
+use super::{board::Board, door::Door, resources::Resources, spool::Spool};
 use crate::config::Config;
 
 mod answers;
@@ -56,8 +55,11 @@ mod openapi;
 mod pages;
 mod rate;
 mod read;
+mod rights;
 mod sse;
+mod stand;
 mod submit;
+mod who;
 
 /// Most bytes of a request's body.
 const BODY_MAX: usize = 128 * 1024;
@@ -83,8 +85,11 @@ pub struct Site {
     pub board: Arc<Board>,
     /// DSCP values, locks and leases.
     pub resources: Arc<dyn Resources>,
+    /// Tells who is at the other end of a connection.
+    pub door: Arc<Door>,
     guard: Guard,
     limiter: Limiter,
+    crowd: Arc<Crowd>,
     viewers: Arc<Semaphore>,
     answers: answers::Kept,
     /// Tells the event ids of this scheduler from those of an earlier one.
@@ -94,39 +99,42 @@ pub struct Site {
 type Shared = Arc<Site>;
 
 impl Site {
-    /// A site that listens on `address`; the token is read when `config` names its file.
+    /// A site with what the handlers need.
     #[must_use]
     pub fn new(
         config: Config,
-        spool: Spool,
+        spool: &Spool,
         board: Arc<Board>,
         resources: Arc<dyn Resources>,
-        token: Option<Token>,
+        door: Arc<Door>,
+        token: Token,
     ) -> Self {
         let scheduler = &config.scheduler;
         Self {
             guard: Guard::new(scheduler, token),
             limiter: Limiter::new(scheduler.requests_per_second),
+            crowd: Arc::new(Crowd::new(scheduler.max_user_connections)),
+            door,
             viewers: Arc::new(Semaphore::new(scheduler.max_viewers)),
             answers: answers::Kept::default(),
             epoch: jiff::Timestamp::now().as_millisecond(),
             config,
-            spool,
+            // What was answered with a time-out must not be done after all.
+            spool: spool.waiting_at_most(ANSWER_TIME / 2),
             board,
             resources,
         }
     }
 }
 
-/// The address that a request came from.
-#[derive(Debug, Clone, Copy)]
-struct Peer(IpAddr);
-
 fn router(site: Shared) -> Router {
     let api = Router::new()
         .route("/state", get(api::state))
         .route("/events", get(sse::events))
         .route("/queue", get(api::queue))
+        .route("/listing", get(api::listing))
+        .route("/whoami", get(who::whoami))
+        .route("/token", get(who::token))
         .route("/history", get(api::history))
         .route("/registry", get(api::registry))
         .route("/jobs", post(submit::submit))
@@ -136,10 +144,14 @@ fn router(site: Shared) -> Router {
         .route("/jobs/{run_id}/evidence", get(answers::evidence))
         .route("/jobs/{run_id}/result", get(read::result))
         .route("/jobs/{run_id}/report", get(read::report))
+        .route("/jobs/{run_id}/text", get(read::text))
         .route("/jobs/{run_id}/stderr", get(read::stderr))
+        .route("/jobs/{run_id}/watch", get(stand::watch))
         .route("/jobs/{run_id}/cancel", post(api::cancel))
         .route("/labs", get(labs::list))
-        .route("/labs/{lab}", get(labs::one));
+        .route("/labs/{lab}", get(labs::one))
+        .route("/lab-states", get(labs::states))
+        .route("/lab-states/{lab}", get(labs::state));
     Router::new()
         .nest("/api/v1", api)
         .route("/api/v1/openapi.json", get(openapi::document))
@@ -159,15 +171,17 @@ fn router(site: Shared) -> Router {
 }
 
 /// Lets a request in, or says why not.
-async fn admit(State(site): State<Shared>, request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<Peer>().copied();
-    let allowed = peer.is_none_or(|Peer(address)| site.limiter.admit(address));
-    if !allowed {
+async fn admit(State(site): State<Shared>, mut request: Request, next: Next) -> Response {
+    let Some(peer) = request.extensions().get::<Peer>().cloned() else {
+        return error::nobody();
+    };
+    if !site.limiter.admit(peer.account()) {
         return error::too_many();
     }
-    if let Err(refused) = site.guard.check(&request) {
-        return refused.into();
-    }
+    match site.guard.check(&request, &peer) {
+        Ok(rights) => request.extensions_mut().insert(rights),
+        Err(refused) => return refused.into(),
+    };
     let answer = next.run(request);
     match tokio::time::timeout(ANSWER_TIME, answer).await {
         Ok(response) => response,
@@ -175,29 +189,91 @@ async fn admit(State(site): State<Shared>, request: Request, next: Next) -> Resp
     }
 }
 
-/// Serves until the runtime ends.
+/// Serves TCP until the runtime ends.
 pub async fn serve(listener: TcpListener, site: Arc<Site>) {
     let connections = Arc::new(Semaphore::new(site.config.scheduler.max_connections));
-    let router = router(site);
+    let router = router(Arc::clone(&site));
     loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) if is_of_one_connection(&error) => continue,
-            Err(error) => {
-                // No descriptor or memory is free. Nothing tells when there is one again.
-                tracing::error!(%error, "cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
+        let Some((stream, address)) = accepted(listener.accept().await).await else {
+            continue;
         };
         // Beyond the limit a connection is closed at once: the client sees that, and tries again.
-        if let Ok(permit) = Arc::clone(&connections).try_acquire_owned() {
-            let router = router.clone();
-            tokio::spawn(async move {
-                talk(stream, peer, router).await;
-                drop(permit);
-            });
+        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
+            continue;
+        };
+        // Without these two a dead peer holds its connection longer; that is all.
+        let _ = stream.set_nodelay(true);
+        let _ = setsockopt(&stream, TcpUserTimeout, &DEAD_PEER);
+        let (router, site) = (router.clone(), Arc::clone(&site));
+        tokio::spawn(async move {
+            if let Some((stream, peer)) = met(&site, stream, Some(address)).await {
+                talk(stream, peer, router, &site).await;
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Serves the unix socket until the runtime ends; its connections are counted apart from TCP's.
+pub async fn serve_local(listener: UnixListener, site: Arc<Site>) {
+    let connections = Arc::new(Semaphore::new(site.config.scheduler.max_connections));
+    let router = router(Arc::clone(&site));
+    loop {
+        let Some((stream, _)) = accepted(listener.accept().await).await else {
+            continue;
+        };
+        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
+            continue;
+        };
+        let (router, site) = (router.clone(), Arc::clone(&site));
+        tokio::spawn(async move {
+            if let Some((stream, peer)) = met(&site, stream, None).await {
+                talk(stream, peer, router, &site).await;
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// A connection, unless it died before it was taken in, or the system lacks what one needs.
+async fn accepted<T>(connection: io::Result<T>) -> Option<T> {
+    match connection {
+        Ok(connection) => Some(connection),
+        Err(error) if is_of_one_connection(&error) => None,
+        Err(error) => {
+            // No descriptor or memory is free. Nothing tells when there is one again.
+            tracing::error!(%error, "cannot accept connections");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
         }
+    }
+}
+
+/// Finds out who is at the other end of a connection; none when it must be known and is not.
+async fn met<S: AsFd + Send + 'static>(
+    site: &Shared,
+    stream: S,
+    address: Option<SocketAddr>,
+) -> Option<(S, Peer)> {
+    let remote = |user| {
+        let address = address?.ip();
+        Some(Peer::Remote { address, user })
+    };
+    // Nobody far away is in our list of users.
+    if address.is_some_and(|address| !address.ip().is_loopback()) {
+        return Some((stream, remote(None)?));
+    }
+    let door = Arc::clone(&site.door);
+    // The list of users may be in the network.
+    let asked = tokio::task::spawn_blocking(move || (door.who(stream.as_fd()), stream));
+    let (caller, stream) = asked.await.ok()?;
+    let caller = caller.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot tell who connected");
+        None
+    });
+    match address {
+        Some(_) => Some((stream, remote(caller.map(|caller| caller.uid))?)),
+        None => Some((stream, Peer::Local(caller?))),
     }
 }
 
@@ -209,11 +285,18 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn talk(stream: TcpStream, peer: SocketAddr, router: Router) {
-    // Without these two a dead peer holds its connection longer; that is all.
-    let _ = stream.set_nodelay(true);
-    let _ = setsockopt(&stream, TcpUserTimeout, &DEAD_PEER);
-    let router = router.layer(axum::Extension(Peer(peer.ip())));
+async fn talk<S>(mut stream: S, peer: Peer, router: Router, site: &Site)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Some(_place) = site.crowd.enter(peer.account()) else {
+        // Said without reading what is asked: it costs next to nothing.
+        let answer = error::no_place();
+        let told = stream.write_all(answer.as_bytes());
+        let _ = tokio::time::timeout(HEAD_TIME, told).await;
+        return;
+    };
+    let router = router.layer(axum::Extension(peer.clone()));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
@@ -221,6 +304,6 @@ async fn talk(stream: TcpStream, peer: SocketAddr, router: Router) {
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .await;
     if let Err(error) = served {
-        tracing::debug!(%peer, %error, "connection ended");
+        tracing::debug!(?peer, %error, "connection ended");
     }
 }

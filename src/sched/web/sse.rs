@@ -7,6 +7,7 @@
 use std::{fmt::Write, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     body::{Body, Bytes},
     extract::State,
     http::{HeaderMap, StatusCode, header},
@@ -18,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Shared, error::ApiError};
+use super::{Shared, error::ApiError, rights::Rights};
 use crate::sched::board::Resumed;
 
 /// Longest silence on a stream.
@@ -28,11 +29,14 @@ struct Viewer {
     site: Shared,
     head: watch::Receiver<u64>,
     last: Option<u64>,
+    /// Whether everybody's results may be seen.
+    all_results: bool,
     _place: OwnedSemaphorePermit,
 }
 
 pub(super) async fn events(
     State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let place = Arc::clone(&site.viewers).try_acquire_owned().map_err(|_| {
@@ -47,6 +51,7 @@ pub(super) async fn events(
     let viewer = Viewer {
         head: site.board.watch(),
         last,
+        all_results: rights.all_results,
         site,
         _place: place,
     };
@@ -85,7 +90,11 @@ impl Viewer {
         match self.site.board.since(self.last) {
             Resumed::Events(events) => {
                 for event in events {
-                    frame(&mut text, "update", epoch, event.number, &event.data);
+                    let data = match self.all_results {
+                        true => &event.data,
+                        false => &event.without_results,
+                    };
+                    frame(&mut text, "update", epoch, event.number, data);
                     self.last = Some(event.number);
                 }
             }

@@ -1,7 +1,7 @@
 //! `POST /api/v1/jobs`: a job as it is submitted.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -10,22 +10,23 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{Shared, Site, api::blocking, ask::Body, error::ApiError};
+use super::{Shared, Site, api::blocking, ask::Body, error::ApiError, rights::Rights};
 use crate::{
     model::RunId,
     sched::{
         admission,
         job::{Mode, NewJob, Params, UserName, fresh_run_id},
         options::Options,
-        queue::{SubmitError, Submitted},
+        queue::{QueueLimits, SubmitError, Submitted},
     },
 };
 
 pub(super) async fn submit(
     State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
     Body(fields): Body<Map<String, Value>>,
 ) -> Result<Response, ApiError> {
-    let submission = Submission::read(fields)?;
+    let submission = Submission::read(fields, &rights)?;
     let submitted = blocking(&site, |site| enqueue(site, submission)).await?;
     let status = if submitted.new {
         StatusCode::CREATED
@@ -49,12 +50,12 @@ struct Submission {
 
 impl Submission {
     /// Takes the fields out one by one, so that what is wrong is said of its field.
-    fn read(fields: Map<String, Value>) -> Result<Self, ApiError> {
+    fn read(fields: Map<String, Value>, rights: &Rights) -> Result<Self, ApiError> {
         let mut fields = Fields(fields);
         let submission = Self {
             mode: fields.needed("mode")?,
             run_id: fields.take("run_id")?,
-            username: fields.needed("username")?,
+            username: rights.name(fields.take("username")?)?,
             params: Params {
                 lab: fields.needed("lab")?,
                 source: fields.needed("source")?,
@@ -130,11 +131,11 @@ fn enqueue(site: &Site, submission: Submission) -> Result<Submitted, ApiError> {
         mode: submission.mode,
         params,
     };
-    let most = site.config.scheduler.max_queued;
+    let most = QueueLimits::of(&site.config);
     site.spool
         .lock()?
         .submit(job, most, now)
-        .map_err(|error| match &error {
+        .map_err(|error| match error {
             SubmitError::Taken { .. } => ApiError {
                 field: Some("run_id"),
                 ..ApiError::new(StatusCode::CONFLICT, error.to_string())
@@ -142,6 +143,9 @@ fn enqueue(site: &Site, submission: Submission) -> Result<Submitted, ApiError> {
             SubmitError::Full(_) => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
-            SubmitError::Spool(_) => ApiError::ours(&error),
+            SubmitError::UserFull { .. } => {
+                ApiError::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+            }
+            SubmitError::Spool(error) => error.into(),
         })
 }

@@ -1,0 +1,92 @@
+//! Which scheduler a command asks, and what it says to one that says no.
+
+use std::{fs, io, path::PathBuf};
+
+use clap::Args;
+
+use super::{Context, Failure};
+use crate::{
+    config::Config,
+    sched::{
+        client::{Client, ClientError, Server},
+        leader,
+        spool::Spool,
+    },
+};
+
+/// Which scheduler to ask.
+#[derive(Debug, Clone, Args)]
+pub struct At {
+    /// Scheduler to ask: http://HOST:PORT, or the path of its socket [default: the one that runs here]
+    #[arg(long, value_name = "URL")]
+    server: Option<Server>,
+    /// File with the token of `--server http://…`, as `tsim token` prints it there
+    #[arg(long, value_name = "FILE", requires = "server")]
+    token_file: Option<PathBuf>,
+}
+
+impl At {
+    /// The scheduler that was named, or else that of `config`, or else that of `shared`, if one
+    /// listens there.
+    pub(super) fn find(
+        &self,
+        config: &Config,
+        shared: Option<&Config>,
+    ) -> Result<Option<Client>, Failure> {
+        if let Some(server) = &self.server {
+            let token = self.token_file.as_ref().map(|file| {
+                let text = fs::read_to_string(file);
+                let cannot = |e| Failure::usage(format!("--token-file {}: {e}", file.display()));
+                text.map(|text| text.trim().to_owned()).map_err(cannot)
+            });
+            let client = Client::new(server.clone(), token.transpose()?)?;
+            return Ok(Some(client));
+        }
+        let mut sockets = vec![&config.socket];
+        sockets.extend(
+            shared
+                .map(|shared| &shared.socket)
+                .filter(|s| **s != config.socket),
+        );
+        for socket in sockets {
+            match Client::at(socket) {
+                Ok(client) => return Ok(Some(client)),
+                Err(e) if is_nobody(&e) => {}
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    let socket = socket.display();
+                    tracing::warn!(
+                        "a scheduler may run here, but its group alone may use {socket}"
+                    );
+                }
+                Err(source) => {
+                    let server = Server::Socket(socket.clone());
+                    return Err(ClientError::Reach { server, source }.into());
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Nobody listens there.
+fn is_nobody(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound};
+    // A path that no socket can have has none.
+    matches!(
+        error.kind(),
+        ConnectionRefused | NotFound | NotADirectory | io::ErrorKind::InvalidInput
+    )
+}
+
+/// The queue's files, to be changed: only where no scheduler runs, which alone changes them then.
+pub(super) fn own_files(context: &Context) -> Result<Spool, Failure> {
+    let spool = Spool::open(&context.config)?;
+    if leader::is_led(&spool)? {
+        let socket = context.config.socket.display();
+        return Err(Failure::cannot_run(format!(
+            "a scheduler runs, but does not listen at {socket}, which is where it is to be asked: \
+             start it anew with this configuration"
+        )));
+    }
+    Ok(spool)
+}
