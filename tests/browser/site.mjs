@@ -119,8 +119,9 @@ export async function open(context, url, problems) {
 
 export async function giveToken(page) {
     await page.getByRole("button", { name: "Token" }).click();
-    await page.getByLabel(/token file/).fill(TOKEN);
+    await page.getByLabel(/scheduler's token/).fill(TOKEN);
     await page.getByRole("button", { name: "Use token" }).click();
+    await page.getByRole("button", { name: "Submit a job" }).waitFor();
 }
 
 export const row = (page, name) => page.getByRole("row").filter({ has: page.getByRole("link", { name, exact: true }) });

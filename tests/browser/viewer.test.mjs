@@ -13,11 +13,13 @@ after(async () => {
     await Promise.all([...running].map((own) => own.end()));
 });
 
-async function visit(options, viewport = { width: 1400, height: 1000 }) {
+/** Somebody with the token of a site of its own, or `token` as given. */
+async function visit({ token = TOKEN, ...options } = {}, viewport = { width: 1400, height: 1000 }) {
     const own = await site(options);
     running.add(own);
     const problems = [];
     const context = await chrome.newContext({ viewport, colorScheme: "light" });
+    if (token) await context.addInitScript((text) => sessionStorage.setItem("tsim-token", text), token);
     const url = `http://localhost:${own.port}`;
     const page = await open(context, `${url}/`, problems);
     const end = async () => {
@@ -59,9 +61,24 @@ test("eight quick jobs and a detailed one run together, live, in every way of lo
 });
 
 test("a job is submitted and cancelled with the keyboard, and only with the token", async () => {
-    const { page, end } = await visit({ scheduler: "quick_jobs = 1" });
+    const { page, end } = await visit({ scheduler: "quick_jobs = 1", token: "" });
     await page.getByText("Nothing is running.").waitFor();
-    await page.getByRole("button", { name: "Submit a job" }).focus();
+    // Nothing is offered that would be refused, and a wrong token is said at once.
+    await page.getByText("take the token").waitFor();
+    const submit = page.getByRole("button", { name: "Submit a job" });
+    assert.equal(await submit.isVisible(), false);
+    await fine(page, "queue without the token");
+    await page.getByRole("button", { name: "Token" }).focus();
+    await page.keyboard.press("Enter");
+    await page.getByLabel(/scheduler's token/).fill("0123456789abcdef0123456789abcdef");
+    await page.keyboard.press("Enter");
+    await page.getByText("the token is wrong").waitFor();
+    await accessible(page, "token dialog with an error");
+    await shoot(page, "token-wrong");
+    await page.getByLabel(/scheduler's token/).fill(TOKEN);
+    await page.keyboard.press("Enter");
+    await submit.waitFor();
+    await submit.focus();
     await page.keyboard.press("Enter");
     await page.getByLabel("Lab", { exact: true }).fill("corp10");
     await page.getByLabel("Source address").fill("10.1.1.1");
@@ -71,9 +88,7 @@ test("a job is submitted and cancelled with the keyboard, and only with the toke
     await accessible(page, "submit dialog");
     await shoot(page, "submit");
     await page.keyboard.press("Enter");
-    // The token is asked for; afterwards the server says what is wrong.
-    await page.getByLabel(/token file/).fill(TOKEN);
-    await page.keyboard.press("Enter");
+    // The server says what is wrong.
     await page.getByText("port 0 is out of range").waitFor();
     // Said at the field, where the cursor is.
     const services = page.getByLabel(/^Services/);
@@ -97,7 +112,7 @@ test("a job is submitted and cancelled with the keyboard, and only with the toke
     await page.getByRole("cell", { name: "it was cancelled by ann" }).waitFor();
     await page.getByText("Nothing is running.").waitFor();
     await end().catch((error) => {
-        // The browser itself logs each refusal: of the missing token, and of port 0.
+        // The browser itself logs each refusal: of the wrong token, and of port 0.
         const logged = String(error);
         assert.match(logged, /401/);
         assert.match(logged, /400/);
@@ -150,6 +165,18 @@ test("a job's page follows it to the result with its reasons", async () => {
     await page.getByText("-A FORWARD -s 10.1.0.0/16 -j DROP").first().waitFor();
     await fine(page, "detailed result");
     await shoot(page, "job-detailed", { phone: true });
+    await end();
+});
+
+test("without the token a job is seen, and its result is not", async () => {
+    const { own, page, url, end } = await visit({ token: "" });
+    await own.submit({ run_id: "r1", lab: "fast" });
+    own.ended("r1");
+    await page.goto(`${url}/job/r1`);
+    await page.getByText("The result is for who has the token").waitFor();
+    assert.equal(await page.getByRole("button", { name: "Download JSON" }).isVisible(), false);
+    await fine(page, "job without the token");
+    await shoot(page, "job-closed");
     await end();
 });
 

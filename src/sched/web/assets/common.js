@@ -61,6 +61,31 @@ function headers(more = {}) {
     return token() ? { ...more, Authorization: `Bearer ${token()}` } : more;
 }
 
+/** What this viewer may do: nothing is offered that would be refused. Asked anew with each token. */
+let asked = null;
+export const whoami = () => (asked ??= askWho(token()));
+
+async function askWho(given) {
+    const response = await fetch("/api/v1/whoami", { headers: given ? { Authorization: `Bearer ${given}` } : {}, cache: "no-store" });
+    const who = await response.json();
+    if (!response.ok) throw new ApiError(response.status, who.error);
+    document.documentElement.classList.toggle("may-change", who.may_submit);
+    document.documentElement.classList.toggle("sees-results", who.all_results);
+    return who;
+}
+
+/** Keeps a token that the server takes; returns what it says to any other. */
+async function useToken(given) {
+    try {
+        asked = Promise.resolve(await askWho(given));
+    } catch (error) {
+        if (error instanceof ApiError && error.status === 401 && given) return error.message;
+        if (!(error instanceof ApiError)) return error.message;
+    }
+    sessionStorage.setItem(TOKEN, given);
+    return "";
+}
+
 export class ApiError extends Error {
     constructor(status, message, field) {
         super(message);
@@ -111,9 +136,7 @@ export function askToken(message = "") {
     dialog.showModal();
     return new Promise((done) => {
         dialog.addEventListener("close", () => {
-            const given = dialog.returnValue === "ok";
-            if (given) sessionStorage.setItem(TOKEN, field.value.trim());
-            done(given);
+            done(dialog.returnValue === "ok");
         }, { once: true });
     });
 }
@@ -299,19 +322,31 @@ function startTheme() {
 /** The head and the dialogs that all pages share; call first. */
 export function start(page) {
     const link = (href, name) => el("a", { href, "aria-current": page === name ? "page" : undefined }, name);
+    // What was shown without the token may have more with it.
+    const change = async () => {
+        if (await askToken()) location.reload();
+    };
     const head = el("header", { class: "bar" },
         el("a", { class: "skip", href: "#main" }, "Skip to content"),
         el("a", { class: "brand", href: "/" }, el("img", { src: "/assets/icon.svg", alt: "" }), el("span", { class: "wide-only" }, "tsim")),
         el("nav", { "aria-label": "Pages" }, link("/", "Queue"), link("/lab", "Lab")),
         el("span", { class: "space" }),
         el("span", { class: "live", id: "live", role: "status" }, "connecting"),
-        el("button", { type: "button", id: "token-button", on: { click: () => askToken() } }, "Token"),
+        el("button", { type: "button", id: "token-button", on: { click: change } }, "Token"),
         el("button", { type: "button", id: "theme" }, el("span", { class: "wide-only" }, "Theme: "), el("span", {}, "auto")));
+    const take = async (event) => {
+        event.preventDefault();
+        const wrong = await useToken(byId("token-field").value.trim());
+        setText(byId("token-message"), wrong);
+        byId("token-message").hidden = !wrong;
+        if (wrong) byId("token-field").focus();
+        else dialog.close("ok");
+    };
     const dialog = el("dialog", { id: "token-dialog", "aria-labelledby": "token-title" },
-        el("form", { method: "dialog" },
-            el("h2", { id: "token-title" }, "API token"),
+        el("form", { method: "dialog", on: { submit: take } },
+            el("h2", { id: "token-title" }, "Token"),
             el("p", { class: "error", id: "token-message", role: "alert", hidden: true }),
-            el("label", { for: "token-field" }, "The content of the scheduler's token file; kept until this tab is closed"),
+            el("label", { for: "token-field" }, "The scheduler's token, as tsim token prints it for administrators; kept until this tab is closed"),
             el("input", { id: "token-field", type: "password", autocomplete: "off", spellcheck: "false" }),
             el("div", { class: "buttons" },
                 el("button", { type: "button", on: { click: () => dialog.close("") } }, "Cancel"),
@@ -319,4 +354,6 @@ export function start(page) {
     document.body.prepend(head);
     document.body.append(dialog, el("div", { id: "announce", class: "visually-hidden", role: "status", "aria-live": "polite" }));
     startTheme();
+    // A token that is wrong is said where the live stream is refused.
+    whoami().catch(() => {});
 }

@@ -2,7 +2,7 @@
 import { showAnswer } from "./answer.js";
 import {
     announce, api, ApiError, byId, cancelJob, duration, el, live, moment, optionsText, progressBar, routersText,
-    setText, start, statusText, tag, token, verdicts,
+    setText, start, statusText, tag, token, verdicts, whoami,
 } from "./common.js";
 
 start("Job");
@@ -60,6 +60,12 @@ async function load() {
 }
 
 async function showEnd(job) {
+    const { all_results: open } = await whoami();
+    byId("result-closed").hidden = open;
+    if (!open) {
+        byId("result-panel").hidden = false;
+        return;
+    }
     if (job.status === "DONE") {
         byId("result-panel").hidden = false;
         byId("download").hidden = false;

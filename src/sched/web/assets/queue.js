@@ -17,7 +17,7 @@ const question = (params) => `${params.source} → ${params.destination}  ${para
 const cell = (label, name, ...children) => el("td", { "data-label": label, class: name }, ...children);
 const runCell = (job) => el("th", { scope: "row" }, el("a", { href: `/job/${job.run_id}`, class: "mono" }, job.run_id));
 const cancelCell = (job) => el("td", { class: "act" },
-    el("button", { type: "button", class: "danger", "aria-label": `Cancel ${job.run_id}`, on: { click: () => cancelJob(job.run_id) } }, "Cancel"));
+    el("button", { type: "button", class: "danger needs-token", "aria-label": `Cancel ${job.run_id}`, on: { click: () => cancelJob(job.run_id) } }, "Cancel"));
 const questionCell = (job) => {
     const node = cell("Question", "cut mono", question(job.params));
     node.title = `${question(job.params)} in lab ${job.params.lab}`;
