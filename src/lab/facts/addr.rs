@@ -232,6 +232,7 @@ fn detail(words: &mut Words<'_>, interface: &mut InterfaceFacts) -> Result<(), S
         {
             interface.kind = InterfaceKind::Tunnel;
         }
+        Some("prog/xdp") => interface.link.xdp = true,
         // The link's details, if it was asked for them; valid_lft, altname and the like.
         Some(word) => links::detail(word, words, &mut interface.link),
         None => {}

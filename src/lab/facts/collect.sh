@@ -49,6 +49,16 @@ tables() {
         sed -n -e 's/.* table \([^ ]*\).*/\1/p' -e 's/.* lookup \([^ ]*\).*/\1/p' | sort -u
 }
 
+# What tc(8) does with the packets of each interface as they come in and leave, past all shaping.
+tc_filters() {
+    for dev in $(ip -o link show | sed -n 's/^[0-9]*: \([^:@]*\)[:@].*/\1/p'); do
+        for hook in ingress egress; do
+            tc filter show dev "$dev" "$hook" 2>/dev/null | sed "s/^/$dev $hook: /"
+        done
+    done
+    return 0
+}
+
 # An ip(8) without details, such as that of busybox, tells less.
 links() {
     ip -d link show 2>/dev/null || ip link show
@@ -105,6 +115,7 @@ optional nft_ruleset nft -s list ruleset
 # Whether nf_tables is there at all, for where no nft(8) is.
 [ -s /proc/modules ] && section loaded_modules cut -d ' ' -f 1 /proc/modules
 optional ebtables_save ebtables-save
+command -v tc >/dev/null 2>&1 && section tc_filters tc_filters
 optional ipvs ipvsadm -Sn
 # The ip(8) of busybox knows nothing of IPsec.
 ip xfrm policy >/dev/null 2>&1 && section xfrm_policy ip xfrm policy

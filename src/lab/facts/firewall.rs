@@ -198,11 +198,12 @@ pub(super) fn without(text: &str, lost: &[(usize, String)]) -> String {
 }
 
 /// Sections of the collector that no lab can have; they were looked at, and mostly hold nothing.
-pub(super) const LOOKED_AT: [&str; 5] = [
+pub(super) const LOOKED_AT: [&str; 6] = [
     "iptables_legacy_save",
     "ip6tables_legacy_save",
     "ebtables_save",
     "ipvs",
+    "tc_filters",
     "xfrm_policy",
 ];
 
@@ -251,7 +252,12 @@ pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
     } else if named("xfrm") || named("ipsec") {
         ("IPsec, which is not modelled", feature(policies(section)))
     } else if section.name.starts_with("tc") || section.command.starts_with("tc ") {
-        if !lines().any(|line| line.contains("filter") || line.contains("action")) {
+        let filters = |line: &str| line.contains("filter") || line.contains("action");
+        let counts = match named("tc_filters") {
+            true => lines().any(ends_packets),
+            false => lines().any(filters),
+        };
+        if !counts {
             return None;
         }
         (
@@ -267,6 +273,21 @@ pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
     let name = section.name;
     let message = format!("section `{name}` is not read: it holds {}", found.0);
     (!found.1.concern.is_nothing()).then_some((message, found.1))
+}
+
+/// Whether a line of `tc filter show` is about an action that ends a packet's way or leads it
+/// elsewhere. A policer ends what exceeds a rate, and ifb devices give back what they get.
+fn ends_packets(line: &str) -> bool {
+    const ENDS: [&str; 6] = [
+        "action drop",
+        "action trap",
+        "action stolen",
+        "direct-action",
+        "Redirect to device",
+        "nat ",
+    ];
+    let shapes = line.contains("police") || line.contains("Redirect to device ifb");
+    !shapes && ENDS.iter().any(|word| line.contains(word))
 }
 
 fn looks_like_firewall(line: &str) -> bool {

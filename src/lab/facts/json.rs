@@ -418,6 +418,7 @@ impl Reader<'_> {
                     line,
                     message,
                     rule: *refused.known,
+                    of_users: refused.of_users,
                 });
             }
         }

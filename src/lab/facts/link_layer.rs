@@ -15,11 +15,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{RouterFacts, section::Section, vrf::names};
+use super::{InterfaceFacts, RouterFacts, section::Section, vrf::names};
 use crate::{
     lab::{
         omission::{Omission, OmissionKind, Packets, RulesetMaps},
-        topology::{MasterKind, Ruleset, RulesetKind, Warning},
+        topology::{At, MasterKind, Ruleset, RulesetKind, Warning},
     },
     model::IfName,
     netlink::object::Family,
@@ -30,8 +30,9 @@ const STOPS: [&str; 7] = ["DROP", "REJECT", " -j ", "drop", "reject", "jump", "q
 
 /// Tells what rules do below IP, above all to what passes the router's bridges.
 pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
-    let of_arp = arp(facts);
-    facts.warnings.extend(of_arp);
+    let first = arp(facts).into_iter().chain(by_programs(facts));
+    let first: Vec<Warning> = first.collect();
+    facts.warnings.extend(first);
     let ports = ports(facts);
     let with_ip_rules = meets_ip_rules(facts, sections);
     mark_filtering(facts, &ports.masters, with_ip_rules);
@@ -110,6 +111,25 @@ fn arp(facts: &RouterFacts) -> Vec<Warning> {
         }
     }
     warnings
+}
+
+/// Programs of interfaces (XDP), which may stop what comes in.
+fn by_programs(facts: &RouterFacts) -> Vec<Warning> {
+    let with = facts
+        .interfaces
+        .iter()
+        .filter(|interface| interface.link.xdp);
+    let warning = |interface: &At<InterfaceFacts>| {
+        let name = &interface.name;
+        let packets = Packets {
+            incoming: Some(name.clone()),
+            ..Packets::default()
+        };
+        let omission = Omission::of_packets(OmissionKind::Feature, [packets]).of_passed();
+        let message = format!("a program (XDP) that no lab has may stop what comes in by {name}");
+        Warning::omission(facts.origin(interface.line), &facts.name, message, omission)
+    };
+    with.map(warning).collect()
 }
 
 /// Tables of nftables that see the frames of packets that are routed.

@@ -130,6 +130,8 @@ pub struct LostRule {
     pub message: String,
     /// Those of its selectors that could be read.
     pub rule: PolicyRule,
+    /// Whether it selects by a user other than root, so that it matches nothing that is forwarded.
+    pub of_users: bool,
 }
 
 /// A route that could not be read or represented.

@@ -12,6 +12,8 @@ pub(super) struct Refused {
     pub(super) reason: String,
     /// The selectors that could be read; the rule matches no more than these do.
     pub(super) known: Box<PolicyRule>,
+    /// Whether it selects by a user other than root, so that it matches nothing that is forwarded.
+    pub(super) of_users: bool,
 }
 
 /// Reads one rule: `PRIORITY: SELECTORS ACTION`.
@@ -24,9 +26,11 @@ pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<Polic
         tables,
         rule: PolicyRule::new(family, 0, RuleAction::Nop),
         action: None,
+        of_users: false,
     };
-    let refuse = |reason, known| Refused {
+    let refuse = |reason, known: PolicyRule, of_users| Refused {
         reason,
+        of_users: of_users && !known.invert,
         known: Box::new(known),
     };
     let rest = match priority(line) {
@@ -34,7 +38,7 @@ pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<Polic
             parser.rule.priority = priority;
             rest
         }
-        Err(reason) => return Err(refuse(reason, parser.rule)),
+        Err(reason) => return Err(refuse(reason, parser.rule, false)),
     };
     let mut failed = None;
     let mut words = Words::new(rest);
@@ -42,10 +46,10 @@ pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<Polic
         let read = parser.word(word, &mut words);
         failed = failed.or(read.err());
     }
-    let known = parser.rule.clone();
+    let (known, of_users) = (parser.rule.clone(), parser.of_users);
     match (failed, parser.finish()) {
         (None, Ok(rule)) => Ok(rule),
-        (Some(reason), _) | (None, Err(reason)) => Err(refuse(reason, known)),
+        (Some(reason), _) | (None, Err(reason)) => Err(refuse(reason, known, of_users)),
     }
 }
 
@@ -65,6 +69,7 @@ struct Parser<'a> {
     tables: &'a Tables,
     rule: PolicyRule,
     action: Option<RuleAction>,
+    of_users: bool,
 }
 
 impl Parser<'_> {
@@ -84,6 +89,13 @@ impl Parser<'_> {
             "suppress_prefixlength" => rule.suppress_prefix_len = Some(words.parse(word)?),
             "proto" | "protocol" => {
                 words.value(word)?;
+            }
+            // What is forwarded counts as root's (`ip_route_input_slow()`).
+            "uidrange" => {
+                let range = words.value(word)?;
+                let first = range.split('-').next().and_then(number);
+                self.of_users |= first.is_some_and(|first| first > 0);
+                return Err(format!("`{word}` is not supported"));
             }
             // Whether the interface or the goto's target existed when the rule was shown.
             "[detached]" | "[unresolved]" => {}

@@ -662,6 +662,28 @@ fn saved_tables_of_bridges_without_rules_decide_nothing() {
 }
 
 #[test]
+fn what_ends_packets_below_ip_makes_a_pass_doubtful() {
+    let doubts = |filters: &str| {
+        let facts = read(&(minimal("") + &section("tc_filters", "", filters)));
+        let all = messages(&facts, Severity::Warning);
+        all.iter().any(|message| message.contains("filters of tc"))
+    };
+    let filter = "eth0 ingress: filter protocol all pref 49152 matchall chain 0 handle 0x1\n";
+    let action = |words: &str| format!("{filter}eth0 ingress: \taction order 1: {words}\n");
+    assert!(doubts(&action("gact action drop")));
+    assert!(doubts(&action(
+        "mirred (Egress Redirect to device wan) stolen"
+    )));
+    assert!(!doubts(&action(
+        "mirred (Egress Redirect to device ifb4eth0) stolen"
+    )));
+    assert!(!doubts(&action("gact action pass")));
+    assert!(!doubts(
+        "eth0 ingress:  police 0x1 rate 10Mbit burst 10Kb mtu 64Kb action drop overhead 0b\n"
+    ));
+}
+
+#[test]
 fn tables_that_filter_arp_make_a_pass_doubtful() {
     let doubts = |policy: &str| {
         let chain = format!("type filter hook input priority filter; policy {policy};");

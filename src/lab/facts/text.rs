@@ -320,6 +320,7 @@ impl Reader {
                         line,
                         message: format!("policy rule left out: {reason}: {}", text.trim()),
                         rule: *refused.known,
+                        of_users: refused.of_users,
                     });
                 }
             }

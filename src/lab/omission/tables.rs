@@ -140,6 +140,18 @@ impl<'a> Tables<'a> {
         found.map(|route| route.destination).collect()
     }
 
+    /// A policy rule that is missing and selects by a user other than root: what is forwarded, and
+    /// reverse look-ups, count as root's.
+    #[must_use]
+    pub fn of_users_rule(&self, rule: &PolicyRule) -> Omission {
+        let there = Packets {
+            sent_only: true,
+            ..selectors(rule)
+        };
+        let packets = self.may_be_marked(rule).then_some(there);
+        Omission::of_packets(OmissionKind::PolicyRule, packets)
+    }
+
     /// A policy rule that is missing; selectors that could not be read are not in `rule`.
     #[must_use]
     pub fn of_policy_rule(&self, rule: &PolicyRule) -> Omission {

@@ -156,7 +156,10 @@ fn lost(facts: &mut RouterFacts) {
         lost.push(Warning::omission(origin, &facts.name, message, omission));
     }
     for rule in &facts.lost_rules {
-        let omission = tables.of_policy_rule(&rule.rule);
+        let omission = match rule.of_users {
+            true => tables.of_users_rule(&rule.rule),
+            false => tables.of_policy_rule(&rule.rule),
+        };
         let (origin, message) = (facts.origin(rule.line), rule.message.clone());
         lost.push(Warning::omission(origin, &facts.name, message, omission));
     }

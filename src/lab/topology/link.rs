@@ -45,6 +45,9 @@ pub struct LinkFacts {
     /// Whether it asks for no neighbours and answers none (`ip link set arp off`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_arp: bool,
+    /// Whether a program sees what comes in before anything else does (XDP), and may stop it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub xdp: bool,
     /// Whether the router answers ARP there for those of its addresses only that are on this
     /// interface (`arp_ignore` 1 and 2).
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -169,8 +169,12 @@ fn course(test: &RouterTest, direction: Direction) -> Option<Course> {
         .iface_out
         .as_ref()
         .is_some_and(|out| out.as_str() == "lo");
+    // What came in by no interface is the router's own.
+    let from_router = test.iface_in.is_none();
     match (direction, to_router) {
         _ if test.trace.is_empty() => None,
+        (Direction::Request, false) if from_router => Some(Course::Sent),
+        (Direction::Answer, false) if from_router => Some(Course::Delivered),
         (_, false) => Some(Course::Forwarded),
         (Direction::Request, true) => Some(Course::Delivered),
         (Direction::Answer, true) => Some(Course::Sent),
