@@ -1,6 +1,6 @@
 //! `tsim-detailed`: the detailed job's command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser};
 
@@ -57,6 +57,10 @@ pub(super) struct Asked {
     #[arg(long)]
     patient: bool,
 
+    /// Print every rule that was met, with its counters, and the packets' ways; files and JSON have them
+    #[arg(long)]
+    evidence: bool,
+
     /// Write report.html, report.txt, report.json and a JSON file per service into this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -77,19 +81,25 @@ impl Run for Detailed {
 impl Run for Asked {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let out = self.out.clone();
+        let evidence = self.evidence;
         let job = self.resolve(context)?;
         if let Some(dir) = &out {
-            files::prepare(dir).map_err(Failure::cannot_run)?;
+            files::prepare(dir).map_err(|error| match error.source.kind() {
+                io::ErrorKind::DirectoryNotEmpty => Failure::usage(error),
+                _ => Failure::cannot_run(error),
+            })?;
         }
         let answered = detailed::run(&job, &context.config)?;
         let report = &answered.report;
         if let Some(dir) = &out {
             files::write(dir, report).map_err(Failure::cannot_run)?;
         }
-        let terminal = layout();
+        let terminal = layout(context);
         let layout = text::Layout {
             width: terminal.width,
             colour: terminal.colour,
+            evidence,
+            answer_only: context.quiet,
         };
         context.print(&json::document(report), |out| {
             text::print(out, report, layout)

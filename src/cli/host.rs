@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{Context, Exit, Failure, Run, complete, table::write_table};
 use crate::{
     lab::{
-        Lab, LabError,
+        InterfaceState, Lab, LabError,
         hosts::{HostError, HostRequest, Hosts, LabHosts},
         sockets::SocketsError,
     },
@@ -134,6 +134,12 @@ impl Run for Add {
         let spec = kernel.lab(&self.lab).and_then(|lab| lab.plan(&request));
         let router = Some(&request.router.router);
         let spec = spec.map_err(|error| named(context, &self.lab, router, error))?;
+        if let Some((router, interface)) = holder(context, &self.lab, self.address.address) {
+            return Err(Failure::usage(format!(
+                "{} is the address of {interface} of router {router}: a host needs one of its own",
+                self.address.address
+            )));
+        }
         let registry = open(context)?;
         let made = add(&registry, &spec, &mut kernel, context)?;
         let record = registry.host(&spec.id).map_err(Failure::cannot_run)?;
@@ -155,6 +161,19 @@ impl Run for Add {
         })?;
         Ok(Exit::Ok)
     }
+}
+
+/// The router of the lab that has this address, and its interface.
+fn holder(context: &Context, lab: &LabName, address: IpAddr) -> Option<(RouterName, IfName)> {
+    let lab = Lab::open(&context.config, lab).ok()?;
+    lab.routers.iter().find_map(|router| {
+        let has = |iface: &&InterfaceState| {
+            let mut addresses = iface.addresses.iter();
+            addresses.any(|own| own.local.addr() == address)
+        };
+        let iface = router.interfaces.iter().find(has)?;
+        Some((router.name.clone(), iface.name.clone()))
+    })
 }
 
 /// Makes the host unless the very same one is registered and there; says whether it was made.

@@ -5,7 +5,10 @@ use std::{
     ffi::OsString,
     fs,
     io::{self, Write},
-    os::unix::{fs::MetadataExt, process::CommandExt},
+    os::unix::{
+        fs::MetadataExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     process::Command,
 };
 
@@ -17,7 +20,8 @@ use super::{Context, Exit, Failure, Run, complete, start::Standing};
 use crate::{
     keeper,
     lab::{self, Lab},
-    model::{LabName, RouterName},
+    model::{LabName, RouterId, RouterName, RunId},
+    registry::{JobInfo, JobType, Mode, RegistryManager, Wait},
 };
 
 /// Says which process holds this user's namespaces, and who is in them
@@ -104,10 +108,18 @@ fn inside(pid: u32) -> Vec<u32> {
 
 /// Runs a command where this user's labs live, as root of their namespaces
 ///
-/// With root's rights that is the machine itself.
+/// With root's rights that is the machine itself. After the names of a lab, a router and `--` the
+/// command runs in that router, and holds its lock as a quick job does: other quick jobs go on,
+/// detailed jobs wait. What it changes there stays until the lab is down, and is measured.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tsim exec ip netns list\n  tsim exec -- sh -c 'nft list ruleset'"
+    override_usage = "tsim exec [OPTIONS] [LAB ROUTER --] COMMAND...",
+    after_help = "Examples:
+  tsim exec ip netns list
+  tsim exec -- sh -c 'nft list ruleset'
+  tsim exec corp10 hq-gw -- ip route get 10.2.1.60
+
+The exit code is the command's own."
 )]
 pub(super) struct Exec {
     /// The command and its arguments
@@ -117,6 +129,14 @@ pub(super) struct Exec {
 
 impl Run for Exec {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        if let [lab, router, dashes, command @ ..] = self.command.as_slice()
+            && dashes == "--"
+        {
+            let name = |word: &OsString| word.to_string_lossy().into_owned();
+            let lab = LabName::new(name(lab)).map_err(Failure::usage)?;
+            let router = RouterName::new(name(router)).map_err(Failure::usage)?;
+            return in_router(context, &lab, &router, command);
+        }
         let mut command = self.command.into_iter();
         let program = command.next().unwrap_or_default();
         if program.as_encoded_bytes().starts_with(b"-") {
@@ -130,6 +150,46 @@ impl Run for Exec {
             .exec();
         Err(cannot_start(&program, &error))
     }
+}
+
+/// Runs a command in a router whose lock is held meanwhile, and ends with its exit code.
+fn in_router(
+    context: &Context,
+    lab: &LabName,
+    router: &RouterName,
+    command: &[OsString],
+) -> Result<Exit, Failure> {
+    let [program, arguments @ ..] = command else {
+        return Err(Failure::usage("a command is wanted behind --"));
+    };
+    let netns = Lab::open(&context.config, lab)?.router_netns(router)?;
+    let registry = RegistryManager::open(&context.config)?;
+    let run_id = format!("exec-{}", std::process::id());
+    let job = registry.job(JobInfo {
+        run_id: RunId::new(run_id).map_err(Failure::cannot_run)?,
+        job_type: JobType::Quick,
+        dscp: None,
+    });
+    let routers = [RouterId::new(lab.clone(), router.clone())];
+    let wait = Wait::at_most(context.config.lock_timeout);
+    let locked = job.all_router_locks(&routers, Mode::Shared, &wait);
+    let locked = locked.map_err(|refused| Failure::from(refused.error))?;
+    if !context.quiet {
+        let _ = writeln!(
+            io::stderr(),
+            "in router {router} of lab {lab}: detailed jobs wait meanwhile; what is changed stays \
+             until the lab is down"
+        );
+    }
+    let mut started = Command::new(program);
+    started.args(arguments).env("PATH", search_path(context)?);
+    let status = netns.enter(|| started.status());
+    let status = status.map_err(Failure::cannot_run)?;
+    let status = status.map_err(|error| cannot_start(program, &error))?;
+    drop(locked);
+    // As shells have it for a command that a signal ended.
+    let code = status.code().or(status.signal().map(|signal| 128 + signal));
+    std::process::exit(code.unwrap_or(Exit::CannotRun as i32))
 }
 
 fn cannot_start(program: &OsString, error: &io::Error) -> Failure {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     sync::Mutex,
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Context, Exit, Failure, Run, ask::At, complete};
+use super::{Context, Exit, Failure, Run, ask::At, complete, live};
 use crate::{
     lab::{
         self, Changes, LabError, LabState, Options, Phase, Progress, Removed, Replaced, Status,
@@ -497,7 +497,7 @@ struct Bar {
 impl Bar {
     fn new() -> Self {
         Self {
-            terminal: io::stderr().is_terminal(),
+            terminal: live::can_rewrite(),
             filled: Mutex::new((0, 0)),
         }
     }

@@ -26,6 +26,8 @@ pub struct Layout {
     pub width: usize,
     /// Whether to colour verdicts.
     pub colour: bool,
+    /// Whether to print the verdicts from end to end alone.
+    pub answer_only: bool,
 }
 
 /// Columns between two routers.
@@ -74,9 +76,12 @@ impl<'a> Column<'a> {
 /// # Errors
 /// When `out` cannot be written.
 pub fn print(out: &mut dyn Write, report: &QuickReport, layout: Layout) -> io::Result<()> {
+    if layout.answer_only {
+        return print_ends(out, report, layout);
+    }
     writeln!(
         out,
-        "{} -> {}   run {}, DSCP {}, measured with {}\n",
+        "{} → {}   run {}, DSCP {}, measured with {}\n",
         report.source, report.destination, report.run_id, report.dscp, report.backend
     )?;
     print_ends(out, report, layout)?;
@@ -391,6 +396,7 @@ mod tests {
             Layout {
                 width,
                 colour: false,
+                answer_only: false,
             },
         )
         .unwrap();

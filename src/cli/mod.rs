@@ -14,10 +14,17 @@ use std::{
 
 use clap::{Args, Parser};
 use serde::Serialize;
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 pub use self::exit::{EXIT_CODES, Exit, Failure};
 use self::{
     ask::At,
+    live::{Above, Live},
     start::{Standing, start},
 };
 use crate::{
@@ -26,7 +33,7 @@ use crate::{
     keeper::KeeperError,
     model::{PrintableJson, PrintableLog, printable_lines},
     netlink::buffers,
-    run::interrupt,
+    run::{interrupt, progress::PHASE},
     sched::{
         client::{Client, ClientError},
         door::{self, Door},
@@ -46,6 +53,7 @@ mod host;
 mod jobs;
 mod keeper;
 mod lab;
+mod live;
 pub mod matrix;
 mod question;
 pub mod quick;
@@ -53,6 +61,7 @@ mod registry;
 mod result;
 mod services;
 mod start;
+mod status;
 mod submit;
 mod table;
 mod token;
@@ -92,9 +101,28 @@ pub struct Global {
     #[arg(long, global = true, hide = true, value_name = "BYTES")]
     pub socket_buffers: Option<usize>,
 
-    /// Say more on standard error; twice for every step
+    /// Say on standard error what is done; twice for every step
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+
+    /// Print the answer and nothing else: no matrix, notes and warnings
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Colours: auto is on terminals, unless NO_COLOR is set or TERM is dumb
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Colour,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Colour {
+    /// On terminals that have colours.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// What a command needs beside its own arguments.
@@ -104,6 +132,11 @@ pub struct Context {
     pub config: Config,
     /// Whether to print JSON.
     pub json: bool,
+    /// Whether to print the answer only.
+    pub quiet: bool,
+    /// When to colour.
+    pub colour: Colour,
+    live: Option<Live>,
     standing: Standing,
     /// The scheduler to ask, where the command asks one and one was found.
     client: Option<Client>,
@@ -119,6 +152,9 @@ impl Context {
         Self {
             config,
             json,
+            quiet: false,
+            colour: Colour::Auto,
+            live: None,
             standing: Standing::Root,
             client: None,
             door: RefCell::new(None),
@@ -142,10 +178,18 @@ impl Context {
         value: &T,
         text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), Failure> {
+        self.wipe();
         match self.write(value, text) {
             // The reader has seen enough (`tsim … | head`).
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => Ok(other?),
+        }
+    }
+
+    /// Wipes the line that says what is being done.
+    fn wipe(&self) {
+        if let Some(live) = &self.live {
+            live.end();
         }
     }
 
@@ -216,7 +260,13 @@ pub trait CommandLine: Parser + Run {
 
     /// How log lines look, and from which level on they are written.
     fn log(&self) -> Log {
-        Log::quiet(self.global().verbose)
+        match self.global().quiet {
+            true => Log {
+                level: tracing::Level::ERROR,
+                json: false,
+            },
+            false => Log::quiet(self.global().verbose),
+        }
     }
 }
 
@@ -276,7 +326,8 @@ pub fn main<C: CommandLine>(args: impl IntoIterator<Item = OsString>) -> ! {
 /// Ends the process here where a command left descriptors that take long to close.
 fn run<C: CommandLine>(command: C) -> i32 {
     let global = command.global().clone();
-    start_log(command.log());
+    let plain = global.verbose == 0 && !global.quiet && !global.json;
+    let live = start_log(command.log(), plain);
     // Jobs on hundreds of routers, and a thousand viewers, need more than a login gives. Where a
     // sandbox refuses, the limit stays and few notice.
     let _ = limits::open_files();
@@ -289,6 +340,9 @@ fn run<C: CommandLine>(command: C) -> i32 {
     let started = start(&global, command.needs(), command.asks());
     let result = started.and_then(|started| {
         let context = Context {
+            quiet: global.quiet,
+            colour: global.color,
+            live,
             standing: started.standing,
             client: started.client,
             door: RefCell::new(started.door),
@@ -324,18 +378,32 @@ fn run<C: CommandLine>(command: C) -> i32 {
     }
 }
 
-/// Sends log lines to standard error.
-fn start_log(log: Log) {
-    let lines = tracing_subscriber::fmt().with_max_level(log.level);
-    if log.json {
-        lines
-            .json()
-            .with_writer(|| PrintableLog::of_json(io::stderr()))
-            .init();
-    } else {
-        lines
-            .with_writer(|| PrintableLog::of_text(io::stderr()))
-            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-            .init();
+/// Sends log lines to standard error, and shows what is being done if that is `plain` output.
+fn start_log(log: Log, plain: bool) -> Option<Live> {
+    let (live, listener) = match plain && live::can_rewrite() {
+        true => {
+            let (live, listener) = Live::new();
+            (Some(live), Some(listener))
+        }
+        false => (None, None),
+    };
+    let above = Above::of(listener.as_ref());
+    let lines = tracing_subscriber::fmt::layer();
+    let level = LevelFilter::from_level(log.level);
+    let phases = Targets::new().with_target(PHASE, tracing::Level::TRACE);
+    let registry = tracing_subscriber::registry().with(listener.map(|l| l.with_filter(phases)));
+    match log.json {
+        true => {
+            let lines = lines.with_writer(move || PrintableLog::of_json(above.clone()));
+            registry.with(lines.json().with_filter(level)).init();
+        }
+        false => {
+            let colour = io::IsTerminal::is_terminal(&io::stderr());
+            let lines = lines.with_writer(move || PrintableLog::of_text(above.clone()));
+            registry
+                .with(lines.with_ansi(colour).with_filter(level))
+                .init();
+        }
     }
+    live
 }

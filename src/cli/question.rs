@@ -10,12 +10,13 @@ use std::{
 
 use clap::Args;
 
-use super::{Context, Failure, complete, matrix::Layout};
+use super::{Colour, Context, Failure, complete, matrix::Layout};
 use crate::{
     files,
     lab::trace::Trace,
     model::{LabName, Protocol, RouterName, RunId, Service, ServiceLimits, parse_services},
     run::quick::{self, RouterChoice},
+    sched::job::{check_address, twice},
 };
 
 /// A job's question as typed.
@@ -118,6 +119,11 @@ impl Question {
                 self.source, self.destination
             )));
         }
+        // A quick job may ask what becomes of a broadcast or multicast address.
+        check_address("source", self.source).map_err(Failure::usage)?;
+        if self.destination.is_loopback() || self.destination.is_unspecified() {
+            check_address("destination", self.destination).map_err(Failure::usage)?;
+        }
         let v6 = self.destination.is_ipv6();
         let services = services.into_iter().map(|service| service.in_family(v6));
         let services: Vec<Service> = services.collect::<Result<_, _>>().map_err(Failure::usage)?;
@@ -193,11 +199,7 @@ pub(super) fn read_trace(path: &Path) -> Result<Trace, Failure> {
 }
 
 fn choose_routers(routers: Vec<RouterName>) -> Result<RouterChoice, Failure> {
-    let twice = routers
-        .iter()
-        .enumerate()
-        .find(|(at, r)| routers[..*at].contains(r));
-    if let Some((_, twice)) = twice {
+    if let Some(twice) = twice(&routers) {
         return Err(Failure::usage(format!(
             "--routers names {twice} twice: each router is measured once"
         )));
@@ -209,12 +211,19 @@ fn choose_routers(routers: Vec<RouterName>) -> Result<RouterChoice, Failure> {
     })
 }
 
-/// The terminal's width, and colour where the user's terminal and `NO_COLOR` allow it.
-pub(super) fn layout() -> Layout {
-    let terminal = io::stdout().is_terminal();
+/// The terminal's width, and colour where the user, their terminal and `NO_COLOR` allow it.
+pub(super) fn layout(context: &Context) -> Layout {
+    let set = |name| std::env::var_os(name);
+    let dumb = set("NO_COLOR").is_some() || set("TERM").is_some_and(|term| term == "dumb");
+    let colour = match context.colour {
+        Colour::Auto => io::stdout().is_terminal() && !dumb,
+        Colour::Always => true,
+        Colour::Never => false,
+    };
     let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
     Layout {
         width,
-        colour: terminal && std::env::var_os("NO_COLOR").is_none(),
+        colour,
+        answer_only: context.quiet,
     }
 }

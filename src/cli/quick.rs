@@ -110,7 +110,8 @@ impl Run for Asked {
         let job = self.resolve(context)?;
         let answered = quick::run(&job, &context.config)?;
         let report = &answered.report;
-        context.print(report, |out| matrix::print(out, report, layout()))?;
+        let layout = layout(context);
+        context.print(report, |out| matrix::print(out, report, layout))?;
         let exit = report.overall().into();
         if !answered.closing.is_empty() {
             context.close_last(answered);

@@ -47,7 +47,7 @@ fn ask(context: &Context, client: &Client, run_id: &RunId) -> Result<Exit, Failu
     let mut out = io::BufWriter::new(io::stdout().lock());
     if job.mode == Mode::Quick && !context.json {
         let report: QuickReport = client.get(&path("result"))?;
-        printed(matrix::print(&mut out, &report, layout()), out)?;
+        printed(matrix::print(&mut out, &report, layout(context)), out)?;
     } else {
         let path = path(if context.json { "result" } else { "text" });
         match client.read(&path, |part| out.write_all(part)) {
@@ -134,7 +134,7 @@ fn print_result(context: &Context, spool: &Spool, job: &FinishedJob) -> Result<(
     } else {
         let report: QuickReport =
             serde_json::from_reader(BufReader::new(file)).map_err(io::Error::from)?;
-        matrix::print(&mut out, &report, layout())
+        matrix::print(&mut out, &report, layout(context))
     };
     printed(done, out)
 }

@@ -11,13 +11,13 @@ use crate::{
         sockets::RouterSockets,
         trace::{EntryName, Packet, Wiring, trace},
     },
-    model::{LabName, Protocol, ServiceError, ServiceLimits, parse_services},
+    model::{LabName, Protocol, Service, ServiceError, ServiceLimits, parse_services},
     netns::NetnsDir,
 };
 
 const EXAMPLES: &str = "Examples:
   tsim trace --lab corp -s 10.1.1.5 -d 10.9.0.7
-  tsim trace --lab corp -s 10.1.1.5 -d 10.9.0.7 --proto tcp --dport 443 --json > way.json
+  tsim trace --lab corp -s 10.1.1.5 -d 10.9.0.7 --dport https --json > way.json
   tsim-quick --lab corp -s 10.1.1.5 -d 10.9.0.7 -P 443/tcp --trace way.json
   tsim trace --lab corp -s 8.8.8.8 -d 10.9.0.7 --from hq-gw:isp2
 
@@ -50,12 +50,12 @@ pub(super) struct Trace {
     /// Transport protocol, tcp or udp, for policy rules that look at it
     #[arg(long, value_name = "NAME")]
     proto: Option<Protocol>,
-    /// Destination port, or the name of a service
-    #[arg(long, value_name = "PORT", requires = "proto", value_parser = port)]
-    dport: Option<u16>,
+    /// Destination port, or the name of a service; without --proto its protocol, or else TCP
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    dport: Option<Service>,
     /// Source port
-    #[arg(long, value_name = "PORT", requires = "proto", value_parser = port)]
-    sport: Option<u16>,
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    sport: Option<Service>,
     /// Firewall mark that the packet has in every router
     #[arg(long, value_name = "NUMBER", default_value_t = 0, value_parser = number)]
     mark: u32,
@@ -65,10 +65,10 @@ pub(super) struct Trace {
 }
 
 /// A port, by number or by the name of a service.
-fn port(text: &str) -> Result<u16, String> {
+fn port(text: &str) -> Result<Service, String> {
     let limits = ServiceLimits { max_services: 1 };
     match parse_services(text, Protocol::Tcp, limits).as_deref() {
-        Ok([service]) if service.protocol.has_ports() => Ok(service.port),
+        Ok([service]) if service.protocol.has_ports() => Ok(*service),
         Err(error @ (ServiceError::Port(_) | ServiceError::Unknown { .. })) => {
             Err(error.to_string())
         }
@@ -88,10 +88,11 @@ fn number(text: &str) -> Result<u32, String> {
 impl Run for Trace {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let lab = Lab::open(&context.config, &self.lab)?;
+        let of_port = self.dport.or(self.sport).map(|service| service.protocol);
         let packet = Packet {
-            protocol: self.proto,
-            source_port: self.sport,
-            destination_port: self.dport,
+            protocol: self.proto.or(of_port),
+            source_port: self.sport.map(|service| service.port),
+            destination_port: self.dport.map(|service| service.port),
             mark: self.mark,
             tos: self.tos,
             ..Packet::new(self.source, self.destination)

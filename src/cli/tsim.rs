@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, ask::At, configuration,
     detailed, doctor, facts, generate, host, jobs, keeper, lab, quick, registry, result, services,
-    submit, token, trace, watch,
+    status, submit, token, trace, watch,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -23,10 +23,14 @@ const GROUPS: [(&str, &[&str]); 4] = [
         &["lab", "facts", "host", "trace", "exec", "shell"],
     ),
     ("Ask", &["quick", "detailed", "services"]),
-    ("Queue", &["submit", "queue", "watch", "result", "cancel"]),
+    (
+        "Queue",
+        &["submit", "queue", "watch", "result", "cancel", "token"],
+    ),
     (
         "Operate",
         &[
+            "status",
             "doctor",
             "config",
             "keeper",
@@ -90,6 +94,7 @@ enum Command {
     Services(services::Services),
     Submit(submit::Submit),
     Queue(jobs::Queue),
+    Status(status::ShowStatus),
     Cancel(jobs::Cancel),
     Result(result::Show),
     Watch(watch::Watch),
@@ -119,6 +124,7 @@ impl CommandLine for Tsim {
             // The queue and the registry are files; a doctor looks why there are no namespaces.
             Command::Queue(_)
             | Command::Cancel(_)
+            | Command::Status(_)
             | Command::Result(_)
             | Command::Watch(_)
             | Command::Token(_)
@@ -163,6 +169,7 @@ impl Run for Tsim {
             Command::Services(command) => command.run(context),
             Command::Submit(command) => command.run(context),
             Command::Queue(command) => command.run(context),
+            Command::Status(command) => command.run(context),
             Command::Cancel(command) => command.run(context),
             Command::Result(command) => command.run(context),
             Command::Watch(command) => command.run(context),

@@ -14,6 +14,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+/// The target of the events by which a job says what it is at.
+pub const PHASE: &str = "tsim::phase";
+
 /// One line of progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
@@ -64,6 +67,9 @@ impl Progress {
             current: 0,
             last: None,
         };
+        if let Some((phase, _)) = phases.first() {
+            tracing::info!(target: PHASE, "{phase}");
+        }
         progress.part(0, 1);
         Ok(progress)
     }
@@ -73,6 +79,7 @@ impl Progress {
         let place = self.phases.iter().position(|(name, _)| *name == phase);
         if let Some(place) = place.filter(|place| *place >= self.current) {
             self.current = place;
+            tracing::info!(target: PHASE, "{phase}");
             self.part(0, 1);
         }
     }
@@ -84,6 +91,9 @@ impl Progress {
         let before = weight(&self.phases[..self.current]) * total.max(1) as u128;
         let own = self.phases.get(self.current).map_or(0, |(_, w)| *w);
         let now = before + u128::from(own) * done.min(total) as u128;
+        if total > 1 {
+            tracing::trace!(target: PHASE, done = done as u64, total = total as u64);
+        }
         // At most 100.
         self.write((now * 100 / whole) as u8);
     }

@@ -90,6 +90,9 @@ pub enum RefusedJob {
     /// `routers` is there but names none.
     #[error("routers is empty: leave it out to trace the path, or name at least one")]
     NoRouters,
+    /// `routers` names one more than once.
+    #[error("routers names {0} twice: each router is measured once")]
+    RouterTwice(RouterName),
     /// Both say by which routers it goes.
     #[error("routers and trace both say which routers are meant: one of them is allowed")]
     RoutersAndTrace,
@@ -132,7 +135,7 @@ impl RefusedJob {
             Self::Services(_) => "ports",
             Self::Families { .. } | Self::ToItself(_) => "destination",
             Self::Address { what, .. } | Self::TooLong { what, .. } => what,
-            Self::NoRouters => "routers",
+            Self::NoRouters | Self::RouterTwice(_) => "routers",
             Self::RoutersAndTrace | Self::OtherTrace(_) => "trace",
             Self::NotForMode { option, .. } | Self::Seconds { option, .. } => option,
             Self::DefaultProtocol(_) => "default_proto",
@@ -261,7 +264,11 @@ impl Params {
                 Err(too_long("routers", routers.len(), ROUTERS_MAX, "names"))
             }
             Some(_) if self.options.trace.is_some() => Err(RefusedJob::RoutersAndTrace),
-            _ => Ok(()),
+            Some(routers) => match twice(routers) {
+                Some(router) => Err(RefusedJob::RouterTwice(router.clone())),
+                None => Ok(()),
+            },
+            None => Ok(()),
         }
     }
 
@@ -290,12 +297,26 @@ fn too_long(what: &'static str, found: usize, max: usize, unit: &'static str) ->
     }
 }
 
-fn check_address(what: &'static str, address: IpAddr) -> Result<(), RefusedJob> {
+/// Whether packets between routers can have this address.
+///
+/// # Errors
+/// [`RefusedJob::Address`], which calls it `what`.
+pub fn check_address(what: &'static str, address: IpAddr) -> Result<(), RefusedJob> {
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    if address.is_unspecified() || address.is_multicast() || broadcast {
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast {
         return Err(RefusedJob::Address { what, address });
     }
     Ok(())
+}
+
+/// The first router that is named a second time.
+pub fn twice(routers: &[RouterName]) -> Option<&RouterName> {
+    let again = |(at, router): &(usize, &RouterName)| routers[..*at].contains(router);
+    routers
+        .iter()
+        .enumerate()
+        .find(again)
+        .map(|(_, router)| router)
 }
 
 /// A job as somebody wants it, before it has a place in the queue.

@@ -10,3 +10,4 @@ mod exit;
 mod generate;
 mod help;
 mod support;
+mod terminal;

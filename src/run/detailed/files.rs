@@ -6,8 +6,13 @@
 //! DIR/report.json    everything
 //! DIR/443_tcp.json   one per service, in the shape of the Python system
 //! ```
+//!
+//! They are for their owner only: they say what a firewall lets through. The directory of an earlier
+//! run is used again, and what that run had and this one has not is removed; one with files of
+//! anybody else is refused.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -45,7 +50,16 @@ pub struct WriteError {
 /// [`WriteError`].
 pub fn prepare(dir: &Path) -> Result<(), WriteError> {
     let try_it = || {
-        fs::create_dir_all(dir)?;
+        make(dir)?;
+        let mut strange = fs::read_dir(dir)?.filter_map(Result::ok);
+        if let Some(strange) = strange.find(|entry| !is_ours(&entry.file_name())) {
+            let name = strange.file_name();
+            let text = format!(
+                "{} is no file of an earlier run: an empty directory is wanted, or that of a run",
+                name.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, text));
+        }
         tempfile::tempfile_in(dir).map(drop)
     };
     try_it().map_err(|source| WriteError {
@@ -60,7 +74,13 @@ pub fn prepare(dir: &Path) -> Result<(), WriteError> {
 /// # Errors
 /// [`WriteError`]; files written before stay.
 pub fn write(dir: &Path, report: &DetailedReport) -> Result<(), WriteError> {
-    fs::create_dir_all(dir).map_err(|source| WriteError {
+    let clear = || {
+        make(dir)?;
+        let earlier = fs::read_dir(dir)?.filter_map(Result::ok);
+        let mut earlier = earlier.filter(|entry| is_ours(&entry.file_name()));
+        earlier.try_for_each(|entry| fs::remove_file(entry.path()))
+    };
+    clear().map_err(|source| WriteError {
         path: dir.to_owned(),
         source,
     })?;
@@ -74,11 +94,33 @@ pub fn write(dir: &Path, report: &DetailedReport) -> Result<(), WriteError> {
     Ok(())
 }
 
+/// Makes the directory, for its owner only, unless it is there.
+fn make(dir: &Path) -> io::Result<()> {
+    let mut private = fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
+    private.recursive(true).create(dir)
+}
+
+/// Whether a run writes a file of this name: `report.html`, `443_tcp.json`.
+fn is_ours(name: &OsStr) -> bool {
+    let Some(name) = name.to_str() else {
+        return false;
+    };
+    let service = || {
+        let (port, protocol) = name.strip_suffix(".json")?.split_once('_')?;
+        let letters = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        (port.parse::<u16>().is_ok() && letters(protocol)).then_some(())
+    };
+    ["report.html", "report.txt", "report.json"].contains(&name) || service().is_some()
+}
+
 fn as_text(report: &DetailedReport) -> Vec<u8> {
     let mut bytes = Vec::new();
     let layout = text::Layout {
         width: WIDTH,
         colour: false,
+        evidence: true,
+        answer_only: false,
     };
     // Writing to memory does not fail.
     let _ = text::print(&mut bytes, report, layout);
@@ -103,13 +145,33 @@ fn put(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
     let write = || {
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
         file.write_all(bytes)?;
-        file.persist(&path).map_err(|e| e.error)?;
-        // Temporary files are for their owner only; a report is to be shown around.
-        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        fs::set_permissions(&path, readable)
+        // Temporary files are for their owner only, and so the report stays.
+        file.persist(&path).map(drop).map_err(|e| e.error)
     };
     write().map_err(|source| WriteError {
         path: path.clone(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_directory_of_a_run_is_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        prepare(&run).unwrap();
+        for name in ["report.json", "443_tcp.json", "0_ip_89.json"] {
+            fs::write(run.join(name), "x").unwrap();
+        }
+        prepare(&run).unwrap();
+        fs::write(run.join("thesis.txt"), "x").unwrap();
+        let error = prepare(&run).unwrap_err();
+        assert!(error.source.to_string().contains("thesis.txt"), "{error:?}");
+        assert!(run.join("report.json").exists());
+        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&run).unwrap());
+        assert_eq!(mode & 0o777, 0o700);
+    }
 }

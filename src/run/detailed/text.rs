@@ -17,6 +17,10 @@ pub struct Layout {
     pub width: usize,
     /// Whether to colour statuses.
     pub colour: bool,
+    /// Whether to show every rule that was met, and the packets' ways through the routers.
+    pub evidence: bool,
+    /// Whether to print the verdicts from end to end alone.
+    pub answer_only: bool,
 }
 
 /// Columns between two routers.
@@ -32,6 +36,9 @@ const VERDICT_WIDTH: usize = 7;
 /// When `out` cannot be written.
 pub fn print(out: &mut dyn Write, report: &DetailedReport, layout: Layout) -> io::Result<()> {
     let printer = Printer { report, layout };
+    if layout.answer_only {
+        return printer.verdicts(out);
+    }
     writeln!(
         out,
         "{} → {}   lab {}, run {}, {}\n",
@@ -44,6 +51,12 @@ pub fn print(out: &mut dyn Write, report: &DetailedReport, layout: Layout) -> io
     }
     for warning in &report.warnings {
         writeln!(out, "warning: {warning}")?;
+    }
+    if !layout.evidence {
+        writeln!(
+            out,
+            "--evidence shows every rule that was met, with counters, and the packets' ways\n"
+        )?;
     }
     printer.summary(out)
 }
@@ -88,7 +101,10 @@ impl Printer<'_> {
                 cell.style(style)
             )?;
         }
-        writeln!(out)
+        match self.layout.answer_only {
+            true => Ok(()),
+            false => writeln!(out),
+        }
     }
 
     fn matrix(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -189,6 +205,9 @@ impl Printer<'_> {
             ("seen by", &test.touched),
             ("other traffic", &test.other_traffic),
         ] {
+            if !self.layout.evidence && what != "stopped by" {
+                continue;
+            }
             for rule in rules {
                 write_rule(out, what, rule)?;
             }
@@ -200,7 +219,8 @@ impl Printer<'_> {
                 nat.direction, nat.before, nat.after
             )?;
         }
-        for way in &test.trace {
+        let ways = test.trace.iter().filter(|_| self.layout.evidence);
+        for way in ways {
             write_way(out, way)?;
         }
         for warning in &test.warnings {

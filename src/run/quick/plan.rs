@@ -43,6 +43,7 @@ use crate::{
         outside::OutsideReason,
         packet::{Headers, Probe},
         probe::{Catalogue, ProbeSocket},
+        progress::PHASE,
         report::Verdict,
         verdict::Finding,
     },
@@ -507,6 +508,8 @@ impl Plan {
         scrutiny: &Scrutiny,
     ) -> Result<Explanation, QuickError> {
         step("quick.explain")?;
+        let (asked, router) = (probes.len(), &visit.at.router);
+        tracing::info!(target: PHASE, "explaining {asked} services at {router}");
         let question = explain::Question {
             netns: &visit.netns,
             run_id: &self.taps.run_id,
@@ -521,7 +524,10 @@ impl Plan {
         // Probes that went on left connections, whose later packets no nat rule is asked about.
         let again = u16::from(self.taps.pass_on && self.any_port);
         let mut sendings = 0;
+        let mut looked_into = 0;
         let mut send = |indexes: &[u32]| {
+            looked_into = asked.min(looked_into + indexes.len());
+            tracing::trace!(target: PHASE, done = looked_into as u64, total = asked as u64);
             sendings += again;
             match probing.send_again(indexes, sendings).into_values().next() {
                 None => Ok(()),
