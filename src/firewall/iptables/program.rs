@@ -6,6 +6,7 @@ use super::{
 };
 use crate::firewall::{
     RulePlace, TableFamily,
+    nft::trace::StepKind,
     place::HookPoint,
     rule::{
         Rule, Verdict,
@@ -74,7 +75,21 @@ pub(super) fn note(family: TableFamily, steps: &[LegacyStep], program: &mut Prog
         if calls > 1 {
             continue;
         }
-        for said in chain.said.iter_mut().take(step.position) {
+        // RETURN in a built-in chain leads to its policy past the rules behind it.
+        let before = at.checked_sub(1).and_then(|at| steps.get(at));
+        let returned = before.filter(|before| {
+            let rule = before
+                .position
+                .checked_sub(1)
+                .and_then(|at| chain.rules.get(at));
+            let returns = rule.is_some_and(|rule| rule.verdicts().any(|v| *v == Verdict::Return));
+            same(before) && before.kind == StepKind::Rule && returns
+        });
+        let asked = match (step.kind, returned) {
+            (StepKind::Policy, Some(before)) => before.position,
+            _ => step.position,
+        };
+        for said in chain.said.iter_mut().take(asked) {
             *said = Some(false);
         }
         for matched in steps.iter().filter(same) {

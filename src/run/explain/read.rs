@@ -231,11 +231,16 @@ pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Packet {
         .with_address(Field::Destination, head.destination)
 }
 
+/// Whether a rule or policy is of this chain.
+fn is_of(chain: &RulePlace, place: &RulePlace) -> bool {
+    (chain.family, &chain.table, &chain.chain) == (place.family, &place.table, &place.chain)
+}
+
 /// The chains that a probe went through, in order, each with the rule that ended its stay there;
 /// none where it came to the end.
 pub(super) fn visited(steps: &[TraceStep]) -> Vec<(RulePlace, Option<u64>)> {
     let mut chains: Vec<(RulePlace, Option<u64>)> = Vec::new();
-    let mut visit = |of: &RulePlace, chain: &str, end: Option<u64>| {
+    let visit = |chains: &mut Vec<(RulePlace, Option<u64>)>, of: &RulePlace, chain: &str, end| {
         let same = |(place, _): &&mut (RulePlace, _)| {
             place.family == of.family && place.table == of.table && place.chain == chain
         };
@@ -253,11 +258,23 @@ pub(super) fn visited(steps: &[TraceStep]) -> Vec<(RulePlace, Option<u64>)> {
     };
     for step in steps {
         let place = &step.place;
+        // A policy follows what has come to a base chain's end, and what a `return` or a chain that
+        // was gone to led there past the rules behind it.
+        let known =
+            step.kind == StepKind::Policy && chains.iter().any(|(known, _)| is_of(known, place));
+        if known {
+            continue;
+        }
         let stays = matches!(step.decision, Decision::Continue | Decision::Jump(_));
         let ended = !stays && step.kind == StepKind::Rule;
-        visit(place, &place.chain, ended.then_some(place.handle));
+        visit(
+            &mut chains,
+            place,
+            &place.chain,
+            ended.then_some(place.handle),
+        );
         if let Decision::Jump(target) | Decision::Goto(target) = &step.decision {
-            visit(place, target, None);
+            visit(&mut chains, place, target, None);
         }
     }
     chains
@@ -312,5 +329,9 @@ mod tests {
         );
         let stopped = visited(&[step("base", 4, Decision::Drop)]);
         assert_eq!(stopped[0].1, Some(4));
+        for decision in [Decision::Return, Decision::Goto("sub".to_owned())] {
+            let past = visited(&[step("base", 2, decision), step("base", 0, Decision::Drop)]);
+            assert_eq!(past[0].1, Some(2), "rules behind it were not asked");
+        }
     }
 }
