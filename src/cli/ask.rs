@@ -17,10 +17,10 @@ use crate::{
 /// Which scheduler to ask.
 #[derive(Debug, Clone, Args)]
 pub struct At {
-    /// Scheduler to ask: http://HOST:PORT, or the path of its socket [default: the one that runs here]
+    /// http://HOST:PORT or socket of a scheduler [default: the one that runs here]
     #[arg(long, value_name = "URL")]
     server: Option<Server>,
-    /// File with the token of `--server http://…`, as `tsim token` prints it there
+    /// File with the token, as `tsim token` prints it there
     #[arg(long, value_name = "FILE", requires = "server")]
     token_file: Option<PathBuf>,
 }
