@@ -20,6 +20,7 @@
 //! [`model`] holds the words that every layer shares, [`config`] the paths and limits, [`fault`]
 //! the hook by which tests make any step fail.
 
+pub mod bulk;
 pub mod cli;
 pub mod config;
 pub mod doctor;

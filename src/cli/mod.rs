@@ -42,6 +42,7 @@ use crate::{
 };
 
 mod ask;
+mod bulk;
 mod complete;
 mod configuration;
 pub mod detailed;

@@ -3,9 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, ask::At, configuration,
-    detailed, doctor, facts, generate, host, jobs, keeper, lab, quick, registry, result, services,
-    status, submit, token, trace, watch,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, ask::At, bulk,
+    configuration, detailed, doctor, facts, generate, host, jobs, keeper, lab, quick, registry,
+    result, services, status, submit, token, trace, watch,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -22,7 +22,12 @@ const GROUPS: [(&str, &[&str]); 4] = [
         "Labs and facts",
         &["lab", "facts", "host", "trace", "exec", "shell"],
     ),
-    ("Ask", &["quick", "detailed", "services"]),
+    (
+        "Ask",
+        &[
+            "quick", "detailed", "services", "matrix", "check", "diff", "what-if", "sweep", "show",
+        ],
+    ),
     (
         "Queue",
         &["submit", "queue", "watch", "result", "cancel", "token"],
@@ -92,6 +97,12 @@ enum Command {
     Lab(lab::Lab),
     Trace(trace::Trace),
     Services(services::Services),
+    Sweep(bulk::sweep::SweepCommand),
+    Matrix(bulk::matrix::Matrix),
+    Check(bulk::check::CheckCommand),
+    Diff(bulk::diff::DiffCommand),
+    WhatIf(bulk::what_if::WhatIf),
+    Show(bulk::show::ShowSaved),
     Submit(submit::Submit),
     Queue(jobs::Queue),
     Status(status::ShowStatus),
@@ -138,6 +149,7 @@ impl CommandLine for Tsim {
             | Command::Generate(_)
             | Command::Facts(_)
             | Command::Services(_)
+            | Command::Show(_)
             | Command::Keeper(_) => Needs::Nothing,
             _ => Needs::Namespaces,
         }
@@ -167,6 +179,12 @@ impl Run for Tsim {
             Command::Lab(command) => command.run(context),
             Command::Trace(command) => command.run(context),
             Command::Services(command) => command.run(context),
+            Command::Sweep(command) => command.run(context),
+            Command::Matrix(command) => command.run(context),
+            Command::Check(command) => command.run(context),
+            Command::Diff(command) => command.run(context),
+            Command::WhatIf(command) => command.run(context),
+            Command::Show(command) => command.run(context),
             Command::Submit(command) => command.run(context),
             Command::Queue(command) => command.run(context),
             Command::Status(command) => command.run(context),

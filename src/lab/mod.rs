@@ -36,7 +36,7 @@ pub use self::{
     error::LabError,
     gone::forget_gone,
     progress::{Progress, Step},
-    replace::{Changes, Replaced, replace},
+    replace::{Changes, Replaced, changes, replace},
     rulesets::strange_lines,
     state::{InterfaceState, LabState, Phase, RouterState, bridge_name},
     up::{Options, Up, up, up_from},
@@ -119,6 +119,15 @@ fn not_found(config: &Config, name: &LabName) -> LabError {
 #[must_use]
 pub fn shelf(config: &Config, name: &LabName) -> Option<Shelf> {
     LabDir::new(config, name).existing().ok()?.map(Arc::new)
+}
+
+/// What lab `name` was made from.
+///
+/// # Errors
+/// [`LabError`] when there is no such lab or its file cannot be read.
+pub fn topology_of(config: &Config, name: &LabName) -> Result<topology::Topology, LabError> {
+    let topology = LabDir::new(config, name).topology()?;
+    topology.ok_or_else(|| not_found(config, name))
 }
 
 /// How a lab is.

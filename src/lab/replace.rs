@@ -55,6 +55,16 @@ impl Changes {
     }
 }
 
+/// How the facts in `facts_dir` differ from what lab `name` was made of.
+///
+/// # Errors
+/// [`LabError`] when there is no such lab, or the facts cannot be read.
+pub fn changes(config: &Config, name: &LabName, facts_dir: &Path) -> Result<Changes, LabError> {
+    let before = super::topology_of(config, name)?;
+    let (after, _) = plan(facts_dir, Options::default(), &())?;
+    Ok(Changes::between(&before, &after))
+}
+
 /// Whether anything but the place of its facts is another.
 fn differs(before: &Router, after: &Router) -> bool {
     let placeless = |router: &Router| {

@@ -303,6 +303,14 @@ impl LabDir {
         }
     }
 
+    /// What the lab was made from; none where there is no lab.
+    pub(super) fn topology(&self) -> Result<Option<Topology>, LabError> {
+        match self.existing()? {
+            Some(dir) => read(&dir, TOPOLOGY),
+            None => Ok(None),
+        }
+    }
+
     /// Waits until nobody else makes or takes down this lab.
     pub(super) fn lock(&self) -> Result<LockedLab, LabError> {
         let wait = Wait::at_most(self.patience);

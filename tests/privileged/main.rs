@@ -4,6 +4,7 @@
 
 mod behind;
 mod buffers;
+mod bulk;
 mod by_hand;
 mod calls;
 mod capture;

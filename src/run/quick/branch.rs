@@ -39,8 +39,8 @@ pub(super) struct Branch {
 pub(super) enum By {
     /// A route, which has several next hops.
     Route {
-        /// Where the packets go.
-        to: IpAddr,
+        /// Where the packets go, in words.
+        to: String,
         /// How many next hops the route has.
         of: usize,
         /// This one.
@@ -127,15 +127,26 @@ pub(super) fn forks(
             };
             let decision = fib.decide(&query(at, &first.headers, *mark));
             if let Some(route) = decision.route.filter(several_devs) {
-                forks.push(Fork {
-                    route,
-                    probes: class,
-                });
+                add(&mut forks, route, class);
                 break;
             }
         }
     }
     Ok(forks)
+}
+
+/// Takes note of probes that a route leaves open; those of one route need one copy for each next hop.
+fn add(forks: &mut Vec<Fork>, route: Route, class: Vec<Probe>) {
+    match forks.iter_mut().find(|fork| fork.route == route) {
+        Some(fork) => {
+            fork.probes.extend(class);
+            fork.probes.sort_by_key(|probe| probe.index);
+        }
+        None => forks.push(Fork {
+            route,
+            probes: class,
+        }),
+    }
 }
 
 /// Whether the kernel has next hops on several interfaces for such a packet.
@@ -158,13 +169,13 @@ fn several_devs(route: &Route) -> bool {
 impl Fork {
     /// A copy for each next hop.
     pub(super) fn cut(&self, visit: &Visit, tools: &Tools) -> Result<Vec<Cut>, QuickError> {
-        let to = self.probes.first().map(|probe| probe.headers.destination);
+        let to = self.to();
         let hops = self.route.next_hops.iter();
         let branches = hops.filter_map(|hop| {
             let branch = Branch {
                 router: visit.at.router.clone(),
                 by: By::Route {
-                    to: to?,
+                    to: to.clone(),
                     of: self.route.next_hops.len(),
                     dev: hop.dev.clone()?,
                     via: hop.via,
@@ -175,6 +186,15 @@ impl Fork {
         branches
             .map(|(hop, branch)| self.one(visit, tools, hop, branch))
             .collect()
+    }
+
+    /// Where the packets go: the address, or else the route's prefix.
+    fn to(&self) -> String {
+        let mut all = self.probes.iter().map(|probe| probe.headers.destination);
+        match all.next() {
+            Some(first) if all.all(|other| other == first) => first.to_string(),
+            _ => self.route.destination.to_string(),
+        }
     }
 
     fn one(

@@ -21,8 +21,6 @@ pub(super) struct Stop {
     pub(super) at: Entry,
     /// In ascending order of their indexes.
     pub(super) probes: Vec<Probe>,
-    /// Whether the source's own packets come in here.
-    pub(super) first: bool,
 }
 
 /// A planned course.
@@ -35,11 +33,10 @@ pub(super) struct Course {
 }
 
 impl Course {
-    /// Follows `probes` from every one of `starts`. Routers that are not `allowed` are not entered.
+    /// Follows probes from the places where they start. Routers that are not `allowed` are not entered.
     pub(super) fn plan(
         tables: &mut Tables<'_>,
-        starts: &[Entry],
-        probes: &[Probe],
+        starts: Vec<(Entry, Vec<Probe>)>,
         allowed: &dyn Fn(&RouterName) -> bool,
     ) -> Result<Self, ResolveError> {
         let mut planner = Planner {
@@ -49,8 +46,8 @@ impl Course {
             marked: HashSet::new(),
             open: VecDeque::new(),
         };
-        for start in starts {
-            planner.arrive(start, probes.to_vec(), true);
+        for (start, probes) in starts {
+            planner.arrive(&start, probes);
         }
         planner.run()?;
         Ok(planner.course)
@@ -91,17 +88,17 @@ impl Planner<'_, '_> {
     }
 
     /// Takes note of probes that come to a place, and leaves out those that were there.
-    fn arrive(&mut self, at: &Entry, probes: Vec<Probe>, first: bool) {
+    fn arrive(&mut self, at: &Entry, mut probes: Vec<Probe>) {
         if !(self.allowed)(&at.router) {
             return;
         }
+        probes.sort_by_key(|probe| probe.index);
         let stops = &mut self.course.stops;
         let probes = match stops.iter_mut().find(|stop| stop.at == *at) {
             None => {
                 stops.push(Stop {
                     at: at.clone(),
                     probes: probes.clone(),
-                    first,
                 });
                 probes
             }
@@ -121,6 +118,8 @@ impl Planner<'_, '_> {
 
     fn follow(&mut self, at: &Entry, probes: &[Probe]) -> Result<(), ResolveError> {
         let rules = self.tables.rules(&at.router)?;
+        // All that go to one place go there at once: there may be a class for each pair of addresses.
+        let mut onward: Vec<(Entry, Vec<Probe>)> = Vec::new();
         for class in classes(&rules, probes) {
             let Some(first) = class.first() else { continue };
             for next in self.next(at, &first.headers, 0)? {
@@ -128,9 +127,15 @@ impl Planner<'_, '_> {
                     headers: passed_on(&probe.headers),
                     ..*probe
                 });
-                self.arrive(&next, on.collect(), false);
+                match onward.iter_mut().find(|(place, _)| *place == next) {
+                    Some((_, probes)) => probes.extend(on),
+                    None => onward.push((next, on.collect())),
+                }
             }
             self.open.push_back(Task::Marked(at.clone(), first.headers));
+        }
+        for (next, probes) in onward {
+            self.arrive(&next, probes);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What a job has to do with others: the DSCP value that it holds, and its part of the registry.
 
-use super::{DscpChoice, QuickError, QuickJob, random};
+use super::{DscpChoice, QuickError, Terms, random};
 use crate::{
     config::Config,
     model::Dscp,
@@ -19,8 +19,8 @@ pub(super) enum Grant {
 
 impl Grant {
     /// Looks whether the job may have the DSCP value that it asks for. Nothing is taken yet.
-    pub(super) fn open(job: &QuickJob, config: &Config) -> Result<Self, QuickError> {
-        let wanted = match job.dscp {
+    pub(super) fn open(terms: &Terms, config: &Config) -> Result<Self, QuickError> {
+        let wanted = match terms.dscp {
             DscpChoice::Auto => None,
             DscpChoice::Value(dscp) => Some(dscp),
         };
@@ -30,9 +30,9 @@ impl Grant {
                 range: config.dscp,
             });
         }
-        if job.use_registry {
+        if terms.use_registry {
             let registry = RegistryManager::open(config)?;
-            let run_id = job.run_id.clone();
+            let run_id = terms.run_id.clone();
             let holding = Holding::new(registry, run_id, JobType::Quick, wanted);
             return Ok(Self::Registered(holding));
         }

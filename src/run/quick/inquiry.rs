@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Closing, QuickError, QuickJob, back,
+    Closing, Pair, QuickError, Terms, back,
     branch::{self, Branch, By},
     course::{Course, Stop},
     digest::{self, Ending, Visited},
@@ -32,7 +32,7 @@ use crate::{
     netns::{NetnsDir, visit},
     registry::HostSpec,
     run::{
-        packet::Probe,
+        packet::{Headers, Probe},
         probe::WireSocket,
         report::{EndKind, Verdict},
         resolve::{self, ResolveError, RouterChoice},
@@ -42,16 +42,23 @@ use crate::{
 /// More rounds than a packet's TTL allows legs are not needed.
 const MAX_ROUNDS: usize = 64;
 
-/// A job's question in its lab.
+/// A burst of questions in its lab.
 pub(super) struct Inquiry<'a> {
-    pub(super) job: &'a QuickJob,
+    pub(super) terms: &'a Terms,
+    /// All of one family.
+    pub(super) pairs: &'a [Pair],
     pub(super) lab: &'a Lab,
     pub(super) dir: &'a NetnsDir,
     pub(super) wiring: &'a Wiring,
+    /// Whether this is one of many bursts, and not a job by itself.
+    pub(super) many: bool,
 }
 
+/// Where a pair's packets enter, and how all its services end where nothing has to be asked.
+pub(super) type Begun = (Vec<Entry>, Option<Ending>);
+
 /// What is known before anything is measured.
-pub(super) enum Beginning {
+enum Beginning {
     /// All services end like this, and no router is asked.
     Settled(Ending),
     /// Their packets enter here.
@@ -60,9 +67,10 @@ pub(super) enum Beginning {
 
 /// What is to be measured first, and what is needed for it.
 pub(super) struct Prepared {
-    pub(super) starts: Vec<Entry>,
-    /// Routers without facts, which may be entries, too.
-    unheard: Vec<RouterName>,
+    /// Where the packets of each pair enter.
+    starts: Vec<Vec<Entry>>,
+    /// For each pair, routers without facts, which may be entries, too.
+    unheard: Vec<Vec<RouterName>>,
     pub(super) visits: Vec<Visit>,
     pub(super) hosts: Vec<HostSpec>,
     /// Routers to be locked.
@@ -95,29 +103,60 @@ pub(super) struct Through {
 
 impl<'a> Inquiry<'a> {
     fn named(&self) -> Option<&'a [RouterName]> {
-        match &self.job.routers {
+        match &self.terms.routers {
             RouterChoice::Named(names) => Some(names),
             _ => None,
         }
     }
 
-    /// Where the question's packets enter.
-    pub(super) fn begin(
+    fn family(&self) -> Family {
+        let first = self.pairs.first();
+        first.map_or(Family::V4, |pair| Family::of(pair.destination))
+    }
+
+    /// Where the packets of each pair enter, and how its services end where no router has to be asked.
+    pub(super) fn begin_all(
         &self,
         sockets: &mut RouterSockets,
         there: &[HostState],
+        plan: &Plan,
+    ) -> Result<Vec<Begun>, ResolveError> {
+        let pairs = self.pairs.iter().enumerate();
+        let begun = pairs.map(|(number, pair)| {
+            match self.begin(sockets, there, pair, plan.first_of(number)) {
+                Ok(Beginning::Enter(entries)) => Ok((entries, None)),
+                Ok(Beginning::Settled(ending)) => Ok((Vec::new(), Some(ending))),
+                Err(ResolveError::Trace(
+                    error @ (TraceError::NoStart { .. } | TraceError::NotFacing { .. }),
+                )) if self.many => {
+                    let (verdict, kind) = (Verdict::Unknown, EndKind::NotKnown);
+                    let ending = Ending::new(verdict, kind, error.to_string());
+                    Ok((Vec::new(), Some(ending)))
+                }
+                Err(error) => Err(error),
+            }
+        });
+        begun.collect()
+    }
+
+    /// Where the packets of a pair enter.
+    fn begin(
+        &self,
+        sockets: &mut RouterSockets,
+        there: &[HostState],
+        pair: &Pair,
         probe: Option<&Probe>,
     ) -> Result<Beginning, ResolveError> {
-        let (source, destination) = (self.job.source, self.job.destination);
+        let (source, destination) = (pair.source, pair.destination);
         if destination.is_multicast() {
             let reason = format!("{destination} is a multicast address: who gets it is not known");
             let end = Ending::new(Verdict::Unknown, EndKind::Multicast, reason);
             return Ok(Beginning::Settled(end));
         }
         let packet = packet(source, destination, probe);
-        let entries = match &self.job.routers {
+        let entries = match &self.terms.routers {
             RouterChoice::Named(names) => self.through(names, sockets, &packet, there)?,
-            RouterChoice::Traced(trace) if self.job.from.is_none() => {
+            RouterChoice::Traced(trace) if self.terms.from.is_none() => {
                 let first = trace.hops.first();
                 let entry = first.map(|hop| Entry {
                     router: hop.router.clone(),
@@ -130,7 +169,7 @@ impl<'a> Inquiry<'a> {
             }
             _ => {
                 if let Some(shared) = self.wiring.shared_link(source, destination)
-                    && self.job.from.is_none()
+                    && self.terms.from.is_none()
                 {
                     let verdict = match shared.is_sure() {
                         true => Verdict::Yes,
@@ -163,9 +202,9 @@ impl<'a> Inquiry<'a> {
         packet: &Packet,
         there: &[HostState],
     ) -> Result<Vec<Entry>, ResolveError> {
-        let from = self.job.from.as_ref();
+        let from = self.terms.from.as_ref();
         if from.is_none() {
-            let placed = resolve::placed_by_hand(&self.job.lab, packet.source, there)?;
+            let placed = resolve::placed_by_hand(&self.terms.lab, packet.source, there)?;
             if !placed.is_empty() {
                 return Ok(placed);
             }
@@ -218,23 +257,27 @@ impl<'a> Inquiry<'a> {
         }
     }
 
-    /// Plans the ways of `probes` from `starts`, and what is needed to measure there. Without the
-    /// hosts that are `there` the hidden sender sends in place of source hosts, too.
+    /// Plans the ways of all probes from the places where those of their pair start, and what is needed
+    /// to measure there. Without the hosts that are
+    /// `there` the hidden sender sends in place of source hosts, too.
     pub(super) fn prepare(
         &self,
         hosts: &mut Hosts,
         there: Option<&[HostState]>,
-        starts: &[Entry],
-        probes: &[Probe],
+        starts: &[Vec<Entry>],
+        plan: &Plan,
     ) -> Result<Prepared, QuickError> {
-        let family = Family::of(self.job.destination);
         let named = self.named();
         let allowed = |router: &RouterName| named.is_none_or(|names| names.contains(router));
-        let mut tables = Tables::new(self.wiring, hosts.routers(), family);
-        let mut course = Course::plan(&mut tables, starts, probes, &allowed)?;
+        let mut tables = Tables::new(self.wiring, hosts.routers(), self.family());
+        let mut course = Course::plan(&mut tables, starting(starts, plan), &allowed)?;
+        let unheard = self
+            .pairs
+            .iter()
+            .map(|pair| self.unheard(pair, there.unwrap_or_default()));
         let mut prepared = Prepared {
             starts: starts.to_vec(),
-            unheard: self.unheard(there.unwrap_or_default())?,
+            unheard: unheard.collect::<Result<_, _>>()?,
             visits: Vec::new(),
             hosts: Vec::new(),
             routers: course.routers(),
@@ -242,10 +285,13 @@ impl<'a> Inquiry<'a> {
             wire: None,
         };
         for name in named.unwrap_or_default() {
+            let Some(pair) = self.pairs.first() else {
+                break;
+            };
             if course.stops.iter().any(|stop| stop.at.router == *name) {
                 continue;
             }
-            let packet = packet(self.job.source, self.job.destination, probes.first());
+            let packet = packet(pair.source, pair.destination, plan.probes.first());
             let facing = self.facing(name, hosts.routers(), &packet)?;
             let at = facing.into_iter().next().unwrap_or(Entry {
                 router: name.clone(),
@@ -255,42 +301,87 @@ impl<'a> Inquiry<'a> {
             prepared.aside.push(at.clone());
             course.stops.push(Stop {
                 at,
-                probes: probes.to_vec(),
-                first: false,
+                probes: plan.probes.clone(),
             });
         }
+        if self.many {
+            // Most of many questions end at the first router, and reasons cost more than probes: the
+            // walk asks the others about what really comes there.
+            let starting = starting(starts, plan).into_iter();
+            course.stops = starting.map(|(at, probes)| Stop { at, probes }).collect();
+        }
         for stop in course.stops {
-            let host = match there {
-                Some(there) if stop.first => self.host(&stop.at, &prepared.hosts, hosts, there)?,
-                _ => None,
+            let starts_here = |probe: &Probe| {
+                let starts = starts.get(plan.pair_of(probe.index));
+                starts.is_some_and(|starts| starts.contains(&stop.at))
             };
-            let (sockets, wire) = (hosts.routers(), &mut prepared.wire);
-            let visit = self.visit(sockets, (stop.at, stop.probes), host.as_ref(), wire)?;
-            prepared.visits.push(visit);
-            prepared.hosts.extend(host.and_then(Result::ok));
+            for (sends, probes) in self.by_sender(&stop.at, &stop.probes, starts_here) {
+                let host = match (there, sends) {
+                    (Some(there), Sends::Host(source)) => {
+                        self.host(&stop.at, source, &prepared.hosts, hosts, there)?
+                    }
+                    _ => None,
+                };
+                let (at, wire) = (stop.at.clone(), &mut prepared.wire);
+                let visit =
+                    self.visit(hosts.routers(), (at, probes), sends, host.as_ref(), wire)?;
+                prepared.visits.push(visit);
+                prepared.hosts.extend(host.and_then(Result::ok));
+            }
         }
         Ok(prepared)
     }
 
-    /// Routers without facts that the packets may enter by; none where an entry was chosen.
-    fn unheard(&self, there: &[HostState]) -> Result<Vec<RouterName>, ResolveError> {
-        let Inquiry { job, wiring, .. } = self;
-        let open = job.from.is_none() && matches!(job.routers, RouterChoice::Trace);
-        let all = match open && !job.trust_facts {
-            true => wiring.unheard(job.source),
+    /// The probes at a place by what sends them there. `starts_here` tells those that their source
+    /// sends itself.
+    fn by_sender(
+        &self,
+        at: &Entry,
+        probes: &[Probe],
+        starts_here: impl Fn(&Probe) -> bool,
+    ) -> BTreeMap<Sends, Vec<Probe>> {
+        let mut senders: BTreeMap<Sends, Vec<Probe>> = BTreeMap::new();
+        for probe in probes {
+            let Headers {
+                source,
+                destination,
+                ..
+            } = probe.headers;
+            let sends = if starts_here(probe) && at.iface_in.is_some() {
+                Sends::Host(source)
+            } else if !self.is_own(at, source) {
+                Sends::Hidden
+            } else if self.is_own(at, destination) {
+                Sends::ToItself(source, destination)
+            } else {
+                Sends::Itself(source)
+            };
+            senders.entry(sends).or_default().push(*probe);
+        }
+        senders
+    }
+
+    /// Routers without facts that the packets of a pair may enter by; none where an entry was chosen.
+    fn unheard(&self, pair: &Pair, there: &[HostState]) -> Result<Vec<RouterName>, ResolveError> {
+        let Inquiry { terms, wiring, .. } = self;
+        let open = terms.from.is_none() && matches!(terms.routers, RouterChoice::Trace);
+        let all = match open && !terms.trust_facts {
+            true => wiring.unheard(pair.source),
             false => &[],
         };
-        if all.is_empty() || !resolve::placed_by_hand(&job.lab, job.source, there)?.is_empty() {
+        if all.is_empty() || !resolve::placed_by_hand(&terms.lab, pair.source, there)?.is_empty() {
             return Ok(Vec::new());
         }
         Ok(all.to_vec())
     }
 
     /// The source host for a place. None where the router has one with that address at another
-    /// interface, which is the only one that it can have.
+    /// interface, which is the only one that it can have, and where a sweep finds none there: its
+    /// sources may be thousands.
     fn host(
         &self,
         at: &Entry,
+        source: IpAddr,
         planned: &[HostSpec],
         hosts: &mut Hosts,
         there: &[HostState],
@@ -298,32 +389,42 @@ impl<'a> Inquiry<'a> {
         let Some(iface) = &at.iface_in else {
             return Ok(None);
         };
-        let source = self.job.source;
-        let router = RouterId::new(self.job.lab.clone(), at.router.clone());
-        let elsewhere = there.iter().any(|host| {
-            host.router == at.router && host.address.addr() == source && host.interface != *iface
-        });
-        if elsewhere || planned.iter().any(|host| host.router == router) {
+        let router = RouterId::new(self.terms.lab.clone(), at.router.clone());
+        let mut of_source = there
+            .iter()
+            .filter(|host| host.router == at.router && host.address.addr() == source);
+        let elsewhere = of_source.clone().any(|host| host.interface != *iface);
+        let is_planned = |host: &HostSpec| host.router == router && host.address.addr() == source;
+        if elsewhere || planned.iter().any(is_planned) {
+            return Ok(None);
+        }
+        if self.many && of_source.next().is_none() {
             return Ok(None);
         }
         let host = resolve::host_at(&router, iface, source, there, hosts)?;
         Ok(Some(host))
     }
 
-    /// A visit from the host that is given, or from the hidden sender.
+    /// A visit from the host that is given, or from the hidden sender, or from the router itself.
     fn visit(
         &self,
         sockets: &mut RouterSockets,
         (at, probes): (Entry, Vec<Probe>),
+        sends: Sends,
         host: Option<&Result<HostSpec, String>>,
         wire: &mut Option<WireSocket>,
     ) -> Result<Visit, QuickError> {
         let netns = sockets.netns(&at.router).map_err(ResolveError::from)?;
-        let from = match host {
-            Some(Ok(host)) => Ok(Sender::Host(host.id.netns())),
-            Some(Err(why)) => Err(why.clone()),
-            None if self.is_own(&at) => self.itself(&at)?,
-            None => self.hidden(&at, wire)?,
+        let from = match (host, sends) {
+            (Some(Ok(host)), _) => Ok(Sender::Host(host.id.netns())),
+            (Some(Err(why)), _) => Err(why.clone()),
+            (None, Sends::Itself(source)) => Ok(Sender::Itself(source)),
+            (None, Sends::ToItself(source, destination)) => Err(format!(
+                "{source} and {destination} are both {} itself: such packets go by lo and are not \
+                 measured",
+                at.router
+            )),
+            (None, Sends::Host(_) | Sends::Hidden) => self.hidden(&at, &probes, wire)?,
         };
         Ok(Visit {
             at,
@@ -334,36 +435,26 @@ impl<'a> Inquiry<'a> {
         })
     }
 
-    /// Whether the router sends the question's packets itself.
-    fn is_own(&self, at: &Entry) -> bool {
-        at.iface_in.is_none() && self.wiring.owners(self.job.source).contains(&&at.router)
-    }
-
-    /// The router as the sender, where its raw packets are routed as a program's would be.
-    fn itself(&self, at: &Entry) -> Result<Result<Sender, String>, QuickError> {
-        let destination = self.job.destination;
-        if self.wiring.owners(destination).contains(&&at.router) {
-            return Ok(Err(format!(
-                "{} and {destination} are both {} itself: such packets go by lo and are not \
-                 measured",
-                self.job.source, at.router
-            )));
-        }
-        Ok(Ok(Sender::Itself(self.job.source)))
+    /// Whether a packet that enters at no interface of the router has this address of its own.
+    fn is_own(&self, at: &Entry, address: IpAddr) -> bool {
+        at.iface_in.is_none() && self.wiring.owners(address).contains(&&at.router)
     }
 
     /// The hidden sender into a place.
     fn hidden(
         &self,
         at: &Entry,
+        probes: &[Probe],
         wire: &mut Option<WireSocket>,
     ) -> Result<Result<Sender, String>, QuickError> {
         let router = self.lab.router(&at.router).map_err(QuickError::from)?;
         let Some(name) = &at.iface_in else {
+            let source = probes.first().map(|probe| probe.headers.source.to_string());
             return Ok(Err(format!(
                 "router {} has no route to the source {}, or has that address itself, so it is \
                  not known where its packets come in",
-                at.router, self.job.source
+                at.router,
+                source.unwrap_or_default()
             )));
         };
         let state = router.interface(name);
@@ -384,7 +475,7 @@ impl<'a> Inquiry<'a> {
                 wire.insert(opened)
             }
         };
-        let family = Family::of(self.job.destination);
+        let family = self.family();
         let from = Mac::made_up("tsim hidden sender");
         Ok(Ok(Sender::Wire(
             socket.into_wire(device, mac, from, family),
@@ -399,8 +490,7 @@ impl<'a> Inquiry<'a> {
         sockets: &mut RouterSockets,
         go_on: &dyn Fn() -> Result<(), QuickError>,
     ) -> Result<Asked, QuickError> {
-        let family = Family::of(self.job.destination);
-        let mut tables = Tables::new(self.wiring, sockets, family);
+        let mut tables = Tables::new(self.wiring, sockets, self.family());
         let mut through = Through {
             visited: Vec::new(),
             ways: Vec::new(),
@@ -426,7 +516,8 @@ impl<'a> Inquiry<'a> {
             };
             let walk = Walk::new(&through.visited, self.wiring, self.named());
             let ways = plan.probes.iter().map(|probe| {
-                let from = prepared.starts.iter();
+                let from = prepared.starts.get(plan.pair_of(probe.index));
+                let from = from.into_iter().flatten();
                 from.flat_map(|entry| walk.follow(entry, *probe, &mut needs))
                     .collect()
             });
@@ -447,9 +538,10 @@ impl<'a> Inquiry<'a> {
             }
             visits = self.again(tables.sockets, needs, &mut through.wire)?;
         }
-        for ways in &mut through.ways {
-            let unheard = prepared.unheard.iter();
-            ways.extend(unheard.map(|router| by_unheard(router, self.job.source)));
+        for (probe, ways) in plan.probes.iter().zip(&mut through.ways) {
+            let unheard = prepared.unheard.get(plan.pair_of(probe.index));
+            let unheard = unheard.into_iter().flatten();
+            ways.extend(unheard.map(|router| by_unheard(router, probe.headers.source)));
         }
         if self.named().is_none() {
             back::weigh(self.wiring, sockets, &through.visited, &mut through.ways);
@@ -546,7 +638,7 @@ impl<'a> Inquiry<'a> {
         }
         let place = (&visit.at, visit.probes.as_slice());
         let mut visited = digest::digest(
-            (self.lab, self.job.trust_facts),
+            (self.lab, self.terms.trust_facts),
             tables,
             place,
             (measured, ways),
@@ -554,7 +646,7 @@ impl<'a> Inquiry<'a> {
         )?;
         if matches!(visit.from, Ok(Sender::Itself(_))) {
             ports::doubt_own(tables, &mut visited)?;
-        } else if self.job.source_port.is_none() {
+        } else if self.terms.source_port.is_none() {
             ports::doubt_open(tables, &mut visited)?;
         }
         Ok(visited)
@@ -584,10 +676,37 @@ impl<'a> Inquiry<'a> {
             .flat_map(|(at, all)| all.into_iter().map(move |probes| (at.clone(), probes)));
         let visit = |(at, probes): (Entry, BTreeMap<u32, Probe>)| {
             let probes = probes.into_values().collect();
-            self.visit(sockets, (at, probes), None, wire)
+            self.visit(sockets, (at, probes), Sends::Hidden, None, wire)
         };
         visits.map(visit).collect()
     }
+}
+
+/// What sends probes to a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Sends {
+    /// A host with this address, where there is to be one, or else the hidden sender.
+    Host(IpAddr),
+    /// The hidden sender.
+    Hidden,
+    /// The router, from this address of its own.
+    Itself(IpAddr),
+    /// Nothing: from one address of the router to another.
+    ToItself(IpAddr, IpAddr),
+}
+
+/// The places where probes start, each with those that start there.
+fn starting(starts: &[Vec<Entry>], plan: &Plan) -> Vec<(Entry, Vec<Probe>)> {
+    let mut places: Vec<(Entry, Vec<Probe>)> = Vec::new();
+    for probe in &plan.probes {
+        for start in starts.get(plan.pair_of(probe.index)).into_iter().flatten() {
+            match places.iter_mut().find(|(at, _)| at == start) {
+                Some((_, probes)) => probes.push(*probe),
+                None => places.push((start.clone(), vec![*probe])),
+            }
+        }
+    }
+    places
 }
 
 /// The way by a router without facts, of which it is not known whether the source uses it.

@@ -13,6 +13,7 @@ mod back;
 mod branch;
 mod conclude;
 mod course;
+mod desk;
 mod digest;
 mod grant;
 mod inquiry;
@@ -24,11 +25,11 @@ mod ports;
 mod report;
 mod session;
 mod standin;
+pub mod sweep;
 mod tables;
 mod walk;
 
 use std::{
-    collections::BTreeSet,
     fmt, io,
     net::IpAddr,
     path::PathBuf,
@@ -40,37 +41,26 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::{
-    grant::Grant,
-    inquiry::{Asked, Beginning, Inquiry, Prepared},
-    plan::Plan,
+    desk::{Burst, Desk, Lone},
+    digest::Ending,
     report::Frame,
-    session::{Hands, Needs, Outcome},
 };
-use super::left;
 pub use super::resolve::RouterChoice;
 use crate::{
     config::Config,
     firewall::{
-        backend::{Backend, BackendChoice, ChooseError, TapsError},
+        backend::{BackendChoice, ChooseError, TapsError},
         nft::{NftSocket, watch::RulesetWatch},
     },
-    lab::{
-        Lab, LabError,
-        hosts::LabHosts,
-        trace::{EntryName, Wiring},
-    },
-    model::{
-        Dscp, DscpRange, LabName, NameError, RouterId, RouterName, RunId, Service, dscp::DscpError,
-    },
-    netns::{NetnsDir, NetnsError},
-    registry::{KernelError, RegistryError, Wait},
+    lab::{Lab, LabError, trace::EntryName},
+    model::{Dscp, DscpRange, LabName, NameError, RunId, Service, dscp::DscpError},
+    netns::NetnsError,
+    registry::{KernelError, RegistryError},
     run::{
-        caretaker::Caretaker,
         explain::{ExplainError, Explainer},
-        interrupt::Interrupt,
         probe::WireSocket,
         progress::{Phase, Progress},
-        report::{QuickReport, Timing},
+        report::{EndKind, QuickReport, Verdict},
         resolve::ResolveError,
         undo::UndoError,
     },
@@ -125,6 +115,81 @@ pub struct QuickJob {
     pub pass_on: Option<u64>,
 }
 
+/// How questions are asked, whatever they are.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Lab to measure in.
+    pub lab: LabName,
+    /// The job's name.
+    pub run_id: RunId,
+    /// The DSCP value that the job holds.
+    pub dscp: DscpChoice,
+    /// Which routers to measure.
+    pub routers: RouterChoice,
+    /// Where packets enter the lab; none for everywhere that they may.
+    pub from: Option<EntryName>,
+    /// Source port of the probes; none for one that is new to the routers.
+    pub source_port: Option<u16>,
+    /// DSCP that the routers' own rules see in the probes.
+    pub probe_dscp: Dscp,
+    /// Length of the IP packets in bytes; none for what their protocols have at least.
+    pub size: Option<u16>,
+    /// When to look for reasons.
+    pub explain: ExplainMode,
+    /// What measures.
+    pub backend: BackendChoice,
+    /// How long to wait for router locks.
+    pub lock_timeout: Duration,
+    /// Whether to take leases and locks.
+    pub use_registry: bool,
+    /// Whether verdicts are given although the lab lacks something that can change them.
+    pub trust_facts: bool,
+    /// Test hook: let probes go on behind the last tap, with tags from this seed.
+    pub pass_on: Option<u64>,
+}
+
+/// What is asked between two addresses of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Services in the order asked for, each once.
+    pub services: Vec<Service>,
+}
+
+impl QuickJob {
+    /// What is asked.
+    fn pair(&self) -> Pair {
+        Pair {
+            source: self.source,
+            destination: self.destination,
+            services: self.services.clone(),
+        }
+    }
+
+    /// How it is asked.
+    fn terms(&self) -> Terms {
+        Terms {
+            lab: self.lab.clone(),
+            routers: self.routers.clone(),
+            from: self.from.clone(),
+            dscp: self.dscp,
+            run_id: self.run_id.clone(),
+            probe_dscp: self.probe_dscp,
+            size: self.size,
+            source_port: self.source_port,
+            lock_timeout: self.lock_timeout,
+            explain: self.explain,
+            backend: self.backend,
+            trust_facts: self.trust_facts,
+            use_registry: self.use_registry,
+            pass_on: self.pass_on,
+        }
+    }
+}
+
 /// The DSCP value that a job asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DscpChoice {
@@ -168,6 +233,9 @@ impl fmt::Display for ExplainMode {
 
 /// How many blocked services of a router are explained unless all are asked for.
 pub const EXPLAIN_AUTO_MAX: usize = 1000;
+
+/// The same in a burst of a sweep, of which there may be thousands.
+pub const EXPLAIN_IN_BURST: usize = 50;
 
 /// A quick job could not be run, or not be undone.
 #[derive(Debug, Error)]
@@ -316,16 +384,16 @@ pub enum Closing {
 pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
     let started = Instant::now();
     let system = |what| move |source| QuickError::System { what, source };
-    let interrupt = Interrupt::watch().map_err(system("watch for signals"))?;
     let mut progress =
         Progress::new(job.progress.as_deref(), PHASES).map_err(system("write progress"))?;
+    let mut desk = Desk::open(job.terms(), config)?;
+    let pairs = [job.pair()];
     let lab = Lab::open(config, &job.lab)?;
-    let (of, run_id) = (config.clone(), job.run_id.clone());
-    let taps = !matches!(job.backend, BackendChoice::Only(Backend::Nft));
-    interrupt.at_stop(move || left::of_run(&of, &run_id, taps));
-    let mut grant = Grant::open(job, config)?;
-    let answered = answer(job, config, &lab, &mut grant, &interrupt, &mut progress);
-    let mut left: Vec<UndoError> = grant.give_back().into_iter().collect();
+    let answered = desk.burst(&lab, &pairs, Lone::Quick, &mut |phase| {
+        progress.enter(phase);
+    });
+    let answered = answered.map(|burst| answered_by(job, &desk.terms, &lab, burst));
+    let mut left: Vec<UndoError> = desk.close().into_iter().collect();
     match answered {
         Ok((mut answered, more)) => {
             left.splice(..0, more);
@@ -335,143 +403,46 @@ pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
             Ok(answered)
         }
         Err(error) => {
-            left.iter()
-                .for_each(|failure| tracing::error!("{}", full(failure)));
+            log(&left);
             Err(error)
         }
     }
 }
 
-/// The job, with its part of the registry at hand.
-fn answer(
+/// Puts the answer together, with what could not be undone.
+fn answered_by(
     job: &QuickJob,
-    config: &Config,
+    terms: &Terms,
     lab: &Lab,
-    grant: &mut Grant,
-    interrupt: &Interrupt,
-    progress: &mut Progress,
-) -> Result<(Answered, Vec<UndoError>), QuickError> {
-    let started = Instant::now();
-    let dir = NetnsDir::default().patient(job.lock_timeout);
-    let wiring = Wiring::from(&**lab);
-    let inquiry = Inquiry {
+    burst: Burst,
+) -> (Answered, Vec<UndoError>) {
+    let frame = Frame {
         job,
         lab,
-        dir: &dir,
-        wiring: &wiring,
+        dscp: burst.dscp,
+        backend: burst.plan.backend,
+        timing: burst.timing,
     };
-    let mut kernel = LabHosts::new(&dir);
-    let mut plan = Plan::new(job, config)?;
-    let hosts = kernel.lab(&job.lab).map_err(ResolveError::from)?;
-    let there = hosts.list().map_err(ResolveError::from)?;
-    let frame = |dscp, backend, timing| Frame {
-        job,
-        lab,
-        dscp,
-        backend,
-        timing,
-    };
-    let starts = match inquiry.begin(hosts.routers(), &there, plan.probes.first())? {
-        Beginning::Enter(starts) => starts,
-        Beginning::Settled(ending) => {
-            let timing = Timing {
-                resolve: millis(started.elapsed()),
-                ..Timing::default()
-            };
-            let frame = frame(grant.dscp()?, plan.backend, timing);
-            return Ok((report::settled(frame, &ending), Vec::new()));
+    let answered = match (burst.settled.into_iter().next().flatten(), burst.through) {
+        (Some(ending), _) => report::settled(frame, &ending),
+        (None, Some(through)) => {
+            let mut answered = report::assemble(frame, terms, &burst.plan, through);
+            answered.report.warnings.extend(burst.kept);
+            answered
         }
+        (None, None) => report::settled(frame, &nothing_asked()),
     };
-    let mut larger = BTreeSet::new();
-    let mut with_hosts = true;
-    loop {
-        let hosts = kernel.lab(&job.lab).map_err(ResolveError::from)?;
-        let there = with_hosts.then_some(there.as_slice());
-        let mut prepared = inquiry.prepare(hosts, there, &starts, &plan.probes)?;
-        prepared.routers.extend(larger.iter().cloned());
-        plan.choose(job, prepared.visits.first().map(|visit| &visit.netns))?;
-        let resolve = millis(started.elapsed());
-        progress.enter("waiting");
-        let caretaker = Caretaker::new(&dir, config);
-        let mut caretaker = match plan.backend {
-            Backend::Nft => caretaker.leaving_taps(),
-            Backend::IptablesNft | Backend::IptablesLegacy => caretaker,
-        };
-        let specs = prepared.hosts.clone();
-        let needs = Needs {
-            hosts: &specs.iter().collect::<Vec<_>>(),
-            routers: &ids(job, &prepared),
-            wait: Wait::at_most(job.lock_timeout).or_until(interrupt.cancel().clone()),
-        };
-        let hands = Hands {
-            hosts: &mut kernel,
-            caretaker: &mut caretaker,
-        };
-        let work = |dscp, hosts: &mut LabHosts| {
-            progress.enter("probing");
-            plan.mark_with(dscp);
-            let go_on = || stop_if(interrupt);
-            let hosts = hosts.lab(&job.lab).map_err(ResolveError::from)?;
-            let asked = inquiry.ask(&plan, prepared, hosts.routers(), &go_on)?;
-            stop_if(interrupt)?;
-            Ok(asked)
-        };
-        let outcome = grant.run(&needs, hands, work, |result| {
-            matches!(result, Ok(Asked::Larger(_)))
-        });
-        progress.enter("undoing");
-        let timing = undone(resolve, &outcome);
-        match outcome.result {
-            Ok(Asked::Through(through)) => {
-                let frame = frame(plan.dscp(), plan.backend, timing);
-                let mut answered = report::assemble(frame, &plan, through);
-                answered.report.warnings.extend(outcome.kept);
-                return Ok((answered, outcome.left));
-            }
-            Ok(Asked::Larger(more)) => {
-                log(&outcome.left);
-                larger.extend(more);
-            }
-            // Another job has a host with this address at another interface of the router.
-            Err(QuickError::Registry(RegistryError::Collision { .. })) if with_hosts => {
-                log(&outcome.left);
-                with_hosts = false;
-            }
-            Err(error) => {
-                log(&outcome.left);
-                return Err(error);
-            }
-        }
-    }
+    (answered, burst.left)
 }
 
-/// The routers to be locked.
-fn ids(job: &QuickJob, prepared: &Prepared) -> Vec<RouterId> {
-    let id = |router: &RouterName| RouterId::new(job.lab.clone(), router.clone());
-    prepared.routers.iter().map(id).collect()
-}
-
-fn undone<T>(resolve: f64, outcome: &Outcome<T>) -> Timing {
-    Timing {
-        resolve,
-        hosts: millis(outcome.hosts),
-        lock: millis(outcome.lock),
-        undo: millis(outcome.undo),
-        ..Timing::default()
-    }
+/// How a question ends that was never put.
+fn nothing_asked() -> Ending {
+    Ending::new(Verdict::Unknown, EndKind::NotKnown, "it was not asked")
 }
 
 fn log(left: &[UndoError]) {
     left.iter()
         .for_each(|failure| tracing::error!("{}", full(failure)));
-}
-
-fn stop_if(interrupt: &Interrupt) -> Result<(), QuickError> {
-    if interrupt.is_set() {
-        Err(QuickError::Interrupted)
-    } else {
-        Ok(())
-    }
 }
 
 fn millis(duration: Duration) -> f64 {

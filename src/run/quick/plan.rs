@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Closing, EXPLAIN_AUTO_MAX, ExplainMode, QuickError, QuickJob,
+    Closing, EXPLAIN_AUTO_MAX, EXPLAIN_IN_BURST, ExplainMode, Pair, QuickError, Terms,
     conclude::conclude,
     digest::ENDS_HERE,
     lots::Urn,
@@ -25,7 +25,7 @@ use crate::{
     config::Config,
     firewall::{
         TagSpace, Taps,
-        backend::{Backend, Site, choose},
+        backend::{Backend, BackendChoice, Site, choose},
         iptables::{OwnerMark, feature},
         nft::nature::Nature,
         rule::Rule,
@@ -33,7 +33,7 @@ use crate::{
         taps::{Left, Ways},
     },
     lab::{self, trace::Entry},
-    model::{Dscp, LabName, NetnsName, Protocol, RouterName},
+    model::{Dscp, LabName, NetnsName, Protocol, RouterName, Service},
     netlink::object::Family,
     netns::{NetnsDir, NetnsFd, tool::Tools},
     processors,
@@ -57,6 +57,9 @@ const TTL: u8 = 64;
 pub(super) struct Plan {
     pub(super) backend: Backend,
     explain: ExplainMode,
+    /// How many services of one visit are explained unless all are: blocked ones, and those that got
+    /// through where rules vary.
+    most: (usize, usize),
     pub(super) tools: Tools,
     /// Where texts of rules are kept.
     shelf: LazyShelf,
@@ -71,6 +74,10 @@ pub(super) struct Plan {
     /// As the source sends them.
     pub(super) probes: Vec<Probe>,
     pub(super) catalogue: Catalogue,
+    /// The pair that each probe is of, by the probe's index.
+    pair_of: Vec<u32>,
+    /// Where each pair's services begin among all that are asked for.
+    begins: Vec<usize>,
 }
 
 /// Where texts of rules are kept, opened when it is first needed.
@@ -142,17 +149,36 @@ struct Asked {
 }
 
 impl Plan {
-    pub(super) fn new(job: &QuickJob, config: &Config) -> Result<Self, QuickError> {
+    /// The plan for all services of all `pairs`, which are of one family: each is a question of its
+    /// own, with an index of its own.
+    pub(super) fn new(terms: &Terms, pairs: &[Pair], config: &Config) -> Result<Self, QuickError> {
         let owner = Owner::current().map_err(|source| QuickError::System {
             what: "tell who this process is",
             source,
         })?;
-        let catalogue = Catalogue::new(&job.services);
-        let seed = job.pass_on.map_or_else(random, Ok)?;
+        let mut services: Vec<Service> = Vec::new();
+        let mut begins = Vec::with_capacity(pairs.len());
+        let mut pair_at = Vec::new();
+        for (number, pair) in pairs.iter().enumerate() {
+            begins.push(services.len());
+            services.extend(&pair.services);
+            pair_at.resize(services.len(), number as u32);
+        }
+        let catalogue = Catalogue::new(&services);
+        let mut pair_of = vec![0; services.len()];
+        for (&index, &pair) in catalogue.in_order_asked().iter().zip(&pair_at) {
+            if let Some(of) = pair_of.get_mut(index as usize) {
+                *of = pair;
+            }
+        }
+        let family = pairs
+            .first()
+            .map_or(Family::V4, |pair| Family::of(pair.destination));
+        let seed = terms.pass_on.map_or_else(random, Ok)?;
         let tags = TagSpace::new(Dscp::DEFAULT, seed);
         let taps = Taps {
-            run_id: job.run_id.clone(),
-            family: Family::of(job.destination),
+            run_id: terms.run_id.clone(),
+            family,
             tags,
             services: catalogue.len(),
             runs: catalogue.runs().clone(),
@@ -160,29 +186,31 @@ impl Plan {
             note_arrivals: false,
             by_tag: false,
             note_ways: false,
-            pass_on: job.pass_on.is_some(),
+            pass_on: terms.pass_on.is_some(),
         };
-        let source_port = job.source_port.map_or_else(fresh_port, Ok)?;
+        let source_port = terms.source_port.map_or_else(fresh_port, Ok)?;
         let probe = |index: u32| {
             let service = catalogue.service(index)?;
+            let pair = pairs.get(*pair_of.get(index as usize)? as usize)?;
             let headers = Headers {
-                source: job.source,
-                destination: job.destination,
+                source: pair.source,
+                destination: pair.destination,
                 protocol: service.protocol,
                 source_port,
                 destination_port: service.port,
-                tos: job.probe_dscp.tos(),
+                tos: terms.probe_dscp.tos(),
                 ttl: TTL,
-                size: job.size,
+                size: terms.size,
             };
             Some(Probe { index, headers })
         };
         let probes = (0..catalogue.len()).filter_map(probe).collect();
         Ok(Self {
             backend: Backend::Nft,
-            explain: job.explain,
+            explain: terms.explain,
+            most: (EXPLAIN_AUTO_MAX, EXPLAIN_AUTO_MAX),
             tools: Tools::new(config.tool_dirs.clone()),
-            shelf: lazy_shelf(config, &job.lab),
+            shelf: lazy_shelf(config, &terms.lab),
             owner: OwnerMark::from(&owner),
             own_taps: Taps {
                 from_itself: true,
@@ -190,9 +218,11 @@ impl Plan {
             },
             taps,
             seed,
-            any_port: job.source_port.is_none(),
+            any_port: terms.source_port.is_none(),
             probes,
             catalogue,
+            pair_of,
+            begins,
         })
     }
 
@@ -208,14 +238,40 @@ impl Plan {
         self.taps.tags.dscp()
     }
 
+    /// In a burst of `many`, reasons of a few blocked services are enough for a start. But nobody reads
+    /// how many were left out that got through, so none is.
+    pub(super) fn of_many(self, many: bool) -> Self {
+        let most = match many {
+            true => (EXPLAIN_IN_BURST, usize::MAX),
+            false => self.most,
+        };
+        Self { most, ..self }
+    }
+
+    /// The number of the pair that the probe `index` is of.
+    pub(super) fn pair_of(&self, index: u32) -> usize {
+        self.pair_of
+            .get(index as usize)
+            .map_or(0, |&pair| pair as usize)
+    }
+
+    /// The first probe of the pair with this number.
+    pub(super) fn first_of(&self, pair: usize) -> Option<&Probe> {
+        let index = *self
+            .catalogue
+            .in_order_asked()
+            .get(*self.begins.get(pair)?)?;
+        (self.pair_of(index) == pair).then(|| self.probes.get(index as usize))?
+    }
+
     /// Chooses the back end by what the kernel shows in `router`, the first that is measured.
     pub(super) fn choose(
         &mut self,
-        job: &QuickJob,
+        choice: BackendChoice,
         router: Option<&Arc<NetnsFd>>,
     ) -> Result<(), QuickError> {
         let Some(netns) = router else { return Ok(()) };
-        self.backend = choose(job.backend, |backend| {
+        self.backend = choose(choice, |backend| {
             let site = Site {
                 netns,
                 tools: &self.tools,
@@ -462,17 +518,19 @@ impl Plan {
         findings: &BTreeMap<u32, Finding>,
         scrutiny: &Scrutiny,
     ) -> Asked {
-        let most = match self.explain {
+        let (most_blocked, most_passed) = match self.explain {
             ExplainMode::Never => return Asked::default(),
-            ExplainMode::Auto => EXPLAIN_AUTO_MAX,
-            ExplainMode::Always => usize::MAX,
+            ExplainMode::Auto => self.most,
+            ExplainMode::Always => (usize::MAX, usize::MAX),
         };
         let (mut blocked, mut passed, mut left) = (0, 0, 0);
         let mut probes = Vec::new();
         for (&index, finding) in findings {
-            let count = match finding {
-                Finding::Stopped | Finding::NotArrived => &mut blocked,
-                Finding::Passed | Finding::Delivered if scrutiny.is_needed() => &mut passed,
+            let (count, most) = match finding {
+                Finding::Stopped | Finding::NotArrived => (&mut blocked, most_blocked),
+                Finding::Passed | Finding::Delivered if scrutiny.is_needed() => {
+                    (&mut passed, most_passed)
+                }
                 _ => continue,
             };
             *count += 1;
@@ -483,11 +541,19 @@ impl Plan {
             probes.extend(probe.filter(|_| fits));
         }
         let mut left_out = Vec::new();
-        if blocked > most {
-            left_out.push(format!(
-                "only {most} of {blocked} blocked services were explained; --explain always takes \
-                 all"
-            ));
+        if blocked > most_blocked {
+            left_out.push(match most_blocked {
+                // Said once of a whole sweep, and not of each burst with its own numbers.
+                EXPLAIN_IN_BURST => {
+                    "not all blocked services were explained; --explain always takes \
+                                     all"
+                    .to_owned()
+                }
+                most => format!(
+                    "only {most} of {blocked} blocked services were explained; --explain always \
+                     takes all"
+                ),
+            });
         }
         if left > 0 {
             left_out.push(format!(

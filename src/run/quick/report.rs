@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
-    Answered, QuickJob,
+    Answered, Closing, QuickJob, Terms,
     digest::{ENDS_HERE, Ending, Outcome, Visited},
     inquiry::Through,
     plan::{Answer, Plan},
@@ -33,7 +33,18 @@ pub(super) struct Frame<'a> {
 
 /// The answer where no router had to be asked.
 pub(super) fn settled(frame: Frame<'_>, ending: &Ending) -> Answered {
-    let one = |service: &Service| EndToEnd {
+    let services = frame.job.services.iter();
+    let end_to_end = services.map(|service| settled_one(*service, ending));
+    let end_to_end = end_to_end.collect();
+    Answered {
+        report: frame.report(end_to_end, Vec::new(), Vec::new()),
+        closing: Vec::new(),
+    }
+}
+
+/// The answer for a service that no router had to be asked about.
+pub(super) fn settled_one(service: Service, ending: &Ending) -> EndToEnd {
+    EndToEnd {
         port: service.port,
         protocol: service.protocol,
         result: ending.verdict,
@@ -41,44 +52,71 @@ pub(super) fn settled(frame: Frame<'_>, ending: &Ending) -> Answered {
         router: None,
         end: ending.kind,
         way: Vec::new(),
-    };
-    let end_to_end = frame.job.services.iter().map(one).collect();
-    Answered {
-        report: frame.report(end_to_end, Vec::new(), Vec::new()),
-        closing: Vec::new(),
     }
 }
 
-/// Puts the answer together.
-pub(super) fn assemble(mut frame: Frame<'_>, plan: &Plan, through: Through) -> Answered {
-    let mut warnings = Vec::new();
-    let mut closing = Vec::new();
+/// What measurements say beside their verdicts.
+pub(super) struct Told {
+    pub(super) warnings: Vec<String>,
+    pub(super) closing: Vec<Closing>,
+    timing: Timing,
+}
+
+/// What a reader should know of the measurements, each thing once.
+pub(super) fn told(lab: &Lab, terms: &Terms, measured: Vec<(RouterName, Answer)>) -> Told {
+    let mut all = Told {
+        warnings: Vec::new(),
+        closing: Vec::new(),
+        timing: Timing::default(),
+    };
     let mut told = BTreeSet::new();
-    for (router, answer) in through.measured {
+    for (router, answer) in measured {
         if told.insert(router.clone()) {
-            warnings.extend(incomplete(&frame, &router));
+            all.warnings.extend(incomplete(lab, terms, &router));
         }
         let Answer::Measured(measurement) = answer else {
             continue;
         };
-        frame.timing.add(&measurement.spent);
+        all.timing.add(&measurement.spent);
         let doubts = measurement.doubts.iter();
-        warnings.extend(doubts.map(|doubt| format!("{router}: {doubt}")));
+        all.warnings
+            .extend(doubts.map(|doubt| format!("{router}: {doubt}")));
         if !measurement.owned {
-            warnings.push(format!(
+            all.warnings.push(format!(
                 "{router}: taps of this back end stay in the router if the job is killed, until \
                  the next job or `tsim reconcile` sweeps them"
             ));
         }
-        closing.extend(measurement.closing);
-    }
-    let wires = through.wire.into_iter().chain(through.wires);
-    closing.extend(wires.map(super::Closing::Wire));
-    if let RouterChoice::Traced(trace) = &frame.job.routers {
-        warnings.extend(trace.warnings.iter().cloned());
+        all.closing.extend(measurement.closing);
     }
     let mut seen = BTreeSet::new();
-    warnings.retain(|warning| seen.insert(warning.clone()));
+    all.warnings.retain(|warning| seen.insert(warning.clone()));
+    all
+}
+
+/// Puts the answer together.
+pub(super) fn assemble(
+    mut frame: Frame<'_>,
+    terms: &Terms,
+    plan: &Plan,
+    through: Through,
+) -> Answered {
+    let Told {
+        mut warnings,
+        mut closing,
+        timing,
+    } = told(frame.lab, terms, through.measured);
+    frame.timing.take_in(&timing);
+    let wires = through.wire.into_iter().chain(through.wires);
+    closing.extend(wires.map(Closing::Wire));
+    if let RouterChoice::Traced(trace) = &frame.job.routers {
+        let more = trace
+            .warnings
+            .iter()
+            .filter(|more| !warnings.contains(more));
+        let more: Vec<String> = more.cloned().collect();
+        warnings.extend(more);
+    }
     let reached = Reached::new(&through.visited, &through.ways);
     let order = plan.catalogue.in_order_asked();
     let place = (order, through.aside.as_slice());
@@ -88,7 +126,7 @@ pub(super) fn assemble(mut frame: Frame<'_>, plan: &Plan, through: Through) -> A
     let end_to_end = services
         .map(|(service, &index)| {
             let ways = ways.get_mut(index as usize).map(std::mem::take);
-            conclude(service, ways.unwrap_or_default())
+            conclude(*service, ways.unwrap_or_default())
         })
         .collect();
     Answered {
@@ -129,19 +167,19 @@ impl Frame<'_> {
 }
 
 /// What a reader should know about a router before any probe.
-fn incomplete(frame: &Frame<'_>, router: &RouterName) -> Option<String> {
-    let state = frame.lab.router(router).ok()?;
-    let omitted = Omitted::of(frame.lab, state, frame.job.trust_facts);
+fn incomplete(lab: &Lab, terms: &Terms, router: &RouterName) -> Option<String> {
+    let state = lab.router(router).ok()?;
+    let omitted = Omitted::of(lab, state, terms.trust_facts);
     (!omitted.is_empty()).then(|| {
         format!(
             "{router} lacks something of its facts; see `tsim lab status {}`",
-            frame.job.lab
+            terms.lab
         )
     })
 }
 
 /// The verdict from end to end: that of all ways, where they agree.
-fn conclude(service: &Service, ways: Vec<WayEnd>) -> EndToEnd {
+pub(super) fn conclude(service: Service, ways: Vec<WayEnd>) -> EndToEnd {
     let answer = |result, reason, router, end, way| EndToEnd {
         port: service.port,
         protocol: service.protocol,
@@ -382,6 +420,21 @@ fn by_branch(index: u32, here: &[(usize, &Visited)]) -> Option<(Verdict, String)
 }
 
 impl Timing {
+    /// Takes over what measuring took.
+    fn take_in(&mut self, measured: &Self) {
+        let Self {
+            install,
+            probe,
+            read,
+            explain,
+            undo,
+            ..
+        } = measured;
+        (self.install, self.probe, self.read) = (*install, *probe, *read);
+        self.explain = *explain;
+        self.undo = super::millis(Duration::from_secs_f64((self.undo + undo) / 1e3));
+    }
+
     /// Adds what one router took. Routers are measured side by side, so the sum may exceed the
     /// total.
     fn add(&mut self, spent: &super::measure::Spent) {

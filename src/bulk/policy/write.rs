@@ -1,0 +1,266 @@
+//! The way back: a policy that says what was measured, as TOML.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write as _,
+    net::IpAddr,
+};
+
+use super::{
+    Policy, Rule,
+    file::{Except, Must, Place, Places, RuleFile, Services},
+};
+use crate::{
+    bulk::{
+        addresses::Addresses,
+        answers::{Answers, Cell, QuestionKey},
+        matrix::Names,
+    },
+    model::Service,
+    run::{report::Verdict, sentence::Span},
+};
+
+/// A policy that says what a matrix found: for each pair of addresses what must pass and what must not.
+/// What is not known is a comment. `names` become `[addresses]`.
+#[must_use]
+pub fn of_answers(answers: &Answers, names: &Names) -> String {
+    let mut text = head(&format!(
+        "What was measured of lab {} at {}",
+        answers.head.lab.name, answers.head.time
+    ));
+    let names: BTreeMap<IpAddr, String> = names
+        .iter()
+        .map(|(address, name)| (*address, format!("net-{}", name.replace(['/', ':'], "_"))))
+        .collect();
+    if !names.is_empty() {
+        text.push_str("\n[addresses]\n");
+        for (address, name) in &names {
+            let _ = writeln!(text, "{} = {}", quoted(name), quoted(&address.to_string()));
+        }
+    }
+    let place = |address: IpAddr| match names.get(&address) {
+        Some(name) => Place::Name(name.clone()),
+        None => Place::Addresses(Addresses::Range(address, address)),
+    };
+    let mut order: Vec<(IpAddr, IpAddr)> = Vec::new();
+    let mut found: HashMap<(IpAddr, IpAddr), [Vec<Service>; 3]> = HashMap::new();
+    for cell in &answers.cells {
+        let pair = (cell.source, cell.destination);
+        let [yes, no, unknown] = found.entry(pair).or_insert_with(|| {
+            order.push(pair);
+            Default::default()
+        });
+        let list = match cell.end.result {
+            Verdict::Yes => yes,
+            Verdict::No => no,
+            Verdict::Unknown => unknown,
+        };
+        list.push(cell.end.service());
+    }
+    for pair @ (source, destination) in order {
+        let Some([yes, no, unknown]) = found.get(&pair) else {
+            continue;
+        };
+        let (from, to) = (place(source), place(destination));
+        for (must, services, word) in [
+            (Must::Pass, yes, "passes"),
+            (Must::NotPass, no, "is stopped"),
+        ] {
+            if services.is_empty() {
+                continue;
+            }
+            let rule = RuleFile {
+                name: format!("{from} -> {to} {word}"),
+                from: Places(vec![from.clone()]),
+                to: Places(vec![to.clone()]),
+                services: Services(list(services)),
+                must,
+                except: Vec::new(),
+                owner: None,
+                ticket: None,
+                note: None,
+            };
+            write_rule(&mut text, &rule);
+        }
+        if !unknown.is_empty() {
+            let _ = writeln!(text, "\n# not known: {from} -> {to} {}", list(unknown));
+        }
+    }
+    text
+}
+
+/// The policy changed so that it says what was measured: where a rule is contradicted, what is otherwise
+/// is left out of it and said by a rule of its own; what is not known is left out. `own` is the text of
+/// its file, whose names and groups stay. Comments within rules are not kept.
+#[must_use]
+pub fn updated(policy: &Policy, own: &str, answers: &HashMap<QuestionKey, &Cell>) -> String {
+    let mut text = before_rules(own);
+    let mut more = Vec::new();
+    for rule in policy.rules.iter().filter(|rule| rule.file == policy.file) {
+        let (kept, otherwise) = split(rule, answers);
+        if let Some(kept) = kept {
+            write_rule(&mut text, &kept);
+        }
+        more.extend(otherwise);
+    }
+    for rule in &more {
+        write_rule(&mut text, rule);
+    }
+    text
+}
+
+/// The part of a TOML file before its first rule.
+fn before_rules(own: &str) -> String {
+    let lines = own.lines().take_while(|line| {
+        let line = line.trim_start();
+        !line.starts_with("[[rule")
+    });
+    let mut text = lines.collect::<Vec<_>>().join("\n").trim_end().to_owned();
+    text.push('\n');
+    text
+}
+
+/// What a rule becomes, and the rules about what is otherwise.
+fn split(rule: &Rule, answers: &HashMap<QuestionKey, &Cell>) -> (Option<RuleFile>, Vec<RuleFile>) {
+    let wanted = match rule.written.must {
+        Must::Pass => Verdict::Yes,
+        Must::NotPass => Verdict::No,
+    };
+    let verdict = |key: &QuestionKey| {
+        answers
+            .get(key)
+            .map_or(Verdict::Unknown, |cell| cell.end.result)
+    };
+    let mut otherwise: BTreeMap<(IpAddr, IpAddr), [Vec<Service>; 2]> = BTreeMap::new();
+    let mut as_stated = 0;
+    for key @ (from, to, service) in &rule.questions {
+        let found = verdict(key);
+        if found == wanted {
+            as_stated += 1;
+            continue;
+        }
+        let [other, unknown] = otherwise.entry((*from, *to)).or_default();
+        let list = if found == Verdict::Unknown {
+            unknown
+        } else {
+            other
+        };
+        list.push(*service);
+    }
+    let all_otherwise = as_stated == 0 && otherwise.values().all(|[_, unknown]| unknown.is_empty());
+    let opposite = match rule.written.must {
+        Must::Pass => Must::NotPass,
+        Must::NotPass => Must::Pass,
+    };
+    if all_otherwise {
+        let flipped = RuleFile {
+            must: opposite,
+            ..rule.written.clone()
+        };
+        return (Some(flipped), Vec::new());
+    }
+    let mut kept = rule.written.clone();
+    let mut more = Vec::new();
+    for ((from, to), [other, unknown]) in otherwise {
+        let place = |address| Places(vec![Place::Addresses(Addresses::Range(address, address))]);
+        for (services, note) in [(&other, "measured otherwise"), (&unknown, "not known")] {
+            if !services.is_empty() {
+                kept.except.push(Except {
+                    from: Some(place(from)),
+                    to: Some(place(to)),
+                    services: Some(Services(list(services))),
+                    note: Some(note.to_owned()),
+                });
+            }
+        }
+        if !other.is_empty() {
+            more.push(RuleFile {
+                name: format!("{}: otherwise {from} -> {to}", rule.written.name),
+                from: place(from),
+                to: place(to),
+                services: Services(list(&other)),
+                must: opposite,
+                except: Vec::new(),
+                ..rule.written.clone()
+            });
+        }
+    }
+    ((as_stated > 0).then_some(kept), more)
+}
+
+fn head(title: &str) -> String {
+    format!("# {}\nversion = 1\n", title.replace(['\n', '\r'], " "))
+}
+
+/// Services as they are typed, neighbours folded.
+fn list(services: &[Service]) -> String {
+    let mut spans: Vec<Span> = Vec::new();
+    for &service in services {
+        if !spans.last_mut().is_some_and(|span| span.extend(service)) {
+            spans.push(Span::one(service));
+        }
+    }
+    let spans: Vec<String> = spans.iter().map(ToString::to_string).collect();
+    spans.join(",")
+}
+
+fn write_rule(text: &mut String, rule: &RuleFile) {
+    let must = match rule.must {
+        Must::Pass => "pass",
+        Must::NotPass => "not-pass",
+    };
+    let _ = write!(
+        text,
+        "\n[[rule]]\nname = {}\nfrom = {}\nto = {}\nservices = {}\nmust = \"{must}\"\n",
+        quoted(&rule.name),
+        places(&rule.from),
+        places(&rule.to),
+        quoted(&rule.services.0)
+    );
+    for (name, value) in [
+        ("owner", &rule.owner),
+        ("ticket", &rule.ticket),
+        ("note", &rule.note),
+    ] {
+        if let Some(value) = value {
+            let _ = writeln!(text, "{name} = {}", quoted(value));
+        }
+    }
+    if rule.except.is_empty() {
+        return;
+    }
+    text.push_str("except = [\n");
+    for except in &rule.except {
+        let fields = [
+            ("from", except.from.as_ref().map(places)),
+            ("to", except.to.as_ref().map(places)),
+            (
+                "services",
+                except.services.as_ref().map(|list| quoted(&list.0)),
+            ),
+            ("note", except.note.as_deref().map(quoted)),
+        ];
+        let fields = fields.into_iter();
+        let fields = fields.filter_map(|(name, value)| Some(format!("{name} = {}", value?)));
+        let fields: Vec<String> = fields.collect();
+        let _ = writeln!(text, "  {{ {} }},", fields.join(", "));
+    }
+    text.push_str("]\n");
+}
+
+fn places(places: &Places) -> String {
+    let all: Vec<String> = places
+        .0
+        .iter()
+        .map(|place| quoted(&place.to_string()))
+        .collect();
+    match all.as_slice() {
+        [one] => one.clone(),
+        all => format!("[{}]", all.join(", ")),
+    }
+}
+
+/// A string of TOML.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}

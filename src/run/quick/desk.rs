@@ -1,0 +1,240 @@
+//! The desk: what a job holds from its first question to its last, and a burst of questions asked with
+//! it.
+//!
+//! A quick job asks one burst, of one pair of addresses; a [sweep](super::sweep) asks burst after burst
+//! of many. Locks and leases are taken and given back per burst.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Pair, QuickError, Terms,
+    digest::Ending,
+    grant::Grant,
+    inquiry::{Asked, Inquiry, Prepared, Through},
+    log, millis,
+    plan::Plan,
+    session::{Hands, Needs, Outcome},
+};
+use crate::{
+    config::Config,
+    firewall::backend::{Backend, BackendChoice},
+    lab::{Lab, hosts::LabHosts, trace::Wiring},
+    model::{Dscp, RouterId, RouterName},
+    netns::NetnsDir,
+    registry::{RegistryError, Wait},
+    run::{
+        caretaker::Caretaker, interrupt::Interrupt, left, report::Timing, resolve::ResolveError,
+        undo::UndoError,
+    },
+};
+
+/// What a job holds from its first question to its last.
+pub(super) struct Desk<'a> {
+    pub(super) terms: Terms,
+    config: &'a Config,
+    pub(super) grant: Grant,
+    pub(super) interrupt: Interrupt,
+}
+
+/// How a burst stands to its questions.
+pub(super) enum Lone<'w> {
+    /// It is one pair: its source hosts are made where there are none, and a source that enters
+    /// nowhere is an error.
+    Quick,
+    /// It is one of many: the hidden sender sends where there is no host, and a source that enters
+    /// nowhere is the answer to its own questions only. The routers to be asked are told before.
+    Sweep(Watching<'w>),
+}
+
+/// Told which routers are to be asked, when they are locked.
+pub(super) type Watching<'w> =
+    &'w mut dyn FnMut(&BTreeSet<RouterName>, &Lab, &NetnsDir) -> Result<(), QuickError>;
+
+/// What came of a burst.
+pub(super) struct Burst {
+    /// The DSCP value that the job holds.
+    pub(super) dscp: Dscp,
+    pub(super) plan: Plan,
+    /// For each pair, how all its services end where no router had to be asked.
+    pub(super) settled: Vec<Option<Ending>>,
+    /// What was measured; none where nothing had to be.
+    pub(super) through: Option<Through>,
+    /// What dead jobs left and could not be removed.
+    pub(super) kept: Vec<String>,
+    /// What could not be undone.
+    pub(super) left: Vec<UndoError>,
+    pub(super) timing: Timing,
+    /// How long routers were held to be asked.
+    pub(super) held: Duration,
+}
+
+impl<'a> Desk<'a> {
+    /// Watches for signals and opens the registry. Nothing is taken yet.
+    pub(super) fn open(terms: Terms, config: &'a Config) -> Result<Self, QuickError> {
+        let interrupt = Interrupt::watch().map_err(|source| QuickError::System {
+            what: "watch for signals",
+            source,
+        })?;
+        // Nothing is taken for a lab that is not there.
+        Lab::open(config, &terms.lab)?;
+        let (of, run_id) = (config.clone(), terms.run_id.clone());
+        let taps = !matches!(terms.backend, BackendChoice::Only(Backend::Nft));
+        interrupt.at_stop(move || left::of_run(&of, &run_id, taps));
+        let grant = Grant::open(&terms, config)?;
+        Ok(Self {
+            terms,
+            config,
+            grant,
+            interrupt,
+        })
+    }
+
+    /// Gives the DSCP value back.
+    pub(super) fn close(self) -> Option<UndoError> {
+        self.grant.give_back()
+    }
+
+    /// Asks all services of all `pairs`, which are of one family.
+    pub(super) fn burst(
+        &mut self,
+        lab: &Lab,
+        pairs: &[Pair],
+        mut lone: Lone<'_>,
+        enter: &mut dyn FnMut(&str),
+    ) -> Result<Burst, QuickError> {
+        let (terms, config, interrupt) = (&self.terms, self.config, &self.interrupt);
+        let started = Instant::now();
+        let dir = NetnsDir::default().patient(terms.lock_timeout);
+        let wiring = Wiring::from(&**lab);
+        let inquiry = Inquiry {
+            terms,
+            pairs,
+            lab,
+            dir: &dir,
+            wiring: &wiring,
+            many: matches!(lone, Lone::Sweep(_)),
+        };
+        let mut kernel = LabHosts::new(&dir);
+        let plan = Plan::new(terms, pairs, config)?.of_many(inquiry.many);
+        let mut burst = Burst {
+            dscp: Dscp::DEFAULT,
+            plan,
+            settled: Vec::new(),
+            through: None,
+            kept: Vec::new(),
+            left: Vec::new(),
+            timing: Timing::default(),
+            held: Duration::ZERO,
+        };
+        let hosts = kernel.lab(&terms.lab).map_err(ResolveError::from)?;
+        let there = hosts.list().map_err(ResolveError::from)?;
+        let begun = inquiry.begin_all(hosts.routers(), &there, &burst.plan)?;
+        let (starts, settled): (Vec<_>, Vec<_>) = begun.into_iter().unzip();
+        burst.settled = settled;
+        if burst.settled.iter().all(Option::is_some) {
+            burst.timing.resolve = millis(started.elapsed());
+            burst.dscp = self.grant.dscp()?;
+            return Ok(burst);
+        }
+        let mut larger = BTreeSet::new();
+        let mut with_hosts = true;
+        let mut held = Duration::ZERO;
+        loop {
+            let hosts = kernel.lab(&terms.lab).map_err(ResolveError::from)?;
+            let there = with_hosts.then_some(there.as_slice());
+            let mut prepared = inquiry.prepare(hosts, there, &starts, &burst.plan)?;
+            prepared.routers.extend(larger.iter().cloned());
+            let first = prepared.visits.first().map(|visit| &visit.netns);
+            burst.plan.choose(terms.backend, first)?;
+            let resolve = millis(started.elapsed());
+            enter("waiting");
+            let caretaker = Caretaker::new(&dir, config);
+            let mut caretaker = match burst.plan.backend {
+                Backend::Nft => caretaker.leaving_taps(),
+                Backend::IptablesNft | Backend::IptablesLegacy => caretaker,
+            };
+            let specs = prepared.hosts.clone();
+            let needs = Needs {
+                hosts: &specs.iter().collect::<Vec<_>>(),
+                routers: &ids(terms, &prepared),
+                wait: Wait::at_most(terms.lock_timeout).or_until(interrupt.cancel().clone()),
+            };
+            let hands = Hands {
+                hosts: &mut kernel,
+                caretaker: &mut caretaker,
+            };
+            let plan = &mut burst.plan;
+            let work = |dscp, hosts: &mut LabHosts| {
+                enter("probing");
+                plan.mark_with(dscp);
+                let begin = Instant::now();
+                if let Lone::Sweep(watch) = &mut lone {
+                    watch(&prepared.routers, lab, &dir)?;
+                }
+                let go_on = || stop_if(interrupt);
+                let hosts = hosts.lab(&terms.lab).map_err(ResolveError::from)?;
+                let asked = inquiry.ask(plan, prepared, hosts.routers(), &go_on)?;
+                stop_if(interrupt)?;
+                held += begin.elapsed();
+                Ok(asked)
+            };
+            // A sweep keeps its DSCP value from burst to burst.
+            let many = inquiry.many;
+            let outcome = self.grant.run(&needs, hands, work, |result| {
+                many || matches!(result, Ok(Asked::Larger(_)))
+            });
+            enter("undoing");
+            burst.timing = undone(resolve, &outcome);
+            match outcome.result {
+                Ok(Asked::Through(through)) => {
+                    burst.dscp = burst.plan.dscp();
+                    burst.through = Some(through);
+                    burst.held = held;
+                    burst.kept = outcome.kept;
+                    burst.left = outcome.left;
+                    return Ok(burst);
+                }
+                Ok(Asked::Larger(more)) => {
+                    log(&outcome.left);
+                    larger.extend(more);
+                }
+                // Another job has a host with this address at another interface of the router.
+                Err(QuickError::Registry(RegistryError::Collision { .. })) if with_hosts => {
+                    log(&outcome.left);
+                    with_hosts = false;
+                }
+                Err(error) => {
+                    log(&outcome.left);
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// The routers to be locked.
+fn ids(terms: &Terms, prepared: &Prepared) -> Vec<RouterId> {
+    let id = |router: &RouterName| RouterId::new(terms.lab.clone(), router.clone());
+    prepared.routers.iter().map(id).collect()
+}
+
+fn undone<T>(resolve: f64, outcome: &Outcome<T>) -> Timing {
+    Timing {
+        resolve,
+        hosts: millis(outcome.hosts),
+        lock: millis(outcome.lock),
+        undo: millis(outcome.undo),
+        ..Timing::default()
+    }
+}
+
+fn stop_if(interrupt: &Interrupt) -> Result<(), QuickError> {
+    if interrupt.is_set() {
+        Err(QuickError::Interrupted)
+    } else {
+        Ok(())
+    }
+}
