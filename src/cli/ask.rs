@@ -1,6 +1,6 @@
 //! Which scheduler a command asks, and what it says to one that says no.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use clap::Args;
 
@@ -49,7 +49,16 @@ impl At {
                 .filter(|s| **s != config.socket),
         );
         for socket in sockets {
-            match Client::at(socket) {
+            let mut client = Client::at(socket);
+            // One that was started this moment leads before it listens.
+            for _ in 0..STARTING {
+                if *socket != config.socket || client.is_ok() || !leads(config) {
+                    break;
+                }
+                std::thread::sleep(STARTING_PAUSE);
+                client = Client::at(socket);
+            }
+            match client {
                 Ok(client) => return Ok(Some(client)),
                 Err(e) if is_nobody(&e) => {}
                 Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
@@ -66,6 +75,19 @@ impl At {
         }
         Ok(None)
     }
+}
+
+/// How often, and how far apart, a scheduler that leads is looked for at its socket.
+const STARTING: usize = 40;
+const STARTING_PAUSE: Duration = Duration::from_millis(25);
+
+/// Whether a scheduler leads with this configuration, as far as this user can see.
+fn leads(config: &Config) -> bool {
+    let queue = config.registry_dir.join("queue");
+    queue.exists()
+        && Spool::open(config)
+            .and_then(|spool| leader::is_led(&spool))
+            .unwrap_or(false)
 }
 
 /// Nobody listens there.
