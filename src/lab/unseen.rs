@@ -4,11 +4,12 @@
 //! several, the answer may take another one than the request came by; that one has not seen the
 //! connection begin, and rules that go by connections often drop what they take for no part of one.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
     omission::{Asked, Filters},
-    topology::{InterfaceKind, Router},
+    topology::{Interface, InterfaceKind, Router},
 };
 use crate::{
     firewall::rule::{Field, Packet, State},
@@ -44,7 +45,7 @@ pub(super) fn unseen(router: &Router) -> Vec<Unseen> {
                 .addresses
                 .iter()
                 .map(|address| address.local.trunc());
-            let nets: Vec<_> = nets
+            let nets: Vec<IpNet> = nets
                 .filter(|net| Family::of(net.addr()) == family)
                 .collect();
             if nets.is_empty() {
@@ -57,18 +58,13 @@ pub(super) fn unseen(router: &Router) -> Vec<Unseen> {
                     Protocol::Tcp => State::Invalid,
                     _ => State::New,
                 };
-                let mut packet = Packet::of(family)
-                    .with(Field::Protocol, protocol.number())
-                    .with_state(state)
-                    .with_device(Field::Incoming, interface.name.as_str());
-                if protocol == Protocol::Tcp {
-                    packet = packet.with(Field::TcpFlags, SYN_ACK);
-                }
-                packet = nets
-                    .iter()
-                    .fold(packet, |p, net| p.with_address(Field::Source, *net));
-                let mut hooks = ["prerouting", "forward", "postrouting"].into_iter();
-                let stop = hooks.find_map(|hook| filters.stop(hook, Asked::Packet(&packet)));
+                let stopped = |state| {
+                    let packet = answer(family, protocol, state, interface, &nets);
+                    let mut hooks = ["prerouting", "forward", "postrouting"].into_iter();
+                    hooks.find_map(|hook| filters.stop(hook, Asked::Packet(&packet)))
+                };
+                // What stops answers of connections that it has seen, too, is nobody's gateway.
+                let stop = stopped(state).filter(|_| stopped(State::Established).is_none());
                 found.extend(stop.map(|stop| Unseen {
                     interface: interface.name.clone(),
                     family,
@@ -79,6 +75,25 @@ pub(super) fn unseen(router: &Router) -> Vec<Unseen> {
         }
     }
     found
+}
+
+/// An answer of a host in one of `nets`, as it comes in by `interface`.
+fn answer(
+    family: Family,
+    protocol: Protocol,
+    state: State,
+    interface: &Interface,
+    nets: &[IpNet],
+) -> Packet {
+    let mut packet = Packet::of(family)
+        .with(Field::Protocol, protocol.number())
+        .with_state(state)
+        .with_device(Field::Incoming, interface.name.as_str());
+    if protocol == Protocol::Tcp {
+        packet = packet.with(Field::TcpFlags, SYN_ACK);
+    }
+    nets.iter()
+        .fold(packet, |p, net| p.with_address(Field::Source, *net))
 }
 
 /// The flags of a TCP header that answers the first one, RFC 9293 section 3.1.
