@@ -49,16 +49,7 @@ impl At {
                 .filter(|s| **s != config.socket),
         );
         for socket in sockets {
-            let mut client = Client::at(socket);
-            // One that was started this moment leads before it listens.
-            for _ in 0..STARTING {
-                if *socket != config.socket || client.is_ok() || !leads(config) {
-                    break;
-                }
-                std::thread::sleep(STARTING_PAUSE);
-                client = Client::at(socket);
-            }
-            match client {
+            match Client::at(socket) {
                 Ok(client) => return Ok(Some(client)),
                 Err(e) if is_nobody(&e) => {}
                 Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
@@ -81,15 +72,6 @@ impl At {
 const STARTING: usize = 40;
 const STARTING_PAUSE: Duration = Duration::from_millis(25);
 
-/// Whether a scheduler leads with this configuration, as far as this user can see.
-fn leads(config: &Config) -> bool {
-    let queue = config.registry_dir.join("queue");
-    queue.exists()
-        && Spool::open(config)
-            .and_then(|spool| leader::is_led(&spool))
-            .unwrap_or(false)
-}
-
 /// Nobody listens there.
 fn is_nobody(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound};
@@ -100,15 +82,30 @@ fn is_nobody(error: &io::Error) -> bool {
     )
 }
 
-/// The queue's files, to be changed: only where no scheduler runs, which alone changes them then.
-pub(super) fn own_files(context: &Context) -> Result<Spool, Failure> {
+/// Where a change of the queue goes.
+pub(super) enum ChangesGo {
+    /// Into its files: no scheduler runs, which alone changes them then.
+    Files(Spool),
+    /// To the scheduler, which took the lead after this command had looked for one.
+    Scheduler(Client),
+}
+
+/// Where a change of the queue goes, of a command that found no scheduler at first.
+pub(super) fn where_changes_go(context: &Context) -> Result<ChangesGo, Failure> {
     let spool = Spool::open(&context.config)?;
-    if leader::is_led(&spool)? {
-        let socket = context.config.socket.display();
-        return Err(Failure::cannot_run(format!(
-            "a scheduler runs, but does not listen at {socket}, which is where it is to be asked: \
-             start it anew with this configuration"
-        )));
+    let socket = &context.config.socket;
+    for _ in 0..STARTING {
+        if !leader::is_led(&spool)? {
+            return Ok(ChangesGo::Files(spool));
+        }
+        if let Ok(client) = Client::at(socket) {
+            return Ok(ChangesGo::Scheduler(client));
+        }
+        std::thread::sleep(STARTING_PAUSE);
     }
-    Ok(spool)
+    Err(Failure::cannot_run(format!(
+        "a scheduler runs, but does not listen at {}, which is where it is to be asked: start it \
+         anew with this configuration",
+        socket.display()
+    )))
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     Context, Exit, Failure, Run,
-    ask::{At, own_files},
+    ask::{self, At, ChangesGo},
     complete, start,
     table::write_table,
 };
@@ -211,14 +211,14 @@ impl Run for Cancel {
         let run_id = self.run_id;
         let cancelled = match &context.client {
             Some(client) => ask_to_end(client, &run_id, self.user.as_ref())?,
-            None => {
-                let user = user(self.user, context)?;
-                let spool = own_files(context)?;
-                spool
-                    .lock()?
-                    .cancel(&run_id, &user, Timestamp::now())?
-                    .into()
-            }
+            None => match ask::where_changes_go(context)? {
+                ChangesGo::Scheduler(client) => ask_to_end(&client, &run_id, self.user.as_ref())?,
+                ChangesGo::Files(spool) => {
+                    let user = user(self.user, context)?;
+                    let lock = spool.lock()?;
+                    lock.cancel(&run_id, &user, Timestamp::now())?.into()
+                }
+            },
         };
         let (text, status) = match cancelled {
             Ending::Queued => ("cancelled before it started", Status::Cancelled),

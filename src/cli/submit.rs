@@ -14,7 +14,7 @@ use serde_json::Map;
 
 use super::{
     Context, Exit, Failure, Run,
-    ask::{At, own_files},
+    ask::{self, At, ChangesGo},
     complete,
     jobs::{user, warn_without_scheduler},
     question::{read_trace, seconds},
@@ -29,6 +29,7 @@ use crate::{
         job::{Mode, NewJob, Params, UserName, fresh_run_id},
         options::Options,
         queue::{QueueLimits, Submitted},
+        spool::Spool,
     },
 };
 
@@ -170,17 +171,23 @@ impl Run for Submit {
             options: self.told.resolve()?,
             extra: Map::new(),
         };
-        let submitted = match &context.client {
-            Some(client) => {
-                let body = Submission {
-                    mode,
-                    run_id: self.run_id,
-                    username: self.user,
-                    params: &params,
-                };
-                client.post("/jobs", &body)?
-            }
-            None => enqueue(context, mode, params, self.run_id, self.user)?,
+        let submission = Submission {
+            mode,
+            run_id: self.run_id,
+            username: self.user,
+            params: &params,
+        };
+        let submitted: Submitted = match &context.client {
+            Some(client) => client.post("/jobs", &submission)?,
+            None => match ask::where_changes_go(context)? {
+                ChangesGo::Scheduler(client) => client.post("/jobs", &submission)?,
+                ChangesGo::Files(spool) => {
+                    let Submission {
+                        run_id, username, ..
+                    } = submission;
+                    enqueue(context, &spool, mode, params, run_id, username)?
+                }
+            },
         };
         context.print(&submitted, |out| {
             write!(out, "{} {}", submitted.run_id, submitted.status)?;
@@ -196,6 +203,7 @@ impl Run for Submit {
 /// Puts the job into the queue's files, for a scheduler that is started later.
 fn enqueue(
     context: &Context,
+    spool: &Spool,
     mode: Mode,
     params: Params,
     run_id: Option<RunId>,
@@ -213,9 +221,8 @@ fn enqueue(
         mode,
         params,
     };
-    let spool = own_files(context)?;
     let most = QueueLimits::of(&context.config);
     let submitted = spool.lock()?.submit(job, most, now)?;
-    warn_without_scheduler(&spool)?;
+    warn_without_scheduler(spool)?;
     Ok(submitted)
 }
