@@ -46,6 +46,15 @@ fn note(text: &str, above: &str, table: &DeTable, lines: &mut BTreeMap<String, u
     }
 }
 
+/// Keys of `[scheduler]` that have no value unless the file sets them.
+const OPTIONAL: [&str; 5] = [
+    "runner_dir",
+    "socket",
+    "socket_group",
+    "admin_group",
+    "token_file",
+];
+
 /// One key with the value that is in force.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Setting {
@@ -100,9 +109,10 @@ impl Config {
             .flatten()
             .map(|(key, value)| (format!("scheduler.{key}"), Some(value.clone())))
             .collect();
-        for key in ["scheduler.runner_dir", "scheduler.token_file"] {
-            if !keys.iter().any(|(there, _)| there == key) {
-                keys.push((key.to_owned(), None));
+        for key in OPTIONAL {
+            let key = format!("scheduler.{key}");
+            if !keys.iter().any(|(there, _)| *there == key) {
+                keys.push((key, None));
             }
         }
         all.append(&mut keys);
