@@ -9,6 +9,18 @@ use std::{
 use clap::Arg;
 use tempfile::TempDir;
 
+/// Arguments that a command must have although clap does not always want them: something else may stand in
+/// their place.
+const NEEDED: [(&str, &[&str]); 4] = [
+    ("tsim check", &["lab", "policy"]),
+    ("tsim matrix", &["source", "destination"]),
+    ("tsim diff", &["source", "destination", "services"]),
+    (
+        "tsim what-if",
+        &["router", "route", "source", "destination", "services"],
+    ),
+];
+
 /// A command that does something by itself, e.g. `tsim lab up`.
 pub(crate) struct Leaf {
     /// The words by which it is called, the program first.
@@ -26,13 +38,18 @@ impl Leaf {
         self.command.get_arguments().find(|arg| arg.get_id() == id)
     }
 
+    /// Whether [`Leaf::line`] has `arg`.
+    pub(crate) fn needs(&self, arg: &Arg) -> bool {
+        let name = self.name();
+        let needed = NEEDED.iter().find(|(command, _)| *command == name);
+        let listed = needed.is_some_and(|(_, ids)| ids.contains(&arg.get_id().as_str()));
+        arg.is_required_set() || listed
+    }
+
     /// The words that call it with everything that it must have, `value` saying what.
     pub(crate) fn line(&self, value: impl Fn(&Arg) -> String) -> Vec<String> {
         let mut line = self.words.clone();
-        let required = self
-            .command
-            .get_arguments()
-            .filter(|arg| arg.is_required_set());
+        let required = self.command.get_arguments().filter(|arg| self.needs(arg));
         let (places, options): (Vec<_>, Vec<_>) = required.partition(|arg| arg.is_positional());
         for arg in options {
             line.push(format!("--{}", arg.get_long().unwrap()));
@@ -77,6 +94,17 @@ pub(crate) fn program(name: &str) -> PathBuf {
     path
 }
 
+/// One rule about the site's lab.
+const POLICY: &str = r#"
+version = 1
+[[rule]]
+name = "web"
+from = "10.81.1.10"
+to = "10.81.3.10"
+services = "443"
+must = "pass"
+"#;
+
 /// A registry of its own with the lab `small3`, which is taken down at the end.
 pub(crate) struct Site {
     dir: TempDir,
@@ -89,6 +117,9 @@ impl Site {
         let path = dir.path().display();
         let config = format!("registry_dir = \"{path}/registry\"\n");
         std::fs::write(dir.path().join("tsim.toml"), config).unwrap();
+        let questions = "10.81.1.10 10.81.3.10 443\n";
+        std::fs::write(dir.path().join("questions.txt"), questions).unwrap();
+        std::fs::write(dir.path().join("policy.toml"), POLICY).unwrap();
         // The names of namespaces are the machine's: tests beside each other have labs of their own.
         static SITES: AtomicUsize = AtomicUsize::new(0);
         let number = SITES.fetch_add(1, Ordering::Relaxed);
@@ -102,6 +133,11 @@ impl Site {
 
     pub(crate) fn config(&self) -> PathBuf {
         self.dir.path().join("tsim.toml")
+    }
+
+    /// A file of this site: `questions.txt` or `policy.toml`.
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
     }
 
     /// Runs a command line with this site's configuration.
@@ -119,5 +155,7 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         self.run(&["tsim", "lab", "down", &self.lab, "--force"]);
+        // Hosts that a test put by hand, which have lost their router now.
+        self.run(&["tsim", "reconcile"]);
     }
 }

@@ -346,7 +346,9 @@ fn what_if_says_what_a_lab_says_that_is_really_changed_so() {
         ];
         let asked = run(&args.concat());
         let found = diffed(&asked);
-        assert!(!found.changes.is_empty(), "{change}: {}", text(&asked));
+        // By the tables that such packets are looked up in, one may end where nobody can tell.
+        let is_seen = !found.changes.is_empty() || !found.unknown.is_empty();
+        assert!(is_seen, "{change}: {}", text(&asked));
         assert_eq!(ruleset_of(&lab, router), before, "the lab is untouched");
         // The same change, really made, in a lab brought up from such facts.
         let facts = dir.path().join("facts");
@@ -371,7 +373,8 @@ fn what_if_says_what_a_lab_says_that_is_really_changed_so() {
                 .collect()
         };
         assert_eq!(verdicts(&found), verdicts(&real), "{change}");
-        assert_eq!(asked.status.code(), Some(1));
+        let code = if found.changes.is_empty() { 3 } else { 1 };
+        assert_eq!(asked.status.code(), Some(code), "{change}");
     }
     // Nothing is left of the labs that were made for it.
     let labs = run(&["lab", "list", "--json"]);

@@ -29,12 +29,12 @@ const DESTINATION: &str = "10.2.1.50";
 
 const RUNS: usize = 5;
 
-/// Ten services, one router, its source host made by somebody else.
-const KEPT: u64 = 530;
-/// For each further router that is named; the hidden sender sends to it.
-const FURTHER: u64 = 190;
-/// For a host that the job makes and removes.
-const MADE: u64 = 260;
+/// Ten services, one router, its source host made by somebody else; 482 to 533 were counted.
+const KEPT: u64 = 580;
+/// The same with a host that the job makes and removes; 685 to 736.
+const MADE: u64 = 790;
+/// Ten named routers, to nine of which the hidden sender sends; 1,899 to 1,950.
+const TEN: u64 = 2050;
 
 /// The calls of a job over `routers`, the least of some runs: other tests that run beside it can only
 /// add some.
@@ -62,6 +62,8 @@ fn count(command: &Command) -> u64 {
         .args(["-c", "read go && exec \"$@\"", "sh"])
         .arg(command.get_program())
         .args(command.get_args())
+        // cargo sets it, and the dynamic linker then looks for each library in each of its directories.
+        .env_remove("LD_LIBRARY_PATH")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
@@ -148,6 +150,6 @@ fn a_quick_job_makes_no_more_system_calls_than_were_counted() {
     let found = format!("kept {kept}, made {made}, ten routers {ten_made}");
     println!("{found}");
     assert!(kept <= KEPT, "{found}");
-    assert!(made <= kept + MADE, "{found}");
-    assert!(ten_made <= made + 9 * FURTHER, "{found}");
+    assert!(made <= MADE, "{found}");
+    assert!(ten_made <= TEN, "{found}");
 }
