@@ -222,6 +222,10 @@ fn a_policy_made_of_a_matrix_holds_and_planted_contradictions_are_found() {
         let again = run(&["check", &name, "wrong.toml"]);
         assert_eq!(again.status.code(), Some(0), "{}", text(&again));
     }
+    // A policy that says nothing holds of every lab, which nobody can want to hear.
+    std::fs::write(dir.path().join("empty.toml"), "version = 1\n").unwrap();
+    let empty = run(&["check", &name, "empty.toml"]);
+    assert_eq!(empty.status.code(), Some(2), "{}", text(&empty));
 }
 
 #[test]

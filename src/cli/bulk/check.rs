@@ -90,6 +90,12 @@ impl Run for CheckCommand {
             )));
         }
         let policy = Policy::load(path, &context.config.groups).map_err(Failure::usage)?;
+        if policy.rules.is_empty() {
+            let path = path.display();
+            return Err(Failure::usage(format!(
+                "{path}: no rule says what must pass or must not: [[rule]] is wanted"
+            )));
+        }
         let answers = self.ask(context, lab, &policy)?;
         let checked = check::check(&policy, &answers);
         if self.update {
