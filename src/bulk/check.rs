@@ -206,7 +206,7 @@ fn section(rule: &CheckedRule) -> Section {
         );
         Item {
             what: format!(
-                "{} -> {} {}",
+                "{} → {} {}",
                 cell.source,
                 cell.destination,
                 folded(&cells.services)

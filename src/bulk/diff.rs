@@ -216,7 +216,7 @@ fn sections(changes: &[Change], outcome: Outcome) -> Vec<Section> {
             .iter()
             .filter_map(|s| after.get(&key(*s)).copied());
         for alike_after in fold(afters) {
-            let name = format!("{} -> {}", cell.source, cell.destination);
+            let name = format!("{} → {}", cell.source, cell.destination);
             let item = item(
                 cell,
                 alike_after.cell,

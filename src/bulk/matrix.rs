@@ -115,7 +115,7 @@ fn section(source: IpAddr, destination: IpAddr, cells: &[&Cell], names: &Names) 
     let not_plain = |cell: &&&Cell| cell.end.result != Verdict::Yes || cell.end.reason.is_some();
     let items = fold(cells.iter().filter(not_plain).copied());
     Section {
-        name: format!("{} -> {}", label(source, names), label(destination, names)),
+        name: format!("{} → {}", label(source, names), label(destination, names)),
         outcome,
         about: Vec::new(),
         questions: cells.len(),

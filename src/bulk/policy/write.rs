@@ -70,7 +70,7 @@ pub fn of_answers(answers: &Answers, names: &Names) -> String {
                 continue;
             }
             let rule = RuleFile {
-                name: format!("{from} -> {to} {word}"),
+                name: format!("{from} → {to} {word}"),
                 from: Places(vec![from.clone()]),
                 to: Places(vec![to.clone()]),
                 services: Services(list(services)),
@@ -83,7 +83,7 @@ pub fn of_answers(answers: &Answers, names: &Names) -> String {
             write_rule(&mut text, &rule);
         }
         if !unknown.is_empty() {
-            let _ = writeln!(text, "\n# not known: {from} -> {to} {}", list(unknown));
+            let _ = writeln!(text, "\n# not known: {from} → {to} {}", list(unknown));
         }
     }
     text
@@ -175,7 +175,7 @@ fn split(rule: &Rule, answers: &HashMap<QuestionKey, &Cell>) -> (Option<RuleFile
         }
         if !other.is_empty() {
             more.push(RuleFile {
-                name: format!("{}: otherwise {from} -> {to}", rule.written.name),
+                name: format!("{}: otherwise {from} → {to}", rule.written.name),
                 from: place(from),
                 to: place(to),
                 services: Services(list(&other)),

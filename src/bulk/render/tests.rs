@@ -28,7 +28,7 @@ fn sample() -> Document {
                 "office <script>alert(1)</script>",
                 Outcome::Bad,
                 vec![item(
-                    "10.0.0.1 -> 10.0.0.2 22/tcp",
+                    "10.0.0.1 → 10.0.0.2 22/tcp",
                     &[
                         "must pass, stops first at fw: dropped by \"x\"\u{1b}[31m & y",
                         "way fw a>b",
@@ -38,7 +38,7 @@ fn sample() -> Document {
             section(
                 "lab",
                 Outcome::Open,
-                vec![item("10.0.0.1 -> 10.0.0.3 80/tcp", &["is not known"])],
+                vec![item("10.0.0.1 → 10.0.0.3 80/tcp", &["is not known"])],
             ),
             section("printers", Outcome::Good, Vec::new()),
         ],
