@@ -9,7 +9,8 @@
 //! | [`doctor`] | what this machine offers and lacks |
 //! | [`keeper`] | an ordinary user's namespaces |
 //! | [`sched`] | queue, policy, event loop, live viewer |
-//! | [`run`] | the quick job: taps, probes, verdicts, undo, report |
+//! | [`bulk`] | policies, matrices, before and after, what if |
+//! | [`run`] | the quick job: taps, probes, verdicts, undo, report; the detailed job; sweeps |
 //! | [`lab`] | facts → topology → namespaces; hosts; path trace |
 //! | [`registry`] | leases, locks, waiters, DSCP values; crash-safe |
 //! | [`firewall`] | taps as data, rendered by back ends |
