@@ -226,7 +226,12 @@ fn enter(
 ) -> Result<Option<(QueueLock, Vec<Ticket>)>, RegistryError> {
     let open = || locks.lock_directory_unchecked(name);
     let held = mutex::lock_linked(locks, name, wait, open)?;
-    let mut tickets = read_tickets(&held).map_err(|e| locks.error("list", name, e))?;
+    let mut tickets = match read_tickets(&held) {
+        Ok(tickets) => tickets,
+        // getdents64(2) says so of a directory that was removed.
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(e) => return Err(locks.error("list", name, e)),
+    };
     let ticket = Ticket {
         number: next_number(tickets.iter().map(|t| t.number)),
         mode,
@@ -354,9 +359,13 @@ impl Queue {
         }))
     }
 
+    /// Who is in it, in order; nobody where its last user discarded it meanwhile.
     fn tickets(&self) -> Result<Vec<Ticket>, RegistryError> {
         rustix::fs::seek(&self.fd, SeekFrom::Start(0)).map_err(|e| self.error("list", ".", e))?;
-        read_tickets(&self.fd).map_err(|e| self.error("list", ".", e))
+        match read_tickets(&self.fd) {
+            Err(Errno::ENOENT) => Ok(Vec::new()),
+            other => other.map_err(|e| self.error("list", ".", e)),
+        }
     }
 
     /// The FIFO of the nearest live ticket of `tickets` in the way of `mine`; dead ones in the way

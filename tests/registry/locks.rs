@@ -223,6 +223,26 @@ fn a_lock_whose_file_is_removed_by_hand_is_not_handed_out() {
     assert!(error.contains("was lost"), "{error}");
 }
 
+/// The last one out removes the queue, at any moment of another one's coming in or looking.
+#[test]
+fn jobs_that_come_while_the_last_one_leaves_find_no_queue_and_make_one() {
+    let site = Site::new();
+    thread::scope(|scope| {
+        for number in 0..4 {
+            let registry = site.open();
+            scope.spawn(move || {
+                for turn in 0..400 {
+                    let job = registry.job(crate::child::info(&format!("j{number}-{turn}")));
+                    let locked = job.router_lock(&router("r1"), Mode::Shared, &patience());
+                    let locked = locked.unwrap();
+                    drop(locked.unlock());
+                    registry.is_router_locked(&router("r1")).unwrap();
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn many_waiters_each_get_their_turn() {
     let site = Site::new();
