@@ -51,6 +51,7 @@ impl BenchLab {
             config.registry_dir, config.labs_dir
         );
         fs::write(&file, text).unwrap();
+        let what = what.replace('/', "-");
         let name = LabName::new(format!("bench{}{what}", std::process::id())).unwrap();
         let up = lab::up_from(&config, &name, facts, Options::default(), &()).unwrap();
         Self {
