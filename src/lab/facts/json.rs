@@ -390,6 +390,9 @@ impl Reader<'_> {
         let line = self.places.line_of(text);
         match route::parse(text, None, Route::MAIN, &self.tables) {
             Ok(parsed) => {
+                if parsed.has_realm {
+                    self.facts.realms.push(line);
+                }
                 for ignored in parsed.ignored {
                     let message = format!("the route is made without {ignored}");
                     let notice =

@@ -72,6 +72,7 @@ mod neighbours;
 mod nexthops;
 mod nft_json;
 mod proxy;
+mod realms;
 mod route;
 mod rule;
 mod section;
@@ -119,6 +120,8 @@ pub struct RouterFacts {
     pub lost_routes: Vec<LostRoute>,
     /// Policy rules that could not be read: which packets that concerns the rulesets tell, too.
     pub lost_rules: Vec<LostRule>,
+    /// Lines of routes that have a realm, which the lab's routes have not.
+    realms: Vec<usize>,
 }
 
 /// A policy rule that could not be read or represented.
@@ -377,6 +380,7 @@ fn facts_files(dir: &Path) -> Result<Vec<PathBuf>, FactsError> {
 pub fn load_file(path: &Path) -> Result<RouterFacts, FactsError> {
     let mut facts = read_file(path)?;
     neighbours::model(&mut facts);
+    realms::model(&mut facts);
     Ok(facts)
 }
 
@@ -459,6 +463,7 @@ impl RouterFacts {
             warnings: Vec::new(),
             lost_routes: Vec::new(),
             lost_rules: Vec::new(),
+            realms: Vec::new(),
         }
     }
 

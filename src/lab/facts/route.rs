@@ -16,8 +16,10 @@ pub(super) const DEAD: &str = "all its next hops were dead";
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Parsed {
     pub(super) route: Route,
-    /// Attributes left out, as text; they concern the router's own TCP connections only.
+    /// Attributes left out, as text; but for realms they concern the router's own TCP connections only.
     pub(super) ignored: Vec<String>,
+    /// Whether a realm is among them, which rules can ask for.
+    pub(super) has_realm: bool,
 }
 
 /// A route that cannot be read or represented.
@@ -263,6 +265,7 @@ impl<'a> Parser<'a> {
         self.route.next_hops = self.hops;
         Ok(Parsed {
             route: self.route,
+            has_realm: self.ignored.iter().any(|word| word.starts_with("realm")),
             ignored: self.ignored,
         })
     }

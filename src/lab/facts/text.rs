@@ -357,6 +357,9 @@ impl Reader {
             let text = self.next_hops.filled(&text);
             match route::parse(&text, Some(family), id, &self.tables) {
                 Ok(parsed) => {
+                    if parsed.has_realm {
+                        self.facts.realms.push(line);
+                    }
                     if !parsed.ignored.is_empty() {
                         let ignored = parsed.ignored.join(", ");
                         self.notice(line, format!("the route is made without {ignored}"));
