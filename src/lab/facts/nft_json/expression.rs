@@ -132,6 +132,10 @@ pub(super) fn expression(value: &Value) -> Text {
         && ["|", "&", "^", "<<", ">>"].contains(&kind)
     {
         let within = |side: &Value| {
+            // Several flags stand in a list.
+            if let Value::Array(flags) = side {
+                return Ok(format!("({})", joined(flags, " | ")?));
+            }
             let text = expression(side)?;
             let is_operation = side.as_object().and_then(|o| o.keys().next());
             let is_operation =

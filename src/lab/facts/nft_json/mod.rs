@@ -341,4 +341,20 @@ mod tests {
         );
         assert!(convert("[]").is_err());
     }
+
+    #[test]
+    fn flags_in_a_list_and_maps_of_prefixes_are_written_as_nft_reads_them() {
+        let json = r#"{"nftables": [{"metainfo": {"json_schema_version": 1}},
+            {"table": {"family": "ip", "name": "fw", "handle": 1}},
+            {"chain": {"family": "ip", "table": "fw", "name": "c", "handle": 1}},
+            {"rule": {"family": "ip", "table": "fw", "chain": "c", "handle": 2, "expr": [
+            {"match": {"op": "!=", "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}},
+            ["fin", "syn"]]}, "right": "syn"}}, {"drop": null}]}},
+            {"rule": {"family": "ip", "table": "fw", "chain": "c", "handle": 3, "expr": [
+            {"dnat": {"family": "ip", "addr": "10.9.0.1", "flags": "netmap", "type_flags": "prefix"}}]}}]}"#;
+        let converted = convert(json).unwrap();
+        assert!(converted.lost.is_empty(), "{:?}", converted.lost);
+        let want = "\t\ttcp flags & (fin | syn) != syn drop\n\t\tdnat ip prefix to 10.9.0.1\n";
+        assert!(converted.text.contains(want), "{}", converted.text);
+    }
 }

@@ -208,7 +208,8 @@ fn translation(kind: &str, of: &Object) -> Text {
     if !address.is_empty() || !port.is_empty() {
         text += &format!(" to {address}{port}");
     }
-    if let Some(flags) = of.get("flags") {
+    // nft(8) says netmap itself of a map of prefixes.
+    if let Some(flags) = of.get("flags").filter(|flags| *flags != "netmap") {
         text += &format!(" {}", list(flags, ",")?);
     }
     Ok(text)
