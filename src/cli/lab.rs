@@ -341,9 +341,12 @@ fn write_down(
         )?;
     }
     for netns in &removed.hosts {
+        let host = netns
+            .split_once('@')
+            .map_or(netns.as_str(), |(_, host)| host);
         writeln!(
             out,
-            "notice: host {netns} has lost its router; `tsim reconcile` removes it"
+            "notice: host {netns} has lost its router; `tsim host remove --lab {name} {host}` removes it"
         )?;
     }
     match removed.removed.len() + removed.absent.len() + removed.foreign.len() {

@@ -136,6 +136,8 @@ fn shells_offer_the_names_that_there_are_now() {
             assert!(offered.contains(wanted), "{shell}: {line}: {offered:?}");
         }
     }
+    let gone = site.run(&["tsim", "host", "remove", "--lab", lab, "client7"]);
+    assert!(gone.status.success(), "{gone:?}");
 }
 
 #[test]

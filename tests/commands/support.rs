@@ -155,7 +155,5 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         self.run(&["tsim", "lab", "down", &self.lab, "--force"]);
-        // Hosts that a test put by hand, which have lost their router now.
-        self.run(&["tsim", "reconcile"]);
     }
 }
