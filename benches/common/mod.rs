@@ -17,7 +17,8 @@ use nix::sys::{
 use tsim::{
     config::Config,
     lab::{self, Lab, Options},
-    model::LabName,
+    model::{LabName, NetnsName},
+    netns::NetnsDir,
 };
 
 /// A lab from shipped facts, and the configuration that leads to it.
@@ -62,8 +63,13 @@ impl BenchLab {
         }
     }
 
+    /// Takes the lab down, and the hosts that a bench kept on it.
     pub(crate) fn down(self) {
-        lab::down(&self.config, &self.lab.lab).unwrap();
+        let removed = lab::down(&self.config, &self.lab.lab).unwrap();
+        for host in removed.hosts {
+            let name = NetnsName::new(host).unwrap();
+            NetnsDir::default().delete(&name).unwrap();
+        }
     }
 }
 
