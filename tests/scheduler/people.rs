@@ -319,6 +319,11 @@ fn one_user_does_not_use_up_the_queue_or_the_connections() {
         watcher.kill().unwrap();
         watcher.wait().unwrap();
     }
+    // Runners outlive their scheduler: one that waits at the gate would stay on the machine.
+    let _gate = site.open_gate();
+    for run in ["runs", "w1", "w2", "b1"] {
+        site.until_finished(run);
+    }
 }
 
 #[test]
