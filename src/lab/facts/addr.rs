@@ -182,6 +182,8 @@ fn head(
     let name = interface.name.clone();
     while let Some(word) = words.next() {
         match word {
+            // `xdp/id:15`, `xdpgeneric/id:15`; older ones without the program's number.
+            word if word.starts_with("xdp") => interface.link.xdp = true,
             "mtu" => interface.mtu = Some(words.parse(word)?),
             "group" => match addr_forms::group(words.value(word)?) {
                 Ok(group) => interface.group = group,

@@ -69,7 +69,8 @@ routes() {
     ip "$1" -o route show table "$2" 2>&1
 }
 
-printf '# Traceroute Simulator Facts Collection\n# Hostname: %s\n\n' "${1:-$(uname -n)}"
+printf '# Traceroute Simulator Facts Collection\n# Hostname: %s\n# Ends with TSIM_FACTS_COLLECTION_COMPLETE\n\n' \
+    "${1:-$(uname -n)}"
 
 section interfaces ip addr show
 section links links

@@ -40,7 +40,8 @@ pub(super) fn nft(text: &str, saved: &Saved) -> Prepared {
     let mut prepared = Prepared::default();
     let lines: Vec<&str> = text.lines().collect();
     let mut table = Shared::No;
-    let mut in_chain = false;
+    // How the chain ends that another section has.
+    let mut ends: Option<String> = None;
     for (at, line) in lines.iter().enumerate() {
         if line.starts_with("table ") {
             table = shared(&lines, at, saved);
@@ -49,12 +50,15 @@ pub(super) fn nft(text: &str, saved: &Saved) -> Prepared {
             }
         }
         let chain = line
-            .strip_prefix("\tchain ")
+            .trim_start()
+            .strip_prefix("chain ")
             .and_then(|rest| rest.split(' ').next());
         if let (Shared::Chains(known), Some(chain)) = (&table, chain) {
-            in_chain = known.iter().any(|own| own == chain);
+            let indent = line.split("chain").next().unwrap_or_default();
+            let own = known.iter().any(|own| own == chain);
+            ends = own.then(|| format!("{indent}}}"));
         }
-        if in_chain || matches!(table, Shared::Whole | Shared::Differs(_)) {
+        if ends.is_some() || matches!(table, Shared::Whole | Shared::Differs(_)) {
             // Its lines are those of another section, or the whole table is lost.
         } else if let Some(unprinted) = unprinted(line) {
             let reason = format!("nft could not print `{unprinted}`");
@@ -63,7 +67,7 @@ pub(super) fn nft(text: &str, saved: &Saved) -> Prepared {
             prepared.text.push_str(line);
         }
         prepared.text.push('\n');
-        in_chain &= *line != "\t}";
+        ends = ends.filter(|end| line != end);
         if *line == "}" {
             table = Shared::No;
         }
@@ -99,9 +103,21 @@ pub(super) fn from_listing(section: &Section<'_>) -> String {
     let mut text = "*filter\n".to_owned();
     for (_, line) in &section.body {
         let words: Vec<&str> = line.split_whitespace().collect();
+        let rule;
+        let line = match words.iter().position(|word| *word == "-c") {
+            // `iptables -S -v` counts within its rules.
+            Some(at) if words.first() == Some(&"-A") && is_count(words.get(at + 1..at + 3)) => {
+                let rest = words.get(at + 3..).unwrap_or_default();
+                rule = [words.get(..at).unwrap_or_default(), rest]
+                    .concat()
+                    .join(" ");
+                &rule
+            }
+            _ => *line,
+        };
         match words[..] {
             ["-P", chain, policy, ..] => text.push_str(&format!(":{chain} {policy} [0:0]")),
-            ["-N", chain] => text.push_str(&format!(":{chain} - [0:0]")),
+            ["-N", chain, ..] => text.push_str(&format!(":{chain} - [0:0]")),
             _ => text.push_str(line),
         }
         text.push('\n');
@@ -109,40 +125,93 @@ pub(super) fn from_listing(section: &Section<'_>) -> String {
     text + "COMMIT\n"
 }
 
-/// What `ipset list` says of a set that a set can be made without.
-const ABOUT_SETS: [&str; 4] = [
-    "Revision:",
-    "Size in memory:",
-    "References:",
-    "Number of entries:",
-];
+fn is_count(words: Option<&[&str]>) -> bool {
+    words.is_some_and(|words| words.iter().all(|word| word.parse::<u64>().is_ok()))
+}
 
-/// `ipset list` as `ipset save` would print it; any other text as it is.
-pub(super) fn sets(section: &Section<'_>) -> String {
+/// What `ipset list` says of a set that a set can be made without.
+const ABOUT_SETS: [&str; 3] = ["Revision:", "Size in memory:", "References:"];
+
+/// A set of `ipset list`.
+#[derive(Default)]
+struct Listed<'a> {
+    name: &'a str,
+    kind: &'a str,
+    /// The lines that make it; the first is that of its head.
+    lines: Vec<usize>,
+    /// How many elements it says that it has.
+    has: Option<usize>,
+    /// How many are shown; none where they are not (`ipset list -terse`).
+    shown: Option<usize>,
+}
+
+impl Listed<'_> {
+    /// Why it is not whole. An old ipset(8) does not count.
+    fn lacks(&self) -> Option<String> {
+        let shown = self.shown.unwrap_or(0);
+        let whole = self.shown.is_some() && self.has.is_none_or(|has| has == shown);
+        let has = self.has.map_or("all".to_owned(), |has| has.to_string());
+        (!self.lines.is_empty() && !whole)
+            .then(|| format!("{shown} of {has} elements of set {} are shown", self.name))
+    }
+}
+
+/// `ipset list` as `ipset save` would print it, without sets that it does not show whole; any other text
+/// as it is.
+pub(super) fn sets(section: &Section<'_>) -> Prepared {
     if !section.body.iter().any(|(_, l)| l.starts_with("Name: ")) {
-        return section.text();
+        return Prepared {
+            text: section.text(),
+            lost: Vec::new(),
+        };
     }
-    let (mut name, mut kind, mut members) = ("", "", false);
-    let mut text = String::new();
-    for (_, line) in &section.body {
+    let mut sets: Vec<Listed<'_>> = Vec::new();
+    let mut lines = Vec::new();
+    for (at, (_, line)) in section.body.iter().enumerate() {
         let field = |key: &str| line.strip_prefix(key).map(str::trim);
-        if let Some(value) = field("Name: ") {
-            (name, kind, members) = (value, "", false);
-        } else if let Some(value) = field("Type: ") {
-            kind = value;
-        } else if let Some(value) = field("Header:") {
-            text.push_str(&format!("create {name} {kind} {value}"));
-        } else if line.starts_with("Members:") {
-            members = true;
-        } else if members && !line.trim().is_empty() {
-            text.push_str(&format!("add {name} {}", line.trim()));
-        } else if !ABOUT_SETS.iter().any(|start| line.starts_with(start)) {
-            // No line of `ipset list`, and what is no line of `ipset save` either is said later.
-            text.push_str(line);
+        let mut made = String::new();
+        if let Some(name) = field("Name: ") {
+            sets.push(Listed {
+                name,
+                ..Listed::default()
+            });
+        } else if let Some(set) = sets.last_mut() {
+            if let Some(kind) = field("Type: ") {
+                set.kind = kind;
+            } else if let Some(value) = field("Header:") {
+                made = format!("create {} {} {value}", set.name, set.kind);
+                set.lines.push(at);
+            } else if let Some(number) = field("Number of entries:") {
+                set.has = number.parse().ok();
+            } else if line.starts_with("Members:") {
+                set.shown = Some(0);
+            } else if let Some(shown) = set.shown.as_mut().filter(|_| !line.trim().is_empty()) {
+                made = format!("add {} {}", set.name, line.trim());
+                *shown += 1;
+                set.lines.push(at);
+            } else if !ABOUT_SETS.iter().any(|start| line.starts_with(start)) {
+                // No line of `ipset list`, and what is no line of `ipset save` either is said later.
+                (*line).clone_into(&mut made);
+            }
+        } else {
+            (*line).clone_into(&mut made);
         }
-        text.push('\n');
+        lines.push(made);
     }
-    text
+    let mut lost = Vec::new();
+    for set in &sets {
+        if let (Some(why), Some(first)) = (set.lacks(), set.lines.first()) {
+            set.lines
+                .iter()
+                .filter_map(|at| lines.get_mut(*at).map(String::clear))
+                .count();
+            lost.push((*first, why));
+        }
+    }
+    Prepared {
+        text: lines.iter().map(|line| format!("{line}\n")).collect(),
+        lost,
+    }
 }
 
 /// The text without tables of which iptables-nft says that their chains are others: it shows its own
@@ -262,6 +331,15 @@ pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
         }
         (
             "filters of tc, which are not modelled",
+            feature(Concern::everything()),
+        )
+    } else if named("bpftool") {
+        // `eth0(2) driver id 15`, `ip forward prio 1 prog_id 15`
+        if !lines().any(|line| line.contains(" id ") || line.contains("_id ")) {
+            return None;
+        }
+        (
+            "programs (BPF), which no lab has",
             feature(Concern::everything()),
         )
     } else if named("nft") || lines().any(looks_like_firewall) {

@@ -2,6 +2,12 @@
 //!
 //! A key that is not known here becomes a word that the reader does not know, and is refused there.
 
+use std::fmt;
+
+use serde::{
+    Deserialize,
+    de::{MapAccess, Visitor},
+};
 use serde_json::{Map, Value};
 
 /// Lines, each with the number of the line that it stands for.
@@ -23,10 +29,36 @@ pub(super) fn read(
 ) -> Result<Lines, (usize, String)> {
     let at = body.first().map_or(0, |(line, _)| *line);
     let texts: Vec<&str> = body.iter().map(|(_, text)| *text).collect();
-    let all: Vec<Map<String, Value>> = serde_json::from_str(&texts.join("\n"))
+    let all: Vec<Object> = serde_json::from_str(&texts.join("\n"))
         .map_err(|error| (at, format!("no JSON as `ip -j` prints it: {error}")))?;
-    let lines = all.iter().flat_map(lines);
+    let lines = all.iter().flat_map(|Object(object)| lines(object));
     Ok(lines.map(|line| (at, line)).collect())
+}
+
+/// An object of which the first of several values with one key counts: behind a route's own `dst` and `src`
+/// stand those of its `encap ip`.
+struct Object(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct First;
+        impl<'de> Visitor<'de> for First {
+            type Value = Object;
+
+            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                to.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut all: A) -> Result<Object, A::Error> {
+                let mut first = Map::new();
+                while let Some((key, value)) = all.next_entry::<String, Value>()? {
+                    first.entry(key).or_insert(value);
+                }
+                Ok(Object(first))
+            }
+        }
+        from.deserialize_map(First)
+    }
 }
 
 /// A value as one word; white space within would begin another.
@@ -142,6 +174,9 @@ pub(super) fn interface(object: &Map<String, Value>) -> Vec<String> {
         if let Some(value) = object.get(key) {
             head += &format!(" {}", pair(key, value));
         }
+    }
+    if object.contains_key("xdp") {
+        head += " xdp";
     }
     let mut lines = vec![head];
     let is_set = |key: &str| object.contains_key(key);

@@ -81,6 +81,7 @@ mod signs;
 mod sysctl;
 mod text;
 mod vrf;
+mod whole;
 mod words;
 
 #[cfg(test)]
@@ -398,7 +399,38 @@ fn read_file(path: &Path) -> Result<RouterFacts, FactsError> {
         },
         source,
     })?;
-    text::read(name, &label, &text)
+    text::read(name, &label, &plain(text))
+}
+
+/// The text without what a terminal adds to what was shown there: colours, and carriage returns.
+fn plain(text: String) -> String {
+    if !text.contains(['\r', '\u{1b}']) {
+        return text;
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some(at) = rest.find(['\r', '\u{1b}']) {
+        let (before, from) = rest.split_at(at);
+        plain.push_str(before);
+        rest = from.get(1..).unwrap_or_default();
+        if from.starts_with('\r') {
+            // Alone it ends a line, too.
+            let ends = rest.trim_start_matches('\r').starts_with('\n');
+            plain.push_str(if ends { "" } else { "\n" });
+        } else if let Some(behind) = behind_colour(rest) {
+            rest = behind;
+        } else {
+            plain.push('\u{1b}');
+        }
+    }
+    plain + rest
+}
+
+/// What stands behind the rest of a sequence that sets a colour, or clears to the end of the line.
+fn behind_colour(text: &str) -> Option<&str> {
+    let parameters = text.strip_prefix('[')?;
+    let rest = parameters.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+    rest.strip_prefix(['m', 'K'])
 }
 
 /// A whole file as text, unless it has more than `most` bytes, is binary or not UTF-8. It is opened in

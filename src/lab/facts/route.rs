@@ -60,15 +60,31 @@ pub(super) fn parse(
     })
 }
 
+/// What may stand in front of a destination.
+const TYPES: [&str; 10] = [
+    "unicast",
+    "local",
+    "broadcast",
+    "blackhole",
+    "unreachable",
+    "prohibit",
+    "throw",
+    "multicast",
+    "anycast",
+    "nat",
+];
+
 /// Destination, table and metric of a route that cannot be read as a whole.
 fn known(line: &str, family: Option<Family>, table: u32, tables: &Tables) -> Option<Route> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    // Any other address of the line is a gateway's or a source's.
+    let typed = words.first().is_some_and(|word| TYPES.contains(word));
+    let word = words.get(usize::from(typed))?;
+    let own = address_with_len(word).or_else(|| everything(word, family));
     let behind = |key: &str| {
         let at = words.iter().position(|word| *word == key)?;
         words.get(at + 1).copied()
     };
-    let mut all = words.iter();
-    let own = all.find_map(|word| address_with_len(word).or_else(|| everything(word, family)));
     let mut route = Parser::new(table, tables).route;
     route.destination = own?.trunc();
     route.metric = behind("metric").and_then(|metric| metric.parse().ok());

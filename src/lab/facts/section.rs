@@ -1,11 +1,13 @@
 //! Cuts a sectioned facts file into its sections.
 
 use super::FactsError;
-use crate::lab::topology::Origin;
+use crate::{lab::topology::Origin, netlink::object::Family};
 
 const START: &str = "=== TSIM_SECTION_START:";
 const END: &str = "=== TSIM_SECTION_END:";
 const MARK: &str = " ===";
+/// What the collector ends with.
+pub(super) const COMPLETE: &str = "TSIM_FACTS_COLLECTION_COMPLETE";
 
 /// One section: what one command printed on the router.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub(super) struct Section<'a> {
     pub exit_code: Option<i32>,
     /// Whether a line `---` tells where the command's output begins.
     pub divided: bool,
+    /// What stands behind `EXIT_CODE:`, where nothing should.
+    pub behind: Option<(usize, &'a str)>,
 }
 
 impl Section<'_> {
@@ -84,6 +88,37 @@ pub(super) fn sections<'a>(file: &str, text: &'a str) -> Result<Vec<Section<'a>>
     Ok(found)
 }
 
+/// Lines outside of all sections that are neither blank nor comments.
+pub(super) fn outside(text: &str) -> Vec<(usize, &str)> {
+    let mut within = None;
+    let mut found = Vec::new();
+    for (line, content) in (1..).zip(text.lines()) {
+        if within.is_some() {
+            within = within.filter(|name| mark(content, END) != Some(*name));
+        } else if let Some(name) = mark(content, START) {
+            within = Some(name);
+        } else {
+            let told = content.trim().is_empty()
+                || content.starts_with('#')
+                || content.trim_matches(['=', ' ']) == COMPLETE;
+            found.extend((!told).then_some((line, content)));
+        }
+    }
+    found
+}
+
+/// Family and table, by name or number, of a section with routes.
+pub(super) fn routing_table(section: &str) -> Option<(Family, &str)> {
+    let (family, rest) = match section.strip_prefix("ipv6_") {
+        Some(rest) => (Family::V6, rest),
+        None => (Family::V4, section),
+    };
+    match rest.strip_prefix("routing_table")? {
+        "" => Some((family, "main")),
+        table => Some((family, table.strip_prefix('_')?)),
+    }
+}
+
 fn mark<'a>(line: &'a str, start: &str) -> Option<&'a str> {
     Some(line.strip_prefix(start)?.strip_suffix(MARK)?.trim())
 }
@@ -98,7 +133,7 @@ fn section<'a>(name: &'a str, line: usize, inner: &[(usize, &'a str)]) -> Sectio
     };
     let head = inner.iter().position(|(_, l)| *l == "---");
     let output = inner.get(head.map_or(0, |at| at + 1)..).unwrap_or(&[]);
-    let (body, exit_code) = split_exit_code(output);
+    let (body, exit_code, behind) = split_exit_code(output);
     Section {
         name,
         title: field("TITLE:"),
@@ -107,21 +142,20 @@ fn section<'a>(name: &'a str, line: usize, inner: &[(usize, &'a str)]) -> Sectio
         body: trim_blank(body).to_vec(),
         exit_code,
         divided: head.is_some(),
+        behind: trim_blank(behind).first().copied(),
     }
 }
 
 type Lines<'s, 'a> = &'s [(usize, &'a str)];
 
-fn split_exit_code<'s, 'a>(output: Lines<'s, 'a>) -> (Lines<'s, 'a>, Option<i32>) {
-    let last = output
-        .iter()
-        .rposition(|(_, l)| l.starts_with("EXIT_CODE:"));
-    match last.and_then(|at| output.split_at_checked(at)) {
-        Some((body, tail)) => {
-            let code = tail.first().and_then(|(_, l)| l.split(':').nth(1));
-            (body, code.and_then(|c| c.trim().parse().ok()))
-        }
-        None => (output, None),
+/// The command's output, its exit code, and what stands behind that. A line without a number is output.
+fn split_exit_code<'s, 'a>(output: Lines<'s, 'a>) -> (Lines<'s, 'a>, Option<i32>, Lines<'s, 'a>) {
+    let code = |line: &str| line.strip_prefix("EXIT_CODE:")?.trim().parse().ok();
+    let mut all = output.iter().enumerate().rev();
+    let last = all.find_map(|(at, (_, line))| Some((at, code(line)?)));
+    match last.and_then(|(at, code)| Some((output.split_at_checked(at)?, code))) {
+        Some(((body, tail), code)) => (body, Some(code), tail.get(1..).unwrap_or_default()),
+        None => (output, None, &[]),
     }
 }
 

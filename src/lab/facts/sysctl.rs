@@ -96,6 +96,17 @@ pub(super) fn matters(path: &str) -> bool {
     }
 }
 
+/// Whether a line that cannot be read is about a setting that a lab takes over.
+pub(super) fn names_one(line: &str) -> bool {
+    let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let single = |word: &str| {
+        SINGLE
+            .iter()
+            .any(|path| path.rsplit('/').next() == Some(word))
+    };
+    words.any(|word| PER_INTERFACE.contains(&word) || single(word))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

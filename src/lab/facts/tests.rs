@@ -1,3 +1,5 @@
+mod damaged;
+
 use std::{fs, os::unix::fs::symlink};
 
 use proptest::prelude::*;

@@ -8,10 +8,11 @@ use super::{
     ip_json, link_layer, links,
     nexthops::{self, NextHops},
     nft_json, proxy, route, rule,
-    section::{Section, sections},
+    section::{Section, routing_table, sections},
     shared::{self, Saved},
     signs::doubt,
     sysctl, vrf,
+    whole::{self, of_section},
     words::{Tables, Words, number},
 };
 use crate::{
@@ -73,7 +74,14 @@ pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFac
         empty: BTreeSet::new(),
     };
     reader.check_hostname(text)?;
-    for section in &sections {
+    let (lacks, second) = whole::check(text, &sections);
+    for lack in lacks {
+        match lack.omission {
+            Some(omission) => reader.omit(lack.line, lack.message, omission),
+            None => reader.notice(lack.line, lack.message),
+        }
+    }
+    for section in sections.iter().filter(|s| !second.contains(&s.line)) {
         reader.section(section);
     }
     reader.complete(&sections);
@@ -109,18 +117,6 @@ fn table_names(sections: &[Section<'_>]) -> Tables {
         }
     }
     tables
-}
-
-/// Family and table, by name or number, of a section with routes.
-fn routing_table(section: &str) -> Option<(Family, &str)> {
-    let (family, rest) = match section.strip_prefix("ipv6_") {
-        Some(rest) => (Family::V6, rest),
-        None => (Family::V4, section),
-    };
-    match rest.strip_prefix("routing_table")? {
-        "" => Some((family, "main")),
-        table => Some((family, table.strip_prefix('_')?)),
-    }
 }
 
 /// `IP Routing Table Priority Table (100)`, `/sbin/ip route show table 100`.
@@ -398,14 +394,20 @@ impl Reader {
         for (line, text) in section.body.iter().skip(1) {
             self.notice(*line, not_read(text));
         }
-        match section.body.first() {
-            Some((_, value @ ("0" | "1"))) => self.facts.set_sysctl(key, value),
-            other => {
-                let found = other.map_or("nothing", |(_, text)| text).to_owned();
-                self.warn(
-                    section.first_line(),
-                    format!("`{found}` is neither 0 nor 1; taken as 1: a router forwards"),
-                );
+        let first = section.body.first().map_or("nothing", |(_, text)| *text);
+        // `sysctl net.ipv4.ip_forward` names what it shows.
+        let named = sysctl::parse(first).filter(|(named, _)| named.ends_with(key));
+        match named.as_ref().map_or(first, |(_, value)| value.as_str()) {
+            value @ ("0" | "1") => self.facts.set_sysctl(key, value),
+            _ => {
+                let family = match key.starts_with("net/ipv6") {
+                    true => Family::V6,
+                    false => Family::V4,
+                };
+                let omission = Omission::of_family(OmissionKind::Sysctl, family).of_passed();
+                let message =
+                    format!("`{first}` is neither 0 nor 1; taken as 1: a router forwards");
+                self.omit(section.first_line(), message, omission);
             }
         }
     }
@@ -415,7 +417,13 @@ impl Reader {
             match sysctl::parse(text) {
                 Some((key, value)) if sysctl::matters(&key) => self.facts.set_sysctl(&key, &value),
                 Some(_) => {}
-                None => self.warn(line, format!("`{text}` is not `key = value`; left out")),
+                None => {
+                    let message = format!("`{text}` is not `key = value`; left out");
+                    match whole::of_setting(text) {
+                        Some(omission) => self.omit(line, message, omission),
+                        None => self.warn(line, message),
+                    }
+                }
             }
         }
     }
@@ -443,10 +451,7 @@ impl Reader {
         }
         let prepared = match kind {
             RulesetKind::Nft => firewall::nft(&whole, &self.saved).without(not_known),
-            RulesetKind::Ipset => Prepared {
-                text: firewall::sets(section),
-                lost: Vec::new(),
-            },
+            RulesetKind::Ipset => firewall::sets(section),
             RulesetKind::Iptables | RulesetKind::Ip6tables => {
                 if firewall::is_listing(section) {
                     whole = firewall::from_listing(section);
@@ -482,6 +487,8 @@ impl Reader {
             let text = ruleset.text.lines().nth(*at).unwrap_or_default().trim();
             let omission = match ruleset.kind {
                 RulesetKind::Nft => maps.omission(ruleset, &[*at]),
+                // Rules that refer to a set that is not there say so themselves.
+                RulesetKind::Ipset => Omission::of_packets(OmissionKind::Set, []),
                 _ => Omission::of_family(OmissionKind::Rule, family),
             };
             let line = ruleset.origin_of(*at).line;
@@ -585,21 +592,6 @@ impl Reader {
 
 pub(super) fn not_read(text: &str) -> String {
     format!("not read: {}", text.trim())
-}
-
-/// What a section that cannot be used can concern.
-fn of_section(name: &str) -> Omission {
-    let of = |family| Omission::of_family(OmissionKind::Section, family);
-    match name {
-        "iptables_save" | "policy_rules" | "ip_forwarding" => of(Family::V4),
-        "ip6tables_save" | "ipv6_policy_rules" | "ipv6_forwarding" => of(Family::V6),
-        // Rules that refer to sets that are not there say so themselves.
-        "ipset_save" | "sysctl" | "rt_tables" => Omission::of_packets(OmissionKind::Section, []),
-        other => match routing_table(other) {
-            Some((family, _)) => of(family),
-            None => Omission::of_everything(OmissionKind::Section),
-        },
-    }
 }
 
 /// Routes whose next hops stand on lines of their own, each as one line.

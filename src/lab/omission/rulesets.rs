@@ -4,7 +4,7 @@ use std::{cell::OnceCell, collections::BTreeSet};
 
 use super::{Concern, Extent, Hooks, Omission, OmissionKind, Place, RuleExtent, place::Chains};
 use crate::{
-    firewall::rule::{Field, Rule, Verdict},
+    firewall::rule::{Field, Rule},
     lab::topology::{Ruleset, RulesetKind},
     netlink::object::Family,
 };
@@ -342,8 +342,14 @@ fn xtables_line(rule: &str, table: &mut Table) -> Option<String> {
         .strip_prefix("-A ")
         .or_else(|| rule.strip_prefix("-I "))?;
     let chain = rest.split_whitespace().next()?;
-    for verdict in Rule::of_iptables(rule).verdicts() {
-        if let Verdict::Jump(to) | Verdict::Goto(to) = verdict {
+    // A target leads to no chain. To read all of a rule for this takes longer than to load it.
+    let words: Vec<&str> = rule
+        .split('"')
+        .step_by(2)
+        .flat_map(str::split_whitespace)
+        .collect();
+    for pair in words.windows(2) {
+        if let ["-j" | "-g" | "--jump" | "--goto", to] = *pair {
             table.chains.add_jump(Some(chain), to);
         }
     }

@@ -4,7 +4,7 @@
 //! What cannot be told counts against neither side: a rule that may drop the packet is passed over,
 //! and so is one that may accept it.
 
-use std::collections::BTreeMap;
+use std::{cell::OnceCell, collections::BTreeMap};
 
 use super::rulesets::RulesetMap;
 use crate::{
@@ -54,7 +54,26 @@ struct Table {
 #[derive(Debug, Default)]
 struct Chain {
     base: Option<Base>,
-    rules: Vec<(usize, String, Rule)>,
+    rules: Vec<Written>,
+}
+
+/// A rule, read when a packet first comes to it: most rules of a large ruleset are in chains that nobody
+/// asks about here.
+#[derive(Debug)]
+struct Written {
+    line: usize,
+    text: String,
+    xtables: bool,
+    read: OnceCell<Rule>,
+}
+
+impl Written {
+    fn rule(&self) -> &Rule {
+        self.read.get_or_init(|| match self.xtables {
+            true => Rule::of_iptables(&self.text),
+            false => Rule::of_nft(&self.text),
+        })
+    }
 }
 
 /// How a chain is hooked in.
@@ -129,7 +148,8 @@ impl Table {
     }
 
     fn follow(&self, chain: &Chain, asked: Asked<'_>, depth: usize) -> Flow {
-        for (line, text, rule) in &chain.rules {
+        for written in &chain.rules {
+            let (rule, text) = (written.rule(), &written.text);
             if answer(rule, text, asked) != Answer::Yes {
                 continue;
             }
@@ -138,7 +158,7 @@ impl Table {
             };
             match verdict {
                 Verdict::Drop | Verdict::Reject(_) => {
-                    return Flow::Stopped(*line, format!("`{}`", text.trim()));
+                    return Flow::Stopped(written.line, format!("`{}`", text.trim()));
                 }
                 Verdict::Return => return Flow::On,
                 Verdict::Jump(name) | Verdict::Goto(name) => {
@@ -254,12 +274,16 @@ fn tables(ruleset: usize, of: &Ruleset) -> Vec<Table> {
         };
         let chain = table.chains.entry(name.clone()).or_default();
         let text = line.text.trim();
+        let written = |line, text: String| Written {
+            line,
+            text,
+            xtables: map.xtables,
+            read: OnceCell::new(),
+        };
         if map.xtables {
             match text.strip_prefix(':') {
                 Some(head) => chain.base = xtables_base(at, head),
-                None => chain
-                    .rules
-                    .push((at, text.to_owned(), Rule::of_iptables(text))),
+                None => chain.rules.push(written(at, text.to_owned())),
             }
             continue;
         }
@@ -277,8 +301,7 @@ fn tables(ruleset: usize, of: &Ruleset) -> Vec<Table> {
         if whole.matches('{').count() > whole.matches('}').count() {
             open = Some((first, whole));
         } else {
-            let rule = Rule::of_nft(&whole);
-            chain.rules.push((first, whole, rule));
+            chain.rules.push(written(first, whole));
         }
     }
     tables

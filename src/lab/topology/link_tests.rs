@@ -18,7 +18,9 @@ fn section(name: &str, body: &str) -> String {
 fn router(name: &str, interfaces: &str, routes: &str, more: &[(&str, &str)]) -> RouterFacts {
     let mut text = section("interfaces", interfaces);
     text += &section("routing_table", routes);
-    text += &section("iptables_save", "*filter\n:FORWARD ACCEPT\nCOMMIT");
+    if !more.iter().any(|(name, _)| *name == "iptables_save") {
+        text += &section("iptables_save", "*filter\n:FORWARD ACCEPT\nCOMMIT");
+    }
     for (name, body) in more {
         text += &section(name, body);
     }

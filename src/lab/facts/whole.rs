@@ -1,0 +1,247 @@
+//! Whether a facts file is whole: what stands outside of its sections, and sections that show only a
+//! part of what their name promises. What cannot be told from what is there would otherwise be lost
+//! without a word.
+
+use std::collections::BTreeSet;
+
+use super::{
+    firewall,
+    section::{COMPLETE, Section, outside, routing_table},
+    sysctl,
+};
+use crate::{
+    lab::omission::{Omission, OmissionKind},
+    netlink::object::Family,
+};
+
+/// Something that the file may have had and nobody can read.
+pub(super) struct Lack {
+    pub(super) line: usize,
+    pub(super) message: String,
+    /// None where it changes no verdict.
+    pub(super) omission: Option<Omission>,
+}
+
+impl Lack {
+    fn new(line: usize, message: String, omission: Omission) -> Self {
+        Self {
+            line,
+            message,
+            omission: Some(omission),
+        }
+    }
+}
+
+/// What the file lacks, and the lines of sections that are not to be read: second ones of a name.
+pub(super) fn check(text: &str, sections: &[Section<'_>]) -> (Vec<Lack>, BTreeSet<usize>) {
+    let mut lacks: Vec<Lack> = around(text).into_iter().chain(end(text)).collect();
+    let mut second = BTreeSet::new();
+    for (at, section) in sections.iter().enumerate() {
+        let name = section.name;
+        let mut before = sections.iter().take(at);
+        if let Some(first) = before.find(|first| first.name == name && decides(name)) {
+            second.insert(section.line);
+            let message = format!("a second section `{name}`; it is left out");
+            let same = first.text() == section.text();
+            lacks.push(Lack {
+                line: section.line,
+                message,
+                omission: (!same).then(|| of_second(name)),
+            });
+            continue;
+        }
+        if let Some((line, found)) = section.behind.filter(|_| decides(name)) {
+            let message = format!(
+                "section `{name}`: behind EXIT_CODE stands more, which is not read: {found}"
+            );
+            lacks.push(Lack::new(line, message, of_second(name)));
+        }
+        if let Some(why) = part(section).or_else(|| listing(section, sections)) {
+            let message = format!("section `{name}` shows a part: {why}");
+            lacks.push(Lack::new(section.line, message, of_second(name)));
+        }
+    }
+    (lacks, second)
+}
+
+/// Lines outside of all sections. What belongs to a section that was damaged beyond its marks still
+/// shows where these stood.
+fn around(text: &str) -> Option<Lack> {
+    let strays = outside(text);
+    let (line, _) = *strays.first()?;
+    let mark = strays
+        .iter()
+        .find(|(_, text)| text.contains("TSIM_SECTION_"));
+    Some(match mark {
+        Some((line, mark)) => Lack::new(
+            *line,
+            format!("what belongs to this mark of a section is not read, it was damaged: {mark}"),
+            Omission::of_everything(OmissionKind::Section),
+        ),
+        None => Lack {
+            line,
+            message: format!(
+                "lines outside of all sections are not read, {} from here",
+                strays.len()
+            ),
+            omission: None,
+        },
+    })
+}
+
+/// The collector's last line, where its first ones promise it.
+fn end(text: &str) -> Option<Lack> {
+    let mut head = text.lines().take_while(|line| line.starts_with('#'));
+    let promised = head.any(|line| line.contains(COMPLETE));
+    let there = || {
+        text.lines()
+            .any(|line| line.contains(COMPLETE) && !line.starts_with('#'))
+    };
+    (promised && !there()).then(|| {
+        let message = format!("the last line, {COMPLETE}, is missing: the file was cut");
+        let omission = Omission::of_everything(OmissionKind::Section);
+        Lack::new(text.lines().count(), message, omission)
+    })
+}
+
+/// Whether a section of this name decides where packets go.
+fn decides(name: &str) -> bool {
+    let rulesets = [
+        "iptables_save",
+        "ip6tables_save",
+        "ipset_save",
+        "nft_ruleset",
+    ];
+    let others = ["interfaces", "policy_rules", "ipv6_policy_rules", "sysctl"];
+    rulesets.contains(&name)
+        || others.contains(&name)
+        || name.ends_with("_forwarding")
+        || routing_table(name).is_some()
+}
+
+/// What a section that cannot be used can concern.
+pub(super) fn of_section(name: &str) -> Omission {
+    let of = |family| Omission::of_family(OmissionKind::Section, family);
+    match name {
+        "iptables_save" | "policy_rules" | "ip_forwarding" => of(Family::V4),
+        "ip6tables_save" | "ipv6_policy_rules" | "ipv6_forwarding" => of(Family::V6),
+        // Rules that refer to sets that are not there say so themselves.
+        "ipset_save" | "sysctl" | "rt_tables" => Omission::of_packets(OmissionKind::Section, []),
+        other => match routing_table(other) {
+            Some((family, _)) => of(family),
+            None => Omission::of_everything(OmissionKind::Section),
+        },
+    }
+}
+
+/// What a section can concern of which something is there: sets and settings are then others than they
+/// should be.
+fn of_second(name: &str) -> Omission {
+    match name {
+        "ipset_save" | "sysctl" => Omission::of_everything(OmissionKind::Section),
+        other => of_section(other),
+    }
+}
+
+/// Why the section's command shows less than the whole, by its own words.
+fn part(section: &Section<'_>) -> Option<String> {
+    let command = section.command;
+    let words: Vec<&str> = command
+        .split_whitespace()
+        .map(|word| word.trim_matches(['"', '\'']))
+        .collect();
+    let begins = |start: &str| words.iter().any(|word| word.starts_with(start));
+    // What the tool is told to show.
+    let behind = |verbs: &[&str]| {
+        let at = words.iter().position(|word| verbs.contains(word))?;
+        let chosen = words
+            .get(at + 1)
+            .filter(|word| word.starts_with(char::is_alphanumeric));
+        chosen.filter(|word| !word.starts_with("2>"))
+    };
+    let found = match section.name {
+        "nft_ruleset" => {
+            let of = behind(&["list"]).is_some_and(|what| *what != "ruleset");
+            let family = behind(&["ruleset"]).is_some();
+            let has_sets = |(_, line): &(usize, &str)| {
+                let line = line.trim_start();
+                line.starts_with("set ") || line.starts_with("map ")
+            };
+            let terse = words.iter().any(|word| is_terse(word));
+            of || family || terse && section.body.iter().any(has_sets)
+        }
+        "iptables_save" | "ip6tables_save" => {
+            begins("-t") || begins("--table") || behind(&["-S", "--list-rules"]).is_some()
+        }
+        "policy_rules" | "ipv6_policy_rules" => behind(&["show", "list", "ls"]).is_some(),
+        name if routing_table(name).is_some() => words.iter().any(|word| SELECTORS.contains(word)),
+        _ => return None,
+    };
+    (found || is_filtered(command)).then(|| format!("`{command}`"))
+}
+
+/// Whether a command gives what it shows to a tool that picks some of it.
+fn is_filtered(command: &str) -> bool {
+    const PICK: [&str; 6] = ["grep", "egrep", "fgrep", "head", "tail", "awk"];
+    let tools = command.split('|').skip(1);
+    let mut tools = tools.filter_map(|tool| tool.split_whitespace().next()?.rsplit('/').next());
+    tools.any(|tool| PICK.contains(&tool))
+}
+
+/// `-t`, `-nt`, `--terse` of nft(8): sets without what they hold.
+fn is_terse(word: &str) -> bool {
+    let short = word.strip_prefix('-').filter(|rest| !rest.starts_with('-'));
+    word == "--terse" || short.is_some_and(|letters| letters.contains('t'))
+}
+
+/// Words of ip-route(8) that choose among the routes of a table.
+const SELECTORS: [&str; 14] = [
+    "proto", "protocol", "dev", "oif", "iif", "via", "type", "scope", "root", "match", "exact",
+    "from", "get", "src",
+];
+
+/// `iptables -S` shows one table. The others are known where nft(8) shows the tables of iptables-nft, or
+/// no module of another table is loaded.
+fn listing(section: &Section<'_>, sections: &[Section<'_>]) -> Option<String> {
+    let (family, table, module) = match section.name {
+        "iptables_save" => (Family::V4, "table ip filter {", "iptable_"),
+        "ip6tables_save" => (Family::V6, "table ip6 filter {", "ip6table_"),
+        _ => return None,
+    };
+    if !firewall::is_listing(section) {
+        return None;
+    }
+    let of = |name: &str| sections.iter().find(|s| s.name == name);
+    let in_nft = of("nft_ruleset").is_some_and(|s| s.body.iter().any(|(_, l)| *l == table));
+    let modules = ["loaded_modules", "netfilter_modules"]
+        .iter()
+        .find_map(|name| of(name));
+    let alone = modules.is_some_and(|modules| {
+        let mut names = modules
+            .body
+            .iter()
+            .filter_map(|(_, l)| l.split_whitespace().next());
+        !names.any(|name| {
+            name == "nf_tables" || name.starts_with(module) && !name.ends_with("_filter")
+        })
+    });
+    let tool = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    (!in_nft && !alone).then(|| {
+        format!("`{tool} -S` has one table, and nothing tells of the others; `{tool}-save` has all")
+    })
+}
+
+/// What a line of sysctl(8) that cannot be read can concern, where it is about a setting that decides.
+pub(super) fn of_setting(line: &str) -> Option<Omission> {
+    sysctl::names_one(line).then(|| {
+        let of = |family| Omission::of_family(OmissionKind::Sysctl, family);
+        match (line.contains("ipv4"), line.contains("ipv6")) {
+            (true, false) => of(Family::V4),
+            (false, true) => of(Family::V6),
+            _ => Omission::of_everything(OmissionKind::Sysctl),
+        }
+    })
+}
