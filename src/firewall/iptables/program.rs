@@ -75,20 +75,7 @@ pub(super) fn note(family: TableFamily, steps: &[LegacyStep], program: &mut Prog
         if calls > 1 {
             continue;
         }
-        // RETURN in a built-in chain leads to its policy past the rules behind it.
-        let before = at.checked_sub(1).and_then(|at| steps.get(at));
-        let returned = before.filter(|before| {
-            let rule = before
-                .position
-                .checked_sub(1)
-                .and_then(|at| chain.rules.get(at));
-            let returns = rule.is_some_and(|rule| rule.verdicts().any(|v| *v == Verdict::Return));
-            same(before) && before.kind == StepKind::Rule && returns
-        });
-        let asked = match (step.kind, returned) {
-            (StepKind::Policy, Some(before)) => before.position,
-            _ => step.position,
-        };
+        let asked = asked(&chain.rules, steps, at);
         for said in chain.said.iter_mut().take(asked) {
             *said = Some(false);
         }
@@ -97,6 +84,25 @@ pub(super) fn note(family: TableFamily, steps: &[LegacyStep], program: &mut Prog
                 *said = Some(true);
             }
         }
+    }
+}
+
+/// Up to which of the `rules` of its chain step number `at` says that a packet was asked. RETURN in a built-in
+/// chain, and the end of a chain that was gone to from there, lead to the policy past the rules behind.
+pub(super) fn asked(rules: &[Rule], steps: &[LegacyStep], at: usize) -> usize {
+    let Some(step) = steps.get(at) else { return 0 };
+    let same = |s: &&LegacyStep| {
+        s.kind == StepKind::Rule && (&s.table, &s.chain) == (&step.table, &step.chain)
+    };
+    let before = steps.get(..at).unwrap_or_default().iter().rev().find(same);
+    let left = before.filter(|before| {
+        let rule = before.position.checked_sub(1).and_then(|at| rules.get(at));
+        let leaves = |verdict: &Verdict| matches!(verdict, Verdict::Return | Verdict::Goto(_));
+        rule.is_some_and(|rule| rule.verdicts().any(leaves))
+    });
+    match (step.kind, left) {
+        (StepKind::Policy, Some(before)) => before.position,
+        _ => step.position,
     }
 }
 

@@ -284,14 +284,15 @@ impl LegacyRules {
     #[must_use]
     pub fn memories(&self, steps: &[LegacyStep], subject: &Packet) -> Vec<(String, RuleText)> {
         let mut found = Vec::new();
-        for step in last_in_chains(steps) {
+        for (last, step) in last_in_chains(steps) {
             let rules = self.parsed(step);
+            let asked = program::asked(&rules, steps, last);
             let matched = |at: usize| {
                 let here = |s: &LegacyStep| s.chain == step.chain && s.table == step.table;
                 let rule = |s: &&LegacyStep| s.position == at + 1 && s.kind == StepKind::Rule;
                 steps.iter().filter(rule).any(here)
             };
-            for (at, place) in entries(&rules, step.position, matched, subject) {
+            for (at, place) in entries(&rules, asked, matched, subject) {
                 found.extend(Some(place.to_owned()).zip(self.nth(step, at + 1)));
             }
         }
@@ -303,8 +304,9 @@ impl LegacyRules {
     #[must_use]
     pub fn caveats(&self, steps: &[LegacyStep], subject: &Packet) -> Vec<(Caveat, RuleText)> {
         let mut found = Vec::new();
-        for step in last_in_chains(steps) {
-            for (position, rule) in (1..=step.position).zip(self.parsed(step)) {
+        for (last, step) in last_in_chains(steps) {
+            let rules = self.parsed(step);
+            for (position, rule) in (1..=program::asked(&rules, steps, last)).zip(&rules) {
                 if let Some(caveat) = rule.caveat().filter(|_| rule.concerns(subject)) {
                     found.extend(Some(caveat.clone()).zip(self.nth(step, position)));
                 }
@@ -393,20 +395,21 @@ impl LegacyRules {
     }
 }
 
-/// The last step in each chain: up to there a probe was held against its rules.
-fn last_in_chains(steps: &[LegacyStep]) -> impl Iterator<Item = &LegacyStep> {
-    let numbered = steps.iter().enumerate();
-    let last = numbered.filter(|(at, step)| {
+/// The last step in each chain, with its number.
+fn last_in_chains(steps: &[LegacyStep]) -> impl Iterator<Item = (usize, &LegacyStep)> {
+    steps.iter().enumerate().filter(|(at, step)| {
         let same = |s: &LegacyStep| (&s.table, &s.chain) == (&step.table, &step.chain);
         !steps[at + 1..].iter().any(same)
-    });
-    last.map(|(_, step)| step)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{firewall::rule::Field, model::Protocol};
+    use crate::{
+        firewall::rule::{Field, walk::Chain},
+        model::Protocol,
+    };
 
     fn note(prefix: &str, hook: u8) -> Note {
         Note {
@@ -482,6 +485,32 @@ mod tests {
             assert_eq!(rules.stopped_by(&steps, at), None);
         }
         assert_eq!(rules.stopped_by(&policy, HookPoint::Input), None);
+    }
+
+    #[test]
+    fn rules_behind_one_that_leaves_a_built_in_chain_were_not_asked() {
+        for leaves in ["-g mine", "-j RETURN"] {
+            let saved = format!(
+                "*filter\n:FORWARD DROP [0:0]\n:mine - [0:0]\n-A FORWARD -p tcp {leaves}\n\
+                 -A FORWARD -m limit --limit 1/sec -j ACCEPT\n-A mine -p udp -j ACCEPT\n"
+            );
+            let rules = LegacyRules {
+                family: Family::V4,
+                save: Save::parse(&saved),
+            };
+            let mut steps = vec![forward("FORWARD", StepKind::Rule, 1)];
+            if leaves.contains("mine") {
+                steps.push(forward("mine", StepKind::Return, 2));
+            }
+            steps.push(forward("FORWARD", StepKind::Policy, 3));
+            assert_eq!(rules.caveats(&steps, &Packet::of(Family::V4)), []);
+            let mut program = Program::default();
+            rules.add_to(&mut program);
+            rules.note_in(&steps, &mut program);
+            let chain = |chain: &&Chain| chain.place.chain == "FORWARD";
+            let chain = program.chains.iter().find(chain).unwrap();
+            assert_eq!(chain.said, [Some(true), None], "{leaves}");
+        }
     }
 
     #[test]

@@ -154,13 +154,22 @@ fn native(random: &mut Random) -> String {
     );
     for _ in 0..1 + random.below(5) {
         let port = native_port(random);
-        let does = random.one(&["accept", "drop", "return"]);
+        let does = random.one(&["accept", "drop", "return", "jump sub", "goto sub"]);
         text += &match random.below(4) {
             0 => format!("    {port} {does}\n"),
             1 => format!("    meta mark {} {does}\n", 7 + random.below(2)),
             2 if random.chance(30) => format!("    {{ip}} daddr {{other}} {does}\n"),
             _ => format!("    {port} {} {does}\n", random.one(VARYING)),
         };
+    }
+    text += "  }\n  chain sub {\n";
+    for _ in 0..random.below(3) {
+        let (port, does) = (
+            native_port(random),
+            random.one(&["accept", "drop", "return"]),
+        );
+        let varying = random.chance(50).then(|| random.one(VARYING));
+        text += &format!("    {port} {} {does}\n", varying.unwrap_or_default());
     }
     text + "  }\n}\n"
 }
@@ -212,15 +221,12 @@ fn iptables(random: &mut Random) -> String {
     text += &format!("COMMIT\n*filter\n:FORWARD {policy} [0:0]\n:sub - [0:0]\n");
     for _ in 0..1 + random.below(5) {
         let port = xtables_port(random);
-        let does = random.one(&["ACCEPT", "DROP", "RETURN", "sub"]);
+        let does = random.one(&["-j ACCEPT", "-j DROP", "-j RETURN", "-j sub", "-g sub"]);
         text += &match random.below(4) {
-            0 => format!("-A FORWARD {port} -j {does}\n"),
-            1 => format!(
-                "-A FORWARD -m mark --mark {} -j {does}\n",
-                7 + random.below(2)
-            ),
-            2 if random.chance(30) => format!("-A FORWARD -d {{other}}/{{bits}} -j {does}\n"),
-            _ => format!("-A FORWARD {port} {} -j {does}\n", random.one(VARYING)),
+            0 => format!("-A FORWARD {port} {does}\n"),
+            1 => format!("-A FORWARD -m mark --mark {} {does}\n", 7 + random.below(2)),
+            2 if random.chance(30) => format!("-A FORWARD -d {{other}}/{{bits}} {does}\n"),
+            _ => format!("-A FORWARD {port} {} {does}\n", random.one(VARYING)),
         };
     }
     for _ in 0..random.below(3) {
