@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     doctor::{self, Area, Check, Report, State, UNTRIED},
-    firewall::with_causes,
     keeper::Networks,
+    model::WithCauses,
 };
 
 /// Says what this machine offers and lacks, what each absence costs, and how to get it
@@ -35,7 +35,7 @@ impl Run for Doctor {
             Standing::Outside(places) => {
                 match start::enter(&context.config, places, Networks::Keepers) {
                     Ok(joined) => (Some(Ok(joined.keeper.owner.pid)), Some(joined.users)),
-                    Err(error) => (Some(Err(with_causes(&error))), None),
+                    Err(error) => (Some(Err(WithCauses(&error).to_string())), None),
                 }
             }
         };

@@ -10,6 +10,7 @@ use crate::{
     config::{ConfigError, NoPlace},
     keeper::KeeperError,
     lab::{LabError, hosts::HostError, trace::TraceError},
+    model::WithCauses,
     registry::RegistryError,
     run::{detailed::DetailedError, quick::QuickError, report::Verdict, resolve::ResolveError},
     sched::{admission::NotAdmitted, client::ClientError, queue::SubmitError, spool::SpoolError},
@@ -102,13 +103,7 @@ impl Failure {
 impl fmt::Display for Failure {
     /// The error and its causes on one line, outermost first.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.error)?;
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        WithCauses(&*self.error).fmt(f)
     }
 }
 

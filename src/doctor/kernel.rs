@@ -4,8 +4,8 @@ use std::io;
 
 use super::{Area, Check, check, loaded, tools::ask};
 use crate::{
-    firewall::{Support, netfilter_socket, nft::support, with_causes},
-    model::{IfName, NameError},
+    firewall::{Support, netfilter_socket, nft::support},
+    model::{IfName, NameError, WithCauses},
     netlink::{Batch, BridgeOptions, LinkChange, Netlink, NetlinkErrors, NewVeth, VethEnd},
     netns::{self, NetnsError, tool::Tools},
 };
@@ -78,7 +78,7 @@ fn untried() -> Vec<Check> {
 
 /// `unshare` answers EINVAL where the kernel has no network namespaces.
 fn no_namespace(error: &NetnsError) -> Support {
-    let words = with_causes(error);
+    let words = WithCauses(error).to_string();
     match error {
         NetnsError::Scratch(source) if source.raw_os_error() == Some(libc::EINVAL) => {
             Support::No(words)
@@ -91,7 +91,7 @@ fn no_namespace(error: &NetnsError) -> Support {
 fn link(fill: impl FnOnce(&mut Batch<'_>) -> Result<(), NameError>) -> Support {
     let mut netlink = match Netlink::open_here("of the probe") {
         Ok(netlink) => netlink,
-        Err(error) => return Support::Unknown(with_causes(&error)),
+        Err(error) => return Support::Unknown(WithCauses(&error).to_string()),
     };
     let mut batch = netlink.batch("the probe");
     if let Err(error) = fill(&mut batch) {

@@ -2,7 +2,8 @@
 
 use super::{Area, Check, check};
 use crate::{
-    firewall::{Support, with_causes},
+    firewall::Support,
+    model::WithCauses,
     netns::tool::{ToolError, Tools},
 };
 
@@ -42,7 +43,7 @@ pub(super) fn checks(tools: &Tools) -> Vec<Check> {
                 check(Area::Tools, name, Support::Yes, found)
             }
             Err(error) => {
-                let broken = Support::Unknown(with_causes(&error));
+                let broken = Support::Unknown(WithCauses(&error).to_string());
                 check(Area::Tools, name, broken, String::new())
             }
         },
@@ -67,7 +68,7 @@ pub(super) fn ask(tools: &Tools, name: &str, args: &[&str], input: &str) -> Supp
     match tools.run(name, args, input.as_bytes()) {
         Ok(_) => Support::Yes,
         Err(ToolError::Failed { stderr, .. }) => judge(&stderr),
-        Err(error) => Support::Unknown(with_causes(&error)),
+        Err(error) => Support::Unknown(WithCauses(&error).to_string()),
     }
 }
 

@@ -21,6 +21,5 @@ pub use backend::{Backend, BackendChoice, InstalledTaps, Site, TapsError, choose
 pub use place::{RulePlace, TableFamily};
 pub use rule::Caveat;
 pub use support::Support;
-pub(crate) use support::with_causes;
 pub use tag::TagSpace;
 pub use taps::{Reading, Runs, Taps, Undecided};

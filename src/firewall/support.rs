@@ -1,5 +1,7 @@
 //! Whether the kernel has a feature: asked of the kernel, never guessed from its version.
 
+use crate::model::WithCauses;
+
 /// What a probe found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Support {
@@ -26,7 +28,7 @@ impl Support {
         let Err(error) = attempt else {
             return Self::Yes;
         };
-        let text = with_causes(&error);
+        let text = WithCauses(&error).to_string();
         match errno(&error) {
             Some(errno) if MEANS_UNSUPPORTED.contains(&errno) => Self::No(text),
             _ => Self::Unknown(text),
@@ -44,13 +46,6 @@ const MEANS_UNSUPPORTED: [i32; 7] = [
     libc::EPROTONOSUPPORT,
     libc::ENOSYS,
 ];
-
-/// An error and its causes on one line.
-pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let texts: Vec<String> = causes.map(ToString::to_string).collect();
-    texts.join(": ")
-}
 
 #[cfg(test)]
 mod tests {

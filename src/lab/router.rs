@@ -14,7 +14,7 @@ use super::{
     topology::{At, Router, Warning},
 };
 use crate::{
-    model::{IfName, LabName},
+    model::{IfName, LabName, WithCauses},
     netlink::{
         LinkChange, Netlink, NetlinkError, NetlinkErrors,
         object::{Family, PolicyRule, Route},
@@ -72,17 +72,10 @@ fn write(router: &Router, netns: &str, settings: &[Setting<'_>]) -> Vec<Warning>
     let errors = sysctl::write_here(netns, &pairs).err().unwrap_or_default();
     let warning = |error: sysctl::SysctlError| {
         let omission = omission::of_sysctl(error.path().unwrap_or_default());
-        let message = with_cause(&error);
+        let message = WithCauses(&error).to_string();
         Warning::omission(router.origin(0), &router.name, message, omission)
     };
     errors.into_iter().map(warning).collect()
-}
-
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
 }
 
 /// What it takes to fill one router.

@@ -1,36 +1,23 @@
 //! Service groups: names for lists of services, written `@web` where a list is asked for.
 //!
-//! Some are shipped with tsim ([`SHIPPED`]), others come from the configuration. A group may name other
+//! Some are shipped with tsim (`groups.toml`), others come from the configuration. A group may name other
 //! groups. What stands for a group is its list as text, so whatever reads lists reads groups.
 
-use std::{collections::BTreeMap, path::Path, sync::OnceLock};
+use std::{collections::BTreeMap, path::Path};
 
-use serde::Deserialize;
 use thiserror::Error;
 
 use super::{
-    DidYouMean, Protocol, Service, ServiceError, ServiceLimits, alike, service::parse_services,
+    DidYouMean, Protocol, Service, ServiceError, ServiceLimits, alike,
+    service::parse_services,
+    shipped::{Group, shipped},
 };
 use crate::files::{self, ReadError};
-
-/// The groups that tsim ships, as TOML.
-pub const SHIPPED: &str = include_str!("groups.toml");
 
 /// Most bytes of a file with a list of services.
 const MOST_OF_FILE: u64 = 1 << 20;
 /// More groups within groups than anybody writes; what is deeper goes round in a circle.
 const DEPTH: usize = 16;
-
-/// One group.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Group {
-    /// What it is, in a few words.
-    #[serde(default)]
-    pub title: String,
-    /// Its services as a list is typed.
-    pub services: String,
-}
 
 /// All groups that there are, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -89,23 +76,6 @@ pub enum GroupError {
         /// The file.
         path: String,
     },
-}
-
-/// The shipped groups.
-fn shipped() -> &'static BTreeMap<String, Group> {
-    static GROUPS: OnceLock<BTreeMap<String, Group>> = OnceLock::new();
-    // A unit test reads every one of them, so there is no other case.
-    GROUPS.get_or_init(|| toml::from_str(SHIPPED).unwrap_or_default())
-}
-
-/// The list of the shipped group `name`.
-pub(super) fn shipped_list(name: &str) -> Option<&'static str> {
-    shipped().get(name).map(|group| group.services.as_str())
-}
-
-/// The shipped group that is most like `name`.
-pub(super) fn shipped_alike(name: &str) -> Option<&'static str> {
-    alike(name, shipped().keys().map(String::as_str))
 }
 
 impl Groups {

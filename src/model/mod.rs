@@ -2,6 +2,7 @@
 //! processes that own something.
 
 mod alike;
+mod causes;
 pub mod dscp;
 pub mod groups;
 pub(crate) mod icmp;
@@ -10,10 +11,12 @@ pub mod owner;
 pub mod printable;
 mod protocol;
 pub mod service;
+mod shipped;
 
 pub use alike::{DidYouMean, Known, alike};
+pub use causes::WithCauses;
 pub use dscp::{Dscp, DscpRange};
-pub use groups::{Group, GroupError, Groups};
+pub use groups::{GroupError, Groups};
 pub use name::{
     HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,
 };
@@ -21,3 +24,4 @@ pub use owner::{Liveness, Owner};
 pub use printable::{PrintableJson, PrintableLog, printable, printable_lines};
 pub use protocol::Protocol;
 pub use service::{Service, ServiceError, ServiceLimits, parse_services, service_names};
+pub use shipped::Group;

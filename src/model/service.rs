@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{DidYouMean, Protocol, alike, groups, icmp, protocol::ALIASES};
+use super::{DidYouMean, Protocol, alike, icmp, protocol::ALIASES, shipped};
 
 /// What a job asks about: a destination port of a protocol, or a protocol without ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -243,10 +243,10 @@ fn grouped(entries: Vec<String>) -> Result<Vec<String>, ServiceError> {
     for entry in entries {
         match entry.strip_prefix('@') {
             None => all.push(entry),
-            Some(name) => match groups::shipped_list(name) {
+            Some(name) => match shipped::shipped_list(name) {
                 Some(list) => all.extend(list.split(',').map(str::to_owned)),
                 None => {
-                    let alike = groups::shipped_alike(name).map(|name| format!("@{name}"));
+                    let alike = shipped::shipped_alike(name).map(|name| format!("@{name}"));
                     return Err(ServiceError::Group { entry, alike });
                 }
             },

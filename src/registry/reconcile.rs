@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    model::{Dscp, HostId, RouterId, RunId},
+    model::{Dscp, HostId, RouterId, RunId, WithCauses},
     registry::{
         HostKernel, HostRecord, Liveness, ManagedBy, Mode, NeighbourKernel, NeighbourKey,
         NeighbourLeases, Owner, RegistryError, RegistryManager, TapKernel, Wait, dscp, job_hosts,
@@ -511,12 +511,7 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
     }
 
     fn failed(&mut self, what: &str, error: &dyn std::error::Error) {
-        let mut text = format!("cannot {what}: {error}");
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(&format!(": {cause}"));
-            source = cause.source();
-        }
-        self.report.failures.push(text);
+        let failure = format!("cannot {what}: {}", WithCauses(error));
+        self.report.failures.push(failure);
     }
 }

@@ -5,6 +5,7 @@ pub mod detailed;
 pub mod explain;
 pub mod interrupt;
 mod left;
+pub(crate) mod markup;
 pub mod omitted;
 pub mod outside;
 pub mod packet;

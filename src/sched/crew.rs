@@ -19,7 +19,7 @@ use std::{collections::BTreeSet, io, sync::Arc};
 use jiff::Timestamp;
 
 use super::{
-    events::{Scheduler, SchedulerError, Seen, error_with_causes, wait_error},
+    events::{Live, Scheduler, SchedulerError, Seen, wait_error},
     job::{FinishedJob, Mode, RunningJob, Status},
     outcome::Left,
     policy::{Cause, Event, NotStarted},
@@ -27,17 +27,7 @@ use super::{
     runner::{self, Found, PROGRESS, Process},
     spool::SpoolError,
 };
-use crate::model::{Dscp, RunId};
-
-/// A job whose runner lives, or ended and is not closed yet.
-#[derive(Debug)]
-pub(super) struct Live {
-    pub(super) job: RunningJob,
-    pub(super) process: Option<Process>,
-    pub(super) progress: Reader,
-    /// What it left, once it ended.
-    pub(super) left: Option<Left>,
-}
+use crate::model::{Dscp, RunId, WithCauses};
 
 impl Scheduler {
     /// Starts jobs, in order; returns what the policy must know about those that did not start.
@@ -130,7 +120,7 @@ impl Scheduler {
             }
             return Ok(Some(Event::NotStarted(run_id, NotStarted::Busy)));
         }
-        let reason = Some(error_with_causes(&error));
+        let reason = Some(WithCauses(&error).to_string());
         self.settle(finished(job, now, Status::Failed, reason))?;
         Ok(Some(Event::NotStarted(run_id, NotStarted::Failed)))
     }

@@ -26,18 +26,22 @@ use tokio::{
 
 use super::{
     board::Board,
-    crew::Live,
     history::ResultLimits,
-    job::{FinishedJob, QueuedJob},
+    job::{FinishedJob, QueuedJob, RunningJob},
     outcome::Left,
     policy::{Action, Event, Limits, State},
+    progress::Reader as ProgressReader,
     queue::Reader,
     resources::Resources,
     runner::{Process, Runners},
     spool::{Spool, SpoolError},
     watch::{Changed, Watches},
 };
-use crate::{config::Config, model::RunId, sys::readable::Readable};
+use crate::{
+    config::Config,
+    model::{RunId, WithCauses},
+    sys::readable::Readable,
+};
 
 /// How often finished jobs are looked through for expired ones.
 const EXPIRY_PERIOD: Duration = Duration::from_secs(3600);
@@ -76,6 +80,16 @@ pub(super) enum Seen {
     Judged(RunId, Left),
     /// A process that held a DSCP value is gone.
     HolderGone,
+}
+
+/// A job whose runner lives, or ended and is not closed yet.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) job: RunningJob,
+    pub(super) process: Option<Process>,
+    pub(super) progress: ProgressReader,
+    /// What it left, once it ended.
+    pub(super) left: Option<Left>,
 }
 
 /// Everything that the loop works with.
@@ -210,7 +224,7 @@ impl Scheduler {
             return Err(error.into());
         }
         if !self.in_trouble {
-            let error = error_with_causes(&error);
+            let error = WithCauses(&error).to_string();
             tracing::error!(error, "the scheduler's files cannot be used; trying again");
         }
         self.in_trouble = true;
@@ -392,16 +406,6 @@ impl Scheduler {
             }
         });
     }
-}
-
-pub(super) fn error_with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -5,14 +5,11 @@ use std::{fmt, io, net::IpAddr, str::FromStr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use thiserror::Error;
 
 use super::options::Options;
+pub use super::refused::{Mode, RefusedJob};
 use crate::{
-    model::{
-        Dscp, LabName, NameError, Protocol, RouterName, RunId, Service, ServiceError,
-        ServiceLimits, parse_services,
-    },
+    model::{Dscp, LabName, Protocol, RouterName, RunId, Service, ServiceLimits, parse_services},
     run::report::Verdict,
 };
 
@@ -22,109 +19,6 @@ const USER_MAX: usize = 64;
 const PORTS_MAX: usize = 16 * 1024;
 /// Most routers that one job may name.
 const ROUTERS_MAX: usize = 1024;
-
-/// How a job measures; `analysis_mode` in `queue.json`, `type` in `current.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// One probe per service and router; shares routers.
-    Quick,
-    /// Real connections; takes its routers exclusively.
-    Detailed,
-}
-
-impl Mode {
-    /// The word for it in files, on command lines and in the API.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Quick => "quick",
-            Self::Detailed => "detailed",
-        }
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// A job was refused when it was submitted.
-#[derive(Debug, Clone, PartialEq, Error)]
-pub enum RefusedJob {
-    /// The run id, lab or a router is not a name.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// The service list is wrong.
-    #[error(transparent)]
-    Services(#[from] ServiceError),
-    /// Source and destination are of different families.
-    #[error("source {source_address} and destination {destination} are of different IP versions")]
-    Families {
-        /// The source as given.
-        source_address: IpAddr,
-        /// The destination as given.
-        destination: IpAddr,
-    },
-    /// An address that no packet of a job can have.
-    #[error("{what} {address} is not allowed: a unicast address is")]
-    Address {
-        /// `source` or `destination`.
-        what: &'static str,
-        /// The value.
-        address: IpAddr,
-    },
-    /// More text or names than a job may have.
-    #[error("{what} has {found} {unit}, at most {max} are allowed")]
-    TooLong {
-        /// The field.
-        what: &'static str,
-        /// How much there is.
-        found: usize,
-        /// How much there may be.
-        max: usize,
-        /// What is counted.
-        unit: &'static str,
-    },
-    /// `routers` is there but names none.
-    #[error("routers is empty: leave it out to trace the path, or name at least one")]
-    NoRouters,
-    /// `routers` names one more than once.
-    #[error("routers names {0} twice: each router is measured once")]
-    RouterTwice(RouterName),
-    /// Both say by which routers it goes.
-    #[error("routers and trace both say which routers are meant: one of them is allowed")]
-    RoutersAndTrace,
-    /// The trace is of another question.
-    #[error("the trace is of another question: of {0}")]
-    OtherTrace(String),
-    /// Packets to oneself pass no router.
-    #[error("source and destination are both {0}: packets to oneself pass no router")]
-    ToItself(IpAddr),
-    /// An option that jobs of this mode do not have.
-    #[error("a {mode} job has no {option}")]
-    NotForMode {
-        /// The option.
-        option: &'static str,
-        /// How the job measures.
-        mode: Mode,
-    },
-    /// A time that no job can wait.
-    #[error("{option} {found} is not allowed: a number of seconds above 0, at most a day, is")]
-    Seconds {
-        /// The option.
-        option: &'static str,
-        /// The value.
-        found: f64,
-    },
-    /// Only protocols with ports can be left out.
-    #[error("default_proto {0} is not allowed: tcp, udp or sctp is")]
-    DefaultProtocol(Protocol),
-    /// The user name is empty or has control characters.
-    #[error("user name {0:?} is not allowed: 1 to 64 characters without control characters are")]
-    User(String),
-}
 
 impl RefusedJob {
     /// The field of the submission that is wrong, where it is one.

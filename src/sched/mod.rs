@@ -43,6 +43,7 @@ pub mod outcome;
 pub mod policy;
 pub mod progress;
 pub mod queue;
+mod refused;
 pub mod resources;
 pub mod runner;
 pub mod spool;

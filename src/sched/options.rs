@@ -5,7 +5,7 @@ use std::{num::NonZeroU16, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::job::{Mode, RefusedJob};
+use super::refused::{Mode, RefusedJob};
 use crate::{
     firewall::backend::BackendChoice,
     lab::trace::{EntryName, Trace},

@@ -6,6 +6,7 @@ use nix::mount::{MntFlags, umount2};
 use tsim::{
     config::Config,
     lab::{self, LabError, Options},
+    model::WithCauses,
 };
 
 use crate::lab::{Place, fixture};
@@ -78,12 +79,7 @@ fn a_lab_of_another_registry_is_called_so() {
     let facts = fixture("small3");
     let refused = lab::up_from(&other, place.name(), &facts, Options::default(), &());
     let refused = refused.unwrap_err();
-    let mut text = refused.to_string();
-    let mut cause = std::error::Error::source(&refused);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
+    let text = WithCauses(&refused).to_string();
     assert!(text.contains("of another registry"), "{text}");
     assert!(!matches!(refused, LabError::Taken { .. }));
     place.down();

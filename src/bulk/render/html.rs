@@ -3,10 +3,9 @@
 
 use std::io::{self, Write};
 
-use super::line;
 use crate::{
     bulk::document::{Document, Grid, Item, Outcome, Section},
-    run::report::Verdict,
+    run::{markup::escape, report::Verdict},
 };
 
 const STYLE: &str = include_str!("report.css");
@@ -153,24 +152,4 @@ fn write_grid(out: &mut dyn Write, grid: &Grid) -> io::Result<()> {
         writeln!(out, "</tr>")?;
     }
     writeln!(out, "</tbody>\n</table>\n</div>")
-}
-
-/// Text with every character that means something to HTML written as a reference.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in line(text).chars() {
-        let reference = match c {
-            '&' => "&amp;",
-            '<' => "&lt;",
-            '>' => "&gt;",
-            '"' => "&quot;",
-            '\'' => "&#39;",
-            other => {
-                escaped.push(other);
-                continue;
-            }
-        };
-        escaped.push_str(reference);
-    }
-    escaped
 }

@@ -9,7 +9,8 @@ use super::{
     render::{Matcher, Plan},
 };
 use crate::{
-    firewall::{Backend, Site, Support, nft::inventory, with_causes},
+    firewall::{Backend, Site, Support, nft::inventory},
+    model::WithCauses,
     netlink::object::Family,
     netns::{tool::ToolError, visit},
 };
@@ -25,7 +26,7 @@ pub fn probe(backend: Backend, family: Family, site: Site<'_>) -> Support {
         Ok(mut support) => support
             .pop()
             .unwrap_or_else(|| Support::Unknown("nobody was asked".to_owned())),
-        Err(error) => Support::Unknown(with_causes(&error)),
+        Err(error) => Support::Unknown(WithCauses(&error).to_string()),
     };
     match backend {
         Backend::Nft => nf_tables(),
@@ -59,8 +60,8 @@ fn legacy(iptables: &Iptables) -> Support {
     match iptables.inside(|| names.try_exists()) {
         Ok(Ok(true)) => return Support::Yes,
         Ok(Ok(false)) => {}
-        Ok(Err(error)) => return Support::Unknown(with_causes(&error)),
-        Err(error) => return Support::Unknown(with_causes(&error)),
+        Ok(Err(error)) => return Support::Unknown(WithCauses(&error).to_string()),
+        Err(error) => return Support::Unknown(WithCauses(&error).to_string()),
     }
     // Its module may be there and not loaded; asking for a table loads it.
     match iptables.save(Some("mangle")) {
@@ -70,7 +71,7 @@ fn legacy(iptables: &Iptables) -> Support {
         {
             Support::No(stderr.trim().to_owned())
         }
-        Err(error) => Support::Unknown(with_causes(&error)),
+        Err(error) => Support::Unknown(WithCauses(&error).to_string()),
     }
 }
 
@@ -82,12 +83,12 @@ pub(super) fn matcher(iptables: &Iptables, plan: &Plan) -> Support {
         Matcher::Bpf => "-m bpf --bytecode \"1,6 0 0 0\"",
     };
     if let Err(error) = trial(iptables, plan, "") {
-        return Support::Unknown(with_causes(&error));
+        return Support::Unknown(WithCauses(&error).to_string());
     }
     match trial(iptables, plan, test) {
         Ok(()) => Support::Yes,
         Err(IptablesError::Refused { stderr, .. }) => Support::No(stderr.trim().to_owned()),
-        Err(error) => Support::Unknown(with_causes(&error)),
+        Err(error) => Support::Unknown(WithCauses(&error).to_string()),
     }
 }
 

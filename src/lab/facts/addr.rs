@@ -1,44 +1,16 @@
 //! `ip addr show`: interfaces with their addresses.
 
-use ipnet::IpNet;
-
 use super::{
-    InterfaceFacts, addr_forms, ip_json, links,
-    words::{Words, address_with_len, scope},
+    InterfaceFacts,
+    addr_forms::{self, Parsed, address},
+    ip_json, link_types,
+    words::Words,
 };
 use crate::{
     lab::topology::{At, InterfaceKind, LinkFacts},
     model::IfName,
-    netlink::object::{Address, Mac, Scope},
+    netlink::object::Mac,
 };
-
-/// What `ip addr show` told, and lines that could not be read with the reason.
-#[derive(Debug, Default)]
-pub(super) struct Parsed<'a> {
-    pub(super) interfaces: Vec<At<InterfaceFacts>>,
-    pub(super) refused: Vec<(usize, String)>,
-    pub(super) notices: Vec<(usize, String)>,
-    /// Lines of a kind that is not known.
-    pub(super) unknown: Vec<(usize, &'a str)>,
-    /// Interfaces that were up and had no carrier: what leaves by them is lost.
-    pub(super) no_carrier: Vec<(usize, IfName)>,
-}
-
-impl Parsed<'_> {
-    /// The same of text that does not last: what was not understood of it is refused.
-    fn without_texts<'b>(self) -> Parsed<'b> {
-        let mut refused = self.refused;
-        let unknown = self.unknown.iter();
-        refused.extend(unknown.map(|(line, text)| (*line, format!("this is not known: {text}"))));
-        Parsed {
-            interfaces: self.interfaces,
-            refused,
-            notices: self.notices,
-            unknown: Vec::new(),
-            no_carrier: self.no_carrier,
-        }
-    }
-}
 
 /// Reads the whole output; an interface without a readable head takes its addresses with it.
 pub(super) fn parse<'a>(lines: &[(usize, &'a str)]) -> Parsed<'a> {
@@ -141,7 +113,7 @@ fn is_strange(text: &str) -> bool {
         || first.starts_with("link/")
         || first.starts_with(|c: char| c.is_ascii_digit())
         || SAYS_NOTHING.contains(&first)
-        || links::is_kind(first);
+        || link_types::is_kind(first);
     !known
 }
 
@@ -174,7 +146,7 @@ fn head(
         addresses: Vec::new(),
         segment: None,
         link: LinkFacts {
-            kind: links::by_flags(&flags).map(ToOwned::to_owned),
+            kind: link_types::by_flags(&flags).map(ToOwned::to_owned),
             no_arp: is_without_arp(&flags),
             ..LinkFacts::default()
         },
@@ -191,7 +163,7 @@ fn head(
             },
             "master" => {
                 let master = words.value(word)?;
-                interface.link.master = links::port_of(master, &flags);
+                interface.link.master = link_types::port_of(master, &flags);
                 notices.push((
                     line,
                     format!("{name} is a port of {master}; in the lab it is a link of its own"),
@@ -224,7 +196,7 @@ fn detail(words: &mut Words<'_>, interface: &mut InterfaceFacts) -> Result<(), S
         Some("link/ether") => interface.mac = Some(words.parse::<Mac>("link/ether")?),
         Some("link/gre" | "link/ipip" | "link/sit" | "link/tunnel6" | "link/gre6") => {
             interface.kind = InterfaceKind::Tunnel;
-            links::outer_addresses(words, &mut interface.link);
+            link_types::outer_addresses(words, &mut interface.link);
         }
         // A loopback-like device with another name is a link of no kind known to us.
         Some(word)
@@ -236,47 +208,16 @@ fn detail(words: &mut Words<'_>, interface: &mut InterfaceFacts) -> Result<(), S
         }
         Some("prog/xdp") => interface.link.xdp = true,
         // The link's details, if it was asked for them; valid_lft, altname and the like.
-        Some(word) => links::detail(word, words, &mut interface.link),
+        Some(word) => link_types::detail(word, words, &mut interface.link),
         None => {}
     }
     Ok(())
 }
 
-pub(super) fn address(words: &mut Words<'_>) -> Result<Address, String> {
-    let net = |word: &str| {
-        address_with_len(word).ok_or_else(|| format!("`{word}` is not an address with prefix"))
-    };
-    let mut address = Address {
-        local: net(words.value("inet")?)?,
-        peer: None,
-        scope: Scope::Global,
-        prefix_route: true,
-    };
-    while let Some(word) = words.next() {
-        match word {
-            "peer" => {
-                let peer = net(words.value(word)?)?;
-                // The kernel keeps one prefix length for both ends.
-                address.local = IpNet::new(address.local.addr(), peer.prefix_len())
-                    .map_err(|e| e.to_string())?;
-                address.peer = Some(peer);
-            }
-            "scope" => {
-                let value = words.value(word)?;
-                address.scope =
-                    scope(value).ok_or_else(|| format!("scope `{value}` is not known"))?;
-            }
-            "noprefixroute" => address.prefix_route = false,
-            // Flags (secondary, dynamic, …), broadcast address and label.
-            _ => {}
-        }
-    }
-    Ok(address)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::object::Scope;
 
     const OUTPUT: &str = "\
 1: lo: <LOOPBACK,UP,LOWER_UP> mtu 65536 qdisc noqueue state UNKNOWN group default qlen 1000

@@ -4,14 +4,41 @@ use ipnet::IpNet;
 
 use super::{
     InterfaceFacts,
-    addr::{Parsed, address},
-    words::{Words, address_with_len},
+    words::{Words, address_with_len, scope},
 };
 use crate::{
     lab::topology::{At, InterfaceKind, LinkFacts},
     model::IfName,
     netlink::object::{Address, Scope},
 };
+
+/// What `ip addr show` told, and lines that could not be read with the reason.
+#[derive(Debug, Default)]
+pub(super) struct Parsed<'a> {
+    pub(super) interfaces: Vec<At<InterfaceFacts>>,
+    pub(super) refused: Vec<(usize, String)>,
+    pub(super) notices: Vec<(usize, String)>,
+    /// Lines of a kind that is not known.
+    pub(super) unknown: Vec<(usize, &'a str)>,
+    /// Interfaces that were up and had no carrier: what leaves by them is lost.
+    pub(super) no_carrier: Vec<(usize, IfName)>,
+}
+
+impl Parsed<'_> {
+    /// The same of text that does not last: what was not understood of it is refused.
+    pub(super) fn without_texts<'b>(self) -> Parsed<'b> {
+        let mut refused = self.refused;
+        let unknown = self.unknown.iter();
+        refused.extend(unknown.map(|(line, text)| (*line, format!("this is not known: {text}"))));
+        Parsed {
+            interfaces: self.interfaces,
+            refused,
+            notices: self.notices,
+            unknown: Vec::new(),
+            no_carrier: self.no_carrier,
+        }
+    }
+}
 
 /// An interface of which only the name is known.
 fn named(name: &str) -> Result<InterfaceFacts, String> {
@@ -102,6 +129,39 @@ pub(super) fn brief(text: &str) -> Option<Result<InterfaceFacts, String>> {
         }
         Ok(interface)
     })
+}
+
+/// An address with what stands behind it, as `ip addr` shows it behind `inet` or `inet6`.
+pub(super) fn address(words: &mut Words<'_>) -> Result<Address, String> {
+    let net = |word: &str| {
+        address_with_len(word).ok_or_else(|| format!("`{word}` is not an address with prefix"))
+    };
+    let mut address = Address {
+        local: net(words.value("inet")?)?,
+        peer: None,
+        scope: Scope::Global,
+        prefix_route: true,
+    };
+    while let Some(word) = words.next() {
+        match word {
+            "peer" => {
+                let peer = net(words.value(word)?)?;
+                // The kernel keeps one prefix length for both ends.
+                address.local = IpNet::new(address.local.addr(), peer.prefix_len())
+                    .map_err(|e| e.to_string())?;
+                address.peer = Some(peer);
+            }
+            "scope" => {
+                let value = words.value(word)?;
+                address.scope =
+                    scope(value).ok_or_else(|| format!("scope `{value}` is not known"))?;
+            }
+            "noprefixroute" => address.prefix_route = false,
+            // Flags (secondary, dynamic, …), broadcast address and label.
+            _ => {}
+        }
+    }
+    Ok(address)
 }
 
 /// An interface's group by name or number; /etc/iproute2/group has no other name by default.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{firewall, section::Section};
+use super::{listing, section::Section};
 use crate::netlink::object::Family;
 
 /// Tables that iptables-save and ip6tables-save show.
@@ -45,7 +45,7 @@ pub(super) fn saved(sections: &[Section<'_>]) -> Saved {
             _ => continue,
         };
         let legacy = section.body.iter().any(|(_, line)| is_legacy(line));
-        let listed = firewall::is_listing(section).then(|| firewall::from_listing(section));
+        let listed = listing::is_listing(section).then(|| listing::from_listing(section));
         let text = listed.unwrap_or_else(|| section.text());
         let mut table = None;
         for line in text.lines() {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
     firewall::{self, Prepared},
-    ip_json, link_layer, links,
+    ip_json, link_layer, links, listing,
     nexthops::{self, NextHops},
     nft_json, proxy, route, rule,
     section::{Section, routing_table, sections},
@@ -13,7 +13,7 @@ use super::{
     signs::doubt,
     sysctl, vrf,
     whole::{self, of_section},
-    words::{Tables, Words, number},
+    words::{Tables, Words, not_read, number},
 };
 use crate::{
     lab::{
@@ -453,8 +453,8 @@ impl Reader {
             RulesetKind::Nft => firewall::nft(&whole, &self.saved).without(not_known),
             RulesetKind::Ipset => firewall::sets(section),
             RulesetKind::Iptables | RulesetKind::Ip6tables => {
-                if firewall::is_listing(section) {
-                    whole = firewall::from_listing(section);
+                if listing::is_listing(section) {
+                    whole = listing::from_listing(section);
                     origin.line -= 1;
                 }
                 if self.has_nft {
@@ -588,10 +588,6 @@ impl Reader {
         connected::normalise(&mut self.facts);
         proxy::model(&mut self.facts, sections);
     }
-}
-
-pub(super) fn not_read(text: &str) -> String {
-    format!("not read: {}", text.trim())
 }
 
 /// Routes whose next hops stand on lines of their own, each as one line.

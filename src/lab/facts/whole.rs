@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    firewall,
+    listing,
     section::{COMPLETE, Section, outside, routing_table},
     sysctl,
 };
@@ -208,7 +208,7 @@ fn listing(section: &Section<'_>, sections: &[Section<'_>]) -> Option<String> {
         "ip6tables_save" => (Family::V6, "table ip6 filter {", "ip6table_"),
         _ => return None,
     };
-    if !firewall::is_listing(section) {
+    if !listing::is_listing(section) {
         return None;
     }
     let of = |name: &str| sections.iter().find(|s| s.name == name);

@@ -79,6 +79,11 @@ pub(super) fn number(word: &str) -> Option<u32> {
     }
 }
 
+/// What is said of a line that is left out.
+pub(super) fn not_read(text: &str) -> String {
+    format!("not read: {}", text.trim())
+}
+
 /// Names of routing tables and their numbers.
 #[derive(Debug, Clone)]
 pub(super) struct Tables(BTreeMap<String, u32>);

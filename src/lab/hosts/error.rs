@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::plan::HostState;
 use crate::{
     lab::sockets::SocketsError,
-    model::{HostId, HostName, IfName, NameError, RouterId},
+    model::{HostId, HostName, IfName, NameError, RouterId, WithCauses},
     netlink::{LookupKind, NetlinkError, NetlinkErrors, sysctl::SysctlError},
     netns::NetnsError,
 };
@@ -156,7 +156,7 @@ fn names(hosts: &[HostId]) -> String {
 }
 
 fn list(errors: &[HostError]) -> String {
-    let texts: Vec<String> = errors.iter().map(full).collect();
+    let texts: Vec<String> = errors.iter().map(|e| WithCauses(e).to_string()).collect();
     texts.join("; ")
 }
 
@@ -166,15 +166,4 @@ fn undone(errors: &[HostError]) -> String {
     } else {
         format!(" (and not everything was undone: {})", list(errors))
     }
-}
-
-/// An error with its causes.
-fn full(error: &HostError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

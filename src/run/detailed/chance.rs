@@ -1,13 +1,12 @@
 //! What of a service's end may be otherwise another time: rules that draw lots, count or remember,
 //! and programs of the router that the lab has not.
 
-use std::fmt;
-
 use super::{
-    evidence::{Clerk, EvidenceError, packet_head},
+    evidence::{Clerk, EvidenceError},
+    head::{self, packet_head},
     journey::Sighting,
+    judge::Proxied,
     result::{Direction, RuleEvidence},
-    way,
 };
 use crate::{
     firewall::{
@@ -171,7 +170,7 @@ fn headers(packet: &FlowPacket) -> Option<Headers> {
     if first.is_icmp_error() {
         return None;
     }
-    let (source_port, destination_port) = way::ports(&first);
+    let (source_port, destination_port) = head::ports(&first);
     Some(Headers {
         source: first.source,
         destination: first.destination,
@@ -182,30 +181,6 @@ fn headers(packet: &FlowPacket) -> Option<Headers> {
         ttl: first.ttl,
         size: None,
     })
-}
-
-/// A rule that hands packets to a program of the router (TPROXY), which the lab has not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Proxied {
-    /// The port on which the program listens; none or 0 for the packet's own.
-    pub(super) port: Option<u16>,
-    /// The rule.
-    pub(super) rule: String,
-}
-
-impl fmt::Display for Proxied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let port = match self.port {
-            Some(port) => format!("port {port}"),
-            None => "its own port".to_owned(),
-        };
-        write!(
-            f,
-            "it ends on the router itself, taken by TPROXY to {port} by {}, if a program listens \
-             there; the lab has none",
-            self.rule
-        )
-    }
 }
 
 /// Why a rule of iptables-legacy that stopped a packet may not stop the next one.

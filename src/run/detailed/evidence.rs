@@ -11,11 +11,10 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    chance::Proxied,
+    head::{self, packet_head},
     journey::Sighting,
-    judge::Fate,
+    judge::{Fate, Proxied},
     result::{Direction, RuleEvidence},
-    way,
 };
 use crate::{
     firewall::{
@@ -190,7 +189,7 @@ impl<'a> Clerk<'a> {
         // Routing is over when POSTROUTING rewrites the source.
         Some(PacketHead {
             source: packet.first.source,
-            source_port: way::ports(&packet.first).0,
+            source_port: head::ports(&packet.first).0,
             ..packet_head(packet)?
         })
     }
@@ -329,7 +328,7 @@ impl<'a> Clerk<'a> {
         socket: &mut NftSocket,
         step: &TraceStep,
     ) -> Result<(Option<usize>, String, String), EvidenceError> {
-        let action = way::decision(&step.decision);
+        let action = head::decision(&step.decision);
         Ok(match step.kind {
             StepKind::Return => (None, "end of chain".to_owned(), action),
             StepKind::Policy => (None, format!("policy {action}"), action),
@@ -426,27 +425,5 @@ fn hook_number(hook: HookPoint) -> Option<u32> {
         HookPoint::Forward => 2,
         HookPoint::Output => 3,
         HookPoint::Postrouting => 4,
-    })
-}
-
-/// The packet's headers when they were last shown, for look-ups; none for ICMP errors.
-pub(super) fn packet_head(packet: &FlowPacket) -> Option<PacketHead> {
-    let head = packet.last;
-    if head.is_icmp_error() {
-        return None;
-    }
-    let (source_port, destination_port) = way::ports(&head);
-    Some(PacketHead {
-        source: head.source,
-        destination: head.destination,
-        protocol: head.protocol(),
-        source_port,
-        destination_port,
-        tos: head.tos,
-        ttl: head.ttl,
-        length: head.length,
-        mark: head.mark,
-        iif: head.iif,
-        oif: head.oif,
     })
 }

@@ -11,7 +11,7 @@ use super::{
     svg::{class, path},
     text::{headline, place, reach},
 };
-use crate::{model::printable, run::report::Verdict};
+use crate::run::{markup::escape, report::Verdict};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -33,23 +33,6 @@ pub fn page(report: &DetailedReport) -> String {
     footer(&mut page, report);
     page.raw("</body>\n</html>\n");
     page.0
-}
-
-/// `text` with every character that means something to HTML written as a reference, and those that
-/// would act unseen made [`printable`].
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in printable(text).chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 /// A page that is being written. What comes from outside goes through [`Page::text`].

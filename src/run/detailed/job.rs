@@ -18,6 +18,7 @@ use super::{
 use crate::{
     config::Config,
     lab::Lab,
+    model::WithCauses,
     netns::{NetnsDir, tool::Tools},
     registry::{JobInfo, JobType, RegistryManager, Wait},
     run::{
@@ -25,7 +26,6 @@ use crate::{
         interrupt::Interrupt,
         left,
         progress::{Phase, Progress},
-        undo::UndoError,
     },
 };
 
@@ -114,7 +114,7 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
         Err(error) => {
             held.left
                 .iter()
-                .for_each(|failure| tracing::error!("{}", full(failure)));
+                .for_each(|failure| tracing::error!("{}", WithCauses(failure)));
             Err(error)
         }
     }
@@ -196,7 +196,7 @@ fn assemble(
         mut warnings,
     } = answers;
     warnings.extend(held.notes);
-    warnings.extend(held.left.iter().map(full));
+    warnings.extend(held.left.iter().map(|e| WithCauses(e).to_string()));
     DetailedReport {
         started_at,
         lab: job.lab.clone(),
@@ -210,15 +210,4 @@ fn assemble(
         warnings,
         timing_ms,
     }
-}
-
-/// A failure with its causes on one line.
-fn full(failure: &UndoError) -> String {
-    let mut text = failure.to_string();
-    let mut cause = std::error::Error::source(failure);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

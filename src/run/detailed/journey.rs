@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{result::Direction, site::Task, way};
+use super::{head, result::Direction, site::Task};
 use crate::firewall::nft::trace::{
     Exit, StoppedBy,
     flow::{FlowHead, FlowPacket, Payload},
@@ -78,7 +78,7 @@ impl Ends {
         if matches!(first.payload, Payload::Other(_)) {
             return true;
         }
-        let (source, destination) = way::ports(first);
+        let (source, destination) = head::ports(first);
         // Behind NAT the request may have had another port that nobody saw.
         let back = self.is(destination) || self.arrived.is_none();
         match direction {
@@ -99,7 +99,7 @@ impl Ends {
     fn direction(&self, at: usize, packet: &FlowPacket) -> Option<Direction> {
         let from_source = at == self.entry && packet.first.source == self.source;
         match (packet.is_own(), from_source) {
-            (true, _) if way::is_refusal(&packet.first) => None,
+            (true, _) if head::is_refusal(&packet.first) => None,
             (own, true) if own == self.itself => Some(Direction::Request),
             _ => Some(Direction::Answer),
         }

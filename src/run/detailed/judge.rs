@@ -3,12 +3,11 @@
 //! The packets' ways outrank what the client felt where both speak: a client that waited in vain
 //! cannot know whether its request or the answer was lost.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use nix::errno::Errno;
 
 use super::{
-    chance::Proxied,
     connect::{Experience, IcmpError},
     result::{Refuser, Status},
 };
@@ -16,6 +15,30 @@ use crate::{model::IfName, run::outside::OutsideReason};
 
 /// What follows if nobody tells a sender that its packets are too long (RFC 2923).
 const BLACK_HOLE: &str = "the sender was not told so: a black hole of path MTU discovery";
+
+/// A rule that hands packets to a program of the router (TPROXY), which the lab has not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Proxied {
+    /// The port on which the program listens; none or 0 for the packet's own.
+    pub(super) port: Option<u16>,
+    /// The rule.
+    pub(super) rule: String,
+}
+
+impl fmt::Display for Proxied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = match self.port {
+            Some(port) => format!("port {port}"),
+            None => "its own port".to_owned(),
+        };
+        write!(
+            f,
+            "it ends on the router itself, taken by TPROXY to {port} by {}, if a program listens \
+             there; the lab has none",
+            self.rule
+        )
+    }
+}
 
 /// What became of the packets of one direction.
 #[derive(Debug, Clone, PartialEq, Eq)]

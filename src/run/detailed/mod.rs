@@ -14,6 +14,7 @@ mod chance;
 pub mod connect;
 mod evidence;
 pub mod files;
+mod head;
 pub mod html;
 mod job;
 mod journey;

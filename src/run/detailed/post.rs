@@ -12,10 +12,10 @@ use nix::errno::Errno;
 use super::{
     Closing, DetailedError, MeasureError, Setup,
     attempt::{Home, Watch},
-    chance::{self, Proxied},
+    chance,
     evidence::{Clerk, EvidenceError, Rules},
     journey::Sighting,
-    judge::Fate,
+    judge::{Fate, Proxied},
     legacy::{Legacy, LegacySnapshot},
     result::{Direction, Nat, PacketWay, RuleEvidence},
     site::{Site, Source, Station},

@@ -5,11 +5,8 @@
 
 use std::fmt::Write as _;
 
-use super::{
-    html::escape,
-    result::{DetailedReport, Reach, RouterTest, ServiceResult},
-};
-use crate::run::report::Verdict;
+use super::result::{DetailedReport, Reach, RouterTest, ServiceResult};
+use crate::run::{markup::escape, report::Verdict};
 
 /// Boxes in a row.
 const PER_ROW: usize = 5;

@@ -4,18 +4,16 @@ use std::collections::HashMap;
 
 use super::{
     evidence::{Clerk, EvidenceError},
+    head::headers,
     journey::Sighting,
-    result::{Direction, Headers, Nat, PacketWay, Step},
+    result::{Direction, Nat, PacketWay, Step},
 };
-use crate::{
-    firewall::nft::{
-        NftSocket,
-        trace::{
-            Decision, Exit, StoppedBy,
-            flow::{FlowHead, FlowPacket, Payload},
-        },
+use crate::firewall::nft::{
+    NftSocket,
+    trace::{
+        Decision, Exit, StoppedBy,
+        flow::{FlowPacket, Payload},
     },
-    model::icmp,
 };
 
 /// TCP flags as they are written, RFC 9293 section 3.1.
@@ -27,10 +25,6 @@ const FLAGS: [(u8, &str); 6] = [
     (0x10, "ACK"),
     (0x20, "URG"),
 ];
-const RST: u8 = 0x04;
-/// SCTP's chunk that refuses or ends an association, RFC 9260 section 3.3.7.
-const ABORT: u8 = 6;
-
 /// The ways of `packets`, in words; packets that went the same way are one entry.
 pub(super) fn ways(
     clerk: &mut Clerk<'_>,
@@ -125,28 +119,6 @@ pub(super) fn nat(seen: &[Sighting]) -> Vec<Nat> {
     found
 }
 
-/// Whether this says no: an ICMP error, a TCP reset or an abort of SCTP.
-pub(super) fn is_refusal(head: &FlowHead) -> bool {
-    match head.payload {
-        Payload::Tcp { flags, .. } => flags & RST != 0,
-        Payload::Sctp { chunk, .. } => chunk == ABORT,
-        Payload::Icmp { .. } => head.is_icmp_error(),
-        Payload::Udp { .. } | Payload::Other(_) => false,
-    }
-}
-
-/// Source and destination port, or what services and their clients have in place of them: of ICMP
-/// the identifier and the type that opened the exchange, on the client's and on the server's side.
-pub(super) fn ports(head: &FlowHead) -> (u16, u16) {
-    match head.payload {
-        Payload::Icmp { kind, id, .. } => match icmp::opened_by(head.protocol(), kind.into()) {
-            Some(opening) => (opening, id),
-            None => (id, kind.into()),
-        },
-        payload => payload.ports().unwrap_or((0, 0)),
-    }
-}
-
 fn describe(packet: &FlowPacket) -> String {
     let what = match packet.first.payload {
         Payload::Tcp { flags, .. } => {
@@ -163,30 +135,5 @@ fn describe(packet: &FlowPacket) -> String {
         format!("{what} from the router itself")
     } else {
         what
-    }
-}
-
-pub(super) fn headers(head: &FlowHead) -> Headers {
-    let ports = head.payload.ports();
-    Headers {
-        source: head.source,
-        source_port: ports.map(|(source, _)| source),
-        destination: head.destination,
-        destination_port: ports.map(|(_, destination)| destination),
-    }
-}
-
-/// A decision in words.
-pub(super) fn decision(decision: &Decision) -> String {
-    match decision {
-        Decision::Continue => "continue".to_owned(),
-        Decision::Accept => "accept".to_owned(),
-        Decision::Drop => "drop".to_owned(),
-        Decision::Stolen => "stolen".to_owned(),
-        Decision::Queue(number) => format!("queue {number}"),
-        Decision::Jump(chain) => format!("jump {chain}"),
-        Decision::Goto(chain) => format!("goto {chain}"),
-        Decision::Return => "return".to_owned(),
-        Decision::Other(code) => format!("verdict {code}"),
     }
 }

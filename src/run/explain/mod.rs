@@ -24,9 +24,8 @@ use std::{
 
 use thiserror::Error;
 
-pub use self::doubt::{Doubt, Lots};
 pub(in crate::run) use self::reason::notes;
-pub use self::reason::{Action, Explained, Reason};
+pub use self::reason::{Action, Doubt, Explained, Lots, Reason};
 pub(in crate::run) use self::watched::{Watched, proxy, varies};
 use self::{
     behind::behind,

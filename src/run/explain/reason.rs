@@ -1,14 +1,13 @@
 //! Why a service was blocked, in types and in words.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
-use super::doubt::Doubt;
 use crate::{
     firewall::{
         Caveat,
         nft::trace::{Exit, TraceStep},
         place::HookPoint,
-        rule::Alone,
+        rule::{Alone, walk::Target},
         ruletext::RuleText,
     },
     run::outside::OutsideReason,
@@ -122,6 +121,43 @@ impl fmt::Display for Reason {
             Self::WentThrough(_) => f.write_str("went through when it was sent again"),
             Self::TooManyEvents => f.write_str("its way has more trace events than can be held"),
         }
+    }
+}
+
+/// What rules that depend on more than the packet have to do with a probe's end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Doubt {
+    /// Whether it is the same whatever they say.
+    pub sure: bool,
+    /// Whether the probe gets through when it comes alone; none where chance decides, or where
+    /// that cannot be told.
+    pub alone: Option<bool>,
+    /// Whether a rate stops what comes alone that would get through soon after another packet.
+    pub soon: bool,
+    /// The rules by which it varies.
+    pub by: Vec<(Caveat, RuleText)>,
+    /// Rules that read what those set.
+    pub readers: Vec<RuleText>,
+    /// Where chance leads the probe; none where no rule draws lots for it.
+    pub lots: Option<Lots>,
+}
+
+/// Where rules that draw lots lead a probe that comes alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lots {
+    /// Where to; none where that is not all known.
+    pub targets: Option<BTreeSet<Target>>,
+    /// Whether they decide only where it goes: whoever sees it go to all of the targets knows all
+    /// that can become of it.
+    pub only_where: bool,
+}
+
+impl Lots {
+    /// How many targets these are, each port of a range by itself.
+    pub fn count(targets: &BTreeSet<Target>) -> usize {
+        let ports = |(first, last): (u32, u32)| (last.saturating_sub(first) + 1) as usize;
+        let each = targets.iter().map(|target| target.ports.map_or(1, ports));
+        each.sum()
     }
 }
 

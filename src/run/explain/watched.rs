@@ -3,9 +3,9 @@
 
 use super::{
     ExplainError,
-    doubt::{Doubt, Lots, Met, Rules},
+    doubt::{Met, Rules},
     read::{Reader, subject, visited},
-    reason::{Explained, Reason, notes},
+    reason::{Doubt, Explained, Lots, Reason, notes},
 };
 use crate::{
     firewall::{

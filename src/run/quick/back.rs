@@ -7,8 +7,8 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{
-    digest::Visited,
     tables::looks_at_ports,
+    visited::Visited,
     walk::{Step, WayEnd},
 };
 use crate::{

@@ -9,8 +9,8 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use super::{
     QuickError, lots,
     measure::step,
-    plan::{Sender, Visit},
     tables::{Out, Tables, classes, query},
+    visit::{Sender, Visit},
 };
 use crate::{
     lab::{

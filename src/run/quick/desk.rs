@@ -11,12 +11,12 @@ use std::{
 
 use super::{
     Pair, QuickError, Terms,
-    digest::Ending,
     grant::Grant,
     inquiry::{Asked, Inquiry, Prepared, Through},
     log, millis,
     plan::Plan,
     session::{Hands, Needs, Outcome},
+    visited::Ending,
 };
 use crate::{
     config::Config,

@@ -1,6 +1,6 @@
 //! What a job has to do with others: the DSCP value that it holds, and its part of the registry.
 
-use super::{DscpChoice, QuickError, Terms, random};
+use super::{DscpChoice, QuickError, Terms, client_port::random};
 use crate::{
     config::Config,
     model::Dscp,

@@ -12,11 +12,12 @@ use super::{
     Closing, Pair, QuickError, Terms, back,
     branch::{self, Branch, By},
     course::{Course, Stop},
-    digest::{self, Ending, Visited},
-    lots,
-    plan::{Answer, Plan, Sender, Visit},
+    digest, lots,
+    plan::Plan,
     ports,
     tables::Tables,
+    visit::{Answer, Sender, Visit},
+    visited::{Ending, Visited},
     walk::{Needs, Walk, WayEnd},
 };
 use crate::{

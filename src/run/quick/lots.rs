@@ -10,7 +10,11 @@ use std::{
     net::IpAddr,
 };
 
-use super::{QuickError, measure::Probing, random};
+use super::{
+    QuickError,
+    client_port::{fresh_port, port_behind, random},
+    measure::Probing,
+};
 use crate::{
     firewall::{
         Caveat, Taps,
@@ -211,11 +215,11 @@ impl Urn<'_> {
             .filter_map(|index| self.probes.get(by_index(index)?));
         let mut runs: Vec<(Protocol, u32)> = Vec::new();
         let mut probes = Vec::with_capacity(indexes.len() * copies);
-        let begin = super::plan::fresh_port()?;
+        let begin = fresh_port()?;
         for (original, number) in originals.flat_map(|p| (0..copies as u16).map(move |n| (p, n))) {
             let mut headers = original.headers;
             if self.any_port {
-                headers.source_port = super::plan::port_behind(begin, number);
+                headers.source_port = port_behind(begin, number);
             }
             match runs.last_mut() {
                 Some((protocol, length)) if *protocol == headers.protocol => *length += 1,

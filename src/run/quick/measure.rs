@@ -7,10 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Closing, QuickError,
-    plan::{LazyShelf, port_behind},
-};
+use super::{Closing, QuickError, client_port::port_behind};
 use crate::{
     fault,
     firewall::{
@@ -27,6 +24,7 @@ use crate::{
             nature::Nature,
             watch::{Changes, RulesetWatch},
         },
+        ruletext::Shelf,
         taps::Ways,
     },
     netns::{NetnsFd, tool::Tools, visit},
@@ -37,6 +35,9 @@ use crate::{
         verdict::{Finding, Observed, doubts, judge},
     },
 };
+
+/// Where texts of rules are kept, opened when it is first needed.
+pub(super) type LazyShelf = LazyLock<Option<Shelf>, Box<dyn FnOnce() -> Option<Shelf> + Send>>;
 
 /// What all routers of a job are measured with.
 #[derive(Debug, Clone, Copy)]

@@ -11,6 +11,7 @@
 
 mod back;
 mod branch;
+mod client_port;
 mod conclude;
 mod course;
 mod desk;
@@ -27,6 +28,8 @@ mod session;
 mod standin;
 pub mod sweep;
 mod tables;
+mod visit;
+mod visited;
 mod walk;
 
 use std::{
@@ -41,9 +44,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::{
+    client_port::random,
     desk::{Burst, Desk, Lone},
-    digest::Ending,
     report::Frame,
+    visited::Ending,
 };
 pub use super::resolve::RouterChoice;
 use crate::{
@@ -53,7 +57,7 @@ use crate::{
         nft::{NftSocket, watch::RulesetWatch},
     },
     lab::{Lab, LabError, trace::EntryName},
-    model::{Dscp, DscpRange, LabName, NameError, RunId, Service, dscp::DscpError},
+    model::{Dscp, DscpRange, LabName, NameError, RunId, Service, WithCauses, dscp::DscpError},
     netns::NetnsError,
     registry::{KernelError, RegistryError},
     run::{
@@ -344,13 +348,6 @@ fn impossible(error: NameError) -> QuickError {
     }
 }
 
-fn random() -> Result<u64, QuickError> {
-    getrandom::u64().map_err(|e| QuickError::System {
-        what: "draw random numbers",
-        source: io::Error::other(e.to_string()),
-    })
-}
-
 /// An answer, and the sockets that are left to close.
 ///
 /// Closing a socket that owned a table or heard of changes waits for the kernel to settle, 10 to
@@ -397,7 +394,10 @@ pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
     match answered {
         Ok((mut answered, more)) => {
             left.splice(..0, more);
-            answered.report.warnings.extend(left.iter().map(full));
+            answered
+                .report
+                .warnings
+                .extend(left.iter().map(|e| WithCauses(e).to_string()));
             answered.report.timing_ms.total = millis(started.elapsed());
             progress.finish();
             Ok(answered)
@@ -442,20 +442,9 @@ fn nothing_asked() -> Ending {
 
 fn log(left: &[UndoError]) {
     left.iter()
-        .for_each(|failure| tracing::error!("{}", full(failure)));
+        .for_each(|failure| tracing::error!("{}", WithCauses(failure)));
 }
 
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// A failure with its causes on one line.
-fn full(failure: &UndoError) -> String {
-    let mut text = failure.to_string();
-    let mut cause = std::error::Error::source(failure);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

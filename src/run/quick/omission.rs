@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    digest::{Exit, Outcome},
     tables::{Tables, classes},
+    visited::{Exit, Outcome},
 };
 use crate::{
     firewall::rule::{Field, Packet, State},

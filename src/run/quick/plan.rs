@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -14,12 +13,12 @@ use std::{
 
 use super::{
     Closing, EXPLAIN_AUTO_MAX, EXPLAIN_IN_BURST, ExplainMode, Pair, QuickError, Terms,
+    client_port::{fresh_port, random},
     conclude::conclude,
-    digest::ENDS_HERE,
     lots::Urn,
-    measure::{self, Probing, Question, Spent, step},
-    random,
+    measure::{self, LazyShelf, Probing, Question, Spent, step},
     standin::StandIns,
+    visit::{Answer, ENDS_HERE, Measurement, Sender, Visit},
 };
 use crate::{
     config::Config,
@@ -27,13 +26,12 @@ use crate::{
         TagSpace, Taps,
         backend::{Backend, BackendChoice, Site, choose},
         iptables::{OwnerMark, feature},
-        nft::nature::Nature,
         rule::Rule,
-        ruletext::{RuleText, Shelf},
-        taps::{Left, Ways},
+        ruletext::RuleText,
+        taps::Ways,
     },
-    lab::{self, trace::Entry},
-    model::{Dscp, LabName, NetnsName, Protocol, RouterName, Service},
+    lab::{self},
+    model::{Dscp, LabName, Protocol, RouterName, Service},
     netlink::object::Family,
     netns::{NetnsDir, NetnsFd, tool::Tools},
     processors,
@@ -42,7 +40,7 @@ use crate::{
         explain::{self, Explainer, Explanation, Scrutiny},
         outside::OutsideReason,
         packet::{Headers, Probe},
-        probe::{Catalogue, ProbeSocket},
+        probe::Catalogue,
         progress::PHASE,
         report::Verdict,
         verdict::Finding,
@@ -80,64 +78,9 @@ pub(super) struct Plan {
     begins: Vec<usize>,
 }
 
-/// Where texts of rules are kept, opened when it is first needed.
-pub(super) type LazyShelf = LazyLock<Option<Shelf>, Box<dyn FnOnce() -> Option<Shelf> + Send>>;
-
 fn lazy_shelf(config: &Config, name: &LabName) -> LazyShelf {
     let (config, name) = (config.clone(), name.clone());
     LazyLock::new(Box::new(move || lab::shelf(&config, &name)))
-}
-
-/// Probes to be sent to one place.
-#[derive(Debug)]
-pub(super) struct Visit {
-    pub(super) at: Entry,
-    pub(super) netns: Arc<NetnsFd>,
-    /// Whether that is a copy of the router, and not the lab's own.
-    pub(super) copied: bool,
-    /// In ascending order of their indexes.
-    pub(super) probes: Vec<Probe>,
-    /// From where, or why nothing can be sent there.
-    pub(super) from: Result<Sender, String>,
-}
-
-/// What sends probes.
-#[derive(Debug)]
-pub(super) enum Sender {
-    /// The source host of this name.
-    Host(NetnsName),
-    /// The hidden sender.
-    Wire(ProbeSocket),
-    /// The router itself, from this address of its own.
-    Itself(IpAddr),
-}
-
-/// What became of one visit.
-#[derive(Debug)]
-pub(super) enum Answer {
-    /// It was measured.
-    Measured(Box<Measurement>),
-    /// No probe can be sent to it; why.
-    Unmeasured(String),
-}
-
-/// What is known about one visit when everything was measured and explained.
-#[derive(Debug)]
-pub(super) struct Measurement {
-    /// By service index.
-    pub(super) findings: BTreeMap<u32, Finding>,
-    /// By service index, where the reason was looked into.
-    pub(super) reasons: BTreeMap<u32, (Verdict, String)>,
-    /// How probes left, where anything could have changed them.
-    pub(super) ways: Option<Ways>,
-    /// How copies of probes left that chance sends by several ways, by service index.
-    pub(super) targets: BTreeMap<u32, Vec<Left>>,
-    pub(super) nature: Nature,
-    pub(super) doubts: Vec<String>,
-    pub(super) owned: bool,
-    pub(super) spent: Spent,
-    /// Closing these waits for the kernel to settle; the caller does that last.
-    pub(super) closing: Vec<Closing>,
 }
 
 /// The services that are looked at more closely.
@@ -681,19 +624,3 @@ fn by_router(visits: &[Visit]) -> Vec<Vec<usize>> {
     }
     routers.into_iter().map(|(_, numbers)| numbers).collect()
 }
-
-/// A source port that no earlier run is likely to have used, so that no entry of connection
-/// tracking answers in a rule's place.
-pub(super) fn fresh_port() -> Result<u16, QuickError> {
-    Ok(FIRST_PORT + (random()? % u64::from(PORTS)) as u16)
-}
-
-/// The `number`th source port behind `port`, within the same range.
-pub(super) fn port_behind(port: u16, number: u16) -> u16 {
-    let at = u32::from(port.saturating_sub(FIRST_PORT)) + u32::from(number);
-    FIRST_PORT + (at % u32::from(PORTS)) as u16
-}
-
-/// Linux's range for clients, net.ipv4.ip_local_port_range: rules may look at it.
-const FIRST_PORT: u16 = 32_768;
-const PORTS: u16 = 28_232;

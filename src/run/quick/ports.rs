@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{
     QuickError,
-    digest::Visited,
     tables::{Tables, looks_at_ports, query},
+    visited::Visited,
 };
 use crate::{
     netlink::LookupQuery,

@@ -4,9 +4,11 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     Answered, Closing, QuickJob, Terms,
-    digest::{ENDS_HERE, Ending, Outcome, Visited},
     inquiry::Through,
-    plan::{Answer, Plan},
+    plan::Plan,
+    visit::Answer,
+    visit::ENDS_HERE,
+    visited::{Ending, Fate, Outcome, Visited},
     walk::WayEnd,
 };
 use crate::{
@@ -361,8 +363,8 @@ fn cell(
     let itself = || {
         let exit = visit.exits.get(outcome.exit?)?;
         let end = exit.fates.iter().find_map(|fate| match fate {
-            super::digest::Fate::End(ending) => Some(ending),
-            super::digest::Fate::On(_) => None,
+            Fate::End(ending) => Some(ending),
+            Fate::On(_) => None,
         })?;
         let local = exit.hop.iface_out.as_ref()?.as_str() == "lo";
         (local && outcome.verdict == Verdict::Yes).then_some(end)

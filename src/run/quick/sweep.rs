@@ -20,13 +20,13 @@ use std::{
 use super::{
     Closing, Pair, QuickError, Terms,
     desk::{Burst, Desk, Lone},
-    full, log, report,
+    log, report,
 };
 use crate::{
     config::Config,
     firewall::nft::watch::{Changes, RulesetWatch},
     lab::{Lab, LabError},
-    model::{Dscp, RouterId, RouterName, Service},
+    model::{Dscp, RouterId, RouterName, Service, WithCauses},
     netns::{NetnsDir, NetnsFd, visit},
     run::{report::EndToEnd, undo::UndoError},
 };
@@ -186,7 +186,7 @@ impl<'a> Sweep<'a> {
             ..
         } = burst;
         kept.into_iter()
-            .chain(left.iter().map(full))
+            .chain(left.iter().map(|e| WithCauses(e).to_string()))
             .for_each(|warning| self.tell(warning));
         let mut ways = Vec::new();
         if let Some(through) = through {
@@ -246,7 +246,9 @@ impl<'a> Sweep<'a> {
         }
         let left: Vec<UndoError> = self.desk.close().into_iter().collect();
         log(&left);
-        self.swept.warnings.extend(left.iter().map(full));
+        self.swept
+            .warnings
+            .extend(left.iter().map(|e| WithCauses(e).to_string()));
         self.swept
     }
 }

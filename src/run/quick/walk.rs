@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     branch::Branch,
-    digest::{Ending, Exit, Fate, Outcome, Visited},
+    visited::{Ending, Exit, Fate, Outcome, Visited},
 };
 use crate::{
     fault,

@@ -1,5 +1,6 @@
 //! Answers that are no answers: a status and `{"error": "…"}`, with the `field` where it is one's.
 
+use crate::model::WithCauses;
 use axum::{
     Json,
     http::{HeaderMap, StatusCode, header},
@@ -39,14 +40,8 @@ impl ApiError {
     }
 
     /// Ours: the log has the causes, the client need not.
-    pub(super) fn ours(error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        tracing::error!(error = text, "request failed");
+    pub(super) fn ours(error: &dyn std::error::Error) -> Self {
+        tracing::error!(error = %WithCauses(error), "request failed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "the scheduler's files or registry could not be used; its log says why",

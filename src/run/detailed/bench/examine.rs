@@ -11,10 +11,10 @@ use crate::{
         detailed::{
             DetailedError,
             attempt::Tried,
-            chance::Proxied,
             connect::Experience,
+            head,
             journey::Seen,
-            judge::{Facts, Fate, Judged, is_settled, judge},
+            judge::{Facts, Fate, Judged, Proxied, is_settled, judge},
             millis,
             post::Evidence,
             result::{
@@ -22,7 +22,6 @@ use crate::{
                 Status,
             },
             site::{Sink, Task},
-            way,
         },
         report::{EndKind, Verdict},
     },
@@ -266,8 +265,8 @@ impl Bench<'_> {
                 iface_in: name(packet.first.iif),
                 iface_out: name(packet.last.oif).filter(|_| left),
                 next_hop,
-                came: way::headers(&packet.first),
-                headers: way::headers(&packet.last),
+                came: head::headers(&packet.first),
+                headers: head::headers(&packet.last),
             });
         }
         described

@@ -10,12 +10,12 @@ use crate::{
     registry::NeighbourKey,
     run::detailed::{
         attempt::Tried,
-        chance::Proxied,
         connect::Experience,
+        head,
         journey::Seen,
+        judge::Proxied,
         result::{Direction, Headers},
         site::{Proxy, Sink, Task},
-        way,
     },
 };
 
@@ -158,7 +158,7 @@ impl Bench<'_> {
                 Some(next) if known(&key) || map.owns(&next.router, left.hop) => None,
                 Some(next) => leads(map.mac(&next.router, next.iface_in.as_ref()?)),
                 None if self.site.whole => {
-                    let headers = way::headers(&packet.last);
+                    let headers = head::headers(&packet.last);
                     Some(Growth::Router(routers.first()?.clone(), headers))
                 }
                 None => None,
