@@ -172,58 +172,52 @@ impl Config {
             line: None,
             message: e.to_string(),
         })?;
-        let default = Self::in_places(places);
-        let first = file
-            .dscp_first
-            .unwrap_or(Dscp::new(32).map_err(|e| refuse(e.to_string()))?);
-        let last = file
-            .dscp_last
-            .unwrap_or(Dscp::new(63).map_err(|e| refuse(e.to_string()))?);
-        let seconds = file
-            .lock_timeout_seconds
-            .unwrap_or(default.lock_timeout.as_secs_f64());
-        let results_dir = match (file.results_dir, &file.registry_dir) {
-            (Some(dir), _) => dir,
-            (None, Some(registry)) => registry.join("runs"),
-            (None, None) => default.results_dir,
-        };
-        let socket = match (&file.scheduler.socket, &file.registry_dir) {
-            (Some(socket), _) => socket.clone(),
-            (None, Some(registry)) => registry.join(places::SOCKET),
-            (None, None) => default.socket,
-        };
-        let token_file = file.scheduler.token_file.clone();
-        let registry_dir = file.registry_dir.unwrap_or(default.registry_dir);
-        let config = Self {
-            file: Some(path.to_owned()),
-            use_registry: file.use_registry.unwrap_or(default.use_registry),
-            rootless: file.rootless,
-            labs_dir: file.labs_dir.unwrap_or_else(|| registry_dir.join("labs")),
-            results_dir,
-            registry_dir,
-            dscp: DscpRange::new(first, last)
-                .map_err(|e| refuse(format!("dscp_first, dscp_last: {e}")))?,
-            services: ServiceLimits {
-                max_services: file.max_services.unwrap_or(default.services.max_services),
-            },
-            lock_timeout: Duration::try_from_secs_f64(seconds).map_err(|_| {
-                refuse(format!(
-                    "lock_timeout_seconds = {seconds}: a number ≥ 0 is allowed"
-                ))
-            })?,
-            tool_dirs: file.tool_dirs.unwrap_or(default.tool_dirs),
-            groups: Groups::with(file.service_groups).map_err(|e| refuse(e.to_string()))?,
-            scheduler: file.scheduler,
-            socket,
-            token_file: PathBuf::new(),
-        };
-        let config = Self {
-            token_file: token_file.unwrap_or_else(|| config.results_dir.join(TOKEN)),
-            ..config
-        };
+        let config = Self::in_places(places).with(file, path).map_err(refuse)?;
         config.scheduler.check().map_err(refuse)?;
         config.check_values().map_err(refuse)?;
         Ok(config)
+    }
+
+    /// These settings with those of the file at `path` in their places; an error begins with the key.
+    fn with(self, file: File, path: &Path) -> Result<Self, String> {
+        let dscp = |set: Option<Dscp>, default| match set {
+            Some(dscp) => Ok(dscp),
+            None => Dscp::new(default).map_err(|e| e.to_string()),
+        };
+        let (first, last) = (dscp(file.dscp_first, 32)?, dscp(file.dscp_last, 63)?);
+        let seconds = file
+            .lock_timeout_seconds
+            .unwrap_or(self.lock_timeout.as_secs_f64());
+        // Where a registry is named, what has no place of its own lies below it.
+        let below = |set: Option<PathBuf>, name, default| match (set, &file.registry_dir) {
+            (Some(path), _) => path,
+            (None, Some(registry)) => registry.join(name),
+            (None, None) => default,
+        };
+        let results_dir = below(file.results_dir, "runs", self.results_dir);
+        let socket = below(file.scheduler.socket.clone(), places::SOCKET, self.socket);
+        let token_file = file.scheduler.token_file.clone();
+        let registry_dir = file.registry_dir.unwrap_or(self.registry_dir);
+        Ok(Self {
+            file: Some(path.to_owned()),
+            use_registry: file.use_registry.unwrap_or(self.use_registry),
+            rootless: file.rootless,
+            labs_dir: file.labs_dir.unwrap_or_else(|| registry_dir.join("labs")),
+            token_file: token_file.unwrap_or_else(|| results_dir.join(TOKEN)),
+            results_dir,
+            registry_dir,
+            dscp: DscpRange::new(first, last).map_err(|e| format!("dscp_first, dscp_last: {e}"))?,
+            services: ServiceLimits {
+                max_services: file.max_services.unwrap_or(self.services.max_services),
+            },
+            lock_timeout: Duration::try_from_secs_f64(seconds).map_err(|_| {
+                format!("lock_timeout_seconds = {seconds}: a number ≥ 0 is allowed")
+            })?,
+            tool_dirs: file.tool_dirs.unwrap_or(self.tool_dirs),
+            groups: Groups::with(file.service_groups).map_err(|e| e.to_string())?,
+            scheduler: file.scheduler,
+            socket,
+        })
     }
 
     /// What the types cannot say; the text begins with the key.

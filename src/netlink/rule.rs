@@ -39,58 +39,55 @@ fn message(rule: &PolicyRule) -> RuleMessage {
     if rule.invert {
         message.header.flags |= RuleFlags::Invert;
     }
-    let attributes = &mut message.attributes;
-    attributes.push(RuleAttribute::Priority(rule.priority));
-    let network = |net: &IpNet| (net.prefix_len() > 0).then(|| net.network());
-    attributes.extend(
-        rule.from
-            .as_ref()
-            .and_then(network)
-            .map(RuleAttribute::Source),
-    );
-    attributes.extend(
-        rule.to
-            .as_ref()
-            .and_then(network)
-            .map(RuleAttribute::Destination),
-    );
-    if let Some((mark, mask)) = rule.fwmark {
-        attributes.push(RuleAttribute::FwMark(mark));
-        attributes.push(RuleAttribute::FwMask(mask));
-    }
+    message.attributes = selectors(rule);
+    set_action(&mut message, &rule.action);
+    message
+}
+
+/// What a packet must be like for `rule`, beside the lengths of its prefixes.
+fn selectors(rule: &PolicyRule) -> Vec<RuleAttribute> {
+    let network = |net: IpNet| (net.prefix_len() > 0).then(|| net.network());
     let name = |name: &IfName| name.to_string();
-    attributes.extend(rule.iif.as_ref().map(name).map(RuleAttribute::Iifname));
-    attributes.extend(rule.oif.as_ref().map(name).map(RuleAttribute::Oifname));
-    let proto = rule.ip_proto.map(IpProtocol::from);
-    attributes.extend(proto.map(RuleAttribute::IpProtocol));
-    attributes.extend(rule.sport.map(ports).map(RuleAttribute::SourcePortRange));
-    attributes.extend(
+    let optional = [
+        rule.from.and_then(network).map(RuleAttribute::Source),
+        rule.to.and_then(network).map(RuleAttribute::Destination),
+        rule.fwmark.map(|(mark, _)| RuleAttribute::FwMark(mark)),
+        rule.fwmark.map(|(_, mask)| RuleAttribute::FwMask(mask)),
+        rule.iif.as_ref().map(name).map(RuleAttribute::Iifname),
+        rule.oif.as_ref().map(name).map(RuleAttribute::Oifname),
+        rule.ip_proto
+            .map(IpProtocol::from)
+            .map(RuleAttribute::IpProtocol),
+        rule.sport.map(ports).map(RuleAttribute::SourcePortRange),
         rule.dport
             .map(ports)
             .map(RuleAttribute::DestinationPortRange),
-    );
-    attributes.extend(
         rule.suppress_prefix_len
             .map(RuleAttribute::SuppressPrefixLen),
-    );
-    match rule.action {
+    ];
+    let mut attributes = vec![RuleAttribute::Priority(rule.priority)];
+    attributes.extend(optional.into_iter().flatten());
+    attributes
+}
+
+fn set_action(message: &mut RuleMessage, action: &RuleAction) {
+    message.header.action = match *action {
         RuleAction::Table(table) => {
-            message.header.action = Action::ToTable;
             match u8::try_from(table) {
                 Ok(small) => message.header.table = small,
-                Err(_) => attributes.push(RuleAttribute::Table(table)),
+                Err(_) => message.attributes.push(RuleAttribute::Table(table)),
             }
+            Action::ToTable
         }
         RuleAction::Goto(priority) => {
-            message.header.action = Action::Goto;
-            attributes.push(RuleAttribute::Goto(priority));
+            message.attributes.push(RuleAttribute::Goto(priority));
+            Action::Goto
         }
-        RuleAction::Nop => message.header.action = Action::Nop,
-        RuleAction::Blackhole => message.header.action = Action::Blackhole,
-        RuleAction::Unreachable => message.header.action = Action::Unreachable,
-        RuleAction::Prohibit => message.header.action = Action::Prohibit,
-    }
-    message
+        RuleAction::Nop => Action::Nop,
+        RuleAction::Blackhole => Action::Blackhole,
+        RuleAction::Unreachable => Action::Unreachable,
+        RuleAction::Prohibit => Action::Prohibit,
+    };
 }
 
 /// The rule in `message`; none when tsim does not know its action or its family.

@@ -42,14 +42,26 @@ pub fn of_answers(answers: &Answers, names: &Names) -> String {
         Some(name) => Place::Name(name.clone()),
         None => Place::Addresses(Addresses::Range(address, address)),
     };
-    let mut order: Vec<(IpAddr, IpAddr)> = Vec::new();
-    let mut found: HashMap<(IpAddr, IpAddr), [Vec<Service>; 3]> = HashMap::new();
+    for ((source, destination), found) in by_pair(answers) {
+        write_pair(&mut text, &place(source), &place(destination), &found);
+    }
+    text
+}
+
+/// The services of one pair of addresses that pass, that are stopped, and of which neither is known.
+type Found = [Vec<Service>; 3];
+
+/// What was found for each pair, in the order of the answers.
+fn by_pair(answers: &Answers) -> Vec<((IpAddr, IpAddr), Found)> {
+    let mut found: Vec<((IpAddr, IpAddr), Found)> = Vec::new();
+    let mut places: HashMap<(IpAddr, IpAddr), usize> = HashMap::new();
     for cell in &answers.cells {
         let pair = (cell.source, cell.destination);
-        let [yes, no, unknown] = found.entry(pair).or_insert_with(|| {
-            order.push(pair);
-            Default::default()
+        let at = *places.entry(pair).or_insert_with(|| {
+            found.push((pair, Found::default()));
+            found.len() - 1
         });
+        let [yes, no, unknown] = &mut found[at].1;
         let list = match cell.end.result {
             Verdict::Yes => yes,
             Verdict::No => no,
@@ -57,36 +69,34 @@ pub fn of_answers(answers: &Answers, names: &Names) -> String {
         };
         list.push(cell.end.service());
     }
-    for pair @ (source, destination) in order {
-        let Some([yes, no, unknown]) = found.get(&pair) else {
+    found
+}
+
+/// Writes the rules for one pair, and what is not known as a comment.
+fn write_pair(text: &mut String, from: &Place, to: &Place, [yes, no, unknown]: &Found) {
+    for (must, services, word) in [
+        (Must::Pass, yes, "passes"),
+        (Must::NotPass, no, "is stopped"),
+    ] {
+        if services.is_empty() {
             continue;
+        }
+        let rule = RuleFile {
+            name: format!("{from} → {to} {word}"),
+            from: Places(vec![from.clone()]),
+            to: Places(vec![to.clone()]),
+            services: Services(list(services)),
+            must,
+            except: Vec::new(),
+            owner: None,
+            ticket: None,
+            note: None,
         };
-        let (from, to) = (place(source), place(destination));
-        for (must, services, word) in [
-            (Must::Pass, yes, "passes"),
-            (Must::NotPass, no, "is stopped"),
-        ] {
-            if services.is_empty() {
-                continue;
-            }
-            let rule = RuleFile {
-                name: format!("{from} → {to} {word}"),
-                from: Places(vec![from.clone()]),
-                to: Places(vec![to.clone()]),
-                services: Services(list(services)),
-                must,
-                except: Vec::new(),
-                owner: None,
-                ticket: None,
-                note: None,
-            };
-            write_rule(&mut text, &rule);
-        }
-        if !unknown.is_empty() {
-            let _ = writeln!(text, "\n# not known: {from} → {to} {}", list(unknown));
-        }
+        write_rule(text, &rule);
     }
-    text
+    if !unknown.is_empty() {
+        let _ = writeln!(text, "\n# not known: {from} → {to} {}", list(unknown));
+    }
 }
 
 /// The policy changed so that it says what was measured: where a rule is contradicted, what is otherwise
@@ -122,37 +132,12 @@ fn before_rules(own: &str) -> String {
 
 /// What a rule becomes, and the rules about what is otherwise.
 fn split(rule: &Rule, answers: &HashMap<QuestionKey, &Cell>) -> (Option<RuleFile>, Vec<RuleFile>) {
-    let wanted = match rule.written.must {
-        Must::Pass => Verdict::Yes,
-        Must::NotPass => Verdict::No,
+    let (wanted, opposite) = match rule.written.must {
+        Must::Pass => (Verdict::Yes, Must::NotPass),
+        Must::NotPass => (Verdict::No, Must::Pass),
     };
-    let verdict = |key: &QuestionKey| {
-        answers
-            .get(key)
-            .map_or(Verdict::Unknown, |cell| cell.end.result)
-    };
-    let mut otherwise: BTreeMap<(IpAddr, IpAddr), [Vec<Service>; 2]> = BTreeMap::new();
-    let mut as_stated = 0;
-    for key @ (from, to, service) in &rule.questions {
-        let found = verdict(key);
-        if found == wanted {
-            as_stated += 1;
-            continue;
-        }
-        let [other, unknown] = otherwise.entry((*from, *to)).or_default();
-        let list = if found == Verdict::Unknown {
-            unknown
-        } else {
-            other
-        };
-        list.push(*service);
-    }
-    let all_otherwise = as_stated == 0 && otherwise.values().all(|[_, unknown]| unknown.is_empty());
-    let opposite = match rule.written.must {
-        Must::Pass => Must::NotPass,
-        Must::NotPass => Must::Pass,
-    };
-    if all_otherwise {
+    let (as_stated, otherwise) = compared(rule, wanted, answers);
+    if as_stated == 0 && otherwise.values().all(|[_, unknown]| unknown.is_empty()) {
         let flipped = RuleFile {
             must: opposite,
             ..rule.written.clone()
@@ -186,6 +171,35 @@ fn split(rule: &Rule, answers: &HashMap<QuestionKey, &Cell>) -> (Option<RuleFile
         }
     }
     ((as_stated > 0).then_some(kept), more)
+}
+
+/// Of each pair the services that were measured otherwise than a rule says, and those of which nothing
+/// is known.
+type Otherwise = BTreeMap<(IpAddr, IpAddr), [Vec<Service>; 2]>;
+
+/// How many questions of `rule` have the answer that it says, and what is otherwise.
+fn compared(
+    rule: &Rule,
+    wanted: Verdict,
+    answers: &HashMap<QuestionKey, &Cell>,
+) -> (usize, Otherwise) {
+    let mut otherwise = Otherwise::new();
+    let mut as_stated = 0;
+    for key @ (from, to, service) in &rule.questions {
+        let found = answers
+            .get(key)
+            .map_or(Verdict::Unknown, |cell| cell.end.result);
+        if found == wanted {
+            as_stated += 1;
+            continue;
+        }
+        let [other, unknown] = otherwise.entry((*from, *to)).or_default();
+        match found {
+            Verdict::Unknown => unknown.push(*service),
+            _ => other.push(*service),
+        }
+    }
+    (as_stated, otherwise)
 }
 
 fn head(title: &str) -> String {

@@ -69,6 +69,22 @@ struct Loaded {
     mask: Option<u32>,
 }
 
+impl Loaded {
+    /// What a register holds behind a mask; nothing that is known where bits are flipped.
+    fn bitwise(&mut self, data: Attributes<'_>) {
+        let of = |attribute| {
+            data.nested(attribute)
+                .and_then(|data| data.find(attr::DATA_VALUE))
+        };
+        let (mask, xor) = (of(attr::BITWISE_MASK), of(attr::BITWISE_XOR));
+        let plain = xor.is_some_and(|xor| xor.iter().all(|byte| *byte == 0));
+        self.mask = mask.and_then(|mask| value(mask, self.host_order));
+        if !plain || self.mask.is_none() {
+            self.of = None;
+        }
+    }
+}
+
 impl Rule {
     /// Reads the nested attributes of `NFTA_RULE_EXPRESSIONS`.
     pub(in crate::firewall) fn of_expressions(list: Attributes<'_>) -> Self {
@@ -88,57 +104,14 @@ impl Rule {
             "meta" => self.meta(data, loaded),
             "ct" => self.connection(data, loaded),
             "payload" => self.payload(data, loaded),
-            "bitwise" => {
-                let mask = data
-                    .nested(attr::BITWISE_MASK)
-                    .and_then(|d| d.find(attr::DATA_VALUE));
-                let xor = data
-                    .nested(attr::BITWISE_XOR)
-                    .and_then(|d| d.find(attr::DATA_VALUE));
-                let plain = xor.is_some_and(|xor| xor.iter().all(|byte| *byte == 0));
-                loaded.mask = mask.and_then(|mask| value(mask, loaded.host_order));
-                if !plain || loaded.mask.is_none() {
-                    loaded.of = None;
-                }
-            }
+            "bitwise" => loaded.bitwise(data),
             "cmp" => self.compare(data, *loaded),
             "range" => self.range(data, *loaded),
-            "lookup" => {
-                let of_port = loaded.of == Some(Field::SourcePort);
-                let port = of_port.then_some(Field::SourcePort);
-                let reads: Vec<Field> = port.into_iter().chain([Field::Sets]).collect();
-                self.ask(Test::other("lookup", &reads), false);
-                if data.find(attr::LOOKUP_DREG).is_some() {
-                    self.does.push(Does::Choose(vec![(None, unknown("a map"))]));
-                }
-            }
+            "lookup" => self.lookup(data, *loaded),
             "immediate" => self.immediate(data),
             "objref" => self.object(data),
-            "match" => {
-                let name = data.text(attr::XT_NAME).unwrap_or_default();
-                let info = data.find(attr::XT_INFO).unwrap_or_default();
-                if let Some((test, negated)) = source_ports(name, info) {
-                    self.ask(test, negated);
-                }
-                self.by_name(name);
-            }
-            "target" => {
-                let name = data.text(attr::XT_NAME).unwrap_or_default();
-                let read = Self::of_iptables(&format!("-j {name}"));
-                self.matches.extend(read.matches);
-                self.does
-                    .extend(read.does.into_iter().map(|does| match does {
-                        // A chain is an expression of its own: this is a target that is not known.
-                        Does::Decide(Verdict::Jump(name)) => Does::Decide(unknown(&name)),
-                        does => does,
-                    }));
-                // The flags of `struct nf_nat_range`, or behind a count of ranges.
-                let info = data.find(attr::XT_INFO).unwrap_or_default();
-                let flags = |at| array(info, at).map_or(0, u32::from_ne_bytes);
-                if matches!(name, "DNAT" | "REDIRECT") {
-                    self.draw_targets(Action::TranslateDestination, flags(0) | flags(4));
-                }
-            }
+            "match" => self.xtables_match(data),
+            "target" => self.xtables_target(data),
             "dynset" => {
                 let name = data.text(attr::DYNSET_NAME).unwrap_or_default();
                 // `NFT_DYNSET_OP_DELETE` is 2.
@@ -156,22 +129,63 @@ impl Rule {
                 self.decide(Verdict::Queue { number, bypass });
             }
             "reject" => self.decide(Verdict::Reject("port-unreachable".to_owned())),
-            "nat" => {
-                // `NFT_NAT_SNAT` is 0.
-                let action = match data.be32(attr::NAT_TYPE) {
-                    Some(0) => Action::TranslateSource,
-                    _ => Action::TranslateDestination,
-                };
-                self.does
-                    .push(Does::Translate(xtables::translation(action, "")));
-                self.draw_targets(action, data.be32(attr::NAT_FLAGS).unwrap_or(0));
-            }
+            "nat" => self.nat(data),
             "redir" => {
                 self.by_action(name);
                 self.draw_targets(Action::Redirect, data.be32(attr::REDIR_FLAGS).unwrap_or(0));
             }
             _ => self.by_action(name),
         }
+    }
+
+    fn lookup(&mut self, data: Attributes<'_>, loaded: Loaded) {
+        let of_port = loaded.of == Some(Field::SourcePort);
+        let port = of_port.then_some(Field::SourcePort);
+        let reads: Vec<Field> = port.into_iter().chain([Field::Sets]).collect();
+        self.ask(Test::other("lookup", &reads), false);
+        if data.find(attr::LOOKUP_DREG).is_some() {
+            self.does.push(Does::Choose(vec![(None, unknown("a map"))]));
+        }
+    }
+
+    /// A match of iptables.
+    fn xtables_match(&mut self, data: Attributes<'_>) {
+        let name = data.text(attr::XT_NAME).unwrap_or_default();
+        let info = data.find(attr::XT_INFO).unwrap_or_default();
+        if let Some((test, negated)) = source_ports(name, info) {
+            self.ask(test, negated);
+        }
+        self.by_name(name);
+    }
+
+    /// A target of iptables.
+    fn xtables_target(&mut self, data: Attributes<'_>) {
+        let name = data.text(attr::XT_NAME).unwrap_or_default();
+        let read = Self::of_iptables(&format!("-j {name}"));
+        self.matches.extend(read.matches);
+        self.does
+            .extend(read.does.into_iter().map(|does| match does {
+                // A chain is an expression of its own: this is a target that is not known.
+                Does::Decide(Verdict::Jump(name)) => Does::Decide(unknown(&name)),
+                does => does,
+            }));
+        // The flags of `struct nf_nat_range`, or behind a count of ranges.
+        let info = data.find(attr::XT_INFO).unwrap_or_default();
+        let flags = |at| array(info, at).map_or(0, u32::from_ne_bytes);
+        if matches!(name, "DNAT" | "REDIRECT") {
+            self.draw_targets(Action::TranslateDestination, flags(0) | flags(4));
+        }
+    }
+
+    fn nat(&mut self, data: Attributes<'_>) {
+        // `NFT_NAT_SNAT` is 0.
+        let action = match data.be32(attr::NAT_TYPE) {
+            Some(0) => Action::TranslateSource,
+            _ => Action::TranslateDestination,
+        };
+        self.does
+            .push(Does::Translate(xtables::translation(action, "")));
+        self.draw_targets(action, data.be32(attr::NAT_FLAGS).unwrap_or(0));
     }
 
     fn by_action(&mut self, name: &str) {

@@ -342,8 +342,14 @@ impl<'a> Reader<'a> {
         if let Some(mark) = get("--tproxy-mark").and_then(|text| masked(text, u32::MAX)) {
             self.rule.does.push(set(Field::Mark, mark.1, Some(mark.0)));
         }
+        self.vary(target, action, &does, options);
+        self.rule.does.push(does);
+    }
+
+    /// Notes where a target does not do the same with every packet.
+    fn vary(&mut self, target: &str, action: Action, does: &Does, options: &[Given<'_>]) {
         let random = ["--random", "--random-fully"];
-        if let Does::Translate(to) = &does
+        if let Does::Translate(to) = does
             && options.iter().any(|o| random.contains(&o.name))
             && let Some(caveat) = drawn_port(to)
         {
@@ -355,7 +361,6 @@ impl<'a> Reader<'a> {
             self.rule
                 .ask(Test::Varies(caveat.alone(Alone::Either)), false);
         }
-        self.rule.does.push(does);
     }
 }
 

@@ -17,19 +17,7 @@ pub(super) fn parse<'a>(lines: &[(usize, &'a str)]) -> Parsed<'a> {
     let mut parsed = Parsed::default();
     let mut below = Below::Nothing;
     if ip_json::is_json(lines) {
-        return match ip_json::read(lines, ip_json::interface) {
-            Ok(shown) => {
-                let shown: Vec<(usize, &str)> = shown
-                    .iter()
-                    .map(|(line, text)| (*line, text.as_str()))
-                    .collect();
-                parse(&shown).without_texts()
-            }
-            Err(refused) => Parsed {
-                refused: vec![refused],
-                ..Parsed::default()
-            },
-        };
+        return of_json(lines);
     }
     for &(line, text) in lines {
         let words = &mut Words::new(text);
@@ -77,6 +65,23 @@ pub(super) fn parse<'a>(lines: &[(usize, &'a str)]) -> Parsed<'a> {
         }
     }
     parsed
+}
+
+/// Reads `ip -j addr show`, written out as it shows interfaces without `-j`.
+fn of_json<'a>(lines: &[(usize, &str)]) -> Parsed<'a> {
+    match ip_json::read(lines, ip_json::interface) {
+        Ok(shown) => {
+            let shown: Vec<(usize, &str)> = shown
+                .iter()
+                .map(|(line, text)| (*line, text.as_str()))
+                .collect();
+            parse(&shown).without_texts()
+        }
+        Err(refused) => Parsed {
+            refused: vec![refused],
+            ..Parsed::default()
+        },
+    }
 }
 
 /// What the lines behind belong to.

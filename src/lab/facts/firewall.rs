@@ -258,15 +258,7 @@ pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
         let omission = of_ruleset(section, RulesetKind::Iptables);
         ("a firewall that is not loaded", omission)
     } else if named("ebtables") {
-        // `Bridge chain: INPUT, entries: 0, policy: ACCEPT`, or as ebtables-save(8) `:INPUT ACCEPT`.
-        let empty = |line: &str| {
-            let saved = line.starts_with(':');
-            (saved || line.contains("entries: 0")) && line.contains("ACCEPT")
-        };
-        let chains =
-            lines().filter(|line| line.starts_with("Bridge chain") || line.starts_with(':'));
-        let rules = lines().any(|line| line.starts_with('-'));
-        if !rules && chains.clone().all(empty) && chains.count() > 0 {
+        if !filters_bridges(section) {
             return None;
         }
         (
@@ -283,12 +275,11 @@ pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
     } else if named("xfrm") || named("ipsec") {
         ("IPsec, which is not modelled", feature(policies(section)))
     } else if section.name.starts_with("tc") || section.command.starts_with("tc ") {
-        let filters = |line: &str| line.contains("filter") || line.contains("action");
-        let counts = match named("tc_filters") {
-            true => lines().any(ends_packets),
-            false => lines().any(filters),
+        let filters = |line: &str| match named("tc_filters") {
+            true => ends_packets(line),
+            false => line.contains("filter") || line.contains("action"),
         };
-        if !counts {
+        if !lines().any(filters) {
             return None;
         }
         (
@@ -313,6 +304,18 @@ pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
     let name = section.name;
     let message = format!("section `{name}` is not read: it holds {}", found.0);
     (!found.1.concern.is_nothing()).then_some((message, found.1))
+}
+
+/// Whether a section of ebtables has a rule, or a policy that drops.
+fn filters_bridges(section: &Section<'_>) -> bool {
+    // `Bridge chain: INPUT, entries: 0, policy: ACCEPT`, or as ebtables-save(8) `:INPUT ACCEPT`.
+    let lines = || section.body.iter().map(|(_, line)| line.trim());
+    let is_chain = |line: &&str| line.starts_with("Bridge chain") || line.starts_with(':');
+    let is_empty = |line: &str| {
+        (line.starts_with(':') || line.contains("entries: 0")) && line.contains("ACCEPT")
+    };
+    let mut chains = lines().filter(is_chain).peekable();
+    lines().any(|line| line.starts_with('-')) || chains.peek().is_none() || !chains.all(is_empty)
 }
 
 /// Whether a line of `tc filter show` is about an action that ends a packet's way or leads it

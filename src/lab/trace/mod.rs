@@ -316,7 +316,7 @@ impl Trace {
     pub fn end_of(&self, hops: &[Hop], end: &End) -> String {
         let last = hops.last();
         let at = last.map_or("the first router", |hop| hop.router.as_str());
-        let to = self.packet.destination;
+        let (from, to) = (self.packet.source, self.packet.destination);
         let next_hop = last.and_then(|hop| hop.next_hop).unwrap_or(to);
         match end {
             End::Delivered { segment } => format!("{to} is on segment {segment}"),
@@ -328,8 +328,7 @@ impl Trace {
             End::NoRoute => format!("{at} has no route to {to}"),
             End::NotForwarding => format!("{at} does not forward"),
             End::Refused => format!(
-                "{at} does not accept it from {} there (rp_filter, martian source), or discards it",
-                self.packet.source
+                "{at} does not accept it from {from} there (rp_filter, martian source), or discards it"
             ),
             End::Leaves { segment } if next_hop == to => {
                 format!("it leaves the lab at {at} by segment {segment}")
@@ -337,10 +336,9 @@ impl Trace {
             End::Leaves { .. } => format!("it leaves the lab at {at} towards {next_hop}"),
             End::Elsewhere { segment, places } => {
                 let behind = listed(places);
-                let out = if next_hop == to {
-                    format!("out on segment {segment}")
-                } else {
-                    format!("to {next_hop}, which is no router of the lab")
+                let out = match next_hop == to {
+                    true => format!("out on segment {segment}"),
+                    false => format!("to {next_hop}, which is no router of the lab"),
                 };
                 format!("{to} is behind {behind}, but {at} sends it {out}")
             }
@@ -353,23 +351,26 @@ impl Trace {
                 "{at} sends it to {}, and the lab has no facts of that router",
                 ends.join(" or ")
             ),
-            End::NoPeer => format!(
-                "{at} drops it: no peer of its WireGuard interface{} has {to} among its allowed IPs",
-                last.and_then(|hop| hop.iface_out.as_ref())
-                    .map(|name| format!(" {name}"))
-                    .unwrap_or_default()
-            ),
+            End::NoPeer => {
+                let out = last.and_then(|hop| hop.iface_out.as_ref());
+                let out = out.map(|name| format!(" {name}")).unwrap_or_default();
+                format!(
+                    "{at} drops it: no peer of its WireGuard interface{out} has {to} among its \
+                     allowed IPs"
+                )
+            }
             End::NotAllowed { at: end } => format!(
-                "{end} drops it: {} is not among the allowed IPs of its WireGuard peer {at}",
-                self.packet.source
+                "{end} drops it: {from} is not among the allowed IPs of its WireGuard peer {at}"
             ),
-            End::SameLink(link) => link.text(self.packet.source, to),
-            End::NextHopUnknown { segment } => format!(
-                "{at} sends it to {next_hop}, and nobody takes it{}",
-                segment
-                    .as_ref()
-                    .map(|name| format!(" on segment {name}: its interface is down"))
-                    .unwrap_or_default()
+            End::SameLink(link) => link.text(from, to),
+            End::NextHopUnknown { segment: None } => {
+                format!("{at} sends it to {next_hop}, and nobody takes it")
+            }
+            End::NextHopUnknown {
+                segment: Some(name),
+            } => format!(
+                "{at} sends it to {next_hop}, and nobody takes it on segment {name}: its interface \
+                 is down"
             ),
             End::Loop { to } => format!("{at} sends it back to {to}: a loop"),
         }

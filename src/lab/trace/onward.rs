@@ -151,9 +151,6 @@ impl Wiring {
                 segment: Some(segment),
             };
         }
-        let here = (next_hop == destination)
-            .then(|| self.prefix_on(plug, destination))
-            .flatten();
         let proxies = self.proxies(plug, next_hop);
         if !proxies.is_empty() {
             return Onward::Routers(entries(&proxies));
@@ -161,12 +158,30 @@ impl Wiring {
         if self.is_silent(plug, next_hop) {
             return Onward::Nobody { segment: None };
         }
+        self.unanswered(plug, segment, next_hop, destination)
+    }
+
+    /// Who gets a packet of which no router of the lab says that it takes it.
+    fn unanswered(
+        &self,
+        plug: &Plug,
+        segment: String,
+        next_hop: IpAddr,
+        destination: IpAddr,
+    ) -> Onward {
+        let here = (next_hop == destination)
+            .then(|| self.prefix_on(plug, destination))
+            .flatten();
         let places = self.places(destination, here);
-        if here.is_some() && places.is_empty() {
-            return Onward::Delivered { segment };
+        if here.is_some() {
+            return match places.is_empty() {
+                true => Onward::Delivered { segment },
+                false => self.out(plug, segment, places),
+            };
         }
-        if here.is_none() && plug.kind == InterfaceKind::Tunnel {
-            match self.other_ends(plug).as_slice() {
+        let others = self.other_ends(plug);
+        if plug.kind == InterfaceKind::Tunnel {
+            match others.as_slice() {
                 [] => {}
                 // A tunnel knows no neighbours: what goes in comes out at the other end.
                 [end] => return Onward::Routers(entries(&[end])),
@@ -179,12 +194,8 @@ impl Wiring {
                 ends => return Onward::Routers(entries(ends)),
             }
         }
-        let mut others = self.other_ends(plug).into_iter();
-        if here.is_none()
-            && next_hop == destination
-            && places.is_empty()
-            && others.any(|end| !end.link.proxy.elsewhere.is_empty())
-        {
+        let answers_for_some = |end: &&Plug| !end.link.proxy.elsewhere.is_empty();
+        if next_hop == destination && places.is_empty() && others.iter().any(answers_for_some) {
             // Those of the lab that answer for others do not for this one.
             let ends = vec![format!("whoever answers ARP for {destination}")];
             return Onward::Absent { segment, ends };

@@ -77,23 +77,7 @@ impl<'a> Reader<'a> {
                 }
             }
             "tcp" | "udp" | "th" | "udplite" | "sctp" | "dccp" | "icmp" | "icmpv6" | "igmp"
-            | "esp" | "ah" => {
-                if word != "th"
-                    && let Some(number) = table::protocol(word)
-                {
-                    let protocol = Test::Number {
-                        of: Field::Protocol,
-                        mask: u32::MAX,
-                        ranges: vec![(number, number)],
-                    };
-                    self.rule.ask(protocol, false);
-                }
-                let field = self.next().unwrap_or_default();
-                of = transport(word, field);
-                if field == "option" {
-                    self.at = (self.at + 2).min(self.words.len());
-                }
-            }
+            | "esp" | "ah" => of = self.transport_key(word),
             "ct" => {
                 self.skip(&["original", "reply", "expiration"]);
                 self.skip(&["ip", "ip6"]);
@@ -130,6 +114,25 @@ impl<'a> Reader<'a> {
             text: self.words[begin..self.at].join(" "),
             of,
         }
+    }
+
+    /// A field of the transport header `word`. Its name asks for the protocol, too.
+    fn transport_key(&mut self, word: &str) -> Option<Kind> {
+        if word != "th"
+            && let Some(number) = table::protocol(word)
+        {
+            let protocol = Test::Number {
+                of: Field::Protocol,
+                mask: u32::MAX,
+                ranges: vec![(number, number)],
+            };
+            self.rule.ask(protocol, false);
+        }
+        let field = self.next().unwrap_or_default();
+        if field == "option" {
+            self.at = (self.at + 2).min(self.words.len());
+        }
+        transport(word, field)
     }
 
     /// `@th,16,16`: commas are words.

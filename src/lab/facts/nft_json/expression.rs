@@ -192,102 +192,116 @@ pub(super) fn mapped(of: &Object, keyword: &str) -> Text {
 
 /// Something of a packet, or beside it.
 fn of_packet(kind: &str, of: &Object) -> Text {
-    let get = |key: &str| word(member(of, key)?);
-    let optional = |key: &str, before: &str| match of.get(key) {
-        Some(value) => Ok(format!(" {before}{}", word(value)?)),
-        None => Ok::<_, Unknown>(String::new()),
-    };
-    let known = |keys: &[&str]| match of.keys().find(|key| !keys.contains(&key.as_str())) {
-        Some(other) => Err(unknown(&format!("{kind} {other}"))),
-        None => Ok(()),
-    };
+    let part = Part { kind, of };
     match kind {
-        "payload" if of.contains_key("base") => {
-            known(&["base", "offset", "len"])?;
-            Ok(format!(
-                "@{},{},{}",
-                get("base")?,
-                get("offset")?,
-                get("len")?
-            ))
-        }
-        "payload" => {
-            known(&["protocol", "field"])?;
-            Ok(format!("{} {}", get("protocol")?, get("field")?))
-        }
+        "payload" => part.payload(),
+        "exthdr" | "ip option" | "tcp option" | "sctp chunk" => part.extension(),
+        "numgen" | "jhash" | "symhash" => part.number(),
         "meta" => {
-            known(&["key"])?;
-            let key = get("key")?;
+            part.has_only(&["key"])?;
+            let key = part.get("key")?;
             let short = ["iif", "oif"].iter().any(|start| key.starts_with(start));
             Ok(if short { key } else { format!("meta {key}") })
         }
-        "exthdr" | "ip option" | "tcp option" | "sctp chunk" => {
-            known(&["name", "field", "offset"])?;
-            let head = if kind == "exthdr" {
-                String::new()
-            } else {
-                format!("{kind} ")
-            };
-            if of.contains_key("offset") {
-                return Err(unknown("offset of an extension header"));
-            }
-            Ok(format!("{head}{}{}", get("name")?, optional("field", "")?))
-        }
         "ct" => {
-            known(&["key", "family", "dir"])?;
-            let (way, family) = (optional("dir", "")?, optional("family", "")?);
-            Ok(format!("ct{way}{family} {}", get("key")?))
+            part.has_only(&["key", "family", "dir"])?;
+            let (way, family) = (part.optional("dir", "")?, part.optional("family", "")?);
+            Ok(format!("ct{way}{family} {}", part.get("key")?))
         }
         "rt" => {
-            known(&["key", "family"])?;
-            Ok(format!("rt{} {}", optional("family", "")?, get("key")?))
-        }
-        "numgen" => {
-            known(&["mode", "mod", "offset"])?;
-            let offset = optional("offset", "offset ")?;
-            Ok(format!(
-                "numgen {} mod {}{}",
-                get("mode")?,
-                get("mod")?,
-                nonzero(offset)
-            ))
-        }
-        "jhash" => {
-            known(&["mod", "offset", "expr", "seed"])?;
-            let of_what = expression(member(of, "expr")?)?;
-            let (seed, offset) = (optional("seed", "seed ")?, optional("offset", "offset ")?);
-            let seed = nonzero(seed);
-            Ok(format!(
-                "jhash {of_what} mod {}{seed}{}",
-                get("mod")?,
-                nonzero(offset)
-            ))
-        }
-        "symhash" => {
-            known(&["mod", "offset"])?;
-            Ok(format!(
-                "symhash mod {}{}",
-                get("mod")?,
-                nonzero(optional("offset", "offset ")?)
-            ))
+            part.has_only(&["key", "family"])?;
+            let family = part.optional("family", "")?;
+            Ok(format!("rt{family} {}", part.get("key")?))
         }
         "fib" => {
-            known(&["result", "flags"])?;
-            Ok(format!(
-                "fib {} {}",
-                super::list(member(of, "flags")?, " . ")?,
-                get("result")?
-            ))
+            part.has_only(&["result", "flags"])?;
+            let flags = super::list(member(of, "flags")?, " . ")?;
+            Ok(format!("fib {flags} {}", part.get("result")?))
         }
         "socket" => {
-            known(&["key"])?;
-            Ok(format!("socket {}", get("key")?))
+            part.has_only(&["key"])?;
+            Ok(format!("socket {}", part.get("key")?))
         }
         "osf" => {
-            known(&["key", "ttl"])?;
-            Ok(format!("osf{} {}", optional("ttl", "ttl ")?, get("key")?))
+            part.has_only(&["key", "ttl"])?;
+            let ttl = part.optional("ttl", "ttl ")?;
+            Ok(format!("osf{ttl} {}", part.get("key")?))
         }
         other => Err(unknown(&format!("{other} {}", string(of, "key")))),
+    }
+}
+
+/// An expression that is an object with members, and its kind.
+struct Part<'a> {
+    kind: &'a str,
+    of: &'a Object,
+}
+
+impl Part<'_> {
+    fn get(&self, key: &str) -> Text {
+        word(member(self.of, key)?)
+    }
+
+    /// The member `key` behind a blank and `before`; nothing where there is none.
+    fn optional(&self, key: &str, before: &str) -> Text {
+        match self.of.get(key) {
+            Some(value) => Ok(format!(" {before}{}", word(value)?)),
+            None => Ok(String::new()),
+        }
+    }
+
+    /// Refuses members that are not listed here.
+    fn has_only(&self, keys: &[&str]) -> Result<(), Unknown> {
+        match self.of.keys().find(|key| !keys.contains(&key.as_str())) {
+            Some(other) => Err(unknown(&format!("{} {other}", self.kind))),
+            None => Ok(()),
+        }
+    }
+
+    /// A field of a header by its name, or by its place in the header.
+    fn payload(&self) -> Text {
+        if self.of.contains_key("base") {
+            self.has_only(&["base", "offset", "len"])?;
+            let (base, offset) = (self.get("base")?, self.get("offset")?);
+            return Ok(format!("@{base},{offset},{}", self.get("len")?));
+        }
+        self.has_only(&["protocol", "field"])?;
+        Ok(format!("{} {}", self.get("protocol")?, self.get("field")?))
+    }
+
+    /// A field of an extension header, an option or a chunk.
+    fn extension(&self) -> Text {
+        self.has_only(&["name", "field", "offset"])?;
+        if self.of.contains_key("offset") {
+            return Err(unknown("offset of an extension header"));
+        }
+        let head = match self.kind {
+            "exthdr" => String::new(),
+            kind => format!("{kind} "),
+        };
+        let field = self.optional("field", "")?;
+        Ok(format!("{head}{}{field}", self.get("name")?))
+    }
+
+    /// A number that is drawn, counted up or hashed.
+    fn number(&self) -> Text {
+        self.has_only(match self.kind {
+            "numgen" => &["mode", "mod", "offset"],
+            "jhash" => &["mod", "offset", "expr", "seed"],
+            _ => &["mod", "offset"],
+        })?;
+        let of_what = match self.kind {
+            "numgen" => format!(" {}", self.get("mode")?),
+            "jhash" => format!(" {}", expression(member(self.of, "expr")?)?),
+            _ => String::new(),
+        };
+        let seed = nonzero(self.optional("seed", "seed ")?);
+        let offset = nonzero(self.optional("offset", "offset ")?);
+        let modulus = self.get("mod")?;
+        Ok(format!(
+            "{}{of_what} mod {modulus}{seed}{offset}",
+            self.kind
+        ))
     }
 }
 
