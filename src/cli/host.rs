@@ -18,7 +18,7 @@ use crate::{
         hosts::{HostError, HostRequest, Hosts, LabHosts},
         sockets::SocketsError,
     },
-    model::{HostId, HostName, IfName, LabName, RouterId, RouterName, RunId},
+    model::{DidYouMean, HostId, HostName, IfName, LabName, RouterId, RouterName, RunId, alike},
     netlink::object::Mac,
     netns::NetnsDir,
     registry::{HostKernel, HostRecord, HostSpec, ManagedBy, RegistryError, RegistryManager, Wait},
@@ -231,16 +231,24 @@ impl Run for Remove {
             Err(RegistryError::NotFound(_)) => remove_unregistered(&id, &mut kernel)?,
             Err(error) => return Err(Failure::cannot_run(error)),
         };
+        let hosts = registry.hosts().map_err(Failure::cannot_run)?;
         let report = Removed {
             host: id.host.clone(),
             removed,
         };
         context.print(&report, |out| match removed {
             true => writeln!(out, "removed {id}"),
-            false => writeln!(out, "there is no {id}"),
+            false => writeln!(out, "there is no {id}{}", named_alike(&id, &hosts)),
         })?;
         Ok(Exit::Ok)
     }
+}
+
+/// The host of the same lab whose name is most like that of one that is not there.
+fn named_alike<'a>(id: &HostId, hosts: &'a [(HostId, HostRecord)]) -> DidYouMean<'a> {
+    let names = hosts.iter().filter(|(other, _)| other.lab == id.lab);
+    let names = names.map(|(other, _)| other.host.as_str());
+    DidYouMean(alike(id.host.as_str(), names))
 }
 
 /// Removes a host that the registry does not know.
