@@ -238,6 +238,21 @@ pub struct Head {
     pub backend: String,
 }
 
+impl Head {
+    /// That of a result of this release, as of now.
+    #[must_use]
+    pub fn now(kind: &str, lab: LabIdentity, backend: String) -> Self {
+        Self {
+            version: VERSION,
+            kind: kind.to_owned(),
+            tsim: env!("CARGO_PKG_VERSION").to_owned(),
+            time: jiff::Timestamp::now().to_string(),
+            lab,
+            backend,
+        }
+    }
+}
+
 /// Everything that one sweep was asked and answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answers {

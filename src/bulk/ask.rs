@@ -1,8 +1,6 @@
 //! Asks a lab many questions and keeps all answers.
 
-use super::answers::{
-    Answers, Cell, Head, LabIdentity, QuestionKey, VERSION, VerdictCounts, pairs,
-};
+use super::answers::{Answers, Cell, Head, LabIdentity, QuestionKey, VerdictCounts, pairs};
 use crate::{
     config::Config,
     lab,
@@ -44,14 +42,7 @@ pub fn ask(
     let swept = sweep.close();
     asked?;
     Ok(Answers {
-        head: Head {
-            version: VERSION,
-            kind: kind.to_owned(),
-            tsim: env!("CARGO_PKG_VERSION").to_owned(),
-            time: jiff::Timestamp::now().to_string(),
-            lab: identity,
-            backend: swept.backend,
-        },
+        head: Head::now(kind, identity, swept.backend),
         counts,
         cells,
         warnings: swept.warnings,

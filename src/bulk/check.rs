@@ -181,7 +181,7 @@ pub fn document(checked: &Checked) -> Document {
         words: ["CONTRADICTED", "UNKNOWN", "AS STATED"],
         about: about(&checked.head),
         summary: format!(
-            "{as_stated} rules as stated, {contradicted} contradicted, {unknown} UNKNOWN; {} questions",
+            "rules: {as_stated} as stated, {contradicted} contradicted, {unknown} UNKNOWN; questions: {}",
             checked.questions
         ),
         sections,

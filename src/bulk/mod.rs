@@ -16,6 +16,7 @@ pub mod check;
 pub mod diff;
 pub mod document;
 pub mod matrix;
+pub mod one;
 pub mod policy;
 pub mod render;
 pub mod temporary;

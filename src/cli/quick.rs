@@ -3,12 +3,15 @@
 use clap::{Args, Parser, ValueEnum};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, complete, matrix,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run,
+    bulk::Files,
+    complete, matrix,
     question::{Question, layout},
 };
 use crate::{
+    bulk::{answers::LabIdentity, one},
     firewall::backend::BackendChoice,
-    lab::trace::EntryName,
+    lab::{self, Lab, trace::EntryName},
     model::Dscp,
     run::quick::{self, DscpChoice, ExplainMode, QuickJob},
 };
@@ -16,6 +19,7 @@ use crate::{
 const EXAMPLES: &str = "Examples:
   tsim-quick --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P 22,80,443/tcp,53/udp
   tsim-quick --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P all/tcp --routers hq-gw,br-gw --json
+  tsim-quick --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P @web,ssh -o report.html -o report.xml
   tsim trace --lab corp10 -s 10.1.1.100 -d 10.2.1.50 --json > path.json
   tsim-quick --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P https --trace path.json";
 
@@ -63,6 +67,9 @@ pub(super) struct Asked {
     #[arg(long, value_name = "NAME", default_value_t)]
     backend: BackendChoice,
 
+    #[command(flatten)]
+    files: Files,
+
     /// Work without leases and locks; nothing else may use the lab meanwhile
     #[arg(long)]
     no_registry: bool,
@@ -107,10 +114,17 @@ impl Run for Quick {
 
 impl Run for Asked {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let job = self.resolve(context)?;
+        self.files.check(false)?;
+        let (job, files) = self.resolve(context)?;
         let answered = quick::run(&job, &context.config)?;
         let report = &answered.report;
         let layout = layout(context);
+        if !files.is_empty() {
+            let topology = lab::topology_of(&context.config, &job.lab)?;
+            let lab = Lab::open(&context.config, &job.lab)?;
+            let document = one::document(report, LabIdentity::of(&lab, &topology));
+            files.write(report, &document, None, layout.width)?;
+        }
         context.print(report, |out| matrix::print(out, report, layout))?;
         let exit = report.overall().into();
         if !answered.closing.is_empty() {
@@ -121,9 +135,9 @@ impl Run for Asked {
 }
 
 impl Asked {
-    fn resolve(self, context: &Context) -> Result<QuickJob, Failure> {
+    fn resolve(self, context: &Context) -> Result<(QuickJob, Files), Failure> {
         let asked = self.question.resolve(context)?;
-        Ok(QuickJob {
+        let job = QuickJob {
             lab: asked.lab,
             source: asked.source,
             destination: asked.destination,
@@ -142,6 +156,7 @@ impl Asked {
             use_registry: context.config.use_registry && !self.no_registry,
             progress: asked.progress,
             pass_on: self.pass_on,
-        })
+        };
+        Ok((job, self.files))
     }
 }

@@ -26,6 +26,7 @@ mod explain;
 mod faults;
 mod faults_ways;
 mod few_unknown;
+mod golden;
 mod hosts;
 mod inside;
 mod iptables;

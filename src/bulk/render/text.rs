@@ -34,7 +34,8 @@ pub(super) fn write(out: &mut dyn Write, document: &Document, layout: Layout) ->
         }
         write_section(out, document, section, layout)?;
     }
-    if silent > 0 {
+    // Where nothing else was shown, the summary says it.
+    if silent > 0 && silent < document.sections.len() {
         let word = document.word(Outcome::Good);
         writeln!(out, "{} {silent} more", styled(word, Outcome::Good, layout))?;
     }

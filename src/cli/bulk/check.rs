@@ -82,7 +82,7 @@ impl Run for CheckCommand {
             context.print(&schema, |out| write!(out, "{SCHEMA}"))?;
             return Ok(Exit::Ok);
         };
-        self.output.check()?;
+        self.output.check(false)?;
         if self.update && path.extension().is_none_or(|ending| ending != "toml") {
             let path = path.display();
             return Err(Failure::usage(format!(

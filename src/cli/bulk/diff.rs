@@ -68,7 +68,7 @@ enum Side<'a> {
 
 impl Run for DiffCommand {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        self.output.check()?;
+        self.output.check(false)?;
         let before = Side::open(&self.before, "before", context)?;
         let after = Side::open(&self.after, "after", context)?;
         let networks = before.lab(context)?.or(after.lab(context)?);

@@ -73,7 +73,7 @@ pub(in crate::cli) struct Matrix {
 
 impl Run for Matrix {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        self.output.check()?;
+        self.output.check(true)?;
         let services = services(&self.services, context)?;
         let (sources, destinations, names) = self.addresses(context)?;
         let pairs = matrix::pairs(&sources, &destinations, &services).map_err(Failure::usage)?;

@@ -161,13 +161,67 @@ impl Meter {
     }
 }
 
-/// Where to write, as typed.
+/// Files to write, as typed.
 #[derive(Debug, Args)]
-pub(super) struct Output {
+pub(super) struct Files {
     /// Write the report to this file, too, as its name ends: .txt, .json, .md, .xml (JUnit), .html,
     /// and of a matrix .toml (a policy that says the same); may be repeated
     #[arg(short = 'o', long = "output", value_name = "FILE")]
     files: Vec<PathBuf>,
+}
+
+impl Files {
+    /// Whether no file was asked for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Refuses names that say nothing that can be written, before anything is measured.
+    /// `makes_policy`: whether a policy can be.
+    pub(super) fn check(&self, makes_policy: bool) -> Result<(), Failure> {
+        for file in &self.files {
+            if matches!(kind_of(file)?, Kind::Policy) && !makes_policy {
+                let name = file.display();
+                let text = format!("-o {name}: `tsim matrix` alone makes a policy");
+                return Err(Failure::usage(text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes them; `value` is the report's JSON, and `policy` the policy that says the same, where
+    /// there is one.
+    pub(super) fn write(
+        &self,
+        value: &impl Serialize,
+        document: &Document,
+        policy: Option<&str>,
+        width: usize,
+    ) -> Result<(), Failure> {
+        let layout = Layout {
+            width,
+            colour: false,
+        };
+        for file in &self.files {
+            let kind = kind_of(file)?;
+            let written = replace_file(file, |out| match (kind, policy) {
+                (Kind::Report(format), _) => one(out, format, value, document, layout),
+                (Kind::Policy, Some(policy)) => out.write_all(policy.as_bytes()),
+                (Kind::Policy, None) => Err(io::Error::other("only a matrix makes a policy")),
+            });
+            written.map_err(|e| {
+                Failure::cannot_run(format!("cannot write {}: {e}", file.display()))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Where to write, as typed.
+#[derive(Debug, Args)]
+pub(super) struct Output {
+    #[command(flatten)]
+    files: Files,
 
     /// What to print: text, json, markdown, junit or html [default: text, or json with --json]
     #[arg(long, value_name = "FORMAT")]
@@ -175,11 +229,9 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// What the names of the files ask for, before anything is measured.
-    pub(super) fn check(&self) -> Result<(), Failure> {
-        self.files
-            .iter()
-            .try_for_each(|file| kind_of(file).map(|_| ()))
+    /// As [`Files::check`].
+    pub(super) fn check(&self, makes_policy: bool) -> Result<(), Failure> {
+        self.files.check(makes_policy)
     }
 
     /// Prints and writes a report; `value` is its JSON, and `policy` the policy that says the same,
@@ -202,21 +254,7 @@ impl Output {
             width: terminal.width,
             colour: terminal.colour,
         };
-        let plain = Layout {
-            colour: false,
-            ..layout
-        };
-        for file in &self.files {
-            let kind = kind_of(file)?;
-            let written = replace_file(file, |out| match (kind, policy) {
-                (Kind::Report(format), _) => one(out, format, value, document, plain),
-                (Kind::Policy, Some(policy)) => out.write_all(policy.as_bytes()),
-                (Kind::Policy, None) => Err(io::Error::other("only a matrix makes a policy")),
-            });
-            written.map_err(|e| {
-                Failure::cannot_run(format!("cannot write {}: {e}", file.display()))
-            })?;
-        }
+        self.files.write(value, document, policy, layout.width)?;
         let mut out = BufWriter::new(io::stdout().lock());
         let written = one(&mut out, format, value, document, layout).and_then(|()| out.flush());
         match written {

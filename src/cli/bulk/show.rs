@@ -38,7 +38,7 @@ pub(in crate::cli) struct ShowSaved {
 
 impl Run for ShowSaved {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        self.output.check()?;
+        self.output.check(false)?;
         let shown = self.file.display();
         let text = fs::read_to_string(&self.file)
             .map_err(|e| Failure::usage(format!("cannot read {shown}: {e}")))?;

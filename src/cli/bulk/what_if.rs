@@ -96,7 +96,7 @@ impl FromStr for RouteChange {
 
 impl Run for WhatIf {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        self.output.check()?;
+        self.output.check(false)?;
         let changes = self.changes();
         if changes.is_empty() {
             return Err(Failure::usage(

@@ -169,6 +169,7 @@ fn wrong_changes_are_refused() {
         (format!("diff LAB nowhere {ask}"), "no lab that is up"),
         ("diff LAB LAB".to_owned(), "what is to be asked"),
         ("matrix LAB --networks -P 1 -o x.pdf".to_owned(), ".html"),
+        (format!("quick --lab LAB {ask} -o x.toml"), "makes a policy"),
     ] {
         let refused = text(&desk.ends_with(&[2, 4], &line));
         assert!(refused.contains(want), "{line}: {refused}");

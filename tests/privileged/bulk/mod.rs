@@ -17,13 +17,13 @@ use tempfile::TempDir;
 use crate::quick::TestLab;
 
 /// A lab, and a directory where somebody sits who types commands about it.
-struct Desk {
-    lab: TestLab,
+pub(crate) struct Desk {
+    pub(crate) lab: TestLab,
     dir: TempDir,
 }
 
 impl Desk {
-    fn at(facts: &str) -> Self {
+    pub(crate) fn at(facts: &str) -> Self {
         Self {
             lab: TestLab::up(facts),
             dir: tempfile::tempdir().unwrap(),
@@ -42,12 +42,12 @@ impl Desk {
         command
     }
 
-    fn run(&self, line: &str) -> Output {
+    pub(crate) fn run(&self, line: &str) -> Output {
         self.command(line).output().unwrap()
     }
 
     /// Runs a command that has to end with one of `codes`.
-    fn ends_with(&self, codes: &[i32], line: &str) -> Output {
+    pub(crate) fn ends_with(&self, codes: &[i32], line: &str) -> Output {
         let output = self.run(line);
         let code = output.status.code();
         assert!(
@@ -67,7 +67,7 @@ impl Desk {
         self.dir.path().join(file)
     }
 
-    fn write(&self, file: &str, text: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, file: &str, text: impl AsRef<[u8]>) {
         fs::write(self.path(file), text).unwrap();
     }
 
@@ -76,7 +76,7 @@ impl Desk {
     }
 
     /// The facts in `from`, copied into the directory `to`.
-    fn copy_facts(&self, from: &str, to: &str) {
+    pub(crate) fn copy_facts(&self, from: &str, to: &str) {
         fs::create_dir_all(self.path(to)).unwrap();
         for entry in fs::read_dir(Path::new("netns-fixtures").join(from)).unwrap() {
             let entry = entry.unwrap();
@@ -101,7 +101,7 @@ fn words(line: &str) -> impl Iterator<Item = String> {
     })
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),

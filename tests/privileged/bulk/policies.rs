@@ -7,7 +7,7 @@ use tsim::{
         answers::{Answers, Cell},
         check::{Checked, RuleStanding},
     },
-    run::report::Verdict,
+    run::report::{QuickReport, Verdict},
 };
 
 use super::{Desk, Random, text, valid};
@@ -69,6 +69,29 @@ fn a_policy_made_of_a_matrix_holds_and_every_planted_contradiction_is_found() {
     // A policy that says nothing holds of every lab, which nobody can want to hear.
     desk.write("empty.toml", "version = 1\n");
     desk.ends_with(&[2], "check LAB empty.toml");
+}
+
+#[test]
+fn a_quick_jobs_answer_is_written_as_reports_of_all_kinds() {
+    let desk = Desk::at("small3");
+    let ask = "quick --lab LAB -s 10.81.1.10 -d 10.81.3.10 -P 22,80";
+    let printed = desk.ends_with(
+        &[0],
+        &format!("{ask} --json -o q.json -o q.md -o q.html -o q.xml"),
+    );
+    let report = |text: &[u8]| serde_json::from_slice::<QuickReport>(text).unwrap();
+    assert_eq!(
+        report(desk.read("q.json").as_bytes()),
+        report(&printed.stdout)
+    );
+    for (file, said) in [
+        ("q.md", "## 10.81.1.10 → 10.81.3.10 on lab"),
+        ("q.html", "<h1>10.81.1.10 → 10.81.3.10 on lab"),
+        ("q.xml", "failures=\"0\" errors=\"0\""),
+    ] {
+        let report = desk.read(file);
+        assert!(report.contains(said), "{file}: {report}");
+    }
 }
 
 #[test]
