@@ -22,6 +22,8 @@ pub enum Caveat {
     SourcePort(String),
     /// Which user or program sends it; the job's packets are root's.
     Sender(String),
+    /// What operating system the sender has. A lab's kernel has no fingerprints of any.
+    System(String),
     /// Whether the packet came out of IPsec or will go into it. Probes come in plain.
     Ipsec(String),
 }
@@ -69,6 +71,7 @@ impl fmt::Display for Caveat {
                 "depends on who sends it, and the job's packets are root's",
                 detail,
             ),
+            Self::System(detail) => ("depends on the sender's operating system", detail),
             Self::Ipsec(detail) => ("depends on IPsec, and probes come in plain", detail),
         };
         write!(f, "{what}: {detail}")
@@ -81,7 +84,11 @@ impl Caveat {
     pub fn may_be_own_doing(&self) -> bool {
         match self {
             Self::RateLimited(_) | Self::Quota(_) | Self::Random(_) => true,
-            Self::TimeOfDay(_) | Self::SourcePort(_) | Self::Sender(_) | Self::Ipsec(_) => false,
+            Self::TimeOfDay(_)
+            | Self::SourcePort(_)
+            | Self::Sender(_)
+            | Self::System(_)
+            | Self::Ipsec(_) => false,
             Self::History(detail) => ["recent", "meter"]
                 .iter()
                 .any(|kind| detail.starts_with(kind)),

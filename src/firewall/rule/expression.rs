@@ -215,14 +215,7 @@ impl Rule {
             // What loads a register is no test yet.
             None if matches!(
                 name,
-                "rt" | "fib"
-                    | "socket"
-                    | "osf"
-                    | "exthdr"
-                    | "byteorder"
-                    | "tunnel"
-                    | "xfrm"
-                    | "inner"
+                "rt" | "fib" | "socket" | "exthdr" | "byteorder" | "tunnel" | "xfrm" | "inner"
             ) =>
             {
                 if name == "xfrm" {
@@ -260,8 +253,9 @@ impl Rule {
             host_order: matches!(key, Some(0 | 3)),
             mask: None,
         };
-        // `PRANDOM`, `SECPATH`, `TIME_NS` to `TIME_HOUR`.
+        // `CPU`, `PRANDOM`, `SECPATH`, `TIME_NS` to `TIME_HOUR`.
         match key {
+            Some(20) => self.by_name("meta cpu"),
             Some(24) => self.by_name("meta random"),
             Some(25) => self.by_name("meta secpath"),
             Some(30..=32) => self.by_name("meta time"),

@@ -46,6 +46,8 @@ pub(super) enum About {
     /// Something that somebody outside sets.
     Outside,
     IpsecPolicy,
+    /// What the sender's operating system is like.
+    System,
 }
 
 /// Names: targets of iptables-extensions(8), first words of statements of nft(8), expressions.
@@ -112,9 +114,17 @@ const MATCHES: &[(Names, About)] = {
         (&["limit", "hashlimit", "rateest"], Rate),
         (&["quota", "quota2"], Quota),
         (&["connbytes", "ct bytes", "ct packets", "ct avgpkt"], Moved),
-        // Of a hash as an expression nobody sees what goes into it.
+        // Of a hash as an expression nobody sees what goes into it, and any processor may take a packet.
         (
-            &["statistic", "random", "numgen", "hash", "meta random"],
+            &[
+                "statistic",
+                "random",
+                "numgen",
+                "hash",
+                "meta random",
+                "cpu",
+                "meta cpu",
+            ],
             Chance,
         ),
         (&["time", "meta time", "meta hour", "meta day"], Clock),
@@ -125,6 +135,7 @@ const MATCHES: &[(Names, About)] = {
             &["policy", "ipsec", "meta secpath", "meta ipsec", "rt ipsec"],
             IpsecPolicy,
         ),
+        (&["osf"], System),
         (
             &["tcp", "udp", "udplite", "sctp", "dccp", "multiport", "th"],
             Packet(&[SourcePort, DestinationPort, TcpFlags, TcpOptions]),
@@ -159,7 +170,7 @@ const MATCHES: &[(Names, About)] = {
         (&["dscp", "tos", "ecn"], Packet(&[Tos])),
         (&["ttl", "hl"], Packet(&[Ttl])),
         (&["length", "meta length"], Packet(&[Length])),
-        (&["tcpmss", "osf", "tcp option"], Packet(&[TcpOptions])),
+        (&["tcpmss", "tcp option"], Packet(&[TcpOptions])),
         (
             &["iprange", "addrtype", "fib", "rpfilter", "realm"],
             Packet(&[Source, Destination, Mark, Incoming]),
@@ -183,15 +194,7 @@ const MATCHES: &[(Names, About)] = {
             Packet(&[Incoming, Outgoing]),
         ),
         (
-            &[
-                "owner",
-                "cgroup",
-                "cpu",
-                "meta cpu",
-                "meta skuid",
-                "meta skgid",
-                "meta cgroup",
-            ],
+            &["owner", "cgroup", "meta skuid", "meta skgid", "meta cgroup"],
             Packet(&[]),
         ),
         (&["meta priority"], Packet(&[Priority])),

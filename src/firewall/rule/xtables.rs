@@ -398,6 +398,7 @@ fn varying(module: &str, options: &[Given<'_>]) -> Option<Varying> {
         }
         About::Chance => {
             let text = value("--probability").or_else(|| value("--every"));
+            let text = text.or_else(|| value("--cpu"));
             let chance = text.map_or_else(named, str::to_owned);
             Caveat::Random(chance).alone(Alone::Either)
         }
@@ -411,6 +412,10 @@ fn varying(module: &str, options: &[Given<'_>]) -> Option<Varying> {
             let negated = options.iter().any(|o| o.negated);
             let alone = if negated { alone.opposite() } else { alone };
             Caveat::History(named()).alone(alone)
+        }
+        About::System => {
+            let system = value("--genre").unwrap_or_default();
+            Caveat::System(format!("{module} {system}")).alone(Alone::Either)
         }
         About::Outside => Caveat::History(named()).alone(Alone::Either),
         About::IpsecPolicy => {

@@ -1,4 +1,4 @@
-mod damaged;
+mod damaged_tests;
 
 use std::{fs, os::unix::fs::symlink};
 

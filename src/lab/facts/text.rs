@@ -598,7 +598,8 @@ fn joined(body: &[(usize, &str)]) -> Vec<(usize, String)> {
     let mut routes: Vec<(usize, String)> = Vec::new();
     for &(line, text) in body.iter().filter(|(_, l)| !noise(l)) {
         match routes.last_mut() {
-            Some((_, route)) if text.starts_with([' ', '\t']) => {
+            // Any other line that is set off is a route, of a listing that was pasted.
+            Some((_, route)) if text.starts_with([' ', '\t']) && is_more(text) => {
                 route.push(' ');
                 route.push_str(text.trim());
             }
@@ -606,6 +607,12 @@ fn joined(body: &[(usize, &str)]) -> Vec<(usize, String)> {
         }
     }
     routes
+}
+
+/// Whether a line goes on with the route before it.
+fn is_more(line: &str) -> bool {
+    let first = line.split_ascii_whitespace().next().unwrap_or_default();
+    ["nexthop", "cache"].contains(&first.trim_start_matches('\\'))
 }
 
 /// The router that a file is named after: `hq-gw_facts.txt` and `hq-gw.txt` are both hq-gw.

@@ -105,8 +105,12 @@ impl<'a> Reader<'a> {
                 let field = self.next().unwrap_or_default();
                 of = (field == "type").then_some(Kind::Family);
             }
-            "socket" | "osf" | "vlan" | "arp" | "frag" | "hbh" | "dst" | "mh" | "srh"
-            | "exthdr" | "comp" => _ = self.next(),
+            "osf" => {
+                self.skip_words(&["ttl"], &[]);
+                _ = self.next();
+            }
+            "socket" | "vlan" | "arp" | "frag" | "hbh" | "dst" | "mh" | "srh" | "exthdr"
+            | "comp" => _ = self.next(),
             _ if word.starts_with('@') => self.raw(),
             _ => of = meta(word),
         }
@@ -387,6 +391,7 @@ impl<'a> Reader<'a> {
             About::Moved => Caveat::History(first(4)).alone(Alone::AsMeasured),
             About::Clock => Caveat::TimeOfDay(first(3)).alone(Alone::AsMeasured),
             About::IpsecPolicy => Caveat::Ipsec(first(6)).alone(Alone::Either),
+            About::System => Caveat::System(first(4)).alone(Alone::Either),
             _ => Caveat::Random(key.text.clone()).alone(Alone::Either),
         })
     }

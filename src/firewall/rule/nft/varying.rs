@@ -103,6 +103,7 @@ pub(super) fn varies(key: &str) -> Option<Varying> {
         About::Chance => Some(Caveat::Random(key.to_owned()).alone(Alone::Either)),
         About::Clock => Some(Caveat::TimeOfDay(key.to_owned()).alone(Alone::AsMeasured)),
         About::IpsecPolicy => Some(Caveat::Ipsec(key.to_owned()).alone(Alone::Either)),
+        About::System => Some(Caveat::System(key.to_owned()).alone(Alone::Either)),
         _ => Some(Caveat::History(key.to_owned()).alone(Alone::Either)),
     }
 }
@@ -118,6 +119,7 @@ pub(in crate::firewall::rule) fn by_name(name: &str) -> Option<Caveat> {
         About::Clock => Caveat::TimeOfDay(name_of()),
         About::Seen | About::Open | About::Outside => Caveat::History(name_of()),
         About::IpsecPolicy => Caveat::Ipsec(name_of()),
+        About::System => Caveat::System(name_of()),
     })
 }
 

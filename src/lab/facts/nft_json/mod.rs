@@ -184,7 +184,13 @@ fn set(kind: &str, what: &Object) -> Vec<Line> {
             let to = what
                 .get("map")
                 .ok_or_else(|| Unknown("a map to nothing".to_owned()))?;
-            of += &format!(" : {}", list(to, " . ")?);
+            // Several types are a list in front of the colon, and one text behind it.
+            let several = |text: &str| {
+                let all = text.split(" . ").map(|one| expression::word(&one.into()));
+                Ok::<_, Unknown>(all.collect::<Result<Vec<_>, _>>()?.join(" . "))
+            };
+            let to = to.as_str().map_or_else(|| list(to, " . "), several)?;
+            of += &format!(" : {to}");
         }
         lines.push(format!("\ttype {of}"));
         if let Some(flags) = what.get("flags") {
@@ -356,5 +362,37 @@ mod tests {
         assert!(converted.lost.is_empty(), "{:?}", converted.lost);
         let want = "\t\ttcp flags & (fin | syn) != syn drop\n\t\tdnat ip prefix to 10.9.0.1\n";
         assert!(converted.text.contains(want), "{}", converted.text);
+    }
+
+    /// As nft 1.0.6 prints them.
+    #[test]
+    fn flags_that_must_not_be_there_and_maps_to_several_values_are_written_as_nft_reads_them() {
+        let json = r#"{"nftables": [{"table": {"family": "inet", "name": "x", "handle": 1}},
+            {"map": {"family": "inet", "name": "m", "table": "x", "type": "inet_service", "handle": 3,
+            "map": "ipv4_addr . inet_service", "elem": [[80, {"concat": ["10.2.0.9", 8080]}]]}},
+            {"map": {"family": "inet", "name": "v", "table": "x", "type": ["ipv4_addr", "inet_service"],
+            "handle": 4, "map": "verdict", "elem": [[{"concat": ["10.2.0.9", 22]}, {"drop": null}]]}},
+            {"map": {"family": "inet", "name": "bad", "table": "x", "type": "inet_service", "handle": 5,
+            "map": "ipv4_addr . a b"}},
+            {"chain": {"family": "inet", "table": "x", "name": "f", "handle": 2}},
+            {"rule": {"family": "inet", "table": "x", "chain": "f", "handle": 8, "expr": [{"match": {"op": "!",
+            "left": {"payload": {"protocol": "tcp", "field": "flags"}}, "right": "syn"}}, {"drop": null}]}},
+            {"rule": {"family": "inet", "table": "x", "chain": "f", "handle": 5, "expr": [{"dnat": {"family":
+            "ip", "addr": {"map": {"key": {"payload": {"protocol": "tcp", "field": "dport"}}, "data": "@m"}}}}
+            ]}}]}"#;
+        let converted = convert(json).unwrap();
+        for line in [
+            "type inet_service : ipv4_addr . inet_service",
+            "elements = { 80 : 10.2.0.9 . 8080 }",
+            "type ipv4_addr . inet_service : verdict",
+            "elements = { 10.2.0.9 . 22 : drop }",
+            "tcp flags ! syn drop",
+            "dnat ip to tcp dport map @m",
+        ] {
+            let has = converted.text.lines().any(|text| text.trim() == line);
+            assert!(has, "{line}: {}", converted.text);
+        }
+        let lost: Vec<_> = converted.lost.iter().map(|(_, why)| why).collect();
+        assert!(lost.len() == 1 && lost[0].contains("map bad"), "{lost:?}");
     }
 }

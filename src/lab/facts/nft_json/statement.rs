@@ -96,6 +96,8 @@ fn matched(of: &Object) -> Text {
         "==" if flags => "== ",
         "==" | "in" => "",
         "!=" => "!= ",
+        // None of these flags.
+        "!" => "! ",
         "<" => "< ",
         ">" => "> ",
         "<=" => "<= ",

@@ -328,3 +328,18 @@ fn a_route_into_a_tunnel_of_its_own_is_missed_by_its_packets_alone() {
         assert_eq!(about.next(), None);
     }
 }
+
+#[test]
+fn routes_that_were_set_off_are_routes_of_their_own() {
+    let facts = read(&minimal(
+        "  10.7.0.0/16 via 10.0.0.2 dev eth0\n  10.8.0.0/16\n  \tnexthop via 10.0.0.2 dev eth0 weight 1\n  \t\
+         nexthop via 10.0.0.3 dev eth0 weight 1\n  blackhole 10.9.0.0/16",
+    ));
+    let shown: Vec<_> = facts
+        .routes
+        .iter()
+        .map(|route| (route.destination.to_string(), route.next_hops.len()))
+        .collect();
+    let want = [("10.7.0.0/16", 1), ("10.8.0.0/16", 2), ("10.9.0.0/16", 0)];
+    assert_eq!(shown, want.map(|(to, hops)| (to.to_owned(), hops)));
+}
