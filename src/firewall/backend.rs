@@ -158,7 +158,36 @@ pub struct Site<'a> {
     pub tools: &'a Tools,
     /// The process whose death makes the taps stale.
     pub owner: &'a OwnerMark,
+    /// Where a job notes what its death would leave; none where nobody else reads notes.
+    pub notes: Option<&'a Arc<dyn Notebook>>,
 }
+
+/// Where a job notes what its taps in one router leave there if it is killed: it does so before
+/// anything of it is made, and strikes the note when all of it is gone again.
+///
+/// `tool` says whose tables are meant, such as `ip6tables-nft`.
+pub trait Notebook: fmt::Debug + Send + Sync {
+    /// What other jobs have noted about these tables of this router.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn of_others(&self, tool: &str) -> Result<Vec<String>, NotebookError>;
+
+    /// Notes that `made` comes into being with this job's taps.
+    ///
+    /// # Errors
+    /// When it is not noted.
+    fn note(&self, tool: &str, made: Vec<String>) -> Result<(), NotebookError>;
+
+    /// Strikes the note.
+    ///
+    /// # Errors
+    /// When it is there still.
+    fn strike(&self, tool: &str) -> Result<(), NotebookError>;
+}
+
+/// Why something could not be noted, as the layer above words it.
+pub type NotebookError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A back end failed.
 #[derive(Debug, Error)]

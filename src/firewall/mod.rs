@@ -17,7 +17,9 @@ mod support;
 pub mod tag;
 pub mod taps;
 
-pub use backend::{Backend, BackendChoice, InstalledTaps, Site, TapsError, choose};
+pub use backend::{
+    Backend, BackendChoice, InstalledTaps, Notebook, NotebookError, Site, TapsError, choose,
+};
 pub use place::{RulePlace, TableFamily};
 pub use rule::Caveat;
 pub use support::Support;

@@ -40,6 +40,8 @@ pub struct DscpGrant {
     pub dscp: Dscp,
     /// Jobs whose allocations were dropped because their owners are gone.
     pub dead: Vec<RunId>,
+    /// The run held none before.
+    pub is_new: bool,
 }
 
 /// Who asks for a value, and for which.
@@ -70,6 +72,7 @@ pub(crate) fn allocate(
         (Some(wanted), _) => take(range, wanted, &others)?,
         (None, None) => lowest_free(range, &others)?,
     };
+    let is_new = mine.is_none();
     // Only now that nothing can go wrong any more: an error leaves everything as it was.
     gone.iter().for_each(|(run, _)| table.remove(run.as_str()));
     let mut allocation = mine.unwrap_or_else(|| DscpAllocation {
@@ -87,6 +90,7 @@ pub(crate) fn allocate(
     Ok(DscpGrant {
         dscp,
         dead: gone.into_iter().map(|(run, _)| run).collect(),
+        is_new,
     })
 }
 

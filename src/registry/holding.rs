@@ -42,6 +42,8 @@ pub struct Holding {
     /// Hosts that it made, or tried to.
     made: Vec<HostId>,
     locking: Duration,
+    /// What the log is to say, once for a beginning and once for an end.
+    log: Vec<log::Entry>,
 }
 
 #[derive(Debug)]
@@ -85,7 +87,14 @@ impl Holding {
             found: Vec::new(),
             made: Vec::new(),
             locking: Duration::ZERO,
+            log: Vec::new(),
         }
+    }
+
+    /// The registry.
+    #[must_use]
+    pub fn registry(&self) -> &RegistryManager {
+        &self.registry
     }
 
     /// The DSCP value that the job holds.
@@ -103,6 +112,18 @@ impl Holding {
     /// [`Job::all_router_locks`]. Everything is given back then but the DSCP value.
     pub fn begin<C: HostKernel + NeighbourKernel + TapKernel>(
         &mut self,
+        what: (&[&HostSpec], &[RouterId]),
+        kernel: &mut impl HostKernel,
+        remains: (&mut C, &mut Vec<String>),
+        wait: &Wait,
+    ) -> Result<(Job<Locked>, Dscp), RegistryError> {
+        let begun = self.begin_unrecorded(what, kernel, remains, wait);
+        self.write_log();
+        begun
+    }
+
+    fn begin_unrecorded<C: HostKernel + NeighbourKernel + TapKernel>(
+        &mut self,
         (specs, routers): (&[&HostSpec], &[RouterId]),
         kernel: &mut impl HostKernel,
         (caretaker, notes): (&mut C, &mut Vec<String>),
@@ -117,7 +138,11 @@ impl Holding {
         };
         let looked = match caretaker.sweeps_taps() {
             true => Look::Remains,
-            false => self.take(&specs, Some(&scope))?,
+            false => match self.take(&specs, Some(&scope)) {
+                // Reconciling sets it aside.
+                Err(RegistryError::Corruption { .. }) => Look::Remains,
+                looked => looked?,
+            },
         };
         let missing = match looked {
             Look::Taken(missing) => missing,
@@ -138,13 +163,17 @@ impl Holding {
         let mut job = self.job();
         let begun = self
             .make(&mut job, &specs, missing, kernel, wait)
-            .and_then(|()| self.registry.sweep_queues(&self.run_id, &scope, caretaker));
+            .and_then(|()| self.registry.sweep_locks(&self.run_id, &scope, caretaker))
+            .map(|failed| notes.extend(failed));
         let before = wait.waited();
         let result = match begun {
-            Ok(()) => job.all_router_locks(routers, Mode::Shared, wait),
+            Ok(()) => job.lock_unrecorded(routers, Mode::Shared, wait),
             Err(error) => Err(Box::new(Refused { job, error })),
         };
         self.locking = wait.waited().saturating_sub(before);
+        if let Ok(locked) = &result {
+            self.log.extend(locked.locked());
+        }
         let locked = result.map_err(|refused| {
             let mut job = refused.job;
             let undone = self.release(&mut job, kernel, wait, false);
@@ -169,8 +198,11 @@ impl Holding {
         wait: &Wait,
         dscp: bool,
     ) -> Vec<RegistryError> {
-        let mut job = job.unlock();
-        self.release(&mut job, kernel, wait, dscp)
+        let (mut job, unlocked) = job.unlock_unrecorded();
+        self.log.extend(unlocked);
+        let failed = self.release(&mut job, kernel, wait, dscp);
+        self.write_log();
+        failed
     }
 
     /// Takes a DSCP value and nothing else, unless one is held already.
@@ -253,7 +285,7 @@ impl Holding {
         let liveness = &mut |owner: &Owner| census.ask(owner);
         let before = leases.table.clone();
         let (token, table) = leases.parts();
-        let mut log = Vec::new();
+        let mut log: Vec<log::Entry> = Vec::new();
         let mut values = None;
         let dscp = match self.dscp {
             Some(held) => held,
@@ -270,7 +302,9 @@ impl Holding {
                     dscp::allocate(&mut open.table, range, &request, liveness, time::now())?;
                 let dead = grant.dead.iter();
                 log.extend(dead.map(|dead| log::Entry::new("dscp.drop", Some(dead), json!({}))));
-                log.push(self.entry("dscp.allocate", json!({"dscp": grant.dscp})));
+                if grant.is_new {
+                    log.push(self.entry("dscp.allocate", json!({"dscp": grant.dscp})));
+                }
                 grant.dscp
             }
         };
@@ -299,8 +333,12 @@ impl Holding {
             managed_by: *managed_by,
         });
         self.found.extend(found);
-        registry.record_all(&log);
+        self.log.append(&mut log);
         Ok(())
+    }
+
+    fn write_log(&mut self) {
+        self.registry.record_all(&std::mem::take(&mut self.log));
     }
 
     /// A line of the log about this job.
@@ -461,7 +499,7 @@ impl Holding {
             }
         }
         drop(leases);
-        registry.record_all(&log);
+        self.log.append(&mut log);
         Ok(given)
     }
 

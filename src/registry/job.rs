@@ -3,11 +3,14 @@
 
 use std::process;
 
+use serde_json::json;
+
 use crate::{
     model::{Dscp, NameError, RouterId, RunId},
     registry::{
         JobType, Lease, Mode, RegistryError, RegistryManager, RouterLock, Wait,
         host::{ManagedBy, Registrant},
+        log,
         order::{Nothing, Token},
         time,
     },
@@ -132,6 +135,18 @@ impl Job<Unlocked> {
         mode: Mode,
         wait: &Wait,
     ) -> Result<Job<Locked>, Box<Refused>> {
+        let locked = self.lock_unrecorded(routers, mode, wait)?;
+        locked.registry.record_all(locked.locked().as_slice());
+        Ok(locked)
+    }
+
+    /// The same without a line in the log, for a caller who has more to write there.
+    pub(crate) fn lock_unrecorded(
+        self,
+        routers: &[RouterId],
+        mode: Mode,
+        wait: &Wait,
+    ) -> Result<Job<Locked>, Box<Refused>> {
         match lock_all(&self.registry, &self.info.run_id, routers, mode, wait) {
             Ok(locks) => Ok(Job {
                 registry: self.registry,
@@ -153,22 +168,50 @@ impl Job<Locked> {
 
     /// Frees one router early; returns whether it was held.
     pub fn release_router(&mut self, router: &RouterId) -> bool {
-        let before = self.stage.locks.len();
-        self.stage.locks.retain(|l| l.router() != router);
-        self.stage.locks.len() < before
+        let held = self.stage.locks.iter().position(|l| l.router() == router);
+        let Some(held) = held else { return false };
+        drop(self.stage.locks.remove(held));
+        let details = json!({"routers": [router]});
+        let run_id = Some(&self.info.run_id);
+        self.registry.record("router.unlock", run_id, details);
+        true
+    }
+
+    /// What the log says of the locks that are held; none where none is.
+    pub(crate) fn locked(&self) -> Option<log::Entry> {
+        let mode = self.locks().first()?.mode();
+        let details = json!({"mode": mode, "routers": self.names()});
+        let run_id = Some(&self.info.run_id);
+        Some(log::Entry::new("router.lock", run_id, details))
+    }
+
+    fn names(&self) -> Vec<&RouterId> {
+        self.locks().iter().map(RouterLock::router).collect()
     }
 
     /// Frees all routers.
     #[must_use]
     pub fn unlock(self) -> Job<Unlocked> {
+        let (job, entry) = self.unlock_unrecorded();
+        job.registry.record_all(entry.as_slice());
+        job
+    }
+
+    /// The same, and what the log is to say of it.
+    pub(crate) fn unlock_unrecorded(self) -> (Job<Unlocked>, Option<log::Entry>) {
+        let entry = (!self.locks().is_empty()).then(|| {
+            let details = json!({"routers": self.names()});
+            log::Entry::new("router.unlock", Some(&self.info.run_id), details)
+        });
         // The last one taken is freed first.
         self.stage.locks.into_iter().rev().for_each(drop);
-        Job {
+        let job = Job {
             registry: self.registry,
             info: self.info,
             token: self.token,
             stage: Unlocked(()),
-        }
+        };
+        (job, entry)
     }
 }
 

@@ -9,7 +9,7 @@ use std::error::Error;
 use crate::{
     model::{HostId, RouterId},
     netlink::object::{Mac, Neighbour},
-    registry::{HostSpec, NeighbourKey, Owner},
+    registry::{HostSpec, NeighbourKey, Owner, TapNote},
 };
 
 /// Why the kernel did not do it, as the layer above words it.
@@ -105,4 +105,12 @@ pub trait TapKernel {
         is_gone: &dyn Fn(&Owner) -> bool,
         dry_run: bool,
     ) -> Result<Vec<String>, KernelError>;
+
+    /// Removes what a note says that a dead job may have left, and what others have put there since
+    /// stays. Returns whether all of it is gone: false where somebody uses it. That there is nothing
+    /// of it, or that the router has gone, is a success.
+    ///
+    /// # Errors
+    /// When it could not be removed.
+    fn remove_noted(&mut self, note: &TapNote) -> Result<bool, KernelError>;
 }

@@ -204,12 +204,18 @@ pub(crate) fn sweep(
 
 /// The names of all queues: those of routers have a `.`, those of hosts an `@`.
 pub(crate) fn names(locks: &Directory) -> Result<Vec<String>, RegistryError> {
+    let mut names = directories(locks)?;
+    names.retain(|n| n.contains(['.', '@']));
+    Ok(names)
+}
+
+/// The names of all that is in the directory of locks, unless only lock files are.
+pub(crate) fn directories(locks: &Directory) -> Result<Vec<String>, RegistryError> {
     if !locks.may_have_directories()? {
         return Ok(Vec::new());
     }
     let names = locks.names()?.into_iter();
     let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
-    names.retain(|n| n.contains(['.', '@']));
     names.sort_unstable();
     Ok(names)
 }

@@ -174,6 +174,33 @@ impl RegistryManager {
         dscp::list(&self.look::<DscpLevel>()?)
     }
 
+    /// What a run has, in words, as the files say: they are not locked for that, since whoever asks
+    /// may be the one that has them locked. A damaged file says nothing.
+    ///
+    /// # Errors
+    /// When the files cannot be read.
+    pub fn held_by(&self, run_id: &RunId) -> Result<Vec<String>, RegistryError> {
+        let of = |leases: &[Lease]| leases.iter().any(|lease| lease.run_id == *run_id);
+        let mut held = Vec::new();
+        let hosts = self.glance::<LeasesLevel>()?.unwrap_or_default();
+        let hosts = lease::list(&hosts)?.into_iter();
+        let own = hosts.filter(|(_, record)| of(&record.leases));
+        held.extend(own.map(|(host, _)| format!("host {host} and its lease")));
+        let neighbours = self.glance::<Neighbours>()?.unwrap_or_default();
+        let neighbours = neighbour::list(&neighbours)?.into_iter();
+        let own = neighbours.filter(|(_, record)| of(&record.leases));
+        held.extend(own.map(|(neighbour, _)| format!("neighbour entry {neighbour}")));
+        let taps = self.tap_notes()?.into_iter();
+        let own = taps.filter(|note| note.run_id == *run_id);
+        held.extend(own.map(|note| format!("taps ({}) on {}", note.tool, note.router)));
+        let values = self.glance::<DscpLevel>()?.unwrap_or_default();
+        let own = dscp::list(&values)?
+            .into_iter()
+            .find(|(run, _)| run == run_id);
+        held.extend(own.map(|(_, allocation)| format!("DSCP value {}", allocation.dscp)));
+        Ok(held)
+    }
+
     /// The DSCP values that jobs may hold.
     #[must_use]
     pub fn dscp_range(&self) -> DscpRange {
@@ -188,6 +215,22 @@ impl RegistryManager {
     /// [`RegistryError::DscpExhausted`], [`RegistryError::DscpTaken`],
     /// [`RegistryError::DscpOutOfRange`], or when the file cannot be read or written.
     pub fn allocate_dscp(
+        &self,
+        run_id: &RunId,
+        username: Option<&str>,
+        wanted: Option<Dscp>,
+    ) -> Result<DscpGrant, RegistryError> {
+        match self.try_allocate_dscp(run_id, username, wanted) {
+            Err(RegistryError::Corruption { .. }) => {
+                // It sets aside what is damaged.
+                self.dscp_allocations()?;
+                self.try_allocate_dscp(run_id, username, wanted)
+            }
+            done => done,
+        }
+    }
+
+    fn try_allocate_dscp(
         &self,
         run_id: &RunId,
         username: Option<&str>,
@@ -209,7 +252,10 @@ impl RegistryManager {
         for dead in &grant.dead {
             self.record("dscp.drop", Some(dead), json!({}));
         }
-        self.record("dscp.allocate", Some(run_id), json!({"dscp": grant.dscp}));
+        // Who takes over what a scheduler allocated takes nothing more.
+        if grant.is_new {
+            self.record("dscp.allocate", Some(run_id), json!({"dscp": grant.dscp}));
+        }
         Ok(grant)
     }
 
@@ -320,12 +366,16 @@ impl RegistryManager {
         self.0.store.glance(L::FILE)
     }
 
-    /// Loads a file to look at it. It is locked for that only because a damaged one is repaired.
+    /// Loads a file to look at all of it. It is locked for that only because a damaged one is
+    /// repaired, and damaged records are set aside.
     fn look<L: FileLevel>(&self) -> Result<Table, RegistryError>
     where
         crate::registry::order::Nothing: Before<L>,
     {
-        Ok(self.open_file::<L, _>(&mut Token::new())?.table)
+        let mut token = Token::new();
+        let mut open = self.open_file::<L, _>(&mut token)?;
+        self.0.store.set_aside::<L>(&mut open.table, time::now())?;
+        Ok(open.table)
     }
 
     pub(crate) fn record(&self, operation: &str, run_id: Option<&RunId>, details: Value) {

@@ -31,7 +31,8 @@
 //! └── locks/
 //!     ├── hosts host_leases neighbor_leases dscp transactions     flock(2), held for one change
 //!     ├── LAB.ROUTER/         queue of jobs for a router, see [`queue`]
-//!     └── LAB@HOST/           queue of jobs that make or remove a host
+//!     ├── LAB@HOST/           queue of jobs that make or remove a host
+//!     └── taps/               notes of taps that outlive a killed job, see [`taps`]
 //! ```
 //!
 //! A file is replaced as a whole: written beside, fsync, rename, fsync of the directory. A reader
@@ -68,6 +69,7 @@ pub mod reconcile;
 mod state_model;
 mod store;
 mod table;
+pub mod taps;
 mod time;
 
 pub use crate::wait::{Cancel, Wait};
@@ -84,5 +86,6 @@ pub use neighbour::{NeighbourKey, NeighbourLeases};
 pub use queue::Mode;
 pub use reconcile::{Action, ReconcileReport, Scope};
 pub use store::Repair;
+pub use taps::TapNote;
 
 pub use crate::model::owner::{self, Liveness, Owner};

@@ -16,11 +16,12 @@ use crate::{
     model::{Dscp, HostId, RouterId, RunId, WithCauses},
     registry::{
         HostKernel, HostRecord, Liveness, ManagedBy, Mode, NeighbourKernel, NeighbourKey,
-        NeighbourLeases, Owner, RegistryError, RegistryManager, TapKernel, Wait, dscp, job_hosts,
-        job_neighbours, lease, lock,
+        NeighbourLeases, Owner, RegistryError, RegistryManager, TapKernel, TapNote, Wait, dscp,
+        job_hosts, job_neighbours, lease, lock,
         manager::Census,
         neighbour,
         order::{Dscp as DscpLevel, HostLeases, Hosts, Neighbours, Token},
+        taps,
     },
 };
 
@@ -185,6 +186,7 @@ impl RegistryManager {
         };
         pass.doubts()?;
         pass.taps();
+        pass.noted_taps()?;
         pass.neighbours()?;
         let freed = pass.host_leases()?;
         pass.hosts(&freed)?;
@@ -198,18 +200,19 @@ impl RegistryManager {
 }
 
 impl RegistryManager {
-    /// Removes places of the dead in the queues of hosts; whoever enters a queue does that there.
-    pub(crate) fn sweep_queues<K: HostKernel + NeighbourKernel + TapKernel>(
+    /// Removes what dead jobs left beside leases and hosts: places in the queues of hosts (whoever
+    /// enters a queue does that there), and taps that they noted. Returns what could not be removed.
+    pub(crate) fn sweep_locks<K: HostKernel + NeighbourKernel + TapKernel>(
         &self,
         run_id: &RunId,
         scope: &Scope,
         kernel: &mut K,
-    ) -> Result<(), RegistryError> {
-        if !lock::names(self.locks())?
-            .iter()
-            .any(|name| name.contains('@'))
-        {
-            return Ok(());
+    ) -> Result<Vec<String>, RegistryError> {
+        let names = lock::directories(self.locks())?;
+        let queues = names.iter().any(|name| name.contains('@'));
+        let taps = names.iter().any(|name| name == taps::DIRECTORY);
+        if !queues && !taps {
+            return Ok(Vec::new());
         }
         let mut pass = Pass {
             registry: self,
@@ -219,13 +222,21 @@ impl RegistryManager {
             census: Census::default(),
             report: ReconcileReport::default(),
         };
-        pass.tickets()
+        if taps {
+            pass.noted_taps()?;
+        }
+        if queues {
+            pass.tickets()?;
+        }
+        Ok(pass.report.failures)
     }
 }
 
 impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
-    /// Says what is kept because it cannot be told whether its owner lives.
+    /// Says what is kept because it cannot be told whether its owner lives. What is damaged is set
+    /// aside by the look at it.
     fn doubts(&mut self) -> Result<(), RegistryError> {
+        self.registry.hosts()?;
         let leases = self.registry.source_host_leases()?.into_iter();
         let neighbours = self.registry.neighbor_leases()?.into_iter();
         let leases = leases
@@ -262,6 +273,45 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
                 Err(e) => self.failed("sweep taps", &*e),
             }
         }
+    }
+
+    /// Removes what dead jobs have noted, wherever it is: it may be in the way of any verdict.
+    fn noted_taps(&mut self) -> Result<(), RegistryError> {
+        let notes = self.registry.tap_notes()?;
+        if notes.is_empty() && !self.report.dry_run {
+            // Whoever made it died before its note.
+            self.registry.discard_tap_notes();
+        }
+        for note in &notes {
+            match self.census.ask(&note.owner) {
+                Liveness::Alive => continue,
+                Liveness::Unknown => {
+                    let TapNote { run_id, router, .. } = note;
+                    let notice = format!(
+                        "kept taps of {run_id} on {router}: cannot tell whether process {} is \
+                         still it",
+                        note.owner.pid
+                    );
+                    self.report.notices.push(notice);
+                    continue;
+                }
+                Liveness::Gone => {}
+            }
+            if !self.report.dry_run {
+                match self.kernel.remove_noted(note) {
+                    // Who else has taps there takes it away with them, or leaves it to the next.
+                    Ok(false) if notes.iter().any(|other| other.is_beside(note)) => continue,
+                    Ok(_) => self.registry.strike_tap(note)?,
+                    Err(e) => {
+                        self.failed("remove taps that were noted", &*e);
+                        continue;
+                    }
+                }
+            }
+            let tap = format!("of {} ({}) on {}", note.run_id, note.tool, note.router);
+            self.did(Action::SweepTap { tap }, Some(&note.run_id));
+        }
+        Ok(())
     }
 
     fn neighbours(&mut self) -> Result<(), RegistryError> {

@@ -6,22 +6,42 @@
 //! A copy is kept of what outlives the kernel. In memory nothing tears a file but whoever writes
 //! into it; such a file starts anew from what the kernel and the other files show.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    fmt::Display,
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+};
 
 use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::registry::{
-    RegistryError,
-    medium::Medium,
-    order::{self, Level},
-    table::Table,
+use crate::{
+    model::{HostId, RunId},
+    registry::{
+        DscpAllocation, HostLeases, HostRecord, NeighbourKey, NeighbourLeases, RegistryError,
+        medium::Medium,
+        order::{self, Level},
+        table::Table,
+    },
 };
 
 /// A level of the lock order that is one file.
 pub(crate) trait FileLevel: Level {
     /// The file.
     const FILE: RegistryFile;
+
+    /// Whether a record has the shape of this file's; why not, in words.
+    fn check(key: &str, record: &str) -> Result<(), String>;
+}
+
+/// Whether `key` and `record` are what they are meant to be.
+fn check<K: FromStr<Err: Display>, T: DeserializeOwned>(
+    key: &str,
+    record: &str,
+) -> Result<(), String> {
+    key.parse::<K>().map_err(|e| e.to_string())?;
+    let record = serde_json::from_str::<T>(record);
+    record.map(drop).map_err(|e| e.to_string())
 }
 
 /// One of the registry's files.
@@ -36,21 +56,25 @@ pub(crate) struct RegistryFile {
 }
 
 macro_rules! files {
-    ($($level:ident: $name:literal, $lock:literal, $nested:expr;)*) => {
+    ($($level:ident: $name:literal, $lock:literal, $nested:expr, $key:ty => $record:ty;)*) => {
         $(impl FileLevel for order::$level {
             const FILE: RegistryFile = RegistryFile { name: $name, lock: $lock, nested: $nested };
+
+            fn check(key: &str, record: &str) -> Result<(), String> {
+                check::<$key, $record>(key, record)
+            }
         })*
     };
 }
 
 files! {
-    Hosts: "hosts.json", "hosts", None;
-    HostLeases: "host_leases.json", "host_leases", None;
-    Neighbours: "neighbor_leases.json", "neighbor_leases", None;
-    Dscp: "dscp_registry.json", "dscp", Some("allocations");
+    Hosts: "hosts.json", "hosts", None, HostId => HostRecord;
+    HostLeases: "host_leases.json", "host_leases", None, HostId => HostLeases;
+    Neighbours: "neighbor_leases.json", "neighbor_leases", None, NeighbourKey => NeighbourLeases;
+    Dscp: "dscp_registry.json", "dscp", Some("allocations"), RunId => DscpAllocation;
 }
 
-/// A damaged file that was set aside.
+/// A damaged file, or damaged records of one, that were set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Repair {
     /// The file.
@@ -149,11 +173,7 @@ impl Store {
         let copy = copy.and_then(Result::ok);
         let from_copy = copy.is_some();
         let table = copy.unwrap_or_else(|| Table::empty(file.name, file.nested));
-        let set_aside = format!(
-            "{}.corrupt-{}",
-            file.name,
-            now.strftime("%Y%m%dT%H%M%S%.6fZ")
-        );
+        let set_aside = aside(file, now);
         self.medium.rename(file.name, &set_aside)?;
         self.save(file, &table)?;
         let repair = Repair {
@@ -163,9 +183,49 @@ impl Store {
             from_copy,
         };
         tracing::warn!(?repair, "a damaged registry file was set aside");
+        self.repaired(repair);
+        Ok(table)
+    }
+
+    fn repaired(&self, repair: Repair) {
         let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
         repairs.push(repair);
-        Ok(table)
+    }
+
+    /// Sets aside those records of a loaded file that have another shape, so that they stop nobody;
+    /// its lock is held.
+    pub(crate) fn set_aside<L: FileLevel>(
+        &self,
+        table: &mut Table,
+        now: Timestamp,
+    ) -> Result<(), RegistryError> {
+        let file = L::FILE;
+        let damaged = table.texts().filter_map(|(key, record)| {
+            let reason = L::check(key, record).err()?;
+            Some((key.to_owned(), record.to_owned(), reason))
+        });
+        let damaged: Vec<_> = damaged.collect();
+        let Some((key, _, reason)) = damaged.first() else {
+            return Ok(());
+        };
+        let reason = format!("{} records, the first {key:?}: {reason}", damaged.len());
+        let set_aside = aside(file, now);
+        let mut text = Vec::new();
+        for (key, record, _) in &damaged {
+            text.extend_from_slice(format!("{key}\t{record}\n").as_bytes());
+        }
+        self.medium.write(&set_aside, &text)?;
+        damaged.iter().for_each(|(key, ..)| table.remove(key));
+        self.save(file, table)?;
+        let repair = Repair {
+            file: file.name.to_owned(),
+            reason,
+            set_aside,
+            from_copy: false,
+        };
+        tracing::warn!(?repair, "damaged records of a registry file were set aside");
+        self.repaired(repair);
+        Ok(())
     }
 
     /// Replaces a file; its lock is held.
@@ -188,6 +248,12 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// What a damaged file, or what of it is damaged, is called from now on.
+fn aside(file: RegistryFile, now: Timestamp) -> String {
+    let now = now.strftime("%Y%m%dT%H%M%S%.6fZ");
+    format!("{}.corrupt-{now}", file.name)
 }
 
 fn backup(file: RegistryFile) -> String {

@@ -14,7 +14,8 @@ use crate::{
     netlink::object::{Family, Mac, Neighbour},
     netns::{NetnsDir, NetnsError, NetnsFd, tool::Tools},
     registry::{
-        HostKernel, HostSpec, KernelError, NeighbourKernel, NeighbourKey, Owner, TapKernel,
+        HostKernel, HostSpec, KernelError, Liveness, NeighbourKernel, NeighbourKey, Owner,
+        TapKernel, TapNote,
     },
 };
 
@@ -83,13 +84,8 @@ impl Caretaker {
         is_gone: &dyn Fn(&Owner) -> bool,
         dry_run: bool,
     ) -> Result<Vec<String>, KernelError> {
-        let netns = match self.dir.open(&router.netns()) {
-            Ok(netns) => Arc::new(netns),
-            // It went with its taps.
-            Err(NetnsError::NotFound { .. } | NetnsError::NotANamespace { .. }) => {
-                return Ok(Vec::new());
-            }
-            Err(error) => return Err(error.into()),
+        let Some(netns) = self.open(router)? else {
+            return Ok(Vec::new());
         };
         let mut swept = sweep_tables(&netns, is_gone, dry_run)?
             .into_iter()
@@ -115,11 +111,7 @@ impl Caretaker {
         dry_run: bool,
     ) -> Result<Vec<Identity>, KernelError> {
         let nobody = OwnerMark::default();
-        let site = Site {
-            netns,
-            tools: &self.tools,
-            owner: &nobody,
-        };
+        let site = self.site(netns, &nobody);
         let would_go = RefCell::new(Vec::new());
         let is_dead = |identity: &Identity| {
             let dead = is_gone(&Owner::from(&identity.owner));
@@ -129,12 +121,30 @@ impl Caretaker {
             }
             dead && !dry_run
         };
-        let swept = iptables::sweep(variant, family, site, is_dead)?;
+        let swept = iptables::sweep((variant, family), site, &[], is_dead)?;
         Ok(if dry_run {
             would_go.into_inner()
         } else {
-            swept
+            swept.dead
         })
+    }
+
+    fn site<'a>(&'a self, netns: &'a Arc<NetnsFd>, owner: &'a OwnerMark) -> Site<'a> {
+        Site {
+            netns,
+            tools: &self.tools,
+            owner,
+            notes: None,
+        }
+    }
+
+    /// The router's namespace; none where it has gone, and its taps with it.
+    fn open(&self, router: &RouterId) -> Result<Option<Arc<NetnsFd>>, NetnsError> {
+        match self.dir.open(&router.netns()) {
+            Ok(netns) => Ok(Some(Arc::new(netns))),
+            Err(NetnsError::NotFound { .. } | NetnsError::NotANamespace { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -174,6 +184,24 @@ impl TapKernel for Caretaker {
             swept.extend(self.sweep_router(&router, is_gone, dry_run)?);
         }
         Ok(swept)
+    }
+
+    fn remove_noted(&mut self, note: &TapNote) -> Result<bool, KernelError> {
+        let named = |(_, _, tool): &&(_, _, &str)| *tool == format!("{}-save", note.tool);
+        let Some(&(variant, family, _)) = TOOLS.iter().find(named) else {
+            return Err(format!("no back end uses {}", note.tool).into());
+        };
+        let netns = self.open(&note.router)?;
+        let Some(netns) = netns.filter(|netns| netns.id() == note.netns) else {
+            return Ok(true);
+        };
+        let nobody = OwnerMark::default();
+        let is_dead = |identity: &Identity| {
+            identity.run_id == note.run_id
+                && Owner::from(&identity.owner).liveness() == Liveness::Gone
+        };
+        let site = self.site(&netns, &nobody);
+        Ok(iptables::sweep((variant, family), site, &note.made, is_dead)?.all)
     }
 }
 

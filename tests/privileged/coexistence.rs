@@ -2,12 +2,14 @@
 //! it at a step (SIGSTOP), and goes on when the test says so: nothing is waited for by guess.
 
 use std::{
-    io::Read,
+    fs::File,
+    io::{BufRead, BufReader, Read},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
 };
 
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::{
         signal::{Signal, kill},
         wait::{WaitPidFlag, WaitStatus, waitpid},
@@ -23,6 +25,7 @@ use tsim::{
 use crate::{
     detailed::nothing_is_registered,
     kernels::{taps_stay, traces_stay},
+    leaks::iptables_save,
     quick::TestLab,
 };
 
@@ -256,6 +259,45 @@ fn a_waiting_quick_job_wakes_when_the_detailed_job_is_killed() {
     assert_eq!(quick.verdicts(), [RIGHT]);
     assert_eq!(stage.detailed("next", "r1", &[]).verdicts(), [RIGHT]);
     nothing_is_registered(&stage.lab);
+}
+
+/// The job cannot undo anything: somebody else has its turn at the router's iptables.
+#[test]
+fn a_second_signal_says_what_is_left_and_the_next_job_removes_it() {
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let stage = Stage::new();
+        let r1 = RouterName::new("r1").unwrap();
+        let before = iptables_save(&stage.lab, "r1");
+        let path = stage.lab.bed.dir.path(&stage.lab.bed.name("r1"));
+        let options = ["--backend", "iptables-nft", "--fault", "stop@quick.read"];
+        let mut job = stage.quick("stopped", "r1", &options).stopped();
+        let turn = Flock::lock(File::open(path).unwrap(), FlockArg::LockExclusive).unwrap();
+        let mut said = BufReader::new(job.0.stderr.take().unwrap());
+        let mut line = String::new();
+        kill(job.pid(), signal).unwrap();
+        job.go_on();
+        while !line.starts_with("interrupted: undoing") {
+            line.clear();
+            assert_ne!(said.read_line(&mut line).unwrap(), 0, "it did not say so");
+        }
+        kill(job.pid(), signal).unwrap();
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        assert_eq!(job.0.wait().unwrap().code(), Some(code), "{rest}");
+        let router = RouterId::new(stage.lab.bed.lab.clone(), r1);
+        for left in [
+            format!("host {}@", stage.lab.bed.lab),
+            format!("taps (iptables-nft) on {router}"),
+            "DSCP value 32".to_owned(),
+        ] {
+            assert!(rest.contains(&left), "{left}: {rest}");
+        }
+        drop(turn);
+        assert_ne!(iptables_save(&stage.lab, "r1"), before);
+        assert_eq!(stage.quick("next", "r1", &[]).verdicts(), [RIGHT]);
+        assert_eq!(iptables_save(&stage.lab, "r1"), before);
+        nothing_is_registered(&stage.lab);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use tsim::model::RouterName;
 
 use crate::{
     kernels::{owner_tables, taps_stay},
+    leaks::iptables_save,
     quick::TestLab,
 };
 
@@ -20,13 +21,19 @@ use crate::{
 struct Runner {
     lab: TestLab,
     config: PathBuf,
+    /// Further options of jobs with faults.
+    options: &'static [&'static str],
 }
 
 impl Runner {
     fn new() -> Self {
         let lab = TestLab::up("small3");
         let config = lab.config_file();
-        Self { lab, config }
+        Self {
+            lab,
+            config,
+            options: &["--explain", "always"],
+        }
     }
 
     fn quick(&self, run_id: &str, fault: Option<&str>) -> Output {
@@ -45,10 +52,11 @@ impl Runner {
             "--routers",
             "r1,r2",
         ]);
-        command.args(["--json", "--explain", "always", "--run-id", run_id]);
-        if let Some(fault) = fault {
-            command.args(["--fault", fault]);
-        }
+        command.args(["--json", "--run-id", run_id]);
+        match fault {
+            Some(fault) => command.args(["--fault", fault]).args(self.options),
+            None => command.args(["--explain", "always"]),
+        };
         command.output().unwrap()
     }
 
@@ -100,6 +108,14 @@ impl Runner {
             String::from_utf8(netns.enter(list).unwrap().unwrap().stdout).unwrap()
         });
         tables.into_iter().find(|tables| tables.contains("tsim"))
+    }
+
+    /// The rules of the routers, as all tools show them.
+    fn rulesets(&self) -> Vec<String> {
+        let of = |router: &&str| {
+            crate::quick::ruleset(&self.lab, router) + &iptables_save(&self.lab, router)
+        };
+        ["r1", "r2"].iter().map(of).collect()
     }
 
     /// A job without faults answers rightly.
@@ -172,11 +188,43 @@ fn a_quick_job_that_fails_at_any_step_leaves_nothing_to_the_next() {
     }
 }
 
+/// The next job measures with nf_tables: it does not look for rules of iptables, and reads in notes
+/// where there are some.
+#[test]
+fn a_job_of_iptables_killed_at_any_step_leaves_no_table_to_the_next_of_nft() {
+    // Each is tried at random moments by the campaign of kills, too.
+    for (options, every) in [
+        (&["--explain", "never", "--backend", "iptables-nft"], 3),
+        (&["--explain", "never", "--backend", "iptables-legacy"], 6),
+    ] {
+        let runner = Runner {
+            options,
+            ..Runner::new()
+        };
+        let notes = runner.lab.config.registry_dir.join("locks/taps");
+        // With the legacy variant the first job brings tables into being, which stay.
+        let steps = runner.steps();
+        let before = runner.rulesets();
+        let mut noted = 0;
+        for step in (1..=steps).step_by(every) {
+            let when = format!("{options:?} killed at step {step} of {steps}");
+            let output = runner.quick(&format!("killed{step}"), Some(&format!("kill@{step}")));
+            assert_eq!(output.status.signal(), Some(9), "{when}");
+            noted += usize::from(notes.exists());
+            runner.assert_right(&when);
+            assert_eq!(runner.rulesets(), before, "{when}");
+            assert!(!notes.exists(), "{when}");
+            runner.assert_empty(&when);
+        }
+        assert!(noted > 0, "{noted} of {steps} steps left a note");
+    }
+}
+
 /// Numbers that are the same in every run (a linear congruential generator).
-struct Chance(u64);
+pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -189,10 +237,7 @@ impl Chance {
 fn crowd(rounds: u64, seed: u64) {
     let runner = Runner::new();
     let steps = runner.steps();
-    let before: Vec<String> = ["r1", "r2"]
-        .iter()
-        .map(|r| crate::quick::ruleset(&runner.lab, r))
-        .collect();
+    let before = runner.rulesets();
     let mut chance = Chance(seed);
     for round in 0..rounds {
         let faults: Vec<Option<String>> = (0..32)
@@ -219,11 +264,7 @@ fn crowd(rounds: u64, seed: u64) {
     runner.assert_right("after the crowd");
     runner.assert_empty("after the crowd");
     runner.assert_no_taps("after the crowd");
-    let after: Vec<String> = ["r1", "r2"]
-        .iter()
-        .map(|r| crate::quick::ruleset(&runner.lab, r))
-        .collect();
-    assert_eq!(after, before);
+    assert_eq!(runner.rulesets(), before);
 }
 
 /// The job ended and its answers are right.

@@ -1,8 +1,9 @@
 //! Many quick jobs one after the other: whatever a job makes, none of it stays.
 
 use std::{
+    collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -13,6 +14,7 @@ use tsim::{
         object::{Family, Neighbour},
     },
     netns::NetnsFd,
+    registry::RegistryManager,
 };
 
 use crate::{
@@ -24,17 +26,17 @@ const ROUTERS: [&str; 3] = ["r1", "r2", "r3"];
 
 /// What jobs could leave behind, but for links.
 #[derive(Debug, PartialEq)]
-struct Remains {
+pub(crate) struct Remains {
     namespaces: Vec<String>,
     mounts: usize,
     neighbours: Vec<Vec<Neighbour>>,
     rulesets: Vec<String>,
     iptables: Vec<String>,
-    registry_files: Vec<String>,
+    pub(crate) registry_files: Vec<String>,
 }
 
 impl Remains {
-    fn of(lab: &TestLab) -> Self {
+    pub(crate) fn of(lab: &TestLab) -> Self {
         let neighbours = |router: &str| {
             let mut netlink = Netlink::open(&netns(lab, router)).unwrap();
             let mut all = netlink.neighbours(Family::V4).unwrap();
@@ -58,7 +60,7 @@ fn netns(lab: &TestLab, router: &str) -> NetnsFd {
 }
 
 /// The rules that iptables knows, of either variant.
-fn iptables_save(lab: &TestLab, router: &str) -> String {
+pub(crate) fn iptables_save(lab: &TestLab, router: &str) -> String {
     let save = || {
         let text = |tool: &str| {
             let output = Command::new(format!("/usr/sbin/{tool}")).output().unwrap();
@@ -95,7 +97,7 @@ fn links(netns: &NetnsFd) -> Vec<IfName> {
 }
 
 /// One job of several kinds, told apart by `number`.
-fn job(lab: &TestLab, config: &std::path::Path, number: usize) -> Output {
+fn job(lab: &TestLab, config: &Path, number: usize) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-quick"));
     command.arg("--config").arg(config);
     command.args(["--lab", lab.bed.lab.as_str()]);
@@ -124,6 +126,56 @@ fn in_a_row(count: usize) {
     }
     await_links(&segments, &links);
     assert_eq!(Remains::of(&lab), before);
+    log_balances(&lab, &config);
+}
+
+/// Whatever the log says that a run took, it says that the same run gave back: each host, lease and
+/// neighbour entry, the routers as one, and one DSCP value.
+fn log_balances(lab: &TestLab, config: &Path) {
+    let lab_name = lab.bed.lab.as_str();
+    let detailed = Command::new(env!("CARGO_BIN_EXE_tsim-detailed"))
+        .arg("--config")
+        .arg(config)
+        .args(["--lab", lab_name, "-s", "10.81.1.10", "-d", "10.81.3.10"])
+        .args(["-P", "22", "--routers", "r1", "--run-id", "detailed"])
+        .output()
+        .unwrap();
+    assert_eq!(detailed.status.code(), Some(0), "{detailed:?}");
+    let registry = RegistryManager::open(&lab.config).unwrap();
+    let mut taken = BTreeMap::new();
+    for entry in registry.log_tail(usize::MAX).unwrap() {
+        let (object, verb) = entry.operation.split_once('.').unwrap();
+        let change = match verb {
+            "register" | "acquire" | "allocate" | "lock" => 1,
+            "unregister" | "release" | "unlock" => -1,
+            _ => continue,
+        };
+        let mut what = entry.details;
+        what.as_object_mut().unwrap().remove("mode");
+        let run = entry.run_id.unwrap().to_string();
+        let key = (run, format!("{object} {what}"));
+        let (times, balance) = taken.entry(key).or_insert((0, 0));
+        *times += usize::from(change > 0);
+        *balance += change;
+    }
+    let odd: Vec<_> = taken
+        .iter()
+        .filter(|(_, (_, balance))| *balance != 0)
+        .collect();
+    assert!(odd.is_empty(), "{odd:?}");
+    let of = |run: &str, object: &str| {
+        let of_run = taken
+            .iter()
+            .filter(|((of, what), _)| of == run && what.starts_with(object));
+        of_run.map(|(_, (times, _))| *times).sum::<usize>()
+    };
+    assert_eq!(
+        (of("row6", "dscp"), of("row6", "router")),
+        (2, 2),
+        "two jobs of that name"
+    );
+    assert_eq!((of("detailed", "dscp"), of("detailed", "router")), (0, 1));
+    assert!(of("detailed", "neighbor_lease") + of("detailed", "host_lease") > 0);
 }
 
 #[test]

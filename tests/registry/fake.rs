@@ -16,7 +16,7 @@ use tsim::{
     model::{HostId, RouterId},
     netlink::object::{Mac, Neighbour},
     registry::{
-        HostKernel, HostSpec, KernelError, NeighbourKernel, NeighbourKey, Owner, TapKernel,
+        HostKernel, HostSpec, KernelError, NeighbourKernel, NeighbourKey, Owner, TapKernel, TapNote,
     },
 };
 
@@ -183,5 +183,12 @@ impl TapKernel for FakeKernel {
             swept.push(tap.file_name().unwrap_or_default().display().to_string());
         }
         Ok(swept)
+    }
+    fn remove_noted(&mut self, note: &TapNote) -> Result<bool, KernelError> {
+        fault::step("kernel.tap.remove")?;
+        absent_is_fine(fs::remove_file(
+            self.root.join("taps").join(note.run_id.as_str()),
+        ))?;
+        Ok(true)
     }
 }

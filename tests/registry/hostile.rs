@@ -7,9 +7,9 @@ use std::{
 };
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
-use tsim::registry::{ManagedBy, RegistryError, RegistryManager};
+use tsim::registry::{Holding, JobType, ManagedBy, RegistryError, RegistryManager};
 
-use crate::child::{Site, patience, spec};
+use crate::child::{Site, info, patience, router, spec};
 
 /// A registry on a disk with one host in it.
 fn site_with_a_host() -> (Site, PathBuf) {
@@ -184,11 +184,57 @@ fn fields_that_tsim_does_not_know_survive_a_change_of_the_same_record() {
 #[test]
 fn a_record_of_another_programs_shape_is_named_and_does_not_stop_other_hosts() {
     let (site, file) = site_with_a_host();
-    fs::write(&file, "{\"lab@old\": {\"primary_ip\": 7}}").unwrap();
-    let error = site.open().hosts().unwrap_err().to_string();
-    assert!(
-        error.contains("hosts.json") && error.contains("lab@old"),
-        "{error}"
+    let text = fs::read_to_string(&file).unwrap();
+    let text = text.replacen('{', "{\"lab@old\": {\"primary_ip\": 7},", 1);
+    fs::write(&file, text).unwrap();
+    let registry = site.open();
+    let hosts = registry.hosts().unwrap();
+    assert_eq!(hosts.len(), 1, "{hosts:?}");
+    let repairs = registry.take_repairs();
+    let [repair] = &repairs[..] else {
+        panic!("{repairs:?}");
+    };
+    assert_eq!(repair.file, "hosts.json");
+    assert!(repair.reason.contains("lab@old"), "{repair:?}");
+    let aside = fs::read_to_string(site.registry_dir().join(&repair.set_aside)).unwrap();
+    assert_eq!(
+        aside, "lab@old\t{\"primary_ip\": 7}\n",
+        "nothing is thrown away"
     );
-    assert!(site.open().host(&spec(1).id).is_err());
+    registry.host(&spec(1).id).unwrap();
+    registry.hosts().unwrap();
+    assert_eq!(registry.take_repairs(), []);
+}
+
+#[test]
+fn a_damaged_record_in_any_file_stops_no_job() {
+    let site = Site::new();
+    site.open();
+    for (file, text) in [
+        ("hosts.json", r#"{"lab@src-1": {"primary_ip": 7}}"#),
+        ("host_leases.json", r#"{"lab@src-1": []}"#),
+        ("neighbor_leases.json", r#"{"lab.r1|eth1": {}}"#),
+        (
+            "dscp_registry.json",
+            r#"{"allocations": {"old": {"dscp": 99}}}"#,
+        ),
+    ] {
+        fs::write(site.registry_dir().join(file), text).unwrap();
+    }
+    let kernel = || site.kernel().leaving_taps();
+    let info = info("a");
+    let mut holding = Holding::new(site.open(), info.run_id, JobType::Quick, None);
+    let (spec, routers) = (spec(1), [router("r1")]);
+    let mut notes = Vec::new();
+    let begun = holding.begin(
+        (&[&spec], &routers),
+        &mut kernel(),
+        (&mut kernel(), &mut notes),
+        &patience(),
+    );
+    let (locked, _) = begun.unwrap();
+    let failed = holding.end(locked, &mut kernel(), &patience(), true);
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(notes, [""; 0]);
+    site.assert_empty("after the job");
 }

@@ -2,9 +2,15 @@
 
 use std::{fmt, process::ExitStatus, sync::Arc};
 
-use super::{IptablesError, save::Save, turn::Turn};
+use super::{
+    IptablesError,
+    identity::{Part, by_codes},
+    save::Save,
+    turn::Turn,
+};
 use crate::{
-    firewall::Site,
+    fault,
+    firewall::{Notebook, Site},
     netlink::object::Family,
     netns::{
         NetnsFd,
@@ -45,6 +51,7 @@ pub(super) struct Iptables {
     pub(super) family: Family,
     netns: Arc<NetnsFd>,
     tools: Tools,
+    notes: Option<Arc<dyn Notebook>>,
 }
 
 impl Iptables {
@@ -54,16 +61,50 @@ impl Iptables {
             family,
             netns: Arc::clone(site.netns),
             tools: site.tools.clone(),
+            notes: site.notes.cloned(),
         }
     }
 
-    /// The file name of a tool, such as `ip6tables-nft-save`.
-    pub(super) fn tool(&self, what: &str) -> String {
+    /// What all its tools' names begin with, such as `ip6tables-nft`.
+    fn family_of_tools(&self) -> String {
         let family = match self.family {
             Family::V4 => "iptables",
             Family::V6 => "ip6tables",
         };
-        format!("{family}-{}-{what}", self.variant)
+        format!("{family}-{}", self.variant)
+    }
+
+    /// The file name of a tool, such as `ip6tables-nft-save`.
+    pub(super) fn tool(&self, what: &str) -> String {
+        format!("{}-{what}", self.family_of_tools())
+    }
+
+    /// The parts that other jobs have noted.
+    pub(super) fn noted_by_others(&self) -> Result<Vec<&'static Part>, IptablesError> {
+        let Some(notes) = &self.notes else {
+            return Ok(Vec::new());
+        };
+        let noted = notes.of_others(&self.family_of_tools());
+        Ok(by_codes(&noted.map_err(IptablesError::Notebook)?))
+    }
+
+    /// Notes that the job's taps are about to be made, and `made` with them.
+    pub(super) fn note(&self, made: &[&'static Part]) -> Result<(), IptablesError> {
+        let Some(notes) = &self.notes else {
+            return Ok(());
+        };
+        let made = made.iter().map(|part| part.code.to_owned()).collect();
+        let noted = notes.note(&self.family_of_tools(), made);
+        noted.map_err(IptablesError::Notebook)
+    }
+
+    /// Strikes the note: nothing of it is left.
+    pub(super) fn strike(&self) -> Result<(), IptablesError> {
+        let Some(notes) = &self.notes else {
+            return Ok(());
+        };
+        let struck = notes.strike(&self.family_of_tools());
+        struck.map_err(IptablesError::Notebook)
     }
 
     /// Runs `work` in the router's namespace.
@@ -100,6 +141,11 @@ impl Iptables {
             Variant::Nft => &["--noflush"],
             Variant::Legacy => &["--noflush", "-w", LOCK_WAIT_SECONDS],
         };
+        fault::step("iptables.restore").map_err(|source| ToolError::Start {
+            tool: self.tool("restore"),
+            step: "start",
+            source,
+        })?;
         let mut attempt = 1;
         loop {
             let error = match self.run("restore", args, payload) {

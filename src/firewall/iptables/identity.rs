@@ -81,8 +81,8 @@ pub(super) struct Mark {
 /// A table, or a built-in chain of it, that installing taps may bring into being.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Part {
-    /// How a comment names it.
-    code: &'static str,
+    /// How a comment and a note name it.
+    pub(super) code: &'static str,
     pub(super) table: &'static str,
     pub(super) chain: Option<&'static str>,
 }
@@ -103,11 +103,14 @@ const fn part(code: &'static str, table: &'static str, chain: Option<&'static st
     Part { code, table, chain }
 }
 
-/// The parts that a comment names.
-fn parts(codes: &str) -> Vec<&'static Part> {
-    let codes = codes.split('+');
-    let find = |code| PARTS.iter().find(|part| part.code == code);
-    codes.filter_map(find).collect()
+/// The parts of these names.
+pub(super) fn by_codes(codes: &[impl AsRef<str>]) -> Vec<&'static Part> {
+    let find = |code: &_| {
+        PARTS
+            .iter()
+            .find(|part| part.code == AsRef::<str>::as_ref(code))
+    };
+    codes.iter().filter_map(find).collect()
 }
 
 impl Mark {
@@ -159,7 +162,7 @@ impl Mark {
                 "start" => owner.start_time = Some(value.parse().ok()?),
                 "boot" => owner.boot_id = Some(value.to_owned()),
                 "ns" => owner.pid_ns = Some(value.parse().ok()?),
-                "made" => made = parts(value),
+                "made" => made = by_codes(&value.split('+').collect::<Vec<_>>()),
                 _ => {}
             }
         }

@@ -12,7 +12,8 @@
 //! (with the legacy variant one per table that holds a tap), removing one `iptables-restore`.
 //!
 //! Unlike an nf_tables owner table, these taps outlive a job that is killed. Every rule carries
-//! the job's identity, so [`sweep`] can tell whose they are. With the legacy variant a table that
+//! the job's identity, so [`sweep`] can tell whose they are; and before anything is made, the job
+//! notes what will be, tables and chains included ([`Notebook`](super::Notebook)). With the legacy variant a table that
 //! was never looked into comes into being with the first rule and stays, empty, as long as the
 //! namespace does: `mangle`, and `security` where the router's own rules decide in INPUT.
 
@@ -41,13 +42,13 @@ pub(crate) use self::program::BUILT_IN;
 pub use self::{
     command::Variant,
     identity::{Identity, OwnerMark},
-    removal::sweep,
+    removal::{Swept, sweep},
     render::Matcher,
     taps::IptablesTaps,
 };
 use self::{identity::Mark, save::Rule};
 use crate::{
-    firewall::nft::NftError,
+    firewall::{NotebookError, nft::NftError},
     netns::{NetnsError, tool::ToolError},
 };
 
@@ -127,6 +128,9 @@ pub enum IptablesError {
         /// The table.
         table: &'static str,
     },
+    /// What is about to be made could not be noted, or the note not be struck.
+    #[error("cannot note the taps")]
+    Notebook(#[source] NotebookError),
     /// nf_tables, which is asked what else looks at packets, failed.
     #[error(transparent)]
     Nft(#[from] NftError),

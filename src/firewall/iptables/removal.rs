@@ -3,11 +3,12 @@
 use super::{
     IptablesError,
     command::{Iptables, Variant},
-    identity::{Identity, Mark, PARTS, Part},
+    identity::{Identity, Mark, PARTS, Part, by_codes},
     render,
     save::Save,
 };
 use crate::{
+    fault,
     firewall::{
         Site,
         nft::{NftError, NftSocket},
@@ -19,22 +20,31 @@ use crate::{
 /// How often removing is tried while others change the same tables.
 const ATTEMPTS: u32 = 5;
 
-/// Removes the taps of the jobs that `is_dead` says are provably dead, and nothing else. Returns
-/// whose they were.
+/// What was removed.
+#[derive(Debug)]
+pub struct Swept {
+    /// Whose taps there were.
+    pub dead: Vec<Identity>,
+    /// Nothing stayed of what came into being with the taps: nobody else uses it.
+    pub all: bool,
+}
+
+/// Removes the taps of the jobs that `is_dead` says are provably dead, and what came into being with
+/// them, be it by their own marks or as a dead job has `noted`; nothing else.
 ///
 /// # Errors
 /// [`IptablesError`].
 pub fn sweep(
-    variant: Variant,
-    family: Family,
+    (variant, family): (Variant, Family),
     site: Site<'_>,
+    noted: &[String],
     is_dead: impl Fn(&Identity) -> bool,
-) -> Result<Vec<Identity>, IptablesError> {
+) -> Result<Swept, IptablesError> {
     let iptables = Iptables::new(variant, family, site);
     let _turn = iptables.turn()?;
     let save = iptables.save(None)?;
     let mut dead: Vec<Identity> = Vec::new();
-    let mut made = Vec::new();
+    let mut made = by_codes(noted);
     for mark in marks(&save) {
         let known = dead.contains(&mark.identity);
         if known || is_dead(&mark.identity) {
@@ -44,12 +54,11 @@ pub fn sweep(
             }
         }
     }
-    if dead.is_empty() {
-        return Ok(dead);
+    if !dead.is_empty() {
+        remove_marked(&iptables, Some(save), |mark| dead.contains(&mark.identity))?;
     }
-    remove_marked(&iptables, Some(save), |mark| dead.contains(&mark.identity))?;
-    remove_made(&iptables, &made)?;
-    Ok(dead)
+    let all = remove_made(&iptables, &made)?;
+    Ok(Swept { dead, all })
 }
 
 /// The comments of all jobs' taps.
@@ -81,15 +90,18 @@ pub(super) fn remove_marked(
     }
 }
 
-/// Removes tables and chains that came into being with taps and that nobody uses.
+/// Removes tables and chains that came into being with taps and that nobody uses. Returns whether
+/// that was all of them.
 pub(super) fn remove_made(
     iptables: &Iptables,
     made: &[&'static Part],
-) -> Result<(), IptablesError> {
+) -> Result<bool, IptablesError> {
     // With the legacy variant a table stays once it is there.
     if iptables.variant == Variant::Legacy || made.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
+    let what = "removing tables and chains that nobody uses";
+    fault::step("iptables.remove_made").map_err(|source| NftError::Send { what, source })?;
     let mut socket = iptables.inside(NftSocket::open_here)??;
     let family = match iptables.family {
         Family::V4 => nftnl::Family::Ip,
@@ -101,20 +113,21 @@ pub(super) fn remove_made(
     let parts = chains.chain(tables).filter(|part| made.contains(part));
     let parts: Vec<&Part> = parts.collect();
     // All at once, for each change waits for packets on their way. If one is in use, each alone.
-    if !delete_unused(&mut socket, family, &parts)? {
+    let mut all = true;
+    if delete_unused(&mut socket, family, &parts)?.is_some() {
         for part in parts {
-            delete_unused(&mut socket, family, &[part])?;
+            all &= delete_unused(&mut socket, family, &[part])? != Some(libc::EBUSY);
         }
     }
-    Ok(())
+    Ok(all)
 }
 
-/// Deletes all of `parts`, or none and says so when one is in use or not there.
+/// Deletes all of `parts`; or none, and says why, when one is in use or not there.
 fn delete_unused(
     socket: &mut NftSocket,
     family: nftnl::Family,
     parts: &[&Part],
-) -> Result<bool, NftError> {
+) -> Result<Option<i32>, NftError> {
     let mut batch = socket.encoder();
     batch.begin();
     for part in parts {
@@ -122,8 +135,10 @@ fn delete_unused(
     }
     batch.end();
     match socket.transact(&batch, "removing tables and chains that nobody uses") {
-        Ok(()) => Ok(true),
-        Err(error) if matches!(error.errno(), Some(libc::EBUSY | libc::ENOENT)) => Ok(false),
-        Err(error) => Err(error),
+        Ok(()) => Ok(None),
+        Err(error) => match error.errno() {
+            why @ Some(libc::EBUSY | libc::ENOENT) => Ok(why),
+            _ => Err(error),
+        },
     }
 }

@@ -118,7 +118,7 @@ impl IptablesTaps {
             identity: identity(&taps, site.owner),
             matcher: Matcher::U32,
             group: notes.group(),
-            made: made(&before, &others, &points),
+            made: made(&before, iptables.noted_by_others()?, &others, &points),
             points,
             taps,
         };
@@ -133,8 +133,18 @@ impl IptablesTaps {
             doubts,
             last: None,
         };
-        installed.install_with_any_matcher()?;
-        Ok(installed)
+        installed.iptables.note(&installed.plan.made)?;
+        match installed.install_with_any_matcher() {
+            Ok(()) => Ok(installed),
+            Err(failed) => match installed.clear().and_then(|()| installed.iptables.strike()) {
+                Ok(()) => Err(failed),
+                // It stays noted.
+                Err(undo) => Err(IptablesError::Undo {
+                    failed: Box::new(failed),
+                    undo: Box::new(undo),
+                }),
+            },
+        }
     }
 
     /// The variant of iptables that holds the taps.
@@ -335,7 +345,8 @@ impl IptablesTaps {
     /// [`IptablesError`]; what is already gone is no error.
     pub fn remove(mut self) -> Result<(), IptablesError> {
         let _turn = self.iptables.turn()?;
-        self.clear()
+        self.clear()?;
+        self.iptables.strike()
     }
 
     /// Removes everything. The caller has its turn.
@@ -343,7 +354,7 @@ impl IptablesTaps {
         let mine = self.plan.identity.clone();
         let last = self.last.take();
         remove_marked(&self.iptables, last, |mark| mark.identity == mine)?;
-        remove_made(&self.iptables, &self.plan.made)
+        remove_made(&self.iptables, &self.plan.made).map(drop)
     }
 }
 
@@ -360,8 +371,14 @@ fn doubtful(taps: &Taps, services: Vec<u32>, reason: &str) -> Option<Undecided> 
 
 /// What installing will bring into being: what is not there, and what is there only because of
 /// other jobs' taps.
-fn made(before: &Save, others: &Others, points: &[Tap]) -> Vec<&'static Part> {
-    let inherited: Vec<_> = marks(before).flat_map(|mark| mark.made).collect();
+fn made(
+    before: &Save,
+    noted: Vec<&'static Part>,
+    others: &Others,
+    points: &[Tap],
+) -> Vec<&'static Part> {
+    let mut inherited = noted;
+    inherited.extend(marks(before).flat_map(|mark| mark.made));
     let used = |part: &&Part| {
         points
             .iter()

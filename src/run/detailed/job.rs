@@ -8,11 +8,12 @@ use std::{
 use super::{
     Closing, DetailedError, DetailedJob, Setup,
     connect::PAYLOAD,
+    files::Measured,
     map::LabMap,
     millis,
     plan::Planner,
     question::{Answers, Asking},
-    result::{DetailedReport, Timing},
+    result::{DetailedReport, ServiceTest, Timing},
     rounds::{Held, Rounds},
 };
 use crate::{
@@ -65,7 +66,7 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
     })?);
     let lab = Lab::open(config, &job.lab)?;
     let (of, run_id) = (config.clone(), job.run_id.clone());
-    interrupt.at_stop(move || left::of_run(&of, &run_id, false));
+    interrupt.at_stop(move || left::of_run(&of, &run_id));
     let registry = RegistryManager::open(config)?;
     let dir = NetnsDir::default().patient(job.lock_timeout);
     let map = LabMap::new(&lab);
@@ -78,6 +79,12 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
     let tools = Tools::new(config.tool_dirs.clone());
     let steps = Steps::new(&progress, question.steps());
     let done = || steps.one();
+    let measured = job.out.as_deref().map(Measured::begin).transpose()?;
+    let keep = |service, test: &ServiceTest| {
+        if let Some(measured) = &measured {
+            measured.add(service, test);
+        }
+    };
     let setup = Setup {
         run_id: &job.run_id,
         source_port: job.source_port,
@@ -90,6 +97,7 @@ pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError
         dir: &dir,
         interrupt: &interrupt,
         done: &done,
+        keep: &keep,
     };
     let info = JobInfo {
         run_id: job.run_id.clone(),

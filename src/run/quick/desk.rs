@@ -14,13 +14,14 @@ use super::{
     grant::Grant,
     inquiry::{Asked, Inquiry, Prepared, Through},
     log, millis,
+    note::TapNotes,
     plan::Plan,
     session::{Hands, Needs, Outcome},
     visited::Ending,
 };
 use crate::{
     config::Config,
-    firewall::backend::{Backend, BackendChoice},
+    firewall::backend::Backend,
     lab::{Lab, hosts::LabHosts, trace::Wiring},
     model::{Dscp, RouterId, RouterName},
     netns::NetnsDir,
@@ -81,8 +82,7 @@ impl<'a> Desk<'a> {
         // Nothing is taken for a lab that is not there.
         Lab::open(config, &terms.lab)?;
         let (of, run_id) = (config.clone(), terms.run_id.clone());
-        let taps = !matches!(terms.backend, BackendChoice::Only(Backend::Nft));
-        interrupt.at_stop(move || left::of_run(&of, &run_id, taps));
+        interrupt.at_stop(move || left::of_run(&of, &run_id));
         let grant = Grant::open(&terms, config)?;
         Ok(Self {
             terms,
@@ -118,7 +118,12 @@ impl<'a> Desk<'a> {
             many: matches!(lone, Lone::Sweep(_)),
         };
         let mut kernel = LabHosts::new(&dir);
-        let plan = Plan::new(terms, pairs, config)?.of_many(inquiry.many);
+        let mut plan = Plan::new(terms, pairs, config)?.of_many(inquiry.many);
+        plan.notes = self.grant.registry().map(|registry| TapNotes {
+            registry: registry.clone(),
+            lab: terms.lab.clone(),
+            run_id: terms.run_id.clone(),
+        });
         let mut burst = Burst {
             dscp: Dscp::DEFAULT,
             plan,

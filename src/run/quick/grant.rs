@@ -41,6 +41,14 @@ impl Grant {
         Ok(Self::Alone(wanted.unwrap_or(any)))
     }
 
+    /// The registry that it takes them from.
+    pub(super) fn registry(&self) -> Option<&RegistryManager> {
+        match self {
+            Self::Registered(holding) => Some(holding.registry()),
+            Self::Alone(_) => None,
+        }
+    }
+
     /// The job's DSCP value, which is taken now if it was not before.
     pub(super) fn dscp(&mut self) -> Result<Dscp, QuickError> {
         match self {

@@ -11,7 +11,7 @@ use super::{Closing, QuickError, client_port::port_behind};
 use crate::{
     fault,
     firewall::{
-        Reading, Support, TagSpace, Taps,
+        Notebook, Reading, Support, TagSpace, Taps,
         backend::{Backend, InstalledTaps, Site, TapsError},
         iptables::{
             OwnerMark,
@@ -48,6 +48,8 @@ pub(super) struct Question<'a> {
     pub(super) tools: &'a Tools,
     pub(super) shelf: Option<&'a LazyShelf>,
     pub(super) owner: &'a OwnerMark,
+    /// Where taps in this router are noted; none in a copy, which goes with the job.
+    pub(super) notes: Option<&'a Arc<dyn Notebook>>,
 }
 
 /// What it takes to measure one router: a socket to its nf_tables, and one out of its source host.
@@ -380,6 +382,7 @@ impl<'a> Probing<'a> {
             backend,
             tools,
             owner,
+            notes,
             ..
         } = self.question;
         match self.nft.take() {
@@ -389,6 +392,7 @@ impl<'a> Probing<'a> {
                     netns: &self.router,
                     tools,
                     owner,
+                    notes,
                 };
                 InstalledTaps::install(backend, site, taps)
             }

@@ -20,6 +20,7 @@ mod grant;
 mod inquiry;
 mod lots;
 mod measure;
+mod note;
 mod omission;
 mod plan;
 mod ports;

@@ -17,13 +17,14 @@ use super::{
     conclude::conclude,
     lots::Urn,
     measure::{self, LazyShelf, Probing, Question, Spent, step},
+    note::TapNotes,
     standin::StandIns,
     visit::{Answer, ENDS_HERE, Measurement, Sender, Visit},
 };
 use crate::{
     config::Config,
     firewall::{
-        TagSpace, Taps,
+        Notebook, TagSpace, Taps,
         backend::{Backend, BackendChoice, Site, choose},
         iptables::{OwnerMark, feature},
         rule::Rule,
@@ -62,6 +63,8 @@ pub(super) struct Plan {
     /// Where texts of rules are kept.
     shelf: LazyShelf,
     owner: OwnerMark,
+    /// Where taps that outlive the job are noted.
+    pub(super) notes: Option<TapNotes>,
     taps: Taps,
     /// The same for probes of a router itself.
     own_taps: Taps,
@@ -155,6 +158,7 @@ impl Plan {
             tools: Tools::new(config.tool_dirs.clone()),
             shelf: lazy_shelf(config, &terms.lab),
             owner: OwnerMark::from(&owner),
+            notes: None,
             own_taps: Taps {
                 from_itself: true,
                 ..taps.clone()
@@ -219,6 +223,7 @@ impl Plan {
                 netns,
                 tools: &self.tools,
                 owner: &self.owner,
+                notes: None,
             };
             feature::probe(backend, self.taps.family, site)
         })?;
@@ -281,7 +286,9 @@ impl Plan {
             (_, Some(host)) => measure::From::Host(host),
             _ => return Ok(Answer::Unmeasured("there is no sender".to_owned())),
         };
-        let mut probing = Probing::open(self.question(visit), &visit.netns, from)?;
+        let notes = self.notes_about(visit);
+        let question = self.question(visit, notes.as_ref());
+        let mut probing = Probing::open(question, &visit.netns, from)?;
         let mut census = probing.census()?;
         census.volatile |= census.asks_sender && matches!(visit.from, Ok(Sender::Itself(_)));
         let nature = probing.nature(&census);
@@ -324,7 +331,7 @@ impl Plan {
             taken = self.proxied(visit, &mut probing, &proxied, before)?;
         }
         let urn = Urn {
-            taps: self.question(visit).taps,
+            taps: self.taps_of(visit),
             probes: &visit.probes,
             any_port: self.any_port,
         };
@@ -551,17 +558,33 @@ impl Plan {
             })
     }
 
-    fn question<'a>(&'a self, visit: &'a Visit) -> Question<'a> {
+    fn taps_of(&self, visit: &Visit) -> &Taps {
+        match &visit.from {
+            Ok(Sender::Itself(_)) => &self.own_taps,
+            _ => &self.taps,
+        }
+    }
+
+    /// Where taps are noted that outlive the job: a copy of a router does not.
+    fn notes_about(&self, visit: &Visit) -> Option<Arc<dyn Notebook>> {
+        let lasting = self.backend != Backend::Nft && !visit.copied;
+        let notes = self.notes.as_ref().filter(|_| lasting)?;
+        Some(notes.about(&visit.at.router, &visit.netns))
+    }
+
+    fn question<'a>(
+        &'a self,
+        visit: &'a Visit,
+        notes: Option<&'a Arc<dyn Notebook>>,
+    ) -> Question<'a> {
         Question {
-            taps: match &visit.from {
-                Ok(Sender::Itself(_)) => &self.own_taps,
-                _ => &self.taps,
-            },
+            taps: self.taps_of(visit),
             probes: &visit.probes,
             backend: self.backend,
             tools: &self.tools,
             shelf: (!visit.copied).then_some(&self.shelf),
             owner: &self.owner,
+            notes,
         }
     }
 }

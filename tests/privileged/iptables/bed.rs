@@ -120,6 +120,7 @@ impl Row {
             netns: &self.router,
             tools: &self.tools,
             owner: &self.owner,
+            notes: None,
         }
     }
 

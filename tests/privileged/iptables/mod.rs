@@ -286,19 +286,20 @@ fn only_taps_of_dead_jobs_are_swept() {
         // Dropped without removal: what a job that is killed leaves.
         drop(dead.install(backend));
         let mut taps = alive.install(backend);
-        let swept = sweep(variant, Family::V4, row.site(), |identity| {
+        let of = (variant, Family::V4);
+        let swept = sweep(of, row.site(), &[], |identity| {
             assert_eq!(identity.owner, row.owner);
             identity.run_id.as_str() == "dead"
         })
         .unwrap();
-        let swept: Vec<_> = swept.iter().map(|dead| dead.run_id.as_str()).collect();
+        let swept: Vec<_> = swept.dead.iter().map(|dead| dead.run_id.as_str()).collect();
         assert_eq!(swept, ["dead"], "{backend}");
         alive.send();
         assert_eq!(taps.read().unwrap().packets_out, 4, "{backend}");
         taps.remove().1.unwrap();
         assert_eq!(row.ruleset(), before, "{backend}");
-        let again = sweep(variant, Family::V4, row.site(), |_| true).unwrap();
-        assert_eq!(again, []);
+        let again = sweep(of, row.site(), &[], |_| true).unwrap();
+        assert_eq!(again.dead, []);
     }
 }
 

@@ -1,0 +1,138 @@
+//! Notes of taps that outlive their job when it is killed.
+//!
+//! Before a job puts anything into a router's iptables it notes so in `locks/taps/`, and strikes
+//! the note when all of that is gone again. What a dead job has noted, whoever comes next removes.
+//!
+//! A note is a symbolic link that leads nowhere: `RUN-ID,LAB.ROUTER,TOOL`, its target the note as
+//! JSON. symlinkat(2) makes it whole or not at all, readlinkat(2) reads it, and nothing follows it.
+//! The directory is there only while there are notes, so a job that makes none and finds none does
+//! not look into it: it counts the directories beside the lock files anyway.
+
+use nix::{
+    errno::Errno,
+    fcntl::readlinkat,
+    unistd::{UnlinkatFlags, symlinkat, unlinkat},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    fault,
+    model::{RouterId, RunId},
+    netns::NetnsId,
+    registry::{Owner, RegistryError, RegistryManager, medium::Directory},
+};
+
+/// The directory's name; no queue has it, for those have a `.` or an `@`.
+pub(crate) const DIRECTORY: &str = "taps";
+
+/// What a job's taps may leave in a router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapNote {
+    /// The job.
+    pub run_id: RunId,
+    /// Where.
+    pub router: RouterId,
+    /// Which namespace that was then.
+    pub netns: NetnsId,
+    /// With whose tools, such as `ip6tables-nft`.
+    pub tool: String,
+    /// Tables and chains that come into being with the taps, in the back end's words.
+    pub made: Vec<String>,
+    /// Whose taps they are.
+    pub owner: Owner,
+}
+
+impl TapNote {
+    /// Its name in the directory.
+    fn name(&self) -> String {
+        format!("{},{},{}", self.run_id, self.router, self.tool)
+    }
+
+    /// Whether both are about the same tables.
+    #[must_use]
+    pub fn is_beside(&self, other: &Self) -> bool {
+        self.netns == other.netns && self.tool == other.tool && self.name() != other.name()
+    }
+}
+
+impl RegistryManager {
+    /// Notes what is about to be made.
+    ///
+    /// # Errors
+    /// [`RegistryError::Io`]; there is no note then.
+    pub fn note_tap(&self, note: &TapNote) -> Result<(), RegistryError> {
+        let locks = self.locks();
+        let name = note.name();
+        // Of a struct without maps; it cannot fail.
+        let text = serde_json::to_string(note).unwrap_or_default();
+        loop {
+            let taps = locks.sub(DIRECTORY)?;
+            let put = fault::step("registry.taps.note")
+                .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))
+                .and_then(|()| symlinkat(text.as_str(), taps.fd(), name.as_str()));
+            match put {
+                Ok(()) => return Ok(()),
+                // An earlier job of this name died; its note is as good as gone, for this one says
+                // what both have made.
+                Err(Errno::EEXIST) => unlink(&taps, &name)?,
+                // Somebody has struck the last note and removed the directory.
+                Err(Errno::ENOENT) => {}
+                Err(e) => return Err(taps.error("note", &name, e)),
+            }
+        }
+    }
+
+    /// Strikes a note: nothing of what it says is left. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`RegistryError::Io`].
+    pub fn strike_tap(&self, note: &TapNote) -> Result<(), RegistryError> {
+        let Some(taps) = self.locks().sub_existing(DIRECTORY)? else {
+            return Ok(());
+        };
+        let name = note.name();
+        fault::step("registry.taps.strike").map_err(|e| taps.error("strike", &name, e))?;
+        unlink(&taps, &name)?;
+        self.discard_tap_notes();
+        Ok(())
+    }
+
+    /// Removes the directory of notes; any note keeps it.
+    pub(crate) fn discard_tap_notes(&self) {
+        let _ = unlinkat(self.locks().fd(), DIRECTORY, UnlinkatFlags::RemoveDir);
+    }
+
+    /// All notes, by name. What is no note is left out.
+    ///
+    /// # Errors
+    /// [`RegistryError::Io`] when they cannot be read.
+    pub fn tap_notes(&self) -> Result<Vec<TapNote>, RegistryError> {
+        if !self.locks().may_have_directories()? {
+            return Ok(Vec::new());
+        }
+        let Some(taps) = self.locks().sub_existing(DIRECTORY)? else {
+            return Ok(Vec::new());
+        };
+        let mut names = match taps.names() {
+            // The last note was struck meanwhile.
+            Err(e) if e.errno() == Some(libc::ENOENT) => Vec::new(),
+            other => other?,
+        };
+        names.sort_unstable();
+        let read = |name| {
+            let text = readlinkat(taps.fd(), name).ok()?;
+            serde_json::from_str(text.to_str()?).ok()
+        };
+        Ok(names
+            .iter()
+            .filter_map(|name| read(name.as_os_str()))
+            .collect())
+    }
+}
+
+fn unlink(taps: &Directory, name: &str) -> Result<(), RegistryError> {
+    match unlinkat(taps.fd(), name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(e) => Err(taps.error("strike", name, e)),
+    }
+}
