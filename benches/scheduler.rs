@@ -150,6 +150,7 @@ impl Bench {
         let most = tsim::sched::queue::QueueLimits {
             total: usize::MAX,
             user: usize::MAX,
+            user_time: None,
         };
         lock.submit(job, most, Timestamp::now()).unwrap();
     }

@@ -80,10 +80,9 @@ impl Run for Detailed {
 
 impl Run for Asked {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let out = self.out.clone();
         let evidence = self.evidence;
         let job = self.resolve(context)?;
-        if let Some(dir) = &out {
+        if let Some(dir) = &job.out {
             files::prepare(dir).map_err(|error| match error.source.kind() {
                 io::ErrorKind::DirectoryNotEmpty => Failure::usage(error),
                 _ => Failure::cannot_run(error),
@@ -91,7 +90,7 @@ impl Run for Asked {
         }
         let answered = detailed::run(&job, &context.config)?;
         let report = &answered.report;
-        if let Some(dir) = &out {
+        if let Some(dir) = &job.out {
             files::write(dir, report).map_err(Failure::cannot_run)?;
         }
         let terminal = layout(context);
@@ -131,6 +130,7 @@ impl Asked {
             patient: self.patient,
             trust_facts: asked.trust_facts,
             progress: asked.progress,
+            out: self.out,
         })
     }
 }

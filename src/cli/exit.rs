@@ -227,7 +227,10 @@ impl Fault for DetailedError {
 
 impl Fault for SubmitError {
     fn is_asked_wrong(&self) -> bool {
-        matches!(self, Self::Taken { .. } | Self::UserFull { .. })
+        matches!(
+            self,
+            Self::Taken { .. } | Self::UserFull { .. } | Self::UserSpent { .. }
+        )
     }
 }
 

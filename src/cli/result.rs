@@ -14,7 +14,7 @@ use crate::{
         client::{Client, ClientError},
         job::{FinishedJob, Mode, Status, Verdicts},
         queue::position,
-        runner::{REPORT_TEXT, RESULT},
+        runner::{MEASURED, REPORT_TEXT, RESULT},
         spool::Spool,
     },
 };
@@ -26,6 +26,9 @@ pub(super) struct Show {
     /// The job
     #[arg(add = complete::jobs())]
     run_id: RunId,
+    /// Of a detailed job that was ended before its result: what it had measured by then, as JSON lines
+    #[arg(long)]
+    measured: bool,
     #[command(flatten)]
     pub(super) at: At,
 }
@@ -33,10 +36,33 @@ pub(super) struct Show {
 impl Run for Show {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         match &context.client {
+            _ if self.measured => measured(context, &self.run_id),
             Some(client) => ask(context, client, &self.run_id),
             None => look(context, &self.run_id),
         }
     }
+}
+
+/// Prints what a job without a result had measured. Nothing is known of what it had not.
+fn measured(context: &Context, run_id: &RunId) -> Result<Exit, Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let done = match &context.client {
+        Some(client) => {
+            let path = format!("/jobs/{run_id}/measured");
+            client.read(&path, |part| out.write_all(part))?;
+            Ok(())
+        }
+        None => {
+            let spool = Spool::open(&context.config)?;
+            let Some(mut file) = spool.run_file(run_id, MEASURED)? else {
+                let none = format!("job {run_id} left nothing of that kind");
+                return Err(Failure::cannot_run(none));
+            };
+            io::copy(&mut file, &mut out).map(drop)
+        }
+    };
+    printed(done, out)?;
+    Ok(Exit::SomeUnknown)
 }
 
 /// From a scheduler, which shows users their own results.

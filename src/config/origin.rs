@@ -47,9 +47,10 @@ fn note(text: &str, above: &str, table: &DeTable, lines: &mut BTreeMap<String, u
 }
 
 /// Keys of `[scheduler]` that have no value unless the file sets them.
-const OPTIONAL: [&str; 5] = [
+const OPTIONAL: [&str; 6] = [
     "runner_dir",
     "socket",
+    "max_user_seconds",
     "socket_group",
     "admin_group",
     "token_file",

@@ -50,6 +50,8 @@ pub struct Scheduler {
     pub share_results: bool,
     /// Most jobs of one user that may wait.
     pub max_user_queued: usize,
+    /// How long one user's jobs may have run within an hour, all together; none for any time.
+    pub max_user_seconds: Option<f64>,
     /// Most connections of one user of this machine, or of one address.
     pub max_user_connections: usize,
     /// File with the token that changes state through the API, see [`super::Config::token_file`].
@@ -89,6 +91,7 @@ impl Default for Scheduler {
             admin_group: None,
             share_results: false,
             max_user_queued: 1000,
+            max_user_seconds: None,
             max_user_connections: 512,
             token_file: None,
             token_to_read: false,
@@ -111,6 +114,12 @@ impl Scheduler {
     #[must_use]
     pub fn detailed_time(&self) -> Duration {
         Duration::from_secs_f64(self.detailed_seconds)
+    }
+
+    /// How long one user's jobs may run within an hour.
+    #[must_use]
+    pub fn user_time(&self) -> Option<Duration> {
+        self.max_user_seconds.map(Duration::from_secs_f64)
     }
 
     /// Time between SIGTERM and SIGKILL.
@@ -146,6 +155,10 @@ impl Scheduler {
             ("detailed_seconds", self.detailed_seconds / 3600.0),
             ("grace_seconds", self.grace_seconds / 3600.0),
             ("keep_hours", self.keep_hours),
+            (
+                "max_user_seconds",
+                self.max_user_seconds.unwrap_or_default() / 3600.0,
+            ),
         ];
         if let Some((key, _)) = times.iter().find(|(_, h)| !(0.0..=YEAR_HOURS).contains(h)) {
             return Err(format!("scheduler.{key}: 0 to one year is allowed"));

@@ -114,6 +114,25 @@ impl Spool {
         self.search(before, limit, "")
     }
 
+    /// The jobs that were over at `since` or later, latest first.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`] when the index cannot be read.
+    pub fn finished_since(&self, since: Timestamp) -> Result<Vec<FinishedJob>, SpoolError> {
+        const AT_ONCE: usize = 256;
+        let mut jobs = Vec::new();
+        let mut before = None;
+        loop {
+            let page = self.history(before, AT_ONCE)?;
+            let whole = page.jobs.last().is_some_and(|job| job.finished_at >= since);
+            jobs.extend(page.jobs.into_iter().filter(|job| job.finished_at >= since));
+            match page.next.filter(|_| whole) {
+                Some(next) => before = Some(next),
+                None => return Ok(jobs),
+            }
+        }
+    }
+
     /// The same of those jobs alone that have every word of `find`, whatever its case, in their
     /// name, user, status, mode, lab, question or reason.
     ///

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, Read, Seek, SeekFrom},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
     os::unix::fs::MetadataExt,
     path::Path,
     process::ExitStatus,
@@ -19,7 +19,7 @@ use crate::{
 use super::{
     job::{Status, UserName, Verdicts},
     policy::Cause,
-    runner::{RESULT, STDERR, describe},
+    runner::{MEASURED, RESULT, STDERR, describe},
     spool::Spool,
 };
 
@@ -39,6 +39,8 @@ pub struct Left {
     pub verdicts: Option<Verdicts>,
     /// What went wrong, if it did not.
     pub reason: Option<String>,
+    /// How often a service was measured and written down, if it did not.
+    pub measured: usize,
     /// Whether it was ended by a signal, so that nothing was undone.
     pub crashed: bool,
     /// How many bytes its directory has on disk.
@@ -63,12 +65,17 @@ impl Left {
             let words = open(STDERR).and_then(last_words).unwrap_or_default();
             sentence(&words, &describe(status))
         });
+        let measured = match complete {
+            true => 0,
+            false => open(MEASURED).and_then(count_lines).unwrap_or_default(),
+        };
         Self {
             exit_code,
             complete,
             verdicts: verdicts.ok().flatten().filter(|_| complete),
             reason,
             crashed,
+            measured,
             bytes: bytes_of(&spool.run_dir(run_id)),
         }
     }
@@ -81,8 +88,8 @@ impl Left {
         cause: Option<Cause>,
         cancelled_by: Option<&UserName>,
     ) -> (Status, Option<String>) {
-        match cause {
-            _ if self.complete => (Status::Done, None),
+        let (status, reason) = match cause {
+            _ if self.complete => return (Status::Done, None),
             None => (Status::Failed, self.reason.clone()),
             Some(Cause::TimedOut) => (
                 Status::TimedOut,
@@ -96,7 +103,14 @@ impl Left {
                 Status::Cancelled,
                 Some("it was cancelled because the scheduler was stopped".to_owned()),
             ),
-        }
+        };
+        let kept = |reason| match self.measured {
+            0 => reason,
+            count => format!(
+                "{reason}; `tsim result --measured` shows what it had measured by then ({count} lines)"
+            ),
+        };
+        (status, reason.map(kept))
     }
 }
 
@@ -176,6 +190,11 @@ fn last_words(mut file: File) -> io::Result<Vec<String>> {
     Ok(lines.map(|line| printable(line).into_owned()).collect())
 }
 
+fn count_lines(file: File) -> io::Result<usize> {
+    let mut lines = BufReader::new(file).split(b'\n');
+    lines.try_fold(0, |count, line| line.map(|_| count + 1))
+}
+
 /// What the files of a run take on disk, the directories in it included. What cannot be looked at
 /// counts nothing: it is there to limit, not to bill.
 fn bytes_of(dir: &Path) -> u64 {
@@ -251,6 +270,16 @@ mod tests {
             assert!(reason.contains(want), "{reason}");
             assert_eq!(left.verdicts, None);
         }
+    }
+
+    #[test]
+    fn what_was_measured_before_the_end_is_told_of() {
+        let mut left = left("", "", Some(15));
+        left.measured = 3;
+        let (status, reason) = left.conclude(Some(Cause::TimedOut), None);
+        assert_eq!(status, Status::TimedOut);
+        let want = "it ran longer than it may; `tsim result --measured` shows what";
+        assert!(reason.as_deref().unwrap().starts_with(want), "{reason:?}");
     }
 
     #[test]

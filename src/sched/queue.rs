@@ -7,9 +7,10 @@ use std::{
     collections::{HashMap, HashSet},
     mem,
     sync::Arc,
+    time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -22,6 +23,9 @@ use crate::{
     config::Config,
     model::{Dscp, RunId},
 };
+
+/// Over which time the run time of a user's jobs is counted.
+const SPENT_WITHIN: SignedDuration = SignedDuration::from_hours(1);
 
 /// A job was not taken in.
 #[derive(Debug, Error)]
@@ -49,18 +53,31 @@ pub enum SubmitError {
         /// How many.
         waiting: usize,
     },
+    /// One user's jobs ran as long as they may.
+    #[error(
+        "jobs of {username} ran {} s within the last hour, as long as scheduler.max_user_seconds \
+         allows: ask again later", .spent.as_secs()
+    )]
+    UserSpent {
+        /// Whose they are.
+        username: UserName,
+        /// How long they ran, all together.
+        spent: Duration,
+    },
     /// The files could not be used.
     #[error(transparent)]
     Spool(#[from] SpoolError),
 }
 
-/// Most jobs that may wait.
+/// Most jobs that may wait, and how long those of one user may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimits {
     /// Of everybody together.
     pub total: usize,
     /// Of one user.
     pub user: usize,
+    /// How long one user's jobs may have run within an hour, all together; none for any time.
+    pub user_time: Option<Duration>,
 }
 
 impl QueueLimits {
@@ -70,6 +87,7 @@ impl QueueLimits {
         Self {
             total: config.scheduler.max_queued,
             user: config.scheduler.max_user_queued,
+            user_time: config.scheduler.user_time(),
         }
     }
 }
@@ -283,6 +301,13 @@ impl Locked<'_> {
                 return Err(SubmitError::UserFull { username, waiting });
             }
         }
+        if let Some(most) = most.user_time {
+            let spent = self.spent(&job.username, now)?;
+            if spent >= most {
+                let username = job.username;
+                return Err(SubmitError::UserSpent { username, spent });
+            }
+        }
         let (run_id, mode) = (job.run_id, job.mode);
         let entry = QueuedJob {
             run_id: run_id.clone(),
@@ -302,6 +327,28 @@ impl Locked<'_> {
             position,
             new: true,
         })
+    }
+
+    /// How long a user's jobs ran within the last hour, those that run still included.
+    fn spent(&self, username: &UserName, now: Timestamp) -> Result<Duration, SpoolError> {
+        let since = now.checked_sub(SPENT_WITHIN).unwrap_or(Timestamp::MIN);
+        let within = |from: Timestamp, to: Timestamp| {
+            let time = to.duration_since(from.max(since));
+            Duration::try_from(time).unwrap_or_default()
+        };
+        let running = self.list(List::Current)?;
+        let running = running
+            .jobs
+            .iter()
+            .filter_map(|entry| parse::<RunningJob>(entry));
+        let running = running.filter(|job| job.username == *username);
+        let mut spent: Duration = running.map(|job| within(job.started_at, now)).sum();
+        for job in self.spool.finished_since(since)? {
+            if let (true, Some(started)) = (job.username == *username, job.started_at) {
+                spent += within(started, job.finished_at);
+            }
+        }
+        Ok(spent)
     }
 
     /// The job that already has this run id, if it is the same one.

@@ -18,6 +18,7 @@ fn most(jobs: usize) -> QueueLimits {
     QueueLimits {
         total: jobs,
         user: jobs,
+        user_time: None,
     }
 }
 
@@ -244,4 +245,41 @@ fn a_later_version_is_not_touched() {
         refused,
         Err(SubmitError::Spool(SpoolError::Version { found: 2, .. }))
     ));
+}
+
+#[test]
+fn whose_jobs_ran_as_long_as_they_may_waits_for_the_hour_to_pass() {
+    let (_dir, spool) = temporary();
+    let minutes = |count: i64| Timestamp::from_second(count * 60).unwrap();
+    let limit = QueueLimits {
+        user_time: Some(Duration::from_secs(20 * 60)),
+        ..most(10)
+    };
+    let ask = |name: &str, user: &str, at: i64| {
+        let job = NewJob {
+            username: UserName::new(user).unwrap(),
+            ..new_job(name, Mode::Quick)
+        };
+        spool.lock().unwrap().submit(job, limit, minutes(at))
+    };
+    ask("long", "ann", 100).unwrap();
+    let take = |lock: &Locked<'_>| lock.take(&[(id("long"), None)], minutes(100));
+    let long = take(&spool.lock().unwrap()).unwrap().remove(0);
+    // Before its limit is reached, and then while it runs still.
+    ask("early", "ann", 119).unwrap();
+    let text = ask("late", "ann", 120).unwrap_err().to_string();
+    assert!(text.contains("ran 1200 s"), "{text}");
+    assert!(text.contains("scheduler.max_user_seconds"), "{text}");
+    ask("other", "bob", 120).unwrap();
+    let lock = spool.lock().unwrap();
+    let ended = FinishedJob {
+        finished_at: minutes(130),
+        ..finished(long)
+    };
+    lock.close(&ended).unwrap();
+    lock.forget_running(&[id("long")], minutes(130)).unwrap();
+    drop(lock);
+    // 100 to 130: of the hour before 169 it has 21 minutes, of that before 171 19.
+    ask("still", "ann", 169).unwrap_err();
+    ask("again", "ann", 171).unwrap();
 }

@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     fs, io,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         unix::{
             fs::MetadataExt,
             process::{CommandExt, ExitStatusExt},
@@ -50,6 +50,8 @@ const REPORT: &str = "report";
 pub const REPORT_HTML: &str = "report/report.html";
 /// The same as text.
 pub const REPORT_TEXT: &str = "report/report.txt";
+/// What a detailed job had measured when it was ended before its result.
+pub const MEASURED: &str = "report/measured.jsonl";
 /// The runner's progress.
 pub const PROGRESS: &str = "progress.jsonl";
 
@@ -140,8 +142,11 @@ impl Runners {
         if let Some(trace) = &job.params.options.trace {
             write_json(run, TRACE, trace)?;
         }
-        let mut command = self.command(job, run.path());
+        let mut command = self.command(job);
+        // Names below a directory that the runner is put into: whatever its path leads to by now,
+        // the runner writes where the scheduler has looked.
         command
+            .current_dir(format!("/proc/self/fd/{}", run.fd().as_raw_fd()))
             .stdin(alive)
             .stdout(open(RESULT)?)
             .stderr(open(STDERR)?);
@@ -163,13 +168,13 @@ impl Runners {
         })
     }
 
-    fn command(&self, job: &RunningJob, dir: &Path) -> Command {
+    /// All files in its arguments but the configuration are named as below the run directory.
+    fn command(&self, job: &RunningJob) -> Command {
         let mut command = Command::new(self.program(job.mode));
         let params = &job.params;
         command
             .env_clear()
             .process_group(0)
-            .current_dir("/")
             .args(["--lab", params.lab.as_str()])
             .args(["-s", &params.source.to_string()])
             .args(["-d", &params.destination.to_string()])
@@ -178,17 +183,14 @@ impl Runners {
             let names: Vec<&str> = routers.iter().map(AsRef::as_ref).collect();
             command.args(["--routers", &names.join(",")]);
         }
-        command.args(params.options.arguments(&dir.join(TRACE)));
+        command.args(params.options.arguments(Path::new(TRACE)));
         command.args(["--run-id", job.run_id.as_str()]);
         if let Some(dscp) = job.dscp {
             command.args(["--dscp", &dscp.to_string()]);
         }
-        command
-            .arg("--json")
-            .arg("--progress")
-            .arg(dir.join(PROGRESS));
+        command.args(["--json", "--progress", PROGRESS]);
         if job.mode == Mode::Detailed {
-            command.arg("--out").arg(dir.join(REPORT));
+            command.args(["--out", REPORT]);
         }
         if let Some(file) = &self.config_file {
             command.arg("--config").arg(file);

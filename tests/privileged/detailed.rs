@@ -48,6 +48,7 @@ pub(crate) fn job(
         patient: false,
         trust_facts: false,
         progress: None,
+        out: None,
     }
 }
 

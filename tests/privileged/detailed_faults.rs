@@ -2,6 +2,7 @@
 //! and nothing is left to reconcile.
 
 use std::{
+    fs,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{Command, Output},
@@ -48,6 +49,10 @@ impl Runner {
     }
 
     fn detailed(&self, run_id: &str, fault: Option<&str>) -> Output {
+        self.command(run_id, fault).output().unwrap()
+    }
+
+    fn command(&self, run_id: &str, fault: Option<&str>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-detailed"));
         command.arg("--config").arg(&self.config);
         command.args(["--lab", self.lab.bed.lab.as_str(), "-s", "10.81.1.10"]);
@@ -56,15 +61,11 @@ impl Runner {
         if let Some(fault) = fault {
             command.args(["--fault", fault]);
         }
-        command.output().unwrap()
+        command
     }
 
     fn steps(&self) -> u64 {
-        let output = self.detailed("count", Some("count"));
-        let text = String::from_utf8(output.stderr).unwrap();
-        let count = text.split("fault: ").nth(1);
-        let count = count.and_then(|t| t.split(' ').next()).unwrap();
-        let count = count.parse().unwrap();
+        let count = steps(&self.detailed("count", Some("count")));
         assert!(count >= 50, "{count} steps");
         count
     }
@@ -129,6 +130,14 @@ impl Runner {
     }
 }
 
+/// The number of steps that a job counted.
+fn steps(output: &Output) -> u64 {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let count = text.split("fault: ").nth(1);
+    let count = count.and_then(|t| t.split(' ').next()).unwrap();
+    count.parse().unwrap()
+}
+
 fn state(lab: &TestLab) -> State {
     let router = lab.lab.router_netns(&RouterName::new("r1").unwrap());
     let mut netlink = Netlink::open(&router.unwrap()).unwrap();
@@ -153,6 +162,36 @@ fn a_detailed_job_killed_at_a_step_leaves_nothing_to_the_next() {
 fn a_detailed_job_that_fails_at_a_step_leaves_nothing_to_the_next() {
     let runner = Runner::new();
     runner.fail_at((4..=runner.steps()).step_by(STRIDE));
+}
+
+/// Each service is written down as soon as it was measured, and the report takes its place.
+#[test]
+fn what_was_measured_outlives_a_job_that_is_killed_before_its_report() {
+    let runner = Runner::new();
+    let out = tempfile::tempdir().unwrap();
+    let report = out.path().join("report");
+    let ask = |fault: &str| {
+        let mut command = runner.command("out", Some(fault));
+        command.arg("--out").arg(&report).output().unwrap()
+    };
+    let counted = ask("count");
+    assert_eq!(counted.status.code(), Some(1), "{counted:?}");
+    assert!(report.join("report.json").exists());
+    assert!(!report.join("measured.jsonl").exists());
+
+    // While it gives back what it had.
+    let step = steps(&counted) - 3;
+    assert_eq!(ask(&format!("kill@{step}")).status.signal(), Some(9));
+    let text = fs::read_to_string(report.join("measured.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    let found: Vec<_> = lines
+        .map(|line: Value| (line["port"].clone(), line["result"].clone()))
+        .collect();
+    let want = [(22, "YES"), (23, "NO")].map(|(port, result)| (json!(port), json!(result)));
+    assert_eq!(found, want, "{text}");
+    assert!(text.contains("blocking_rules"), "{text}");
+    ask("count");
+    assert!(!report.join("measured.jsonl").exists());
 }
 
 #[test]

@@ -263,3 +263,22 @@ fn hold_dscp(site: &Site, pid: u32) {
         "status": "allocated"}}});
     fs::write(site.path("registry/dscp_registry.json"), held.to_string()).unwrap();
 }
+
+#[test]
+fn what_a_killed_detailed_job_had_measured_is_shown() {
+    let site = Site::new("");
+    let _daemon = site.daemon();
+    site.submit("r1", Mode::Detailed, "crash");
+    let reason = site.until_finished("r1").reason.unwrap();
+    let want = "`tsim result --measured` shows what it had measured by then (1 lines)";
+    assert!(reason.contains(want), "{reason}");
+    let shown = site.tsim(&["result", "--measured", "r1"]);
+    assert_eq!(shown.status.code(), Some(3), "{shown:?}");
+    assert_eq!(shown.stdout, b"{\"port\":80,\"result\":\"YES\"}\n");
+    site.submit("r2", Mode::Quick, "any");
+    site.until_finished("r2");
+    let none = site.tsim(&["result", "--measured", "r2"]);
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
+    let said = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert!(said.contains("job r2 left none"), "{said}");
+}

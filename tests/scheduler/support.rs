@@ -207,6 +207,7 @@ impl Site {
         let most = QueueLimits {
             total: 100_000,
             user: 100_000,
+            user_time: None,
         };
         lock.submit(job, most, Timestamp::now()).unwrap()
     }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -12,11 +13,11 @@ use nix::{
     sys::signal::Signal,
 };
 use tempfile::TempDir;
-use tsim::sched::job::Status;
+use tsim::sched::job::{Mode, Status};
 
 use crate::{
     http::Client,
-    support::{Daemon, Site},
+    support::{Daemon, Site, id},
 };
 
 /// A file system of its own with little room.
@@ -155,4 +156,25 @@ fn a_configuration_named_from_here_is_the_runners_too() {
     let arguments = fs::read_to_string(site.path("args")).unwrap();
     let want = format!("--config {}", site.path("tsim.toml").display());
     assert!(arguments.contains(&want), "{arguments}");
+}
+
+#[test]
+fn a_runner_writes_where_the_scheduler_has_looked_whatever_is_put_there_meanwhile() {
+    let site = Site::new("");
+    let _daemon = site.daemon();
+    site.submit("r1", Mode::Detailed, "gate");
+    site.until("it runs", |site| site.started().len() == 1);
+    let run = site.spool.run_dir(&id("r1"));
+    let (moved, decoy) = (site.path("moved"), site.path("decoy"));
+    fs::create_dir(&decoy).unwrap();
+    fs::rename(&run, &moved).unwrap();
+    symlink(&decoy, &run).unwrap();
+    let _gate = site.open_gate();
+    site.until("it ended", |site| {
+        site.log().iter().any(|line| line.what == "end")
+    });
+    assert_eq!(fs::read_dir(&decoy).unwrap().count(), 0);
+    let progress = fs::read_to_string(moved.join("progress.jsonl")).unwrap();
+    assert!(progress.contains("done"), "{progress}");
+    assert!(moved.join("report/report.html").exists());
 }

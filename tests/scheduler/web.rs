@@ -13,7 +13,7 @@ use tsim::{sched::job::Mode, sys::limits};
 
 use crate::{
     http::{Client, Event, read_answer},
-    support::{Daemon, Site},
+    support::{Daemon, Site, id},
 };
 
 const TOKEN: &str = "5f0e1c2d3b4a59687786f5e4d3c2b1a0";
@@ -228,7 +228,9 @@ fn options_reach_the_runner_and_a_bad_one_is_said_at_its_field() {
         assert!(arguments.contains(argument), "{argument}: {arguments}");
     }
     let file = arguments.split("--trace=").nth(1).unwrap();
-    let file = fs::read_to_string(file.split_whitespace().next().unwrap()).unwrap();
+    let file = file.split_whitespace().next().unwrap();
+    let run = site.spool.run_dir(&id("told"));
+    let file = fs::read_to_string(run.join(file)).unwrap();
     let given: Value = serde_json::from_str(&file).unwrap();
     assert_eq!(given["destination"], "10.0.0.2");
     let job = client.get("/api/v1/jobs/told");

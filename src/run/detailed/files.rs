@@ -5,6 +5,7 @@
 //! DIR/report.txt     the same as text
 //! DIR/report.json    everything
 //! DIR/443_tcp.json   one per service, in the shape of the Python system
+//! DIR/measured.jsonl a line per service as soon as it was measured; gone once the others are there
 //! ```
 //!
 //! They are for their owner only: they say what a firewall lets through. The directory of an earlier
@@ -13,24 +14,31 @@
 
 use std::{
     ffi::OsStr,
-    fs,
-    io::{self, Write},
+    fs::{self, File},
+    io::{self, BufWriter, IntoInnerError, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
+
+use nix::libc;
 
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::model::PrintableJson;
+use crate::model::{PrintableJson, Service};
 
 use super::{
     html, json,
-    result::{DetailedReport, file_stem},
+    result::{DetailedReport, ServiceTest, file_stem},
     text,
 };
 
 /// Columns of the text file.
 const WIDTH: usize = 120;
+
+/// What was measured so far.
+pub const MEASURED: &str = "measured.jsonl";
 
 /// A result could not be written.
 #[derive(Debug, Error)]
@@ -77,21 +85,79 @@ pub fn write(dir: &Path, report: &DetailedReport) -> Result<(), WriteError> {
     let clear = || {
         make(dir)?;
         let earlier = fs::read_dir(dir)?.filter_map(Result::ok);
-        let mut earlier = earlier.filter(|entry| is_ours(&entry.file_name()));
+        let stays = |name: &OsStr| name == MEASURED;
+        let mut earlier =
+            earlier.filter(|entry| is_ours(&entry.file_name()) && !stays(&entry.file_name()));
         earlier.try_for_each(|entry| fs::remove_file(entry.path()))
     };
     clear().map_err(|source| WriteError {
         path: dir.to_owned(),
         source,
     })?;
-    put(dir, "report.html", html::page(report).as_bytes())?;
-    put(dir, "report.txt", &as_text(report))?;
+    put(dir, "report.html", |file| {
+        file.write_all(html::page(report).as_bytes())
+    })?;
+    let layout = text::Layout {
+        width: WIDTH,
+        colour: false,
+        evidence: true,
+        answer_only: false,
+    };
+    put(dir, "report.txt", |file| text::print(file, report, layout))?;
     put_json(dir, "report.json", &json::document(report))?;
     for service in &report.services {
         let name = format!("{}.json", file_stem(service.service));
         put_json(dir, &name, &json::service_document(report, service))?;
     }
-    Ok(())
+    match fs::remove_file(dir.join(MEASURED)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(WriteError {
+            path: dir.join(MEASURED),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What a job has found out so far, a JSON line per service: of a job that is ended before it comes to
+/// its result, or whose result has no room, that stays.
+#[derive(Debug)]
+pub(super) struct Measured {
+    path: PathBuf,
+    /// None once a line could not be written.
+    file: Mutex<Option<File>>,
+}
+
+impl Measured {
+    /// Begins anew in `dir`.
+    pub(super) fn begin(dir: &Path) -> Result<Self, WriteError> {
+        let path = dir.join(MEASURED);
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        match options.custom_flags(libc::O_NOFOLLOW).open(&path) {
+            Ok(file) => Ok(Self {
+                path,
+                file: Mutex::new(Some(file)),
+            }),
+            Err(source) => Err(WriteError { path, source }),
+        }
+    }
+
+    /// Adds a service.
+    pub(super) fn add(&self, service: Service, test: &ServiceTest) {
+        let line = || -> io::Result<Vec<u8>> {
+            let mut line = PrintableJson::new(Vec::new());
+            serde_json::to_writer(&mut line, &json::measured(service, test))?;
+            let mut line = line.finish()?;
+            line.push(b'\n');
+            Ok(line)
+        };
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = file.as_mut() else { return };
+        if let Err(error) = line().and_then(|line| open.write_all(&line)) {
+            tracing::warn!(%error, path = %self.path.display(), "what is measured is not kept");
+            *file = None;
+        }
+    }
 }
 
 /// Makes the directory, for its owner only, unless it is there.
@@ -111,40 +177,29 @@ fn is_ours(name: &OsStr) -> bool {
         let letters = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         (port.parse::<u16>().is_ok() && letters(protocol)).then_some(())
     };
-    ["report.html", "report.txt", "report.json"].contains(&name) || service().is_some()
-}
-
-fn as_text(report: &DetailedReport) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let layout = text::Layout {
-        width: WIDTH,
-        colour: false,
-        evidence: true,
-        answer_only: false,
-    };
-    // Writing to memory does not fail.
-    let _ = text::print(&mut bytes, report, layout);
-    bytes
+    ["report.html", "report.txt", "report.json", MEASURED].contains(&name) || service().is_some()
 }
 
 fn put_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), WriteError> {
-    let mut json = PrintableJson::new(Vec::new());
-    let written = serde_json::to_writer_pretty(&mut json, value);
-    let bytes = written
-        .map_err(io::Error::from)
-        .and_then(|()| json.finish());
-    let bytes = bytes.map_err(|source| WriteError {
-        path: dir.join(name),
-        source,
-    })?;
-    put(dir, name, &bytes)
+    put(dir, name, |file| {
+        let mut json = PrintableJson::new(file);
+        serde_json::to_writer_pretty(&mut json, value)?;
+        json.finish().map(drop)
+    })
 }
 
-fn put(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
+/// Writes a file as a whole, by parts: none of it is held in memory.
+fn put(
+    dir: &Path,
+    name: &str,
+    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), WriteError> {
     let path = dir.join(name);
     let write = || {
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.write_all(bytes)?;
+        let file = tempfile::NamedTempFile::new_in(dir)?;
+        let mut buffered = BufWriter::new(file);
+        content(&mut buffered)?;
+        let file = buffered.into_inner().map_err(IntoInnerError::into_error)?;
         // Temporary files are for their owner only, and so the report stays.
         file.persist(&path).map(drop).map_err(|e| e.error)
     };

@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::result::{DetailedReport, Leg, LockTime, RouterTest, ServiceResult, Status, Timing};
+use super::result::{
+    DetailedReport, Leg, LockTime, RouterTest, ServiceResult, ServiceTest, Status, Timing,
+};
 use crate::{
     model::{IfName, Protocol, RouterName, Service},
     run::report::{EndKind, RouterReport, ServiceReport, Verdict},
@@ -205,6 +207,19 @@ pub fn service_document<'a>(
         router_service_results: statuses.collect(),
         reachability_summary: reachability(result),
     }
+}
+
+/// What was measured of a service through the routers of one stretch of its way.
+pub(super) fn measured(service: Service, test: &ServiceTest) -> impl Serialize {
+    let end = &test.end;
+    json!({
+        "port": service.port,
+        "protocol": service.protocol,
+        "result": end.result,
+        "status": end.status,
+        "reason": end.reason,
+        "tests": test.tests,
+    })
 }
 
 fn source_port(report: &DetailedReport) -> Value {

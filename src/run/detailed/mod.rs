@@ -118,6 +118,8 @@ pub struct DetailedJob {
     pub trust_facts: bool,
     /// Where to append progress.
     pub progress: Option<PathBuf>,
+    /// The directory in which each service is written down as soon as it was measured.
+    pub out: Option<PathBuf>,
 }
 
 /// A detailed job could not be run.
@@ -132,6 +134,9 @@ pub enum DetailedError {
     /// A namespace could not be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// What is measured cannot be written down.
+    #[error(transparent)]
+    Write(#[from] files::WriteError),
     /// Leases or locks were not had.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -228,6 +233,8 @@ struct Setup<'a> {
     interrupt: &'a Interrupt,
     /// Called for each service that was tried.
     done: &'a (dyn Fn() + Sync),
+    /// Called with what was found out about a service.
+    keep: &'a (dyn Fn(Service, &result::ServiceTest) + Sync),
 }
 
 impl Setup<'_> {

@@ -145,6 +145,7 @@ fn router(site: Shared) -> Router {
         .route("/jobs/{run_id}/result", get(read::result))
         .route("/jobs/{run_id}/report", get(read::report))
         .route("/jobs/{run_id}/text", get(read::text))
+        .route("/jobs/{run_id}/measured", get(read::measured))
         .route("/jobs/{run_id}/stderr", get(read::stderr))
         .route("/jobs/{run_id}/watch", get(stand::watch))
         .route("/jobs/{run_id}/cancel", post(api::cancel))

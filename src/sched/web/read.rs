@@ -25,7 +25,7 @@ use crate::{
     model::RunId,
     sched::{
         job::UserName,
-        runner::{REPORT_HTML, REPORT_TEXT, RESULT, STDERR},
+        runner::{MEASURED, REPORT_HTML, REPORT_TEXT, RESULT, STDERR},
     },
 };
 
@@ -47,6 +47,15 @@ pub(super) async fn text(
     Name(id): Name,
 ) -> Result<Response, ApiError> {
     file(site, rights, id, REPORT_TEXT, "text/plain; charset=utf-8").await
+}
+
+/// What a detailed job had measured when it was ended before its result.
+pub(super) async fn measured(
+    State(site): State<Shared>,
+    Extension(rights): Extension<Rights>,
+    Name(id): Name,
+) -> Result<Response, ApiError> {
+    file(site, rights, id, MEASURED, "application/jsonl").await
 }
 
 pub(super) async fn stderr(

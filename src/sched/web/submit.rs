@@ -143,7 +143,7 @@ fn enqueue(site: &Site, submission: Submission) -> Result<Submitted, ApiError> {
             SubmitError::Full(_) => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
-            SubmitError::UserFull { .. } => {
+            SubmitError::UserFull { .. } | SubmitError::UserSpent { .. } => {
                 ApiError::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
             }
             SubmitError::Spool(error) => error.into(),

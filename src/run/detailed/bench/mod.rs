@@ -267,7 +267,9 @@ impl<'a> Bench<'a> {
             return Ok(None);
         }
         if examined.1 {
-            self.result.tests.push((task.at, examined.0.test));
+            let test = examined.0.test;
+            (self.setup.keep)(task.service, &test);
+            self.result.tests.push((task.at, test));
             return Ok(None);
         }
         Ok(Some(examined.0))
@@ -350,7 +352,9 @@ impl<'a> Bench<'a> {
             let tried = tried.map_err(self.failed())?;
             let to = self.setup.attempt(self.site, &undecided.task, true).to;
             self.forget(undecided.task, tried.client, to);
-            let (at, test) = (undecided.task.at, self.decide(undecided, &tried));
+            let Task { at, service, .. } = undecided.task;
+            let test = self.decide(undecided, &tried);
+            (self.setup.keep)(service, &test);
             self.result.tests.push((at, test));
         }
         self.setup.stop_if_interrupted()?;
