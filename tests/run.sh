@@ -24,6 +24,8 @@
 #              system tries every twelfth
 #   rulesets   two thousand random rulesets, and as many that decide by rate, chance or history, where
 #              the stage system tries a hundred and two dozen
+#   kills      a thousand kills of jobs, labs, the daemon and its runners, where the stage system tries a
+#              hundred: the next job is right, and nothing is left; TSIM_KILLS_SEED=N tries others
 #   package    the Debian package: built, and installed, used and removed in fresh roots of Debian 12
 #              and 13; and what `cargo install` puts in place
 #   vm-full    all of them, on every kernel that vagrant/vm-tests.sh knows
@@ -149,6 +151,12 @@ stage_rulesets() {
         cargo test --locked --test privileged -- --nocapture cases::fuzz cases::varied
 }
 
+stage_kills() {
+    need_root kills
+    TSIM_KILLS=${TSIM_KILLS:-1000} TSIM_KILLS_SEED=${TSIM_KILLS_SEED:-$RANDOM} \
+        in_own_netns_dir cargo test --locked --test privileged -- --nocapture kills::
+}
+
 stage_left-out() {
     need_root left-out
     TSIM_LEFT_OUT=1000 \
@@ -186,9 +194,9 @@ stage_vm-full() {
 main() {
     for stage in "$@"; do
         case $stage in
-            format | lint | unit | system | user | browser | bench | vm | chains | left-out | mutations | package | round-trips | rulesets | vm-full) ;;
+            format | lint | unit | system | user | browser | bench | vm | chains | kills | left-out | mutations | package | round-trips | rulesets | vm-full) ;;
             *)
-                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, left-out, mutations, package, round-trips, rulesets, vm-full" >&2
+                echo "tests/run.sh: no stage is named '$stage': format, lint, unit, system, user, browser, bench, vm, chains, kills, left-out, mutations, package, round-trips, rulesets, vm-full" >&2
                 exit 2
                 ;;
         esac

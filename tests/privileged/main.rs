@@ -32,6 +32,7 @@ mod inside;
 mod iptables;
 mod kept;
 mod kernels;
+mod kills;
 mod lab;
 mod leaks;
 mod left_out;
