@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs, uses and removes the Debian package in fresh roots.
+# Installs, uses and removes the Debian package in fresh roots, and starts its unit under systemd there.
 #
 #   tests/package.sh PACKAGE [SUITE…]
 #
@@ -97,6 +97,9 @@ for suite; do
     in_root "$root" dpkg --verify tsim
     in_new_network "$root" "$use"
     in_new_network "$root" "$as_user"
+
+    in_root "$root" apt-get -qq install -y --no-install-recommends systemd systemd-sysv dbus >/dev/null
+    ./tests/systemd.sh "$root"
 
     in_root "$root" apt-get -qq purge -y tsim >/dev/null
     left=$(find "$root" -xdev -name '*tsim*' -not -path "$root/tsim.deb" -not -path "$root/var/*" \

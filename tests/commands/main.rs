@@ -11,3 +11,4 @@ mod generate;
 mod help;
 mod support;
 mod terminal;
+mod units;
