@@ -1,6 +1,6 @@
 #!/bin/sh
 # Stands in for tsim-quick and tsim-detailed. It waits at 30 and 70 percent until the test makes
-# SITE/steps/RUN.30 and RUN.70; a lab named `fast` does not wait.
+# SITE/steps/RUN.30 and RUN.70; labs named `fast` and `chain` do not wait.
 while [ $# -gt 0 ]; do
     case $1 in
         --lab) lab=$2 ;;
@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
 done
 say() { printf '{"percent":%s,"phase":"%s"}\n' "$1" "$2" >>"$progress"; }
 wait_for() {
-    [ "$lab" = fast ] && return
+    case $lab in fast | chain) return ;; esac
     # A test that is over took its directory along.
     while [ -d SITE ] && [ ! -e "SITE/steps/$id.$1" ]; do sleep 0.05; done
 }
@@ -30,7 +30,25 @@ case $lab in
         exit 4
         ;;
 esac
-if [ "${0##*/}" = tsim-detailed ]; then
+if [ "$lab" = chain ]; then
+    # Through thirty routers; the last one drops what is not 80.
+    legs= routers=
+    for n in 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
+        in='"eth0"' out='"eth1"'
+        [ $n = 01 ] && in='"lan0"'
+        [ $n = 30 ] && out='"lan0"'
+        legs="$legs${legs:+,}{\"router\":\"r$n\",\"iface_in\":$in,\"iface_out\":$out,\"next_hop\":null,\"source\":\"$from\",\"destination\":\"$to\",\"sport\":40000,\"dport\":80}"
+        routers="$routers${routers:+,}{\"name\":\"r$n\",\"iface_in\":$in,\"iface_out\":$out,\"next_hop\":null,\"services\":[{\"port\":80,\"protocol\":\"tcp\",\"result\":\"YES\"},{\"port\":22,\"protocol\":\"tcp\",\"result\":\"YES\"}]}"
+    done
+    cat <<RESULT
+{"source":"$from","destination":"$to","dscp":${dscp:-0},"run_id":"$id","backend":"nft","scope":"whole","end_to_end":[
+{"port":80,"protocol":"tcp","result":"YES","router":"r30","end":"delivered","way":[$legs]},
+{"port":22,"protocol":"tcp","result":"NO","reason":"policy DROP of chain FORWARD","router":"r02","end":"stopped","way":[
+{"router":"r01","iface_in":"lan0","iface_out":"eth1","next_hop":null,"source":"$from","destination":"$to","sport":40000,"dport":22},
+{"router":"r02","iface_in":"eth0","iface_out":null,"next_hop":null,"source":"$from","destination":"$to","sport":40000,"dport":22}]}],
+"routers":[$routers],"warnings":[],"timing_ms":{"total":3.2}}
+RESULT
+elif [ "${0##*/}" = tsim-detailed ]; then
     mkdir "$out"
     cat >"$out/443_tcp.json" <<EVIDENCE
 {"run_id":"$id","summary":{"destination_port":443,"protocol":"tcp"},"reachability_tests":{"service":{"result":{"tests":[

@@ -26,15 +26,24 @@ function pretend(dir) {
     mkdirSync(join(dir, "steps"));
     const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
     mkdirSync(join(dir, "registry"), { mode: 0o700 });
-    for (const lab of ["corp10", "fast", "broken"]) {
+    const state = (lab, routers, segments) => {
         mkdirSync(join(dir, "registry/labs", lab), { recursive: true, mode: 0o700 });
         writeFileSync(join(dir, "registry/labs", lab, "lab.json"), JSON.stringify({
             version: 2, lab, phase: "up", created_at: "2026-01-01T00:00:00Z", boot_id: boot, facts: "/nowhere",
-            legacy: false, segments_netns: null, segments: [], warnings: [],
-            routers: ["br-gw", "hq-gw"].map((name) => ({ name, netns: null, ruleset_incomplete: false, interfaces: [] })),
+            legacy: false, segments_netns: null, segments, warnings: [],
+            routers: routers.map((name) => ({ name, netns: null, ruleset_incomplete: false, interfaces: [] })),
         }));
-    }
+    };
+    for (const lab of ["corp10", "fast", "broken"]) state(lab, ["br-gw", "hq-gw"], []);
+    state("chain", CHAIN, CHAIN.flatMap((name, index) => {
+        const next = CHAIN[index + 1];
+        const stub = { name: `10.${index + 1}.0.0/24`, members: [[name, "lan0"]] };
+        return next ? [stub, { name: `10.200.${index}.0/30`, members: [[name, "eth1"], [next, "eth0"]] }] : [stub];
+    }));
 }
+
+/** The routers of a lab in a row. */
+export const CHAIN = Array.from({ length: 30 }, (_, index) => `r${String(index + 1).padStart(2, "0")}`);
 
 /** Starts tsimd, over fake runners unless `real`; `scheduler` are further lines of its table. */
 export async function site({ scheduler = "", real = false } = {}) {

@@ -168,6 +168,59 @@ test("a job's page follows it to the result with its reasons", async () => {
     await end();
 });
 
+test("a chain of thirty routers is drawn in layers, with zoom, interfaces and the way of a job", async () => {
+    const { own, page, url, end } = await visit();
+    await own.submit({ run_id: "long", lab: "chain", ports: "80,22" });
+    own.ended("long");
+    await page.goto(`${url}/job/long`);
+    await page.getByText("Way, 30 routers").click();
+    await page.getByRole("link", { name: "Show it on the lab" }).first().click();
+    await page.getByText(/^80\/tcp: r01 → r02 → .* → r30: YES/).waitFor();
+    const map = page.locator("#map");
+    assert.equal(await map.locator(".router.walked").count(), 30);
+    assert.equal(await map.locator("line.walked").count(), 58);
+    // Every name is there to be read: none is over another, and none is cut off.
+    const boxes = await map.locator(".router rect, .port").evaluateAll((all) => all.map((one) => {
+        const { left, right, top, bottom } = one.getBoundingClientRect();
+        return [left, right, top, bottom];
+    }));
+    assert.equal(boxes.length, 30 + 58);
+    const over = boxes.filter((a, at) => boxes.slice(at + 1).some((b) => a[0] < b[1] && b[0] < a[1] && a[2] < b[3] && b[2] < a[3]));
+    assert.deepEqual(over, []);
+    const inside = await map.evaluate((picture) => {
+        const frame = picture.getBoundingClientRect();
+        return [...picture.querySelectorAll("text")].every((text) => {
+            const box = text.getBoundingClientRect();
+            return box.left >= frame.left && box.right <= frame.right && box.top >= frame.top && box.bottom <= frame.bottom;
+        });
+    });
+    assert.equal(inside, true, "a name is cut off");
+    await fine(page, "chain with a way");
+    await shoot(page, "chain", { phone: true });
+    // The other way ends at the second router.
+    await page.getByLabel("Way of long").selectOption("NO 22/tcp");
+    await page.getByText(/^22\/tcp: r01 → r02: NO, stops first at r02/).waitFor();
+    assert.equal(await map.locator(".router.walked").count(), 2);
+    // Larger, by keyboard, until it has to be scrolled; and whole again.
+    const width = () => map.evaluate((picture) => picture.getBoundingClientRect().width);
+    const whole = await width();
+    await page.getByRole("button", { name: "Zoom in" }).focus();
+    await page.keyboard.press("Enter");
+    await page.keyboard.press("Enter");
+    assert.ok((await width()) > whole * 1.9);
+    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth > innerWidth), false);
+    await shoot(page, "chain-zoomed");
+    await page.getByRole("button", { name: "Fit" }).click();
+    assert.equal(await width(), whole);
+    await page.getByRole("button", { name: "Interfaces" }).click();
+    assert.equal(await map.locator(".port").count(), 3, "those of the way stay");
+    await page.getByRole("button", { name: "Show end networks" }).click();
+    assert.equal(await map.locator("circle.stub").count(), 30);
+    await fine(page, "chain with end networks");
+    await shoot(page, "chain-ends", { phone: true });
+    await end();
+});
+
 test("without the token a job is seen, and its result is not", async () => {
     const { own, page, url, end } = await visit({ token: "" });
     await own.submit({ run_id: "r1", lab: "fast" });

@@ -25,6 +25,7 @@ const ASSETS: &[(&str, &str, &str)] = &[
     ("queue.js", JS, include_str!("assets/queue.js")),
     ("job.js", JS, include_str!("assets/job.js")),
     ("lab.js", JS, include_str!("assets/lab.js")),
+    ("map.js", JS, include_str!("assets/map.js")),
     ("icon.svg", "image/svg+xml", include_str!("assets/icon.svg")),
 ];
 

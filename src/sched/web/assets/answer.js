@@ -20,17 +20,17 @@ export async function showAnswer(runId, job, place) {
     }
     const warnings = head.warnings.map((warning) => el("p", { class: "notice" }, warning));
     place.replaceChildren(
-        ...showEnds(head),
+        ...showEnds(head, job),
         ...(warnings.length ? [el("div", { class: "pad" }, ...warnings)] : []),
         ...(head.routers.length ? showMatrix(path, job, head) : []));
 }
 
 /** Each end with the services that come to it. */
-function showEnds(head) {
+function showEnds(head, job) {
     if (!head.ends.length) return [];
-    const items = head.ends.map((end) => el("li", {},
+    const items = head.ends.map((end, index) => el("li", {},
         tag(end.result, end.result), " ", el("span", { class: "mono" }, end.services), ` ${end.text}`,
-        end.way?.length ? showWay(end) : null));
+        end.way?.length ? showWay(end, `/lab/${encodeURIComponent(job.params.lab)}?${new URLSearchParams({ job: job.run_id, end: index })}`) : null));
     return [el("h3", { class: "within" }, head.scope === "named" ? "Through the named routers" : "From source to destination"),
         el("ul", { class: "ends" }, ...items)];
 }
@@ -38,12 +38,12 @@ function showEnds(head) {
 const at = (address, port) => (port === null || port === undefined ? address : address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`);
 
 /** The routers that a packet really came to. */
-function showWay(end) {
+function showWay(end, map) {
     const legs = end.way.map((leg) => el("li", {},
         el("strong", {}, leg.router), ` ${leg.iface_in ?? "itself"} → ${leg.iface_out ?? "not out"}`,
         el("span", { class: "count" }, ` ${at(leg.source, leg.sport)} → ${at(leg.destination, leg.dport)}${leg.next_hop ? `, to ${leg.next_hop}` : ""}`)));
     const more = end.count > 1 ? " of the first of them" : "";
-    return el("details", { class: "plain" }, el("summary", {}, `Way${more}, ${legs.length} router${legs.length === 1 ? "" : "s"}`), el("ol", { class: "way mono" }, ...legs));
+    return el("details", { class: "plain" }, el("summary", {}, `Way${more}, ${legs.length} router${legs.length === 1 ? "" : "s"}`), el("ol", { class: "way mono" }, ...legs), el("a", { href: map }, "Show it on the lab"));
 }
 
 function showMatrix(path, job, head) {

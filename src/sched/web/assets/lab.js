@@ -1,20 +1,18 @@
 // The lab: routers and the segments that join them, drawn, with who holds which router now.
 import { api, ApiError, askToken, byId, el, keyed, live, setText, start, tag } from "./common.js";
+import { drawMap } from "./map.js";
 
 start("Lab");
 
-const SVG = "http://www.w3.org/2000/svg";
-function svg(tagName, attributes = {}, ...children) {
-    const node = document.createElementNS(SVG, tagName);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-}
-
 let lab = null;
 let stubs = false;
+// Whether interfaces are named, once somebody has said so.
+let names = null;
+let ways = [];
+let way = null;
 let locks = new Map();
 
+const asked = new URLSearchParams(location.search);
 const wanted = decodeURIComponent(location.pathname.split("/")[2] ?? "");
 
 async function loadLabs() {
@@ -34,138 +32,74 @@ async function loadLab(name) {
     lab = await api(`/labs/${encodeURIComponent(name)}`);
     setText(byId("lab-note"), `${lab.lab}${lab.phase === "up" ? "" : `, ${lab.phase}`}${lab.missing.length ? `, ${lab.missing.length} namespaces are missing` : ""}`);
     for (const id of ["map-panel", "routers-panel"]) byId(id).hidden = false;
+    // Once more when it is known whether it is deep, for then interfaces are named.
     draw();
+    if (deep() && names === null) draw();
     showWarnings();
 }
 
-/** Routers and the segments that join several of them. */
-function graph() {
-    const nodes = lab.routers.map((router) => ({ kind: "router", id: `r ${router.name}`, name: router.name }));
-    const links = [];
-    for (const [index, segment] of lab.segments.entries()) {
-        const members = membersOf(segment);
-        if (members.length < 2) continue;
-        nodes.push({ kind: "segment", id: `s ${index}`, name: segment.name });
-        for (const router of members) links.push([`r ${router}`, `s ${index}`]);
-    }
-    return { nodes, links };
-}
-
-const membersOf = (segment) => [...new Set(segment.members.map((member) => member.router))];
-
-/** Sets the networks of one router around it, each into the widest gap, so that the picture stays. */
-function addStubs({ nodes, links }, at, away) {
-    const angle = (from, to) => Math.atan2(at.get(to).y - at.get(from).y, at.get(to).x - at.get(from).x);
-    const taken = new Map(lab.routers.map((router) => [`r ${router.name}`, []]));
-    for (const [router, segment] of links) taken.get(router).push(angle(router, segment));
-    for (const [index, segment] of lab.segments.entries()) {
-        const [router, ...others] = membersOf(segment).map((name) => `r ${name}`);
-        if (!router || others.length) continue;
-        const free = widestGap(taken.get(router));
-        taken.get(router).push(free);
-        const node = { kind: "stub", id: `s ${index}`, name: segment.name };
-        Object.assign(node, { x: at.get(router).x + away.x * Math.cos(free), y: at.get(router).y + away.y * Math.sin(free) });
-        at.set(node.id, node);
-        nodes.push(node);
-        links.push([router, node.id]);
-    }
-}
-
-/** The direction in the middle of the widest gap between directions; down where there are none. */
-function widestGap(angles) {
-    if (!angles.length) return Math.PI / 2;
-    const sorted = [...angles].sort((a, b) => a - b);
-    const gaps = sorted.map((from, index) => ({ from, size: (sorted[index + 1] ?? sorted[0] + 2 * Math.PI) - from }));
-    const widest = gaps.reduce((best, gap) => (gap.size > best.size ? gap : best));
-    return widest.from + widest.size / 2;
-}
-
-const WIDTH = 1200;
-const HEIGHT = 560;
-// Sizes of the drawing; the margins have room for a router at the edge and what stands around it.
-const WIDE = { x: WIDTH, y: HEIGHT, margin: { x: 130, y: 74 }, stub: { x: 92, y: 52 } };
-const TALL = { x: 480, y: 740, margin: { x: 84, y: 66 }, stub: { x: 70, y: 52 } };
 const phone = matchMedia("(max-width: 760px)");
 phone.addEventListener("change", () => lab && draw());
 
-/** Stretches the picture to the drawing's size, which grows with the number of things in it. */
-function fit(nodes, size) {
-    const scale = Math.max(1, Math.sqrt(nodes.length / 28));
-    // On a phone it lies on its side.
-    if (size === TALL) for (const node of nodes) [node.x, node.y] = [node.y, node.x];
-    for (const axis of ["x", "y"]) {
-        const places = nodes.map((node) => node[axis]);
-        const [low, high] = [Math.min(...places), Math.max(...places)];
-        const room = size[axis] * scale - 2 * size.margin[axis];
-        for (const node of nodes) node[axis] = size.margin[axis] + ((node[axis] - low) / (high - low || 1)) * room;
-    }
-    return `0 0 ${size.x * scale} ${size.y * scale}`;
-}
-
-/** Springs along links, everything pushing everything apart; the same picture every time. */
-function layout({ nodes, links }) {
-    const at = new Map(nodes.map((node) => [node.id, node]));
-    nodes.forEach((node, index) => {
-        const angle = (index / nodes.length) * 2 * Math.PI;
-        const radius = node.kind === "router" ? 260 : 160;
-        Object.assign(node, { x: WIDTH / 2 + 1.5 * radius * Math.cos(angle), y: HEIGHT / 2 + radius * Math.sin(angle), dx: 0, dy: 0 });
-    });
-    const steps = nodes.length > 150 ? 120 : 400;
-    for (let step = 0; step < steps; step += 1) {
-        const heat = 24 * (1 - step / steps) + 0.5;
-        for (const a of nodes) for (const b of nodes) {
-            if (a === b) continue;
-            const [x, y] = [a.x - b.x || 0.1, a.y - b.y || 0.1];
-            const push = 11000 / (x * x + y * y);
-            a.dx += x * push;
-            a.dy += y * push;
-        }
-        for (const [from, to] of links) {
-            const [a, b] = [at.get(from), at.get(to)];
-            const [x, y] = [b.x - a.x, b.y - a.y];
-            const pull = 0.09 * (1 - 60 / Math.max(60, Math.hypot(x, y)));
-            a.dx += x * pull; a.dy += y * pull;
-            b.dx -= x * pull; b.dy -= y * pull;
-        }
-        for (const node of nodes) {
-            node.dx += (WIDTH / 2 - node.x) * 0.012;
-            node.dy += (HEIGHT / 2 - node.y) * 0.03;
-            const length = Math.hypot(node.dx, node.dy) || 1;
-            node.x += (node.dx / length) * Math.min(length, heat);
-            node.y += (node.dy / length) * Math.min(length, heat);
-            node.dx = node.dy = 0;
-        }
-    }
-    return at;
-}
+/** How large the picture is, in its own size at 1; none until somebody says so: as wide as there is room. */
+let zoom = null;
+let size = null;
 
 function draw() {
-    const picture = graph();
-    const at = layout(picture);
-    const map = byId("map");
-    const size = phone.matches ? TALL : WIDE;
-    map.setAttribute("viewBox", fit(picture.nodes, size));
-    if (stubs) addStubs(picture, at, size.stub);
-    const links = picture.links.map(([from, to]) => svg("line", { class: "link", x1: at.get(from).x, y1: at.get(from).y, x2: at.get(to).x, y2: at.get(to).y }));
-    // Routers last: nothing may hide them.
-    const nodes = [...picture.nodes].sort((a, b) => (a.kind === "router") - (b.kind === "router"));
-    map.replaceChildren(...links, ...nodes.map(drawNode));
+    size = drawMap(byId("map"), lab, { stubs, names: names ?? deep(), way: way?.way, phone: phone.matches });
+    byId("names").setAttribute("aria-pressed", String(names ?? deep()));
     setText(byId("map-count"), `${lab.routers.length} routers, ${lab.segments.length} segments`);
+    scale();
     showState();
 }
 
-function drawNode(node) {
-    if (node.kind === "router") {
-        const width = Math.max(70, node.name.length * 7.4 + 18);
-        const group = svg("g", { class: "router", transform: `translate(${node.x} ${node.y})` },
-            svg("rect", { x: -width / 2, y: -14, width, height: 28, rx: 6 }), svg("text", { y: 4 }), svg("title"));
-        setText(group.querySelector("text"), node.name);
-        group.dataset.router = node.name;
-        return group;
+// Interfaces are named from the start where there is room for it.
+const deep = () => size?.deep ?? false;
+
+/** Gives the picture its size, and keeps what was in the middle there. */
+function scale() {
+    const view = byId("map-view");
+    const room = view.clientWidth;
+    const factor = zoom ?? Math.min(room / size.x, 1.25);
+    const middle = [(view.scrollLeft + room / 2) / (view.scrollWidth || 1), (view.scrollTop + view.clientHeight / 2) / (view.scrollHeight || 1)];
+    byId("map").setAttribute("width", Math.round(size.x * factor));
+    byId("map").setAttribute("height", Math.round(size.y * factor));
+    view.scrollTo(middle[0] * view.scrollWidth - room / 2, middle[1] * view.scrollHeight - view.clientHeight / 2);
+    setText(byId("zoom"), `${Math.round(factor * 100)} %`);
+    return factor;
+}
+
+function zoomBy(factor) {
+    zoom = Math.min(4, Math.max(0.1, scale() * factor));
+    scale();
+}
+
+addEventListener("resize", () => { if (lab && zoom === null) scale(); });
+
+/** The ways of a job, one for each end that has one, to be chosen from. */
+async function loadJob(runId) {
+    const select = byId("way-select");
+    try {
+        const head = await api(`/jobs/${encodeURIComponent(runId)}/answer`);
+        ways = head.ends.map((end, index) => ({ ...end, index })).filter((end) => end.way?.length);
+    } catch (error) {
+        setText(byId("way-note"), `The way of ${runId} cannot be shown: ${error.message}`);
+        return;
     }
-    const label = svg("text", { class: "small", y: node.kind === "stub" ? 14 : 18 });
-    setText(label, node.name);
-    return svg("g", { transform: `translate(${node.x} ${node.y})` }, svg("circle", { class: node.kind, r: node.kind === "stub" ? 3 : 6 }), label);
+    if (!ways.length) setText(byId("way-note"), `${runId} has no way that could be shown.`);
+    select.replaceChildren(el("option", { value: "" }, "no way"), ...ways.map((end) => el("option", { value: String(end.index) }, `${end.result} ${end.services}`)));
+    for (const id of ["way-select", "way-label"]) byId(id).hidden = !ways.length;
+    setText(byId("way-label"), `Way of ${runId}`);
+    const first = ways.find((end) => String(end.index) === asked.get("end")) ?? ways[0];
+    choose(first);
+}
+
+function choose(end) {
+    way = end ?? null;
+    byId("way-select").value = way ? String(way.index) : "";
+    const names = (way?.way ?? []).map((leg) => leg.router).join(" → ");
+    setText(byId("way-note"), way ? `${way.services}: ${names}: ${way.result}, ${way.text}` : "");
+    if (lab) draw();
 }
 
 /** Who holds a router: the words and the class for it. */
@@ -190,7 +124,7 @@ function showState() {
     if (!lab) return;
     for (const group of byId("map").querySelectorAll(".router")) {
         const state = stateOf(group.dataset.router);
-        group.setAttribute("class", `router ${state.kind}`);
+        group.setAttribute("class", `router ${state.kind}${group.dataset.walked === undefined ? "" : " walked"}`);
         group.querySelector("title").textContent = `${group.dataset.router}: ${state.text}`;
     }
     const cell = (label, name) => el("td", { "data-label": label, class: name });
@@ -234,6 +168,14 @@ byId("stubs").addEventListener("click", (event) => {
     event.target.setAttribute("aria-pressed", String(stubs));
     draw();
 });
+byId("names").addEventListener("click", () => {
+    names = !(names ?? deep());
+    draw();
+});
+byId("nearer").addEventListener("click", () => zoomBy(1.4));
+byId("farther").addEventListener("click", () => zoomBy(1 / 1.4));
+byId("whole").addEventListener("click", () => { zoom = null; scale(); });
+byId("way-select").addEventListener("change", (event) => choose(ways.find((end) => String(end.index) === event.target.value)));
 
 async function load() {
     try {
@@ -248,4 +190,5 @@ async function load() {
 setInterval(() => { if (locks.size) loadLocksSoon(); }, 3000);
 
 await load();
+if (asked.get("job") && lab) await loadJob(asked.get("job"));
 live({ snapshot: loadLocksSoon, update: loadLocksSoon });
