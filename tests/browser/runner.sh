@@ -32,7 +32,7 @@ case $lab in
 esac
 if [ "$lab" = chain ]; then
     # Through thirty routers; the last one drops what is not 80.
-    legs= routers=
+    legs='' routers=''
     for n in 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
         in='"eth0"' out='"eth1"'
         [ $n = 01 ] && in='"lan0"'
