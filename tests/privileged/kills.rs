@@ -58,6 +58,9 @@ const VICTIMS: [Victim; 14] = [
     Victim::Runner,
 ];
 
+/// `NUD_PERMANENT`, linux/neighbour.h.
+const PERMANENT: u16 = 0x80;
+
 /// How often what is left is looked at: the kernel closes what a dead process had in its own time.
 const LOOKS: usize = 50;
 
@@ -271,9 +274,13 @@ impl Campaign {
 }
 
 /// A file that a write was killed at stays under its temporary name until the next write of it, is
-/// never read, and one at most for each file.
+/// never read, and one at most for each file. Entries that the kernel has learned by itself from packets
+/// of a detailed job it forgets by itself, too; what jobs set is permanent.
 fn remains(lab: &TestLab) -> Remains {
     let mut remains = Remains::of(lab);
+    for entries in &mut remains.neighbours {
+        entries.retain(|entry| entry.state == PERMANENT);
+    }
     remains
         .registry_files
         .retain(|name| !name.ends_with(".tmp"));

@@ -29,7 +29,7 @@ const ROUTERS: [&str; 3] = ["r1", "r2", "r3"];
 pub(crate) struct Remains {
     namespaces: Vec<String>,
     mounts: usize,
-    neighbours: Vec<Vec<Neighbour>>,
+    pub(crate) neighbours: Vec<Vec<Neighbour>>,
     rulesets: Vec<String>,
     iptables: Vec<String>,
     pub(crate) registry_files: Vec<String>,

@@ -42,7 +42,7 @@ pub(crate) use self::program::BUILT_IN;
 pub use self::{
     command::Variant,
     identity::{Identity, OwnerMark},
-    removal::{Swept, sweep},
+    removal::{Cleared, sweep},
     render::Matcher,
     taps::IptablesTaps,
 };

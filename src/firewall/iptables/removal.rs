@@ -22,7 +22,7 @@ const ATTEMPTS: u32 = 5;
 
 /// What was removed.
 #[derive(Debug)]
-pub struct Swept {
+pub struct Cleared {
     /// Whose taps there were.
     pub dead: Vec<Identity>,
     /// Nothing stayed of what came into being with the taps: nobody else uses it.
@@ -39,7 +39,7 @@ pub fn sweep(
     site: Site<'_>,
     noted: &[String],
     is_dead: impl Fn(&Identity) -> bool,
-) -> Result<Swept, IptablesError> {
+) -> Result<Cleared, IptablesError> {
     let iptables = Iptables::new(variant, family, site);
     let _turn = iptables.turn()?;
     let save = iptables.save(None)?;
@@ -58,7 +58,7 @@ pub fn sweep(
         remove_marked(&iptables, Some(save), |mark| dead.contains(&mark.identity))?;
     }
     let all = remove_made(&iptables, &made)?;
-    Ok(Swept { dead, all })
+    Ok(Cleared { dead, all })
 }
 
 /// The comments of all jobs' taps.

@@ -14,7 +14,6 @@ use super::{
     grant::Grant,
     inquiry::{Asked, Inquiry, Prepared, Through},
     log, millis,
-    note::TapNotes,
     plan::Plan,
     session::{Hands, Needs, Outcome},
     visited::Ending,
@@ -118,12 +117,7 @@ impl<'a> Desk<'a> {
             many: matches!(lone, Lone::Sweep(_)),
         };
         let mut kernel = LabHosts::new(&dir);
-        let mut plan = Plan::new(terms, pairs, config)?.of_many(inquiry.many);
-        plan.notes = self.grant.registry().map(|registry| TapNotes {
-            registry: registry.clone(),
-            lab: terms.lab.clone(),
-            run_id: terms.run_id.clone(),
-        });
+        let plan = Plan::new(terms, pairs, (config, &self.grant))?.of_many(inquiry.many);
         let mut burst = Burst {
             dscp: Dscp::DEFAULT,
             plan,

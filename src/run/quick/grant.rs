@@ -1,6 +1,6 @@
 //! What a job has to do with others: the DSCP value that it holds, and its part of the registry.
 
-use super::{DscpChoice, QuickError, Terms, client_port::random};
+use super::{DscpChoice, QuickError, Terms, client_port::random, note::TapNotes};
 use crate::{
     config::Config,
     model::Dscp,
@@ -41,12 +41,16 @@ impl Grant {
         Ok(Self::Alone(wanted.unwrap_or(any)))
     }
 
-    /// The registry that it takes them from.
-    pub(super) fn registry(&self) -> Option<&RegistryManager> {
-        match self {
-            Self::Registered(holding) => Some(holding.registry()),
-            Self::Alone(_) => None,
-        }
+    /// Where its taps are noted, for others who look there.
+    pub(super) fn notes(&self, terms: &Terms) -> Option<TapNotes> {
+        let Self::Registered(holding) = self else {
+            return None;
+        };
+        Some(TapNotes {
+            registry: holding.registry().clone(),
+            lab: terms.lab.clone(),
+            run_id: terms.run_id.clone(),
+        })
     }
 
     /// The job's DSCP value, which is taken now if it was not before.

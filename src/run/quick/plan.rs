@@ -15,6 +15,7 @@ use super::{
     Closing, EXPLAIN_AUTO_MAX, EXPLAIN_IN_BURST, ExplainMode, Pair, QuickError, Terms,
     client_port::{fresh_port, random},
     conclude::conclude,
+    grant::Grant,
     lots::Urn,
     measure::{self, LazyShelf, Probing, Question, Spent, step},
     note::TapNotes,
@@ -64,7 +65,7 @@ pub(super) struct Plan {
     shelf: LazyShelf,
     owner: OwnerMark,
     /// Where taps that outlive the job are noted.
-    pub(super) notes: Option<TapNotes>,
+    notes: Option<TapNotes>,
     taps: Taps,
     /// The same for probes of a router itself.
     own_taps: Taps,
@@ -97,7 +98,11 @@ struct Asked {
 impl Plan {
     /// The plan for all services of all `pairs`, which are of one family: each is a question of its
     /// own, with an index of its own.
-    pub(super) fn new(terms: &Terms, pairs: &[Pair], config: &Config) -> Result<Self, QuickError> {
+    pub(super) fn new(
+        terms: &Terms,
+        pairs: &[Pair],
+        (config, grant): (&Config, &Grant),
+    ) -> Result<Self, QuickError> {
         let owner = Owner::current().map_err(|source| QuickError::System {
             what: "tell who this process is",
             source,
@@ -158,7 +163,7 @@ impl Plan {
             tools: Tools::new(config.tool_dirs.clone()),
             shelf: lazy_shelf(config, &terms.lab),
             owner: OwnerMark::from(&owner),
-            notes: None,
+            notes: grant.notes(terms),
             own_taps: Taps {
                 from_itself: true,
                 ..taps.clone()

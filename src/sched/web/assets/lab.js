@@ -56,22 +56,22 @@ function draw() {
 // Interfaces are named from the start where there is room for it.
 const deep = () => size?.deep ?? false;
 
-/** Gives the picture its size, and keeps what was in the middle there. */
-function scale() {
+/** Gives the picture its size; with `keep`, what was in the middle stays there. */
+function scale(keep = false) {
     const view = byId("map-view");
     const room = view.clientWidth;
     const factor = zoom ?? Math.min(room / size.x, 1.25);
     const middle = [(view.scrollLeft + room / 2) / (view.scrollWidth || 1), (view.scrollTop + view.clientHeight / 2) / (view.scrollHeight || 1)];
     byId("map").setAttribute("width", Math.round(size.x * factor));
     byId("map").setAttribute("height", Math.round(size.y * factor));
-    view.scrollTo(middle[0] * view.scrollWidth - room / 2, middle[1] * view.scrollHeight - view.clientHeight / 2);
+    if (keep) view.scrollTo(middle[0] * view.scrollWidth - room / 2, middle[1] * view.scrollHeight - view.clientHeight / 2);
     setText(byId("zoom"), `${Math.round(factor * 100)} %`);
     return factor;
 }
 
 function zoomBy(factor) {
-    zoom = Math.min(4, Math.max(0.1, scale() * factor));
-    scale();
+    zoom = Math.min(4, Math.max(0.1, scale(true) * factor));
+    scale(true);
 }
 
 addEventListener("resize", () => { if (lab && zoom === null) scale(); });

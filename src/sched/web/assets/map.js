@@ -37,7 +37,7 @@ const WIDE = { x: WIDTH, y: HEIGHT, margin: { x: 130, y: 74 }, stub: { x: 92, y:
 const TALL = { x: 480, y: 740, margin: { x: 84, y: 66 }, stub: { x: 70, y: 52 } };
 // Sizes of the layers' picture: from one layer to the next, from one node of a layer to the next.
 const STEP = { x: 122, y: 62 };
-const EDGE = { x: 84, y: 60 };
+const EDGE = { x: 124, y: 66 };
 
 /** How far each node is from `from`, along links. */
 function distances(from, beside) {
