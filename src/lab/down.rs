@@ -11,6 +11,7 @@ use crate::{
     fault,
     model::{HostId, LabName, NetnsName, RouterId},
     netns::{NetnsDir, NetnsError, NetnsId},
+    registry::RegistryManager,
 };
 
 /// What became of a lab's namespaces.
@@ -146,6 +147,7 @@ pub fn down_by_force(config: &Config, name: &LabName) -> Result<Removed, LabErro
 
 fn take_down(config: &Config, name: &LabName, force: bool) -> Result<Removed, LabError> {
     let mut removed = Removed::default();
+    forget_queues(config);
     let dir = LabDir::new(config, name);
     if !dir.exists()? {
         return Ok(removed);
@@ -180,6 +182,14 @@ fn take_down(config: &Config, name: &LabName, force: bool) -> Result<Removed, La
         lab: name.clone(),
         failures,
     })
+}
+
+/// Removes places of the dead in queues: to a router whose lab has gone no job comes that would.
+fn forget_queues(config: &Config) {
+    let swept = RegistryManager::open(config).and_then(|registry| registry.sweep_queues());
+    if let Err(error) = swept {
+        tracing::warn!(%error, "queues of the dead stay");
+    }
 }
 
 /// The namespaces of a lab of which only that is known.

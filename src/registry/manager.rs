@@ -296,6 +296,17 @@ impl RegistryManager {
         Ok(held)
     }
 
+    /// Removes the places of the dead in all queues, and queues in which nobody is.
+    ///
+    /// # Errors
+    /// When the queues cannot be read or changed.
+    pub fn sweep_queues(&self) -> Result<(), RegistryError> {
+        for name in lock::names(self.locks())? {
+            lock::sweep(self.locks(), &name, false)?;
+        }
+        Ok(())
+    }
+
     /// The last `count` lines of the transaction log, oldest first.
     ///
     /// # Errors

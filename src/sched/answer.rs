@@ -15,7 +15,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{job::Verdicts, runner::RESULT, spool::Spool};
+use super::{
+    job::Verdicts,
+    runner::{OVERVIEW, RESULT},
+    spool::Spool,
+};
 use crate::{
     model::{IfName, Protocol, RouterName, RunId, Service},
     run::{
@@ -229,7 +233,12 @@ impl Answer {
     /// [`io::ErrorKind::NotFound`] when there is none; otherwise that it cannot be read, or has
     /// another shape.
     pub fn read(spool: &Spool, run_id: &RunId) -> io::Result<Self> {
-        let file = spool.run_file(run_id, RESULT).map_err(io::Error::other)?;
+        let open = |name| spool.run_file(run_id, name).map_err(io::Error::other);
+        // Of thousands of services the evidence is most of a result; quick jobs have none.
+        let file = match open(OVERVIEW)? {
+            Some(overview) => Some(overview),
+            None => open(RESULT)?,
+        };
         let file = file.ok_or(io::ErrorKind::NotFound)?;
         let file = BufReader::with_capacity(1 << 16, file);
         Ok(Self::of(serde_json::from_reader(file)?))

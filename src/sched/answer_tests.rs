@@ -96,3 +96,17 @@ fn a_router_off_the_way_does_not_count_even_in_an_older_result() {
     assert_eq!((yes, no, unknown), (1, 0, 0));
     assert!(answer.head.ends.is_empty());
 }
+
+#[test]
+fn a_detailed_result_is_read_without_its_evidence() {
+    let (_dir, spool) = crate::sched::spool::temporary();
+    let run_id = RunId::new("run").unwrap();
+    let run = spool.run_dir(&run_id);
+    std::fs::create_dir_all(run.join("report")).unwrap();
+    std::fs::write(run.join(RESULT), "nobody reads this").unwrap();
+    let overview = r#"{"end_to_end":[{"port":22,"protocol":"tcp","result":"YES","end":"delivered",
+        "router":"gw","way":[]}],"routers":[]}"#;
+    std::fs::write(run.join(OVERVIEW), overview).unwrap();
+    let answer = Answer::read(&spool, &run_id).unwrap();
+    assert_eq!(answer.head.services, 1);
+}

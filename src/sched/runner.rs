@@ -50,6 +50,8 @@ const REPORT: &str = "report";
 pub const REPORT_HTML: &str = "report/report.html";
 /// The same as text.
 pub const REPORT_TEXT: &str = "report/report.txt";
+/// What a detailed job found out, without its evidence.
+pub const OVERVIEW: &str = "report/overview.json";
 /// What a detailed job had measured when it was ended before its result.
 pub const MEASURED: &str = "report/measured.jsonl";
 /// The runner's progress.

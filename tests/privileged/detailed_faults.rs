@@ -177,6 +177,10 @@ fn what_was_measured_outlives_a_job_that_is_killed_before_its_report() {
     let counted = ask("count");
     assert_eq!(counted.status.code(), Some(1), "{counted:?}");
     assert!(report.join("report.json").exists());
+    let overview = fs::read(report.join("overview.json")).unwrap();
+    let overview: Value = serde_json::from_slice(&overview).unwrap();
+    assert_eq!(overview["services"], json!([]));
+    assert_eq!(overview["end_to_end"].as_array().unwrap().len(), 2);
     assert!(!report.join("measured.jsonl").exists());
 
     // While it gives back what it had.

@@ -4,6 +4,7 @@
 //! DIR/report.html    for people, self-contained
 //! DIR/report.txt     the same as text
 //! DIR/report.json    everything
+//! DIR/overview.json  report.json without evidence, for who shows it by page
 //! DIR/443_tcp.json   one per service, in the shape of the Python system
 //! DIR/measured.jsonl a line per service as soon as it was measured; gone once the others are there
 //! ```
@@ -37,6 +38,8 @@ use super::{
 /// Columns of the text file.
 const WIDTH: usize = 120;
 
+/// Everything but the evidence.
+pub const OVERVIEW: &str = "overview.json";
 /// What was measured so far.
 pub const MEASURED: &str = "measured.jsonl";
 
@@ -105,6 +108,11 @@ pub fn write(dir: &Path, report: &DetailedReport) -> Result<(), WriteError> {
     };
     put(dir, "report.txt", |file| text::print(file, report, layout))?;
     put_json(dir, "report.json", &json::document(report))?;
+    put(dir, OVERVIEW, |file| {
+        let mut json = PrintableJson::new(file);
+        serde_json::to_writer(&mut json, &json::overview(report))?;
+        json.finish().map(drop)
+    })?;
     for service in &report.services {
         let name = format!("{}.json", file_stem(service.service));
         put_json(dir, &name, &json::service_document(report, service))?;
@@ -177,7 +185,14 @@ fn is_ours(name: &OsStr) -> bool {
         let letters = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         (port.parse::<u16>().is_ok() && letters(protocol)).then_some(())
     };
-    ["report.html", "report.txt", "report.json", MEASURED].contains(&name) || service().is_some()
+    let fixed = [
+        "report.html",
+        "report.txt",
+        "report.json",
+        OVERVIEW,
+        MEASURED,
+    ];
+    fixed.contains(&name) || service().is_some()
 }
 
 fn put_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), WriteError> {

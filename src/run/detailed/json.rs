@@ -174,6 +174,18 @@ pub fn document(report: &DetailedReport) -> Document<'_> {
     }
 }
 
+/// The result without its evidence and the answers' ways, which are most of it.
+pub(super) fn overview(report: &DetailedReport) -> Document<'_> {
+    let mut document = Document {
+        services: Vec::new(),
+        ..document(report)
+    };
+    for end in &mut document.end_to_end {
+        end.answer.clear();
+    }
+    document
+}
+
 /// One service of the result.
 #[must_use]
 pub fn service_document<'a>(
