@@ -12,9 +12,9 @@
 //! corp10..segments   the hidden namespace with the lab's bridges
 //! ```
 
-use std::{borrow::Borrow, fmt, str::FromStr};
+use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 /// Longest lab name in bytes; with [`LONG_MAX`] it keeps a namespace name within `NAME_MAX`.
@@ -87,9 +87,11 @@ impl Rule {
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $rule:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        ///
+        /// A copy shares the text: answers have the same few names thousands of times.
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks `value` and wraps it.
@@ -100,13 +102,19 @@ macro_rules! name_type {
                 const RULE: Rule = $rule;
                 let value = value.into();
                 RULE.check(&value)?;
-                Ok(Self(value))
+                Ok(Self(value.into()))
             }
 
             /// The name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 
@@ -132,7 +140,7 @@ macro_rules! name_type {
 
         impl From<$name> for String {
             fn from(name: $name) -> Self {
-                name.0
+                name.as_str().to_owned()
             }
         }
 
