@@ -179,8 +179,19 @@ impl Context {
         value: &T,
         text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), Failure> {
+        let json =
+            |out: &mut dyn Write| serde_json::to_writer_pretty(out, value).map_err(io::Error::from);
+        self.print_either(json, text)
+    }
+
+    /// Prints what `json` writes, or what `text` does, as the user asked.
+    fn print_either(
+        &self,
+        json: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+        text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), Failure> {
         self.wipe();
-        match self.write(value, text) {
+        match self.write(json, text) {
             // The reader has seen enough (`tsim … | head`).
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => Ok(other?),
@@ -194,16 +205,16 @@ impl Context {
         }
     }
 
-    fn write<T: Serialize>(
+    fn write(
         &self,
-        value: &T,
+        json: impl FnOnce(&mut dyn Write) -> io::Result<()>,
         text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut out = io::BufWriter::new(io::stdout().lock());
         if self.json {
-            let mut json = PrintableJson::new(&mut out);
-            serde_json::to_writer_pretty(&mut json, value).map_err(io::Error::from)?;
-            json.finish()?;
+            let mut printable = PrintableJson::new(&mut out);
+            json(&mut printable)?;
+            printable.finish()?;
             writeln!(out)?;
         } else {
             text(&mut out)?;

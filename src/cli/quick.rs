@@ -13,7 +13,10 @@ use crate::{
     firewall::backend::BackendChoice,
     lab::{self, Lab, trace::EntryName},
     model::Dscp,
-    run::quick::{self, DscpChoice, ExplainMode, QuickJob},
+    run::{
+        quick::{self, DscpChoice, ExplainMode, QuickJob},
+        report::json,
+    },
 };
 
 const EXAMPLES: &str = "Examples:
@@ -118,14 +121,16 @@ impl Run for Asked {
         let (job, files) = self.resolve(context)?;
         let answered = quick::run(&job, &context.config)?;
         let report = &answered.report;
-        let layout = layout(context);
         if !files.is_empty() {
             let topology = lab::topology_of(&context.config, &job.lab)?;
             let lab = Lab::open(&context.config, &job.lab)?;
             let document = one::document(report, LabIdentity::of(&lab, &topology));
-            files.write(report, &document, None, layout.width)?;
+            files.write(report, &document, None, layout(context).width)?;
         }
-        context.print(report, |out| matrix::print(out, report, layout))?;
+        context.print_either(
+            |out| json::write(report, out),
+            |out| matrix::print(out, report, layout(context)),
+        )?;
         let exit = report.overall().into();
         if !answered.closing.is_empty() {
             context.close_last(answered);

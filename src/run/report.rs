@@ -1,5 +1,7 @@
 //! What a quick job answers, in the shape that it is printed in.
 
+pub mod json;
+
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
