@@ -28,7 +28,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::{Keeper, Obstacle, STATE, Step, USE};
 use crate::{
     model::owner::{KEEPER_FILE, Owner},
-    netns::DEFAULT_DIR,
+    netns::{self, DEFAULT_DIR},
 };
 
 /// How the process calls itself. Whoever is started under this name runs [`run`] and nothing else.
@@ -102,6 +102,7 @@ fn take_namespaces(plan: Keeper) -> Result<Keeper, Obstacle> {
     become_root(&plan).map_err(failed(Step::Map))?;
     unshare(CloneFlags::CLONE_NEWNS).map_err(refused(Step::Mount))?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(refused(Step::Network))?;
+    netns::moved();
     private_run().map_err(failed(Step::Run))?;
     OpenOptions::new()
         .write(true)

@@ -20,6 +20,7 @@ use super::{Keeper, NAME, Obstacle, USE};
 use crate::{
     config::Places,
     model::owner::Liveness,
+    netns,
     registry::{RegistryError, medium::Directory},
 };
 
@@ -196,6 +197,7 @@ fn enter(keeper: &Keeper, networks: Networks) -> Result<(), KeeperError> {
         namespaces |= CloneFlags::CLONE_NEWNET;
     }
     setns(&pidfd, namespaces).map_err(|e| fail(e.into()))?;
+    netns::moved();
     // A process that changes its mount namespace is put into the root directory. One that was removed
     // meanwhile is nowhere.
     if let Ok(here) = here {

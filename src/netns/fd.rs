@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    cell::RefCell,
     fs::File,
     io,
     os::{
@@ -161,21 +162,38 @@ pub fn visit<T: Send>(
     }
 }
 
+thread_local! {
+    /// The namespace that the thread stands in, once it was away from there. None while it is away.
+    static HOME: RefCell<Option<File>> = const { RefCell::new(None) };
+}
+
 /// The namespace that the calling thread is in. Dropping it goes back there.
-pub(super) struct Home(File);
+pub(super) struct Home(Option<File>);
 
 impl Home {
-    /// None when the way back would be refused, setns(2): going there is tried before leaving.
+    /// None when the way back would be refused, setns(2): going there is tried before the thread
+    /// leaves for the first time.
     pub(super) fn of_this_thread() -> Option<Self> {
+        if let Some(home) = HOME.take() {
+            return Some(Self(Some(home)));
+        }
         let home = File::open(OWN_NETNS).ok()?;
         setns(&home, CloneFlags::CLONE_NEWNET).ok()?;
-        Some(Self(home))
+        Some(Self(Some(home)))
     }
+}
+
+/// To be called when the thread has moved to another namespace for good.
+pub(crate) fn moved() {
+    HOME.take();
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
-        if setns(&self.0, CloneFlags::CLONE_NEWNET).is_err() {
+        let Some(home) = self.0.take() else { return };
+        if setns(&home, CloneFlags::CLONE_NEWNET).is_ok() {
+            HOME.set(Some(home));
+        } else {
             // It worked a moment ago. Whatever this thread did next would be done to the wrong
             // network; the end of a process leaves nothing but what the next job clears.
             std::process::abort();

@@ -20,6 +20,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
+pub(crate) use self::fd::moved;
 pub use self::{
     dir::{DEFAULT_DIR, NetnsDir},
     fd::{NetnsFd, NetnsId, in_scratch, visit},
