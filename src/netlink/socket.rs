@@ -37,8 +37,8 @@ pub struct Netlink {
     port: u32,
     netns: String,
     sequence: u32,
-    /// What fits the buffers that the kernel grants.
-    per_call: PerCall,
+    /// What fits the buffers that the kernel grants, once larger ones were asked for.
+    per_call: Option<PerCall>,
     /// What was received last.
     read: Vec<u8>,
     /// Something came that was no reply: news of a group that [`Netlink::await_settled`] joins.
@@ -102,15 +102,12 @@ impl Netlink {
         set(socket.set_ext_ack(true))?;
         set(socket.set_cap_ack(true))?;
         set(socket.set_netlink_get_strict_chk(true))?;
-        let size = |done: io::Result<usize>| done.map_err(fail("set a buffer of"));
-        let send = size(buffers::send(&socket, SEND_BUFFER))?;
-        let receive = size(buffers::receive(&socket, RECEIVE_BUFFER))?;
         Ok(Self {
             socket,
             port,
             netns: netns.to_owned(),
             sequence: 1,
-            per_call: PerCall::fitting(send, receive),
+            per_call: None,
             read: Vec::with_capacity(READ_BYTES),
             news: false,
             indexes: HashMap::new(),
@@ -181,6 +178,23 @@ impl Netlink {
             .unwrap_or(Err(NetlinkError::NoReply { what }))
     }
 
+    /// How much is sent at a time. One request and its reply fit any buffer; larger ones are asked for
+    /// when there are more.
+    fn per_call(&mut self, requests: &Requests) -> Result<PerCall, NetlinkError> {
+        let size = |done: io::Result<usize>| {
+            done.map_err(|error| self.socket_error("set a buffer of", errno_from(&error)))
+        };
+        match self.per_call {
+            Some(known) => Ok(known),
+            None if requests.list.len() < 2 => Ok(PerCall::fitting(SEND_BYTES, 1)),
+            None => {
+                let send = size(buffers::send(&self.socket, SEND_BUFFER))?;
+                let receive = size(buffers::receive(&self.socket, RECEIVE_BUFFER))?;
+                Ok(*self.per_call.insert(PerCall::fitting(send, receive)))
+            }
+        }
+    }
+
     /// Sends requests chunk by chunk and hands each, in order, with its reply to `judge`.
     ///
     /// With `acked` the last request of a chunk asks for an acknowledgement: the kernel works
@@ -192,7 +206,7 @@ impl Netlink {
         acked: bool,
         mut judge: impl FnMut(&Request, Option<Reply>),
     ) -> Result<(), NetlinkError> {
-        for chunk in requests.chunks(self.per_call) {
+        for chunk in requests.chunks(self.per_call(&requests)?) {
             let first = self.sequence;
             self.sequence = first.wrapping_add(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
             let last = requests.list[chunk.end - 1].start - requests.list[chunk.start].start;
