@@ -72,14 +72,13 @@ pub(super) struct Burst {
 }
 
 impl<'a> Desk<'a> {
-    /// Watches for signals and opens the registry. Nothing is taken yet.
+    /// Watches for signals and opens the registry. Nothing is taken yet, and for a lab that is not there
+    /// this is not called.
     pub(super) fn open(terms: Terms, config: &'a Config) -> Result<Self, QuickError> {
         let interrupt = Interrupt::watch().map_err(|source| QuickError::System {
             what: "watch for signals",
             source,
         })?;
-        // Nothing is taken for a lab that is not there.
-        Lab::open(config, &terms.lab)?;
         let (of, run_id) = (config.clone(), terms.run_id.clone());
         interrupt.at_stop(move || left::of_run(&of, &run_id));
         let grant = Grant::open(&terms, config)?;

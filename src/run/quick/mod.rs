@@ -384,9 +384,9 @@ pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
     let system = |what| move |source| QuickError::System { what, source };
     let mut progress =
         Progress::new(job.progress.as_deref(), PHASES).map_err(system("write progress"))?;
+    let lab = Lab::open(config, &job.lab)?;
     let mut desk = Desk::open(job.terms(), config)?;
     let pairs = [job.pair()];
-    let lab = Lab::open(config, &job.lab)?;
     let answered = desk.burst(&lab, &pairs, Lone::Quick, &mut |phase| {
         progress.enter(phase);
     });
