@@ -34,12 +34,6 @@ use std::{
 
 use common::{BenchLab, Cost, millis};
 use floor::Pair;
-use tsim::{
-    lab::hosts::{HostRequest, LabHosts},
-    model::{HostId, RouterId, RouterName},
-    netns::NetnsDir,
-    registry::{RegistryManager, Wait},
-};
 
 /// The address of hosts that are kept.
 const SOURCE: &str = "10.1.1.100";
@@ -137,35 +131,10 @@ impl Turns {
 }
 
 impl Bench {
-    /// Leases a host with the address [`SOURCE`] on every router, under the name that jobs give it.
+    /// Keeps a host with the address [`SOURCE`] on ten routers.
     fn keep_hosts(&self) -> Vec<Pair> {
-        let mut hosts = LabHosts::new(&NetnsDir::default());
-        let registry = RegistryManager::open(&self.0.config).unwrap();
-        let mut job = registry.operator().unwrap();
-        let keep = |router: &String| {
-            let router: RouterName = router.parse().unwrap();
-            let lab = &self.0.lab.lab;
-            let mut request = HostRequest {
-                id: HostId::new(lab.clone(), "any".parse().unwrap()),
-                router: RouterId::new(lab.clone(), router.clone()),
-                address: SOURCE.parse().unwrap(),
-                prefix_len: None,
-                interface: None,
-            };
-            let hosts_of_lab = hosts.lab(lab).unwrap();
-            let interface = hosts_of_lab.plan(&request).unwrap().interface;
-            let name = format!("{router}:{interface}:{SOURCE}");
-            request.id = HostId::new(lab.clone(), name.parse().unwrap());
-            request.interface = Some(interface);
-            let spec = hosts_of_lab.plan(&request).unwrap();
-            job.ensure_host_and_lease(&spec, &mut hosts, &Wait::not())
-                .unwrap();
-            Pair {
-                router: request.router.netns().to_string(),
-                host: request.id.netns().to_string(),
-            }
-        };
-        self.routers(10).iter().map(keep).collect()
+        let kept = self.0.keep_hosts(&self.routers(10), SOURCE).into_iter();
+        kept.map(|[host, router]| Pair { router, host }).collect()
     }
 
     /// One line of the table.

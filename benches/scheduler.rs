@@ -6,6 +6,9 @@
 //! cargo bench --bench scheduler -- --test   few of each
 //! ```
 //!
+//! Then the same with real quick jobs: ten services over one router whose source host somebody keeps,
+//! their verdicts checked, and what they cost with the scheduler and all. That needs root.
+//!
 //! Latencies are from a job's own time stamps: submitted, and taken from the queue right before its
 //! runner is started.
 #![allow(
@@ -15,27 +18,41 @@
     reason = "a bench that cannot run shall say so and stop"
 )]
 
+mod common;
+
 use std::{
     fs,
+    io::Write as _,
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use common::BenchLab;
 use jiff::Timestamp;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+    unistd::{SysconfVar, sysconf},
 };
 use tsim::{
     config::{Config, Places},
-    model::{LabName, RunId},
+    model::{LabName, RouterName, RunId},
     sched::{
-        job::{Mode, NewJob, Params, UserName},
+        job::{Mode, NewJob, Params, Status, UserName, Verdicts},
         leader,
         spool::Spool,
     },
+};
+
+/// A question of which [`VERDICTS`] come.
+const SOURCE: &str = "10.81.1.100";
+const DESTINATION: &str = "10.81.3.100";
+const VERDICTS: Verdicts = Verdicts {
+    yes: 10,
+    no: 0,
+    unknown: 0,
 };
 
 const RUNNER: &str = "#!/bin/sh\necho '{\"routers\":[]}'\n";
@@ -44,14 +61,35 @@ struct Bench {
     spool: Spool,
     queue: Inotify,
     daemon: Child,
-    dir: tempfile::TempDir,
+    params: Params,
 }
 
 fn main() {
     let test = std::env::args().any(|arg| arg == "--test");
     let (single, many) = if test { (3, 20) } else { (200, 1000) };
-    let mut bench = Bench::start();
-    let direct = bench.direct(single);
+    stubs(single, many);
+    if nix::unistd::geteuid().is_root() {
+        real(if test { 10 } else { 2000 });
+    } else {
+        println!("real quick jobs need root");
+    }
+}
+
+/// With a runner that does nothing.
+fn stubs(single: u32, many: u32) {
+    let dir = tempfile::tempdir().unwrap();
+    let runner = dir.path().join("tsim-quick");
+    fs::write(&runner, RUNNER).unwrap();
+    fs::set_permissions(&runner, fs::Permissions::from_mode(0o755)).unwrap();
+    let file = dir.path().join("tsim.toml");
+    let text = format!(
+        "registry_dir = \"{0}/registry\"\n[scheduler]\nrunner_dir = \"{0}\"\n\
+         listen = \"127.0.0.1:0\"\n",
+        dir.path().display()
+    );
+    fs::write(&file, text).unwrap();
+    let direct = direct(&runner, single);
+    let mut bench = Bench::start(&file, params("none", "80", None));
     println!(
         "runner alone                {:>9.3} ms per job",
         millis(direct)
@@ -60,22 +98,72 @@ fn main() {
     let latencies: Vec<f64> = (0..single).map(|n| bench.one(&format!("s{n}"))).collect();
     print_latencies("idle, one at a time", latencies);
 
-    let started = Instant::now();
-    for n in 0..many {
-        bench.submit(&format!("m{n}"));
-    }
-    let submitted = started.elapsed();
-    bench.until_idle();
-    let all = started.elapsed();
-    println!(
-        "{many} at once                {:>9.3} ms per submit, {:.0} jobs per second in all",
-        millis(submitted) / f64::from(many),
-        f64::from(many) / all.as_secs_f64()
-    );
+    bench.many(many);
     let latencies = (0..many).map(|n| bench.latency(&format!("m{n}"))).collect();
     print_latencies("waiting for a turn among them", latencies);
-    bench.daemon.kill().unwrap();
-    bench.daemon.wait().unwrap();
+    bench.end();
+}
+
+/// With real quick jobs.
+fn real(many: u32) {
+    let lab = BenchLab::up("small3");
+    let router = "r1".to_owned();
+    lab.keep_hosts(std::slice::from_ref(&router), SOURCE);
+    let runner = Path::new(env!("CARGO_BIN_EXE_tsim-quick"));
+    let mut file = fs::File::options().append(true).open(&lab.file).unwrap();
+    let dir = runner.parent().unwrap().display();
+    writeln!(
+        file,
+        "[scheduler]\nrunner_dir = \"{dir}\"\nlisten = \"127.0.0.1:0\""
+    )
+    .unwrap();
+    let routers = vec![router.parse().unwrap()];
+    let mut bench = Bench::start(
+        &lab.file,
+        params(lab.lab.lab.as_str(), "1-10", Some(routers)),
+    );
+    // The first one finds files cold.
+    bench.one("first");
+    let before = bench.cpu();
+    bench.many(many);
+    let cpu = (bench.cpu() - before) / f64::from(many);
+    println!(
+        "                            {:>9.3} ms CPU per job, its verdicts right",
+        cpu * 1e3
+    );
+    for n in 0..many {
+        let run_id = RunId::new(format!("m{n}")).unwrap();
+        let job = bench.spool.finished(&run_id).unwrap().unwrap();
+        assert_eq!(
+            (job.status, job.verdicts),
+            (Status::Done, Some(VERDICTS)),
+            "{job:?}"
+        );
+    }
+    bench.end();
+    lab.down();
+}
+
+/// The runner started and waited for, without any scheduler.
+fn direct(runner: &Path, count: u32) -> Duration {
+    let started = Instant::now();
+    for _ in 0..count {
+        let mut runner = Command::new(runner);
+        assert!(runner.stdout(Stdio::null()).status().unwrap().success());
+    }
+    started.elapsed() / count
+}
+
+fn params(lab: &str, ports: &str, routers: Option<Vec<RouterName>>) -> Params {
+    Params {
+        lab: LabName::new(lab).unwrap(),
+        source: SOURCE.parse().unwrap(),
+        destination: DESTINATION.parse().unwrap(),
+        ports: ports.to_owned(),
+        routers,
+        options: tsim::sched::options::Options::default(),
+        extra: serde_json::Map::new(),
+    }
 }
 
 fn millis(time: Duration) -> f64 {
@@ -93,42 +181,55 @@ fn print_latencies(what: &str, mut ms: Vec<f64>) {
 }
 
 impl Bench {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let runner = dir.path().join("tsim-quick");
-        fs::write(&runner, RUNNER).unwrap();
-        fs::set_permissions(&runner, fs::Permissions::from_mode(0o755)).unwrap();
-        let file = dir.path().join("tsim.toml");
-        let text = format!(
-            "registry_dir = \"{0}/registry\"\n[scheduler]\nrunner_dir = \"{0}\"\n\
-             listen = \"127.0.0.1:0\"\n",
-            dir.path().display()
-        );
-        fs::write(&file, text).unwrap();
-        let spool = Spool::open(&Config::load(Some(&file), &Places::system()).unwrap()).unwrap();
+    fn start(file: &Path, params: Params) -> Self {
+        let spool = Spool::open(&Config::load(Some(file), &Places::system()).unwrap()).unwrap();
         let queue = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
         queue
             .add_watch(spool.queue_dir(), AddWatchFlags::IN_ALL_EVENTS)
             .unwrap();
-        let daemon = daemon(&file);
+        let daemon = daemon(file);
         let bench = Self {
             spool,
             queue,
             daemon,
-            dir,
+            params,
         };
         bench.until(|spool| leader::is_led(spool).unwrap());
         bench
     }
 
-    /// The runner started and waited for, without any scheduler.
-    fn direct(&self, count: u32) -> Duration {
+    /// Submits so many jobs, and waits until all are over.
+    fn many(&self, many: u32) {
         let started = Instant::now();
-        for _ in 0..count {
-            let mut runner = Command::new(self.dir.path().join("tsim-quick"));
-            assert!(runner.stdout(Stdio::null()).status().unwrap().success());
+        for n in 0..many {
+            self.submit(&format!("m{n}"));
         }
-        started.elapsed() / count
+        let submitted = started.elapsed();
+        self.until_idle();
+        let all = started.elapsed();
+        println!(
+            "{many} at once                {:>9.3} ms per submit, {:.0} jobs per second in all",
+            millis(submitted) / f64::from(many),
+            f64::from(many) / all.as_secs_f64()
+        );
+    }
+
+    /// The CPU time of the scheduler and of the runners that it has waited for, in seconds, proc(5).
+    fn cpu(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon.id())).unwrap();
+        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+        let ticks: f64 = fields
+            .skip(11)
+            .take(4)
+            .map(|n| n.parse::<f64>().unwrap())
+            .sum();
+        let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap();
+        ticks / per_second as f64
+    }
+
+    fn end(&mut self) {
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
     }
 
     fn submit(&self, name: &str) {
@@ -136,15 +237,7 @@ impl Bench {
             run_id: RunId::new(name).unwrap(),
             username: UserName::new("bench").unwrap(),
             mode: Mode::Quick,
-            params: Params {
-                lab: LabName::new("none").unwrap(),
-                source: [10, 0, 0, 1].into(),
-                destination: [10, 0, 0, 2].into(),
-                ports: "80".to_owned(),
-                routers: None,
-                options: tsim::sched::options::Options::default(),
-                extra: serde_json::Map::new(),
-            },
+            params: self.params.clone(),
         };
         let lock = self.spool.lock().unwrap();
         let most = tsim::sched::queue::QueueLimits {

@@ -16,9 +16,13 @@ use nix::sys::{
 };
 use tsim::{
     config::Config,
-    lab::{self, Lab, Options},
-    model::{LabName, NetnsName},
+    lab::{
+        self, Lab, Options,
+        hosts::{HostRequest, LabHosts},
+    },
+    model::{HostId, LabName, NetnsName, RouterId, RouterName},
     netns::NetnsDir,
+    registry::{RegistryManager, Wait},
 };
 
 /// A lab from shipped facts, and the configuration that leads to it.
@@ -61,6 +65,35 @@ impl BenchLab {
             file,
             _dir: dir,
         }
+    }
+
+    /// Leases a host with the address `source` on each of `routers`, under the name that jobs give it, and
+    /// returns the names of its namespace and the router's.
+    pub(crate) fn keep_hosts(&self, routers: &[String], source: &str) -> Vec<[String; 2]> {
+        let mut hosts = LabHosts::new(&NetnsDir::default());
+        let registry = RegistryManager::open(&self.config).unwrap();
+        let mut job = registry.operator().unwrap();
+        let lab = &self.lab.lab;
+        let keep = |router: &String| {
+            let router: RouterName = router.parse().unwrap();
+            let mut request = HostRequest {
+                id: HostId::new(lab.clone(), "any".parse().unwrap()),
+                router: RouterId::new(lab.clone(), router.clone()),
+                address: source.parse().unwrap(),
+                prefix_len: None,
+                interface: None,
+            };
+            let hosts_of_lab = hosts.lab(lab).unwrap();
+            let interface = hosts_of_lab.plan(&request).unwrap().interface;
+            let name = format!("{router}:{interface}:{source}");
+            request.id = HostId::new(lab.clone(), name.parse().unwrap());
+            request.interface = Some(interface);
+            let spec = hosts_of_lab.plan(&request).unwrap();
+            job.ensure_host_and_lease(&spec, &mut hosts, &Wait::not())
+                .unwrap();
+            [&request.id.netns(), &request.router.netns()].map(ToString::to_string)
+        };
+        routers.iter().map(keep).collect()
     }
 
     /// Takes the lab down, and the hosts that a bench kept on it.
