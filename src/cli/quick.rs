@@ -17,6 +17,7 @@ use crate::{
         quick::{self, DscpChoice, ExplainMode, QuickJob},
         report::json,
     },
+    sys::heap,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -117,6 +118,7 @@ impl Run for Quick {
 
 impl Run for Asked {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        heap::keep();
         self.files.check(false)?;
         let (job, files) = self.resolve(context)?;
         let answered = quick::run(&job, &context.config)?;

@@ -21,7 +21,7 @@ use nix::{
 };
 
 use super::{
-    NetnsError, NetnsFd,
+    NetnsError, NetnsFd, NetnsId,
     fd::{Home, OWN_NETNS, on_own_thread},
 };
 use crate::{flock, model::NetnsName, wait::Wait};
@@ -239,6 +239,14 @@ impl NetnsDir {
         NetnsFd::from_file(file, name.clone())
             .map_err(fail)?
             .ok_or(NetnsError::NotANamespace { path })
+    }
+
+    /// Whether `name` still stands for the namespace `fd`, which is held, so that no other one has its
+    /// number.
+    #[must_use]
+    pub fn is(&self, name: &NetnsName, fd: &NetnsFd) -> bool {
+        let now = fs::metadata(self.path(name));
+        now.is_ok_and(|now| NetnsId::of(&now) == fd.id())
     }
 
     /// Takes the name away. The namespace itself, with its interfaces, goes when nothing else

@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     cell::RefCell,
-    fs::File,
+    fs::{File, Metadata},
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -42,6 +42,16 @@ pub struct NetnsId {
     pub ino: u64,
 }
 
+impl NetnsId {
+    /// That of the namespace whose file this is about.
+    pub(super) fn of(file: &Metadata) -> Self {
+        Self {
+            dev: file.dev(),
+            ino: file.ino(),
+        }
+    }
+}
+
 /// An open network namespace. It stays alive as long as this value does, even without its name.
 #[derive(Debug)]
 pub struct NetnsFd {
@@ -56,11 +66,7 @@ impl NetnsFd {
         if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
             return Ok(None);
         }
-        let meta = file.metadata()?;
-        let id = NetnsId {
-            dev: meta.dev(),
-            ino: meta.ino(),
-        };
+        let id = NetnsId::of(&file.metadata()?);
         Ok(Some(Self { file, name, id }))
     }
 

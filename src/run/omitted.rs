@@ -19,7 +19,7 @@ use crate::{
 pub struct Omitted {
     warnings: Vec<Warning>,
     /// Rules of the router that give packets another destination.
-    redirecting: Vec<String>,
+    redirecting: Vec<Rule>,
     /// Its rulesets with what it lacks of them.
     rulesets: Vec<Ruleset>,
     /// How they are walked through, by packets of IPv4 and of IPv6; read when it is first needed.
@@ -50,9 +50,17 @@ impl Omitted {
     #[must_use]
     pub fn of(lab: &LabState, router: &RouterState, trust: bool) -> Self {
         let own = |warning: &&Warning| concerns_router(warning, &router.name) && warning.matters();
+        let warnings: Vec<Warning> = lab.warnings.iter().filter(own).cloned().collect();
+        if warnings.is_empty() {
+            return Self::default();
+        }
         Self {
-            warnings: lab.warnings.iter().filter(own).cloned().collect(),
-            redirecting: router.redirecting.clone(),
+            warnings,
+            redirecting: router
+                .redirecting
+                .iter()
+                .map(|text| Rule::of(text))
+                .collect(),
             rulesets: router.rulesets.clone(),
             reach: Default::default(),
             trust,
@@ -63,6 +71,15 @@ impl Omitted {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.warnings.is_empty()
+    }
+
+    /// Whether packets with other ports may meet other omissions. Whether the packet was seen `behind_nat`
+    /// counts, see [`Seen::behind_nat`].
+    #[must_use]
+    pub fn looks_at_ports(&self, behind_nat: bool) -> bool {
+        let mut omissions = self.warnings.iter().filter_map(|w| w.omission.as_ref());
+        (!behind_nat && !self.redirecting.is_empty())
+            || omissions.any(|omission| omission.concern.looks_at_ports())
     }
 
     /// The verdict and reason with what is missing taken into account.
@@ -76,9 +93,20 @@ impl Omitted {
         if self.is_empty() || verdict == Verdict::Unknown {
             return (verdict, reason);
         }
-        let Some(note) = self.note(seen) else {
-            return (verdict, reason);
-        };
+        match self.note(seen) {
+            Some(note) => self.told(verdict, reason, &note),
+            None => (verdict, reason),
+        }
+    }
+
+    /// The verdict and reason where an omission can change what became of the packet.
+    #[must_use]
+    pub fn told(
+        &self,
+        verdict: Verdict,
+        reason: Option<String>,
+        note: &str,
+    ) -> (Verdict, Option<String>) {
         let found = reason.map_or_else(String::new, |reason| format!("; {reason}"));
         if self.trust {
             return (
@@ -97,7 +125,8 @@ impl Omitted {
     }
 
     /// The omissions that can change what became of the packet; none where no one can.
-    fn note(&self, seen: &Seen) -> Option<String> {
+    #[must_use]
+    pub fn note(&self, seen: &Seen) -> Option<String> {
         let packet = self.packet(seen);
         let passage = Passage {
             packet: &packet,
@@ -151,7 +180,7 @@ impl Omitted {
     /// known, no destination is.
     fn packet(&self, seen: &Seen) -> Packet {
         let mut packet = seen.packet.clone();
-        let redirects = |text: &String| Rule::of(text).concerns(&seen.packet);
+        let redirects = |rule: &Rule| rule.concerns(&seen.packet);
         if !seen.behind_nat && self.redirecting.iter().any(redirects) {
             packet.forget(Field::Destination);
             packet.forget(Field::DestinationPort);
@@ -190,7 +219,7 @@ mod tests {
         let warning = Warning::omission(origin, &router, "not loaded", omission);
         Omitted {
             warnings: vec![warning],
-            redirecting: redirecting.iter().map(ToString::to_string).collect(),
+            redirecting: redirecting.iter().map(|text| Rule::of(text)).collect(),
             trust,
             ..Omitted::default()
         }

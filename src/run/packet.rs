@@ -54,6 +54,17 @@ pub struct Probe {
     pub headers: Headers,
 }
 
+/// Where the one with this index is among `all`, which are in ascending order of their indexes.
+#[must_use]
+pub fn position<T>(all: &[T], index: u32, of: impl Fn(&T) -> u32) -> Option<usize> {
+    // Mostly all services are asked everywhere.
+    let guess = index as usize;
+    match all.get(guess) {
+        Some(there) if of(there) == index => Some(guess),
+        _ => all.binary_search_by_key(&index, of).ok(),
+    }
+}
+
 /// Packets of one size and to one destination, one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packets {

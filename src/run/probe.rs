@@ -216,7 +216,21 @@ impl ProbeSocket {
     /// through all namespaces on the processor that sends it.
     #[must_use]
     pub fn send(&self, tags: TagSpace, probes: &[Probe]) -> Refused {
-        let share = probes.len().div_ceil(processors::count()).max(SHARE_MIN);
+        self.send_beside(0, tags, probes)
+    }
+
+    /// The same beside so many other threads that send or read at other routers: all together are no
+    /// more than there are processors, if this one alone is not.
+    #[must_use]
+    pub fn send_beside(&self, others: usize, tags: TagSpace, probes: &[Probe]) -> Refused {
+        let share = match probes.len() {
+            // How many processors there are takes twenty system calls.
+            ..=SHARE_MIN => SHARE_MIN,
+            more => {
+                let threads = processors::count() / (others + 1);
+                more.div_ceil(threads.max(1)).max(SHARE_MIN)
+            }
+        };
         let mut shares = probes.chunks(share);
         let first = shares.next().unwrap_or_default();
         let refused = thread::scope(|scope| {

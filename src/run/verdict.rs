@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::firewall::Reading;
+use crate::{firewall::Reading, run::packet::position};
 
 /// What one measurement on one router showed.
 #[derive(Debug, Clone, Copy)]
@@ -44,9 +44,51 @@ impl Finding {
     }
 }
 
-/// Judges every probed service, in the order of `probed`.
+/// What is known about probes, by their indexes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings(Vec<(u32, Finding)>);
+
+impl Findings {
+    /// What is known about the probe with this index.
+    #[must_use]
+    pub fn get(&self, index: u32) -> Option<&Finding> {
+        let at = position(&self.0, index, |(index, _)| *index)?;
+        self.0.get(at).map(|(_, finding)| finding)
+    }
+
+    /// Says something else of a probe of which something is known.
+    pub fn correct(&mut self, index: u32, finding: Finding) {
+        let at = position(&self.0, index, |(index, _)| *index);
+        if let Some((_, known)) = at.and_then(|at| self.0.get_mut(at)) {
+            *known = finding;
+        }
+    }
+
+    /// All, in ascending order of their indexes.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Finding)> {
+        self.0.iter().map(|(index, finding)| (*index, finding))
+    }
+
+    /// The indexes of probes with such findings.
+    pub fn with(&self, is: impl Fn(&Finding) -> bool) -> Vec<u32> {
+        let such = self.iter().filter(|(_, finding)| is(finding));
+        such.map(|(index, _)| index).collect()
+    }
+
+    /// Takes over what another measurement of some of the probes found.
+    pub fn take_over(&mut self, other: Self) {
+        let mut clear = other.0.into_iter().peekable();
+        for (index, finding) in &mut self.0 {
+            if let Some((_, found)) = clear.next_if(|(again, _)| again == index) {
+                *finding = found;
+            }
+        }
+    }
+}
+
+/// Judges every probed service.
 #[must_use]
-pub fn judge(observed: &Observed<'_>) -> Vec<(u32, Finding)> {
+pub fn judge(observed: &Observed<'_>) -> Findings {
     let Observed {
         probed,
         refused,
@@ -78,7 +120,7 @@ pub fn judge(observed: &Observed<'_>) -> Vec<(u32, Finding)> {
         };
         (index, finding)
     };
-    probed.iter().map(one).collect()
+    Findings(probed.iter().map(one).collect())
 }
 
 /// What in a measurement does not add up, in words for the reader; empty when all does.
@@ -135,9 +177,10 @@ mod tests {
             refused: &refused,
             reading,
         };
-        judge(&observed)
-            .into_iter()
-            .map(|(_, finding)| finding)
+        let findings = judge(&observed);
+        findings
+            .iter()
+            .map(|(_, finding)| finding.clone())
             .collect()
     }
 
@@ -233,7 +276,7 @@ mod tests {
             refused: &refused,
             reading: &reading,
         };
-        let findings: Vec<_> = judge(&observed).into_iter().map(|(_, f)| f).collect();
+        let findings: Vec<_> = judge(&observed).0.into_iter().map(|(_, f)| f).collect();
         let not_sent = Finding::NotSent("EPERM".to_owned());
         assert_eq!(findings, [not_sent, Finding::Passed, Finding::Stopped]);
         assert!(doubts(&observed).is_empty());

@@ -9,7 +9,10 @@ use super::{
     render::{Matcher, Plan},
 };
 use crate::{
-    firewall::{Backend, Site, Support, nft::inventory},
+    firewall::{
+        Backend, Site, Support,
+        nft::{NftSocket, inventory},
+    },
     model::WithCauses,
     netlink::object::Family,
     netns::{tool::ToolError, visit},
@@ -19,13 +22,23 @@ use crate::{
 const TRIAL: char = 't';
 
 /// Looks whether `backend` can be used for `family` in a router. What
-/// [`choose`](crate::firewall::choose) takes as its probe.
+/// [`choose`](crate::firewall::choose) takes as its probe. A socket in the router that nf_tables answered
+/// is `kept`.
 #[must_use]
-pub fn probe(backend: Backend, family: Family, site: Site<'_>) -> Support {
-    let nf_tables = || match visit(&[site.netns], |_| inventory::support_here()) {
-        Ok(mut support) => support
-            .pop()
-            .unwrap_or_else(|| Support::Unknown("nobody was asked".to_owned())),
+pub fn probe(
+    backend: Backend,
+    family: Family,
+    site: Site<'_>,
+    kept: &mut Option<NftSocket>,
+) -> Support {
+    let mut nf_tables = || match visit(&[site.netns], |_| inventory::asked_here()) {
+        Ok(mut asked) => match asked.pop() {
+            Some((support, socket)) => {
+                *kept = socket;
+                support
+            }
+            None => Support::Unknown("nobody was asked".to_owned()),
+        },
         Err(error) => Support::Unknown(WithCauses(&error).to_string()),
     };
     match backend {

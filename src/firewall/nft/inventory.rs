@@ -85,11 +85,23 @@ impl Inventory {
 /// changes nothing. `EINVAL` means that there is no such subsystem, nfnetlink_rcv_msg().
 #[must_use]
 pub fn support_here() -> Support {
-    let asked = NftSocket::open_here().and_then(|mut socket| super::generation(&mut socket));
-    Support::from_attempt(asked.map(drop), |error| match error {
+    asked_here().0
+}
+
+/// The same, with the socket that was asked where there is nf_tables.
+#[must_use]
+pub fn asked_here() -> (Support, Option<NftSocket>) {
+    let asked = NftSocket::open_here().and_then(|mut socket| {
+        super::generation(&mut socket)?;
+        Ok(socket)
+    });
+    let mut kept = None;
+    let asked = asked.map(|socket| kept = Some(socket));
+    let support = Support::from_attempt(asked, |error| match error {
         NftError::Open(source) => source.raw_os_error(),
         other => other.errno(),
-    })
+    });
+    (support, kept)
 }
 
 fn dump<T>(

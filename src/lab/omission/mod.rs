@@ -188,6 +188,15 @@ impl Concern {
         })
     }
 
+    /// Whether packets that differ in their ports only may be told apart.
+    #[must_use]
+    pub fn looks_at_ports(&self) -> bool {
+        self.0.iter().any(|extent| match extent {
+            Extent::Packets(packets) => packets.sport.is_some() || packets.dport.is_some(),
+            Extent::Rule(_) => true,
+        })
+    }
+
     /// The rules that it may be about whose place is known.
     pub fn rules(&self) -> impl Iterator<Item = (&Place, &RuleExtent)> {
         self.0.iter().filter_map(|extent| match extent {

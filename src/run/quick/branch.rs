@@ -127,7 +127,7 @@ pub(super) fn forks(
             };
             let decision = fib.decide(&query(at, &first.headers, *mark));
             if let Some(route) = decision.route.filter(several_devs) {
-                add(&mut forks, route, class);
+                add(&mut forks, route, class.into_owned());
                 break;
             }
         }

@@ -123,7 +123,7 @@ impl Planner<'_, '_> {
         for class in classes(&rules, probes) {
             let Some(first) = class.first() else { continue };
             for next in self.next(at, &first.headers, 0)? {
-                let on = class.iter().map(|probe| Probe {
+                let on = class.iter().map(|probe: &Probe| Probe {
                     headers: passed_on(&probe.headers),
                     ..*probe
                 });

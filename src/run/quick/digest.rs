@@ -1,6 +1,6 @@
 //! From what was observed at one place to what became of each probe there, and where it went.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, net::IpAddr, sync::Arc};
 
 use super::{
     branch::Branch,
@@ -20,7 +20,7 @@ use crate::{
     netlink::{LookupKind, LookupQuery, object::PolicyRule},
     run::{
         omitted::Omitted,
-        packet::{Headers, Probe},
+        packet::{Headers, Probe, position},
         report::{EndKind, LegHop, Verdict},
         resolve::ResolveError,
         verdict::Finding,
@@ -48,10 +48,11 @@ pub(super) fn digest(
         branch: branch.and_then(|branch| branch.way_out()),
         exits: Vec::new(),
         known: HashMap::new(),
+        last: None,
     };
     let mut outcomes: Vec<Outcome> = Vec::with_capacity(probes.len());
     for probe in probes {
-        let finding = measured.findings.get(&probe.index);
+        let finding = measured.findings.get(probe.index);
         let reason = measured.reasons.get(&probe.index);
         let (verdict, reason) = conclude(finding, reason);
         let reason = reason.map(Arc::from);
@@ -65,10 +66,11 @@ pub(super) fn digest(
     match ways {
         Some(ways) => {
             for (probe, outcome) in probes.iter().zip(&mut outcomes) {
-                let local = measured.findings.get(&probe.index) == Some(&Finding::Delivered);
-                if !local && measured.findings.get(&probe.index) != Some(&Finding::Passed) {
-                    continue;
-                }
+                let local = match measured.findings.get(probe.index) {
+                    Some(Finding::Passed) => false,
+                    Some(Finding::Delivered) => true,
+                    _ => continue,
+                };
                 outcome.exit = Some(match ways.get(probe.index) {
                     Some(Ok(left)) => {
                         outcome.headers = left_as(&probe.headers, left);
@@ -200,6 +202,8 @@ struct Digest<'a, 't> {
     branch: Option<Out>,
     exits: Vec<Exit>,
     known: HashMap<Key, usize>,
+    /// The last one that was found: mostly the next one is the same.
+    last: Option<(Key, usize)>,
 }
 
 impl Digest<'_, '_> {
@@ -228,7 +232,13 @@ impl Digest<'_, '_> {
         let by_port = self.rules.iter().filter(|rule| looks_at_ports(rule));
         let selected = by_port.map(|rule| selects(rule, &asked)).collect();
         let key = (routed(&asked), selected, left.oif, left.next_hop, left.mark);
+        if let Some((last, exit)) = &self.last
+            && *last == key
+        {
+            return Ok(*exit);
+        }
         if let Some(&known) = self.known.get(&key) {
+            self.last = Some((key, known));
             return Ok(known);
         }
         let exit = if local {
@@ -236,7 +246,8 @@ impl Digest<'_, '_> {
         } else {
             self.noted_out(&asked, left)?
         };
-        self.known.insert(key, exit);
+        self.known.insert(key.clone(), exit);
+        self.last = Some((key, exit));
         Ok(exit)
     }
 
@@ -290,10 +301,11 @@ impl Digest<'_, '_> {
             } else {
                 Finding::Passed
             };
-            let some = probes.iter().copied();
-            let some: Vec<Probe> = some
-                .filter(|probe| measured.findings.get(&probe.index) == Some(&wanted))
-                .collect();
+            let is = |probe: &&Probe| measured.findings.get(probe.index) == Some(&wanted);
+            let some: Cow<'_, [Probe]> = match probes.iter().all(|probe| is(&probe)) {
+                true => Cow::Borrowed(probes),
+                false => probes.iter().filter(is).copied().collect(),
+            };
             for class in classes(self.rules, &some) {
                 let Some(first) = class.first() else { continue };
                 let exit = if local {
@@ -301,9 +313,9 @@ impl Digest<'_, '_> {
                 } else {
                     self.unchanged_out(&first.headers)?
                 };
-                for probe in &class {
-                    let at = probes.binary_search_by_key(&probe.index, |p| p.index);
-                    let Some(outcome) = at.ok().and_then(|at| outcomes.get_mut(at)) else {
+                for probe in class.iter() {
+                    let at = position(probes, probe.index, |p| p.index);
+                    let Some(outcome) = at.and_then(|at| outcomes.get_mut(at)) else {
                         continue;
                     };
                     outcome.exit = Some(exit);
@@ -411,7 +423,7 @@ impl Digest<'_, '_> {
     ) -> Result<(), ResolveError> {
         let unexplained: Vec<Probe> = probes
             .iter()
-            .filter(|p| measured.findings.get(&p.index) == Some(&Finding::Stopped))
+            .filter(|p| measured.findings.get(p.index) == Some(&Finding::Stopped))
             .filter(|p| !measured.reasons.contains_key(&p.index))
             .copied()
             .collect();
@@ -422,9 +434,9 @@ impl Digest<'_, '_> {
                 continue;
             };
             let words: Arc<str> = words.into();
-            for probe in &class {
-                let at = probes.binary_search_by_key(&probe.index, |p| p.index);
-                if let Some(outcome) = at.ok().and_then(|at| outcomes.get_mut(at)) {
+            for probe in class.iter() {
+                let at = position(probes, probe.index, |p| p.index);
+                if let Some(outcome) = at.and_then(|at| outcomes.get_mut(at)) {
                     outcome.reason = Some(Arc::clone(&words));
                 }
             }

@@ -518,9 +518,11 @@ impl<'a> Inquiry<'a> {
             let walk = Walk::new(&through.visited, self.wiring, self.named());
             let ways = plan.probes.iter().map(|probe| {
                 let from = prepared.starts.get(plan.pair_of(probe.index));
-                let from = from.into_iter().flatten();
-                from.flat_map(|entry| walk.follow(entry, *probe, &mut needs))
-                    .collect()
+                let mut ways = Vec::new();
+                for entry in from.into_iter().flatten() {
+                    walk.follow(entry, *probe, &mut needs, &mut ways);
+                }
+                ways
             });
             let ways: Vec<Vec<WayEnd>> = ways.collect();
             if needs.packets.is_empty() {

@@ -26,7 +26,7 @@ use crate::{
         explain::{Explained, Lots},
         packet::Probe,
         report::Verdict,
-        verdict::Finding,
+        verdict::{Finding, Findings},
     },
 };
 
@@ -155,16 +155,16 @@ impl Urn<'_> {
         &self,
         probing: &mut Probing<'_>,
         explained: &[Explained],
-        (findings, ways): (&BTreeMap<u32, Finding>, Option<&Ways>),
+        (findings, ways): (&Findings, Option<&Ways>),
     ) -> Result<Drawn, QuickError> {
         let random = |(caveat, _): &(Caveat, _)| matches!(caveat, Caveat::Random(_));
         let mut drawn: Vec<&Explained> = explained.iter().collect();
-        drawn.retain(|e| e.caveats.iter().any(random) && findings.contains_key(&e.index));
+        drawn.retain(|e| e.caveats.iter().any(random) && findings.get(e.index).is_some());
         drawn.sort_unstable_by_key(|e| e.index);
         let mut samples: BTreeMap<u32, Sample> = BTreeMap::new();
         for explained in &drawn {
             let index = explained.index;
-            if let Some(finding) = findings.get(&index) {
+            if let Some(finding) = findings.get(index) {
                 let sample = samples.entry(index).or_default();
                 match ways {
                     Some(ways) => {
@@ -236,10 +236,10 @@ impl Urn<'_> {
             ..self.taps.clone()
         };
         let measured = probing.measure_others(&taps, &probes)?;
-        for (number, finding) in &measured.findings {
-            let original = indexes.get(*number as usize / copies);
+        for (number, finding) in measured.findings.iter() {
+            let original = indexes.get(number as usize / copies);
             if let Some(sample) = original.and_then(|index| samples.get_mut(index)) {
-                let left = measured.ways.as_ref().and_then(|ways| ways.get(*number));
+                let left = measured.ways.as_ref().and_then(|ways| ways.get(number));
                 sample.add(finding, left);
             }
         }

@@ -3,7 +3,10 @@
 use std::{
     iter,
     net::IpAddr,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,7 +35,7 @@ use crate::{
         explain::Scrutiny,
         packet::Probe,
         probe::{ProbeSocket, Refused},
-        verdict::{Finding, Observed, doubts, judge},
+        verdict::{Finding, Findings, Observed, doubts, judge},
     },
 };
 
@@ -50,6 +53,8 @@ pub(super) struct Question<'a> {
     pub(super) owner: &'a OwnerMark,
     /// Where taps in this router are noted; none in a copy, which goes with the job.
     pub(super) notes: Option<&'a Arc<dyn Notebook>>,
+    /// How many threads measure a router now, this one included.
+    pub(super) workers: &'a AtomicUsize,
 }
 
 /// What it takes to measure one router: a socket to its nf_tables, and one out of its source host.
@@ -88,7 +93,7 @@ pub(super) struct Spent {
 /// What one router's measurement found.
 #[derive(Debug)]
 pub(super) struct Measured {
-    pub(super) findings: Vec<(u32, Finding)>,
+    pub(super) findings: Findings,
     /// How probes left, where that was noted.
     pub(super) ways: Option<Ways>,
     pub(super) doubts: Vec<String>,
@@ -100,11 +105,12 @@ pub(super) struct Measured {
 }
 
 impl<'a> Probing<'a> {
-    /// Opens the sockets, all from one thread.
+    /// Opens the sockets, all from one thread, but for one to nf_tables that is there.
     pub(super) fn open(
         question: Question<'a>,
         router: &Arc<NetnsFd>,
         from: From<'_>,
+        mut kept: Option<NftSocket>,
     ) -> Result<Self, QuickError> {
         let (mut nft, mut probes, mut legacy) = (None, None, false);
         let host = match from {
@@ -122,8 +128,8 @@ impl<'a> Probing<'a> {
             }
             legacy = has_tables_here(question.taps.family);
             if question.backend == Backend::Nft {
-                nft =
-                    Some(RulesetWatch::open_here().and_then(|w| Ok((NftSocket::open_here()?, w))));
+                let mut socket = || kept.take().map_or_else(NftSocket::open_here, Ok);
+                nft = Some(RulesetWatch::open_here().and_then(|watch| Ok((socket()?, watch))));
             }
         })?;
         let name = router.name();
@@ -192,11 +198,7 @@ impl<'a> Probing<'a> {
     }
 
     /// What makes verdicts doubtful that a plain measurement gave, if it gave any.
-    pub(super) fn scrutiny<'f>(
-        &self,
-        census: Census,
-        mut findings: impl Iterator<Item = &'f Finding>,
-    ) -> Scrutiny {
+    pub(super) fn scrutiny(&self, census: Census, findings: &Findings) -> Scrutiny {
         // Where a rule of nf_tables varies, what legacy rules say of other ways counts, too. Rules
         // that cannot be printed are looked at more closely, and that says why not.
         let varies = || {
@@ -204,8 +206,8 @@ impl<'a> Probing<'a> {
                 .map_or(true, |rules| rules.is_volatile())
         };
         let legacy = self.legacy && (census.volatile || varies());
-        let plain = |finding| matches!(finding, &Finding::Passed | &Finding::Delivered);
-        let census = if findings.any(plain) {
+        let plain = |finding: &_| matches!(finding, Finding::Passed | Finding::Delivered);
+        let census = if findings.iter().any(|(_, finding)| plain(finding)) {
             census
         } else {
             Census::default()
@@ -281,7 +283,7 @@ impl<'a> Probing<'a> {
         indexes: &[u32],
     ) -> Result<Measured, QuickError> {
         let mut first = self.pass(taps.clone(), probes, indexes)?;
-        let unclear: Vec<u32> = first.with(Finding::is_unclear);
+        let unclear = first.findings.with(Finding::is_unclear);
         if !unclear.is_empty() {
             let noting = Taps {
                 note_arrivals: true,
@@ -290,7 +292,7 @@ impl<'a> Probing<'a> {
             let second = self.pass(noting, probes, &unclear)?;
             first.correct(second);
         }
-        let stopped = first.with(|finding| *finding == Finding::Stopped);
+        let stopped = first.findings.with(|finding| *finding == Finding::Stopped);
         if first.unmarked && !stopped.is_empty() {
             let by_tag = Taps {
                 by_tag: true,
@@ -318,12 +320,14 @@ impl<'a> Probing<'a> {
     }
 
     fn send_some(&self, tags: TagSpace, probes: &[Probe], indexes: &[u32]) -> Refused {
+        let others = self.question.workers.load(Ordering::Relaxed);
+        let others = others.saturating_sub(1);
         if indexes.len() == probes.len() {
-            return self.probes.send(tags, probes);
+            return self.probes.send_beside(others, tags, probes);
         }
         let wanted = |probe: &&Probe| indexes.binary_search(&probe.index).is_ok();
         let some: Vec<Probe> = probes.iter().filter(wanted).copied().collect();
-        self.probes.send(tags, &some)
+        self.probes.send_beside(others, tags, &some)
     }
 
     /// Puts taps in, probes, reads, and takes the taps out again whatever happened.
@@ -430,25 +434,12 @@ fn found(
 }
 
 impl Measured {
-    /// The services with such findings.
-    fn with(&self, is: impl Fn(&Finding) -> bool) -> Vec<u32> {
-        let all = self.findings.iter();
-        all.filter(|(_, finding)| is(finding))
-            .map(|&(index, _)| index)
-            .collect()
-    }
-
     /// Takes over what another measurement of some of the services found.
     fn correct(&mut self, other: Self) {
         if let (Some(ways), Some(better)) = (&mut self.ways, &other.ways) {
-            ways.correct(better, other.findings.iter().map(|(index, _)| *index));
+            ways.correct(better, other.findings.iter().map(|(index, _)| index));
         }
-        let mut clear = other.findings.into_iter().peekable();
-        for (index, finding) in &mut self.findings {
-            if let Some((_, found)) = clear.next_if(|(again, _)| again == index) {
-                *finding = found;
-            }
-        }
+        self.findings.take_over(other.findings);
         self.doubts.extend(other.doubts);
         self.spent.add(other.spent);
     }

@@ -1,9 +1,7 @@
 //! What the lab lacks, weighed against what became of the probes at one place.
 
-use std::collections::BTreeMap;
-
 use super::{
-    tables::{Tables, classes},
+    tables::{Tables, classes, routed},
     visited::{Exit, Outcome},
 };
 use crate::{
@@ -16,9 +14,10 @@ use crate::{
     netlink::object::{Family, PolicyRule},
     run::{
         omitted::{Omitted, Seen},
-        packet::{Headers, Probe, TCP_SYN},
+        packet::{Headers, Probe, TCP_SYN, position},
+        report::Verdict,
         resolve::ResolveError,
-        verdict::Finding,
+        verdict::{Finding, Findings},
     },
 };
 
@@ -28,23 +27,60 @@ pub(super) fn weigh(
     tables: &mut Tables<'_>,
     (at, rules): (&Entry, &[PolicyRule]),
     probes: &[Probe],
-    (findings, exits): (&BTreeMap<u32, Finding>, &[Exit]),
+    (findings, exits): (&Findings, &[Exit]),
     outcomes: &mut [Outcome],
 ) -> Result<(), ResolveError> {
     let planned = planned_outs(tables, at, rules, (probes, outcomes))?;
+    let by_ports = [false, true].map(|behind_nat| omitted.looks_at_ports(behind_nat));
+    let mut last: Option<(Alike, Option<String>)> = None;
     for ((probe, outcome), planned) in probes.iter().zip(outcomes).zip(planned) {
+        if outcome.verdict == Verdict::Unknown {
+            continue;
+        }
         let hop = outcome.exit.and_then(|exit| exits.get(exit));
         let out = hop.and_then(|exit| exit.hop.iface_out.as_ref());
-        let seen = Seen {
-            planned,
-            came: came(at, out, &probe.headers),
-            ..seen(at, out, probe, outcome, findings.get(&probe.index))
+        let finding = findings.get(probe.index);
+        let note = || {
+            omitted.note(&Seen {
+                planned,
+                came: came(at, out, &probe.headers),
+                ..seen(at, out, probe, outcome, finding)
+            })
         };
-        let reason = outcome.reason.as_deref().map(str::to_owned);
-        let (verdict, reason) = omitted.weigh(outcome.verdict, reason, &seen);
-        (outcome.verdict, outcome.reason) = (verdict, reason.map(Into::into));
+        let (came, left) = (&probe.headers, &outcome.headers);
+        let [forwarded, delivered] =
+            [Finding::Passed, Finding::Delivered].map(|f| finding == Some(&f));
+        let alike = Alike {
+            protocol: came.protocol,
+            headers: [routed(came), routed(left)],
+            exit: outcome.exit,
+            became: [forwarded, delivered],
+        };
+        let note = match &last {
+            Some((same, note)) if !by_ports[usize::from(out.is_some())] && *same == alike => {
+                note.clone()
+            }
+            _ => note(),
+        };
+        if let Some(note) = &note {
+            let reason = outcome.reason.as_deref().map(str::to_owned);
+            let (verdict, reason) = omitted.told(outcome.verdict, reason, note);
+            (outcome.verdict, outcome.reason) = (verdict, reason.map(Into::into));
+        }
+        last = Some((alike, note));
     }
     Ok(())
+}
+
+/// All by which omissions tell probes apart that do not look at ports.
+#[derive(PartialEq)]
+struct Alike {
+    protocol: Protocol,
+    /// As it came, and as it left.
+    headers: [Headers; 2],
+    exit: Option<usize>,
+    /// Whether it was forwarded, or delivered.
+    became: [bool; 2],
 }
 
 /// What is known of a packet at a router, for what the lab lacks to be weighed against it.
@@ -131,9 +167,9 @@ fn planned_outs(
     for class in classes(rules, &stopped) {
         let Some(first) = class.first() else { continue };
         let out = tables.lookup(at, &first.headers, 0)?.dev;
-        for probe in &class {
-            let at = probes.binary_search_by_key(&probe.index, |p| p.index);
-            if let Some(slot) = at.ok().and_then(|at| planned.get_mut(at)) {
+        for probe in class.iter() {
+            let at = position(probes, probe.index, |p| p.index);
+            if let Some(slot) = at.and_then(|at| planned.get_mut(at)) {
                 slot.clone_from(&out);
             }
         }

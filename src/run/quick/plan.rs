@@ -28,6 +28,7 @@ use crate::{
         Notebook, TagSpace, Taps,
         backend::{Backend, BackendChoice, Site, choose},
         iptables::{OwnerMark, feature},
+        nft::NftSocket,
         rule::Rule,
         ruletext::RuleText,
         taps::Ways,
@@ -35,17 +36,17 @@ use crate::{
     lab::{self},
     model::{Dscp, LabName, Protocol, RouterName, Service},
     netlink::object::Family,
-    netns::{NetnsDir, NetnsFd, tool::Tools},
+    netns::{NetnsDir, NetnsFd, NetnsId, tool::Tools},
     processors,
     registry::Owner,
     run::{
         explain::{self, Explainer, Explanation, Scrutiny},
         outside::OutsideReason,
-        packet::{Headers, Probe},
+        packet::{Headers, Probe, position},
         probe::Catalogue,
         progress::PHASE,
         report::Verdict,
-        verdict::Finding,
+        verdict::{Finding, Findings},
     },
 };
 
@@ -66,6 +67,10 @@ pub(super) struct Plan {
     owner: OwnerMark,
     /// Where taps that outlive the job are noted.
     notes: Option<TapNotes>,
+    /// The socket by which the back end was chosen, in the router where that was.
+    kept: Mutex<Option<(NetnsId, NftSocket)>>,
+    /// How many threads measure a router now.
+    workers: AtomicUsize,
     taps: Taps,
     /// The same for probes of a router itself.
     own_taps: Taps,
@@ -164,6 +169,8 @@ impl Plan {
             shelf: lazy_shelf(config, &terms.lab),
             owner: OwnerMark::from(&owner),
             notes: grant.notes(terms),
+            kept: Mutex::new(None),
+            workers: AtomicUsize::new(0),
             own_taps: Taps {
                 from_itself: true,
                 ..taps.clone()
@@ -223,6 +230,7 @@ impl Plan {
         router: Option<&Arc<NetnsFd>>,
     ) -> Result<(), QuickError> {
         let Some(netns) = router else { return Ok(()) };
+        let mut kept = None;
         self.backend = choose(choice, |backend| {
             let site = Site {
                 netns,
@@ -230,8 +238,10 @@ impl Plan {
                 owner: &self.owner,
                 notes: None,
             };
-            feature::probe(backend, self.taps.family, site)
+            feature::probe(backend, self.taps.family, site, &mut kept)
         })?;
+        let kept = kept.filter(|_| self.backend == Backend::Nft);
+        self.kept = Mutex::new(kept.map(|socket| (netns.id(), socket)));
         Ok(())
     }
 
@@ -246,6 +256,7 @@ impl Plan {
         let next = AtomicUsize::new(0);
         let answers = Mutex::new(BTreeMap::new());
         let work = || {
+            self.workers.fetch_add(1, Ordering::Relaxed);
             while let Some(numbers) = routers.get(next.fetch_add(1, Ordering::Relaxed)) {
                 for &number in numbers {
                     let Some(visit) = visits.get(number) else {
@@ -261,6 +272,7 @@ impl Plan {
                         .insert(number, answer);
                 }
             }
+            self.workers.fetch_sub(1, Ordering::Relaxed);
         };
         match routers.len() {
             0 | 1 => work(),
@@ -293,7 +305,11 @@ impl Plan {
         };
         let notes = self.notes_about(visit);
         let question = self.question(visit, notes.as_ref());
-        let mut probing = Probing::open(question, &visit.netns, from)?;
+        let kept = self.kept.lock();
+        let kept = kept.unwrap_or_else(PoisonError::into_inner);
+        let kept = { kept }.take_if(|(at, _)| *at == visit.netns.id());
+        let kept = kept.map(|(_, socket)| socket);
+        let mut probing = Probing::open(question, &visit.netns, from, kept)?;
         let mut census = probing.census()?;
         census.volatile |= census.asks_sender && matches!(visit.from, Ok(Sender::Itself(_)));
         let nature = probing.nature(&census);
@@ -305,7 +321,7 @@ impl Plan {
         let note_ways = nature.changes || self.backend != Backend::Nft;
         let indexes: Vec<u32> = visit.probes.iter().map(|probe| probe.index).collect();
         let mut measured = probing.measure(&indexes, note_ways)?;
-        let mut findings: BTreeMap<u32, Finding> = measured.findings.into_iter().collect();
+        let mut findings = measured.findings;
         let unsent = match &visit.from {
             Ok(Sender::Itself(_)) => unsent(&mut findings),
             _ => BTreeMap::new(),
@@ -314,7 +330,7 @@ impl Plan {
         let begin = Instant::now();
         let scrutiny = match self.explain {
             ExplainMode::Never => Scrutiny::default(),
-            _ => probing.scrutiny(census, findings.values()),
+            _ => probing.scrutiny(census, &findings),
         };
         let asked = self.worth_explaining(&visit.probes, &findings, &scrutiny);
         let explained = if asked.probes.is_empty() {
@@ -349,7 +365,7 @@ impl Plan {
             .iter()
             .filter(|e| !taken.contains_key(&e.index))
             .filter_map(|e| {
-                let told = conclude(findings.get(&e.index)?, e)?;
+                let told = conclude(findings.get(e.index)?, e)?;
                 Some((e.index, self.of_long_segment(e).unwrap_or(told)))
             })
             .chain(unsent)
@@ -361,12 +377,7 @@ impl Plan {
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
         doubts.extend(asked.left_out);
-        let netns = &visit.netns;
-        let replaced = || {
-            let now = dir.open(netns.name());
-            !now.is_ok_and(|now| now.id() == netns.id())
-        };
-        if !visit.copied && replaced() {
+        if !visit.copied && !dir.is(visit.netns.name(), &visit.netns) {
             doubts.push("the router was rebuilt or removed during the measurement".to_owned());
         }
         Ok(Answer::Measured(Box::new(Measurement {
@@ -409,7 +420,7 @@ impl Plan {
         visit: &Visit,
         probing: &mut Probing<'_>,
         proxied: &BTreeMap<u32, Proxied>,
-        (findings, ways): (&mut BTreeMap<u32, Finding>, &mut Option<Ways>),
+        (findings, ways): (&mut Findings, &mut Option<Ways>),
     ) -> Result<BTreeMap<u32, (Verdict, String)>, QuickError> {
         let ports: BTreeSet<(Protocol, u16)> = proxied.values().map(|p| p.listener).collect();
         let family = self.taps.family;
@@ -422,14 +433,13 @@ impl Plan {
                 }
                 again.findings
             }
-            Err(_) => Vec::new(),
+            Err(_) => Findings::default(),
         };
-        let measured: BTreeMap<u32, Finding> = measured.into_iter().collect();
         let one = |(&index, proxied): (&u32, &Proxied)| {
             let (protocol, port) = proxied.listener;
             let rule = &proxied.rule;
             let taken = format!("taken by TPROXY to port {port}/{protocol} by {rule}");
-            let told = match measured.get(&index) {
+            let told = match measured.get(index) {
                 // That it ends there is said with where it went.
                 Some(Finding::Delivered) => (Verdict::Yes, taken),
                 Some(Finding::Stopped) => (
@@ -444,10 +454,11 @@ impl Plan {
                     format!("{ENDS_HERE}, {taken}; what becomes of it there is not known"),
                 ),
             };
-            findings.extend(measured.get(&index).map(|finding| (index, finding.clone())));
             (index, told)
         };
-        Ok(proxied.iter().map(one).collect())
+        let told = proxied.iter().map(one).collect();
+        findings.take_over(measured);
+        Ok(told)
     }
 
     /// What to say of a probe of TCP that is longer than a link takes: no client sends such a segment
@@ -467,12 +478,7 @@ impl Plan {
 
     /// The blocked services, whose reasons are to be found, and the others, where the router has
     /// something that makes a plain YES doubtful.
-    fn worth_explaining(
-        &self,
-        all: &[Probe],
-        findings: &BTreeMap<u32, Finding>,
-        scrutiny: &Scrutiny,
-    ) -> Asked {
+    fn worth_explaining(&self, all: &[Probe], findings: &Findings, scrutiny: &Scrutiny) -> Asked {
         let (most_blocked, most_passed) = match self.explain {
             ExplainMode::Never => return Asked::default(),
             ExplainMode::Auto => self.most,
@@ -480,7 +486,7 @@ impl Plan {
         };
         let (mut blocked, mut passed, mut left) = (0, 0, 0);
         let mut probes = Vec::new();
-        for (&index, finding) in findings {
+        for (index, finding) in findings.iter() {
             let (count, most) = match finding {
                 Finding::Stopped | Finding::NotArrived => (&mut blocked, most_blocked),
                 Finding::Passed | Finding::Delivered if scrutiny.is_needed() => {
@@ -491,9 +497,8 @@ impl Plan {
             *count += 1;
             let fits = *count <= most;
             left += usize::from(!fits && matches!(finding, Finding::Passed | Finding::Delivered));
-            let at = all.binary_search_by_key(&index, |p| p.index);
-            let probe = at.ok().and_then(|at| all.get(at));
-            probes.extend(probe.filter(|_| fits));
+            let probe = || all.get(position(all, index, |p| p.index)?);
+            probes.extend(fits.then(probe).flatten());
         }
         let mut left_out = Vec::new();
         if blocked > most_blocked {
@@ -590,6 +595,7 @@ impl Plan {
             shelf: (!visit.copied).then_some(&self.shelf),
             owner: &self.owner,
             notes,
+            workers: &self.workers,
         }
     }
 }
@@ -608,8 +614,8 @@ fn proxied(explained: &Explanation, probes: &[Probe]) -> BTreeMap<u32, Proxied> 
             return None;
         };
         let port = rule.parsed().proxied_to()?;
-        let at = probes.binary_search_by_key(&explained.index, |p| p.index);
-        let headers = probes.get(at.ok()?)?.headers;
+        let at = position(probes, explained.index, |p| p.index)?;
+        let headers = probes.get(at)?.headers;
         let proxied = Proxied {
             // Without a port of its own it is the packet's.
             listener: (
@@ -626,16 +632,16 @@ fn proxied(explained: &Explanation, probes: &[Probe]) -> BTreeMap<u32, Proxied> 
 
 /// Probes that a router could not send itself: no route leads to where they go, or one that ends
 /// them. Returns why, and leaves them out of what is looked into.
-fn unsent(findings: &mut BTreeMap<u32, Finding>) -> BTreeMap<u32, (Verdict, String)> {
+fn unsent(findings: &mut Findings) -> BTreeMap<u32, (Verdict, String)> {
     let refused = findings
         .iter()
         .filter_map(|(index, finding)| match finding {
-            Finding::NotSent(why) => Some((*index, (Verdict::No, why.clone()))),
+            Finding::NotSent(why) => Some((index, (Verdict::No, why.clone()))),
             _ => None,
         });
     let refused: BTreeMap<u32, (Verdict, String)> = refused.collect();
     for index in refused.keys() {
-        findings.insert(*index, Finding::Refused);
+        findings.correct(*index, Finding::Refused);
     }
     refused
 }

@@ -17,6 +17,7 @@ use crate::{
     model::{Dscp, IfName, RouterName, Service},
     run::{
         omitted::Omitted,
+        packet::position,
         report::{
             EndKind, EndToEnd, QuickReport, RouterReport, Scope, ServiceReport, Timing, Verdict,
         },
@@ -339,7 +340,7 @@ fn cell(
 ) -> Option<ServiceReport> {
     let mut found: Option<(bool, &Visited, &Outcome)> = None;
     for (number, visit) in here {
-        let Ok(position) = visit.probes.binary_search_by_key(&index, |p| p.index) else {
+        let Some(position) = position(&visit.probes, index, |p| p.index) else {
             continue;
         };
         let came = reached.get(*number, position);
@@ -396,8 +397,8 @@ fn cell(
 fn by_branch(index: u32, here: &[(usize, &Visited)]) -> Option<(Verdict, String)> {
     let outcomes = here.iter().filter_map(|(_, visit)| {
         let branch = visit.branch.as_ref()?;
-        let at = visit.probes.binary_search_by_key(&index, |p| p.index);
-        Some((branch, visit.outcomes.get(at.ok()?)?))
+        let at = position(&visit.probes, index, |p| p.index)?;
+        Some((branch, visit.outcomes.get(at)?))
     });
     let outcomes: Vec<_> = outcomes.collect();
     let (first, one) = outcomes.first()?;

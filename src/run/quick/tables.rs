@@ -1,7 +1,7 @@
 //! What the routers' own tables say of a packet: which of several look the same to policy rules,
 //! and where a router sends it.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, net::IpAddr, sync::Arc};
 
 use crate::{
     lab::{
@@ -25,6 +25,8 @@ pub(super) struct Tables<'a> {
     pub(super) sockets: &'a mut RouterSockets,
     family: Family,
     rules: HashMap<RouterName, Arc<[PolicyRule]>>,
+    /// What was asked before.
+    outs: HashMap<(Entry, Headers, u32), Vec<Out>>,
 }
 
 /// One way out of a router: the interface, and the gateway if there is one.
@@ -37,6 +39,7 @@ impl<'a> Tables<'a> {
             sockets,
             family,
             rules: HashMap::new(),
+            outs: HashMap::new(),
         }
     }
 
@@ -69,17 +72,23 @@ impl<'a> Tables<'a> {
         netlink.lookup_one(&query).map_err(lookup_failed)
     }
 
-    /// All ways out that the route of such a packet has; none where it goes nowhere.
+    /// All ways out that the route of such a packet has, asked once; none where it goes nowhere.
     pub(super) fn outs(
         &mut self,
         at: &Entry,
         headers: &Headers,
         mark: u32,
     ) -> Result<Vec<Out>, ResolveError> {
+        let asked = (at.clone(), *headers, mark);
+        if let Some(outs) = self.outs.get(&asked) {
+            return Ok(outs.clone());
+        }
         let netlink = self.sockets.router(&at.router)?;
         let hops = netlink.next_hops(&query(at, headers, mark));
         let hops = hops.map_err(lookup_failed)?.into_iter();
-        Ok(hops.filter_map(|hop| Some((hop.dev?, hop.via))).collect())
+        let outs: Vec<Out> = hops.filter_map(|hop| Some((hop.dev?, hop.via))).collect();
+        self.outs.insert(asked, outs.clone());
+        Ok(outs)
     }
 }
 
@@ -101,8 +110,14 @@ pub(super) fn query(at: &Entry, headers: &Headers, mark: u32) -> LookupQuery {
 }
 
 /// Groups of probes that differ in nothing that routing looks at. Within a group the order is kept.
-pub(super) fn classes(rules: &[PolicyRule], probes: &[Probe]) -> Vec<Vec<Probe>> {
+pub(super) fn classes<'a>(rules: &[PolicyRule], probes: &'a [Probe]) -> Vec<Cow<'a, [Probe]>> {
     let choosy: Vec<&PolicyRule> = rules.iter().filter(|rule| looks_at_ports(rule)).collect();
+    let first = probes.first().map(|probe| routed(&probe.headers));
+    let alike = |probe: &Probe| Some(routed(&probe.headers)) == first;
+    if choosy.is_empty() && probes.iter().all(alike) {
+        // So it mostly is, and there may be 65,535.
+        return first.into_iter().map(|_| Cow::Borrowed(probes)).collect();
+    }
     let mut classes: Vec<Vec<Probe>> = Vec::new();
     let mut known: HashMap<(Headers, Vec<bool>), usize> = HashMap::new();
     let mut last: Option<(Headers, usize)> = None;
@@ -123,7 +138,7 @@ pub(super) fn classes(rules: &[PolicyRule], probes: &[Probe]) -> Vec<Vec<Probe>>
             class.push(*probe);
         }
     }
-    classes
+    classes.into_iter().map(Cow::Owned).collect()
 }
 
 /// The headers without ports and TTL, which routes do not look at.
@@ -188,7 +203,7 @@ mod tests {
             probe(3, Protocol::Udp, 53),
         ];
         let indexes = |rules: &[PolicyRule]| -> Vec<Vec<u32>> {
-            let of = |class: Vec<Probe>| class.iter().map(|p| p.index).collect();
+            let of = |class: Cow<'_, [Probe]>| class.iter().map(|p| p.index).collect();
             classes(rules, &probes).into_iter().map(of).collect()
         };
         assert_eq!(

@@ -11,7 +11,7 @@ use crate::{
     lab::trace::Entry,
     model::NetnsName,
     netns::NetnsFd,
-    run::{packet::Probe, probe::ProbeSocket, report::Verdict, verdict::Finding},
+    run::{packet::Probe, probe::ProbeSocket, report::Verdict, verdict::Findings},
 };
 
 /// How the reason begins where a router takes what was not sent to it.
@@ -53,8 +53,7 @@ pub(super) enum Answer {
 /// What is known about one visit when everything was measured and explained.
 #[derive(Debug)]
 pub(super) struct Measurement {
-    /// By service index.
-    pub(super) findings: BTreeMap<u32, Finding>,
+    pub(super) findings: Findings,
     /// By service index, where the reason was looked into.
     pub(super) reasons: BTreeMap<u32, (Verdict, String)>,
     /// How probes left, where anything could have changed them.

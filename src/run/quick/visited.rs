@@ -86,6 +86,9 @@ pub(super) struct Visited {
 impl Visited {
     /// Leaves out the probes with these indexes, which are measured otherwise.
     pub(super) fn leave_out(&mut self, indexes: &HashSet<u32>) {
+        if indexes.is_empty() {
+            return;
+        }
         let probes = std::mem::take(&mut self.probes);
         let outcomes = std::mem::take(&mut self.outcomes);
         let both = probes.into_iter().zip(outcomes);

@@ -2,7 +2,7 @@
 //!
 //! Pure: it goes through what was measured, and says what it needs to have measured to go on.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use super::{
     branch::Branch,
@@ -13,7 +13,7 @@ use crate::{
     lab::trace::{Entry, Wiring},
     model::RouterName,
     run::{
-        packet::{Headers, Probe},
+        packet::{Headers, Probe, position},
         report::{EndKind, Leg, Verdict},
     },
 };
@@ -55,10 +55,19 @@ impl Step {
 /// What was measured, found by place.
 pub(super) struct Walk<'a> {
     visits: &'a [Visited],
-    at: HashMap<&'a Entry, Vec<usize>>,
+    /// In order of their places.
+    at: Vec<(&'a Entry, Vec<usize>)>,
     wiring: &'a Wiring,
     /// The routers that were named, where the way goes through these only.
     named: Option<&'a [RouterName]>,
+    /// What was said last of a packet that one router handed over to another.
+    handed: RefCell<Option<Handed>>,
+}
+
+/// Two routers, and that one hands a packet over to the other in words.
+struct Handed {
+    between: [RouterName; 2],
+    words: Arc<str>,
 }
 
 /// Packets that are to be measured before a walk can go on.
@@ -75,40 +84,47 @@ impl<'a> Walk<'a> {
         wiring: &'a Wiring,
         named: Option<&'a [RouterName]>,
     ) -> Self {
-        let mut at: HashMap<&Entry, Vec<usize>> = HashMap::new();
+        let mut at: BTreeMap<&Entry, Vec<usize>> = BTreeMap::new();
         for (number, visit) in visits.iter().enumerate() {
             at.entry(&visit.at).or_default().push(number);
         }
         Self {
             visits,
-            at,
+            // Few places are searched more quickly than they are hashed, for each of many probes.
+            at: at.into_iter().collect(),
             wiring,
             named,
+            handed: RefCell::new(None),
         }
     }
 
-    /// All ways of a probe that enters at `entry`, as far as they are measured; what is missing is
-    /// added to `needs`.
-    pub(super) fn follow(&self, entry: &Entry, probe: Probe, needs: &mut Needs) -> Vec<WayEnd> {
-        let mut ends = Vec::new();
+    /// Adds all ways of a probe that enters at `entry`, as far as they are measured, to `ends`; what is
+    /// missing is added to `needs`.
+    pub(super) fn follow(
+        &self,
+        entry: &Entry,
+        probe: Probe,
+        needs: &mut Needs,
+        ends: &mut Vec<WayEnd>,
+    ) {
+        let before = ends.len();
         let mut open = vec![Under {
             at: entry.clone(),
             probe,
             steps: Vec::new(),
         }];
         while let Some(way) = open.pop() {
-            if ends.len() == MAX_WAYS {
+            if ends.len() - before == MAX_WAYS {
                 let more = Ending::new(
                     Verdict::Unknown,
                     EndKind::NotKnown,
                     format!("it has more than {MAX_WAYS} ways"),
                 );
-                ends.push(self.end(entry, &way.steps, more, None));
+                push(ends, self.end(entry, way.steps, more, None));
                 break;
             }
-            self.step(entry, way, &mut open, &mut ends, needs);
+            self.step(entry, way, &mut open, ends, needs);
         }
-        ends
     }
 
     fn step(
@@ -121,20 +137,28 @@ impl<'a> Walk<'a> {
     ) {
         if let Some(ending) = self.comes_back(&way) {
             let router = way.at.router.clone();
-            return ends.push(self.end(entry, &way.steps, ending, Some(router)));
+            return push(ends, self.end(entry, way.steps, ending, Some(router)));
         }
         let found = self.find(&way.at, &way.probe);
         if found.is_empty() {
             if needs.closed {
                 let reason = "its way is too long to be followed";
                 let ending = Ending::new(Verdict::Unknown, EndKind::NotKnown, reason);
-                return ends.push(self.end(entry, &way.steps, ending, Some(way.at.router)));
+                return push(
+                    ends,
+                    self.end(entry, way.steps, ending, Some(way.at.router)),
+                );
             }
             return needs.packets.push((way.at, way.probe));
         }
-        for step in found {
-            self.leave(entry, way.clone(), step, open, ends);
+        let (last, others) = match found.split_last() {
+            Some((last, others)) => (*last, others),
+            None => return,
+        };
+        for step in others {
+            self.leave(entry, way.clone(), *step, open, ends);
         }
+        self.leave(entry, way, last, open, ends);
     }
 
     /// Follows a way behind a router.
@@ -162,17 +186,18 @@ impl<'a> Walk<'a> {
                 kind,
                 reason: outcome.reason.clone(),
             };
-            return ends.push(self.end(entry, &way.steps, ending, router));
+            return push(ends, self.end(entry, way.steps, ending, router));
         };
         for fate in exit.fates.iter().rev() {
+            let steps = way.steps.clone();
             match fate {
                 Fate::End(ending) => {
-                    ends.push(self.end(entry, &way.steps, ending.clone(), router.clone()));
+                    push(ends, self.end(entry, steps, ending.clone(), router.clone()));
                 }
                 Fate::On(next) if self.is_left(next) => {
-                    let reason = format!("{} hands it over to {}", visit.at.router, next.router);
+                    let reason = self.hands_over(&visit.at.router, &next.router);
                     let ending = Ending::new(Verdict::Yes, EndKind::HandedOver, reason);
-                    ends.push(self.end(entry, &way.steps, ending, router.clone()));
+                    push(ends, self.end(entry, steps, ending, router.clone()));
                 }
                 Fate::On(next) if !self.takes(exit, next, outcome) => {
                     let reason = format!(
@@ -180,7 +205,10 @@ impl<'a> Walk<'a> {
                         outcome.headers.source, visit.at.router
                     );
                     let ending = Ending::new(Verdict::No, EndKind::NoPeer, reason);
-                    ends.push(self.end(entry, &way.steps, ending, Some(next.router.clone())));
+                    push(
+                        ends,
+                        self.end(entry, steps, ending, Some(next.router.clone())),
+                    );
                 }
                 Fate::On(next) => open.push(Under {
                     at: next.clone(),
@@ -188,7 +216,7 @@ impl<'a> Walk<'a> {
                         headers: carried(&way.probe.headers, &outcome.headers),
                         ..way.probe
                     },
-                    steps: way.steps.clone(),
+                    steps,
                 }),
             }
         }
@@ -201,6 +229,21 @@ impl<'a> Walk<'a> {
             self.wiring
                 .takes(&hop.router, out, next, outcome.headers.source)
         })
+    }
+
+    /// That one router hands a packet over to another, in words that packets share.
+    fn hands_over(&self, from: &RouterName, to: &RouterName) -> Arc<str> {
+        let mut last = self.handed.borrow_mut();
+        let same = |last: &&Handed| last.between.each_ref() == [from, to];
+        if let Some(last) = last.as_ref().filter(same) {
+            return Arc::clone(&last.words);
+        }
+        let words: Arc<str> = format!("{from} hands it over to {to}").into();
+        *last = Some(Handed {
+            between: [from.clone(), to.clone()],
+            words: Arc::clone(&words),
+        });
+        words
     }
 
     /// Whether the router at `next` is none of those that were named.
@@ -234,7 +277,9 @@ impl<'a> Walk<'a> {
 
     /// Where such a packet was measured: once, or for each of several next hops.
     fn find(&self, at: &Entry, probe: &Probe) -> Vec<Step> {
-        let visits = self.at.get(at).into_iter().flatten();
+        let visits = self.at.binary_search_by_key(&at, |(place, _)| place);
+        let visits = visits.ok().and_then(|found| self.at.get(found));
+        let visits = visits.into_iter().flat_map(|(_, visits)| visits);
         let mut found = visits
             .copied()
             .filter_map(|visit| self.find_in(visit, probe));
@@ -260,28 +305,21 @@ impl<'a> Walk<'a> {
     }
 
     fn find_in(&self, visit: usize, probe: &Probe) -> Option<Step> {
-        {
-            let probes = &self.visits.get(visit)?.probes;
-            // Mostly all services are asked everywhere.
-            let guess = probe.index as usize;
-            let position = match probes.get(guess) {
-                Some(there) if there.index == probe.index => guess,
-                _ => probes
-                    .binary_search_by_key(&probe.index, |p| p.index)
-                    .ok()?,
-            };
-            (probes.get(position)?.headers == probe.headers).then_some(Step { visit, position })
-        }
+        let probes = &self.visits.get(visit)?.probes;
+        let position = position(probes, probe.index, |p| p.index)?;
+        (probes.get(position)?.headers == probe.headers).then_some(Step { visit, position })
     }
 
     fn end(
         &self,
         entry: &Entry,
-        steps: &[Step],
+        steps: Vec<Step>,
         ending: Ending,
         router: Option<RouterName>,
     ) -> WayEnd {
         let came = || steps.iter().filter_map(|step| step.came(self.visits));
+        let mut legs = Vec::with_capacity(steps.len());
+        legs.extend(came().map(|(visit, _, outcome)| leg(visit, outcome)));
         let reason = match ending.verdict {
             Verdict::Yes => with_caveats(ending.reason, came()),
             _ => ending.reason,
@@ -292,15 +330,19 @@ impl<'a> Walk<'a> {
             kind: ending.kind,
             reason,
             router,
-            legs: came()
-                .map(|(visit, _, outcome)| leg(visit, outcome))
-                .collect(),
+            legs,
             branches: came()
                 .filter_map(|(visit, ..)| visit.branch.clone())
                 .collect(),
-            steps: steps.to_vec(),
+            steps,
         }
     }
+}
+
+/// Adds a way. Mostly there is one, of 65,535 probes: no room is kept for others.
+fn push(ends: &mut Vec<WayEnd>, way: WayEnd) {
+    ends.reserve_exact(1);
+    ends.push(way);
 }
 
 /// A way as far as it is known.

@@ -47,7 +47,7 @@ pub fn write(report: &QuickReport, out: &mut dyn Write) -> io::Result<()> {
     write!(out, ",\n  \"routers\": ")?;
     list(out, "  ", routers, write_router)?;
     write!(out, ",\n  \"warnings\": ")?;
-    list(out, "  ", warnings, |line, warning| append(line, warning))?;
+    list(out, "  ", warnings, append)?;
     write!(out, ",\n  \"timing_ms\": {}\n}}", text(timing_ms)?)
 }
 

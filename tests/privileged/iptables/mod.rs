@@ -473,10 +473,10 @@ fn this_kernel_supports_every_back_end_and_auto_takes_nf_tables() {
     let row = Row::new();
     for family in FAMILIES {
         for backend in Backend::ALL {
-            let support = feature::probe(backend, family, row.site());
+            let support = feature::probe(backend, family, row.site(), &mut None);
             assert_eq!(support, Support::Yes, "{backend}");
         }
-        let probe = |backend| feature::probe(backend, family, row.site());
+        let probe = |backend| feature::probe(backend, family, row.site(), &mut None);
         assert_eq!(choose(BackendChoice::Auto, probe).unwrap(), Backend::Nft);
     }
 }
@@ -486,7 +486,7 @@ fn a_missing_tool_means_unsupported() {
     let mut row = Row::new();
     row.tools = Tools::new(["/nonexistent".into()]);
     for backend in [Backend::IptablesNft, Backend::IptablesLegacy] {
-        let support = feature::probe(backend, Family::V4, row.site());
+        let support = feature::probe(backend, Family::V4, row.site(), &mut None);
         assert!(
             matches!(&support, Support::No(why) if why.contains("/nonexistent")),
             "{support:?}"
