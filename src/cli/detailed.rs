@@ -24,7 +24,7 @@ The job holds its routers alone: quick and other detailed jobs on them wait.";
 /// Proves with real connections whether each service gets there and back, and which rule decides.
 #[derive(Debug, Parser)]
 #[command(name = "tsim-detailed", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
-pub struct Detailed {
+pub struct TsimDetailed {
     #[command(flatten)]
     global: Global,
 
@@ -66,13 +66,13 @@ pub(super) struct Asked {
     out: Option<PathBuf>,
 }
 
-impl CommandLine for Detailed {
+impl CommandLine for TsimDetailed {
     fn global(&self) -> &Global {
         &self.global
     }
 }
 
-impl Run for Detailed {
+impl Run for TsimDetailed {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         self.asked.run(context)
     }

@@ -206,7 +206,7 @@ impl Fault for ResolveError {
 impl Fault for QuickError {
     fn is_asked_wrong(&self) -> bool {
         match self {
-            Self::DscpRange { .. } => true,
+            Self::DscpRange { .. } | Self::Question(_) => true,
             Self::Lab(error) => error.is_asked_wrong(),
             Self::Resolve(error) => error.is_asked_wrong(),
             _ => false,

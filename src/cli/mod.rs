@@ -238,8 +238,8 @@ pub fn programs() -> [clap::Command; 4] {
     use clap::CommandFactory;
     [
         tsim::Tsim::command(),
-        quick::Quick::command(),
-        detailed::Detailed::command(),
+        quick::TsimQuick::command(),
+        detailed::TsimDetailed::command(),
         tsimd::Tsimd::command(),
     ]
 }

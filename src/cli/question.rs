@@ -8,14 +8,17 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{Colour, Context, Failure, complete, matrix::Layout};
 use crate::{
     files,
     lab::trace::Trace,
     model::{LabName, Protocol, RouterName, RunId, Service, ServiceLimits, parse_services},
-    run::quick::{self, RouterChoice},
+    run::{
+        interrupt::Interrupt,
+        quick::{self, ExplainMode, RouterChoice},
+    },
     sched::job::{check_address, twice},
 };
 
@@ -84,6 +87,27 @@ pub(super) struct Question {
     progress: Option<PathBuf>,
 }
 
+/// When to look for reasons, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Explain {
+    /// For up to 1,000 services per router
+    Auto,
+    /// For every service
+    Always,
+    /// Not at all: rules by rate, chance, time or history stay unnoticed
+    Never,
+}
+
+impl From<Explain> for ExplainMode {
+    fn from(typed: Explain) -> Self {
+        match typed {
+            Explain::Auto => Self::Auto,
+            Explain::Always => Self::Always,
+            Explain::Never => Self::Never,
+        }
+    }
+}
+
 /// A job's question, checked.
 #[derive(Debug)]
 pub(super) struct Asked {
@@ -147,6 +171,7 @@ impl Question {
             }
             None => choose_routers(self.routers)?,
         };
+        Interrupt::watch().map_err(Failure::cannot_run)?;
         let run_id = self.run_id.map_or_else(quick::new_run_id, Ok);
         Ok(Asked {
             lab: self.lab,

@@ -1,12 +1,12 @@
 //! `tsim-quick`: the quick job's command line.
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, Parser};
 
 use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run,
     bulk::Files,
     complete, matrix,
-    question::{Question, layout},
+    question::{Explain, Question, layout},
 };
 use crate::{
     bulk::{answers::LabIdentity, one},
@@ -14,7 +14,7 @@ use crate::{
     lab::{self, Lab, trace::EntryName},
     model::Dscp,
     run::{
-        quick::{self, DscpChoice, ExplainMode, QuickJob},
+        quick::{self, DscpChoice, QuickJob},
         report::json,
     },
     sys::heap,
@@ -30,7 +30,7 @@ const EXAMPLES: &str = "Examples:
 /// Measures which services get through each router: YES, NO or UNKNOWN, with the reason.
 #[derive(Debug, Parser)]
 #[command(name = "tsim-quick", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
-pub struct Quick {
+pub struct TsimQuick {
     #[command(flatten)]
     global: Global,
 
@@ -83,34 +83,13 @@ pub(super) struct Asked {
     pass_on: Option<u64>,
 }
 
-/// When to look for reasons, as typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Explain {
-    /// For up to 1,000 services per router
-    Auto,
-    /// For every service
-    Always,
-    /// Not at all: rules by rate, chance, time or history stay unnoticed
-    Never,
-}
-
-impl From<Explain> for ExplainMode {
-    fn from(typed: Explain) -> Self {
-        match typed {
-            Explain::Auto => Self::Auto,
-            Explain::Always => Self::Always,
-            Explain::Never => Self::Never,
-        }
-    }
-}
-
-impl CommandLine for Quick {
+impl CommandLine for TsimQuick {
     fn global(&self) -> &Global {
         &self.global
     }
 }
 
-impl Run for Quick {
+impl Run for TsimQuick {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         self.asked.run(context)
     }

@@ -17,8 +17,8 @@ use super::{
     ask::{self, At, ChangesGo},
     complete,
     jobs::{user, warn_without_scheduler},
+    question::Explain,
     question::{read_trace, seconds},
-    quick::Explain,
 };
 use crate::{
     firewall::backend::BackendChoice,

@@ -88,6 +88,7 @@ pub struct Report {
 
 impl Report {
     /// The check of this name.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn check(&self, area: Area, name: &str) -> Option<&Check> {
         self.checks

@@ -228,6 +228,7 @@ impl InstalledTaps {
     }
 
     /// What measures.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn backend(&self) -> Backend {
         match self {

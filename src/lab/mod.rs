@@ -1,15 +1,24 @@
 //! The lab: facts of real routers → topology (pure) → namespaces; hosts; path trace.
 
+#[cfg(not(feature = "internals"))]
+pub(crate) mod copy;
+#[cfg(feature = "internals")]
 pub mod copy;
 mod down;
 mod error;
 pub mod facts;
 mod gone;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod hosts;
+#[cfg(feature = "internals")]
 pub mod hosts;
 mod kernel_settings;
-pub mod links;
+pub(crate) mod links;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod neighbours;
+#[cfg(feature = "internals")]
 pub mod neighbours;
-pub mod omission;
+pub(crate) mod omission;
 mod plan;
 mod pool;
 mod progress;
@@ -17,6 +26,9 @@ mod replace;
 mod router;
 mod rulesets;
 mod segments;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod sockets;
+#[cfg(feature = "internals")]
 pub mod sockets;
 mod state;
 pub mod topology;

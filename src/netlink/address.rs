@@ -117,6 +117,7 @@ impl Batch<'_> {
     }
 
     /// Takes `address` from the interface `dev`.
+    #[cfg(feature = "internals")]
     pub fn delete_address(&mut self, dev: &IfName, address: &Address) -> &mut Self {
         let what = format!("to delete address {address} dev {dev}");
         self.push(what, 0, |index| {

@@ -143,6 +143,7 @@ impl<'a> Batch<'a> {
     ///
     /// The kernel waits for everybody who might still look at the link (`rcu_barrier()`): 25 ms
     /// for each, as measured on 6.18. With a namespace its links go without anybody waiting.
+    #[cfg(feature = "internals")]
     pub fn delete_link(&mut self, name: &IfName) -> &mut Self {
         self.push(format_args!("to delete link {name}"), 0, |_| {
             Ok(RouteNetlinkMessage::DelLink(named(name)))

@@ -67,6 +67,7 @@ impl LookupQuery {
     }
 
     /// A packet from `from` to `to` that comes in on `iif`.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn forwarded(from: IpAddr, to: IpAddr, iif: IfName) -> Self {
         Self {

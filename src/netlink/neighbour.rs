@@ -61,6 +61,7 @@ fn mac_of(message: &NeighbourMessage) -> Option<Mac> {
 /// A kernel with CONFIG_BRIDGE_VLAN_FILTERING enters an address once without a VLAN,
 /// which is the entry that a bridge without VLANs uses, and again for each VLAN of
 /// the port (1 by default).
+#[cfg(feature = "internals")]
 fn is_vlan_copy(message: &NeighbourMessage) -> bool {
     let is_vlan = |a: &NeighbourAttribute| matches!(a, NeighbourAttribute::Vlan(_));
     message.attributes.iter().any(is_vlan)
@@ -121,6 +122,7 @@ impl Batch<'_> {
     }
 
     /// Removes such an entry. One that is gone already is success.
+    #[cfg(feature = "internals")]
     pub fn delete_forwarding(&mut self, port: &IfName, mac: Mac) -> &mut Self {
         let what = format!("to delete forwarding entry {mac} dev {port}");
         self.push(what, 0, |index| {
@@ -184,6 +186,7 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError`] when there is no such port or the kernel refuses the list.
+    #[cfg(feature = "internals")]
     pub fn forwarding(&mut self, port: &IfName) -> Result<Vec<Mac>, NetlinkError> {
         let what = format!(
             "to list the forwarding entries of port {port} of namespace {}",

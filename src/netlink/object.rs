@@ -222,6 +222,7 @@ impl Route {
     pub const DEFAULT: u32 = 253;
 
     /// A route in table main to `destination` by one gateway.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn via(destination: IpNet, via: IpAddr, dev: IfName) -> Self {
         Self {

@@ -85,6 +85,7 @@ impl NetnsDir {
     /// # Errors
     /// [`NetnsError::Exists`] when the name is taken, another [`NetnsError`] when a step fails;
     /// nothing is left then.
+    #[cfg(feature = "internals")]
     pub fn create(&self, name: &NetnsName) -> Result<NetnsFd, NetnsError> {
         Ok(self.create_with(name, || ())?.0)
     }

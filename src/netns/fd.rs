@@ -113,6 +113,7 @@ impl NetnsFd {
     ///
     /// # Errors
     /// [`NetnsError`] when the namespace cannot be entered or the kernel refuses the socket.
+    #[cfg(feature = "internals")]
     pub fn socket(
         &self,
         family: AddressFamily,

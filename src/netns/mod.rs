@@ -110,6 +110,7 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// A socket could not be opened inside a namespace.
+    #[cfg(feature = "internals")]
     #[error("cannot open a socket in network namespace {netns}")]
     Socket {
         /// The name.

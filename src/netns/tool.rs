@@ -111,6 +111,7 @@ impl Tools {
     }
 
     /// The same tools, killed when they take longer than `limit`.
+    #[cfg(test)]
     #[must_use]
     pub fn with_time_limit(self, limit: Duration) -> Self {
         let time_limit = limit;

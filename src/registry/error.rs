@@ -106,6 +106,7 @@ pub enum RegistryError {
     #[error("{0} is not registered")]
     NotFound(String),
     /// A host that another job has registered and not made yet.
+    #[cfg(feature = "internals")]
     #[error("host {0} is registered but not made yet, or about to be removed")]
     NotReady(HostId),
     /// A host that is leased is to be unregistered.
@@ -166,6 +167,7 @@ pub enum RegistryError {
 
 impl RegistryError {
     /// The errno of the system call that failed, where one did.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {

@@ -73,6 +73,7 @@ impl<Stage> Job<Stage> {
     }
 
     /// What the registry knows about the job.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn info(&self) -> &JobInfo {
         &self.info
@@ -110,6 +111,7 @@ impl Job<Unlocked> {
     ///
     /// # Errors
     /// As [`Self::all_router_locks`].
+    #[cfg(feature = "internals")]
     pub fn router_lock(
         self,
         router: &RouterId,
@@ -161,6 +163,7 @@ impl Job<Unlocked> {
 
 impl Job<Locked> {
     /// The routers that are held, by name.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn locks(&self) -> &[RouterLock] {
         &self.stage.locks
@@ -244,19 +247,5 @@ impl RegistryManager {
             job_type: JobType::Detailed,
             dscp: None,
         }))
-    }
-
-    /// Waits until all `routers` could be had in `mode`, without keeping them.
-    ///
-    /// # Errors
-    /// As [`Job::all_router_locks`].
-    pub fn wait_for_routers(
-        &self,
-        run_id: &RunId,
-        routers: &[RouterId],
-        mode: Mode,
-        wait: &Wait,
-    ) -> Result<(), RegistryError> {
-        lock_all(self, run_id, routers, mode, wait).map(drop)
     }
 }

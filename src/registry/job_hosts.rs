@@ -39,6 +39,7 @@ impl Job<Unlocked> {
     ///
     /// # Errors
     /// As [`Self::ensure_hosts_and_lease`].
+    #[cfg(feature = "internals")]
     pub fn ensure_host_and_lease(
         &mut self,
         spec: &HostSpec,
@@ -89,6 +90,7 @@ impl Job<Unlocked> {
     /// [`RegistryError::NotFound`] when this job has no lease; [`RegistryError::Kernel`] when the
     /// host could not be removed: the lease is released then, and the host stays registered for
     /// whoever comes next to remove or make anew.
+    #[cfg(feature = "internals")]
     pub fn release_and_remove(
         &mut self,
         host: &HostId,
@@ -174,6 +176,7 @@ impl Job<Unlocked> {
     ///
     /// # Errors
     /// [`RegistryError::Collision`] says which of them is taken and by whom.
+    #[cfg(feature = "internals")]
     pub fn check_and_register_host(
         &mut self,
         spec: &HostSpec,
@@ -188,6 +191,7 @@ impl Job<Unlocked> {
     ///
     /// # Errors
     /// [`RegistryError::InUse`], [`RegistryError::NotFound`].
+    #[cfg(feature = "internals")]
     pub fn unregister_host(
         &mut self,
         host: &HostId,
@@ -204,6 +208,7 @@ impl Job<Unlocked> {
     ///
     /// # Errors
     /// [`RegistryError::NotFound`]; [`RegistryError::Collision`] for a change that is not allowed.
+    #[cfg(feature = "internals")]
     pub fn update_host(
         &mut self,
         host: &HostId,
@@ -219,6 +224,7 @@ impl Job<Unlocked> {
     /// # Errors
     /// [`RegistryError::NotFound`] when it is not registered; [`RegistryError::NotReady`] when
     /// another job has registered and not yet made it.
+    #[cfg(feature = "internals")]
     pub fn acquire_source_host_lease(
         &mut self,
         host: &HostId,
@@ -249,6 +255,7 @@ impl Job<Unlocked> {
     ///
     /// # Errors
     /// [`RegistryError::NotFound`] when this job has no lease of `host`.
+    #[cfg(feature = "internals")]
     pub fn release_source_host_lease(
         &mut self,
         host: &HostId,
@@ -437,6 +444,7 @@ impl Job<Unlocked> {
         Ok(released)
     }
 
+    #[cfg(feature = "internals")]
     fn release_lease(&mut self, host: &HostId) -> Result<Released, RegistryError> {
         let released = self.try_release_leases(&[host])?.pop();
         released.unwrap_or_else(|| Err(host::not_found(host)))

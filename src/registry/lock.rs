@@ -77,6 +77,7 @@ pub(crate) struct QueueLock {
 #[derive(Debug)]
 pub struct RouterLock {
     router: RouterId,
+    #[allow(dead_code, reason = "dropping it leaves the queue")]
     lock: QueueLock,
 }
 
@@ -92,6 +93,7 @@ impl RouterLock {
     }
 
     /// How it is held.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.lock.ticket.mode

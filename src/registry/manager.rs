@@ -84,6 +84,7 @@ impl RegistryManager {
     ///
     /// # Errors
     /// As [`Self::open`].
+    #[cfg(feature = "internals")]
     pub fn open_on(config: &Config, medium: Box<dyn Medium>) -> Result<Self, RegistryError> {
         let locks = Directory::open(&config.registry_dir)?.sub("locks")?;
         Self::assemble(config, locks, medium)
@@ -276,6 +277,7 @@ impl RegistryManager {
     ///
     /// # Errors
     /// When the queue cannot be read.
+    #[cfg(feature = "internals")]
     pub fn is_router_locked(&self, router: &RouterId) -> Result<Vec<LockHolder>, RegistryError> {
         lock::holders(self.locks(), &router.to_string())
     }

@@ -116,6 +116,7 @@ impl Directory {
     }
 
     /// The same directory, treated as one that outlives the kernel; for tests in memory.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn as_on_disk(self) -> Self {
         Self {

@@ -64,17 +64,30 @@ impl Interrupt {
         if let Some(interrupt) = &*watching {
             return Ok(interrupt.clone());
         }
-        let interrupt = Self {
-            cancel: Cancel::new()?,
-            left: Arc::default(),
-            signal: Arc::default(),
-        };
+        let interrupt = Self::unset()?;
         let watcher = interrupt.clone();
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || watcher.wait(signals))?;
         *watching = Some(interrupt.clone());
         Ok(interrupt)
+    }
+
+    /// The one that watches, where the program asked for that; otherwise one that no signal sets.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn current() -> io::Result<Self> {
+        let watching = WATCHING.lock().unwrap_or_else(PoisonError::into_inner);
+        watching.as_ref().cloned().map_or_else(Self::unset, Ok)
+    }
+
+    fn unset() -> io::Result<Self> {
+        Ok(Self {
+            cancel: Cancel::new()?,
+            left: Arc::default(),
+            signal: Arc::default(),
+        })
     }
 
     /// Wakes those who wait for a lock when a signal comes.

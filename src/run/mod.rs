@@ -1,22 +1,35 @@
 //! What the runners do: the quick job from its resolved question to its report.
 
+mod builder;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod caretaker;
+#[cfg(feature = "internals")]
 pub mod caretaker;
 pub mod detailed;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod explain;
+#[cfg(feature = "internals")]
 pub mod explain;
-pub mod interrupt;
+pub(crate) mod interrupt;
 mod left;
 pub(crate) mod markup;
-pub mod omitted;
-pub mod outside;
+pub(crate) mod omitted;
+pub(crate) mod outside;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod packet;
+#[cfg(feature = "internals")]
 pub mod packet;
 mod payload;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod probe;
+#[cfg(feature = "internals")]
 pub mod probe;
-pub mod progress;
+pub(crate) mod progress;
 pub mod quick;
 pub mod report;
-pub mod resolve;
-pub mod sentence;
+pub(crate) mod resolve;
+pub(crate) mod sentence;
 mod source_port;
-pub mod undo;
-pub mod verdict;
-pub mod way;
+pub(crate) mod undo;
+pub(crate) mod verdict;
+pub(crate) mod way;

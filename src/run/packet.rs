@@ -36,6 +36,7 @@ pub struct Headers {
 
 impl Headers {
     /// The service that the destination port stands for.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn service(&self) -> Service {
         Service {

@@ -69,6 +69,7 @@ impl Catalogue {
     }
 
     /// Whether there are none.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_index.is_empty()
@@ -93,6 +94,7 @@ impl Catalogue {
     }
 
     /// All indexes, ascending.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn all(&self) -> Vec<u32> {
         (0..self.len()).collect()
@@ -157,7 +159,7 @@ impl WireSocket {
     /// Sends to the router interface `to` at the other end of the wire `device`, as if from the
     /// interface `from`.
     #[must_use]
-    pub fn into_wire(&self, device: u32, to: Mac, from: Mac, family: Family) -> ProbeSocket {
+    pub fn on_wire(&self, device: u32, to: Mac, from: Mac, family: Family) -> ProbeSocket {
         let ether_type: u16 = match family {
             Family::V4 => libc::ETH_P_IP as u16,
             Family::V6 => libc::ETH_P_IPV6 as u16,

@@ -6,6 +6,7 @@
 //! cannot be written does not fail the job; that is logged once.
 
 use std::{
+    fmt,
     fs::{File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
@@ -46,10 +47,31 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Called with the percentage that is done, and the phase.
+pub type OnProgress = Box<dyn FnMut(u8, &str) + Send>;
+
+/// Who is told how far a job is.
+enum Watcher {
+    Nobody,
+    /// Lines are appended to it.
+    File(File),
+    Call(OnProgress),
+}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nobody => "Nobody",
+            Self::File(_) => "File",
+            Self::Call(_) => "Call",
+        })
+    }
+}
+
 /// Where a job stands among its phases.
 #[derive(Debug)]
 pub struct Progress {
-    file: Option<File>,
+    watcher: Watcher,
     phases: &'static [Phase],
     current: usize,
     last: Option<(u8, usize)>,
@@ -61,8 +83,21 @@ impl Progress {
     /// # Errors
     /// When the file cannot be opened.
     pub fn new(path: Option<&Path>, phases: &'static [Phase]) -> io::Result<Self> {
+        let file = path.map(open).transpose()?;
+        Ok(Self::begin(
+            file.map_or(Watcher::Nobody, Watcher::File),
+            phases,
+        ))
+    }
+
+    /// Progress over `phases`, of which `call` is told, with the percentage and the phase.
+    pub fn telling(call: OnProgress, phases: &'static [Phase]) -> Self {
+        Self::begin(Watcher::Call(call), phases)
+    }
+
+    fn begin(watcher: Watcher, phases: &'static [Phase]) -> Self {
         let mut progress = Self {
-            file: path.map(open).transpose()?,
+            watcher,
             phases,
             current: 0,
             last: None,
@@ -71,7 +106,7 @@ impl Progress {
             tracing::info!(target: PHASE, "{phase}");
         }
         progress.part(0, 1);
-        Ok(progress)
+        progress
     }
 
     /// Enters a phase; earlier ones count as done. An unknown or earlier phase changes nothing.
@@ -107,17 +142,18 @@ impl Progress {
     fn write(&mut self, percent: u8) {
         let percent = percent.max(self.last.map_or(0, |(last, _)| last));
         let now = (percent, self.current);
-        let Some(file) = self.file.as_mut().filter(|_| self.last != Some(now)) else {
+        if self.last.replace(now) == Some(now) {
             return;
+        }
+        let phase = self.phases.get(self.current).map_or("", |(name, _)| name);
+        let file = match &mut self.watcher {
+            Watcher::Nobody => return,
+            Watcher::Call(call) => return call(percent, phase),
+            Watcher::File(file) => file,
         };
-        self.last = Some(now);
         let line = Line {
             percent,
-            phase: self
-                .phases
-                .get(self.current)
-                .map_or("", |(name, _)| name)
-                .to_owned(),
+            phase: phase.to_owned(),
         };
         let written = serde_json::to_vec(&line)
             .map_err(io::Error::from)
@@ -127,7 +163,7 @@ impl Progress {
             });
         if let Err(error) = written {
             tracing::warn!(%error, "progress is no longer written");
-            self.file = None;
+            self.watcher = Watcher::Nobody;
         }
     }
 }

@@ -7,7 +7,6 @@ use std::{
 
 use thiserror::Error;
 
-use super::way::WayError;
 use crate::{
     lab::{
         LabError,
@@ -28,21 +27,6 @@ pub enum ResolveError {
     /// The path through the lab could not be followed.
     #[error(transparent)]
     Trace(#[from] TraceError),
-    /// The path leads through no router.
-    #[error("there is no router between {source_address} and {destination} in lab {lab}: {why}")]
-    NoRouters {
-        /// The lab.
-        lab: LabName,
-        /// Source address.
-        source_address: IpAddr,
-        /// Destination address.
-        destination: IpAddr,
-        /// What the trace says.
-        why: String,
-    },
-    /// A router's interfaces could not be found out.
-    #[error(transparent)]
-    Way(#[from] WayError),
     /// A router could not be asked.
     #[error(transparent)]
     Sockets(#[from] SocketsError),

@@ -150,12 +150,6 @@ impl Client {
         })
     }
 
-    /// Where it is.
-    #[must_use]
-    pub fn server(&self) -> &Server {
-        &self.server
-    }
-
     /// Reads `path` of the API.
     ///
     /// # Errors

@@ -151,7 +151,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cli::{detailed::Detailed, quick::Quick};
+    use crate::cli::{detailed::TsimDetailed, quick::TsimQuick};
 
     fn options(value: serde_json::Value) -> Options {
         serde_json::from_value(value).unwrap()
@@ -175,10 +175,10 @@ mod tests {
         for argument in ["--from=gw:eth0", "--lock-timeout=2.5", "--probe-dscp=46"] {
             assert!(given.iter().any(|given| given == argument), "{given:?}");
         }
-        Quick::try_parse_from(given).unwrap();
+        TsimQuick::try_parse_from(given).unwrap();
         let detailed = options(json!({"from": "gw", "timeout": 0.5, "patient": true}));
         assert!(detailed.check(Mode::Detailed).is_ok());
-        Detailed::try_parse_from(arguments(&detailed)).unwrap();
+        TsimDetailed::try_parse_from(arguments(&detailed)).unwrap();
         assert_eq!(arguments(&Options::default()).len(), 9);
     }
 

@@ -23,8 +23,6 @@ const MESSAGE_MAX: usize = 8 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum Family {
-    /// IPv4 and IPv6.
-    Inet = 1,
     /// IPv4.
     Ip = 2,
     /// Ingress and egress of one device.
@@ -127,13 +125,6 @@ pub enum Expr<'a> {
     Mask(&'a [u8]),
     /// Go on only if the register equals this.
     Equal(&'a [u8]),
-    /// Go on only if the register is an element of this set.
-    InSet {
-        /// The set's name.
-        name: &'a str,
-        /// Its id within the batch.
-        id: u32,
-    },
     /// Add the register to this set; go on also when it is there already.
     AddToSet {
         /// The set's name.
@@ -644,10 +635,6 @@ fn encode_into(to: u32, expr: &Expr<'_>) -> Result<NonNull<ffi::nftnl_expr>, Enc
             .u32(ffi::NFTNL_EXPR_CMP_SREG, REG)
             .u32(ffi::NFTNL_EXPR_CMP_OP, libc::NFT_CMP_EQ as u32)
             .data(ffi::NFTNL_EXPR_CMP_DATA, data),
-        Expr::InSet { name, id } => Builder::new(c"lookup")?
-            .u32(ffi::NFTNL_EXPR_LOOKUP_SREG, REG)
-            .name(ffi::NFTNL_EXPR_LOOKUP_SET, name)?
-            .u32(ffi::NFTNL_EXPR_LOOKUP_SET_ID, *id),
         Expr::AddToSet { name, id } => Builder::new(c"dynset")?
             .u32(ffi::NFTNL_EXPR_DYNSET_OP, libc::NFT_DYNSET_OP_ADD as u32)
             .u32(ffi::NFTNL_EXPR_DYNSET_SREG_KEY, REG)

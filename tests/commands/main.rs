@@ -6,6 +6,7 @@
 
 mod configuration;
 mod documents;
+mod examples;
 mod exit;
 mod generate;
 mod help;

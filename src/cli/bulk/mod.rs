@@ -18,7 +18,10 @@ use std::{
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, Failure, question, quick::Explain};
+use super::{
+    Context, Failure,
+    question::{self, Explain},
+};
 use crate::{
     bulk::{
         answers::VERSION,
@@ -31,6 +34,7 @@ use crate::{
         Dscp, LabName, PrintableJson, Protocol, RunId, Service, ServiceLimits, parse_services,
     },
     run::{
+        interrupt::Interrupt,
         progress::{Phase, Progress},
         quick::{self, DscpChoice, RouterChoice, Terms},
     },
@@ -84,6 +88,7 @@ impl How {
     ) -> Result<Terms, Failure> {
         let few = questions.is_some_and(|questions| questions <= FEW);
         let explain = if few { Explain::Always } else { Explain::Auto };
+        Interrupt::watch().map_err(Failure::cannot_run)?;
         let run_id = self.run_id.clone().map_or_else(quick::new_run_id, Ok);
         Ok(Terms {
             lab: lab.clone(),

@@ -148,12 +148,14 @@ impl IptablesTaps {
     }
 
     /// The variant of iptables that holds the taps.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn variant(&self) -> Variant {
         self.iptables.variant
     }
 
     /// The match that recognises probes.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn matcher(&self) -> Matcher {
         self.plan.matcher

@@ -210,13 +210,6 @@ impl Rule {
         })
     }
 
-    /// Whether it may change the packet itself, as who receives it sees it. Marks and the like stay
-    /// within the router.
-    #[must_use]
-    pub fn changes_packet(&self) -> bool {
-        self.changes().any(Field::is_sent)
-    }
-
     /// How it rewrites addresses or ports, if it does.
     #[must_use]
     pub fn translation(&self) -> Option<&Translation> {

@@ -47,8 +47,6 @@ pub enum Field {
     Tracking,
     /// The link layer's header.
     Link,
-    /// Whether it came out of IPsec, or will go into it.
-    Ipsec,
     /// Which sets and lists hold its addresses.
     Sets,
     /// Anything else.
@@ -68,7 +66,6 @@ impl Field {
                 | Self::Outgoing
                 | Self::Priority
                 | Self::Tracking
-                | Self::Ipsec
                 | Self::Sets
         )
     }

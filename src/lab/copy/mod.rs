@@ -37,6 +37,7 @@ use crate::{
 
 /// Whom the sender outside believes to be its gateway: nobody, but the neighbour entry says that
 /// it has the interface's hardware address.
+#[cfg(feature = "internals")]
 const GATEWAYS: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 255, 254)),
     IpAddr::V6(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
@@ -81,6 +82,7 @@ pub struct RouterCopy {
 struct Wire {
     interface: IfName,
     mac: Mac,
+    #[cfg(feature = "internals")]
     port: IfName,
     /// The number of `port`.
     number: u32,
@@ -138,6 +140,7 @@ impl RouterCopy {
     ///
     /// # Errors
     /// [`CopyError`] when the kernel refuses.
+    #[cfg(feature = "internals")]
     pub fn facing(&self, interface: &IfName) -> Result<Option<&NetnsFd>, CopyError> {
         let Some(wire) = self.wires.iter().find(|w| w.interface == *interface) else {
             return Ok(None);

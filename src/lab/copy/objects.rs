@@ -85,6 +85,7 @@ fn interfaces(links: &[Link], copy: &NetnsFd, outside: &NetnsFd) -> Result<Vec<W
             wires.push(Wire {
                 interface: link.name.clone(),
                 mac,
+                #[cfg(feature = "internals")]
                 port,
                 number,
             });

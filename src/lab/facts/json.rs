@@ -168,6 +168,7 @@ struct Beside {
 }
 
 /// The format's JSON Schema, `netns-fixtures/facts.schema.json`.
+#[cfg(test)]
 #[must_use]
 pub fn schema() -> serde_json::Value {
     schemars::schema_for!(File).into()

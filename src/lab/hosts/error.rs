@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::plan::HostState;
 use crate::{
     lab::sockets::SocketsError,
-    model::{HostId, HostName, IfName, NameError, RouterId, WithCauses},
+    model::{HostId, IfName, NameError, RouterId, WithCauses},
     netlink::{LookupKind, NetlinkError, NetlinkErrors, sysctl::SysctlError},
     netns::NetnsError,
 };
@@ -88,16 +88,6 @@ pub enum HostError {
     InPart {
         /// The host.
         host: HostId,
-    },
-    /// Another host has this address on this router.
-    #[error("{address} on router {router} is taken by host {by}")]
-    AddressTaken {
-        /// The address.
-        address: IpAddr,
-        /// The router.
-        router: RouterId,
-        /// Who has it.
-        by: HostName,
     },
     /// Making failed; what was made was undone.
     #[error("cannot make {}{}", names(.hosts), undone(.undo))]

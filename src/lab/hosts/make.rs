@@ -50,6 +50,7 @@ impl Hosts {
     ///
     /// # Errors
     /// [`HostError`]; nothing of the host is left then, unless the error says so.
+    #[cfg(feature = "internals")]
     pub fn add(&mut self, plan: &HostSpec) -> Result<Added, HostError> {
         let added = self.add_all(&[plan])?;
         Ok(added.first().copied().unwrap_or(Added::AlreadyThere))

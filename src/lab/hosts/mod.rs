@@ -187,6 +187,7 @@ impl Hosts {
     ///
     /// # Errors
     /// [`HostError`] with everything that could not be removed.
+    #[cfg(feature = "internals")]
     pub fn remove(&mut self, host: &HostId) -> Result<(), HostError> {
         self.remove_all(&[host])
     }

@@ -393,15 +393,6 @@ pub enum AttemptError {
     /// The destination host could not be watched.
     #[error("cannot watch what reaches the destination host")]
     Witness(#[source] io::Error),
-    /// A socket could not be opened.
-    #[error("cannot open {what}")]
-    Socket {
-        /// Which.
-        what: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What a detailed job does, with the share of its time that it usually takes.
-const PHASES: &[Phase] = &[
+pub(super) const PHASES: &[Phase] = &[
     ("resolving", 5),
     ("waiting", 15),
     ("measuring", 70),
@@ -56,14 +56,23 @@ pub struct Answered {
 /// [`DetailedError`] when it could not be run; everything was undone then, or the log says what is
 /// left. What could not be undone after a measurement that worked is a warning in the report.
 pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError> {
-    let started = Instant::now();
-    let started_at = now();
-    let interrupt = Interrupt::watch().map_err(DetailedError::system("watch for signals"))?;
     let progress = Progress::new(job.progress.as_deref(), PHASES);
-    let progress = Mutex::new(progress.map_err(|source| DetailedError::Progress {
+    let progress = progress.map_err(|source| DetailedError::Progress {
         path: job.progress.clone().unwrap_or_default(),
         source,
-    })?);
+    })?;
+    run_telling(job, config, progress)
+}
+
+pub(super) fn run_telling(
+    job: &DetailedJob,
+    config: &Config,
+    progress: Progress,
+) -> Result<Answered, DetailedError> {
+    let started = Instant::now();
+    let started_at = now();
+    let interrupt = Interrupt::current().map_err(DetailedError::system("learn of signals"))?;
+    let progress = Mutex::new(progress);
     let lab = Lab::open(config, &job.lab)?;
     let (of, run_id) = (config.clone(), job.run_id.clone());
     interrupt.at_stop(move || left::of_run(&of, &run_id));

@@ -10,6 +10,7 @@
 mod answering;
 mod attempt;
 mod bench;
+mod builder;
 mod chance;
 pub mod connect;
 mod evidence;
@@ -46,6 +47,7 @@ use thiserror::Error;
 
 pub use self::{
     attempt::AttemptError,
+    builder::Detailed,
     evidence::EvidenceError,
     job::{Answered, run},
     legacy::LegacyError,
@@ -69,6 +71,7 @@ use crate::{
     netns::{NetnsDir, NetnsError, tool::Tools},
     registry::RegistryError,
     run::{
+        builder::QuestionError,
         interrupt::Interrupt,
         resolve::{ResolveError, RouterChoice},
     },
@@ -124,7 +127,11 @@ pub struct DetailedJob {
 
 /// A detailed job could not be run.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum DetailedError {
+    /// What was asked cannot be asked.
+    #[error(transparent)]
+    Question(#[from] QuestionError),
     /// Nothing is known of the lab.
     #[error(transparent)]
     Lab(#[from] LabError),

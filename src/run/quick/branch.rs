@@ -242,7 +242,7 @@ impl Fork {
                     let to = self.probes.first().map(|p| p.headers.destination);
                     let family = to.map_or(Family::V4, Family::of);
                     let sender = Mac::made_up("tsim hidden sender");
-                    let sent = socket.into_wire(number, mac, sender, family);
+                    let sent = socket.on_wire(number, mac, sender, family);
                     wire = Some(socket);
                     Ok(Sender::Wire(sent))
                 }

@@ -72,11 +72,10 @@ pub(super) struct Burst {
 }
 
 impl<'a> Desk<'a> {
-    /// Watches for signals and opens the registry. Nothing is taken yet, and for a lab that is not there
-    /// this is not called.
+    /// Opens the registry. Nothing is taken yet, and for a lab that is not there this is not called.
     pub(super) fn open(terms: Terms, config: &'a Config) -> Result<Self, QuickError> {
-        let interrupt = Interrupt::watch().map_err(|source| QuickError::System {
-            what: "watch for signals",
+        let interrupt = Interrupt::current().map_err(|source| QuickError::System {
+            what: "learn of signals",
             source,
         })?;
         let (of, run_id) = (config.clone(), terms.run_id.clone());

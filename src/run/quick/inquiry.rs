@@ -478,9 +478,7 @@ impl<'a> Inquiry<'a> {
         };
         let family = self.family();
         let from = Mac::made_up("tsim hidden sender");
-        Ok(Ok(Sender::Wire(
-            socket.into_wire(device, mac, from, family),
-        )))
+        Ok(Ok(Sender::Wire(socket.on_wire(device, mac, from, family))))
     }
 
     /// Measures what is planned, walks, and asks again where something else comes than was planned.

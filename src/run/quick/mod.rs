@@ -11,6 +11,7 @@
 
 mod back;
 mod branch;
+mod builder;
 mod client_port;
 mod conclude;
 mod course;
@@ -44,13 +45,16 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::builder::Quick;
 use self::{
-    client_port::random,
     desk::{Burst, Desk, Lone},
     report::Frame,
     visited::Ending,
 };
-pub use super::resolve::RouterChoice;
+pub use super::{
+    builder::{QuestionError, new_run_id},
+    resolve::RouterChoice,
+};
 use crate::{
     config::Config,
     firewall::{
@@ -58,7 +62,7 @@ use crate::{
         nft::{NftSocket, watch::RulesetWatch},
     },
     lab::{Lab, LabError, trace::EntryName},
-    model::{Dscp, DscpRange, LabName, NameError, RunId, Service, WithCauses, dscp::DscpError},
+    model::{Dscp, DscpRange, LabName, RunId, Service, WithCauses, dscp::DscpError},
     netns::NetnsError,
     registry::{KernelError, RegistryError},
     run::{
@@ -244,6 +248,7 @@ pub const EXPLAIN_IN_BURST: usize = 50;
 
 /// A quick job could not be run, or not be undone.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum QuickError {
     /// Nothing is known of the lab.
     #[error(transparent)]
@@ -310,6 +315,9 @@ pub enum QuickError {
         /// The router.
         netns: String,
     },
+    /// What was asked cannot be asked.
+    #[error(transparent)]
+    Question(#[from] QuestionError),
     /// SIGINT or SIGTERM.
     #[error("interrupted; everything was undone")]
     Interrupted,
@@ -331,22 +339,6 @@ pub enum QuickError {
         #[source]
         source: io::Error,
     },
-}
-
-/// A name for a run that nobody gave one: unique by its random part.
-///
-/// # Errors
-/// [`QuickError::System`] without random numbers.
-pub fn new_run_id() -> Result<RunId, QuickError> {
-    let name = format!("q{:012x}", random()? & 0xffff_ffff_ffff);
-    RunId::new(name).map_err(impossible)
-}
-
-fn impossible(error: NameError) -> QuickError {
-    QuickError::System {
-        what: "name a run",
-        source: io::Error::other(error),
-    }
 }
 
 /// An answer, and the sockets that are left to close.
@@ -380,10 +372,20 @@ pub enum Closing {
 /// [`QuickError`] when it could not be run; everything was undone then, or the log says what is
 /// left. What could not be undone after a measurement that worked is a warning in the report.
 pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
+    let progress = Progress::new(job.progress.as_deref(), PHASES);
+    let progress = progress.map_err(|source| QuickError::System {
+        what: "write progress",
+        source,
+    })?;
+    run_telling(job, config, progress)
+}
+
+fn run_telling(
+    job: &QuickJob,
+    config: &Config,
+    mut progress: Progress,
+) -> Result<Answered, QuickError> {
     let started = Instant::now();
-    let system = |what| move |source| QuickError::System { what, source };
-    let mut progress =
-        Progress::new(job.progress.as_deref(), PHASES).map_err(system("write progress"))?;
     let lab = Lab::open(config, &job.lab)?;
     let mut desk = Desk::open(job.terms(), config)?;
     let pairs = [job.pair()];
