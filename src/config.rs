@@ -267,7 +267,8 @@ mod tests {
         let example = example.replace("#rootless", "#");
         let example = example
             .replace("#socket_group", "#")
-            .replace("#admin_group", "#");
+            .replace("#admin_group", "#")
+            .replace("#max_user_seconds", "#");
         let keys = example.lines().map(|line| match line.strip_prefix('#') {
             Some(setting) if !setting.starts_with(' ') => setting,
             _ => line,
