@@ -131,10 +131,8 @@ impl Question {
             max_services: self.max_services.unwrap_or(configured),
         };
         let default: Protocol = self.default_proto.parse().map_err(Failure::usage)?;
-        let list = context
-            .config
-            .groups
-            .expand(&self.services, Some(Path::new("")));
+        let groups = &context.config.groups;
+        let list = groups.expand(&self.services, Some(Path::new("")));
         let list = list.map_err(Failure::usage)?;
         let services = parse_services(&list, default, limits).map_err(Failure::usage)?;
         if self.source.is_ipv4() != self.destination.is_ipv4() {

@@ -17,8 +17,7 @@ use super::{
     ask::{self, At, ChangesGo},
     complete,
     jobs::{user, warn_without_scheduler},
-    question::Explain,
-    question::{read_trace, seconds},
+    question::{Explain, read_trace, seconds},
 };
 use crate::{
     firewall::backend::BackendChoice,

@@ -4,6 +4,7 @@
 mod alike;
 mod causes;
 pub mod dscp;
+mod fnv;
 pub mod groups;
 pub(crate) mod icmp;
 pub mod name;
@@ -16,6 +17,7 @@ mod shipped;
 pub use alike::{DidYouMean, Known, alike};
 pub use causes::WithCauses;
 pub use dscp::{Dscp, DscpRange};
+pub(crate) use fnv::fnv1a;
 pub use groups::{GroupError, Groups};
 pub use name::{
     HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::IfName;
+use crate::model::{IfName, fnv1a};
 
 /// An Ethernet hardware address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,11 +33,7 @@ impl Mac {
     /// A locally administered address for what has none, the same every time for one `seed`.
     #[must_use]
     pub fn made_up(seed: &str) -> Self {
-        // FNV-1a, 64 bits: it spreads names; nothing depends on its strength.
-        let hash = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        let [a, b, c, d, e, ..] = hash.to_be_bytes();
+        let [a, b, c, d, e, ..] = fnv1a(seed.as_bytes()).to_be_bytes();
         Self([0x02, a, b, c, d, e])
     }
 

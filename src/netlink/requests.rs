@@ -1,6 +1,8 @@
 //! Requests to rtnetlink as bytes.
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
@@ -110,11 +112,20 @@ impl Requests {
         chunks
     }
 
-    /// Numbers the requests of `chunk` from `sequence` on and returns its bytes.
-    pub(super) fn number(&mut self, chunk: &std::ops::Range<usize>, sequence: u32) -> &mut [u8] {
+    /// Numbers the requests of `chunk` from `sequence` on and returns its bytes. With `acked` the last
+    /// one asks for an acknowledgement.
+    pub(super) fn number(
+        &mut self,
+        chunk: &std::ops::Range<usize>,
+        sequence: u32,
+        acked: bool,
+    ) -> &mut [u8] {
         for (at, sequence) in chunk.clone().zip(sequence..) {
-            let field = self.list[at].start + 8;
-            self.bytes[field..field + 4].copy_from_slice(&sequence.to_ne_bytes());
+            let mut header = NetlinkBuffer::new(&mut self.bytes[self.list[at].start..]);
+            header.set_sequence_number(sequence);
+            if acked && at + 1 == chunk.end {
+                header.set_flags(header.flags() | NLM_F_ACK);
+            }
         }
         let range = self.list[chunk.start].start..self.end(chunk.end - 1);
         &mut self.bytes[range]
@@ -141,7 +152,7 @@ mod tests {
         let mut list = requests(SEND_REQUESTS + 1);
         let chunks = list.chunks(PerCall::fitting(usize::MAX, usize::MAX));
         assert_eq!(chunks, [0..SEND_REQUESTS, SEND_REQUESTS..SEND_REQUESTS + 1]);
-        let bytes = list.number(&chunks[0], 7).to_vec();
+        let bytes = list.number(&chunks[0], 7, false).to_vec();
         let numbers: Vec<u32> = messages(&bytes, 0)
             .map(|m| m.unwrap().unwrap().header.sequence_number)
             .collect();

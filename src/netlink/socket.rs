@@ -26,8 +26,6 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 const READ_BYTES: usize = 64 << 10;
 /// How often a list is read again because it changed meanwhile.
 const DUMP_ATTEMPTS: usize = 16;
-/// `NLM_F_ACK` as it stands in a request's flags, low byte.
-const ACK: u8 = 4;
 
 /// The rtnetlink socket of one namespace. It keeps the namespace alive as long as it is open.
 #[derive(Debug)]
@@ -209,11 +207,7 @@ impl Netlink {
         for chunk in requests.chunks(self.per_call(&requests)?) {
             let first = self.sequence;
             self.sequence = first.wrapping_add(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
-            let last = requests.list[chunk.end - 1].start - requests.list[chunk.start].start;
-            let bytes = requests.number(&chunk, first);
-            if acked {
-                bytes[last + 6] |= ACK;
-            }
+            let bytes = requests.number(&chunk, first, acked);
             send(&self.socket, bytes).map_err(|errno| self.socket_error("write to", errno))?;
             let requests = &requests.list[chunk];
             let mut replies = self.replies(first, requests)?;
@@ -282,7 +276,7 @@ impl Netlink {
         requests.push(what.to_owned(), NLM_F_DUMP, message);
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
-        let bytes = requests.number(&(0..1), sequence);
+        let bytes = requests.number(&(0..1), sequence, false);
         send(&self.socket, bytes).map_err(|errno| self.socket_error("write to", errno))?;
         let mut list = Vec::new();
         let mut torn = false;

@@ -167,7 +167,6 @@ pub enum RegistryError {
 
 impl RegistryError {
     /// The errno of the system call that failed, where one did.
-    #[cfg(feature = "internals")]
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {

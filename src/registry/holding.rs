@@ -300,8 +300,7 @@ impl Holding {
                 let range = registry.dscp_range();
                 let grant =
                     dscp::allocate(&mut open.table, range, &request, liveness, time::now())?;
-                let dead = grant.dead.iter();
-                log.extend(dead.map(|dead| log::Entry::new("dscp.drop", Some(dead), json!({}))));
+                log.extend(grant.dead.iter().map(dropped));
                 if grant.is_new {
                     log.push(self.entry("dscp.allocate", json!({"dscp": grant.dscp})));
                 }
@@ -515,4 +514,9 @@ impl Holding {
         registry.save(&values)?;
         Ok(self.entry("dscp.release", json!({"dscp": dscp})))
     }
+}
+
+/// What the log says of a value that a dead job held.
+fn dropped(dead: &RunId) -> log::Entry {
+    log::Entry::new("dscp.drop", Some(dead), json!({}))
 }

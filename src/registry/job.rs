@@ -163,7 +163,6 @@ impl Job<Unlocked> {
 
 impl Job<Locked> {
     /// The routers that are held, by name.
-    #[cfg(feature = "internals")]
     #[must_use]
     pub fn locks(&self) -> &[RouterLock] {
         &self.stage.locks

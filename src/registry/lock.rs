@@ -93,7 +93,6 @@ impl RouterLock {
     }
 
     /// How it is held.
-    #[cfg(feature = "internals")]
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.lock.ticket.mode

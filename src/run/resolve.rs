@@ -1,9 +1,6 @@
 //! From the question to what will be measured: routers, their interfaces, their source hosts.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    net::IpAddr,
-};
+use std::net::IpAddr;
 
 use thiserror::Error;
 
@@ -14,7 +11,7 @@ use crate::{
         sockets::SocketsError,
         trace::{Entry, Trace, TraceError},
     },
-    model::{HostId, HostName, IfName, LabName, NameError, RouterId, RouterName},
+    model::{HostId, HostName, IfName, LabName, NameError, RouterId, RouterName, fnv1a},
     registry::HostSpec,
 };
 
@@ -128,10 +125,7 @@ fn made_up_name(router: &RouterId, iface: &str, source: IpAddr) -> Result<HostNa
         }
     };
     let name: String = name.chars().map(allowed).collect();
-    let name = HostName::new(name.clone()).or_else(|_| {
-        let mut hasher = DefaultHasher::new();
-        name.hash(&mut hasher);
-        HostName::new(format!("h:{:016x}", hasher.finish()))
-    });
+    let name = HostName::new(name.clone())
+        .or_else(|_| HostName::new(format!("h:{:016x}", fnv1a(name.as_bytes()))));
     Ok(name?)
 }

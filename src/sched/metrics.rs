@@ -128,43 +128,26 @@ impl Metrics {
         for mode in MODES {
             self.duration[index(mode)].render(&mut out, name, mode);
         }
+        self.render_totals(&mut out, gauges);
+        out
+    }
+
+    /// The figures that no mode divides.
+    fn render_totals(&self, out: &mut String, gauges: &Gauges) {
         let counter = |name: &AtomicU64| name.load(Ordering::Relaxed);
-        for (name, kind, help, value) in [
-            (
-                "tsim_dscp_held",
-                "gauge",
-                "DSCP values held.",
-                gauges.dscp_held as u64,
-            ),
-            (
-                "tsim_dscp_values",
-                "gauge",
-                "DSCP values that jobs may hold.",
-                gauges.dscp_all as u64,
-            ),
-            (
-                "tsim_viewers",
-                "gauge",
-                "Viewers with a live stream.",
-                gauges.viewers as u64,
-            ),
-            (
-                "tsim_reconcile_runs_total",
-                "counter",
-                "Looks for what dead jobs left.",
-                counter(&self.reconcile_runs),
-            ),
-            (
-                "tsim_reconciled_total",
-                "counter",
-                "Things of dead jobs removed.",
-                counter(&self.reconciled),
-            ),
-        ] {
-            head(&mut out, name, kind, help);
+        let (runs, removed) = (counter(&self.reconcile_runs), counter(&self.reconciled));
+        #[rustfmt::skip]
+        let totals = [
+            ("tsim_dscp_held", "gauge", "DSCP values held.", gauges.dscp_held as u64),
+            ("tsim_dscp_values", "gauge", "DSCP values that jobs may hold.", gauges.dscp_all as u64),
+            ("tsim_viewers", "gauge", "Viewers with a live stream.", gauges.viewers as u64),
+            ("tsim_reconcile_runs_total", "counter", "Looks for what dead jobs left.", runs),
+            ("tsim_reconciled_total", "counter", "Things of dead jobs removed.", removed),
+        ];
+        for (name, kind, help, value) in totals {
+            head(out, name, kind, help);
             let _ = writeln!(out, "{name} {value}");
         }
-        out
     }
 
     fn render_ended(&self, out: &mut String) {

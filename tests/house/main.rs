@@ -21,7 +21,7 @@ use source::Source;
 
 /// Figures, and how high each may be. Function lengths are in lines from the signature to the last brace.
 const LIMITS: Limits = Limits {
-    longest_function: 115,
+    longest_function: 60,
     names_twice: 110,
     circles: 0,
     repeated_runs: 4,

@@ -9,7 +9,7 @@
 
 use std::fmt::Write;
 
-use crate::model::{Dscp, Owner, RunId};
+use crate::model::{Dscp, Owner, RunId, fnv1a};
 
 /// Longest name of a chain: `XT_EXTENSION_MAXNAMELEN` (29, linux/netfilter/x_tables.h) without
 /// the closing NUL.
@@ -192,14 +192,10 @@ pub(super) fn chain_name(run_id: &RunId, point: char) -> String {
         return name;
     }
     // A collision of two jobs is refused by the kernel (`-N` of a chain that exists), not mixed up.
-    format!("{CHAIN_PREFIX}h{:016x}_{point}", hash(run_id.as_str()))
-}
-
-/// FNV-1a, 64 bits: stable over versions, so that a later run finds the chain by name again.
-fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    format!(
+        "{CHAIN_PREFIX}h{:016x}_{point}",
+        fnv1a(run_id.as_str().as_bytes())
+    )
 }
 
 #[cfg(test)]

@@ -364,6 +364,14 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The options that name a rate.
+const RATES: [&str; 4] = [
+    "--limit",
+    "--hashlimit-upto",
+    "--hashlimit-above",
+    "--hashlimit",
+];
+
 /// What a match depends on beyond the packet; none where it does not.
 fn varying(module: &str, options: &[Given<'_>]) -> Option<Varying> {
     let get = |name: &str| options.iter().find(|o| o.name == name);
@@ -372,13 +380,7 @@ fn varying(module: &str, options: &[Given<'_>]) -> Option<Varying> {
     Some(match table::about(module) {
         About::Packet(_) => return None,
         About::Rate => {
-            let names = [
-                "--limit",
-                "--hashlimit-upto",
-                "--hashlimit-above",
-                "--hashlimit",
-            ];
-            let Some(limit) = names.iter().find_map(|name| get(name)) else {
+            let Some(limit) = RATES.into_iter().find_map(get) else {
                 return Some(Caveat::RateLimited(named()).alone(Alone::Either));
             };
             let burst = value("--limit-burst").or_else(|| value("--hashlimit-burst"));
@@ -397,9 +399,10 @@ fn varying(module: &str, options: &[Given<'_>]) -> Option<Varying> {
             Caveat::Quota(format!("{module} {text}")).alone(Alone::AsMeasured)
         }
         About::Chance => {
-            let text = value("--probability").or_else(|| value("--every"));
-            let text = text.or_else(|| value("--cpu"));
-            let chance = text.map_or_else(named, str::to_owned);
+            let mut texts = ["--probability", "--every", "--cpu"]
+                .into_iter()
+                .filter_map(value);
+            let chance = texts.next().map_or_else(named, str::to_owned);
             Caveat::Random(chance).alone(Alone::Either)
         }
         About::Clock => Caveat::TimeOfDay(named()).alone(Alone::AsMeasured),

@@ -14,7 +14,6 @@
 
 use std::{
     collections::BTreeMap,
-    hash::{DefaultHasher, Hasher},
     io::{self, Read as _},
     sync::Arc,
 };
@@ -22,6 +21,7 @@ use std::{
 use super::Source;
 use crate::{
     firewall::{iptables::tables, nft::held::held},
+    model::fnv1a,
     netlink::{Netlink, object::Family},
     netns::{NetnsFd, NetnsId},
     registry::medium::{Directory, MAX_FILE, Medium},
@@ -199,9 +199,7 @@ fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 
 /// Tells a whole file from one that a medium has damaged; nobody else can write here.
 fn sum(bytes: &[u8]) -> [u8; 8] {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.finish().to_le_bytes()
+    fnv1a(bytes).to_le_bytes()
 }
 
 #[cfg(test)]

@@ -241,69 +241,56 @@ pub(super) const LOOKED_AT: [&str; 6] = [
 /// What a section says that is not read and may hold something that decides about packets: what
 /// it is, and which packets. None where it holds nothing of the kind.
 pub(super) fn unread(section: &Section<'_>) -> Option<(String, Omission)> {
-    let lines = || section.body.iter().map(|(_, line)| line.trim());
-    let full = lines().any(|line| !line.is_empty() && !line.starts_with('#'));
-    let named = |part: &str| section.name.contains(part) || section.command.contains(part);
-    if !full {
+    let mut lines = section.body.iter().map(|(_, line)| line.trim());
+    if !lines.any(|line| !line.is_empty() && !line.starts_with('#')) {
         return None;
     }
+    let (what, omission) = held(section)?;
+    let message = format!("section `{}` is not read: it holds {what}", section.name);
+    (!omission.concern.is_nothing()).then_some((message, omission))
+}
+
+/// What a section that is not read holds.
+fn held(section: &Section<'_>) -> Option<(&'static str, Omission)> {
+    let mut lines = section.body.iter().map(|(_, line)| line.trim());
+    let named = |part: &str| section.name.contains(part) || section.command.contains(part);
     let feature = |concern| Omission {
         kind: OmissionKind::Feature,
         concern,
     };
-    let found = if named("ip6tables") {
-        let omission = of_ruleset(section, RulesetKind::Ip6tables);
-        ("a firewall that is not loaded", omission)
+    let everything = |what, holds: bool| holds.then(|| (what, feature(Concern::everything())));
+    let firewall = "a firewall that is not loaded";
+    if named("ip6tables") {
+        Some((firewall, of_ruleset(section, RulesetKind::Ip6tables)))
     } else if named("iptables") {
-        let omission = of_ruleset(section, RulesetKind::Iptables);
-        ("a firewall that is not loaded", omission)
+        Some((firewall, of_ruleset(section, RulesetKind::Iptables)))
     } else if named("ebtables") {
-        if !filters_bridges(section) {
-            return None;
-        }
-        (
+        everything(
             "rules of bridges, which no lab has",
-            feature(Concern::everything()),
+            filters_bridges(section),
         )
     } else if named("ipvs") {
-        (
-            "IPVS, which is not modelled",
-            feature(virtual_services(section)),
-        )
+        let services = virtual_services(section);
+        Some(("IPVS, which is not modelled", feature(services)))
     } else if named("xfrm_state") {
-        return None;
+        None
     } else if named("xfrm") || named("ipsec") {
-        ("IPsec, which is not modelled", feature(policies(section)))
+        Some(("IPsec, which is not modelled", feature(policies(section))))
     } else if section.name.starts_with("tc") || section.command.starts_with("tc ") {
         let filters = |line: &str| match named("tc_filters") {
             true => ends_packets(line),
             false => line.contains("filter") || line.contains("action"),
         };
-        if !lines().any(filters) {
-            return None;
-        }
-        (
-            "filters of tc, which are not modelled",
-            feature(Concern::everything()),
-        )
+        everything("filters of tc, which are not modelled", lines.any(filters))
     } else if named("bpftool") {
         // `eth0(2) driver id 15`, `ip forward prio 1 prog_id 15`
-        if !lines().any(|line| line.contains(" id ") || line.contains("_id ")) {
-            return None;
-        }
-        (
-            "programs (BPF), which no lab has",
-            feature(Concern::everything()),
-        )
-    } else if named("nft") || lines().any(looks_like_firewall) {
-        let omission = Omission::of_everything(OmissionKind::Section);
-        ("a firewall that is not loaded", omission)
+        let programs = lines.any(|line| line.contains(" id ") || line.contains("_id "));
+        everything("programs (BPF), which no lab has", programs)
+    } else if named("nft") || lines.any(looks_like_firewall) {
+        Some((firewall, Omission::of_everything(OmissionKind::Section)))
     } else {
-        return None;
-    };
-    let name = section.name;
-    let message = format!("section `{name}` is not read: it holds {}", found.0);
-    (!found.1.concern.is_nothing()).then_some((message, found.1))
+        None
+    }
 }
 
 /// Whether a section of ebtables has a rule, or a policy that drops.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::{
-    model::{HostId, HostName, IfName, NameError, RouterId, RouterName},
+    model::{HostId, HostName, IfName, NameError, RouterId, RouterName, fnv1a},
     netlink::object::{Address, Mac, Scope},
     registry::HostSpec,
 };
@@ -87,12 +87,10 @@ pub(super) fn port_name(host: &HostId) -> Result<IfName, NameError> {
     IfName::new(format!("h{number:014x}"))
 }
 
-/// FNV-1a, 64 bits, with the finish of MurmurHash3, because names that differ in their last
-/// letter shall differ in every part. What `std` has may change from one release to the next, and
-/// two releases may look after the same lab.
+/// FNV-1a with the finish of MurmurHash3, because names that differ in their last letter shall differ
+/// in every part.
 fn hash(text: &str) -> u64 {
-    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let mut hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, fold);
+    let mut hash = fnv1a(text.as_bytes());
     for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
         hash = (hash ^ (hash >> 33)).wrapping_mul(factor);
     }

@@ -363,15 +363,11 @@ impl Trace {
                 "{end} drops it: {from} is not among the allowed IPs of its WireGuard peer {at}"
             ),
             End::SameLink(link) => link.text(from, to),
-            End::NextHopUnknown { segment: None } => {
-                format!("{at} sends it to {next_hop}, and nobody takes it")
+            End::NextHopUnknown { segment } => {
+                let down = |name| format!(" on segment {name}: its interface is down");
+                let on = segment.as_ref().map(down).unwrap_or_default();
+                format!("{at} sends it to {next_hop}, and nobody takes it{on}")
             }
-            End::NextHopUnknown {
-                segment: Some(name),
-            } => format!(
-                "{at} sends it to {next_hop}, and nobody takes it on segment {name}: its interface \
-                 is down"
-            ),
             End::Loop { to } => format!("{at} sends it back to {to}: a loop"),
         }
     }

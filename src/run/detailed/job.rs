@@ -84,7 +84,6 @@ pub(super) fn run_telling(
     let asked = Asking { job, lab: &lab };
     let mut question = asked.question(&mut planner, &mut caretaker)?;
     let resolve = started.elapsed();
-
     let tools = Tools::new(config.tool_dirs.clone());
     let steps = Steps::new(&progress, question.steps());
     let done = || steps.one();
@@ -108,32 +107,30 @@ pub(super) fn run_telling(
         done: &done,
         keep: &keep,
     };
-    let info = JobInfo {
+    let wait = Wait::at_most(job.lock_timeout).or_until(interrupt.cancel().clone());
+    let mut rounds = Rounds::new(&setup, planner, wait, caretaker, |phase| steps.enter(phase));
+    let result = question.measure(&mut rounds, registry.job(info(job)));
+    let held = std::mem::take(&mut rounds.held);
+    result.inspect_err(|_| {
+        let left = held.left.iter();
+        left.for_each(|failure| tracing::error!("{}", WithCauses(failure)));
+    })?;
+    let timing = timing(started, resolve, &held);
+    let answers = question.answers(&rounds.tests);
+    let report = assemble(job, answers, held, started_at, timing);
+    steps.finish();
+    Ok(Answered {
+        report,
+        closing: rounds.closing,
+    })
+}
+
+/// What the registry is told of the job.
+fn info(job: &DetailedJob) -> JobInfo {
+    JobInfo {
         run_id: job.run_id.clone(),
         job_type: JobType::Detailed,
         dscp: None,
-    };
-    let wait = Wait::at_most(job.lock_timeout).or_until(interrupt.cancel().clone());
-    let mut rounds = Rounds::new(&setup, planner, wait, caretaker, |phase| steps.enter(phase));
-    let result = question.measure(&mut rounds, registry.job(info));
-    let held = std::mem::take(&mut rounds.held);
-    match result {
-        Ok(()) => {
-            let timing = timing(started, resolve, &held);
-            let answers = question.answers(&rounds.tests);
-            let report = assemble(job, answers, held, started_at, timing);
-            steps.finish();
-            Ok(Answered {
-                report,
-                closing: rounds.closing,
-            })
-        }
-        Err(error) => {
-            held.left
-                .iter()
-                .for_each(|failure| tracing::error!("{}", WithCauses(failure)));
-            Err(error)
-        }
     }
 }
 

@@ -90,6 +90,18 @@ pub(super) struct Planner<'a> {
     pub(super) scope: Option<Vec<RouterName>>,
 }
 
+/// What is looked up at a router for a packet that comes in there.
+fn query_at(at: &Entry, packet: &Headers, protocol: Protocol) -> LookupQuery {
+    LookupQuery {
+        from: Some(packet.source),
+        iif: at.iface_in.clone(),
+        ip_proto: Some(protocol.number()),
+        sport: packet.source_port,
+        dport: packet.destination_port,
+        ..LookupQuery::to(packet.destination)
+    }
+}
+
 impl<'a> Planner<'a> {
     pub(super) fn new(job: &'a DetailedJob, map: &'a LabMap<'a>, dir: &'a NetnsDir) -> Self {
         Self {
@@ -114,14 +126,7 @@ impl<'a> Planner<'a> {
         let mut planned = Planned::default();
         let mut seen: Vec<Entry> = Vec::new();
         loop {
-            let query = LookupQuery {
-                from: Some(packet.source),
-                iif: at.iface_in.clone(),
-                ip_proto: Some(protocol.number()),
-                sport: packet.source_port,
-                dport: packet.destination_port,
-                ..LookupQuery::to(packet.destination)
-            };
+            let query = query_at(&at, packet, protocol);
             let netlink = self.sockets.router(&at.router)?;
             let way = netlink.lookup_one(&query)?;
             let next_hop = way.via.unwrap_or(packet.destination);
@@ -133,10 +138,9 @@ impl<'a> Planner<'a> {
             });
             let dev = match (way.kind, way.dev) {
                 (LookupKind::Local, _) => {
-                    let (router, address) = (at.router, packet.destination);
                     let sink = Sink::Router {
-                        router,
-                        address,
+                        router: at.router,
+                        address: packet.destination,
                         proxy: None,
                     };
                     return Ok((planned, sink));
@@ -145,16 +149,12 @@ impl<'a> Planner<'a> {
                 _ => return Ok((planned, Sink::Nowhere)),
             };
             if netlink.next_hops(&query)?.len() > 1 {
-                planned
-                    .forks
-                    .push(format!("{} has several next hops", at.router));
+                let fork = format!("{} has several next hops", at.router);
+                planned.forks.push(fork);
             }
             seen.push(at.clone());
-            let onward = self
-                .map
-                .wiring
-                .onward(&at.router, &dev, next_hop, packet.destination);
-            let next = match onward {
+            let (wiring, to) = (&self.map.wiring, packet.destination);
+            let next = match wiring.onward(&at.router, &dev, next_hop, to) {
                 Onward::Routers(routers) => self.within(routers, &mut planned),
                 Onward::Nobody { .. } | Onward::NoPeer => return Ok((planned, Sink::Nowhere)),
                 _ => None,

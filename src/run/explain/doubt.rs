@@ -87,22 +87,7 @@ impl Rules {
                 ..Doubt::default()
             }));
         }
-        let is_free = |id: &RuleNumber| {
-            let mut all = program.chains[id.0].rules[id.1].varying();
-            !all.any(|v| v.alone == Alone::AsMeasured)
-        };
-        let free: Vec<RuleNumber> = any.varying.iter().copied().filter(is_free).collect();
-        let mut matter: Vec<RuleNumber> = free.clone();
-        matter.retain(|id| {
-            let (yes, no) = (
-                walk(Suppose::Fixed(*id, true)),
-                walk(Suppose::Fixed(*id, false)),
-            );
-            end.kinds(&yes) != end.kinds(&no) || end.kinds(&yes).len() > 1
-        });
-        if matter.is_empty() {
-            matter = free;
-        }
+        let matter = end.matter(&program, &any, &mut walk);
         let alone = end.passes(&alone);
         let mut doubt = Doubt {
             alone,
@@ -187,6 +172,29 @@ impl End {
             other => other.clone(),
         };
         ways.fates.iter().map(named).collect()
+    }
+
+    /// The rules of those that vary by which this end varies; all of them, where none does so by itself.
+    fn matter(
+        &self,
+        program: &Program,
+        any: &Ways,
+        mut walk: impl FnMut(Suppose) -> Ways,
+    ) -> Vec<RuleNumber> {
+        let is_free = |id: &RuleNumber| {
+            let mut all = program.chains[id.0].rules[id.1].varying();
+            !all.any(|v| v.alone == Alone::AsMeasured)
+        };
+        let free: Vec<RuleNumber> = any.varying.iter().copied().filter(is_free).collect();
+        let mut matter = free.clone();
+        matter.retain(|id| {
+            let (yes, no) = (
+                walk(Suppose::Fixed(*id, true)),
+                walk(Suppose::Fixed(*id, false)),
+            );
+            self.kinds(&yes) != self.kinds(&no) || self.kinds(&yes).len() > 1
+        });
+        if matter.is_empty() { free } else { matter }
     }
 
     fn all(&self, ways: &Ways) -> bool {
@@ -312,13 +320,7 @@ fn note(
             let at = &step.place;
             (at.family, &at.table, &at.chain) == (place.family, &place.table, &place.chain)
         };
-        let called = steps.iter().filter(|step| {
-            let at = &step.place;
-            let same = (at.family, &at.table) == (place.family, &place.table);
-            let to = matches!(&step.decision, Decision::Jump(c) | Decision::Goto(c) if *c == place.chain);
-            same && to
-        });
-        let often = called.count() > 1;
+        let often = steps.iter().filter(|step| calls(step, &place)).count() > 1;
         let known = &mut program.chains[number];
         known.visited = true;
         // What was said once may not be what was said the other time.
@@ -353,6 +355,13 @@ fn note(
         }
     }
     Ok(())
+}
+
+/// Whether a step led to the chain at `place`.
+fn calls(step: &TraceStep, place: &RulePlace) -> bool {
+    let from = &step.place;
+    (from.family, &from.table) == (place.family, &place.table)
+        && matches!(&step.decision, Decision::Jump(chain) | Decision::Goto(chain) if *chain == place.chain)
 }
 
 /// Where a rule led the packet; none where that ended its way.

@@ -197,6 +197,36 @@ impl Fork {
         }
     }
 
+    /// What sends the probes to a copy of the router, or why nothing can; with the socket that it
+    /// sends by.
+    fn sender(
+        &self,
+        visit: &Visit,
+        copy: &RouterCopy,
+    ) -> Result<(Result<Sender, String>, Option<WireSocket>), QuickError> {
+        let no = |why: String| Ok((Err(why), None));
+        let interface = match (&visit.from, &visit.at.iface_in) {
+            (Ok(Sender::Itself(source)), _) => return Ok((Ok(Sender::Itself(*source)), None)),
+            (Err(why), _) => return no(why.clone()),
+            (Ok(_), None) => return no("it is not known where its packets come in".to_owned()),
+            (Ok(_), Some(interface)) => interface,
+        };
+        let Some((outside, number, mac)) = copy.wire(interface) else {
+            return no(format!("{interface} has no wire"));
+        };
+        let opened = outside.enter(WireSocket::open_here)?;
+        let socket = opened.map_err(|source| QuickError::ProbeSocket {
+            host: outside.name().to_string(),
+            source,
+        })?;
+        let to = self.probes.first().map(|p| p.headers.destination);
+        let family = to.map_or(Family::V4, Family::of);
+        let sender = Mac::made_up("tsim hidden sender");
+        let sent = socket.on_wire(number, mac, sender, family);
+        Ok((Ok(Sender::Wire(sent)), Some(socket)))
+    }
+
+    /// Makes a copy of the router that has this next hop only.
     fn one(
         &self,
         visit: &Visit,
@@ -226,28 +256,7 @@ impl Fork {
         if let Some(lacks) = copy.differences().first() {
             return Ok(failed(format!("it would lack something: {lacks}")));
         }
-        let mut wire = None;
-        let from = match (&visit.from, &visit.at.iface_in) {
-            (Ok(Sender::Itself(source)), _) => Ok(Sender::Itself(*source)),
-            (Err(why), _) => Err(why.clone()),
-            (Ok(_), None) => Err("it is not known where its packets come in".to_owned()),
-            (Ok(_), Some(interface)) => match copy.wire(interface) {
-                None => Err(format!("{interface} has no wire")),
-                Some((outside, number, mac)) => {
-                    let opened = outside.enter(WireSocket::open_here)?;
-                    let socket = opened.map_err(|source| QuickError::ProbeSocket {
-                        host: outside.name().to_string(),
-                        source,
-                    })?;
-                    let to = self.probes.first().map(|p| p.headers.destination);
-                    let family = to.map_or(Family::V4, Family::of);
-                    let sender = Mac::made_up("tsim hidden sender");
-                    let sent = socket.on_wire(number, mac, sender, family);
-                    wire = Some(socket);
-                    Ok(Sender::Wire(sent))
-                }
-            },
-        };
+        let (from, wire) = self.sender(visit, &copy)?;
         let visit = Visit {
             at: visit.at.clone(),
             netns: Arc::clone(copy.netns()),

@@ -121,12 +121,8 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
         return varied;
     }
     let sure = explained.doubt.as_ref().is_some_and(|doubt| doubt.sure);
-    if sure && explained.reason.is_known() && !explained.alone {
-        let which = notes(explained.decide_which());
-        if !which.is_empty() {
-            let text = format!("{}; by which rule, depends: {which}", explained.reason);
-            return (Verdict::No, text);
-        }
+    if let Some(which) = which_depends(explained).filter(|_| sure) {
+        return (Verdict::No, which);
     }
     let doubtful: Vec<&(Caveat, RuleText)> = match sure {
         true => explained.measured().collect(),
@@ -170,6 +166,16 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
             why => (Verdict::No, format!("{reason}; {why}")),
         },
     }
+}
+
+/// That a probe is stopped by one rule or another, where it was not sent by itself to see by which.
+fn which_depends(explained: &Explained) -> Option<String> {
+    if !explained.reason.is_known() || explained.alone {
+        return None;
+    }
+    let which = notes(explained.decide_which());
+    let reason = &explained.reason;
+    (!which.is_empty()).then(|| format!("{reason}; by which rule, depends: {which}"))
 }
 
 /// What becomes of a packet that the rule takes away, where that is not its end.

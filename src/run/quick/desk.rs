@@ -21,7 +21,11 @@ use super::{
 use crate::{
     config::Config,
     firewall::backend::Backend,
-    lab::{Lab, hosts::LabHosts, trace::Wiring},
+    lab::{
+        Lab,
+        hosts::{HostState, LabHosts},
+        trace::{Entry, Wiring},
+    },
     model::{Dscp, RouterId, RouterName},
     netns::NetnsDir,
     registry::{RegistryError, Wait},
@@ -52,6 +56,9 @@ pub(super) enum Lone<'w> {
 /// Told which routers are to be asked, when they are locked.
 pub(super) type Watching<'w> =
     &'w mut dyn FnMut(&BTreeSet<RouterName>, &Lab, &NetnsDir) -> Result<(), QuickError>;
+
+/// Who is told of the routers to be asked, and of the phase.
+type Tell<'t, 'w> = (&'t mut Lone<'w>, &'t mut dyn FnMut(&str));
 
 /// What came of a burst.
 pub(super) struct Burst {
@@ -99,11 +106,11 @@ impl<'a> Desk<'a> {
         &mut self,
         lab: &Lab,
         pairs: &[Pair],
-        mut lone: Lone<'_>,
+        lone: Lone<'_>,
         enter: &mut dyn FnMut(&str),
     ) -> Result<Burst, QuickError> {
-        let (terms, config, interrupt) = (&self.terms, self.config, &self.interrupt);
         let started = Instant::now();
+        let terms = &self.terms;
         let dir = NetnsDir::default().patient(terms.lock_timeout);
         let wiring = Wiring::from(&**lab);
         let inquiry = Inquiry {
@@ -115,17 +122,8 @@ impl<'a> Desk<'a> {
             many: matches!(lone, Lone::Sweep(_)),
         };
         let mut kernel = LabHosts::new(&dir);
-        let plan = Plan::new(terms, pairs, (config, &self.grant))?.of_many(inquiry.many);
-        let mut burst = Burst {
-            dscp: Dscp::DEFAULT,
-            plan,
-            settled: Vec::new(),
-            through: None,
-            kept: Vec::new(),
-            left: Vec::new(),
-            timing: Timing::default(),
-            held: Duration::ZERO,
-        };
+        let plan = Plan::new(terms, pairs, (self.config, &self.grant))?.of_many(inquiry.many);
+        let mut burst = Burst::new(plan);
         let hosts = kernel.lab(&terms.lab).map_err(ResolveError::from)?;
         let there = hosts.list().map_err(ResolveError::from)?;
         let begun = inquiry.begin_all(hosts.routers(), &there, &burst.plan)?;
@@ -136,60 +134,63 @@ impl<'a> Desk<'a> {
             burst.dscp = self.grant.dscp()?;
             return Ok(burst);
         }
+        let round = Round {
+            inquiry: &inquiry,
+            starts: &starts,
+            config: self.config,
+            interrupt: &self.interrupt,
+            started,
+        };
+        round.until_through((&mut self.grant, &mut kernel), &there, burst, (lone, enter))
+    }
+}
+
+impl Burst {
+    /// Nothing was asked yet.
+    fn new(plan: Plan) -> Self {
+        Self {
+            dscp: Dscp::DEFAULT,
+            plan,
+            settled: Vec::new(),
+            through: None,
+            kept: Vec::new(),
+            left: Vec::new(),
+            timing: Timing::default(),
+            held: Duration::ZERO,
+        }
+    }
+}
+
+/// What the questions of a burst are asked with, again where a way leaves the locked routers.
+struct Round<'r> {
+    inquiry: &'r Inquiry<'r>,
+    starts: &'r [Vec<Entry>],
+    config: &'r Config,
+    interrupt: &'r Interrupt,
+    /// When the burst began.
+    started: Instant,
+}
+
+impl Round<'_> {
+    /// Asks until no way leads to a router that is not locked.
+    fn until_through(
+        &self,
+        (grant, kernel): (&mut Grant, &mut LabHosts),
+        there: &[HostState],
+        mut burst: Burst,
+        (mut lone, enter): (Lone<'_>, &mut dyn FnMut(&str)),
+    ) -> Result<Burst, QuickError> {
         let mut larger = BTreeSet::new();
         let mut with_hosts = true;
-        let mut held = Duration::ZERO;
         loop {
-            let hosts = kernel.lab(&terms.lab).map_err(ResolveError::from)?;
-            let there = with_hosts.then_some(there.as_slice());
-            let mut prepared = inquiry.prepare(hosts, there, &starts, &burst.plan)?;
-            prepared.routers.extend(larger.iter().cloned());
-            let first = prepared.visits.first().map(|visit| &visit.netns);
-            burst.plan.choose(terms.backend, first)?;
-            let resolve = millis(started.elapsed());
-            enter("waiting");
-            let caretaker = Caretaker::new(&dir, config);
-            let mut caretaker = match burst.plan.backend {
-                Backend::Nft => caretaker.leaving_taps(),
-                Backend::IptablesNft | Backend::IptablesLegacy => caretaker,
-            };
-            let specs = prepared.hosts.clone();
-            let needs = Needs {
-                hosts: &specs.iter().collect::<Vec<_>>(),
-                routers: &ids(terms, &prepared),
-                wait: Wait::at_most(terms.lock_timeout).or_until(interrupt.cancel().clone()),
-            };
-            let hands = Hands {
-                hosts: &mut kernel,
-                caretaker: &mut caretaker,
-            };
-            let plan = &mut burst.plan;
-            let work = |dscp, hosts: &mut LabHosts| {
-                enter("probing");
-                plan.mark_with(dscp);
-                let begin = Instant::now();
-                if let Lone::Sweep(watch) = &mut lone {
-                    watch(&prepared.routers, lab, &dir)?;
-                }
-                let go_on = || stop_if(interrupt);
-                let hosts = hosts.lab(&terms.lab).map_err(ResolveError::from)?;
-                let asked = inquiry.ask(plan, prepared, hosts.routers(), &go_on)?;
-                stop_if(interrupt)?;
-                held += begin.elapsed();
-                Ok(asked)
-            };
-            // A sweep keeps its DSCP value from burst to burst.
-            let many = inquiry.many;
-            let outcome = self.grant.run(&needs, hands, work, |result| {
-                many || matches!(result, Ok(Asked::Larger(_)))
-            });
-            enter("undoing");
-            burst.timing = undone(resolve, &outcome);
+            let there = with_hosts.then_some(there);
+            let (grant, kernel) = (&mut *grant, &mut *kernel);
+            let tell: Tell<'_, '_> = (&mut lone, &mut *enter);
+            let outcome = self.ask((grant, kernel), (there, &larger), &mut burst, tell)?;
             match outcome.result {
                 Ok(Asked::Through(through)) => {
                     burst.dscp = burst.plan.dscp();
                     burst.through = Some(through);
-                    burst.held = held;
                     burst.kept = outcome.kept;
                     burst.left = outcome.left;
                     return Ok(burst);
@@ -209,6 +210,69 @@ impl<'a> Desk<'a> {
                 }
             }
         }
+    }
+
+    /// Takes what is needed, asks, and gives it back. Without the hosts that are `there` the hidden
+    /// sender sends in their place.
+    fn ask(
+        &self,
+        (grant, kernel): (&mut Grant, &mut LabHosts),
+        (there, larger): (Option<&[HostState]>, &BTreeSet<RouterName>),
+        burst: &mut Burst,
+        (lone, enter): Tell<'_, '_>,
+    ) -> Result<Outcome<Asked>, QuickError> {
+        let Inquiry {
+            terms,
+            dir,
+            lab,
+            many,
+            ..
+        } = *self.inquiry;
+        let hosts = kernel.lab(&terms.lab).map_err(ResolveError::from)?;
+        let mut prepared = self
+            .inquiry
+            .prepare(hosts, there, self.starts, &burst.plan)?;
+        prepared.routers.extend(larger.iter().cloned());
+        let first = prepared.visits.first().map(|visit| &visit.netns);
+        burst.plan.choose(terms.backend, first)?;
+        let resolve = millis(self.started.elapsed());
+        enter("waiting");
+        let mut caretaker = Caretaker::new(dir, self.config);
+        if burst.plan.backend == Backend::Nft {
+            caretaker = caretaker.leaving_taps();
+        }
+        let specs = prepared.hosts.clone();
+        let needs = Needs {
+            hosts: &specs.iter().collect::<Vec<_>>(),
+            routers: &ids(terms, &prepared),
+            wait: Wait::at_most(terms.lock_timeout).or_until(self.interrupt.cancel().clone()),
+        };
+        let hands = Hands {
+            hosts: kernel,
+            caretaker: &mut caretaker,
+        };
+        let (plan, held) = (&mut burst.plan, &mut burst.held);
+        let work = |dscp, hosts: &mut LabHosts| {
+            enter("probing");
+            plan.mark_with(dscp);
+            let begin = Instant::now();
+            if let Lone::Sweep(watch) = lone {
+                watch(&prepared.routers, lab, dir)?;
+            }
+            let go_on = || stop_if(self.interrupt);
+            let hosts = hosts.lab(&terms.lab).map_err(ResolveError::from)?;
+            let asked = self.inquiry.ask(plan, prepared, hosts.routers(), &go_on)?;
+            go_on()?;
+            *held += begin.elapsed();
+            Ok(asked)
+        };
+        // A sweep keeps its DSCP value from burst to burst.
+        let outcome = grant.run(&needs, hands, work, |result| {
+            many || matches!(result, Ok(Asked::Larger(_)))
+        });
+        enter("undoing");
+        burst.timing = undone(resolve, &outcome);
+        Ok(outcome)
     }
 }
 

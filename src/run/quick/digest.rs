@@ -50,37 +50,10 @@ pub(super) fn digest(
         known: HashMap::new(),
         last: None,
     };
-    let mut outcomes: Vec<Outcome> = Vec::with_capacity(probes.len());
-    for probe in probes {
-        let finding = measured.findings.get(probe.index);
-        let reason = measured.reasons.get(&probe.index);
-        let (verdict, reason) = conclude(finding, reason);
-        let reason = reason.map(Arc::from);
-        outcomes.push(Outcome {
-            verdict,
-            reason,
-            exit: None,
-            headers: probe.headers,
-        });
-    }
+    let outcomes = probes.iter().map(|probe| outcome(measured, probe));
+    let mut outcomes: Vec<Outcome> = outcomes.collect();
     match ways {
-        Some(ways) => {
-            for (probe, outcome) in probes.iter().zip(&mut outcomes) {
-                let local = match measured.findings.get(probe.index) {
-                    Some(Finding::Passed) => false,
-                    Some(Finding::Delivered) => true,
-                    _ => continue,
-                };
-                outcome.exit = Some(match ways.get(probe.index) {
-                    Some(Ok(left)) => {
-                        outcome.headers = left_as(&probe.headers, left);
-                        digest.noted(probe, left, local)?
-                    }
-                    Some(Err(why)) => digest.not_known(why),
-                    None => digest.not_known("it left, and how it left is not known"),
-                });
-            }
-        }
+        Some(ways) => digest.as_noted(probes, measured, ways, &mut outcomes)?,
         None => digest.unchanged(probes, measured, &mut outcomes)?,
     }
     digest.explain_routes(probes, measured, &mut outcomes)?;
@@ -112,6 +85,19 @@ pub(super) fn digest(
         stateful: measured.nature.stateful,
         branch: branch.cloned(),
     })
+}
+
+/// What became of a probe, before it is known how it left.
+fn outcome(measured: &Measurement, probe: &Probe) -> Outcome {
+    let finding = measured.findings.get(probe.index);
+    let reason = measured.reasons.get(&probe.index);
+    let (verdict, reason) = conclude(finding, reason);
+    Outcome {
+        verdict,
+        reason: reason.map(Arc::from),
+        exit: None,
+        headers: probe.headers,
+    }
 }
 
 /// Nothing could be sent there.
@@ -219,6 +205,32 @@ impl Digest<'_, '_> {
             Some(known) => known,
             None => self.exit(hop(self.at, None, None), vec![Fate::End(ending)]),
         }
+    }
+
+    /// Takes the ways by which probes were seen to leave.
+    fn as_noted(
+        &mut self,
+        probes: &[Probe],
+        measured: &Measurement,
+        ways: &Ways,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), ResolveError> {
+        for (probe, outcome) in probes.iter().zip(outcomes) {
+            let local = match measured.findings.get(probe.index) {
+                Some(Finding::Delivered) => true,
+                Some(Finding::Passed) => false,
+                _ => continue,
+            };
+            outcome.exit = Some(match ways.get(probe.index) {
+                Some(Ok(left)) => {
+                    outcome.headers = left_as(&probe.headers, left);
+                    self.noted(probe, left, local)?
+                }
+                Some(Err(why)) => self.not_known(why),
+                None => self.not_known("it left, and how it left is not known"),
+            });
+        }
+        Ok(())
     }
 
     /// The exit of a probe of which it was noted how it left.
@@ -469,18 +481,15 @@ fn several(router: &RouterName, outs: &[Out], destination: IpAddr) -> String {
     )
 }
 
+/// The routers of these entries, each once where they follow each other.
+fn names(entries: &[Entry]) -> String {
+    let mut names: Vec<&str> = entries.iter().map(|e| e.router.as_str()).collect();
+    names.dedup();
+    names.join(", ")
+}
+
 /// What comes of a packet that `router` sends to `next_hop`.
 fn behind(onward: Onward, router: &RouterName, next_hop: IpAddr, to: IpAddr) -> Vec<Fate> {
-    let names = |entries: &[Entry]| {
-        let mut names: Vec<&str> = entries.iter().map(|e| e.router.as_str()).collect();
-        names.dedup();
-        names.join(", ")
-    };
-    let towards = if next_hop == to {
-        String::new()
-    } else {
-        format!(" towards {next_hop}")
-    };
     let ending = match onward {
         Onward::Routers(entries) => return entries.into_iter().map(Fate::On).collect(),
         Onward::Delivered { .. } => Ending {
@@ -489,24 +498,20 @@ fn behind(onward: Onward, router: &RouterName, next_hop: IpAddr, to: IpAddr) -> 
             reason: None,
         },
         Onward::Leaves { segment } => {
-            let how = if towards.is_empty() {
-                format!(" by segment {segment}")
-            } else {
-                towards
+            let how = match next_hop == to {
+                true => format!("by segment {segment}"),
+                false => format!("towards {next_hop}"),
             };
-            let reason = format!("it leaves the lab at {router}{how}");
+            let reason = format!("it leaves the lab at {router} {how}");
             Ending::new(Verdict::Yes, EndKind::Leaves, reason)
         }
         Onward::Elsewhere { segment, places } => {
-            let out = if towards.is_empty() {
-                format!("out on segment {segment}")
-            } else {
-                format!("to {next_hop}")
+            let out = match next_hop == to {
+                true => format!("out on segment {segment}"),
+                false => format!("to {next_hop}"),
             };
-            let reason = format!(
-                "{to} is behind {}, but {router} sends it {out}",
-                names(&places)
-            );
+            let behind = names(&places);
+            let reason = format!("{to} is behind {behind}, but {router} sends it {out}");
             Ending::new(Verdict::Unknown, EndKind::Elsewhere, reason)
         }
         Onward::SomeEnd { segment, ends } => {

@@ -285,26 +285,7 @@ impl<'a> Inquiry<'a> {
             aside: Vec::new(),
             wire: None,
         };
-        for name in named.unwrap_or_default() {
-            let Some(pair) = self.pairs.first() else {
-                break;
-            };
-            if course.stops.iter().any(|stop| stop.at.router == *name) {
-                continue;
-            }
-            let packet = packet(pair.source, pair.destination, plan.probes.first());
-            let facing = self.facing(name, hosts.routers(), &packet)?;
-            let at = facing.into_iter().next().unwrap_or(Entry {
-                router: name.clone(),
-                iface_in: None,
-            });
-            prepared.routers.insert(name.clone());
-            prepared.aside.push(at.clone());
-            course.stops.push(Stop {
-                at,
-                probes: plan.probes.clone(),
-            });
-        }
+        self.visit_named(&mut course, &mut prepared, hosts, plan)?;
         if self.many {
             // Most of many questions end at the first router, and reasons cost more than probes: the
             // walk asks the others about what really comes there.
@@ -331,6 +312,37 @@ impl<'a> Inquiry<'a> {
             }
         }
         Ok(prepared)
+    }
+
+    /// Adds a visit of each router that was named and that no way is planned through.
+    fn visit_named(
+        &self,
+        course: &mut Course,
+        prepared: &mut Prepared,
+        hosts: &mut Hosts,
+        plan: &Plan,
+    ) -> Result<(), QuickError> {
+        let Some(pair) = self.pairs.first() else {
+            return Ok(());
+        };
+        for name in self.named().unwrap_or_default() {
+            if course.stops.iter().any(|stop| stop.at.router == *name) {
+                continue;
+            }
+            let packet = packet(pair.source, pair.destination, plan.probes.first());
+            let facing = self.facing(name, hosts.routers(), &packet)?;
+            let at = facing.into_iter().next().unwrap_or(Entry {
+                router: name.clone(),
+                iface_in: None,
+            });
+            prepared.routers.insert(name.clone());
+            prepared.aside.push(at.clone());
+            course.stops.push(Stop {
+                at,
+                probes: plan.probes.clone(),
+            });
+        }
+        Ok(())
     }
 
     /// The probes at a place by what sends them there. `starts_here` tells those that their source
@@ -513,16 +525,7 @@ impl<'a> Inquiry<'a> {
                 packets: Vec::new(),
                 closed: round >= MAX_ROUNDS,
             };
-            let walk = Walk::new(&through.visited, self.wiring, self.named());
-            let ways = plan.probes.iter().map(|probe| {
-                let from = prepared.starts.get(plan.pair_of(probe.index));
-                let mut ways = Vec::new();
-                for entry in from.into_iter().flatten() {
-                    walk.follow(entry, *probe, &mut needs, &mut ways);
-                }
-                ways
-            });
-            let ways: Vec<Vec<WayEnd>> = ways.collect();
+            let ways = self.walk(plan, &prepared.starts, &through.visited, &mut needs);
             if needs.packets.is_empty() {
                 through.ways = ways;
                 break;
@@ -548,6 +551,25 @@ impl<'a> Inquiry<'a> {
             back::weigh(self.wiring, sockets, &through.visited, &mut through.ways);
         }
         Ok(Asked::Through(through))
+    }
+
+    /// Follows every probe from where it starts; `needs` is what must be asked to follow it further.
+    fn walk(
+        &self,
+        plan: &Plan,
+        starts: &[Vec<Entry>],
+        visited: &[Visited],
+        needs: &mut Needs,
+    ) -> Vec<Vec<WayEnd>> {
+        let walk = Walk::new(visited, self.wiring, self.named());
+        let ways = plan.probes.iter().map(|probe| {
+            let mut ways = Vec::new();
+            for entry in starts.get(plan.pair_of(probe.index)).into_iter().flatten() {
+                walk.follow(entry, *probe, needs, &mut ways);
+            }
+            ways
+        });
+        ways.collect()
     }
 
     /// Measures the probes that a router may send by several interfaces, each next hop by itself.

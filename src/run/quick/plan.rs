@@ -17,7 +17,7 @@ use super::{
     conclude::conclude,
     grant::Grant,
     lots::Urn,
-    measure::{self, LazyShelf, Probing, Question, Spent, step},
+    measure::{self, LazyShelf, Measured, Probing, Question, Spent, step},
     note::TapNotes,
     standin::StandIns,
     visit::{Answer, ENDS_HERE, Measurement, Sender, Visit},
@@ -28,7 +28,7 @@ use crate::{
         Notebook, TagSpace, Taps,
         backend::{Backend, BackendChoice, Site, choose},
         iptables::{OwnerMark, feature},
-        nft::NftSocket,
+        nft::{NftSocket, census::Census, nature::Nature},
         rule::Rule,
         ruletext::RuleText,
         taps::Ways,
@@ -100,6 +100,42 @@ struct Asked {
     left_out: Vec<String>,
 }
 
+/// The services of all pairs in a row, of which pair each index is, and where each pair begins.
+fn questions(pairs: &[Pair]) -> (Catalogue, Vec<u32>, Vec<usize>) {
+    let mut services: Vec<Service> = Vec::new();
+    let mut begins = Vec::with_capacity(pairs.len());
+    let mut pair_at = Vec::new();
+    for (number, pair) in pairs.iter().enumerate() {
+        begins.push(services.len());
+        services.extend(&pair.services);
+        pair_at.resize(services.len(), number as u32);
+    }
+    let catalogue = Catalogue::new(&services);
+    let mut pair_of = vec![0; services.len()];
+    for (&index, &pair) in catalogue.in_order_asked().iter().zip(&pair_at) {
+        if let Some(of) = pair_of.get_mut(index as usize) {
+            *of = pair;
+        }
+    }
+    (catalogue, pair_of, begins)
+}
+
+/// The taps of a visit, which each router gets as it needs them.
+fn taps(terms: &Terms, family: Family, tags: TagSpace, catalogue: &Catalogue) -> Taps {
+    Taps {
+        run_id: terms.run_id.clone(),
+        family,
+        tags,
+        services: catalogue.len(),
+        runs: catalogue.runs().clone(),
+        from_itself: false,
+        note_arrivals: false,
+        by_tag: false,
+        note_ways: false,
+        pass_on: terms.pass_on.is_some(),
+    }
+}
+
 impl Plan {
     /// The plan for all services of all `pairs`, which are of one family: each is a question of its
     /// own, with an index of its own.
@@ -112,38 +148,13 @@ impl Plan {
             what: "tell who this process is",
             source,
         })?;
-        let mut services: Vec<Service> = Vec::new();
-        let mut begins = Vec::with_capacity(pairs.len());
-        let mut pair_at = Vec::new();
-        for (number, pair) in pairs.iter().enumerate() {
-            begins.push(services.len());
-            services.extend(&pair.services);
-            pair_at.resize(services.len(), number as u32);
-        }
-        let catalogue = Catalogue::new(&services);
-        let mut pair_of = vec![0; services.len()];
-        for (&index, &pair) in catalogue.in_order_asked().iter().zip(&pair_at) {
-            if let Some(of) = pair_of.get_mut(index as usize) {
-                *of = pair;
-            }
-        }
+        let (catalogue, pair_of, begins) = questions(pairs);
         let family = pairs
             .first()
             .map_or(Family::V4, |pair| Family::of(pair.destination));
         let seed = terms.pass_on.map_or_else(random, Ok)?;
         let tags = TagSpace::new(Dscp::DEFAULT, seed);
-        let taps = Taps {
-            run_id: terms.run_id.clone(),
-            family,
-            tags,
-            services: catalogue.len(),
-            runs: catalogue.runs().clone(),
-            from_itself: false,
-            note_arrivals: false,
-            by_tag: false,
-            note_ways: false,
-            pass_on: terms.pass_on.is_some(),
-        };
+        let taps = taps(terms, family, tags, &catalogue);
         let source_port = terms.source_port.map_or_else(fresh_port, Ok)?;
         let probe = |index: u32| {
             let service = catalogue.service(index)?;
@@ -320,7 +331,23 @@ impl Plan {
         // What the iptables back ends note costs them nothing.
         let note_ways = nature.changes || self.backend != Backend::Nft;
         let indexes: Vec<u32> = visit.probes.iter().map(|probe| probe.index).collect();
-        let mut measured = probing.measure(&indexes, note_ways)?;
+        let measured = probing.measure(&indexes, note_ways)?;
+        let mut measurement = self.explained(visit, probing, (census, nature), measured)?;
+        if !visit.copied && !dir.is(visit.netns.name(), &visit.netns) {
+            let what = "the router was rebuilt or removed during the measurement";
+            measurement.doubts.push(what.to_owned());
+        }
+        Ok(Answer::Measured(Box::new(measurement)))
+    }
+
+    /// Adds to what was measured why probes were stopped, and where chance sends them.
+    fn explained(
+        &self,
+        visit: &Visit,
+        mut probing: Probing<'_>,
+        (census, nature): (Census, Nature),
+        mut measured: Measured,
+    ) -> Result<Measurement, QuickError> {
         let mut findings = measured.findings;
         let unsent = match &visit.from {
             Ok(Sender::Itself(_)) => unsent(&mut findings),
@@ -333,18 +360,7 @@ impl Plan {
             _ => probing.scrutiny(census, &findings),
         };
         let asked = self.worth_explaining(&visit.probes, &findings, &scrutiny);
-        let explained = if asked.probes.is_empty() {
-            Explanation::default()
-        } else {
-            // A copy of a router is gone with the job.
-            let shelf = (!visit.copied).then(|| LazyLock::force(&self.shelf).clone());
-            let shelf = shelf.flatten();
-            let mut explainer = Explainer::new(self.tools.clone()).beside(shelf);
-            let probes = &asked.probes;
-            let explained = self.explain(&mut explainer, visit, &probing, probes, &scrutiny);
-            closing.push(Closing::Explainer(explainer));
-            explained?
-        };
+        let explained = self.reasons(visit, &probing, &asked, &scrutiny, &mut closing)?;
         let mut taken = BTreeMap::new();
         let proxied = proxied(&explained, &visit.probes);
         if !proxied.is_empty() {
@@ -360,27 +376,16 @@ impl Plan {
         let mut lots = urn.draw(&mut probing, &explained.reasons, (&findings, ways))?;
         let explain = begin.elapsed();
         closing.extend(probing.into_closing());
-        let reasons = explained
-            .reasons
-            .iter()
-            .filter(|e| !taken.contains_key(&e.index))
-            .filter_map(|e| {
-                let told = conclude(findings.get(e.index)?, e)?;
-                Some((e.index, self.of_long_segment(e).unwrap_or(told)))
-            })
-            .chain(unsent)
-            .collect::<BTreeMap<u32, (Verdict, String)>>();
-        let mut reasons: BTreeMap<u32, (Verdict, String)> =
-            reasons.into_iter().chain(taken).collect();
+        // What was found out later goes before what the trace told.
+        let mut reasons = self.told(&explained, &findings);
+        reasons.extend(unsent);
+        reasons.extend(taken);
         let targets = std::mem::take(&mut lots.targets);
         lots.tell(&mut reasons);
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
         doubts.extend(asked.left_out);
-        if !visit.copied && !dir.is(visit.netns.name(), &visit.netns) {
-            doubts.push("the router was rebuilt or removed during the measurement".to_owned());
-        }
-        Ok(Answer::Measured(Box::new(Measurement {
+        Ok(Measurement {
             findings,
             reasons,
             ways: measured.ways,
@@ -393,7 +398,40 @@ impl Plan {
                 ..measured.spent
             },
             closing,
-        })))
+        })
+    }
+
+    /// What the traces tell of each probe.
+    fn told(
+        &self,
+        explained: &Explanation,
+        findings: &Findings,
+    ) -> BTreeMap<u32, (Verdict, String)> {
+        let told = explained.reasons.iter().filter_map(|e| {
+            let told = conclude(findings.get(e.index)?, e)?;
+            Some((e.index, self.of_long_segment(e).unwrap_or(told)))
+        });
+        told.collect()
+    }
+
+    /// The reasons of the probes that are looked at more closely.
+    fn reasons(
+        &self,
+        visit: &Visit,
+        probing: &Probing<'_>,
+        asked: &Asked,
+        scrutiny: &Scrutiny,
+        closing: &mut Vec<Closing>,
+    ) -> Result<Explanation, QuickError> {
+        if asked.probes.is_empty() {
+            return Ok(Explanation::default());
+        }
+        // A copy of a router is gone with the job.
+        let shelf = (!visit.copied).then(|| LazyLock::force(&self.shelf).clone());
+        let mut explainer = Explainer::new(self.tools.clone()).beside(shelf.flatten());
+        let explained = self.explain(&mut explainer, visit, probing, &asked.probes, scrutiny);
+        closing.push(Closing::Explainer(explainer));
+        explained
     }
 
     /// Takes the place of the programs that nft's tproxy would hand packets to: without them it lets
