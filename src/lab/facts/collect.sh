@@ -81,7 +81,7 @@ section routing_table_main routes -4 main
 section ipv6_routing_table_main routes -6 main
 for table in $(tables); do
     case $table in
-        main | local | *[!A-Za-z0-9_.-]*) ;;
+        main | *[!A-Za-z0-9_.-]*) ;;
         *)
             section "routing_table_$table" routes -4 "$table"
             section "ipv6_routing_table_$table" routes -6 "$table"

@@ -64,6 +64,12 @@ pub(super) fn is_kind(word: &str) -> bool {
 pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
     match kind {
         "vrf_slave" => {}
+        "bridge_slave" => {
+            let mut rest = std::iter::from_fn(|| words.next());
+            let isolated = rest.find(|word| *word == "isolated");
+            link.isolated = isolated.is_some() && words.next() == Some("on");
+            return;
+        }
         kind if KINDS.contains(&kind) => link.kind = Some(kind.to_owned()),
         _ => return,
     }

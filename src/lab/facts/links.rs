@@ -105,6 +105,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
         for interface in interfaces.filter(|known| known.name == shown.name) {
             let interface = &mut interface.value;
             let neighbours = std::mem::take(&mut interface.link.neighbours);
+            let fixed = std::mem::take(&mut interface.link.fixed);
             let told = std::mem::take(&mut interface.link.told);
             let wireguard = interface.link.wireguard.take();
             if shown.kind == InterfaceKind::Tunnel {
@@ -116,6 +117,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
             }
             interface.link = LinkFacts {
                 neighbours,
+                fixed,
                 told,
                 wireguard,
                 ..shown.link.clone()
@@ -202,11 +204,12 @@ fn neighbours(facts: &mut RouterFacts, section: &Section<'_>) {
         if address.is_none() && !line.trim().is_empty() {
             unread(facts, *at, line);
         }
-        let (mut dev, mut mac) = (None, None);
+        let (mut dev, mut mac, mut is_fixed) = (None, None, false);
         while let Some(word) = words.next() {
             match word {
                 "dev" => dev = words.next(),
                 "lladdr" => mac = words.next().and_then(|word| word.parse::<Mac>().ok()),
+                "PERMANENT" => is_fixed = true,
                 _ => {}
             }
         }
@@ -214,6 +217,7 @@ fn neighbours(facts: &mut RouterFacts, section: &Section<'_>) {
             && let Some(link) = link(facts, dev)
         {
             link.neighbours.push((address, mac));
+            link.fixed.extend(is_fixed.then_some((address, mac)));
         }
     }
 }
@@ -251,7 +255,14 @@ fn masters(facts: &mut RouterFacts) {
         .map(|interface| (interface.name.clone(), interface.link.clone()))
         .collect();
     for interface in &mut facts.interfaces {
+        let mut ports = links.values().filter(|port| port.isolated);
+        let ours = |port: &LinkFacts| {
+            let master = port.master.as_ref();
+            master.is_some_and(|master| master.name == interface.name)
+        };
+        let isolated = ports.by_ref().filter(|port| ours(port)).count();
         let link = &mut interface.value.link;
+        link.isolates = isolated > 1;
         let Some(master) = &mut link.master else {
             continue;
         };

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{RouterFacts, section::Section};
+use super::{InterfaceFacts, RouterFacts, section::Section};
 use crate::{
-    lab::topology::Proxy,
+    lab::topology::{Arp, Proxy},
     model::IfName,
-    netlink::object::{Family, Route, RouteKind},
+    netlink::object::{Address, Family, Route, RouteKind},
 };
 
 /// What `ip neigh show proxy` prints.
@@ -61,13 +61,42 @@ pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
                 ..Proxy::default()
             },
         };
-        let strictly = matches!(number("ipv4", "arp_ignore"), 1 | 2);
-        found.push((proxy, strictly));
+        let setting = |key| u8::try_from(number("ipv4", key)).unwrap_or(u8::MAX);
+        let arp = Arp {
+            ignore: setting("arp_ignore"),
+            announce: setting("arp_announce"),
+        };
+        let hears_from = (number("ipv4", "rp_filter") == 1 && is_unnumbered(interface))
+            .then(|| reached(facts, name).1);
+        found.push((proxy, arp, own_by_route(facts, name), hears_from));
     }
-    for (interface, (proxy, strictly)) in facts.interfaces.iter_mut().zip(found) {
-        interface.value.link.proxy = proxy;
-        interface.value.link.answers_strictly = strictly;
+    for (interface, found) in facts.interfaces.iter_mut().zip(found) {
+        let link = &mut interface.value.link;
+        (link.proxy, link.arp, link.own, link.hears_from) = found;
     }
+}
+
+/// Whether an interface has addresses of IPv4, and none with a subnet.
+fn is_unnumbered(interface: &InterfaceFacts) -> bool {
+    let v4 = || {
+        interface
+            .addresses
+            .iter()
+            .filter(|a| a.local.addr().is_ipv4())
+    };
+    let whole = |address: &Address| address.peer.is_none() && address.local.prefix_len() == 32;
+    v4().count() > 0 && v4().all(whole)
+}
+
+/// The prefixes that a route of table local makes the router's own.
+fn own_by_route(facts: &RouterFacts, name: &IfName) -> Vec<IpNet> {
+    let routes = facts.routes.iter().filter(|route| {
+        let mut hops = route.next_hops.iter();
+        route.table == Route::LOCAL
+            && route.kind == RouteKind::Local
+            && hops.any(|hop| hop.dev.as_ref() == Some(name))
+    });
+    routes.map(|route| route.destination).collect()
 }
 
 /// What the router reaches of IPv4 by other interfaces than `name`, and what by this one or not at

@@ -333,9 +333,6 @@ impl Reader {
             return;
         };
         self.facts.tables.insert((family, id));
-        if id == Route::LOCAL {
-            return; // the kernel makes it from the addresses
-        }
         let routes = match ip_json::is_json(&section.body) {
             true => ip_json::read(&section.body, ip_json::route),
             false => Ok(joined(&section.body)),
@@ -350,6 +347,9 @@ impl Reader {
             Vec::new()
         });
         for (line, text) in routes {
+            if id == Route::LOCAL && is_made_by_kernel(&text) {
+                continue;
+            }
             let text = self.next_hops.filled(&text);
             match route::parse(&text, Some(family), id, &self.tables) {
                 Ok(parsed) => {
@@ -588,6 +588,19 @@ impl Reader {
         connected::normalise(&mut self.facts);
         proxy::model(&mut self.facts, sections);
     }
+}
+
+/// Whether the kernel makes this route of table local by itself: one to an address of an interface,
+/// and what belongs to its subnet.
+fn is_made_by_kernel(text: &str) -> bool {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let to_itself = |src: &[&str]| matches!(src, ["src", own] if words.get(1) == Some(own));
+    matches!(
+        words.first(),
+        Some(&("broadcast" | "multicast" | "anycast"))
+    ) || words
+        .windows(2)
+        .any(|pair| pair == ["proto", "kernel"] || to_itself(pair))
 }
 
 /// Routes whose next hops stand on lines of their own, each as one line.

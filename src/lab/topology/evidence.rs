@@ -24,7 +24,7 @@ pub(super) fn pairs(ends: &[End], routers: &[Router], links: &Links) -> Vec<(usi
     pairs.extend(evidence.by_tunnel(|a, b| evidence.outer_addresses_meet(a, b)));
     pairs.extend(evidence.by_tunnel(|a, b| evidence.lead_to_each_other(a, b)));
     pairs.extend(evidence.by_tunnel(|a, b| evidence.one_names_the_other(a, b)));
-    pairs.extend(evidence.by_link_local_next_hops());
+    pairs.extend(evidence.by_unnumbered_next_hops());
     pairs.extend(evidence.by_neighbours());
     pairs.extend(evidence.by_word());
     let spoken = |end| evidence.spoken_for_by(end);
@@ -147,15 +147,16 @@ impl Evidence<'_> {
         names(a, b) || names(b, a)
     }
 
-    /// Routes `via fe80::…`, as BGP unnumbered makes them: two ends join when each is the only one
-    /// that can be the other's next hop, or when one is by an address that is made of its hardware
-    /// address and so is no other's.
-    fn by_link_local_next_hops(&self) -> Vec<(usize, usize)> {
-        let owners = self.link_local_owners();
+    /// Routes by next hops in no subnet of their interface: `via fe80::…`, as BGP unnumbered makes
+    /// them, and `via 10.255.0.2 onlink` between addresses of whole length. Two ends join when each is
+    /// the only one that can be the other's next hop, or when one is by an address that is made of its
+    /// hardware address and so is no other's.
+    fn by_unnumbered_next_hops(&self) -> Vec<(usize, usize)> {
+        let owners = self.owners();
         let mut chosen = BTreeSet::new();
         let mut pairs = Vec::new();
         for (index, end) in self.ends.iter().enumerate() {
-            for next_hop in self.link_local_next_hops(end) {
+            for next_hop in self.unnumbered_next_hops(end) {
                 let having = owners.get(&next_hop).into_iter().flatten().copied();
                 let having: Vec<usize> = having.filter(|o| self.apart(index, *o)).collect();
                 let answers = having.iter().copied().filter(|o| self.answers(*o, end));
@@ -173,12 +174,12 @@ impl Evidence<'_> {
         pairs
     }
 
-    /// The ends that have each link-local address.
-    fn link_local_owners(&self) -> BTreeMap<IpAddr, Vec<usize>> {
+    /// The ends that have each address.
+    fn owners(&self) -> BTreeMap<IpAddr, Vec<usize>> {
         let mut owners: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
         for (index, end) in self.ends.iter().enumerate() {
             let own = end.facts.addresses.iter().map(|own| own.local.addr());
-            for address in own.filter(|own| is_link_local(*own)) {
+            for address in own {
                 owners.entry(address).or_default().push(index);
             }
         }
@@ -189,19 +190,23 @@ impl Evidence<'_> {
     fn answers(&self, index: usize, end: &End) -> bool {
         let back = self
             .end(index)
-            .map(|other| self.link_local_next_hops(other));
+            .map(|other| self.unnumbered_next_hops(other));
         back.is_some_and(|back| back.iter().any(|next_hop| has(end, *next_hop)))
     }
 
-    /// The link-local addresses that the router of `end` sends to out of it.
-    fn link_local_next_hops(&self, end: &End) -> BTreeSet<IpAddr> {
+    /// The next hops in no subnet of `end` that its router sends to out of it.
+    fn unnumbered_next_hops(&self, end: &End) -> BTreeSet<IpAddr> {
+        let on_link = |via: &IpAddr| {
+            let mut nets = end.facts.addresses.iter();
+            nets.any(|own| own.local.contains(via) || own.peer.is_some_and(|net| net.contains(via)))
+        };
         let router = self.routers.get(end.at.0);
         let routes = router.into_iter().flat_map(|router| &router.routes);
         routes
             .flat_map(|route| &route.next_hops)
             .filter(|hop| hop.dev.as_ref() == Some(&end.facts.name))
             .filter_map(|hop| hop.via)
-            .filter(|via| is_link_local(*via))
+            .filter(|via| is_link_local(*via) || !on_link(via))
             .collect()
     }
 

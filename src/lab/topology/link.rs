@@ -48,13 +48,52 @@ pub struct LinkFacts {
     /// Whether a program sees what comes in before anything else does (XDP), and may stop it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub xdp: bool,
-    /// Whether the router answers ARP there for those of its addresses only that are on this
-    /// interface (`arp_ignore` 1 and 2).
+    /// Whom it answers in ARP, and what it asks with.
+    #[serde(skip_serializing_if = "Arp::is_default")]
+    pub arp: Arp,
+    /// Who may ask it in ARP, where `rp_filter` is 1 and its addresses have no subnet: the kernel asks
+    /// for the way back to them (`arp_process()`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hears_from: Option<Vec<IpNet>>,
+    /// Neighbours whose hardware addresses were said by hand (`nud permanent`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fixed: Vec<(IpAddr, Mac)>,
+    /// Whether it is a port of a bridge that hands nothing on to other such ports (`isolated on`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub answers_strictly: bool,
+    pub isolated: bool,
+    /// Whether it is a bridge, and several of its ports are isolated.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub isolates: bool,
+    /// Addresses that are the router's own by a route of table local to this interface alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub own: Vec<IpNet>,
     /// For which other addresses the router answers who looks for a neighbour there.
     #[serde(skip_serializing_if = "Proxy::is_none")]
     pub proxy: Proxy,
+}
+
+/// Settings of ARP, of `all` or of the interface, whichever is more (`IN_DEV_MAXCONF`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Arp {
+    /// `arp_ignore`: with 1 and 2 the router answers for addresses of this interface only, with 2
+    /// only who asks from their subnet.
+    pub ignore: u8,
+    /// `arp_announce`: with 0 the router asks with the source of the packet that waits, where that
+    /// is its own.
+    pub announce: u8,
+}
+
+impl Arp {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether the router answers for addresses of this interface only.
+    #[must_use]
+    pub fn is_strict(self) -> bool {
+        matches!(self.ignore, 1 | 2)
+    }
 }
 
 /// Addresses for which a router answers in the place of who has them.

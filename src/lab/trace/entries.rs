@@ -131,8 +131,10 @@ impl Finder<'_> {
             ..
         } = *self.packet;
         let near = self.wiring.neighbours(source);
-        let is_destination =
-            |plug: &&&Plug| plug.has(destination) && plug.shares(source, destination);
+        let is_destination = |plug: &&&Plug| {
+            let answers = plug.has(destination) || self.wiring.answers_arp(plug, destination);
+            answers && plug.shares(source, destination)
+        };
         let own: Vec<&Plug> = near.iter().filter(is_destination).copied().collect();
         // Nor for what another answers in the destination's place.
         let proxies = |plug: &&&Plug| {

@@ -21,7 +21,7 @@ pub use self::{
     entry::{Entry, EntryName, EntryNameError},
     onward::{Onward, SharedLink},
     walk::trace,
-    wiring::{Plug, Wiring},
+    wiring::{Kept, Plug, Wiring},
 };
 use super::sockets::SocketsError;
 use crate::{

@@ -8,6 +8,7 @@ use super::{Entry, Plug, Wiring};
 use crate::{
     lab::topology::{InterfaceKind, WireGuardPeer},
     model::{IfName, RouterName},
+    netlink::object::Mac,
 };
 
 /// Who gets a packet that a router sends out of one of its interfaces.
@@ -70,6 +71,12 @@ pub struct SharedLink {
     /// Routers that answer for hosts of the link, and may pass on what is for these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub proxied_by: Vec<RouterName>,
+    /// Routers whose bridge the segment is, with isolated ports, behind which hosts are apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub isolated_by: Vec<RouterName>,
+    /// Routers that have the destination elsewhere, and do not answer for it on the link.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent: Vec<RouterName>,
     /// Other segments with the same prefix, on which either may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub or_on: Vec<String>,
@@ -79,7 +86,13 @@ impl SharedLink {
     /// Whether packets surely pass from one to the other.
     #[must_use]
     pub fn is_sure(&self) -> bool {
-        self.filtered_by.is_empty() && self.proxied_by.is_empty() && self.or_on.is_empty()
+        let doubts = [
+            &self.filtered_by,
+            &self.proxied_by,
+            &self.isolated_by,
+            &self.silent,
+        ];
+        self.or_on.is_empty() && doubts.iter().all(|routers| routers.is_empty())
     }
 
     /// What becomes of packets from `source` to `destination`, as a sentence.
@@ -112,6 +125,20 @@ impl SharedLink {
                 names(&self.proxied_by)
             );
         }
+        if !self.isolated_by.is_empty() {
+            return format!(
+                "{both}, which is a bridge of {} with isolated ports: behind two of them they do not \
+                 reach each other",
+                names(&self.isolated_by)
+            );
+        }
+        if !self.silent.is_empty() {
+            return format!(
+                "{source} looks for {destination} on segment {segment}, and {}, which has it \
+                 elsewhere, does not answer there",
+                names(&self.silent)
+            );
+        }
         format!("{both}: no router is passed")
     }
 }
@@ -141,6 +168,11 @@ impl Wiring {
         // The kernel takes a gateway that is the router itself for the link (`fib_check_nh()`).
         let itself = self.owners(next_hop).contains(&router);
         let next_hop = if itself { destination } else { next_hop };
+        if let Some(mac) = plug.fixed(next_hop)
+            && let Some(onward) = self.to_fixed(plug, next_hop, mac, &segment)
+        {
+            return onward;
+        }
         let reached = self.reached(plug, next_hop);
         let up: Vec<&Plug> = reached.iter().filter(|plug| plug.up).copied().collect();
         if !up.is_empty() {
@@ -201,6 +233,38 @@ impl Wiring {
             return Onward::Absent { segment, ends };
         }
         self.out(plug, segment, places)
+    }
+
+    /// The permanent neighbour entries of a router that lead elsewhere than to who has the address, or
+    /// to one of several that have it.
+    #[must_use]
+    pub fn fixed_entries(&self, router: &RouterName) -> Vec<(IfName, IpAddr, Mac)> {
+        let own = self.plugs.iter().filter(|plug| plug.router == *router);
+        let entries = own.flat_map(|plug| plug.link.fixed.iter().map(move |entry| (plug, entry)));
+        let leads = entries.filter(|(plug, (address, mac))| {
+            plug.fixed(*address).is_some() && self.to_fixed(plug, *address, *mac, "").is_some()
+        });
+        leads
+            .map(|(plug, (address, mac))| (plug.interface.clone(), *address, *mac))
+            .collect()
+    }
+
+    /// To the hardware address that a router was told for `next_hop`; none where it tells nothing, as
+    /// of hosts and of routers outside.
+    fn to_fixed(&self, from: &Plug, next_hop: IpAddr, mac: Mac, segment: &str) -> Option<Onward> {
+        let ends = self.other_ends(from);
+        let named: Vec<&Plug> = ends
+            .into_iter()
+            .filter(|end| end.mac == Some(mac))
+            .collect();
+        if !named.is_empty() {
+            return Some(Onward::Routers(entries(&named)));
+        }
+        let known = self.reached(from, next_hop).into_iter();
+        (known.filter(|end| end.mac.is_some()).count() > 0).then(|| Onward::Absent {
+            segment: segment.to_owned(),
+            ends: vec![format!("{next_hop} at {mac} (a permanent neighbour entry)")],
+        })
     }
 
     /// To somebody who is no router of the lab; `places` have the destination.
@@ -319,10 +383,13 @@ impl Wiring {
     /// tunnel, whose hosts do not hear each other.
     #[must_use]
     pub fn shared_link(&self, source: IpAddr, destination: IpAddr) -> Option<SharedLink> {
-        if !self.owners(source).is_empty() || !self.owners(destination).is_empty() {
+        let near = self.neighbours(source);
+        let owners = self.owners(destination);
+        let answers = |plug: &&Plug| plug.has(destination) || self.answers_arp(plug, destination);
+        let answered = !owners.is_empty() && (near.is_empty() || near.iter().any(answers));
+        if !self.owners(source).is_empty() || answered {
             return None;
         }
-        let near = self.neighbours(source);
         let shares = |plug: &&Plug| plug.shares(source, destination);
         let filters = near.iter().filter(|plug| plug.link.filters_bridged);
         let mut filtered_by: Vec<RouterName> = filters.map(|plug| plug.router.clone()).collect();
@@ -341,6 +408,9 @@ impl Wiring {
         let mut proxied_by: Vec<RouterName> = proxies.map(|plug| plug.router.clone()).collect();
         proxied_by.dedup();
         proxied_by.retain(|_| destination.is_ipv4());
+        let isolate = near.iter().filter(|plug| plug.link.isolates);
+        let mut isolated_by: Vec<RouterName> = isolate.map(|plug| plug.router.clone()).collect();
+        isolated_by.dedup();
         let others = near.iter().filter(|plug| plug.segment != first.segment);
         let mut or_on: Vec<String> = others
             .filter_map(|plug| Some(self.segment(plug)?.to_owned()))
@@ -350,6 +420,8 @@ impl Wiring {
             segment: self.segment(first)?.to_owned(),
             filtered_by,
             proxied_by,
+            isolated_by,
+            silent: owners.into_iter().cloned().collect(),
             or_on,
         })
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    End, Entry, EntryName, Hop, Onward, Packet, Trace, TraceError, WayOn, Wiring,
+    End, Entry, EntryName, Hop, Kept, Onward, Packet, Trace, TraceError, WayOn, Wiring,
     entries::{entries, query},
 };
 use crate::{
@@ -207,13 +207,17 @@ impl Walk<'_> {
 
     /// `next`, unless the other end of the link does not take the packet.
     fn taken(&self, hop: &Hop, next: Next) -> Next {
-        match (&next, &hop.iface_out) {
-            (Next::At(to), Some(out))
-                if !self.wiring.takes(&hop.router, out, to, self.packet.source) =>
-            {
-                Next::End(End::NotAllowed { at: to.clone() })
-            }
-            _ => next,
+        let (Next::At(to), Some(out)) = (&next, &hop.iface_out) else {
+            return next;
+        };
+        let from = (&hop.router, out);
+        let kept = self
+            .wiring
+            .kept_from(from, hop.next_hop, to, self.packet.source);
+        match kept {
+            Some(Kept::NotAllowed) => Next::End(End::NotAllowed { at: to.clone() }),
+            Some(Kept::Unheard) => Next::End(End::NextHopUnknown { segment: None }),
+            None => next,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         topology::{InterfaceKind, LinkFacts, Segment, Topology, Warning},
     },
     model::{IfName, RouterName},
-    netlink::object::Address,
+    netlink::object::{Address, Mac},
 };
 
 /// A router interface.
@@ -34,11 +34,27 @@ pub struct Plug {
     pub peers: Vec<IpNet>,
     /// What leads to the other end of its link.
     pub link: LinkFacts,
+    /// Its hardware address, where it is known.
+    pub mac: Option<Mac>,
+}
+
+/// Why a packet that a router sends does not come to the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// The receiver's WireGuard does not allow the source from that peer.
+    NotAllowed,
+    /// The receiver does not answer ARP to who asks so (`arp_ignore` 2, or `rp_filter` 1).
+    Unheard,
 }
 
 impl Plug {
     pub(super) fn has(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.addr() == address)
+    }
+
+    /// Whether `address` is the router's own because of this interface.
+    fn owns(&self, address: IpAddr) -> bool {
+        self.has(address) || self.link.own.iter().any(|net| net.contains(&address))
     }
 
     /// As the place where a packet comes in.
@@ -56,6 +72,16 @@ impl Plug {
             .filter(|net| net.contains(&one))
             .max_by_key(|net| net.prefix_len());
         narrowest.is_some_and(|net| net.contains(&other))
+    }
+
+    /// The hardware address of a neighbour that was said by hand, unless routers share it (VRRP, RFC
+    /// 9568 section 7.3).
+    pub(super) fn fixed(&self, neighbour: IpAddr) -> Option<Mac> {
+        let mut fixed = self.link.fixed.iter();
+        let found = fixed.find(|(address, _)| *address == neighbour);
+        found
+            .map(|(_, mac)| *mac)
+            .filter(|mac| !mac.0.starts_with(&[0, 0, 0x5e, 0]))
     }
 
     /// The length of the longest prefix on this interface that holds `address`.
@@ -89,6 +115,7 @@ impl From<&Topology> for Wiring {
             interfaces.map(|i| Plug {
                 up: i.up,
                 segment: i.segment,
+                mac: i.mac,
                 ..plug(&router.name, &i.name, i.kind, &i.addresses, &i.link)
             })
         });
@@ -103,6 +130,7 @@ impl From<&LabState> for Wiring {
             interfaces.map(|i| Plug {
                 up: i.up,
                 segment: i.segment,
+                mac: i.mac,
                 ..plug(&router.name, &i.name, i.kind, &i.addresses, &i.link)
             })
         });
@@ -127,6 +155,7 @@ fn plug(
         addresses: addresses.iter().map(|a| a.local).collect(),
         peers: addresses.iter().filter_map(|a| a.peer).collect(),
         link: link.clone(),
+        mac: None,
     }
 }
 
@@ -176,7 +205,7 @@ impl Wiring {
     /// The routers that have `address` themselves.
     #[must_use]
     pub fn owners(&self, address: IpAddr) -> Vec<&RouterName> {
-        let own = self.plugs.iter().filter(|plug| plug.has(address));
+        let own = self.plugs.iter().filter(|plug| plug.owns(address));
         let mut routers: Vec<&RouterName> = own.map(|plug| &plug.router).collect();
         routers.dedup();
         routers
@@ -246,10 +275,77 @@ impl Wiring {
         if !direct.is_empty() || address.is_ipv6() {
             return direct;
         }
-        let owners = self.owners(address);
         others()
-            .filter(|plug| owners.contains(&&plug.router) && !plug.link.answers_strictly)
+            .filter(|plug| self.answers_arp(plug, address))
             .collect()
+    }
+
+    /// Whether a router answers ARP for `address` on this interface.
+    pub(super) fn answers_arp(&self, plug: &Plug, address: IpAddr) -> bool {
+        let elsewhere =
+            || !plug.link.arp.is_strict() && self.owners(address).contains(&&plug.router);
+        address.is_ipv4() && (plug.has(address) || elsewhere())
+    }
+
+    /// Whether `receiver` hears `router` ask for `address`, which is its own, before a packet from
+    /// `source` leaves by `out`. What it is asked with is told by `arp_solicit()` of the kernel.
+    fn hears(
+        &self,
+        router: &RouterName,
+        out: &Plug,
+        receiver: &Plug,
+        (address, source): (IpAddr, IpAddr),
+    ) -> bool {
+        let from_subnet = receiver.link.arp.ignore == 2;
+        let from_nets = receiver.link.hears_from.as_ref();
+        if !(from_subnet || from_nets.is_some()) || address.is_ipv6() {
+            return true;
+        }
+        let near = |net: &&IpNet| net.contains(&address) && net.addr().is_ipv4();
+        let on_link = |asks: IpAddr| {
+            let mut nets = out.addresses.iter().filter(near);
+            nets.any(|net| net.contains(&asks))
+        };
+        let with_source = match out.link.arp.announce {
+            0 => true,
+            1 => on_link(source),
+            _ => false,
+        };
+        let of_out = || {
+            let mut v4 = out.addresses.iter().filter(|net| net.addr().is_ipv4());
+            let all = v4.clone().find(near);
+            all.or_else(|| v4.next()).map(IpNet::addr)
+        };
+        let own = self.owners(source).contains(&router);
+        let Some(asks) = (own && with_source).then_some(source).or_else(of_out) else {
+            return true;
+        };
+        let mut nets = receiver.addresses.iter();
+        let of_subnet = nets.any(|net| net.addr() == address && net.contains(&asks));
+        let comes_back = from_nets.is_none_or(|nets| nets.iter().any(|net| net.contains(&asks)));
+        (of_subnet || !from_subnet) && comes_back
+    }
+
+    /// Why a packet from `source` that `router` sends out of `out` to `next_hop` does not come to the
+    /// interface `to`; none where it does.
+    #[must_use]
+    pub fn kept_from(
+        &self,
+        (router, out): (&RouterName, &IfName),
+        next_hop: Option<IpAddr>,
+        to: &Entry,
+        source: IpAddr,
+    ) -> Option<Kept> {
+        if !self.takes(router, out, to, source) {
+            return Some(Kept::NotAllowed);
+        }
+        let sender = self.plug(router, out)?;
+        let receiver = self.plug(&to.router, to.iface_in.as_ref()?)?;
+        let fixed = next_hop.is_some_and(|hop| sender.fixed(hop).is_some());
+        let heard = next_hop.is_none_or(|hop| {
+            fixed || !receiver.has(hop) || self.hears(router, sender, receiver, (hop, source))
+        });
+        (!heard).then_some(Kept::Unheard)
     }
 
     /// The names of the interfaces of `router` that are on a segment.

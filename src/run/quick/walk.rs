@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     fault,
-    lab::trace::{Entry, Wiring},
+    lab::trace::{Entry, Kept, Wiring},
     model::RouterName,
     run::{
         packet::{Headers, Probe, position},
@@ -199,6 +199,7 @@ impl<'a> Walk<'a> {
                     let ending = Ending::new(Verdict::Yes, EndKind::HandedOver, reason);
                     push(ends, self.end(entry, steps, ending, router.clone()));
                 }
+<<<<<<< HEAD
                 Fate::On(next) if !self.takes(exit, next, outcome) => {
                     let reason = format!(
                         "{next} drops it: {} is not among the allowed IPs of its WireGuard peer {}",
@@ -218,17 +219,49 @@ impl<'a> Walk<'a> {
                     },
                     steps,
                 }),
+=======
+                Fate::On(next) => match self.kept_from(exit, next, outcome) {
+                    Some(ending) => {
+                        let at = Some(next.router.clone());
+                        ends.push(self.end(entry, &way.steps, ending, at));
+                    }
+                    None => open.push(Under {
+                        at: next.clone(),
+                        probe: Probe {
+                            headers: carried(&way.probe.headers, &outcome.headers),
+                            ..way.probe
+                        },
+                        steps: way.steps.clone(),
+                    }),
+                },
+>>>>>>> 5e0c603 (lab: Know whom routers answer, whose addresses routes make, and which ports are apart)
             }
         }
     }
 
-    /// Whether the other end of the wire takes a packet from that source.
-    fn takes(&self, exit: &Exit, next: &Entry, outcome: &Outcome) -> bool {
-        let hop = &exit.hop;
-        hop.iface_out.as_ref().is_none_or(|out| {
-            self.wiring
-                .takes(&hop.router, out, next, outcome.headers.source)
-        })
+    /// How the way ends where the other end of the wire does not get a packet from that source.
+    fn kept_from(&self, exit: &Exit, next: &Entry, outcome: &Outcome) -> Option<Ending> {
+        let (hop, source) = (&exit.hop, outcome.headers.source);
+        let from = (&hop.router, hop.iface_out.as_ref()?);
+        Some(
+            match self.wiring.kept_from(from, hop.next_hop, next, source)? {
+                Kept::NotAllowed => {
+                    let reason = format!(
+                        "{next} drops it: {source} is not among the allowed IPs of its WireGuard peer {}",
+                        hop.router
+                    );
+                    Ending::new(Verdict::No, EndKind::NoPeer, reason)
+                }
+                Kept::Unheard => {
+                    let reason = format!(
+                        "{next} does not answer ARP to {}, which asks from an address that is not of its \
+                     subnet (arp_ignore 2, or rp_filter without a way back)",
+                        hop.router
+                    );
+                    Ending::new(Verdict::No, EndKind::Nobody, reason)
+                }
+            },
+        )
     }
 
     /// That one router hands a packet over to another, in words that packets share.
