@@ -114,7 +114,10 @@ impl RouterCopy {
         differences.extend(saved.load(&netns, tools)?);
         // Those of connection tracking come into being with the rules.
         differences.extend(settings::copy(router, &netns, settings::Part::Netfilter)?);
-        Netlink::open(&netns)?.await_settled()?;
+        // What is sent from outside comes in only when those ends, too, have their queues.
+        for ends in [&netns, &outside] {
+            Netlink::open(ends)?.await_settled()?;
+        }
         Ok(Self {
             netns: Arc::new(netns),
             outside,
