@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     lab::{
+        LabState,
         sockets::RouterSockets,
         trace::{self, End, EntryName, Hop, Packet, Trace, TraceError, Wiring},
     },
@@ -26,7 +27,7 @@ use crate::{
 
 /// Holds every YES against the way of its answer.
 pub(super) fn weigh(
-    wiring: &Wiring,
+    (lab, wiring): (&LabState, &Wiring),
     sockets: &mut RouterSockets,
     visited: &[Visited],
     ways: &mut [Vec<WayEnd>],
@@ -44,6 +45,7 @@ pub(super) fn weigh(
             Some(known) => known.found.clone(),
             None => {
                 let mut answer = Answer {
+                    lab,
                     wiring,
                     sockets,
                     passages: passages(visited, &way.steps, &way.legs),
@@ -193,6 +195,7 @@ fn passages(visited: &[Visited], steps: &[Step], legs: &[Leg]) -> Vec<Passage> {
 }
 
 struct Answer<'a> {
+    lab: &'a LabState,
     wiring: &'a Wiring,
     sockets: &'a mut RouterSockets,
     passages: Vec<Passage>,
@@ -256,7 +259,8 @@ impl Answer<'_> {
             .collect();
         let routers = ways.iter().flat_map(|way| way.routers.iter().cloned());
         self.passed.extend(routers);
-        let may = if ways.len() > 1 { "may take" } else { "takes" };
+        let is_open = ways.len() > 1;
+        let may = if is_open { "may take" } else { "takes" };
         let translators = self.translators();
         let misses = |way: &Reply| {
             let mut all = translators.iter();
@@ -275,6 +279,8 @@ impl Answer<'_> {
             .iter()
             .flat_map(|way| &way.routers)
             .filter(|router| !asked.contains(router))
+            // Which of several it takes is of no matter where they let all answers pass.
+            .filter(|router| !is_open || self.stops_answers(router))
             .map(RouterName::as_str)
             .collect();
         let mut notes = Vec::new();
@@ -289,6 +295,19 @@ impl Answer<'_> {
         let lost: BTreeSet<&String> = ways.iter().filter_map(|way| way.lost.as_ref()).collect();
         notes.extend(lost.into_iter().map(|lost| format!("the answer: {lost}")));
         (!notes.is_empty()).then(|| Finding::Note(notes.join("; ").into()))
+    }
+
+    /// Whether a router may stop answers whose request did not pass it.
+    fn stops_answers(&self, router: &RouterName) -> bool {
+        let family = self
+            .passages
+            .first()
+            .map(|first| Family::of(first.came.source));
+        let state = self.lab.router(router);
+        state.map_or(true, |state| {
+            let mut stops = state.unseen.iter();
+            stops.any(|unseen| Some(unseen.family) == family)
+        })
     }
 
     /// The routers of one way of the answer. At a router that gave the request its own address as

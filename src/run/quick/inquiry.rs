@@ -548,7 +548,12 @@ impl<'a> Inquiry<'a> {
             ways.extend(unheard.map(|router| by_unheard(router, probe.headers.source)));
         }
         if self.named().is_none() {
-            back::weigh(self.wiring, sockets, &through.visited, &mut through.ways);
+            back::weigh(
+                (self.lab, self.wiring),
+                sockets,
+                &through.visited,
+                &mut through.ways,
+            );
         }
         Ok(Asked::Through(through))
     }
