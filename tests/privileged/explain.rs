@@ -16,6 +16,7 @@ use tsim::{
                 PROBES_PER_DRAIN, StepKind, StoppedBy, TraceSockets, TraceSpec, Tracer, Trail,
             },
         },
+        rule::OpenPorts,
     },
     model::{Dscp, Protocol, RunId, Service},
     netlink::{
@@ -228,7 +229,7 @@ impl Row {
             probes: &probes,
             scrutiny: &Scrutiny::default(),
             from_itself: false,
-            any_port: true,
+            open_ports: OpenPorts::Clients,
             pass_on: false,
         };
         let mut send = |indexes: &[u32]| {
@@ -841,7 +842,7 @@ fn a_ruleset_that_changes_meanwhile_is_warned_about() {
         probes: &row.probes(&services),
         scrutiny: &Scrutiny::default(),
         from_itself: false,
-        any_port: true,
+        open_ports: OpenPorts::Clients,
         pass_on: false,
     };
     let mut send = |_: &[u32]| {

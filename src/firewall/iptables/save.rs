@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::firewall::{nft::nature::Nature, rule};
+use crate::firewall::{
+    nft::nature::Nature,
+    rule::{self, OpenPorts},
+};
 
 /// The tables of one namespace, or those of them that were asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub(super) struct Rule {
     /// Everything behind the chain's name, as printed.
     pub(super) spec: String,
     /// Whether the source port of the packets that it is asked about is open.
-    pub(super) any_port: bool,
+    pub(super) open_ports: OpenPorts,
 }
 
 impl Save {
@@ -109,9 +112,7 @@ impl Rule {
     /// What the rule asks and does.
     pub(super) fn parsed(&self) -> rule::Rule {
         let mut rule = rule::Rule::of_iptables(&self.spec);
-        if self.any_port {
-            rule.leave_source_port_open();
-        }
+        rule.leave_source_port_open(self.open_ports);
         rule
     }
 }
@@ -141,7 +142,7 @@ fn rule(line: &str) -> Option<Rule> {
         chain,
         packets,
         spec,
-        any_port: false,
+        open_ports: OpenPorts::None,
     })
 }
 

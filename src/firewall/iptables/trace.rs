@@ -31,7 +31,7 @@ use crate::{
         Caveat, RulePlace, TableFamily, TagSpace,
         nft::{nature::Nature, trace::StepKind},
         place::HookPoint,
-        rule::{Packet, Rule, Verdict, entries, walk::Program},
+        rule::{OpenPorts, Packet, Rule, Verdict, entries, walk::Program},
         ruletext::{RuleText, Shelf, kept},
     },
     netlink::{
@@ -229,12 +229,12 @@ impl LegacyRules {
         Ok(Self { family, save })
     }
 
-    /// Whether clients may have any source port.
+    /// Which source ports packets may have had as well.
     #[must_use]
-    pub fn of_any_port(mut self, any_port: bool) -> Self {
+    pub fn of_open_ports(mut self, open_ports: OpenPorts) -> Self {
         let tables = self.save.tables.values_mut();
         for rule in tables.flat_map(|table| &mut table.rules) {
-            rule.any_port = any_port;
+            rule.open_ports = open_ports;
         }
         self
     }

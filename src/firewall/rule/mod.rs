@@ -23,6 +23,7 @@ mod xtables;
 use std::borrow::Cow;
 
 pub(crate) use self::source_port::CLIENT_PORTS;
+pub use self::source_port::OpenPorts;
 pub(super) use self::words::comment;
 pub use self::{
     caveat::{Alone, Caveat, Varying},
@@ -290,7 +291,9 @@ impl Rule {
     /// something to them that depends on more than the packet.
     #[must_use]
     pub fn is_volatile(&self) -> bool {
-        let by_port = || self.tells_source_ports_apart() && (self.decides() || self.changes_any());
+        let by_port = || {
+            self.tells_ports_apart(OpenPorts::Translated) && (self.decides() || self.changes_any())
+        };
         self.remembers().is_some() || self.copies() || self.caveat().is_some() || by_port()
     }
 

@@ -21,7 +21,7 @@ use crate::{
             NftError, NftSocket,
             list::{RuleOrder, rule_order},
         },
-        rule::{Rule, rule_of},
+        rule::{OpenPorts, Rule, rule_of},
     },
     model::printable,
     netns::{
@@ -102,7 +102,7 @@ impl Chain {
         texts: Vec<Option<String>>,
         xtables: bool,
         is_over: impl Fn(&str) -> Option<bool>,
-        (any_port, any_sender): (bool, bool),
+        (open_ports, any_sender): (OpenPorts, bool),
     ) -> Self {
         let rule = |(at, (&handle, text)): (usize, (&u64, Option<String>))| RuleText {
             place: RulePlace {
@@ -121,9 +121,7 @@ impl Chain {
                 .map(|rule| {
                     let mut parsed = rule.parsed();
                     parsed.know_objects(&is_over);
-                    if any_port {
-                        parsed.leave_source_port_open();
-                    }
+                    parsed.leave_source_port_open(open_ports);
                     if any_sender {
                         parsed.leave_sender_open();
                     }
@@ -193,7 +191,7 @@ pub struct RuleBook {
     failures: Vec<String>,
     shelf: Option<Shelf>,
     kept: Option<Kept>,
-    any_port: bool,
+    open_ports: OpenPorts,
     any_sender: bool,
 }
 
@@ -213,10 +211,10 @@ impl RuleBook {
         }
     }
 
-    /// Whether clients may have any source port.
+    /// Which source ports packets may have had as well.
     #[must_use]
-    pub fn of_any_port(self, any_port: bool) -> Self {
-        Self { any_port, ..self }
+    pub fn of_open_ports(self, open_ports: OpenPorts) -> Self {
+        Self { open_ports, ..self }
     }
 
     /// Whether any program of the router may be the sender.
@@ -283,7 +281,7 @@ impl RuleBook {
         };
         let listing = self.native.get(&table).filter(|_| of_nft);
         let is_over = |name: &str| listing?.is_over(name);
-        let open = (self.any_port, self.any_sender);
+        let open = (self.open_ports, self.any_sender);
         Ok(Chain::new(place, &handles, texts, xtables, is_over, open))
     }
 

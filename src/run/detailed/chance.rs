@@ -18,7 +18,7 @@ use crate::{
                 flow::{FlowPacket, Payload},
             },
         },
-        rule::{Field, Packet, Rule},
+        rule::{CLIENT_PORTS, Field, OpenPorts, Packet, Rule},
         ruletext::Source,
     },
     model::{IfName, icmp},
@@ -26,6 +26,7 @@ use crate::{
     run::{
         explain::{self, Watched},
         packet::Headers,
+        source_port::Side,
     },
 };
 
@@ -43,7 +44,7 @@ impl Clerk<'_> {
         seen: &[Sighting],
     ) -> Result<Option<String>, EvidenceError> {
         let mut reasons: Vec<String> = Vec::new();
-        let mut begun = false;
+        let (mut begun, mut answered) = (false, false);
         for Sighting { packet, direction } in seen {
             let Some(direction) = *direction else {
                 continue;
@@ -51,7 +52,16 @@ impl Clerk<'_> {
             let is_first = direction == Direction::Request && !begun && begins(packet);
             begun |= is_first;
             let reason = self.doubtful(socket, packet, is_first)?.into_iter();
-            let by_port = is_first.then(|| self.by_source_port(packet)).flatten();
+            let is_answer = direction == Direction::Answer && !answered;
+            answered |= is_answer;
+            let side = is_first.then_some(Side::Source);
+            let side = side.or(is_answer.then_some(Side::Destination));
+            let by_port = side.and_then(|side| self.by_client_port(packet, side));
+            let by_rule = match side {
+                Some(side) => self.by_open_port(socket, packet, side)?,
+                None => None,
+            };
+            let by_port = by_port.into_iter().chain(by_rule);
             for reason in reason.chain(self.forks(packet)).chain(by_port) {
                 if !reasons.contains(&reason) {
                     reasons.push(reason);
@@ -66,20 +76,74 @@ impl Clerk<'_> {
     fn forks(&mut self, packet: &FlowPacket) -> Option<String> {
         // A packet that was stopped before routing has no way out yet.
         let head = self.routed_head(packet).filter(|head| head.oif != 0)?;
-        let hops = self.observer.next_hops(&head).ok().filter(|n| *n > 1)?;
+        let hops = self
+            .observer
+            .next_hops(&head)
+            .ok()
+            .filter(|n| n.len() > 1)?;
+        let settled = |dev: &IfName| self.settled.contains(dev);
+        if hops.iter().all(|hop| hop.dev.as_ref().is_some_and(settled)) {
+            return None;
+        }
+        let hops = hops.len();
         Some(format!(
             "the route to {} has {hops} next hops, and which one the real router takes is not known",
             head.destination
         ))
     }
 
-    /// That a policy rule sends the request another way from another source port, in words.
-    fn by_source_port(&mut self, packet: &FlowPacket) -> Option<String> {
+    /// That a policy rule sends the packet another way with another port of the client, in words.
+    fn by_client_port(&mut self, packet: &FlowPacket, side: Side) -> Option<String> {
         let head = self.routed_head(packet)?;
         if !self.any_port || !head.protocol.has_ports() {
             return None;
         }
-        self.observer.by_source_port(&head).ok().flatten()
+        self.observer.by_client_port(&head, side).ok().flatten()
+    }
+
+    /// That a rule would do otherwise to an answer to another port of the client, or to a request to
+    /// which a router has given a port.
+    fn by_open_port(
+        &mut self,
+        socket: &mut NftSocket,
+        packet: &FlowPacket,
+        side: Side,
+    ) -> Result<Option<String>, EvidenceError> {
+        let (Some(head), Some(headers)) = (packet_head(packet), headers(packet)) else {
+            return Ok(None);
+        };
+        if !headers.protocol.has_ports() {
+            return Ok(None);
+        }
+        let (first, last) = CLIENT_PORTS;
+        let is_clients = (first..=last).contains(&headers.source_port);
+        let open = match side {
+            Side::Destination if self.any_port => OpenPorts::Answered,
+            Side::Source if self.any_port && !is_clients => OpenPorts::Translated,
+            _ => return Ok(None),
+        };
+        let passed = matches!(packet.stopped_by(), StoppedBy::Nothing(_));
+        let ingress = self.observer.name(packet.first.iif).cloned();
+        let trail = packet.trail(head);
+        let watched = Watched {
+            headers,
+            ingress: ingress.as_ref().map(IfName::as_str),
+            trail: &trail,
+            is_first: false,
+            lost: None,
+        };
+        let source = Source {
+            netns: self.netns,
+            tools: self.tools,
+            socket,
+        };
+        let rule = explain::by_open_port(source, &mut self.book, &watched, (open, passed))?;
+        Ok(rule.map(|rule| match open {
+            OpenPorts::Answered => {
+                format!("depends on the client's port, and --sport asks about one: {rule}")
+            }
+            _ => format!("depends on the port that a router chose: {rule}"),
+        }))
     }
 
     /// The rule by which nft hands the request to a program of the router. Where none listens, the

@@ -25,8 +25,10 @@ use crate::{
             trace::{Decision, PacketHead, StepKind, StoppedBy, TraceStep, flow::FlowPacket},
         },
         place::HookPoint,
+        rule::OpenPorts,
         ruletext::{RuleBook, RuleText, Source},
     },
+    model::IfName,
     netlink::NetlinkError,
     netns::{NetnsFd, tool::Tools},
     run::{
@@ -59,6 +61,8 @@ pub(super) struct Clerk<'a> {
     pub(super) observer: Observer<'a>,
     /// Whether the question leaves the source port open.
     pub(super) any_port: bool,
+    /// Interfaces behind which it makes no difference which of several next hops is taken.
+    pub(super) settled: Vec<IfName>,
     notes: BTreeSet<String>,
 }
 
@@ -98,11 +102,12 @@ impl<'a> Clerk<'a> {
             netns,
             tools,
             book: RuleBook::new()
-                .of_any_port(any_port)
+                .of_open_ports(OpenPorts::of(any_port, false))
                 .of_any_sender(any_sender),
             chains,
             observer: Observer::new(netns)?,
             any_port,
+            settled: Vec::new(),
             notes: BTreeSet::new(),
         })
     }

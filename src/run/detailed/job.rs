@@ -15,6 +15,7 @@ use super::{
     question::{Answers, Asking},
     result::{DetailedReport, ServiceTest, Timing},
     rounds::{Held, Rounds},
+    steer::ask_copies,
 };
 use crate::{
     config::Config,
@@ -116,7 +117,14 @@ pub(super) fn run_telling(
         left.for_each(|failure| tracing::error!("{}", WithCauses(failure)));
     })?;
     let timing = timing(started, resolve, &held);
-    let answers = question.answers(&rounds.tests);
+    let mut answers = question.answers(&rounds.tests);
+    let forked = question.forked(&answers.services);
+    if !forked.is_empty()
+        && let Err(error) = ask_copies(job, config, &mut answers.services, &forked)
+    {
+        let note = format!("each of several next hops was not asked about: {error}");
+        answers.warnings.push(note);
+    }
     let report = assemble(job, answers, held, started_at, timing);
     steps.finish();
     Ok(Answered {

@@ -6,6 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{
     DetailedError, DetailedJob,
+    fork::{Choice, Junction},
     map::LabMap,
     result::{Headers, RouterWay},
     site::{Sink, Site, Source, Station, Stretch, Task, add},
@@ -15,8 +16,8 @@ use crate::{
         sockets::RouterSockets,
         trace::{Entry, Hop, Onward},
     },
-    model::{LabName, Protocol, RouterId, RouterName, Service},
-    netlink::{LookupKind, LookupQuery},
+    model::{IfName, LabName, Protocol, RouterId, RouterName, Service},
+    netlink::{LookupKind, LookupQuery, object::Mac},
     netns::NetnsDir,
     registry::NeighbourKey,
     run::resolve::RouterChoice,
@@ -76,8 +77,14 @@ impl Flow {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Planned {
     pub(super) hops: Vec<Hop>,
-    /// A router that may send packets another way, too.
+    /// A router that may send packets another way, too, which cannot be measured.
     pub(super) forks: Vec<String>,
+    /// Where one of several routers is still to be chosen.
+    pub(super) open: Vec<Junction>,
+    /// The neighbour entries that lead to those that were chosen.
+    pub(super) steered: Vec<(NeighbourKey, Mac)>,
+    /// Interfaces behind which it makes no difference any more which next hop is taken.
+    pub(super) settled: Vec<(RouterName, IfName)>,
 }
 
 /// Plans ways through a lab.
@@ -88,6 +95,8 @@ pub(super) struct Planner<'a> {
     pub(super) sockets: RouterSockets,
     /// The routers that packets may pass; none for all.
     pub(super) scope: Option<Vec<RouterName>>,
+    /// Which of several routers get packets.
+    pub(super) choices: Vec<Choice>,
 }
 
 /// What is looked up at a router for a packet that comes in there.
@@ -113,6 +122,7 @@ impl<'a> Planner<'a> {
                 RouterChoice::Named(names) => Some(names.clone()),
                 RouterChoice::Trace | RouterChoice::Traced(_) => None,
             },
+            choices: Vec::new(),
         }
     }
 
@@ -148,17 +158,14 @@ impl<'a> Planner<'a> {
                 (LookupKind::Unicast, Some(dev)) => dev,
                 _ => return Ok((planned, Sink::Nowhere)),
             };
-            if netlink.next_hops(&query)?.len() > 1 {
-                let fork = format!("{} has several next hops", at.router);
-                planned.forks.push(fork);
-            }
+            let hops = netlink.next_hops(&query)?;
             seen.push(at.clone());
-            let (wiring, to) = (&self.map.wiring, packet.destination);
-            let next = match wiring.onward(&at.router, &dev, next_hop, to) {
-                Onward::Routers(routers) => self.within(routers, &mut planned),
-                Onward::Nobody { .. } | Onward::NoPeer => return Ok((planned, Sink::Nowhere)),
-                _ => None,
-            };
+            let (router, to) = (&at.router, packet.destination);
+            let onward = self.map.wiring.onward(router, &dev, next_hop, to);
+            if matches!(onward, Onward::Nobody { .. } | Onward::NoPeer) {
+                return Ok((planned, Sink::Nowhere));
+            }
+            let next = self.behind((router, &dev), (&hops, next_hop), to, &mut planned);
             match next {
                 Some(next) if seen.contains(&next) || seen.len() == MAX_HOPS => {
                     return Ok((planned, Sink::Nowhere));
@@ -175,22 +182,6 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-    }
-
-    /// The router of these that packets may pass.
-    fn within(&self, routers: Vec<Entry>, planned: &mut Planned) -> Option<Entry> {
-        let allowed = |entry: &Entry| {
-            let scope = self.scope.as_ref();
-            scope.is_none_or(|routers| routers.contains(&entry.router))
-        };
-        let routers: Vec<Entry> = routers.into_iter().filter(allowed).collect();
-        if routers.len() > 1 {
-            let names: Vec<String> = routers.iter().map(ToString::to_string).collect();
-            planned
-                .forks
-                .push(format!("{} answer for one next hop", names.join(" and ")));
-        }
-        routers.into_iter().next()
     }
 
     /// The way of a request, who gets it, and the way of the answer.
@@ -238,7 +229,9 @@ impl<'a> Planner<'a> {
             destination: stretch.source.address(),
             destination_port: Some(CLIENT_PORT),
         };
+        self.choices.clone_from(&stretch.choices);
         let back = self.back(sink, &answer, task.service.protocol)?;
+        stretch.lead(&back);
         self.join(stretch, &back.hops)
     }
 
@@ -249,7 +242,9 @@ impl<'a> Planner<'a> {
         (entry, packet): (Entry, &Headers),
         protocol: Protocol,
     ) -> Result<(), DetailedError> {
+        self.choices.clone_from(&stretch.choices);
         let (planned, _) = self.follow(packet, protocol, entry)?;
+        stretch.lead(&planned);
         self.join(stretch, &planned.hops)
     }
 
@@ -281,6 +276,9 @@ impl<'a> Planner<'a> {
             whole,
             pending: Vec::new(),
             learned: Vec::new(),
+            choices: self.choices.clone(),
+            settled: Vec::new(),
+            open: Vec::new(),
         };
         let mut ways = Vec::with_capacity(services.len());
         let mut backs = Vec::new();
@@ -296,8 +294,11 @@ impl<'a> Planner<'a> {
                 growths: 0,
             };
             add(&mut stretch.pending, sink, task);
+            stretch.lead(&way);
+            stretch.lead(&back);
             self.join(&mut stretch, &way.hops)?;
             way.forks.extend(back.forks);
+            way.open.extend(back.open);
             ways.push(way);
             backs.push(back.hops);
         }

@@ -1,9 +1,14 @@
 //! A job's question as stretches to be measured, and their results as its answer.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{
-    DetailedError, DetailedJob, answering, message, omitted,
+    DetailedError, DetailedJob, answering,
+    fork::Choice,
+    message, omitted,
     plan::{Planned, Planner},
     result::{EndToEnd, Reach, RouterTest, RouterWay, ServiceResult, ServiceTest, Status},
     rounds::Rounds,
@@ -34,11 +39,16 @@ pub(super) struct Asking<'a> {
 /// One way into the lab.
 struct Way {
     entry: Entry,
+    /// The routers that get packets where several may.
+    choices: Vec<Choice>,
     /// The stretch that measures it, or why none can.
     stretch: Result<usize, String>,
     /// The planned way of each service.
     planned: Vec<Planned>,
 }
+
+/// More ways than these from one entry are not measured.
+const MAX_WAYS: usize = 8;
 
 /// A router that is measured on its own.
 struct Own {
@@ -62,6 +72,8 @@ pub(super) struct Question<'a> {
     own: Vec<Own>,
     /// Source and destination are on one link.
     shared: Option<SharedLink>,
+    /// Routers without facts by which packets may come in, too.
+    unheard: Vec<RouterName>,
     /// Why a service cannot be asked about, by its place.
     refused: BTreeMap<usize, String>,
 }
@@ -83,7 +95,13 @@ impl<'a> Asking<'a> {
         let job = self.job;
         let named = matches!(job.routers, RouterChoice::Named(_));
         let shared = planner.map.wiring.shared_link(job.source, job.destination);
+        let chosen = job.from.is_some() || !matches!(job.routers, RouterChoice::Trace);
+        let unheard = match chosen || job.trust_facts {
+            true => &[],
+            false => planner.map.wiring.unheard(job.source),
+        };
         let mut question = Question {
+            unheard: unheard.to_vec(),
             job,
             lab: self.lab,
             there: caretaker.hosts().lab(&job.lab)?.list()?,
@@ -93,6 +111,9 @@ impl<'a> Asking<'a> {
             shared: shared.filter(|_| job.from.is_none() && !named),
             refused: self.refused(),
         };
+        if !resolve::placed_by_hand(&job.lab, job.source, &question.there)?.is_empty() {
+            question.unheard.clear();
+        }
         if let RouterChoice::Named(names) = &job.routers {
             for name in names {
                 self.lab.router(name)?;
@@ -102,7 +123,7 @@ impl<'a> Asking<'a> {
             return Ok(question);
         }
         for entry in self.entries(planner, &question.there)? {
-            question.enter(entry, !named, planner, caretaker)?;
+            question.enter(&entry, !named, planner, caretaker)?;
         }
         Ok(question)
     }
@@ -211,14 +232,49 @@ impl Question<'_> {
     /// Plans what is measured of packets that enter here.
     fn enter(
         &mut self,
-        entry: Entry,
+        entry: &Entry,
         whole: bool,
         planner: &mut Planner<'_>,
         caretaker: &mut Caretaker,
     ) -> Result<(), DetailedError> {
+        let mut open = vec![Vec::new()];
+        let first = self.ways.len();
+        while let Some(choices) = open.pop() {
+            planner.choices.clone_from(&choices);
+            let way = self.way(entry, &choices, whole, planner, caretaker)?;
+            let forks = way.planned.iter().find_map(|planned| planned.open.first());
+            let fork = forks.filter(|_| self.ways.len() - first + open.len() < MAX_WAYS);
+            let Some(fork) = fork.filter(|_| whole) else {
+                self.ways.push(way);
+                continue;
+            };
+            // The plan of one of its ways takes the place of this one.
+            self.stretches
+                .truncate(way.stretch.as_ref().map_or(usize::MAX, |at| *at));
+            let longer = fork.choices().map(|choice| {
+                let mut longer = choices.clone();
+                longer.push(choice);
+                longer
+            });
+            let longer: Vec<Vec<Choice>> = longer.collect();
+            open.extend(longer.into_iter().rev());
+        }
+        planner.choices.clear();
+        Ok(())
+    }
+
+    /// Plans one of the ways that begin at `entry`.
+    fn way(
+        &mut self,
+        entry: &Entry,
+        choices: &[Choice],
+        whole: bool,
+        planner: &mut Planner<'_>,
+        caretaker: &mut Caretaker,
+    ) -> Result<Way, DetailedError> {
         let services = self.services();
         let ends = (self.job.source, self.job.destination);
-        let made = self.stretch(&entry, ends, &services, whole, planner, caretaker)?;
+        let made = self.stretch(entry, ends, &services, whole, planner, caretaker)?;
         let mut planned = vec![Planned::default(); self.job.services.len()];
         let stretch = made.map(|(stretch, ways)| {
             for ((at, _), way) in services.iter().zip(ways) {
@@ -226,12 +282,12 @@ impl Question<'_> {
             }
             stretch
         });
-        self.ways.push(Way {
-            entry,
+        Ok(Way {
+            entry: entry.clone(),
+            choices: choices.to_vec(),
             stretch,
             planned,
-        });
-        Ok(())
+        })
     }
 
     /// Adds a stretch; why there can be none is a sentence.
@@ -462,6 +518,17 @@ impl Question<'_> {
         }
     }
 
+    /// The places of services that are not known because of several interfaces that they may take.
+    pub(super) fn forked(&self, results: &[ServiceResult]) -> Vec<usize> {
+        let forks = |at: usize| {
+            let mut planned = self.ways.iter().filter_map(|way| way.planned.get(at));
+            planned.any(|planned| !planned.forks.is_empty())
+        };
+        let unknown = |(_, result): &(usize, &ServiceResult)| result.end.result == Verdict::Unknown;
+        let all = results.iter().enumerate().filter(unknown);
+        all.map(|(at, _)| at).filter(|at| forks(*at)).collect()
+    }
+
     /// The routers in the order in which packets were expected to pass them.
     fn planned_routers(&self) -> Vec<RouterWay> {
         let mut routers: Vec<RouterWay> = Vec::new();
@@ -490,8 +557,9 @@ impl Question<'_> {
     /// What is to be said beside the results.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.ways.len() > 1 {
-            let names: Vec<String> = self.ways.iter().map(|w| w.entry.to_string()).collect();
+        let mut names: Vec<String> = self.ways.iter().map(|w| w.entry.to_string()).collect();
+        names.dedup();
+        if names.len() > 1 {
             warnings.push(format!(
                 "{} may enter at {}: each was measured; --from names one",
                 self.job.source,
@@ -516,21 +584,30 @@ impl Question<'_> {
                 tests: Vec::new(),
             };
         }
-        let mut ends: Vec<(&Entry, EndToEnd)> = Vec::new();
+        let mut ends: Vec<(String, EndToEnd)> = Vec::new();
         let mut list: Vec<RouterTest> = Vec::new();
         for way in &self.ways {
-            let (mut end, of_way) = way.result(at, tests);
+            let (mut end, of_way) = way.result(at, tests, &self.stretches);
             let trust = self.job.trust_facts;
             if let Some(why) = answering::doubt(self.lab, &end, service.protocol, trust) {
                 end.result = Verdict::Unknown;
                 end.kind = EndKind::Disagree;
                 end.reason = Some(why);
             }
-            ends.push((&way.entry, end));
+            ends.push((way.name(), end));
             for test in of_way {
                 keep(&mut list, test);
             }
         }
+        ends.extend(self.unheard.iter().map(|router| {
+            let source = self.job.source;
+            let mut end = EndToEnd::unknown(format!(
+                "the lab has no facts of {router}, which may be a gateway of {source}, too; name the \
+                 one that it uses with --from"
+            ));
+            end.kind = EndKind::Absent;
+            (router.to_string(), end)
+        }));
         for own in self.own.iter().filter(|own| own.services.contains(&at)) {
             let test = own.test(at, tests);
             if !list.iter().any(|known| known.router == test.router) {
@@ -603,11 +680,20 @@ impl Question<'_> {
 }
 
 impl Way {
+    /// Where it begins, and which routers it was led to.
+    fn name(&self) -> String {
+        let choices = self.choices.iter().map(|choice| format!(", {choice},"));
+        std::iter::once(self.entry.to_string())
+            .chain(choices)
+            .collect()
+    }
+
     /// What became of a service that came in here, and the tests of the routers.
     fn result(
         &self,
         at: usize,
         tests: &BTreeMap<Asked, ServiceTest>,
+        stretches: &[Stretch],
     ) -> (EndToEnd, Vec<RouterTest>) {
         let stretch = match &self.stretch {
             Ok(stretch) => *stretch,
@@ -617,9 +703,13 @@ impl Way {
             return self.not_made("it was not measured".to_owned());
         };
         let mut end = test.end.clone();
-        let forks = self.planned.get(at).map(|planned| planned.forks.as_slice());
-        let open = end.result != Verdict::Unknown;
-        if let Some(forks) = forks.filter(|forks| open && !forks.is_empty()) {
+        let planned = self.planned.get(at).map(|planned| planned.forks.as_slice());
+        let open = stretches
+            .get(stretch)
+            .map(|stretch| stretch.open.as_slice());
+        let forks = [planned, open].into_iter().flatten().flatten().cloned();
+        let forks: BTreeSet<String> = forks.collect();
+        if end.result != Verdict::Unknown && !forks.is_empty() {
             let measured = match (&end.reason, end.result) {
                 (_, Verdict::Yes) | (None, _) => end.result.to_string(),
                 (Some(reason), result) => format!("{result}: {reason}"),
@@ -627,7 +717,7 @@ impl Way {
             end.reason = Some(format!(
                 "{}: which one the real router takes is not known; by the one that was taken here \
                  {measured}",
-                forks.join(", ")
+                forks.into_iter().collect::<Vec<_>>().join(", ")
             ));
             end.result = Verdict::Unknown;
             end.kind = EndKind::Disagree;
@@ -678,7 +768,7 @@ fn keep(list: &mut Vec<RouterTest>, test: RouterTest) {
 }
 
 /// One result of all ways into the lab: theirs where they agree, else it is not known.
-fn together(mut ends: Vec<(&Entry, EndToEnd)>) -> EndToEnd {
+fn together(mut ends: Vec<(String, EndToEnd)>) -> EndToEnd {
     let Some(first) = ends.first().map(|(_, end)| end.result) else {
         return EndToEnd::unknown("there is no way into the lab".to_owned());
     };

@@ -236,8 +236,19 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             turns_back,
             homes: Vec::new(),
             others: stretch.learned.clone(),
+            settled: stretch.settled.clone(),
         };
         for station in &stretch.stations {
+            let fixed = map.wiring.fixed_entries(station.name()).into_iter();
+            site.others.extend(fixed.map(|(interface, address, mac)| {
+                let router = station.router.clone();
+                let key = NeighbourKey {
+                    router,
+                    interface,
+                    address,
+                };
+                (key, mac)
+            }));
             let homes = self.planner.homes(&site, station)?;
             site.homes.extend(homes);
         }
@@ -261,13 +272,16 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         let subnet = map.subnet(router, interface, address)?;
         let segment = map.segment(router, interface)?;
         let mut routers = Vec::new();
-        for (_, interface) in map.plugged(segment).filter(|(_, i)| i.up) {
+        for (name, interface) in map.plugged(segment).filter(|(_, i)| i.up) {
             let inside = interface.addresses.iter().map(|a| a.local.addr());
             let inside = inside.filter(|a| subnet.contains(a) && *a != address);
-            routers.extend(inside.filter_map(|a| Some((a, interface.mac?))));
+            routers.extend(inside.filter_map(|a| Some((a, name != router, interface.mac?))));
         }
+        // An address that routers share (VRRP) is had by the one that requests come by.
         routers.sort();
-        routers.dedup_by_key(|(address, _)| *address);
+        routers.dedup_by_key(|(address, ..)| *address);
+        let routers = routers.into_iter().map(|(address, _, mac)| (address, mac));
+        let routers = routers.collect();
         let has_source = beside.is_some_and(|host| subnet.contains(&host.address.addr()));
         Some(Link {
             subnet,
@@ -338,7 +352,11 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
                 stands_in: true,
                 ..spec
             })),
-            Err(error @ (HostError::NoSegment { .. } | HostError::NoInterface { .. })) => {
+            Err(
+                error @ (HostError::NoSegment { .. }
+                | HostError::NoInterface { .. }
+                | HostError::RouterAddress { .. }),
+            ) => {
                 let note = format!("nobody can stand for the destination at {router}: {error}");
                 self.held.notes.push(note);
                 Ok(None)

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::result::RouterWay;
+use super::{fork::Choice, result::RouterWay};
 use crate::{
     model::{IfName, NetnsName, Protocol, RouterId, RouterName, Service},
     netlink::object::Mac,
@@ -223,6 +223,12 @@ pub(super) struct Stretch {
     pub(super) pending: Vec<Target>,
     /// Neighbour entries that turned out to be needed, beside those that are known beforehand.
     pub(super) learned: Vec<(NeighbourKey, Mac)>,
+    /// Which routers get packets where several may.
+    pub(super) choices: Vec<Choice>,
+    /// Interfaces behind which it makes no difference which of several next hops is taken.
+    pub(super) settled: Vec<(RouterName, IfName)>,
+    /// Where it does, and none was chosen, in words.
+    pub(super) open: Vec<String>,
 }
 
 impl Stretch {
@@ -266,6 +272,8 @@ pub(super) struct Site {
     pub(super) homes: Vec<NeighbourKey>,
     /// Other entries: ends of tunnels, and those that keep packets from routers that are not held.
     pub(super) others: Vec<(NeighbourKey, Mac)>,
+    /// As in [`Stretch`].
+    pub(super) settled: Vec<(RouterName, IfName)>,
 }
 
 impl Site {

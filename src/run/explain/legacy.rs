@@ -167,7 +167,7 @@ fn listen(
     let stopped = trace.stop();
     let read = || {
         let rules = LegacyRules::read(question.netns, tools, family);
-        rules.map(|rules| rules.of_any_port(question.any_port))
+        rules.map(|rules| rules.of_open_ports(question.open_ports))
     };
     Ok(match (trails?, stopped) {
         (Err(error), _) | (Ok(_), Err(error)) => Err(error),

@@ -26,7 +26,7 @@ use thiserror::Error;
 
 pub(in crate::run) use self::reason::notes;
 pub use self::reason::{Action, Doubt, Explained, Lots, Reason};
-pub(in crate::run) use self::watched::{Watched, proxy, varies};
+pub(in crate::run) use self::watched::{Watched, by_open_port, proxy, varies};
 use self::{
     behind::behind,
     doubt::{Met, Rules},
@@ -47,6 +47,7 @@ use crate::{
             trace::{TraceSockets, TraceSpec, Tracer, turn::Turn},
             watch::{Changes, RulesetWatch},
         },
+        rule::OpenPorts,
         ruletext::{RuleBook, Shelf, Source},
     },
     model::{IfName, Protocol, RunId},
@@ -80,8 +81,8 @@ pub struct Question<'a> {
     pub scrutiny: &'a Scrutiny,
     /// The router itself sends the probes.
     pub from_itself: bool,
-    /// Clients may have any source port.
-    pub any_port: bool,
+    /// Which source ports the probes may have had as well.
+    pub open_ports: OpenPorts,
     /// Let probes go on behind the last chain, as [`Taps::pass_on`](crate::firewall::Taps::pass_on).
     pub pass_on: bool,
 }
@@ -315,7 +316,7 @@ impl Explainer {
         match self.books.remove(&question.netns.id()) {
             Some((settled, book)) if settled == generation => book,
             _ => RuleBook::beside(self.shelf.clone())
-                .of_any_port(question.any_port)
+                .of_open_ports(question.open_ports)
                 .of_any_sender(question.from_itself),
         }
     }
@@ -362,6 +363,13 @@ impl Found<'_> {
                     let observer = self.lost.observer();
                     explained.doubt = rules.doubt(&mut reader, observer, &met, &explained)?;
                 }
+            }
+            let stopped = matches!(
+                explained.reason,
+                Reason::Rule { .. } | Reason::Policy { .. }
+            );
+            if let Some(trail) = trail.filter(|_| stopped) {
+                explained.led = self.lost.observer().led_by_mark(&trail.head)?;
             }
             reasons.push(explained);
         }

@@ -100,6 +100,7 @@ impl<'a> Reader<'a> {
             behind: None,
             alone: false,
             doubt: None,
+            led: None,
             steps: trail.map_or_else(Vec::new, |trail| trail.steps.clone()),
         })
     }

@@ -10,6 +10,7 @@ use crate::{
         rule::{Alone, walk::Target},
         ruletext::RuleText,
     },
+    model::IfName,
     run::outside::OutsideReason,
 };
 
@@ -182,6 +183,9 @@ pub struct Explained {
     /// What rules that depend on more than the packet have to do with its end; none where no such
     /// rule concerns it, or where its way is not known well enough.
     pub doubt: Option<Doubt>,
+    /// By which interface it was to leave when it was stopped, and its mark, where that mark led it
+    /// another way than it would go without.
+    pub led: Option<(IfName, u32)>,
     /// What the chains did with the probe, in order.
     pub steps: Vec<TraceStep>,
 }

@@ -11,7 +11,7 @@ use crate::{
     firewall::{
         Caveat,
         nft::{is_own, trace::Trail},
-        rule::{Field, Packet},
+        rule::{Field, OpenPorts, Packet, Rule},
         ruletext::{RuleBook, RuleText, Source},
     },
     netlink::object::Family,
@@ -78,6 +78,7 @@ fn found(
         behind: None,
         alone: false,
         doubt: None,
+        led: None,
         steps: Vec::new(),
     };
     if !watched.is_first {
@@ -161,6 +162,41 @@ fn of_later(explained: &Explained) -> String {
     }
 }
 
+/// The rule by which a packet like this one may end otherwise with another of its open ports, among
+/// those that were asked before its end.
+///
+/// # Errors
+/// [`ExplainError`] when the router's rules cannot be read.
+pub(in crate::run) fn by_open_port(
+    source: Source<'_>,
+    book: &mut RuleBook,
+    watched: &Watched<'_>,
+    (open, passed): (OpenPorts, bool),
+) -> Result<Option<RuleText>, ExplainError> {
+    let head = watched.trail.head;
+    let (sport, dport) = match open {
+        OpenPorts::Answered => (Some(head.source_port), None),
+        _ => (None, Some(head.destination_port)),
+    };
+    let mut subject = Packet::of(Family::of(head.destination))
+        .with(Field::Protocol, watched.headers.protocol.number())
+        .with_address(Field::Source, head.source)
+        .with_address(Field::Destination, head.destination);
+    for (field, port) in [(Field::SourcePort, sport), (Field::DestinationPort, dport)] {
+        subject = port
+            .into_iter()
+            .fold(subject, |s, port| s.with(field, port));
+    }
+    first_asked(source, book, watched, |rule, parsed| {
+        let decides = match passed {
+            true => parsed.may_stop() && !(rule.xtables && rule.place.table == "nat"),
+            false => parsed.decides(),
+        };
+        let is_it = decides && parsed.tells_ports_apart(open) && parsed.concerns(&subject);
+        is_it.then(|| rule.clone())
+    })
+}
+
 /// The rule of nft's tproxy that takes a packet like this one where a program listens, and lets it
 /// go on where none does, with the port.
 ///
@@ -171,8 +207,22 @@ pub(in crate::run) fn proxy(
     book: &mut RuleBook,
     watched: &Watched<'_>,
 ) -> Result<Option<(Option<u16>, RuleText)>, ExplainError> {
-    let mut reader = Reader::new(std::mem::take(book), source);
     let subject = subject(&watched.headers, Some(watched.trail));
+    first_asked(source, book, watched, |rule, parsed| {
+        let port = parsed.proxied_to().filter(|_| !rule.xtables)?;
+        parsed.concerns(&subject).then(|| (port, rule.clone()))
+    })
+}
+
+/// What `find` finds of the first rule of the router's own that the packet was asked by, before its
+/// end.
+fn first_asked<T>(
+    source: Source<'_>,
+    book: &mut RuleBook,
+    watched: &Watched<'_>,
+    find: impl Fn(&RuleText, &Rule) -> Option<T>,
+) -> Result<Option<T>, ExplainError> {
+    let mut reader = Reader::new(std::mem::take(book), source);
     let mut found = Ok(None);
     for (place, end) in visited(&watched.trail.steps) {
         if is_own(&place.table) {
@@ -188,12 +238,9 @@ pub(in crate::run) fn proxy(
         let end = end.and_then(|handle| chain.index(handle));
         let asked = end.map_or(chain.rules.len(), |end| end + 1);
         let mut rules = chain.rules.iter().zip(chain.parsed.iter()).take(asked);
-        let taken = rules.find_map(|(rule, parsed)| {
-            let port = parsed.proxied_to().filter(|_| !rule.xtables)?;
-            parsed.concerns(&subject).then(|| (port, rule.clone()))
-        });
-        if taken.is_some() {
-            found = Ok(taken);
+        let first = rules.find_map(|(rule, parsed)| find(rule, parsed));
+        if first.is_some() {
+            found = Ok(first);
             break;
         }
     }

@@ -8,11 +8,11 @@ use crate::{
     model::IfName,
     netlink::{
         Decision, Fib, Link, Lookup, LookupKind, LookupQuery, Netlink, NetlinkError,
-        object::{Address, Family},
+        object::{Address, Family, NextHop},
         sysctl,
     },
     netns::NetnsFd,
-    run::source_port,
+    run::source_port::{self, Side},
 };
 
 /// Looks into one router.
@@ -155,29 +155,52 @@ impl<'a> Observer<'a> {
         self.links.iter().find(|link| link.index == index)
     }
 
-    /// How many next hops the route has that a packet to be forwarded takes; 0 where it goes
-    /// nowhere.
+    /// The next hops of the route that a packet to be forwarded takes; none where it goes nowhere.
     ///
     /// # Errors
     /// [`NetlinkError`] when the kernel cannot be asked.
-    pub fn next_hops(&mut self, head: &PacketHead) -> Result<usize, NetlinkError> {
+    pub fn next_hops(&mut self, head: &PacketHead) -> Result<Vec<NextHop>, NetlinkError> {
         let query = self.forwarded(head);
-        Ok(self.netlink.next_hops(&query)?.len())
+        self.netlink.next_hops(&query)
     }
 
-    /// Which policy rule sends a packet to be forwarded another way if it has another source port
-    /// that clients use, in words; none where they all fare alike.
+    /// By which interface a packet to be forwarded is to leave, and its mark, where that mark leads it
+    /// another way than it would go without.
     ///
     /// # Errors
     /// [`NetlinkError`] when the kernel cannot be asked.
-    pub fn by_source_port(&mut self, head: &PacketHead) -> Result<Option<String>, NetlinkError> {
+    pub fn led_by_mark(
+        &mut self,
+        head: &PacketHead,
+    ) -> Result<Option<(IfName, u32)>, NetlinkError> {
+        let Some(out) = self.name(head.oif).cloned().filter(|_| head.mark != 0) else {
+            return Ok(None);
+        };
+        let without = LookupQuery {
+            mark: 0,
+            ..self.forwarded(head)
+        };
+        let plain = self.netlink.lookup_one(&without)?;
+        Ok((plain.dev.as_ref() != Some(&out)).then_some((out, head.mark)))
+    }
+
+    /// Which policy rule sends a packet to be forwarded another way if it has another port that
+    /// clients use, in words; none where they all fare alike.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the kernel cannot be asked.
+    pub(in crate::run) fn by_client_port(
+        &mut self,
+        head: &PacketHead,
+        side: Side,
+    ) -> Result<Option<String>, NetlinkError> {
         let query = self.forwarded(head);
         let family = Family::of(head.destination);
-        if !source_port::matters(&self.netlink.rules(family)?) {
+        if !source_port::matters(&self.netlink.rules(family)?, side) {
             return Ok(None);
         }
         let fib = self.fib(family)?;
-        Ok(fib.and_then(|fib| source_port::doubt(fib, &query)))
+        Ok(fib.and_then(|fib| source_port::doubt(fib, &query, side)))
     }
 
     /// The rules and tables of a family, read once.

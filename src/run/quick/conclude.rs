@@ -18,7 +18,12 @@ pub(super) fn conclude(finding: &Finding, explained: &Explained) -> Option<(Verd
             Verdict::Unknown,
             format!("it did not reach PREROUTING; {explained}"),
         )),
-        _ => Some(stopped(explained)),
+        _ => {
+            let (verdict, reason) = stopped(explained);
+            let led = explained.led.as_ref();
+            let led = led.map(|(out, mark)| format!(", on its way out of {out} (mark {mark:#x})"));
+            Some((verdict, reason + &led.unwrap_or_default()))
+        }
     }
 }
 
@@ -222,6 +227,7 @@ mod tests {
             behind: None,
             alone: false,
             doubt: None,
+            led: None,
             steps: Vec::new(),
         }
     }

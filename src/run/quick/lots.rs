@@ -386,6 +386,7 @@ mod tests {
                 lots: Some(lots),
                 ..Doubt::default()
             }),
+            led: None,
             steps: Vec::new(),
         }
     }

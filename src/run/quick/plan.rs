@@ -29,7 +29,7 @@ use crate::{
         backend::{Backend, BackendChoice, Site, choose},
         iptables::{OwnerMark, feature},
         nft::{NftSocket, census::Census, nature::Nature},
-        rule::Rule,
+        rule::{OpenPorts, Rule},
         ruletext::RuleText,
         taps::Ways,
     },
@@ -563,6 +563,15 @@ impl Plan {
         Asked { probes, left_out }
     }
 
+    /// Whether a router gave one of these probes another source port than it was sent with.
+    fn translated(&self, probes: &[Probe]) -> bool {
+        let sent = |probe: &Probe| self.probes.get(probe.index as usize);
+        probes.iter().any(|probe| {
+            let sent = sent(probe).map(|sent| sent.headers.source_port);
+            sent.is_some_and(|port| port != probe.headers.source_port)
+        })
+    }
+
     fn explain(
         &self,
         explainer: &mut Explainer,
@@ -582,7 +591,7 @@ impl Plan {
             ingress: visit.at.iface_in.as_ref(),
             probes,
             scrutiny,
-            any_port: self.any_port,
+            open_ports: OpenPorts::of(self.any_port, self.translated(probes)),
             pass_on: self.taps.pass_on,
         };
         // Probes that went on left connections, whose later packets no nat rule is asked about.

@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     netlink::LookupQuery,
-    run::{report::Verdict, source_port},
+    run::{
+        report::Verdict,
+        source_port::{self, Side},
+    },
 };
 
 /// A raw packet of the router's own is routed without its ports. Where a policy rule looks at them
@@ -49,7 +52,7 @@ pub(super) fn doubt_own(tables: &mut Tables<'_>, visited: &mut Visited) -> Resul
 /// connections. Where policy rules send some of them another way, one probe says nothing of the
 /// others.
 pub(super) fn doubt_open(tables: &mut Tables<'_>, visited: &mut Visited) -> Result<(), QuickError> {
-    if !source_port::matters(tables.rules(&visited.at.router)?.iter()) {
+    if !source_port::matters(tables.rules(&visited.at.router)?.iter(), Side::Source) {
         return Ok(());
     }
     let fib = tables.fib(&visited.at.router)?;
@@ -58,7 +61,7 @@ pub(super) fn doubt_open(tables: &mut Tables<'_>, visited: &mut Visited) -> Resu
         if !headers.protocol.has_ports() {
             return None;
         }
-        source_port::doubt(&fib, &query(&visited.at, headers, 0))
+        source_port::doubt(&fib, &query(&visited.at, headers, 0), Side::Source)
     });
     Ok(())
 }

@@ -199,31 +199,10 @@ impl<'a> Walk<'a> {
                     let ending = Ending::new(Verdict::Yes, EndKind::HandedOver, reason);
                     push(ends, self.end(entry, steps, ending, router.clone()));
                 }
-<<<<<<< HEAD
-                Fate::On(next) if !self.takes(exit, next, outcome) => {
-                    let reason = format!(
-                        "{next} drops it: {} is not among the allowed IPs of its WireGuard peer {}",
-                        outcome.headers.source, visit.at.router
-                    );
-                    let ending = Ending::new(Verdict::No, EndKind::NoPeer, reason);
-                    push(
-                        ends,
-                        self.end(entry, steps, ending, Some(next.router.clone())),
-                    );
-                }
-                Fate::On(next) => open.push(Under {
-                    at: next.clone(),
-                    probe: Probe {
-                        headers: carried(&way.probe.headers, &outcome.headers),
-                        ..way.probe
-                    },
-                    steps,
-                }),
-=======
                 Fate::On(next) => match self.kept_from(exit, next, outcome) {
                     Some(ending) => {
                         let at = Some(next.router.clone());
-                        ends.push(self.end(entry, &way.steps, ending, at));
+                        push(ends, self.end(entry, steps, ending, at));
                     }
                     None => open.push(Under {
                         at: next.clone(),
@@ -231,10 +210,9 @@ impl<'a> Walk<'a> {
                             headers: carried(&way.probe.headers, &outcome.headers),
                             ..way.probe
                         },
-                        steps: way.steps.clone(),
+                        steps,
                     }),
                 },
->>>>>>> 5e0c603 (lab: Know whom routers answer, whose addresses routes make, and which ports are apart)
             }
         }
     }

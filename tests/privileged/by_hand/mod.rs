@@ -77,6 +77,18 @@ fn answers_by_other_routers_and_senders() {
     assert_right("answers");
 }
 
+#[test]
+fn own_addresses_by_routes_and_ways_that_fork() {
+    assert_right("routes");
+}
+
+#[test]
+#[ignore = "of the file that TSIM_BY_HAND names"]
+fn cases_of_a_file_that_is_named() {
+    let file = std::env::var("TSIM_BY_HAND").expect("TSIM_BY_HAND, a file below by-hand or a path");
+    assert_right(file.trim_end_matches(".toml"));
+}
+
 /// Asks all questions of a file.
 fn assert_right(file: &str) {
     let path = fixture("by-hand").join(format!("{file}.toml"));

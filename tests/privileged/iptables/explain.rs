@@ -1,7 +1,7 @@
 //! Reasons out of the rules of iptables-legacy.
 
 use tsim::{
-    firewall::iptables::Variant,
+    firewall::{iptables::Variant, rule::OpenPorts},
     netlink::{object::Family, sysctl},
     run::{
         explain::{Explainer, Explanation, Question, Scrutiny},
@@ -25,7 +25,7 @@ fn explain(row: &Row, job: &Job<'_>) -> Explanation {
         probes: &blocked,
         scrutiny: &Scrutiny::default(),
         from_itself: false,
-        any_port: true,
+        open_ports: OpenPorts::Clients,
         pass_on: false,
     };
     let open = || ProbeSocket::open_here(job.taps.family);
