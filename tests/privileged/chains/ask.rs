@@ -72,26 +72,46 @@ impl Rebuilt {
         from: Option<&str>,
         forgotten: Option<&str>,
     ) -> Result<Vec<Answer>, String> {
+        let mut command = self.command(env!("CARGO_BIN_EXE_tsim-quick"), plan, world, from);
+        command.args(["--probe-dscp", &plan.dscp.to_string()]);
+        if let Some(forgotten) = forgotten {
+            command.args(["--fault", &format!("forget@{forgotten}")]);
+        }
+        Self::answers(command, plan)
+    }
+
+    /// Asks the detailed job, which sends with the DSCP value 0.
+    pub(super) fn ask_detailed(
+        &self,
+        plan: &Plan,
+        world: &World,
+        from: Option<&str>,
+    ) -> Result<Vec<Answer>, String> {
+        let program = env!("CARGO_BIN_EXE_tsim-detailed");
+        Self::answers(self.command(program, plan, world, from), plan)
+    }
+
+    fn command(&self, program: &str, plan: &Plan, world: &World, from: Option<&str>) -> Command {
         let services: Vec<String> = plan.services.iter().map(ToString::to_string).collect();
         let (source, destination) = &world.asked;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-quick"));
+        let mut command = Command::new(program);
         command
             .arg("--config")
             .arg(self.dir.path().join("tsim.toml"))
             .args(["--lab", self.bed.lab.as_str(), "--json"])
             .args(["-s", source, "-d", destination])
-            .args(["--probe-dscp", &plan.dscp.to_string()])
             .args(["-P", &services.join(",")]);
         if let Some(from) = from {
             command.args(["--from", from]);
         }
-        if let Some(forgotten) = forgotten {
-            command.args(["--fault", &format!("forget@{forgotten}")]);
-        }
+        command
+    }
+
+    fn answers(mut command: Command, plan: &Plan) -> Result<Vec<Answer>, String> {
         let output = command.output().unwrap();
         let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let ends = report["end_to_end"].as_array().cloned().unwrap_or_default();
-        if ends.len() != services.len() {
+        if ends.len() != plan.services.len() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
         let text = |end: &Value, key: &str| end[key].as_str().unwrap_or_default().to_owned();

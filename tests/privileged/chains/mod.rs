@@ -2,7 +2,7 @@
 //!
 //! A seed gives a [plan](plan), a plan gives [what is on each router](world), and that is made twice:
 //! by [plain commands](script), where a plain host sends and [packet sockets show the truth](truth),
-//! and as a lab from the facts of these routers, which [the quick job is asked about](ask). A chain
+//! and as a lab from the facts of these routers, which [both jobs are asked about](ask). A chain
 //! that is answered wrongly is [made smaller](shrink) as long as it still is, and printed with its
 //! seed and its script.
 
@@ -65,6 +65,8 @@ struct Tally {
     pairs: usize,
     lost: usize,
     unknown: usize,
+    /// Pairs of which the detailed job said YES or NO.
+    proven: usize,
     /// Chains with each feature.
     features: BTreeMap<&'static str, usize>,
     /// Pairs that were wrong when something was forgotten.
@@ -79,12 +81,13 @@ impl Tally {
             pairs,
             lost,
             unknown,
+            proven,
             features,
             noticed,
             ..
         } = self;
         format!(
-            "{pairs} pairs: {lost} do not get through, {unknown} UNKNOWN; wrong without \
+            "{pairs} pairs: {lost} do not get through, {unknown} UNKNOWN, {proven} in detail; wrong without \
              {FORGOTTEN:?}: {noticed:?}; chains with {features:?}"
         )
     }
@@ -93,6 +96,7 @@ impl Tally {
     fn assert_that_it_tells(&self) {
         assert!(self.lost * 10 >= self.pairs * 3, "{} NO", self.lost);
         assert!(self.unknown * 20 <= self.pairs, "{} UNKNOWN", self.unknown);
+        assert!(self.proven * 4 >= self.pairs, "{} in detail", self.proven);
         for feature in FEATURES.iter().chain(&["IPv4", "IPv6"]) {
             let count = self.features.get(feature).copied().unwrap_or_default();
             assert!(count >= 5, "{feature} in {count} chains");
@@ -118,6 +122,7 @@ impl Tally {
         self.pairs += compared.len();
         self.lost += count(Compared::is_lost);
         self.unknown += count(Compared::is_unknown);
+        self.proven += count(Compared::is_proven);
     }
 
     fn add_forgotten(&mut self, what: &str, compared: &[Compared]) {

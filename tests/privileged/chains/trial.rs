@@ -47,10 +47,16 @@ impl Trial {
             Some(Asked::Second) => Some("second"),
         };
         let answers = self.rebuilt.ask(plan, &self.world, from, forgotten)?;
+        // What is measured by connections is no other with a walk that forgets.
+        let proven = match forgotten {
+            None if plan.dscp == 0 => self.rebuilt.ask_detailed(plan, &self.world, from)?,
+            _ => Vec::new(),
+        };
         let services = plan.services.iter().zip(answers).enumerate();
         let compared = services.map(|(number, (service, answer))| Compared {
             service: *service,
             answer,
+            proven: proven.get(number).cloned(),
             fates: self.fates.iter().map(|by| by[number].clone()).collect(),
         });
         Ok(compared.collect())

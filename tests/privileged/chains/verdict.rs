@@ -8,6 +8,9 @@ use super::{ask::Answer, plan::Service, truth::Fate};
 pub(super) struct Compared {
     pub(super) service: Service,
     pub(super) answer: Answer,
+    /// What the detailed job said, where it was asked. The destination of a chain may not answer: that
+    /// a request gets through is no proof of YES, and that it does not is one of its opposite.
+    pub(super) proven: Option<Answer>,
     pub(super) fates: Vec<Fate>,
 }
 
@@ -46,6 +49,21 @@ impl Compared {
         };
         let Self { service, fates, .. } = self;
         let answer = format!("{result} ({end} at {router}: {reason})");
-        (!right).then(|| format!("{service}: {answer}, but plain hosts see {fates:?}"))
+        let wrong = format!("{service}: {answer}, but plain hosts see {fates:?}");
+        if !right {
+            return Some(wrong);
+        }
+        let proven = self.proven.as_ref()?;
+        let lost = fates.contains(&Fate::Lost);
+        (proven.result == "YES" && lost).then(|| {
+            let reason = &proven.reason;
+            format!("{service}: detailed YES ({reason}), but plain hosts see {fates:?}")
+        })
+    }
+
+    /// Whether the detailed job gave a verdict.
+    pub(super) fn is_proven(&self) -> bool {
+        let proven = self.proven.as_ref();
+        proven.is_some_and(|answer| answer.result != "UNKNOWN")
     }
 }
