@@ -1,6 +1,7 @@
 //! From the question to the report.
 
 use std::{
+    collections::BTreeMap,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -12,9 +13,10 @@ use super::{
     map::LabMap,
     millis,
     plan::Planner,
-    question::{Answers, Asking},
+    question::{Answers, Asking, Question},
     result::{DetailedReport, ServiceTest, Timing},
     rounds::{Held, Rounds},
+    site::Asked,
     steer::ask_copies,
 };
 use crate::{
@@ -117,7 +119,23 @@ pub(super) fn run_telling(
         left.for_each(|failure| tracing::error!("{}", WithCauses(failure)));
     })?;
     let timing = timing(started, resolve, &held);
-    let mut answers = question.answers(&rounds.tests);
+    let answers = answers(job, config, &question, &rounds.tests);
+    let report = assemble(job, answers, held, started_at, timing);
+    steps.finish();
+    Ok(Answered {
+        report,
+        closing: rounds.closing,
+    })
+}
+
+/// What the tests amount to, where next hops over several interfaces are asked about one by one.
+fn answers(
+    job: &DetailedJob,
+    config: &Config,
+    question: &Question<'_>,
+    tests: &BTreeMap<Asked, ServiceTest>,
+) -> Answers {
+    let mut answers = question.answers(tests);
     let forked = question.forked(&answers.services);
     if !forked.is_empty()
         && let Err(error) = ask_copies(job, config, &mut answers.services, &forked)
@@ -125,12 +143,7 @@ pub(super) fn run_telling(
         let note = format!("each of several next hops was not asked about: {error}");
         answers.warnings.push(note);
     }
-    let report = assemble(job, answers, held, started_at, timing);
-    steps.finish();
-    Ok(Answered {
-        report,
-        closing: rounds.closing,
-    })
+    answers
 }
 
 /// What the registry is told of the job.

@@ -134,11 +134,7 @@ impl<'a> Post<'a> {
         };
         let clerk = Clerk::new(netns, setup.tools, chains, (any_port, any_sender));
         let mut clerk = clerk.map_err(setup.at(station))?;
-        let here = site
-            .settled
-            .iter()
-            .filter(|(router, _)| router == station.name());
-        clerk.settled.extend(here.map(|(_, out)| out.clone()));
+        clerk.settled = site.settled_at(station.name());
         let family = Family::of(site.from());
         let legacy = Legacy::find(netns, setup.tools, site.from());
         let mut netlink = Netlink::open(netns).map_err(setup.at(station))?;

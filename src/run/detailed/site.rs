@@ -282,6 +282,12 @@ impl Site {
         self.source.address()
     }
 
+    /// The interfaces of a router behind which it makes no difference which next hop is taken.
+    pub(super) fn settled_at(&self, router: &RouterName) -> Vec<IfName> {
+        let here = self.settled.iter().filter(|(at, _)| at == router);
+        here.map(|(_, out)| out.clone()).collect()
+    }
+
     /// The place of a router among the stations.
     pub(super) fn place(&self, router: &RouterName) -> Option<usize> {
         self.stations.iter().position(|s| s.name() == router)

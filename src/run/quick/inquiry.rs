@@ -102,6 +102,20 @@ pub(super) struct Through {
     pub(super) aside: Vec<Entry>,
 }
 
+impl Through {
+    /// Nothing is measured yet.
+    fn new(wire: Option<WireSocket>, aside: Vec<Entry>) -> Self {
+        Self {
+            visited: Vec::new(),
+            ways: Vec::new(),
+            measured: Vec::new(),
+            wire,
+            wires: Vec::new(),
+            aside,
+        }
+    }
+}
+
 impl<'a> Inquiry<'a> {
     fn named(&self) -> Option<&'a [RouterName]> {
         match &self.terms.routers {
@@ -502,14 +516,7 @@ impl<'a> Inquiry<'a> {
         go_on: &dyn Fn() -> Result<(), QuickError>,
     ) -> Result<Asked, QuickError> {
         let mut tables = Tables::new(self.wiring, sockets, self.family());
-        let mut through = Through {
-            visited: Vec::new(),
-            ways: Vec::new(),
-            measured: Vec::new(),
-            wire: prepared.wire,
-            wires: Vec::new(),
-            aside: prepared.aside,
-        };
+        let mut through = Through::new(prepared.wire, prepared.aside);
         let mut visits = prepared.visits;
         for round in 0.. {
             go_on()?;
