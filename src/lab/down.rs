@@ -186,6 +186,10 @@ fn take_down(config: &Config, name: &LabName, force: bool) -> Result<Removed, La
 
 /// Removes places of the dead in queues: to a router whose lab has gone no job comes that would.
 fn forget_queues(config: &Config) {
+    // Opening a registry makes what it lacks, and one without queues is left as it is.
+    if !config.registry_dir.join("locks").is_dir() {
+        return;
+    }
     let swept = RegistryManager::open(config).and_then(|registry| registry.sweep_queues());
     if let Err(error) = swept {
         tracing::warn!(%error, "queues of the dead stay");
