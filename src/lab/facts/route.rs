@@ -260,6 +260,10 @@ impl<'a> Parser<'a> {
             let last = std::mem::replace(&mut self.hop, NO_HOP);
             self.keep(last);
         }
+        // ip(8) prints the interface of each: a line without it was cut.
+        if self.multipath && self.hops.iter().any(|hop| hop.dev.is_none()) {
+            return Err("a `nexthop` has no `dev`".to_owned());
+        }
         if self.buried && self.hops.is_empty() {
             return Err(DEAD.to_owned());
         }
@@ -389,6 +393,10 @@ mod tests {
             ("multicast 224.0.0.0/4 dev eth0", "multicast"),
             ("10.0.0.0/8", "neither"),
             ("10.0.0.0/8 via", "via"),
+            (
+                "10.0.0.0/8 nexthop via 10.0.0.1 dev eth0 weight 1 nexthop via 10.0.0.2",
+                "no `dev`",
+            ),
             ("10.0.0.0/8 via nonsense", "nonsense"),
             ("10.0.0.0/8 dev a/b", "a/b"),
             ("10.0.0.0/33 dev eth0", "10.0.0.0/33"),
