@@ -71,6 +71,10 @@ pub(crate) fn exclusive(
         Err((_, errno)) => return Err(NotLocked::Io(errno.into())),
     };
     let inode = fstat(&fd).map(|stat| stat.st_ino).unwrap_or_default();
+    // A thread that blocks for nobody would get the lock when it is freed, before whoever tries then.
+    if wait.is_over() {
+        return Err(NotLocked::TimedOut(holder_of(inode)));
+    }
     let say = || {
         let lock = path.display();
         tracing::warn!(

@@ -158,7 +158,8 @@ impl Wait {
         }
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether its deadline has come.
+    pub(crate) fn is_over(&self) -> bool {
         self.deadline.is_some_and(|d| d <= Instant::now())
     }
 
