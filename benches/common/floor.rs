@@ -87,18 +87,12 @@ impl Probes {
             })
             .collect();
         let catalogue = Catalogue::new(&all);
-        let taps = Taps {
-            run_id: RunId::new(format!("floor{}", std::process::id())).unwrap(),
-            family: Family::V4,
-            tags: TagSpace::new(Dscp::new(63).unwrap(), 0x5eed_f00d_5eed_f00d),
-            services: catalogue.len(),
-            runs: catalogue.runs().clone(),
-            from_itself: false,
-            note_arrivals: false,
-            by_tag: false,
-            note_ways: false,
-            pass_on: false,
-        };
+        let taps = Taps::new(
+            RunId::new(format!("floor{}", std::process::id())).unwrap(),
+            Family::V4,
+            TagSpace::new(Dscp::new(63).unwrap(), 0x5eed_f00d_5eed_f00d),
+            (catalogue.len(), catalogue.runs().clone()),
+        );
         let probe = |index| Probe {
             index,
             headers: Headers {

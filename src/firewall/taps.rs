@@ -40,6 +40,30 @@ pub struct Taps {
     pub pass_on: bool,
 }
 
+impl Taps {
+    /// Taps that count what comes in and see what goes out, and do none of what the flags ask for.
+    #[must_use]
+    pub fn new(
+        run_id: RunId,
+        family: Family,
+        tags: TagSpace,
+        (services, runs): (u32, Runs),
+    ) -> Self {
+        Self {
+            run_id,
+            family,
+            tags,
+            services,
+            runs,
+            from_itself: false,
+            note_arrivals: false,
+            by_tag: false,
+            note_ways: false,
+            pass_on: false,
+        }
+    }
+}
+
 /// Which indexes are of which protocol: each protocol has a run of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Runs(Vec<(Protocol, Range<u32>)>);

@@ -772,18 +772,12 @@ fn a_rule_of_iptables_legacy_is_named() {
 fn the_jobs_taps_see_traced_probes_come_in_and_not_go_out() {
     let row = Row::v4();
     row.run("iptables-nft -A FORWARD -p tcp --dport 23 -j DROP");
-    let taps = Taps {
-        run_id: row.run_id.clone(),
-        family: Family::V4,
-        tags: row.tags,
-        services: 2,
-        runs: Runs::new(&[(Protocol::Tcp, 2)]),
-        from_itself: false,
-        note_arrivals: false,
-        by_tag: false,
-        note_ways: false,
-        pass_on: false,
-    };
+    let taps = Taps::new(
+        row.run_id.clone(),
+        Family::V4,
+        row.tags,
+        (2, Runs::new(&[(Protocol::Tcp, 2)])),
+    );
     let socket = row.router.enter(NftSocket::open_here).unwrap().unwrap();
     let mut taps = NftTaps::install(socket, taps).unwrap();
     let services = [22, 23].map(|port| Service {

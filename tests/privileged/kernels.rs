@@ -177,18 +177,12 @@ fn taps_go_with_their_job_exactly_where_there_are_owner_tables() {
     let owner_tables = report.check(Area::Kernel, "owner_tables").unwrap();
     let bed = Bed::new();
     let router = bed.netns("r1");
-    let taps = Taps {
-        run_id: RunId::new("dead").unwrap(),
-        family: Family::V4,
-        tags: TagSpace::new(Dscp::new(32).unwrap(), 1),
-        services: 1,
-        runs: Runs::new(&[(Protocol::Tcp, 1)]),
-        from_itself: false,
-        note_arrivals: false,
-        by_tag: false,
-        note_ways: false,
-        pass_on: false,
-    };
+    let taps = Taps::new(
+        RunId::new("dead").unwrap(),
+        Family::V4,
+        TagSpace::new(Dscp::new(32).unwrap(), 1),
+        (1, Runs::new(&[(Protocol::Tcp, 1)])),
+    );
     let socket = router.enter(NftSocket::open_here).unwrap().unwrap();
     let installed = NftTaps::install(socket, taps).unwrap();
     let owned = installed.ownership() == Ownership::Owned;

@@ -274,18 +274,12 @@ mod tests {
     fn plan(family: Family, out: Spot) -> Plan {
         let run_id = RunId::new("r1").unwrap();
         let dscp = Dscp::new(33).unwrap();
-        let taps = Taps {
-            run_id: run_id.clone(),
+        let taps = Taps::new(
+            run_id.clone(),
             family,
-            tags: TagSpace::new(dscp, 0x1234_5678_90ab_cdef),
-            services: 10,
-            runs: Runs::new(&[(Protocol::Tcp, 4), (Protocol::Udp, 6)]),
-            from_itself: false,
-            note_arrivals: false,
-            by_tag: false,
-            note_ways: false,
-            pass_on: false,
-        };
+            TagSpace::new(dscp, 0x1234_5678_90ab_cdef),
+            (10, Runs::new(&[(Protocol::Tcp, 4), (Protocol::Udp, 6)])),
+        );
         let at = |table, spot| Place { table, spot };
         let places = [
             at("raw", Spot::Head),

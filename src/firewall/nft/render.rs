@@ -264,18 +264,10 @@ mod tests {
     };
 
     fn taps(services: u32, tcp: u32) -> Taps {
-        Taps {
-            run_id: RunId::new("r1").unwrap(),
-            family: object::Family::V4,
-            tags: TagSpace::new(Dscp::new(33).unwrap(), 0x1234_5678_90ab_cdef),
-            services,
-            runs: Runs::new(&[(Protocol::Tcp, tcp), (Protocol::Udp, services - tcp)]),
-            from_itself: false,
-            note_arrivals: false,
-            by_tag: false,
-            note_ways: false,
-            pass_on: false,
-        }
+        let tags = TagSpace::new(Dscp::new(33).unwrap(), 0x1234_5678_90ab_cdef);
+        let runs = Runs::new(&[(Protocol::Tcp, tcp), (Protocol::Udp, services - tcp)]);
+        let run_id = RunId::new("r1").unwrap();
+        Taps::new(run_id, object::Family::V4, tags, (services, runs))
     }
 
     fn kinds(taps: &Taps) -> Vec<u16> {

@@ -122,17 +122,10 @@ fn questions(pairs: &[Pair]) -> (Catalogue, Vec<u32>, Vec<usize>) {
 
 /// The taps of a visit, which each router gets as it needs them.
 fn taps(terms: &Terms, family: Family, tags: TagSpace, catalogue: &Catalogue) -> Taps {
+    let services = (catalogue.len(), catalogue.runs().clone());
     Taps {
-        run_id: terms.run_id.clone(),
-        family,
-        tags,
-        services: catalogue.len(),
-        runs: catalogue.runs().clone(),
-        from_itself: false,
-        note_arrivals: false,
-        by_tag: false,
-        note_ways: false,
         pass_on: terms.pass_on.is_some(),
+        ..Taps::new(terms.run_id.clone(), family, tags, services)
     }
 }
 

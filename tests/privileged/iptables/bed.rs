@@ -225,18 +225,12 @@ impl<'a> Job<'a> {
         } = plan(family);
         Self {
             row,
-            taps: Taps {
-                run_id: RunId::new(run_id).unwrap(),
+            taps: Taps::new(
+                RunId::new(run_id).unwrap(),
                 family,
                 tags,
-                services: catalogue.len(),
-                runs: catalogue.runs().clone(),
-                from_itself: false,
-                note_arrivals: false,
-                by_tag: false,
-                note_ways: false,
-                pass_on: false,
-            },
+                (catalogue.len(), catalogue.runs().clone()),
+            ),
             catalogue,
             headers: Headers {
                 source,
