@@ -14,7 +14,7 @@ use crate::{
         nft::{
             NftSocket,
             trace::{
-                StoppedBy,
+                PacketHead, StoppedBy, Trail,
                 flow::{FlowPacket, Payload},
             },
         },
@@ -25,6 +25,7 @@ use crate::{
     netlink::object::Family,
     run::{
         explain::{self, Watched},
+        outside::OutsideReason,
         packet::Headers,
         source_port::Side,
     },
@@ -123,15 +124,8 @@ impl Clerk<'_> {
             _ => return Ok(None),
         };
         let passed = matches!(packet.stopped_by(), StoppedBy::Nothing(_));
-        let ingress = self.observer.name(packet.first.iif).cloned();
-        let trail = packet.trail(head);
-        let watched = Watched {
-            headers,
-            ingress: ingress.as_ref().map(IfName::as_str),
-            trail: &trail,
-            is_first: false,
-            lost: None,
-        };
+        let seen = self.as_asked(packet, head, headers);
+        let watched = seen.watched(false, None);
         let source = Source {
             netns: self.netns,
             tools: self.tools,
@@ -163,15 +157,8 @@ impl Clerk<'_> {
         else {
             return Ok(None);
         };
-        let ingress = self.observer.name(packet.first.iif).cloned();
-        let trail = packet.trail(head);
-        let watched = Watched {
-            headers,
-            ingress: ingress.as_ref().map(IfName::as_str),
-            trail: &trail,
-            is_first: true,
-            lost: None,
-        };
+        let seen = self.as_asked(packet, head, headers);
+        let watched = seen.watched(true, None);
         let source = Source {
             netns: self.netns,
             tools: self.tools,
@@ -197,23 +184,42 @@ impl Clerk<'_> {
             StoppedBy::After(hook) => Some(self.lost(packet, hook)?),
             _ => None,
         };
-        let ingress = self.observer.name(packet.first.iif).cloned();
-        let trail = packet.trail(head);
-        let watched = Watched {
-            headers,
-            ingress: ingress.as_ref().map(IfName::as_str),
-            trail: &trail,
-            is_first,
-            lost,
-        };
-        let (netns, tools) = (self.netns, self.tools);
+        let seen = self.as_asked(packet, head, headers);
+        let watched = seen.watched(is_first, lost);
         let source = Source {
-            netns,
-            tools,
+            netns: self.netns,
+            tools: self.tools,
             socket,
         };
         let varies = explain::varies(source, &mut self.book, &mut self.observer, &watched)?;
         Ok(varies)
+    }
+
+    fn as_asked(&mut self, packet: &FlowPacket, head: PacketHead, headers: Headers) -> Seen {
+        Seen {
+            headers,
+            ingress: self.observer.name(packet.first.iif).cloned(),
+            trail: packet.trail(head),
+        }
+    }
+}
+
+/// A packet as rules are asked about it.
+struct Seen {
+    headers: Headers,
+    ingress: Option<IfName>,
+    trail: Trail,
+}
+
+impl Seen {
+    fn watched(&self, is_first: bool, lost: Option<OutsideReason>) -> Watched<'_> {
+        Watched {
+            headers: self.headers,
+            ingress: self.ingress.as_ref().map(IfName::as_str),
+            trail: &self.trail,
+            is_first,
+            lost,
+        }
     }
 }
 
