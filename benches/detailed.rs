@@ -69,7 +69,6 @@ fn main() {
     }
     let copy = Cost::median(runs, || bench.copy("br-core"));
     println!("copy of a router, 225 rules: {:.1} ms", millis(copy.wall));
-    bench.0.down();
     let chain = Bench(BenchLab::up("small3"));
     for services in ["443", "1-28,53/udp,33434/udp"] {
         let cost = Cost::median(runs, || chain.chain(services));
@@ -80,7 +79,6 @@ fn main() {
             millis(cost.cpu),
         );
     }
-    chain.0.down();
 }
 
 impl Bench {

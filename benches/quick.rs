@@ -68,7 +68,7 @@ fn main() {
         bench.compare(&pairs[..routers], services, rounds);
     }
     bench.reasons(rounds);
-    bench.0.down();
+    drop(bench);
     chain(rounds);
 }
 
@@ -105,7 +105,6 @@ fn chain(rounds: usize) {
             column(cost)
         );
     }
-    bench.0.down();
 }
 
 /// Costs of runs that took turns.

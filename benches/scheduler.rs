@@ -90,7 +90,7 @@ fn stubs(single: u32, many: u32) {
     );
     fs::write(&file, text).unwrap();
     let direct = direct(&runner, single);
-    let mut bench = Bench::start(&file, params("none", "80", None));
+    let bench = Bench::start(&file, params("none", "80", None));
     println!(
         "runner alone                {:>9.3} ms per job",
         millis(direct)
@@ -102,7 +102,6 @@ fn stubs(single: u32, many: u32) {
     bench.many(many);
     let latencies = (0..many).map(|n| bench.latency(&format!("m{n}"))).collect();
     print_latencies("waiting for a turn among them", latencies);
-    bench.end();
 }
 
 /// With real quick jobs.
@@ -119,7 +118,7 @@ fn real(many: u32) {
     )
     .unwrap();
     let routers = vec![router.parse().unwrap()];
-    let mut bench = Bench::start(
+    let bench = Bench::start(
         &lab.file,
         params(lab.lab.lab.as_str(), SERVICES, Some(routers)),
     );
@@ -141,8 +140,6 @@ fn real(many: u32) {
             "{job:?}"
         );
     }
-    bench.end();
-    lab.down();
 }
 
 /// The runner started and waited for, without any scheduler.
@@ -179,6 +176,15 @@ fn print_latencies(what: &str, mut ms: Vec<f64>) {
         at(50),
         at(99)
     );
+}
+
+/// The scheduler ends with the bench, also where that panicked.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // It fails only where the scheduler has ended already.
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
 }
 
 impl Bench {
@@ -226,11 +232,6 @@ impl Bench {
             .sum();
         let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap();
         ticks / per_second as f64
-    }
-
-    fn end(&mut self) {
-        self.daemon.kill().unwrap();
-        self.daemon.wait().unwrap();
     }
 
     fn submit(&self, name: &str) {

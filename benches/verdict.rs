@@ -25,7 +25,7 @@ use common::BenchLab;
 use tsim::{
     firewall::BackendChoice,
     model::{Dscp, Protocol, RouterName, ServiceLimits, parse_services},
-    netns::{NetnsFd, tool::Tools},
+    netns::tool::Tools,
     run::{
         quick::{self, DscpChoice, ExplainMode, QuickJob, RouterChoice},
         report::{Timing, Verdict},
@@ -37,8 +37,6 @@ const RUNS: usize = 5;
 
 struct Bench {
     lab: BenchLab,
-    router: NetnsFd,
-    tools: Tools,
 }
 
 fn main() {
@@ -62,7 +60,6 @@ fn main() {
                 "{size:>6} {kind:<9} {:>13.1} {:>13.1} {:>23.1} {:>10.1}",
                 never.total, auto.total, always.total, always.explain
             );
-            bench.down();
         }
     }
 }
@@ -107,12 +104,7 @@ impl Bench {
         };
         let load = || tools.run(tool, args, rules.as_bytes());
         router.enter(load).unwrap().unwrap();
-        Self { lab, router, tools }
-    }
-
-    fn down(self) {
-        drop((self.router, self.tools));
-        self.lab.down();
+        Self { lab }
     }
 
     fn median(&self, runs: usize, services: &str, explain: ExplainMode, want: Verdict) -> Timing {

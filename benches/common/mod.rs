@@ -95,13 +95,20 @@ impl BenchLab {
         };
         routers.iter().map(keep).collect()
     }
+}
 
-    /// Takes the lab down, and the hosts that a bench kept on it.
-    pub(crate) fn down(self) {
-        let removed = lab::down(&self.config, &self.lab.lab).unwrap();
+/// Takes the lab down, and the hosts that a bench kept on it, also where the bench panicked.
+impl Drop for BenchLab {
+    fn drop(&mut self) {
+        let removed = match lab::down(&self.config, &self.lab.lab) {
+            Ok(removed) => removed,
+            Err(error) => return println!("{} stays: {error}", self.lab.lab),
+        };
         for host in removed.hosts {
-            let name = NetnsName::new(host).unwrap();
-            NetnsDir::default().delete(&name).unwrap();
+            let deleted = NetnsName::new(&host).map(|name| NetnsDir::default().delete(&name));
+            if !matches!(deleted, Ok(Ok(_))) {
+                println!("{host} stays");
+            }
         }
     }
 }
