@@ -48,7 +48,7 @@ const FLAGS: OFlags = OFlags::RDONLY
 ///
 /// # Errors
 /// [`ReadError`].
-pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
+pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
     let fd = open(path, FLAGS, Mode::empty()).map_err(io::Error::from)?;
     read_regular(fd.into(), most)
 }
@@ -59,7 +59,7 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
 ///
 /// # Errors
 /// [`ReadError`].
-pub fn read_beneath(dir: &Path, name: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
+pub(crate) fn read_beneath(dir: &Path, name: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = open(dir, flags, Mode::empty()).map_err(io::Error::from)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;

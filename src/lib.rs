@@ -28,9 +28,12 @@
 //! tests and benches of this package open them with the feature `internals`, which is no interface:
 //! what is behind it changes with every commit. `docs/ARCHITECTURE.md` says what lies where.
 
+// Where everything is open, what is `pub` and cannot be reached is still told.
+#![cfg_attr(feature = "internals", warn(unreachable_pub))]
 // Code that only tests use is left out without the feature, its imports are not.
 #![cfg_attr(not(feature = "internals"), allow(unused_imports))]
 
+// Each of these stands here twice because rustfmt finds files by `mod` items outside of macros alone.
 pub mod bulk;
 #[cfg(not(feature = "internals"))]
 mod cli;

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How the process calls itself. Whoever is started under this name runs [`run`] and nothing else.
-pub const NAME: &str = "tsim-keeper";
+pub(crate) const NAME: &str = "tsim-keeper";
 
 /// What a private `/run` does not have from the real one: iptables' lock and ours of names belong to
 /// root, and names of namespaces are those of the first user namespace.
@@ -46,7 +46,7 @@ const NONE: Option<&str> = None;
 
 /// Becomes the keeper that standard input describes, says on standard output what came of it, and
 /// holds its namespaces until nobody needs them.
-pub fn run() -> ! {
+pub(crate) fn run() -> ! {
     let ready = close_inherited().and_then(|()| {
         let plan = plan()?;
         let users = open_use(&plan)?;

@@ -66,7 +66,7 @@ pub enum KeeperError {
 
 /// Which network a process that joins is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Networks {
+pub(crate) enum Networks {
     /// The keeper's, where the user may do everything.
     Keepers,
     /// The machine's, as before: for who listens there.
@@ -75,7 +75,7 @@ pub enum Networks {
 
 /// The calling process is in a keeper's namespaces.
 #[derive(Debug)]
-pub struct Joined {
+pub(crate) struct Joined {
     /// The keeper.
     pub keeper: Keeper,
     /// Whether this process started it.
@@ -88,7 +88,7 @@ pub struct Joined {
 ///
 /// # Errors
 /// [`KeeperError::File`].
-pub fn find(places: &Places) -> Result<Option<Keeper>, KeeperError> {
+pub(crate) fn find(places: &Places) -> Result<Option<Keeper>, KeeperError> {
     let path = places.runtime_dir.join(super::STATE);
     let keeper: Keeper = match fs::read(&path) {
         Ok(text) => match serde_json::from_slice(&text) {
@@ -112,7 +112,7 @@ fn file_error(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Keep
 ///
 /// # Errors
 /// [`KeeperError`]; the process is where it was then, unless half of [`KeeperError::Join`] was done.
-pub fn join(places: &Places, networks: Networks) -> Result<Joined, KeeperError> {
+pub(crate) fn join(places: &Places, networks: Networks) -> Result<Joined, KeeperError> {
     let path = Directory::open(&places.runtime_dir)?.path().join(USE);
     let mut started = false;
     for _ in 0..ATTEMPTS {
@@ -210,7 +210,7 @@ fn enter(keeper: &Keeper, networks: Networks) -> Result<(), KeeperError> {
 ///
 /// # Errors
 /// When the file cannot be opened or locked.
-pub fn stay(keeper: &Keeper) -> io::Result<File> {
+pub(crate) fn stay(keeper: &Keeper) -> io::Result<File> {
     let path = keeper.places.runtime_dir.join(USE);
     let users = OpenOptions::new().read(true).write(true).open(path)?;
     flock(&users, FlockOperation::LockShared)?;

@@ -21,7 +21,7 @@ mod join;
 mod obstacle;
 mod world;
 
-pub use self::{
+pub(crate) use self::{
     hold::{NAME, run},
     join::{Joined, KeeperError, Networks, find, join, stay},
     obstacle::{Obstacle, Step},

@@ -12,7 +12,7 @@ use crate::{
 
 /// A keeper, and for whom it keeps what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     /// The process.
     #[serde(flatten)]
     pub owner: Owner,
@@ -54,7 +54,7 @@ impl Keeper {
 ///
 /// # Errors
 /// When its file cannot be read.
-pub fn inside() -> io::Result<Option<Keeper>> {
+pub(crate) fn inside() -> io::Result<Option<Keeper>> {
     match fs::read(KEEPER_FILE) {
         Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

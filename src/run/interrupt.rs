@@ -22,7 +22,7 @@ static WATCHING: Mutex<Option<Interrupt>> = Mutex::new(None);
 /// The exit code of a process that a signal made end, as a shell has it: 128 and the signal's
 /// number; none where no signal came.
 #[must_use]
-pub fn exit_code() -> Option<i32> {
+pub(crate) fn exit_code() -> Option<i32> {
     let watching = WATCHING.lock().unwrap_or_else(PoisonError::into_inner);
     match watching.as_ref()?.signal.load(Ordering::Relaxed) {
         0 => None,
@@ -35,7 +35,7 @@ type Left = Box<dyn Fn() -> Vec<String> + Send>;
 
 /// Watches for signals while a job runs.
 #[derive(Clone)]
-pub struct Interrupt {
+pub(crate) struct Interrupt {
     cancel: Cancel,
     left: Arc<Mutex<Vec<Left>>>,
     /// The last signal that came; 0 for none.
@@ -55,7 +55,7 @@ impl Interrupt {
     ///
     /// # Errors
     /// When signals cannot be blocked or no thread can be started.
-    pub fn watch() -> io::Result<Self> {
+    pub(crate) fn watch() -> io::Result<Self> {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGINT);
         signals.add(Signal::SIGTERM);
@@ -77,7 +77,7 @@ impl Interrupt {
     ///
     /// # Errors
     /// When there are no descriptors left.
-    pub fn current() -> io::Result<Self> {
+    pub(crate) fn current() -> io::Result<Self> {
         let watching = WATCHING.lock().unwrap_or_else(PoisonError::into_inner);
         watching.as_ref().cloned().map_or_else(Self::unset, Ok)
     }
@@ -92,18 +92,18 @@ impl Interrupt {
 
     /// Wakes those who wait for a lock when a signal comes.
     #[must_use]
-    pub fn cancel(&self) -> &Cancel {
+    pub(crate) fn cancel(&self) -> &Cancel {
         &self.cancel
     }
 
     /// Whether a signal came.
     #[must_use]
-    pub fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.cancel.is_cancelled()
     }
 
     /// Asks `left` what is there still, for the message that a second signal prints.
-    pub fn at_stop(&self, left: impl Fn() -> Vec<String> + Send + 'static) {
+    pub(crate) fn at_stop(&self, left: impl Fn() -> Vec<String> + Send + 'static) {
         let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         all.push(Box::new(left));
     }

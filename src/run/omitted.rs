@@ -16,7 +16,7 @@ use crate::{
 
 /// What a router lacks that can change a verdict.
 #[derive(Debug, Clone, Default)]
-pub struct Omitted {
+pub(crate) struct Omitted {
     warnings: Vec<Warning>,
     /// Rules of the router that give packets another destination.
     redirecting: Vec<Rule>,
@@ -30,7 +30,7 @@ pub struct Omitted {
 
 /// A packet at a router, as the question and the measurement know it.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// All that is known of what it looked like.
     pub packet: Packet,
     /// Between what it went; none where that is not known.
@@ -48,7 +48,7 @@ pub struct Seen {
 impl Omitted {
     /// What router `name` of `lab` lacks; with `trust`, that is only said.
     #[must_use]
-    pub fn of(lab: &LabState, router: &RouterState, trust: bool) -> Self {
+    pub(crate) fn of(lab: &LabState, router: &RouterState, trust: bool) -> Self {
         let own = |warning: &&Warning| concerns_router(warning, &router.name) && warning.matters();
         let warnings: Vec<Warning> = lab.warnings.iter().filter(own).cloned().collect();
         if warnings.is_empty() {
@@ -69,14 +69,14 @@ impl Omitted {
 
     /// Whether the router lacks nothing.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.warnings.is_empty()
     }
 
     /// Whether packets with other ports may meet other omissions. Whether the packet was seen `behind_nat`
     /// counts, see [`Seen::behind_nat`].
     #[must_use]
-    pub fn looks_at_ports(&self, behind_nat: bool) -> bool {
+    pub(crate) fn looks_at_ports(&self, behind_nat: bool) -> bool {
         let mut omissions = self.warnings.iter().filter_map(|w| w.omission.as_ref());
         (!behind_nat && !self.redirecting.is_empty())
             || omissions.any(|omission| omission.concern.looks_at_ports())
@@ -84,7 +84,7 @@ impl Omitted {
 
     /// The verdict and reason with what is missing taken into account.
     #[must_use]
-    pub fn weigh(
+    pub(crate) fn weigh(
         &self,
         verdict: Verdict,
         reason: Option<String>,
@@ -101,7 +101,7 @@ impl Omitted {
 
     /// The verdict and reason where an omission can change what became of the packet.
     #[must_use]
-    pub fn told(
+    pub(crate) fn told(
         &self,
         verdict: Verdict,
         reason: Option<String>,
@@ -126,7 +126,7 @@ impl Omitted {
 
     /// The omissions that can change what became of the packet; none where no one can.
     #[must_use]
-    pub fn note(&self, seen: &Seen) -> Option<String> {
+    pub(crate) fn note(&self, seen: &Seen) -> Option<String> {
         let packet = self.packet(seen);
         let passage = Passage {
             packet: &packet,

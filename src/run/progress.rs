@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 /// The target of the events by which a job says what it is at.
-pub const PHASE: &str = "tsim::phase";
+pub(crate) const PHASE: &str = "tsim::phase";
 
 /// One line of progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct Line {
 }
 
 /// One phase of a job and its share of the whole, in any unit.
-pub type Phase = (&'static str, u32);
+pub(crate) type Phase = (&'static str, u32);
 
 /// Opens `path` for appending. A FIFO that nobody reads would make the job wait, and one that is
 /// read slowly would too: a regular file or a character device is wanted.
@@ -48,7 +48,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Called with the percentage that is done, and the phase.
-pub type OnProgress = Box<dyn FnMut(u8, &str) + Send>;
+pub(crate) type OnProgress = Box<dyn FnMut(u8, &str) + Send>;
 
 /// Who is told how far a job is.
 enum Watcher {
@@ -70,7 +70,7 @@ impl fmt::Debug for Watcher {
 
 /// Where a job stands among its phases.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     watcher: Watcher,
     phases: &'static [Phase],
     current: usize,
@@ -82,7 +82,7 @@ impl Progress {
     ///
     /// # Errors
     /// When the file cannot be opened.
-    pub fn new(path: Option<&Path>, phases: &'static [Phase]) -> io::Result<Self> {
+    pub(crate) fn new(path: Option<&Path>, phases: &'static [Phase]) -> io::Result<Self> {
         let file = path.map(open).transpose()?;
         Ok(Self::begin(
             file.map_or(Watcher::Nobody, Watcher::File),
@@ -91,7 +91,7 @@ impl Progress {
     }
 
     /// Progress over `phases`, of which `call` is told, with the percentage and the phase.
-    pub fn telling(call: OnProgress, phases: &'static [Phase]) -> Self {
+    pub(crate) fn telling(call: OnProgress, phases: &'static [Phase]) -> Self {
         Self::begin(Watcher::Call(call), phases)
     }
 
@@ -110,7 +110,7 @@ impl Progress {
     }
 
     /// Enters a phase; earlier ones count as done. An unknown or earlier phase changes nothing.
-    pub fn enter(&mut self, phase: &str) {
+    pub(crate) fn enter(&mut self, phase: &str) {
         let place = self.phases.iter().position(|(name, _)| *name == phase);
         if let Some(place) = place.filter(|place| *place >= self.current) {
             self.current = place;
@@ -120,7 +120,7 @@ impl Progress {
     }
 
     /// `done` of the `total` steps of this phase are done.
-    pub fn part(&mut self, done: usize, total: usize) {
+    pub(crate) fn part(&mut self, done: usize, total: usize) {
         let weight = |phases: &[Phase]| phases.iter().map(|(_, w)| u128::from(*w)).sum::<u128>();
         let whole = weight(self.phases).max(1) * total.max(1) as u128;
         let before = weight(&self.phases[..self.current]) * total.max(1) as u128;
@@ -134,7 +134,7 @@ impl Progress {
     }
 
     /// Everything is done.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.current = self.phases.len().saturating_sub(1);
         self.write(100);
     }

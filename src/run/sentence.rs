@@ -7,7 +7,7 @@ use crate::model::Service;
 
 /// How a way ends, as the rest of a sentence that begins with its services.
 #[must_use]
-pub fn sentence(
+pub(crate) fn sentence(
     verdict: Verdict,
     kind: EndKind,
     router: Option<&str>,
@@ -32,7 +32,7 @@ pub fn sentence(
 
 /// Services of one protocol with neighbouring ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// The one with the lowest port.
     pub first: Service,
     /// The one with the highest.
@@ -42,7 +42,7 @@ pub struct Span {
 impl Span {
     /// A service by itself.
     #[must_use]
-    pub fn one(service: Service) -> Self {
+    pub(crate) fn one(service: Service) -> Self {
         Self {
             first: service,
             last: service,
@@ -50,7 +50,7 @@ impl Span {
     }
 
     /// Takes the service in if it is the next one.
-    pub fn extend(&mut self, service: Service) -> bool {
+    pub(crate) fn extend(&mut self, service: Service) -> bool {
         let next = self.last.protocol == service.protocol
             && self.last.port.checked_add(1) == Some(service.port);
         if next {
@@ -72,7 +72,7 @@ impl fmt::Display for Span {
 
 /// A list of services, neighbours folded, cut after a dozen entries with a count of the rest.
 #[must_use]
-pub fn folded(services: &[Service]) -> String {
+pub(crate) fn folded(services: &[Service]) -> String {
     const MOST: usize = 12;
     let mut spans: Vec<Span> = Vec::new();
     for &service in services {

@@ -3,12 +3,12 @@
 use thiserror::Error;
 
 /// Why one step of an undo failed.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// One step that could not be undone.
 #[derive(Debug, Error)]
 #[error("cannot undo: {what}")]
-pub struct UndoError {
+pub(crate) struct UndoError {
     /// What is left behind.
     pub what: String,
     /// Why.

@@ -6,7 +6,7 @@ use crate::{firewall::Reading, run::packet::position};
 
 /// What one measurement on one router showed.
 #[derive(Debug, Clone, Copy)]
-pub struct Observed<'a> {
+pub(crate) struct Observed<'a> {
     /// Indexes of the services that were probed, in ascending order.
     pub probed: &'a [u32],
     /// Probes that the source host's kernel refused to send, with its reason.
@@ -17,7 +17,7 @@ pub struct Observed<'a> {
 
 /// What is known about one probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Finding {
+pub(crate) enum Finding {
     /// It left the router.
     Passed,
     /// It reached the end of INPUT.
@@ -39,25 +39,25 @@ pub enum Finding {
 impl Finding {
     /// Whether another measurement, one that notes arrivals, would say more.
     #[must_use]
-    pub fn is_unclear(&self) -> bool {
+    pub(crate) fn is_unclear(&self) -> bool {
         *self == Self::Unclear
     }
 }
 
 /// What is known about probes, by their indexes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Findings(Vec<(u32, Finding)>);
+pub(crate) struct Findings(Vec<(u32, Finding)>);
 
 impl Findings {
     /// What is known about the probe with this index.
     #[must_use]
-    pub fn get(&self, index: u32) -> Option<&Finding> {
+    pub(crate) fn get(&self, index: u32) -> Option<&Finding> {
         let at = position(&self.0, index, |(index, _)| *index)?;
         self.0.get(at).map(|(_, finding)| finding)
     }
 
     /// Says something else of a probe of which something is known.
-    pub fn correct(&mut self, index: u32, finding: Finding) {
+    pub(crate) fn correct(&mut self, index: u32, finding: Finding) {
         let at = position(&self.0, index, |(index, _)| *index);
         if let Some((_, known)) = at.and_then(|at| self.0.get_mut(at)) {
             *known = finding;
@@ -65,18 +65,18 @@ impl Findings {
     }
 
     /// All, in ascending order of their indexes.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &Finding)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Finding)> {
         self.0.iter().map(|(index, finding)| (*index, finding))
     }
 
     /// The indexes of probes with such findings.
-    pub fn with(&self, is: impl Fn(&Finding) -> bool) -> Vec<u32> {
+    pub(crate) fn with(&self, is: impl Fn(&Finding) -> bool) -> Vec<u32> {
         let such = self.iter().filter(|(_, finding)| is(finding));
         such.map(|(index, _)| index).collect()
     }
 
     /// Takes over what another measurement of some of the probes found.
-    pub fn take_over(&mut self, other: Self) {
+    pub(crate) fn take_over(&mut self, other: Self) {
         let mut clear = other.0.into_iter().peekable();
         for (index, finding) in &mut self.0 {
             if let Some((_, found)) = clear.next_if(|(again, _)| again == index) {
@@ -88,7 +88,7 @@ impl Findings {
 
 /// Judges every probed service.
 #[must_use]
-pub fn judge(observed: &Observed<'_>) -> Findings {
+pub(crate) fn judge(observed: &Observed<'_>) -> Findings {
     let Observed {
         probed,
         refused,
@@ -125,7 +125,7 @@ pub fn judge(observed: &Observed<'_>) -> Findings {
 
 /// What in a measurement does not add up, in words for the reader; empty when all does.
 #[must_use]
-pub fn doubts(observed: &Observed<'_>) -> Vec<String> {
+pub(crate) fn doubts(observed: &Observed<'_>) -> Vec<String> {
     let Observed {
         probed,
         refused,

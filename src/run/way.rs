@@ -6,7 +6,7 @@ use crate::netlink::{Lookup, LookupKind};
 
 /// Why a way leads nowhere, in words; none when it leads somewhere.
 #[must_use]
-pub fn nowhere(lookup: &Lookup) -> Option<String> {
+pub(crate) fn nowhere(lookup: &Lookup) -> Option<String> {
     let words = match lookup.kind {
         LookupKind::Unicast | LookupKind::Local => return None,
         LookupKind::Broadcast => "the destination is a broadcast address of the router",

@@ -14,13 +14,13 @@ mod tables;
 
 use serde::{Deserialize, Serialize};
 
-pub use packets::{Nets, Packets};
-pub use place::Hooks;
-pub use reach::{Met, Place, Reach};
-pub use rule::RuleExtent;
-pub use rulesets::{RulesetMaps, asks_hardware_addresses, redirecting};
-pub use stops::{Asked, Filters, Stop};
-pub use tables::{Tables, no_kernel_uses};
+pub(crate) use packets::{Nets, Packets};
+pub(crate) use place::Hooks;
+pub(crate) use reach::{Met, Place, Reach};
+pub(crate) use rule::RuleExtent;
+pub(crate) use rulesets::{RulesetMaps, asks_hardware_addresses, redirecting};
+pub(crate) use stops::{Asked, Filters, Stop};
+pub(crate) use tables::{Tables, no_kernel_uses};
 
 use crate::{
     firewall::{place::HookPoint, rule::Packet},
@@ -245,7 +245,7 @@ pub enum Outcome {
 
 /// A setting of the kernel, a path below `/proc/sys`, that could not be made.
 #[must_use]
-pub fn of_sysctl(path: &str) -> Omission {
+pub(crate) fn of_sysctl(path: &str) -> Omission {
     /// These decide about the router's own traffic, about ARP and about multicast, not about what
     /// else it forwards.
     const NO_MATTER: [&str; 13] = [

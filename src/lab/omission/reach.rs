@@ -50,7 +50,7 @@ impl Place {
 
 /// The rules of a router with those that its lab lacks, for packets of one family.
 #[derive(Debug, Clone)]
-pub struct Reach {
+pub(crate) struct Reach {
     program: Program,
     places: BTreeMap<Place, RuleNumber>,
     /// What rules may change.
@@ -94,7 +94,7 @@ impl Reach {
     /// Of these rulesets the lab lacks the rules `missing`, by place with their texts. None where
     /// the rulesets cannot be walked through.
     #[must_use]
-    pub fn of(
+    pub(crate) fn of(
         rulesets: &[Ruleset],
         missing: &BTreeMap<Place, String>,
         family: Family,
@@ -122,7 +122,7 @@ impl Reach {
 
     /// Whether a rule that the lab has may change what routes are looked up by.
     #[must_use]
-    pub fn may_lead_elsewhere(&self) -> bool {
+    pub(crate) fn may_lead_elsewhere(&self) -> bool {
         [Field::Destination, Field::Mark, Field::Tos, Field::Other]
             .iter()
             .any(|field| self.here.contains(field))
@@ -131,7 +131,12 @@ impl Reach {
     /// What `packet`, as it came in, can have met on its way; none where its way by the rules is not
     /// the one that was measured.
     #[must_use]
-    pub fn met(&self, packet: &Packet, course: Option<Course>, outcome: Outcome) -> Option<Met> {
+    pub(crate) fn met(
+        &self,
+        packet: &Packet,
+        course: Option<Course>,
+        outcome: Outcome,
+    ) -> Option<Met> {
         let end = match (course, outcome) {
             (Some(Course::Forwarded), Outcome::Passed) => Fate::Out,
             (Some(Course::Delivered), Outcome::Passed) => Fate::Local,

@@ -12,21 +12,21 @@ use crate::{
 /// A router's rulesets, read as far as it takes to say what a missing line concerns; each when it
 /// is first needed.
 #[derive(Debug)]
-pub struct RulesetMaps<'a> {
+pub(crate) struct RulesetMaps<'a> {
     all: Vec<(&'a Ruleset, OnceCell<RulesetMap>)>,
 }
 
 impl<'a> RulesetMaps<'a> {
     /// Nothing is read yet.
     #[must_use]
-    pub fn new(rulesets: &'a [Ruleset]) -> Self {
+    pub(crate) fn new(rulesets: &'a [Ruleset]) -> Self {
         let all = rulesets.iter().map(|ruleset| (ruleset, OnceCell::new()));
         Self { all: all.collect() }
     }
 
     /// What is missing where these lines of `ruleset`, counted from 0, are left out together.
     #[must_use]
-    pub fn omission(&self, ruleset: &Ruleset, lines: &[usize]) -> Omission {
+    pub(crate) fn omission(&self, ruleset: &Ruleset, lines: &[usize]) -> Omission {
         let first = lines.first().copied().unwrap_or(0);
         if ruleset.kind == RulesetKind::Ipset {
             let line = ruleset.text.lines().nth(first).unwrap_or_default();
@@ -83,7 +83,7 @@ impl<'a> RulesetMaps<'a> {
 
 /// The rules that give packets another destination or take them out of their way, as text.
 #[must_use]
-pub fn redirecting(rulesets: &[Ruleset]) -> Vec<String> {
+pub(crate) fn redirecting(rulesets: &[Ruleset]) -> Vec<String> {
     let redirects = |rule: &Rule| {
         let elsewhere = |field| matches!(field, Field::Destination | Field::DestinationPort);
         rule.proxied_to().is_some() || rule.sends_on() || rule.changes().any(elsewhere)
@@ -100,7 +100,7 @@ pub fn redirecting(rulesets: &[Ruleset]) -> Vec<String> {
 
 /// Whether rules ask sets for hardware addresses.
 #[must_use]
-pub fn asks_hardware_addresses(rulesets: &[Ruleset]) -> bool {
+pub(crate) fn asks_hardware_addresses(rulesets: &[Ruleset]) -> bool {
     const KINDS: [&str; 3] = ["hash:mac", "hash:ip,mac", "bitmap:ip,mac"];
     let mut named = BTreeSet::new();
     for sets in rulesets.iter().filter(|r| r.kind == RulesetKind::Ipset) {

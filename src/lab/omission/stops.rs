@@ -19,11 +19,11 @@ const DEEPEST: usize = 16;
 
 /// The chains of a router's rulesets, as far as they filter.
 #[derive(Debug)]
-pub struct Filters(Vec<Table>);
+pub(crate) struct Filters(Vec<Table>);
 
 /// What is asked about.
 #[derive(Debug, Clone, Copy)]
-pub enum Asked<'a> {
+pub(crate) enum Asked<'a> {
     /// A packet at one of IP's hooks, by the name that nft(8) has for it.
     Packet(&'a Packet),
     /// A packet as the rules of one device see it.
@@ -34,7 +34,7 @@ pub enum Asked<'a> {
 
 /// A rule or a policy that stops a packet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stop {
+pub(crate) struct Stop {
     /// Which of the rulesets.
     pub ruleset: usize,
     /// Its line, counted from 0.
@@ -96,7 +96,7 @@ enum Flow {
 impl Filters {
     /// Reads the rulesets.
     #[must_use]
-    pub fn of(rulesets: &[Ruleset]) -> Self {
+    pub(crate) fn of(rulesets: &[Ruleset]) -> Self {
         let numbered = rulesets.iter().enumerate();
         let filters = numbered.filter(|(_, ruleset)| ruleset.kind != RulesetKind::Ipset);
         Self(
@@ -108,7 +108,7 @@ impl Filters {
 
     /// What surely stops the packet at `hook`; none where nothing does.
     #[must_use]
-    pub fn stop(&self, hook: &str, asked: Asked<'_>) -> Option<Stop> {
+    pub(crate) fn stop(&self, hook: &str, asked: Asked<'_>) -> Option<Stop> {
         self.0.iter().find_map(|table| {
             let sees = match asked {
                 Asked::Packet(packet) => {

@@ -14,7 +14,7 @@ use crate::{
 
 /// What decides which routing table a packet is looked up in.
 #[derive(Debug)]
-pub struct Tables<'a> {
+pub(crate) struct Tables<'a> {
     rules: &'a [At<PolicyRule>],
     rulesets: &'a [Ruleset],
     /// Read in the rulesets when a policy rule asks for a mark.
@@ -27,7 +27,7 @@ impl<'a> Tables<'a> {
     /// The router has these policy rules, these rulesets set marks, and these settings of paths
     /// below `/proc/sys` say whether sources are looked up.
     #[must_use]
-    pub fn of(
+    pub(crate) fn of(
         rules: &'a [At<PolicyRule>],
         rulesets: &'a [Ruleset],
         sysctls: &[(String, String)],
@@ -50,7 +50,7 @@ impl<'a> Tables<'a> {
     /// misses the longest prefix that covers it, whether the lab has that or not), nor what is
     /// never looked up in its table, because earlier rules find one of the `made` routes.
     #[must_use]
-    pub fn of_route(&self, route: &Route, named: &[&Route], made: &[&Route]) -> Omission {
+    pub(crate) fn of_route(&self, route: &Route, named: &[&Route], made: &[&Route]) -> Omission {
         let family = Family::of(route.destination.addr());
         let preferred = named.iter().filter(|other| other.table == route.table);
         let preferred = preferred.filter(|other| is_preferred(other, route));
@@ -72,7 +72,7 @@ impl<'a> Tables<'a> {
     /// All routes of the table that `rule` leads to are missing: what it selects, but not where
     /// an earlier rule finds a route for every packet.
     #[must_use]
-    pub fn of_table(&self, rule: &PolicyRule, made: &[&Route]) -> Omission {
+    pub(crate) fn of_table(&self, rule: &PolicyRule, made: &[&Route]) -> Omission {
         let packets = self.looked_up(rule, everywhere(rule.family), &[], made);
         Omission::of_packets(OmissionKind::Route, packets)
     }
@@ -143,7 +143,7 @@ impl<'a> Tables<'a> {
     /// A policy rule that is missing and selects by a user other than root: what is forwarded, and
     /// reverse look-ups, count as root's.
     #[must_use]
-    pub fn of_users_rule(&self, rule: &PolicyRule) -> Omission {
+    pub(crate) fn of_users_rule(&self, rule: &PolicyRule) -> Omission {
         let there = Packets {
             sent_only: true,
             ..selectors(rule)
@@ -154,7 +154,7 @@ impl<'a> Tables<'a> {
 
     /// A policy rule that is missing; selectors that could not be read are not in `rule`.
     #[must_use]
-    pub fn of_policy_rule(&self, rule: &PolicyRule) -> Omission {
+    pub(crate) fn of_policy_rule(&self, rule: &PolicyRule) -> Omission {
         let there = selectors(rule);
         let mut packets = Vec::new();
         if self.may_be_marked(rule) {
@@ -173,7 +173,7 @@ impl<'a> Tables<'a> {
 ///
 /// A gateway that nothing but a default route reaches proves less: facts may lack its address.
 #[must_use]
-pub fn no_kernel_uses<'i>(
+pub(crate) fn no_kernel_uses<'i>(
     route: &Route,
     addresses: impl Iterator<Item = (&'i IfName, &'i Address)>,
     routes: &[&Route],

@@ -39,14 +39,14 @@ const NAMES: [&str; 26] = [
 
 /// A reading of the counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counters(BTreeMap<&'static str, u64>);
+pub(crate) struct Counters(BTreeMap<&'static str, u64>);
 
 impl Counters {
     /// Reads the counters of the calling thread's namespace.
     ///
     /// # Errors
     /// When a file cannot be read; one that the kernel does not have is none.
-    pub fn read_here() -> io::Result<Self> {
+    pub(crate) fn read_here() -> io::Result<Self> {
         let mut counters = Self::default();
         for file in ["snmp", "netstat", "snmp6", "xfrm_stat"] {
             match fs::read_to_string(format!("{DIR}/{file}")) {
@@ -61,7 +61,7 @@ impl Counters {
 
     /// What rose since `before`, by how much.
     #[must_use]
-    pub fn since(&self, before: &Self) -> Self {
+    pub(crate) fn since(&self, before: &Self) -> Self {
         let rose = |(&name, &now): (&&'static str, &u64)| {
             let more = now.saturating_sub(before.get(name));
             (more > 0).then_some((name, more))
@@ -71,13 +71,13 @@ impl Counters {
 
     /// One counter; 0 when the kernel does not have it.
     #[must_use]
-    pub fn get(&self, name: &str) -> u64 {
+    pub(crate) fn get(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
     }
 
     /// The counters as `InDiscards +1`, for a reading that is a difference.
     #[must_use]
-    pub fn evidence(&self) -> Vec<String> {
+    pub(crate) fn evidence(&self) -> Vec<String> {
         let one = |(name, more): (&&str, &u64)| format!("{name} +{more}");
         self.0.iter().map(one).collect()
     }

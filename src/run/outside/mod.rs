@@ -3,12 +3,12 @@
 //! [`judge`] is pure: it weighs what was observed, in the order in which the kernel checks
 //! (ip_route_input_slow(), ip_forward(), ip6_forward()). [`Observer`] observes.
 
-pub mod counters;
+pub(crate) mod counters;
 mod observe;
 
 use std::{fmt, net::IpAddr};
 
-pub use self::{counters::Counters, observe::Observer};
+pub(crate) use self::{counters::Counters, observe::Observer};
 use crate::{
     firewall::{nft::trace::PacketHead, place::HookPoint},
     model::IfName,
@@ -20,7 +20,7 @@ use crate::{
 
 /// What was observed about one lost packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Observed {
+pub(crate) struct Observed {
     /// The last hook that it passed; none when it was not seen at all.
     pub after: Option<HookPoint>,
     /// Its headers behind that hook.
@@ -61,7 +61,7 @@ pub struct Back {
 
 /// sysctls of a router that bear on a forwarded packet; ip-sysctl.rst of the kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// `forwarding` of the incoming interface (IPv4), or of all (IPv6).
     pub forwarding: bool,
     /// `rp_filter`: the larger of the interface's and that of all. 0 off, 1 strict, 2 loose.
@@ -214,7 +214,7 @@ fn list(evidence: &[String]) -> String {
 
 /// Says why a packet was lost.
 #[must_use]
-pub fn judge(observed: &Observed) -> OutsideReason {
+pub(crate) fn judge(observed: &Observed) -> OutsideReason {
     let unknown = |after| OutsideReason::Unknown {
         after,
         evidence: observed.rose.evidence(),

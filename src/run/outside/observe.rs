@@ -17,7 +17,7 @@ use crate::{
 
 /// Looks into one router.
 #[derive(Debug)]
-pub struct Observer<'a> {
+pub(crate) struct Observer<'a> {
     netns: &'a NetnsFd,
     netlink: Netlink,
     links: Vec<Link>,
@@ -31,7 +31,7 @@ impl<'a> Observer<'a> {
     ///
     /// # Errors
     /// [`NetlinkError`].
-    pub fn new(netns: &'a NetnsFd) -> Result<Self, NetlinkError> {
+    pub(crate) fn new(netns: &'a NetnsFd) -> Result<Self, NetlinkError> {
         let mut netlink = Netlink::open(netns)?;
         let links = netlink.links()?;
         let addresses = netlink.addresses()?;
@@ -47,20 +47,20 @@ impl<'a> Observer<'a> {
 
     /// The name of an interface.
     #[must_use]
-    pub fn name(&self, index: u32) -> Option<&IfName> {
+    pub(crate) fn name(&self, index: u32) -> Option<&IfName> {
         self.link(index).map(|link| &link.name)
     }
 
     /// The number of an interface.
     #[must_use]
-    pub fn index(&self, name: &IfName) -> Option<u32> {
+    pub(crate) fn index(&self, name: &IfName) -> Option<u32> {
         let link = self.links.iter().find(|link| link.name == *name);
         link.map(|link| link.index)
     }
 
     /// The router's addresses.
     #[must_use]
-    pub fn addresses(&self) -> Vec<IpAddr> {
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         self.addresses.iter().map(|(_, a)| a.local.addr()).collect()
     }
 
@@ -68,7 +68,7 @@ impl<'a> Observer<'a> {
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn counters(&self) -> io::Result<Counters> {
+    pub(crate) fn counters(&self) -> io::Result<Counters> {
         self.netns
             .enter(Counters::read_here)
             .map_err(io::Error::other)?
@@ -78,7 +78,10 @@ impl<'a> Observer<'a> {
     ///
     /// # Errors
     /// [`NetlinkError`] of the socket.
-    pub fn ways(&mut self, heads: &[PacketHead]) -> Result<Vec<Option<Lookup>>, NetlinkError> {
+    pub(crate) fn ways(
+        &mut self,
+        heads: &[PacketHead],
+    ) -> Result<Vec<Option<Lookup>>, NetlinkError> {
         let queries: Vec<LookupQuery> = heads.iter().map(|head| self.forwarded(head)).collect();
         let answers = self.netlink.lookup(&queries)?;
         Ok(answers.into_iter().map(Result::ok).collect())
@@ -88,7 +91,7 @@ impl<'a> Observer<'a> {
     ///
     /// # Errors
     /// [`NetlinkError`] of the socket.
-    pub fn observe(
+    pub(crate) fn observe(
         &mut self,
         after: Option<HookPoint>,
         head: PacketHead,
@@ -159,7 +162,7 @@ impl<'a> Observer<'a> {
     ///
     /// # Errors
     /// [`NetlinkError`] when the kernel cannot be asked.
-    pub fn next_hops(&mut self, head: &PacketHead) -> Result<Vec<NextHop>, NetlinkError> {
+    pub(crate) fn next_hops(&mut self, head: &PacketHead) -> Result<Vec<NextHop>, NetlinkError> {
         let query = self.forwarded(head);
         self.netlink.next_hops(&query)
     }
@@ -169,7 +172,7 @@ impl<'a> Observer<'a> {
     ///
     /// # Errors
     /// [`NetlinkError`] when the kernel cannot be asked.
-    pub fn led_by_mark(
+    pub(crate) fn led_by_mark(
         &mut self,
         head: &PacketHead,
     ) -> Result<Option<(IfName, u32)>, NetlinkError> {
