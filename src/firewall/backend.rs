@@ -3,7 +3,7 @@
 //! nf_tables is used wherever the kernel has it. iptables is a fallback for kernels that say they
 //! have not, or for people who ask for it; an error that nobody understood never leads there.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -160,12 +160,14 @@ pub struct Site<'a> {
     pub owner: &'a OwnerMark,
     /// Where a job notes what its death would leave; none where nobody else reads notes.
     pub notes: Option<&'a Arc<dyn Notebook>>,
+    /// How long to wait while another job changes the router's iptables.
+    pub patience: Duration,
 }
 
-/// Where a job notes what its taps in one router leave there if it is killed: it does so before
-/// anything of it is made, and strikes the note when all of it is gone again.
+/// Where a job notes what its taps and traces in one router leave there if it is killed: it does so
+/// before anything of it is made, and strikes the note when all of it is gone again.
 ///
-/// `tool` says whose tables are meant, such as `ip6tables-nft`.
+/// `tool` says whose tables are meant, such as `ip6tables-nft`, or which setting, such as `nf_log-2`.
 pub trait Notebook: fmt::Debug + Send + Sync {
     /// What other jobs have noted about these tables of this router.
     ///

@@ -24,7 +24,7 @@ use super::{
     NetnsError, NetnsFd, NetnsId,
     fd::{Home, OWN_NETNS, on_own_thread},
 };
-use crate::{flock, model::NetnsName, wait::Wait};
+use crate::{fault, flock, model::NetnsName, wait::Wait};
 
 /// Where ip-netns(8) keeps named namespaces.
 pub const DEFAULT_DIR: &str = "/run/netns";
@@ -152,6 +152,7 @@ impl NetnsDir {
             }
         };
         let _lock = self.lock_names()?;
+        fault::step("netns.name").map_err(fail("name"))?;
         let path = self.path(name);
         let file = OpenOptions::new()
             .read(true)

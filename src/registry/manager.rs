@@ -193,7 +193,7 @@ impl RegistryManager {
         held.extend(own.map(|(neighbour, _)| format!("neighbour entry {neighbour}")));
         let taps = self.tap_notes()?.into_iter();
         let own = taps.filter(|note| note.run_id == *run_id);
-        held.extend(own.map(|note| format!("taps ({}) on {}", note.tool, note.router)));
+        held.extend(own.map(|note| format!("{} on {}", note.described(), note.router)));
         let values = self.glance::<DscpLevel>()?.unwrap_or_default();
         let own = dscp::list(&values)?
             .into_iter()

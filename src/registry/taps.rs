@@ -1,7 +1,8 @@
-//! Notes of taps that outlive their job when it is killed.
+//! Notes of what outlives a job in a router when the job is killed.
 //!
-//! Before a job puts anything into a router's iptables it notes so in `locks/taps/`, and strikes
-//! the note when all of that is gone again. What a dead job has noted, whoever comes next removes.
+//! Before a job puts anything into a router's iptables, or sets where their traces go, it notes so in
+//! `locks/taps/`, and strikes the note when all of that is gone again. What a dead job has noted,
+//! whoever comes next removes or puts back.
 //!
 //! A note is a symbolic link that leads nowhere: `RUN-ID,LAB.ROUTER,TOOL`, its target the note as
 //! JSON. symlinkat(2) makes it whole or not at all, readlinkat(2) reads it, and nothing follows it.
@@ -34,9 +35,11 @@ pub struct TapNote {
     pub router: RouterId,
     /// Which namespace that was then.
     pub netns: NetnsId,
-    /// With whose tools, such as `ip6tables-nft`.
+    /// With whose tools, such as `ip6tables-nft`; or the setting that a trace changes, such as
+    /// `nf_log-2`.
     pub tool: String,
-    /// Tables and chains that come into being with the taps, in the back end's words.
+    /// Tables and chains that come into being with the taps, in the back end's words; or what the
+    /// setting was.
     pub made: Vec<String>,
     /// Whose taps they are.
     pub owner: Owner,
@@ -46,6 +49,14 @@ impl TapNote {
     /// Its name in the directory.
     fn name(&self) -> String {
         format!("{},{},{}", self.run_id, self.router, self.tool)
+    }
+
+    /// What is meant, in words.
+    pub(crate) fn described(&self) -> String {
+        match self.tool.starts_with("nf_log") {
+            true => format!("the setting {} of a trace", self.tool),
+            false => format!("taps ({})", self.tool),
+        }
     }
 
     /// Whether both are about the same tables.

@@ -1,12 +1,12 @@
 //! What the registry needs to put everything right: hosts, neighbour entries and taps of all labs.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use crate::{
     config::Config,
     firewall::{
         Site, Support,
-        iptables::{self, Identity, OwnerMark, Variant},
+        iptables::{self, Identity, OwnerMark, Variant, trace::restore_logger},
         nft::{NftSocket, inventory::support_here, orphans},
     },
     lab::{hosts::LabHosts, neighbours::LabNeighbours},
@@ -33,6 +33,8 @@ pub struct Caretaker {
     dir: NetnsDir,
     tools: Tools,
     sweeps_taps: bool,
+    /// How long to wait for others in a router's iptables.
+    patience: Duration,
     hosts: LabHosts,
     neighbours: LabNeighbours,
 }
@@ -45,6 +47,7 @@ impl Caretaker {
             dir: dir.clone(),
             tools: Tools::new(config.tool_dirs.clone()),
             sweeps_taps: true,
+            patience: config.lock_timeout,
             hosts: LabHosts::new(dir),
             neighbours: LabNeighbours::new(dir),
         }
@@ -58,6 +61,12 @@ impl Caretaker {
     pub fn leaving_taps(mut self) -> Self {
         self.sweeps_taps = false;
         self
+    }
+
+    /// Waits so long for others in a router's iptables, where that is not as configured.
+    #[must_use]
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The hosts of all labs.
@@ -135,6 +144,7 @@ impl Caretaker {
             tools: &self.tools,
             owner,
             notes: None,
+            patience: self.patience,
         }
     }
 
@@ -187,13 +197,16 @@ impl TapKernel for Caretaker {
     }
 
     fn remove_noted(&mut self, note: &TapNote) -> Result<bool, KernelError> {
-        let named = |(_, _, tool): &&(_, _, &str)| *tool == format!("{}-save", note.tool);
-        let Some(&(variant, family, _)) = TOOLS.iter().find(named) else {
-            return Err(format!("no back end uses {}", note.tool).into());
-        };
         let netns = self.open(&note.router)?;
         let Some(netns) = netns.filter(|netns| netns.id() == note.netns) else {
             return Ok(true);
+        };
+        if restore_logger(&netns, (&note.tool, &note.made), self.patience)? {
+            return Ok(true);
+        }
+        let named = |(_, _, tool): &&(_, _, &str)| *tool == format!("{}-save", note.tool);
+        let Some(&(variant, family, _)) = TOOLS.iter().find(named) else {
+            return Err(format!("no back end uses {}", note.tool).into());
         };
         let nobody = OwnerMark::default();
         let is_dead = |identity: &Identity| {

@@ -421,3 +421,24 @@ fn a_signal_ends_a_wait_for_a_router() {
     assert_eq!(detailed.verdicts(), [RIGHT]);
     nothing_is_registered(&stage.lab);
 }
+
+#[test]
+fn who_is_stopped_at_a_routers_iptables_is_named_and_waited_for_as_long_as_the_job_says() {
+    let stage = Stage::new();
+    let before = iptables_save(&stage.lab, "r1");
+    let iptables = ["--backend", "iptables-nft"];
+    let stop = [&iptables[..], &["--fault", "stop@iptables.restore"]].concat();
+    let stopped = stage.quick("stopped", "r1", &stop).stopped();
+    let short = [&iptables[..], &["--lock-timeout", "1.2"]].concat();
+    let waiting = stage.quick("waiting", "r1", &short);
+    let holder = format!("process {} (", stopped.pid());
+    let said = format!("waiting for {holder}");
+    waiting.ended_with(
+        4,
+        &[&said, "iptables of ", "has it locked for more than 1."],
+    );
+    stopped.go_on();
+    assert_eq!(verdicts(&stopped.answer()), [RIGHT]);
+    assert_eq!(iptables_save(&stage.lab, "r1"), before);
+    nothing_is_registered(&stage.lab);
+}

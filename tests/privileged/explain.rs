@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
@@ -231,6 +232,8 @@ impl Row {
             from_itself: false,
             open_ports: OpenPorts::Clients,
             pass_on: false,
+            notes: None,
+            patience: Duration::from_secs(20),
         };
         let mut send = |indexes: &[u32]| {
             let wanted: Vec<_> = probes
@@ -838,6 +841,8 @@ fn a_ruleset_that_changes_meanwhile_is_warned_about() {
         from_itself: false,
         open_ports: OpenPorts::Clients,
         pass_on: false,
+        notes: None,
+        patience: Duration::from_secs(20),
     };
     let mut send = |_: &[u32]| {
         row.run("iptables-nft -A FORWARD -p tcp --dport 9 -j DROP");

@@ -9,7 +9,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tsim::model::RouterName;
+use tsim::{
+    model::RouterName,
+    netlink::sysctl,
+    netns::{NetnsFd, tool::Tools},
+};
 
 use crate::{
     kernels::{owner_tables, taps_stay},
@@ -218,6 +222,53 @@ fn a_job_of_iptables_killed_at_any_step_leaves_no_table_to_the_next_of_nft() {
         }
         assert!(noted > 0, "{noted} of {steps} steps left a note");
     }
+}
+
+/// The setting is not the job's table, so the kernel does not put it back.
+#[test]
+fn a_trace_of_iptables_legacy_killed_at_any_step_leaves_its_logger_to_nobody() {
+    let runner = Runner::new();
+    let r1 = RouterName::new("r1").unwrap();
+    let r1 = runner.lab.lab.router_netns(&r1).unwrap();
+    let rule = "*raw\n-A PREROUTING -p tcp --dport 23 -j DROP\nCOMMIT\n";
+    load(&r1, "iptables-legacy-restore", rule);
+    let logger = || sysctl::read(&r1, &["net/netfilter/nf_log/2"]).unwrap();
+    let before = logger();
+    let notes = runner.lab.config.registry_dir.join("locks/taps");
+    let steps = runner.steps();
+    let mut left = 0;
+    for step in 1..=steps {
+        let when = format!("killed at step {step} of {steps}");
+        runner.forget_texts();
+        let output = runner.quick(&format!("killed{step}"), Some(&format!("kill@{step}")));
+        assert_eq!(output.status.signal(), Some(9), "{when}");
+        if logger() != before {
+            left += 1;
+            assert!(notes.exists(), "{when}");
+            // Two things put it back, each every other time.
+            if left % 2 == 0 {
+                let mut reconcile = Command::new(env!("CARGO_BIN_EXE_tsim"));
+                reconcile
+                    .arg("--config")
+                    .arg(&runner.config)
+                    .arg("reconcile");
+                let output = reconcile.output().unwrap();
+                let said = String::from_utf8_lossy(&output.stdout);
+                assert!(said.contains("nf_log-2"), "{when}: {output:?}");
+                assert_eq!(logger(), before, "{when}");
+            }
+        }
+        runner.assert_right(&when);
+        assert_eq!(logger(), before, "{when}");
+        assert!(!notes.exists(), "{when}");
+    }
+    assert!(left > 1, "{left} of {steps} steps left the setting");
+}
+
+fn load(netns: &NetnsFd, tool: &str, rules: &str) {
+    let tools = Tools::new(["/usr/sbin".into()]);
+    let load = || tools.run(tool, &[], rules.as_bytes());
+    netns.enter(load).unwrap().unwrap();
 }
 
 /// Numbers that are the same in every run (a linear congruential generator).

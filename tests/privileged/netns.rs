@@ -1,11 +1,23 @@
 //! Named namespaces.
 
-use std::{fs, os::fd::AsFd, thread};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType};
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::socket::{AddressFamily, SockFlag, SockType},
+};
 use tsim::{
+    model::WithCauses,
     netlink::Netlink,
-    netns::{NetnsError, NetnsId, visit},
+    netns::{NetnsDir, NetnsError, NetnsId, visit},
 };
 
 use crate::support::{Bed, mounts};
@@ -131,4 +143,55 @@ fn parallel_creation_and_deletion_of_fifty_leaves_nothing() {
     });
     assert!(bed.left().is_empty());
     assert!(mounts(bed.lab.as_str()).is_empty());
+}
+
+/// Another user of the machine who has `dir` locked (flock(2)), as anybody can who may read it, until
+/// their standard input ends.
+fn locked_by_another(dir: &Path) -> Child {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "flock"]);
+    command
+        .arg(dir)
+        .args(["sh", "-c", "echo held; read -r line"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holder = command.spawn().unwrap();
+    let mut line = String::new();
+    let mut said = BufReader::new(holder.stdout.take().unwrap());
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "held\n");
+    holder
+}
+
+fn let_go(mut holder: Child) {
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+}
+
+#[test]
+fn another_user_who_has_iproutes_lock_is_named_and_waited_for_once_at_most() {
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = place.path().join("netns");
+    fs::create_dir(&path).unwrap();
+    let dir = || NetnsDir::new(&path).patient(Duration::from_millis(20));
+    let name = |text: &str| Bed::new().name(text);
+    let (first, second) = (name("first"), name("second"));
+
+    let holder = locked_by_another(&path);
+    let refused = dir().create(&first).unwrap_err();
+    let text = WithCauses(&refused).to_string();
+    let pid = holder.id();
+    let want = format!("process {pid} (flock ");
+    assert!(text.contains(&want), "{text}");
+    assert_eq!(dir().list().unwrap(), []);
+    let_go(holder);
+
+    dir().create(&first).unwrap();
+    // The directory is a shared mount now, which is all that the lock is for.
+    let holder = locked_by_another(&path);
+    dir().create(&second).unwrap();
+    dir().delete(&first).unwrap();
+    dir().delete(&second).unwrap();
+    let_go(holder);
+    umount2(&path, MntFlags::MNT_DETACH).unwrap();
 }

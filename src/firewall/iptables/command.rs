@@ -1,6 +1,6 @@
 //! `iptables-restore` and `iptables-save` of one variant and family, run in a router.
 
-use std::{fmt, process::ExitStatus, sync::Arc};
+use std::{fmt, process::ExitStatus, sync::Arc, time::Duration};
 
 use super::{
     IptablesError,
@@ -52,6 +52,7 @@ pub(super) struct Iptables {
     netns: Arc<NetnsFd>,
     tools: Tools,
     notes: Option<Arc<dyn Notebook>>,
+    patience: Duration,
 }
 
 impl Iptables {
@@ -62,6 +63,7 @@ impl Iptables {
             netns: Arc::clone(site.netns),
             tools: site.tools.clone(),
             notes: site.notes.cloned(),
+            patience: site.patience,
         }
     }
 
@@ -117,7 +119,7 @@ impl Iptables {
 
     /// Waits until no other job installs or removes taps in this router.
     pub(super) fn turn(&self) -> Result<Turn, IptablesError> {
-        self.inside(Turn::wait_here)?.map_err(IptablesError::Turn)
+        Turn::wait(&self.netns, self.patience)?.map_err(IptablesError::Turn)
     }
 
     fn run(&self, what: &str, args: &[&str], input: &str) -> Result<Printed, IptablesError> {

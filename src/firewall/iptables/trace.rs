@@ -12,10 +12,10 @@
 //! TRACE: filter:FORWARD:policy:13
 //! ```
 //!
-//! A job that is killed meanwhile leaves that setting. It changes nothing but where reports of
-//! traces and of invalid packets go, and the next trace works with it.
+//! A job that is killed meanwhile leaves that setting, and has noted before what it was: whoever
+//! comes next puts it back ([`restore_logger`]).
 
-use std::{collections::HashMap, fs, io};
+use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 
 use thiserror::Error;
 
@@ -27,8 +27,9 @@ use super::{
     turn::Turn,
 };
 use crate::{
+    fault,
     firewall::{
-        Caveat, RulePlace, TableFamily, TagSpace,
+        Caveat, Notebook, NotebookError, RulePlace, TableFamily, TagSpace,
         nft::{nature::Nature, trace::StepKind},
         place::HookPoint,
         rule::{OpenPorts, Packet, Rule, Verdict, entries, walk::Program},
@@ -71,6 +72,47 @@ pub enum LegacyTraceError {
     /// The rules could not be printed.
     #[error(transparent)]
     Tool(#[from] ToolError),
+    /// What is about to be set could not be noted, or the note not be struck.
+    #[error("cannot note where the router's traces go")]
+    Notebook(#[source] NotebookError),
+}
+
+/// The setting of a family, and what a note about it is called.
+fn setting(family: Family) -> (&'static str, &'static str) {
+    match family {
+        Family::V4 => ("net/netfilter/nf_log/2", "nf_log-2"),
+        Family::V6 => ("net/netfilter/nf_log/10", "nf_log-10"),
+    }
+}
+
+/// Puts back what a trace has set that was killed, as its note under the name `tool` says; false
+/// when the note is not about that. Waits at most `patience` while another job traces there.
+///
+/// # Errors
+/// [`LegacyTraceError`]; the setting is as it was then.
+pub fn restore_logger(
+    netns: &NetnsFd,
+    (tool, made): (&str, &[String]),
+    patience: Duration,
+) -> Result<bool, LegacyTraceError> {
+    let families = [Family::V4, Family::V6].map(setting);
+    let Some((setting, _)) = families.into_iter().find(|(_, name)| *name == tool) else {
+        return Ok(false);
+    };
+    let _turn = turn(netns, patience)?;
+    // Whoever has set something else meanwhile knows why.
+    if let [before] = made
+        && sysctl::read(netns, &[setting])?.concat() == LOGGER
+    {
+        set_logger(netns, setting, before)?;
+    }
+    Ok(true)
+}
+
+fn turn(netns: &NetnsFd, patience: Duration) -> Result<Turn, LegacyTraceError> {
+    let step = "wait for the turn of";
+    let turn = Turn::wait(netns, patience)?;
+    turn.map_err(|source| LegacyTraceError::Socket { step, source })
 }
 
 /// The ways of probes by index of the service.
@@ -82,15 +124,17 @@ pub struct LegacyTrace<'a> {
     netns: &'a NetnsFd,
     notes: Notes,
     tags: TagSpace,
-    setting: &'static str,
+    family: Family,
     before: String,
+    notebook: Option<&'a Arc<dyn Notebook>>,
     /// Only one job at a time can listen to the group.
     _turn: Turn,
 }
 
 impl<'a> LegacyTrace<'a> {
-    /// Begins to listen, with room for the steps of `probes` probes between two drains. Waits
-    /// while another job traces in the same router. None where the router has no legacy tables.
+    /// Begins to listen, with room for the steps of `probes` probes between two drains. Waits at
+    /// most `patience` while another job traces in the same router, and notes in `notebook` what is
+    /// set. None where the router has no legacy tables.
     ///
     /// # Errors
     /// [`LegacyTraceError`]; nothing was changed then.
@@ -99,34 +143,59 @@ impl<'a> LegacyTrace<'a> {
         family: Family,
         tags: TagSpace,
         probes: usize,
+        (notebook, patience): (Option<&'a Arc<dyn Notebook>>, Duration),
     ) -> Result<Option<Self>, LegacyTraceError> {
         if !netns.enter(|| has_tables_here(family))? {
             return Ok(None);
         }
-        let open = || -> io::Result<(Turn, Notes)> {
-            let turn = Turn::wait_here()?;
-            let groups = TRACE_GROUP..TRACE_GROUP + 1;
-            let notes = Notes::open_here(groups, Delivery::AtOnce, probes * STEPS_PER_PROBE)?;
-            Ok((turn, notes))
-        };
+        let turn = turn(netns, patience)?;
+        let groups = TRACE_GROUP..TRACE_GROUP + 1;
+        let open = || Notes::open_here(groups, Delivery::AtOnce, probes * STEPS_PER_PROBE);
         let step = "listen to";
-        let (turn, notes) = netns
+        let notes = netns
             .enter(open)?
             .map_err(|source| LegacyTraceError::Socket { step, source })?;
-        let setting = match family {
-            Family::V4 => "net/netfilter/nf_log/2",
-            Family::V6 => "net/netfilter/nf_log/10",
-        };
-        let before = sysctl::read(netns, &[setting])?.concat();
-        set_logger(netns, setting, LOGGER)?;
-        Ok(Some(Self {
+        let mut trace = Self {
             netns,
             notes,
             tags,
-            setting,
-            before,
+            family,
+            before: sysctl::read(netns, &[setting(family).0])?.concat(),
+            notebook,
             _turn: turn,
-        }))
+        };
+        trace.set()?;
+        Ok(Some(trace))
+    }
+
+    /// Has traces sent here, and notes before what is to be put back.
+    fn set(&mut self) -> Result<(), LegacyTraceError> {
+        let (setting, name) = setting(self.family);
+        if let Some(notebook) = self.notebook {
+            // A job that was killed has set it, and nobody has put it back yet.
+            if self.before == LOGGER {
+                let others = notebook.of_others(name);
+                let noted = others.map_err(LegacyTraceError::Notebook)?;
+                self.before = noted.into_iter().next().unwrap_or(LOGGER.to_owned());
+            }
+            let noted = notebook.note(name, vec![self.before.clone()]);
+            noted.map_err(LegacyTraceError::Notebook)?;
+        }
+        let set = set_logger(self.netns, setting, LOGGER);
+        if set.is_err() {
+            self.strike()?;
+        }
+        set
+    }
+
+    fn strike(&self) -> Result<(), LegacyTraceError> {
+        let struck = self
+            .notebook
+            .map(|book| book.strike(setting(self.family).1));
+        struck
+            .transpose()
+            .map(drop)
+            .map_err(LegacyTraceError::Notebook)
     }
 
     /// How many probes may be sent between two drains so that their steps have room, if none takes
@@ -157,9 +226,10 @@ impl<'a> LegacyTrace<'a> {
     /// Ends the trace: the namespace's logger is what it was.
     ///
     /// # Errors
-    /// [`LegacyTraceError::Sysctl`].
+    /// [`LegacyTraceError::Sysctl`], [`LegacyTraceError::Notebook`].
     pub fn stop(self) -> Result<(), LegacyTraceError> {
-        set_logger(self.netns, self.setting, &self.before)
+        set_logger(self.netns, setting(self.family).0, &self.before)?;
+        self.strike()
     }
 }
 
@@ -168,6 +238,10 @@ fn set_logger(
     setting: &'static str,
     logger: &str,
 ) -> Result<(), LegacyTraceError> {
+    fault::step("iptables.logger").map_err(|source| LegacyTraceError::Socket {
+        step: "set the logger for",
+        source,
+    })?;
     match sysctl::write(netns, &[(setting, logger)]) {
         Err(errors) => errors.into_iter().next().map_or(Ok(()), |e| Err(e.into())),
         Ok(()) => Ok(()),

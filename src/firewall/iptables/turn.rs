@@ -9,31 +9,42 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::PathBuf,
     time::Duration,
 };
 
 use nix::fcntl::Flock;
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use crate::{flock, wait::Wait};
+use crate::{
+    flock,
+    netns::{NetnsError, NetnsFd},
+    wait::Wait,
+};
 
 /// The namespace of the calling thread.
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
-/// How long a job waits for another's turn to end; it takes a few tools, each well below a second.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// This job's turn in one router, until dropped.
 #[derive(Debug)]
 pub(super) struct Turn(#[expect(dead_code, reason = "held for its lock")] Flock<OwnedFd>);
 
 impl Turn {
-    /// Waits for the turn in the calling thread's namespace.
-    pub(super) fn wait_here() -> io::Result<Self> {
-        let netns = OwnedFd::from(File::open(OWN_NETNS)?);
-        let wait = Wait::at_most(PATIENCE);
-        let lock = flock::exclusive(netns, Path::new(OWN_NETNS), &wait)
-            .map_err(|error| error.into_io(&wait))?;
+    /// Waits at most `patience` for the turn in a router. Another's takes a few tools, each well
+    /// below a second, unless it is stopped.
+    pub(super) fn wait(
+        netns: &NetnsFd,
+        patience: Duration,
+    ) -> Result<io::Result<Self>, NetnsError> {
+        // What a message calls it.
+        let name = PathBuf::from(format!("iptables of {}", netns.name()));
+        Ok(netns.enter(|| File::open(OWN_NETNS))?.and_then(|file| {
+            let wait = Wait::at_most(patience);
+            let lock = flock::exclusive(file.into(), &name, &wait);
+            Self::of(lock.map_err(|error| error.into_io(&wait))?)
+        }))
+    }
+
+    fn of(lock: Flock<OwnedFd>) -> io::Result<Self> {
         // Tools inherit it. The drop of this value frees it whoever has it open.
         fcntl_setfd(lock.as_fd(), FdFlags::empty())?;
         Ok(Self(lock))

@@ -158,7 +158,9 @@ fn listen(
     send: &mut SendAgain<'_>,
 ) -> Result<Result<Found, LegacyTraceError>, ExplainError> {
     let (family, tags) = (question.family(), question.tags);
-    let mut trace = match LegacyTrace::start(question.netns, family, tags, PROBES_PER_DRAIN) {
+    let terms = (question.notes, question.patience);
+    let started = LegacyTrace::start(question.netns, family, tags, PROBES_PER_DRAIN, terms);
+    let mut trace = match started {
         Ok(Some(trace)) => trace,
         Ok(None) => return Ok(Ok(None)),
         Err(error) => return Ok(Err(error)),

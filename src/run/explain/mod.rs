@@ -19,6 +19,7 @@ mod watched;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
+    sync::Arc,
     time::Duration,
 };
 
@@ -39,7 +40,7 @@ use self::{
 };
 use crate::{
     firewall::{
-        TagSpace,
+        Notebook, TagSpace,
         nft::{
             NftError,
             census::Census,
@@ -85,6 +86,10 @@ pub struct Question<'a> {
     pub open_ports: OpenPorts,
     /// Let probes go on behind the last chain, as [`Taps::pass_on`](crate::firewall::Taps::pass_on).
     pub pass_on: bool,
+    /// Where what a trace sets is noted; none where the router goes with the job.
+    pub notes: Option<&'a Arc<dyn Notebook>>,
+    /// How long to wait while another job traces in the router's iptables.
+    pub patience: Duration,
 }
 
 impl Question<'_> {

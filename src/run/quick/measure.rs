@@ -53,6 +53,8 @@ pub(super) struct Question<'a> {
     pub(super) owner: &'a OwnerMark,
     /// Where taps in this router are noted; none in a copy, which goes with the job.
     pub(super) notes: Option<&'a Arc<dyn Notebook>>,
+    /// How long to wait for others in the router's iptables.
+    pub(super) patience: Duration,
     /// How many threads measure a router now, this one included.
     pub(super) workers: &'a AtomicUsize,
 }
@@ -387,6 +389,7 @@ impl<'a> Probing<'a> {
             tools,
             owner,
             notes,
+            patience,
             ..
         } = self.question;
         match self.nft.take() {
@@ -397,6 +400,7 @@ impl<'a> Probing<'a> {
                     tools,
                     owner,
                     notes,
+                    patience,
                 };
                 InstalledTaps::install(backend, site, taps)
             }

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -67,6 +67,8 @@ pub(super) struct Plan {
     owner: OwnerMark,
     /// Where taps that outlive the job are noted.
     notes: Option<TapNotes>,
+    /// How long to wait for others in a router's iptables.
+    patience: Duration,
     /// The socket by which the back end was chosen, in the router where that was.
     kept: Mutex<Option<(NetnsId, NftSocket)>>,
     /// How many threads measure a router now.
@@ -173,6 +175,7 @@ impl Plan {
             shelf: lazy_shelf(config, &terms.lab),
             owner: OwnerMark::from(&owner),
             notes: grant.notes(terms),
+            patience: terms.lock_timeout,
             kept: Mutex::new(None),
             workers: AtomicUsize::new(0),
             own_taps: Taps {
@@ -241,6 +244,7 @@ impl Plan {
                 tools: &self.tools,
                 owner: &self.owner,
                 notes: None,
+                patience: self.patience,
             };
             feature::probe(backend, self.taps.family, site, &mut kept)
         })?;
@@ -576,7 +580,10 @@ impl Plan {
         step("quick.explain")?;
         let (asked, router) = (probes.len(), &visit.at.router);
         tracing::info!(target: PHASE, "explaining {asked} services at {router}");
+        let notes = self.notes_about(visit);
         let question = explain::Question {
+            notes: notes.as_ref(),
+            patience: self.patience,
             netns: &visit.netns,
             run_id: &self.taps.run_id,
             tags: self.taps.tags,
@@ -615,10 +622,9 @@ impl Plan {
         }
     }
 
-    /// Where taps are noted that outlive the job: a copy of a router does not.
+    /// Where taps and settings are noted that outlive the job: a copy of a router does not.
     fn notes_about(&self, visit: &Visit) -> Option<Arc<dyn Notebook>> {
-        let lasting = self.backend != Backend::Nft && !visit.copied;
-        let notes = self.notes.as_ref().filter(|_| lasting)?;
+        let notes = self.notes.as_ref().filter(|_| !visit.copied)?;
         Some(notes.about(&visit.at.router, &visit.netns))
     }
 
@@ -635,6 +641,7 @@ impl Plan {
             shelf: (!visit.copied).then_some(&self.shelf),
             owner: &self.owner,
             notes,
+            patience: self.patience,
             workers: &self.workers,
         }
     }

@@ -4,6 +4,7 @@ use std::{
     net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use nix::{
@@ -121,6 +122,7 @@ impl Row {
             tools: &self.tools,
             owner: &self.owner,
             notes: None,
+            patience: Duration::from_secs(20),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Reasons out of the rules of iptables-legacy.
 
+use std::time::Duration;
+
 use tsim::{
     firewall::{iptables::Variant, rule::OpenPorts},
     netlink::{object::Family, sysctl},
@@ -27,6 +29,8 @@ fn explain(row: &Row, job: &Job<'_>) -> Explanation {
         from_itself: false,
         open_ports: OpenPorts::Clients,
         pass_on: false,
+        notes: None,
+        patience: Duration::from_secs(20),
     };
     let open = || ProbeSocket::open_here(job.taps.family);
     let socket = row.source.enter(open).unwrap().unwrap();
