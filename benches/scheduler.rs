@@ -82,11 +82,14 @@ fn stubs(single: u32, many: u32) {
     let runner = dir.path().join("tsim-quick");
     fs::write(&runner, RUNNER).unwrap();
     fs::set_permissions(&runner, fs::Permissions::from_mode(0o755)).unwrap();
+    // As an installation has it: what dies with the kernel in memory, results on the disk.
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let file = dir.path().join("tsim.toml");
     let text = format!(
-        "registry_dir = \"{0}/registry\"\n[scheduler]\nrunner_dir = \"{0}\"\n\
-         listen = \"127.0.0.1:0\"\n",
-        dir.path().display()
+        "registry_dir = \"{memory}/registry\"\nresults_dir = \"{disk}/results\"\n\
+         [scheduler]\nrunner_dir = \"{disk}\"\nlisten = \"127.0.0.1:0\"\n",
+        memory = memory.path().display(),
+        disk = dir.path().display(),
     );
     fs::write(&file, text).unwrap();
     let direct = direct(&runner, single);

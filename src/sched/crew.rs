@@ -30,16 +30,21 @@ use super::{
 use crate::model::{Dscp, RunId, WithCauses};
 
 impl Scheduler {
-    /// Starts jobs, in order; returns what the policy must know about those that did not start.
+    /// Starts jobs, in order, and takes those that are recorded as over off the running ones; returns
+    /// what the policy must know about those that did not start.
     pub(super) fn start(&mut self, run_ids: &[RunId]) -> Result<Vec<Event>, SchedulerError> {
-        if run_ids.is_empty() {
+        if run_ids.is_empty() && self.recorded.is_empty() {
             return Ok(Vec::new());
         }
         let mut events = Vec::new();
         let wanted = self.allocate(run_ids, &mut events);
         let lock = self.spool.lock();
-        let taken = match lock.and_then(|lock| lock.take(&wanted, Timestamp::now())) {
-            Ok(taken) => taken,
+        let taken = lock.and_then(|lock| lock.exchange(&self.recorded, &wanted, Timestamp::now()));
+        let taken = match taken {
+            Ok(taken) => {
+                self.recorded.clear();
+                taken
+            }
             Err(error) => {
                 self.trouble(error)?;
                 for (run_id, dscp) in wanted {
@@ -249,10 +254,11 @@ impl Scheduler {
         Ok(())
     }
 
-    fn record(&self, job: &FinishedJob) -> Result<(), SpoolError> {
-        let lock = self.spool.lock()?;
-        lock.close(job)?;
-        lock.forget_running(std::slice::from_ref(&job.run_id), job.finished_at)
+    /// Records a job that is over; the next [`Self::start`] takes it off the running ones.
+    fn record(&mut self, job: &FinishedJob) -> Result<(), SpoolError> {
+        self.spool.lock()?.close(job)?;
+        self.recorded.push(job.run_id.clone());
+        Ok(())
     }
 
     fn release(&self, run_id: &RunId, dscp: Option<Dscp>) {
@@ -309,10 +315,12 @@ impl Scheduler {
                 lock.forget_queued(&job.run_id, Timestamp::now())?;
             }
         }
-        let unrecorded = |id: &RunId| self.unrecorded.iter().any(|job| job.run_id == *id);
+        let over = |id: &RunId| {
+            self.recorded.contains(id) || self.unrecorded.iter().any(|job| job.run_id == *id)
+        };
         let others = jobs.running.into_iter();
         let others: Vec<RunningJob> = others
-            .filter(|job| !self.live.contains_key(&job.run_id) && !unrecorded(&job.run_id))
+            .filter(|job| !self.live.contains_key(&job.run_id) && !over(&job.run_id))
             .collect();
         let found = runner::find(&others, spool)?;
         Ok((others, found))

@@ -7,7 +7,7 @@
 //! not take, because the disk is full or somebody holds their lock, it tries again.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     path::PathBuf,
     sync::Arc,
@@ -111,6 +111,8 @@ pub struct Scheduler {
     epoch: Instant,
     watches_holders: bool,
     over: bool,
+    /// Jobs that are recorded as over and are still among the running ones.
+    pub(super) recorded: Vec<RunId>,
     /// Jobs that are over and that the files do not have yet.
     pub(super) unrecorded: Vec<FinishedJob>,
     /// When to try again what the files did not take.
@@ -167,6 +169,7 @@ impl Scheduler {
             epoch: Instant::now(),
             watches_holders: false,
             over: false,
+            recorded: Vec::new(),
             unrecorded: Vec::new(),
             mend_at: None,
             in_trouble: false,
@@ -305,45 +308,58 @@ impl Scheduler {
         }
     }
 
-    fn seen(&mut self, seen: Seen) -> Result<(), SchedulerError> {
-        match seen {
-            Seen::Gone(run_id) => {
-                self.progress(&run_id);
-                self.look_at_what_it_left(run_id);
-                Ok(())
-            }
-            Seen::Judged(run_id, left) => {
-                if let Some(live) = self.live.get_mut(&run_id) {
-                    live.left = Some(left);
+    /// Takes in what a task reported, and what others did meanwhile.
+    fn seen(&mut self, first: Seen) -> Result<(), SchedulerError> {
+        let mut events = Vec::new();
+        let mut next = Some(first);
+        while let Some(seen) = next {
+            match seen {
+                Seen::Gone(run_id) => {
+                    self.progress(&run_id);
+                    self.look_at_what_it_left(run_id);
                 }
-                self.step(Event::Ended(run_id))
+                Seen::Judged(run_id, left) => {
+                    if let Some(live) = self.live.get_mut(&run_id) {
+                        live.left = Some(left);
+                    }
+                    events.push(Event::Ended(run_id));
+                }
+                Seen::HolderGone => {
+                    self.watches_holders = false;
+                    events.push(Event::DscpMayBeFree);
+                }
             }
-            Seen::HolderGone => {
-                self.watches_holders = false;
-                self.step(Event::DscpMayBeFree)
-            }
+            next = self.reports.try_recv().ok();
         }
+        self.step_all(events)
     }
 
     pub(super) fn step(&mut self, event: Event) -> Result<(), SchedulerError> {
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
+        self.step_all(vec![event])
+    }
+
+    /// Carries out what follows from several events: what they end and what starts in its place is
+    /// written to the lists at once.
+    fn step_all(&mut self, mut events: Vec<Event>) -> Result<(), SchedulerError> {
+        while !events.is_empty() {
             let now = self.epoch.elapsed();
             let mut starts = Vec::new();
-            for action in self.state.step(event, now) {
-                match action {
-                    Action::Start(run_id) => starts.push(run_id),
-                    Action::Terminate(run_id) => self.signal(&run_id, Process::terminate),
-                    Action::Kill(run_id) => self.signal(&run_id, Process::kill),
-                    Action::Close {
-                        run_id,
-                        cause,
-                        killed,
-                    } => self.close(&run_id, cause, killed)?,
-                    Action::Exit => self.over = true,
+            for event in events {
+                for action in self.state.step(event, now) {
+                    match action {
+                        Action::Start(run_id) => starts.push(run_id),
+                        Action::Terminate(run_id) => self.signal(&run_id, Process::terminate),
+                        Action::Kill(run_id) => self.signal(&run_id, Process::kill),
+                        Action::Close {
+                            run_id,
+                            cause,
+                            killed,
+                        } => self.close(&run_id, cause, killed)?,
+                        Action::Exit => self.over = true,
+                    }
                 }
             }
-            events.extend(self.start(&starts)?);
+            events = self.start(&starts)?;
         }
         let draining = self.state.is_draining();
         let waits = self.state.waits_for_dscp();

@@ -8,6 +8,7 @@
 //! | [`admission`] | what a job is held against before it may wait |
 //! | [`policy`] | what to do next, as pure code |
 //! | [`spool`] | the files: layout, locking, atomic change |
+//! | `list` | the two lists of jobs as files, and as they were seen last |
 //! | [`queue`] | submit, take, requeue, cancel |
 //! | [`history`] | finished jobs and their index |
 //! | [`leader`] | one scheduler at a time |
@@ -36,6 +37,7 @@ pub mod events;
 pub mod history;
 pub mod job;
 pub mod leader;
+mod list;
 pub mod metrics;
 pub mod notify;
 pub mod options;

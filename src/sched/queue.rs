@@ -2,13 +2,7 @@
 //!
 //! Every change holds the lock of [`Spool`]; reading needs none.
 
-use std::{
-    borrow::Cow,
-    collections::{HashMap, HashSet},
-    mem,
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Cow, collections::HashSet, mem, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -17,7 +11,8 @@ use thiserror::Error;
 
 use super::{
     job::{FinishedJob, Mode, NewJob, Params, QueuedJob, RunningJob, Status, UserName},
-    spool::{Edition, JobFile, List, Locked, Spool, SpoolError},
+    list::{JobFile, List},
+    spool::{Locked, Spool, SpoolError},
 };
 use crate::{
     config::Config,
@@ -166,10 +161,8 @@ pub fn position(queued: &[Arc<QueuedJob>], run_id: &RunId) -> Option<usize> {
 /// change of one job costs that job.
 #[derive(Debug, Default)]
 pub struct Reader {
-    edition: Edition,
-    waiting: HashMap<Box<str>, Arc<QueuedJob>>,
-    order: Vec<Arc<QueuedJob>>,
-    unreadable: usize,
+    /// The waiting entries in their order, each with the job that it is.
+    known: Vec<(Arc<RawValue>, Option<Arc<QueuedJob>>)>,
 }
 
 impl Reader {
@@ -178,39 +171,40 @@ impl Reader {
     /// # Errors
     /// [`SpoolError`] when a file cannot be read, or is damaged and waits for repair.
     pub fn read(&mut self, spool: &Spool) -> Result<Jobs, SpoolError> {
-        // The queue first: a job that moves in between is then seen in both, not in neither. Its
-        // edition before its content: at worst it is read again for nothing.
-        let edition = spool.edition(List::Queue)?;
-        if edition.is_none() || edition != self.edition {
-            let file = spool.read_list(List::Queue)?;
-            self.take_in(&file);
-            self.edition = edition;
-        }
+        // The queue first: a job that moves in between is then seen in both, not in neither.
+        self.take_in(spool.read_list(List::Queue)?.jobs);
         let current = spool.read_list(List::Current)?;
         let running: Vec<RunningJob> = current.jobs.iter().filter_map(|e| parse(e)).collect();
         let moved: HashSet<&RunId> = running.iter().map(|job| &job.run_id).collect();
-        let waits = |job: &&Arc<QueuedJob>| !moved.contains(&job.run_id);
+        let waiting = || self.known.iter().filter_map(|(_, job)| job.as_ref());
+        let unreadable = self.known.len() - waiting().count();
+        let queued = waiting().filter(|job| !moved.contains(&job.run_id));
         Ok(Jobs {
-            queued: self.order.iter().filter(waits).cloned().collect(),
-            unreadable: self.unreadable + current.jobs.len() - running.len(),
+            queued: queued.cloned().collect(),
+            unreadable: unreadable + current.jobs.len() - running.len(),
             running,
         })
     }
 
-    fn take_in(&mut self, file: &JobFile) {
-        let mut known = mem::take(&mut self.waiting);
-        self.order.clear();
-        for entry in &file.jobs {
-            let job = match known.remove(entry.get()) {
-                Some(job) => Some(job),
-                None => parse(entry).map(Arc::new),
+    /// Keeps the jobs of entries that were there before. Entries keep their order, so whoever is
+    /// looked for stands behind the one that was found last.
+    fn take_in(&mut self, entries: Vec<Arc<RawValue>>) {
+        let known = mem::take(&mut self.known);
+        let mut earlier = &known[..];
+        for entry in entries {
+            let same = |known: &(Arc<RawValue>, _)| {
+                Arc::ptr_eq(&known.0, &entry) || known.0.get() == entry.get()
             };
-            if let Some(job) = job {
-                self.waiting.insert(entry.get().into(), Arc::clone(&job));
-                self.order.push(job);
-            }
+            let job = match earlier.iter().position(same) {
+                Some(at) => {
+                    let job = earlier[at].1.clone();
+                    earlier = &earlier[at + 1..];
+                    job
+                }
+                None => parse(&entry).map(Arc::new),
+            };
+            self.known.push((entry, job));
         }
-        self.unreadable = file.jobs.len() - self.order.len();
     }
 }
 
@@ -269,9 +263,10 @@ fn last_position(file: &JobFile, mode: Mode) -> usize {
     modes.filter(|other| *other == mode).count()
 }
 
-fn to_entry<T: Serialize>(job: &T) -> Box<RawValue> {
+fn to_entry<T: Serialize>(job: &T) -> Arc<RawValue> {
     // Our own types have string keys and no failing serializer.
-    serde_json::value::to_raw_value(job).unwrap_or_else(|_| RawValue::NULL.to_owned())
+    let text = serde_json::value::to_raw_value(job);
+    text.unwrap_or_else(|_| RawValue::NULL.to_owned()).into()
 }
 
 impl Locked<'_> {
@@ -396,18 +391,22 @@ impl Locked<'_> {
         self.spool.jobs()
     }
 
-    /// Moves waiting jobs to the running ones, each with the DSCP value that it was given. Returns
-    /// those that were still waiting.
+    /// Moves waiting jobs to the running ones, each with the DSCP value that it was given, and takes
+    /// jobs that are [recorded](Self::close) as over off those. Returns the jobs that were still
+    /// waiting.
     ///
     /// # Errors
     /// [`SpoolError`] when a file cannot be read or written.
-    pub fn take(
+    pub fn exchange(
         &self,
+        over: &[RunId],
         wanted: &[(RunId, Option<Dscp>)],
         now: Timestamp,
     ) -> Result<Vec<RunningJob>, SpoolError> {
         let mut queue = self.list(List::Queue)?;
         let mut current = self.list(List::Current)?;
+        let is_over = |entry: &RawValue| over.iter().any(|run_id| is(entry, run_id));
+        current.jobs.retain(|entry| !is_over(entry));
         let mut taken = Vec::new();
         for (run_id, dscp) in wanted {
             let runs = current.jobs.iter().any(|entry| is(entry, run_id));
@@ -419,8 +418,10 @@ impl Locked<'_> {
                 taken.push(job);
             }
         }
-        if !taken.is_empty() {
+        if !taken.is_empty() || !over.is_empty() {
             self.write_list(List::Current, current, now)?;
+        }
+        if !taken.is_empty() {
             self.write_list(List::Queue, queue, now)?;
         }
         Ok(taken)
@@ -436,20 +437,7 @@ impl Locked<'_> {
         queue.jobs.retain(|entry| !is(entry, &run_id));
         queue.jobs.insert(0, to_entry(&job.into_queued()));
         self.write_list(List::Queue, queue, now)?;
-        self.forget_running(&[run_id], now)
-    }
-
-    /// Takes jobs that are over off the running ones; record them with
-    /// [`close`](Self::close) before.
-    ///
-    /// # Errors
-    /// [`SpoolError`] when a file cannot be read or written.
-    pub fn forget_running(&self, over: &[RunId], now: Timestamp) -> Result<(), SpoolError> {
-        let mut current = self.list(List::Current)?;
-        current
-            .jobs
-            .retain(|entry| !over.iter().any(|run_id| is(entry, run_id)));
-        self.write_list(List::Current, current, now)
+        self.exchange(&[run_id], &[], now).map(drop)
     }
 
     /// Takes a job that is over off the waiting ones.

@@ -73,7 +73,7 @@ fn a_run_id_is_one_job_wherever_it_stands() {
     let other = lock.submit(new_job("a", Mode::Detailed), most(1000), now());
     assert!(matches!(other, Err(SubmitError::Taken { .. })), "{other:?}");
 
-    lock.take(&[(id("a"), None)], now()).unwrap();
+    lock.exchange(&[], &[(id("a"), None)], now()).unwrap();
     let running = lock
         .submit(new_job("a", Mode::Quick), most(1000), now())
         .unwrap();
@@ -81,7 +81,7 @@ fn a_run_id_is_one_job_wherever_it_stands() {
 
     let job = lock.jobs().unwrap().running.remove(0);
     lock.close(&finished(job)).unwrap();
-    lock.forget_running(&[id("a")], now()).unwrap();
+    lock.exchange(&[id("a")], &[], now()).unwrap();
     let done = lock
         .submit(new_job("a", Mode::Quick), most(1000), now())
         .unwrap();
@@ -147,13 +147,17 @@ fn taking_moves_only_what_still_waits() {
     let lock = spool.lock().unwrap();
     let dscp = Dscp::new(40).ok();
     let taken = lock
-        .take(&[(id("gone"), None), (id("a"), dscp)], now())
+        .exchange(&[], &[(id("gone"), None), (id("a"), dscp)], now())
         .unwrap();
     assert_eq!(taken.len(), 1);
     assert_eq!(waiting(&spool), ["b"]);
     let running = spool.jobs().unwrap().running;
     assert_eq!((running[0].run_id.as_str(), running[0].dscp), ("a", dscp));
-    assert!(lock.take(&[(id("a"), dscp)], now()).unwrap().is_empty());
+    assert!(
+        lock.exchange(&[], &[(id("a"), dscp)], now())
+            .unwrap()
+            .is_empty()
+    );
 
     lock.requeue(running[0].clone(), now()).unwrap();
     assert_eq!(waiting(&spool), ["a", "b"]);
@@ -166,11 +170,15 @@ fn a_job_that_a_crash_left_in_both_files_counts_as_running() {
     submit(&spool, "a", Mode::Quick);
     let lock = spool.lock().unwrap();
     let queue = lock.list(List::Queue).unwrap();
-    lock.take(&[(id("a"), None)], now()).unwrap();
+    lock.exchange(&[], &[(id("a"), None)], now()).unwrap();
     lock.write_list(List::Queue, queue, now()).unwrap();
     let jobs = spool.jobs().unwrap();
     assert_eq!((jobs.queued.len(), jobs.running.len()), (0, 1));
-    assert!(lock.take(&[(id("a"), None)], now()).unwrap().is_empty());
+    assert!(
+        lock.exchange(&[], &[(id("a"), None)], now())
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]
@@ -185,7 +193,7 @@ fn cancelling_ends_a_waiting_job_and_marks_a_running_one() {
     let over = lock.cancel(&id("a"), &bob, now()).unwrap();
     assert_eq!(over, Cancelled::Over(Status::Cancelled));
 
-    lock.take(&[(id("b"), None)], now()).unwrap();
+    lock.exchange(&[], &[(id("b"), None)], now()).unwrap();
     assert_eq!(
         lock.cancel(&id("b"), &bob, now()).unwrap(),
         Cancelled::Running
@@ -263,7 +271,7 @@ fn whose_jobs_ran_as_long_as_they_may_waits_for_the_hour_to_pass() {
         spool.lock().unwrap().submit(job, limit, minutes(at))
     };
     ask("long", "ann", 100).unwrap();
-    let take = |lock: &Locked<'_>| lock.take(&[(id("long"), None)], minutes(100));
+    let take = |lock: &Locked<'_>| lock.exchange(&[], &[(id("long"), None)], minutes(100));
     let long = take(&spool.lock().unwrap()).unwrap().remove(0);
     // Before its limit is reached, and then while it runs still.
     ask("early", "ann", 119).unwrap();
@@ -277,9 +285,52 @@ fn whose_jobs_ran_as_long_as_they_may_waits_for_the_hour_to_pass() {
         ..finished(long)
     };
     lock.close(&ended).unwrap();
-    lock.forget_running(&[id("long")], minutes(130)).unwrap();
+    lock.exchange(&[id("long")], &[], minutes(130)).unwrap();
     drop(lock);
     // 100 to 130: of the hour before 169 it has 21 minutes, of that before 171 19.
     ask("still", "ann", 169).unwrap_err();
     ask("again", "ann", 171).unwrap();
+}
+
+/// Each opens the files by itself, as two processes do, and remembers what it saw.
+#[test]
+fn what_somebody_else_wrote_is_seen_however_alike() {
+    let (dir, here) = temporary();
+    let config = Config {
+        registry_dir: dir.path().join("registry"),
+        results_dir: dir.path().join("results"),
+        ..Config::default()
+    };
+    let there = Spool::open(&config).unwrap();
+    let mut reader = Reader::default();
+    let mut names = |spool: &Spool| -> Vec<String> {
+        let jobs = reader.read(spool).unwrap().queued;
+        jobs.iter().map(|job| job.run_id.to_string()).collect()
+    };
+
+    submit(&here, "a", Mode::Quick);
+    assert_eq!(waiting(&there), ["a"]);
+    // The same length, and as a rule within the same tick of the file system's clock.
+    let now = Timestamp::now();
+    let lock = there.lock().unwrap();
+    lock.submit(new_job("c", Mode::Quick), most(9), now)
+        .unwrap();
+    drop(lock);
+    assert_eq!(names(&here), ["a", "c"]);
+    for (gone, new) in [("a", "b"), ("b", "e"), ("c", "d")] {
+        let lock = there.lock().unwrap();
+        lock.cancel(&id(gone), &UserName::new("ann").unwrap(), Timestamp::now())
+            .unwrap();
+        lock.submit(new_job(new, Mode::Quick), most(9), Timestamp::now())
+            .unwrap();
+        drop(lock);
+        assert_eq!(names(&here), waiting(&there));
+        assert_eq!(waiting(&here).last().unwrap(), new);
+    }
+
+    // Written to in its place, as an editor may.
+    let file = here.queue_dir().join("queue.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("\"run_id\":\"d\"", "\"run_id\":\"f\"")).unwrap();
+    assert_eq!(names(&here), ["e", "f"]);
 }

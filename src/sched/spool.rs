@@ -16,14 +16,15 @@
 //! ```
 //!
 //! A `*.json` file is replaced as a whole (temporary file, fsync, rename, fsync of the directory):
-//! a reader sees the old or the new one, and a crash leaves the old or the new one. A job moves by
+//! a reader sees the old or the new one, and a crash leaves the old or the new one. A list has a
+//! safety copy beside it, `*.json.bak`, where it outlives the kernel. A job moves by
 //! being written to where it goes first: at no instant is it in neither file, and one that a crash
 //! left in both counts as further on.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -31,10 +32,10 @@ use std::{
 
 use jiff::Timestamp;
 use nix::fcntl::Flock;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::{Map, Value, value::RawValue};
+use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
+use super::list::{Edition, JobFile, List, SeenLists, VERSION};
 use crate::{
     config::Config,
     flock,
@@ -46,8 +47,6 @@ use crate::{
     wait::Wait,
 };
 
-/// The one version of `queue.json` and `current.json`.
-const VERSION: u32 = 1;
 /// How long a scheduler waits for another process that changes the files: changes take
 /// milliseconds, and many may stand in line.
 const SCHEDULER_PATIENCE: Duration = Duration::from_millis(900);
@@ -105,6 +104,7 @@ impl SpoolError {
 pub struct Spool {
     queue: Arc<Directory>,
     runs: Arc<Directory>,
+    seen: Arc<SeenLists>,
     /// How long to wait for somebody else who changes the files.
     patience: Duration,
 }
@@ -114,47 +114,6 @@ pub struct Spool {
 pub struct Locked<'a> {
     pub(super) spool: &'a Spool,
     _lock: Flock<OwnedFd>,
-}
-
-/// `queue.json` or `current.json` with everything that is in it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct JobFile {
-    version: u32,
-    updated_at: Timestamp,
-    /// Kept as the text that they are: cheap, and what is not ours survives.
-    pub(super) jobs: Vec<Box<RawValue>>,
-    #[serde(flatten)]
-    extra: Map<String, Value>,
-}
-
-impl JobFile {
-    fn empty() -> Self {
-        Self {
-            version: VERSION,
-            updated_at: Timestamp::UNIX_EPOCH,
-            jobs: Vec::new(),
-            extra: Map::new(),
-        }
-    }
-}
-
-/// Inode, time and length of a file; none when there is no file.
-pub(super) type Edition = Option<(u64, i64, i64, u64)>;
-
-/// Which of the two lists of jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum List {
-    Queue,
-    Current,
-}
-
-impl List {
-    fn file(self) -> &'static str {
-        match self {
-            Self::Queue => "queue.json",
-            Self::Current => "current.json",
-        }
-    }
 }
 
 impl Spool {
@@ -167,6 +126,7 @@ impl Spool {
         let spool = Self {
             queue: Arc::new(registry.sub("queue")?),
             runs: Arc::new(Directory::open(&config.results_dir)?),
+            seen: Arc::default(),
             patience: config.lock_timeout,
         };
         spool.move_index()?;
@@ -251,22 +211,14 @@ impl Spool {
         })
     }
 
-    /// Tells one content of a list from another: the file is always replaced, never written to.
-    pub(super) fn edition(&self, list: List) -> Result<Edition, SpoolError> {
-        let path = self.queue_dir().join(list.file());
-        match fs::symlink_metadata(&path) {
-            Ok(file) => Ok(Some((
-                file.ino(),
-                file.mtime(),
-                file.mtime_nsec(),
-                file.len(),
-            ))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(SpoolError::io("examine", &path)(e)),
-        }
-    }
-
     pub(super) fn read_list(&self, list: List) -> Result<JobFile, SpoolError> {
+        // Its edition before its content: at worst it is read again for nothing.
+        let Some(edition) = self.edition(list)? else {
+            return Ok(JobFile::empty());
+        };
+        if let Some(file) = self.seen.get(list, &edition) {
+            return Ok(file);
+        }
         let Some(file): Option<JobFile> = read_json(&self.queue, list.file())? else {
             return Ok(JobFile::empty());
         };
@@ -276,7 +228,16 @@ impl Spool {
                 found: file.version,
             });
         }
+        self.seen.set(list, Some(edition), file.clone());
         Ok(file)
+    }
+
+    /// Which content a list has now; none where there is no such file.
+    fn edition(&self, list: List) -> Result<Option<Edition>, SpoolError> {
+        let path = || self.queue_dir().join(list.file());
+        let file = self.queue.open_file(list.file())?;
+        let edition = file.map(|file| Edition::of(&file)).transpose();
+        edition.map_err(|e| SpoolError::io("read", &path())(e))
     }
 }
 
@@ -310,6 +271,12 @@ impl Locked<'_> {
         file.updated_at = now;
         let (dir, name, text) = (&self.spool.queue, list.file(), to_text(&file));
         replace(dir, name, &text)?;
+        // Nobody else replaces it while this lock is held.
+        let edition = self.spool.edition(list).ok().flatten();
+        self.spool.seen.set(list, edition, file);
+        if !dir.outlives_kernel() {
+            return Ok(());
+        }
         // The change is made; what may be missing is a copy for when somebody damages the file. It
         // is written after the original was replaced, so at least one of the two is whole.
         if let Err(error) = dir.overwrite(&backup(name), &text) {
@@ -378,7 +345,7 @@ pub(super) fn temporary() -> (tempfile::TempDir, Spool) {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, os::unix::fs::symlink};
+    use std::{fs, io::Read, os::unix::fs::symlink};
 
     use nix::{sys::stat::Mode, unistd::mkfifo};
 
