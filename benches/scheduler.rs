@@ -158,9 +158,10 @@ fn direct(runner: &Path, count: u32) -> Duration {
 fn params(lab: &str, ports: &str, routers: Option<Vec<RouterName>>) -> Params {
     Params {
         lab: LabName::new(lab).unwrap(),
-        source: SOURCE.parse().unwrap(),
-        destination: DESTINATION.parse().unwrap(),
-        ports: ports.to_owned(),
+        source: Some(SOURCE.parse().unwrap()),
+        destination: Some(DESTINATION.parse().unwrap()),
+        ports: Some(ports.to_owned()),
+        policy: None,
         routers,
         options: tsim::sched::options::Options::default(),
         extra: serde_json::Map::new(),
@@ -243,6 +244,7 @@ impl Bench {
             username: UserName::new("bench").unwrap(),
             mode: Mode::Quick,
             params: self.params.clone(),
+            policy: None,
         };
         let lock = self.spool.lock().unwrap();
         let most = tsim::sched::queue::QueueLimits {

@@ -280,7 +280,7 @@ mod tests {
         let keys = |table: &toml::Table| table.keys().cloned().collect::<Vec<_>>();
         let table: toml::Table = text.parse().unwrap();
         let scheduler = table["scheduler"].as_table().unwrap();
-        assert_eq!((keys(&table).len(), keys(scheduler).len()), (10, 22));
+        assert_eq!((keys(&table).len(), keys(scheduler).len()), (10, 24));
         assert_eq!(parse(EXAMPLE).unwrap(), parse("").unwrap());
     }
 

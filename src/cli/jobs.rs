@@ -135,14 +135,15 @@ fn row(
     params: &Params,
     note: String,
 ) -> [String; 8] {
+    let [from, to] = params.ends();
     [
         run_id.to_string(),
         status.to_string(),
         mode.to_string(),
         user.to_string(),
         params.lab.to_string(),
-        params.source.to_string(),
-        params.destination.to_string(),
+        from,
+        to,
         note,
     ]
 }

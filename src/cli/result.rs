@@ -142,7 +142,8 @@ fn only_done(job: &FinishedJob) -> Result<(), Failure> {
 /// As JSON the runner's own output byte for byte; as text the matrix of a quick job, and the report
 /// that a detailed one wrote beside it.
 fn print_result(context: &Context, spool: &Spool, job: &FinishedJob) -> Result<(), Failure> {
-    let detailed = job.mode == Mode::Detailed;
+    // A check writes its report as detailed jobs do.
+    let detailed = job.mode != Mode::Quick;
     let name = if detailed && !context.json {
         REPORT_TEXT
     } else {
@@ -186,6 +187,10 @@ pub(super) fn exit_of(job: &FinishedJob) -> Exit {
         Some(Verdicts { yes: 1.., .. }) => Verdict::Yes,
         _ => Verdict::Unknown,
     };
+    // What is known to be otherwise than a policy says goes before what is not known.
+    if job.mode == Mode::Check && matches!(job.verdicts, Some(Verdicts { no: 1.., .. })) {
+        return Exit::SomeNo;
+    }
     match (runner, counted) {
         (Verdict::Unknown, _) | (_, Verdict::Unknown) => Verdict::Unknown.into(),
         (Verdict::No, _) | (_, Verdict::No) => Verdict::No.into(),

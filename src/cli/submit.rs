@@ -20,6 +20,7 @@ use super::{
     question::{Explain, read_trace, seconds},
 };
 use crate::{
+    bulk::policy::{Policy, PolicyText},
     firewall::backend::BackendChoice,
     lab::trace::EntryName,
     model::{Dscp, LabName, Protocol, RouterName, RunId},
@@ -36,7 +37,11 @@ use crate::{
 enum ModeArg {
     Quick,
     Detailed,
+    Check,
 }
+
+/// Modes that ask one question.
+const ONE_QUESTION: [(&str, &str); 2] = [("mode", "quick"), ("mode", "detailed")];
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,8 +49,11 @@ Examples:
   tsim submit detailed --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P https --routers dc-gw,br-gw
   tsim submit quick --lab corp10 -s 8.8.8.8 -d 10.2.1.60 -P 443 --from hq-gw:isp2 --trust-facts
   tsim submit quick --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P 1-1024 --run-id change-4711 --json
+  tsim submit check policy.toml corp10                   # as `tsim check corp10 policy.toml`
+  tsim submit check policy.toml corp10 corp11            # a job for each lab
 
-It prints the job's name (run id) and place and does not wait: `tsim watch RUN` does. A scheduler that
+The text of a policy is sent with all files that it includes: the scheduler reads none of its own.
+A check comes behind quick and detailed jobs, and gives routers back about twice a second. It prints the job's name (run id) and place and does not wait: `tsim watch RUN` does. A scheduler that
 runs is asked, and takes the job under the caller's name; otherwise it waits in the queue of who may
 write that.";
 
@@ -55,18 +63,27 @@ write that.";
 pub(super) struct Submit {
     /// How to measure
     mode: ModeArg,
+    /// Check: the policy, and the labs that it is held against
+    #[arg(value_name = "POLICY LAB", required_if_eq("mode", "check"))]
+    checked: Vec<String>,
     /// Lab to measure in
-    #[arg(long, value_name = "NAME", add = complete::labs())]
-    lab: LabName,
+    #[arg(long, value_name = "NAME", add = complete::labs(), required_if_eq_any(ONE_QUESTION))]
+    lab: Option<LabName>,
     /// Source address
-    #[arg(short, long, value_name = "ADDRESS")]
-    source: IpAddr,
+    #[arg(short, long, value_name = "ADDRESS", required_if_eq_any(ONE_QUESTION))]
+    source: Option<IpAddr>,
     /// Destination address
-    #[arg(short, long, value_name = "ADDRESS")]
-    destination: IpAddr,
+    #[arg(short, long, value_name = "ADDRESS", required_if_eq_any(ONE_QUESTION))]
+    destination: Option<IpAddr>,
     /// Services, e.g. `22,80,443/tcp,53/udp,8000-8100,@web,@FILE`
-    #[arg(short = 'P', long, value_name = "LIST", add = complete::services())]
-    ports: String,
+    #[arg(
+        short = 'P',
+        long,
+        value_name = "LIST",
+        add = complete::services(),
+        required_if_eq_any(ONE_QUESTION)
+    )]
+    ports: Option<String>,
     /// Routers to measure; without, the path is traced
     #[arg(long, value_name = "NAMES", value_delimiter = ',', add = complete::routers())]
     routers: Option<Vec<RouterName>>,
@@ -92,6 +109,8 @@ struct Submission<'a> {
     username: Option<UserName>,
     #[serde(flatten)]
     params: &'a Params,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a PolicyText>,
 }
 
 /// The runners' options, as they are typed.
@@ -115,13 +134,13 @@ struct Told {
     /// Seconds to wait for router locks [default: from the scheduler's configuration]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     lock_timeout: Option<Duration>,
-    /// Quick: whether to find out what stops a blocked service
+    /// Quick, check: whether to find out what stops a blocked service
     #[arg(long, value_name = "WHEN")]
     explain: Option<Explain>,
-    /// Quick: what measures: auto, nft, iptables-nft or iptables-legacy
+    /// Quick, check: what measures: auto, nft, iptables-nft or iptables-legacy
     #[arg(long, value_name = "NAME")]
     backend: Option<BackendChoice>,
-    /// Quick: DSCP that the routers' own rules see in the probes
+    /// Quick, check: DSCP that the routers' own rules see in the probes
     #[arg(long, value_name = "N")]
     probe_dscp: Option<Dscp>,
     /// Detailed: seconds to wait for an answer of which nothing is known
@@ -151,51 +170,96 @@ impl Told {
     }
 }
 
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Quick => Self::Quick,
+            ModeArg::Detailed => Self::Detailed,
+            ModeArg::Check => Self::Check,
+        }
+    }
+}
+
 impl Run for Submit {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let mode = match self.mode {
-            ModeArg::Quick => Mode::Quick,
-            ModeArg::Detailed => Mode::Detailed,
-        };
-        let params = Params {
-            lab: self.lab,
-            source: self.source,
-            destination: self.destination,
-            ports: context
-                .config
-                .groups
-                .expand(&self.ports, Some(Path::new("")))
-                .map_err(Failure::usage)?,
-            routers: self.routers,
-            options: self.told.resolve()?,
-            extra: Map::new(),
-        };
-        let submission = Submission {
-            mode,
-            run_id: self.run_id,
-            username: self.user,
-            params: &params,
-        };
-        let submitted: Submitted = match &context.client {
-            Some(client) => client.post("/jobs", &submission)?,
-            None => match ask::where_changes_go(context)? {
-                ChangesGo::Scheduler(client) => client.post("/jobs", &submission)?,
-                ChangesGo::Files(spool) => {
-                    let Submission {
-                        run_id, username, ..
-                    } = submission;
-                    enqueue(context, &spool, mode, params, run_id, username)?
+        let mode = Mode::from(self.mode);
+        let (policy, labs) = self.what(context)?;
+        let ports = self.ports.map(|ports| {
+            let expanded = context.config.groups.expand(&ports, Some(Path::new("")));
+            expanded.map_err(Failure::usage)
+        });
+        let (ports, options) = (ports.transpose()?, self.told.resolve()?);
+        for lab in labs {
+            let params = Params {
+                lab,
+                source: self.source,
+                destination: self.destination,
+                ports: ports.clone(),
+                policy: None,
+                routers: self.routers.clone(),
+                options: options.clone(),
+                extra: Map::new(),
+            };
+            let submission = Submission {
+                mode,
+                run_id: self.run_id.clone(),
+                username: self.user.clone(),
+                params: &params,
+                policy: policy.as_ref(),
+            };
+            let submitted = submit(context, &submission)?;
+            context.print(&submitted, |out| {
+                write!(out, "{} {}", submitted.run_id, submitted.status)?;
+                match submitted.position {
+                    Some(position) => {
+                        writeln!(out, ", number {position} of the waiting {mode} jobs")
+                    }
+                    None => writeln!(out),
                 }
-            },
-        };
-        context.print(&submitted, |out| {
-            write!(out, "{} {}", submitted.run_id, submitted.status)?;
-            match submitted.position {
-                Some(position) => writeln!(out, ", number {position} of the waiting {mode} jobs"),
-                None => writeln!(out),
-            }
-        })?;
+            })?;
+        }
         Ok(Exit::Ok)
+    }
+}
+
+impl Submit {
+    /// The policy of a check, with all its files, and the labs that are asked about.
+    fn what(&self, context: &Context) -> Result<(Option<PolicyText>, Vec<LabName>), Failure> {
+        let checks = matches!(self.mode, ModeArg::Check);
+        let (path, labs) = match (checks, self.checked.split_first()) {
+            (true, Some((path, labs))) if !labs.is_empty() => (path, labs),
+            (true, _) => return Err(Failure::usage("POLICY and at least one LAB are wanted")),
+            (false, None) => return Ok((None, self.lab.iter().cloned().collect())),
+            (false, Some((found, _))) => {
+                let text = format!("{found:?} is not expected: only a check has POLICY and LAB");
+                return Err(Failure::usage(text));
+            }
+        };
+        if self.lab.is_some() {
+            return Err(Failure::usage(
+                "--lab: the labs of a check stand behind its policy",
+            ));
+        }
+        if labs.len() > 1 && self.run_id.is_some() {
+            return Err(Failure::usage(
+                "--run-id names one job, and each lab is one",
+            ));
+        }
+        let labs: Result<Vec<LabName>, _> = labs.iter().map(|lab| lab.parse()).collect();
+        let policy = Policy::load(Path::new(path), &context.config.groups);
+        let policy = policy.map_err(Failure::usage)?;
+        Ok((Some(policy.text), labs.map_err(Failure::usage)?))
+    }
+}
+
+/// To the scheduler that runs, or else into the queue's files.
+fn submit(context: &Context, submission: &Submission<'_>) -> Result<Submitted, Failure> {
+    if let Some(client) = &context.client {
+        return Ok(client.post("/jobs", submission)?);
+    }
+    match ask::where_changes_go(context)? {
+        ChangesGo::Scheduler(client) => Ok(client.post("/jobs", submission)?),
+        ChangesGo::Files(spool) => enqueue(context, &spool, submission),
     }
 }
 
@@ -203,22 +267,23 @@ impl Run for Submit {
 fn enqueue(
     context: &Context,
     spool: &Spool,
-    mode: Mode,
-    params: Params,
-    run_id: Option<RunId>,
-    user_name: Option<UserName>,
+    submission: &Submission<'_>,
 ) -> Result<Submitted, Failure> {
     let now = Timestamp::now();
+    let (mode, policy) = (submission.mode, submission.policy);
+    let mut params = submission.params.clone();
+    admission::with_policy(&mut params, policy, &context.config)?;
     admission::check(&params, mode, &context.config)?;
-    let run_id = match run_id {
-        Some(run_id) => run_id,
+    let run_id = match &submission.run_id {
+        Some(run_id) => run_id.clone(),
         None => fresh_run_id(mode, now)?,
     };
     let job = NewJob {
         run_id,
-        username: user(user_name, context)?,
+        username: user(submission.username.clone(), context)?,
         mode,
         params,
+        policy: policy.cloned(),
     };
     let most = QueueLimits::of(&context.config);
     let submitted = spool.lock()?.submit(job, most, now)?;

@@ -122,7 +122,7 @@ fn reconcile(config: &Config) -> Reconcile {
     let config = config.clone();
     Box::new(move |registry| {
         let run_id = RunId::new(format!("tsimd-{}", std::process::id()))?;
-        let mut kernel = Caretaker::new(&NetnsDir::default(), &config);
+        let mut kernel = Caretaker::new(&NetnsDir::default().patient(config.lock_timeout), &config);
         let report = registry.reconcile(&run_id, &Scope::Everything, &mut kernel, false)?;
         if report.failures.is_empty() {
             Ok(report.actions.len())

@@ -74,7 +74,7 @@ pub fn check(config: &Config, lines: &Lines) -> Vec<Finding> {
         }
     }
     if let Some(dir) = &config.scheduler.runner_dir {
-        for runner in ["tsim-quick", "tsim-detailed"] {
+        for runner in ["tsim-quick", "tsim-detailed", "tsim"] {
             if !dir.join(runner).is_file() {
                 let what = format!("there is no {runner} in {}", dir.display());
                 find(Grade::Error, "scheduler.runner_dir", what);

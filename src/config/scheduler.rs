@@ -16,14 +16,18 @@ pub struct Scheduler {
     pub quick_jobs: usize,
     /// Most detailed jobs at once.
     pub detailed_jobs: usize,
-    /// Most jobs at once, both modes together.
+    /// Most checks of policies at once; each also needs a DSCP value.
+    pub check_jobs: usize,
+    /// Most jobs at once, all modes together.
     pub jobs: usize,
-    /// Most later quick jobs that may overtake one waiting detailed job.
+    /// Most later quick jobs that may overtake one waiting detailed job, and later jobs a check.
     pub overtakes: u32,
     /// Longest run of a quick job, waiting for router locks included.
     pub quick_seconds: f64,
     /// Longest run of a detailed job, waiting for router locks included.
     pub detailed_seconds: f64,
+    /// Longest run of a check, waiting for router locks included.
+    pub check_seconds: f64,
     /// Time that a runner has after SIGTERM before SIGKILL.
     pub grace_seconds: f64,
     /// Most jobs that may wait.
@@ -36,7 +40,7 @@ pub struct Scheduler {
     pub max_results_bytes: u64,
     /// Most bytes of one user's results.
     pub max_user_results_bytes: u64,
-    /// Where `tsim-quick` and `tsim-detailed` are; where `tsimd` itself is unless set.
+    /// Where `tsim-quick`, `tsim-detailed` and `tsim` are; where `tsimd` itself is unless set.
     pub runner_dir: Option<PathBuf>,
     /// Address and port of the viewer and API.
     pub listen: SocketAddr,
@@ -74,10 +78,12 @@ impl Default for Scheduler {
         Self {
             quick_jobs: 32,
             detailed_jobs: 4,
+            check_jobs: 1,
             jobs: 32,
             overtakes: 16,
             quick_seconds: 600.0,
             detailed_seconds: 3600.0,
+            check_seconds: 3600.0,
             grace_seconds: 10.0,
             max_queued: 10_000,
             max_output_bytes: 256 << 20,
@@ -116,6 +122,12 @@ impl Scheduler {
         Duration::from_secs_f64(self.detailed_seconds)
     }
 
+    /// Time limit of a check.
+    #[must_use]
+    pub fn check_time(&self) -> Duration {
+        Duration::from_secs_f64(self.check_seconds)
+    }
+
     /// How long one user's jobs may run within an hour.
     #[must_use]
     pub fn user_time(&self) -> Option<Duration> {
@@ -139,6 +151,7 @@ impl Scheduler {
         let counts = [
             ("quick_jobs", self.quick_jobs),
             ("detailed_jobs", self.detailed_jobs),
+            ("check_jobs", self.check_jobs),
             ("jobs", self.jobs),
             ("max_queued", self.max_queued),
             ("max_connections", self.max_connections),
@@ -153,6 +166,7 @@ impl Scheduler {
         let times = [
             ("quick_seconds", self.quick_seconds / 3600.0),
             ("detailed_seconds", self.detailed_seconds / 3600.0),
+            ("check_seconds", self.check_seconds / 3600.0),
             ("grace_seconds", self.grace_seconds / 3600.0),
             ("keep_hours", self.keep_hours),
             (

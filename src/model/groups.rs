@@ -25,6 +25,9 @@ pub struct Groups {
     own: BTreeMap<String, Group>,
 }
 
+/// What has the texts of files with lists, by what is written behind the `@`.
+pub type ReadList<'a> = dyn Fn(&str) -> Result<Option<String>, GroupError> + 'a;
+
 /// A group was refused.
 #[derive(Debug, Error)]
 pub enum GroupError {
@@ -129,7 +132,7 @@ impl Groups {
     /// # Errors
     /// [`GroupError`].
     pub fn services(&self, name: &str) -> Result<Vec<Service>, GroupError> {
-        let list = self.expand_at(&self.get(name)?.services, None, 0)?;
+        let list = self.expand(&format!("@{name}"), None)?;
         let limits = ServiceLimits::default();
         parse_services(&list, Protocol::Tcp, limits).map_err(|source| GroupError::List {
             name: name.to_owned(),
@@ -144,16 +147,27 @@ impl Groups {
     /// # Errors
     /// [`GroupError`].
     pub fn expand(&self, text: &str, dir: Option<&Path>) -> Result<String, GroupError> {
-        if !text.contains('@') {
-            return Ok(text.to_owned());
+        match dir {
+            Some(dir) => self.expand_from(text, &|name| read(&dir.join(name))),
+            None => self.expand_from(text, &|_| Ok(None)),
         }
-        self.expand_at(text, dir, 0)
+    }
+
+    /// The same with lists of which `read` has the text of a file; none where it has no such file.
+    ///
+    /// # Errors
+    /// [`GroupError`].
+    pub fn expand_from(&self, text: &str, read: &ReadList<'_>) -> Result<String, GroupError> {
+        match text.contains('@') {
+            true => self.expand_at(text, read, 0),
+            false => Ok(text.to_owned()),
+        }
     }
 
     fn expand_at(
         &self,
         text: &str,
-        dir: Option<&Path>,
+        read: &ReadList<'_>,
         depth: usize,
     ) -> Result<String, GroupError> {
         let mut parts = Vec::new();
@@ -166,13 +180,12 @@ impl Groups {
                     let name = name.to_owned();
                     return Err(GroupError::Circle { name });
                 }
-                match (self.get(&name.to_lowercase()), dir) {
-                    (Ok(group), _) => self.expand_at(&group.services, None, depth + 1),
-                    (Err(unknown), Some(dir)) => match read(&dir.join(name))? {
-                        Some(list) => self.expand_at(&list, None, depth + 1),
+                match self.get(&name.to_lowercase()) {
+                    Ok(group) => self.expand_at(&group.services, &|_| Ok(None), depth + 1),
+                    Err(unknown) => match read(name)? {
+                        Some(text) => self.expand_at(&listed(&text), &|_| Ok(None), depth + 1),
                         None => Err(unknown),
                     },
-                    (Err(unknown), None) => Err(unknown),
                 }
             });
             parts.push(words.collect::<Result<Vec<_>, _>>()?.join(" "));
@@ -181,8 +194,8 @@ impl Groups {
     }
 }
 
-/// The list in a file; none where there is no such file.
-fn read(path: &Path) -> Result<Option<String>, GroupError> {
+/// The text of a file; none where there is no such file.
+pub fn read(path: &Path) -> Result<Option<String>, GroupError> {
     let shown = || path.display().to_string();
     let bytes = match files::read(path, MOST_OF_FILE) {
         Ok(bytes) => bytes,
@@ -195,12 +208,17 @@ fn read(path: &Path) -> Result<Option<String>, GroupError> {
         }
     };
     let text = String::from_utf8(bytes).map_err(|_| GroupError::NoText { path: shown() })?;
+    Ok(Some(text))
+}
+
+/// The list that a file has, one or more entries a line.
+fn listed(text: &str) -> String {
     let lines = text
         .lines()
         .map(|line| line.split('#').next().unwrap_or_default().trim())
         .map(|line| line.trim_end_matches(','))
         .filter(|line| !line.is_empty());
-    Ok(Some(lines.collect::<Vec<_>>().join(",")))
+    lines.collect::<Vec<_>>().join(",")
 }
 
 fn check_name(name: &str) -> Result<(), GroupError> {

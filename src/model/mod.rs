@@ -18,7 +18,7 @@ pub use alike::{DidYouMean, Known, alike};
 pub use causes::WithCauses;
 pub use dscp::{Dscp, DscpRange};
 pub(crate) use fnv::fnv1a;
-pub use groups::{GroupError, Groups};
+pub use groups::{GroupError, Groups, read as read_list};
 pub use name::{
     HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,
 };

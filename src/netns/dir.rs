@@ -74,6 +74,12 @@ impl NetnsDir {
         Self { patience, ..self }
     }
 
+    /// How long others are waited for.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// The file that stands for `name`.
     #[must_use]
     pub fn path(&self, name: &NetnsName) -> PathBuf {

@@ -40,14 +40,14 @@ pub struct Caretaker {
 }
 
 impl Caretaker {
-    /// For the namespaces in `dir`.
+    /// For the namespaces in `dir`, and as patient as that.
     #[must_use]
     pub fn new(dir: &NetnsDir, config: &Config) -> Self {
         Self {
             dir: dir.clone(),
             tools: Tools::new(config.tool_dirs.clone()),
             sweeps_taps: true,
-            patience: config.lock_timeout,
+            patience: dir.patience(),
             hosts: LabHosts::new(dir),
             neighbours: LabNeighbours::new(dir),
         }
@@ -61,12 +61,6 @@ impl Caretaker {
     pub fn leaving_taps(mut self) -> Self {
         self.sweeps_taps = false;
         self
-    }
-
-    /// Waits so long for others in a router's iptables, where that is not as configured.
-    #[must_use]
-    pub fn patient(self, patience: Duration) -> Self {
-        Self { patience, ..self }
     }
 
     /// The hosts of all labs.

@@ -53,6 +53,8 @@ pub struct QueueView {
     pub quick: usize,
     /// How many detailed jobs wait.
     pub detailed: usize,
+    /// How many checks wait.
+    pub check: usize,
     /// The first of them, in the order of the queue.
     pub first: Vec<Arc<QueuedJob>>,
 }
@@ -72,6 +74,8 @@ pub struct SchedulerView {
     pub quick_jobs: usize,
     /// Most detailed jobs at once.
     pub detailed_jobs: usize,
+    /// Most checks at once.
+    pub check_jobs: usize,
     /// Most jobs at once.
     pub jobs: usize,
 }
@@ -358,6 +362,7 @@ impl Inner {
         QueueView {
             quick: count(Mode::Quick),
             detailed: count(Mode::Detailed),
+            check: count(Mode::Check),
             first: queued.iter().take(LISTED).cloned().collect(),
         }
     }
@@ -386,6 +391,7 @@ pub fn this_scheduler(limits: &super::policy::Limits, since: Timestamp) -> Sched
         waits_for_dscp: false,
         quick_jobs: limits.quick,
         detailed_jobs: limits.detailed,
+        check_jobs: limits.check,
         jobs: limits.total,
     }
 }

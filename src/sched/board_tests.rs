@@ -17,10 +17,12 @@ fn board() -> Board {
     let limits = Limits {
         quick: 1,
         detailed: 1,
+        check: 1,
         total: 2,
         overtakes: 1,
         quick_time: Duration::ZERO,
         detailed_time: Duration::ZERO,
+        check_time: Duration::ZERO,
         grace: Duration::ZERO,
     };
     Board::new(this_scheduler(&limits, Timestamp::UNIX_EPOCH))
@@ -34,9 +36,10 @@ fn job(name: &str) -> QueuedJob {
         status: Status::Queued,
         params: Params {
             lab: LabName::new("corp10").unwrap(),
-            source: IpAddr::from([10, 0, 0, 1]),
-            destination: IpAddr::from([10, 0, 0, 2]),
-            ports: "80".to_owned(),
+            source: Some(IpAddr::from([10, 0, 0, 1])),
+            destination: Some(IpAddr::from([10, 0, 0, 2])),
+            ports: Some("80".to_owned()),
+            policy: None,
             routers: None,
             options: crate::sched::options::Options::default(),
             extra: Map::new(),

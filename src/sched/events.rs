@@ -131,10 +131,12 @@ pub fn limits(config: &Config) -> Limits {
     Limits {
         quick: scheduler.quick_jobs.min(config.dscp.count()),
         detailed: scheduler.detailed_jobs,
+        check: scheduler.check_jobs,
         total: scheduler.jobs,
         overtakes: scheduler.overtakes,
         quick_time: scheduler.quick_time(),
         detailed_time: scheduler.detailed_time(),
+        check_time: scheduler.check_time(),
         grace: scheduler.grace(),
     }
 }
@@ -197,6 +199,7 @@ impl Scheduler {
             self.step(event)?;
         }
         self.queue_changed()?;
+        self.remove_unqueued();
         let mut expiry = tokio::time::interval(EXPIRY_PERIOD);
         while !self.over {
             let deadline = self.state.deadline().map(|at| self.epoch + at);
@@ -407,6 +410,16 @@ impl Scheduler {
             let _ = report.send(Seen::Gone(run_id));
         });
         Ok(())
+    }
+
+    /// Once is enough: only a submission that was killed leaves such a thing.
+    fn remove_unqueued(&self) {
+        let spool = self.spool.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = spool.lock().and_then(|lock| lock.remove_unqueued()) {
+                tracing::error!(%error, "cannot remove what a killed submission left");
+            }
+        });
     }
 
     fn expire(&mut self) {

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     job::FinishedJob,
+    runner::POLICY,
     spool::{Locked, Spool, SpoolError, read_json, replace, write_json},
 };
 use crate::{
@@ -160,15 +161,13 @@ fn has_words(job: &FinishedJob, words: &[&str]) -> bool {
     }
     let params = &job.params;
     let text = format!(
-        "{} {} {} {} {} {} {} {} {}",
+        "{} {} {} {} {} {} {}",
         job.run_id,
         job.username,
         job.status,
         job.mode,
         params.lab,
-        params.source,
-        params.destination,
-        params.ports,
+        params.question(),
         job.reason.as_deref().unwrap_or_default()
     );
     let text = text.to_lowercase();
@@ -282,6 +281,39 @@ impl Locked<'_> {
         }
         replace(self.spool.runs(), INDEX, &kept)?;
         Ok(expired.len())
+    }
+
+    /// Removes what submissions left that were killed before their jobs were in the queue: directories
+    /// with a policy and nothing else.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when a directory cannot be read or removed.
+    pub fn remove_unqueued(&self) -> Result<(), SpoolError> {
+        let jobs = self.jobs()?;
+        let queued = jobs.queued.iter().map(|job| &job.run_id);
+        let known: HashSet<&RunId> = queued
+            .chain(jobs.running.iter().map(|job| &job.run_id))
+            .collect();
+        for name in self.spool.runs().names()? {
+            let Some(run_id) = name.to_str().and_then(|name| RunId::new(name).ok()) else {
+                continue;
+            };
+            let run = self.spool.run_dir(&run_id);
+            if known.contains(&run_id) || !run.is_dir() {
+                continue;
+            }
+            let Some(dir) = self.spool.runs().sub_existing(run_id.as_str())? else {
+                continue;
+            };
+            let names = dir.names()?;
+            if names
+                .iter()
+                .all(|name| name.to_string_lossy().starts_with(POLICY))
+            {
+                fs::remove_dir_all(&run).map_err(SpoolError::io("remove", &run))?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes the clock, and tells whether it has gone evenly for `patience`.

@@ -25,9 +25,10 @@ fn job(name: &str, second: i64) -> FinishedJob {
         finished_at: Timestamp::from_second(second).unwrap(),
         params: Params {
             lab: LabName::new("corp10").unwrap(),
-            source: IpAddr::from([10, 0, 0, 1]),
-            destination: IpAddr::from([10, 0, 0, 2]),
-            ports: "1,".repeat(200) + "1",
+            source: Some(IpAddr::from([10, 0, 0, 1])),
+            destination: Some(IpAddr::from([10, 0, 0, 2])),
+            ports: Some("1,".repeat(200) + "1"),
+            policy: None,
             routers: None,
             options: crate::sched::options::Options::default(),
             extra: Map::new(),
@@ -233,4 +234,30 @@ fn the_index_of_an_earlier_version_is_renamed() {
     spool.move_index().unwrap();
     assert_eq!(spool.history(None, 10).unwrap().jobs.len(), 1);
     assert!(!spool.runs_dir().join(EARLIER).exists());
+}
+
+#[test]
+fn what_a_killed_submission_left_is_removed_and_nothing_else() {
+    let (_dir, spool) = temporary();
+    close(&spool, 1);
+    let made = |name: &str, file: Option<&str>| {
+        let dir = spool.runs_dir().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        if let Some(file) = file {
+            fs::write(dir.join(file), "{}").unwrap();
+        }
+        dir
+    };
+    let gone = [
+        made("empty", None),
+        made("killed", Some("policy.json")),
+        made("cut", Some("policy.json.tmp")),
+    ];
+    let kept = [
+        made("j0", Some("policy.json")),
+        made("ran", Some("stderr.txt")),
+    ];
+    spool.lock().unwrap().remove_unqueued().unwrap();
+    assert!(gone.iter().all(|dir| !dir.exists()));
+    assert!(kept.iter().all(|dir| dir.exists()));
 }

@@ -9,7 +9,10 @@ use serde_json::{Map, Value};
 use super::options::Options;
 pub use super::refused::{Mode, RefusedJob};
 use crate::{
-    model::{Dscp, LabName, Protocol, RouterName, RunId, Service, ServiceLimits, parse_services},
+    bulk::policy::{Policy, PolicyText},
+    model::{
+        Dscp, Groups, LabName, Protocol, RouterName, RunId, Service, ServiceLimits, parse_services,
+    },
     run::report::Verdict,
 };
 
@@ -31,7 +34,10 @@ impl RefusedJob {
             Self::Address { what, .. } | Self::TooLong { what, .. } => what,
             Self::NoRouters | Self::RouterTwice(_) => "routers",
             Self::RoutersAndTrace | Self::OtherTrace(_) => "trace",
-            Self::NotForMode { option, .. } | Self::Seconds { option, .. } => option,
+            Self::NotForMode { option, .. }
+            | Self::Missing { option, .. }
+            | Self::Seconds { option, .. } => option,
+            Self::Policy(_) => "policy",
             Self::DefaultProtocol(_) => "default_proto",
             Self::User(_) => "username",
         })
@@ -95,17 +101,58 @@ impl fmt::Display for UserName {
     }
 }
 
+/// What is known of a policy without its text, which is in a file of the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyAbout {
+    /// The name of its file.
+    pub name: String,
+    /// Tells its text from any other.
+    pub identity: String,
+    /// How many rules it has.
+    pub rules: usize,
+    /// How many questions it asks.
+    pub questions: usize,
+}
+
+impl PolicyAbout {
+    /// Resolves a policy that was sent here, reading no other file.
+    ///
+    /// # Errors
+    /// [`RefusedJob::Policy`].
+    pub fn of(text: &PolicyText, groups: &Groups) -> Result<Self, RefusedJob> {
+        text.check().map_err(RefusedJob::Policy)?;
+        let policy = Policy::of_text(text, groups);
+        let policy = policy.map_err(|error| RefusedJob::Policy(error.to_string()))?;
+        if policy.rules.is_empty() {
+            let none = "no rule says what must pass or must not: [[rule]] is wanted";
+            return Err(RefusedJob::Policy(none.to_owned()));
+        }
+        Ok(Self {
+            name: text.name.clone(),
+            identity: text.identity(),
+            rules: policy.rules.len(),
+            questions: policy.questions().count(),
+        })
+    }
+}
+
 /// What a job asks; becomes the runner's arguments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Params {
     /// The lab to measure in.
     pub lab: LabName,
-    /// Source address.
-    pub source: IpAddr,
-    /// Destination address.
-    pub destination: IpAddr,
-    /// Services as typed, e.g. `22,80,443/tcp,53/udp`.
-    pub ports: String,
+    /// Source address; none of a check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// Destination address; none of a check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<IpAddr>,
+    /// Services as typed, e.g. `22,80,443/tcp,53/udp`; none of a check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<String>,
+    /// What is checked; of a check alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyAbout>,
     /// The routers to measure; the runner traces the path when they are not named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routers: Option<Vec<RouterName>>,
@@ -124,29 +171,73 @@ impl Params {
     /// # Errors
     /// [`RefusedJob`] for the first thing that is wrong.
     pub fn check(&self, mode: Mode, limits: ServiceLimits) -> Result<Vec<Service>, RefusedJob> {
-        self.check_addresses()?;
+        self.check_fields(mode)?;
+        let (Some(from), Some(to)) = (self.source, self.destination) else {
+            self.options.check(mode)?;
+            return Ok(Vec::new());
+        };
+        check_addresses(from, to)?;
         self.check_routers()?;
         self.options.check(mode)?;
-        let services = self.services(limits)?;
-        if let Some(trace) = &self.options.trace {
-            let (from, to) = (self.source, self.destination);
-            if let Some(what) = trace.of_another(&self.lab, from, to, &services) {
-                return Err(RefusedJob::OtherTrace(what));
-            }
+        let services = self.services(to.is_ipv6(), limits)?;
+        if let Some(trace) = &self.options.trace
+            && let Some(what) = trace.of_another(&self.lab, from, to, &services)
+        {
+            return Err(RefusedJob::OtherTrace(what));
         }
         Ok(services)
     }
 
-    fn services(&self, limits: ServiceLimits) -> Result<Vec<Service>, RefusedJob> {
-        if self.ports.len() > PORTS_MAX {
-            return Err(too_long("ports", self.ports.len(), PORTS_MAX, "bytes"));
+    /// What jobs of this mode have is there, and nothing else.
+    fn check_fields(&self, mode: Mode) -> Result<(), RefusedJob> {
+        let checks = mode == Mode::Check;
+        for (option, there, wanted) in [
+            ("source", self.source.is_some(), !checks),
+            ("destination", self.destination.is_some(), !checks),
+            ("ports", self.ports.is_some(), !checks),
+            ("policy", self.policy.is_some(), checks),
+        ] {
+            match (there, wanted) {
+                (true, false) => return Err(RefusedJob::NotForMode { option, mode }),
+                (false, true) => return Err(RefusedJob::Missing { option, mode }),
+                _ => {}
+            }
+        }
+        if checks && self.routers.is_some() {
+            let option = "routers";
+            return Err(RefusedJob::NotForMode { option, mode });
+        }
+        Ok(())
+    }
+
+    /// What it asks in one line, for people.
+    #[must_use]
+    pub fn question(&self) -> String {
+        let mut words = self.ends().to_vec();
+        words.extend(self.ports.clone());
+        words.join(" ")
+    }
+
+    /// From where to where; of a check its policy, and how many rules that has.
+    #[must_use]
+    pub fn ends(&self) -> [String; 2] {
+        if let Some(policy) = &self.policy {
+            return [policy.name.clone(), format!("{} rules", policy.rules)];
+        }
+        let text = |address: Option<IpAddr>| address.map_or(String::new(), |ip| ip.to_string());
+        [text(self.source), text(self.destination)]
+    }
+
+    fn services(&self, v6: bool, limits: ServiceLimits) -> Result<Vec<Service>, RefusedJob> {
+        let ports = self.ports.as_deref().unwrap_or_default();
+        if ports.len() > PORTS_MAX {
+            return Err(too_long("ports", ports.len(), PORTS_MAX, "bytes"));
         }
         let default = self.options.default_proto.unwrap_or(Protocol::Tcp);
         if !matches!(default, Protocol::Tcp | Protocol::Udp | Protocol::Sctp) {
             return Err(RefusedJob::DefaultProtocol(default));
         }
-        let v6 = self.destination.is_ipv6();
-        let services = parse_services(&self.ports, default, limits)?.into_iter();
+        let services = parse_services(ports, default, limits)?.into_iter();
         let services = services.map(|service| service.in_family(v6));
         Ok(services.collect::<Result<_, _>>()?)
     }
@@ -165,20 +256,20 @@ impl Params {
             None => Ok(()),
         }
     }
+}
 
-    fn check_addresses(&self) -> Result<(), RefusedJob> {
-        check_address("source", self.source)?;
-        check_address("destination", self.destination)?;
-        if self.source.is_ipv4() != self.destination.is_ipv4() {
-            return Err(RefusedJob::Families {
-                source_address: self.source,
-                destination: self.destination,
-            });
-        }
-        if self.source == self.destination {
-            return Err(RefusedJob::ToItself(self.source));
-        }
-        Ok(())
+fn check_addresses(source: IpAddr, destination: IpAddr) -> Result<(), RefusedJob> {
+    check_address("source", source)?;
+    check_address("destination", destination)?;
+    if source.is_ipv4() != destination.is_ipv4() {
+        return Err(RefusedJob::Families {
+            source_address: source,
+            destination,
+        });
+    }
+    match source == destination {
+        true => Err(RefusedJob::ToItself(source)),
+        false => Ok(()),
     }
 }
 
@@ -224,6 +315,8 @@ pub struct NewJob {
     pub mode: Mode,
     /// What it asks.
     pub params: Params,
+    /// The policy of a check.
+    pub policy: Option<PolicyText>,
 }
 
 /// A job in `queue.json`.
@@ -456,9 +549,10 @@ mod tests {
     fn params(ports: &str, source: &str, destination: &str) -> Params {
         Params {
             lab: LabName::new("corp10").unwrap(),
-            source: source.parse().unwrap(),
-            destination: destination.parse().unwrap(),
-            ports: ports.to_owned(),
+            source: Some(source.parse().unwrap()),
+            destination: Some(destination.parse().unwrap()),
+            ports: Some(ports.to_owned()),
+            policy: None,
             routers: None,
             options: Options::default(),
             extra: Map::new(),

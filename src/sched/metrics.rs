@@ -14,7 +14,7 @@ use super::job::{FinishedJob, Mode, Status};
 const BOUNDS: [f64; 12] = [
     0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0,
 ];
-const MODES: [Mode; 2] = [Mode::Quick, Mode::Detailed];
+const MODES: [Mode; 3] = [Mode::Quick, Mode::Detailed, Mode::Check];
 
 /// A Prometheus histogram.
 #[derive(Debug, Default)]
@@ -55,9 +55,9 @@ impl Histogram {
 /// What the scheduler counts since it leads.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    ended: [[AtomicU64; Status::ALL.len()]; 2],
-    wait: [Histogram; 2],
-    duration: [Histogram; 2],
+    ended: [[AtomicU64; Status::ALL.len()]; MODES.len()],
+    wait: [Histogram; MODES.len()],
+    duration: [Histogram; MODES.len()],
     reconciled: AtomicU64,
     reconcile_runs: AtomicU64,
 }
@@ -65,10 +65,10 @@ pub struct Metrics {
 /// What is read at the moment of asking.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gauges {
-    /// Waiting jobs, quick and detailed.
-    pub queued: [usize; 2],
-    /// Running jobs, quick and detailed.
-    pub running: [usize; 2],
+    /// Waiting jobs: quick, detailed, checks.
+    pub queued: [usize; MODES.len()],
+    /// Running jobs, likewise.
+    pub running: [usize; MODES.len()],
     /// DSCP values held.
     pub dscp_held: usize,
     /// DSCP values that there are.
@@ -81,6 +81,7 @@ fn index(mode: Mode) -> usize {
     match mode {
         Mode::Quick => 0,
         Mode::Detailed => 1,
+        Mode::Check => 2,
     }
 }
 

@@ -39,13 +39,13 @@ pub struct Options {
     /// The way as `tsim trace --json` prints it: the content, never the name of a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<Box<Trace>>,
-    /// When to look for reasons; quick jobs only.
+    /// When to look for reasons; quick jobs and checks only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explain: Option<ExplainMode>,
-    /// What measures; quick jobs only.
+    /// What measures; quick jobs and checks only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<BackendChoice>,
-    /// The DSCP value that the routers' own rules see; quick jobs only.
+    /// The DSCP value that the routers' own rules see; quick jobs and checks only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_dscp: Option<Dscp>,
     /// Seconds to wait for an answer of which nothing is known; detailed jobs only.
@@ -91,20 +91,23 @@ impl Options {
 
     /// An option that jobs of this mode do not have.
     fn foreign(&self, mode: Mode) -> Option<&'static str> {
-        let options = match mode {
-            Mode::Quick => [
-                ("timeout", self.timeout.is_some()),
-                ("patient", self.patient),
-                ("", false),
-            ],
-            Mode::Detailed => [
-                ("explain", self.explain.is_some()),
-                ("backend", self.backend.is_some()),
-                ("probe_dscp", self.probe_dscp.is_some()),
-            ],
-        };
-        let set = options.into_iter().find(|(_, set)| *set);
-        set.map(|(option, _)| option)
+        use Mode::{Check, Detailed, Quick};
+        let options: [(_, _, &[Mode]); 8] = [
+            ("timeout", self.timeout.is_some(), &[Detailed]),
+            ("patient", self.patient, &[Detailed]),
+            ("explain", self.explain.is_some(), &[Quick, Check]),
+            ("backend", self.backend.is_some(), &[Quick, Check]),
+            ("probe_dscp", self.probe_dscp.is_some(), &[Quick, Check]),
+            (
+                "default_proto",
+                self.default_proto.is_some(),
+                &[Quick, Detailed],
+            ),
+            ("sport", self.sport.is_some(), &[Quick, Detailed]),
+            ("trace", self.trace.is_some(), &[Quick, Detailed]),
+        ];
+        let foreign = |(_, set, modes): &(_, bool, &[Mode])| *set && !modes.contains(&mode);
+        options.into_iter().find(foreign).map(|(option, ..)| option)
     }
 
     /// The runner's arguments; `trace` is the file that has the trace.
@@ -151,7 +154,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cli::{detailed::TsimDetailed, quick::TsimQuick};
+    use crate::cli::{detailed::TsimDetailed, quick::TsimQuick, tsim::Tsim};
 
     fn options(value: serde_json::Value) -> Options {
         serde_json::from_value(value).unwrap()
@@ -180,6 +183,19 @@ mod tests {
         assert!(detailed.check(Mode::Detailed).is_ok());
         TsimDetailed::try_parse_from(arguments(&detailed)).unwrap();
         assert_eq!(arguments(&Options::default()).len(), 9);
+        let check = options(
+            json!({"from": "gw", "trust_facts": true, "lock_timeout": 2.5,
+            "explain": "never", "backend": "nft", "probe_dscp": 46}),
+        );
+        assert!(check.check(Mode::Check).is_ok());
+        let given = check.arguments(Path::new("/t"));
+        Tsim::try_parse_from(
+            ["tsim", "check", "l", "p.toml"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(given),
+        )
+        .unwrap();
     }
 
     #[test]
@@ -189,6 +205,8 @@ mod tests {
             (json!({"backend": "auto"}), Mode::Detailed, "backend"),
             (json!({"probe_dscp": 0}), Mode::Detailed, "probe_dscp"),
             (json!({"timeout": 1.0}), Mode::Quick, "timeout"),
+            (json!({"timeout": 1.0}), Mode::Check, "timeout"),
+            (json!({"sport": 4000}), Mode::Check, "sport"),
             (json!({"patient": true}), Mode::Quick, "patient"),
             (json!({"timeout": 0.0}), Mode::Detailed, "timeout"),
             (json!({"timeout": -1.0}), Mode::Detailed, "timeout"),

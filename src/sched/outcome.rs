@@ -8,10 +8,11 @@ use std::{
     process::ExitStatus,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
+    bulk::check::RuleCounts,
     model::{RunId, printable},
     run::report::Verdict,
 };
@@ -58,7 +59,7 @@ impl Left {
         };
         let exit_code = status.and_then(|status| status.code());
         let crashed = status.is_some_and(|status| status.code().is_none());
-        let verdicts = open(RESULT).and_then(count_verdicts);
+        let verdicts = open(RESULT).and_then(|file| count_verdicts(&file));
         let ran = exit_code.is_none_or(|code| WITH_RESULT.contains(&code));
         let complete = verdicts.is_ok() && !crashed && ran;
         let reason = (!complete).then(|| {
@@ -155,18 +156,40 @@ impl Counted {
     }
 }
 
+/// The part of a check that is counted: its rules.
+#[derive(Deserialize)]
+struct CheckedRules {
+    rule_counts: RuleCounts,
+}
+
 /// The verdicts of a whole JSON document, or none when it has another shape.
-fn count_verdicts(mut file: File) -> io::Result<Option<Verdicts>> {
-    let counted: Counted = match serde_json::from_reader(BufReader::new(&file)) {
-        Ok(counted) => counted,
-        Err(error) if error.is_data() => {
-            file.rewind()?;
-            serde_json::from_reader::<_, Map<String, Value>>(BufReader::new(&file))?;
-            return Ok(None);
-        }
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Some(counted.verdicts()))
+fn count_verdicts(file: &File) -> io::Result<Option<Verdicts>> {
+    if let Some(counted) = parse::<Counted>(file)? {
+        return Ok(Some(counted.verdicts()));
+    }
+    if let Some(CheckedRules { rule_counts: rules }) = parse(file)? {
+        return Ok(Some(Verdicts {
+            yes: rules.as_stated as u64,
+            no: rules.contradicted as u64,
+            unknown: rules.unknown as u64,
+        }));
+    }
+    serde_json::from_reader::<_, Map<String, Value>>(rewound(file)?)?;
+    Ok(None)
+}
+
+fn rewound(mut file: &File) -> io::Result<BufReader<&File>> {
+    file.rewind()?;
+    Ok(BufReader::new(file))
+}
+
+/// None when the document has another shape.
+fn parse<T: DeserializeOwned>(file: &File) -> io::Result<Option<T>> {
+    match serde_json::from_reader(rewound(file)?) {
+        Ok(parsed) => Ok(Some(parsed)),
+        Err(error) if error.is_data() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Why there is no result, as one sentence: the runner's own error where it said one, how it ended
@@ -242,6 +265,9 @@ mod tests {
             assert_eq!((verdicts.yes, verdicts.no, verdicts.unknown), (1, 1, 1));
         }
         assert!(left("{\"summary\":{}}", "", code(0)).complete);
+        let rules = "{\"rule_counts\":{\"as_stated\":4,\"contradicted\":1,\"unknown\":2}}";
+        let verdicts = left(rules, "", code(1)).verdicts.unwrap();
+        assert_eq!((verdicts.yes, verdicts.no, verdicts.unknown), (4, 1, 2));
     }
 
     #[test]

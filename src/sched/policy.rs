@@ -5,6 +5,7 @@
 //!
 //! - FIFO within a mode; quick jobs first, but a detailed job that could have started is overtaken
 //!   by at most [`Limits::overtakes`] later quick jobs.
+//! - Checks come behind both, and are overtaken as often at most.
 //! - A job without a DSCP goes back to where it stood; quick jobs wait until one may be free.
 //! - A job that is cancelled or late gets SIGTERM, and SIGKILL when it ignores that.
 //! - SIGTERM to the scheduler drains: nothing new starts. A second one cancels what runs.
@@ -27,14 +28,18 @@ pub struct Limits {
     pub quick: usize,
     /// Most detailed jobs at once.
     pub detailed: usize,
-    /// Most jobs at once, both modes together.
+    /// Most checks at once; each needs a DSCP value of its own.
+    pub check: usize,
+    /// Most jobs at once, all modes together.
     pub total: usize,
-    /// Most quick jobs that may overtake one waiting detailed job.
+    /// Most jobs that may overtake one that waits for its turn behind those of another mode.
     pub overtakes: u32,
     /// Longest run of a quick job, waiting for router locks included.
     pub quick_time: Duration,
     /// Longest run of a detailed job, waiting for router locks included.
     pub detailed_time: Duration,
+    /// Longest run of a check.
+    pub check_time: Duration,
     /// How long a runner has after SIGTERM before SIGKILL.
     pub grace: Duration,
 }
@@ -44,6 +49,7 @@ impl Limits {
         match mode {
             Mode::Quick => self.quick_time,
             Mode::Detailed => self.detailed_time,
+            Mode::Check => self.check_time,
         }
     }
 
@@ -51,6 +57,7 @@ impl Limits {
         match mode {
             Mode::Quick => self.quick,
             Mode::Detailed => self.detailed,
+            Mode::Check => self.check,
         }
     }
 }
@@ -135,7 +142,7 @@ struct Waiting {
     mode: Mode,
     /// Ascending in the order of the queue.
     place: u64,
-    /// How many later quick jobs started while this detailed job could have.
+    /// How many later jobs started while this one could have.
     overtaken: u32,
 }
 
@@ -226,10 +233,10 @@ impl State {
         phases.chain(retry).min()
     }
 
-    /// Whether quick jobs wait because every DSCP value is held.
+    /// Whether jobs wait because every DSCP value is held.
     #[must_use]
     pub fn waits_for_dscp(&self) -> bool {
-        self.no_dscp && self.waiting.iter().any(|job| job.mode == Mode::Quick)
+        self.no_dscp && self.waiting.iter().any(|job| job.mode != Mode::Detailed)
     }
 
     /// Whether the scheduler was asked to stop and starts nothing new.
@@ -374,18 +381,25 @@ impl State {
         }
         let quick = self.first(Mode::Quick).filter(|_| !self.no_dscp);
         let detailed = self.first(Mode::Detailed);
-        let (Some(quick), Some(detailed)) = (quick, detailed) else {
-            return quick.or(detailed);
+        let check = self.first(Mode::Check).filter(|_| !self.no_dscp);
+        let first = self.before(quick, detailed);
+        self.before(first, check)
+    }
+
+    /// Which of two starts: the first, unless that has overtaken the second often enough.
+    fn before(&mut self, first: Option<usize>, second: Option<usize>) -> Option<usize> {
+        let (Some(one), Some(other)) = (first, second) else {
+            return first.or(second);
         };
-        if quick < detailed {
-            return Some(quick);
+        if one < other {
+            return first;
         }
-        let waiting = &mut self.waiting[detailed];
+        let waiting = self.waiting.get_mut(other)?;
         if waiting.overtaken >= self.limits.overtakes {
-            return Some(detailed);
+            return second;
         }
         waiting.overtaken += 1;
-        Some(quick)
+        first
     }
 
     /// The first waiting job of a mode that has room.

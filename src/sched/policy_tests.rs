@@ -9,10 +9,12 @@ use super::*;
 const LIMITS: Limits = Limits {
     quick: 3,
     detailed: 2,
+    check: 1,
     total: 4,
     overtakes: 2,
     quick_time: Duration::from_secs(10),
     detailed_time: Duration::from_secs(100),
+    check_time: Duration::from_secs(50),
     grace: Duration::from_secs(5),
 };
 const NOW: Duration = Duration::ZERO;
@@ -21,17 +23,17 @@ fn id(name: &str) -> RunId {
     RunId::new(name).unwrap()
 }
 
-/// Jobs named `q…` are quick, all others detailed.
+/// Jobs named `q…` are quick, those named `c…` checks, all others detailed.
 fn queue(names: &str) -> Event {
     let jobs = names.split_whitespace().map(|name| (id(name), mode(name)));
     Event::Queue(jobs.collect())
 }
 
 fn mode(name: &str) -> Mode {
-    if name.starts_with('q') {
-        Mode::Quick
-    } else {
-        Mode::Detailed
+    match name.chars().next() {
+        Some('q') => Mode::Quick,
+        Some('c') => Mode::Check,
+        _ => Mode::Detailed,
     }
 }
 
@@ -83,6 +85,30 @@ fn quick_jobs_that_came_first_do_not_count_as_overtaking() {
     assert_eq!(started(&state.step(queue("q1 q2 d1 q3"), NOW)), ["q1"]);
     assert_eq!(started(&state.step(Event::Ended(id("q1")), NOW)), ["q2"]);
     assert_eq!(started(&state.step(Event::Ended(id("q2")), NOW)), ["d1"]);
+}
+
+#[test]
+fn a_check_comes_behind_both_and_is_overtaken_a_bounded_number_of_times() {
+    let mut state = State::new(LIMITS);
+    let actions = state.step(queue("c1 c2 d1 q1"), NOW);
+    assert_eq!(started(&actions), ["q1", "d1", "c1"]);
+    // One at a time, and it needs a DSCP value as a quick job does.
+    assert!(started(&state.step(queue("c2"), NOW)).is_empty());
+    assert_eq!(started(&state.step(Event::Ended(id("c1")), NOW)), ["c2"]);
+    let why = Event::NotStarted(id("c2"), NotStarted::NoDscp);
+    assert!(started(&state.step(why, NOW)).is_empty());
+    assert!(state.waits_for_dscp());
+    assert_eq!(started(&state.step(Event::DscpMayBeFree, NOW)), ["c2"]);
+
+    let mut state = State::new(Limits { total: 1, ..LIMITS });
+    assert_eq!(started(&state.step(queue("c1 d1 q1 d2 q2"), NOW)), ["q1"]);
+    let mut order = Vec::new();
+    let mut last = id("q1");
+    while let Some(next) = started(&state.step(Event::Ended(last), NOW)).first() {
+        order.push((*next).to_owned());
+        last = id(next);
+    }
+    assert_eq!(order, ["q2", "c1", "d1", "d2"]);
 }
 
 #[test]

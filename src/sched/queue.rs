@@ -12,7 +12,8 @@ use thiserror::Error;
 use super::{
     job::{FinishedJob, Mode, NewJob, Params, QueuedJob, RunningJob, Status, UserName},
     list::{JobFile, List},
-    spool::{Locked, Spool, SpoolError},
+    runner::POLICY,
+    spool::{Locked, Spool, SpoolError, write_json},
 };
 use crate::{
     config::Config,
@@ -302,6 +303,10 @@ impl Locked<'_> {
                 let username = job.username;
                 return Err(SubmitError::UserSpent { username, spent });
             }
+        }
+        if let Some(policy) = &job.policy {
+            let run = self.spool.runs().sub(job.run_id.as_str());
+            write_json(&run.map_err(SpoolError::from)?, POLICY, policy)?;
         }
         let (run_id, mode) = (job.run_id, job.mode);
         let entry = QueuedJob {

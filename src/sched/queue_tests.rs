@@ -29,13 +29,15 @@ fn new_job(name: &str, mode: Mode) -> NewJob {
         mode,
         params: Params {
             lab: LabName::new("corp10").unwrap(),
-            source: IpAddr::from([10, 0, 0, 1]),
-            destination: IpAddr::from([10, 0, 0, 2]),
-            ports: "80".to_owned(),
+            source: Some(IpAddr::from([10, 0, 0, 1])),
+            destination: Some(IpAddr::from([10, 0, 0, 2])),
+            ports: Some("80".to_owned()),
+            policy: None,
             routers: None,
             options: crate::sched::options::Options::default(),
             extra: Map::new(),
         },
+        policy: None,
     }
 }
 

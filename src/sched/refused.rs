@@ -1,4 +1,4 @@
-//! The two kinds of jobs, and why one is refused when it is submitted.
+//! The kinds of jobs, and why one is refused when it is submitted.
 
 use std::{fmt, net::IpAddr};
 
@@ -15,6 +15,8 @@ pub enum Mode {
     Quick,
     /// Real connections; takes its routers exclusively.
     Detailed,
+    /// A policy, asked as quick jobs are, in chunks between which routers are given back.
+    Check,
 }
 
 impl Mode {
@@ -24,6 +26,7 @@ impl Mode {
         match self {
             Self::Quick => "quick",
             Self::Detailed => "detailed",
+            Self::Check => "check",
         }
     }
 }
@@ -94,6 +97,17 @@ pub enum RefusedJob {
         /// How the job measures.
         mode: Mode,
     },
+    /// Something that jobs of this mode cannot do without.
+    #[error("{option} is missing: a {mode} job needs it")]
+    Missing {
+        /// The field.
+        option: &'static str,
+        /// How the job measures.
+        mode: Mode,
+    },
+    /// The policy cannot be used.
+    #[error("policy: {0}")]
+    Policy(String),
     /// A time that no job can wait.
     #[error("{option} {found} is not allowed: a number of seconds above 0, at most a day, is")]
     Seconds {

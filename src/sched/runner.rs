@@ -12,6 +12,7 @@
 use std::{
     collections::HashMap,
     fs, io,
+    net::IpAddr,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
@@ -40,11 +41,15 @@ use crate::{model::RunId, registry::RegistryError, sys::limits};
 const ALIVE: &str = "alive";
 /// The trace that the runner is given, where the job has one.
 const TRACE: &str = "trace.json";
+/// The policy that the runner is given, where the job has one.
+pub(super) const POLICY: &str = "policy.json";
+/// What a check was answered, rule or no rule: as `tsim matrix --json` writes it.
+pub const ANSWERS: &str = "report/answers.json";
 /// The runner's standard output.
 pub const RESULT: &str = "result.json";
 /// The runner's standard error.
 pub const STDERR: &str = "stderr.txt";
-/// Directory that a detailed job fills for people.
+/// Directory that a detailed job or a check fills for people.
 const REPORT: &str = "report";
 /// Its report as one HTML file.
 pub const REPORT_HTML: &str = "report/report.html";
@@ -105,7 +110,7 @@ impl StartError {
 /// Where the runners are and what they may do.
 #[derive(Debug, Clone)]
 pub struct Runners {
-    /// Directory with `tsim-quick` and `tsim-detailed`.
+    /// Directory with `tsim-quick`, `tsim-detailed` and `tsim`.
     pub dir: PathBuf,
     /// Passed on as `--config`.
     pub config_file: Option<PathBuf>,
@@ -138,7 +143,7 @@ impl Runners {
             .map_err(|_| StartError::Alive(job.run_id.clone()))?;
         // They are there, and ours, before the runner is told their paths.
         open(PROGRESS)?;
-        if job.mode == Mode::Detailed {
+        if job.mode != Mode::Quick {
             run.sub(REPORT).map_err(SpoolError::from)?;
         }
         if let Some(trace) = &job.params.options.trace {
@@ -167,6 +172,7 @@ impl Runners {
         self.dir.join(match mode {
             Mode::Quick => "tsim-quick",
             Mode::Detailed => "tsim-detailed",
+            Mode::Check => "tsim",
         })
     }
 
@@ -174,13 +180,29 @@ impl Runners {
     fn command(&self, job: &RunningJob) -> Command {
         let mut command = Command::new(self.program(job.mode));
         let params = &job.params;
-        command
-            .env_clear()
-            .process_group(0)
-            .args(["--lab", params.lab.as_str()])
-            .args(["-s", &params.source.to_string()])
-            .args(["-d", &params.destination.to_string()])
-            .args(["-P", &params.ports]);
+        command.env_clear().process_group(0);
+        match job.mode {
+            Mode::Quick | Mode::Detailed => {
+                command.args(["--lab", params.lab.as_str()]);
+                let address = |address: Option<IpAddr>| address.map(|ip| ip.to_string());
+                for (option, value) in [
+                    ("-s", address(params.source)),
+                    ("-d", address(params.destination)),
+                    ("-P", params.ports.clone()),
+                ] {
+                    command.args(
+                        value
+                            .map(|value| [option.to_owned(), value])
+                            .iter()
+                            .flatten(),
+                    );
+                }
+            }
+            Mode::Check => {
+                command.args(["check", params.lab.as_str(), POLICY, "--sent"]);
+                command.args(["--answers", ANSWERS, "-o", REPORT_HTML, "-o", REPORT_TEXT]);
+            }
+        }
         if let Some(routers) = &params.routers {
             let names: Vec<&str> = routers.iter().map(AsRef::as_ref).collect();
             command.args(["--routers", &names.join(",")]);

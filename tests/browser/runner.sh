@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stands in for tsim-quick and tsim-detailed. It waits at 30 and 70 percent until the test makes
+# Stands in for tsim-quick, tsim-detailed and tsim check. It waits at 30 and 70 percent until the test makes
 # SITE/steps/RUN.30 and RUN.70; labs named `fast` and `chain` do not wait.
 while [ $# -gt 0 ]; do
     case $1 in
@@ -8,6 +8,9 @@ while [ $# -gt 0 ]; do
         --dscp) dscp=$2 ;;
         --progress) progress=$2 ;;
         --out) out=$2 ;;
+        check) lab=$2 ;;
+        --answers) answers=$2 ;;
+        -o) html=${html:-$2} text=$2 ;;
         -s) from=$2 ;;
         -d) to=$2 ;;
     esac
@@ -30,6 +33,13 @@ case $lab in
         exit 4
         ;;
 esac
+if [ -n "${answers:-}" ]; then
+    . "REPO/tests/browser/check.sh"
+    say_check "$lab" "$id" "$answers" "$html" "$text"
+    found=$?
+    say 100 "done"
+    exit $found
+fi
 if [ "$lab" = chain ]; then
     # Through thirty routers; the last one drops what is not 80.
     legs='' routers=''

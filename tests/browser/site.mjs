@@ -18,8 +18,8 @@ export const TOKEN = "5f0e1c2d3b4a59687786f5e4d3c2b1a0";
 
 /** Runners that go on when the test says so, and the files of labs that they never look at. */
 function pretend(dir) {
-    const script = readFileSync(join(root, "tests/browser/runner.sh"), "utf8").replaceAll("SITE", dir);
-    for (const name of ["tsim-quick", "tsim-detailed"]) {
+    const script = readFileSync(join(root, "tests/browser/runner.sh"), "utf8").replaceAll("SITE", dir).replaceAll("REPO", root);
+    for (const name of ["tsim-quick", "tsim-detailed", "tsim"]) {
         writeFileSync(join(dir, name), script);
         chmodSync(join(dir, name), 0o755);
     }
@@ -95,11 +95,12 @@ export async function site({ scheduler = "", real = false } = {}) {
         await self.kill();
         rmSync(dir, { recursive: true, force: true });
     };
-    self.submit = async (job) => {
+    self.submit = (job) => self.post({ mode: "quick", lab: "corp10", source: "10.1.1.1", destination: "10.2.1.2", ports: "22,80,443/tcp,53/udp", username: "ann", ...job });
+    self.post = async (job) => {
         const response = await fetch(`http://127.0.0.1:${self.port}/api/v1/jobs`, {
             method: "POST",
             headers: { "Content-Type": "application/json", Authorization: `Bearer ${TOKEN}` },
-            body: JSON.stringify({ mode: "quick", lab: "corp10", source: "10.1.1.1", destination: "10.2.1.2", ports: "22,80,443/tcp,53/udp", username: "ann", ...job }),
+            body: JSON.stringify(job),
         });
         if (!response.ok) throw new Error(await response.text());
     };

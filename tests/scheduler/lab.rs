@@ -46,6 +46,10 @@ impl Lab {
         lab
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn submit(&self, mode: &str, run_id: &str, routers: &[&str]) {
         let output = self.site.tsim(&[
             "submit",

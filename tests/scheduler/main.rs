@@ -8,6 +8,7 @@
     unreachable_pub
 )]
 
+mod checks;
 mod crash;
 mod http;
 mod jobs;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stands in for tsim-quick and tsim-detailed. SITE is replaced by the test's directory; the lab's
+# Stands in for tsim-quick, tsim-detailed and tsim check. SITE is replaced by the test's directory; the lab's
 # name says what to do. It notes its start and end in SITE/log, so that a test sees who ran when.
 args=$*
 while [ $# -gt 0 ]; do
@@ -12,6 +12,18 @@ while [ $# -gt 0 ]; do
         -d) to=$2 ;;
         --out) out=$2 ;;
         -P | --routers | --config) ;;
+        check)
+            lab=$2
+            [ -s "$3" ] || exit 2
+            shift 3
+            continue
+            ;;
+        --answers) answers=$2 ;;
+        -o) html=${html:-$2} text=$2 ;;
+        --sent)
+            shift
+            continue
+            ;;
         --json | --trust-facts | --patient | --*=*)
             shift
             continue
@@ -42,6 +54,14 @@ case $lab in
     args) echo "$args" >SITE/args ;;
 esac
 echo '{"percent":60,"phase":"probing"}' >>"$progress"
+if [ -n "${answers:-}" ]; then
+    . "REPO/tests/browser/check.sh"
+    say_check "$lab" "$id" "$answers" "$html" "$text"
+    found=$?
+    echo '{"percent":100,"phase":"done"}' >>"$progress"
+    echo "end $id" >>SITE/log
+    exit $found
+fi
 cat <<RESULT
 {"source":"$from","destination":"$to","dscp":${dscp:-0},"run_id":"$id","backend":"nft","routers":[
 {"name":"hq-gw","iface_in":"eth0","iface_out":"eth1","next_hop":null,"services":[

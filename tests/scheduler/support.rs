@@ -64,8 +64,10 @@ impl Site {
     }
 
     fn of_fakes(dir: TempDir, scheduler: impl FnOnce(&Path) -> String) -> Self {
-        let script = include_str!("runner.sh").replace("SITE", &dir.path().display().to_string());
-        for name in ["tsim-quick", "tsim-detailed"] {
+        let script = include_str!("runner.sh")
+            .replace("SITE", &dir.path().display().to_string())
+            .replace("REPO", env!("CARGO_MANIFEST_DIR"));
+        for name in ["tsim-quick", "tsim-detailed", "tsim"] {
             let program = dir.path().join(name);
             fs::write(&program, &script).unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
@@ -195,13 +197,15 @@ impl Site {
             mode,
             params: Params {
                 lab: LabName::new(lab).unwrap(),
-                source: [10, 0, 0, 1].into(),
-                destination: [10, 0, 0, 2].into(),
-                ports: "80,81".to_owned(),
+                source: Some([10, 0, 0, 1].into()),
+                destination: Some([10, 0, 0, 2].into()),
+                ports: Some("80,81".to_owned()),
+                policy: None,
                 routers: None,
                 options: Options::default(),
                 extra: Map::new(),
             },
+            policy: None,
         };
         let lock = self.spool.lock().unwrap();
         let most = QueueLimits {

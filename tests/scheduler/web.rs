@@ -88,6 +88,87 @@ impl Description {
     }
 }
 
+/// What a rule says that the fake runner finds an answer to.
+const POLICY: &str = "version = 1\n[[rule]]\nname = \"the office reaches the web\"\n\
+    from = \"10.1.1.1\"\nto = \"10.2.1.2\"\nservices = \"443\"\nmust = \"pass\"\n";
+
+fn check(run_id: &str, policy: &str) -> Value {
+    json!({"mode": "check", "lab": "any", "username": "ann", "run_id": run_id,
+        "policy": {"name": "policy.toml", "files": {"policy.toml": policy}}})
+}
+
+#[test]
+fn a_policy_travels_as_its_text_and_nothing_that_it_names_is_read() {
+    let (site, daemon) = serve("");
+    let client = client(&daemon);
+    let secret = site.path("secret.toml");
+    fs::write(&secret, "version = 1\n[addresses]\nsecret = \"10.9.9.9\"\n").unwrap();
+    let include = format!("include = [{secret:?}]\n{POLICY}");
+    let list = POLICY.replace("\"443\"", &format!("\"@{}\"", secret.display()));
+    let source = json!({"source": "10.1.1.1"});
+    let bare = json!({"policy": null});
+    let merged = |more: &Value| {
+        let mut job = check("bad", POLICY);
+        let more = more.as_object().unwrap().clone();
+        job.as_object_mut().unwrap().extend(more);
+        job
+    };
+    for (job, field, want) in [
+        (
+            check("bad", &include),
+            "policy",
+            "not among those of the policy",
+        ),
+        (
+            check("bad", &list),
+            "policy",
+            "neither a service group nor a file",
+        ),
+        (check("bad", "version = 1\n"), "policy", "no rule says"),
+        (merged(&source), "source", "a check job has no source"),
+        (merged(&bare), "policy", "policy is missing"),
+        (
+            merged(&json!({"timeout": 2.0})),
+            "timeout",
+            "a check job has no timeout",
+        ),
+        (
+            merged(&json!({"mode": "quick"})),
+            "source",
+            "source is missing",
+        ),
+    ] {
+        let refused = client.post("/api/v1/jobs", &job);
+        let answer = refused.json();
+        assert_eq!(
+            (refused.status, answer["field"].as_str()),
+            (400, Some(field)),
+            "{answer}"
+        );
+        assert!(answer["error"].as_str().unwrap().contains(want), "{answer}");
+    }
+    // The same job again is one job, another policy under its name another.
+    for (policy, status) in [
+        (POLICY.to_owned(), 201),
+        (POLICY.to_owned(), 200),
+        (POLICY.replace("443", "80"), 409),
+    ] {
+        let answer = client.post("/api/v1/jobs", &check("c1", &policy));
+        assert_eq!(answer.status, status, "{}", answer.json());
+    }
+    site.until_finished("c1");
+    let listed = client.get("/api/v1/policies").json();
+    let held = &listed["policies"][0];
+    assert_eq!(
+        (&held["lab"], &held["policy"]["rules"]),
+        (&json!("any"), &json!(1))
+    );
+    assert_eq!(
+        held["runs"][0]["verdicts"],
+        json!({"yes": 1, "no": 1, "unknown": 0})
+    );
+}
+
 #[test]
 fn every_described_operation_answers_as_described() {
     let (site, daemon) = serve("quick_jobs = 1");
@@ -119,8 +200,23 @@ fn every_described_operation_answers_as_described() {
     assert_eq!(report.status, 200);
     let kept = report.header("content-disposition");
     assert_eq!(kept, Some("attachment; filename=\"detailed.html\""));
+    for run_id in ["before", "r3"] {
+        let checked = client.post("/api/v1/jobs", &check(run_id, POLICY));
+        document.check("post", "/api/v1/jobs", &checked);
+        assert_eq!(checked.status, 201, "{}", checked.json());
+        site.until_finished(run_id);
+    }
+    for part in ["check", "table", "since/before"] {
+        let answer = client.get(&format!("/api/v1/jobs/r3/{part}"));
+        let path = format!(
+            "/api/v1/jobs/{{run_id}}/{}",
+            part.replace("before", "{before}")
+        );
+        document.check("get", &path, &answer);
+        assert_eq!(answer.status, 200, "{part}");
+    }
     client.post("/api/v1/jobs", &submission("running", "gate"));
-    site.until("it runs", |site| site.started().len() == 3);
+    site.until("it runs", |site| site.started().len() == 5);
     client.post("/api/v1/jobs", &submission("waiting", "gate"));
     site.until("it waits", |site| site.jobs().queued.len() == 1);
 
@@ -134,7 +230,10 @@ fn every_described_operation_answers_as_described() {
                 // It would be told until it is over.
                 continue;
             }
-            let url = path.replace("{run_id}", run_id).replace("{lab}", run_id);
+            let url = path
+                .replace("{run_id}", run_id)
+                .replace("{before}", "before");
+            let url = url.replace("{lab}", run_id);
             document.check("get", path, &client.get(&url));
         }
         let stranger = client.ask("GET", path, &[("host", "evil.example")], "");

@@ -5,9 +5,11 @@
 //! back: a policy that says what was measured.
 
 pub mod file;
+pub mod text;
 pub mod write;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
     net::IpAddr,
@@ -16,7 +18,11 @@ use std::{
 
 use thiserror::Error;
 
-use self::file::{Except, File, Must, Place, RuleFile, Services};
+pub use self::text::PolicyText;
+use self::{
+    file::{Except, File, Must, Place, RuleFile, Services},
+    text::PolicyFiles,
+};
 use super::{addresses::Addresses, answers::QuestionKey};
 use crate::model::{DidYouMean, Groups, Protocol, Service, ServiceLimits, alike, parse_services};
 
@@ -35,6 +41,8 @@ pub struct Policy {
     pub file: PathBuf,
     /// Rules in the order of the files, included ones where they are included.
     pub rules: Vec<Rule>,
+    /// Every file that was read for it.
+    pub text: PolicyText,
 }
 
 /// One rule with its questions.
@@ -61,13 +69,13 @@ pub struct PolicyError {
 }
 
 /// All files of a policy read so far.
-#[derive(Default)]
-struct Reading {
+struct Reading<'a> {
+    source: PolicyFiles<'a>,
     addresses: BTreeMap<String, (Vec<Addresses>, PathBuf)>,
     groups: BTreeMap<String, crate::model::Group>,
     rules: Vec<(RuleFile, PathBuf, Option<usize>)>,
-    /// The text of each file, to find lines in.
-    texts: HashMap<PathBuf, String>,
+    /// The text of each file; those with lists of services are read while the rules are resolved.
+    texts: RefCell<BTreeMap<PathBuf, String>>,
     open: Vec<PathBuf>,
 }
 
@@ -78,7 +86,26 @@ impl Policy {
     /// # Errors
     /// [`PolicyError`] with file, line, field, value and what is allowed.
     pub fn load(path: &Path, groups: &Groups) -> Result<Self, PolicyError> {
-        let mut reading = Reading::default();
+        Self::read(path, PolicyFiles::Disk, groups)
+    }
+
+    /// A policy whose files are all in `text`: nothing that it names is looked for elsewhere.
+    ///
+    /// # Errors
+    /// As [`Policy::load`].
+    pub fn of_text(text: &PolicyText, groups: &Groups) -> Result<Self, PolicyError> {
+        Self::read(Path::new(&text.name), PolicyFiles::Text(text), groups)
+    }
+
+    fn read(path: &Path, source: PolicyFiles<'_>, groups: &Groups) -> Result<Self, PolicyError> {
+        let mut reading = Reading {
+            source,
+            addresses: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            rules: Vec::new(),
+            texts: RefCell::default(),
+            open: Vec::new(),
+        };
         reading.read(path)?;
         let own = std::mem::take(&mut reading.groups);
         let groups = groups
@@ -113,6 +140,7 @@ impl Policy {
         let policy = Self {
             file: path.to_owned(),
             rules,
+            text: PolicyText::of_files(path, &reading.texts.take()),
         };
         policy.check_names()?;
         policy.check_contradictions()?;
@@ -188,7 +216,7 @@ fn refuse(file: &Path, line: Option<usize>, what: impl fmt::Display) -> PolicyEr
     }
 }
 
-impl Reading {
+impl Reading<'_> {
     fn read(&mut self, path: &Path) -> Result<(), PolicyError> {
         if self.open.len() == DEPTH || self.open.iter().any(|open| open == path) {
             return Err(refuse(
@@ -197,7 +225,8 @@ impl Reading {
                 "include: files include each other, or too deep",
             ));
         }
-        let text = file::text(path).map_err(|error| refuse(path, None, error))?;
+        let text = self.source.policy(path);
+        let text = text.map_err(|error| refuse(path, None, error))?;
         let parsed = File::parse(path, &text).map_err(|error| refuse(path, None, error))?;
         self.open.push(path.to_owned());
         for other in &parsed.include {
@@ -229,14 +258,14 @@ impl Reading {
             let line = file::line_of(&text, &rule.name);
             self.rules.push((rule, path.to_owned(), line));
         }
-        self.texts.insert(path.to_owned(), text);
+        self.texts.get_mut().insert(path.to_owned(), text);
         Ok(())
     }
 }
 
 /// Makes questions of one rule.
 struct Resolver<'a> {
-    reading: &'a Reading,
+    reading: &'a Reading<'a>,
     groups: &'a Groups,
     file: &'a Path,
     rule: &'a str,
@@ -377,7 +406,15 @@ impl Resolver<'_> {
 
     fn services(&self, field: &str, list: &Services) -> Result<Vec<Service>, PolicyError> {
         let dir = self.file.parent().unwrap_or_else(|| Path::new(""));
-        let expanded = self.groups.expand(&list.0, Some(dir));
+        let expanded = self.groups.expand_from(&list.0, &|name| {
+            let path = dir.join(name);
+            let text = self.reading.source.list(&path)?;
+            let keep = |text: &String| {
+                let mut texts = self.reading.texts.borrow_mut();
+                texts.insert(path.clone(), text.clone());
+            };
+            Ok(text.inspect(keep))
+        });
         let expanded = expanded.map_err(|error| self.refuse(field, error))?;
         let limits = ServiceLimits::default();
         parse_services(&expanded, Protocol::Tcp, limits).map_err(|error| self.refuse(field, error))

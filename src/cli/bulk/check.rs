@@ -1,20 +1,24 @@
 //! `tsim check`: a policy against a lab.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
+use serde::Serialize;
 
 use super::{How, Output};
 use crate::{
     bulk::{
-        answers::{Answers, Cell, pairs},
+        answers::{Answers, Cell, Head, VerdictCounts, pairs},
         ask::{ask, ask_again},
         check::{self, Checked, RuleStanding, surprises},
-        policy::{Policy, SCHEMA, write},
+        policy::{Policy, PolicyText, SCHEMA, write},
     },
     cli::{Context, Exit, Failure, Run},
     model::LabName,
-    run::quick::Pair,
+    run::quick::{DscpChoice, Pair, Terms},
 };
 
 const EXAMPLES: &str = "Examples:
@@ -63,6 +67,14 @@ pub(in crate::cli) struct CheckCommand {
     #[arg(long)]
     update: bool,
 
+    /// The policy is a file that `tsim submit check` sends, with everything that it names
+    #[arg(long, hide = true, conflicts_with = "update")]
+    sent: bool,
+
+    /// Write every answer to this file, as `tsim matrix --json` does
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
+
     /// Print the JSON schema of policies
     #[arg(long)]
     print_schema: bool,
@@ -89,7 +101,7 @@ impl Run for CheckCommand {
                 "{path}: --update writes TOML; a file that ends with .toml is allowed"
             )));
         }
-        let policy = Policy::load(path, &context.config.groups).map_err(Failure::usage)?;
+        let policy = self.policy(path, context)?;
         if policy.rules.is_empty() {
             let path = path.display();
             return Err(Failure::usage(format!(
@@ -98,6 +110,9 @@ impl Run for CheckCommand {
         }
         let answers = self.ask(context, lab, &policy)?;
         let checked = check::check(&policy, &answers);
+        if let Some(file) = &self.answers {
+            write_answers(file, &answers)?;
+        }
         if self.update {
             update(&policy, &answers)?;
         }
@@ -115,7 +130,46 @@ fn exit(checked: &Checked) -> Exit {
     }
 }
 
+/// As a matrix, which can be shown and compared as any other.
+fn write_answers(file: &Path, answers: &Answers) -> Result<(), Failure> {
+    let head = Head {
+        kind: "matrix".to_owned(),
+        ..answers.head.clone()
+    };
+    let answers = AnswersOf {
+        head: &head,
+        counts: answers.counts,
+        cells: &answers.cells,
+        warnings: &answers.warnings,
+    };
+    super::replace_file(file, |out| super::write_json(out, &answers))
+        .map_err(|e| Failure::cannot_run(format!("cannot write {}: {e}", file.display())))
+}
+
+/// [`Answers`] that belong to somebody else.
+#[derive(Serialize)]
+struct AnswersOf<'a> {
+    #[serde(flatten)]
+    head: &'a Head,
+    counts: VerdictCounts,
+    cells: &'a [Cell],
+    warnings: &'a [String],
+}
+
 impl CheckCommand {
+    fn policy(&self, path: &Path, context: &Context) -> Result<Policy, Failure> {
+        let groups = &context.config.groups;
+        if !self.sent {
+            return Policy::load(path, groups).map_err(Failure::usage);
+        }
+        let shown = path.display();
+        let text = fs::read_to_string(path)
+            .map_err(|e| Failure::cannot_run(format!("cannot read {shown}: {e}")))?;
+        let text: PolicyText = serde_json::from_str(&text)
+            .map_err(|e| Failure::usage(format!("{shown} is no policy that was sent: {e}")))?;
+        Policy::of_text(&text, groups).map_err(Failure::usage)
+    }
+
     /// Asks everything, and what surprises once more with its reasons.
     fn ask(&self, context: &Context, lab: &LabName, policy: &Policy) -> Result<Answers, Failure> {
         let pairs: Vec<Pair> = pairs(policy.questions());
@@ -138,7 +192,11 @@ impl CheckCommand {
                     .map(Cell::key)
             });
             let surprising: Vec<_> = surprising.collect();
-            let terms = self.how.terms(lab, Some(0), context)?;
+            // The value that the run had is given back by now.
+            let terms = Terms {
+                dscp: DscpChoice::Auto,
+                ..self.how.terms(lab, Some(0), context)?
+            };
             ask_again(&context.config, terms, &mut answers, &surprising)?;
         }
         Ok(answers)

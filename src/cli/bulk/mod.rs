@@ -73,6 +73,10 @@ pub(super) struct How {
     #[arg(long, value_name = "WHEN")]
     explain: Option<Explain>,
 
+    /// DSCP value that a scheduler has allocated to this run
+    #[arg(long, value_name = "N", hide = true)]
+    dscp: Option<Dscp>,
+
     /// Append progress to this file as JSON lines
     #[arg(long, value_name = "FILE")]
     progress: Option<PathBuf>,
@@ -94,7 +98,7 @@ impl How {
             lab: lab.clone(),
             routers: RouterChoice::Trace,
             from: self.from.clone(),
-            dscp: DscpChoice::Auto,
+            dscp: self.dscp.map_or(DscpChoice::Auto, DscpChoice::Value),
             run_id: run_id.map_err(Failure::cannot_run)?,
             probe_dscp: self.probe_dscp,
             size: None,
@@ -301,11 +305,16 @@ fn one(
     layout: Layout,
 ) -> io::Result<()> {
     if format == Format::Json {
-        let mut json = PrintableJson::new(&mut *out);
-        serde_json::to_writer(&mut json, value).map_err(io::Error::from)?;
-        return writeln!(json.finish()?);
+        return write_json(out, value);
     }
     render::write(out, document, format, layout)
+}
+
+/// One line of JSON.
+fn write_json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    let mut json = PrintableJson::new(&mut *out);
+    serde_json::to_writer(&mut json, value).map_err(io::Error::from)?;
+    writeln!(json.finish()?)
 }
 
 /// What a file is to hold.

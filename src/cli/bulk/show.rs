@@ -1,6 +1,9 @@
 //! `tsim show`: a saved result once more, in any format.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use serde::de::DeserializeOwned;
@@ -21,6 +24,7 @@ const EXAMPLES: &str = "Examples:
   tsim show web.json
   tsim show web.json -o web.html -o web.md
   tsim show check.json --format junit
+  tsim result nightly-4711 --json | tsim show - -o check.html    # of a check that was submitted
 
 A result is what `tsim matrix`, `tsim check`, `tsim diff` and `tsim what-if` write with -o FILE.json or
 print with --json: with lab, identity of its facts, time and version. Exit code 0, whatever was found.";
@@ -29,7 +33,7 @@ print with --json: with lab, identity of its facts, time and version. Exit code 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(in crate::cli) struct ShowSaved {
-    /// The result, as JSON
+    /// The result, as JSON; `-` for standard input
     file: PathBuf,
 
     #[command(flatten)]
@@ -40,8 +44,12 @@ impl Run for ShowSaved {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         self.output.check(false)?;
         let shown = self.file.display();
-        let text = fs::read_to_string(&self.file)
-            .map_err(|e| Failure::usage(format!("cannot read {shown}: {e}")))?;
+        let text = if self.file == Path::new("-") {
+            io::read_to_string(io::stdin())
+        } else {
+            fs::read_to_string(&self.file)
+        };
+        let text = text.map_err(|e| Failure::usage(format!("cannot read {shown}: {e}")))?;
         let value: serde_json::Value = self.parse(&text)?;
         let version = value.get("version").and_then(serde_json::Value::as_u64);
         let version = version.and_then(|version| u32::try_from(version).ok());

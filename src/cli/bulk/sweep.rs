@@ -10,11 +10,11 @@ use std::{
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::{How, services};
+use super::{How, services, write_json};
 use crate::{
     bulk::answers::{Cell, VERSION, VerdictCounts},
     cli::{Context, Exit, Failure, Run},
-    model::{LabName, PrintableJson, Service},
+    model::{LabName, Service},
     run::quick::{Pair, sweep::Sweep as Sweeping},
 };
 
@@ -110,7 +110,7 @@ impl SweepCommand {
             pairs,
             &mut |answer| {
                 counts.add(answer.end.result);
-                write_line(&mut out, &Cell::from(answer))
+                write_json(&mut out, &Cell::from(answer))
             },
             &mut |now| meter.at(before + now),
         );
@@ -144,7 +144,7 @@ impl SweepCommand {
     ) -> Result<(BufWriter<Box<dyn Write>>, VerdictCounts), Failure> {
         let Some(path) = &self.output else {
             let mut out: BufWriter<Box<dyn Write>> = BufWriter::new(Box::new(io::stdout()));
-            write_line(&mut out, header)?;
+            write_json(&mut out, header)?;
             return Ok((out, VerdictCounts::default()));
         };
         let shown = path.display();
@@ -152,7 +152,7 @@ impl SweepCommand {
         if !self.resume {
             let file = File::create(path).map_err(failed)?;
             let mut out: BufWriter<Box<dyn Write>> = BufWriter::new(Box::new(file));
-            write_line(&mut out, header)?;
+            write_json(&mut out, header)?;
             return Ok((out, VerdictCounts::default()));
         }
         let open = OpenOptions::new().read(true).write(true).open(path);
@@ -208,12 +208,6 @@ fn behind(mut pair: Pair, skip: &mut u64) -> Pair {
     pair.services.drain(..leave_out);
     *skip -= leave_out as u64;
     pair
-}
-
-fn write_line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
-    let mut json = PrintableJson::new(&mut *out);
-    serde_json::to_writer(&mut json, value).map_err(io::Error::from)?;
-    writeln!(json.finish()?)
 }
 
 /// The questions of a file, read one after the other.

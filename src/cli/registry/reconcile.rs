@@ -37,7 +37,8 @@ impl Run for Reconcile {
         let registry = open(context)?;
         let run_id =
             RunId::new(format!("reconcile-{}", process::id())).map_err(Failure::cannot_run)?;
-        let mut kernel = Caretaker::new(&NetnsDir::default(), &context.config);
+        let dir = NetnsDir::default().patient(context.config.lock_timeout);
+        let mut kernel = Caretaker::new(&dir, &context.config);
         let report = registry.reconcile(&run_id, &Scope::Everything, &mut kernel, self.dry_run)?;
         let report = Report {
             report,

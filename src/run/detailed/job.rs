@@ -82,9 +82,7 @@ pub(super) fn run_telling(
     let registry = RegistryManager::open(config)?;
     let dir = NetnsDir::default().patient(job.lock_timeout);
     let map = LabMap::new(&lab);
-    let mut caretaker = Caretaker::new(&dir, config)
-        .leaving_taps()
-        .patient(job.lock_timeout);
+    let mut caretaker = Caretaker::new(&dir, config).leaving_taps();
     let mut planner = Planner::new(job, &map, &dir);
     let asked = Asking { job, lab: &lab };
     let mut question = asked.question(&mut planner, &mut caretaker)?;

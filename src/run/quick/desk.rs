@@ -237,7 +237,7 @@ impl Round<'_> {
         burst.plan.choose(terms.backend, first)?;
         let resolve = millis(self.started.elapsed());
         enter("waiting");
-        let mut caretaker = Caretaker::new(dir, self.config).patient(terms.lock_timeout);
+        let mut caretaker = Caretaker::new(dir, self.config);
         if burst.plan.backend == Backend::Nft {
             caretaker = caretaker.leaving_taps();
         }

@@ -141,7 +141,7 @@ pub(super) async fn history(
 }
 
 /// Jobs that are over, those alone with what came of them that may be seen.
-fn seen(jobs: Vec<FinishedJob>, rights: &Rights) -> Vec<FinishedJob> {
+pub(super) fn seen(jobs: Vec<FinishedJob>, rights: &Rights) -> Vec<FinishedJob> {
     let seen = |job: FinishedJob| match rights.sees_result_of(&job.username) {
         true => job,
         false => job.without_result(),
@@ -352,11 +352,11 @@ pub(super) async fn metrics(State(site): State<Shared>) -> Result<Response, ApiE
                 running.iter().filter(|view| view.job.mode == mode).count(),
             ]
         };
-        let (quick, detailed) = (count(Mode::Quick), count(Mode::Detailed));
+        let counts = [Mode::Quick, Mode::Detailed, Mode::Check].map(count);
         let viewers = &site.config.scheduler.max_viewers;
         Ok(site.board.metrics.render(&Gauges {
-            queued: [quick[0], detailed[0]],
-            running: [quick[1], detailed[1]],
+            queued: counts.map(|[queued, _]| queued),
+            running: counts.map(|[_, running]| running),
             dscp_held: held.dscp.len(),
             dscp_all: site.config.dscp.count(),
             viewers: viewers - site.viewers.available_permits(),

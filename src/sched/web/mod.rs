@@ -43,12 +43,13 @@ use self::{
     rights::{Crowd, Peer},
 };
 use super::{board::Board, door::Door, resources::Resources, spool::Spool};
-use crate::config::Config;
+use crate::{bulk::policy::text::MOST_TEXT, config::Config};
 
 mod answers;
 mod api;
 mod ask;
 pub mod auth;
+mod documents;
 mod error;
 mod labs;
 mod openapi;
@@ -63,6 +64,8 @@ mod who;
 
 /// Most bytes of a request's body.
 const BODY_MAX: usize = 128 * 1024;
+/// The same of a job that is submitted: a policy comes as text, and JSON writes some characters as six.
+const JOB_MAX: usize = 2 * MOST_TEXT;
 /// Most bytes of a request's head.
 const HEAD_MAX: usize = 16 * 1024;
 /// Longest time for a request's head to come in.
@@ -137,11 +140,18 @@ fn router(site: Shared) -> Router {
         .route("/token", get(who::token))
         .route("/history", get(api::history))
         .route("/registry", get(api::registry))
-        .route("/jobs", post(submit::submit))
+        .route(
+            "/jobs",
+            post(submit::submit).layer(DefaultBodyLimit::max(JOB_MAX)),
+        )
         .route("/jobs/{run_id}", get(api::job))
         .route("/jobs/{run_id}/answer", get(answers::head))
         .route("/jobs/{run_id}/matrix", get(answers::matrix))
         .route("/jobs/{run_id}/evidence", get(answers::evidence))
+        .route("/jobs/{run_id}/check", get(documents::check))
+        .route("/jobs/{run_id}/table", get(documents::table))
+        .route("/jobs/{run_id}/since/{before}", get(documents::difference))
+        .route("/policies", get(documents::policies))
         .route("/jobs/{run_id}/result", get(read::result))
         .route("/jobs/{run_id}/report", get(read::report))
         .route("/jobs/{run_id}/text", get(read::text))
@@ -160,6 +170,9 @@ fn router(site: Shared) -> Router {
         .route("/metrics", get(api::metrics))
         .route("/", get(pages::queue))
         .route("/job/{run_id}", get(pages::job))
+        .route("/policies", get(pages::policies))
+        .route("/job/{run_id}/table", get(pages::document))
+        .route("/job/{run_id}/since/{before}", get(pages::document))
         .route("/lab", get(pages::lab))
         .route("/lab/{lab}", get(pages::lab))
         .route("/assets/{name}", get(pages::asset))

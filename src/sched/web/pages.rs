@@ -24,6 +24,9 @@ const ASSETS: &[(&str, &str, &str)] = &[
     ("submit.js", JS, include_str!("assets/submit.js")),
     ("queue.js", JS, include_str!("assets/queue.js")),
     ("job.js", JS, include_str!("assets/job.js")),
+    ("document.js", JS, include_str!("assets/document.js")),
+    ("bulk.js", JS, include_str!("assets/bulk.js")),
+    ("policies.js", JS, include_str!("assets/policies.js")),
     ("lab.js", JS, include_str!("assets/lab.js")),
     ("map.js", JS, include_str!("assets/map.js")),
     ("icon.svg", "image/svg+xml", include_str!("assets/icon.svg")),
@@ -35,6 +38,14 @@ pub(super) async fn queue() -> Html<&'static str> {
 
 pub(super) async fn job() -> Html<&'static str> {
     Html(include_str!("assets/job.html"))
+}
+
+pub(super) async fn policies() -> Html<&'static str> {
+    Html(include_str!("assets/policies.html"))
+}
+
+pub(super) async fn document() -> Html<&'static str> {
+    Html(include_str!("assets/document.html"))
 }
 
 pub(super) async fn lab() -> Html<&'static str> {

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{Shared, Site, api::blocking, ask::Body, error::ApiError, rights::Rights};
 use crate::{
+    bulk::policy::PolicyText,
     model::RunId,
     sched::{
         admission,
@@ -46,6 +47,7 @@ struct Submission {
     run_id: Option<RunId>,
     username: UserName,
     params: Params,
+    policy: Option<PolicyText>,
 }
 
 impl Submission {
@@ -58,9 +60,10 @@ impl Submission {
             username: rights.name(fields.take("username")?)?,
             params: Params {
                 lab: fields.needed("lab")?,
-                source: fields.needed("source")?,
-                destination: fields.needed("destination")?,
-                ports: fields.needed("ports")?,
+                source: fields.take("source")?,
+                destination: fields.take("destination")?,
+                ports: fields.take("ports")?,
+                policy: None,
                 routers: fields.take("routers")?,
                 options: Options {
                     from: fields.take("from")?,
@@ -77,6 +80,7 @@ impl Submission {
                 },
                 extra: Map::new(),
             },
+            policy: fields.take("policy")?,
         };
         fields.end()?;
         Ok(submission)
@@ -113,8 +117,11 @@ impl Fields {
 
 fn enqueue(site: &Site, submission: Submission) -> Result<Submitted, ApiError> {
     let now = Timestamp::now();
-    let params = submission.params;
-    admission::check(&params, submission.mode, &site.config).map_err(|error| {
+    let mut params = submission.params;
+    let policy = submission.policy;
+    let admitted = admission::with_policy(&mut params, policy.as_ref(), &site.config);
+    let checked = admitted.and_then(|()| admission::check(&params, submission.mode, &site.config));
+    checked.map_err(|error| {
         if error.is_asked_wrong() {
             ApiError::of_field(error.field(&params), error.to_string())
         } else {
@@ -130,6 +137,7 @@ fn enqueue(site: &Site, submission: Submission) -> Result<Submitted, ApiError> {
         username: submission.username,
         mode: submission.mode,
         params,
+        policy,
     };
     let most = QueueLimits::of(&site.config);
     site.spool

@@ -255,11 +255,12 @@ const STATUS = { QUEUED: "waiting", RUNNING: "running", DONE: "done", FAILED: "f
 export const statusText = (status) => STATUS[status] ?? status;
 export const tag = (name, text) => el("span", { class: `tag ${name}` }, text);
 
-/** How many of which verdict; only those that there are. */
-export function verdicts(counts) {
+/** How many of which verdict, or of a check how many rules stand how; only those that there are. */
+export function verdicts(counts, type) {
+    const words = type === "check" ? ["as stated", "contradicted", "UNKNOWN"] : ["YES", "NO", "UNKNOWN"];
     const parts = [["YES", counts.yes], ["NO", counts.no], ["UNKNOWN", counts.unknown]];
-    const shown = parts.filter(([, count]) => count > 0);
-    return el("span", { class: "verdicts" }, ...shown.map(([name, count]) => tag(name, `${count} ${name}`)));
+    const shown = parts.map(([look, count], index) => [look, count, words[index]]).filter(([, count]) => count > 0);
+    return el("span", { class: "verdicts" }, ...shown.map(([look, count, word]) => tag(look, `${count} ${word}`)));
 }
 
 /** A progress bar that a screen reader reads as one. */
@@ -329,7 +330,7 @@ export function start(page) {
     const head = el("header", { class: "bar" },
         el("a", { class: "skip", href: "#main" }, "Skip to content"),
         el("a", { class: "brand", href: "/" }, el("img", { src: "/assets/icon.svg", alt: "" }), el("span", { class: "wide-only" }, "tsim")),
-        el("nav", { "aria-label": "Pages" }, link("/", "Queue"), link("/lab", "Lab")),
+        el("nav", { "aria-label": "Pages" }, link("/", "Queue"), link("/policies", "Policies"), link("/lab", "Lab")),
         el("span", { class: "space" }),
         el("span", { class: "live", id: "live", role: "status" }, "connecting"),
         el("button", { type: "button", id: "token-button", on: { click: change } }, "Token"),

@@ -1,5 +1,6 @@
 // One job: its question, live progress, then the answer.
 import { showAnswer } from "./answer.js";
+import { showDocument } from "./document.js";
 import {
     announce, api, ApiError, byId, cancelJob, duration, el, live, moment, optionsText, progressBar, routersText,
     setText, start, statusText, tag, token, verdicts, whoami,
@@ -22,7 +23,8 @@ function showJob(job) {
     const rows = [
         ["Type", job.type], ["User", job.username], ["Lab", job.params.lab],
         ["From", job.params.source], ["To", job.params.destination], ["Services", job.params.ports],
-        ["Routers", routersText(job.params)], ["Options", optionsText(job.params)], ["DSCP", job.dscp],
+        ["Policy", job.params.policy && `${job.params.policy.name}: ${job.params.policy.rules} rules, ${job.params.policy.questions} questions`],
+        ["Routers", job.type === "check" ? "" : routersText(job.params)], ["Options", optionsText(job.params)], ["DSCP", job.dscp],
         ["Submitted", moment(job.created_at)],
         ["Started", job.started_at && moment(job.started_at)],
         ["Ended", job.finished_at && moment(job.finished_at)],
@@ -69,9 +71,14 @@ async function showEnd(job) {
     if (job.status === "DONE") {
         byId("result-panel").hidden = false;
         byId("download").hidden = false;
-        byId("report").hidden = job.type !== "detailed";
-        if (job.verdicts) byId("counts").append(verdicts(job.verdicts));
-        await showAnswer(runId, job, byId("result"));
+        byId("report").hidden = job.type === "quick";
+        if (job.type === "check") {
+            byId("counts").append(el("a", { href: `/job/${encodeURIComponent(runId)}/table` }, "All answers"));
+            await showDocument(`/jobs/${encodeURIComponent(runId)}/check`, byId("result"));
+        } else {
+            if (job.verdicts) byId("counts").append(verdicts(job.verdicts));
+            await showAnswer(runId, job, byId("result"));
+        }
     }
     if (!job.started_at) return;
     const response = await ask("stderr");

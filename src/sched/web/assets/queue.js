@@ -9,11 +9,11 @@ start("Queue");
 
 const running = new Map();
 const history = new Map();
-let queue = { quick: 0, detailed: 0, first: [] };
+let queue = { quick: 0, detailed: 0, check: 0, first: [] };
 let scheduler = null;
 let older = null;
 
-const question = (params) => `${params.source} → ${params.destination}  ${params.ports}`;
+const question = (params) => (params.policy ? `${params.policy.name}, ${params.policy.rules} rules` : `${params.source} → ${params.destination}  ${params.ports}`);
 const cell = (label, name, ...children) => el("td", { "data-label": label, class: name }, ...children);
 const runCell = (job) => el("th", { scope: "row" }, el("a", { href: `/job/${job.run_id}`, class: "mono" }, job.run_id));
 const cancelCell = (job) => el("td", { class: "act" },
@@ -56,7 +56,7 @@ function showRunning() {
 }
 
 function showWaiting() {
-    const places = { quick: 0, detailed: 0 };
+    const places = { quick: 0, detailed: 0, check: 0 };
     const jobs = queue.first.map((job) => ({ ...job, place: (places[job.analysis_mode] += 1) }));
     keyed(byId("waiting"), jobs, (job) => job.run_id, (job) => el("tr", {}, runCell(job),
         cell("Type", "", tag("", job.analysis_mode)), cell("Place", "num place"),
@@ -64,7 +64,7 @@ function showWaiting() {
         cell("Routers", "cut", routersText(job.params)), cell("Submitted", "", moment(job.created_at)),
         cancelCell(job)),
     (row, job) => setText(row.querySelector(".place"), `#${job.place}`));
-    const total = queue.quick + queue.detailed;
+    const total = queue.quick + queue.detailed + queue.check;
     setText(byId("waiting-count"), total ? String(total) : "");
     show("waiting", total);
     const more = byId("waiting-more");
@@ -77,7 +77,7 @@ function showHistory() {
     keyed(byId("history"), jobs, (job) => job.run_id, (job) => el("tr", {}, runCell(job),
         cell("Status", "", tag(job.status, statusText(job.status))), cell("Type", "", tag("", job.type)),
         cell("User", "cut", job.username), questionCell(job),
-        cell("Result", "wrap", job.verdicts ? verdicts(job.verdicts) : job.reason ?? ""),
+        cell("Result", "wrap", job.verdicts ? verdicts(job.verdicts, job.type) : job.reason ?? ""),
         cell("Ended", "", moment(job.finished_at)),
         cell("Took", "num", job.started_at ? duration(job.started_at, job.finished_at) : "–")),
     () => {});
@@ -94,6 +94,8 @@ function showTiles() {
         ["Detailed running", count("detailed"), `of ${scheduler.detailed_jobs}`],
         ["Quick waiting", queue.quick, ""],
         ["Detailed waiting", queue.detailed, ""],
+        ["Checks running", count("check"), `of ${scheduler.check_jobs}`],
+        ["Checks waiting", queue.check, ""],
         ["DSCP values in use", held, ""],
     ];
     keyed(byId("tiles"), tiles, (tile) => tile[0],

@@ -1,0 +1,69 @@
+// Policies, all answers of a check and what changed between two: over fake runners.
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+
+import { browser, fine, giveToken, open, shoot, site } from "./site.mjs";
+
+let chrome;
+before(async () => { chrome = await browser(); });
+after(async () => { await chrome.close(); });
+
+const POLICY = `version = 1
+[[rule]]
+name = "the office reaches the web"
+from = "10.1.1.1"
+to = "10.2.1.2"
+services = "443"
+must = "pass"
+`;
+
+test("a policy is listed with its results; a check, its answers and changes can be looked at", async () => {
+    const own = await site();
+    const problems = [];
+    const context = await chrome.newContext({ viewport: { width: 1400, height: 1000 }, colorScheme: "light" });
+    const url = `http://localhost:${own.port}`;
+    try {
+        const page = await open(context, `${url}/policies`, problems);
+        await page.getByText("No policy was checked of late").waitFor();
+        for (const run_id of ["before", "after"]) {
+            await own.post({ mode: "check", lab: "fast", username: "ann", run_id, policy: { name: "policy.toml", files: { "policy.toml": POLICY } } });
+            own.ended(run_id);
+        }
+        // Results are for who has the token; that a policy was checked is for all.
+        await page.getByRole("heading", { name: "policy.toml in fast" }).waitFor();
+        const queue = await open(context, `${url}/`, problems);
+        await giveToken(queue);
+        await queue.getByRole("row").filter({ hasText: "after" }).getByText("1 contradicted").waitFor();
+        await queue.getByRole("link", { name: "Policies" }).click();
+        await queue.getByText("1 contradicted").waitFor();
+        await fine(queue, "policies");
+        await shoot(queue, "policies", { phone: true });
+
+        await queue.getByRole("link", { name: "What changed from before to after" }).click();
+        await queue.getByRole("heading", { name: "Changes" }).waitFor();
+        await queue.getByText("10.1.1.1 → 10.2.1.2").first().waitFor();
+        await fine(queue, "changes");
+        await shoot(queue, "changes", { phone: true });
+
+        await queue.getByRole("link", { name: "after", exact: true }).click();
+        await queue.getByText("the office reaches the web").waitFor();
+        await queue.getByText("rule 59 of chain FORWARD").waitFor();
+        // A comment of a rule is text, whatever it looks like.
+        assert.equal(await queue.locator("#result b").count(), 0);
+        await fine(queue, "a check");
+        await shoot(queue, "check", { phone: true });
+        await queue.getByLabel("Find").fill("logs in");
+        await queue.getByText("1 to 1 of 1").waitFor();
+        assert.equal(await queue.getByText("the office reaches the web").count(), 0);
+
+        await queue.getByRole("link", { name: "All answers" }).click();
+        const cell = queue.getByRole("region", { name: "All answers" }).getByRole("row").filter({ hasText: "10.2.1.2" });
+        await cell.getByText("NO", { exact: true }).first().waitFor();
+        await fine(queue, "all answers");
+        await shoot(queue, "answers", { phone: true });
+        assert.deepEqual(problems, []);
+    } finally {
+        await context.close();
+        await own.end();
+    }
+});

@@ -1,0 +1,197 @@
+//! Checks of policies through the scheduler, with real runners in a real lab.
+
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use tsim::{
+    registry::Mode::Exclusive,
+    sched::job::{Mode, Status},
+};
+
+use crate::lab::{Lab, ROUTERS};
+
+/// As many questions as `services` has, in two files.
+fn policy(lab: &Lab, services: &str) -> String {
+    let base = "version = 1\n[addresses]\nbranch = \"10.3.10.50\"\ncentre = \"10.2.1.60\"\n";
+    fs::write(lab.site.path("base.toml"), base).unwrap();
+    let rule = |name: &str, services: &str, must: &str| {
+        format!(
+            "[[rule]]\nname = \"{name}\"\nfrom = \"branch\"\nto = \"centre\"\n\
+             services = \"{services}\"\nmust = \"{must}\"\n"
+        )
+    };
+    let text = "version = 1\ninclude = [\"base.toml\"]\n".to_owned()
+        + &rule("all of them", services, "pass")
+        + &rule("none of these", "22222", "not-pass");
+    let path = lab.site.path("policy.toml");
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
+}
+
+/// What a check says of each rule, without the times at which it was asked.
+fn rules(checked: &Value) -> Vec<(Value, Value, Vec<Value>)> {
+    let surprises = |rule: &Value| {
+        let cells = rule["surprises"].as_array().unwrap().iter();
+        cells.map(|cell| cell["port"].clone()).collect()
+    };
+    let rules = checked["rules"].as_array().unwrap().iter();
+    rules
+        .map(|rule| {
+            (
+                rule["name"].clone(),
+                rule["result"].clone(),
+                surprises(rule),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_check_finds_what_it_finds_by_hand_and_can_be_shown_again() {
+    let lab = Lab::up(20, "");
+    let _daemon = lab.site.daemon();
+    let path = policy(&lab, "22,80,443,53/udp,8000-8010");
+    let by_hand = lab.site.tsim(&["check", lab.name(), &path, "--json"]);
+    let code = by_hand.status.code();
+    assert!(matches!(code, Some(0 | 1 | 3)), "{by_hand:?}");
+
+    let submitted = lab
+        .site
+        .tsim(&["submit", "check", &path, lab.name(), "--run-id", "c1"]);
+    assert!(submitted.status.success(), "{submitted:?}");
+    // What it was asked is its text: the files may go.
+    fs::remove_file(&path).unwrap();
+    let job = lab.site.until_finished("c1");
+    assert_eq!(
+        (job.status, job.mode),
+        (Status::Done, Mode::Check),
+        "{:?}",
+        job.reason
+    );
+    let result = lab.site.tsim(&["result", "c1", "--json"]);
+    assert_eq!(result.status.code(), code, "{result:?}");
+    let (found, want) = (json(&result), json(&by_hand));
+    assert_eq!(rules(&found), rules(&want));
+    assert_eq!(found["lab"]["identity"], want["lab"]["identity"]);
+    assert_eq!(found["policy"], "policy.toml");
+
+    let text = lab.site.tsim(&["result", "c1"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("all of them"), "{text}");
+    let mut show = Command::new(env!("CARGO_BIN_EXE_tsim"));
+    show.args(["show", "-", "--format", "junit"]);
+    show.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut show = show.spawn().unwrap();
+    show.stdin
+        .take()
+        .unwrap()
+        .write_all(&result.stdout)
+        .unwrap();
+    let shown = String::from_utf8(show.wait_with_output().unwrap().stdout).unwrap();
+    assert!(shown.contains("name=\"all of them\""), "{shown}");
+
+    // All answers are kept, to be compared with those of another run.
+    let answers = lab
+        .site
+        .spool
+        .run_dir(&job.run_id)
+        .join("report/answers.json");
+    let answers = answers.display().to_string();
+    let same = lab.site.tsim(&["diff", &answers, &answers]);
+    let unknown = json(&result)["rules"].to_string().contains("UNKNOWN");
+    assert_eq!(
+        same.status.code(),
+        Some(if unknown { 3 } else { 0 }),
+        "{same:?}"
+    );
+    lab.assert_nothing_left();
+}
+
+/// A check is asked in bursts: of more than a thousand questions there are at least two, and between
+/// them whoever waits for a router gets it.
+#[test]
+fn a_detailed_job_gets_its_routers_in_the_middle_of_a_check() {
+    let lab = Lab::up(21, "");
+    let _daemon = lab.site.daemon();
+    let path = policy(&lab, "1-1500");
+    let held = lab.hold("dc-gw", Exclusive);
+    let submitted = lab
+        .site
+        .tsim(&["submit", "check", &path, lab.name(), "--run-id", "c"]);
+    assert!(submitted.status.success(), "{submitted:?}");
+    lab.until_line("dc-gw", &["held", "c …"]);
+    lab.submit("detailed", "d", &["dc-gw"]);
+    lab.until_line("dc-gw", &["held", "c …", "d …"]);
+    drop(held);
+    let [check, detailed] = ["c", "d"].map(|run_id| lab.site.until_finished(run_id));
+    for job in [&check, &detailed] {
+        assert_eq!(job.status, Status::Done, "{:?}", job.reason);
+    }
+    assert!(
+        detailed.finished_at < check.finished_at,
+        "the detailed job waited for all of the check: {check:?}, {detailed:?}"
+    );
+    lab.assert_nothing_left();
+}
+
+/// What admission says that fits does fit: a question just below what it refuses is written whole.
+#[test]
+fn a_job_at_the_limit_of_its_result_is_written_whole() {
+    const MOST: u64 = 2_000_000;
+    let lab = Lab::up(22, &format!("max_output_bytes = {MOST}"));
+    let _daemon = lab.site.daemon();
+    for routers in [&ROUTERS[..1], &ROUTERS] {
+        let (name, routers) = (format!("of{}", routers.len()), routers.join(","));
+        let submit = |ports: u64| {
+            let ports = format!("1-{ports}");
+            lab.site.tsim(&[
+                "submit",
+                "quick",
+                "--lab",
+                lab.name(),
+                "-s",
+                "10.1.1.100",
+                "-d",
+                "10.2.1.50",
+                "-P",
+                &ports,
+                "--routers",
+                &routers,
+                "--run-id",
+                &name,
+                "--explain",
+                "always",
+            ])
+        };
+        let mut ports = 65_535;
+        let mut refused = 0;
+        while !submit(ports).status.success() {
+            refused += 1;
+            ports = ports * 19 / 20;
+        }
+        assert!(refused > 0 && ports > 100, "{name}: {ports} services");
+        let job = lab.site.until_finished(&name);
+        assert_eq!(
+            job.status,
+            Status::Done,
+            "{name}: {ports} services: {:?}",
+            job.reason
+        );
+        let result = lab.site.spool.run_dir(&job.run_id).join("result.json");
+        let bytes = fs::metadata(result).unwrap().len();
+        // A limit that refuses four times as much as would fit is none to work with.
+        assert!(
+            (MOST / 4..=MOST).contains(&bytes),
+            "{name}: {ports} services took {bytes} bytes"
+        );
+    }
+    lab.assert_nothing_left();
+}
