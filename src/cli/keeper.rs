@@ -162,7 +162,8 @@ fn in_router(
     let [program, arguments @ ..] = command else {
         return Err(Failure::usage("a command is wanted behind --"));
     };
-    let netns = Lab::open(&context.config, lab)?.router_netns(router)?;
+    let opened = Lab::open(&context.config, lab)?;
+    let netns = opened.router_netns(router)?;
     let registry = RegistryManager::open(&context.config)?;
     let run_id = format!("exec-{}", std::process::id());
     let job = registry.job(JobInfo {
@@ -174,6 +175,8 @@ fn in_router(
     let wait = Wait::at_most(context.config.lock_timeout);
     let locked = job.all_router_locks(&routers, Mode::Shared, &wait);
     let locked = locked.map_err(|refused| Failure::from(refused.error))?;
+    // It may have been made anew while it was waited for.
+    opened.check_unchanged(&context.config)?;
     if !context.quiet {
         let _ = writeln!(
             io::stderr(),

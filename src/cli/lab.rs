@@ -37,6 +37,7 @@ pub(super) struct Lab {
 #[derive(Debug, Subcommand)]
 enum LabCommand {
     Up(UpArgs),
+    Reload(ReloadArgs),
     Down(DownArgs),
     Status(StatusArgs),
     List(ListArgs),
@@ -48,7 +49,7 @@ impl Lab {
         match &self.command {
             LabCommand::Status(args) => Some(&args.at),
             LabCommand::List(args) => Some(&args.at),
-            LabCommand::Up(_) | LabCommand::Down(_) => None,
+            LabCommand::Up(_) | LabCommand::Reload(_) | LabCommand::Down(_) => None,
         }
     }
 }
@@ -57,6 +58,7 @@ impl Run for Lab {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.command {
             LabCommand::Up(args) => args.run(context),
+            LabCommand::Reload(args) => args.run(context),
             LabCommand::Down(args) => args.run(context),
             LabCommand::Status(args) => args.run(context),
             LabCommand::List(args) => args.run(context),
@@ -70,7 +72,8 @@ const UP_EXAMPLES: &str = "Examples:
   tsim lab up corp --facts tomorrow --replace
 
 A lab that is up already from the same facts is left as it is; one from other facts is an error, or
-with --replace is made anew, when no job uses it any more. What the lab cannot have as the
+with --replace those of its routers are made anew whose facts or wires have changed, when no job
+uses them any more. What the lab cannot have as the
 facts do is said as FILE:LINE: MESSAGE; with --strict that is an error. A file that cannot be used
 is a router that is missing: what seems to leave the lab is UNKNOWN then. Nothing is left of a lab
 that could not be made.";
@@ -94,7 +97,7 @@ struct UpArgs {
     #[arg(long)]
     legacy: bool,
 
-    /// Take the place of a lab that is up from other facts; if that fails, it is made again
+    /// Change a lab that is up from other facts: make the routers anew that differ, or none of them
     #[arg(long)]
     replace: bool,
 }
@@ -108,13 +111,49 @@ impl Run for UpArgs {
         let bar = Bar::new();
         let replaced = self.make(context, options, &bar);
         bar.clear();
-        let Replaced { up, changes, hosts } = replaced?;
-        let output = UpOutput::new(&up, changes.as_ref(), &hosts);
-        context.print(&output, |out| {
-            write_changes(out, changes.as_ref(), &hosts)?;
-            write_up(out, &up)
-        })?;
-        Ok(Exit::Ok)
+        print(context, &replaced?)
+    }
+}
+
+fn print(context: &Context, replaced: &Replaced) -> Result<Exit, Failure> {
+    let Replaced { up, changes, hosts } = replaced;
+    let output = UpOutput::new(up, changes.as_ref(), hosts);
+    context.print(&output, |out| {
+        write_changes(out, changes.as_ref(), hosts)?;
+        write_up(out, up)
+    })?;
+    Ok(Exit::Ok)
+}
+
+const RELOAD_EXAMPLES: &str = "Examples:
+  tsim lab reload corp hq-gw
+  tsim lab reload corp hq-gw br-gw --json
+
+Reads the facts that the lab was made from again, and makes these routers anew, also where their
+facts are what they were. All other routers stay; where facts of others have changed, it is an error.
+Jobs that use the routers are waited for, and hosts on them are removed. If it fails, the lab is as it
+was.";
+
+/// Make routers of a lab anew from their facts, and leave the others
+#[derive(Debug, Args)]
+#[command(after_help = RELOAD_EXAMPLES)]
+struct ReloadArgs {
+    /// Name of the lab
+    #[arg(add = complete::labs())]
+    name: LabName,
+
+    /// Router, as in its facts
+    #[arg(required = true, value_name = "ROUTER", add = complete::routers())]
+    routers: Vec<RouterName>,
+}
+
+impl Run for ReloadArgs {
+    fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let (config, bar) = (&context.config, Bar::new());
+        let wait = Wait::at_most(config.lock_timeout);
+        let reloaded = lab::reload(config, &self.name, &self.routers, &bar, &wait);
+        bar.clear();
+        print(context, &reloaded?)
     }
 }
 
@@ -146,6 +185,7 @@ fn write_changes(
         ("added", &changes.added),
         ("removed", &changes.removed),
         ("changed", &changes.changed),
+        ("made anew", &changes.anew),
     ] {
         if !routers.is_empty() {
             let names: Vec<&str> = routers.iter().map(RouterName::as_str).collect();
@@ -239,7 +279,7 @@ fn size(lab: &LabState) -> String {
     let mut text = format!(
         "{}, {}",
         count(lab.routers.len(), "router"),
-        count(lab.segments.len(), "segment")
+        count(lab.used_segments(), "segment")
     );
     let incomplete = lab.routers.iter().filter(|r| r.ruleset_incomplete).count();
     let warnings = of(&lab.warnings, Severity::Warning).count();
@@ -398,6 +438,9 @@ fn write_status(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     let lab = &status.state;
     writeln!(out, "{}", line(lab))?;
     writeln!(out, "made {} from {}", lab.created_at, lab.facts.display())?;
+    if let Some(changed) = &lab.changed_at {
+        writeln!(out, "routers made anew {changed}")?;
+    }
     let width = lab.routers.iter().map(|r| r.name.as_str().len()).max();
     for router in &lab.routers {
         let interfaces: Vec<_> = router
@@ -484,7 +527,7 @@ impl<'a> ListEntry<'a> {
             created_at: &lab.created_at,
             facts: &lab.facts,
             routers: lab.routers.len(),
-            segments: lab.segments.len(),
+            segments: lab.used_segments(),
             warnings: of(&lab.warnings, Severity::Warning).count(),
         }
     }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     config::Config,
     fault,
-    model::{HostId, LabName, NetnsName, RouterId},
+    model::{HostId, LabName, NetnsName, RouterId, RouterName},
     netns::{NetnsDir, NetnsError, NetnsId},
     registry::RegistryManager,
 };
@@ -37,6 +37,27 @@ pub(super) fn namespaces(
     });
     let hidden = (NetnsName::segments(&state.lab), state.segments_netns);
     std::iter::once(hidden).chain(routers)
+}
+
+/// The same, and those that a change of the lab, which was interrupted, made or left.
+fn removable(state: &LabState) -> Vec<(NetnsName, Option<NetnsId>)> {
+    let Some(change) = &state.change else {
+        return namespaces(state).collect();
+    };
+    let id = |router: &RouterName| RouterId::new(state.lab.clone(), router.clone());
+    let aside = change.aside.iter().map(|name| id(name).netns_aside());
+    let moving: Vec<NetnsName> = aside
+        .chain(change.aside.iter().map(|name| id(name).netns()))
+        .chain(change.old.iter().map(|old| id(&old.name).netns()))
+        .collect();
+    let stay = namespaces(state).filter(|(name, _)| !moving.contains(name));
+    // The one or the other has the name: both are the lab's.
+    let mut all: Vec<_> = stay
+        .chain(moving.iter().map(|name| (name.clone(), None)))
+        .collect();
+    all.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+    all.dedup_by(|a, b| a.0 == b.0);
+    all
 }
 
 /// What there is under the name of a namespace of a lab.
@@ -87,7 +108,7 @@ pub(super) fn remove_namespaces(
     removed: &mut Removed,
 ) -> Vec<LabError> {
     let same_boot = boot_id().is_ok_and(|boot| boot == state.boot_id);
-    remove_all(dir, namespaces(state).collect(), same_boot, removed)
+    remove_all(dir, removable(state), same_boot, removed)
 }
 
 fn remove_all(

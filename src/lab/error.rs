@@ -34,21 +34,51 @@ pub enum LabError {
         facts: PathBuf,
     },
     /// A lab was to be made in the place of another, and could not.
-    #[error(
-        "lab {lab} could not be replaced; {}",
-        .old.as_ref().map_or_else(
-            || "it is up as it was before".to_owned(),
-            |error| format!("and as it was before it cannot be made again: {error}")
-        )
-    )]
+    #[error("lab {lab} could not be replaced; it is up as it was before")]
     NotReplaced {
         /// The lab.
         lab: LabName,
         /// Why the new one could not be made.
         #[source]
         cause: Box<LabError>,
-        /// Why the old one could not be made again, if it could not.
-        old: Option<Box<LabError>>,
+    },
+    /// Routers of a lab were made anew, and are not all in place.
+    #[error(
+        "routers of lab {lab} were made anew and could not be put in place: `tsim lab status {lab}` \
+        tries it again, `tsim lab down {lab}` takes the lab down"
+    )]
+    Unsettled {
+        /// The lab.
+        lab: LabName,
+        /// What was in the way.
+        #[source]
+        cause: Box<LabError>,
+    },
+    /// The lab is not the one that was opened.
+    #[error("lab {lab} was changed or taken down meanwhile: ask again")]
+    Changed {
+        /// The lab.
+        lab: LabName,
+    },
+    /// One router was to be made anew, and the facts of others are not what they were.
+    #[error(
+        "the facts of other routers of lab {lab} have changed, too: {}; name them as well, or use \
+        `tsim lab up {lab} --facts {facts} --replace`", Names(.routers))]
+    OthersChanged {
+        /// The lab.
+        lab: LabName,
+        /// Those routers.
+        routers: Vec<RouterName>,
+        /// Where the facts lie.
+        facts: PathBuf,
+    },
+    /// What leads tunnels to their other ends could not be loaded.
+    #[error("nft cannot lead the tunnels of lab {lab} to their other ends: {message}")]
+    Tunnels {
+        /// The lab.
+        lab: LabName,
+        /// What the tool said.
+        message: String,
     },
     /// A namespace of that name exists and belongs to a lab of the same name in another registry.
     #[error(
@@ -218,6 +248,15 @@ impl<T: fmt::Display> fmt::Display for Lines<'_, T> {
             write!(f, "\n  {item}")?;
         }
         Ok(())
+    }
+}
+
+struct Names<'a>(&'a [RouterName]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.0.iter().map(RouterName::as_str).collect();
+        f.write_str(&names.join(", "))
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) mod neighbours;
 #[cfg(feature = "internals")]
 pub mod neighbours;
 pub(crate) mod omission;
+mod part;
 mod plan;
 mod pool;
 mod progress;
@@ -31,6 +32,7 @@ pub(crate) mod sockets;
 #[cfg(feature = "internals")]
 pub mod sockets;
 mod state;
+mod swap;
 pub mod topology;
 pub mod trace;
 mod tunnels;
@@ -42,13 +44,16 @@ use std::{ops::Deref, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use self::{down::Found, state::LabDir};
+use self::{
+    down::Found,
+    state::{LabDir, Stamp},
+};
 pub use self::{
     down::{Removed, down, down_by_force},
     error::LabError,
     gone::forget_gone,
     progress::{Progress, Step},
-    replace::{Changes, Replaced, changes, replace},
+    replace::{Changes, Replaced, changes, reload, replace},
     rulesets::strange_lines,
     state::{InterfaceState, LabState, Phase, RouterState, bridge_name},
     up::{Options, Up, up, up_from},
@@ -62,9 +67,17 @@ use crate::{
 };
 
 /// A lab that is up.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Lab {
     state: LabState,
+    /// Its file as it was before it was read.
+    stamp: Option<Stamp>,
+}
+
+impl PartialEq for Lab {
+    fn eq(&self, other: &Self) -> bool {
+        self.state == other.state
+    }
 }
 
 impl Deref for Lab {
@@ -76,7 +89,7 @@ impl Deref for Lab {
 
 impl Lab {
     fn new(state: LabState) -> Self {
-        Self { state }
+        Self { state, stamp: None }
     }
 
     /// Opens lab `name` from its own file; no facts are needed.
@@ -84,7 +97,8 @@ impl Lab {
     /// # Errors
     /// [`LabError`] when there is no such lab, or its `up` was interrupted.
     pub fn open(config: &Config, name: &LabName) -> Result<Self, LabError> {
-        match LabDir::new(config, name).state()? {
+        let stamp = LabDir::new(config, name).stamp();
+        match settled(config, name)? {
             None => Err(not_found(config, name)),
             Some(state) if state.phase != Phase::Up => {
                 Err(LabError::HalfMade { lab: name.clone() })
@@ -92,7 +106,26 @@ impl Lab {
             Some(state) if state.boot_id != state::boot_id()? => {
                 Err(LabError::Gone { lab: name.clone() })
             }
-            Some(state) => Ok(Self::new(state)),
+            Some(state) => Ok(Self { state, stamp }),
+        }
+    }
+
+    /// Makes sure that the lab is still the one that was opened: none of its routers was made anew.
+    /// To be asked when routers are locked, since they may have been waited for.
+    ///
+    /// # Errors
+    /// [`LabError::Changed`], or why its file cannot be read.
+    pub(crate) fn check_unchanged(&self, config: &Config) -> Result<(), LabError> {
+        let dir = LabDir::new(config, &self.lab);
+        if self.stamp.is_some() && dir.stamp() == self.stamp {
+            return Ok(());
+        }
+        let now = dir.state()?;
+        match now.is_some_and(|now| now.edition() == self.edition()) {
+            true => Ok(()),
+            false => Err(LabError::Changed {
+                lab: self.lab.clone(),
+            }),
         }
     }
 
@@ -113,6 +146,24 @@ impl Lab {
     pub fn segments_netns(&self) -> Result<NetnsFd, LabError> {
         let name = NetnsName::segments(&self.state.lab);
         Ok(NetnsDir::default().open(&name)?)
+    }
+}
+
+/// The lab's file, after what an interrupted change of it has left to do was done.
+fn settled(config: &Config, name: &LabName) -> Result<Option<LabState>, LabError> {
+    let dir = LabDir::new(config, name);
+    let unsettled = |state: &LabState| {
+        let decided = state.change.as_ref().is_some_and(|change| change.decided);
+        Ok::<_, LabError>(decided && state.boot_id == state::boot_id()?)
+    };
+    match dir.state()? {
+        Some(state) if unsettled(&state)? => {}
+        state => return Ok(state),
+    }
+    let locked = dir.lock()?;
+    match locked.state()? {
+        Some(state) if unsettled(&state)? => Ok(Some(swap::settle(config, &locked, state)?)),
+        state => Ok(state),
     }
 }
 
@@ -156,7 +207,7 @@ pub struct Status {
 /// # Errors
 /// [`LabError`] when there is no such lab or it cannot be looked at.
 pub fn status(config: &Config, name: &LabName) -> Result<Status, LabError> {
-    let state = LabDir::new(config, name).state()?;
+    let state = settled(config, name)?;
     let state = state.ok_or_else(|| not_found(config, name))?;
     let dir = NetnsDir::default();
     let mut missing = Vec::new();

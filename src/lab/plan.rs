@@ -47,10 +47,22 @@ pub(super) fn bridge_index(segment: usize) -> u32 {
         .saturating_add(FIRST)
 }
 
+/// The `number`-th port.
+pub(super) fn port(number: u32) -> Result<IfName, LabError> {
+    IfName::new(format!("p{number}")).map_err(|e| LabError::Format {
+        path: "the topology".into(),
+        message: e.to_string(),
+    })
+}
+
+/// Which port `name` is; none for what is no port of a router.
+pub(super) fn port_number(name: &IfName) -> Option<u32> {
+    name.as_str().strip_prefix('p')?.parse().ok()
+}
+
 /// Index of the port `name`, as this module numbered it.
 pub(super) fn port_index(name: &IfName) -> Option<u32> {
-    let number: u32 = name.as_str().strip_prefix('p')?.parse().ok()?;
-    FIRST_PORT.checked_add(number)
+    FIRST_PORT.checked_add(port_number(name)?)
 }
 
 struct Planner {
@@ -89,7 +101,8 @@ impl Planner {
                 planned.index = index;
                 planned.mac = Some(self.mac(&router.name, interface));
                 planned.mtu = Some(interface.mtu.unwrap_or(MTU));
-                planned.port = Some(self.port()?);
+                planned.port = Some(port(self.next_port)?);
+                self.next_port += 1;
                 index += 1;
             }
             interfaces.push(planned);
@@ -103,15 +116,6 @@ impl Planner {
             asks_hardware_addresses: false,
             unseen: Vec::new(),
             interfaces,
-        })
-    }
-
-    fn port(&mut self) -> Result<IfName, LabError> {
-        let name = format!("p{}", self.next_port);
-        self.next_port += 1;
-        IfName::new(name).map_err(|e| LabError::Format {
-            path: "the topology".into(),
-            message: e.to_string(),
         })
     }
 

@@ -1,18 +1,25 @@
-//! Makes a lab anew from other facts, or leaves it as it was.
+//! Makes what is different in a lab anew from other facts, or leaves it as it was.
 
-use std::path::Path;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use super::{
-    LabError, Options, Progress, Up,
-    down::down,
-    state::{LabDir, LabState},
-    topology::{Router, Topology},
-    up::{plan, up, up_from},
-    vacate::{Vacated, vacate},
+    Lab, LabError, Options, Progress, Up,
+    part::{self, Part, differs},
+    segments,
+    state::{LabDir, LabState, LockedLab, RouterState},
+    swap,
+    topology::{Topology, Warning},
+    up::{self, plan, up_from},
+    vacate::{Vacated, vacate_routers},
 };
 use crate::{
     config::Config,
-    model::{HostId, LabName, RouterName},
+    model::{HostId, IfName, LabName, NetnsName, RouterId, RouterName},
+    netns::NetnsDir,
     registry::Wait,
 };
 
@@ -36,6 +43,10 @@ pub struct Changes {
     pub removed: Vec<RouterName>,
     /// Routers of which anything is different.
     pub changed: Vec<RouterName>,
+    /// Routers that were made anew although their facts are what they were: they were named, or
+    /// their wires are others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub anew: Vec<RouterName>,
 }
 
 impl Changes {
@@ -65,27 +76,14 @@ pub fn changes(config: &Config, name: &LabName, facts_dir: &Path) -> Result<Chan
     Ok(Changes::between(&before, &after))
 }
 
-/// Whether anything but the place of its facts is another.
-fn differs(before: &Router, after: &Router) -> bool {
-    let placeless = |router: &Router| {
-        let mut router = router.clone();
-        router.file.clear();
-        for ruleset in &mut router.rulesets {
-            ruleset.origin.file.clear();
-        }
-        router
-    };
-    placeless(before) != placeless(after)
-}
-
 /// Makes lab `name` from the facts in `facts_dir`, in the place of one that is up from other facts
-/// or with other options. The facts are read and checked before anything is changed; jobs that
-/// hold routers of the lab are waited for as long as `wait` allows. Where the new lab cannot be
-/// made, the old one is made again.
+/// or with other options. Routers whose facts and wires are the same stay as they are. The facts are
+/// read and checked before anything is changed; jobs that hold other routers are waited for as long
+/// as `wait` allows. Where these cannot be made, the lab is as it was.
 ///
 /// # Errors
-/// As [`super::up_from`] and [`super::vacate`]; [`LabError::NotReplaced`] when the new lab could not be
-/// made, which says what became of the old one.
+/// As [`super::up_from`] and [`super::vacate`]; [`LabError::NotReplaced`] when routers could not be
+/// made; [`LabError::Unsettled`] when they could not be put in place.
 pub fn replace(
     config: &Config,
     name: &LabName,
@@ -106,46 +104,237 @@ pub fn replace(
     }
     let old = Old::read(config, name)?;
     let (topology, facts) = plan(facts_dir, options, progress)?;
-    // Its locks are held until the new lab is up.
-    let Vacated { hosts, .. } = &vacate(config, name, wait)?;
-    let made =
-        down(config, name).and_then(|_| up(config, name, &topology, facts, options, progress));
-    match made {
-        Ok(up) => Ok(Replaced {
-            up,
-            changes: old.map(|old| Changes::between(&old.topology, &topology)),
-            hosts: hosts.clone(),
-        }),
-        Err(cause) => Err(LabError::NotReplaced {
-            lab: name.clone(),
-            cause: Box::new(cause),
-            old: restore(old, config, name).err().map(Box::new),
-        }),
-    }
+    let another = old.state.legacy != options.legacy;
+    let wanted = Wanted {
+        topology: &topology,
+        facts,
+        options,
+        anew: &|_| another,
+    };
+    old.change(config, &wanted, progress, wait)
 }
 
-/// The lab that is to be replaced.
+/// Makes `routers` of lab `name` anew from what their facts are now, also where these are what they
+/// were, and leaves all others as they are.
+///
+/// # Errors
+/// As [`replace`]; [`LabError::NoRouter`] when the lab has no such router;
+/// [`LabError::OthersChanged`] when facts of other routers are not what they were.
+pub fn reload(
+    config: &Config,
+    name: &LabName,
+    routers: &[RouterName],
+    progress: &dyn Progress,
+    wait: &Wait,
+) -> Result<Replaced, LabError> {
+    let lab = Lab::open(config, name)?;
+    for router in routers {
+        lab.router(router)?;
+    }
+    let old = Old::read(config, name)?;
+    let options = Options {
+        strict: false,
+        legacy: old.state.legacy,
+    };
+    let facts = old.state.facts.clone();
+    let (topology, facts) = plan(&facts, options, progress)?;
+    let changes = Changes::between(&old.topology, &topology);
+    let all = [&changes.added, &changes.removed, &changes.changed].into_iter();
+    let others: Vec<RouterName> = all
+        .flatten()
+        .filter(|name| !routers.contains(name))
+        .cloned()
+        .collect();
+    if !others.is_empty() {
+        return Err(LabError::OthersChanged {
+            lab: name.clone(),
+            routers: others,
+            facts,
+        });
+    }
+    let wanted = Wanted {
+        topology: &topology,
+        facts,
+        options,
+        anew: &|name| routers.contains(name),
+    };
+    old.change(config, &wanted, progress, wait)
+}
+
+/// What a lab is to be.
+struct Wanted<'a> {
+    topology: &'a Topology,
+    /// Where the facts lie.
+    facts: PathBuf,
+    options: Options,
+    /// Routers that are made anew whatever their facts.
+    anew: &'a dyn Fn(&RouterName) -> bool,
+}
+
+/// The lab that is to be changed.
 struct Old {
     state: LabState,
     topology: Topology,
 }
 
 impl Old {
-    fn read(config: &Config, name: &LabName) -> Result<Option<Self>, LabError> {
+    fn read(config: &Config, name: &LabName) -> Result<Self, LabError> {
         let locked = LabDir::new(config, name).lock()?;
-        let both = locked.state()?.zip(locked.topology()?);
-        Ok(both.map(|(state, topology)| Self { state, topology }))
+        let state = locked.state()?;
+        let state = state.ok_or_else(|| super::not_found(config, name))?;
+        let state = swap::settle(config, &locked, state)?;
+        Ok(Self {
+            state,
+            topology: locked.topology()?.unwrap_or_default(),
+        })
+    }
+
+    fn change(
+        self,
+        config: &Config,
+        wanted: &Wanted<'_>,
+        progress: &dyn Progress,
+        wait: &Wait,
+    ) -> Result<Replaced, LabError> {
+        let begin = Instant::now();
+        up::check_strict(wanted.options, &wanted.topology.warnings)?;
+        let name = &self.state.lab;
+        let part = self.part(wanted, 0)?;
+        let goes = |router: &RouterState| !part.kept.contains(&router.name);
+        let going = self.state.routers.iter().filter(|router| goes(router));
+        let going: Vec<RouterId> = going
+            .map(|router| RouterId::new(name.clone(), router.name.clone()))
+            .collect();
+        // Their locks are held until the new routers are in place.
+        let Vacated { hosts, .. } = &vacate_routers(config, name, &going, wait)?;
+        let locked = LabDir::new(config, name).lock()?;
+        if locked.state()?.is_none_or(|now| now != self.state) {
+            return Err(LabError::Changed { lab: name.clone() });
+        }
+        let next = self.make(config, &locked, wanted, progress);
+        let next = next.map_err(|cause| LabError::NotReplaced {
+            lab: name.clone(),
+            cause: Box::new(cause),
+        })?;
+        let state = swap::settle(config, &locked, next)?;
+        let mut changes = Changes::between(&self.topology, wanted.topology);
+        let is_anew = |router: &&RouterState| {
+            let told = [&changes.added, &changes.changed];
+            !part.kept.contains(&router.name) && !told.iter().any(|of| of.contains(&router.name))
+        };
+        let anew = state.routers.iter().filter(is_anew);
+        changes.anew = anew.map(|router| router.name.clone()).collect();
+        Ok(Replaced {
+            up: Up {
+                lab: Lab::new(state),
+                changed: true,
+                timing: vec![("routers", begin.elapsed())],
+            },
+            changes: Some(changes),
+            hosts: hosts.clone(),
+        })
+    }
+
+    fn part(&self, wanted: &Wanted<'_>, next_port: u32) -> Result<Part, LabError> {
+        let old = (&self.state, &self.topology);
+        Part::between(old, wanted.topology, wanted.anew, next_port)
+    }
+
+    /// Makes what is new aside, and decides that it takes its place; or undoes what was made.
+    fn make(
+        &self,
+        config: &Config,
+        locked: &LockedLab,
+        wanted: &Wanted<'_>,
+        progress: &dyn Progress,
+    ) -> Result<LabState, LabError> {
+        let dir = NetnsDir::default();
+        let hidden = dir.open(&NetnsName::segments(&self.state.lab))?;
+        let (kept, mut next) = self.next(wanted, &segments::router_ports(&hidden)?)?;
+        let mut change = swap::change_of(&self.state, &next, &kept);
+        swap::check_names(&dir, &next, &change)?;
+        if change.tunnels {
+            swap::check_tunnels(&next, &hidden, config)?;
+        }
+        let intent = LabState {
+            change: Some(change.clone()),
+            ..self.state.clone()
+        };
+        locked.write_next(wanted.topology)?;
+        locked.write_state(&intent)?;
+        let (topology, mut made) = swap::part_of(wanted.topology, &next, &kept);
+        let built = up::make_aside(
+            config,
+            (&topology, &mut made),
+            &hidden,
+            wanted.options,
+            progress,
+        );
+        let decided = built.and_then(|()| {
+            next.take(made);
+            up::note_lacks(&mut next, wanted.topology);
+            up::check_strict(wanted.options, &next.warnings)?;
+            change.decided = true;
+            next.change = Some(change);
+            locked.write_state(&next)
+        });
+        let Err(cause) = decided else {
+            return Ok(next);
+        };
+        // It may be on disk although writing failed, at the last step of it.
+        match locked.state()?.filter(|now| *now == next) {
+            Some(next) => Ok(next),
+            None => swap::settle(config, locked, intent).and(Err(cause)),
+        }
+    }
+
+    /// The lab as it is to be, and the routers that stay; `there` are ports that are taken.
+    fn next(
+        &self,
+        wanted: &Wanted<'_>,
+        there: &[IfName],
+    ) -> Result<(BTreeSet<RouterName>, LabState), LabError> {
+        let interfaces = self.state.routers.iter().flat_map(|r| &r.interfaces);
+        let noted = interfaces.filter_map(|interface| interface.port.as_ref());
+        let part = self.part(wanted, part::next_port(there.iter().chain(noted)))?;
+        let next = LabState {
+            facts: wanted.facts.clone(),
+            legacy: wanted.options.legacy,
+            changed_at: Some(jiff::Timestamp::now().to_string()),
+            warnings: self.warnings(&part, wanted.topology),
+            routers: part.routers,
+            segments: part.segments,
+            ..self.state.clone()
+        };
+        Ok((part.kept, next))
+    }
+
+    /// What the lab lacks by its facts, and what routers that stay were found to lack when they were
+    /// made.
+    fn warnings(&self, part: &Part, after: &Topology) -> Vec<Warning> {
+        let mut warnings = after.warnings.clone();
+        for router in after.routers.iter().filter(|r| part.kept.contains(&r.name)) {
+            let found = self.state.warnings.iter().filter(|warning| {
+                warning.router.as_ref() == Some(&router.name)
+                    && !self.topology.warnings.contains(warning)
+            });
+            warnings.extend(found.cloned().map(|mut warning| {
+                warning.origin.file.clone_from(&router.file);
+                warning
+            }));
+        }
+        warnings
     }
 }
 
-fn restore(old: Option<Old>, config: &Config, name: &LabName) -> Result<(), LabError> {
-    let Some(Old { state, topology }) = old else {
-        return Err(LabError::HalfMade { lab: name.clone() });
-    };
-    let options = Options {
-        strict: false,
-        legacy: state.legacy,
-    };
-    up(config, name, &topology, state.facts, options, &())?;
-    Ok(())
+impl LabState {
+    /// Takes over what was made of some of its routers.
+    fn take(&mut self, made: Self) {
+        for router in made.routers {
+            if let Some(slot) = self.routers.iter_mut().find(|r| r.name == router.name) {
+                *slot = router;
+            }
+        }
+        self.warnings.extend(made.warnings);
+    }
 }

@@ -1,13 +1,17 @@
 //! The hidden namespace of a lab: one bridge per segment, and a wire to each router interface.
 
+use nix::errno::Errno;
+
 use super::{
     LabError, kernel_settings, plan,
     state::{LabState, RouterState, bridge_name},
 };
 use crate::{
     fault,
+    model::{IfName, RouterName},
     netlink::{
-        BridgeOptions, Netlink, NetlinkErrors, NewVeth, SysctlError, VethEnd, object::Mac, sysctl,
+        BridgeOptions, LinkChange, Netlink, NetlinkErrors, NewVeth, SysctlError, VethEnd,
+        object::Mac, sysctl,
     },
     netns::NetnsFd,
 };
@@ -37,18 +41,15 @@ fn is_missing(error: &SysctlError) -> bool {
 }
 
 /// Makes the bridges of `lab` in `segments`, and a veth from each to every interface of its
-/// routers, whose namespaces are `routers` in the same order. The routers' ends are down.
+/// routers, whose namespaces are `routers` in the same order; `aside`, the wires are plugged into none
+/// of them. The routers' ends are down.
 pub(super) fn make(
     lab: &LabState,
     segments: &NetnsFd,
     routers: &[NetnsFd],
+    aside: bool,
 ) -> Result<(), LabError> {
-    let mut netlink = Netlink::open(segments).map_err(NetlinkErrors::from)?;
-    fault::step("lab.segments").map_err(|source| LabError::File {
-        call: "make the segments in",
-        path: segments.name().as_str().into(),
-        source,
-    })?;
+    let mut netlink = opened(segments, "lab.segments")?;
     let mut batch = netlink.batch(format!("lab {}", lab.lab));
     for number in 0..lab.segments.len() {
         let options = BridgeOptions {
@@ -57,15 +58,85 @@ pub(super) fn make(
             ..BridgeOptions::default()
         };
         batch.add_bridge(&bridge(number)?, &options);
+        if aside {
+            // Those of the lab that there is are there.
+            batch.tolerate(Errno::EEXIST);
+        }
     }
     for (router, netns) in lab.routers.iter().zip(routers) {
-        for (veth, mac) in wires(router, netns)? {
+        for (mut veth, mac) in wires(router, netns)? {
+            if aside {
+                veth.master = None;
+            }
             batch.add_veth(&veth);
-            // The bridge knows where each router is: no frame to one of them is ever flooded.
-            batch.add_forwarding(&veth.near.name, mac);
+            if !aside {
+                // The bridge knows where each router is: no frame to one of them is ever flooded.
+                batch.add_forwarding(&veth.near.name, mac);
+            }
         }
     }
     Ok(batch.send()?)
+}
+
+/// Plugs the wires of the routers that `are_new` into the bridges of `lab`, and pulls out those of
+/// routers that it has no more. Once more it changes nothing.
+pub(super) fn replug(
+    lab: &LabState,
+    segments: &NetnsFd,
+    are_new: impl Fn(&RouterName) -> bool,
+) -> Result<(), LabError> {
+    let mut netlink = opened(segments, "lab.replug")?;
+    let links = netlink.links().map_err(NetlinkErrors::from)?;
+    let interfaces = || lab.routers.iter().flat_map(|router| &router.interfaces);
+    let used = |port: &IfName| interfaces().any(|interface| interface.port.as_ref() == Some(port));
+    let mut batch = netlink.batch(format!("lab {}", lab.lab));
+    // First: two ports of a bridge cannot have one hardware address behind them.
+    for link in &links {
+        if plan::port_number(&link.name).is_some() && !used(&link.name) {
+            let out = LinkChange {
+                up: Some(false),
+                master: Some(None),
+                ..LinkChange::default()
+            };
+            // It goes with its router's namespace, maybe in this very moment.
+            batch.set_link(&link.name, &out).tolerate(Errno::ENODEV);
+        }
+    }
+    for router in lab.routers.iter().filter(|router| are_new(&router.name)) {
+        for interface in &router.interfaces {
+            let (Some(port), Some(segment), Some(mac)) =
+                (&interface.port, interface.segment, interface.mac)
+            else {
+                continue;
+            };
+            let into = LinkChange {
+                master: Some(Some(bridge(segment)?)),
+                ..LinkChange::default()
+            };
+            batch.set_link(port, &into);
+            batch.add_forwarding(port, mac).tolerate(Errno::EEXIST);
+        }
+    }
+    Ok(batch.send()?)
+}
+
+/// The ports of routers that there are in `segments`, those included that nobody has any more.
+pub(super) fn router_ports(segments: &NetnsFd) -> Result<Vec<IfName>, LabError> {
+    let mut netlink = Netlink::open(segments).map_err(NetlinkErrors::from)?;
+    let links = netlink.links().map_err(NetlinkErrors::from)?.into_iter();
+    let names = links.map(|link| link.name);
+    Ok(names
+        .filter(|name| plan::port_number(name).is_some())
+        .collect())
+}
+
+fn opened(segments: &NetnsFd, step: &'static str) -> Result<Netlink, LabError> {
+    fault::step(step).map_err(|source| LabError::File {
+        call: "make the segments in",
+        path: segments.name().as_str().into(),
+        source,
+    })?;
+    Ok(Netlink::open(segments).map_err(NetlinkErrors::from)?)
 }
 
 /// Has every port forward, now that the interfaces at the other ends are up: the first packet
@@ -81,7 +152,7 @@ pub(super) fn settle(lab: &LabState, segments: &NetnsFd) -> Result<(), LabError>
         .map_err(NetlinkErrors::from)?)
 }
 
-fn bridge(number: usize) -> Result<crate::model::IfName, LabError> {
+fn bridge(number: usize) -> Result<IfName, LabError> {
     bridge_name(number).map_err(|e| LabError::Format {
         path: "the topology".into(),
         message: e.to_string(),

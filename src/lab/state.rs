@@ -4,6 +4,7 @@
 //! <labs_dir>/<lab>/
 //!   lab.json        the lab as it is, or (phase "building") as it is to be
 //!   topology.json   the topology that it was made from, rulesets included
+//!   next.json       the topology that it is being changed to
 //!   rules.*         what tools printed of routers' rules, kept by jobs
 //!   lock            flock: exclusive while the lab is made or taken down
 //! ```
@@ -15,7 +16,7 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -47,6 +48,7 @@ use crate::{
 const VERSION: u32 = 2;
 const STATE: &str = "lab.json";
 const TOPOLOGY: &str = "topology.json";
+const NEXT: &str = "next.json";
 const LOCK: &str = "lock";
 /// A file that is being written.
 const NEW: &str = ".new";
@@ -64,7 +66,7 @@ pub enum Phase {
 /// A lab, as `lab.json` has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LabState {
-    version: u32,
+    pub(super) version: u32,
     /// Its name.
     pub lab: LabName,
     /// How far it has come.
@@ -86,6 +88,29 @@ pub struct LabState {
     pub segments: Vec<Segment>,
     /// What the lab does not have as the facts do.
     pub warnings: Vec<Warning>,
+    /// When some of its routers were made anew last, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_at: Option<String>,
+    /// What is on its way, or was when it was interrupted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) change: Option<Swap>,
+}
+
+/// Routers that are made anew beside those that are there, and then take their places.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Swap {
+    /// Whether all that is new was made: then it is to be put in place, and until then it is to be
+    /// thrown away.
+    pub(super) decided: bool,
+    /// Routers that are made aside, under another name.
+    pub(super) aside: Vec<RouterName>,
+    /// The namespaces whose places they take, and those of routers that go.
+    pub(super) old: Vec<RemainingRouter>,
+    /// Hardware addresses of those, which neighbours may have learned, and their segments.
+    pub(super) macs: Vec<Mac>,
+    pub(super) segments: Vec<usize>,
+    /// Whether tunnels have other ends now.
+    pub(super) tunnels: bool,
 }
 
 /// What is left of a lab's file.
@@ -100,7 +125,7 @@ pub(super) struct Remains {
 }
 
 /// A router of it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct RemainingRouter {
     pub(super) name: RouterName,
     #[serde(default)]
@@ -193,7 +218,22 @@ impl LabState {
             routers,
             segments: topology.segments.clone(),
             warnings: topology.warnings.clone(),
+            changed_at: None,
+            change: None,
         })
+    }
+
+    /// Which lab of this name it is, and since which change.
+    #[must_use]
+    pub fn edition(&self) -> (&str, Option<&str>) {
+        (&self.created_at, self.changed_at.as_deref())
+    }
+
+    /// How many segments have ends: a bridge stays when its last router goes.
+    #[must_use]
+    pub fn used_segments(&self) -> usize {
+        let used = |segment: &&Segment| !segment.members.is_empty();
+        self.segments.iter().filter(used).count()
     }
 
     /// The router `name`.
@@ -242,6 +282,10 @@ fn file_error(call: &'static str, path: &Path) -> impl Fn(io::Error) -> LabError
         source,
     }
 }
+
+/// A file at one time: its inode, and when that changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp(u64, i64, i64);
 
 /// The directory of one lab. It and the directory of all labs are opened and checked as the
 /// registry's are: a link or a directory of somebody else in its place is refused, and what is in it
@@ -293,6 +337,13 @@ impl LabDir {
             Some(labs) => Ok(labs.sub_existing(self.name.as_str())?),
             None => Ok(None),
         }
+    }
+
+    /// Which file tells of the lab: another one since it was changed.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        let file = self.labs.join(self.name.as_str()).join(STATE);
+        let found = std::fs::symlink_metadata(file).ok()?;
+        Some(Stamp(found.ino(), found.ctime(), found.ctime_nsec()))
     }
 
     /// What is kept; none where there is no lab.
@@ -426,6 +477,32 @@ impl LockedLab {
         self.dir.write(NEW, &bytes)?;
         self.dir.rename(NEW, file)?;
         Ok(self.dir.sync_names()?)
+    }
+
+    /// Keeps what the lab is being changed to; durable when it returns.
+    pub(super) fn write_next(&self, topology: &Topology) -> Result<(), LabError> {
+        self.write(NEXT, topology)
+    }
+
+    /// Takes what the lab was changed to for what it was made from. Once more it changes nothing.
+    pub(super) fn take_next(&self) -> Result<(), LabError> {
+        let path = self.dir.path().join(TOPOLOGY);
+        fault::step("lab.write").map_err(file_error("write", &path))?;
+        if self.dir.open_file(NEXT)?.is_some() {
+            self.dir.rename(NEXT, TOPOLOGY)?;
+            self.dir.sync_names()?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what the lab was to be changed to.
+    pub(super) fn drop_next(&self) -> Result<(), LabError> {
+        let path = self.dir.path().join(NEXT);
+        fault::step("lab.write").map_err(file_error("remove", &path))?;
+        if self.dir.open_file(NEXT)?.is_some() {
+            self.dir.remove_file(NEXT.as_ref())?;
+        }
+        Ok(())
     }
 
     /// Forgets the lab: removes its files, the lock last, and its directory.

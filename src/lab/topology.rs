@@ -144,6 +144,18 @@ pub struct Segment {
     pub gateways: Vec<RouterName>,
 }
 
+impl Segment {
+    /// A segment that no router is on: a bridge that is left of one.
+    pub(super) fn unused(number: usize) -> Self {
+        Self {
+            name: format!("unused {number}"),
+            members: Vec::new(),
+            absent: Vec::new(),
+            gateways: Vec::new(),
+        }
+    }
+}
+
 /// Which tool a ruleset is loaded with; it is the one that it was saved with. In the order in
 /// which a router's rulesets are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

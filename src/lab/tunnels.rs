@@ -62,6 +62,28 @@ pub(super) fn join(
     Ok(refused)
 }
 
+/// The same for a lab that has changed: rules for the tunnels of before go, in the same step.
+pub(super) fn reload(
+    lab: &LabState,
+    segments: &NetnsFd,
+    loaders: &Loaders,
+    trial: Trial,
+) -> Result<(), LabError> {
+    // There may be none to delete.
+    let rules = ruleset(&lab.routers).unwrap_or_default();
+    let text = format!("table bridge tunnels\ndelete table bridge tunnels\n{rules}");
+    let loaded = segments.enter(|| loaders.run(RulesetKind::Nft, &text, trial))?;
+    let failed = |message| LabError::Tunnels {
+        lab: lab.lab.clone(),
+        message,
+    };
+    match loaded {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(refused)) => Err(failed(refused.to_string())),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
 fn is_end(interface: &InterfaceState) -> bool {
     interface.kind == InterfaceKind::Tunnel && interface.up && interface.port.is_some()
 }
@@ -91,7 +113,7 @@ fn key(end: &InterfaceState) -> Option<(&WireGuard, &str)> {
 }
 
 /// The rules for all tunnels; none where there is no tunnel.
-fn ruleset(routers: &[RouterState]) -> Option<String> {
+pub(super) fn ruleset(routers: &[RouterState]) -> Option<String> {
     let tunnels = tunnels(routers);
     if tunnels.is_empty() {
         return None;

@@ -16,6 +16,7 @@ use super::{
     rulesets::{self, Loaders},
     segments,
     state::{LabDir, LabState, LockedLab, Phase, boot_id},
+    swap,
     topology::{self, Origin, Router, RulesetKind, Severity, Topology, Warning},
     tunnels, unseen,
 };
@@ -105,7 +106,7 @@ pub fn up(
     let routers = plan::routers(topology)?;
     let state = LabState::new(name.clone(), facts, options.legacy, topology, routers)?;
     let locked = LabDir::new(config, name).lock()?;
-    if let Some(lab) = existing(&locked, name, topology, options, progress)? {
+    if let Some(lab) = existing(config, &locked, name, topology, options, progress)? {
         return Ok(Up {
             lab,
             changed: false,
@@ -120,11 +121,40 @@ pub fn up(
         options,
         progress,
         timing: Vec::new(),
+        name: RouterId::netns,
     };
     builder.run(locked, name, state)
 }
 
-fn check_strict(options: Options, warnings: &[Warning]) -> Result<(), LabError> {
+/// Makes the routers of `topology` aside, as `state` has them and beside what is in the lab's
+/// segments, `hidden`; notes their identities and what they lack.
+pub(super) fn make_aside(
+    config: &Config,
+    (topology, state): (&Topology, &mut LabState),
+    hidden: &NetnsFd,
+    options: Options,
+    progress: &dyn Progress,
+) -> Result<(), LabError> {
+    let kinds = topology.routers.iter().flat_map(rulesets::kinds);
+    let builder = Builder {
+        dir: NetnsDir::default().patient(config.lock_timeout),
+        tool_dirs: &config.tool_dirs,
+        topology,
+        loaders: Loaders::find(&config.tool_dirs, kinds, options.legacy)?,
+        options,
+        progress,
+        timing: Vec::new(),
+        name: RouterId::netns_aside,
+    };
+    builder.loaders.load_modules();
+    progress.step(Step::Namespaces(state.routers.len()));
+    let routers = builder.routers(state)?;
+    segments::make(state, hidden, &routers, true)?;
+    progress.step(Step::Routers(routers.len()));
+    builder.fill(state, &routers)
+}
+
+pub(super) fn check_strict(options: Options, warnings: &[Warning]) -> Result<(), LabError> {
     let differs = |w: &&Warning| w.severity == Severity::Warning;
     let found: Vec<Warning> = warnings.iter().filter(differs).cloned().collect();
     if options.strict && !found.is_empty() {
@@ -137,6 +167,7 @@ fn check_strict(options: Options, warnings: &[Warning]) -> Result<(), LabError> 
 /// The lab of this name, if it is up and made from the same. What an interrupted `up` left, or
 /// what did not outlive a reboot, is removed.
 fn existing(
+    config: &Config,
     locked: &LockedLab,
     name: &LabName,
     topology: &Topology,
@@ -147,6 +178,10 @@ fn existing(
         return Ok(None);
     };
     let netns = NetnsDir::default();
+    let state = match state.boot_id == boot_id()? {
+        true => swap::settle(config, locked, state)?,
+        false => state,
+    };
     let intact = state.boot_id == boot_id()? && down::intact(&netns, &state)?;
     if state.phase == Phase::Up && intact {
         let same = state.legacy == options.legacy && locked.topology()?.as_ref() == Some(topology);
@@ -180,6 +215,8 @@ struct Builder<'a> {
     options: Options,
     progress: &'a dyn Progress,
     timing: Vec<(&'static str, Duration)>,
+    /// What the routers' namespaces are called while they are made.
+    name: fn(&RouterId) -> NetnsName,
 }
 
 impl Builder<'_> {
@@ -254,12 +291,13 @@ impl Builder<'_> {
         lap(&mut self.timing, "namespaces");
 
         self.progress.step(Step::Segments(state.segments.len()));
-        segments::make(&state, &hidden, &routers)?;
+        segments::make(&state, &hidden, &routers, false)?;
         self.join_tunnels(&mut state, &hidden)?;
         lap(&mut self.timing, "segments");
 
         self.progress.step(Step::Routers(routers.len()));
         self.fill(&mut state, &routers)?;
+        note_lacks(&mut state, self.topology);
         segments::settle(&state, &hidden)?;
         lap(&mut self.timing, "routers");
 
@@ -275,9 +313,13 @@ impl Builder<'_> {
         let name = NetnsName::segments(&state.lab);
         let hidden = self.make(&name, || segments::settle_here(name.as_str()))?.0;
         state.segments_netns = Some(hidden.id());
+        Ok((hidden, self.routers(state)?))
+    }
+
+    fn routers(&self, state: &mut LabState) -> Result<Vec<NetnsFd>, LabError> {
         let lab = &state.lab;
         let made = pool::each(&self.topology.routers, |router: &Router| {
-            let name = RouterId::new(lab.clone(), router.name.clone()).netns();
+            let name = (self.name)(&RouterId::new(lab.clone(), router.name.clone()));
             self.make(&name, || router::settle_here(router, name.as_str()))
         });
         let mut routers = Vec::with_capacity(made.len());
@@ -287,7 +329,7 @@ impl Builder<'_> {
             state.warnings.append(&mut warnings);
             routers.push(netns);
         }
-        Ok((hidden, routers))
+        Ok(routers)
     }
 
     fn make<T: Send>(
@@ -348,21 +390,25 @@ impl Builder<'_> {
         for result in filled {
             state.warnings.extend(result.ok_or(LabError::Worker)??);
         }
-        state.warnings.sort_by(|a, b| a.origin.cmp(&b.origin));
-        for (router, made) in state.routers.iter_mut().zip(&self.topology.routers) {
-            let own = |w: &&Warning| w.matters() && w.router.as_ref() == Some(&router.name);
-            let lacks: Vec<&Warning> = state.warnings.iter().filter(own).collect();
-            router.unseen = unseen::unseen(made);
-            router.asks_hardware_addresses = omission::asks_hardware_addresses(&made.rulesets);
-            router.ruleset_incomplete = lacks.iter().any(|w| w.is_of_ruleset());
-            if !lacks.is_empty() {
-                router.redirecting = omission::redirecting(&made.rulesets);
-            }
-            let mut lost = lacks.iter().filter_map(|w| w.omission.as_ref());
-            if lost.any(|omission| omission.concern.rules().next().is_some()) {
-                router.rulesets.clone_from(&made.rulesets);
-            }
-        }
         Ok(())
+    }
+}
+
+/// Notes in each router of the lab what it lacks of its facts.
+pub(super) fn note_lacks(state: &mut LabState, topology: &Topology) {
+    state.warnings.sort_by(|a, b| a.origin.cmp(&b.origin));
+    for (router, made) in state.routers.iter_mut().zip(&topology.routers) {
+        let own = |w: &&Warning| w.matters() && w.router.as_ref() == Some(&router.name);
+        let lacks: Vec<&Warning> = state.warnings.iter().filter(own).collect();
+        router.unseen = unseen::unseen(made);
+        router.asks_hardware_addresses = omission::asks_hardware_addresses(&made.rulesets);
+        router.ruleset_incomplete = lacks.iter().any(|w| w.is_of_ruleset());
+        if !lacks.is_empty() {
+            router.redirecting = omission::redirecting(&made.rulesets);
+        }
+        let mut lost = lacks.iter().filter_map(|w| w.omission.as_ref());
+        if lost.any(|omission| omission.concern.rules().next().is_some()) {
+            router.rulesets.clone_from(&made.rulesets);
+        }
     }
 }

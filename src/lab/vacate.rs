@@ -1,14 +1,34 @@
-//! Empties a lab before it is taken down: no job uses it, no host is left on it.
+//! Empties routers before they are taken down: no job uses them, no host is left on them.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+    },
+};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{LabError, hosts::LabHosts, state::LabDir};
 use crate::{
     config::Config,
+    fault,
     model::{HostId, LabName, RouterId, RunId},
     netns::NetnsDir,
-    registry::{Job, Liveness, Locked, Mode, RegistryManager, Wait},
+    registry::{
+        Job, Lease, Liveness, Locked, Mode, RegistryError, RegistryManager, Unlocked, Wait,
+    },
+    wait::Woken,
 };
 
-/// A lab that no job can use until this is dropped: all its routers are locked.
+/// Routers that no job can use until this is dropped: all of them are locked.
 #[derive(Debug)]
 pub struct Vacated {
     /// The hosts that were removed.
@@ -24,42 +44,151 @@ pub struct Vacated {
 /// [`LabError::Registry`], and what is left can be tried again.
 pub fn vacate(config: &Config, name: &LabName, wait: &Wait) -> Result<Vacated, LabError> {
     let registry = RegistryManager::open(config)?;
-    let users = users(&registry, name)?;
-    if !users.is_empty() {
+    let leases = leases(&registry, &|host, _| host.lab == *name)?;
+    if !leases.is_empty() {
         return Err(LabError::InUse {
             lab: name.clone(),
-            users,
+            users: users(&leases),
         });
     }
-    let mut operator = registry.operator()?;
-    let mut kernel = LabHosts::new(&NetnsDir::default().patient(config.lock_timeout));
+    let operator = registry.operator()?;
     let registered = registry.hosts()?.into_iter().map(|(id, _)| id);
     let hosts: Vec<HostId> = registered.filter(|id| id.lab == *name).collect();
-    for host in &hosts {
-        operator.remove_host(host, &mut kernel, wait)?;
-    }
     let state = LabDir::new(config, name).state()?;
     let routers = state.iter().flat_map(|state| &state.routers);
     let routers: Vec<RouterId> = routers
         .map(|router| RouterId::new(name.clone(), router.name.clone()))
         .collect();
-    let locked = operator.all_router_locks(&routers, Mode::Exclusive, wait);
+    empty(config, operator, (&routers, hosts), wait)
+}
+
+fn empty(
+    config: &Config,
+    mut operator: Job<Unlocked>,
+    (routers, hosts): (&[RouterId], Vec<HostId>),
+    wait: &Wait,
+) -> Result<Vacated, LabError> {
+    let mut kernel = LabHosts::new(&NetnsDir::default().patient(config.lock_timeout));
+    for host in &hosts {
+        match operator.remove_host(host, &mut kernel, wait) {
+            // Its job has removed it meanwhile.
+            Ok(_) | Err(RegistryError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let locked = operator.all_router_locks(routers, Mode::Exclusive, wait);
     Ok(Vacated {
         hosts,
         _locked: locked.map_err(|refused| refused.error)?,
     })
 }
 
-/// The jobs that lease hosts of the lab; those that are dead do not count.
-fn users(registry: &RegistryManager, lab: &LabName) -> Result<Vec<RunId>, LabError> {
+/// The same for some `routers` of it, where jobs that lease hosts of these are waited for, too.
+///
+/// # Errors
+/// [`LabError::InUse`] when they still do so in the end; [`LabError::Registry`]. Hosts that were
+/// removed are gone then.
+pub(super) fn vacate_routers(
+    config: &Config,
+    lab: &LabName,
+    routers: &[RouterId],
+    wait: &Wait,
+) -> Result<Vacated, LabError> {
+    let registry = RegistryManager::open(config)?;
+    loop {
+        // Before looking: what changes afterwards wakes.
+        let watch = Watch::new(&config.registry_dir)?;
+        let leases = leases(&registry, &|_, router| routers.contains(router))?;
+        if leases.is_empty() {
+            let registered = registry.hosts()?.into_iter();
+            let mine = registered.filter(|(_, record)| routers.contains(&record.connected_to));
+            let hosts = mine.map(|(id, _)| id).collect();
+            match empty(config, registry.operator()?, (routers, hosts), wait) {
+                Err(LabError::Registry(RegistryError::InUse { .. })) => continue,
+                done => return done,
+            }
+        }
+        if !watch.changes(&leases, wait)? {
+            return Err(LabError::InUse {
+                lab: lab.clone(),
+                users: users(&leases),
+            });
+        }
+    }
+}
+
+/// Leases that living jobs have of hosts which `are_meant`, by name and router.
+fn leases(
+    registry: &RegistryManager,
+    are_meant: &dyn Fn(&HostId, &RouterId) -> bool,
+) -> Result<Vec<Lease>, LabError> {
     let leased = registry.source_host_leases()?.into_iter();
-    let mut users: Vec<RunId> = leased
-        .filter(|(host, _)| host.lab == *lab)
-        .flat_map(|(_, leases)| leases.leases)
+    let meant = leased.filter(|(host, of)| are_meant(host, &of.router));
+    let leases = meant.flat_map(|(_, leases)| leases.leases);
+    Ok(leases
         .filter(|lease| lease.owner.liveness() != Liveness::Gone)
-        .map(|lease| lease.run_id)
-        .collect();
-    users.sort();
-    users.dedup();
-    Ok(users)
+        .collect())
+}
+
+fn users(leases: &[Lease]) -> Vec<RunId> {
+    let users: BTreeSet<RunId> = leases.iter().map(|lease| lease.run_id.clone()).collect();
+    users.into_iter().collect()
+}
+
+/// Wakes when leases change.
+struct Watch {
+    files: Inotify,
+    dir: PathBuf,
+}
+
+impl Watch {
+    fn new(dir: &Path) -> Result<Self, LabError> {
+        let watch = || {
+            let files = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+            // The registry's files are replaced by renaming.
+            files.add_watch(dir, AddWatchFlags::IN_MOVED_TO)?;
+            Ok(files)
+        };
+        Ok(Self {
+            files: watch().map_err(|e: Errno| not_watched(dir, e.into()))?,
+            dir: dir.to_owned(),
+        })
+    }
+
+    /// Sleeps until files of the registry change, or one of those who hold `leases` ends; false when
+    /// `wait` is over.
+    fn changes(&self, leases: &[Lease], wait: &Wait) -> Result<bool, LabError> {
+        let failed = |source| not_watched(&self.dir, source);
+        fault::step("lab.await").map_err(failed)?;
+        let pids = leases.iter().map(|lease| lease.owner.pid.cast_signed());
+        // One that has ended meanwhile has no pidfd: then it is looked again.
+        let owners: Option<Vec<OwnedFd>> = pids
+            .map(|pid| pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok())
+            .collect();
+        let Some(owners) = owners else {
+            return Ok(!wait.is_over());
+        };
+        let all = || {
+            let all = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+            for fd in owners.iter().map(AsFd::as_fd).chain([self.files.as_fd()]) {
+                all.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+            }
+            Ok(all)
+        };
+        let all: Epoll = all().map_err(|e: Errno| failed(e.into()))?;
+        let woken = wait.readable_or_say(all.0.as_fd(), || {
+            let users = users(leases);
+            let users: Vec<&str> = users.iter().map(RunId::as_str).collect();
+            tracing::warn!("waiting for {}", users.join(", "));
+        });
+        Ok(woken.map_err(failed)? == Woken::Ready)
+    }
+}
+
+fn not_watched(dir: &Path, source: io::Error) -> LabError {
+    LabError::File {
+        call: "watch",
+        path: dir.to_owned(),
+        source,
+    }
 }

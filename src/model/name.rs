@@ -3,11 +3,12 @@
 //! A value of one of these types is never a path, an option, a rule fragment or a terminal
 //! escape: whoever holds one may put it into a file name, a command line or a message.
 //!
-//! Namespace names are built from them without ambiguity, because a lab's name holds neither `.`
-//! nor `@` and a router's name does not begin with `.`:
+//! Namespace names are built from them without ambiguity, because a lab's name holds none of `.`,
+//! `@` and `:`, and a router's name does not begin with `.`:
 //!
 //! ```text
 //! corp10.hq-gw       router hq-gw of lab corp10
+//! corp10:hq-gw       what is to take the place of router hq-gw
 //! corp10@src-1       host src-1 of lab corp10
 //! corp10..segments   the hidden namespace with the lab's bridges
 //! ```
@@ -267,6 +268,12 @@ impl RouterId {
     #[must_use]
     pub fn netns(&self) -> NetnsName {
         NetnsName(self.to_string())
+    }
+
+    /// The namespace that is to take its place, until it does.
+    #[must_use]
+    pub fn netns_aside(&self) -> NetnsName {
+        NetnsName(format!("{}:{}", self.lab, self.router))
     }
 }
 

@@ -135,7 +135,7 @@ impl NetnsDir {
         };
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| fail("create")(e.into()))?;
         let own = File::open(OWN_NETNS).map_err(fail("open the new"))?;
-        self.pin(name)?;
+        self.pin(name, Path::new(OWN_NETNS))?;
         match NetnsFd::from_file(own, name.clone()) {
             Ok(Some(fd)) => Ok(fd),
             Ok(None) => Err(NetnsError::NotANamespace {
@@ -145,11 +145,21 @@ impl NetnsDir {
         }
     }
 
-    /// Mounts the calling thread's namespace on the file `name`.
+    /// Gives the namespace `from` the name `name` instead, which must be free. Where that was
+    /// interrupted before, it is gone on with.
+    ///
+    /// # Errors
+    /// [`NetnsError`] when the kernel refuses a step.
+    pub fn rename(&self, from: &NetnsName, name: &NetnsName) -> Result<(), NetnsError> {
+        self.pin(name, &self.path(from))?;
+        self.delete(from)
+    }
+
+    /// Mounts the namespace `of` on the file `name`.
     ///
     /// Under the lock, so that a file without a mount is known to be what a crash left, and may
     /// be used again.
-    fn pin(&self, name: &NetnsName) -> Result<(), NetnsError> {
+    fn pin(&self, name: &NetnsName, of: &Path) -> Result<(), NetnsError> {
         let fail = |step| {
             move |source| NetnsError::Create {
                 netns: name.clone(),
@@ -177,7 +187,7 @@ impl NetnsDir {
             }
             Err(e) => return Err(fail("make the file of")(e)),
         }
-        mount(Some(OWN_NETNS), &path, NONE, MsFlags::MS_BIND, NONE).map_err(|errno| {
+        mount(Some(of), &path, NONE, MsFlags::MS_BIND, NONE).map_err(|errno| {
             // Nothing more can be done if this fails too; the next creation uses the file again.
             let _ = fs::remove_file(&path);
             fail("mount")(errno.into())

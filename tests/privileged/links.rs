@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A host on the segment `segment` of the lab, made without the lab's knowledge.
-fn plain_host(
+pub(crate) fn plain_host(
     place: &Place,
     lab: &LabState,
     segment: &str,
@@ -72,7 +72,7 @@ fn plain_host(
 }
 
 /// How a connection from `netns` fails: refused by who is there, or unanswered.
-fn connect(netns: &NetnsFd, to: &str) -> ErrorKind {
+pub(crate) fn connect(netns: &NetnsFd, to: &str) -> ErrorKind {
     let to: SocketAddr = to.parse().unwrap();
     let attempt = || TcpStream::connect_timeout(&to, Duration::from_millis(800));
     netns.enter(attempt).unwrap().unwrap_err().kind()

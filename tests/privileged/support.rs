@@ -64,7 +64,7 @@ impl Bed {
     pub(crate) fn left(&self) -> Vec<NetnsName> {
         let mine = |name: &NetnsName| {
             let rest = name.as_str().strip_prefix(self.lab.as_str());
-            rest.is_some_and(|rest| rest.starts_with(['.', '@']))
+            rest.is_some_and(|rest| rest.starts_with(['.', '@', ':']))
         };
         let all = self.dir.list().unwrap();
         all.into_iter().filter(mine).collect()

@@ -89,7 +89,6 @@ pub(super) fn run_telling(
     let resolve = started.elapsed();
     let tools = Tools::new(config.tool_dirs.clone());
     let steps = Steps::new(&progress, question.steps());
-    let done = || steps.one();
     let measured = job.out.as_deref().map(Measured::begin).transpose()?;
     let keep = |service, test: &ServiceTest| {
         if let Some(measured) = &measured {
@@ -107,8 +106,9 @@ pub(super) fn run_telling(
         tools: &tools,
         dir: &dir,
         interrupt: &interrupt,
-        done: &done,
+        done: &|| steps.one(),
         keep: &keep,
+        unchanged: &|| lab.check_unchanged(config),
     };
     let wait = Wait::at_most(job.lock_timeout).or_until(interrupt.cancel().clone());
     let mut rounds = Rounds::new(&setup, planner, wait, caretaker, |phase| steps.enter(phase));

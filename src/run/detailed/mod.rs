@@ -244,6 +244,8 @@ struct Setup<'a> {
     done: &'a (dyn Fn() + Sync),
     /// Called with what was found out about a service.
     keep: &'a (dyn Fn(Service, &result::ServiceTest) + Sync),
+    /// Whether the lab is the one that was planned for.
+    unchanged: &'a (dyn Fn() -> Result<(), LabError> + Sync),
 }
 
 impl Setup<'_> {

@@ -381,6 +381,10 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             Ok(locked) => locked,
             Err(refused) => return (refused.job, Err(refused.error.into())),
         };
+        // Routers that were waited for may have been made anew.
+        if let Err(changed) = (self.setup.unchanged)() {
+            return (job.unlock(), Err(changed.into()));
+        }
         (self.phase)("measuring");
         let mut taken: HashMap<usize, Vec<NeighbourKey>> = HashMap::new();
         let mut result = Ok(());

@@ -237,10 +237,7 @@ impl Round<'_> {
         burst.plan.choose(terms.backend, first)?;
         let resolve = millis(self.started.elapsed());
         enter("waiting");
-        let mut caretaker = Caretaker::new(dir, self.config);
-        if burst.plan.backend == Backend::Nft {
-            caretaker = caretaker.leaving_taps();
-        }
+        let mut caretaker = caretaker(dir, self.config, burst.plan.backend);
         let specs = prepared.hosts.clone();
         let needs = Needs {
             hosts: &specs.iter().collect::<Vec<_>>(),
@@ -253,6 +250,8 @@ impl Round<'_> {
         };
         let (plan, held) = (&mut burst.plan, &mut burst.held);
         let work = |dscp, hosts: &mut LabHosts| {
+            // Routers that were waited for may have been made anew.
+            lab.check_unchanged(self.config)?;
             enter("probing");
             plan.mark_with(dscp);
             let begin = Instant::now();
@@ -273,6 +272,14 @@ impl Round<'_> {
         enter("undoing");
         burst.timing = undone(resolve, &outcome);
         Ok(outcome)
+    }
+}
+
+fn caretaker(dir: &NetnsDir, config: &Config, backend: Backend) -> Caretaker {
+    let caretaker = Caretaker::new(dir, config);
+    match backend {
+        Backend::Nft => caretaker.leaving_taps(),
+        _ => caretaker,
     }
 }
 

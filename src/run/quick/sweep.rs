@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::Config,
     firewall::nft::watch::{Changes, RulesetWatch},
-    lab::{Lab, LabError},
+    lab::Lab,
     model::{Dscp, RouterId, RouterName, Service, WithCauses},
     netns::{NetnsDir, NetnsFd, visit},
     run::{report::EndToEnd, undo::UndoError},
@@ -147,7 +147,7 @@ impl<'a> Sweep<'a> {
         pairs: &[Pair],
         sink: &mut dyn FnMut(Answer<'_>) -> io::Result<()>,
     ) -> Result<(), QuickError> {
-        self.same_lab()?;
+        self.lab.check_unchanged(self.config)?;
         let asked: usize = pairs.iter().map(|pair| pair.services.len()).sum();
         let before = self.swept.questions;
         let watches = &mut self.watches;
@@ -218,17 +218,6 @@ impl<'a> Sweep<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The lab must be the one of the first question.
-    fn same_lab(&self) -> Result<(), QuickError> {
-        let now = Lab::open(self.config, &self.desk.terms.lab)?;
-        if now.created_at == self.lab.created_at {
-            return Ok(());
-        }
-        Err(QuickError::Lab(LabError::Gone {
-            lab: self.desk.terms.lab.clone(),
-        }))
     }
 
     fn tell(&mut self, warning: String) {
