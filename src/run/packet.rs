@@ -97,7 +97,7 @@ pub fn length(headers: &Headers) -> usize {
 }
 
 /// Length in bytes of the IP header of packets to `destination`.
-pub(super) fn ip_length(destination: IpAddr) -> usize {
+pub(in crate::run) fn ip_length(destination: IpAddr) -> usize {
     if destination.is_ipv4() { 20 } else { 40 }
 }
 

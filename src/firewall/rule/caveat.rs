@@ -5,6 +5,8 @@
 
 use std::{fmt, time::Duration};
 
+use super::Test;
+
 /// What the outcome of a rule depends on beside the packet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Caveat {
@@ -22,8 +24,15 @@ pub enum Caveat {
     SourcePort(String),
     /// Which user or program sends it; the job's packets are root's.
     Sender(String),
-    /// What operating system the sender has. A lab's kernel has no fingerprints of any.
+    /// What operating system the sender has. A lab's kernel has no fingerprints of any, and
+    /// probes are like a Linux host's.
     System(String),
+    /// The sender's hardware address. Those of a lab's hosts are made up.
+    Hardware(String),
+    /// What packets carry, and what every sender fills in its own way. A probe has bytes of its own.
+    Content(String),
+    /// How long the packet is, where the question leaves that open.
+    Length(String),
     /// Whether the packet came out of IPsec or will go into it. Probes come in plain.
     Ipsec(String),
 }
@@ -38,6 +47,8 @@ pub struct Varying {
     /// The list of `recent` by which it says the opposite, once another rule has put the packet
     /// itself there.
     pub list: Option<String>,
+    /// The test itself, which may have one answer for whatever senders there are.
+    pub within: Option<Box<Test>>,
 }
 
 /// What a test says of a packet before which none came that it counts, and for long.
@@ -72,6 +83,18 @@ impl fmt::Display for Caveat {
                 detail,
             ),
             Self::System(detail) => ("depends on the sender's operating system", detail),
+            Self::Hardware(detail) => (
+                "depends on the sender's hardware address, and the lab's are made up",
+                detail,
+            ),
+            Self::Content(detail) => (
+                "depends on what packets carry, and probes carry what is made up",
+                detail,
+            ),
+            Self::Length(detail) => (
+                "depends on the packet's length, and --size asks about one",
+                detail,
+            ),
             Self::Ipsec(detail) => ("depends on IPsec, and probes come in plain", detail),
         };
         write!(f, "{what}: {detail}")
@@ -84,15 +107,26 @@ impl Caveat {
     pub fn may_be_own_doing(&self) -> bool {
         match self {
             Self::RateLimited(_) | Self::Quota(_) | Self::Random(_) => true,
-            Self::TimeOfDay(_)
-            | Self::SourcePort(_)
-            | Self::Sender(_)
-            | Self::System(_)
-            | Self::Ipsec(_) => false,
             Self::History(detail) => ["recent", "meter"]
                 .iter()
                 .any(|kind| detail.starts_with(kind)),
+            _ => false,
         }
+    }
+
+    /// Whether it is about something that a question leaves open, or that a job makes up: no further
+    /// measurement tells.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(
+            self,
+            Self::SourcePort(_)
+                | Self::Sender(_)
+                | Self::System(_)
+                | Self::Hardware(_)
+                | Self::Content(_)
+                | Self::Length(_)
+        )
     }
 
     /// How long it takes until the rate allows one packet more; none where there is no rate, or
@@ -121,6 +155,7 @@ impl Caveat {
             caveat: self,
             alone,
             list: None,
+            within: None,
         }
     }
 }

@@ -96,7 +96,7 @@ impl Rule {
             let data = expression.nested(attr::EXPR_DATA);
             rule.express(name, data.unwrap_or(Attributes(&[])), &mut loaded);
         }
-        rule
+        rule.open_made_up()
     }
 
     fn express(&mut self, name: &str, data: Attributes<'_>, loaded: &mut Loaded) {
@@ -122,6 +122,10 @@ impl Rule {
             "limit" | "quota" | "numgen" | "hash" | "connlimit" => self.by_name(name),
             // `NFT_RT_XFRM`.
             "rt" if data.be32(attr::RT_KEY) == Some(4) => self.by_name("rt ipsec"),
+            // `NFTA_EXTHDR_OP` is `NFT_EXTHDR_OP_TCPOPT`, and nothing is stored.
+            "exthdr" if data.be32(6) == Some(1) && data.find(7).is_none() => {
+                self.ask(other("tcp option ", Field::TcpOptions), false);
+            }
             "queue" => {
                 let number = data.find(attr::QUEUE_NUMBER).and_then(|n| array(n, 0));
                 let number = number.map_or(0, u16::from_be_bytes);
@@ -152,6 +156,11 @@ impl Rule {
     fn xtables_match(&mut self, data: Attributes<'_>) {
         let name = data.text(attr::XT_NAME).unwrap_or_default();
         let info = data.find(attr::XT_INFO).unwrap_or_default();
+        // `option` of `struct xt_tcp`, linux/netfilter/xt_tcpudp.h.
+        if let Some(option) = info.get(8).filter(|option| name == "tcp" && **option != 0) {
+            let text = format!("tcp --tcp-option {option}");
+            self.ask(other(&text, Field::TcpOptions), false);
+        }
         if let Some((test, negated)) = source_ports(name, info) {
             self.ask(test, negated);
         }
@@ -255,6 +264,7 @@ impl Rule {
         };
         // `CPU`, `PRANDOM`, `SECPATH`, `TIME_NS` to `TIME_HOUR`.
         match key {
+            Some(0) => self.ask(other("meta length", Field::Length), false),
             Some(20) => self.by_name("meta cpu"),
             Some(24) => self.by_name("meta random"),
             Some(25) => self.by_name("meta secpath"),
@@ -315,6 +325,7 @@ impl Rule {
                 Some(Field::Destination)
             }
             (Some(1), Some(9), Some(1)) => Some(Field::Protocol),
+            (Some(2), Some(13), Some(1)) => Some(Field::TcpFlags),
             (Some(2), Some(0), Some(2)) => Some(Field::SourcePort),
             (Some(2), Some(2), Some(2)) => Some(Field::DestinationPort),
             _ => None,
@@ -325,10 +336,28 @@ impl Rule {
                 _ => Field::Tos,
             })));
         }
+        self.made_up(at);
         *loaded = Loaded {
             of,
             ..Loaded::default()
         };
+    }
+
+    /// Notes that bits of a packet are read that may be made up, as nft(8) writes them.
+    fn made_up(&mut self, at: (Option<u32>, Option<u32>, Option<u32>)) {
+        let (Some(base), Some(offset), Some(length)) = at else {
+            return;
+        };
+        let header = match base {
+            0 => "ll",
+            // What is not a single field is a part of an address.
+            1 if (offset, length) == (8, 1) || offset < 8 => "nh",
+            2 => "th",
+            3 => "ih",
+            _ => return,
+        };
+        let text = format!("@{header},{},{}", 8 * offset, 8 * length);
+        self.ask(other(&text, Field::Other), false);
     }
 
     fn compare(&mut self, data: Attributes<'_>, loaded: Loaded) {

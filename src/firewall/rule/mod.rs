@@ -10,6 +10,7 @@
 
 mod caveat;
 mod expression;
+mod made_up;
 mod nft;
 mod packet;
 mod sender;
@@ -145,8 +146,11 @@ impl Rule {
     /// The same, if everything that it depends on beyond the packet would let it match.
     #[must_use]
     pub fn may_match_at_best(&self, packet: &Packet) -> Answer {
-        let tests = self.matches.iter().filter(|m| m.varying().is_none());
-        Answer::all(tests.map(|test| test.answer(packet)))
+        let at_best = |test: &Match| match (test.varying(), test.answer(packet)) {
+            (Some(_), Answer::CannotTell) => Answer::Yes,
+            (_, answer) => answer,
+        };
+        Answer::all(self.matches.iter().map(at_best))
     }
 
     /// Whether it can have to do with `packet` at all.

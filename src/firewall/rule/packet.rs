@@ -183,6 +183,13 @@ impl Packet {
         self.with(Field::State, state as u32)
     }
 
+    /// It goes on to another router: its TTL is one less.
+    pub fn pass_on(&mut self) {
+        for (first, last) in self.numbers.get_mut(&Field::Ttl).into_iter().flatten() {
+            (*first, *last) = (first.saturating_sub(1), last.saturating_sub(1));
+        }
+    }
+
     /// Nothing is known of `field` any more.
     pub fn forget(&mut self, field: Field) {
         self.addresses.remove(&field);

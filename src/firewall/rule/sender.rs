@@ -1,17 +1,13 @@
 //! Tests of the program that sends a packet: its user, group or control group.
 
-use super::{Alone, Caveat, Match, Rule, Test, Varying};
+use super::{Alone, Caveat, Match, Rule, Test};
 
 impl Rule {
     /// Makes tests of the sender depend on more than the packet: what a job sends is root's.
     pub fn leave_sender_open(&mut self) {
         for test in &mut self.matches {
             if let Some(detail) = asks_sender(test) {
-                test.test = Test::Varies(Varying {
-                    caveat: Caveat::Sender(detail),
-                    alone: Alone::Either,
-                    list: None,
-                });
+                test.test = Test::Varies(Caveat::Sender(detail).alone(Alone::Either));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Tests of the source port, where a question leaves that open.
 
-use super::{Alone, Caveat, Field, Match, Rule, Test, Varying};
+use super::{Alone, Caveat, Field, Match, Rule, Test};
 
 /// The ports that a Linux host gives to its connections unless told otherwise,
 /// `net.ipv4.ip_local_port_range`, ip(7).
@@ -64,11 +64,7 @@ impl Rule {
     pub fn leave_source_port_open(&mut self, open: OpenPorts) {
         for test in &mut self.matches {
             if let Some(detail) = tells_apart(test, open) {
-                test.test = Test::Varies(Varying {
-                    caveat: Caveat::SourcePort(detail),
-                    alone: Alone::Either,
-                    list: None,
-                });
+                test.test = Test::Varies(Caveat::SourcePort(detail).alone(Alone::Either));
             }
         }
     }

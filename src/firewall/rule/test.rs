@@ -98,7 +98,11 @@ impl Test {
             Self::Number { of, mask, ranges } => {
                 one_of(packet.numbers(*of), |known| inside(*known, *mask, ranges))
             }
-            Self::Varies(_) | Self::Other { .. } => Answer::CannotTell,
+            Self::Varies(varying) => {
+                let within = varying.within.as_ref();
+                within.map_or(Answer::CannotTell, |test| test.answer(packet))
+            }
+            Self::Other { .. } => Answer::CannotTell,
         }
     }
 
@@ -109,7 +113,8 @@ impl Test {
             Self::Address { of, .. } | Self::Device { of, .. } | Self::Number { of, .. } => {
                 std::slice::from_ref(of)
             }
-            Self::Family(_) | Self::Varies(_) => &[],
+            Self::Varies(varying) => varying.within.as_ref().map_or(&[], |test| test.reads()),
+            Self::Family(_) => &[],
             Self::Other { reads, .. } => reads,
         }
     }

@@ -23,7 +23,7 @@ impl Rule {
         while let Some(word) = reader.next() {
             reader.option(word);
         }
-        reader.rule
+        reader.rule.open_made_up()
     }
 }
 
@@ -261,6 +261,7 @@ impl<'a> Reader<'a> {
                 )
             }
             ("length", "--length") => (Field::Length, ranges(text)),
+            ("tcpmss", "--mss") => (Field::TcpOptions, ranges(text)),
             _ => return self.masked(module, option),
         };
         self.number(of, text, ranges, option.negated);

@@ -247,6 +247,7 @@ fn seen(program: &Program, met: &Met<'_>, out: Option<String>, end: &End) -> See
         .with(Field::Mark, 0u32)
         .with(Field::ConnectionMark, 0u32)
         .with_state(State::New);
+    packet = super::read::like_others(packet, headers, 0);
     if changed.contains(&Field::Tracking) {
         packet = packet.with_state(State::Untracked);
     }

@@ -21,11 +21,12 @@ use crate::{
         rule::{Field, Packet, State, entries},
         ruletext::{Chain, RuleBook, RuleText, Source},
     },
+    model::Protocol,
     netlink::object::Family,
     netns::NetnsFd,
     run::{
         outside::OutsideReason,
-        packet::{Headers, Probe},
+        packet::{Headers, Probe, ip_length},
     },
 };
 
@@ -223,6 +224,7 @@ pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Packet {
         .with(Field::TcpFlags, SYN)
         .with_state(State::New)
         .with_state(State::Untracked);
+    let sent = like_others(like_others(sent, headers, 0), headers, 1);
     let Some(Trail { head, .. }) = trail else {
         return sent;
     };
@@ -230,6 +232,45 @@ pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Packet {
         .with(Field::DestinationPort, head.destination_port)
         .with_address(Field::Source, head.source)
         .with_address(Field::Destination, head.destination)
+}
+
+/// Adds what packets of other senders may be like where a job makes up what a probe is like, behind
+/// as many `hops`.
+pub(super) fn like_others(packet: Packet, headers: &Headers, hops: u8) -> Packet {
+    /// What Linux and others, Windows, and network devices begin with.
+    const TTLS: [u8; 3] = [64, 128, 255];
+    /// As many routers are passed at the most before a TTL is one that a rule has set.
+    const MOST: u8 = 32;
+    let passed = (TTLS[0].checked_sub(headers.ttl)).filter(|passed| *passed < MOST);
+    let ttls = match passed {
+        Some(passed) => TTLS.map(|ttl| ttl - passed),
+        None => [headers.ttl; 3],
+    };
+    let packet = ttls.into_iter().fold(packet, |packet, ttl| {
+        packet.with(Field::Ttl, ttl.saturating_sub(hops))
+    });
+    let (least, most) = lengths(headers);
+    let packet = packet.within(Field::Length, least, most);
+    // From what every host has to take (RFC 9293) to what fits into a jumbo frame.
+    match headers.protocol {
+        Protocol::Tcp => packet.within(Field::TcpOptions, 536, 8960),
+        _ => packet,
+    }
+}
+
+/// How long the IP packet may be at least and at most, in bytes.
+fn lengths(headers: &Headers) -> (u32, u32) {
+    if let Some(size) = headers.size {
+        return (size.into(), size.into());
+    }
+    let ip = ip_length(headers.destination) as u32;
+    let (least, most) = match headers.protocol {
+        // A header with options of 40 bytes at the most; an echo of 56 bytes, or of 32.
+        Protocol::Tcp => (20, 60),
+        Protocol::Icmp | Protocol::Icmpv6 => (8, 8 + 64),
+        _ => (8, u16::MAX.into()),
+    };
+    (ip + least, ip + most)
 }
 
 /// Whether a rule or policy is of this chain.

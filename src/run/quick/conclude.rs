@@ -59,7 +59,7 @@ fn passed(explained: &Explained) -> Option<(Verdict, String)> {
         // iptables lets no rule in nat drop, so a jump there leads to rewriting, too.
         let rewrites = rule.parsed().only_rewrites() || (rule.xtables && rule.place.table == "nat");
         match caveat {
-            Caveat::SourcePort(_) | Caveat::Sender(_) | Caveat::System(_) => true,
+            open if open.is_open() => true,
             Caveat::Random(_) | Caveat::Ipsec(_) => !rewrites,
             _ => false,
         }
@@ -80,13 +80,7 @@ fn varied(explained: &Explained, passed: bool) -> Option<(Verdict, String)> {
     let through = matches!(reason, Reason::WentThrough(_));
     let why = doubt.to_string();
     let this_time = || format!("{why}; this time {reason}");
-    let open = |(caveat, _): &(Caveat, RuleText)| {
-        matches!(
-            caveat,
-            Caveat::SourcePort(_) | Caveat::Sender(_) | Caveat::System(_)
-        )
-    };
-    if doubt.by.iter().any(open) {
+    if doubt.by.iter().any(|(caveat, _)| caveat.is_open()) {
         return Some((Verdict::Unknown, this_time()));
     }
     Some(match doubt.alone {

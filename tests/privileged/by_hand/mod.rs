@@ -73,6 +73,11 @@ fn source_ports_and_targets() {
 }
 
 #[test]
+fn what_a_job_makes_up() {
+    assert_right("made-up");
+}
+
+#[test]
 fn answers_by_other_routers_and_senders() {
     assert_right("answers");
 }

@@ -180,7 +180,7 @@ impl Ruleset {
             10 => "{ip} dscp 10".to_owned(),
             11 => "meta mark 7".to_owned(),
             12 => "tcp flags syn".to_owned(),
-            13 => "meta length < 100".to_owned(),
+            13 => "meta l4proto tcp meta length <= 100".to_owned(),
             14 => "tcp sport 1024-65535".to_owned(),
             _ => format!("meta l4proto {{ tcp, udp }} th dport {port}"),
         };

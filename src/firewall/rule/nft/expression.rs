@@ -134,7 +134,9 @@ impl<'a> Reader<'a> {
         }
         let field = self.next().unwrap_or_default();
         if field == "option" {
+            let begin = self.at - 1;
             self.at = (self.at + 2).min(self.words.len());
+            return transport(word, &self.words[begin..self.at].join(" "));
         }
         transport(word, field)
     }
@@ -285,7 +287,9 @@ impl<'a> Reader<'a> {
         if let Some(varying) = self.varying(key, comparison) {
             return self.rule.ask(Test::Varies(varying), false);
         }
+        let whole = key.text.ends_with(" exists") || key.text.ends_with(" missing");
         let values: Vec<&str> = match self.peek() {
+            _ if whole => Vec::new(),
             Some("{") => {
                 let within = self.braces();
                 within.iter().copied().filter(|word| *word != ",").collect()
@@ -305,7 +309,7 @@ impl<'a> Reader<'a> {
             if values.first().is_some_and(|value| value.starts_with('@')) {
                 reads.push(Field::Sets);
             }
-            Test::other(&text(), &reads)
+            Test::other(text().trim_end(), &reads)
         });
         self.rule.ask(test, negated);
     }

@@ -27,7 +27,7 @@ impl Rule {
         while let Some(word) = reader.next() {
             reader.statement(word);
         }
-        reader.rule
+        reader.rule.open_made_up()
     }
 }
 

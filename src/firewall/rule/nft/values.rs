@@ -79,6 +79,7 @@ pub(super) fn transport(protocol: &str, field: &str) -> Option<Kind> {
         (_, "sport") => Kind::Number(Field::SourcePort),
         (_, "dport") => Kind::Number(Field::DestinationPort),
         ("tcp", "flags") => Kind::Number(Field::TcpFlags),
+        ("tcp", "option maxseg size") => Kind::Number(Field::TcpOptions),
         ("icmpv6", "type") => Kind::Number(Field::IcmpType),
         _ => return None,
     })

@@ -5,7 +5,9 @@ use std::collections::{BTreeSet, HashSet};
 use super::{Base, Fate, Led, Program, Route, RuleNumber, Seen, Suppose, Target, Ways};
 use crate::firewall::{
     place::HookPoint,
-    rule::{Alone, Answer, Caveat, Does, Field, Goal, Packet, Rule, Test, Translation, Verdict},
+    rule::{
+        Alone, Answer, Caveat, Does, Field, Goal, Match, Packet, Rule, Test, Translation, Verdict,
+    },
 };
 
 /// Rules that are asked in one walk before it is given up.
@@ -139,6 +141,9 @@ impl Walk<'_> {
                 Ok(here) => state.local = here,
                 Err(fate) => return self.end(fate, &state),
             }
+        }
+        if was_early && !is_early && !state.local && !self.seen.sent {
+            state.packet.pass_on();
         }
         let Some(base) = self.bases.get(at).copied() else {
             return self.leave(&state);
@@ -311,18 +316,18 @@ impl Walk<'_> {
         said: Option<bool>,
         state: &State,
     ) -> Option<bool> {
+        let packet = &state.packet;
+        let open = |m: &&Match| m.varying().is_some() && m.answer(packet) == Answer::CannotTell;
         match self.suppose {
-            Suppose::Fixed(fixed, says) if fixed == id => return Some(says),
+            Suppose::Fixed(fixed, says) if fixed == id && rule.matches.iter().any(|m| open(&m)) => {
+                return Some(says);
+            }
             _ => {}
         }
         let anything = self.suppose == Suppose::Anything;
         let mut all = Some(true);
-        for varying in rule
-            .matches
-            .iter()
-            .filter_map(|m| Some((m.negated, m.varying()?)))
-        {
-            let (negated, varying) = varying;
+        for (m, varying) in (rule.matches.iter()).filter_map(|m| Some((m, m.varying()?))) {
+            let negated = m.negated;
             let held = varying.list.as_ref();
             let held = held.is_some_and(|list| state.sets.contains(list));
             let alone = if negated != held {
@@ -330,7 +335,11 @@ impl Walk<'_> {
             } else {
                 varying.alone
             };
+            let rewritten = matches!(varying.caveat, Caveat::Hardware(_))
+                && self.seen.changed.contains(&Field::Link);
             let one = match alone {
+                _ if rewritten => said,
+                _ if !open(&m) => Some(m.answer(packet) == Answer::Yes),
                 Alone::Chooses => Some(true),
                 Alone::AsMeasured => said,
                 _ if anything => None,
