@@ -13,7 +13,7 @@ use super::{
     Netlink, NetlinkError,
     object::{Family, NextHop},
     requests::Requests,
-    route::{destination, ip, next_hops, oif, table, via},
+    route::{destination, ip, mtu, next_hops, oif, table, via},
 };
 use crate::model::IfName;
 
@@ -119,6 +119,8 @@ pub struct Lookup {
     pub table: u32,
     /// The prefix of the route, where [`LookupQuery::fib_match`] asked for it.
     pub matched: Option<IpNet>,
+    /// The MTU that the route has of its own, in bytes.
+    pub mtu: Option<u32>,
 }
 
 impl Lookup {
@@ -131,6 +133,7 @@ impl Lookup {
             prefsrc: None,
             table: 0,
             matched: None,
+            mtu: None,
         }
     }
 }
@@ -199,6 +202,7 @@ fn from_message(message: &RouteMessage, names: &HashMap<u32, IfName>, fib_match:
         }),
         table: table(message),
         matched: fib_match.then(|| destination(message)).flatten(),
+        mtu: mtu(attributes),
     }
 }
 

@@ -227,18 +227,12 @@ fn from_message(message: &RouteMessage, names: &HashMap<u32, IfName>) -> Option<
         scope: Some(Scope::from_number(message.header.scope.into())),
         protocol: Some(message.header.protocol.into()),
         tos: message.header.tos,
-        mtu: None,
+        mtu: mtu(&message.attributes),
     };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Priority(metric) => route.metric = Some(*metric),
             RouteAttribute::PrefSource(source) => route.source = ip(source),
-            RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.iter().find_map(|m| match m {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
-            }
             _ => {}
         }
     }
@@ -247,6 +241,17 @@ fn from_message(message: &RouteMessage, names: &HashMap<u32, IfName>) -> Option<
         route.next_hops = next_hops(message, names);
     }
     Some(route)
+}
+
+/// The MTU that a route has of its own.
+pub(super) fn mtu(attributes: &[RouteAttribute]) -> Option<u32> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => metrics.iter().find_map(|metric| match metric {
+            RouteMetric::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        }),
+        _ => None,
+    })
 }
 
 /// The ways out of the route in `message`.

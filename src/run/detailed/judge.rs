@@ -188,10 +188,10 @@ fn icmp_error(facts: &Facts<'_>, icmp: IcmpError) -> Judged {
 /// Whether routing, rather than a rule, usually answers with this.
 fn is_routing(icmp: IcmpError) -> bool {
     match (icmp.from.is_ipv4(), icmp.kind) {
-        (true, 3) => icmp.code <= 1,
+        (true, 3) => matches!(icmp.code, 0 | 1 | 4),
         (true, kind) => kind == 11,
         (false, 1) => matches!(icmp.code, 0 | 3),
-        (false, kind) => kind == 3,
+        (false, kind) => matches!(kind, 2 | 3),
     }
 }
 

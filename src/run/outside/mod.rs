@@ -31,6 +31,8 @@ pub(crate) struct Observed {
     pub way: Option<LookupKind>,
     /// The interface that it would leave by, with its MTU.
     pub out: Option<(IfName, u32)>,
+    /// The MTU that its route has of its own, which counts before the interface's.
+    pub route_mtu: Option<u32>,
     /// The policy rule and the route that decide so, where the router's lists say what the kernel
     /// says. What the kernel refuses may have passed them.
     pub decision: Option<Decision>,
@@ -113,7 +115,7 @@ pub enum OutsideReason {
     Ipv6Off(IfName),
     /// The TTL or hop limit does not allow another hop.
     TtlExceeded(u8),
-    /// The packet does not fit the outgoing interface and must not be fragmented.
+    /// The packet does not fit the outgoing interface, or its route, and must not be fragmented.
     TooBig {
         /// Its length in bytes.
         length: u32,
@@ -121,6 +123,8 @@ pub enum OutsideReason {
         dev: IfName,
         /// Its MTU in bytes.
         mtu: u32,
+        /// Whether it is the route's and not the interface's.
+        of_route: bool,
     },
     /// An IPsec policy refuses it.
     Ipsec,
@@ -170,8 +174,14 @@ impl fmt::Display for OutsideReason {
             Self::InterfaceDown(dev) => write!(f, "interface {dev} is down"),
             Self::Ipv6Off(dev) => write!(f, "IPv6 is switched off on {dev}"),
             Self::TtlExceeded(ttl) => write!(f, "TTL {ttl} does not allow another hop"),
-            Self::TooBig { length, dev, mtu } => {
-                write!(f, "{length} bytes exceed the MTU {mtu} of {dev}")
+            Self::TooBig {
+                length,
+                dev,
+                mtu,
+                of_route,
+            } => {
+                let what = if *of_route { "the route by " } else { "" };
+                write!(f, "{length} bytes exceed the MTU {mtu} of {what}{dev}")
             }
             Self::Ipsec => f.write_str("an IPsec policy refuses it"),
             Self::Unknown { after, evidence } => {
@@ -350,14 +360,19 @@ fn forwarding(observed: &Observed) -> Option<OutsideReason> {
     if head.ttl <= 1 {
         return Some(OutsideReason::TtlExceeded(head.ttl));
     }
-    match &observed.out {
-        Some((dev, mtu)) if head.length > *mtu => Some(OutsideReason::TooBig {
-            length: head.length,
-            dev: dev.clone(),
-            mtu: *mtu,
-        }),
-        _ => ipsec(observed),
+    let Some((dev, mtu)) = &observed.out else {
+        return ipsec(observed);
+    };
+    let mtu = observed.route_mtu.unwrap_or(*mtu);
+    if head.length <= mtu {
+        return ipsec(observed);
     }
+    Some(OutsideReason::TooBig {
+        length: head.length,
+        dev: dev.clone(),
+        mtu,
+        of_route: observed.route_mtu.is_some(),
+    })
 }
 
 fn ipsec(observed: &Observed) -> Option<OutsideReason> {

@@ -115,6 +115,7 @@ impl<'a> Observer<'a> {
             head,
             way: way.map(|way| way.kind),
             out,
+            route_mtu: way.and_then(|way| way.mtu),
             decision,
             back,
             settings,

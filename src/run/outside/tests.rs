@@ -71,6 +71,7 @@ fn fine() -> Observed {
         iif: Some("i0".parse().unwrap()),
         way: Some(LookupKind::Unicast),
         out: Some(("o0".parse().unwrap(), 1500)),
+        route_mtu: None,
         decision: None,
         back: back(by("i0")),
         settings: Settings {

@@ -679,6 +679,9 @@ impl<'a> Inquiry<'a> {
             (measured, ways),
             branch,
         )?;
+        if self.terms.size.is_some() {
+            ports::judge_lengths(tables, &mut visited)?;
+        }
         if matches!(visit.from, Ok(Sender::Itself(_))) {
             ports::doubt_own(tables, &mut visited)?;
         } else if self.terms.source_port.is_none() {

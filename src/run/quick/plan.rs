@@ -19,6 +19,7 @@ use super::{
     lots::Urn,
     measure::{self, LazyShelf, Measured, Probing, Question, Spent, step},
     note::TapNotes,
+    ports::too_long,
     standin::StandIns,
     visit::{Answer, ENDS_HERE, Measurement, Sender, Visit},
 };
@@ -496,19 +497,14 @@ impl Plan {
         Ok(told)
     }
 
-    /// What to say of a probe of TCP that is longer than a link takes: no client sends such a segment
-    /// if it knows a smaller maximum.
+    /// What to say of a probe of TCP that is longer than a link takes.
     fn of_long_segment(&self, explained: &explain::Explained) -> Option<(Verdict, String)> {
         let explain::Reason::Outside(too_big @ OutsideReason::TooBig { .. }) = &explained.reason
         else {
             return None;
         };
         let service = self.catalogue.service(explained.index)?;
-        let told = format!(
-            "{too_big}; whether a connection has such long segments depends on the maximum segment \
-             size that its ends agree on, and on path MTU discovery: a detailed job shows it"
-        );
-        (service.protocol == Protocol::Tcp).then_some((Verdict::Unknown, told))
+        (service.protocol == Protocol::Tcp).then(|| too_long(Protocol::Tcp, too_big))
     }
 
     /// The blocked services, whose reasons are to be found, and the others, where the router has

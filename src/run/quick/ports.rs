@@ -8,8 +8,11 @@ use super::{
     visited::Visited,
 };
 use crate::{
+    model::Protocol,
     netlink::LookupQuery,
     run::{
+        outside::OutsideReason,
+        packet::Headers,
         report::Verdict,
         source_port::{self, Side},
     },
@@ -64,6 +67,65 @@ pub(super) fn doubt_open(tables: &mut Tables<'_>, visited: &mut Visited) -> Resu
         source_port::doubt(&fib, &query(&visited.at, headers, 0), Side::Source)
     });
     Ok(())
+}
+
+/// IPv6 compares a packet with its route's own MTU behind the last chain (`ip6_fragment()`), where
+/// no tap sees that it goes no further.
+pub(super) fn judge_lengths(
+    tables: &mut Tables<'_>,
+    visited: &mut Visited,
+) -> Result<(), QuickError> {
+    for nth in 0..visited.outcomes.len() {
+        let Some((outcome, length)) = visited.outcomes.get(nth).and_then(|outcome| {
+            let left = outcome.exit.is_some() && outcome.verdict == Verdict::Yes;
+            let v6 = outcome.headers.destination.is_ipv6();
+            Some((outcome, outcome.headers.size.filter(|_| left && v6)?))
+        }) else {
+            continue;
+        };
+        let exit = outcome.exit.and_then(|exit| visited.exits.get(exit));
+        let asked = Headers {
+            ttl: 0,
+            ..outcome.headers
+        };
+        let way = tables.lookup(&visited.at, &asked, 0)?;
+        let here = exit.is_some_and(|exit| exit.hop.iface_out == way.dev);
+        let Some((dev, mtu)) = way.dev.zip(way.mtu).filter(|_| here) else {
+            continue;
+        };
+        if u32::from(length) <= mtu {
+            continue;
+        }
+        let too_big = OutsideReason::TooBig {
+            length: length.into(),
+            dev,
+            mtu,
+            of_route: true,
+        };
+        let (verdict, reason) = too_long(asked.protocol, &too_big);
+        if let Some(outcome) = visited.outcomes.get_mut(nth) {
+            outcome.verdict = verdict;
+            outcome.exit = None;
+            outcome.reason = Some(Arc::from(reason));
+        }
+    }
+    Ok(())
+}
+
+/// What to say of a probe that is longer than a link takes. No client of TCP sends such a segment if
+/// it knows a smaller maximum.
+pub(super) fn too_long(protocol: Protocol, too_big: &OutsideReason) -> (Verdict, String) {
+    match protocol {
+        Protocol::Tcp => (
+            Verdict::Unknown,
+            format!(
+                "{too_big}; whether a connection has such long segments depends on the maximum \
+                 segment size that its ends agree on, and on path MTU discovery: a detailed job \
+                 shows it"
+            ),
+        ),
+        _ => (Verdict::No, too_big.to_string()),
+    }
 }
 
 /// Makes those verdicts UNKNOWN for which `why` has a reason.

@@ -78,6 +78,11 @@ fn what_a_job_makes_up() {
 }
 
 #[test]
+fn packets_longer_than_a_routes_own_mtu() {
+    assert_right("mtu");
+}
+
+#[test]
 fn answers_by_other_routers_and_senders() {
     assert_right("answers");
 }
