@@ -19,7 +19,7 @@ use thiserror::Error;
 pub use self::{
     entries::{MAX_ENTRIES, entries},
     entry::{Entry, EntryName, EntryNameError},
-    onward::{Onward, SharedLink},
+    onward::{Onward, SharedLink, on_either},
     walk::trace,
     wiring::{Kept, Plug, Wiring},
 };

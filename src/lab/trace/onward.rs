@@ -143,6 +143,28 @@ impl SharedLink {
     }
 }
 
+/// That `places`, where they are interfaces of `router` itself, may have `to` as well as the one by
+/// which it sends a packet without a gateway, in words.
+#[must_use]
+pub fn on_either(
+    (router, out): (&RouterName, &IfName),
+    (next_hop, to): (IpAddr, IpAddr),
+    places: &[Entry],
+) -> Option<String> {
+    let others: Vec<&str> = places
+        .iter()
+        .filter(|place| place.router == *router)
+        .filter_map(|place| Some(place.iface_in.as_ref()?.as_str()))
+        .collect();
+    (others.len() == places.len() && next_hop == to).then(|| {
+        format!(
+            "{router} sends it by {out}, and {to} may be on {} instead, which has the same prefix: \
+             no neighbour table of the facts says that it is on {out}",
+            others.join(" or ")
+        )
+    })
+}
+
 impl Wiring {
     /// Who gets a packet to `destination` that `router` sends out of `out` to `next_hop`, which is
     /// the destination itself where the route names no gateway.
@@ -204,8 +226,9 @@ impl Wiring {
         let here = (next_hop == destination)
             .then(|| self.prefix_on(plug, destination))
             .flatten();
-        let places = self.places(destination, here);
+        let mut places = self.places(destination, here);
         if here.is_some() {
+            places.extend(self.twins(plug, destination));
             return match places.is_empty() {
                 true => Onward::Delivered { segment },
                 false => self.out(plug, segment, places),
@@ -339,6 +362,30 @@ impl Wiring {
         let near = self.plugs.iter();
         let near = near.filter(|other| other.up && other.segment == plug.segment);
         near.filter_map(|other| other.prefix(address)).max()
+    }
+
+    /// Other interfaces of the router of `plug` that have the prefix of `address`: the kernel takes one
+    /// of the routes, wherever the address is. That both are on one wire, nothing says. None where the
+    /// address was heard on `plug`.
+    fn twins(&self, plug: &Plug, address: IpAddr) -> Vec<Entry> {
+        /// What no host has a wire to.
+        const WITHOUT_HOSTS: [&str; 4] = ["dummy", "macvlan", "ipvlan", "vrf"];
+        let heard = |end: &Plug| end.link.neighbours.iter().any(|(who, _)| *who == address);
+        let wired = |end: &&Plug| {
+            let kind = end.link.kind.as_deref();
+            end.up && end.segment.is_some() && kind.is_none_or(|k| !WITHOUT_HOSTS.contains(&k))
+        };
+        let twin = |end: &&Plug| {
+            let same = (&plug.router, plug.link.vrf_table) == (&end.router, end.link.vrf_table);
+            let other = end.interface != plug.interface;
+            same && other && end.prefix(address) == plug.prefix(address)
+        };
+        if !wired(&plug) {
+            return Vec::new();
+        }
+        let twins = self.plugs.iter().filter(wired).filter(twin);
+        let twins: Vec<&Plug> = twins.filter(|end| heard(end) || !heard(plug)).collect();
+        entries(&twins)
     }
 
     /// The interfaces whose subnet has `address`, by a longer prefix than `longer_than`.

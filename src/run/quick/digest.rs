@@ -14,7 +14,7 @@ use crate::{
     firewall::taps::{Left, Ways},
     lab::{
         LabState,
-        trace::{Entry, Onward},
+        trace::{Entry, Onward, on_either},
     },
     model::{IfName, RouterName},
     netlink::{LookupKind, LookupQuery, object::PolicyRule},
@@ -381,7 +381,7 @@ impl Digest<'_, '_> {
             let next_hop = via.unwrap_or(destination);
             let wiring = self.tables.wiring;
             let onward = wiring.onward(&self.at.router, dev, next_hop, destination);
-            for fate in behind(onward, &self.at.router, next_hop, destination) {
+            for fate in behind(onward, (&self.at.router, dev), next_hop, destination) {
                 if !fates.contains(&fate) {
                     fates.push(fate);
                 }
@@ -488,8 +488,13 @@ fn names(entries: &[Entry]) -> String {
     names.join(", ")
 }
 
-/// What comes of a packet that `router` sends to `next_hop`.
-fn behind(onward: Onward, router: &RouterName, next_hop: IpAddr, to: IpAddr) -> Vec<Fate> {
+/// What comes of a packet that `router` sends by `dev` to `next_hop`.
+fn behind(
+    onward: Onward,
+    (router, dev): (&RouterName, &IfName),
+    next_hop: IpAddr,
+    to: IpAddr,
+) -> Vec<Fate> {
     let ending = match onward {
         Onward::Routers(entries) => return entries.into_iter().map(Fate::On).collect(),
         Onward::Delivered { .. } => Ending {
@@ -511,7 +516,9 @@ fn behind(onward: Onward, router: &RouterName, next_hop: IpAddr, to: IpAddr) -> 
                 false => format!("to {next_hop}"),
             };
             let behind = names(&places);
-            let reason = format!("{to} is behind {behind}, but {router} sends it {out}");
+            let either = on_either((router, dev), (next_hop, to), &places);
+            let reason = either
+                .unwrap_or_else(|| format!("{to} is behind {behind}, but {router} sends it {out}"));
             Ending::new(Verdict::Unknown, EndKind::Elsewhere, reason)
         }
         Onward::SomeEnd { segment, ends } => {

@@ -83,6 +83,11 @@ fn packets_longer_than_a_routes_own_mtu() {
 }
 
 #[test]
+fn one_prefix_on_two_wires() {
+    assert_right("wires");
+}
+
+#[test]
 fn answers_by_other_routers_and_senders() {
     assert_right("answers");
 }

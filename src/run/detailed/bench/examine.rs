@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{Bench, Counters, moved::Departure};
 use crate::{
     firewall::nft::trace::{Exit, StoppedBy, flow::FlowPacket},
-    lab::trace::{Entry, Onward},
+    lab::trace::{Entry, Onward, on_either},
     model::IfName,
     run::{
         detailed::{
@@ -468,8 +468,11 @@ impl Departure {
                 (Bearing::Good, EndKind::HandedOver, words)
             }
             Onward::Elsewhere { places, .. } => {
-                let places = listed(places);
-                let words = format!("{to} is behind {places}, but {router} sends it {towards}");
+                let either = on_either((router, &self.interface), (self.hop, to), places);
+                let words = either.unwrap_or_else(|| {
+                    let places = listed(places);
+                    format!("{to} is behind {places}, but {router} sends it {towards}")
+                });
                 (Bearing::Unknown, EndKind::Elsewhere, words)
             }
             Onward::SomeEnd { .. } => {
