@@ -10,8 +10,9 @@ use std::{
     thread,
 };
 
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, socket,
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, socket},
 };
 
 use crate::{
@@ -284,14 +285,23 @@ impl ProbeSocket {
 /// Why a router cannot send something itself, in words; the errnos are those of `fib_props`.
 fn why_unsent(error: &io::Error) -> String {
     let why = match error.raw_os_error() {
-        Some(libc::ENETUNREACH) => "no route leads there",
-        Some(libc::EHOSTUNREACH) => "an unreachable route",
-        Some(libc::EACCES) => "a prohibit route or policy rule",
-        Some(libc::EINVAL) => "a blackhole route or policy rule",
-        Some(libc::EMSGSIZE) => "the probe exceeds the MTU",
-        _ => return format!("the router itself cannot send it: {error}"),
+        Some(libc::EMSGSIZE) => Some("the probe exceeds the MTU"),
+        Some(errno) => no_way(Errno::from_raw(errno)),
+        None => None,
     };
+    let why = why.map_or_else(|| error.to_string(), str::to_owned);
     format!("the router itself cannot send it: {why}")
+}
+
+/// What of routing an errno stands for; none where it stands for something else.
+pub(super) fn no_way(errno: Errno) -> Option<&'static str> {
+    Some(match errno {
+        Errno::ENETUNREACH => "no route leads there",
+        Errno::EHOSTUNREACH => "an unreachable route",
+        Errno::EACCES => "a prohibit route or policy rule",
+        Errno::EINVAL => "a blackhole route or policy rule",
+        _ => return None,
+    })
 }
 
 /// A refusal of sendmmsg(2) in words.

@@ -11,7 +11,10 @@ use super::{
     connect::{Experience, IcmpError},
     result::{Refuser, Status},
 };
-use crate::{model::IfName, run::outside::OutsideReason};
+use crate::{
+    model::IfName,
+    run::{outside::OutsideReason, probe::no_way},
+};
 
 /// What follows if nobody tells a sender that its packets are too long (RFC 2923).
 const BLACK_HOLE: &str = "the sender was not told so: a black hole of path MTU discovery";
@@ -124,8 +127,11 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judged {
         Some(Experience::Reset) => reset(facts),
         // A program of the router is told when a rule of OUTPUT drops what it sends.
         Some(Experience::NotSent(Errno::EPERM)) if facts.itself => silence(facts),
-        Some(Experience::NotSent(errno)) if facts.itself => {
-            let message = format!("the router has no way for it: {}", errno.desc());
+        Some(Experience::NotSent(errno) | Experience::Failed(errno @ Errno::EINVAL))
+            if facts.itself =>
+        {
+            let why = no_way(*errno).unwrap_or_else(|| errno.desc());
+            let message = format!("the router has no way for it: {why}");
             Judged::new(Status::Unreachable, message)
         }
         Some(Experience::NotSent(errno)) => Judged::new(Status::Unknown, not_sent(*errno)),
