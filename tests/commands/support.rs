@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 /// Arguments that a command must have although clap does not always want them: something else may stand in
 /// their place.
-const NEEDED: [(&str, &[&str]); 4] = [
+const NEEDED: [(&str, &[&str]); 5] = [
+    ("tsim submit", &["lab", "source", "destination", "ports"]),
     ("tsim check", &["lab", "policy"]),
     ("tsim matrix", &["source", "destination"]),
     ("tsim diff", &["source", "destination", "services"]),

@@ -1,3 +1,5 @@
+use std::io::Write as _;
+
 use super::*;
 use crate::{
     bulk::document::{Grid, Item, Outcome, Section},
@@ -137,4 +139,39 @@ fn formats_have_names_and_endings() {
     assert_eq!(Format::of_file("out/report.xml"), Some(Format::Junit));
     assert_eq!(Format::of_file("report"), None);
     assert!("pdf".parse::<Format>().unwrap_err().contains("junit"));
+}
+
+/// By xmllint(1), which knows nothing of how we write it.
+#[test]
+fn junit_is_as_its_schema_says_and_the_schema_says_something() {
+    let golden = written(Format::Junit);
+    let mut nothing = sample();
+    nothing.sections.clear();
+    nothing.about.clear();
+    nothing.warnings.clear();
+    let mut out = Vec::new();
+    let layout = Layout {
+        width: 100,
+        colour: false,
+    };
+    write(&mut out, &nothing, Format::Junit, layout).unwrap();
+    let nothing = String::from_utf8(out).unwrap();
+    for (text, valid) in [
+        (golden.clone(), true),
+        (nothing, true),
+        (golden.replacen("tests=\"3\"", "tests=\"three\"", 1), false),
+        (golden.replacen("classname", "class", 1), false),
+        (golden.replace("failure", "flop"), false),
+        (
+            golden.replacen("<properties>", "<properties><other/>", 1),
+            false,
+        ),
+    ] {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let mut xmllint = std::process::Command::new("xmllint");
+        xmllint.args(["--noout", "--nonet", "--schema", "docs/junit.xsd"]);
+        let output = xmllint.arg(file.path()).output().unwrap();
+        assert_eq!(output.status.success(), valid, "{output:?}\n{text}");
+    }
 }
