@@ -25,19 +25,20 @@ mod attr {
     pub(super) const HOOK_DEVICES: u16 = 4;
 }
 
-/// `NF_NETDEV_EGRESS`, linux/netfilter.h.
+/// `NF_NETDEV_INGRESS` and `NF_NETDEV_EGRESS`, linux/netfilter.h.
+const INGRESS: u32 = 0;
 const EGRESS: u32 = 1;
 const INPUT: u32 = 1;
 const POSTROUTING: u32 = 4;
 
-/// A chain that sees packets behind the last taps.
+/// A chain that sees packets behind the last taps, or at a device's ingress, before the first ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Behind {
     /// The chain; the handle is 0.
     pub place: RulePlace,
-    /// The hook behind whose taps it stands.
+    /// The hook behind whose taps it stands, or ingress.
     pub hook: HookPoint,
-    /// The devices whose egress it is; none where it stands at the hook itself.
+    /// The devices whose egress or ingress it is; none where it stands at the hook itself.
     pub devices: Option<Vec<String>>,
     /// Whether it drops what no rule decides on.
     pub policy_drops: bool,
@@ -173,8 +174,10 @@ fn behind(at: TableFamily, attributes: Attributes<'_>, family: Family) -> Option
     let hook = chain.hook?;
     let egress = at == TableFamily::NETDEV && hook.number == EGRESS;
     let last = at != TableFamily::NETDEV && hook.priority == i32::MAX;
+    let ingress = at == TableFamily::NETDEV && hook.number == INGRESS;
     let hook_point = match hook.number {
         _ if egress => HookPoint::Postrouting,
+        _ if ingress => HookPoint::Ingress,
         POSTROUTING if last => HookPoint::Postrouting,
         INPUT if last => HookPoint::Input,
         _ => return None,
@@ -185,7 +188,7 @@ fn behind(at: TableFamily, attributes: Attributes<'_>, family: Family) -> Option
     }
     Some(Behind {
         hook: hook_point,
-        devices: egress.then(|| devices(attributes)),
+        devices: (egress || ingress).then(|| devices(attributes)),
         policy_drops: chain.policy_drops,
         place: RulePlace {
             family: at,
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_behind_the_last_taps_are_found() {
+    fn chains_that_no_tap_sees_are_found() {
         let found = |at, chain: &[u8]| behind(at, Attributes(chain), Family::V4);
         let last = chain("fw", POSTROUTING, i32::MAX, 1, None);
         let one = found(TableFamily::INET, &last).unwrap();
@@ -332,6 +335,8 @@ mod tests {
         let one = found(TableFamily::NETDEV, &egress).unwrap();
         assert_eq!(one.devices, Some(vec!["out".to_owned()]));
         let ingress = chain("edge", 0, 0, 2, Some("in"));
-        assert_eq!(found(TableFamily::NETDEV, &ingress), None);
+        let one = found(TableFamily::NETDEV, &ingress).unwrap();
+        assert_eq!(one.hook, HookPoint::Ingress);
+        assert_eq!(one.devices, Some(vec!["in".to_owned()]));
     }
 }

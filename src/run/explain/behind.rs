@@ -1,4 +1,5 @@
-//! What chains behind the last taps may still do with a probe that came so far.
+//! What chains behind the last taps may still do with a probe that came so far, and what those of a
+//! device's ingress, before the first ones, may do with packets of other senders.
 
 use super::{
     ExplainError,
@@ -11,16 +12,20 @@ use crate::{
             trace::{Exit, StoppedBy, Trail},
         },
         place::HookPoint,
+        rule::Packet,
     },
     run::packet::Headers,
 };
 
-/// What may stop a probe behind the taps, in words; none where nothing can. `index` gives the
+/// What stands before a chain behind the last tap.
+const PAST: &str = "it got past the last tap, behind which ";
+
+/// What may stop a probe where no tap sees it, in words; none where nothing can. `index` gives the
 /// number of a device.
 pub(super) fn behind(
     reader: &mut Reader<'_>,
     chains: &[Behind],
-    headers: &Headers,
+    (headers, came_by): (&Headers, Option<&str>),
     trail: Option<&Trail>,
     index: impl Fn(&str) -> Option<u32>,
 ) -> Result<Option<String>, ExplainError> {
@@ -30,6 +35,15 @@ pub(super) fn behind(
     });
     let out = trail.map(|trail| trail.head.oif).filter(|oif| *oif > 0);
     for chain in chains {
+        if chain.hook == HookPoint::Ingress {
+            let here = |device: &String| came_by.is_none_or(|name| name == device);
+            if chain.devices.as_ref().is_some_and(|d| d.iter().any(here))
+                && let Some(told) = by_sender(reader, chain, &subject(headers, None))?
+            {
+                return Ok(Some(told));
+            }
+            continue;
+        }
         let elsewhere = match chain.hook {
             HookPoint::Input => exit == Some(Exit::Out),
             _ => exit == Some(Exit::Local),
@@ -41,14 +55,31 @@ pub(super) fn behind(
         }
         let rules = reader.chain(&chain.place)?;
         if chain.policy_drops {
-            return Ok(Some(format!("the policy of {rules} may stop it")));
+            return Ok(Some(format!("{PAST}the policy of {rules} may stop it")));
         }
         let subject = subject(headers, trail);
         let mut all = rules.rules.iter().zip(rules.parsed.iter());
         let stopping = all.find(|(_, rule)| rule.may_stop() && rule.concerns(&subject));
         if let Some((rule, _)) = stopping {
-            return Ok(Some(format!("{rule} may stop it")));
+            return Ok(Some(format!("{PAST}{rule} may stop it")));
         }
     }
     Ok(None)
+}
+
+/// A rule of an ingress chain that a packet of another sender may be stopped by, where the probe was
+/// not.
+fn by_sender(
+    reader: &mut Reader<'_>,
+    chain: &Behind,
+    subject: &Packet,
+) -> Result<Option<String>, ExplainError> {
+    let rules = reader.chain(&chain.place)?;
+    let mut all = rules.rules.iter().zip(rules.parsed.iter());
+    let found = all.find_map(|(rule, parsed)| {
+        let caveat = parsed.caveat().filter(|caveat| caveat.is_open())?;
+        let acts = parsed.decides() && parsed.concerns(subject);
+        acts.then(|| format!("{caveat} on {rule}"))
+    });
+    Ok(found)
 }

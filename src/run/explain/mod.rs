@@ -348,8 +348,10 @@ impl Found<'_> {
         for probe in question.probes {
             let trail = self.followed.trails.get(&probe.index);
             let mut explained = reader.explained(probe, &self.followed, &self.outside)?;
+            let came_by = question.ingress.map(IfName::as_str);
             let index = |name: &str| self.lost.index(name);
-            explained.behind = behind(&mut reader, chains, &probe.headers, trail, index)?;
+            explained.behind =
+                behind(&mut reader, chains, (&probe.headers, came_by), trail, index)?;
             self.legacy.improve(question, trail, &mut explained);
             perhaps_taken(&mut reader, question, &probe.headers, trail, &mut explained)?;
             let varies = !explained.caveats.is_empty();

@@ -265,9 +265,9 @@ fn lengths(headers: &Headers) -> (u32, u32) {
     }
     let ip = ip_length(headers.destination) as u32;
     let (least, most) = match headers.protocol {
-        // A header with options of 40 bytes at the most; an echo of 56 bytes, or of 32.
+        // A header with options of 40 bytes at the most; an echo of 32 bytes, of 56 or 64.
         Protocol::Tcp => (20, 60),
-        Protocol::Icmp | Protocol::Icmpv6 => (8, 8 + 64),
+        Protocol::Icmp | Protocol::Icmpv6 => (8 + 32, 8 + 64),
         _ => (8, u16::MAX.into()),
     };
     (ip + least, ip + most)

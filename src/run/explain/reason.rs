@@ -175,7 +175,7 @@ pub struct Explained {
     /// Rules on its way that decide by more than the packet, whether they matched this time or
     /// not. Where there is one, another probe at another time may fare differently.
     pub caveats: Vec<(Caveat, RuleText)>,
-    /// A chain behind the last tap that may stop the probe, in words.
+    /// What may stop the probe, or one like it, where no tap sees that, in words.
     pub behind: Option<String>,
     /// Whether it was sent again by itself after as long as a rate on its way asks for, so that
     /// the rate has no part in the reason.

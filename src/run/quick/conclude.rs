@@ -29,8 +29,7 @@ pub(super) fn conclude(finding: &Finding, explained: &Explained) -> Option<(Verd
 
 fn passed(explained: &Explained) -> Option<(Verdict, String)> {
     if let Some(behind) = &explained.behind {
-        let text = format!("it got past the last tap, behind which {behind}");
-        return Some((Verdict::Unknown, text));
+        return Some((Verdict::Unknown, behind.clone()));
     }
     if let Some(varied) = varied(explained, true) {
         return Some(varied);
@@ -309,7 +308,7 @@ mod tests {
         let one = explained(out(), vec![(chance(), rule(1, "dnat to numgen x"))]);
         assert_eq!(passed(&one).unwrap().0, Verdict::Yes);
         let mut one = explained(out(), Vec::new());
-        one.behind = Some("rule 1 may stop it".to_owned());
+        one.behind = Some("it got past the last tap, behind which rule 1 may stop it".to_owned());
         assert_eq!(passed(&one).unwrap().0, Verdict::Unknown);
     }
 

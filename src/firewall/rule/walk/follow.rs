@@ -366,7 +366,10 @@ impl Walk<'_> {
             return;
         }
         let said = self.program.chains[id.0].said.get(id.1).copied().flatten();
-        let chooses = matches && rule.varying().any(|v| v.alone == Alone::Chooses);
+        let chooses = matches
+            && rule
+                .varying()
+                .any(|v| v.alone == Alone::Chooses || (v.caveat.is_open() && maps(rule)));
         if effects(rule) && (said != Some(matches) || chooses) && !state.left {
             state.left = true;
             state.differs.extend(&self.seen.changed);
@@ -524,6 +527,11 @@ impl Walk<'_> {
             _ => false,
         }
     }
+}
+
+/// Whether what a rule does is chosen by what it asks.
+fn maps(rule: &Rule) -> bool {
+    rule.does.iter().any(|does| matches!(does, Does::Choose(_)))
 }
 
 fn varies(rule: &Rule) -> bool {
