@@ -255,6 +255,15 @@ impl Wiring {
             let ends = vec![format!("whoever answers ARP for {destination}")];
             return Onward::Absent { segment, ends };
         }
+        let owners = self.owners(next_hop);
+        let far = plug.kind == InterfaceKind::Ethernet && plug.prefix(next_hop).is_none();
+        if let Some(owner) = owners.first().filter(|_| far && places.is_empty()) {
+            // A gateway that the interface has no subnet of (`onlink`), and another router has it.
+            let ends = vec![format!(
+                "whoever has {next_hop} on segment {segment}, an address that {owner} has on another"
+            )];
+            return Onward::Absent { segment, ends };
+        }
         self.out(plug, segment, places)
     }
 
