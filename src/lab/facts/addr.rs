@@ -137,7 +137,7 @@ fn head(
     words.next();
     let shown = words.value("the index")?.trim_end_matches(':');
     // Behind the `@` stands the link below, or the index of the peer.
-    let name = shown.split_once('@').map_or(shown, |(name, _)| name);
+    let (name, below) = shown.split_once('@').unwrap_or((shown, ""));
     let name = IfName::new(name).map_err(|e| e.to_string())?;
     let flags = words.value("the name")?;
     let flags: Vec<&str> = flags.trim_matches(['<', '>']).split(',').collect();
@@ -153,6 +153,7 @@ fn head(
         link: LinkFacts {
             kind: link_types::by_flags(&flags).map(ToOwned::to_owned),
             no_arp: is_without_arp(&flags),
+            over: IfName::new(below).ok(),
             ..LinkFacts::default()
         },
     };

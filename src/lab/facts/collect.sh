@@ -115,6 +115,7 @@ optional ipset_save ipset save
 optional nft_ruleset nft -s list ruleset
 # Whether nf_tables is there at all, for where no nft(8) is.
 [ -s /proc/modules ] && section loaded_modules cut -d ' ' -f 1 /proc/modules
+optional bridge_vlan bridge vlan show
 optional ebtables_save ebtables-save
 command -v tc >/dev/null 2>&1 && section tc_filters tc_filters
 optional ipvs ipvsadm -Sn

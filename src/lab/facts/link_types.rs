@@ -75,7 +75,7 @@ pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
     }
     while let Some(word) = words.next() {
         let value = match word {
-            "remote" | "local" | "table" | "id" | "key" | "ikey" => words.next(),
+            "remote" | "local" | "table" | "id" | "key" | "ikey" | "vlan_filtering" => words.next(),
             _ => continue,
         };
         let Some(value) = value else { return };
@@ -83,6 +83,7 @@ pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
             "remote" => link.remote = value.parse().ok(),
             "local" => link.local = value.parse().ok(),
             "table" => link.vrf_table = number(value),
+            "vlan_filtering" => link.heeds_vlans = value == "1",
             _ => link.key = key(value),
         }
     }

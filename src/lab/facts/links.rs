@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     RouterFacts, addr,
     section::Section,
+    vlans,
     words::{Words, not_read},
 };
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
 const DETAILS: [&str; 4] = ["links", "link_details", "ip_link", "interface_details"];
 const WIREGUARD: [&str; 3] = ["wireguard", "wg_show", "wg"];
 const LLDP: &str = "lldp";
+pub(super) const VLANS: &str = "bridge_vlan";
 const NEIGHBOURS: [&str; 6] = [
     "neighbours",
     "neighbors",
@@ -33,6 +35,7 @@ const NEIGHBOURS: [&str; 6] = [
 /// Whether the section `name` is read here, or in [`super::proxy`].
 pub(super) fn is_section(name: &str) -> bool {
     name == LLDP
+        || name == VLANS
         || name == super::proxy::SECTION
         || DETAILS.contains(&name)
         || WIREGUARD.contains(&name)
@@ -53,9 +56,12 @@ pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
             neighbours(facts, section);
         } else if section.name == LLDP {
             lldp(facts, section);
+        } else if section.name == VLANS {
+            vlans::read(facts, section);
         }
     }
     masters(facts);
+    vlans::tell_speakers(facts);
     groups(facts, sections);
 }
 
@@ -86,7 +92,7 @@ fn groups(facts: &mut RouterFacts, sections: &[Section<'_>]) {
     facts.warnings.extend(warnings);
 }
 
-fn link<'a>(facts: &'a mut RouterFacts, name: &str) -> Option<&'a mut LinkFacts> {
+pub(super) fn link<'a>(facts: &'a mut RouterFacts, name: &str) -> Option<&'a mut LinkFacts> {
     let interfaces = facts.interfaces.iter_mut();
     let mut named = interfaces.filter(|interface| interface.name.as_str() == name);
     named.next().map(|interface| &mut interface.value.link)
@@ -108,6 +114,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
             let fixed = std::mem::take(&mut interface.link.fixed);
             let told = std::mem::take(&mut interface.link.told);
             let wireguard = interface.link.wireguard.take();
+            let pvid = interface.link.pvid;
             if shown.kind == InterfaceKind::Tunnel {
                 interface.kind = InterfaceKind::Tunnel;
             }
@@ -120,6 +127,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
                 fixed,
                 told,
                 wireguard,
+                pvid,
                 ..shown.link.clone()
             };
         }
@@ -128,7 +136,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
 
 /// Says that a line tells nothing that is understood. What is read here tells which links are
 /// joined; one that is not joined is said elsewhere.
-fn unread(facts: &mut RouterFacts, line: usize, text: &str) {
+pub(super) fn unread(facts: &mut RouterFacts, line: usize, text: &str) {
     let origin = facts.origin(line);
     let warning = Warning::notice(origin, &facts.name, not_read(text));
     facts.warnings.push(warning);

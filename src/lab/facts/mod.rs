@@ -82,6 +82,7 @@ mod shared;
 mod signs;
 mod sysctl;
 mod text;
+mod vlans;
 mod vrf;
 mod whole;
 mod words;

@@ -64,6 +64,19 @@ pub struct LinkFacts {
     /// Whether it is a bridge, and several of its ports are isolated.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub isolates: bool,
+    /// The interface below it, which it is a VLAN of (`NAME@BELOW`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over: Option<IfName>,
+    /// Whether it is a bridge whose ports are in VLANs (`vlan_filtering 1`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub heeds_vlans: bool,
+    /// The VLAN of frames without a tag, of such a bridge and its ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pvid: Option<u16>,
+    /// Who speaks for it where frames have no tag, if it is a port of such a bridge; itself where
+    /// nobody does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_vlan: Option<IfName>,
     /// Addresses that are the router's own by a route of table local to this interface alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub own: Vec<IpNet>,
@@ -182,6 +195,9 @@ impl LinkFacts {
     /// The interface that speaks for this one on its link: the bridge or bond that it is a port of.
     #[must_use]
     pub fn spoken_for_by(&self) -> Option<&IfName> {
+        if self.in_vlan.is_some() {
+            return self.in_vlan.as_ref();
+        }
         let master = self.master.as_ref();
         let port = master.filter(|master| master.kind != MasterKind::Vrf);
         port.map(|master| &master.name)

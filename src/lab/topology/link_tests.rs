@@ -310,6 +310,67 @@ fn lldp_and_links_toml_join_what_they_name_and_a_bridge_speaks_for_its_ports() {
 }
 
 #[test]
+fn ports_of_a_bridge_that_heeds_vlans_are_on_one_link_only_within_their_vlan() {
+    let port_of_br0 = |name: &str, mac: u8| {
+        port(name, mac, &[]).replace("mtu 1400", "mtu 1400 master br0 state UP")
+    };
+    let interfaces = |filtering: u8| {
+        let vlan = port("br0.10", 9, &["10.0.10.1/24"]).replace("br0.10:", "br0.10@br0:")
+            + "    vlan protocol 802.1Q id 10 <REORDER_HDR> addrgenmode eui64\n";
+        port("br0", 9, &["10.0.1.1/24"])
+            + &format!(
+                "    bridge forward_delay 1500 vlan_filtering {filtering} vlan_protocol 802.1Q\n"
+            )
+            + &vlan
+            + &["p1", "p10", "p20", "q20", "trunk"]
+                .map(|name| port_of_br0(name, 20))
+                .concat()
+    };
+    let lldp: String = ["p1", "p10", "p20", "q20", "trunk"]
+        .map(|name| format!("lldp.{name}.chassis.name=r{name}\nlldp.{name}.port.ifname=eth0\n"))
+        .concat();
+    let vlans = "port              vlan-id  \np1                1 PVID Egress Untagged\n\
+                 p10               10 PVID Egress Untagged\np20               20 PVID Egress Untagged\n\
+                 q20               5-7\n                  20 PVID Egress Untagged\n\
+                 trunk             10-20\nbr0               1 PVID Egress Untagged\n                  10";
+    let others = || {
+        ["p1", "p10", "p20", "q20", "trunk"]
+            .map(|name| router(&format!("r{name}"), &port("eth0", 0x40, &[]), "", &[]))
+    };
+    let build_with = |filtering: u8, more: &[(&str, &str)]| {
+        let mut sections = vec![("lldp", lldp.as_str())];
+        sections.extend(more);
+        let bridge = router("b", &interfaces(filtering), "", &sections);
+        build([vec![bridge], others().to_vec()].concat())
+    };
+    let apart = joined(&build_with(1, &[("bridge_vlan", vlans)]));
+    assert_eq!(
+        apart,
+        [
+            "b:br0 rp1:eth0",
+            "b:br0.10 rp10:eth0",
+            "b:p20 rp20:eth0 rq20:eth0",
+            "b:trunk rtrunk:eth0"
+        ]
+    );
+    // Nothing tells the VLANs: each is by itself, and that is said.
+    let unknown = build_with(1, &[]);
+    assert!(
+        joined(&unknown)
+            .iter()
+            .all(|ends| ends.matches(':').count() == 2)
+    );
+    let said = |w: &&Warning| w.message.contains("its bridge heeds VLANs");
+    assert_eq!(unknown.warnings.iter().filter(said).count(), 5);
+    // One that does not heed them is one link.
+    let one = joined(&build_with(0, &[("bridge_vlan", vlans)]));
+    assert_eq!(
+        one,
+        ["b:br0 rp1:eth0 rp10:eth0 rp20:eth0 rq20:eth0 rtrunk:eth0"]
+    );
+}
+
+#[test]
 fn an_end_that_stands_alone_though_the_lab_has_what_is_behind_it_is_named() {
     let near = router(
         "a",
