@@ -78,6 +78,15 @@ impl Test {
         }
     }
 
+    /// The test, apart from that it depends on more than the packet, where it is one of the packet.
+    #[must_use]
+    pub fn itself(&self) -> &Self {
+        match self {
+            Self::Varies(varying) => varying.within.as_deref().unwrap_or(self),
+            _ => self,
+        }
+    }
+
     /// Whether `packet` is like that.
     #[must_use]
     pub fn answer(&self, packet: &Packet) -> Answer {

@@ -151,6 +151,7 @@ impl Reach {
             false => packet.clone().with_state(State::New),
         };
         let seen = Seen {
+            by_router: false,
             packet: state,
             local: course == Some(Course::Delivered),
             sent: false,

@@ -183,10 +183,13 @@ fn answer(rule: &Rule, text: &str, asked: Asked<'_>) -> Answer {
         Asked::Packet(packet) | Asked::OnDevice(packet, _) => packet,
         Asked::Arp(_) => return of_arp(rule, text),
     };
-    all(rule.matches.iter().map(|test| match &test.test {
-        Test::Varies(_) => alone(test),
-        _ => test.answer(packet),
-    }))
+    all(rule
+        .matches
+        .iter()
+        .map(|test| match (&test.test, test.answer(packet)) {
+            (Test::Varies(_), Answer::CannotTell) => alone(test),
+            (_, answer) => answer,
+        }))
 }
 
 fn all(answers: impl Iterator<Item = Answer>) -> Answer {
@@ -219,7 +222,7 @@ fn of_arp(rule: &Rule, text: &str) -> Answer {
     all(rule
         .matches
         .iter()
-        .map(|test| match (&test.test, test.negated) {
+        .map(|test| match (test.test.itself(), test.negated) {
             (Test::Varies(_), _) => alone(test),
             (Test::Family(_), true) => Answer::Yes,
             (Test::Family(_) | Test::Address { .. } | Test::Number { .. }, _) => Answer::No,

@@ -132,6 +132,8 @@ pub(super) struct Met<'a> {
     pub(super) ingress: Option<&'a str>,
     pub(super) trail: &'a Trail,
     pub(super) legacy: Option<(&'a LegacyRules, &'a [LegacyStep])>,
+    /// Whether a router of the lab sent it on, whose hardware address is that of the facts.
+    pub(super) by_router: bool,
 }
 
 /// How a probe's way ended.
@@ -263,6 +265,7 @@ fn seen(program: &Program, met: &Met<'_>, out: Option<String>, end: &End) -> See
         sent: came_to(HookPoint::Output),
         packet,
         local: end.fate == Fate::Local || input,
+        by_router: met.by_router,
         ended_by: end
             .rule
             .as_ref()

@@ -365,6 +365,7 @@ impl Found<'_> {
                     ingress: question.ingress.map(IfName::as_str),
                     trail,
                     legacy: self.legacy.met(probe.index),
+                    by_router: false,
                 };
                 if let Some(rules) = &rules {
                     let observer = self.lost.observer();

@@ -90,6 +90,8 @@ fn found(
         ingress: watched.ingress,
         trail,
         legacy: None,
+        // Hosts of a lab begin with 64, and each router takes one away.
+        by_router: watched.headers.ttl < 64,
     };
     explained.doubt = rules.doubt(reader, observer, &met, &explained)?;
     Ok(Some(of_first(&explained)))

@@ -336,7 +336,7 @@ impl Walk<'_> {
                 varying.alone
             };
             let rewritten = matches!(varying.caveat, Caveat::Hardware(_))
-                && self.seen.changed.contains(&Field::Link);
+                && (self.seen.by_router || self.seen.changed.contains(&Field::Link));
             let one = match alone {
                 _ if rewritten => said,
                 _ if !open(&m) => Some(m.answer(packet) == Answer::Yes),

@@ -157,6 +157,8 @@ pub struct Seen {
     pub ended_by: Option<RuleNumber>,
     /// What rules changed that were seen to match.
     pub changed: BTreeSet<Field>,
+    /// Whether it came from the hardware address that it really has: a router's.
+    pub by_router: bool,
 }
 
 impl Chain {

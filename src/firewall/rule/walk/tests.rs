@@ -45,6 +45,7 @@ fn program(forward_drops: bool, chains: &[Written<'_>]) -> Program {
 
 fn seen(changed: &[Field]) -> Seen {
     Seen {
+        by_router: false,
         packet: Packet::of(Family::V4)
             .with(Field::Protocol, 6u32)
             .with(Field::DestinationPort, 80u32)
