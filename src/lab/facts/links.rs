@@ -22,7 +22,6 @@ use crate::{
 const DETAILS: [&str; 4] = ["links", "link_details", "ip_link", "interface_details"];
 const WIREGUARD: [&str; 3] = ["wireguard", "wg_show", "wg"];
 const LLDP: &str = "lldp";
-pub(super) const VLANS: &str = "bridge_vlan";
 const NEIGHBOURS: [&str; 6] = [
     "neighbours",
     "neighbors",
@@ -35,7 +34,7 @@ const NEIGHBOURS: [&str; 6] = [
 /// Whether the section `name` is read here, or in [`super::proxy`].
 pub(super) fn is_section(name: &str) -> bool {
     name == LLDP
-        || name == VLANS
+        || name == vlans::SECTION
         || name == super::proxy::SECTION
         || DETAILS.contains(&name)
         || WIREGUARD.contains(&name)
@@ -56,8 +55,10 @@ pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
             neighbours(facts, section);
         } else if section.name == LLDP {
             lldp(facts, section);
-        } else if section.name == VLANS {
-            vlans::read(facts, section);
+        } else if section.name == vlans::SECTION {
+            for (line, text) in vlans::read(facts, section) {
+                unread(facts, line, text);
+            }
         }
     }
     masters(facts);
@@ -92,7 +93,7 @@ fn groups(facts: &mut RouterFacts, sections: &[Section<'_>]) {
     facts.warnings.extend(warnings);
 }
 
-pub(super) fn link<'a>(facts: &'a mut RouterFacts, name: &str) -> Option<&'a mut LinkFacts> {
+fn link<'a>(facts: &'a mut RouterFacts, name: &str) -> Option<&'a mut LinkFacts> {
     let interfaces = facts.interfaces.iter_mut();
     let mut named = interfaces.filter(|interface| interface.name.as_str() == name);
     named.next().map(|interface| &mut interface.value.link)
@@ -136,7 +137,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
 
 /// Says that a line tells nothing that is understood. What is read here tells which links are
 /// joined; one that is not joined is said elsewhere.
-pub(super) fn unread(facts: &mut RouterFacts, line: usize, text: &str) {
+fn unread(facts: &mut RouterFacts, line: usize, text: &str) {
     let origin = facts.origin(line);
     let warning = Warning::notice(origin, &facts.name, not_read(text));
     facts.warnings.push(warning);

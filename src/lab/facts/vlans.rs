@@ -5,20 +5,18 @@
 //! VLAN interface over the bridge (`br0.10`); or else the first of the ports that are in it. Frames
 //! with a tag are those of VLAN interfaces, which have links of their own.
 
-use super::{
-    InterfaceFacts, RouterFacts,
-    links::{VLANS, link, unread},
-    section::Section,
-};
+use super::{InterfaceFacts, RouterFacts, section::Section};
 use crate::{
     lab::topology::{At, MasterKind, Warning},
     model::IfName,
 };
 
+pub(super) const SECTION: &str = "bridge_vlan";
+
 /// `bridge vlan show`: the first line of a port has its name, and those below it, indented, more of
-/// its VLANs.
-pub(super) fn read(facts: &mut RouterFacts, section: &Section<'_>) {
-    let mut port = None;
+/// its VLANs. Returns the lines that are not understood.
+pub(super) fn read<'s>(facts: &mut RouterFacts, section: &Section<'s>) -> Vec<(usize, &'s str)> {
+    let (mut port, mut strange) = (None, Vec::new());
     for (at, line) in &section.body {
         let mut words = line.split_ascii_whitespace().peekable();
         if !line.starts_with(char::is_whitespace) {
@@ -34,14 +32,16 @@ pub(super) fn read(facts: &mut RouterFacts, section: &Section<'_>) {
         let number = first.split_once('-').map_or(first, |(from, _)| from);
         match number.parse::<u16>() {
             Ok(number) if words.any(|word| word == "PVID") => {
-                if let Some(link) = link(facts, name) {
-                    link.pvid = Some(number);
+                let mut interfaces = facts.interfaces.iter_mut();
+                if let Some(port) = interfaces.find(|port| port.name.as_str() == name) {
+                    port.value.link.pvid = Some(number);
                 }
             }
             Ok(_) => {}
-            Err(_) => unread(facts, *at, line),
+            Err(_) => strange.push((*at, *line)),
         }
     }
+    strange
 }
 
 /// Tells of each port of such a bridge who speaks for it.
@@ -64,7 +64,7 @@ pub(super) fn tell_speakers(facts: &mut RouterFacts) {
                 "{}: its bridge heeds VLANs, and section `{}` tells none of its frames without a tag; \
                  nothing joins it to other ports",
                 port.name,
-                VLANS
+                SECTION
             );
             Warning::notice(facts.origin(port.line), &facts.name, message)
         })
