@@ -5,8 +5,6 @@
 
 use std::{fmt, time::Duration};
 
-use super::Test;
-
 /// What the outcome of a rule depends on beside the packet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Caveat {
@@ -35,20 +33,6 @@ pub enum Caveat {
     Length(String),
     /// Whether the packet came out of IPsec or will go into it. Probes come in plain.
     Ipsec(String),
-}
-
-/// A test that depends on more than the packet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Varying {
-    /// On what.
-    pub caveat: Caveat,
-    /// What it says of a packet that comes alone.
-    pub alone: Alone,
-    /// The list of `recent` by which it says the opposite, once another rule has put the packet
-    /// itself there.
-    pub list: Option<String>,
-    /// The test itself, which may have one answer for whatever senders there are.
-    pub within: Option<Box<Test>>,
 }
 
 /// What a test says of a packet before which none came that it counts, and for long.
@@ -148,15 +132,6 @@ impl Caveat {
         };
         let count: f64 = count.parse().ok().filter(|count| *count > 0.0)?;
         Duration::try_from_secs_f64(seconds / count).ok()
-    }
-
-    pub(super) fn alone(self, alone: Alone) -> Varying {
-        Varying {
-            caveat: self,
-            alone,
-            list: None,
-            within: None,
-        }
     }
 }
 

@@ -27,9 +27,9 @@ pub(crate) use self::source_port::CLIENT_PORTS;
 pub use self::source_port::OpenPorts;
 pub(super) use self::words::comment;
 pub use self::{
-    caveat::{Alone, Caveat, Varying},
+    caveat::{Alone, Caveat},
     packet::{Answer, Field, Packet, State},
-    test::{Match, Test},
+    test::{Match, Test, Varying},
 };
 
 /// A rule.

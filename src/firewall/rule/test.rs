@@ -2,7 +2,10 @@
 
 use ipnet::IpNet;
 
-use super::{Answer, Field, Packet, Varying};
+use super::{
+    Answer, Field, Packet,
+    caveat::{Alone, Caveat},
+};
 use crate::netlink::object::Family;
 
 /// A test, or its opposite.
@@ -51,6 +54,31 @@ pub enum Test {
         /// What it reads.
         reads: Vec<Field>,
     },
+}
+
+/// A test that depends on more than the packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Varying {
+    /// On what.
+    pub caveat: Caveat,
+    /// What it says of a packet that comes alone.
+    pub alone: Alone,
+    /// The list of `recent` by which it says the opposite, once another rule has put the packet
+    /// itself there.
+    pub list: Option<String>,
+    /// The test itself, which may have one answer for whatever senders there are.
+    pub within: Option<Box<Test>>,
+}
+
+impl Caveat {
+    pub(super) fn alone(self, alone: Alone) -> Varying {
+        Varying {
+            caveat: self,
+            alone,
+            list: None,
+            within: None,
+        }
+    }
 }
 
 impl Match {

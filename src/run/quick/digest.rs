@@ -488,6 +488,15 @@ fn names(entries: &[Entry]) -> String {
     names.join(", ")
 }
 
+/// The end of a packet that comes to its destination.
+fn delivered() -> Ending {
+    Ending {
+        verdict: Verdict::Yes,
+        kind: EndKind::Delivered,
+        reason: None,
+    }
+}
+
 /// What comes of a packet that `router` sends by `dev` to `next_hop`.
 fn behind(
     onward: Onward,
@@ -497,11 +506,7 @@ fn behind(
 ) -> Vec<Fate> {
     let ending = match onward {
         Onward::Routers(entries) => return entries.into_iter().map(Fate::On).collect(),
-        Onward::Delivered { .. } => Ending {
-            verdict: Verdict::Yes,
-            kind: EndKind::Delivered,
-            reason: None,
-        },
+        Onward::Delivered { .. } => delivered(),
         Onward::Leaves { segment } => {
             let how = match next_hop == to {
                 true => format!("by segment {segment}"),
@@ -511,14 +516,15 @@ fn behind(
             Ending::new(Verdict::Yes, EndKind::Leaves, reason)
         }
         Onward::Elsewhere { segment, places } => {
-            let out = match next_hop == to {
-                true => format!("out on segment {segment}"),
-                false => format!("to {next_hop}"),
-            };
-            let behind = names(&places);
             let either = on_either((router, dev), (next_hop, to), &places);
-            let reason = either
-                .unwrap_or_else(|| format!("{to} is behind {behind}, but {router} sends it {out}"));
+            let reason = either.unwrap_or_else(|| {
+                let out = match next_hop == to {
+                    true => format!("out on segment {segment}"),
+                    false => format!("to {next_hop}"),
+                };
+                let behind = names(&places);
+                format!("{to} is behind {behind}, but {router} sends it {out}")
+            });
             Ending::new(Verdict::Unknown, EndKind::Elsewhere, reason)
         }
         Onward::SomeEnd { segment, ends } => {
