@@ -24,7 +24,7 @@ use std::{
 
 use tsim::{
     config::Config,
-    lab::{self, Options, facts},
+    lab::{self, UpOptions, facts},
     model::LabName,
     netns,
 };
@@ -114,9 +114,9 @@ fn bench(what: &str, legacy: bool, count: usize, refused: bool) {
         ..Config::default()
     };
     let name = LabName::new(format!("facts{}", std::process::id())).unwrap();
-    let options = Options {
+    let options = UpOptions {
         legacy,
-        ..Options::default()
+        ..UpOptions::default()
     };
     let begin = Instant::now();
     let up = lab::up_from(&config, &name, &facts, options, &()).unwrap();

@@ -26,7 +26,7 @@ use std::{
 
 use tsim::{
     config::Config,
-    lab::{self, Options},
+    lab::{self, UpOptions},
     model::LabName,
 };
 
@@ -153,7 +153,7 @@ fn bench(what: &str, facts: &Path) {
 /// The parts of one `up`, the whole of it, and `down`.
 fn once(config: &Config, name: &LabName, facts: &Path) -> Vec<Duration> {
     let begin = Instant::now();
-    let up = lab::up_from(config, name, facts, Options::default(), &()).unwrap();
+    let up = lab::up_from(config, name, facts, UpOptions::default(), &()).unwrap();
     let whole = begin.elapsed();
     let begin = Instant::now();
     lab::down(config, name).unwrap();

@@ -23,7 +23,7 @@ use tsim::{
     model::{HostId, RouterId, RunId},
     netlink::object::Mac,
     registry::{
-        HostKernel, HostSpec, JobInfo, JobType, KernelError, ManagedBy, Mode, RegistryError,
+        HostKernel, HostSpec, JobInfo, JobType, KernelError, LockMode, ManagedBy, RegistryError,
         RegistryManager, Wait,
     },
     sys::limits,
@@ -104,7 +104,7 @@ fn one_size(place: &Path, hosts: usize) -> Vec<(&'static str, Vec<Duration>)> {
         });
         let free = registry.job(info("bench"));
         let held = column.time("router lock", || {
-            free.router_lock(&router(), Mode::Shared, &wait)
+            free.router_lock(&router(), LockMode::Shared, &wait)
         });
         column.time("router unlock", || {
             drop(held);
@@ -212,7 +212,7 @@ fn contend(dir: &str, number: &str) {
         let started = Instant::now();
         job.ensure_host_and_lease(&spec, &mut NoKernel, &wait)
             .unwrap();
-        let locked = job.router_lock(&router(), Mode::Shared, &wait).unwrap();
+        let locked = job.router_lock(&router(), LockMode::Shared, &wait).unwrap();
         job = locked.unlock();
         job.release_and_remove(&spec.id, &mut NoKernel, &wait)
             .unwrap();
@@ -233,7 +233,7 @@ fn hand_over(place: &Path) {
             let waiter = std::thread::spawn({
                 let job = registry.job(info("waiter"));
                 move || {
-                    let locked = job.router_lock(&router(), Mode::Exclusive, &Wait::forever());
+                    let locked = job.router_lock(&router(), LockMode::Exclusive, &Wait::forever());
                     (Instant::now(), locked)
                 }
             });
@@ -268,7 +268,7 @@ fn hand_over(place: &Path) {
 fn hold(dir: &str) {
     let job = open(Path::new(dir)).job(info("holder"));
     let locked = job
-        .router_lock(&router(), Mode::Exclusive, &Wait::forever())
+        .router_lock(&router(), LockMode::Exclusive, &Wait::forever())
         .unwrap();
     ready_and_wait();
     let now = monotonic();
@@ -284,7 +284,7 @@ fn crowd(place: &Path) {
     let first =
         registry
             .job(info("first"))
-            .router_lock(&router(), Mode::Exclusive, &Wait::forever());
+            .router_lock(&router(), LockMode::Exclusive, &Wait::forever());
     let children: Vec<Child> = (0..CROWD)
         .map(|_| start(&["--waiter", path(&dir)]))
         .collect();
@@ -311,7 +311,7 @@ fn wait_in_line(dir: &str) {
     // Each is a job of its own: a namesake of a job that is ahead would be refused.
     let job = open(Path::new(dir)).job(info(&format!("waiter-{}", std::process::id())));
     drop(
-        job.router_lock(&router(), Mode::Exclusive, &Wait::forever())
+        job.router_lock(&router(), LockMode::Exclusive, &Wait::forever())
             .unwrap(),
     );
 }

@@ -163,7 +163,7 @@ fn params(lab: &str, ports: &str, routers: Option<Vec<RouterName>>) -> Params {
         ports: Some(ports.to_owned()),
         policy: None,
         routers,
-        options: tsim::sched::options::Options::default(),
+        options: tsim::sched::options::JobOptions::default(),
         extra: serde_json::Map::new(),
     }
 }

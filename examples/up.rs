@@ -10,7 +10,7 @@ use std::{env, error::Error, path::Path};
 
 use tsim::{
     config::{Config, Places},
-    lab::{self, Options},
+    lab::{self, UpOptions},
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         &config,
         &name.parse()?,
         Path::new(facts),
-        Options::default(),
+        UpOptions::default(),
         &(),
     )?;
     let what = if up.changed {

@@ -14,7 +14,7 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::model::{Dscp, DscpRange, Group, Groups, ServiceLimits};
+use crate::model::{Dscp, DscpRange, Groups, ServiceGroup, ServiceLimits};
 
 pub mod check;
 mod origin;
@@ -23,7 +23,7 @@ mod scheduler;
 
 pub use origin::{Lines, Setting};
 pub use places::{NoPlace, Places};
-pub use scheduler::Scheduler;
+pub use scheduler::SchedulerConfig;
 
 /// A configuration file with every key, its default and what it means.
 pub const EXAMPLE: &str = include_str!("sched/dist/tsim.toml");
@@ -79,7 +79,7 @@ pub struct Config {
     /// Names for lists of services.
     pub groups: Groups,
     /// The scheduler and its viewer.
-    pub scheduler: Scheduler,
+    pub scheduler: SchedulerConfig,
     /// The unix socket by which programs of this machine reach the scheduler.
     pub socket: PathBuf,
     /// File with the token that changes state through the API; the first scheduler makes it.
@@ -113,7 +113,7 @@ impl Config {
                 .map(PathBuf::from)
                 .to_vec(),
             groups: Groups::default(),
-            scheduler: Scheduler::default(),
+            scheduler: SchedulerConfig::default(),
             socket: places.socket(),
             token_file: places.results_dir.join(TOKEN),
         }
@@ -135,9 +135,9 @@ struct File {
     lock_timeout_seconds: Option<f64>,
     tool_dirs: Option<Vec<PathBuf>>,
     #[serde(default)]
-    service_groups: BTreeMap<String, Group>,
+    service_groups: BTreeMap<String, ServiceGroup>,
     #[serde(default)]
-    scheduler: Scheduler,
+    scheduler: SchedulerConfig,
 }
 
 impl Config {

@@ -36,20 +36,20 @@ use thiserror::Error;
 
 static ARMED: AtomicBool = AtomicBool::new(false);
 static STATE: Mutex<State> = Mutex::new(State {
-    plan: Plan::Count,
+    plan: FaultPlan::Count,
     taken: 0,
     last: "",
 });
 
 struct State {
-    plan: Plan,
+    plan: FaultPlan,
     taken: u64,
     last: &'static str,
 }
 
 /// What is to happen, and when. Steps are counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plan {
+pub enum FaultPlan {
     /// Nothing happens; the steps are counted.
     Count,
     /// SIGKILL to the own process instead of this step.
@@ -69,14 +69,14 @@ pub enum Plan {
     Forget(&'static str),
 }
 
-/// Text that is no [`Plan`].
+/// Text that is no [`FaultPlan`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "fault plan {0:?} is not allowed: count, kill@N, ERRNO@N[+], stop@NAME or forget@NAME is, with N ≥ 1"
 )]
 pub struct PlanError(String);
 
-impl FromStr for Plan {
+impl FromStr for FaultPlan {
     type Err = PlanError;
     fn from_str(text: &str) -> Result<Self, PlanError> {
         let refuse = || PlanError(text.to_owned());
@@ -108,7 +108,7 @@ impl FromStr for Plan {
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for FaultPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Count => f.write_str("count"),
@@ -149,7 +149,7 @@ fn errno_by_name(name: &str) -> Option<Errno> {
 }
 
 /// Arms `plan` and sets the count of steps to zero.
-pub fn arm(plan: Plan) {
+pub fn arm(plan: FaultPlan) {
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     *state = State {
         plan,
@@ -185,7 +185,7 @@ pub fn step(name: &'static str) -> io::Result<()> {
 pub fn forgets(what: &str) -> bool {
     cfg!(debug_assertions) && ARMED.load(Ordering::Relaxed) && {
         let state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(state.plan, Plan::Forget(forgotten) if forgotten == what)
+        matches!(state.plan, FaultPlan::Forget(forgotten) if forgotten == what)
     }
 }
 
@@ -195,13 +195,15 @@ fn armed_step(name: &'static str) -> io::Result<()> {
     state.taken += 1;
     state.last = name;
     match state.plan {
-        Plan::Kill(at) if at == state.taken => die(),
-        Plan::Stop(at) if at == name => {
-            state.plan = Plan::Count;
+        FaultPlan::Kill(at) if at == state.taken => die(),
+        FaultPlan::Stop(at) if at == name => {
+            state.plan = FaultPlan::Count;
             // To this thread: it takes the signal before raise(3) returns.
             Ok(raise(Signal::SIGSTOP)?)
         }
-        Plan::Fail { at, errno, onwards } if at == state.taken || onwards && at < state.taken => {
+        FaultPlan::Fail { at, errno, onwards }
+            if at == state.taken || onwards && at < state.taken =>
+        {
             Err(errno.into())
         }
         _ => Ok(()),
@@ -229,7 +231,7 @@ mod tests {
             "stop@quick.read",
             "forget@nat",
         ] {
-            assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<FaultPlan>().unwrap().to_string(), text);
         }
         for bad in [
             "",
@@ -242,7 +244,7 @@ mod tests {
             "EIO@x",
             "@1",
         ] {
-            assert!(bad.parse::<Plan>().is_err(), "{bad}");
+            assert!(bad.parse::<FaultPlan>().is_err(), "{bad}");
         }
     }
 }

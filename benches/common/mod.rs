@@ -17,7 +17,7 @@ use nix::sys::{
 use tsim::{
     config::Config,
     lab::{
-        self, Lab, Options,
+        self, Lab, UpOptions,
         hosts::{HostRequest, LabHosts},
     },
     model::{HostId, LabName, NetnsName, RouterId, RouterName},
@@ -58,7 +58,7 @@ impl BenchLab {
         fs::write(&file, text).unwrap();
         let what = what.replace('/', "-");
         let name = LabName::new(format!("bench{}{what}", std::process::id())).unwrap();
-        let up = lab::up_from(&config, &name, facts, Options::default(), &()).unwrap();
+        let up = lab::up_from(&config, &name, facts, UpOptions::default(), &()).unwrap();
         Self {
             lab: up.lab,
             config,

@@ -11,8 +11,8 @@ use crate::{
     lab::{LabState, topology::Topology},
     model::{IfName, RouterName, Service, fnv1a},
     run::{
-        quick::{Pair, sweep::Answer},
-        report::{EndKind, EndToEnd, Leg, Scope, Verdict},
+        quick::{Pair, sweep::AnsweredQuestion},
+        report::{EndKind, EndToEnd, Leg, Verdict, VerdictScope},
         sentence::sentence,
     },
 };
@@ -35,8 +35,8 @@ pub struct Cell {
 /// What a question is known by.
 pub type QuestionKey = (IpAddr, IpAddr, Service);
 
-impl From<Answer<'_>> for Cell {
-    fn from(answer: Answer<'_>) -> Self {
+impl From<AnsweredQuestion<'_>> for Cell {
+    fn from(answer: AnsweredQuestion<'_>) -> Self {
         Self {
             source: answer.pair.source,
             destination: answer.pair.destination,
@@ -63,7 +63,13 @@ impl Cell {
             ..
         } = &self.end;
         let router = router.as_ref().map(RouterName::as_str);
-        sentence(*result, *end, router, reason.as_deref(), Scope::Whole)
+        sentence(
+            *result,
+            *end,
+            router,
+            reason.as_deref(),
+            VerdictScope::Whole,
+        )
     }
 
     /// The routers of its way with their interfaces; nothing where none was passed.
@@ -215,7 +221,7 @@ impl VerdictCounts {
 
 /// A line of what was asked and answered, at the head of every result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
+pub struct HeadLine {
     /// [`VERSION`].
     pub version: u32,
     /// What the result is: `matrix`, `check` or `diff`.
@@ -230,7 +236,7 @@ pub struct Head {
     pub backend: String,
 }
 
-impl Head {
+impl HeadLine {
     /// That of a result of this release, as of now.
     #[must_use]
     pub fn now(kind: &str, lab: LabIdentity, backend: String) -> Self {
@@ -250,7 +256,7 @@ impl Head {
 pub struct Answers {
     /// Who measured what when.
     #[serde(flatten)]
-    pub head: Head,
+    pub head: HeadLine,
     /// How many answers of each kind there are.
     pub counts: VerdictCounts,
     /// The answers in the order of the questions.

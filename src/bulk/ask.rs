@@ -1,13 +1,13 @@
 //! Asks a lab many questions and keeps all answers.
 
-use super::answers::{Answers, Cell, Head, LabIdentity, QuestionKey, VerdictCounts, pairs};
+use super::answers::{Answers, Cell, HeadLine, LabIdentity, QuestionKey, VerdictCounts, pairs};
 use crate::{
     config::Config,
     lab,
     run::{
         quick::{
             Pair, QuickError, Terms,
-            sweep::{OnProgress, Sweep},
+            sweep::{OnAnswers, Sweep},
         },
         report::{EndKind, Verdict},
     },
@@ -22,7 +22,7 @@ pub fn ask(
     terms: Terms,
     pairs: Vec<Pair>,
     kind: &str,
-    progress: OnProgress<'_>,
+    progress: OnAnswers<'_>,
 ) -> Result<Answers, QuickError> {
     let topology = lab::topology_of(config, &terms.lab)?;
     let mut sweep = Sweep::open(terms, config)?;
@@ -42,7 +42,7 @@ pub fn ask(
     let swept = sweep.close();
     asked?;
     Ok(Answers {
-        head: Head::now(kind, identity, swept.backend),
+        head: HeadLine::now(kind, identity, swept.backend),
         counts,
         cells,
         warnings: swept.warnings,

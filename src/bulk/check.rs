@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    answers::{Answers, Cell, Head, QuestionKey, fold},
-    document::{Document, Item, Outcome, Section},
+    answers::{Answers, Cell, HeadLine, QuestionKey, fold},
+    document::{Document, DocumentSection, Item, Outcome},
     matrix::about,
-    policy::{Policy, Rule, file::Must},
+    policy::{CheckRule, Policy, file::Must},
 };
 use crate::run::{report::Verdict, sentence::folded};
 
@@ -29,7 +29,7 @@ pub enum RuleStanding {
 pub struct Checked {
     /// Who measured what when.
     #[serde(flatten)]
-    pub head: Head,
+    pub head: HeadLine,
     /// The policy's file.
     pub policy: String,
     /// How it stands as a whole.
@@ -119,7 +119,7 @@ pub fn check(policy: &Policy, answers: &Answers) -> Checked {
     }
 }
 
-fn check_rule(rule: &Rule, answers: &HashMap<QuestionKey, &Cell>) -> CheckedRule {
+fn check_rule(rule: &CheckRule, answers: &HashMap<QuestionKey, &Cell>) -> CheckedRule {
     let must = rule.written.must;
     let mut result = RuleStanding::AsStated;
     let mut surprising = Vec::new();
@@ -168,7 +168,7 @@ impl From<RuleStanding> for Outcome {
 /// The check as a report, surprises first.
 #[must_use]
 pub fn document(checked: &Checked) -> Document {
-    let mut sections: Vec<Section> = checked.rules.iter().map(section).collect();
+    let mut sections: Vec<DocumentSection> = checked.rules.iter().map(section).collect();
     sections.sort_by_key(|section| section.outcome);
     let RuleCounts {
         as_stated,
@@ -190,7 +190,7 @@ pub fn document(checked: &Checked) -> Document {
     }
 }
 
-fn section(rule: &CheckedRule) -> Section {
+fn section(rule: &CheckedRule) -> DocumentSection {
     let must = match rule.must.as_str() {
         "pass" => "must pass",
         _ => "must not pass",
@@ -226,7 +226,7 @@ fn section(rule: &CheckedRule) -> Section {
     ] {
         about.extend(value.clone().map(|value| (name, value)));
     }
-    Section {
+    DocumentSection {
         name: rule.name.clone(),
         outcome: rule.result.into(),
         about,

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    answers::{Answers, Cell, Head, VERSION, fold},
-    document::{Document, Item, Outcome, Section},
+    answers::{Answers, Cell, HeadLine, VERSION, fold},
+    document::{Document, DocumentSection, Item, Outcome},
 };
 use crate::run::{report::Verdict, sentence::folded};
 
@@ -18,9 +18,9 @@ pub struct Diff {
     /// `diff`.
     pub kind: String,
     /// Who measured what when, before.
-    pub before: Head,
+    pub before: HeadLine,
     /// And after.
-    pub after: Head,
+    pub after: HeadLine,
     /// What was changed, where it is a question of what if.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub what_if: Vec<String>,
@@ -165,7 +165,7 @@ pub fn document(diff: &Diff) -> Document {
         gained,
         unknown,
     } = diff.counts;
-    let side = |head: &Head| {
+    let side = |head: &HeadLine| {
         let lab = &head.lab;
         format!(
             "lab {} from {} (identity {}), {} with {}",
@@ -178,7 +178,7 @@ pub fn document(diff: &Diff) -> Document {
     sections.extend(self::sections(&diff.unknown, Outcome::Open));
     sections.extend(self::sections(&diff.rerouted, Outcome::Good));
     if sections.is_empty() && same > 0 {
-        sections.push(Section {
+        sections.push(DocumentSection {
             name: "nothing differs".to_owned(),
             outcome: Outcome::Good,
             about: Vec::new(),
@@ -201,8 +201,8 @@ pub fn document(diff: &Diff) -> Document {
 }
 
 /// One section for each pair of addresses.
-fn sections(changes: &[Change], outcome: Outcome) -> Vec<Section> {
-    let mut sections: Vec<Section> = Vec::new();
+fn sections(changes: &[Change], outcome: Outcome) -> Vec<DocumentSection> {
+    let mut sections: Vec<DocumentSection> = Vec::new();
     let after: HashMap<_, _> = changes
         .iter()
         .map(|change| (change.before.key(), &change.after))
@@ -229,7 +229,7 @@ fn sections(changes: &[Change], outcome: Outcome) -> Vec<Section> {
                     section.questions += questions;
                     section.items.push(item);
                 }
-                None => sections.push(Section {
+                None => sections.push(DocumentSection {
                     name,
                     outcome,
                     about: Vec::new(),

@@ -28,7 +28,7 @@ pub struct Document {
     /// One line: how many of what there are.
     pub summary: String,
     /// Those that are not as wanted first.
-    pub sections: Vec<Section>,
+    pub sections: Vec<DocumentSection>,
     /// All answers at a glance.
     pub grid: Option<Grid>,
     /// What a reader should know beside.
@@ -37,7 +37,7 @@ pub struct Document {
 
 /// What belongs together: a rule of a policy, two addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Section {
+pub struct DocumentSection {
     /// What it is.
     pub name: String,
     /// How it stands.

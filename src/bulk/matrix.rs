@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    answers::{Answers, Cell, Folded, Head, fold},
-    document::{Document, Grid, Item, Outcome, Section},
+    answers::{Answers, Cell, Folded, HeadLine, fold},
+    document::{Document, DocumentSection, Grid, Item, Outcome},
 };
 use crate::{
     model::{Service, ServiceError},
@@ -61,7 +61,7 @@ pub fn document(answers: &Answers, names: &Names) -> Document {
             _ => by_pair.push((pair, vec![cell])),
         }
     }
-    let mut sections: Vec<Section> = by_pair
+    let mut sections: Vec<DocumentSection> = by_pair
         .iter()
         .map(|((source, destination), cells)| section(*source, *destination, cells, names))
         .collect();
@@ -85,7 +85,7 @@ pub fn document(answers: &Answers, names: &Names) -> Document {
 }
 
 /// Who measured what when.
-pub(super) fn about(head: &Head) -> Vec<(&'static str, String)> {
+pub(super) fn about(head: &HeadLine) -> Vec<(&'static str, String)> {
     vec![
         (
             "lab",
@@ -105,7 +105,7 @@ pub(super) fn label(address: IpAddr, names: &Names) -> String {
     }
 }
 
-fn section(source: IpAddr, destination: IpAddr, cells: &[&Cell], names: &Names) -> Section {
+fn section(source: IpAddr, destination: IpAddr, cells: &[&Cell], names: &Names) -> DocumentSection {
     let worst = |verdict| cells.iter().any(|cell| cell.end.result == verdict);
     let outcome = match (worst(Verdict::No), worst(Verdict::Unknown)) {
         (true, _) => Outcome::Bad,
@@ -114,7 +114,7 @@ fn section(source: IpAddr, destination: IpAddr, cells: &[&Cell], names: &Names) 
     };
     let not_plain = |cell: &&&Cell| cell.end.result != Verdict::Yes || cell.end.reason.is_some();
     let items = fold(cells.iter().filter(not_plain).copied());
-    Section {
+    DocumentSection {
         name: format!("{} → {}", label(source, names), label(destination, names)),
         outcome,
         about: Vec::new(),

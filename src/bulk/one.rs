@@ -1,11 +1,11 @@
 //! A quick job's answer as a report like those of many questions: it is a matrix of one pair.
 
 use super::{
-    answers::{Answers, Cell, Head, LabIdentity, VerdictCounts},
+    answers::{Answers, Cell, HeadLine, LabIdentity, VerdictCounts},
     document::Document,
     matrix::{self, Names},
 };
-use crate::run::report::{EndToEnd, QuickReport, Scope};
+use crate::run::report::{EndToEnd, QuickReport, VerdictScope};
 
 /// What a quick job on `lab` found, from end to end.
 #[must_use]
@@ -21,7 +21,7 @@ pub fn document(report: &QuickReport, lab: LabIdentity) -> Document {
     };
     let cells = report.end_to_end.iter().map(cell).collect();
     let answers = Answers {
-        head: Head::now("quick", lab, report.backend.clone()),
+        head: HeadLine::now("quick", lab, report.backend.clone()),
         counts,
         cells,
         warnings: report.warnings.clone(),
@@ -32,7 +32,7 @@ pub fn document(report: &QuickReport, lab: LabIdentity) -> Document {
         "{} → {} on lab {}",
         report.source, report.destination, answers.head.lab.name
     );
-    if report.scope == Scope::Named {
+    if report.scope == VerdictScope::Named {
         let asked = "the way through the routers that were named";
         document.about.push(("asked about", asked.to_owned()));
     }

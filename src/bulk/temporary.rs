@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::{
     config::Config,
-    lab::{self, LabError, Options},
+    lab::{self, LabError, UpOptions},
     model::{LabName, Liveness, NameError, Owner},
 };
 
@@ -119,7 +119,7 @@ impl<'a> TemporaryLab<'a> {
         config: &'a Config,
         suffix: &str,
         facts: &Path,
-        options: Options,
+        options: UpOptions,
     ) -> Result<Self, TemporaryError> {
         sweep(config)?;
         let name = own_name(suffix).map_err(|source| TemporaryError::File {

@@ -16,7 +16,7 @@ use crate::{
 
 /// Which scheduler to ask.
 #[derive(Debug, Clone, Args)]
-pub struct At {
+pub struct ServerArgs {
     /// http://HOST:PORT or socket of a scheduler [default: the one that runs here]
     #[arg(long, value_name = "URL")]
     server: Option<Server>,
@@ -25,7 +25,7 @@ pub struct At {
     token_file: Option<PathBuf>,
 }
 
-impl At {
+impl ServerArgs {
     /// The scheduler that was named, or else that of `config`, or else that of `shared`, if one
     /// listens there.
     pub(super) fn find(

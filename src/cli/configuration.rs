@@ -13,7 +13,7 @@ use toml::Value;
 use super::{Context, Exit, Failure, Run};
 use crate::config::{
     Lines, Setting,
-    check::{Finding, Grade, check},
+    check::{ConfigFinding, Grade, check},
 };
 
 /// Show the configuration that is in force, and check it
@@ -133,7 +133,7 @@ struct ConfigCheck {}
 #[derive(Serialize)]
 struct Findings {
     file: Option<PathBuf>,
-    findings: Vec<Finding>,
+    findings: Vec<ConfigFinding>,
 }
 
 impl Run for ConfigCheck {

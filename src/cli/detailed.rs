@@ -6,7 +6,7 @@ use clap::{Args, Parser};
 
 use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, complete,
-    question::{Question, layout, seconds},
+    question::{TypedQuestion, layout, seconds},
 };
 use crate::{
     lab::trace::EntryName,
@@ -29,7 +29,7 @@ pub struct TsimDetailed {
     global: Global,
 
     #[command(flatten)]
-    asked: Asked,
+    asked: DetailedArgs,
 }
 
 /// Proves with real connections whether each service gets there and back, and which rule decides
@@ -37,9 +37,9 @@ pub struct TsimDetailed {
 /// The same as the program `tsim-detailed`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Asked {
+pub(super) struct DetailedArgs {
     #[command(flatten)]
-    question: Question,
+    question: TypedQuestion,
 
     /// Where the source's packets enter the lab [default: wherever they may]
     #[arg(long, value_name = "ROUTER[:INTERFACE]", add = complete::routers())]
@@ -78,7 +78,7 @@ impl Run for TsimDetailed {
     }
 }
 
-impl Run for Asked {
+impl Run for DetailedArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let evidence = self.evidence;
         let job = self.resolve(context)?;
@@ -94,7 +94,7 @@ impl Run for Asked {
             files::write(dir, report).map_err(Failure::cannot_run)?;
         }
         let terminal = layout(context);
-        let layout = text::Layout {
+        let layout = text::DetailedLayout {
             width: terminal.width,
             colour: terminal.colour,
             evidence,
@@ -107,7 +107,7 @@ impl Run for Asked {
     }
 }
 
-impl Asked {
+impl DetailedArgs {
     fn resolve(self, context: &Context) -> Result<DetailedJob, Failure> {
         if self.timeout.is_zero() {
             return Err(Failure::usage(

@@ -9,7 +9,7 @@ use super::{
     start::{self, Standing},
 };
 use crate::{
-    doctor::{self, Area, Check, Report, State, UNTRIED},
+    doctor::{self, Area, Check, Presence, Report, UNTRIED},
     keeper::Networks,
     model::WithCauses,
 };
@@ -44,7 +44,7 @@ impl Run for Doctor {
             report.prepend(doctor::user_namespaces(keeper));
         }
         if self.absent {
-            report.checks.retain(|check| check.state != State::Yes);
+            report.checks.retain(|check| check.state != Presence::Yes);
         }
         context.print(&report, |out| write_text(&report, out))?;
         Ok(if report.able {
@@ -98,9 +98,9 @@ fn title(area: Area) -> &'static str {
 
 fn write_check(check: &Check, out: &mut dyn Write) -> io::Result<()> {
     let state = match check.state {
-        State::Yes => "yes",
-        State::No => "NO",
-        State::Unknown => "?",
+        Presence::Yes => "yes",
+        Presence::No => "NO",
+        Presence::Unknown => "?",
     };
     let line = format!("  {state:<4} {:<26} {}", check.name, check.found);
     writeln!(out, "{}", line.trim_end())?;
@@ -115,7 +115,7 @@ fn write_check(check: &Check, out: &mut dyn Write) -> io::Result<()> {
 
 fn summary(report: &Report) -> String {
     let absent = |needed| {
-        let is = |check: &&Check| check.needed == needed && check.state != State::Yes;
+        let is = |check: &&Check| check.needed == needed && check.state != Presence::Yes;
         report.checks.iter().filter(is).count()
     };
     match (report.able, absent(false)) {
@@ -132,8 +132,8 @@ fn summary(report: &Report) -> String {
 mod tests {
     use super::*;
 
-    fn report(state: State, needed: bool) -> Report {
-        let absent = state != State::Yes;
+    fn report(state: Presence, needed: bool) -> Report {
+        let absent = state != Presence::Yes;
         Report {
             version: "1.2.3",
             kernel: "5.10.0".to_owned(),
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn an_absence_comes_with_its_cost_and_its_remedy() {
         assert_eq!(
-            text(&report(State::No, false)),
+            text(&report(Presence::No, false)),
             "tsim 1.2.3 on Linux 5.10.0\n\nKernel\n  \
              NO   owner_tables               refused\n       \
              costs:  sweeping\n       remedy: a newer kernel\n\n\
@@ -177,7 +177,7 @@ mod tests {
                 .unwrap()
                 .to_owned()
         };
-        assert_eq!(last(State::Yes, true), "All there.");
-        assert!(last(State::Unknown, true).starts_with("Cannot work here: 1"));
+        assert_eq!(last(Presence::Yes, true), "All there.");
+        assert!(last(Presence::Unknown, true).starts_with("Cannot work here: 1"));
     }
 }

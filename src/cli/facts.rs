@@ -31,7 +31,7 @@ use crate::{
 #[command(
     after_help = "Examples:\n  tsim facts collect > collect.sh\n  tsim facts check netns-fixtures/corp10"
 )]
-pub(super) struct Facts {
+pub(super) struct FactsArgs {
     #[command(subcommand)]
     command: FactsCommand,
 }
@@ -43,7 +43,7 @@ enum FactsCommand {
     Show(ShowArgs),
 }
 
-impl Run for Facts {
+impl Run for FactsArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.command {
             FactsCommand::Check(args) => args.run(context),

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     Context, Exit, Failure, Run,
-    ask::{self, At, ChangesGo},
+    ask::{self, ChangesGo, ServerArgs},
     complete, start,
     table::write_table,
 };
@@ -23,7 +23,7 @@ use crate::{
         client::{Client, ClientError},
         job::{Mode, Params, Status, UserName},
         leader,
-        queue::{Cancelled, Listing, position},
+        queue::{Cancelled, QueueListing, position},
         spool::{Spool, SpoolError},
     },
 };
@@ -58,7 +58,7 @@ pub(super) struct Queue {
     #[arg(long, value_name = "N", default_value_t = 10)]
     history: usize,
     #[command(flatten)]
-    pub(super) at: At,
+    pub(super) at: ServerArgs,
 }
 
 impl Run for Queue {
@@ -72,7 +72,7 @@ impl Run for Queue {
     }
 }
 
-fn list(context: &Context, history: usize) -> Result<Listing, Failure> {
+fn list(context: &Context, history: usize) -> Result<QueueListing, Failure> {
     let spool = Spool::open(&context.config)?;
     let jobs = spool.jobs()?;
     let page = spool.history(None, history)?;
@@ -84,7 +84,7 @@ fn list(context: &Context, history: usize) -> Result<Listing, Failure> {
         );
     }
     warn_without_scheduler(&spool)?;
-    Ok(Listing {
+    Ok(QueueListing {
         scheduler: leader::is_led(&spool)?,
         running: jobs.running,
         waiting: jobs.queued.len(),
@@ -93,7 +93,7 @@ fn list(context: &Context, history: usize) -> Result<Listing, Failure> {
     })
 }
 
-fn print_jobs(out: &mut dyn Write, listing: &Listing) -> io::Result<()> {
+fn print_jobs(out: &mut dyn Write, listing: &QueueListing) -> io::Result<()> {
     let mut rows = Vec::new();
     for job in &listing.running {
         let dscp = job.dscp.map_or(String::new(), |dscp| dscp.to_string());
@@ -151,7 +151,7 @@ fn row(
 /// Cancels a waiting or running job
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tsim cancel change-4711")]
-pub(super) struct Cancel {
+pub(super) struct CancelArgs {
     /// The job
     #[arg(add = complete::jobs())]
     run_id: RunId,
@@ -159,7 +159,7 @@ pub(super) struct Cancel {
     #[arg(long, value_name = "NAME")]
     user: Option<UserName>,
     #[command(flatten)]
-    pub(super) at: At,
+    pub(super) at: ServerArgs,
 }
 
 /// What became of the wish to end a job.
@@ -207,7 +207,7 @@ fn ask_to_end(
     }
 }
 
-impl Run for Cancel {
+impl Run for CancelArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let run_id = self.run_id;
         let cancelled = match &context.client {

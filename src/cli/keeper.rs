@@ -21,7 +21,7 @@ use crate::{
     keeper,
     lab::{self, Lab},
     model::{LabName, RouterId, RouterName, RunId},
-    registry::{JobInfo, JobType, Mode, RegistryManager, Wait},
+    registry::{JobInfo, JobType, LockMode, RegistryManager, Wait},
 };
 
 /// Says which process holds this user's namespaces, and who is in them
@@ -173,7 +173,7 @@ fn in_router(
     });
     let routers = [RouterId::new(lab.clone(), router.clone())];
     let wait = Wait::at_most(context.config.lock_timeout);
-    let locked = job.all_router_locks(&routers, Mode::Shared, &wait);
+    let locked = job.all_router_locks(&routers, LockMode::Shared, &wait);
     let locked = locked.map_err(|refused| Failure::from(refused.error))?;
     // It may have been made anew while it was waited for.
     opened.check_unchanged(&context.config)?;

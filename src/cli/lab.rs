@@ -12,11 +12,11 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Context, Exit, Failure, Run, ask::At, complete, live};
+use super::{Context, Exit, Failure, Run, ask::ServerArgs, complete, live};
 use crate::{
     lab::{
-        self, Changes, LabError, LabState, Options, Phase, Progress, Removed, Replaced, Status,
-        Step, Up,
+        self, LabError, LabPhase, LabState, LabStatus, Removed, Replaced, TopologyChanges, Up,
+        UpOptions, UpProgress, UpStep,
         omission::OmissionKind,
         topology::{Severity, Warning},
     },
@@ -29,7 +29,7 @@ use crate::{
 #[command(
     after_help = "Examples:\n  tsim lab up corp10 --facts netns-fixtures/corp10\n  tsim lab status corp10\n  tsim lab down corp10"
 )]
-pub(super) struct Lab {
+pub(super) struct LabArgs {
     #[command(subcommand)]
     command: LabCommand,
 }
@@ -43,9 +43,9 @@ enum LabCommand {
     List(ListArgs),
 }
 
-impl Lab {
+impl LabArgs {
     /// Looking at labs needs no rights where a scheduler runs.
-    pub(super) fn asks(&self) -> Option<&At> {
+    pub(super) fn asks(&self) -> Option<&ServerArgs> {
         match &self.command {
             LabCommand::Status(args) => Some(&args.at),
             LabCommand::List(args) => Some(&args.at),
@@ -54,7 +54,7 @@ impl Lab {
     }
 }
 
-impl Run for Lab {
+impl Run for LabArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.command {
             LabCommand::Up(args) => args.run(context),
@@ -104,7 +104,7 @@ struct UpArgs {
 
 impl Run for UpArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let options = Options {
+        let options = UpOptions {
             strict: self.strict,
             legacy: self.legacy,
         };
@@ -158,7 +158,7 @@ impl Run for ReloadArgs {
 }
 
 impl UpArgs {
-    fn make(&self, context: &Context, options: Options, bar: &Bar) -> Result<Replaced, LabError> {
+    fn make(&self, context: &Context, options: UpOptions, bar: &Bar) -> Result<Replaced, LabError> {
         let (config, name) = (&context.config, &self.name);
         if self.replace {
             let wait = Wait::at_most(config.lock_timeout);
@@ -175,7 +175,7 @@ impl UpArgs {
 /// What is not as it was in the lab that was replaced.
 fn write_changes(
     out: &mut dyn Write,
-    changes: Option<&Changes>,
+    changes: Option<&TopologyChanges>,
     hosts: &[HostId],
 ) -> io::Result<()> {
     let Some(changes) = changes else {
@@ -205,7 +205,7 @@ struct UpOutput<'a> {
     timing_ms: serde_json::Map<String, serde_json::Value>,
     /// How the routers differ from those of the lab that was replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
-    replaced: Option<&'a Changes>,
+    replaced: Option<&'a TopologyChanges>,
     #[serde(skip_serializing_if = "<[HostId]>::is_empty")]
     hosts_removed: &'a [HostId],
     #[serde(flatten)]
@@ -213,7 +213,7 @@ struct UpOutput<'a> {
 }
 
 impl<'a> UpOutput<'a> {
-    fn new(up: &'a Up, replaced: Option<&'a Changes>, hosts_removed: &'a [HostId]) -> Self {
+    fn new(up: &'a Up, replaced: Option<&'a TopologyChanges>, hosts_removed: &'a [HostId]) -> Self {
         let entry = |(what, took): &(&str, Duration)| ((*what).to_owned(), milliseconds(*took));
         Self {
             changed: up.changed,
@@ -406,7 +406,7 @@ struct StatusArgs {
     #[arg(add = complete::labs())]
     name: LabName,
     #[command(flatten)]
-    at: At,
+    at: ServerArgs,
 }
 
 #[derive(Serialize)]
@@ -423,7 +423,7 @@ impl Run for StatusArgs {
             Some(client) => client.get(&format!("/lab-states/{}", self.name))?,
             None => lab::status(&context.config, &self.name)?,
         };
-        let sound = status.missing.is_empty() && status.state.phase == Phase::Up;
+        let sound = status.missing.is_empty() && status.state.phase == LabPhase::Up;
         let output = StatusOutput {
             sound,
             missing: status.missing.iter().map(NetnsName::as_str).collect(),
@@ -434,7 +434,7 @@ impl Run for StatusArgs {
     }
 }
 
-fn write_status(out: &mut dyn Write, status: &Status) -> io::Result<()> {
+fn write_status(out: &mut dyn Write, status: &LabStatus) -> io::Result<()> {
     let lab = &status.state;
     writeln!(out, "{}", line(lab))?;
     writeln!(out, "made {} from {}", lab.created_at, lab.facts.display())?;
@@ -477,8 +477,8 @@ fn write_status(out: &mut dyn Write, status: &Status) -> io::Result<()> {
 
 fn line(lab: &LabState) -> String {
     let phase = match lab.phase {
-        Phase::Up => "up",
-        Phase::Building => "half made (run `tsim lab down`, or `up` again)",
+        LabPhase::Up => "up",
+        LabPhase::Building => "half made (run `tsim lab down`, or `up` again)",
     };
     format!("lab {} is {phase}: {}", lab.lab, size(lab))
 }
@@ -488,7 +488,7 @@ fn line(lab: &LabState) -> String {
 #[command(after_help = "Examples:\n  tsim lab list\n  tsim lab list --json")]
 struct ListArgs {
     #[command(flatten)]
-    at: At,
+    at: ServerArgs,
 }
 
 impl Run for ListArgs {
@@ -511,7 +511,7 @@ impl Run for ListArgs {
 #[derive(Serialize)]
 struct ListEntry<'a> {
     lab: &'a LabName,
-    phase: Phase,
+    phase: LabPhase,
     created_at: &'a str,
     facts: &'a std::path::Path,
     routers: usize,
@@ -560,18 +560,18 @@ impl Bar {
     }
 }
 
-impl Progress for Bar {
-    fn step(&self, step: Step) {
+impl UpProgress for Bar {
+    fn step(&self, step: UpStep) {
         match step {
-            Step::Facts => self.show("reading facts"),
-            Step::Sweep => self.show("removing what an interrupted run left"),
-            Step::Namespaces(n) => self.show(&format!("making {n} namespaces")),
-            Step::Segments(n) => self.show(&format!("making {n} segments")),
-            Step::Refused => self.show("finding the rules that this kernel refuses"),
-            Step::Routers(_) | Step::Filled => {
+            UpStep::Facts => self.show("reading facts"),
+            UpStep::Sweep => self.show("removing what an interrupted run left"),
+            UpStep::Namespaces(n) => self.show(&format!("making {n} namespaces")),
+            UpStep::Segments(n) => self.show(&format!("making {n} segments")),
+            UpStep::Refused => self.show("finding the rules that this kernel refuses"),
+            UpStep::Routers(_) | UpStep::Filled => {
                 if let Ok(mut filled) = self.filled.lock() {
                     match step {
-                        Step::Routers(n) => filled.1 = n,
+                        UpStep::Routers(n) => filled.1 = n,
                         _ => filled.0 += 1,
                     }
                     self.show(&format!("loading routers: {} of {}", filled.0, filled.1));

@@ -33,7 +33,7 @@ pub(super) fn can_rewrite() -> bool {
 
 /// The line; wiped when this is dropped.
 #[derive(Debug)]
-pub(super) struct Live(Arc<Shared>);
+pub(super) struct LiveLine(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -112,11 +112,11 @@ fn line(at: &At, waited: Duration, phase: Duration) -> String {
     text
 }
 
-impl Live {
+impl LiveLine {
     /// A line that nothing has been said for yet, and what listens for it.
-    pub(super) fn new() -> (Self, Listener) {
+    pub(super) fn new() -> (Self, PhaseListener) {
         let shared = Arc::new(Shared::default());
-        (Self(Arc::clone(&shared)), Listener(shared))
+        (Self(Arc::clone(&shared)), PhaseListener(shared))
     }
 
     /// Wipes the line; it does not come again.
@@ -134,16 +134,16 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for LiveLine {
     fn drop(&mut self) {
         self.end();
     }
 }
 
 /// Takes the events of phases.
-pub(super) struct Listener(Arc<Shared>);
+pub(super) struct PhaseListener(Arc<Shared>);
 
-impl<S: Subscriber> Layer<S> for Listener {
+impl<S: Subscriber> Layer<S> for PhaseListener {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if event.metadata().target() != PHASE {
             return;
@@ -192,7 +192,7 @@ pub(super) struct Above(Option<Arc<Shared>>);
 
 impl Above {
     /// Above `listener`'s line, if there is one.
-    pub(super) fn of(listener: Option<&Listener>) -> Self {
+    pub(super) fn of(listener: Option<&PhaseListener>) -> Self {
         Self(listener.map(|listener| Arc::clone(&listener.0)))
     }
 }

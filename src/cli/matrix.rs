@@ -21,7 +21,7 @@ use crate::{
 
 /// How to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub struct MatrixLayout {
     /// Columns of the terminal.
     pub width: usize,
     /// Whether to colour verdicts.
@@ -75,7 +75,7 @@ impl<'a> Column<'a> {
 ///
 /// # Errors
 /// When `out` cannot be written.
-pub fn print(out: &mut dyn Write, report: &QuickReport, layout: Layout) -> io::Result<()> {
+pub fn print(out: &mut dyn Write, report: &QuickReport, layout: MatrixLayout) -> io::Result<()> {
     if layout.answer_only {
         return print_ends(out, report, layout);
     }
@@ -112,7 +112,7 @@ fn services(report: &QuickReport) -> Vec<Service> {
 }
 
 /// The verdicts from end to end, services that end alike together.
-fn print_ends(out: &mut dyn Write, report: &QuickReport, layout: Layout) -> io::Result<()> {
+fn print_ends(out: &mut dyn Write, report: &QuickReport, layout: MatrixLayout) -> io::Result<()> {
     type Key<'a> = (Verdict, EndKind, Option<&'a str>, Option<&'a str>);
     let mut ends: Vec<(Key, Vec<Service>)> = Vec::new();
     let mut known: HashMap<Key, usize> = HashMap::new();
@@ -152,7 +152,7 @@ fn print_matrix(
     out: &mut dyn Write,
     columns: &[Column<'_>],
     lines: &[Line],
-    layout: Layout,
+    layout: MatrixLayout,
 ) -> io::Result<()> {
     let labels = lines
         .iter()
@@ -234,7 +234,7 @@ fn print_block(
     columns: &[Column<'_>],
     lines: &[Line],
     labels: usize,
-    layout: Layout,
+    layout: MatrixLayout,
 ) -> io::Result<()> {
     let head = |out: &mut dyn Write, label: &str, text: &dyn Fn(&RouterReport) -> String| {
         write!(out, "{label:labels$}")?;
@@ -335,7 +335,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{Dscp, Protocol, RouterName, RunId},
-        run::report::{Scope, ServiceReport, Timing},
+        run::report::{ServiceReport, Timing, VerdictScope},
     };
 
     fn router(name: &str, results: &[(u16, Verdict)]) -> RouterReport {
@@ -383,7 +383,7 @@ mod tests {
             dscp: Dscp::new(32).unwrap(),
             run_id: RunId::new("r").unwrap(),
             backend: "nft".to_owned(),
-            scope: Scope::Whole,
+            scope: VerdictScope::Whole,
             end_to_end: ends(&routers),
             routers,
             warnings: vec!["watch out".to_owned()],
@@ -393,7 +393,7 @@ mod tests {
         print(
             &mut out,
             &report,
-            Layout {
+            MatrixLayout {
                 width,
                 colour: false,
                 answer_only: false,

@@ -23,13 +23,13 @@ use tracing_subscriber::{
 
 pub use self::exit::{EXIT_CODES, Exit, Failure};
 use self::{
-    ask::At,
-    live::{Above, Live},
+    ask::ServerArgs,
+    live::{Above, LiveLine},
     start::{Standing, start},
 };
 use crate::{
     config::Config,
-    fault::{self, Plan},
+    fault::{self, FaultPlan},
     keeper::KeeperError,
     model::{PrintableJson, PrintableLog, printable_lines},
     netlink::buffers,
@@ -96,7 +96,7 @@ pub struct Global {
 
     /// Die or fail at a step on purpose, see the module `fault`; for tests
     #[arg(long, global = true, hide = true, value_name = "PLAN")]
-    pub fault: Option<Plan>,
+    pub fault: Option<FaultPlan>,
 
     /// Give no socket more than this, as if the system allowed no more; for tests
     #[arg(long, global = true, hide = true, value_name = "BYTES")]
@@ -137,7 +137,7 @@ pub struct Context {
     pub quiet: bool,
     /// When to colour.
     pub colour: Colour,
-    live: Option<Live>,
+    live: Option<LiveLine>,
     standing: Standing,
     /// The scheduler to ask, where the command asks one and one was found.
     client: Option<Client>,
@@ -246,7 +246,7 @@ pub fn programs() -> [clap::Command; 4] {
 
 /// What a command needs of the kernel where it runs without root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Needs {
+pub enum KernelNeeds {
     /// Only files.
     Nothing,
     /// The user's namespaces, in which labs live.
@@ -261,37 +261,37 @@ pub trait CommandLine: Parser + Run {
     fn global(&self) -> &Global;
 
     /// What it needs to be in before it runs.
-    fn needs(&self) -> Needs {
-        Needs::Namespaces
+    fn needs(&self) -> KernelNeeds {
+        KernelNeeds::Namespaces
     }
 
     /// Which scheduler it asks, if it asks one; one that is found does all that it needs.
-    fn asks(&self) -> Option<&At> {
+    fn asks(&self) -> Option<&ServerArgs> {
         None
     }
 
     /// How log lines look, and from which level on they are written.
-    fn log(&self) -> Log {
+    fn log(&self) -> LogOptions {
         match self.global().quiet {
-            true => Log {
+            true => LogOptions {
                 level: tracing::Level::ERROR,
                 json: false,
             },
-            false => Log::quiet(self.global().verbose),
+            false => LogOptions::quiet(self.global().verbose),
         }
     }
 }
 
 /// How log lines look, and which are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Log {
+pub struct LogOptions {
     /// The least severe level that is written.
     pub level: tracing::Level,
     /// JSON lines instead of text.
     pub json: bool,
 }
 
-impl Log {
+impl LogOptions {
     /// For commands that speak for themselves: warnings, with `-v` information, with `-vv` every
     /// step.
     #[must_use]
@@ -363,7 +363,7 @@ fn run<C: CommandLine>(command: C) -> i32 {
         let exit = command.run(&context)?;
         Ok((exit, context.slow_to_close.get()))
     });
-    if global.fault == Some(Plan::Count) {
+    if global.fault == Some(FaultPlan::Count) {
         let _ = writeln!(io::stderr(), "fault: {} steps", fault::taken().0);
     }
     match result {
@@ -391,10 +391,10 @@ fn run<C: CommandLine>(command: C) -> i32 {
 }
 
 /// Sends log lines to standard error, and shows what is being done if that is `plain` output.
-fn start_log(log: Log, plain: bool) -> Option<Live> {
+fn start_log(log: LogOptions, plain: bool) -> Option<LiveLine> {
     let (live, listener) = match plain && live::can_rewrite() {
         true => {
-            let (live, listener) = Live::new();
+            let (live, listener) = LiveLine::new();
             (Some(live), Some(listener))
         }
         false => (None, None),

@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
-use super::{Colour, Context, Failure, complete, matrix::Layout};
+use super::{Colour, Context, Failure, complete, matrix::MatrixLayout};
 use crate::{
     files,
     lab::trace::Trace,
@@ -24,7 +24,7 @@ use crate::{
 
 /// A job's question as typed.
 #[derive(Debug, Args)]
-pub(super) struct Question {
+pub(super) struct TypedQuestion {
     /// Lab to measure in
     #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: LabName,
@@ -110,7 +110,7 @@ impl From<Explain> for ExplainMode {
 
 /// A job's question, checked.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct CheckedQuestion {
     pub(super) lab: LabName,
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
@@ -123,9 +123,9 @@ pub(super) struct Asked {
     pub(super) progress: Option<PathBuf>,
 }
 
-impl Question {
+impl TypedQuestion {
     /// Checks what was typed; reads the trace, if one was named.
-    pub(super) fn resolve(self, context: &Context) -> Result<Asked, Failure> {
+    pub(super) fn resolve(self, context: &Context) -> Result<CheckedQuestion, Failure> {
         let configured = context.config.services.max_services;
         let limits = ServiceLimits {
             max_services: self.max_services.unwrap_or(configured),
@@ -171,7 +171,7 @@ impl Question {
         };
         Interrupt::watch().map_err(Failure::cannot_run)?;
         let run_id = self.run_id.map_or_else(quick::new_run_id, Ok);
-        Ok(Asked {
+        Ok(CheckedQuestion {
             lab: self.lab,
             source: self.source,
             destination: self.destination,
@@ -235,7 +235,7 @@ fn choose_routers(routers: Vec<RouterName>) -> Result<RouterChoice, Failure> {
 }
 
 /// The terminal's width, and colour where the user, their terminal and `NO_COLOR` allow it.
-pub(super) fn layout(context: &Context) -> Layout {
+pub(super) fn layout(context: &Context) -> MatrixLayout {
     let set = |name| std::env::var_os(name);
     let dumb = set("NO_COLOR").is_some() || set("TERM").is_some_and(|term| term == "dumb");
     let colour = match context.colour {
@@ -244,7 +244,7 @@ pub(super) fn layout(context: &Context) -> Layout {
         Colour::Never => false,
     };
     let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
-    Layout {
+    MatrixLayout {
         width,
         colour,
         answer_only: context.quiet,

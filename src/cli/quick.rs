@@ -6,7 +6,7 @@ use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run,
     bulk::Files,
     complete, matrix,
-    question::{Explain, Question, layout},
+    question::{Explain, TypedQuestion, layout},
 };
 use crate::{
     bulk::{answers::LabIdentity, one},
@@ -35,7 +35,7 @@ pub struct TsimQuick {
     global: Global,
 
     #[command(flatten)]
-    asked: Asked,
+    asked: QuickArgs,
 }
 
 /// Measures which services get through each router: YES, NO or UNKNOWN, with the reason
@@ -43,9 +43,9 @@ pub struct TsimQuick {
 /// The same as the program `tsim-quick`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Asked {
+pub(super) struct QuickArgs {
     #[command(flatten)]
-    question: Question,
+    question: TypedQuestion,
 
     /// Router, or its interface, where the packets enter the lab [default: wherever they may]
     #[arg(long, value_name = "ROUTER[:INTERFACE]", add = complete::routers())]
@@ -95,7 +95,7 @@ impl Run for TsimQuick {
     }
 }
 
-impl Run for Asked {
+impl Run for QuickArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         heap::keep();
         self.files.check(false)?;
@@ -120,7 +120,7 @@ impl Run for Asked {
     }
 }
 
-impl Asked {
+impl QuickArgs {
     fn resolve(self, context: &Context) -> Result<(QuickJob, Files), Failure> {
         let asked = self.question.resolve(context)?;
         let job = QuickJob {

@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Write};
 use clap::Args;
 
 use super::{
-    Context, Exit, Failure, Run, ask::At, complete, jobs::no_job, matrix, question::layout,
+    Context, Exit, Failure, Run, ask::ServerArgs, complete, jobs::no_job, matrix, question::layout,
 };
 use crate::{
     model::RunId,
@@ -30,7 +30,7 @@ pub(super) struct Show {
     #[arg(long)]
     measured: bool,
     #[command(flatten)]
-    pub(super) at: At,
+    pub(super) at: ServerArgs,
 }
 
 impl Run for Show {

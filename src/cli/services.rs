@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, Exit, Failure, Run, complete, table::write_table};
-use crate::model::{Group, Groups, Service};
+use crate::model::{Groups, Service, ServiceGroup};
 
 const EXAMPLES: &str = "Examples:
   tsim services
@@ -21,7 +21,7 @@ have some, too. A file has entries as -P takes them, one or more a line; `#` beg
 /// List the service groups that -P takes as @NAME, or the services of one
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Services {
+pub(super) struct ServicesArgs {
     /// One group
     #[arg(add = complete::groups())]
     name: Option<String>,
@@ -36,7 +36,7 @@ struct Listed<'a> {
     services: Vec<Service>,
 }
 
-impl Run for Services {
+impl Run for ServicesArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let groups = &context.config.groups;
         match &self.name {
@@ -58,7 +58,7 @@ impl Run for Services {
 
 fn listed(groups: &Groups) -> Result<Vec<Listed<'_>>, Failure> {
     let one = |(name, group, shipped)| -> Result<Listed<'_>, Failure> {
-        let group: &Group = group;
+        let group: &ServiceGroup = group;
         Ok(Listed {
             name,
             title: &group.title,

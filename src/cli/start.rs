@@ -2,7 +2,7 @@
 
 use std::{fs::File, path::Path};
 
-use super::{Failure, Global, Needs, ask::At};
+use super::{Failure, Global, KernelNeeds, ask::ServerArgs};
 use crate::{
     config::{Config, NoPlace, Places},
     doctor,
@@ -10,7 +10,7 @@ use crate::{
     lab,
     sched::{
         client::Client,
-        door::{Beside, Door, Plan},
+        door::{Beside, Door, DoorPlan},
     },
 };
 
@@ -49,7 +49,11 @@ impl Started {
 
 /// Finds out who asks, reads their configuration, and goes into their namespaces if the command
 /// `needs` that. A command that `asks` a scheduler needs nothing where one is found.
-pub(super) fn start(global: &Global, needs: Needs, asks: Option<&At>) -> Result<Started, Failure> {
+pub(super) fn start(
+    global: &Global,
+    needs: KernelNeeds,
+    asks: Option<&ServerArgs>,
+) -> Result<Started, Failure> {
     if let Some(keeper) = keeper::inside()? {
         let config = Config::load(global.config.as_deref(), &keeper.places)?;
         let client = asks.map_or(Ok(None), |at| at.find(&config, None))?;
@@ -78,13 +82,13 @@ pub(super) fn start(global: &Global, needs: Needs, asks: Option<&At>) -> Result<
         return Ok(Started::new(config, Standing::Root));
     };
     let networks = match needs {
-        Needs::Nothing => return Ok(Started::new(config, Standing::Outside(places))),
-        Needs::Namespaces => Networks::Keepers,
-        Needs::NamespacesBeside => Networks::Machines,
+        KernelNeeds::Nothing => return Ok(Started::new(config, Standing::Outside(places))),
+        KernelNeeds::Namespaces => Networks::Keepers,
+        KernelNeeds::NamespacesBeside => Networks::Machines,
     };
     let door = match networks {
         Networks::Keepers => None,
-        Networks::Machines => Some(Door::Beside(Beside::start(Plan::of(&config))?)),
+        Networks::Machines => Some(Door::Beside(Beside::start(DoorPlan::of(&config))?)),
     };
     let joined = enter(&config, &places, networks)?;
     Ok(Started {

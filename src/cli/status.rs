@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Context, Exit, Failure, Run};
 use crate::{
-    lab::{self, LabState, Phase},
+    lab::{self, LabPhase, LabState},
     registry::RegistryManager,
     sched::{leader, spool::Spool},
 };
@@ -43,7 +43,7 @@ impl LabLine {
     fn new(lab: &LabState) -> Self {
         Self {
             lab: lab.lab.to_string(),
-            up: lab.phase == Phase::Up,
+            up: lab.phase == LabPhase::Up,
             routers: lab.routers.len(),
             warnings: lab.warnings.iter().filter(|w| w.matters()).count(),
         }

@@ -14,7 +14,7 @@ use serde_json::Map;
 
 use super::{
     Context, Exit, Failure, Run,
-    ask::{self, At, ChangesGo},
+    ask::{self, ChangesGo, ServerArgs},
     complete,
     jobs::{user, warn_without_scheduler},
     question::{Explain, read_trace, seconds},
@@ -27,7 +27,7 @@ use crate::{
     sched::{
         admission,
         job::{Mode, NewJob, Params, UserName, fresh_run_id},
-        options::Options,
+        options::JobOptions,
         queue::{QueueLimits, Submitted},
         spool::Spool,
     },
@@ -96,7 +96,7 @@ pub(super) struct Submit {
     #[arg(long, value_name = "NAME")]
     user: Option<UserName>,
     #[command(flatten)]
-    pub(super) at: At,
+    pub(super) at: ServerArgs,
 }
 
 /// The body of a request that submits a job.
@@ -152,9 +152,9 @@ struct Told {
 }
 
 impl Told {
-    fn resolve(self) -> Result<Options, Failure> {
+    fn resolve(self) -> Result<JobOptions, Failure> {
         let trace = self.trace.as_deref().map(read_trace).transpose()?;
-        Ok(Options {
+        Ok(JobOptions {
             from: self.from,
             trust_facts: self.trust_facts,
             default_proto: self.default_proto,

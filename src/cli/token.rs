@@ -3,8 +3,8 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Exit, Failure, Run, ask::At};
-use crate::sched::web::auth::Token as TokenText;
+use super::{Context, Exit, Failure, Run, ask::ServerArgs};
+use crate::sched::web::auth::AccessToken as TokenText;
 
 /// Prints the token that lets the viewer and other machines change things; for administrators
 #[derive(Debug, Args)]
@@ -14,9 +14,9 @@ use crate::sched::web::auth::Token as TokenText;
 
 The first start of tsimd makes it, in scheduler.token_file. Who has it may do everything that the
 scheduler does; a new one is made when the file is removed and tsimd started anew.")]
-pub(super) struct Token {
+pub(super) struct TokenArgs {
     #[command(flatten)]
-    pub(super) at: At,
+    pub(super) at: ServerArgs,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -24,7 +24,7 @@ struct Shown {
     token: String,
 }
 
-impl Run for Token {
+impl Run for TokenArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let shown = match &context.client {
             Some(client) => client.get("/token")?,

@@ -9,7 +9,7 @@ use crate::{
     lab::{
         Lab,
         sockets::RouterSockets,
-        trace::{EntryName, Packet, Wiring, trace},
+        trace::{EntryName, TracePacket, Wiring, trace},
     },
     model::{LabName, Protocol, Service, ServiceError, ServiceLimits, parse_services},
     netns::NetnsDir,
@@ -34,7 +34,7 @@ Exit codes of trace:
 /// Show the way of a packet through the routers of a lab
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Trace {
+pub(super) struct TraceArgs {
     /// The lab
     #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: LabName,
@@ -85,17 +85,17 @@ fn number(text: &str) -> Result<u32, String> {
     .map_err(|_| "0 to 4294967295 are allowed, also as 0x…".to_owned())
 }
 
-impl Run for Trace {
+impl Run for TraceArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let lab = Lab::open(&context.config, &self.lab)?;
         let of_port = self.dport.or(self.sport).map(|service| service.protocol);
-        let packet = Packet {
+        let packet = TracePacket {
             protocol: self.proto.or(of_port),
             source_port: self.sport.map(|service| service.port),
             destination_port: self.dport.map(|service| service.port),
             mark: self.mark,
             tos: self.tos,
-            ..Packet::new(self.source, self.destination)
+            ..TracePacket::new(self.source, self.destination)
         };
         let mut sockets = RouterSockets::new(&NetnsDir::default(), &self.lab);
         let wiring = Wiring::from(&*lab);

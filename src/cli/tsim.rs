@@ -3,9 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Needs, Run, ask::At, bulk,
-    configuration, detailed, doctor, facts, generate, host, jobs, keeper, lab, quick, registry,
-    result, services, status, submit, token, trace, watch,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, KernelNeeds, Run, ask::ServerArgs,
+    bulk, configuration, detailed, doctor, facts, generate, host, jobs, keeper, lab, quick,
+    registry, result, services, status, submit, token, trace, watch,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -90,13 +90,13 @@ pub struct Tsim {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Quick(quick::Asked),
-    Detailed(detailed::Asked),
+    Quick(quick::QuickArgs),
+    Detailed(detailed::DetailedArgs),
     Host(host::Host),
-    Facts(facts::Facts),
-    Lab(lab::Lab),
-    Trace(trace::Trace),
-    Services(services::Services),
+    Facts(facts::FactsArgs),
+    Lab(lab::LabArgs),
+    Trace(trace::TraceArgs),
+    Services(services::ServicesArgs),
     Sweep(bulk::sweep::SweepCommand),
     Matrix(bulk::matrix::Matrix),
     Check(bulk::check::CheckCommand),
@@ -106,16 +106,16 @@ enum Command {
     Submit(submit::Submit),
     Queue(jobs::Queue),
     Status(status::ShowStatus),
-    Cancel(jobs::Cancel),
+    Cancel(jobs::CancelArgs),
     Result(result::Show),
-    Watch(watch::Watch),
-    Token(token::Token),
-    Hosts(registry::Hosts),
+    Watch(watch::WatchArgs),
+    Token(token::TokenArgs),
+    Hosts(registry::HostsArgs),
     Leases(registry::Leases),
     Locks(registry::Locks),
-    Dscp(registry::Dscp),
-    Reconcile(registry::Reconcile),
-    Log(registry::Log),
+    Dscp(registry::DscpArgs),
+    Reconcile(registry::ReconcileArgs),
+    Log(registry::LogArgs),
     #[command(name = "config")]
     Configuration(configuration::Configuration),
     Doctor(doctor::Doctor),
@@ -130,7 +130,7 @@ impl CommandLine for Tsim {
         &self.global
     }
 
-    fn needs(&self) -> Needs {
+    fn needs(&self) -> KernelNeeds {
         match self.command {
             // The queue and the registry are files; a doctor looks why there are no namespaces.
             Command::Queue(_)
@@ -150,12 +150,12 @@ impl CommandLine for Tsim {
             | Command::Facts(_)
             | Command::Services(_)
             | Command::Show(_)
-            | Command::Keeper(_) => Needs::Nothing,
-            _ => Needs::Namespaces,
+            | Command::Keeper(_) => KernelNeeds::Nothing,
+            _ => KernelNeeds::Namespaces,
         }
     }
 
-    fn asks(&self) -> Option<&At> {
+    fn asks(&self) -> Option<&ServerArgs> {
         match &self.command {
             Command::Submit(command) => Some(&command.at),
             Command::Queue(command) => Some(&command.at),

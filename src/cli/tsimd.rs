@@ -7,16 +7,18 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 
-use super::{CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Log, Needs, Run};
+use super::{
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, KernelNeeds, LogOptions, Run,
+};
 use crate::{
     config::{self, Config},
     model::RunId,
     netns::NetnsDir,
-    registry::{RegistryManager, Scope},
+    registry::{ReconcileScope, RegistryManager},
     run::caretaker::Caretaker,
     sched::{
         daemon::Daemon,
-        door::{Door, Plan},
+        door::{Door, DoorPlan},
         resources::{Reconcile, RegistryResources},
     },
 };
@@ -71,19 +73,19 @@ impl CommandLine for Tsimd {
     }
 
     /// The viewer listens in the machine's own network.
-    fn needs(&self) -> Needs {
+    fn needs(&self) -> KernelNeeds {
         if self.print_unit || self.print_root_drop_in || self.print_config {
-            Needs::Nothing
+            KernelNeeds::Nothing
         } else {
-            Needs::NamespacesBeside
+            KernelNeeds::NamespacesBeside
         }
     }
 
-    fn log(&self) -> Log {
-        Log {
+    fn log(&self) -> LogOptions {
+        LogOptions {
             json: self.log == LogFormat::Json,
             // A daemon says what it does.
-            ..Log::quiet(self.global.verbose.saturating_add(1))
+            ..LogOptions::quiet(self.global.verbose.saturating_add(1))
         }
     }
 }
@@ -109,7 +111,7 @@ impl Run for Tsimd {
             door: context
                 .door
                 .take()
-                .unwrap_or_else(|| Door::Here(Plan::of(&context.config))),
+                .unwrap_or_else(|| Door::Here(DoorPlan::of(&context.config))),
             resources: Arc::new(RegistryResources::new(registry, reconcile(&context.config))),
         };
         daemon.run().map_err(Failure::cannot_run)?;
@@ -123,7 +125,8 @@ fn reconcile(config: &Config) -> Reconcile {
     Box::new(move |registry| {
         let run_id = RunId::new(format!("tsimd-{}", std::process::id()))?;
         let mut kernel = Caretaker::new(&NetnsDir::default().patient(config.lock_timeout), &config);
-        let report = registry.reconcile(&run_id, &Scope::Everything, &mut kernel, false)?;
+        let report =
+            registry.reconcile(&run_id, &ReconcileScope::Everything, &mut kernel, false)?;
         if report.failures.is_empty() {
             Ok(report.actions.len())
         } else {

@@ -7,7 +7,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::{
     Context, Exit, Failure, Run,
-    ask::At,
+    ask::ServerArgs,
     complete,
     jobs::no_job,
     result::{exit_of, finished},
@@ -17,7 +17,7 @@ use crate::{
     sched::{
         client::Client,
         job::{FinishedJob, Status},
-        progress::Reader,
+        progress::ProgressReader,
         queue,
         runner::PROGRESS,
         spool::Spool,
@@ -34,15 +34,15 @@ A NO is exit code 1: `&&` would show the result only if every service arrives.";
 /// Follows a job until it is over; the exit code is that of its verdicts
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Watch {
+pub(super) struct WatchArgs {
     /// The job
     #[arg(add = complete::jobs())]
     run_id: RunId,
     #[command(flatten)]
-    pub(super) at: At,
+    pub(super) at: ServerArgs,
 }
 
-impl Run for Watch {
+impl Run for WatchArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         if let Some(client) = &context.client {
             return ask(context, client, &self.run_id);
@@ -111,8 +111,8 @@ struct Follower {
     spool: Spool,
     run_id: RunId,
     inotify: Inotify,
-    queue: queue::Reader,
-    progress: Option<Reader>,
+    queue: queue::QueueReader,
+    progress: Option<ProgressReader>,
 }
 
 impl Follower {
@@ -128,7 +128,7 @@ impl Follower {
             spool,
             run_id,
             inotify,
-            queue: queue::Reader::default(),
+            queue: queue::QueueReader::default(),
             progress: None,
         })
     }
@@ -152,7 +152,7 @@ impl Follower {
             let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MODIFY;
             let _ = self.inotify.add_watch(&dir, flags);
             let file = self.spool.run_file(&self.run_id, PROGRESS);
-            self.progress = file.ok().flatten().map(Reader::new);
+            self.progress = file.ok().flatten().map(ProgressReader::new);
         }
         let Some(reader) = &mut self.progress else {
             return Ok(None);

@@ -23,7 +23,7 @@ pub enum Grade {
 
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct ConfigFinding {
     /// How bad it is.
     pub grade: Grade,
     /// The key.
@@ -39,11 +39,11 @@ const TOOLS: [&str; 3] = ["nft", "iptables-restore", "ipset"];
 
 /// Holds `config` against this machine. Nothing is changed.
 #[must_use]
-pub fn check(config: &Config, lines: &Lines) -> Vec<Finding> {
+pub fn check(config: &Config, lines: &Lines) -> Vec<ConfigFinding> {
     let mut findings = Vec::new();
     let mut find = |grade, key: &'static str, what: String| {
         let line = lines.get(key);
-        findings.push(Finding {
+        findings.push(ConfigFinding {
             grade,
             key,
             line,

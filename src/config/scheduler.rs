@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Limits of the scheduler and set-up of its viewer; every key is optional.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Scheduler {
+pub struct SchedulerConfig {
     /// Most quick jobs at once; each also needs a DSCP value.
     pub quick_jobs: usize,
     /// Most detailed jobs at once.
@@ -73,7 +73,7 @@ pub struct Scheduler {
     pub requests_per_second: u32,
 }
 
-impl Default for Scheduler {
+impl Default for SchedulerConfig {
     fn default() -> Self {
         Self {
             quick_jobs: 32,
@@ -109,7 +109,7 @@ impl Default for Scheduler {
     }
 }
 
-impl Scheduler {
+impl SchedulerConfig {
     /// Time limit of a quick job.
     #[must_use]
     pub fn quick_time(&self) -> Duration {

@@ -70,7 +70,7 @@ fn untried() -> Vec<Check> {
     let own = OWN.iter().map(|(name, _)| (*name).to_owned());
     let loaded = loaded::groups()
         .into_iter()
-        .flat_map(loaded::Group::into_names);
+        .flat_map(loaded::FeatureGroup::into_names);
     own.chain(loaded)
         .map(|name| to_check(name, why()))
         .collect()

@@ -63,7 +63,7 @@ const SETS: [(&str, &str); 15] = [
 pub(super) const RESTORE: [&str; 2] = ["--noflush", "--wait"];
 
 /// Features that one tool loads.
-pub(super) struct Group {
+pub(super) struct FeatureGroup {
     tool: &'static str,
     args: &'static [&'static str],
     /// Names, and the input that loads each.
@@ -76,7 +76,7 @@ pub(super) fn rule(table: &str, rule: &str) -> String {
 }
 
 /// Everything that is tried this way.
-pub(super) fn groups() -> [Group; 2] {
+pub(super) fn groups() -> [FeatureGroup; 2] {
     let matches = MATCHES.iter().map(|(name, options)| {
         let text = format!("-A FORWARD -m {name} {options}");
         (format!("match_{name}"), rule("filter", &text))
@@ -90,12 +90,12 @@ pub(super) fn groups() -> [Group; 2] {
         (format!("ipset_{kind}"), input)
     });
     [
-        Group {
+        FeatureGroup {
             tool: "iptables-restore",
             args: &RESTORE,
             features: matches.chain(targets).collect(),
         },
-        Group {
+        FeatureGroup {
             tool: "ipset",
             // A set that an attempt before has made is no failure.
             args: &["-exist", "restore"],
@@ -104,7 +104,7 @@ pub(super) fn groups() -> [Group; 2] {
     ]
 }
 
-impl Group {
+impl FeatureGroup {
     /// Loads all at once; where that fails, each by itself.
     pub(super) fn try_all(self, tools: &Tools) -> Vec<(String, Support)> {
         let all: String = self.features.iter().map(|(_, input)| &**input).collect();

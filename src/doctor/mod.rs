@@ -40,7 +40,7 @@ pub enum Area {
 /// Whether it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum Presence {
     /// It is there and works.
     Yes,
     /// It is not there.
@@ -57,7 +57,7 @@ pub struct Check {
     /// Its name, unique in its area and the same in every version.
     pub name: String,
     /// Whether it is there.
-    pub state: State,
+    pub state: Presence,
     /// Whether nothing works without it.
     pub needed: bool,
     /// What was found: a version, a value, the kernel's words.
@@ -148,9 +148,9 @@ impl Report {
 
 /// nf_tables or legacy xtables: one of the two must be there to tap a router.
 fn able(checks: &[Check]) -> bool {
-    let lacking = |check: &&Check| check.needed && check.state != State::Yes;
+    let lacking = |check: &&Check| check.needed && check.state != Presence::Yes;
     let back_end = |name| {
-        let is = |check: &Check| check.name == name && check.state == State::Yes;
+        let is = |check: &Check| check.name == name && check.state == Presence::Yes;
         checks.iter().any(is)
     };
     checks.iter().find(lacking).is_none() && (back_end("nf_tables") || back_end("xtables_legacy"))
@@ -161,11 +161,11 @@ fn check(area: Area, name: impl Into<String>, support: Support, found: String) -
     let name = name.into();
     let advice = advice::of(area, &name);
     let (state, words) = match support {
-        Support::Yes => (State::Yes, found),
-        Support::No(words) => (State::No, words),
-        Support::Unknown(words) => (State::Unknown, words),
+        Support::Yes => (Presence::Yes, found),
+        Support::No(words) => (Presence::No, words),
+        Support::Unknown(words) => (Presence::Unknown, words),
     };
-    let absent = |text: fn(&Advice) -> &'static str| (state != State::Yes).then(|| text(advice));
+    let absent = |text: fn(&Advice) -> &'static str| (state != Presence::Yes).then(|| text(advice));
     Check {
         area,
         name,

@@ -151,7 +151,7 @@ pub fn choose(
 
 /// Where taps are installed, and by whom.
 #[derive(Debug, Clone, Copy)]
-pub struct Site<'a> {
+pub struct TapSite<'a> {
     /// The router's namespace.
     pub netns: &'a Arc<NetnsFd>,
     /// Where `iptables-restore` and the like are.
@@ -220,7 +220,7 @@ impl InstalledTaps {
     ///
     /// # Errors
     /// [`TapsError`]; nothing is left behind then.
-    pub fn install(backend: Backend, site: Site<'_>, taps: Taps) -> Result<Self, TapsError> {
+    pub fn install(backend: Backend, site: TapSite<'_>, taps: Taps) -> Result<Self, TapsError> {
         if let Some(variant) = backend.variant() {
             let installed = IptablesTaps::install(variant, site, taps)?;
             return Ok(Self::Iptables(Box::new(installed)));

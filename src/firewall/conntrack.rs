@@ -12,7 +12,7 @@ use std::{
 
 use netlink_sys::Socket;
 
-use super::nft::wire::{Attributes, HEADER, Message, Messages, array};
+use super::nft::wire::{Attributes, HEADER, Messages, WireMessage, array};
 use crate::{firewall::netfilter_socket, model::Protocol};
 
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_EXP_GET`.
@@ -94,7 +94,7 @@ struct Entry {
 }
 
 impl Entry {
-    fn of(table: Table, message: &Message<'_>) -> Option<Self> {
+    fn of(table: Table, message: &WireMessage<'_>) -> Option<Self> {
         let attributes = message.attributes();
         let copy = |kind| attributes.find(kind).map(<[u8]>::to_vec);
         Some(Self {
@@ -236,7 +236,7 @@ impl Conntrack {
     fn ask(
         &mut self,
         request: &[u8],
-        mut take: impl FnMut(&Message<'_>) -> bool,
+        mut take: impl FnMut(&WireMessage<'_>) -> bool,
     ) -> io::Result<()> {
         self.socket.send(request, 0)?;
         loop {
@@ -256,7 +256,7 @@ impl Conntrack {
 }
 
 /// What `struct nlmsgerr` says.
-fn outcome(message: &Message<'_>) -> io::Result<()> {
+fn outcome(message: &WireMessage<'_>) -> io::Result<()> {
     match array(message.body, 0).map(i32::from_ne_bytes) {
         Some(0) => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(-errno)),

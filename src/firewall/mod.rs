@@ -18,7 +18,7 @@ pub mod tag;
 pub mod taps;
 
 pub use backend::{
-    Backend, BackendChoice, InstalledTaps, Notebook, NotebookError, Site, TapsError, choose,
+    Backend, BackendChoice, InstalledTaps, Notebook, NotebookError, TapSite, TapsError, choose,
 };
 pub use place::{RulePlace, TableFamily};
 pub use rule::Caveat;

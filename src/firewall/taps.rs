@@ -173,7 +173,7 @@ pub struct Reading {
     /// Services whose probe reached the end of INPUT.
     pub local: Indexes,
     /// How the probes in `out` and `local` left, where [`Taps::note_ways`] asked for it.
-    pub ways: Option<Ways>,
+    pub ways: Option<ProbeWays>,
     /// Set elements that carry no tag of this job: foreign packets that looked like probes.
     pub foreign: usize,
     /// Packets that carried a tag of this job on their way out, and not its mark. If they are probes,
@@ -186,7 +186,7 @@ pub struct Reading {
 
 /// A probe as it left: behind the router's own NAT, and everything else that changes packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Left {
+pub struct Departed {
     /// Source address.
     pub source: IpAddr,
     /// Destination address.
@@ -210,12 +210,12 @@ pub struct Left {
 
 /// How the probes of one measurement left.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ways {
-    known: Vec<Option<Left>>,
+pub struct ProbeWays {
+    known: Vec<Option<Departed>>,
     unknown: BTreeMap<u32, String>,
 }
 
-impl Ways {
+impl ProbeWays {
     /// Of no probe it is known; indexes are below `size`.
     #[must_use]
     pub fn new(size: u32) -> Self {
@@ -226,7 +226,7 @@ impl Ways {
     }
 
     /// Notes how a probe left.
-    pub fn insert(&mut self, index: u32, left: Left) {
+    pub fn insert(&mut self, index: u32, left: Departed) {
         if let Some(known) = self.known.get_mut(index as usize) {
             *known = Some(left);
         }
@@ -252,7 +252,7 @@ impl Ways {
 
     /// How a probe left, or why that is not known; none where nothing is known of the probe.
     #[must_use]
-    pub fn get(&self, index: u32) -> Option<Result<&Left, &str>> {
+    pub fn get(&self, index: u32) -> Option<Result<&Departed, &str>> {
         if let Some(why) = self.unknown.get(&index) {
             return Some(Err(why));
         }

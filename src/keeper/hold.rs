@@ -25,7 +25,7 @@ use nix::{
 };
 use rustix::fs::{FlockOperation, flock};
 
-use super::{Keeper, Obstacle, STATE, Step, USE};
+use super::{Keeper, Obstacle, RefusedStep, STATE, USE};
 use crate::{
     model::owner::{KEEPER_FILE, Owner},
     netns::{self, DEFAULT_DIR},
@@ -51,7 +51,7 @@ pub(crate) fn run() -> ! {
         let plan = plan()?;
         let users = open_use(&plan)?;
         let keeper = take_namespaces(plan)?;
-        let watch = watch(&keeper).map_err(failed(Step::Files))?;
+        let watch = watch(&keeper).map_err(failed(RefusedStep::Files))?;
         Ok((keeper, users, watch))
     });
     let told = tell(ready.as_ref().err());
@@ -72,11 +72,11 @@ fn tell(obstacle: Option<&Obstacle>) -> io::Result<()> {
     out.flush()
 }
 
-fn failed(step: Step) -> impl Fn(io::Error) -> Obstacle {
+fn failed(step: RefusedStep) -> impl Fn(io::Error) -> Obstacle {
     move |error| Obstacle::new(step, &error)
 }
 
-fn refused(step: Step) -> impl Fn(Errno) -> Obstacle {
+fn refused(step: RefusedStep) -> impl Fn(Errno) -> Obstacle {
     move |errno| Obstacle::new(step, &errno.into())
 }
 
@@ -84,12 +84,12 @@ fn plan() -> Result<Keeper, Obstacle> {
     let mut text = Vec::new();
     let read = io::stdin().read_to_end(&mut text);
     read.and_then(|_| Ok(serde_json::from_slice(&text)?))
-        .map_err(failed(Step::Files))
+        .map_err(failed(RefusedStep::Files))
 }
 
 /// For reading only: closing it is no event for [`watch`].
 fn open_use(plan: &Keeper) -> Result<File, Obstacle> {
-    File::open(plan.places.runtime_dir.join(USE)).map_err(failed(Step::Files))
+    File::open(plan.places.runtime_dir.join(USE)).map_err(failed(RefusedStep::Files))
 }
 
 /// One step after the other, so that it is known which one is refused.
@@ -98,21 +98,21 @@ fn take_namespaces(plan: Keeper) -> Result<Keeper, Obstacle> {
     // that was just started is not.
     let _ = setsid();
     umask(Mode::from_bits_truncate(0o077));
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(refused(Step::User))?;
-    become_root(&plan).map_err(failed(Step::Map))?;
-    unshare(CloneFlags::CLONE_NEWNS).map_err(refused(Step::Mount))?;
-    unshare(CloneFlags::CLONE_NEWNET).map_err(refused(Step::Network))?;
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(refused(RefusedStep::User))?;
+    become_root(&plan).map_err(failed(RefusedStep::Map))?;
+    unshare(CloneFlags::CLONE_NEWNS).map_err(refused(RefusedStep::Mount))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(refused(RefusedStep::Network))?;
     netns::moved();
-    private_run().map_err(failed(Step::Run))?;
+    private_run().map_err(failed(RefusedStep::Run))?;
     OpenOptions::new()
         .write(true)
         .open("/proc/sys/net/ipv4/ip_forward")
-        .map_err(failed(Step::Settings))?;
+        .map_err(failed(RefusedStep::Settings))?;
     let keeper = Keeper {
-        owner: Owner::current().map_err(failed(Step::Files))?,
+        owner: Owner::current().map_err(failed(RefusedStep::Files))?,
         ..plan
     };
-    write_state(&keeper).map_err(failed(Step::Files))?;
+    write_state(&keeper).map_err(failed(RefusedStep::Files))?;
     Ok(keeper)
 }
 
@@ -127,7 +127,7 @@ fn close_inherited() -> Result<(), Obstacle> {
         }
         Ok(open)
     };
-    for fd in list().map_err(failed(Step::Files))? {
+    for fd in list().map_err(failed(RefusedStep::Files))? {
         if fd > 2 {
             // The list's own descriptor was among them and is closed.
             let _ = close(fd);

@@ -24,7 +24,7 @@ mod world;
 pub(crate) use self::{
     hold::{NAME, run},
     join::{Joined, KeeperError, Networks, find, join, stay},
-    obstacle::{Obstacle, Step},
+    obstacle::{Obstacle, RefusedStep},
     world::{Keeper, inside},
 };
 

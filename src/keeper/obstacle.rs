@@ -8,7 +8,7 @@ use thiserror::Error;
 /// What the kernel was asked for when it refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Step {
+pub enum RefusedStep {
     /// A user namespace.
     User,
     /// That the user be its root.
@@ -25,7 +25,7 @@ pub enum Step {
     Files,
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for RefusedStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::User => "make a user namespace",
@@ -44,7 +44,7 @@ impl fmt::Display for Step {
 #[error("cannot {step}: {}{}", io::Error::from_raw_os_error(*.errno), remedy_text(.remedy.as_deref()))]
 pub struct Obstacle {
     /// What was asked for.
-    pub step: Step,
+    pub step: RefusedStep,
     /// The kernel's answer.
     pub errno: i32,
     /// What stands in the way, and what to do, where that is known.
@@ -57,7 +57,7 @@ fn remedy_text(remedy: Option<&str>) -> String {
 
 impl Obstacle {
     /// Finds out, from what the system says of itself, why `step` was refused.
-    pub(super) fn new(step: Step, error: &io::Error) -> Self {
+    pub(super) fn new(step: RefusedStep, error: &io::Error) -> Self {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         let remedy = remedy(step, errno, &|path| fs::read_to_string(path).ok());
         Self {
@@ -90,16 +90,20 @@ const PROC: &str = "/proc/sys is read-only here, as container engines make it: \
      unmask=ALL (podman)";
 
 /// `read` reads a file of `/proc`, none where there is none.
-fn remedy(step: Step, errno: i32, read: &dyn Fn(&str) -> Option<String>) -> Option<&'static str> {
+fn remedy(
+    step: RefusedStep,
+    errno: i32,
+    read: &dyn Fn(&str) -> Option<String>,
+) -> Option<&'static str> {
     let value = |path: &str| read(path).map(|text| text.trim().to_owned());
     let is = |path: &str, wanted: &str| value(path).as_deref() == Some(wanted);
     match (step, errno) {
-        (Step::Files, _) => return None,
-        (Step::User, libc::ENOSPC | libc::EUSERS) => return Some(MAX_USER),
-        (Step::Mount, libc::ENOSPC | libc::EUSERS) => return Some(MAX_MOUNT),
-        (Step::Network, libc::ENOSPC | libc::EUSERS) => return Some(MAX_NETWORK),
-        (Step::User, libc::EINVAL) => return Some(NO_USER_NAMESPACES),
-        (Step::Settings, libc::EROFS) => return Some(PROC),
+        (RefusedStep::Files, _) => return None,
+        (RefusedStep::User, libc::ENOSPC | libc::EUSERS) => return Some(MAX_USER),
+        (RefusedStep::Mount, libc::ENOSPC | libc::EUSERS) => return Some(MAX_MOUNT),
+        (RefusedStep::Network, libc::ENOSPC | libc::EUSERS) => return Some(MAX_NETWORK),
+        (RefusedStep::User, libc::EINVAL) => return Some(NO_USER_NAMESPACES),
+        (RefusedStep::Settings, libc::EROFS) => return Some(PROC),
         _ => {}
     }
     if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
@@ -125,14 +129,14 @@ fn remedy(step: Step, errno: i32, read: &dyn Fn(&str) -> Option<String>) -> Opti
         None | Some("" | "unconfined" | "kernel") => {}
         Some(_) => return Some(CONFINED),
     }
-    (step == Step::User && errno == libc::EPERM).then_some(CHROOT)
+    (step == RefusedStep::User && errno == libc::EPERM).then_some(CHROOT)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with(step: Step, errno: i32, files: &[(&str, &str)]) -> Option<&'static str> {
+    fn with(step: RefusedStep, errno: i32, files: &[(&str, &str)]) -> Option<&'static str> {
         remedy(step, errno, &|path| {
             let file = files.iter().find(|(name, _)| path.ends_with(name));
             file.map(|(_, text)| (*text).to_owned())
@@ -146,19 +150,34 @@ mod tests {
         let container = [("status", "Name:\ttsim\nSeccomp:\t2\nSeccomp_filters:\t1\n")];
         let selinux = [("attr/current", "system_u:system_r:container_t:s0\0")];
         for (step, errno, files, want) in [
-            (Step::User, libc::ENOSPC, &[][..], "max_user_namespaces="),
-            (Step::Network, libc::ENOSPC, &[], "max_net_namespaces="),
-            (Step::User, libc::EINVAL, &[], "CONFIG_USER_NS"),
             (
-                Step::User,
+                RefusedStep::User,
+                libc::ENOSPC,
+                &[][..],
+                "max_user_namespaces=",
+            ),
+            (
+                RefusedStep::Network,
+                libc::ENOSPC,
+                &[],
+                "max_net_namespaces=",
+            ),
+            (RefusedStep::User, libc::EINVAL, &[], "CONFIG_USER_NS"),
+            (
+                RefusedStep::User,
                 libc::EPERM,
                 &debian,
                 "unprivileged_userns_clone=1",
             ),
-            (Step::Run, libc::EACCES, &ubuntu, "apparmor_restrict"),
-            (Step::User, libc::EPERM, &container, "seccomp=unconfined"),
-            (Step::Run, libc::EACCES, &selinux, "label=disable"),
-            (Step::Settings, libc::EROFS, &[], "systempaths"),
+            (RefusedStep::Run, libc::EACCES, &ubuntu, "apparmor_restrict"),
+            (
+                RefusedStep::User,
+                libc::EPERM,
+                &container,
+                "seccomp=unconfined",
+            ),
+            (RefusedStep::Run, libc::EACCES, &selinux, "label=disable"),
+            (RefusedStep::Settings, libc::EROFS, &[], "systempaths"),
         ] {
             let text = with(step, errno, files).unwrap();
             assert!(text.contains(want), "{step:?} {errno}: {text}");
@@ -173,9 +192,9 @@ mod tests {
             ("status", "Seccomp:\t0\n"),
             ("attr/current", "unconfined\n"),
         ];
-        assert_eq!(with(Step::Run, libc::EIO, &free), None);
+        assert_eq!(with(RefusedStep::Run, libc::EIO, &free), None);
         let error = io::Error::from_raw_os_error(libc::ENOENT);
-        let text = Obstacle::new(Step::Files, &error).to_string();
+        let text = Obstacle::new(RefusedStep::Files, &error).to_string();
         assert!(
             text.starts_with("cannot write the keeper's files: No such file"),
             "{text}"

@@ -62,7 +62,7 @@ fn removable(state: &LabState) -> Vec<(NetnsName, Option<NetnsId>)> {
 
 /// What there is under the name of a namespace of a lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum FoundNamespace {
     Ours,
     /// The empty file that is left where making or removing it was interrupted.
     Bare,
@@ -76,13 +76,13 @@ pub(super) fn find(
     dir: &NetnsDir,
     name: &NetnsName,
     id: Option<NetnsId>,
-) -> Result<Found, NetnsError> {
+) -> Result<FoundNamespace, NetnsError> {
     match dir.open(name) {
-        Ok(netns) if id.is_none_or(|id| id == netns.id()) => Ok(Found::Ours),
-        Ok(_) => Ok(Found::Foreign),
-        Err(NetnsError::NotFound { .. }) => Ok(Found::Absent),
-        Err(NetnsError::NotANamespace { path }) if is_empty(&path) => Ok(Found::Bare),
-        Err(NetnsError::NotANamespace { .. }) => Ok(Found::Foreign),
+        Ok(netns) if id.is_none_or(|id| id == netns.id()) => Ok(FoundNamespace::Ours),
+        Ok(_) => Ok(FoundNamespace::Foreign),
+        Err(NetnsError::NotFound { .. }) => Ok(FoundNamespace::Absent),
+        Err(NetnsError::NotANamespace { path }) if is_empty(&path) => Ok(FoundNamespace::Bare),
+        Err(NetnsError::NotANamespace { .. }) => Ok(FoundNamespace::Foreign),
         Err(error) => Err(error),
     }
 }
@@ -94,7 +94,7 @@ fn is_empty(path: &Path) -> bool {
 /// Whether all namespaces of the lab are there.
 pub(super) fn intact(dir: &NetnsDir, state: &LabState) -> Result<bool, LabError> {
     for (name, id) in namespaces(state) {
-        if id.is_none() || find(dir, &name, id)? != Found::Ours {
+        if id.is_none() || find(dir, &name, id)? != FoundNamespace::Ours {
             return Ok(false);
         }
     }
@@ -121,9 +121,9 @@ fn remove_all(
         let found = if same_boot {
             find(dir, name, *id)?
         } else {
-            Found::Absent
+            FoundNamespace::Absent
         };
-        if matches!(found, Found::Ours | Found::Bare) {
+        if matches!(found, FoundNamespace::Ours | FoundNamespace::Bare) {
             fault::step("lab.delete").map_err(|source| LabError::File {
                 call: "remove the namespace",
                 path: dir.path(name),
@@ -136,9 +136,9 @@ fn remove_all(
     let mut failures = Vec::new();
     for ((name, _), result) in all.into_iter().zip(results) {
         let list = match result.unwrap_or(Err(LabError::Worker)) {
-            Ok(Found::Ours | Found::Bare) => &mut removed.removed,
-            Ok(Found::Absent) => &mut removed.absent,
-            Ok(Found::Foreign) => &mut removed.foreign,
+            Ok(FoundNamespace::Ours | FoundNamespace::Bare) => &mut removed.removed,
+            Ok(FoundNamespace::Absent) => &mut removed.absent,
+            Ok(FoundNamespace::Foreign) => &mut removed.foreign,
             Err(error) => {
                 failures.push(error);
                 continue;

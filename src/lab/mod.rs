@@ -45,18 +45,18 @@ use std::{ops::Deref, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use self::{
-    down::Found,
+    down::FoundNamespace,
     state::{LabDir, Stamp},
 };
 pub use self::{
     down::{Removed, down, down_by_force},
     error::LabError,
     gone::forget_gone,
-    progress::{Progress, Step},
-    replace::{Changes, Replaced, changes, reload, replace},
+    progress::{UpProgress, UpStep},
+    replace::{Replaced, TopologyChanges, changes, reload, replace},
     rulesets::strange_lines,
-    state::{InterfaceState, LabState, Phase, RouterState, bridge_name},
-    up::{Options, Up, up, up_from},
+    state::{InterfaceState, LabPhase, LabState, RouterState, bridge_name},
+    up::{Up, UpOptions, up, up_from},
     vacate::{Vacated, vacate},
 };
 use crate::{
@@ -100,7 +100,7 @@ impl Lab {
         let stamp = LabDir::new(config, name).stamp();
         match settled(config, name)? {
             None => Err(not_found(config, name)),
-            Some(state) if state.phase != Phase::Up => {
+            Some(state) if state.phase != LabPhase::Up => {
                 Err(LabError::HalfMade { lab: name.clone() })
             }
             Some(state) if state.boot_id != state::boot_id()? => {
@@ -195,7 +195,7 @@ pub fn topology_of(config: &Config, name: &LabName) -> Result<topology::Topology
 
 /// How a lab is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Status {
+pub struct LabStatus {
     /// The lab as its file has it.
     pub state: LabState,
     /// Its namespaces that are gone or were replaced by others; empty for a sound lab.
@@ -206,17 +206,17 @@ pub struct Status {
 ///
 /// # Errors
 /// [`LabError`] when there is no such lab or it cannot be looked at.
-pub fn status(config: &Config, name: &LabName) -> Result<Status, LabError> {
+pub fn status(config: &Config, name: &LabName) -> Result<LabStatus, LabError> {
     let state = settled(config, name)?;
     let state = state.ok_or_else(|| not_found(config, name))?;
     let dir = NetnsDir::default();
     let mut missing = Vec::new();
     for (name, id) in down::namespaces(&state) {
-        if down::find(&dir, &name, id)? != Found::Ours {
+        if down::find(&dir, &name, id)? != FoundNamespace::Ours {
             missing.push(name);
         }
     }
-    Ok(Status { state, missing })
+    Ok(LabStatus { state, missing })
 }
 
 /// All labs, half made ones included, by name.

@@ -2,7 +2,7 @@
 
 /// What `up` is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum UpStep {
     /// Reading facts; nothing is changed yet.
     Facts,
     /// Removing what an interrupted `up` left.
@@ -11,7 +11,7 @@ pub enum Step {
     Namespaces(usize),
     /// Making this many segments.
     Segments(usize),
-    /// Filling this many routers; [`Step::Filled`] comes once for each.
+    /// Filling this many routers; [`UpStep::Filled`] comes once for each.
     Routers(usize),
     /// One router is filled.
     Filled,
@@ -20,12 +20,12 @@ pub enum Step {
 }
 
 /// Told what `up` is at, from any of its threads.
-pub trait Progress: Sync {
-    /// `step` begins, or for [`Step::Filled`], is done.
-    fn step(&self, step: Step);
+pub trait UpProgress: Sync {
+    /// `step` begins, or for [`UpStep::Filled`], is done.
+    fn step(&self, step: UpStep);
 }
 
 /// Nobody wants to know.
-impl Progress for () {
-    fn step(&self, _step: Step) {}
+impl UpProgress for () {
+    fn step(&self, _step: UpStep) {}
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Lab, LabError, Options, Progress, Up,
+    Lab, LabError, Up, UpOptions, UpProgress,
     part::{self, Part, differs},
     segments,
     state::{LabDir, LabState, LockedLab, RouterState},
@@ -29,14 +29,14 @@ pub struct Replaced {
     /// The lab that is up now.
     pub up: Up,
     /// What is not as it was before; none where there was no lab, or it is the same.
-    pub changes: Option<Changes>,
+    pub changes: Option<TopologyChanges>,
     /// The hosts that went with the lab that was there.
     pub hosts: Vec<HostId>,
 }
 
 /// How the routers of two topologies differ.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Changes {
+pub struct TopologyChanges {
     /// Routers that were not there before.
     pub added: Vec<RouterName>,
     /// Routers that are there no more.
@@ -49,7 +49,7 @@ pub struct Changes {
     pub anew: Vec<RouterName>,
 }
 
-impl Changes {
+impl TopologyChanges {
     fn between(before: &Topology, after: &Topology) -> Self {
         let mut changes = Self::default();
         for router in &after.routers {
@@ -70,10 +70,14 @@ impl Changes {
 ///
 /// # Errors
 /// [`LabError`] when there is no such lab, or the facts cannot be read.
-pub fn changes(config: &Config, name: &LabName, facts_dir: &Path) -> Result<Changes, LabError> {
+pub fn changes(
+    config: &Config,
+    name: &LabName,
+    facts_dir: &Path,
+) -> Result<TopologyChanges, LabError> {
     let before = super::topology_of(config, name)?;
-    let (after, _) = plan(facts_dir, Options::default(), &())?;
-    Ok(Changes::between(&before, &after))
+    let (after, _) = plan(facts_dir, UpOptions::default(), &())?;
+    Ok(TopologyChanges::between(&before, &after))
 }
 
 /// Makes lab `name` from the facts in `facts_dir`, in the place of one that is up from other facts
@@ -88,8 +92,8 @@ pub fn replace(
     config: &Config,
     name: &LabName,
     facts_dir: &Path,
-    options: Options,
-    progress: &dyn Progress,
+    options: UpOptions,
+    progress: &dyn UpProgress,
     wait: &Wait,
 ) -> Result<Replaced, LabError> {
     match up_from(config, name, facts_dir, options, progress) {
@@ -124,7 +128,7 @@ pub fn reload(
     config: &Config,
     name: &LabName,
     routers: &[RouterName],
-    progress: &dyn Progress,
+    progress: &dyn UpProgress,
     wait: &Wait,
 ) -> Result<Replaced, LabError> {
     let lab = Lab::open(config, name)?;
@@ -132,13 +136,13 @@ pub fn reload(
         lab.router(router)?;
     }
     let old = Old::read(config, name)?;
-    let options = Options {
+    let options = UpOptions {
         strict: false,
         legacy: old.state.legacy,
     };
     let facts = old.state.facts.clone();
     let (topology, facts) = plan(&facts, options, progress)?;
-    let changes = Changes::between(&old.topology, &topology);
+    let changes = TopologyChanges::between(&old.topology, &topology);
     let all = [&changes.added, &changes.removed, &changes.changed].into_iter();
     let others: Vec<RouterName> = all
         .flatten()
@@ -166,7 +170,7 @@ struct Wanted<'a> {
     topology: &'a Topology,
     /// Where the facts lie.
     facts: PathBuf,
-    options: Options,
+    options: UpOptions,
     /// Routers that are made anew whatever their facts.
     anew: &'a dyn Fn(&RouterName) -> bool,
 }
@@ -193,7 +197,7 @@ impl Old {
         self,
         config: &Config,
         wanted: &Wanted<'_>,
-        progress: &dyn Progress,
+        progress: &dyn UpProgress,
         wait: &Wait,
     ) -> Result<Replaced, LabError> {
         let begin = Instant::now();
@@ -217,7 +221,7 @@ impl Old {
             cause: Box::new(cause),
         })?;
         let state = swap::settle(config, &locked, next)?;
-        let mut changes = Changes::between(&self.topology, wanted.topology);
+        let mut changes = TopologyChanges::between(&self.topology, wanted.topology);
         let is_anew = |router: &&RouterState| {
             let told = [&changes.added, &changes.changed];
             !part.kept.contains(&router.name) && !told.iter().any(|of| of.contains(&router.name))
@@ -246,7 +250,7 @@ impl Old {
         config: &Config,
         locked: &LockedLab,
         wanted: &Wanted<'_>,
-        progress: &dyn Progress,
+        progress: &dyn UpProgress,
     ) -> Result<LabState, LabError> {
         let dir = NetnsDir::default();
         let hidden = dir.open(&NetnsName::segments(&self.state.lab))?;

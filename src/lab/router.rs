@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 use nix::errno::Errno;
 
 use super::{
-    LabError, Progress, kernel_settings,
-    omission::{self, Omission, OmissionKind, Packets},
+    LabError, UpProgress, kernel_settings,
+    omission::{self, Omission, OmissionKind, PacketSet},
     plan,
     rulesets::{self, Loaders},
     segments::write_known,
@@ -79,21 +79,21 @@ fn write(router: &Router, netns: &str, settings: &[Setting<'_>]) -> Vec<Warning>
 }
 
 /// What it takes to fill one router.
-pub(super) struct Job<'a> {
+pub(super) struct RouterJob<'a> {
     pub(super) lab: &'a LabName,
     pub(super) router: &'a Router,
     pub(super) state: &'a RouterState,
     pub(super) netns: &'a NetnsFd,
     pub(super) loaders: &'a Loaders,
-    pub(super) progress: &'a dyn Progress,
+    pub(super) progress: &'a dyn UpProgress,
 }
 
 /// Fills the router's namespace, whose interfaces exist; returns what it lacks.
-pub(super) fn fill(job: &Job<'_>) -> Result<Vec<Warning>, LabError> {
+pub(super) fn fill(job: &RouterJob<'_>) -> Result<Vec<Warning>, LabError> {
     job.netns.enter(|| fill_here(job))?
 }
 
-fn fill_here(job: &Job<'_>) -> Result<Vec<Warning>, LabError> {
+fn fill_here(job: &RouterJob<'_>) -> Result<Vec<Warning>, LabError> {
     let netns = job.netns.name().as_str();
     let mut filler = Filler {
         job,
@@ -135,7 +135,7 @@ fn fill_here(job: &Job<'_>) -> Result<Vec<Warning>, LabError> {
 }
 
 struct Filler<'a> {
-    job: &'a Job<'a>,
+    job: &'a RouterJob<'a>,
     netlink: Netlink,
     warnings: Vec<Warning>,
 }
@@ -193,7 +193,7 @@ impl Filler<'_> {
             let net = address.local.trunc();
             let omission = Omission::of_packets(
                 OmissionKind::Address,
-                [Packets::to(net), Packets::from(net)],
+                [PacketSet::to(net), PacketSet::from(net)],
             );
             self.omit(*line, format!("address left out: {reason}"), omission);
         }
@@ -293,7 +293,7 @@ impl Filler<'_> {
             let main = route.table == Route::MAIN && !failed.contains(route);
             main && gateways.any(|via| own.contains(&via))
         };
-        let tables = omission::Tables::of(&router.rules, &router.rulesets, &router.sysctls);
+        let tables = omission::TableRules::of(&router.rules, &router.rulesets, &router.sysctls);
         let all: Vec<&Route> = router.routes.iter().map(|at| &at.value).collect();
         for route in router.routes.iter().filter(to_itself) {
             let message = format!(
@@ -325,7 +325,7 @@ impl Filler<'_> {
         errors: Vec<(usize, NetlinkError)>,
     ) -> Result<(), LabError> {
         let router = self.job.router;
-        let tables = omission::Tables::of(&router.rules, &router.rulesets, &router.sysctls);
+        let tables = omission::TableRules::of(&router.rules, &router.rulesets, &router.sysctls);
         let named: Vec<&Route> = router.routes.iter().map(|at| &at.value).collect();
         let made = router.routes.iter().filter(|made| !failed.contains(made));
         let made: Vec<&Route> = made.map(|at| &at.value).collect();
@@ -364,7 +364,7 @@ impl Filler<'_> {
             let reason = refusal(error)?;
             let Some(rule) = new.get(at) else { continue };
             let router = self.job.router;
-            let tables = omission::Tables::of(&router.rules, &router.rulesets, &router.sysctls);
+            let tables = omission::TableRules::of(&router.rules, &router.rulesets, &router.sysctls);
             let omission = tables.of_policy_rule(rule);
             self.omit(
                 rule.line,

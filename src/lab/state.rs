@@ -56,7 +56,7 @@ const NEW: &str = ".new";
 /// How far a lab has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Phase {
+pub enum LabPhase {
     /// `up` is at work, or was interrupted.
     Building,
     /// All is there.
@@ -70,7 +70,7 @@ pub struct LabState {
     /// Its name.
     pub lab: LabName,
     /// How far it has come.
-    pub phase: Phase,
+    pub phase: LabPhase,
     /// When it was made, RFC 3339.
     pub created_at: String,
     /// The boot that its namespaces belong to, and the keeper where there is one; none of them
@@ -209,7 +209,7 @@ impl LabState {
         Ok(Self {
             version: VERSION,
             lab,
-            phase: Phase::Building,
+            phase: LabPhase::Building,
             created_at: jiff::Timestamp::now().to_string(),
             boot_id: boot_id()?,
             facts,

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use super::{
     LabError,
-    down::{self, Found},
+    down::{self, FoundNamespace},
     rulesets::{Loaders, Trial},
     segments,
     state::{LabState, LockedLab, RemainingRouter, Swap},
@@ -135,7 +135,7 @@ fn put_in_place(config: &Config, state: &LabState, change: &Swap) -> Result<(), 
     segments::replug(state, &hidden, is_new)?;
     for old in &change.old {
         let netns = RouterId::new(state.lab.clone(), old.name.clone()).netns();
-        if down::find(&dir, &netns, old.netns)? == Found::Ours {
+        if down::find(&dir, &netns, old.netns)? == FoundNamespace::Ours {
             step("remove the namespace", &dir, &netns)?;
             dir.delete(&netns)?;
         }
@@ -145,9 +145,9 @@ fn put_in_place(config: &Config, state: &LabState, change: &Swap) -> Result<(), 
         let (aside, netns) = (id.netns_aside(), id.netns());
         step("name the namespace", &dir, &netns)?;
         match down::find(&dir, &netns, router.netns)? {
-            Found::Ours => dir.delete(&aside)?,
-            Found::Foreign => return Err(LabError::Taken { netns }),
-            Found::Bare | Found::Absent => dir.rename(&aside, &netns)?,
+            FoundNamespace::Ours => dir.delete(&aside)?,
+            FoundNamespace::Foreign => return Err(LabError::Taken { netns }),
+            FoundNamespace::Bare | FoundNamespace::Absent => dir.rename(&aside, &netns)?,
         }
     }
     if change.tunnels {

@@ -20,7 +20,7 @@ mod link;
 
 pub use self::{
     join::{build, build_with},
-    link::{Arp, LinkFacts, Master, MasterKind, Proxy, WireGuard, WireGuardPeer},
+    link::{Arp, LinkFacts, Master, MasterKind, ProxyAddresses, WireGuard, WireGuardPeer},
 };
 
 /// Routers, the segments that join them, and what could not be represented.

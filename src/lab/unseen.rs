@@ -8,11 +8,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    omission::{Asked, Filters},
+    omission::{Filters, StopQuery},
     topology::{Interface, InterfaceKind, Router},
 };
 use crate::{
-    firewall::rule::{Field, Packet, State},
+    firewall::rule::{Field, Packet, TrackingState},
     model::{IfName, Protocol},
     netlink::object::Family,
 };
@@ -55,16 +55,16 @@ pub(super) fn unseen(router: &Router) -> Vec<Unseen> {
                 // Connection tracking takes TCP that begins in the middle for no connection, and
                 // anything else for a new one.
                 let state = match protocol {
-                    Protocol::Tcp => State::Invalid,
-                    _ => State::New,
+                    Protocol::Tcp => TrackingState::Invalid,
+                    _ => TrackingState::New,
                 };
                 let stopped = |state| {
                     let packet = answer(family, protocol, state, interface, &nets);
                     let mut hooks = ["prerouting", "forward", "postrouting"].into_iter();
-                    hooks.find_map(|hook| filters.stop(hook, Asked::Packet(&packet)))
+                    hooks.find_map(|hook| filters.stop(hook, StopQuery::Packet(&packet)))
                 };
                 // What stops answers of connections that it has seen, too, is nobody's gateway.
-                let stop = stopped(state).filter(|_| stopped(State::Established).is_none());
+                let stop = stopped(state).filter(|_| stopped(TrackingState::Established).is_none());
                 found.extend(stop.map(|stop| Unseen {
                     interface: interface.name.clone(),
                     family,
@@ -81,7 +81,7 @@ pub(super) fn unseen(router: &Router) -> Vec<Unseen> {
 fn answer(
     family: Family,
     protocol: Protocol,
-    state: State,
+    state: TrackingState,
     interface: &Interface,
     nets: &[IpNet],
 ) -> Packet {

@@ -11,11 +11,11 @@ use super::{
     facts,
     links::Links,
     omission, plan, pool,
-    progress::{Progress, Step},
-    router::{self, Job},
+    progress::{UpProgress, UpStep},
+    router::{self, RouterJob},
     rulesets::{self, Loaders},
     segments,
-    state::{LabDir, LabState, LockedLab, Phase, boot_id},
+    state::{LabDir, LabPhase, LabState, LockedLab, boot_id},
     swap,
     topology::{self, Origin, Router, RulesetKind, Severity, Topology, Warning},
     tunnels, unseen,
@@ -29,7 +29,7 @@ use crate::{
 
 /// How a lab is to be made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct UpOptions {
     /// A lab that would differ from its facts is an error.
     pub strict: bool,
     /// iptables rulesets go through the legacy variant.
@@ -55,8 +55,8 @@ pub fn up_from(
     config: &Config,
     name: &LabName,
     facts_dir: &Path,
-    options: Options,
-    progress: &dyn Progress,
+    options: UpOptions,
+    progress: &dyn UpProgress,
 ) -> Result<Up, LabError> {
     let begin = Instant::now();
     let (topology, facts_dir) = plan(facts_dir, options, progress)?;
@@ -70,10 +70,10 @@ pub fn up_from(
 /// Nothing is changed.
 pub(super) fn plan(
     facts_dir: &Path,
-    options: Options,
-    progress: &dyn Progress,
+    options: UpOptions,
+    progress: &dyn UpProgress,
 ) -> Result<(Topology, PathBuf), LabError> {
-    progress.step(Step::Facts);
+    progress.step(UpStep::Facts);
     let (facts, missing) = match options.strict {
         true => (facts::load_dir(facts_dir)?, Vec::new()),
         false => facts::load_usable(facts_dir)?,
@@ -97,8 +97,8 @@ pub fn up(
     name: &LabName,
     topology: &Topology,
     facts: PathBuf,
-    options: Options,
-    progress: &dyn Progress,
+    options: UpOptions,
+    progress: &dyn UpProgress,
 ) -> Result<Up, LabError> {
     check_strict(options, &topology.warnings)?;
     let kinds = topology.routers.iter().flat_map(rulesets::kinds);
@@ -132,8 +132,8 @@ pub(super) fn make_aside(
     config: &Config,
     (topology, state): (&Topology, &mut LabState),
     hidden: &NetnsFd,
-    options: Options,
-    progress: &dyn Progress,
+    options: UpOptions,
+    progress: &dyn UpProgress,
 ) -> Result<(), LabError> {
     let kinds = topology.routers.iter().flat_map(rulesets::kinds);
     let builder = Builder {
@@ -147,14 +147,14 @@ pub(super) fn make_aside(
         name: RouterId::netns_aside,
     };
     builder.loaders.load_modules();
-    progress.step(Step::Namespaces(state.routers.len()));
+    progress.step(UpStep::Namespaces(state.routers.len()));
     let routers = builder.routers(state)?;
     segments::make(state, hidden, &routers, true)?;
-    progress.step(Step::Routers(routers.len()));
+    progress.step(UpStep::Routers(routers.len()));
     builder.fill(state, &routers)
 }
 
-pub(super) fn check_strict(options: Options, warnings: &[Warning]) -> Result<(), LabError> {
+pub(super) fn check_strict(options: UpOptions, warnings: &[Warning]) -> Result<(), LabError> {
     let differs = |w: &&Warning| w.severity == Severity::Warning;
     let found: Vec<Warning> = warnings.iter().filter(differs).cloned().collect();
     if options.strict && !found.is_empty() {
@@ -171,8 +171,8 @@ fn existing(
     locked: &LockedLab,
     name: &LabName,
     topology: &Topology,
-    options: Options,
-    progress: &dyn Progress,
+    options: UpOptions,
+    progress: &dyn UpProgress,
 ) -> Result<Option<Lab>, LabError> {
     let Some(state) = locked.state()? else {
         return Ok(None);
@@ -183,7 +183,7 @@ fn existing(
         false => state,
     };
     let intact = state.boot_id == boot_id()? && down::intact(&netns, &state)?;
-    if state.phase == Phase::Up && intact {
+    if state.phase == LabPhase::Up && intact {
         let same = state.legacy == options.legacy && locked.topology()?.as_ref() == Some(topology);
         if !same {
             return Err(LabError::Exists {
@@ -194,7 +194,7 @@ fn existing(
         check_strict(options, &state.warnings)?;
         return Ok(Some(Lab::new(state)));
     }
-    progress.step(Step::Sweep);
+    progress.step(UpStep::Sweep);
     let mut removed = Removed::default();
     let failures = down::remove_namespaces(&netns, &state, &mut removed);
     if failures.is_empty() {
@@ -212,8 +212,8 @@ struct Builder<'a> {
     tool_dirs: &'a [PathBuf],
     topology: &'a Topology,
     loaders: Loaders,
-    options: Options,
-    progress: &'a dyn Progress,
+    options: UpOptions,
+    progress: &'a dyn UpProgress,
     timing: Vec<(&'static str, Duration)>,
     /// What the routers' namespaces are called while they are made.
     name: fn(&RouterId) -> NetnsName,
@@ -285,24 +285,24 @@ impl Builder<'_> {
         lap(&mut self.timing, "intent");
 
         self.progress
-            .step(Step::Namespaces(state.routers.len() + 1));
+            .step(UpStep::Namespaces(state.routers.len() + 1));
         let (hidden, routers) = self.namespaces(&mut state)?;
         locked.write_state(&state)?;
         lap(&mut self.timing, "namespaces");
 
-        self.progress.step(Step::Segments(state.segments.len()));
+        self.progress.step(UpStep::Segments(state.segments.len()));
         segments::make(&state, &hidden, &routers, false)?;
         self.join_tunnels(&mut state, &hidden)?;
         lap(&mut self.timing, "segments");
 
-        self.progress.step(Step::Routers(routers.len()));
+        self.progress.step(UpStep::Routers(routers.len()));
         self.fill(&mut state, &routers)?;
         note_lacks(&mut state, self.topology);
         segments::settle(&state, &hidden)?;
         lap(&mut self.timing, "routers");
 
         check_strict(self.options, &state.warnings)?;
-        state.phase = Phase::Up;
+        state.phase = LabPhase::Up;
         locked.write_state(&state)?;
         lap(&mut self.timing, "state");
         Ok(state)
@@ -366,13 +366,13 @@ impl Builder<'_> {
     }
 
     fn fill(&self, state: &mut LabState, netns: &[NetnsFd]) -> Result<(), LabError> {
-        let jobs: Vec<Job<'_>> = self
+        let jobs: Vec<RouterJob<'_>> = self
             .topology
             .routers
             .iter()
             .zip(&state.routers)
             .zip(netns)
-            .map(|((router, planned), netns)| Job {
+            .map(|((router, planned), netns)| RouterJob {
                 lab: &state.lab,
                 router,
                 state: planned,
@@ -383,7 +383,7 @@ impl Builder<'_> {
             .collect();
         let filled = pool::each(&jobs, |job| {
             let result = router::fill(job);
-            self.progress.step(Step::Filled);
+            self.progress.step(UpStep::Filled);
             result
         });
         drop(jobs);

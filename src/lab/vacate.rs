@@ -23,7 +23,7 @@ use crate::{
     model::{HostId, LabName, RouterId, RunId},
     netns::NetnsDir,
     registry::{
-        Job, Lease, Liveness, Locked, Mode, RegistryError, RegistryManager, Unlocked, Wait,
+        Job, Lease, Liveness, LockMode, Locked, RegistryError, RegistryManager, Unlocked, Wait,
     },
     wait::Woken,
 };
@@ -76,7 +76,7 @@ fn empty(
             Err(error) => return Err(error.into()),
         }
     }
-    let locked = operator.all_router_locks(routers, Mode::Exclusive, wait);
+    let locked = operator.all_router_locks(routers, LockMode::Exclusive, wait);
     Ok(Vacated {
         hosts,
         _locked: locked.map_err(|refused| refused.error)?,

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{
     DidYouMean, Protocol, Service, ServiceError, ServiceLimits, alike,
     service::parse_services,
-    shipped::{Group, shipped},
+    shipped::{ServiceGroup, shipped},
 };
 use crate::files::{self, ReadError};
 
@@ -22,7 +22,7 @@ const DEPTH: usize = 16;
 /// All groups that there are, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Groups {
-    own: BTreeMap<String, Group>,
+    own: BTreeMap<String, ServiceGroup>,
 }
 
 /// What has the texts of files with lists, by what is written behind the `@`.
@@ -86,7 +86,7 @@ impl Groups {
     ///
     /// # Errors
     /// [`GroupError`] for the first that is wrong.
-    pub fn with(own: BTreeMap<String, Group>) -> Result<Self, GroupError> {
+    pub fn with(own: BTreeMap<String, ServiceGroup>) -> Result<Self, GroupError> {
         let groups = Self { own };
         for name in groups.own.keys() {
             check_name(name)?;
@@ -99,14 +99,14 @@ impl Groups {
     ///
     /// # Errors
     /// [`GroupError`] for the first that is wrong.
-    pub fn and(&self, more: BTreeMap<String, Group>) -> Result<Self, GroupError> {
+    pub fn and(&self, more: BTreeMap<String, ServiceGroup>) -> Result<Self, GroupError> {
         let mut own = self.own.clone();
         own.extend(more);
         Self::with(own)
     }
 
     /// Every group with its name, and whether it is shipped.
-    pub fn all(&self) -> impl Iterator<Item = (&str, &Group, bool)> {
+    pub fn all(&self) -> impl Iterator<Item = (&str, &ServiceGroup, bool)> {
         let shipped = shipped().iter().map(|(n, g)| (n.as_str(), g, true));
         let mut all: Vec<_> = shipped
             .chain(self.own.iter().map(|(n, g)| (n.as_str(), g, false)))
@@ -119,7 +119,7 @@ impl Groups {
     ///
     /// # Errors
     /// [`GroupError::Unknown`].
-    pub fn get(&self, name: &str) -> Result<&Group, GroupError> {
+    pub fn get(&self, name: &str) -> Result<&ServiceGroup, GroupError> {
         let found = self.own.get(name).or_else(|| shipped().get(name));
         found.ok_or_else(|| GroupError::Unknown {
             name: name.to_owned(),
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     fn own(list: &[(&str, &str)]) -> Result<Groups, GroupError> {
-        let group = |services: &str| Group {
+        let group = |services: &str| ServiceGroup {
             title: String::new(),
             services: services.to_owned(),
         };

@@ -26,4 +26,4 @@ pub use owner::{Liveness, Owner};
 pub use printable::{PrintableJson, PrintableLog, printable, printable_lines};
 pub use protocol::Protocol;
 pub use service::{Service, ServiceError, ServiceLimits, parse_services, service_names};
-pub use shipped::Group;
+pub use shipped::ServiceGroup;

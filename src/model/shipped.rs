@@ -12,7 +12,7 @@ const SHIPPED: &str = include_str!("groups.toml");
 /// One group.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Group {
+pub struct ServiceGroup {
     /// What it is, in a few words.
     #[serde(default)]
     pub title: String,
@@ -21,8 +21,8 @@ pub struct Group {
 }
 
 /// All of them, by name.
-pub(super) fn shipped() -> &'static BTreeMap<String, Group> {
-    static GROUPS: OnceLock<BTreeMap<String, Group>> = OnceLock::new();
+pub(super) fn shipped() -> &'static BTreeMap<String, ServiceGroup> {
+    static GROUPS: OnceLock<BTreeMap<String, ServiceGroup>> = OnceLock::new();
     // A unit test reads every one of them, so there is no other case.
     GROUPS.get_or_init(|| toml::from_str(SHIPPED).unwrap_or_default())
 }

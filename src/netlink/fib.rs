@@ -29,14 +29,14 @@ pub struct Fib {
 
 /// What the rules and tables say of one packet. Both are absent where nothing matched.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Decision {
+pub struct FibDecision {
     /// The policy rule that decided.
     pub rule: Option<PolicyRule>,
     /// The route that was found in its table; none where the rule itself decides.
     pub route: Option<Route>,
 }
 
-impl Decision {
+impl FibDecision {
     /// What becomes of the packet, in the kernel's terms: a policy rule's `unreachable` has the
     /// errno of a missing route.
     #[must_use]
@@ -124,7 +124,7 @@ impl Fib {
 
     /// What the rules and tables say of a packet.
     #[must_use]
-    pub fn decide(&self, packet: &LookupQuery) -> Decision {
+    pub fn decide(&self, packet: &LookupQuery) -> FibDecision {
         let mut from = 0;
         while let Some((at, rule)) = self.next_match(from, packet) {
             from = at + 1;
@@ -136,7 +136,7 @@ impl Fib {
                     from = from.max(found.unwrap_or(0));
                 }
                 RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit => {
-                    return Decision {
+                    return FibDecision {
                         rule: Some(rule.clone()),
                         route: None,
                     };
@@ -144,7 +144,7 @@ impl Fib {
                 RuleAction::Table(table) => {
                     if let Some(route) = self.route(table, packet).filter(|r| !suppresses(rule, r))
                     {
-                        return Decision {
+                        return FibDecision {
                             rule: Some(rule.clone()),
                             route: Some(route.clone()),
                         };
@@ -152,7 +152,7 @@ impl Fib {
                 }
             }
         }
-        Decision::default()
+        FibDecision::default()
     }
 
     fn next_match(&self, from: usize, packet: &LookupQuery) -> Option<(usize, &PolicyRule)> {
@@ -253,7 +253,7 @@ mod tests {
         )
     }
 
-    fn dev(decision: &Decision) -> Option<&str> {
+    fn dev(decision: &FibDecision) -> Option<&str> {
         decision.devs().next().map(IfName::as_str)
     }
 

@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use super::{
     Batch, Netlink, NetlinkError,
     link_message::{
-        BridgeOptions, Link, NewVeth, PortOptions, bridge_message, from_message, link_or_none,
-        named, port_message, set_up, veth_message, without_statistics,
+        BridgeOptions, KernelLink, NewVeth, PortOptions, bridge_message, from_message,
+        link_or_none, named, port_message, set_up, veth_message, without_statistics,
     },
     object::Mac,
     requests::Requests,
@@ -191,13 +191,13 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError`] when the kernel refuses the list.
-    pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+    pub fn links(&mut self) -> Result<Vec<KernelLink>, NetlinkError> {
         let request = without_statistics(LinkMessage::default());
         let list = self.dump(
             &format!("to list the links of namespace {}", self.netns()),
             &RouteNetlinkMessage::GetLink(request),
         )?;
-        let links: Vec<Link> = list
+        let links: Vec<KernelLink> = list
             .iter()
             .filter_map(|message| match message {
                 RouteNetlinkMessage::NewLink(link) => from_message(link),
@@ -212,7 +212,7 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError`] when the kernel refuses to say.
-    pub fn link(&mut self, name: &IfName) -> Result<Option<Link>, NetlinkError> {
+    pub fn link(&mut self, name: &IfName) -> Result<Option<KernelLink>, NetlinkError> {
         self.get_link(named(name), name.as_str())
     }
 
@@ -220,7 +220,7 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError`] when the kernel refuses to say.
-    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<KernelLink>, NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         self.get_link(message, &format!("with index {index}"))
@@ -230,7 +230,7 @@ impl Netlink {
         &mut self,
         message: LinkMessage,
         which: &str,
-    ) -> Result<Option<Link>, NetlinkError> {
+    ) -> Result<Option<KernelLink>, NetlinkError> {
         let what = format!("to show link {which} of namespace {}", self.netns());
         let message = RouteNetlinkMessage::GetLink(without_statistics(message));
         let link = link_or_none(self.query_one(what, message))?;
@@ -244,7 +244,10 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError`] when the kernel refuses to say.
-    pub fn links_named(&mut self, names: &[&IfName]) -> Result<Vec<Option<Link>>, NetlinkError> {
+    pub fn links_named(
+        &mut self,
+        names: &[&IfName],
+    ) -> Result<Vec<Option<KernelLink>>, NetlinkError> {
         let mut requests = Requests::default();
         for name in names {
             let what = format!("to show link {name} of namespace {}", self.netns());

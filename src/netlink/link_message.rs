@@ -17,7 +17,7 @@ use crate::{model::IfName, netns::NetnsFd};
 
 /// An interface as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
+pub struct KernelLink {
     /// Number, unique in the namespace.
     pub index: u32,
     /// Name.
@@ -32,7 +32,7 @@ pub struct Link {
     pub up: bool,
     /// Up, and so is the other end.
     pub carrier: bool,
-    /// The kernel has taken notice of the carrier: it sends. Later than [`Link::carrier`].
+    /// The kernel has taken notice of the carrier: it sends. Later than [`KernelLink::carrier`].
     pub running: bool,
     /// Index of the bridge it is a port of.
     pub master: Option<u32>,
@@ -143,7 +143,7 @@ pub(super) fn without_statistics(mut message: LinkMessage) -> LinkMessage {
 
 pub(super) fn link_or_none(
     reply: Result<RouteNetlinkMessage, NetlinkError>,
-) -> Result<Option<Link>, NetlinkError> {
+) -> Result<Option<KernelLink>, NetlinkError> {
     match reply {
         Ok(RouteNetlinkMessage::NewLink(message)) => Ok(from_message(&message)),
         Ok(_) => Ok(None),
@@ -223,13 +223,13 @@ pub(super) fn port_message(name: &IfName, options: PortOptions) -> LinkMessage {
 }
 
 /// The link in `message`; none when its name is one that tsim never gives.
-pub(super) fn from_message(message: &LinkMessage) -> Option<Link> {
+pub(super) fn from_message(message: &LinkMessage) -> Option<KernelLink> {
     let flags = message.header.flags;
     let name = message.attributes.iter().find_map(|a| match a {
         LinkAttribute::IfName(name) => IfName::new(name.as_str()).ok(),
         _ => None,
     })?;
-    let mut link = Link {
+    let mut link = KernelLink {
         index: message.header.index,
         name,
         kind: None,
@@ -262,7 +262,7 @@ pub(super) fn from_message(message: &LinkMessage) -> Option<Link> {
     Some(link)
 }
 
-fn fill(link: &mut Link, info: &LinkInfo) {
+fn fill(link: &mut KernelLink, info: &LinkInfo) {
     match info {
         LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
         LinkInfo::PortData(InfoPortData::BridgePort(options)) => {

@@ -31,9 +31,9 @@ mod text;
 pub use self::{
     batch::Batch,
     error::{NetlinkError, NetlinkErrors},
-    fib::{Decision, Fib},
+    fib::{Fib, FibDecision},
     link::LinkChange,
-    link_message::{BridgeOptions, Link, NewVeth, PortOptions, VethEnd},
+    link_message::{BridgeOptions, KernelLink, NewVeth, PortOptions, VethEnd},
     lookup::{Lookup, LookupKind, LookupQuery},
     socket::Netlink,
     sysctl::SysctlError,

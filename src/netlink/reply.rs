@@ -10,7 +10,7 @@ use super::{error::ext_ack, requests::ALIGN};
 const HEADER_BYTES: usize = 16;
 
 /// A parsed message of the kernel.
-pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
+pub(super) type KernelMessage = NetlinkMessage<RouteNetlinkMessage>;
 
 /// What came back for one request.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) enum Reply {
 pub(super) fn messages(
     bytes: &[u8],
     port: u32,
-) -> impl Iterator<Item = Result<Option<Message>, String>> + '_ {
+) -> impl Iterator<Item = Result<Option<KernelMessage>, String>> + '_ {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = rest.first_chunk().map(|field| u32::from_ne_bytes(*field))? as usize;
@@ -44,7 +44,7 @@ pub(super) fn messages(
             return Some(Ok(None));
         }
         Some(
-            Message::deserialize(message)
+            KernelMessage::deserialize(message)
                 .map(Some)
                 .map_err(|e| e.to_string()),
         )

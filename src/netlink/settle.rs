@@ -25,7 +25,7 @@ use nix::{
 };
 
 use super::{
-    Link, Netlink, NetlinkError,
+    KernelLink, Netlink, NetlinkError,
     object::{Family, Route},
 };
 use crate::model::IfName;
@@ -38,7 +38,7 @@ const LINKS: u32 = 1;
 const IPV6_ROUTES: u32 = 11;
 
 /// Whether the kernel has still to act on the news that the link has a carrier.
-fn is_pending(link: &Link) -> bool {
+fn is_pending(link: &KernelLink) -> bool {
     link.up && link.carrier && (!link.running || link.forwarding == Some(false))
 }
 

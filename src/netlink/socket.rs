@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::{
     NetlinkError, buffers,
     error::ext_ack,
-    reply::{Message, Reply, messages, reply},
+    reply::{KernelMessage, Reply, messages, reply},
     requests::{PerCall, Request, Requests, SEND_BYTES},
 };
 use crate::{
@@ -235,7 +235,7 @@ impl Netlink {
             for message in messages(&self.read, self.port) {
                 let message = message
                     .map_err(|reason| malformed(&format!("a request in {netns}"), reason))?;
-                let Some((header, payload)) = message.map(Message::into_parts) else {
+                let Some((header, payload)) = message.map(KernelMessage::into_parts) else {
                     self.news = true;
                     continue;
                 };
@@ -283,7 +283,7 @@ impl Netlink {
         while self.receive()? {
             for message in messages(&self.read, self.port) {
                 let message = message.map_err(|e| malformed(what, e))?;
-                let Some((header, payload)) = message.map(Message::into_parts) else {
+                let Some((header, payload)) = message.map(KernelMessage::into_parts) else {
                     self.news = true;
                     continue;
                 };

@@ -22,7 +22,7 @@ use nix::{
 
 use super::{
     NetnsError, NetnsFd, NetnsId,
-    fd::{Home, OWN_NETNS, on_own_thread},
+    fd::{HomeNamespace, OWN_NETNS, on_own_thread},
 };
 use crate::{fault, flock, model::NetnsName, wait::Wait};
 
@@ -118,7 +118,7 @@ impl NetnsDir {
             let fd = self.create_here(name)?;
             Ok((fd, inside()))
         };
-        match Home::of_this_thread() {
+        match HomeNamespace::of_this_thread() {
             Some(_home) => make(),
             None => on_own_thread(make),
         }

@@ -163,7 +163,7 @@ pub fn visit<T: Send>(
         Ok(work(netns))
     };
     let all = || namespaces.iter().map(one).collect();
-    match Home::of_this_thread() {
+    match HomeNamespace::of_this_thread() {
         Some(_home) => all(),
         None => on_own_thread(all),
     }
@@ -175,9 +175,9 @@ thread_local! {
 }
 
 /// The namespace that the calling thread is in. Dropping it goes back there.
-pub(super) struct Home(Option<File>);
+pub(super) struct HomeNamespace(Option<File>);
 
-impl Home {
+impl HomeNamespace {
     /// None when the way back would be refused, setns(2): going there is tried before the thread
     /// leaves for the first time.
     pub(super) fn of_this_thread() -> Option<Self> {
@@ -195,7 +195,7 @@ pub(crate) fn moved() {
     HOME.take();
 }
 
-impl Drop for Home {
+impl Drop for HomeNamespace {
     fn drop(&mut self) {
         let Some(home) = self.0.take() else { return };
         if setns(&home, CloneFlags::CLONE_NEWNET).is_ok() {

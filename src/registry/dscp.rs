@@ -45,7 +45,7 @@ pub struct DscpGrant {
 }
 
 /// Who asks for a value, and for which.
-pub(crate) struct Request<'a> {
+pub(crate) struct DscpRequest<'a> {
     pub(crate) run_id: &'a RunId,
     pub(crate) owner: &'a Owner,
     pub(crate) username: Option<&'a str>,
@@ -57,7 +57,7 @@ pub(crate) struct Request<'a> {
 pub(crate) fn allocate(
     table: &mut Table,
     range: DscpRange,
-    request: &Request<'_>,
+    request: &DscpRequest<'_>,
     liveness: IsGone<'_>,
     now: Timestamp,
 ) -> Result<DscpGrant, RegistryError> {

@@ -17,11 +17,11 @@ use crate::{
     model::{Dscp, HostId, RouterId, RunId},
     registry::{
         HostKernel, HostLeases, HostRecord, HostSpec, Job, JobInfo, JobType, Lease, Liveness,
-        Locked, ManagedBy, Mode, NeighbourKernel, Owner, Refused, RegistryError, RegistryManager,
-        Scope, TapKernel, Unlocked, Wait, dscp, host,
+        LockMode, Locked, ManagedBy, NeighbourKernel, Owner, ReconcileScope, RefusedLocks,
+        RegistryError, RegistryManager, TapKernel, Unlocked, Wait, dscp, host,
         job_hosts::is_made,
         lease, log,
-        manager::{Census, Open},
+        manager::{Open, OwnerCensus},
         neighbour,
         order::{Dscp as DscpLevel, HostLeases as LeasesLevel, Hosts, Neighbours, Token},
         table::Table,
@@ -43,7 +43,7 @@ pub struct Holding {
     made: Vec<HostId>,
     locking: Duration,
     /// What the log is to say, once for a beginning and once for an end.
-    log: Vec<log::Entry>,
+    log: Vec<log::LogEntry>,
 }
 
 #[derive(Debug)]
@@ -132,7 +132,7 @@ impl Holding {
         let mut specs = specs.to_vec();
         specs.sort_by(|a, b| a.id.cmp(&b.id));
         specs.dedup_by(|a, b| a.id == b.id);
-        let scope = Scope::Touching {
+        let scope = ReconcileScope::Touching {
             routers: routers.to_vec(),
             hosts: Vec::new(),
         };
@@ -167,8 +167,8 @@ impl Holding {
             .map(|failed| notes.extend(failed));
         let before = wait.waited();
         let result = match begun {
-            Ok(()) => job.lock_unrecorded(routers, Mode::Shared, wait),
-            Err(error) => Err(Box::new(Refused { job, error })),
+            Ok(()) => job.lock_unrecorded(routers, LockMode::Shared, wait),
+            Err(error) => Err(Box::new(RefusedLocks { job, error })),
         };
         self.locking = wait.waited().saturating_sub(before);
         if let Ok(locked) = &result {
@@ -242,10 +242,10 @@ impl Holding {
     fn take<'s>(
         &mut self,
         specs: &[&'s HostSpec],
-        scope: Option<&Scope>,
+        scope: Option<&ReconcileScope>,
     ) -> Result<Look<'s>, RegistryError> {
         let registry = self.registry.clone();
-        let mut census = Census::default();
+        let mut census = OwnerCensus::default();
         let mut token = Token::new();
         let mut leases = registry.open_file::<LeasesLevel, _>(&mut token)?;
         let Some(hosts) = registry.glance::<Hosts>()? else {
@@ -279,19 +279,19 @@ impl Holding {
         &mut self,
         leases: &mut Open<'_, LeasesLevel>,
         usable: &[(&HostSpec, ManagedBy)],
-        census: &mut Census,
+        census: &mut OwnerCensus,
     ) -> Result<(), RegistryError> {
         let registry = self.registry.clone();
         let liveness = &mut |owner: &Owner| census.ask(owner);
         let before = leases.table.clone();
         let (token, table) = leases.parts();
-        let mut log: Vec<log::Entry> = Vec::new();
+        let mut log: Vec<log::LogEntry> = Vec::new();
         let mut values = None;
         let dscp = match self.dscp {
             Some(held) => held,
             None => {
                 let open = values.insert(registry.open_file::<DscpLevel, _>(token)?);
-                let request = dscp::Request {
+                let request = dscp::DscpRequest {
                     run_id: &self.run_id,
                     owner: registry.owner(),
                     username: None,
@@ -341,16 +341,16 @@ impl Holding {
     }
 
     /// A line of the log about this job.
-    fn entry(&self, operation: &str, details: Value) -> log::Entry {
-        log::Entry::new(operation, Some(&self.run_id), details)
+    fn entry(&self, operation: &str, details: Value) -> log::LogEntry {
+        log::LogEntry::new(operation, Some(&self.run_id), details)
     }
 
     /// Whether somebody who is dead has left a lease, a host or a neighbour entry here.
     fn has_remains(
         &self,
-        scope: &Scope,
+        scope: &ReconcileScope,
         (hosts, leases): (&Table, &Table),
-        census: &mut Census,
+        census: &mut OwnerCensus,
     ) -> Result<bool, RegistryError> {
         let mut is_gone = |owner: &Owner| census.ask(owner) == Liveness::Gone;
         for (host, record) in lease::list(leases)? {
@@ -461,7 +461,7 @@ impl Holding {
         let mut token = Token::new();
         let mut leases = registry.open_file::<LeasesLevel, _>(&mut token)?;
         let (token, table) = leases.parts();
-        let mut census = Census::default();
+        let mut census = OwnerCensus::default();
         let liveness = &mut |owner: &Owner| census.ask(owner);
         for host in made {
             match lease::release_host(table, host, &self.run_id, liveness) {
@@ -506,7 +506,7 @@ impl Holding {
     fn free_dscp(
         &mut self,
         token: &mut Token<'_, LeasesLevel>,
-    ) -> Result<log::Entry, RegistryError> {
+    ) -> Result<log::LogEntry, RegistryError> {
         self.dscp = None;
         let registry = &self.registry;
         let mut values = registry.open_file::<DscpLevel, _>(token)?;
@@ -517,6 +517,6 @@ impl Holding {
 }
 
 /// What the log says of a value that a dead job held.
-fn dropped(dead: &RunId) -> log::Entry {
-    log::Entry::new("dscp.drop", Some(dead), json!({}))
+fn dropped(dead: &RunId) -> log::LogEntry {
+    log::LogEntry::new("dscp.drop", Some(dead), json!({}))
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     model::{Dscp, NameError, RouterId, RunId},
     registry::{
-        JobType, Lease, Mode, RegistryError, RegistryManager, RouterLock, Wait,
+        JobType, Lease, LockMode, RegistryError, RegistryManager, RouterLock, Wait,
         host::{ManagedBy, Registrant},
         log,
         order::{Nothing, Token},
@@ -52,15 +52,15 @@ pub struct Locked {
 /// Router locks were not had; the job is as it was before.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-pub struct Refused {
+pub struct RefusedLocks {
     /// The job, holding no router.
     pub job: Job<Unlocked>,
     /// Why.
     pub error: RegistryError,
 }
 
-impl From<Refused> for RegistryError {
-    fn from(refused: Refused) -> Self {
+impl From<RefusedLocks> for RegistryError {
+    fn from(refused: RefusedLocks) -> Self {
         refused.error
     }
 }
@@ -115,9 +115,9 @@ impl Job<Unlocked> {
     pub fn router_lock(
         self,
         router: &RouterId,
-        mode: Mode,
+        mode: LockMode,
         wait: &Wait,
-    ) -> Result<Job<Locked>, Box<Refused>> {
+    ) -> Result<Job<Locked>, Box<RefusedLocks>> {
         self.all_router_locks(std::slice::from_ref(router), mode, wait)
     }
 
@@ -129,14 +129,14 @@ impl Job<Unlocked> {
     /// a process dies, the kernel closes what was opened later first.
     ///
     /// # Errors
-    /// [`Refused`] gives the job back, with [`RegistryError::LockTimeout`],
+    /// [`RefusedLocks`] gives the job back, with [`RegistryError::LockTimeout`],
     /// [`RegistryError::Cancelled`], or what was wrong with the lock's files.
     pub fn all_router_locks(
         self,
         routers: &[RouterId],
-        mode: Mode,
+        mode: LockMode,
         wait: &Wait,
-    ) -> Result<Job<Locked>, Box<Refused>> {
+    ) -> Result<Job<Locked>, Box<RefusedLocks>> {
         let locked = self.lock_unrecorded(routers, mode, wait)?;
         locked.registry.record_all(locked.locked().as_slice());
         Ok(locked)
@@ -146,9 +146,9 @@ impl Job<Unlocked> {
     pub(crate) fn lock_unrecorded(
         self,
         routers: &[RouterId],
-        mode: Mode,
+        mode: LockMode,
         wait: &Wait,
-    ) -> Result<Job<Locked>, Box<Refused>> {
+    ) -> Result<Job<Locked>, Box<RefusedLocks>> {
         match lock_all(&self.registry, &self.info.run_id, routers, mode, wait) {
             Ok(locks) => Ok(Job {
                 registry: self.registry,
@@ -156,7 +156,7 @@ impl Job<Unlocked> {
                 token: self.token,
                 stage: Locked { locks },
             }),
-            Err(error) => Err(Box::new(Refused { job: self, error })),
+            Err(error) => Err(Box::new(RefusedLocks { job: self, error })),
         }
     }
 }
@@ -180,11 +180,11 @@ impl Job<Locked> {
     }
 
     /// What the log says of the locks that are held; none where none is.
-    pub(crate) fn locked(&self) -> Option<log::Entry> {
+    pub(crate) fn locked(&self) -> Option<log::LogEntry> {
         let mode = self.locks().first()?.mode();
         let details = json!({"mode": mode, "routers": self.names()});
         let run_id = Some(&self.info.run_id);
-        Some(log::Entry::new("router.lock", run_id, details))
+        Some(log::LogEntry::new("router.lock", run_id, details))
     }
 
     fn names(&self) -> Vec<&RouterId> {
@@ -200,10 +200,10 @@ impl Job<Locked> {
     }
 
     /// The same, and what the log is to say of it.
-    pub(crate) fn unlock_unrecorded(self) -> (Job<Unlocked>, Option<log::Entry>) {
+    pub(crate) fn unlock_unrecorded(self) -> (Job<Unlocked>, Option<log::LogEntry>) {
         let entry = (!self.locks().is_empty()).then(|| {
             let details = json!({"routers": self.names()});
-            log::Entry::new("router.unlock", Some(&self.info.run_id), details)
+            log::LogEntry::new("router.unlock", Some(&self.info.run_id), details)
         });
         // The last one taken is freed first.
         self.stage.locks.into_iter().rev().for_each(drop);
@@ -221,7 +221,7 @@ fn lock_all(
     registry: &RegistryManager,
     run_id: &RunId,
     routers: &[RouterId],
-    mode: Mode,
+    mode: LockMode,
     wait: &Wait,
 ) -> Result<Vec<RouterLock>, RegistryError> {
     let mut sorted: Vec<(String, &RouterId)> = routers.iter().map(|r| (r.to_string(), r)).collect();

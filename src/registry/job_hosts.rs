@@ -12,11 +12,11 @@ use serde_json::json;
 use crate::{
     model::HostId,
     registry::{
-        HostKernel, HostLeases as Leases, HostRecord, HostSpec, Job, KernelError, Lease, ManagedBy,
-        Mode, Owner, RegistryError, Released, Unlocked, Wait, host, lease,
+        HostKernel, HostLeases as Leases, HostRecord, HostSpec, Job, KernelError, Lease, LockMode,
+        ManagedBy, Owner, RegistryError, Released, Unlocked, Wait, host, lease,
         lock::QueueLock,
         log,
-        manager::Census,
+        manager::OwnerCensus,
         order::{HostLeases, Hosts},
         time,
     },
@@ -300,7 +300,7 @@ impl Job<Unlocked> {
         let run_id = &self.info.run_id;
         let name = host.to_string();
         self.registry
-            .enter_queue(&name, Mode::Exclusive, run_id, wait)
+            .enter_queue(&name, LockMode::Exclusive, run_id, wait)
     }
 
     /// Finds out what is to be done for `specs`, whose queues are held: nobody else changes that.
@@ -577,9 +577,9 @@ impl Job<Unlocked> {
         self.registry.record_all(&self.entries(operation, hosts));
     }
 
-    fn entries(&self, operation: &str, hosts: &[&HostId]) -> Vec<log::Entry> {
+    fn entries(&self, operation: &str, hosts: &[&HostId]) -> Vec<log::LogEntry> {
         let run_id = Some(&self.info.run_id);
-        let entry = |host: &&HostId| log::Entry::new(operation, run_id, json!({"host": host}));
+        let entry = |host: &&HostId| log::LogEntry::new(operation, run_id, json!({"host": host}));
         hosts.iter().map(entry).collect()
     }
 }
@@ -590,7 +590,7 @@ pub(crate) fn is_made(record: &HostRecord, leases: Option<&Leases>) -> bool {
 }
 
 fn alive() -> impl FnMut(&Owner) -> crate::registry::Liveness {
-    let mut census = Census::default();
+    let mut census = OwnerCensus::default();
     move |owner| census.ask(owner)
 }
 

@@ -11,7 +11,7 @@ use crate::{
     registry::{
         Job, KernelError, Lease, Locked, NeighbourKernel, NeighbourKey, NeighbourLeases,
         RegistryError, RegistryManager,
-        manager::{Census, Open},
+        manager::{Open, OwnerCensus},
         neighbour::not_leased,
         order::{Neighbours, Routers, Token},
     },
@@ -42,7 +42,7 @@ impl Job<Locked> {
                 NeighbourLeases::new(key, mac, before)
             }
         };
-        let mut census = Census::default();
+        let mut census = OwnerCensus::default();
         let lease = record.acquire(key, mac, new, &mut |o| census.ask(o))?;
         open.table.put(&text, &record)?;
         self.registry.save(&open)?;
@@ -76,7 +76,7 @@ impl Job<Locked> {
         let run_id = &self.info.run_id;
         let record: Option<NeighbourLeases> = open.table.get(&text)?;
         let mut record = record.ok_or_else(|| not_leased(key, run_id))?;
-        let mut census = Census::default();
+        let mut census = OwnerCensus::default();
         let left = record.release(key, run_id, &mut |o| census.ask(o))?;
         if left == 0 {
             let restored = kernel.restore_neighbour(key, record.before.as_ref());

@@ -22,7 +22,7 @@ use crate::{
     fault,
     model::{RouterId, RunId},
     registry::{
-        Collided, Mode, Owner, RegistryError, Wait,
+        Collided, LockMode, Owner, RegistryError, Wait,
         medium::{self, Directory},
         mutex,
         queue::{Ticket, nearest, next_number},
@@ -41,7 +41,7 @@ pub struct LockHolder {
     /// The job.
     pub run_id: RunId,
     /// How it wants the lock.
-    pub mode: Mode,
+    pub mode: LockMode,
     /// Its process.
     pub pid: u32,
     /// When it came.
@@ -94,7 +94,7 @@ impl RouterLock {
 
     /// How it is held.
     #[must_use]
-    pub fn mode(&self) -> Mode {
+    pub fn mode(&self) -> LockMode {
         self.lock.ticket.mode
     }
 }
@@ -111,7 +111,7 @@ struct Queue {
 pub(crate) fn acquire(
     locks: &Arc<Directory>,
     name: &str,
-    mode: Mode,
+    mode: LockMode,
     run_id: &RunId,
     owner: &Owner,
     wait: &Wait,
@@ -226,7 +226,7 @@ pub(crate) fn directories(locks: &Directory) -> Result<Vec<String>, RegistryErro
 fn enter(
     locks: &Arc<Directory>,
     name: &str,
-    mode: Mode,
+    mode: LockMode,
     run_id: &RunId,
     owner: &Owner,
     wait: &Wait,

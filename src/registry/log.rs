@@ -28,7 +28,7 @@ const ROTATE: u64 = 4 << 20;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct LogEntry {
     /// RFC 3339, UTC.
     pub time: String,
     /// `object.verb`.
@@ -39,7 +39,7 @@ pub struct Entry {
     pub details: Value,
 }
 
-impl Entry {
+impl LogEntry {
     /// What is done now.
     pub(crate) fn new(operation: &str, run_id: Option<&RunId>, details: Value) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl Entry {
 
 /// Appends lines. A log that cannot be written does not undo a change that was made: it is only
 /// reported.
-pub(crate) fn record_all(medium: &dyn Medium, locks: &Directory, entries: &[Entry]) {
+pub(crate) fn record_all(medium: &dyn Medium, locks: &Directory, entries: &[LogEntry]) {
     let Some(first) = entries.first() else { return };
     let written = append(medium, entries).and_then(|size| {
         if size > ROTATE {
@@ -68,7 +68,7 @@ pub(crate) fn record_all(medium: &dyn Medium, locks: &Directory, entries: &[Entr
     }
 }
 
-fn append(medium: &dyn Medium, entries: &[Entry]) -> Result<u64, RegistryError> {
+fn append(medium: &dyn Medium, entries: &[LogEntry]) -> Result<u64, RegistryError> {
     let mut lines = Vec::new();
     for entry in entries {
         // Writing text to a Vec cannot fail.
@@ -92,11 +92,11 @@ fn rotate(medium: &dyn Medium, locks: &Directory) -> Result<(), RegistryError> {
 }
 
 /// The last `count` lines, oldest first. A line that is no entry is left out.
-pub(crate) fn tail(medium: &dyn Medium, count: usize) -> Result<Vec<Entry>, RegistryError> {
+pub(crate) fn tail(medium: &dyn Medium, count: usize) -> Result<Vec<LogEntry>, RegistryError> {
     let mut text = medium.read(OLDER)?.unwrap_or_default();
     text.extend(medium.read(FILE)?.unwrap_or_default());
     let lines = text.split(|&b| b == b'\n').rev();
-    let mut entries: Vec<Entry> = lines
+    let mut entries: Vec<LogEntry> = lines
         .filter_map(|line| serde_json::from_slice(line).ok())
         .take(count)
         .collect();

@@ -10,10 +10,10 @@ use crate::{
     model::{Dscp, DscpRange, HostId, RouterId, RunId},
     registry::{
         DscpAllocation, DscpGrant, HostLeases, HostRecord, Job, JobInfo, Lease, Liveness,
-        LockHolder, Mode, NeighbourKey, NeighbourLeases, Owner, RegistryError, Repair, Unlocked,
-        Wait, dscp, host, lease, lock, log,
+        LockHolder, LockMode, NeighbourKey, NeighbourLeases, Owner, RegistryError, Repair,
+        Unlocked, Wait, dscp, host, lease, lock, log,
         medium::{Directory, Medium},
-        mutex::{self, Guard},
+        mutex::{self, RegistryGuard},
         neighbour,
         order::{Before, Dscp as DscpLevel, HostLeases as LeasesLevel, Hosts, Neighbours, Token},
         store::{FileLevel, Store},
@@ -43,7 +43,7 @@ struct Inner {
 pub(crate) struct Open<'t, L: FileLevel> {
     pub(crate) table: Table,
     /// Held until the change is saved.
-    guard: Guard<'t, L>,
+    guard: RegistryGuard<'t, L>,
 }
 
 impl<'t, L: FileLevel> Open<'t, L> {
@@ -55,9 +55,9 @@ impl<'t, L: FileLevel> Open<'t, L> {
 
 /// Looks at each owner once.
 #[derive(Default)]
-pub(crate) struct Census(HashMap<Owner, Liveness>);
+pub(crate) struct OwnerCensus(HashMap<Owner, Liveness>);
 
-impl Census {
+impl OwnerCensus {
     pub(crate) fn ask(&mut self, owner: &Owner) -> Liveness {
         if let Some(known) = self.0.get(owner) {
             return *known;
@@ -239,13 +239,13 @@ impl RegistryManager {
     ) -> Result<DscpGrant, RegistryError> {
         let mut token = Token::new();
         let mut open = self.open_file::<DscpLevel, _>(&mut token)?;
-        let request = dscp::Request {
+        let request = dscp::DscpRequest {
             run_id,
             owner: self.owner(),
             username,
             wanted,
         };
-        let mut census = Census::default();
+        let mut census = OwnerCensus::default();
         let range = self.0.dscp;
         let liveness = &mut |o: &Owner| census.ask(o);
         let grant = dscp::allocate(&mut open.table, range, &request, liveness, time::now())?;
@@ -313,7 +313,7 @@ impl RegistryManager {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn log_tail(&self, count: usize) -> Result<Vec<log::Entry>, RegistryError> {
+    pub fn log_tail(&self, count: usize) -> Result<Vec<log::LogEntry>, RegistryError> {
         log::tail(self.0.store.medium(), count)
     }
 
@@ -331,7 +331,7 @@ impl RegistryManager {
     pub(crate) fn lock_file<'t, L: FileLevel, P: Before<L>>(
         &'t self,
         token: &'t mut Token<'_, P>,
-    ) -> Result<Guard<'t, L>, RegistryError> {
+    ) -> Result<RegistryGuard<'t, L>, RegistryError> {
         let wait = Wait::at_most(FILE_PATIENCE);
         let locks = (&*self.0.locks, &self.0.opened);
         mutex::lock(token, locks, L::FILE.lock, &wait)
@@ -340,7 +340,7 @@ impl RegistryManager {
     /// Reads one record of a locked file.
     pub(crate) fn one<L: FileLevel, T: DeserializeOwned>(
         &self,
-        _held: &Guard<'_, L>,
+        _held: &RegistryGuard<'_, L>,
         key: &str,
     ) -> Result<Option<T>, RegistryError> {
         self.0.store.load_one(L::FILE, key, time::now())
@@ -349,7 +349,7 @@ impl RegistryManager {
     /// Loads a locked file.
     pub(crate) fn load<'t, L: FileLevel>(
         &self,
-        guard: Guard<'t, L>,
+        guard: RegistryGuard<'t, L>,
     ) -> Result<Open<'t, L>, RegistryError> {
         let table = self.0.store.load(L::FILE, time::now())?;
         Ok(Open { table, guard })
@@ -392,11 +392,11 @@ impl RegistryManager {
     }
 
     pub(crate) fn record(&self, operation: &str, run_id: Option<&RunId>, details: Value) {
-        self.record_all(&[log::Entry::new(operation, run_id, details)]);
+        self.record_all(&[log::LogEntry::new(operation, run_id, details)]);
     }
 
     /// Writes several lines of the log at once.
-    pub(crate) fn record_all(&self, entries: &[log::Entry]) {
+    pub(crate) fn record_all(&self, entries: &[log::LogEntry]) {
         log::record_all(self.0.store.medium(), &self.0.locks, entries);
     }
 
@@ -404,7 +404,7 @@ impl RegistryManager {
     pub(crate) fn enter_queue(
         &self,
         name: &str,
-        mode: Mode,
+        mode: LockMode,
         run_id: &RunId,
         wait: &Wait,
     ) -> Result<lock::QueueLock, RegistryError> {

@@ -77,14 +77,14 @@ pub use dscp::{DscpAllocation, DscpGrant};
 pub use error::{Collided, RegistryError};
 pub use holding::Holding;
 pub use host::{HostRecord, HostSpec, ManagedBy};
-pub use job::{Job, JobInfo, Locked, Refused, Unlocked};
+pub use job::{Job, JobInfo, Locked, RefusedLocks, Unlocked};
 pub use kernel::{HostKernel, KernelError, NeighbourKernel, TapKernel};
 pub use lease::{HostLeases, JobType, Lease, Released};
 pub use lock::{LockHolder, RouterLock};
 pub use manager::RegistryManager;
 pub use neighbour::{NeighbourKey, NeighbourLeases};
-pub use queue::Mode;
-pub use reconcile::{Action, ReconcileReport, Scope};
+pub use queue::LockMode;
+pub use reconcile::{ReconcileAction, ReconcileReport, ReconcileScope};
 pub use store::Repair;
 pub use taps::TapNote;
 

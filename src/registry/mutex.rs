@@ -40,21 +40,21 @@ impl Opened {
 
 /// A held lock; dropping frees it.
 #[derive(Debug)]
-pub(crate) struct Guard<'t, L: Level> {
+pub(crate) struct RegistryGuard<'t, L: Level> {
     held: Option<Flock<OwnedFd>>,
     name: &'static str,
     opened: &'t Opened,
     token: Token<'t, L>,
 }
 
-impl<'t, L: Level> Guard<'t, L> {
+impl<'t, L: Level> RegistryGuard<'t, L> {
     /// What may be locked while this is held.
     pub(crate) fn token(&mut self) -> &mut Token<'t, L> {
         &mut self.token
     }
 }
 
-impl<L: Level> Drop for Guard<'_, L> {
+impl<L: Level> Drop for RegistryGuard<'_, L> {
     fn drop(&mut self) {
         // What could not be unlocked is closed, and free by that.
         if let Some(Ok(fd)) = self.held.take().map(Flock::unlock) {
@@ -69,12 +69,12 @@ pub(crate) fn lock<'t, L: Level, P: Before<L>>(
     (locks, opened): (&Directory, &'t Opened),
     name: &'static str,
     wait: &Wait,
-) -> Result<Guard<'t, L>, RegistryError> {
+) -> Result<RegistryGuard<'t, L>, RegistryError> {
     let open = || match opened.take(name) {
         Some(fd) => Ok(fd),
         None => locks.lock_file_unchecked(name),
     };
-    Ok(Guard {
+    Ok(RegistryGuard {
         held: Some(lock_linked(locks, name, wait, open)?),
         name,
         opened,
@@ -142,7 +142,7 @@ mod tests {
         token: &'t mut Token<'static, Nothing>,
         (locks, opened): &'t Locks,
         wait: &Wait,
-    ) -> Result<Guard<'t, Hosts>, RegistryError> {
+    ) -> Result<RegistryGuard<'t, Hosts>, RegistryError> {
         lock(token, (locks, opened), "hosts", wait)
     }
 

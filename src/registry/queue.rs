@@ -43,14 +43,14 @@ use crate::model::RunId;
 /// How a router is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub enum LockMode {
     /// Together with others who hold it shared: quick jobs.
     Shared,
     /// Alone: detailed jobs.
     Exclusive,
 }
 
-impl fmt::Display for Mode {
+impl fmt::Display for LockMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Shared => "shared",
@@ -65,7 +65,7 @@ pub struct Ticket {
     /// Place in the queue; lower goes first.
     pub number: u64,
     /// How the router is wanted.
-    pub mode: Mode,
+    pub mode: LockMode,
     /// The job.
     pub run_id: RunId,
     /// Its process.
@@ -105,8 +105,8 @@ impl FromStr for Ticket {
         let ticket = Self {
             number: number(fields.next())?,
             mode: match fields.next() {
-                Some("shared") => Mode::Shared,
-                Some("exclusive") => Mode::Exclusive,
+                Some("shared") => LockMode::Shared,
+                Some("exclusive") => LockMode::Exclusive,
                 _ => return Err(NotATicket),
             },
             run_id: number(fields.next())?,
@@ -126,8 +126,8 @@ impl FromStr for Ticket {
 
 /// Whether a live ticket (`number`, `mode`) is in the way of a later one.
 #[must_use]
-pub fn blocks(ahead: (u64, Mode), behind: (u64, Mode)) -> bool {
-    ahead.0 < behind.0 && (ahead.1 == Mode::Exclusive || behind.1 == Mode::Exclusive)
+pub fn blocks(ahead: (u64, LockMode), behind: (u64, LockMode)) -> bool {
+    ahead.0 < behind.0 && (ahead.1 == LockMode::Exclusive || behind.1 == LockMode::Exclusive)
 }
 
 /// The number of the next ticket.
@@ -137,19 +137,19 @@ pub fn next_number(numbers: impl Iterator<Item = u64>) -> u64 {
 }
 
 /// What has a number and a mode.
-pub trait Place {
+pub trait Numbered {
     /// Both.
-    fn place(&self) -> (u64, Mode);
+    fn place(&self) -> (u64, LockMode);
 }
 
-impl Place for Ticket {
-    fn place(&self) -> (u64, Mode) {
+impl Numbered for Ticket {
+    fn place(&self) -> (u64, LockMode) {
         (self.number, self.mode)
     }
 }
 
 /// Of those in the way of `mine` the nearest; it is the one to wait for.
-pub fn nearest<P: Place>(places: &[P], mine: (u64, Mode)) -> Option<&P> {
+pub fn nearest<P: Numbered>(places: &[P], mine: (u64, LockMode)) -> Option<&P> {
     places
         .iter()
         .filter(|p| blocks(p.place(), mine))
@@ -164,7 +164,7 @@ mod model;
 mod tests {
     use super::*;
 
-    fn ticket(number: u64, mode: Mode) -> Ticket {
+    fn ticket(number: u64, mode: LockMode) -> Ticket {
         Ticket {
             number,
             mode,
@@ -178,8 +178,8 @@ mod tests {
     #[test]
     fn a_ticket_is_its_file_name() {
         let name = "0000000000000041,shared,run-7,4711,81234,1735689600000";
-        assert_eq!(ticket(41, Mode::Shared).to_string(), name);
-        assert_eq!(name.parse(), Ok(ticket(41, Mode::Shared)));
+        assert_eq!(ticket(41, LockMode::Shared).to_string(), name);
+        assert_eq!(name.parse(), Ok(ticket(41, LockMode::Shared)));
         for bad in [
             ".new",
             "41,shared,run-7,4711,81234,1735689600000",
@@ -195,7 +195,7 @@ mod tests {
     fn the_longest_ticket_is_a_file_name() {
         let longest = Ticket {
             number: u64::MAX,
-            mode: Mode::Exclusive,
+            mode: LockMode::Exclusive,
             run_id: RunId::new("r".repeat(64)).unwrap(),
             pid: u32::MAX,
             start_time: u64::MAX,
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn one_waits_for_the_nearest_in_the_way() {
-        use Mode::{Exclusive as X, Shared as S};
+        use LockMode::{Exclusive as X, Shared as S};
         let queue: Vec<Ticket> = [(1, S), (2, X), (3, S), (4, S)]
             .map(|(n, m)| ticket(n, m))
             .into();

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Mode, Place, blocks, nearest, next_number};
+use super::{LockMode, Numbered, blocks, nearest, next_number};
 
 /// Where a job is; named after the system call that comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,24 +28,24 @@ enum At {
 /// A ticket in the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Entry {
-    mode: Mode,
+    mode: LockMode,
     /// Whether its owner has the FIFO open.
     open: bool,
 }
 
-impl Place for (u64, Entry) {
-    fn place(&self) -> (u64, Mode) {
+impl Numbered for (u64, Entry) {
+    fn place(&self) -> (u64, LockMode) {
         (self.0, self.1.mode)
     }
 }
 
-impl PartialOrd for Mode {
+impl PartialOrd for LockMode {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Mode {
+impl Ord for LockMode {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (*self as u8).cmp(&(*other as u8))
     }
@@ -63,14 +63,14 @@ enum Flaw {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct State {
-    jobs: Vec<(Mode, At, u8)>,
+    jobs: Vec<(LockMode, At, u8)>,
     directory: BTreeMap<u64, Entry>,
     locked_by: Option<usize>,
     deaths_left: u8,
 }
 
 impl State {
-    fn new(modes: &[Mode], rounds: u8, deaths_left: u8) -> Self {
+    fn new(modes: &[LockMode], rounds: u8, deaths_left: u8) -> Self {
         Self {
             jobs: modes
                 .iter()
@@ -135,9 +135,9 @@ impl State {
         Some(next)
     }
 
-    fn look(&self, mine: u64, mode: Mode, flaw: Flaw) -> At {
+    fn look(&self, mine: u64, mode: LockMode, flaw: Flaw) -> At {
         let mut entries = self.entries();
-        if flaw == Flaw::SharedOvertakes && mode == Mode::Shared {
+        if flaw == Flaw::SharedOvertakes && mode == LockMode::Shared {
             let held = |n: u64| self.jobs.iter().any(|j| j.1 == At::Holding(n));
             entries.retain(|(n, _)| held(*n));
         }
@@ -169,7 +169,7 @@ impl State {
 
     /// What must hold in every state.
     fn check(&self) -> Result<(), String> {
-        let holding: Vec<(u64, Mode)> = self
+        let holding: Vec<(u64, LockMode)> = self
             .jobs
             .iter()
             .filter_map(|(mode, at, _)| match at {
@@ -177,7 +177,7 @@ impl State {
                 _ => None,
             })
             .collect();
-        if holding.len() > 1 && holding.iter().any(|h| h.1 == Mode::Exclusive) {
+        if holding.len() > 1 && holding.iter().any(|h| h.1 == LockMode::Exclusive) {
             return Err(format!("held together: {holding:?}"));
         }
         // No overtaking: nobody who waits came before somebody who holds and is in the way.
@@ -214,7 +214,7 @@ fn explore(start: State, flaw: Flaw) -> Result<usize, String> {
         state.check().map_err(|e| format!("{e} in {state:?}"))?;
         let jobs = 0..state.jobs.len();
         let steps: Vec<State> = jobs.clone().filter_map(|j| state.step(j, flaw)).collect();
-        let at_end = |j: &(Mode, At, u8)| matches!(j.1, At::Dead | At::Done);
+        let at_end = |j: &(LockMode, At, u8)| matches!(j.1, At::Dead | At::Done);
         if steps.is_empty() && !state.jobs.iter().all(at_end) {
             return Err(format!("everybody sleeps in {state:?}"));
         }
@@ -229,8 +229,8 @@ fn explore(start: State, flaw: Flaw) -> Result<usize, String> {
 }
 
 /// Three jobs of any modes; who is first does not matter, because every schedule is tried.
-fn mixes() -> [[Mode; 3]; 4] {
-    use Mode::{Exclusive as X, Shared as S};
+fn mixes() -> [[LockMode; 3]; 4] {
+    use LockMode::{Exclusive as X, Shared as S};
     [[S, S, S], [S, S, X], [S, X, X], [X, X, X]]
 }
 

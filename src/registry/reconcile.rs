@@ -15,10 +15,10 @@ use serde_json::json;
 use crate::{
     model::{Dscp, HostId, RouterId, RunId, WithCauses},
     registry::{
-        HostKernel, HostRecord, Liveness, ManagedBy, Mode, NeighbourKernel, NeighbourKey,
+        HostKernel, HostRecord, Liveness, LockMode, ManagedBy, NeighbourKernel, NeighbourKey,
         NeighbourLeases, Owner, RegistryError, RegistryManager, TapKernel, TapNote, Wait, dscp,
         job_hosts, job_neighbours, lease, lock,
-        manager::Census,
+        manager::OwnerCensus,
         neighbour,
         order::{Dscp as DscpLevel, HostLeases, Hosts, Neighbours, Token},
         taps,
@@ -27,7 +27,7 @@ use crate::{
 
 /// What is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scope {
+pub enum ReconcileScope {
     /// Everything in the registry.
     Everything,
     /// What a job is about to use: these routers with everything on them, and these hosts; and the
@@ -41,7 +41,7 @@ pub enum Scope {
     },
 }
 
-impl Scope {
+impl ReconcileScope {
     pub(crate) fn has_router(&self, router: &RouterId) -> bool {
         match self {
             Self::Everything => true,
@@ -68,7 +68,7 @@ impl Scope {
 /// One thing that was done, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
-pub enum Action {
+pub enum ReconcileAction {
     /// A tap was removed from a router.
     SweepTap {
         /// The tap.
@@ -114,7 +114,7 @@ pub enum Action {
     },
 }
 
-impl fmt::Display for Action {
+impl fmt::Display for ReconcileAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SweepTap { tap } => write!(f, "remove tap {tap}"),
@@ -140,7 +140,7 @@ pub struct ReconcileReport {
     /// Nothing was changed; the actions are what would have been done.
     pub dry_run: bool,
     /// What was done, in order.
-    pub actions: Vec<Action>,
+    pub actions: Vec<ReconcileAction>,
     /// What was kept because it cannot be told whether its owner lives, and what in the kernel
     /// does not agree with the registry.
     pub notices: Vec<String>,
@@ -152,9 +152,9 @@ pub struct ReconcileReport {
 struct Pass<'a, K> {
     registry: &'a RegistryManager,
     run_id: &'a RunId,
-    scope: &'a Scope,
+    scope: &'a ReconcileScope,
     kernel: &'a mut K,
-    census: Census,
+    census: OwnerCensus,
     report: ReconcileReport,
 }
 
@@ -169,7 +169,7 @@ impl RegistryManager {
     pub fn reconcile<K: HostKernel + NeighbourKernel + TapKernel>(
         &self,
         run_id: &RunId,
-        scope: &Scope,
+        scope: &ReconcileScope,
         kernel: &mut K,
         dry_run: bool,
     ) -> Result<ReconcileReport, RegistryError> {
@@ -178,7 +178,7 @@ impl RegistryManager {
             run_id,
             scope,
             kernel,
-            census: Census::default(),
+            census: OwnerCensus::default(),
             report: ReconcileReport {
                 dry_run,
                 ..ReconcileReport::default()
@@ -191,7 +191,7 @@ impl RegistryManager {
         let freed = pass.host_leases()?;
         pass.hosts(&freed)?;
         pass.tickets()?;
-        if *scope == Scope::Everything {
+        if *scope == ReconcileScope::Everything {
             pass.dscp()?;
             pass.compare_with_kernel()?;
         }
@@ -205,7 +205,7 @@ impl RegistryManager {
     pub(crate) fn sweep_locks<K: HostKernel + NeighbourKernel + TapKernel>(
         &self,
         run_id: &RunId,
-        scope: &Scope,
+        scope: &ReconcileScope,
         kernel: &mut K,
     ) -> Result<Vec<String>, RegistryError> {
         let names = lock::directories(self.locks())?;
@@ -219,7 +219,7 @@ impl RegistryManager {
             run_id,
             scope,
             kernel,
-            census: Census::default(),
+            census: OwnerCensus::default(),
             report: ReconcileReport::default(),
         };
         if taps {
@@ -258,8 +258,8 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
 
     fn taps(&mut self) {
         let routers: Vec<Option<&RouterId>> = match self.scope {
-            Scope::Everything => vec![None],
-            Scope::Touching { routers, .. } => routers.iter().map(Some).collect(),
+            ReconcileScope::Everything => vec![None],
+            ReconcileScope::Touching { routers, .. } => routers.iter().map(Some).collect(),
         };
         let is_gone = |owner: &Owner| owner.liveness() == Liveness::Gone;
         for router in routers {
@@ -269,7 +269,7 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
             {
                 Ok(taps) => taps
                     .into_iter()
-                    .for_each(|tap| self.did(Action::SweepTap { tap }, None)),
+                    .for_each(|tap| self.did(ReconcileAction::SweepTap { tap }, None)),
                 Err(e) => self.failed("sweep taps", &*e),
             }
         }
@@ -309,7 +309,7 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
                 }
             }
             let tap = format!("of {} ({}) on {}", note.run_id, note.tool, note.router);
-            self.did(Action::SweepTap { tap }, Some(&note.run_id));
+            self.did(ReconcileAction::SweepTap { tap }, Some(&note.run_id));
         }
         Ok(())
     }
@@ -336,7 +336,7 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
                 let run = lease.run_id.clone();
                 let neighbor = key.clone();
                 self.did(
-                    Action::DropNeighbourLease {
+                    ReconcileAction::DropNeighbourLease {
                         neighbor,
                         run_id: lease.run_id,
                     },
@@ -363,7 +363,7 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
             }
         }
         self.did(
-            Action::RestoreNeighbour {
+            ReconcileAction::RestoreNeighbour {
                 neighbor: key.clone(),
             },
             None,
@@ -391,7 +391,7 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
                 let run = lease.run_id.clone();
                 let host = host.clone();
                 self.did(
-                    Action::DropHostLease {
+                    ReconcileAction::DropHostLease {
                         host,
                         run_id: lease.run_id,
                     },
@@ -449,14 +449,14 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
                 Err(e) => return self.failed("remove a host", &e),
             }
         }
-        self.did(Action::RemoveHost { host: host.clone() }, None);
+        self.did(ReconcileAction::RemoveHost { host: host.clone() }, None);
     }
 
     fn try_remove_host(&mut self, host: &HostId, freed: &[HostId]) -> Result<bool, RegistryError> {
         let name = host.to_string();
         let _queue =
             self.registry
-                .enter_queue(&name, Mode::Exclusive, self.run_id, &Wait::not())?;
+                .enter_queue(&name, LockMode::Exclusive, self.run_id, &Wait::not())?;
         let record = match self.registry.host(host) {
             Ok(record) => record,
             Err(RegistryError::NotFound(_)) => return Ok(false),
@@ -484,7 +484,7 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
             for run_id in lock::sweep(self.registry.locks(), &queue, self.report.dry_run)? {
                 let run = run_id.clone();
                 let queue = queue.clone();
-                self.did(Action::RemoveTicket { queue, run_id }, Some(&run));
+                self.did(ReconcileAction::RemoveTicket { queue, run_id }, Some(&run));
             }
         }
         Ok(())
@@ -512,7 +512,7 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
                 open.table.remove(run_id.as_str());
                 let run = run_id.clone();
                 self.did(
-                    Action::FreeDscp {
+                    ReconcileAction::FreeDscp {
                         dscp: allocation.dscp,
                         run_id,
                     },
@@ -552,7 +552,7 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
         Ok(())
     }
 
-    fn did(&mut self, action: Action, run_id: Option<&RunId>) {
+    fn did(&mut self, action: ReconcileAction, run_id: Option<&RunId>) {
         if !self.report.dry_run {
             let details = json!(action);
             self.registry.record("reconcile", run_id, details);

@@ -170,7 +170,7 @@ impl Model {
     fn allocate(&mut self, files: &mut Files, run: u8, wanted: Option<u8>) {
         let range = DscpRange::new(Dscp::new(FIRST).unwrap(), Dscp::new(LAST).unwrap()).unwrap();
         let (run_id, owner) = (run_id(run), owner(run));
-        let request = dscp::Request {
+        let request = dscp::DscpRequest {
             run_id: &run_id,
             owner: &owner,
             username: None,

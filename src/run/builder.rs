@@ -10,7 +10,7 @@ use crate::{
 
 /// What is asked, and what is not the default about it.
 #[derive(Debug)]
-pub(super) struct Question {
+pub(super) struct QuestionOptions {
     pub(super) lab: LabName,
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
@@ -34,7 +34,7 @@ impl fmt::Debug for Callback {
     }
 }
 
-impl Question {
+impl QuestionOptions {
     pub(super) fn new(
         lab: LabName,
         source: IpAddr,
@@ -108,7 +108,7 @@ pub fn new_run_id() -> Result<RunId, QuestionError> {
     RunId::new(name).map_err(|e| other(e.to_string()))
 }
 
-/// The setters of a job that has a [`Question`].
+/// The setters of a job that has a [`QuestionOptions`].
 macro_rules! setters {
     ($job:ident) => {
         impl $job {

@@ -5,7 +5,7 @@ use std::{cell::RefCell, sync::Arc, time::Duration};
 use crate::{
     config::Config,
     firewall::{
-        Site, Support,
+        Support, TapSite,
         iptables::{self, Identity, OwnerMark, Variant, trace::restore_logger},
         nft::{NftSocket, inventory::support_here, orphans},
     },
@@ -132,8 +132,8 @@ impl Caretaker {
         })
     }
 
-    fn site<'a>(&'a self, netns: &'a Arc<NetnsFd>, owner: &'a OwnerMark) -> Site<'a> {
-        Site {
+    fn site<'a>(&'a self, netns: &'a Arc<NetnsFd>, owner: &'a OwnerMark) -> TapSite<'a> {
+        TapSite {
             netns,
             tools: &self.tools,
             owner,

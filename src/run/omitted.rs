@@ -6,7 +6,7 @@ use crate::{
     firewall::rule::{Field, Packet, Rule},
     lab::{
         LabState, RouterState,
-        omission::{Course, Met, Omission, Outcome, Passage, Place, Reach},
+        omission::{Endpoints, FactsPlace, Met, Omission, PacketOutcome, Passage, Reach},
         topology::{Ruleset, Warning},
     },
     model::{IfName, RouterName},
@@ -30,14 +30,14 @@ pub(crate) struct Omitted {
 
 /// A packet at a router, as the question and the measurement know it.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub(crate) struct KnownPacket {
     /// All that is known of what it looked like.
     pub packet: Packet,
     /// Between what it went; none where that is not known.
-    pub course: Option<Course>,
+    pub course: Option<Endpoints>,
     /// What became of it.
-    pub outcome: Outcome,
-    /// Whether [`Seen::packet`] has the addresses and ports that it had behind the router's NAT.
+    pub outcome: PacketOutcome,
+    /// Whether [`KnownPacket::packet`] has the addresses and ports that it had behind the router's NAT.
     pub behind_nat: bool,
     /// The packet as it came in, the first of its connection; none where that is not known.
     pub came: Option<Packet>,
@@ -74,7 +74,7 @@ impl Omitted {
     }
 
     /// Whether packets with other ports may meet other omissions. Whether the packet was seen `behind_nat`
-    /// counts, see [`Seen::behind_nat`].
+    /// counts, see [`KnownPacket::behind_nat`].
     #[must_use]
     pub(crate) fn looks_at_ports(&self, behind_nat: bool) -> bool {
         let mut omissions = self.warnings.iter().filter_map(|w| w.omission.as_ref());
@@ -88,7 +88,7 @@ impl Omitted {
         &self,
         verdict: Verdict,
         reason: Option<String>,
-        seen: &Seen,
+        seen: &KnownPacket,
     ) -> (Verdict, Option<String>) {
         if self.is_empty() || verdict == Verdict::Unknown {
             return (verdict, reason);
@@ -126,7 +126,7 @@ impl Omitted {
 
     /// The omissions that can change what became of the packet; none where no one can.
     #[must_use]
-    pub(crate) fn note(&self, seen: &Seen) -> Option<String> {
+    pub(crate) fn note(&self, seen: &KnownPacket) -> Option<String> {
         let packet = self.packet(seen);
         let passage = Passage {
             packet: &packet,
@@ -148,7 +148,7 @@ impl Omitted {
     }
 
     /// Which of the missing rules the packet can have met; none where that cannot be told.
-    fn met(&self, seen: &Seen) -> Option<Met> {
+    fn met(&self, seen: &KnownPacket) -> Option<Met> {
         let mut packet = seen.came.clone()?;
         let family = packet.family?;
         let reach = match family {
@@ -160,7 +160,7 @@ impl Omitted {
             let rules = omissions.flat_map(|omission| omission.concern.rules());
             rules
                 .map(|(at, rule)| (at.clone(), rule.text.clone()))
-                .collect::<BTreeMap<Place, String>>()
+                .collect::<BTreeMap<FactsPlace, String>>()
         };
         let reach = reach.get_or_init(|| Reach::of(&self.rulesets, &missing(), family));
         let reach = reach.as_ref()?;
@@ -178,7 +178,7 @@ impl Omitted {
 
     /// What is known of the packet: where a rule may have given it another destination that is not
     /// known, no destination is.
-    fn packet(&self, seen: &Seen) -> Packet {
+    fn packet(&self, seen: &KnownPacket) -> Packet {
         let mut packet = seen.packet.clone();
         let redirects = |rule: &Rule| rule.concerns(&seen.packet);
         if !seen.behind_nat && self.redirecting.iter().any(redirects) {
@@ -225,13 +225,13 @@ mod tests {
         }
     }
 
-    fn seen(port: u16) -> Seen {
-        Seen {
+    fn seen(port: u16) -> KnownPacket {
+        KnownPacket {
             packet: Packet::of(Family::V4)
                 .with(Field::Protocol, 6_u8)
                 .with(Field::DestinationPort, port),
             course: None,
-            outcome: Outcome::Passed,
+            outcome: PacketOutcome::Passed,
             behind_nat: false,
             came: None,
             planned: None,
@@ -269,7 +269,7 @@ mod tests {
             with_nat.weigh(Verdict::Yes, None, &seen(81)).0,
             Verdict::Yes
         );
-        let behind = Seen {
+        let behind = KnownPacket {
             behind_nat: true,
             ..seen(80)
         };

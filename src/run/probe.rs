@@ -111,7 +111,7 @@ const SHARE_MIN: usize = 256;
 const SEND_BUFFER: usize = 256 << 10;
 
 /// Probes that the source host's kernel refused to send: index and its reason.
-pub type Refused = BTreeMap<u32, String>;
+pub type RefusedProbes = BTreeMap<u32, String>;
 
 /// Where probes are sent from.
 #[derive(Debug, Clone)]
@@ -218,14 +218,14 @@ impl ProbeSocket {
     /// the first router, or are lost. Many are shared out among threads: the kernel takes a packet
     /// through all namespaces on the processor that sends it.
     #[must_use]
-    pub fn send(&self, tags: TagSpace, probes: &[Probe]) -> Refused {
+    pub fn send(&self, tags: TagSpace, probes: &[Probe]) -> RefusedProbes {
         self.send_beside(0, tags, probes)
     }
 
     /// The same beside so many other threads that send or read at other routers: all together are no
     /// more than there are processors, if this one alone is not.
     #[must_use]
-    pub fn send_beside(&self, others: usize, tags: TagSpace, probes: &[Probe]) -> Refused {
+    pub fn send_beside(&self, others: usize, tags: TagSpace, probes: &[Probe]) -> RefusedProbes {
         let share = match probes.len() {
             // How many processors there are takes twenty system calls.
             ..=SHARE_MIN => SHARE_MIN,
@@ -250,12 +250,12 @@ impl ProbeSocket {
         refused
     }
 
-    fn send_share(&self, tags: TagSpace, probes: &[Probe]) -> Refused {
+    fn send_share(&self, tags: TagSpace, probes: &[Probe]) -> RefusedProbes {
         let frame = match &self.from {
             From::Host | From::Itself => &[][..],
             From::Wire { frame, .. } => frame,
         };
-        let mut refused = Refused::new();
+        let mut refused = RefusedProbes::new();
         let mut rest = probes;
         for packets in packets(tags, probes, frame) {
             let (sent, behind) = rest.split_at(packets.bytes.len() / packets.size);

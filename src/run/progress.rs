@@ -20,7 +20,7 @@ pub(crate) const PHASE: &str = "tsim::phase";
 
 /// One line of progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
+pub struct ProgressLine {
     /// How much is done, 0 to 100.
     pub percent: u8,
     /// What is being done.
@@ -151,7 +151,7 @@ impl Progress {
             Watcher::Call(call) => return call(percent, phase),
             Watcher::File(file) => file,
         };
-        let line = Line {
+        let line = ProgressLine {
             percent,
             phase: phase.to_owned(),
         };
@@ -176,7 +176,7 @@ mod tests {
 
     fn lines(path: &Path) -> Vec<(u8, String)> {
         let text = std::fs::read_to_string(path).unwrap();
-        let parse = |line| serde_json::from_str::<Line>(line).unwrap();
+        let parse = |line| serde_json::from_str::<ProgressLine>(line).unwrap();
         let lines = text.lines().map(parse);
         lines.map(|line| (line.percent, line.phase)).collect()
     }

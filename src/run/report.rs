@@ -45,7 +45,7 @@ pub struct QuickReport {
     pub backend: String,
     /// What the verdicts from end to end are about.
     #[serde(default)]
-    pub scope: Scope,
+    pub scope: VerdictScope,
     /// Whether each service gets from the source to the destination, in the order asked for.
     #[serde(default)]
     pub end_to_end: Vec<EndToEnd>,
@@ -60,7 +60,7 @@ pub struct QuickReport {
 /// What verdicts from end to end are about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scope {
+pub enum VerdictScope {
     /// The whole way from the source to the destination.
     #[default]
     Whole,
@@ -275,7 +275,7 @@ mod tests {
             dscp: Dscp::new(32).unwrap(),
             run_id: RunId::new("r").unwrap(),
             backend: "nft".to_owned(),
-            scope: Scope::Whole,
+            scope: VerdictScope::Whole,
             end_to_end: vec![EndToEnd {
                 port: 80,
                 protocol: Protocol::Tcp,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::report::{EndKind, Scope, Verdict};
+use super::report::{EndKind, Verdict, VerdictScope};
 use crate::model::Service;
 
 /// How a way ends, as the rest of a sentence that begins with its services.
@@ -12,7 +12,7 @@ pub(crate) fn sentence(
     kind: EndKind,
     router: Option<&str>,
     reason: Option<&str>,
-    scope: Scope,
+    scope: VerdictScope,
 ) -> String {
     let why = reason
         .map(|reason| format!(": {reason}"))
@@ -21,8 +21,8 @@ pub(crate) fn sentence(
         .map(|router| format!(" at {router}"))
         .unwrap_or_default();
     match (verdict, scope) {
-        (Verdict::Yes, Scope::Whole) => format!("arrives{why}"),
-        (Verdict::Yes, Scope::Named) => format!("gets through the named routers{why}"),
+        (Verdict::Yes, VerdictScope::Whole) => format!("arrives{why}"),
+        (Verdict::Yes, VerdictScope::Named) => format!("gets through the named routers{why}"),
         (Verdict::No, _) if kind == EndKind::Stopped => format!("stops first{at}{why}"),
         (Verdict::No, _) => format!("does not arrive{why}"),
         (Verdict::Unknown, _) if kind == EndKind::NotKnown => format!("is not known{at}{why}"),
@@ -105,11 +105,19 @@ mod tests {
 
     #[test]
     fn a_no_names_its_router_only_where_that_stops_it() {
-        let no = |kind| sentence(Verdict::No, kind, Some("gw"), Some("why"), Scope::Whole);
+        let no = |kind| {
+            sentence(
+                Verdict::No,
+                kind,
+                Some("gw"),
+                Some("why"),
+                VerdictScope::Whole,
+            )
+        };
         assert_eq!(no(EndKind::Stopped), "stops first at gw: why");
         assert_eq!(no(EndKind::Loop), "does not arrive: why");
         let yes = |scope| sentence(Verdict::Yes, EndKind::Delivered, Some("gw"), None, scope);
-        assert_eq!(yes(Scope::Whole), "arrives");
-        assert_eq!(yes(Scope::Named), "gets through the named routers");
+        assert_eq!(yes(VerdictScope::Whole), "arrives");
+        assert_eq!(yes(VerdictScope::Named), "gets through the named routers");
     }
 }

@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 /// Why one step of an undo failed.
-pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type UndoCause = Box<dyn std::error::Error + Send + Sync>;
 
 /// One step that could not be undone.
 #[derive(Debug, Error)]
@@ -13,5 +13,5 @@ pub(crate) struct UndoError {
     pub what: String,
     /// Why.
     #[source]
-    pub source: Cause,
+    pub source: UndoCause,
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     model::{IfName, Protocol, RouterName, RunId, Service},
     run::{
-        report::{EndKind, Scope, Verdict},
+        report::{EndKind, Verdict, VerdictScope},
         sentence::{Span, folded, sentence},
     },
 };
@@ -33,7 +33,7 @@ use crate::{
 struct Written {
     backend: Option<String>,
     #[serde(default)]
-    scope: Scope,
+    scope: VerdictScope,
     #[serde(default)]
     end_to_end: Vec<WrittenEnd>,
     routers: Vec<WrittenRouter>,
@@ -86,16 +86,16 @@ fn yes() -> bool {
 
 /// What is said first: who was asked, what became of each service, what to know beside it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Head {
+pub struct AnswerHead {
     /// What measured; none for a detailed job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     /// What the verdicts from end to end are about.
-    pub scope: Scope,
+    pub scope: VerdictScope,
     /// The verdicts counted.
     pub verdicts: Verdicts,
     /// From end to end; empty in results of older versions.
-    pub ends: Vec<End>,
+    pub ends: Vec<AlikeServices>,
     /// The columns of the matrix.
     pub routers: Vec<Column>,
     /// How many services were asked about.
@@ -109,7 +109,7 @@ pub struct Head {
 
 /// Services that end alike.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct End {
+pub struct AlikeServices {
     /// The verdict.
     pub result: Verdict,
     /// How the way ends.
@@ -156,7 +156,7 @@ pub struct Column {
 
 /// What became of a service at a router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-pub struct Cell {
+pub struct ServiceCell {
     /// The verdict.
     pub result: Verdict,
     /// Whether its packet really came here; if not, the verdict does not count.
@@ -168,7 +168,7 @@ pub struct Cell {
 
 /// Neighbouring services with the same answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Line {
+pub struct MatrixLine {
     /// Such as `22/tcp` or `8000-8100/tcp`.
     pub services: String,
     /// The protocol.
@@ -180,16 +180,16 @@ pub struct Line {
     /// The verdict from end to end; none in results of older versions.
     pub result: Option<Verdict>,
     /// One per router; none where it was not asked there.
-    pub cells: Vec<Option<Cell>>,
+    pub cells: Vec<Option<ServiceCell>>,
 }
 
 /// Some lines of the matrix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Page {
+pub struct MatrixSlice {
     /// How many lines fit what was asked for.
     pub total: usize,
     /// Those of the page.
-    pub lines: Vec<Line>,
+    pub lines: Vec<MatrixLine>,
     /// The reasons that they name, by number.
     pub reasons: HashMap<u32, Arc<str>>,
 }
@@ -211,10 +211,10 @@ pub struct Wanted {
 #[derive(Debug)]
 pub struct Answer {
     /// What is said first.
-    pub head: Head,
+    pub head: AnswerHead,
     lines: Vec<Row>,
     /// All cells, line by line.
-    cells: Vec<Option<Cell>>,
+    cells: Vec<Option<ServiceCell>>,
     reasons: Vec<Arc<str>>,
 }
 
@@ -247,7 +247,7 @@ impl Answer {
     fn of(written: Written) -> Self {
         let services = services(&written);
         let mut matrix = Matrix::default();
-        let columns: Vec<Vec<Option<Cell>>> = written
+        let columns: Vec<Vec<Option<ServiceCell>>> = written
             .routers
             .iter()
             .map(|router| matrix.column(router, &services))
@@ -262,7 +262,7 @@ impl Answer {
             next_hop: router.next_hop,
             on_way: router.on_way,
         };
-        let head = Head {
+        let head = AnswerHead {
             backend: written.backend,
             scope: written.scope,
             verdicts: count(&results, &columns),
@@ -282,7 +282,7 @@ impl Answer {
 
     /// The lines that are asked for.
     #[must_use]
-    pub fn page(&self, wanted: &Wanted) -> Page {
+    pub fn page(&self, wanted: &Wanted) -> MatrixSlice {
         let words = wanted.find.to_lowercase();
         let words: Vec<&str> = words.split_whitespace().collect();
         let matching: Vec<bool> = words
@@ -300,25 +300,25 @@ impl Answer {
         };
         let found: Vec<&Row> = self.lines.iter().filter(fits).collect();
         let shown = found.iter().skip(wanted.offset).take(wanted.limit);
-        let lines: Vec<Line> = shown.map(|row| self.line(row)).collect();
+        let lines: Vec<MatrixLine> = shown.map(|row| self.line(row)).collect();
         let named = lines.iter().flat_map(|line| &line.cells).flatten();
         let named = named.filter_map(|cell| {
             let number = cell.reason?;
             Some((number, Arc::clone(self.reasons.get(number as usize)?)))
         });
-        Page {
+        MatrixSlice {
             total: found.len(),
             reasons: named.collect(),
             lines,
         }
     }
 
-    fn cells(&self, row: &Row) -> &[Option<Cell>] {
+    fn cells(&self, row: &Row) -> &[Option<ServiceCell>] {
         self.cells.get(row.cells.clone()).unwrap_or_default()
     }
 
-    fn line(&self, row: &Row) -> Line {
-        Line {
+    fn line(&self, row: &Row) -> MatrixLine {
+        MatrixLine {
             services: row.span.to_string(),
             protocol: row.span.first.protocol,
             first: row.span.first.port,
@@ -392,14 +392,14 @@ impl Matrix {
     }
 
     /// A router's cells, one per service; it may not have been asked about all of them.
-    fn column(&mut self, router: &WrittenRouter, services: &[Service]) -> Vec<Option<Cell>> {
+    fn column(&mut self, router: &WrittenRouter, services: &[Service]) -> Vec<Option<ServiceCell>> {
         let mut here = router.services.iter().peekable();
         let cell = |service: &Service| {
             let is_it = |there: &&WrittenService| {
                 (there.port, there.protocol) == (service.port, service.protocol)
             };
             let there = here.next_if(is_it)?;
-            Some(Cell {
+            Some(ServiceCell {
                 result: there.result,
                 reached: there.reached && router.on_way,
                 reason: there.reason.as_ref().and_then(|r| self.number(r)),
@@ -413,14 +413,14 @@ impl Matrix {
 fn fold(
     services: &[Service],
     results: &[Verdict],
-    columns: &[Vec<Option<Cell>>],
-) -> (Vec<Row>, Vec<Option<Cell>>) {
+    columns: &[Vec<Option<ServiceCell>>],
+) -> (Vec<Row>, Vec<Option<ServiceCell>>) {
     let mut lines: Vec<Row> = Vec::new();
-    let mut cells: Vec<Option<Cell>> = Vec::new();
+    let mut cells: Vec<Option<ServiceCell>> = Vec::new();
     for (at, &service) in services.iter().enumerate() {
         let result = results.get(at).copied();
         let here = columns.iter();
-        let here: Vec<Option<Cell>> = here
+        let here: Vec<Option<ServiceCell>> = here
             .map(|column| column.get(at).copied().flatten())
             .collect();
         let alike = |row: &Row| {
@@ -443,7 +443,7 @@ fn fold(
 }
 
 /// The verdicts from end to end; of an older version's result those at each router.
-fn count(results: &[Verdict], columns: &[Vec<Option<Cell>>]) -> Verdicts {
+fn count(results: &[Verdict], columns: &[Vec<Option<ServiceCell>>]) -> Verdicts {
     let cells = columns.iter().flatten().flatten();
     let cells = cells.filter(|cell| results.is_empty() && cell.reached);
     let all = results.iter().copied().chain(cells.map(|cell| cell.result));
@@ -451,7 +451,7 @@ fn count(results: &[Verdict], columns: &[Vec<Option<Cell>>]) -> Verdicts {
 }
 
 /// Services that end alike together, in the order of the first of each.
-fn ends(written: Vec<WrittenEnd>, scope: Scope) -> Vec<End> {
+fn ends(written: Vec<WrittenEnd>, scope: VerdictScope) -> Vec<AlikeServices> {
     type Key = (Verdict, EndKind, Option<RouterName>, Option<Arc<str>>);
     let mut groups: Vec<(Key, Option<Box<RawValue>>, Vec<Service>)> = Vec::new();
     let mut known: HashMap<Key, usize> = HashMap::new();
@@ -472,7 +472,7 @@ fn ends(written: Vec<WrittenEnd>, scope: Scope) -> Vec<End> {
     let group = |(key, way, services): (Key, Option<Box<RawValue>>, Vec<Service>)| {
         let (result, end, router, reason) = key;
         let name = router.as_ref().map(RouterName::as_str);
-        End {
+        AlikeServices {
             result,
             end,
             text: sentence(result, end, name, reason.as_deref(), scope),

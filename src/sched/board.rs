@@ -21,7 +21,7 @@ use super::{
     metrics::Metrics,
     queue::Jobs,
 };
-use crate::{model::RunId, run::progress::Line};
+use crate::{model::RunId, run::progress::ProgressLine};
 
 /// Shortest time between two events.
 pub const PERIOD: Duration = Duration::from_millis(50);
@@ -109,7 +109,7 @@ struct Update {
 
 /// One event as it goes to every viewer.
 #[derive(Debug, Clone)]
-pub struct Event {
+pub struct BoardEvent {
     /// Its number; the next one's is one more.
     pub number: u64,
     /// The JSON text.
@@ -128,7 +128,7 @@ struct Inner {
     scheduler_changed: bool,
     queue_changed: bool,
     registry_changed: bool,
-    events: VecDeque<Event>,
+    events: VecDeque<BoardEvent>,
     event_bytes: usize,
 }
 
@@ -147,7 +147,7 @@ pub struct Board {
 #[derive(Debug)]
 pub enum Resumed {
     /// These events came since.
-    Events(Vec<Event>),
+    Events(Vec<BoardEvent>),
     /// It starts over: all there is, as of the event of this number.
     Snapshot(u64, Box<Snapshot>),
 }
@@ -217,7 +217,7 @@ impl Board {
     }
 
     /// A job came further.
-    pub fn progress(&self, run_id: &RunId, line: &Line) {
+    pub fn progress(&self, run_id: &RunId, line: &ProgressLine) {
         self.change(|inner| {
             if let Some(view) = inner.running.get_mut(run_id) {
                 view.percent = line.percent;
@@ -324,7 +324,7 @@ impl Board {
             without_results = text.into();
         }
         let number = *self.head.borrow() + 1;
-        inner.keep(Event {
+        inner.keep(BoardEvent {
             number,
             data,
             without_results,
@@ -344,7 +344,7 @@ impl Inner {
     }
 
     /// Keeps an event; the last one always, for those that are only one behind.
-    fn keep(&mut self, event: Event) {
+    fn keep(&mut self, event: BoardEvent) {
         self.event_bytes += event.data.len();
         self.events.push_back(event);
         while self.events.len() > KEPT || self.event_bytes > KEPT_BYTES && self.events.len() > 1 {

@@ -41,7 +41,7 @@ fn job(name: &str) -> QueuedJob {
             ports: Some("80".to_owned()),
             policy: None,
             routers: None,
-            options: crate::sched::options::Options::default(),
+            options: crate::sched::options::JobOptions::default(),
             extra: Map::new(),
         },
         analysis_mode: Mode::Quick,
@@ -53,11 +53,11 @@ fn running(name: &str) -> RunningJob {
     RunningJob::from_queued(job(name), None, Timestamp::UNIX_EPOCH)
 }
 
-fn data(event: &Event) -> Value {
+fn data(event: &BoardEvent) -> Value {
     serde_json::from_str(&event.data).unwrap()
 }
 
-fn events(board: &Board, last: u64) -> Vec<Event> {
+fn events(board: &Board, last: u64) -> Vec<BoardEvent> {
     match board.since(Some(last)) {
         Resumed::Events(events) => events,
         Resumed::Snapshot(..) => panic!("no events since {last}"),
@@ -70,7 +70,7 @@ fn changes_between_two_renderings_are_one_event() {
     board.started(running("a"), Some(7));
     for percent in 1..=50 {
         let phase = "probing".to_owned();
-        board.progress(&RunId::new("a").unwrap(), &Line { percent, phase });
+        board.progress(&RunId::new("a").unwrap(), &ProgressLine { percent, phase });
     }
     board.render();
     board.render();

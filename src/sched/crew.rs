@@ -19,12 +19,12 @@ use std::{collections::BTreeSet, io, sync::Arc};
 use jiff::Timestamp;
 
 use super::{
-    events::{Live, Scheduler, SchedulerError, Seen, wait_error},
+    events::{LiveJob, LoopReport, Scheduler, SchedulerError, wait_error},
     job::{FinishedJob, Mode, RunningJob, Status},
     outcome::Left,
-    policy::{Cause, Event, NotStarted},
-    progress::Reader,
-    runner::{self, Found, PROGRESS, Process},
+    policy::{EndCause, Event, NotStarted},
+    progress::ProgressReader,
+    runner::{self, FoundRunner, PROGRESS, Process},
     spool::SpoolError,
 };
 use crate::model::{Dscp, RunId, WithCauses};
@@ -138,10 +138,10 @@ impl Scheduler {
         watched.map_err(wait_error("watch the progress"))?;
         let missing = || SpoolError::io("open", &path)(io::ErrorKind::NotFound.into());
         let progress = self.spool.run_file(&run_id, PROGRESS)?;
-        let progress = Reader::new(progress.ok_or_else(missing)?);
+        let progress = ProgressReader::new(progress.ok_or_else(missing)?);
         self.board.started(job.clone(), Some(process.pid()));
         self.watch_end(run_id.clone(), &process)?;
-        let live = Live {
+        let live = LiveJob {
             job,
             process: Some(process),
             progress,
@@ -178,7 +178,7 @@ impl Scheduler {
             });
             let left = Left::look(&spool, &run_id, status);
             // The loop is gone only when nobody needs to know any more.
-            let _ = report.send(Seen::Judged(run_id, left));
+            let _ = report.send(LoopReport::Judged(run_id, left));
         });
     }
 
@@ -186,7 +186,7 @@ impl Scheduler {
     pub(super) fn close(
         &mut self,
         run_id: &RunId,
-        cause: Option<Cause>,
+        cause: Option<EndCause>,
         killed: bool,
     ) -> Result<(), SchedulerError> {
         let Some(live) = self.live.remove(run_id) else {
@@ -206,7 +206,7 @@ impl Scheduler {
         &mut self,
         job: RunningJob,
         left: Option<&Left>,
-        cause: Option<Cause>,
+        cause: Option<EndCause>,
     ) -> Result<(), SchedulerError> {
         self.release(&job.run_id, job.dscp);
         let concluded = left.map(|left| left.conclude(cause, job.cancelled_by.as_ref()));
@@ -304,7 +304,7 @@ impl Scheduler {
     }
 
     /// The jobs that run by the files and that this scheduler knows nothing of.
-    fn look_for_others(&self) -> Result<(Vec<RunningJob>, Vec<Found>), SpoolError> {
+    fn look_for_others(&self) -> Result<(Vec<RunningJob>, Vec<FoundRunner>), SpoolError> {
         let spool = &self.spool;
         let lock = spool.lock()?;
         let jobs = lock.jobs()?;
@@ -329,7 +329,7 @@ impl Scheduler {
     fn recover_one(
         &mut self,
         job: RunningJob,
-        found: Found,
+        found: FoundRunner,
     ) -> Result<Option<Event>, SchedulerError> {
         let run_id = job.run_id.clone();
         let mode = job.mode;
@@ -339,7 +339,7 @@ impl Scheduler {
             return Ok(None);
         }
         match found {
-            Found::Alive(process) => {
+            FoundRunner::Alive(process) => {
                 tracing::info!(%run_id, pid = process.pid(), "adopted");
                 let age = Timestamp::now().duration_since(job.started_at);
                 let age = age.try_into().unwrap_or_default();
@@ -350,15 +350,15 @@ impl Scheduler {
                 self.take_on(job, process)?;
                 return Ok(Some(Event::Adopted { run_id, mode, age }));
             }
-            Found::Ended => {
+            FoundRunner::Ended => {
                 let left = Left::look(&self.spool, &run_id, None);
-                let cause = job.cancelled_by.is_some().then_some(Cause::Cancelled);
+                let cause = job.cancelled_by.is_some().then_some(EndCause::Cancelled);
                 self.conclude(job, Some(&left), cause)?;
                 if !left.complete {
                     self.reconcile(run_id);
                 }
             }
-            Found::NeverRan => {
+            FoundRunner::NeverRan => {
                 tracing::info!(%run_id, "never ran; back to the queue");
                 self.release(&run_id, job.dscp);
                 self.spool.lock()?.requeue(job, Timestamp::now())?;

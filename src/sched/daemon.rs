@@ -22,7 +22,7 @@ use super::{
     spool::{Spool, SpoolError},
     web::{
         self, Site,
-        auth::{Token, TokenError},
+        auth::{AccessToken, TokenError},
     },
 };
 use crate::config::Config;
@@ -92,7 +92,7 @@ impl Daemon {
     pub fn run(self) -> Result<(), DaemonError> {
         let runners = runners(&self.config, self.config_file)?;
         let spool = Spool::open(&self.config)?;
-        let token = Token::read_or_make(&self.config.token_file)?;
+        let token = AccessToken::read_or_make(&self.config.token_file)?;
         let door = Arc::new(self.door);
         let runtime = runtime()?;
         let _leadership = match lead(&runtime, &spool) {

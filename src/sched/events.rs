@@ -30,8 +30,8 @@ use super::{
     job::{FinishedJob, QueuedJob, RunningJob},
     outcome::Left,
     policy::{Action, Event, Limits, State},
-    progress::Reader as ProgressReader,
-    queue::Reader,
+    progress::ProgressReader,
+    queue::QueueReader,
     resources::Resources,
     runner::{Process, Runners},
     spool::{Spool, SpoolError},
@@ -73,7 +73,7 @@ pub(super) fn wait_error(what: &'static str) -> impl FnOnce(io::Error) -> Schedu
 
 /// What a task of the loop reports back.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub(super) enum LoopReport {
     /// A runner's process is gone.
     Gone(RunId),
     /// What it left was looked at.
@@ -84,7 +84,7 @@ pub(super) enum Seen {
 
 /// A job whose runner lives, or ended and is not closed yet.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct LiveJob {
     pub(super) job: RunningJob,
     pub(super) process: Option<Process>,
     pub(super) progress: ProgressReader,
@@ -99,13 +99,13 @@ pub struct Scheduler {
     pub(super) runners: Runners,
     pub(super) resources: Arc<dyn Resources>,
     pub(super) board: Arc<Board>,
-    pub(super) live: BTreeMap<RunId, Live>,
+    pub(super) live: BTreeMap<RunId, LiveJob>,
     pub(super) queued: HashMap<RunId, Arc<QueuedJob>>,
     pub(super) watches: Watches,
-    pub(super) report: mpsc::UnboundedSender<Seen>,
+    pub(super) report: mpsc::UnboundedSender<LoopReport>,
     state: State,
-    reader: Reader,
-    reports: mpsc::UnboundedReceiver<Seen>,
+    reader: QueueReader,
+    reports: mpsc::UnboundedReceiver<LoopReport>,
     registry_dir: PathBuf,
     keep: Duration,
     epoch: Instant,
@@ -164,7 +164,7 @@ impl Scheduler {
             watches: Watches::new().map_err(wait_error("watch files"))?,
             report,
             state: State::new(limits(config)),
-            reader: Reader::default(),
+            reader: QueueReader::default(),
             reports,
             registry_dir: config.registry_dir.clone(),
             keep: config.scheduler.keep(),
@@ -312,22 +312,22 @@ impl Scheduler {
     }
 
     /// Takes in what a task reported, and what others did meanwhile.
-    fn seen(&mut self, first: Seen) -> Result<(), SchedulerError> {
+    fn seen(&mut self, first: LoopReport) -> Result<(), SchedulerError> {
         let mut events = Vec::new();
         let mut next = Some(first);
         while let Some(seen) = next {
             match seen {
-                Seen::Gone(run_id) => {
+                LoopReport::Gone(run_id) => {
                     self.progress(&run_id);
                     self.look_at_what_it_left(run_id);
                 }
-                Seen::Judged(run_id, left) => {
+                LoopReport::Judged(run_id, left) => {
                     if let Some(live) = self.live.get_mut(&run_id) {
                         live.left = Some(left);
                     }
                     events.push(Event::Ended(run_id));
                 }
-                Seen::HolderGone => {
+                LoopReport::HolderGone => {
                     self.watches_holders = false;
                     events.push(Event::DscpMayBeFree);
                 }
@@ -393,7 +393,7 @@ impl Scheduler {
         tokio::spawn(async move {
             let ends = holders.iter().map(|holder| Box::pin(holder.wait()));
             let _ = select_all(ends).await;
-            let _ = report.send(Seen::HolderGone);
+            let _ = report.send(LoopReport::HolderGone);
         });
         Ok(())
     }
@@ -407,7 +407,7 @@ impl Scheduler {
             // An error here would be of epoll itself; looking at the job early is harmless then.
             let _ = pidfd.wait().await;
             // The loop is gone only when this task is about to be.
-            let _ = report.send(Seen::Gone(run_id));
+            let _ = report.send(LoopReport::Gone(run_id));
         });
         Ok(())
     }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     job::FinishedJob,
     runner::POLICY,
-    spool::{Locked, Spool, SpoolError, read_json, replace, write_json},
+    spool::{LockedSpool, Spool, SpoolError, read_json, replace, write_json},
 };
 use crate::{
     config::Config,
@@ -69,7 +69,7 @@ const BLOCK: u64 = 64 * 1024;
 
 /// A page of the history, latest job first.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Page {
+pub struct FinishedPage {
     /// The jobs.
     pub jobs: Vec<FinishedJob>,
     /// Where the next page begins, if there may be one; pass it as `before`.
@@ -111,7 +111,7 @@ impl Spool {
     ///
     /// # Errors
     /// [`SpoolError::Io`] when the index cannot be read.
-    pub fn history(&self, before: Option<u64>, limit: usize) -> Result<Page, SpoolError> {
+    pub fn history(&self, before: Option<u64>, limit: usize) -> Result<FinishedPage, SpoolError> {
         self.search(before, limit, "")
     }
 
@@ -144,11 +144,11 @@ impl Spool {
         before: Option<u64>,
         limit: usize,
         find: &str,
-    ) -> Result<Page, SpoolError> {
+    ) -> Result<FinishedPage, SpoolError> {
         let words = find.to_lowercase();
         let words: Vec<&str> = words.split_whitespace().collect();
         let Some(file) = self.runs().open_file(INDEX)? else {
-            return Ok(Page::default());
+            return Ok(FinishedPage::default());
         };
         page(&file, before, limit, |job| has_words(job, &words))
             .map_err(SpoolError::io("read", &self.index()))
@@ -179,11 +179,11 @@ fn page(
     before: Option<u64>,
     limit: usize,
     fits: impl Fn(&FinishedJob) -> bool,
-) -> io::Result<Page> {
+) -> io::Result<FinishedPage> {
     let length = file.metadata()?.len();
     let mut start = before.unwrap_or(length).min(length);
     let mut seen = HashSet::new();
-    let mut page = Page::default();
+    let mut page = FinishedPage::default();
     // Bytes from `start` on whose line begins before `start`.
     let mut tail = Vec::new();
     while start > 0 && page.jobs.len() < limit {
@@ -227,7 +227,7 @@ fn page(
     Ok(page)
 }
 
-impl Locked<'_> {
+impl LockedSpool<'_> {
     /// Records a job as over: its own file first, whose existence says so, then the index.
     ///
     /// # Errors

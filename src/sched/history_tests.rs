@@ -30,7 +30,7 @@ fn job(name: &str, second: i64) -> FinishedJob {
             ports: Some("1,".repeat(200) + "1"),
             policy: None,
             routers: None,
-            options: crate::sched::options::Options::default(),
+            options: crate::sched::options::JobOptions::default(),
             extra: Map::new(),
         },
         exit_code: Some(0),
@@ -47,7 +47,7 @@ fn close(spool: &Spool, count: i64) {
     }
 }
 
-fn names(page: &Page) -> Vec<&str> {
+fn names(page: &FinishedPage) -> Vec<&str> {
     page.jobs.iter().map(|job| job.run_id.as_str()).collect()
 }
 
@@ -103,7 +103,7 @@ fn a_search_finds_jobs_by_words_wherever_they_stand() {
 #[test]
 fn no_history_is_an_empty_page() {
     let (_dir, spool) = temporary();
-    assert_eq!(spool.history(None, 10).unwrap(), Page::default());
+    assert_eq!(spool.history(None, 10).unwrap(), FinishedPage::default());
     let unknown = RunId::new("nobody").unwrap();
     assert_eq!(spool.finished(&unknown).unwrap(), None);
 }
@@ -135,7 +135,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 /// Expires what was over before `second`, by a clock that has gone evenly for long.
-fn expire_before(lock: &Locked<'_>, second: i64) -> usize {
+fn expire_before(lock: &LockedSpool<'_>, second: i64) -> usize {
     let keep = SignedDuration::ZERO;
     lock.expire(at(second), keep, NO_LIMIT).unwrap()
 }

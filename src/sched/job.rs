@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::options::Options;
+use super::options::JobOptions;
 pub use super::refused::{Mode, RefusedJob};
 use crate::{
     bulk::policy::{Policy, PolicyText},
@@ -158,7 +158,7 @@ pub struct Params {
     pub routers: Option<Vec<RouterName>>,
     /// What it is told beside that.
     #[serde(flatten)]
-    pub options: Options,
+    pub options: JobOptions,
     /// Fields that other programs put there; kept.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -554,7 +554,7 @@ mod tests {
             ports: Some(ports.to_owned()),
             policy: None,
             routers: None,
-            options: Options::default(),
+            options: JobOptions::default(),
             extra: Map::new(),
         }
     }

@@ -20,7 +20,7 @@ const SECONDS_MAX: f64 = 24.0 * 3600.0;
 
 /// What a job is told beside its question; what is not set is as the runner has it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Options {
+pub struct JobOptions {
     /// Where its packets enter the lab.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<EntryName>,
@@ -61,7 +61,7 @@ fn is_false(value: &bool) -> bool {
     !*value
 }
 
-impl Options {
+impl JobOptions {
     /// Checks what the types cannot, for a job of this mode.
     pub(super) fn check(&self, mode: Mode) -> Result<(), RefusedJob> {
         if let Some(option) = self.foreign(mode) {
@@ -156,11 +156,11 @@ mod tests {
     use super::*;
     use crate::cli::{detailed::TsimDetailed, quick::TsimQuick, tsim::Tsim};
 
-    fn options(value: serde_json::Value) -> Options {
+    fn options(value: serde_json::Value) -> JobOptions {
         serde_json::from_value(value).unwrap()
     }
 
-    fn arguments(options: &Options) -> Vec<String> {
+    fn arguments(options: &JobOptions) -> Vec<String> {
         let question = "x --lab l -s 10.0.0.1 -d 10.0.0.2 -P 80".split(' ');
         let question = question.map(str::to_owned);
         question.chain(options.arguments(Path::new("/t"))).collect()
@@ -182,7 +182,7 @@ mod tests {
         let detailed = options(json!({"from": "gw", "timeout": 0.5, "patient": true}));
         assert!(detailed.check(Mode::Detailed).is_ok());
         TsimDetailed::try_parse_from(arguments(&detailed)).unwrap();
-        assert_eq!(arguments(&Options::default()).len(), 9);
+        assert_eq!(arguments(&JobOptions::default()).len(), 9);
         let check = options(
             json!({"from": "gw", "trust_facts": true, "lock_timeout": 2.5,
             "explain": "never", "backend": "nft", "probe_dscp": 46}),
@@ -219,6 +219,9 @@ mod tests {
 
     #[test]
     fn what_is_not_said_is_not_written() {
-        assert_eq!(serde_json::to_value(Options::default()).unwrap(), json!({}));
+        assert_eq!(
+            serde_json::to_value(JobOptions::default()).unwrap(),
+            json!({})
+        );
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 
 use super::{
     job::{Status, UserName, Verdicts},
-    policy::Cause,
+    policy::EndCause,
     runner::{MEASURED, RESULT, STDERR, describe},
     spool::Spool,
 };
@@ -86,21 +86,21 @@ impl Left {
     #[must_use]
     pub fn conclude(
         &self,
-        cause: Option<Cause>,
+        cause: Option<EndCause>,
         cancelled_by: Option<&UserName>,
     ) -> (Status, Option<String>) {
         let (status, reason) = match cause {
             _ if self.complete => return (Status::Done, None),
             None => (Status::Failed, self.reason.clone()),
-            Some(Cause::TimedOut) => (
+            Some(EndCause::TimedOut) => (
                 Status::TimedOut,
                 Some("it ran longer than it may".to_owned()),
             ),
-            Some(Cause::Cancelled) => {
+            Some(EndCause::Cancelled) => {
                 let by = cancelled_by.map_or("somebody", UserName::as_str);
                 (Status::Cancelled, Some(format!("it was cancelled by {by}")))
             }
-            Some(Cause::Shutdown) => (
+            Some(EndCause::Shutdown) => (
                 Status::Cancelled,
                 Some("it was cancelled because the scheduler was stopped".to_owned()),
             ),
@@ -260,7 +260,10 @@ mod tests {
     fn a_complete_result_is_done_whatever_its_verdicts() {
         for status in [code(0), code(1), code(3), None] {
             let left = left(RESULT_TEXT, "a warning\n", status);
-            assert_eq!(left.conclude(Some(Cause::Cancelled), None).0, Status::Done);
+            assert_eq!(
+                left.conclude(Some(EndCause::Cancelled), None).0,
+                Status::Done
+            );
             let verdicts = left.verdicts.unwrap();
             assert_eq!((verdicts.yes, verdicts.no, verdicts.unknown), (1, 1, 1));
         }
@@ -302,7 +305,7 @@ mod tests {
     fn what_was_measured_before_the_end_is_told_of() {
         let mut left = left("", "", Some(15));
         left.measured = 3;
-        let (status, reason) = left.conclude(Some(Cause::TimedOut), None);
+        let (status, reason) = left.conclude(Some(EndCause::TimedOut), None);
         assert_eq!(status, Status::TimedOut);
         let want = "it ran longer than it may; `tsim result --measured` shows what";
         assert!(reason.as_deref().unwrap().starts_with(want), "{reason:?}");
@@ -313,11 +316,11 @@ mod tests {
         let left = left("", "", Some(15));
         assert!(left.crashed);
         let ann = UserName::new("ann").unwrap();
-        let (status, reason) = left.conclude(Some(Cause::Cancelled), Some(&ann));
+        let (status, reason) = left.conclude(Some(EndCause::Cancelled), Some(&ann));
         assert_eq!(status, Status::Cancelled);
         assert_eq!(reason.as_deref(), Some("it was cancelled by ann"));
         assert_eq!(
-            left.conclude(Some(Cause::TimedOut), None).0,
+            left.conclude(Some(EndCause::TimedOut), None).0,
             Status::TimedOut
         );
     }

@@ -117,7 +117,7 @@ pub enum Action {
         /// The job.
         run_id: RunId,
         /// Why it was made to end, if it was.
-        cause: Option<Cause>,
+        cause: Option<EndCause>,
         /// Whether it had to be killed, so that what it left must be reconciled.
         killed: bool,
     },
@@ -127,7 +127,7 @@ pub enum Action {
 
 /// Why the scheduler made a job end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum EndCause {
     /// Somebody cancelled it.
     Cancelled,
     /// It exceeded the time limit.
@@ -149,8 +149,8 @@ struct Waiting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Running { until: Duration },
-    Ending { cause: Cause, kill_at: Duration },
-    Killed { cause: Cause },
+    Ending { cause: EndCause, kill_at: Duration },
+    Killed { cause: EndCause },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,7 +208,7 @@ impl State {
             Event::Adopted { run_id, mode, age } => self.adopt(run_id, mode, age, now),
             Event::NotStarted(run_id, why) => self.not_started(&run_id, why, now),
             Event::DscpMayBeFree => self.no_dscp = false,
-            Event::Cancel(run_id) => self.end(&run_id, Cause::Cancelled, now, &mut actions),
+            Event::Cancel(run_id) => self.end(&run_id, EndCause::Cancelled, now, &mut actions),
             Event::Ended(run_id) => self.ended(run_id, &mut actions),
             Event::Terminate => self.terminate(now, &mut actions),
             Event::Time => {}
@@ -294,7 +294,7 @@ impl State {
     }
 
     /// The first cause stays: a cancelled job that then runs out of time was cancelled.
-    fn end(&mut self, run_id: &RunId, cause: Cause, now: Duration, actions: &mut Vec<Action>) {
+    fn end(&mut self, run_id: &RunId, cause: EndCause, now: Duration, actions: &mut Vec<Action>) {
         let Some(job) = self.running.get_mut(run_id) else {
             return;
         };
@@ -331,7 +331,7 @@ impl State {
         self.life = Life::Cancelling;
         let all: Vec<RunId> = self.running.keys().cloned().collect();
         for run_id in all {
-            self.end(&run_id, Cause::Shutdown, now, actions);
+            self.end(&run_id, EndCause::Shutdown, now, actions);
         }
     }
 
@@ -344,7 +344,7 @@ impl State {
             match job.phase {
                 Phase::Running { until } if until <= now => {
                     job.phase = Phase::Ending {
-                        cause: Cause::TimedOut,
+                        cause: EndCause::TimedOut,
                         kill_at: now + grace,
                     };
                     actions.push(Action::Terminate(run_id.clone()));

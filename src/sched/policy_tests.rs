@@ -140,7 +140,7 @@ fn a_job_that_never_ends_is_terminated_then_killed_then_reconciled() {
     assert_eq!(state.deadline(), None);
     let close = Action::Close {
         run_id: id("q1"),
-        cause: Some(Cause::TimedOut),
+        cause: Some(EndCause::TimedOut),
         killed: true,
     };
     assert_eq!(state.step(Event::Ended(id("q1")), secs(16)), [close]);
@@ -156,7 +156,7 @@ fn the_first_cause_of_an_end_is_the_one_reported() {
     assert_eq!(state.step(Event::Terminate, secs(2)), []);
     let close = Action::Close {
         run_id: id("q1"),
-        cause: Some(Cause::Cancelled),
+        cause: Some(EndCause::Cancelled),
         killed: false,
     };
     let actions = state.step(Event::Ended(id("q1")), secs(3));

@@ -6,7 +6,7 @@ use std::{
     io::{self, Read},
 };
 
-use crate::{model::printable, run::progress::Line};
+use crate::{model::printable, run::progress::ProgressLine};
 
 /// Longest line that is looked at; a longer one is skipped.
 const LINE_MAX: usize = 4096;
@@ -15,14 +15,14 @@ const PHASE_MAX: usize = 48;
 
 /// The progress of one running job.
 #[derive(Debug)]
-pub struct Reader {
+pub struct ProgressReader {
     file: File,
     /// The beginning of a line whose end was not written yet.
     rest: Vec<u8>,
-    last: Option<Line>,
+    last: Option<ProgressLine>,
 }
 
-impl Reader {
+impl ProgressReader {
     /// Reads `file` from where it stands.
     #[must_use]
     pub fn new(file: File) -> Self {
@@ -52,7 +52,7 @@ impl Reader {
 
     /// The latest progress, if there was any.
     #[must_use]
-    pub fn last(&self) -> Option<&Line> {
+    pub fn last(&self) -> Option<&ProgressLine> {
         self.last.as_ref()
     }
 
@@ -68,7 +68,7 @@ impl Reader {
     }
 
     fn line(&mut self) {
-        let Ok(mut line) = serde_json::from_slice::<Line>(&self.rest) else {
+        let Ok(mut line) = serde_json::from_slice::<ProgressLine>(&self.rest) else {
             return;
         };
         line.phase = printable(&line.phase).chars().take(PHASE_MAX).collect();
@@ -89,7 +89,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
         let mut file = File::create(&path).unwrap();
-        let mut reader = Reader::new(File::open(&path).unwrap());
+        let mut reader = ProgressReader::new(File::open(&path).unwrap());
         assert!(!reader.read().unwrap());
         let mut seen = Vec::new();
         for text in [
@@ -113,7 +113,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
         std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
-        let mut reader = Reader::new(File::open(&path).unwrap());
+        let mut reader = ProgressReader::new(File::open(&path).unwrap());
         assert!(!reader.read().unwrap());
         assert!(reader.rest.len() <= LINE_MAX);
     }

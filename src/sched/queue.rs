@@ -13,7 +13,7 @@ use super::{
     job::{FinishedJob, Mode, NewJob, Params, QueuedJob, RunningJob, Status, UserName},
     list::{JobFile, List},
     runner::POLICY,
-    spool::{Locked, Spool, SpoolError, write_json},
+    spool::{LockedSpool, Spool, SpoolError, write_json},
 };
 use crate::{
     config::Config,
@@ -135,7 +135,7 @@ impl Jobs {
 
 /// What `tsim queue` lists.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Listing {
+pub struct QueueListing {
     /// Whether a scheduler runs.
     pub scheduler: bool,
     /// The running jobs.
@@ -161,12 +161,12 @@ pub fn position(queued: &[Arc<QueuedJob>], run_id: &RunId) -> Option<usize> {
 /// Reads the lists again and again, but only what is new in them: of a queue of thousands, a
 /// change of one job costs that job.
 #[derive(Debug, Default)]
-pub struct Reader {
+pub struct QueueReader {
     /// The waiting entries in their order, each with the job that it is.
     known: Vec<(Arc<RawValue>, Option<Arc<QueuedJob>>)>,
 }
 
-impl Reader {
+impl QueueReader {
     /// The waiting and running jobs, as of now.
     ///
     /// # Errors
@@ -215,7 +215,7 @@ impl Spool {
     /// # Errors
     /// [`SpoolError`] when a file cannot be read.
     pub fn jobs(&self) -> Result<Jobs, SpoolError> {
-        Reader::default().read(self)
+        QueueReader::default().read(self)
     }
 }
 
@@ -270,7 +270,7 @@ fn to_entry<T: Serialize>(job: &T) -> Arc<RawValue> {
     text.unwrap_or_else(|_| RawValue::NULL.to_owned()).into()
 }
 
-impl Locked<'_> {
+impl LockedSpool<'_> {
     /// Puts a job at the end of the queue. Asking twice for the same job is asking once.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ fn new_job(name: &str, mode: Mode) -> NewJob {
             ports: Some("80".to_owned()),
             policy: None,
             routers: None,
-            options: crate::sched::options::Options::default(),
+            options: crate::sched::options::JobOptions::default(),
             extra: Map::new(),
         },
         policy: None,
@@ -273,7 +273,7 @@ fn whose_jobs_ran_as_long_as_they_may_waits_for_the_hour_to_pass() {
         spool.lock().unwrap().submit(job, limit, minutes(at))
     };
     ask("long", "ann", 100).unwrap();
-    let take = |lock: &Locked<'_>| lock.exchange(&[], &[(id("long"), None)], minutes(100));
+    let take = |lock: &LockedSpool<'_>| lock.exchange(&[], &[(id("long"), None)], minutes(100));
     let long = take(&spool.lock().unwrap()).unwrap().remove(0);
     // Before its limit is reached, and then while it runs still.
     ask("early", "ann", 119).unwrap();
@@ -304,7 +304,7 @@ fn what_somebody_else_wrote_is_seen_however_alike() {
         ..Config::default()
     };
     let there = Spool::open(&config).unwrap();
-    let mut reader = Reader::default();
+    let mut reader = QueueReader::default();
     let mut names = |spool: &Spool| -> Vec<String> {
         let jobs = reader.read(spool).unwrap().queued;
         jobs.iter().map(|job| job.run_id.to_string()).collect()

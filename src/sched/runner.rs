@@ -294,7 +294,7 @@ impl Process {
 
 /// What became of the runner of a job that an earlier scheduler started.
 #[derive(Debug)]
-pub enum Found {
+pub enum FoundRunner {
     /// It lives.
     Alive(Process),
     /// It ended, and left traces of having run.
@@ -307,7 +307,7 @@ pub enum Found {
 ///
 /// # Errors
 /// [`SpoolError::Io`] when a run directory or `/proc` cannot be read.
-pub fn find(jobs: &[RunningJob], spool: &Spool) -> Result<Vec<Found>, SpoolError> {
+pub fn find(jobs: &[RunningJob], spool: &Spool) -> Result<Vec<FoundRunner>, SpoolError> {
     let mut holders = None;
     jobs.iter()
         .map(|job| find_one(spool, &job.run_id, &mut holders))
@@ -323,10 +323,10 @@ fn find_one(
     spool: &Spool,
     run_id: &RunId,
     holders: &mut Option<HashMap<FileId, Vec<Pid>>>,
-) -> Result<Found, SpoolError> {
+) -> Result<FoundRunner, SpoolError> {
     let path = spool.run_dir(run_id).join(ALIVE);
     let Some(alive) = spool.run_file(run_id, ALIVE)? else {
-        return Ok(Found::NeverRan);
+        return Ok(FoundRunner::NeverRan);
     };
     let metadata = alive.metadata().map_err(SpoolError::io("examine", &path))?;
     let file = (metadata.dev(), metadata.ino());
@@ -334,9 +334,9 @@ fn find_one(
     for _ in 0..LOOKS {
         if flock(&alive, FlockOperation::NonBlockingLockShared).is_ok() {
             return Ok(if has_run(spool, run_id)? {
-                Found::Ended
+                FoundRunner::Ended
             } else {
-                Found::NeverRan
+                FoundRunner::NeverRan
             });
         }
         if holders.is_none() {
@@ -345,7 +345,7 @@ fn find_one(
         let pids = holders.as_ref().and_then(|holders| holders.get(&file));
         let found = pids.into_iter().flatten().find_map(|pid| adopt(*pid, file));
         if let Some(process) = found {
-            return Ok(Found::Alive(process));
+            return Ok(FoundRunner::Alive(process));
         }
         *holders = None;
     }

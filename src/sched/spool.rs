@@ -111,7 +111,7 @@ pub struct Spool {
 
 /// The right to change the files: nobody else has it at the same time.
 #[derive(Debug)]
-pub struct Locked<'a> {
+pub struct LockedSpool<'a> {
     pub(super) spool: &'a Spool,
     _lock: Flock<OwnedFd>,
 }
@@ -200,12 +200,12 @@ impl Spool {
     ///
     /// # Errors
     /// [`SpoolError::Io`] when the lock file cannot be opened, or not be locked in time.
-    pub fn lock(&self) -> Result<Locked<'_>, SpoolError> {
+    pub fn lock(&self) -> Result<LockedSpool<'_>, SpoolError> {
         let path = self.queue_dir().join(LOCK);
         let wait = Wait::at_most(self.patience);
         let held = flock::exclusive(self.lock_file(LOCK)?.into(), &path, &wait);
         let held = held.map_err(|refused| refused.into_io(&wait));
-        Ok(Locked {
+        Ok(LockedSpool {
             spool: self,
             _lock: held.map_err(SpoolError::io("lock", &path))?,
         })
@@ -241,7 +241,7 @@ impl Spool {
     }
 }
 
-impl Locked<'_> {
+impl LockedSpool<'_> {
     /// Reads a list to change it. A damaged file is set aside under a name that says when, and its
     /// copy takes its place.
     pub(super) fn list(&self, list: List) -> Result<JobFile, SpoolError> {

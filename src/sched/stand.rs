@@ -5,7 +5,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    answer::{Answer, End},
+    answer::{AlikeServices, Answer},
     job::{FinishedJob, Status},
     queue::Jobs,
     spool::{Spool, SpoolError},
@@ -33,7 +33,7 @@ pub struct Stand {
     pub reason: Option<String>,
     /// The verdicts from end to end, once it is done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ends: Vec<End>,
+    pub ends: Vec<AlikeServices>,
 }
 
 impl Stand {

@@ -50,7 +50,7 @@ pub enum Hook {
 /// What a verdict expression does with the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
-pub enum Verdict {
+pub enum VerdictCode {
     /// Discard it.
     Drop = 0,
     /// Let it go on to the next chain of the hook.
@@ -88,7 +88,7 @@ pub enum Meta {
 /// What a packet's route says (`NFT_RT_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Route {
+pub enum RouteKey {
     /// The IPv4 address of the next hop: the gateway, or the destination.
     NextHop4 = 1,
     /// The IPv6 address of the next hop.
@@ -115,7 +115,7 @@ pub enum Expr<'a> {
         len: u32,
     },
     /// Load what the route says.
-    LoadRoute(Route),
+    LoadRoute(RouteKey),
     /// Load as this expression does, so many 32-bit words further on: what was loaded before and
     /// this are one key then.
     Behind(u32, &'a Expr<'a>),
@@ -137,7 +137,7 @@ pub enum Expr<'a> {
     /// Store the register into meta data.
     SetMeta(Meta),
     /// Decide.
-    Verdict(Verdict),
+    Verdict(VerdictCode),
 }
 
 /// A set of fixed-size keys that rules may add to.

@@ -22,7 +22,7 @@ use source::Source;
 /// Figures, and how high each may be. Function lengths are in lines from the signature to the last brace.
 const LIMITS: Limits = Limits {
     longest_function: 60,
-    names_twice: 110,
+    names_twice: 1,
     circles: 0,
     repeated_runs: 4,
 };

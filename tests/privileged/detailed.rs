@@ -13,7 +13,7 @@ use tsim::{
     run::{
         detailed::{
             self, DetailedJob,
-            result::{DetailedReport, Direction, Measured, Refuser, RouterTest, Status},
+            result::{DetailedReport, Direction, Measured, Refuser, RouterTest, ServiceStatus},
         },
         quick::{self, RouterChoice},
     },
@@ -234,7 +234,12 @@ fn a_service_that_is_sent_elsewhere_is_followed_there() {
         ("1013/tcp", "10.91.3.5:1013"),
     ] {
         let test = tests[service];
-        assert_eq!(test.status, Status::Ok, "{service}: {}", test.message);
+        assert_eq!(
+            test.status,
+            ServiceStatus::Ok,
+            "{service}: {}",
+            test.message
+        );
         assert!(test.message.contains(to), "{}", test.message);
         let nat = test
             .nat
@@ -244,7 +249,7 @@ fn a_service_that_is_sent_elsewhere_is_followed_there() {
         assert!(nat.after.to_string().ends_with(to), "{}", nat.after);
     }
     let snat = tests["1012/tcp"];
-    assert_eq!(snat.status, Status::Ok, "{}", snat.message);
+    assert_eq!(snat.status, ServiceStatus::Ok, "{}", snat.message);
     let nat = snat
         .nat
         .iter()
@@ -257,11 +262,11 @@ fn a_service_that_is_sent_elsewhere_is_followed_there() {
 fn a_destination_without_a_way_is_unreachable_with_the_reason() {
     let (lab, _dir) = one_router(&serde_json::json!({}));
     for (to, status, words) in [
-        ("10.91.7.1", Status::Unreachable, "unreachable"),
-        ("10.91.8.1", Status::Unreachable, "blackhole"),
-        ("10.99.9.9", Status::Unreachable, "no route"),
-        ("10.91.3.9", Status::Ok, "answered"),
-        ("10.91.2.1", Status::Ok, "answered"),
+        ("10.91.7.1", ServiceStatus::Unreachable, "unreachable"),
+        ("10.91.8.1", ServiceStatus::Unreachable, "blackhole"),
+        ("10.99.9.9", ServiceStatus::Unreachable, "no route"),
+        ("10.91.3.9", ServiceStatus::Ok, "answered"),
+        ("10.91.2.1", ServiceStatus::Ok, "answered"),
     ] {
         let report = run(&lab, &job(&lab, &["r"], "10.91.1.10", to, "80,53/udp"));
         for (service, test) in first(&report) {
@@ -322,13 +327,13 @@ fn a_fixed_source_port_is_used_and_never_answered_by_an_old_connection() {
     let mut asked = job(&lab, &["r"], "10.91.1.10", "10.91.2.10", "80");
     asked.source_port = Some(4444);
     let report = run(&lab, &asked);
-    assert_eq!(first(&report)["80/tcp"].status, Status::Ok);
+    assert_eq!(first(&report)["80/tcp"].status, ServiceStatus::Ok);
     // The rule is gone; a connection that is still known must not let the next one through.
     lab.nft("r", "flush chain inet filter forward");
     asked.run_id = quick::new_run_id().unwrap();
     let report = run(&lab, &asked);
     let test = first(&report)["80/tcp"];
-    assert_eq!(test.status, Status::Timeout, "{}", test.message);
+    assert_eq!(test.status, ServiceStatus::Timeout, "{}", test.message);
     assert!(test.message.contains("policy"), "{}", test.message);
 }
 

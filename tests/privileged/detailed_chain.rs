@@ -13,7 +13,7 @@ use tsim::{
     run::{
         detailed::{
             DetailedJob,
-            result::{DetailedReport, Reach, ServiceResult, Status},
+            result::{CameBy, DetailedReport, ServiceResult, ServiceStatus},
         },
         quick::RouterChoice,
         report::Verdict,
@@ -58,7 +58,7 @@ pub(crate) fn said(report: &DetailedReport, name: &str) -> String {
 /// The routers and addresses of the request's legs, and of the answer's.
 fn ways(report: &DetailedReport, name: &str) -> (String, String) {
     let end = &service(report, name).end;
-    let text = |legs: &[tsim::run::detailed::result::Leg]| {
+    let text = |legs: &[tsim::run::detailed::result::TakenLeg]| {
         let legs = legs.iter();
         let legs = legs.map(|leg| format!("{} {}", leg.router, leg.headers.source));
         legs.collect::<Vec<_>>().join(", ")
@@ -132,7 +132,10 @@ fn a_server_that_answers_its_client_directly_is_not_reached() {
     let lab = TestLab::up("reports/hairpin-without-masquerade");
     let report = ask(&lab, "192.168.0.55", "198.51.100.34", "22");
     let end = &service(&report, "22/tcp").end;
-    assert_eq!((end.result, end.status), (Verdict::No, Status::Partial));
+    assert_eq!(
+        (end.result, end.status),
+        (Verdict::No, ServiceStatus::Partial)
+    );
     let words = said(&report, "22/tcp");
     assert!(
         words.contains(
@@ -189,7 +192,10 @@ fn an_answer_is_judged_by_the_routers_that_it_passes() {
         assert_eq!(back, "srv 10.50.0.2, fw 10.50.0.2");
         let result = service(&report, name);
         let fw = result.at(&RouterName::new("fw").unwrap()).unwrap();
-        assert_eq!((fw.reach, fw.status), (Reach::ByAnswer, Status::Partial));
+        assert_eq!(
+            (fw.reach, fw.status),
+            (CameBy::ByAnswer, ServiceStatus::Partial)
+        );
         assert!(fw.blocking[0].rule.contains("INVALID"), "{:?}", fw.blocking);
     }
     // A datagram belongs to no connection that fw would have to know.
@@ -321,7 +327,7 @@ fn translated_services_are_followed_to_their_servers_behind_the_next_router() {
     let behind = behind.unwrap();
     assert_eq!(
         (behind.reach, behind.status),
-        (Reach::NotReached, Status::Ok)
+        (CameBy::NotReached, ServiceStatus::Ok)
     );
     for router in ["edge", "core"] {
         assert_eq!(connections(&lab, router).trim(), "0", "{router}");

@@ -1,7 +1,7 @@
 //! What chance, state, or a program that the lab has not decides on the real router: the detailed
 //! job says no plain YES or NO of it, and names what decides.
 
-use tsim::run::{detailed::result::Status, report::Verdict};
+use tsim::run::{detailed::result::ServiceStatus, report::Verdict};
 
 use crate::{
     detailed_chain::{ask, lab, router, said, service},
@@ -50,7 +50,7 @@ fn what_chance_decides_is_no_plain_verdict() {
                 "{name}: {words}"
             );
             let test = &service(&report, name).tests[0];
-            assert_eq!(test.status, Status::Unknown, "{name}");
+            assert_eq!(test.status, ServiceStatus::Unknown, "{name}");
         }
         // Whatever the lot says, these end alike.
         assert_eq!(said(&report, "83/tcp"), "YES");

@@ -21,7 +21,7 @@ use tsim::{
     run::{
         detailed::{
             DetailedJob,
-            result::{Direction, RouterTest, Status, Step},
+            result::{Direction, RouterTest, ServiceStatus, Step},
         },
         quick::{QuickJob, RouterChoice},
         report::{ServiceReport, Verdict},
@@ -219,7 +219,7 @@ fn of(test: &RouterTest) -> HandTrace {
     let steps = steps.filter(|s| s.rule != "end of chain");
     HandTrace {
         way: steps.map(step).collect(),
-        dropped_by: stopped.filter(|_| test.status != Status::Partial),
+        dropped_by: stopped.filter(|_| test.status != ServiceStatus::Partial),
     }
 }
 
@@ -228,7 +228,7 @@ fn agree(asked: &str, test: &RouterTest, answer: &ServiceReport) {
     let asked = format!("{asked}: {} / {:?}", test.message, answer.reason);
     match test.status {
         // Quick does not look at the way back.
-        Status::Partial => assert_eq!(answer.result, Verdict::Yes, "{asked}"),
+        ServiceStatus::Partial => assert_eq!(answer.result, Verdict::Yes, "{asked}"),
         status => assert_eq!(status.verdict(), answer.result, "{asked}"),
     }
     if answer.result == Verdict::No {
@@ -304,10 +304,10 @@ fn on_real_rulesets_the_rule_named_is_the_one_that_a_trace_by_hand_shows() {
         }
     }
     let want = [
-        Status::Ok,
-        Status::Timeout,
-        Status::Rejected,
-        Status::Partial,
+        ServiceStatus::Ok,
+        ServiceStatus::Timeout,
+        ServiceStatus::Rejected,
+        ServiceStatus::Partial,
     ];
     assert_eq!(statuses, want.into());
 }

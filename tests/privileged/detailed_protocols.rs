@@ -2,7 +2,7 @@
 //! without ports, and that they leave nothing behind.
 
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
-use tsim::run::detailed::result::Status;
+use tsim::run::detailed::result::ServiceStatus;
 
 use crate::{
     detailed::connections,
@@ -83,7 +83,10 @@ fn every_protocol_is_answered_or_stopped_in_its_own_way() {
             sctp.starts_with("UNKNOWN: this kernel has no SCTP"),
             "{sctp}"
         );
-        assert_eq!(service(&report, "9/sctp").end.status, Status::Unknown);
+        assert_eq!(
+            service(&report, "9/sctp").end.status,
+            ServiceStatus::Unknown
+        );
     }
     let report = ask(&lab, "2001:db8:1::50", "2001:db8:3::60", "ping,esp");
     assert_eq!(said(&report, "esp"), "YES");

@@ -1,7 +1,7 @@
 //! What a router sends itself, and what it takes for itself: detailed jobs with sockets in the
 //! router, beside quick jobs that say the same.
 
-use tsim::run::{detailed::result::Status, report::EndKind};
+use tsim::run::{detailed::result::ServiceStatus, report::EndKind};
 
 use crate::{
     detailed::connections,
@@ -92,7 +92,7 @@ fn what_a_router_sends_itself_is_sent_by_its_own_sockets() {
     }
     let report = ask(&lab, "10.1.0.1", "192.0.2.1", "80");
     let end = &service(&report, "80/tcp").end;
-    assert_eq!(end.status, Status::Unreachable, "{end:?}");
+    assert_eq!(end.status, ServiceStatus::Unreachable, "{end:?}");
     for name in ["fw", "core"] {
         assert_eq!(connections(&lab, name).trim(), "0", "{name}");
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tsim::{
-    firewall::nft::watch::{Changes, RulesetWatch},
+    firewall::nft::watch::{RulesetChanges, RulesetWatch},
     model::RouterName,
     run::quick::{DscpChoice, ExplainMode},
 };
@@ -23,18 +23,18 @@ fn changes_of_others_are_told_from_tsims_own() {
     let mut job = lab.job("r1", "10.81.1.10", "10.81.3.10", "1-5000");
     job.explain = ExplainMode::Always;
     assert_eq!(lab.run(&job).warnings, taps_stay(&["r1"]));
-    assert_eq!(watch.changes().unwrap(), Changes::None);
+    assert_eq!(watch.changes().unwrap(), RulesetChanges::None);
 
     lab.nft(
         "r1",
         "add table ip one; add table ip two; add chain ip two c",
     );
     let both = BTreeSet::from(["one".to_owned(), "two".to_owned()]);
-    assert_eq!(watch.changes().unwrap(), Changes::Tables(both));
+    assert_eq!(watch.changes().unwrap(), RulesetChanges::Tables(both));
     lab.nft("r1", "add rule ip two c drop");
     let two = BTreeSet::from(["two".to_owned()]);
-    assert_eq!(watch.changes().unwrap(), Changes::Tables(two));
-    assert_eq!(watch.changes().unwrap(), Changes::None);
+    assert_eq!(watch.changes().unwrap(), RulesetChanges::Tables(two));
+    assert_eq!(watch.changes().unwrap(), RulesetChanges::None);
 }
 
 #[test]

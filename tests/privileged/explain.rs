@@ -26,7 +26,7 @@ use tsim::{
     },
     netns::{NetnsFd, tool::Tools},
     run::{
-        explain::{Explainer, Explanation, Question, Scrutiny},
+        explain::{ExplainQuestion, Explainer, Explanation, Scrutiny},
         packet::{Headers, Probe, packets},
     },
     sys::{
@@ -222,7 +222,7 @@ impl Row {
     fn explain_with(&self, explainer: &mut Explainer, services: &[(u32, Service)]) -> Explanation {
         let ingress = ifname("i0");
         let probes = self.probes(services);
-        let question = Question {
+        let question = ExplainQuestion {
             netns: &self.router,
             run_id: &self.run_id,
             tags: self.tags,
@@ -831,7 +831,7 @@ fn a_ruleset_that_changes_meanwhile_is_warned_about() {
     let row = Row::v4();
     row.run("iptables-nft -P FORWARD DROP");
     let services = many(1);
-    let question = Question {
+    let question = ExplainQuestion {
         netns: &row.router,
         run_id: &row.run_id,
         tags: row.tags,

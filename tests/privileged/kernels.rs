@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, process::Command, sync::LazyLock};
 use serde::Deserialize;
 use tsim::{
     config::Config,
-    doctor::{self, Area, Check, Report, State},
+    doctor::{self, Area, Check, Presence, Report},
     firewall::{
         Runs, TagSpace, Taps,
         nft::{NftSocket, NftTaps, Ownership},
@@ -48,7 +48,7 @@ fn report() -> &'static Report {
 
 /// Whether the running kernel has owner tables.
 pub(crate) fn owner_tables() -> bool {
-    report().check(Area::Kernel, "owner_tables").unwrap().state == State::Yes
+    report().check(Area::Kernel, "owner_tables").unwrap().state == Presence::Yes
 }
 
 /// What a quick job says of each of `routers` on a kernel without owner tables.
@@ -119,7 +119,7 @@ fn kernel_checks(report: &Report) -> impl Iterator<Item = &Check> {
 fn every_feature_is_found_to_be_there_or_not() {
     let report = report();
     let unknown: Vec<String> = kernel_checks(report)
-        .filter(|check| check.state == State::Unknown)
+        .filter(|check| check.state == Presence::Unknown)
         .map(|check| format!("{}: {}", check.name, check.found))
         .collect();
     assert!(unknown.is_empty(), "{unknown:#?}");
@@ -128,7 +128,7 @@ fn every_feature_is_found_to_be_there_or_not() {
 /// The features that were looked for, and whether each is there.
 fn found(report: &Report) -> BTreeMap<&str, bool> {
     kernel_checks(report)
-        .map(|check| (check.name.as_str(), check.state == State::Yes))
+        .map(|check| (check.name.as_str(), check.state == Presence::Yes))
         .collect()
 }
 
@@ -186,7 +186,7 @@ fn taps_go_with_their_job_exactly_where_there_are_owner_tables() {
     let socket = router.enter(NftSocket::open_here).unwrap().unwrap();
     let installed = NftTaps::install(socket, taps).unwrap();
     let owned = installed.ownership() == Ownership::Owned;
-    assert_eq!(owned, owner_tables.state == State::Yes);
+    assert_eq!(owned, owner_tables.state == Presence::Yes);
     assert!(router.enter(list_tables).unwrap().contains("tsim_dead"));
     // What the kernel does when the process dies.
     drop(installed);

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tsim::{
     config::Config,
     lab::{
-        self, Lab, LabError, Options, Up, facts,
+        self, Lab, LabError, Up, UpOptions, facts,
         topology::{self, RulesetKind, Severity, Topology},
     },
     model::{LabName, NetnsName, RouterName},
@@ -51,12 +51,12 @@ impl Place {
         &self.bed.lab
     }
 
-    pub(crate) fn up_with(&self, facts: &Path, options: Options) -> Result<Up, LabError> {
+    pub(crate) fn up_with(&self, facts: &Path, options: UpOptions) -> Result<Up, LabError> {
         lab::up_from(&self.config, self.name(), facts, options, &())
     }
 
     pub(crate) fn up(&self, facts: &Path) -> Up {
-        self.up_with(facts, Options::default()).unwrap()
+        self.up_with(facts, UpOptions::default()).unwrap()
     }
 
     pub(crate) fn down(&self) -> lab::Removed {
@@ -404,13 +404,13 @@ fn up_twice_is_once_and_other_facts_are_refused() {
     assert!(first.changed && !second.changed);
     assert_eq!(first.lab, second.lab);
     let error = place
-        .up_with(&fixture("corp10"), Options::default())
+        .up_with(&fixture("corp10"), UpOptions::default())
         .unwrap_err();
     assert!(matches!(error, LabError::Exists { .. }), "{error}");
     assert!(error.to_string().contains("--replace"), "{error}");
-    let legacy = Options {
+    let legacy = UpOptions {
         legacy: true,
-        ..Options::default()
+        ..UpOptions::default()
     };
     let error = place.up_with(&fixture("small3"), legacy).unwrap_err();
     assert!(matches!(error, LabError::Exists { .. }), "{error}");
@@ -448,9 +448,9 @@ fn two_labs_stand_side_by_side() {
 #[test]
 fn strict_mode_refuses_a_lab_that_differs_and_makes_nothing() {
     let place = Place::new();
-    let strict = Options {
+    let strict = UpOptions {
         strict: true,
-        ..Options::default()
+        ..UpOptions::default()
     };
     let error = place.up_with(&fixture("corp10"), strict).unwrap_err();
     let text = error.to_string();
@@ -542,7 +542,7 @@ const BAD_RULES: &str = "\"iptables\": [
 \"-A FORWARD -p tcp -m tcp --dport 3 -j ACCEPT\",
 \"COMMIT\"]";
 
-fn assert_bad_rules_left_out(options: Options, save: &str) {
+fn assert_bad_rules_left_out(options: UpOptions, save: &str) {
     let place = Place::new();
     let facts = place.facts(&[("r", BAD_RULES)]);
     let up = place.up_with(&facts, options).unwrap();
@@ -559,14 +559,14 @@ fn assert_bad_rules_left_out(options: Options, save: &str) {
 
 #[test]
 fn rules_that_cannot_be_loaded_are_left_out_one_by_one() {
-    assert_bad_rules_left_out(Options::default(), "iptables-nft-save");
+    assert_bad_rules_left_out(UpOptions::default(), "iptables-nft-save");
 }
 
 #[test]
 fn iptables_legacy_names_no_line_and_they_are_found_all_the_same() {
-    let legacy = Options {
+    let legacy = UpOptions {
         legacy: true,
-        ..Options::default()
+        ..UpOptions::default()
     };
     assert_bad_rules_left_out(legacy, "iptables-legacy-save");
 }
@@ -593,7 +593,7 @@ fn a_name_that_is_taken_is_left_alone() {
     let place = Place::new();
     let other = place.bed.netns("r2");
     let error = place
-        .up_with(&fixture("small3"), Options::default())
+        .up_with(&fixture("small3"), UpOptions::default())
         .unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains(other.name().as_str()), "{cause}");

@@ -13,7 +13,7 @@ use tsim::{
     lab::{
         LabState,
         sockets::RouterSockets,
-        trace::{End, Packet, Trace, Wiring, trace},
+        trace::{End, Trace, TracePacket, Wiring, trace},
     },
     netlink::{
         LinkChange, Netlink, NewVeth, VethEnd,
@@ -80,7 +80,7 @@ pub(crate) fn connect(netns: &NetnsFd, to: &str) -> ErrorKind {
 
 fn ask(place: &Place, lab: &LabState, from: &str, to: &str) -> Trace {
     let mut sockets = RouterSockets::new(&place.bed.dir, place.name());
-    let packet = Packet::new(ip(from), ip(to));
+    let packet = TracePacket::new(ip(from), ip(to));
     trace(&Wiring::from(lab), &mut sockets, &packet, None).unwrap()
 }
 

@@ -6,7 +6,7 @@ use tsim::{
     lab::topology::{Interface, InterfaceKind, LinkFacts, Router, Segment, Topology},
     model::{IfName, NetnsName, RouterName},
     netlink::{
-        BridgeOptions, Link, LinkChange, Netlink, NewVeth, VethEnd,
+        BridgeOptions, KernelLink, LinkChange, Netlink, NewVeth, VethEnd,
         object::{Address, Mac, Route, RouteKind},
         sysctl,
     },
@@ -132,7 +132,7 @@ impl MiniLab {
     }
 
     /// Waits until the namespace of the bridges has the links `want`.
-    pub(crate) fn await_links(&self, want: &[Link]) {
+    pub(crate) fn await_links(&self, want: &[KernelLink]) {
         let want: Vec<IfName> = want.iter().map(|link| link.name.clone()).collect();
         await_links(&self.segments, &want);
     }

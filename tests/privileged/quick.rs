@@ -46,10 +46,10 @@ pub(crate) struct TestLab {
 
 impl TestLab {
     pub(crate) fn up(facts: &str) -> Self {
-        Self::up_with(facts, lab::Options::default())
+        Self::up_with(facts, lab::UpOptions::default())
     }
 
-    pub(crate) fn up_with(facts: &str, options: lab::Options) -> Self {
+    pub(crate) fn up_with(facts: &str, options: lab::UpOptions) -> Self {
         let bed = Bed::new();
         let dir = tempfile::tempdir().unwrap();
         let config = Config {

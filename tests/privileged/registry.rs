@@ -17,8 +17,8 @@ use tsim::{
     },
     netns::{NetnsFd, tool::Tools},
     registry::{
-        Job, JobInfo, JobType, Liveness, Locked, ManagedBy, Mode, NeighbourKey, Owner,
-        RegistryError, RegistryManager, Scope, TapKernel, Wait,
+        Job, JobInfo, JobType, Liveness, LockMode, Locked, ManagedBy, NeighbourKey, Owner,
+        ReconcileScope, RegistryError, RegistryManager, TapKernel, Wait,
     },
     run::caretaker::Caretaker,
 };
@@ -47,7 +47,7 @@ fn job(registry: &RegistryManager, run: &str, router: &RouterId) -> Job<Locked> 
         dscp: None,
     };
     let job = registry.job(info);
-    job.router_lock(router, Mode::Exclusive, &Wait::not())
+    job.router_lock(router, LockMode::Exclusive, &Wait::not())
         .unwrap()
 }
 
@@ -111,7 +111,7 @@ fn the_neighbour_of_a_dead_job_is_put_back_by_reconcile() {
         .unwrap();
     die(&config(dir.path()).registry_dir.join("neighbor_leases.json"));
     let mut caretaker = Caretaker::new(&lab.bed.dir, &config(dir.path()));
-    let scope = Scope::Touching {
+    let scope = ReconcileScope::Touching {
         routers: vec![key.router],
         hosts: Vec::new(),
     };

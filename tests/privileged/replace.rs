@@ -23,7 +23,7 @@ use tsim::{
     model::{IfName, RouterId},
     netlink::Netlink,
     netns::{NetnsDir, NetnsId},
-    registry::{Job, JobInfo, JobType, Locked, Mode, RegistryManager, Wait},
+    registry::{Job, JobInfo, JobType, LockMode, Locked, RegistryManager, Wait},
 };
 
 use crate::{
@@ -189,8 +189,8 @@ fn facts_that_cannot_be_used_and_jobs_that_measure_leave_the_lab_alone() {
     let registry = RegistryManager::open(&config).unwrap();
     let router = RouterId::new(two.place.name().clone(), "r1".parse().unwrap());
     let job = registry.operator().unwrap();
-    let locked = job.all_router_locks(&[router], Mode::Shared, &Wait::not());
-    let options = lab::Options::default();
+    let locked = job.all_router_locks(&[router], LockMode::Shared, &Wait::not());
+    let options = lab::UpOptions::default();
     let wait = Wait::at_most(config.lock_timeout);
     let error = lab::replace(&config, two.place.name(), &two.new, options, &(), &wait);
     let error = error.unwrap_err().to_string();
@@ -325,7 +325,7 @@ fn held(two: &Two, router: &str) -> (RegistryManager, Job<Locked>) {
     let registry = RegistryManager::open(&two.place.config).unwrap();
     let router = RouterId::new(two.place.name().clone(), router.parse().unwrap());
     let job = registry.operator().unwrap();
-    let locked = job.all_router_locks(&[router], Mode::Shared, &Wait::not());
+    let locked = job.all_router_locks(&[router], LockMode::Shared, &Wait::not());
     (registry, locked.map_err(|refused| refused.error).unwrap())
 }
 
@@ -411,8 +411,11 @@ fn a_job_that_waited_for_a_router_that_was_made_anew_says_so() {
     let router = RouterId::new(two.place.name().clone(), "r1".parse().unwrap());
     let registry = RegistryManager::open(&two.place.config).unwrap();
     let operator = registry.operator().unwrap();
-    let held =
-        operator.all_router_locks(std::slice::from_ref(&router), Mode::Exclusive, &Wait::not());
+    let held = operator.all_router_locks(
+        std::slice::from_ref(&router),
+        LockMode::Exclusive,
+        &Wait::not(),
+    );
     let held = held.unwrap();
     let quick = Command::new(env!("CARGO_BIN_EXE_tsim-quick"))
         .arg("--config")

@@ -17,7 +17,7 @@ use nix::{
 };
 use tsim::{
     config::Config,
-    lab::{self, LabError, Options},
+    lab::{self, LabError, UpOptions},
     model::WithCauses,
 };
 
@@ -89,7 +89,7 @@ fn a_lab_of_another_registry_is_called_so() {
         ..Config::default()
     };
     let facts = fixture("small3");
-    let refused = lab::up_from(&other, place.name(), &facts, Options::default(), &());
+    let refused = lab::up_from(&other, place.name(), &facts, UpOptions::default(), &());
     let refused = refused.unwrap_err();
     let text = WithCauses(&refused).to_string();
     assert!(text.contains("of another registry"), "{text}");

@@ -7,10 +7,10 @@ use tsim::{
     cli::{Context, Exit, Run, tsim::Tsim},
     config::Config,
     lab::{
-        self, Options,
+        self, UpOptions,
         sockets::RouterSockets,
         topology::InterfaceKind,
-        trace::{End, EntryName, Hop, Packet, SharedLink, Trace, TraceError, Wiring, trace},
+        trace::{End, EntryName, Hop, SharedLink, Trace, TraceError, TracePacket, Wiring, trace},
     },
     model::Protocol,
     netlink::{
@@ -39,7 +39,7 @@ fn chain() -> (MiniLab, [NetnsFd; 3]) {
     (lab, [a, b, c])
 }
 
-fn ask(lab: &MiniLab, packet: &Packet, first: Option<&str>) -> Result<Trace, TraceError> {
+fn ask(lab: &MiniLab, packet: &TracePacket, first: Option<&str>) -> Result<Trace, TraceError> {
     let wiring = Wiring::from(&lab.topology);
     let mut sockets = RouterSockets::new(&lab.bed.dir, &lab.bed.lab);
     let first: Option<EntryName> = first.map(|name| name.parse().unwrap());
@@ -47,7 +47,7 @@ fn ask(lab: &MiniLab, packet: &Packet, first: Option<&str>) -> Result<Trace, Tra
 }
 
 fn way(lab: &MiniLab, from: &str, to: &str) -> Trace {
-    ask(lab, &Packet::new(ip(from), ip(to)), None).unwrap()
+    ask(lab, &TracePacket::new(ip(from), ip(to)), None).unwrap()
 }
 
 /// The hops of the first way as text: `router in>out next`.
@@ -127,7 +127,7 @@ fn every_bad_end_is_named_with_its_router() {
         assert_eq!(trace.arrives(), Some(false));
     }
     sysctl::write(&b, &[("net/ipv4/conf/eth0/rp_filter", "1")]).unwrap();
-    let spoofed = Packet::new(ip("10.0.3.9"), ip("10.0.3.8"));
+    let spoofed = TracePacket::new(ip("10.0.3.9"), ip("10.0.3.8"));
     let trace = ask(&lab, &spoofed, Some("a")).unwrap();
     assert_eq!(hops(&trace)[0], "a eth1>eth1 10.0.1.2");
     assert_eq!(trace.end, End::Refused);
@@ -161,17 +161,17 @@ fn policy_rules_by_port_and_mark_choose_the_way() {
         .add_rule(&by_port)
         .add_rule(&by_mark);
     batch.send().unwrap();
-    let plain = Packet::new(ip("10.0.0.9"), ip("10.0.3.9"));
-    let port = |port| Packet {
+    let plain = TracePacket::new(ip("10.0.0.9"), ip("10.0.3.9"));
+    let port = |port| TracePacket {
         protocol: Some(Protocol::Tcp),
         destination_port: Some(port),
         ..plain.clone()
     };
-    let marked = Packet {
+    let marked = TracePacket {
         mark: 5,
         ..plain.clone()
     };
-    let end = |packet: &Packet| ask(&lab, packet, None).unwrap().end;
+    let end = |packet: &TracePacket| ask(&lab, packet, None).unwrap().end;
     assert_eq!(end(&port(80)), delivered("3"));
     assert_eq!(end(&port(25)), End::Prohibit);
     assert_eq!(end(&marked), End::Prohibit);
@@ -210,7 +210,7 @@ fn from_every_router_of_the_sources_segment_a_way_is_followed_unless_one_is_name
     assert_eq!(trace.arrives(), None, "they disagree");
     let note = &trace.warnings[0];
     assert!(note.contains("shut:eth0, used:eth0, idle:eth0"), "{note}");
-    let packet = Packet::new(ip("10.0.0.9"), ip("10.0.1.9"));
+    let packet = TracePacket::new(ip("10.0.0.9"), ip("10.0.1.9"));
     let named = ask(&lab, &packet, Some("idle")).unwrap();
     assert_eq!(ways(&named), want[2..]);
     assert!(named.warnings.is_empty());
@@ -299,7 +299,11 @@ fn a_source_outside_the_lab_enters_wherever_its_answers_would_leave() {
     );
     assert_eq!(firsts("198.51.100.7"), ["c eth1>eth0 10.0.2.1"]);
     let (lab, _routers) = chain();
-    let error = ask(&lab, &Packet::new(ip("203.0.113.5"), ip("10.0.3.9")), None);
+    let error = ask(
+        &lab,
+        &TracePacket::new(ip("203.0.113.5"), ip("10.0.3.9")),
+        None,
+    );
     assert!(
         matches!(error, Err(TraceError::NoStart { .. })),
         "{error:?}"
@@ -480,7 +484,7 @@ fn the_command_traces_a_lab_made_from_facts_and_says_by_its_exit_code_whether_it
         ..Config::default()
     };
     let facts = Path::new(env!("CARGO_MANIFEST_DIR")).join("netns-fixtures/small3");
-    lab::up_from(&config, &bed.lab, &facts, Options::default(), &()).unwrap();
+    lab::up_from(&config, &bed.lab, &facts, UpOptions::default(), &()).unwrap();
     let context = Context::new(config.clone(), true);
     let run = |to: &str, more: &[&str]| {
         let lab = bed.lab.as_str();

@@ -7,7 +7,7 @@ use tsim::{
     lab::hosts::{HostRequest, LabHosts},
     model::{HostId, RouterId, RouterName},
     netns::NetnsDir,
-    registry::{HostKernel, JobInfo, JobType, Mode, RegistryManager, Wait},
+    registry::{HostKernel, JobInfo, JobType, LockMode, RegistryManager, Wait},
 };
 
 use crate::quick::TestLab;
@@ -74,7 +74,7 @@ fn who_takes_a_lab_down_waits_for_its_routers() {
     let router = RouterId::new(lab.bed.lab.clone(), RouterName::new("r2").unwrap());
     let job = registry.job(job_info("holder"));
     let job = job
-        .router_lock(&router, Mode::Shared, &Wait::not())
+        .router_lock(&router, LockMode::Shared, &Wait::not())
         .unwrap();
     let down = std::thread::scope(|scope| {
         let down = scope.spawn(|| lab_down(&lab, &[]));

@@ -14,12 +14,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tsim::{
     config::Config,
-    fault::{self, Plan},
+    fault::{self, FaultPlan},
     model::{Dscp, HostId, RouterId, RunId},
     netlink::object::Mac,
     registry::{
-        Holding, HostSpec, Job, JobInfo, JobType, Locked, Mode, NeighbourKey, ReconcileReport,
-        Refused, RegistryError, RegistryManager, Scope, Unlocked, Wait, medium::Directory,
+        Holding, HostSpec, Job, JobInfo, JobType, LockMode, Locked, NeighbourKey, ReconcileReport,
+        ReconcileScope, RefusedLocks, RegistryError, RegistryManager, Unlocked, Wait,
+        medium::Directory,
     },
 };
 
@@ -41,7 +42,7 @@ pub(crate) enum Order {
     /// Release and remove host n.
     Release(u8),
     /// Lock routers; most milliseconds to wait.
-    Lock(Vec<String>, Mode, u64),
+    Lock(Vec<String>, LockMode, u64),
     Unlock,
     /// Lease the neighbour entry, pointing at MAC n; needs routers locked.
     Neighbour(u8),
@@ -126,7 +127,7 @@ impl Site {
     pub(crate) fn reconcile(&self) -> ReconcileReport {
         let run = RunId::new("reconcile").unwrap();
         self.open()
-            .reconcile(&run, &Scope::Everything, &mut self.kernel(), false)
+            .reconcile(&run, &ReconcileScope::Everything, &mut self.kernel(), false)
             .unwrap()
     }
 
@@ -318,7 +319,7 @@ fn obey(actor: &mut Option<Actor>, order: Order) -> Result<String, RegistryError
             Ok(String::new())
         }
         Order::Arm(plan) => {
-            fault::arm(plan.parse::<Plan>().unwrap());
+            fault::arm(plan.parse::<FaultPlan>().unwrap());
             Ok(String::new())
         }
         Order::Taken => Ok(fault::taken().0.to_string()),
@@ -390,7 +391,12 @@ impl Actor {
         }
     }
 
-    fn lock(&mut self, routers: &[RouterId], mode: Mode, wait: &Wait) -> Result<(), RegistryError> {
+    fn lock(
+        &mut self,
+        routers: &[RouterId],
+        mode: LockMode,
+        wait: &Wait,
+    ) -> Result<(), RegistryError> {
         match self
             .job
             .take()
@@ -402,7 +408,7 @@ impl Actor {
                 Ok(())
             }
             Err(refused) => {
-                let Refused { job, error } = *refused;
+                let RefusedLocks { job, error } = *refused;
                 self.job = Some(job);
                 Err(error)
             }
@@ -412,7 +418,7 @@ impl Actor {
     /// Takes everything in order and gives it back in reverse; a failure does not stop the undo.
     fn whole_job(&mut self, n: u8, kernel: &mut FakeKernel) -> Result<(), RegistryError> {
         let run = self.job.as_ref().unwrap().info().run_id.clone();
-        let scope = Scope::Touching {
+        let scope = ReconcileScope::Touching {
             routers: vec![router("r1"), router("r2")],
             hosts: vec![host(n)],
         };
@@ -465,7 +471,11 @@ impl Actor {
 
     fn with_locks(&mut self, n: u8, kernel: &mut FakeKernel) -> Result<(), RegistryError> {
         assert!(kernel.is_complete(&host(n)), "leased, so it is made");
-        self.lock(&[router("r2"), router("r1")], Mode::Exclusive, &patience())?;
+        self.lock(
+            &[router("r2"), router("r1")],
+            LockMode::Exclusive,
+            &patience(),
+        )?;
         let mut locked = self.locked.take().unwrap();
         let mac = Mac([2, 0, 0, 0, 1, n]);
         let done = locked

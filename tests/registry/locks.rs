@@ -2,13 +2,13 @@
 
 use std::{thread, time::Duration};
 
-use tsim::registry::{Cancel, Mode, RegistryError, Wait};
+use tsim::registry::{Cancel, LockMode, RegistryError, Wait};
 
 use crate::child::{Child, Order, Site, patience, router};
 
 const FOREVER: u64 = 60_000;
 
-fn lock(name: &str, mode: Mode) -> Order {
+fn lock(name: &str, mode: LockMode) -> Order {
     Order::Lock(vec![name.to_owned()], mode, FOREVER)
 }
 
@@ -36,20 +36,20 @@ fn queue(site: &Site) -> Vec<(String, bool)> {
 fn shared_locks_are_shared_and_an_exclusive_one_is_not() {
     let site = Site::new();
     let (mut a, mut b, mut c) = (site.child("a"), site.child("b"), site.child("c"));
-    a.ask(&lock("r1", Mode::Shared)).unwrap();
-    b.ask(&lock("r1", Mode::Shared)).unwrap();
+    a.ask(&lock("r1", LockMode::Shared)).unwrap();
+    b.ask(&lock("r1", LockMode::Shared)).unwrap();
     let now = |mode| Order::Lock(vec!["r1".to_owned()], mode, 0);
-    let refused = c.ask(&now(Mode::Exclusive)).unwrap_err();
+    let refused = c.ask(&now(LockMode::Exclusive)).unwrap_err();
     assert!(
         refused.contains("lab.r1") && refused.contains("held shared by a (pid"),
         "{refused}"
     );
     a.ask(&Order::Unlock).unwrap();
     b.ask(&Order::Unlock).unwrap();
-    c.ask(&now(Mode::Exclusive)).unwrap();
-    assert!(a.ask(&now(Mode::Shared)).is_err());
+    c.ask(&now(LockMode::Exclusive)).unwrap();
+    assert!(a.ask(&now(LockMode::Shared)).is_err());
     let holder = &site.open().is_router_locked(&router("r1")).unwrap()[0];
-    assert_eq!((holder.pid, holder.mode), (c.pid(), Mode::Exclusive));
+    assert_eq!((holder.pid, holder.mode), (c.pid(), LockMode::Exclusive));
     c.ask(&Order::Unlock).unwrap();
     site.assert_empty("after all left");
 }
@@ -58,12 +58,12 @@ fn shared_locks_are_shared_and_an_exclusive_one_is_not() {
 fn first_come_first_served_whatever_the_mode() {
     let site = Site::new();
     let mut holder = site.child("holder");
-    holder.ask(&lock("r1", Mode::Shared)).unwrap();
+    holder.ask(&lock("r1", LockMode::Shared)).unwrap();
     let plan = [
-        ("x1", Mode::Exclusive),
-        ("s1", Mode::Shared),
-        ("s2", Mode::Shared),
-        ("x2", Mode::Exclusive),
+        ("x1", LockMode::Exclusive),
+        ("s1", LockMode::Shared),
+        ("s2", LockMode::Shared),
+        ("x2", LockMode::Exclusive),
     ];
     let mut waiters: Vec<Child> = Vec::new();
     for (run, mode) in plan {
@@ -97,12 +97,12 @@ fn first_come_first_served_whatever_the_mode() {
 fn the_death_of_a_holder_wakes_the_next_and_the_death_of_a_waiter_nobody() {
     let site = Site::new();
     let mut holder = site.child("holder");
-    holder.ask(&lock("r1", Mode::Exclusive)).unwrap();
+    holder.ask(&lock("r1", LockMode::Exclusive)).unwrap();
     let mut doomed = site.child("doomed");
-    doomed.tell(&lock("r1", Mode::Exclusive));
+    doomed.tell(&lock("r1", LockMode::Exclusive));
     await_waiter(&site, "doomed");
     let mut last = site.child("last");
-    last.tell(&lock("r1", Mode::Shared));
+    last.tell(&lock("r1", LockMode::Shared));
     await_waiter(&site, "last");
     doomed.kill();
     assert_eq!(
@@ -123,15 +123,19 @@ fn several_routers_are_had_together_or_not_at_all() {
     let site = Site::new();
     let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
     let mut holder = site.child("holder");
-    holder.ask(&lock("r2", Mode::Shared)).unwrap();
+    holder.ask(&lock("r2", LockMode::Shared)).unwrap();
     let mut all = site.child("all");
-    let refused = all.ask(&Order::Lock(names(&["r3", "r2", "r1"]), Mode::Exclusive, 0));
+    let refused = all.ask(&Order::Lock(
+        names(&["r3", "r2", "r1"]),
+        LockMode::Exclusive,
+        0,
+    ));
     assert!(refused.unwrap_err().contains("lab.r2 was not free"));
     assert_eq!(queue(&site), [], "r1 was let go");
     holder.ask(&Order::Unlock).unwrap();
     all.ask(&Order::Lock(
         names(&["r3", "r1", "r2", "r1"]),
-        Mode::Exclusive,
+        LockMode::Exclusive,
         0,
     ))
     .unwrap();
@@ -142,8 +146,13 @@ fn several_routers_are_had_together_or_not_at_all() {
 fn opposite_orders_do_not_deadlock() {
     let site = Site::new();
     let (mut a, mut b) = (site.child("a"), site.child("b"));
-    let names =
-        |names: [&str; 2]| Order::Lock(names.map(str::to_owned).into(), Mode::Exclusive, FOREVER);
+    let names = |names: [&str; 2]| {
+        Order::Lock(
+            names.map(str::to_owned).into(),
+            LockMode::Exclusive,
+            FOREVER,
+        )
+    };
     for _ in 0..50 {
         a.tell(&names(["r1", "r2"]));
         b.tell(&names(["r2", "r1"]));
@@ -161,11 +170,11 @@ fn opposite_orders_do_not_deadlock() {
 fn waiting_can_be_called_off() {
     let site = Site::new();
     let mut holder = site.child("holder");
-    holder.ask(&lock("r1", Mode::Exclusive)).unwrap();
+    holder.ask(&lock("r1", LockMode::Exclusive)).unwrap();
     let cancel = Cancel::new().unwrap();
     let wait = Wait::forever().or_until(cancel.clone());
     let job = site.job("patient");
-    let waiting = thread::spawn(move || job.router_lock(&router("r1"), Mode::Shared, &wait));
+    let waiting = thread::spawn(move || job.router_lock(&router("r1"), LockMode::Shared, &wait));
     await_waiter(&site, "patient");
     cancel.cancel();
     let refused = waiting.join().unwrap().unwrap_err();
@@ -178,7 +187,7 @@ fn waiting_can_be_called_off() {
     holder.ask(&Order::Unlock).unwrap();
     let job = refused
         .job
-        .router_lock(&router("r1"), Mode::Shared, &patience());
+        .router_lock(&router("r1"), LockMode::Shared, &patience());
     assert_eq!(job.unwrap().locks().len(), 1);
 }
 
@@ -186,11 +195,11 @@ fn waiting_can_be_called_off() {
 fn a_timeout_is_kept_and_names_who_was_in_the_way() {
     let site = Site::new();
     let mut holder = site.child("holder");
-    holder.ask(&lock("r1", Mode::Exclusive)).unwrap();
+    holder.ask(&lock("r1", LockMode::Exclusive)).unwrap();
     let wait = Wait::at_most(Duration::from_millis(20));
     let refused = site
         .job("late")
-        .router_lock(&router("r1"), Mode::Shared, &wait)
+        .router_lock(&router("r1"), LockMode::Shared, &wait)
         .unwrap_err();
     let RegistryError::LockTimeout {
         waited, holders, ..
@@ -207,9 +216,9 @@ fn a_timeout_is_kept_and_names_who_was_in_the_way() {
 fn a_lock_whose_file_is_removed_by_hand_is_not_handed_out() {
     let site = Site::new();
     let mut holder = site.child("holder");
-    holder.ask(&lock("r1", Mode::Exclusive)).unwrap();
+    holder.ask(&lock("r1", LockMode::Exclusive)).unwrap();
     let mut robbed = site.child("robbed");
-    robbed.tell(&lock("r1", Mode::Exclusive));
+    robbed.tell(&lock("r1", LockMode::Exclusive));
     await_waiter(&site, "robbed");
     let dir = site.registry_dir().join("locks/lab.r1");
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -233,7 +242,7 @@ fn jobs_that_come_while_the_last_one_leaves_find_no_queue_and_make_one() {
             scope.spawn(move || {
                 for turn in 0..400 {
                     let job = registry.job(crate::child::info(&format!("j{number}-{turn}")));
-                    let locked = job.router_lock(&router("r1"), Mode::Shared, &patience());
+                    let locked = job.router_lock(&router("r1"), LockMode::Shared, &patience());
                     let locked = locked.unwrap();
                     drop(locked.unlock());
                     registry.is_router_locked(&router("r1")).unwrap();
@@ -249,14 +258,14 @@ fn many_waiters_each_get_their_turn() {
     let registry = site.open();
     let first = site
         .job("first")
-        .router_lock(&router("r1"), Mode::Exclusive, &patience());
+        .router_lock(&router("r1"), LockMode::Exclusive, &patience());
     let waiters: Vec<_> = (0..200)
         .map(|n| {
             let job = registry.job(crate::child::info(&format!("w{n}")));
             let mode = if n % 3 == 0 {
-                Mode::Exclusive
+                LockMode::Exclusive
             } else {
-                Mode::Shared
+                LockMode::Shared
             };
             thread::Builder::new()
                 .stack_size(128 << 10)

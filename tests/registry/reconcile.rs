@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 use tsim::{
     model::RunId,
-    registry::{Action, Mode, Scope},
+    registry::{LockMode, ReconcileAction, ReconcileScope},
 };
 
 use crate::child::{Order, Site, host, info, neighbour, patience, router, spec};
@@ -31,7 +31,7 @@ fn a_dry_run_says_what_a_real_one_then_does() {
     let mut doomed = site.child("doomed");
     doomed.ask(&Order::Dscp).unwrap();
     doomed.ask(&Order::Ensure(1)).unwrap();
-    let lock = Order::Lock(vec!["r1".to_owned()], Mode::Shared, 0);
+    let lock = Order::Lock(vec!["r1".to_owned()], LockMode::Shared, 0);
     doomed.ask(&lock).unwrap();
     doomed.ask(&Order::Neighbour(1)).unwrap();
     let (_, allocation) = &site.open().dscp_allocations().unwrap()[0];
@@ -41,15 +41,19 @@ fn a_dry_run_says_what_a_real_one_then_does() {
 
     let registry = site.open();
     let dry = registry
-        .reconcile(&me(), &Scope::Everything, &mut kernel, true)
+        .reconcile(&me(), &ReconcileScope::Everything, &mut kernel, true)
         .unwrap();
     assert_eq!(kernel.snapshot(), left, "a dry run changes nothing");
     assert_eq!(registry.hosts().unwrap().len(), 1);
     let real = registry
-        .reconcile(&me(), &Scope::Everything, &mut kernel, false)
+        .reconcile(&me(), &ReconcileScope::Everything, &mut kernel, false)
         .unwrap();
     assert_eq!(dry.actions, real.actions);
-    let said: Vec<String> = real.actions.iter().map(Action::to_string).collect();
+    let said: Vec<String> = real
+        .actions
+        .iter()
+        .map(ReconcileAction::to_string)
+        .collect();
     assert_eq!(
         said,
         [
@@ -144,7 +148,7 @@ fn a_job_only_clears_what_it_touches() {
     let mut doomed = site.child("doomed");
     doomed.ask(&Order::Ensure(1)).unwrap();
     doomed.kill();
-    let elsewhere = Scope::Touching {
+    let elsewhere = ReconcileScope::Touching {
         routers: vec![router("r9")],
         hosts: vec![host(9)],
     };
@@ -153,7 +157,7 @@ fn a_job_only_clears_what_it_touches() {
         .reconcile(&me(), &elsewhere, &mut kernel, false)
         .unwrap();
     assert_eq!(report.actions, []);
-    let here = Scope::Touching {
+    let here = ReconcileScope::Touching {
         routers: vec![router("r1")],
         hosts: vec![],
     };

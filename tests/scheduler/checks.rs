@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 use tsim::{
-    registry::Mode::Exclusive,
+    registry::LockMode::Exclusive,
     sched::job::{Mode, Status},
 };
 

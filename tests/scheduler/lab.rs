@@ -10,7 +10,7 @@ use serde_json::Value;
 use tsim::{
     config::{Config, Places},
     model::RouterId,
-    registry::{Job, JobInfo, JobType, Locked, Mode as LockMode, RegistryManager, Wait},
+    registry::{Job, JobInfo, JobType, LockMode, Locked, RegistryManager, Wait},
     sched::job::Status,
 };
 

@@ -6,7 +6,7 @@
 
 use tsim::{
     model::Dscp,
-    registry::Mode::{Exclusive, Shared},
+    registry::LockMode::{Exclusive, Shared},
     sched::job::{Mode, Status},
 };
 

@@ -31,7 +31,7 @@ use tsim::{
     model::{LabName, RunId},
     sched::{
         job::{FinishedJob, Mode, NewJob, Params, UserName},
-        options::Options,
+        options::JobOptions,
         queue::{Jobs, QueueLimits, Submitted},
         spool::Spool,
     },
@@ -202,7 +202,7 @@ impl Site {
                 ports: Some("80,81".to_owned()),
                 policy: None,
                 routers: None,
-                options: Options::default(),
+                options: JobOptions::default(),
                 extra: Map::new(),
             },
             policy: None,

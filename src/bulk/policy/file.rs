@@ -9,7 +9,7 @@ use serde::{
     de::{self, SeqAccess, Visitor},
 };
 
-use crate::{bulk::addresses::Addresses, files, model::Group};
+use crate::{bulk::addresses::Addresses, files, model::ServiceGroup};
 
 /// Most bytes of one file.
 const MOST: u64 = 16 << 20;
@@ -32,7 +32,7 @@ pub(super) struct File {
     pub(super) addresses: BTreeMap<String, AddressList>,
     /// Names for services, as in the configuration.
     #[serde(default)]
-    pub(super) groups: BTreeMap<String, Group>,
+    pub(super) groups: BTreeMap<String, ServiceGroup>,
     /// Anything, for YAML's anchors and for notes.
     #[serde(default, rename = "x")]
     _anything: Option<de::IgnoredAny>,
@@ -48,11 +48,11 @@ pub struct RuleFile {
     /// What it is about, in words; every rule has another one.
     pub name: String,
     /// Sources.
-    pub from: Places,
+    pub from: EndpointList,
     /// Destinations.
-    pub to: Places,
+    pub to: EndpointList,
     /// Services.
-    pub services: Services,
+    pub services: ServiceList,
     /// What is to be.
     pub must: Must,
     /// What it is not about.
@@ -86,13 +86,13 @@ pub enum Must {
 pub struct Except {
     /// Sources.
     #[serde(default)]
-    pub from: Option<Places>,
+    pub from: Option<EndpointList>,
     /// Destinations.
     #[serde(default)]
-    pub to: Option<Places>,
+    pub to: Option<EndpointList>,
     /// Services.
     #[serde(default)]
-    pub services: Option<Services>,
+    pub services: Option<ServiceList>,
     /// Why.
     #[serde(default)]
     pub note: Option<String>,
@@ -100,7 +100,7 @@ pub struct Except {
 
 /// A source or destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Endpoint {
     /// A name under `[addresses]`.
     Name(String),
     /// Addresses themselves.
@@ -109,7 +109,7 @@ pub enum Place {
 
 /// Sources or destinations: one, or a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places(pub Vec<Place>);
+pub struct EndpointList(pub Vec<Endpoint>);
 
 /// Addresses: one entry, or a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +117,7 @@ pub(super) struct AddressList(pub(super) Vec<Addresses>);
 
 /// A list of services as typed after `-P`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Services(pub String);
+pub struct ServiceList(pub String);
 
 /// Version 1.
 #[derive(Debug, Default)]
@@ -171,7 +171,7 @@ pub(super) fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(allowed)
 }
 
-impl FromStr for Place {
+impl FromStr for Endpoint {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let error = match text.parse() {
@@ -187,7 +187,7 @@ impl FromStr for Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(name) => name.fmt(f),
@@ -237,7 +237,7 @@ where
     }
 }
 
-impl<'de> Deserialize<'de> for Places {
+impl<'de> Deserialize<'de> for EndpointList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer
             .deserialize_any(OneOrMany(PhantomData))
@@ -292,7 +292,7 @@ impl<'de> Visitor<'de> for ServiceTexts {
     }
 }
 
-impl<'de> Deserialize<'de> for Services {
+impl<'de> Deserialize<'de> for ServiceList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(ServiceTexts).map(Self)
     }

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 pub use self::text::PolicyText;
 use self::{
-    file::{Except, File, Must, Place, RuleFile, Services},
+    file::{Endpoint, Except, File, Must, RuleFile, ServiceList},
     text::PolicyFiles,
 };
 use super::{addresses::Addresses, answers::QuestionKey};
@@ -40,14 +40,14 @@ pub struct Policy {
     /// The file that was named.
     pub file: PathBuf,
     /// Rules in the order of the files, included ones where they are included.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<CheckRule>,
     /// Every file that was read for it.
     pub text: PolicyText,
 }
 
 /// One rule with its questions.
 #[derive(Debug, Clone)]
-pub struct Rule {
+pub struct CheckRule {
     /// As written.
     pub written: RuleFile,
     /// The file that it stands in.
@@ -72,7 +72,7 @@ pub struct PolicyError {
 struct Reading<'a> {
     source: PolicyFiles<'a>,
     addresses: BTreeMap<String, (Vec<Addresses>, PathBuf)>,
-    groups: BTreeMap<String, crate::model::Group>,
+    groups: BTreeMap<String, crate::model::ServiceGroup>,
     rules: Vec<(RuleFile, PathBuf, Option<usize>)>,
     /// The text of each file; those with lists of services are read while the rules are resolved.
     texts: RefCell<BTreeMap<PathBuf, String>>,
@@ -130,7 +130,7 @@ impl Policy {
                 );
                 return Err(resolver.refuse("from", &what));
             }
-            rules.push(Rule {
+            rules.push(CheckRule {
                 written: written.clone(),
                 file: file.clone(),
                 line: *line,
@@ -149,7 +149,7 @@ impl Policy {
 
     /// Reports name rules, so each name is one rule's.
     fn check_names(&self) -> Result<(), PolicyError> {
-        let mut known: HashMap<&str, &Rule> = HashMap::new();
+        let mut known: HashMap<&str, &CheckRule> = HashMap::new();
         for rule in &self.rules {
             if let Some(other) = known.insert(&rule.written.name, rule) {
                 let what = format!(
@@ -165,7 +165,7 @@ impl Policy {
 
     /// What one rule says must pass and another must not cannot hold, whatever is measured.
     fn check_contradictions(&self) -> Result<(), PolicyError> {
-        let mut said: HashMap<QuestionKey, &Rule> = HashMap::new();
+        let mut said: HashMap<QuestionKey, &CheckRule> = HashMap::new();
         for rule in &self.rules {
             for &question in &rule.questions {
                 let other = *said.entry(question).or_insert(rule);
@@ -196,7 +196,7 @@ impl Policy {
     }
 }
 
-impl Rule {
+impl CheckRule {
     /// Where it stands, as `FILE:LINE`.
     #[must_use]
     pub fn place(&self) -> String {
@@ -355,7 +355,7 @@ impl Resolver<'_> {
     }
 
     fn left_out(&self, except: &Except) -> Result<LeftOut, PolicyError> {
-        let places = |field: &str, list: &Option<file::Places>| -> Result<_, PolicyError> {
+        let places = |field: &str, list: &Option<file::EndpointList>| -> Result<_, PolicyError> {
             let list = list.as_ref().map(|list| self.places(field, &list.0));
             Ok(list
                 .transpose()?
@@ -381,12 +381,12 @@ impl Resolver<'_> {
         })
     }
 
-    fn places(&self, field: &str, list: &[Place]) -> Result<Vec<IpAddr>, PolicyError> {
+    fn places(&self, field: &str, list: &[Endpoint]) -> Result<Vec<IpAddr>, PolicyError> {
         let mut all = Vec::new();
         for place in list {
             match place {
-                Place::Addresses(addresses) => all.extend(addresses.iter()),
-                Place::Name(name) => match self.reading.addresses.get(name) {
+                Endpoint::Addresses(addresses) => all.extend(addresses.iter()),
+                Endpoint::Name(name) => match self.reading.addresses.get(name) {
                     Some((addresses, _)) => all.extend(addresses.iter().flat_map(Addresses::iter)),
                     None => {
                         let names = self.reading.addresses.keys().map(String::as_str);
@@ -404,7 +404,7 @@ impl Resolver<'_> {
         Ok(all)
     }
 
-    fn services(&self, field: &str, list: &Services) -> Result<Vec<Service>, PolicyError> {
+    fn services(&self, field: &str, list: &ServiceList) -> Result<Vec<Service>, PolicyError> {
         let dir = self.file.parent().unwrap_or_else(|| Path::new(""));
         let expanded = self.groups.expand_from(&list.0, &|name| {
             let path = dir.join(name);

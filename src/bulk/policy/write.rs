@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Policy, Rule,
-    file::{Except, Must, Place, Places, RuleFile, Services},
+    CheckRule, Policy,
+    file::{Endpoint, EndpointList, Except, Must, RuleFile, ServiceList},
 };
 use crate::{
     bulk::{
@@ -39,8 +39,8 @@ pub fn of_answers(answers: &Answers, names: &Names) -> String {
         }
     }
     let place = |address: IpAddr| match names.get(&address) {
-        Some(name) => Place::Name(name.clone()),
-        None => Place::Addresses(Addresses::Range(address, address)),
+        Some(name) => Endpoint::Name(name.clone()),
+        None => Endpoint::Addresses(Addresses::Range(address, address)),
     };
     for ((source, destination), found) in by_pair(answers) {
         write_pair(&mut text, &place(source), &place(destination), &found);
@@ -73,7 +73,7 @@ fn by_pair(answers: &Answers) -> Vec<((IpAddr, IpAddr), Found)> {
 }
 
 /// Writes the rules for one pair, and what is not known as a comment.
-fn write_pair(text: &mut String, from: &Place, to: &Place, [yes, no, unknown]: &Found) {
+fn write_pair(text: &mut String, from: &Endpoint, to: &Endpoint, [yes, no, unknown]: &Found) {
     for (must, services, word) in [
         (Must::Pass, yes, "passes"),
         (Must::NotPass, no, "is stopped"),
@@ -83,9 +83,9 @@ fn write_pair(text: &mut String, from: &Place, to: &Place, [yes, no, unknown]: &
         }
         let rule = RuleFile {
             name: format!("{from} → {to} {word}"),
-            from: Places(vec![from.clone()]),
-            to: Places(vec![to.clone()]),
-            services: Services(list(services)),
+            from: EndpointList(vec![from.clone()]),
+            to: EndpointList(vec![to.clone()]),
+            services: ServiceList(list(services)),
             must,
             except: Vec::new(),
             owner: None,
@@ -131,7 +131,10 @@ fn before_rules(own: &str) -> String {
 }
 
 /// What a rule becomes, and the rules about what is otherwise.
-fn split(rule: &Rule, answers: &HashMap<QuestionKey, &Cell>) -> (Option<RuleFile>, Vec<RuleFile>) {
+fn split(
+    rule: &CheckRule,
+    answers: &HashMap<QuestionKey, &Cell>,
+) -> (Option<RuleFile>, Vec<RuleFile>) {
     let (wanted, opposite) = match rule.written.must {
         Must::Pass => (Verdict::Yes, Must::NotPass),
         Must::NotPass => (Verdict::No, Must::Pass),
@@ -147,13 +150,17 @@ fn split(rule: &Rule, answers: &HashMap<QuestionKey, &Cell>) -> (Option<RuleFile
     let mut kept = rule.written.clone();
     let mut more = Vec::new();
     for ((from, to), [other, unknown]) in otherwise {
-        let place = |address| Places(vec![Place::Addresses(Addresses::Range(address, address))]);
+        let place = |address| {
+            EndpointList(vec![Endpoint::Addresses(Addresses::Range(
+                address, address,
+            ))])
+        };
         for (services, note) in [(&other, "measured otherwise"), (&unknown, "not known")] {
             if !services.is_empty() {
                 kept.except.push(Except {
                     from: Some(place(from)),
                     to: Some(place(to)),
-                    services: Some(Services(list(services))),
+                    services: Some(ServiceList(list(services))),
                     note: Some(note.to_owned()),
                 });
             }
@@ -163,7 +170,7 @@ fn split(rule: &Rule, answers: &HashMap<QuestionKey, &Cell>) -> (Option<RuleFile
                 name: format!("{}: otherwise {from} → {to}", rule.written.name),
                 from: place(from),
                 to: place(to),
-                services: Services(list(&other)),
+                services: ServiceList(list(&other)),
                 must: opposite,
                 except: Vec::new(),
                 ..rule.written.clone()
@@ -179,7 +186,7 @@ type Otherwise = BTreeMap<(IpAddr, IpAddr), [Vec<Service>; 2]>;
 
 /// How many questions of `rule` have the answer that it says, and what is otherwise.
 fn compared(
-    rule: &Rule,
+    rule: &CheckRule,
     wanted: Verdict,
     answers: &HashMap<QuestionKey, &Cell>,
 ) -> (usize, Otherwise) {
@@ -262,7 +269,7 @@ fn write_rule(text: &mut String, rule: &RuleFile) {
     text.push_str("]\n");
 }
 
-fn places(places: &Places) -> String {
+fn places(places: &EndpointList) -> String {
     let all: Vec<String> = places
         .0
         .iter()

@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 
 use crate::{
-    bulk::document::{Document, Grid, Item, Outcome, Section},
+    bulk::document::{Document, DocumentSection, Grid, Item, Outcome},
     run::{markup::escape, report::Verdict},
 };
 
@@ -72,7 +72,11 @@ fn class(outcome: Outcome) -> &'static str {
     }
 }
 
-fn write_section(out: &mut dyn Write, document: &Document, section: &Section) -> io::Result<()> {
+fn write_section(
+    out: &mut dyn Write,
+    document: &Document,
+    section: &DocumentSection,
+) -> io::Result<()> {
     let (class, word) = (class(section.outcome), document.word(section.outcome));
     let open = if section.outcome == Outcome::Good {
         ""

@@ -9,7 +9,7 @@ use quick_xml::{
 };
 
 use super::line;
-use crate::bulk::document::{Document, Outcome, Section};
+use crate::bulk::document::{Document, DocumentSection, Outcome};
 
 pub(super) fn write(out: &mut dyn Write, document: &Document) -> io::Result<()> {
     let mut xml = Writer::new_with_indent(&mut *out, b' ', 2);
@@ -58,7 +58,7 @@ pub(super) fn write(out: &mut dyn Write, document: &Document) -> io::Result<()> 
 fn write_case(
     xml: &mut Writer<&mut dyn Write>,
     document: &Document,
-    section: &Section,
+    section: &DocumentSection,
 ) -> io::Result<()> {
     let mut case = BytesStart::new("testcase");
     case.push_attribute(("classname", format!("tsim.{}", document.kind).as_str()));

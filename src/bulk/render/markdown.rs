@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::line;
-use crate::bulk::document::{Document, Grid, Outcome, Section};
+use crate::bulk::document::{Document, DocumentSection, Grid, Outcome};
 
 /// A comment may have 65,536 characters on GitHub: what is to be looked at comes first, and the rest is
 /// counted.
@@ -45,7 +45,7 @@ pub(super) fn write(out: &mut dyn Write, document: &Document) -> io::Result<()> 
 fn write_section(
     out: &mut dyn Write,
     document: &Document,
-    section: &Section,
+    section: &DocumentSection,
     room: &mut usize,
 ) -> io::Result<()> {
     let word = document.word(section.outcome);

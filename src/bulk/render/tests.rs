@@ -2,7 +2,7 @@ use std::io::Write as _;
 
 use super::*;
 use crate::{
-    bulk::document::{Grid, Item, Outcome, Section},
+    bulk::document::{DocumentSection, Grid, Item, Outcome},
     run::report::Verdict,
 };
 
@@ -12,7 +12,7 @@ fn sample() -> Document {
         outcome: Outcome::Bad,
         answer: answer.iter().map(|line| (*line).to_owned()).collect(),
     };
-    let section = |name: &str, outcome, items| Section {
+    let section = |name: &str, outcome, items| DocumentSection {
         name: name.to_owned(),
         outcome,
         about: vec![("owner", "net|ops @all".to_owned())],

@@ -6,7 +6,7 @@ use owo_colors::{OwoColorize, Style};
 
 use super::{Layout, line};
 use crate::{
-    bulk::document::{Document, Grid, Item, Outcome, Section},
+    bulk::document::{Document, DocumentSection, Grid, Item, Outcome},
     run::report::Verdict,
 };
 
@@ -58,7 +58,7 @@ fn styled(word: &str, outcome: Outcome, layout: Layout) -> String {
 fn write_section(
     out: &mut dyn Write,
     document: &Document,
-    section: &Section,
+    section: &DocumentSection,
     layout: Layout,
 ) -> io::Result<()> {
     let word = styled(document.word(section.outcome), section.outcome, layout);

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{How, Output};
 use crate::{
     bulk::{
-        answers::{Answers, Cell, Head, VerdictCounts, pairs},
+        answers::{Answers, Cell, HeadLine, VerdictCounts, pairs},
         ask::{ask, ask_again},
         check::{self, Checked, RuleStanding, surprises},
         policy::{Policy, PolicyText, SCHEMA, write},
@@ -132,7 +132,7 @@ fn exit(checked: &Checked) -> Exit {
 
 /// As a matrix, which can be shown and compared as any other.
 fn write_answers(file: &Path, answers: &Answers) -> Result<(), Failure> {
-    let head = Head {
+    let head = HeadLine {
         kind: "matrix".to_owned(),
         ..answers.head.clone()
     };
@@ -150,7 +150,7 @@ fn write_answers(file: &Path, answers: &Answers) -> Result<(), Failure> {
 #[derive(Serialize)]
 struct AnswersOf<'a> {
     #[serde(flatten)]
-    head: &'a Head,
+    head: &'a HeadLine,
     counts: VerdictCounts,
     cells: &'a [Cell],
     warnings: &'a [String],

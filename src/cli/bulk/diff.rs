@@ -17,7 +17,7 @@ use crate::{
         temporary::{TemporaryError, TemporaryLab},
     },
     cli::{Context, Exit, Failure, Run},
-    lab::{Lab, Options},
+    lab::{Lab, UpOptions},
     model::LabName,
     run::quick::Pair,
 };
@@ -108,7 +108,7 @@ impl<'a> Side<'a> {
             return Ok(Self::Up(name));
         }
         if path.is_dir() {
-            let options = Options::default();
+            let options = UpOptions::default();
             let lab = TemporaryLab::up(&context.config, suffix, path, options)?;
             return Ok(Self::Made(lab, path.to_owned()));
         }

@@ -16,7 +16,7 @@ use crate::{
         what_if::{self, NewRuleset, WhatIfError},
     },
     cli::{Context, Exit, Failure, Run},
-    lab::{Lab, Options},
+    lab::{Lab, UpOptions},
     model::{LabName, RouterName},
     netns::tool::Tools,
 };
@@ -111,7 +111,7 @@ impl Run for WhatIf {
             )
         })?;
         let facts = what_if::facts(config, &lab, self.facts.as_deref(), &self.rulesets())?;
-        let options = Options {
+        let options = UpOptions {
             strict: false,
             legacy: lab.legacy,
         };

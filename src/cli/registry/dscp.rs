@@ -12,7 +12,7 @@ use crate::{
 /// List the DSCP values that jobs hold
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tsim dscp")]
-pub(in crate::cli) struct Dscp {}
+pub(in crate::cli) struct DscpArgs {}
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -30,7 +30,7 @@ struct Row {
     since: String,
 }
 
-impl Run for Dscp {
+impl Run for DscpArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let registry = open(context)?;
         let allocations = registry.dscp_allocations()?.into_iter();

@@ -20,7 +20,7 @@ use crate::{
 /// `tsim host list` shows one lab beside what the kernel has.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tsim hosts\n  tsim hosts --lab corp10")]
-pub(in crate::cli) struct Hosts {
+pub(in crate::cli) struct HostsArgs {
     /// Only those of this lab
     #[arg(long, value_name = "NAME", add = complete::labs())]
     lab: Option<LabName>,
@@ -40,7 +40,7 @@ struct Row {
     leases: usize,
 }
 
-impl Run for Hosts {
+impl Run for HostsArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let registry = open(context)?;
         let leases: HashMap<HostId, usize> = registry

@@ -6,13 +6,13 @@ use super::open;
 use crate::{
     cli::{Context, Exit, Failure, Run, complete},
     model::RunId,
-    registry::log::Entry,
+    registry::log::LogEntry,
 };
 
 /// Show the latest changes to the registry, oldest first
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tsim log -n 100\n  tsim log --run-id change-4711")]
-pub(in crate::cli) struct Log {
+pub(in crate::cli) struct LogArgs {
     /// How many
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20)]
     lines: usize,
@@ -21,7 +21,7 @@ pub(in crate::cli) struct Log {
     run_id: Option<RunId>,
 }
 
-impl Run for Log {
+impl Run for LogArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let registry = open(context)?;
         let entries = match &self.run_id {
@@ -42,8 +42,8 @@ impl Run for Log {
     }
 }
 
-fn line(entry: &Entry) -> String {
-    let Entry {
+fn line(entry: &LogEntry) -> String {
+    let LogEntry {
         time,
         operation,
         run_id,

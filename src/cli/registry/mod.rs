@@ -10,7 +10,8 @@ mod reconcile;
 use serde::Serialize;
 
 pub(super) use self::{
-    dscp::Dscp, hosts::Hosts, leases::Leases, locks::Locks, log::Log, reconcile::Reconcile,
+    dscp::DscpArgs, hosts::HostsArgs, leases::Leases, locks::Locks, log::LogArgs,
+    reconcile::ReconcileArgs,
 };
 use super::{Context, Failure};
 use crate::registry::{Liveness, Owner, RegistryManager};

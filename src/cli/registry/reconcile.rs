@@ -10,7 +10,7 @@ use crate::{
     cli::{Context, Exit, Failure, Run},
     model::RunId,
     netns::NetnsDir,
-    registry::{ReconcileReport, Repair, Scope},
+    registry::{ReconcileReport, ReconcileScope, Repair},
     run::caretaker::Caretaker,
 };
 
@@ -19,7 +19,7 @@ use crate::{
 /// Something is removed only if its owner is provably gone; what cannot be told is kept and said.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tsim reconcile --dry-run\n  tsim reconcile")]
-pub(in crate::cli) struct Reconcile {
+pub(in crate::cli) struct ReconcileArgs {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -32,14 +32,19 @@ struct Report {
     repairs: Vec<Repair>,
 }
 
-impl Run for Reconcile {
+impl Run for ReconcileArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let registry = open(context)?;
         let run_id =
             RunId::new(format!("reconcile-{}", process::id())).map_err(Failure::cannot_run)?;
         let dir = NetnsDir::default().patient(context.config.lock_timeout);
         let mut kernel = Caretaker::new(&dir, &context.config);
-        let report = registry.reconcile(&run_id, &Scope::Everything, &mut kernel, self.dry_run)?;
+        let report = registry.reconcile(
+            &run_id,
+            &ReconcileScope::Everything,
+            &mut kernel,
+            self.dry_run,
+        )?;
         let report = Report {
             report,
             repairs: registry.take_repairs(),
@@ -102,7 +107,7 @@ fn lines(report: &Report) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::Action;
+    use crate::registry::ReconcileAction;
 
     #[test]
     fn a_dry_run_speaks_in_the_conditional_and_failures_are_not_hidden() {
@@ -110,7 +115,7 @@ mod tests {
         let report = Report {
             report: ReconcileReport {
                 dry_run: true,
-                actions: vec![Action::RemoveHost { host }],
+                actions: vec![ReconcileAction::RemoveHost { host }],
                 notices: vec!["kept x".to_owned()],
                 failures: vec!["cannot y".to_owned()],
             },

@@ -4,13 +4,13 @@ use std::{fmt, process::ExitStatus, sync::Arc, time::Duration};
 
 use super::{
     IptablesError,
-    identity::{Part, by_codes},
-    save::Save,
-    turn::Turn,
+    identity::{MadeByTaps, by_codes},
+    save::IptablesSave,
+    turn::IptablesTurn,
 };
 use crate::{
     fault,
-    firewall::{Notebook, Site},
+    firewall::{Notebook, TapSite},
     netlink::object::Family,
     netns::{
         NetnsFd,
@@ -56,7 +56,7 @@ pub(super) struct Iptables {
 }
 
 impl Iptables {
-    pub(super) fn new(variant: Variant, family: Family, site: Site<'_>) -> Self {
+    pub(super) fn new(variant: Variant, family: Family, site: TapSite<'_>) -> Self {
         Self {
             variant,
             family,
@@ -82,7 +82,7 @@ impl Iptables {
     }
 
     /// The parts that other jobs have noted.
-    pub(super) fn noted_by_others(&self) -> Result<Vec<&'static Part>, IptablesError> {
+    pub(super) fn noted_by_others(&self) -> Result<Vec<&'static MadeByTaps>, IptablesError> {
         let Some(notes) = &self.notes else {
             return Ok(Vec::new());
         };
@@ -91,7 +91,7 @@ impl Iptables {
     }
 
     /// Notes that the job's taps are about to be made, and `made` with them.
-    pub(super) fn note(&self, made: &[&'static Part]) -> Result<(), IptablesError> {
+    pub(super) fn note(&self, made: &[&'static MadeByTaps]) -> Result<(), IptablesError> {
         let Some(notes) = &self.notes else {
             return Ok(());
         };
@@ -118,8 +118,8 @@ impl Iptables {
     }
 
     /// Waits until no other job installs or removes taps in this router.
-    pub(super) fn turn(&self) -> Result<Turn, IptablesError> {
-        Turn::wait(&self.netns, self.patience)?.map_err(IptablesError::Turn)
+    pub(super) fn turn(&self) -> Result<IptablesTurn, IptablesError> {
+        IptablesTurn::wait(&self.netns, self.patience)?.map_err(IptablesError::Turn)
     }
 
     fn run(&self, what: &str, args: &[&str], input: &str) -> Result<Printed, IptablesError> {
@@ -130,11 +130,13 @@ impl Iptables {
 
     /// All tables with their counters, or only one. With the legacy variant, naming a table
     /// brings it into being.
-    pub(super) fn save(&self, table: Option<&str>) -> Result<Save, IptablesError> {
+    pub(super) fn save(&self, table: Option<&str>) -> Result<IptablesSave, IptablesError> {
         let mut args = vec!["-c"];
         args.extend(table.map(|name| ["-t", name]).iter().flatten());
         let printed = self.run("save", &args, "")?;
-        Ok(Save::parse(&String::from_utf8_lossy(&printed.stdout)))
+        Ok(IptablesSave::parse(&String::from_utf8_lossy(
+            &printed.stdout,
+        )))
     }
 
     /// Puts a payload into force, table by table.

@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
     notes::Note,
-    save::{Rule, Save},
+    save::{IptablesSave, RuleSave},
 };
 use crate::{
     firewall::{
         layout,
         nft::wire::array,
         rule::{Field, Packet},
-        taps::Left,
+        taps::Departed,
     },
     model::Protocol,
     netlink::object::Family,
@@ -20,12 +20,12 @@ use crate::{
 
 /// The rules by which nat may still change what leaves.
 #[derive(Debug, Default)]
-pub(super) struct Behind {
-    rules: Vec<Rule>,
+pub(super) struct LaterNat {
+    rules: Vec<RuleSave>,
 }
 
-impl Behind {
-    pub(super) fn new(before: &Save) -> Self {
+impl LaterNat {
+    pub(super) fn new(before: &IptablesSave) -> Self {
         let nat = before.tables.get("nat");
         let rules = nat
             .into_iter()
@@ -37,7 +37,7 @@ impl Behind {
 
     /// Says why it is not known how a probe leaves that came to the tap as `left`; none where no
     /// rule can match it.
-    pub(super) fn doubt(&self, protocol: Protocol, left: &Left) -> Option<String> {
+    pub(super) fn doubt(&self, protocol: Protocol, left: &Departed) -> Option<String> {
         let packet = Packet::of(Family::of(left.destination))
             .with(Field::Protocol, protocol.number())
             .with(Field::SourcePort, left.source_port)
@@ -59,7 +59,7 @@ impl Behind {
 }
 
 /// A packet's headers, interface and mark as a note has them; the next hop is not in it.
-pub(super) fn left(note: &Note) -> Option<Left> {
+pub(super) fn left(note: &Note) -> Option<Departed> {
     let packet = &note.packet;
     let (source, destination, tos, ttl): (IpAddr, IpAddr, _, _) = match packet.first()? >> 4 {
         4 => (
@@ -77,7 +77,7 @@ pub(super) fn left(note: &Note) -> Option<Left> {
     };
     let (protocol, transport) = note.transport()?;
     let [a, b, c, d] = array(transport, layout::ports_offset(protocol) as usize)?;
-    Some(Left {
+    Some(Departed {
         source,
         destination,
         source_port: u16::from_be_bytes([a, b]),
@@ -94,13 +94,13 @@ pub(super) fn left(note: &Note) -> Option<Left> {
 mod tests {
     use super::*;
 
-    fn save(rules: &str) -> Save {
-        Save::parse(&format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{rules}COMMIT\n"))
+    fn save(rules: &str) -> IptablesSave {
+        IptablesSave::parse(&format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{rules}COMMIT\n"))
     }
 
     #[test]
     fn a_rule_that_may_match_is_named() {
-        let left = Left {
+        let left = Departed {
             source: "10.0.0.9".parse().unwrap(),
             destination: "10.9.0.50".parse().unwrap(),
             source_port: 40_000,
@@ -112,9 +112,12 @@ mod tests {
             mark: 0,
         };
         let other = "[0:0] -A POSTROUTING -s 192.168.0.0/16 -j MASQUERADE\n";
-        assert_eq!(Behind::new(&save(other)).doubt(Protocol::Tcp, &left), None);
+        assert_eq!(
+            LaterNat::new(&save(other)).doubt(Protocol::Tcp, &left),
+            None
+        );
         let both = format!("{other}[0:0] -A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE\n");
-        let why = Behind::new(&save(&both)).doubt(Protocol::Tcp, &left);
+        let why = LaterNat::new(&save(&both)).doubt(Protocol::Tcp, &left);
         let why = why.unwrap();
         assert!(why.starts_with("rule 2 of chain POSTROUTING"), "{why}");
     }

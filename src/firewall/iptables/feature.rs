@@ -6,11 +6,11 @@ use super::{
     IptablesError,
     command::{Iptables, Variant},
     identity::chain_name,
-    render::{Matcher, Plan},
+    render::{Matcher, TapPlan},
 };
 use crate::{
     firewall::{
-        Backend, Site, Support,
+        Backend, Support, TapSite,
         nft::{NftSocket, inventory},
     },
     model::WithCauses,
@@ -28,7 +28,7 @@ const TRIAL: char = 't';
 pub fn probe(
     backend: Backend,
     family: Family,
-    site: Site<'_>,
+    site: TapSite<'_>,
     kept: &mut Option<NftSocket>,
 ) -> Support {
     let mut nf_tables = || match visit(&[site.netns], |_| inventory::asked_here()) {
@@ -90,7 +90,7 @@ fn legacy(iptables: &Iptables) -> Support {
 
 /// Looks whether the kernel and the tool have the plan's matcher: by making a chain that nothing
 /// leads to, once with a rule that uses it and once without.
-pub(super) fn matcher(iptables: &Iptables, plan: &Plan) -> Support {
+pub(super) fn matcher(iptables: &Iptables, plan: &TapPlan) -> Support {
     let test = match plan.matcher {
         Matcher::U32 => "-m u32 --u32 \"0=0\"",
         Matcher::Bpf => "-m bpf --bytecode \"1,6 0 0 0\"",
@@ -106,7 +106,7 @@ pub(super) fn matcher(iptables: &Iptables, plan: &Plan) -> Support {
 }
 
 /// Two payloads, because the legacy variant shows the kernel only what is left in the end.
-fn trial(iptables: &Iptables, plan: &Plan, test: &str) -> Result<(), IptablesError> {
+fn trial(iptables: &Iptables, plan: &TapPlan, test: &str) -> Result<(), IptablesError> {
     let chain = chain_name(&plan.taps.run_id, TRIAL);
     let comment = plan.comment(TRIAL);
     iptables.restore(&format!(

@@ -75,12 +75,12 @@ pub(super) struct Mark {
     /// The point that the rule belongs to.
     pub(super) point: char,
     /// Tables and built-in chains that no user had made.
-    pub(super) made: Vec<&'static Part>,
+    pub(super) made: Vec<&'static MadeByTaps>,
 }
 
 /// A table, or a built-in chain of it, that installing taps may bring into being.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct MadeByTaps {
     /// How a comment and a note name it.
     pub(super) code: &'static str,
     pub(super) table: &'static str,
@@ -88,7 +88,7 @@ pub(super) struct Part {
 }
 
 /// All of them.
-pub(super) const PARTS: [Part; 8] = [
+pub(super) const PARTS: [MadeByTaps; 8] = [
     part("r", "raw", None),
     part("rp", "raw", Some("PREROUTING")),
     part("m", "mangle", None),
@@ -99,12 +99,12 @@ pub(super) const PARTS: [Part; 8] = [
     part("si", "security", Some("INPUT")),
 ];
 
-const fn part(code: &'static str, table: &'static str, chain: Option<&'static str>) -> Part {
-    Part { code, table, chain }
+const fn part(code: &'static str, table: &'static str, chain: Option<&'static str>) -> MadeByTaps {
+    MadeByTaps { code, table, chain }
 }
 
 /// The parts of these names.
-pub(super) fn by_codes(codes: &[impl AsRef<str>]) -> Vec<&'static Part> {
+pub(super) fn by_codes(codes: &[impl AsRef<str>]) -> Vec<&'static MadeByTaps> {
     let find = |code: &_| {
         PARTS
             .iter()

@@ -46,14 +46,14 @@ pub use self::{
     render::Matcher,
     taps::IptablesTaps,
 };
-use self::{identity::Mark, save::Rule};
+use self::{identity::Mark, save::RuleSave};
 use crate::{
     firewall::{NotebookError, nft::NftError},
     netns::{NetnsError, tool::ToolError},
 };
 
 /// Whether a rule is a tap of any job.
-fn is_ours(rule: &Rule) -> bool {
+fn is_ours(rule: &RuleSave) -> bool {
     rule.comment().is_some_and(|c| Mark::parse(&c).is_some())
 }
 

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use crate::{
     firewall::{
         layout, netfilter_socket,
-        nft::wire::{Message, Messages, array},
+        nft::wire::{Messages, WireMessage, array},
     },
     model::Protocol,
     netlink::buffers,
@@ -247,7 +247,7 @@ impl Drop for Notes {
     }
 }
 
-fn note(message: &Message<'_>) -> Option<Note> {
+fn note(message: &WireMessage<'_>) -> Option<Note> {
     let packet = (libc::NFNL_SUBSYS_ULOG as u16) << 8 | kernel::MSG_PACKET;
     if message.kind != packet {
         return None;

@@ -3,8 +3,8 @@
 use super::{
     IptablesError,
     command::{Iptables, Variant},
-    place::{self, HOOK_INPUT, Place, Spot},
-    save::Save,
+    place::{self, HOOK_INPUT, Spot, TapPlace},
+    save::IptablesSave,
 };
 use crate::{
     firewall::{
@@ -49,10 +49,10 @@ impl Others {
 
     /// Where local probes end. Chains of nf_tables sit in between the tables of iptables, so if
     /// there are any, only the last table will do.
-    pub(super) fn place_local(&self, before: &Save) -> Place {
+    pub(super) fn place_local(&self, before: &IptablesSave) -> TapPlace {
         let place = place::local(before);
         if place.table != "security" && self.behind(HOOK_INPUT, place.table).is_some() {
-            return Place {
+            return TapPlace {
                 table: "security",
                 spot: Spot::Head,
             };

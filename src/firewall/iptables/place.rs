@@ -26,8 +26,8 @@
 
 use std::collections::BTreeSet;
 
-use super::save::{Save, Table};
-use crate::firewall::rule::Verdict;
+use super::save::{IptablesSave, TableSave};
+use crate::firewall::rule::RuleVerdict;
 
 /// `NF_INET_LOCAL_IN`, linux/netfilter.h.
 pub(super) const HOOK_INPUT: u32 = 1;
@@ -55,36 +55,36 @@ pub(super) enum Spot {
 
 /// The table and the spot of one tap.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct TapPlace {
     pub(super) table: &'static str,
     pub(super) spot: Spot,
 }
 
 /// Where probes come in: before anything else that iptables has.
-pub(super) fn arrival(save: &Save) -> Place {
+pub(super) fn arrival(save: &IptablesSave) -> TapPlace {
     // The raw table only where it has rules: with ip_tables, looking into a table makes it.
     let raw = save.tables.get("raw").is_some_and(|raw| {
         raw.chain("PREROUTING").any(|rule| !super::is_ours(rule))
             || raw.policy("PREROUTING") != "ACCEPT"
     });
-    Place {
+    TapPlace {
         table: if raw { "raw" } else { "mangle" },
         spot: Spot::Head,
     }
 }
 
 /// Where probes go out.
-pub(super) fn out(save: &Save) -> Place {
+pub(super) fn out(save: &IptablesSave) -> TapPlace {
     last(save, "POSTROUTING", &["mangle"])
 }
 
 /// Where probes end that go to the router itself.
-pub(super) fn local(save: &Save) -> Place {
+pub(super) fn local(save: &IptablesSave) -> TapPlace {
     last(save, "INPUT", &["mangle", "filter", "security"])
 }
 
-fn last(save: &Save, hook: &'static str, tables: &[&'static str]) -> Place {
-    let place = |table, spot| Place { table, spot };
+fn last(save: &IptablesSave, hook: &'static str, tables: &[&'static str]) -> TapPlace {
+    let place = |table, spot| TapPlace { table, spot };
     let walks: Vec<Walk> = tables.iter().map(|t| Walk::of(save, t, hook)).collect();
     let (Some(&first), Some(&end)) = (tables.first(), tables.last()) else {
         return place("mangle", Spot::Head);
@@ -127,7 +127,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn of(save: &Save, table: &str, chain: &str) -> Self {
+    fn of(save: &IptablesSave, table: &str, chain: &str) -> Self {
         let mut walk = Self::default();
         if let Some(rules) = save.tables.get(table) {
             walk.policy_drops = rules.policy(chain) != "ACCEPT";
@@ -142,7 +142,7 @@ impl Walk {
     /// Looks at a chain. `top` is set where leaving the chain means leaving the table.
     fn enter(
         &mut self,
-        table: &Table,
+        table: &TableSave,
         chain: &str,
         top: bool,
         seen: &mut BTreeSet<(String, bool)>,
@@ -155,23 +155,25 @@ impl Walk {
             let words = || format!("-A {chain} {}", saved.spec);
             for verdict in rule.verdicts() {
                 match verdict {
-                    Verdict::Jump(name) => match table.chains.iter().find(|c| c.name == *name) {
-                        Some(next) => self.enter(table, &next.name, false, seen),
-                        // A target that nobody here has heard of.
-                        None => self.either(words),
-                    },
+                    RuleVerdict::Jump(name) => {
+                        match table.chains.iter().find(|c| c.name == *name) {
+                            Some(next) => self.enter(table, &next.name, false, seen),
+                            // A target that nobody here has heard of.
+                            None => self.either(words),
+                        }
+                    }
                     // A chain gone to does not come back: behind its end comes what follows here.
-                    Verdict::Goto(name) => {
+                    RuleVerdict::Goto(name) => {
                         if top {
                             self.accepts.get_or_insert_with(words);
                         }
                         self.enter(table, name, top, seen);
                     }
-                    Verdict::Accept => _ = self.accepts.get_or_insert_with(words),
+                    RuleVerdict::Accept => _ = self.accepts.get_or_insert_with(words),
                     // From a built-in chain it leads to the policy, past all that follows.
-                    Verdict::Return if top => _ = self.accepts.get_or_insert_with(words),
-                    Verdict::Return => {}
-                    Verdict::Drop | Verdict::Reject(_) => {
+                    RuleVerdict::Return if top => _ = self.accepts.get_or_insert_with(words),
+                    RuleVerdict::Return => {}
+                    RuleVerdict::Drop | RuleVerdict::Reject(_) => {
                         self.stops.get_or_insert_with(words);
                     }
                     _ => self.either(words),
@@ -193,8 +195,8 @@ impl Walk {
 mod tests {
     use super::*;
 
-    fn save(rules: &str) -> Save {
-        Save::parse(rules)
+    fn save(rules: &str) -> IptablesSave {
+        IptablesSave::parse(rules)
     }
 
     fn spot(rules: &str) -> Spot {
@@ -203,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_tap_stands_where_nothing_behind_it_decides() {
-        assert_eq!(out(&Save::default()).spot, Spot::Head);
+        assert_eq!(out(&IptablesSave::default()).spot, Spot::Head);
         assert_eq!(
             spot("-A POSTROUTING -j TOS --set-tos 0x20/0x3f"),
             Spot::Head
@@ -276,7 +278,7 @@ mod tests {
 
     #[test]
     fn arrivals_are_seen_in_raw_only_where_it_has_rules() {
-        assert_eq!(arrival(&Save::default()).table, "mangle");
+        assert_eq!(arrival(&IptablesSave::default()).table, "mangle");
         assert_eq!(
             arrival(&save("*raw\n:PREROUTING ACCEPT [0:0]")).table,
             "mangle"

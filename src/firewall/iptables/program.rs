@@ -1,7 +1,7 @@
 //! The rules of iptables-legacy as a program that a packet's other ways are thought out in.
 
 use super::{
-    save::{Rule as Saved, Save},
+    save::{IptablesSave, RuleSave as Saved},
     step::LegacyStep,
 };
 use crate::firewall::{
@@ -9,8 +9,8 @@ use crate::firewall::{
     nft::trace::StepKind,
     place::HookPoint,
     rule::{
-        Rule, Verdict,
-        walk::{Base, Chain, Program},
+        Rule, RuleVerdict,
+        walk::{Base, ChainRules, Program},
     },
 };
 
@@ -35,7 +35,7 @@ pub(crate) const BUILT_IN: [(&str, &str, HookPoint, i32); 13] = [
 const LEGACY: &str = "legacy ";
 
 /// Adds the tables of `save`.
-pub(super) fn add(save: &Save, family: TableFamily, program: &mut Program) {
+pub(super) fn add(save: &IptablesSave, family: TableFamily, program: &mut Program) {
     for (name, table) in &save.tables {
         let place = |chain: &str| RulePlace {
             family,
@@ -45,7 +45,7 @@ pub(super) fn add(save: &Save, family: TableFamily, program: &mut Program) {
         };
         for chain in &table.chains {
             let rules: Vec<Rule> = table.chain(&chain.name).map(Saved::parsed).collect();
-            program.add(Chain::new(place(&chain.name), rules.into()));
+            program.add(ChainRules::new(place(&chain.name), rules.into()));
         }
         for (_, chain, hook, priority) in BUILT_IN.iter().filter(|(table, ..)| table == name) {
             program.bases.push(Base {
@@ -97,7 +97,8 @@ pub(super) fn asked(rules: &[Rule], steps: &[LegacyStep], at: usize) -> usize {
     let before = steps.get(..at).unwrap_or_default().iter().rev().find(same);
     let left = before.filter(|before| {
         let rule = before.position.checked_sub(1).and_then(|at| rules.get(at));
-        let leaves = |verdict: &Verdict| matches!(verdict, Verdict::Return | Verdict::Goto(_));
+        let leaves =
+            |verdict: &RuleVerdict| matches!(verdict, RuleVerdict::Return | RuleVerdict::Goto(_));
         rule.is_some_and(|rule| rule.verdicts().any(leaves))
     });
     match (step.kind, left) {
@@ -115,8 +116,8 @@ fn calls(program: &Program, family: TableFamily, steps: &[LegacyStep], step: &Le
             let at = from.position.checked_sub(1)?;
             program.chains[chain].rules.get(at)
         });
-        let here = |verdict: &Verdict| match verdict {
-            Verdict::Jump(name) | Verdict::Goto(name) => *name == step.chain,
+        let here = |verdict: &RuleVerdict| match verdict {
+            RuleVerdict::Jump(name) | RuleVerdict::Goto(name) => *name == step.chain,
             _ => false,
         };
         rule.is_some_and(|rule| rule.verdicts().any(here))

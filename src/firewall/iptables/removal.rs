@@ -3,14 +3,14 @@
 use super::{
     IptablesError,
     command::{Iptables, Variant},
-    identity::{Identity, Mark, PARTS, Part, by_codes},
+    identity::{Identity, MadeByTaps, Mark, PARTS, by_codes},
     render,
-    save::Save,
+    save::IptablesSave,
 };
 use crate::{
     fault,
     firewall::{
-        Site,
+        TapSite,
         nft::{NftError, NftSocket},
     },
     netlink::object::Family,
@@ -36,7 +36,7 @@ pub struct Cleared {
 /// [`IptablesError`].
 pub fn sweep(
     (variant, family): (Variant, Family),
-    site: Site<'_>,
+    site: TapSite<'_>,
     noted: &[String],
     is_dead: impl Fn(&Identity) -> bool,
 ) -> Result<Cleared, IptablesError> {
@@ -62,7 +62,7 @@ pub fn sweep(
 }
 
 /// The comments of all jobs' taps.
-pub(super) fn marks(save: &Save) -> impl Iterator<Item = Mark> {
+pub(super) fn marks(save: &IptablesSave) -> impl Iterator<Item = Mark> {
     let rules = save.tables.values().flat_map(|table| &table.rules);
     rules.filter_map(|rule| Mark::parse(&rule.comment()?))
 }
@@ -70,7 +70,7 @@ pub(super) fn marks(save: &Save) -> impl Iterator<Item = Mark> {
 /// Removes marked rules. `save` may be out of date; then the tables are looked at again.
 pub(super) fn remove_marked(
     iptables: &Iptables,
-    mut save: Option<Save>,
+    mut save: Option<IptablesSave>,
     doomed: impl Fn(&Mark) -> bool,
 ) -> Result<(), IptablesError> {
     let mut attempt = 1;
@@ -94,7 +94,7 @@ pub(super) fn remove_marked(
 /// that was all of them.
 pub(super) fn remove_made(
     iptables: &Iptables,
-    made: &[&'static Part],
+    made: &[&'static MadeByTaps],
 ) -> Result<bool, IptablesError> {
     // With the legacy variant a table stays once it is there.
     if iptables.variant == Variant::Legacy || made.is_empty() {
@@ -111,7 +111,7 @@ pub(super) fn remove_made(
     let chains = PARTS.iter().filter(|part| part.chain.is_some());
     let tables = PARTS.iter().filter(|part| part.chain.is_none());
     let parts = chains.chain(tables).filter(|part| made.contains(part));
-    let parts: Vec<&Part> = parts.collect();
+    let parts: Vec<&MadeByTaps> = parts.collect();
     // All at once, for each change waits for packets on their way. If one is in use, each alone.
     let mut all = true;
     if delete_unused(&mut socket, family, &parts)?.is_some() {
@@ -126,7 +126,7 @@ pub(super) fn remove_made(
 fn delete_unused(
     socket: &mut NftSocket,
     family: nftnl::Family,
-    parts: &[&Part],
+    parts: &[&MadeByTaps],
 ) -> Result<Option<i32>, NftError> {
     let mut batch = socket.encoder();
     batch.begin();

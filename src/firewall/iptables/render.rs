@@ -17,9 +17,9 @@
 use std::{fmt::Write, ops::Range};
 
 use super::{
-    identity::{Identity, Mark, Part, chain_name},
-    place::{Place, Spot},
-    save::{Rule, Save},
+    identity::{Identity, MadeByTaps, Mark, chain_name},
+    place::{Spot, TapPlace},
+    save::{IptablesSave, RuleSave},
 };
 use crate::{
     firewall::{Taps, layout},
@@ -74,18 +74,23 @@ pub(super) mod letter {
 
 /// Everything that one job puts into one router.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
+pub(super) struct TapPlan {
     pub(super) taps: Taps,
     pub(super) identity: Identity,
     pub(super) matcher: Matcher,
     /// NFLOG group that the job listens to.
     pub(super) group: u16,
     pub(super) points: Vec<Tap>,
-    pub(super) made: Vec<&'static Part>,
+    pub(super) made: Vec<&'static MadeByTaps>,
 }
 
 /// The taps for these places.
-pub(super) fn points(taps: &Taps, arrival: &Place, out: &Place, local: &Place) -> Vec<Tap> {
+pub(super) fn points(
+    taps: &Taps,
+    arrival: &TapPlace,
+    out: &TapPlace,
+    local: &TapPlace,
+) -> Vec<Tap> {
     let mut points = vec![Tap {
         letter: letter::ARRIVAL,
         table: arrival.table,
@@ -116,7 +121,7 @@ pub(super) fn points(taps: &Taps, arrival: &Place, out: &Place, local: &Place) -
     points
 }
 
-impl Plan {
+impl TapPlan {
     /// The payload that installs everything.
     pub(super) fn install(&self) -> String {
         let tables = self.points.iter().map(|tap| tap.table);
@@ -221,9 +226,9 @@ const IPV6_HEADER: u32 = 40;
 /// that lead to their chains, then the chains. None when there is nothing.
 ///
 /// Every rule is deleted as it is printed, so it need not be this program's version that made it.
-pub(super) fn removal(save: &Save, doomed: impl Fn(&Mark) -> bool) -> Option<String> {
+pub(super) fn removal(save: &IptablesSave, doomed: impl Fn(&Mark) -> bool) -> Option<String> {
     let text = payload(save.tables.keys().map(String::as_str), |name| {
-        let ours = |rule: &Rule| Mark::parse(&rule.comment()?).filter(&doomed);
+        let ours = |rule: &RuleSave| Mark::parse(&rule.comment()?).filter(&doomed);
         let mut lines = String::new();
         let mut chains = Vec::new();
         for rule in save.rules(name) {
@@ -271,7 +276,7 @@ mod tests {
         model::{Dscp, RunId},
     };
 
-    fn plan(family: Family, out: Spot) -> Plan {
+    fn plan(family: Family, out: Spot) -> TapPlan {
         let run_id = RunId::new("r1").unwrap();
         let dscp = Dscp::new(33).unwrap();
         let taps = Taps::new(
@@ -280,7 +285,7 @@ mod tests {
             TagSpace::new(dscp, 0x1234_5678_90ab_cdef),
             (10, Runs::new(&[(Protocol::Tcp, 4), (Protocol::Udp, 6)])),
         );
-        let at = |table, spot| Place { table, spot };
+        let at = |table, spot| TapPlace { table, spot };
         let places = [
             at("raw", Spot::Head),
             at("mangle", out),
@@ -291,7 +296,7 @@ mod tests {
             pid: 7,
             ..OwnerMark::default()
         };
-        Plan {
+        TapPlan {
             taps,
             identity: Identity {
                 run_id,
@@ -347,7 +352,7 @@ COMMIT
 
     #[test]
     fn without_u32_the_same_is_said_in_bpf() {
-        let plan = Plan {
+        let plan = TapPlan {
             matcher: Matcher::Bpf,
             ..plan(Family::V4, Spot::Head)
         };
@@ -381,7 +386,7 @@ COMMIT
              [3:9] -A TSIM_r1_o {ours} -j DROP\n\
              [3:9] -A TSIM_r2_o {other} -j DROP\nCOMMIT\n"
         );
-        let save = Save::parse(&saved);
+        let save = IptablesSave::parse(&saved);
         let r1 = |mark: &Mark| mark.identity.run_id.as_str() == "r1";
         assert_eq!(
             removal(&save, r1).unwrap(),
@@ -392,7 +397,7 @@ COMMIT
         );
         assert_eq!(removal(&save, |_| false), None);
         // A rule that somebody else put into our chain keeps the chain.
-        let save = Save::parse(&format!("{saved}*mangle\n-A TSIM_r1_o -j ACCEPT\n"));
+        let save = IptablesSave::parse(&format!("{saved}*mangle\n-A TSIM_r1_o -j ACCEPT\n"));
         assert!(!removal(&save, r1).unwrap().contains("-X"));
     }
 }

@@ -5,20 +5,20 @@ use std::{collections::BTreeMap, io};
 use super::{
     IptablesError,
     command::{Iptables, Variant},
-    departure::{self, Behind},
+    departure::{self, LaterNat},
     feature,
-    identity::{Identity, Mark, OwnerMark, PARTS, Part, chain_name},
+    identity::{Identity, MadeByTaps, Mark, OwnerMark, PARTS, chain_name},
     notes::{Delivery, Note, Notes},
     others::Others,
-    place::{self, HOOK_INPUT, HOOK_POSTROUTING, Place, Spot},
+    place::{self, HOOK_INPUT, HOOK_POSTROUTING, Spot, TapPlace},
     removal::{marks, remove_made, remove_marked},
-    render::{self, Matcher, Plan, Tap, letter},
-    save::Save,
+    render::{self, Matcher, Tap, TapPlan, letter},
+    save::IptablesSave,
 };
 use crate::{
     firewall::{
-        Reading, Site, Support, Taps, Undecided,
-        taps::{Indexes, Ways},
+        Reading, Support, TapSite, Taps, Undecided,
+        taps::{Indexes, ProbeWays},
     },
     model::Dscp,
 };
@@ -35,19 +35,19 @@ const NOTES_PER_PROBE: usize = 4;
 #[derive(Debug)]
 pub struct IptablesTaps {
     iptables: Iptables,
-    plan: Plan,
+    plan: TapPlan,
     notes: Notes,
     /// What nat may still do with what comes to the tap at POSTROUTING.
-    behind: Behind,
+    behind: LaterNat,
     /// How probes came to the last taps.
-    ways: Ways,
+    ways: ProbeWays,
     /// What was noted so far, by letter of the tap.
     noted: BTreeMap<char, Noted>,
     foreign: usize,
     /// Why taps at POSTROUTING and INPUT do not decide, as far as they do not.
     doubts: Doubts,
     /// What the last reading saw of the tables.
-    last: Option<Save>,
+    last: Option<IptablesSave>,
 }
 
 /// [`Notes::drain`] or [`Notes::take_all`].
@@ -77,7 +77,7 @@ struct Doubt {
 }
 
 impl Doubt {
-    fn new(place: &Place, behind: Option<String>) -> Self {
+    fn new(place: &TapPlace, behind: Option<String>) -> Self {
         match &place.spot {
             Spot::Both { reason } => Self {
                 between: Some(reason.clone()),
@@ -100,7 +100,7 @@ impl IptablesTaps {
     ///
     /// # Errors
     /// [`IptablesError`]; what was installed by then is removed again.
-    pub fn install(variant: Variant, site: Site<'_>, taps: Taps) -> Result<Self, IptablesError> {
+    pub fn install(variant: Variant, site: TapSite<'_>, taps: Taps) -> Result<Self, IptablesError> {
         let iptables = Iptables::new(variant, taps.family, site);
         let _turn = iptables.turn()?;
         let before = iptables.save(None)?;
@@ -108,13 +108,13 @@ impl IptablesTaps {
         let (out, local) = (place::out(&before), others.place_local(&before));
         let notes = listen(&iptables, &taps)?;
         let points = render::points(&taps, &place::arrival(&before), &out, &local);
-        let behind = Behind::new(&before);
-        let ways = Ways::new(taps.services);
+        let behind = LaterNat::new(&before);
+        let ways = ProbeWays::new(taps.services);
         let doubts = Doubts {
             out: Doubt::new(&out, others.behind(HOOK_POSTROUTING, "mangle")),
             local: Doubt::new(&local, others.behind(HOOK_INPUT, local.table)),
         };
-        let plan = Plan {
+        let plan = TapPlan {
             identity: identity(&taps, site.owner),
             matcher: Matcher::U32,
             group: notes.group(),
@@ -278,7 +278,7 @@ impl IptablesTaps {
     }
 
     /// The probes that one tap counted.
-    fn count(&self, save: &Save, tap: &Tap) -> Result<u64, IptablesError> {
+    fn count(&self, save: &IptablesSave, tap: &Tap) -> Result<u64, IptablesError> {
         let chain = chain_name(&self.plan.taps.run_id, tap.letter);
         // All rules of the chain count every probe; the first one does so whatever the others do.
         let first = save.tables.get(tap.table).and_then(|table| {
@@ -326,12 +326,12 @@ impl IptablesTaps {
     }
 
     /// The tables that hold taps.
-    fn save_tables(&self) -> Result<Save, IptablesError> {
+    fn save_tables(&self) -> Result<IptablesSave, IptablesError> {
         // That variant reads all tables from the kernel, whatever it is to print.
         if self.iptables.variant == Variant::Nft {
             return self.iptables.save(None);
         }
-        let mut save = Save::default();
+        let mut save = IptablesSave::default();
         for tap in &self.plan.points {
             if !save.tables.contains_key(tap.table) {
                 let one = self.iptables.save(Some(tap.table))?;
@@ -374,19 +374,19 @@ fn doubtful(taps: &Taps, services: Vec<u32>, reason: &str) -> Option<Undecided> 
 /// What installing will bring into being: what is not there, and what is there only because of
 /// other jobs' taps.
 fn made(
-    before: &Save,
-    noted: Vec<&'static Part>,
+    before: &IptablesSave,
+    noted: Vec<&'static MadeByTaps>,
     others: &Others,
     points: &[Tap],
-) -> Vec<&'static Part> {
+) -> Vec<&'static MadeByTaps> {
     let mut inherited = noted;
     inherited.extend(marks(before).flat_map(|mark| mark.made));
-    let used = |part: &&Part| {
+    let used = |part: &&MadeByTaps| {
         points
             .iter()
             .any(|tap| tap.table == part.table && part.chain.is_none_or(|chain| chain == tap.base))
     };
-    let missing = |part: &&Part| !others.own.has(part.table, part.chain);
+    let missing = |part: &&MadeByTaps| !others.own.has(part.table, part.chain);
     let parts = PARTS.iter().filter(used);
     parts
         .filter(|part| missing(part) || inherited.contains(part))
@@ -423,7 +423,7 @@ fn listen(iptables: &Iptables, taps: &Taps) -> Result<Notes, IptablesError> {
 }
 
 /// Notes how a probe came to one of the last taps.
-fn note_way(ways: &mut Ways, behind: &Behind, index: u32, letter: char, note: &Note) {
+fn note_way(ways: &mut ProbeWays, behind: &LaterNat, index: u32, letter: char, note: &Note) {
     let out = [letter::OUT, letter::OUT_HEAD].contains(&letter);
     if !out && letter != letter::LOCAL {
         return;

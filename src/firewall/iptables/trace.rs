@@ -22,9 +22,9 @@ use thiserror::Error;
 use super::{
     notes::{Delivery, Note, Notes},
     program,
-    save::{Rule as Saved, Save},
+    save::{IptablesSave, RuleSave as Saved},
     step::LegacyStep,
-    turn::Turn,
+    turn::IptablesTurn,
 };
 use crate::{
     fault,
@@ -32,7 +32,7 @@ use crate::{
         Caveat, Notebook, NotebookError, RulePlace, TableFamily, TagSpace,
         nft::{nature::Nature, trace::StepKind},
         place::HookPoint,
-        rule::{OpenPorts, Packet, Rule, Verdict, entries, walk::Program},
+        rule::{OpenPorts, Packet, Rule, RuleVerdict, entries, walk::Program},
         ruletext::{RuleText, Shelf, kept},
     },
     netlink::{
@@ -109,9 +109,9 @@ pub fn restore_logger(
     Ok(true)
 }
 
-fn turn(netns: &NetnsFd, patience: Duration) -> Result<Turn, LegacyTraceError> {
+fn turn(netns: &NetnsFd, patience: Duration) -> Result<IptablesTurn, LegacyTraceError> {
     let step = "wait for the turn of";
-    let turn = Turn::wait(netns, patience)?;
+    let turn = IptablesTurn::wait(netns, patience)?;
     turn.map_err(|source| LegacyTraceError::Socket { step, source })
 }
 
@@ -128,7 +128,7 @@ pub struct LegacyTrace<'a> {
     before: String,
     notebook: Option<&'a Arc<dyn Notebook>>,
     /// Only one job at a time can listen to the group.
-    _turn: Turn,
+    _turn: IptablesTurn,
 }
 
 impl<'a> LegacyTrace<'a> {
@@ -277,7 +277,7 @@ pub enum LegacyStop {
 #[derive(Debug)]
 pub struct LegacyRules {
     family: Family,
-    save: Save,
+    save: IptablesSave,
 }
 
 impl LegacyRules {
@@ -299,7 +299,7 @@ impl LegacyRules {
             let text = String::from_utf8_lossy(&printed.stdout).into_owned();
             Ok::<_, LegacyTraceError>(text)
         };
-        let save = Save::parse(&kept::legacy(shelf, netns, family, tool, print)?);
+        let save = IptablesSave::parse(&kept::legacy(shelf, netns, family, tool, print)?);
         Ok(Self { family, save })
     }
 
@@ -328,8 +328,8 @@ impl LegacyRules {
         };
         let chain = |name: &str| table.chains.iter().any(|chain| chain.name == name);
         let ends = rule.parsed().verdicts().any(|verdict| match verdict {
-            Verdict::Jump(name) | Verdict::Goto(name) => !chain(name),
-            Verdict::Accept | Verdict::Return => false,
+            RuleVerdict::Jump(name) | RuleVerdict::Goto(name) => !chain(name),
+            RuleVerdict::Accept | RuleVerdict::Return => false,
             _ => true,
         });
         ends.then(|| LegacyStop::Rule(self.text(step, step.position, &rule.spec)))
@@ -481,7 +481,7 @@ fn last_in_chains(steps: &[LegacyStep]) -> impl Iterator<Item = (usize, &LegacyS
 mod tests {
     use super::*;
     use crate::{
-        firewall::rule::{Field, walk::Chain},
+        firewall::rule::{Field, walk::ChainRules},
         model::Protocol,
     };
 
@@ -528,7 +528,7 @@ mod tests {
                      -A mine -p udp -m limit --limit 1/sec -j ACCEPT\n-A mine -j REJECT\n";
         let rules = LegacyRules {
             family: Family::V4,
-            save: Save::parse(saved),
+            save: IptablesSave::parse(saved),
         };
         let at = HookPoint::Forward;
         let jump = forward("FORWARD", StepKind::Rule, 1);
@@ -570,7 +570,7 @@ mod tests {
             );
             let rules = LegacyRules {
                 family: Family::V4,
-                save: Save::parse(&saved),
+                save: IptablesSave::parse(&saved),
             };
             let mut steps = vec![forward("FORWARD", StepKind::Rule, 1)];
             if leaves.contains("mine") {
@@ -581,7 +581,7 @@ mod tests {
             let mut program = Program::default();
             rules.add_to(&mut program);
             rules.note_in(&steps, &mut program);
-            let chain = |chain: &&Chain| chain.place.chain == "FORWARD";
+            let chain = |chain: &&ChainRules| chain.place.chain == "FORWARD";
             let chain = program.chains.iter().find(chain).unwrap();
             assert_eq!(chain.said, [Some(true), None], "{leaves}");
         }
@@ -593,7 +593,7 @@ mod tests {
                      -A FORWARD -p udp -j mine\n-A FORWARD -j DROP\n-A mine -j DROP\n";
         let rules = LegacyRules {
             family: Family::V4,
-            save: Save::parse(saved),
+            save: IptablesSave::parse(saved),
         };
         for (step, want) in [
             (

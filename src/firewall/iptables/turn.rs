@@ -26,9 +26,9 @@ use crate::{
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 /// This job's turn in one router, until dropped.
 #[derive(Debug)]
-pub(super) struct Turn(#[expect(dead_code, reason = "held for its lock")] Flock<OwnedFd>);
+pub(super) struct IptablesTurn(#[expect(dead_code, reason = "held for its lock")] Flock<OwnedFd>);
 
-impl Turn {
+impl IptablesTurn {
     /// Waits at most `patience` for the turn in a router. Another's takes a few tools, each well
     /// below a second, unless it is stopped.
     pub(super) fn wait(

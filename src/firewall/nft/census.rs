@@ -33,7 +33,7 @@ const POSTROUTING: u32 = 4;
 
 /// A chain that sees packets behind the last taps, or at a device's ingress, before the first ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Behind {
+pub struct LaterChain {
     /// The chain; the handle is 0.
     pub place: RulePlace,
     /// The hook behind whose taps it stands, or ingress.
@@ -52,7 +52,7 @@ pub struct Census {
     /// Whether a rule asks who sends a packet.
     pub asks_sender: bool,
     /// Chains behind the last taps, if they have rules or drop.
-    pub behind: Vec<Behind>,
+    pub behind: Vec<LaterChain>,
     /// What rules may do with packets beside letting them through or not.
     pub nature: Nature,
     /// Rules that take packets away (`NF_STOLEN`), which not every kernel's trace shows.
@@ -169,7 +169,7 @@ fn sees(table: TableFamily, family: Family) -> bool {
     [own, TableFamily::INET, TableFamily::NETDEV].contains(&table)
 }
 
-fn behind(at: TableFamily, attributes: Attributes<'_>, family: Family) -> Option<Behind> {
+fn behind(at: TableFamily, attributes: Attributes<'_>, family: Family) -> Option<LaterChain> {
     let chain = inventory::chain(attributes)?;
     let hook = chain.hook?;
     let egress = at == TableFamily::NETDEV && hook.number == EGRESS;
@@ -186,7 +186,7 @@ fn behind(at: TableFamily, attributes: Attributes<'_>, family: Family) -> Option
     if idle || is_own(&chain.table) || !sees(at, family) {
         return None;
     }
-    Some(Behind {
+    Some(LaterChain {
         hook: hook_point,
         devices: (egress || ingress).then(|| devices(attributes)),
         policy_drops: chain.policy_drops,

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use super::{
     DUMP_ATTEMPTS, NftError, NftSocket,
     socket::Dumped,
-    wire::{Attributes, Message},
+    wire::{Attributes, WireMessage},
 };
 use crate::firewall::{RulePlace, TableFamily};
 
@@ -68,7 +68,7 @@ pub struct BaseChain {
 
 /// The counters of one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct CounterSnapshot {
     /// Rules that have a counter, and with handle 0 the policies of base chains that have one.
     pub counts: HashMap<RulePlace, Counts>,
 }
@@ -77,7 +77,7 @@ pub struct Snapshot {
 ///
 /// # Errors
 /// [`NftError`].
-pub fn snapshot(socket: &mut NftSocket) -> Result<Snapshot, NftError> {
+pub fn snapshot(socket: &mut NftSocket) -> Result<CounterSnapshot, NftError> {
     let what = "reading the counters of rules";
     whole(what, || {
         let mut counts = HashMap::new();
@@ -89,7 +89,7 @@ pub fn snapshot(socket: &mut NftSocket) -> Result<Snapshot, NftError> {
                 counts.extend(chain_place(family, chain).zip(chain_counts(chain)));
             })?;
         }
-        Ok((Snapshot { counts }, dumped))
+        Ok((CounterSnapshot { counts }, dumped))
     })
 }
 
@@ -128,12 +128,18 @@ fn dump(
     mut each: impl FnMut(TableFamily, Attributes<'_>),
 ) -> Result<Dumped, NftError> {
     const ALL_FAMILIES: u8 = 0;
-    socket.dump_messages(message, ALL_FAMILIES, &[], what, |message: &Message<'_>| {
-        // The family is the first byte of `struct nfgenmsg`.
-        if let Some(&family) = message.body.first() {
-            each(TableFamily(family), message.attributes());
-        }
-    })
+    socket.dump_messages(
+        message,
+        ALL_FAMILIES,
+        &[],
+        what,
+        |message: &WireMessage<'_>| {
+            // The family is the first byte of `struct nfgenmsg`.
+            if let Some(&family) = message.body.first() {
+                each(TableFamily(family), message.attributes());
+            }
+        },
+    )
 }
 
 /// Where the rule stands of which NFT_MSG_GETRULE tells.

@@ -13,9 +13,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::wire::array;
 use crate::{
-    firewall::{layout, taps::Left},
+    firewall::{layout, taps::Departed},
     model::Protocol,
-    sys::nftnl::{Expr, Family, Header, Meta, Route},
+    sys::nftnl::{Expr, Family, Header, Meta, RouteKey},
 };
 
 /// Types of fields as nft(8) numbers them (enum datatypes in its datatype.h), and how many bits each
@@ -71,8 +71,8 @@ impl Key {
             len: 1,
         };
         let (next_hop, ttl) = match family {
-            Family::Ip6 => ((IPV6, 16, Expr::LoadRoute(Route::NextHop6)), last(7)),
-            _ => ((IPV4, 4, Expr::LoadRoute(Route::NextHop4)), last(8)),
+            Family::Ip6 => ((IPV6, 16, Expr::LoadRoute(RouteKey::NextHop6)), last(7)),
+            _ => ((IPV4, 4, Expr::LoadRoute(RouteKey::NextHop4)), last(8)),
         };
         Self::new(&[
             (INTERFACE, 4, Expr::LoadMeta(Meta::Oif)),
@@ -128,14 +128,14 @@ impl Key {
 }
 
 /// What the first set says of a probe: its tag and how it left, without the way.
-pub(super) fn packet(family: Family, key: &[u8]) -> Option<(u32, Left)> {
+pub(super) fn packet(family: Family, key: &[u8]) -> Option<(u32, Departed)> {
     let ((source, destination), at) = match family {
         Family::Ip6 => ((v6(key, 4)?, v6(key, 20)?), 36),
         _ => ((v4(key, 4)?, v4(key, 8)?), 12),
     };
     let [a, b, c, d] = array(key, at)?;
     let [tos, behind, ..] = array::<4>(key, at + 4)?;
-    let left = Left {
+    let left = Departed {
         source,
         destination,
         source_port: u16::from_be_bytes([a, b]),
@@ -154,7 +154,7 @@ pub(super) fn packet(family: Family, key: &[u8]) -> Option<(u32, Left)> {
 }
 
 /// Adds what the second set says to what is known of the same probe.
-pub(super) fn add_way(family: Family, key: &[u8], left: &mut Left) -> Option<()> {
+pub(super) fn add_way(family: Family, key: &[u8], left: &mut Departed) -> Option<()> {
     let (next_hop, at) = match family {
         Family::Ip6 => (v6(key, 8)?, 24),
         _ => (v4(key, 8)?, 12),
@@ -208,7 +208,7 @@ mod tests {
         way.extend([10, 0, 0, 3, 63, 0, 0, 0]);
         way.extend(0x400u32.to_ne_bytes());
         add_way(Family::Ip, &way, &mut left).unwrap();
-        let want = Left {
+        let want = Departed {
             source: "10.0.0.1".parse().unwrap(),
             destination: "10.9.0.50".parse().unwrap(),
             source_port: 40_000,

@@ -33,7 +33,7 @@ const QUOTA: u32 = 2;
 
 /// What a namespace's nf_tables hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldTables {
     /// Chains, rules, the sets of single rules with their elements, and named objects.
     pub bytes: Vec<u8>,
     /// Whether rules ask for interfaces by number, so that their text depends on the names.
@@ -44,9 +44,9 @@ pub struct Held {
 ///
 /// # Errors
 /// [`NftError`].
-pub fn held(socket: &mut NftSocket) -> Result<Option<Held>, NftError> {
+pub fn held(socket: &mut NftSocket) -> Result<Option<HeldTables>, NftError> {
     for _ in 0..DUMP_ATTEMPTS {
-        let mut held = Held::default();
+        let mut held = HeldTables::default();
         if read(socket, &mut held)? == Dumped::Whole {
             return Ok(Some(held));
         }
@@ -54,7 +54,7 @@ pub fn held(socket: &mut NftSocket) -> Result<Option<Held>, NftError> {
     Ok(None)
 }
 
-fn read(socket: &mut NftSocket, held: &mut Held) -> Result<Dumped, NftError> {
+fn read(socket: &mut NftSocket, held: &mut HeldTables) -> Result<Dumped, NftError> {
     let what = "reading what the kernel holds";
     let mut whole = true;
     let mut sets: Vec<(u8, String, String)> = Vec::new();
@@ -99,7 +99,7 @@ fn read(socket: &mut NftSocket, held: &mut Held) -> Result<Dumped, NftError> {
     })
 }
 
-impl Held {
+impl HeldTables {
     fn attribute(&mut self, kind: u16, payload: &[u8]) {
         self.bytes.extend(kind.to_ne_bytes());
         self.bytes.extend((payload.len() as u32).to_ne_bytes());

@@ -28,12 +28,12 @@ pub struct Inventory {
     /// Names of tables.
     pub tables: Vec<String>,
     /// Chains, base chains and others.
-    pub chains: Vec<Chain>,
+    pub chains: Vec<InventoryChain>,
 }
 
 /// One chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
+pub struct InventoryChain {
     /// Its table's name.
     pub table: String,
     /// Its name.
@@ -122,13 +122,13 @@ fn dump<T>(
 }
 
 /// A chain as NFT_MSG_GETCHAIN tells of it.
-pub(super) fn chain(attributes: Attributes<'_>) -> Option<Chain> {
+pub(super) fn chain(attributes: Attributes<'_>) -> Option<InventoryChain> {
     let hook = attributes.nested(kernel::CHAIN_HOOK).and_then(|hook| {
         let number = hook.be32(kernel::HOOK_NUMBER)?;
         let priority = i32::from_be_bytes(array(hook.find(kernel::HOOK_PRIORITY)?, 0)?);
         Some(HookedAt { number, priority })
     });
-    Some(Chain {
+    Some(InventoryChain {
         table: attributes.text(kernel::CHAIN_TABLE)?.to_owned(),
         name: attributes.text(kernel::CHAIN_NAME)?.to_owned(),
         hook,

@@ -39,7 +39,7 @@ pub use socket::{NftError, NftSocket};
 use crate::{
     firewall::{
         Reading, Taps,
-        taps::{Indexes, Left, Ways},
+        taps::{Departed, Indexes, ProbeWays},
     },
     model::{Liveness, RunId},
     netlink::object,
@@ -321,21 +321,21 @@ pub fn generation(socket: &mut NftSocket) -> Result<u32, NftError> {
 
 /// How probes left, put together from two sets.
 struct Departures {
-    ways: Ways,
+    ways: ProbeWays,
     /// Headers by index, and whether the way was added.
-    known: Vec<Option<(Left, bool)>>,
+    known: Vec<Option<(Departed, bool)>>,
 }
 
 impl Departures {
     fn new(services: u32) -> Self {
         Self {
-            ways: Ways::new(services),
+            ways: ProbeWays::new(services),
             known: vec![None; services as usize],
         }
     }
 
     /// Takes the headers of a probe. An interrupted dump shows some twice.
-    fn packet(&mut self, index: u32, left: Option<Left>) {
+    fn packet(&mut self, index: u32, left: Option<Departed>) {
         let known = self.known.get_mut(index as usize);
         match (known, left) {
             (Some(known @ None), Some(left)) => *known = Some((left, false)),
@@ -345,7 +345,7 @@ impl Departures {
     }
 
     /// Takes the way of a probe.
-    fn way(&mut self, index: u32, add: impl FnOnce(&mut Left) -> Option<()>) {
+    fn way(&mut self, index: u32, add: impl FnOnce(&mut Departed) -> Option<()>) {
         let Some(Some((left, added))) = self.known.get_mut(index as usize) else {
             return self.several(index);
         };
@@ -362,7 +362,7 @@ impl Departures {
         self.ways.doubt(index, why.to_owned());
     }
 
-    fn into_ways(self) -> Ways {
+    fn into_ways(self) -> ProbeWays {
         let mut ways = self.ways;
         for (index, known) in (0..).zip(self.known) {
             if let Some((left, _)) = known {

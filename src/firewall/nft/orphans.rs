@@ -10,7 +10,7 @@
 use super::{
     DUMP_ATTEMPTS, NftError, NftSocket,
     socket::Dumped,
-    wire::{Attributes, Message},
+    wire::{Attributes, WireMessage},
 };
 use crate::{model::Owner, sys::nftnl::Family};
 
@@ -96,7 +96,7 @@ fn marked(socket: &mut NftSocket) -> Result<Vec<Marked>, NftError> {
     Err(NftError::Interrupted(what))
 }
 
-fn read(message: &Message<'_>) -> Option<Marked> {
+fn read(message: &WireMessage<'_>) -> Option<Marked> {
     // The families that our tables are of.
     let families = [Family::Ip, Family::Ip6, Family::Netdev];
     let family = *message.body.first()?;

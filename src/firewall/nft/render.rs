@@ -4,7 +4,7 @@ use super::{departure::Key, probe::ProbeMatch};
 use crate::{
     firewall::Taps,
     model::Protocol,
-    sys::nftnl::{EncodeError, Encoder, Expr, Family, Hook, Set, Verdict},
+    sys::nftnl::{EncodeError, Encoder, Expr, Family, Hook, Set, VerdictCode},
 };
 
 /// Services per set.
@@ -158,7 +158,7 @@ impl Render<'_> {
             .base_chain(self.family, self.table, name, hook, priority)?;
         self.every(|render, probe| {
             let mut exprs = probe.exprs();
-            exprs.push(Expr::Verdict(Verdict::Drop));
+            exprs.push(Expr::Verdict(VerdictCode::Drop));
             render.add(&COPIES, &exprs)
         })
     }
@@ -240,9 +240,9 @@ impl Render<'_> {
         if point.last {
             let pass_on = self.taps.pass_on;
             let verdict = if pass_on {
-                Verdict::Accept
+                VerdictCode::Accept
             } else {
-                Verdict::Drop
+                VerdictCode::Drop
             };
             exprs.push(Expr::Verdict(verdict));
         }

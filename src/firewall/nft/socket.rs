@@ -9,7 +9,7 @@ use std::io;
 use netlink_sys::Socket;
 use thiserror::Error;
 
-use super::wire::{Attributes, HEADER, Message, Messages, array, request};
+use super::wire::{Attributes, HEADER, Messages, WireMessage, array, request};
 use crate::{firewall::netfilter_socket, netlink::buffers, sys::nftnl::Encoder};
 
 /// Dumps come in datagrams as large as the reader's buffer, up to 32 KiB (netlink_dump()).
@@ -182,7 +182,7 @@ impl NftSocket {
         family: u8,
         select: &[(u16, &str)],
         what: &'static str,
-        mut each: impl FnMut(&Message<'_>),
+        mut each: impl FnMut(&WireMessage<'_>),
     ) -> Result<Dumped, NftError> {
         let sequence = self.next_sequence();
         let bytes = request(message, family, libc::NLM_F_DUMP as u16, sequence, select);
@@ -285,7 +285,7 @@ pub(super) enum Dumped {
 }
 
 /// The errno (0 for an ACK) and the kernel's words of an error message, if it is one.
-fn error_of(message: &Message<'_>) -> Option<(i32, Option<String>)> {
+fn error_of(message: &WireMessage<'_>) -> Option<(i32, Option<String>)> {
     if i32::from(message.kind) != libc::NLMSG_ERROR {
         return None;
     }

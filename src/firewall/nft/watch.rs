@@ -45,7 +45,7 @@ pub struct RulesetWatch {
 
 /// What was changed since the last look.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Changes {
+pub enum RulesetChanges {
     /// Nothing.
     None,
     /// Something in these tables.
@@ -77,7 +77,7 @@ impl RulesetWatch {
     ///
     /// # Errors
     /// [`NftError::Receive`].
-    pub fn changes(&mut self) -> Result<Changes, NftError> {
+    pub fn changes(&mut self) -> Result<RulesetChanges, NftError> {
         let mut tables = BTreeSet::new();
         let mut lost = false;
         loop {
@@ -98,9 +98,9 @@ impl RulesetWatch {
             }
         }
         Ok(match (lost, tables.is_empty()) {
-            (true, _) => Changes::Many,
-            (false, true) => Changes::None,
-            (false, false) => Changes::Tables(tables),
+            (true, _) => RulesetChanges::Many,
+            (false, true) => RulesetChanges::None,
+            (false, false) => RulesetChanges::Tables(tables),
         })
     }
 }
@@ -129,7 +129,7 @@ fn own_objects() -> Vec<Pattern> {
         .collect()
 }
 
-impl fmt::Display for Changes {
+impl fmt::Display for RulesetChanges {
     /// What was changed, as the subject of a sentence.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

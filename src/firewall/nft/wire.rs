@@ -12,7 +12,7 @@ const TYPE_MASK: u16 = 0x3fff;
 
 /// One message of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::firewall) struct Message<'a> {
+pub(in crate::firewall) struct WireMessage<'a> {
     pub(in crate::firewall) kind: u16,
     pub(in crate::firewall) flags: u16,
     pub(in crate::firewall) sequence: u32,
@@ -20,7 +20,7 @@ pub(in crate::firewall) struct Message<'a> {
     pub(in crate::firewall) body: &'a [u8],
 }
 
-impl<'a> Message<'a> {
+impl<'a> WireMessage<'a> {
     /// The attributes behind `struct nfgenmsg`.
     pub(in crate::firewall) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.body.get(4..).unwrap_or_default())
@@ -31,12 +31,12 @@ impl<'a> Message<'a> {
 pub(in crate::firewall) struct Messages<'a>(pub(in crate::firewall) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
-    type Item = Message<'a>;
-    fn next(&mut self) -> Option<Message<'a>> {
+    type Item = WireMessage<'a>;
+    fn next(&mut self) -> Option<WireMessage<'a>> {
         let length = u32::from_ne_bytes(array(self.0, 0)?) as usize;
         let whole = self.0.get(..length).filter(|_| length >= HEADER)?;
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message {
+        Some(WireMessage {
             kind: u16::from_ne_bytes(array(whole, 4)?),
             flags: u16::from_ne_bytes(array(whole, 6)?),
             sequence: u32::from_ne_bytes(array(whole, 8)?),

@@ -5,8 +5,8 @@
 //! hold.
 
 use super::{
-    Alone, Caveat, Does, Field, Rule, Test, Verdict, nft,
-    table::{self, Action},
+    Alone, Caveat, Does, Field, Rule, RuleVerdict, Test, nft,
+    table::{self, TargetAction},
     xtables,
 };
 use crate::firewall::nft::wire::{Attributes, array};
@@ -130,13 +130,16 @@ impl Rule {
                 let number = data.find(attr::QUEUE_NUMBER).and_then(|n| array(n, 0));
                 let number = number.map_or(0, u16::from_be_bytes);
                 let bypass = false;
-                self.decide(Verdict::Queue { number, bypass });
+                self.decide(RuleVerdict::Queue { number, bypass });
             }
-            "reject" => self.decide(Verdict::Reject("port-unreachable".to_owned())),
+            "reject" => self.decide(RuleVerdict::Reject("port-unreachable".to_owned())),
             "nat" => self.nat(data),
             "redir" => {
                 self.by_action(name);
-                self.draw_targets(Action::Redirect, data.be32(attr::REDIR_FLAGS).unwrap_or(0));
+                self.draw_targets(
+                    TargetAction::Redirect,
+                    data.be32(attr::REDIR_FLAGS).unwrap_or(0),
+                );
             }
             _ => self.by_action(name),
         }
@@ -175,22 +178,22 @@ impl Rule {
         self.does
             .extend(read.does.into_iter().map(|does| match does {
                 // A chain is an expression of its own: this is a target that is not known.
-                Does::Decide(Verdict::Jump(name)) => Does::Decide(unknown(&name)),
+                Does::Decide(RuleVerdict::Jump(name)) => Does::Decide(unknown(&name)),
                 does => does,
             }));
         // The flags of `struct nf_nat_range`, or behind a count of ranges.
         let info = data.find(attr::XT_INFO).unwrap_or_default();
         let flags = |at| array(info, at).map_or(0, u32::from_ne_bytes);
         if matches!(name, "DNAT" | "REDIRECT") {
-            self.draw_targets(Action::TranslateDestination, flags(0) | flags(4));
+            self.draw_targets(TargetAction::TranslateDestination, flags(0) | flags(4));
         }
     }
 
     fn nat(&mut self, data: Attributes<'_>) {
         // `NFT_NAT_SNAT` is 0.
         let action = match data.be32(attr::NAT_TYPE) {
-            Some(0) => Action::TranslateSource,
-            _ => Action::TranslateDestination,
+            Some(0) => TargetAction::TranslateSource,
+            _ => TargetAction::TranslateDestination,
         };
         self.does
             .push(Does::Translate(xtables::translation(action, "")));
@@ -199,18 +202,18 @@ impl Rule {
 
     fn by_action(&mut self, name: &str) {
         let does = match table::action(name) {
-            Some(action @ (Action::TranslateSource | Action::Redirect)) => {
+            Some(action @ (TargetAction::TranslateSource | TargetAction::Redirect)) => {
                 Does::Translate(xtables::translation(action, ""))
             }
-            Some(Action::Copy) => Does::Copy,
-            Some(Action::Note) => Does::Note,
-            Some(Action::AnswerItself) => Does::Decide(Verdict::AnswerItself),
-            Some(Action::SendOn) => Does::Decide(Verdict::SendOn),
-            Some(Action::Proxy) => Does::Decide(Verdict::Proxy {
+            Some(TargetAction::Copy) => Does::Copy,
+            Some(TargetAction::Note) => Does::Note,
+            Some(TargetAction::AnswerItself) => Does::Decide(RuleVerdict::AnswerItself),
+            Some(TargetAction::SendOn) => Does::Decide(RuleVerdict::SendOn),
+            Some(TargetAction::Proxy) => Does::Decide(RuleVerdict::Proxy {
                 port: None,
                 or_drop: false,
             }),
-            Some(Action::Set(field)) => set(field),
+            Some(TargetAction::Set(field)) => set(field),
             _ => return self.by_name(name),
         };
         self.does.push(does);
@@ -302,10 +305,13 @@ impl Rule {
     }
 
     /// Notes that chance chooses the port that a packet is sent to.
-    fn draw_targets(&mut self, action: Action, flags: u32) {
+    fn draw_targets(&mut self, action: TargetAction, flags: u32) {
         /// `NF_NAT_RANGE_PROTO_RANDOM_ALL`, linux/netfilter/nf_nat.h.
         const RANDOM: u32 = 1 << 2 | 1 << 4;
-        let destination = matches!(action, Action::TranslateDestination | Action::Redirect);
+        let destination = matches!(
+            action,
+            TargetAction::TranslateDestination | TargetAction::Redirect
+        );
         if destination && flags & RANDOM != 0 {
             let random = Caveat::Random("the port".to_owned()).alone(Alone::Chooses);
             self.ask(Test::Varies(random), false);
@@ -418,11 +424,11 @@ impl Rule {
         };
         let named = VERDICTS.iter().find(|(known, _)| Some(*known) == code);
         self.decide(match named.map(|(_, name)| *name) {
-            Some("drop") => Verdict::Drop,
-            Some("accept") => Verdict::Accept,
-            Some("return") => Verdict::Return,
-            Some("jump") => Verdict::Jump(chain()),
-            Some("goto") => Verdict::Goto(chain()),
+            Some("drop") => RuleVerdict::Drop,
+            Some("accept") => RuleVerdict::Accept,
+            Some("return") => RuleVerdict::Return,
+            Some("jump") => RuleVerdict::Jump(chain()),
+            Some("goto") => RuleVerdict::Goto(chain()),
             _ => unknown("a verdict"),
         });
     }
@@ -436,7 +442,7 @@ impl Rule {
             // `NFT_OBJECT_CT_HELPER`, `NFT_OBJECT_CT_TIMEOUT`, `NFT_OBJECT_CT_EXPECT`.
             Some(3 | 7 | 9) => self.does.push(set(Field::Tracking)),
             // `NFT_OBJECT_SYNPROXY`.
-            Some(10) => self.decide(Verdict::AnswerItself),
+            Some(10) => self.decide(RuleVerdict::AnswerItself),
             Some(_) => self.does.push(Does::Note),
         }
     }
@@ -547,8 +553,8 @@ fn set(field: Field) -> Does {
     }
 }
 
-fn unknown(what: &str) -> Verdict {
-    Verdict::Unknown(what.to_owned())
+fn unknown(what: &str) -> RuleVerdict {
+    RuleVerdict::Unknown(what.to_owned())
 }
 
 fn other(text: &str, reads: Field) -> Test {

@@ -183,7 +183,7 @@ fn u32_made_up(program: &str) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        firewall::rule::{Answer, Packet},
+        firewall::rule::{Packet, Truth},
         netlink::object::Family,
     };
 
@@ -249,16 +249,16 @@ mod tests {
         let packet = Packet::of(Family::V4).within(Field::Length, 40, 80);
         let packet = packet.with(Field::Ttl, 63u32).with(Field::Ttl, 127u32);
         for (text, answer) in [
-            ("-A f -m length --length 1000:65535 -j DROP", Answer::No),
-            ("-A f -m length --length 0:999 -j DROP", Answer::Yes),
-            ("-A f -m length ! --length 0:999 -j DROP", Answer::No),
-            ("-A f -m length --length 0:60 -j DROP", Answer::CannotTell),
-            ("ip ttl < 63 drop", Answer::No),
-            ("ip ttl 63 drop", Answer::CannotTell),
+            ("-A f -m length --length 1000:65535 -j DROP", Truth::No),
+            ("-A f -m length --length 0:999 -j DROP", Truth::Yes),
+            ("-A f -m length ! --length 0:999 -j DROP", Truth::No),
+            ("-A f -m length --length 0:60 -j DROP", Truth::CannotTell),
+            ("ip ttl < 63 drop", Truth::No),
+            ("ip ttl 63 drop", Truth::CannotTell),
         ] {
             assert_eq!(Rule::of(text).may_match(&packet), answer, "{text}");
             let at_best = Rule::of(text).may_match_at_best(&packet);
-            assert_eq!(at_best == Answer::No, answer == Answer::No, "{text}");
+            assert_eq!(at_best == Truth::No, answer == Truth::No, "{text}");
         }
     }
 }

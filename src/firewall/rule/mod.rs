@@ -28,7 +28,7 @@ pub use self::source_port::OpenPorts;
 pub(super) use self::words::comment;
 pub use self::{
     caveat::{Alone, Caveat},
-    packet::{Answer, Field, Packet, State},
+    packet::{Field, Packet, TrackingState, Truth},
     test::{Match, Test, Varying},
 };
 
@@ -45,9 +45,9 @@ pub struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Does {
     /// Ends the packet's way through the chain, or leads it elsewhere.
-    Decide(Verdict),
+    Decide(RuleVerdict),
     /// One of these, by what the packet is like (`vmap`); which, cannot be told without a test.
-    Choose(Vec<(Option<Test>, Verdict)>),
+    Choose(Vec<(Option<Test>, RuleVerdict)>),
     /// Makes `field` `(old & !mask) ^ value`; to what, is not known without a value.
     Set {
         /// What it changes.
@@ -69,7 +69,7 @@ pub enum Does {
 
 /// Where a rule leads a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RuleVerdict {
     /// On, past the rest of the base chain.
     Accept,
     /// Nowhere.
@@ -139,24 +139,24 @@ impl Rule {
     /// Whether it may match `packet`. A rule that depends on more than the packet never surely
     /// matches.
     #[must_use]
-    pub fn may_match(&self, packet: &Packet) -> Answer {
-        Answer::all(self.matches.iter().map(|test| test.answer(packet)))
+    pub fn may_match(&self, packet: &Packet) -> Truth {
+        Truth::all(self.matches.iter().map(|test| test.answer(packet)))
     }
 
     /// The same, if everything that it depends on beyond the packet would let it match.
     #[must_use]
-    pub fn may_match_at_best(&self, packet: &Packet) -> Answer {
+    pub fn may_match_at_best(&self, packet: &Packet) -> Truth {
         let at_best = |test: &Match| match (test.varying(), test.answer(packet)) {
-            (Some(_), Answer::CannotTell) => Answer::Yes,
+            (Some(_), Truth::CannotTell) => Truth::Yes,
             (_, answer) => answer,
         };
-        Answer::all(self.matches.iter().map(at_best))
+        Truth::all(self.matches.iter().map(at_best))
     }
 
     /// Whether it can have to do with `packet` at all.
     #[must_use]
     pub fn concerns(&self, packet: &Packet) -> bool {
-        self.may_match(packet) != Answer::No
+        self.may_match(packet) != Truth::No
     }
 
     /// What it depends on beyond the packet.
@@ -173,7 +173,7 @@ impl Rule {
     }
 
     /// Where it may lead a packet.
-    pub fn verdicts(&self) -> impl Iterator<Item = &Verdict> {
+    pub fn verdicts(&self) -> impl Iterator<Item = &RuleVerdict> {
         self.does.iter().flat_map(|does| match does {
             Does::Decide(verdict) => std::slice::from_ref(verdict).iter().collect::<Vec<_>>(),
             Does::Choose(list) => list.iter().map(|(_, verdict)| verdict).collect(),
@@ -191,14 +191,16 @@ impl Rule {
     /// Whether it can stop a packet that it matches.
     #[must_use]
     pub fn may_stop(&self) -> bool {
-        let passes = |verdict: &Verdict| matches!(verdict, Verdict::Accept | Verdict::Return);
+        let passes =
+            |verdict: &RuleVerdict| matches!(verdict, RuleVerdict::Accept | RuleVerdict::Return);
         self.verdicts().any(|verdict| !passes(verdict))
     }
 
     /// Whether it can let a packet through that it matches: end the walk, or lead it elsewhere.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        let stops = |verdict: &Verdict| matches!(verdict, Verdict::Drop | Verdict::Reject(_));
+        let stops =
+            |verdict: &RuleVerdict| matches!(verdict, RuleVerdict::Drop | RuleVerdict::Reject(_));
         self.verdicts().any(|verdict| !stops(verdict)) || self.translation().is_some()
     }
 
@@ -210,7 +212,7 @@ impl Rule {
                 vec![Field::Source, Field::SourcePort]
             }
             Does::Translate(_) => vec![Field::Destination, Field::DestinationPort],
-            Does::Decide(Verdict::Unknown(_)) => vec![Field::Other],
+            Does::Decide(RuleVerdict::Unknown(_)) => vec![Field::Other],
             _ => Vec::new(),
         })
     }
@@ -234,7 +236,7 @@ impl Rule {
     #[must_use]
     pub fn rejected_with(&self) -> Option<&str> {
         self.verdicts().find_map(|verdict| match verdict {
-            Verdict::Reject(with) => Some(with.as_str()),
+            RuleVerdict::Reject(with) => Some(with.as_str()),
             _ => None,
         })
     }
@@ -243,7 +245,7 @@ impl Rule {
     #[must_use]
     pub fn queue(&self) -> Option<u16> {
         self.verdicts().find_map(|verdict| match verdict {
-            Verdict::Queue { number, .. } => Some(*number),
+            RuleVerdict::Queue { number, .. } => Some(*number),
             _ => None,
         })
     }
@@ -252,7 +254,7 @@ impl Rule {
     #[must_use]
     pub fn proxied_to(&self) -> Option<Option<u16>> {
         self.verdicts().find_map(|verdict| match verdict {
-            Verdict::Proxy { port, .. } => Some(*port),
+            RuleVerdict::Proxy { port, .. } => Some(*port),
             _ => None,
         })
     }
@@ -261,13 +263,14 @@ impl Rule {
     /// to the server only when the client has shown that it exists.
     #[must_use]
     pub fn answers_itself(&self) -> bool {
-        self.verdicts().any(|v| *v == Verdict::AnswerItself)
+        self.verdicts().any(|v| *v == RuleVerdict::AnswerItself)
     }
 
     /// Whether it sends packets out of another device at once, past all of IP.
     #[must_use]
     pub fn sends_on(&self) -> bool {
-        self.verdicts().any(|verdict| *verdict == Verdict::SendOn)
+        self.verdicts()
+            .any(|verdict| *verdict == RuleVerdict::SendOn)
     }
 
     /// Whether it takes packets away (`NF_STOLEN`), which not every kernel's trace shows.
@@ -326,12 +329,12 @@ impl Rule {
     /// The chains that it leads to. In text of iptables there may be targets among them.
     pub fn called(&self) -> impl Iterator<Item = &str> {
         self.verdicts().filter_map(|verdict| match verdict {
-            Verdict::Jump(name) | Verdict::Goto(name) => Some(name.as_str()),
+            RuleVerdict::Jump(name) | RuleVerdict::Goto(name) => Some(name.as_str()),
             _ => None,
         })
     }
 
-    fn decide(&mut self, verdict: Verdict) {
+    fn decide(&mut self, verdict: RuleVerdict) {
         self.does.push(Does::Decide(verdict));
     }
 
@@ -385,7 +388,7 @@ impl Rule {
                 },
                 negated: false,
             }],
-            does: vec![Does::Decide(Verdict::Unknown(text.into_owned()))],
+            does: vec![Does::Decide(RuleVerdict::Unknown(text.into_owned()))],
         }
     }
 }

@@ -23,7 +23,7 @@ pub enum Field {
     IcmpType,
     /// TCP's flags, the octet of RFC 9293 section 3.1.
     TcpFlags,
-    /// What connection tracking says of it, as a [`State`].
+    /// What connection tracking says of it, as a [`TrackingState`].
     State,
     /// Mark.
     Mark,
@@ -74,7 +74,7 @@ impl Field {
 /// What connection tracking says of a packet, with the numbers of `IP_CT_*` as bits, nft(8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum State {
+pub enum TrackingState {
     /// It belongs to no connection and opens none.
     Invalid = 1,
     /// It belongs to a connection.
@@ -100,7 +100,7 @@ pub struct Packet {
 
 /// Whether something holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Answer {
+pub enum Truth {
     /// It does not.
     No,
     /// For some packets that are like that, or by something that is not known.
@@ -109,7 +109,7 @@ pub enum Answer {
     Yes,
 }
 
-impl Answer {
+impl Truth {
     /// Whether all of `answers` hold.
     pub(super) fn all(answers: impl Iterator<Item = Self>) -> Self {
         answers.min().unwrap_or(Self::Yes)
@@ -179,7 +179,7 @@ impl Packet {
 
     /// What connection tracking (also) may say of it.
     #[must_use]
-    pub fn with_state(self, state: State) -> Self {
+    pub fn with_state(self, state: TrackingState) -> Self {
         self.with(Field::State, state as u32)
     }
 

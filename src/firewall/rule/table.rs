@@ -4,7 +4,7 @@ use super::Field;
 
 /// What a target of iptables, a statement of nft, or an expression of nf_tables does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
+pub(super) enum TargetAction {
     Accept,
     Drop,
     Reject,
@@ -55,8 +55,8 @@ type Names = &'static [&'static str];
 
 /// Targets and statements. A name of iptables is in capitals, so one list serves all; expressions
 /// that are named differently from statements stand beside them.
-const ACTIONS: &[(Names, Action)] = {
-    use Action::*;
+const ACTIONS: &[(Names, TargetAction)] = {
+    use TargetAction::*;
     &[
         (&["ACCEPT", "accept"], Accept),
         (&["DROP", "drop", "TARPIT", "STEAL"], Drop),
@@ -219,7 +219,7 @@ const MATCHES: &[(Names, About)] = {
 };
 
 /// What the target, statement or expression `name` does; none where it is not known.
-pub(super) fn action(name: &str) -> Option<Action> {
+pub(super) fn action(name: &str) -> Option<TargetAction> {
     let row = ACTIONS.iter().find(|(names, _)| names.contains(&name));
     row.map(|(_, action)| *action)
 }
@@ -297,7 +297,7 @@ pub(super) fn number(text: &str) -> Option<u32> {
 
 /// A state of connection tracking by its name, in any case.
 pub(super) fn state(name: &str) -> Option<u32> {
-    use super::State::*;
+    use super::TrackingState::*;
     Some(match name.to_ascii_lowercase().as_str() {
         "invalid" => Invalid as u32,
         "established" => Established as u32,

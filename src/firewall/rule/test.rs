@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::{
-    Answer, Field, Packet,
+    Field, Packet, Truth,
     caveat::{Alone, Caveat},
 };
 use crate::netlink::object::Family;
@@ -91,7 +91,7 @@ impl Match {
 
     /// Whether `packet` fits.
     #[must_use]
-    pub fn answer(&self, packet: &Packet) -> Answer {
+    pub fn answer(&self, packet: &Packet) -> Truth {
         let answer = self.test.answer(packet);
         if self.negated { answer.not() } else { answer }
     }
@@ -117,19 +117,19 @@ impl Test {
 
     /// Whether `packet` is like that.
     #[must_use]
-    pub fn answer(&self, packet: &Packet) -> Answer {
+    pub fn answer(&self, packet: &Packet) -> Truth {
         match self {
             Self::Family(family) => match packet.family {
-                Some(known) if known == *family => Answer::Yes,
-                Some(_) => Answer::No,
-                None => Answer::CannotTell,
+                Some(known) if known == *family => Truth::Yes,
+                Some(_) => Truth::No,
+                None => Truth::CannotTell,
             },
             Self::Address { of, nets } => one_of(packet.addresses(*of), |net| within(net, nets)),
             Self::Device { of, names } => one_of(packet.devices(*of), |device| {
                 if names.iter().any(|name| is_named(device, name)) {
-                    Answer::Yes
+                    Truth::Yes
                 } else {
-                    Answer::No
+                    Truth::No
                 }
             }),
             Self::Number { of, mask, ranges } => {
@@ -137,9 +137,9 @@ impl Test {
             }
             Self::Varies(varying) => {
                 let within = varying.within.as_ref();
-                within.map_or(Answer::CannotTell, |test| test.answer(packet))
+                within.map_or(Truth::CannotTell, |test| test.answer(packet))
             }
-            Self::Other { .. } => Answer::CannotTell,
+            Self::Other { .. } => Truth::CannotTell,
         }
     }
 
@@ -157,20 +157,20 @@ impl Test {
     }
 }
 
-fn one_of<T>(known: Option<&[T]>, answer: impl FnMut(&T) -> Answer) -> Answer {
-    known.map_or(Answer::CannotTell, |known| {
-        Answer::of_each(known.iter().map(answer))
+fn one_of<T>(known: Option<&[T]>, answer: impl FnMut(&T) -> Truth) -> Truth {
+    known.map_or(Truth::CannotTell, |known| {
+        Truth::of_each(known.iter().map(answer))
     })
 }
 
 /// Whether all of `net` is in one of `nets`, or nothing of it in any.
-fn within(net: &IpNet, nets: &[IpNet]) -> Answer {
+fn within(net: &IpNet, nets: &[IpNet]) -> Truth {
     if nets.iter().any(|wide| wide.contains(net)) {
-        Answer::Yes
+        Truth::Yes
     } else if nets.iter().any(|narrow| net.contains(narrow)) {
-        Answer::CannotTell
+        Truth::CannotTell
     } else {
-        Answer::No
+        Truth::No
     }
 }
 
@@ -182,23 +182,23 @@ fn is_named(device: &str, name: &str) -> bool {
 }
 
 /// Whether all numbers of a range fit, or none. A mask can only be applied to a single number.
-fn inside((first, last): (u32, u32), mask: u32, ranges: &[(u32, u32)]) -> Answer {
+fn inside((first, last): (u32, u32), mask: u32, ranges: &[(u32, u32)]) -> Truth {
     let fits = |number: u32| ranges.iter().any(|(a, b)| (*a..=*b).contains(&number));
     if first == last {
         return if fits(first & mask) {
-            Answer::Yes
+            Truth::Yes
         } else {
-            Answer::No
+            Truth::No
         };
     }
     if mask != u32::MAX {
-        return Answer::CannotTell;
+        return Truth::CannotTell;
     }
     if ranges.iter().any(|(a, b)| *a <= first && last <= *b) {
-        Answer::Yes
+        Truth::Yes
     } else if ranges.iter().any(|(a, b)| *a <= last && first <= *b) {
-        Answer::CannotTell
+        Truth::CannotTell
     } else {
-        Answer::No
+        Truth::No
     }
 }

@@ -14,8 +14,8 @@ fn packet() -> Packet {
             "10.9.0.2".parse::<std::net::IpAddr>().unwrap(),
         )
         .with(Field::TcpFlags, 0x02u32)
-        .with_state(State::New)
-        .with_state(State::Untracked)
+        .with_state(TrackingState::New)
+        .with_state(TrackingState::Untracked)
 }
 
 #[test]
@@ -493,23 +493,23 @@ fn a_rule_for_another_port_or_protocol_does_not_concern() {
 #[test]
 fn a_rule_surely_matches_only_what_it_understands() {
     for (text, want) in [
-        ("tcp dport 80 accept", Answer::Yes),
+        ("tcp dport 80 accept", Truth::Yes),
         (
             "-A f -p tcp -m multiport --dports 22,80 -j ACCEPT",
-            Answer::Yes,
+            Truth::Yes,
         ),
-        ("counter packets 3 bytes 180 accept", Answer::Yes),
-        ("iifname \"eth0\" accept", Answer::CannotTell),
-        ("-A f -i eth0 -j ACCEPT", Answer::CannotTell),
-        ("meta mark 0x1 accept", Answer::CannotTell),
-        ("limit rate 5/second accept", Answer::CannotTell),
+        ("counter packets 3 bytes 180 accept", Truth::Yes),
+        ("iifname \"eth0\" accept", Truth::CannotTell),
+        ("-A f -i eth0 -j ACCEPT", Truth::CannotTell),
+        ("meta mark 0x1 accept", Truth::CannotTell),
+        ("limit rate 5/second accept", Truth::CannotTell),
         (
             "ip saddr . tcp dport { 10.0.0.2 . 80 } accept",
-            Answer::CannotTell,
+            Truth::CannotTell,
         ),
         (
             "-A f -m policy --dir in --pol none -j ACCEPT",
-            Answer::CannotTell,
+            Truth::CannotTell,
         ),
     ] {
         assert_eq!(
@@ -523,11 +523,11 @@ fn a_rule_surely_matches_only_what_it_understands() {
         .with_device(Field::Incoming, "eth0")
         .with(Field::Mark, 0x11u32);
     for (text, want) in [
-        ("-A f -i eth+ -j ACCEPT", Answer::Yes),
-        ("-A f -i eth1 -j ACCEPT", Answer::No),
-        ("iifname { \"eth1\", \"eth0\" } accept", Answer::Yes),
-        ("-A f -m mark --mark 0x1/0xf -j ACCEPT", Answer::Yes),
-        ("meta mark & 0x0000000f == 0x00000002 accept", Answer::No),
+        ("-A f -i eth+ -j ACCEPT", Truth::Yes),
+        ("-A f -i eth1 -j ACCEPT", Truth::No),
+        ("iifname { \"eth1\", \"eth0\" } accept", Truth::Yes),
+        ("-A f -m mark --mark 0x1/0xf -j ACCEPT", Truth::Yes),
+        ("meta mark & 0x0000000f == 0x00000002 accept", Truth::No),
     ] {
         assert_eq!(
             Rule::of(text).may_match(&known),
@@ -541,11 +541,11 @@ fn a_rule_surely_matches_only_what_it_understands() {
         .with_address(Field::Source, "10.0.0.0/8".parse::<ipnet::IpNet>().unwrap());
     assert_eq!(
         Rule::of("ip saddr 10.7.0.0/16 drop").may_match(&net),
-        Answer::CannotTell
+        Truth::CannotTell
     );
     assert_eq!(
         Rule::of("ip saddr 192.0.2.0/24 drop").may_match(&net),
-        Answer::No
+        Truth::No
     );
     assert!(Rule::unknown().may_stop() && Rule::unknown().concerns(&net));
 }

@@ -3,8 +3,8 @@
 use ipnet::IpNet;
 
 use super::{
-    Alone, Caveat, Does, Field, Goal, Rule, Test, Translation, Varying, Verdict,
-    table::{self, About, Action},
+    Alone, Caveat, Does, Field, Goal, Rule, RuleVerdict, Test, Translation, Varying,
+    table::{self, About, TargetAction},
     words::{unquoted, words},
 };
 
@@ -158,7 +158,7 @@ impl<'a> Reader<'a> {
             }
             "-g" | "--goto" => {
                 let chain = self.next().unwrap_or_default().to_owned();
-                self.rule.decide(Verdict::Goto(chain));
+                self.rule.decide(RuleVerdict::Goto(chain));
             }
             _ if word.starts_with('-') => {
                 // An option of `-p tcp` without `-m tcp`, as people write it.
@@ -302,43 +302,43 @@ impl<'a> Reader<'a> {
         let Some(action) =
             table::action(target).filter(|_| !target.starts_with(char::is_lowercase))
         else {
-            return self.rule.decide(Verdict::Jump(target.to_owned()));
+            return self.rule.decide(RuleVerdict::Jump(target.to_owned()));
         };
         let does = match action {
-            Action::Accept => Does::Decide(Verdict::Accept),
-            Action::Drop => Does::Decide(Verdict::Drop),
-            Action::Return => Does::Decide(Verdict::Return),
-            Action::Reject => {
+            TargetAction::Accept => Does::Decide(RuleVerdict::Accept),
+            TargetAction::Drop => Does::Decide(RuleVerdict::Drop),
+            TargetAction::Return => Does::Decide(RuleVerdict::Return),
+            TargetAction::Reject => {
                 let with = get("--reject-with").unwrap_or("icmp-port-unreachable");
-                Does::Decide(Verdict::Reject(with.to_owned()))
+                Does::Decide(RuleVerdict::Reject(with.to_owned()))
             }
-            Action::Queue => {
+            TargetAction::Queue => {
                 let named = get("--queue-num").or_else(|| get("--queue-balance"));
                 let first = named.and_then(|range| range.split(':').next()?.parse().ok());
-                Does::Decide(Verdict::Queue {
+                Does::Decide(RuleVerdict::Queue {
                     number: first.unwrap_or(0),
                     bypass: options.iter().any(|o| o.name == "--queue-bypass"),
                 })
             }
-            Action::Proxy => Does::Decide(Verdict::Proxy {
+            TargetAction::Proxy => Does::Decide(RuleVerdict::Proxy {
                 port: port("--on-port").filter(|port| *port != 0),
                 or_drop: true,
             }),
-            Action::AnswerItself => Does::Decide(Verdict::AnswerItself),
-            Action::SendOn => Does::Decide(Verdict::SendOn),
-            Action::TranslateSource
-            | Action::TranslateDestination
-            | Action::TranslateEither
-            | Action::Redirect => translated(action, options),
-            Action::Copy => Does::Copy,
-            Action::Note | Action::CountRate => Does::Note,
-            Action::Remember => match get("--add-set") {
+            TargetAction::AnswerItself => Does::Decide(RuleVerdict::AnswerItself),
+            TargetAction::SendOn => Does::Decide(RuleVerdict::SendOn),
+            TargetAction::TranslateSource
+            | TargetAction::TranslateDestination
+            | TargetAction::TranslateEither
+            | TargetAction::Redirect => translated(action, options),
+            TargetAction::Copy => Does::Copy,
+            TargetAction::Note | TargetAction::CountRate => Does::Note,
+            TargetAction::Remember => match get("--add-set") {
                 Some(set) => Does::Remember(format!("set {set}")),
                 None if get("--del-set").is_some() => Does::Note,
                 None if options.is_empty() => Does::Remember("a set".to_owned()),
                 None => set(Field::Mark, u32::MAX, None),
             },
-            Action::Set(field) => sets(field, options),
+            TargetAction::Set(field) => sets(field, options),
         };
         if let Some(mark) = get("--tproxy-mark").and_then(|text| masked(text, u32::MAX)) {
             self.rule.does.push(set(Field::Mark, mark.1, Some(mark.0)));
@@ -348,7 +348,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes where a target does not do the same with every packet.
-    fn vary(&mut self, target: &str, action: Action, does: &Does, options: &[Given<'_>]) {
+    fn vary(&mut self, target: &str, action: TargetAction, does: &Does, options: &[Given<'_>]) {
         let random = ["--random", "--random-fully"];
         if let Does::Translate(to) = does
             && options.iter().any(|o| random.contains(&o.name))
@@ -357,7 +357,7 @@ impl<'a> Reader<'a> {
             self.rule
                 .ask(Test::Varies(caveat.alone(Alone::Chooses)), false);
         }
-        if action == Action::CountRate {
+        if action == TargetAction::CountRate {
             let caveat = Caveat::RateLimited(target.to_owned());
             self.rule
                 .ask(Test::Varies(caveat.alone(Alone::Either)), false);
@@ -454,7 +454,7 @@ fn recent_list(options: &[Given<'_>]) -> String {
     format!("recent list {name}")
 }
 
-fn translated(action: Action, options: &[Given<'_>]) -> Does {
+fn translated(action: TargetAction, options: &[Given<'_>]) -> Does {
     let get = |name: &str| options.iter().find(|o| o.name == name)?.first();
     let names = ["--to-destination", "--to-source", "--to", "--to-ports"];
     let text = names.iter().find_map(|name| get(name)).unwrap_or_default();
@@ -469,7 +469,7 @@ pub(super) fn drawn_port(to: &Translation) -> Option<Caveat> {
 }
 
 /// What is written as `ADDRESS[-ADDRESS][:PORT[-PORT]]`, or only ports.
-pub(super) fn translation(action: Action, text: &str) -> Translation {
+pub(super) fn translation(action: TargetAction, text: &str) -> Translation {
     let (address, ports) = match (text.strip_prefix('['), text.matches(':').count()) {
         (Some(rest), _) => {
             let (address, rest) = rest.split_once(']').unwrap_or((rest, ""));
@@ -491,12 +491,12 @@ pub(super) fn translation(action: Action, text: &str) -> Translation {
         ports: port_range(ports),
     };
     Translation {
-        source: action == Action::TranslateSource,
+        source: action == TargetAction::TranslateSource,
         to: (goal.net.is_some() || goal.ports.is_some())
             .then_some(goal)
             .into_iter()
             .collect(),
-        here: action == Action::Redirect,
+        here: action == TargetAction::Redirect,
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use super::Source;
+use super::RuleSource;
 use crate::{
     firewall::{iptables::tables, nft::held::held},
     model::fnv1a,
@@ -34,7 +34,7 @@ pub type Shelf = Arc<Directory>;
 
 /// What is kept of one namespace.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct KeptRules {
     shelf: Shelf,
     file: String,
     /// What the kernel held when the texts were printed; none where that is not known.
@@ -44,9 +44,9 @@ pub(super) struct Kept {
     fresh: bool,
 }
 
-impl Kept {
+impl KeptRules {
     /// What is kept of nf_tables of the namespace that is asked, as far as it is right now.
-    pub(super) fn open(shelf: Shelf, source: &mut Source<'_>) -> Self {
+    pub(super) fn open(shelf: Shelf, source: &mut RuleSource<'_>) -> Self {
         let file = file_of(source.netns.id());
         let held = now(source);
         Self::of(shelf, file, held)
@@ -76,7 +76,7 @@ impl Kept {
 
     /// Keeps what was printed, if the kernel holds the same as before it was. That it cannot be kept
     /// costs only time.
-    pub(super) fn store(&mut self, source: &mut Source<'_>) {
+    pub(super) fn store(&mut self, source: &mut RuleSource<'_>) {
         if self.fresh {
             self.write_if(now(source).as_ref());
         }
@@ -137,7 +137,7 @@ pub(in crate::firewall) fn legacy<E>(
     };
     let file = format!("{}.{end}", file_of(netns.id()));
     let held = || netns.enter(|| tables::held_here(family)).ok()?.ok()?;
-    let mut kept = Kept::of(Shelf::clone(shelf), file, held());
+    let mut kept = KeptRules::of(Shelf::clone(shelf), file, held());
     if let Some(text) = kept.text(command) {
         return Ok(text.to_owned());
     }
@@ -148,7 +148,7 @@ pub(in crate::firewall) fn legacy<E>(
 }
 
 /// What the kernel holds now.
-fn now(source: &mut Source<'_>) -> Option<Vec<u8>> {
+fn now(source: &mut RuleSource<'_>) -> Option<Vec<u8>> {
     let held = held(source.socket).ok()??;
     let mut bytes = held.bytes;
     if held.interfaces {
@@ -206,8 +206,8 @@ fn sum(bytes: &[u8]) -> [u8; 8] {
 mod tests {
     use super::*;
 
-    fn kept(dir: &std::path::Path) -> Kept {
-        Kept {
+    fn kept(dir: &std::path::Path) -> KeptRules {
+        KeptRules {
             shelf: Arc::new(Directory::open(dir).unwrap()),
             file: "rules.4.5".to_owned(),
             held: Some(vec![1, 2, 3]),

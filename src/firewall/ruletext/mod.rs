@@ -13,7 +13,7 @@ mod xtables;
 use std::{collections::HashMap, fmt, sync::Arc};
 
 pub use self::kept::Shelf;
-use self::{kept::Kept, nft::Listing, xtables::Save};
+use self::{kept::KeptRules, nft::RuleListing, xtables::RulesByChain};
 use crate::{
     firewall::{
         RulePlace, TableFamily,
@@ -35,7 +35,7 @@ const XTABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
 
 /// Where a book gets its content from: one namespace.
 #[derive(Debug)]
-pub struct Source<'a> {
+pub struct RuleSource<'a> {
     /// The namespace.
     pub netns: &'a NetnsFd,
     /// The tools that print rulesets.
@@ -83,7 +83,7 @@ impl fmt::Display for RuleText {
 
 /// A chain with its rules in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
+pub struct TextChain {
     /// Where it is; the handle is 0.
     pub place: RulePlace,
     /// Its rules.
@@ -95,7 +95,7 @@ pub struct Chain {
     by_handle: HashMap<u64, usize>,
 }
 
-impl Chain {
+impl TextChain {
     fn new(
         place: &RulePlace,
         handles: &[u64],
@@ -158,7 +158,7 @@ impl Chain {
     }
 }
 
-impl fmt::Display for Chain {
+impl fmt::Display for TextChain {
     /// `chain FORWARD (table filter)`; the family is said unless iptables' own words imply it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_chain(f, &self.place, self.xtables)
@@ -185,12 +185,12 @@ fn write_chain(f: &mut fmt::Formatter<'_>, place: &RulePlace, xtables: bool) -> 
 pub struct RuleBook {
     /// Handles of tables that were read, of chains that were not.
     orders: HashMap<(TableFamily, String), RuleOrder>,
-    chains: HashMap<RulePlace, Arc<Chain>>,
-    native: HashMap<(TableFamily, String), Listing>,
-    saves: HashMap<TableFamily, Save>,
+    chains: HashMap<RulePlace, Arc<TextChain>>,
+    native: HashMap<(TableFamily, String), RuleListing>,
+    saves: HashMap<TableFamily, RulesByChain>,
     failures: Vec<String>,
     shelf: Option<Shelf>,
-    kept: Option<Kept>,
+    kept: Option<KeptRules>,
     open_ports: OpenPorts,
     any_sender: bool,
 }
@@ -224,7 +224,7 @@ impl RuleBook {
     }
 
     /// Keeps on the shelf what tools have printed since.
-    pub fn store(&mut self, source: &mut Source<'_>) {
+    pub fn store(&mut self, source: &mut RuleSource<'_>) {
         if let Some(kept) = &mut self.kept {
             kept.store(source);
         }
@@ -243,9 +243,9 @@ impl RuleBook {
     /// come without text.
     pub fn chain(
         &mut self,
-        source: &mut Source<'_>,
+        source: &mut RuleSource<'_>,
         place: &RulePlace,
-    ) -> Result<Arc<Chain>, NftError> {
+    ) -> Result<Arc<TextChain>, NftError> {
         let key = RulePlace {
             handle: 0,
             ..place.clone()
@@ -260,9 +260,9 @@ impl RuleBook {
 
     fn read_chain(
         &mut self,
-        source: &mut Source<'_>,
+        source: &mut RuleSource<'_>,
         place: &RulePlace,
-    ) -> Result<Chain, NftError> {
+    ) -> Result<TextChain, NftError> {
         let table = (place.family, place.table.clone());
         if !self.orders.contains_key(&table) {
             let order = rule_order(source.socket, place.family, &place.table)?;
@@ -282,13 +282,15 @@ impl RuleBook {
         let listing = self.native.get(&table).filter(|_| of_nft);
         let is_over = |name: &str| listing?.is_over(name);
         let open = (self.open_ports, self.any_sender);
-        Ok(Chain::new(place, &handles, texts, xtables, is_over, open))
+        Ok(TextChain::new(
+            place, &handles, texts, xtables, is_over, open,
+        ))
     }
 
     /// The chain as iptables prints it, if it is one of iptables and has `count` rules there, too.
     fn saved(
         &mut self,
-        source: &mut Source<'_>,
+        source: &mut RuleSource<'_>,
         place: &RulePlace,
         count: usize,
     ) -> Option<&[String]> {
@@ -302,7 +304,7 @@ impl RuleBook {
         }
         if !self.saves.contains_key(&place.family) {
             let text = self.run(source, tool, &[]);
-            self.saves.insert(place.family, Save::parse(&text));
+            self.saves.insert(place.family, RulesByChain::parse(&text));
         }
         let save = self.saves.get(&place.family)?;
         let rules = save.chain(&place.table, &place.chain)?;
@@ -311,13 +313,13 @@ impl RuleBook {
 
     fn listed(
         &mut self,
-        source: &mut Source<'_>,
+        source: &mut RuleSource<'_>,
         place: &RulePlace,
         handles: &[u64],
     ) -> Vec<Option<String>> {
         let table = (place.family, place.table.clone());
         if !handles.is_empty() && !self.native.contains_key(&table) {
-            let listing = Listing::parse(&self.list(source, &table));
+            let listing = RuleListing::parse(&self.list(source, &table));
             self.native.insert(table.clone(), listing);
         }
         let listing = self.native.get(&table);
@@ -333,7 +335,11 @@ impl RuleBook {
 
     /// What `nft` prints of one table. Asked for all, it reads every element of every set, those of
     /// other jobs' taps included; that is done only where it does not take the table's name.
-    fn list(&mut self, source: &mut Source<'_>, (family, table): &(TableFamily, String)) -> String {
+    fn list(
+        &mut self,
+        source: &mut RuleSource<'_>,
+        (family, table): &(TableFamily, String),
+    ) -> String {
         let family = family.to_string();
         let one = ["-a", "-s", "-t", "list", "table", &family, table];
         let listed = is_word(table).then(|| self.print(source, "nft", &one));
@@ -344,7 +350,7 @@ impl RuleBook {
     }
 
     /// What `tool` prints inside the namespace; nothing, and a note, when it fails.
-    fn run(&mut self, source: &mut Source<'_>, tool: &str, args: &[&str]) -> String {
+    fn run(&mut self, source: &mut RuleSource<'_>, tool: &str, args: &[&str]) -> String {
         self.print(source, tool, args).unwrap_or_else(|failure| {
             self.failures.push(format!("no rule text: {failure}"));
             String::new()
@@ -354,12 +360,12 @@ impl RuleBook {
     /// What `tool` prints inside the namespace, or what it printed.
     fn print(
         &mut self,
-        source: &mut Source<'_>,
+        source: &mut RuleSource<'_>,
         tool: &str,
         args: &[&str],
     ) -> Result<String, Failure> {
         if let (None, Some(shelf)) = (&self.kept, self.shelf.clone()) {
-            self.kept = Some(Kept::open(shelf, source));
+            self.kept = Some(KeptRules::open(shelf, source));
         }
         let command = [&[tool], args].concat().join(" ");
         if let Some(text) = self.kept.as_ref().and_then(|kept| kept.text(&command)) {
@@ -374,7 +380,7 @@ impl RuleBook {
 }
 
 /// What `tool` prints inside the namespace.
-fn print(source: &Source<'_>, tool: &str, args: &[&str]) -> Result<String, Failure> {
+fn print(source: &RuleSource<'_>, tool: &str, args: &[&str]) -> Result<String, Failure> {
     let ran = source.netns.enter(|| source.tools.run(tool, args, &[]));
     let printed = ran.map_err(Failure::Enter)?.map_err(Failure::Run)?;
     Ok(String::from_utf8_lossy(&printed.stdout).into_owned())

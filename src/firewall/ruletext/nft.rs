@@ -6,13 +6,13 @@ use crate::firewall::{RulePlace, TableFamily};
 
 /// Rules of a listing by place.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Listing {
+pub(super) struct RuleListing {
     texts: HashMap<RulePlace, String>,
     /// Named limits and quotas, and whether each matches what exceeds it.
     over: HashMap<String, bool>,
 }
 
-impl Listing {
+impl RuleListing {
     /// Reads a listing. What is not understood is left out.
     pub(super) fn parse(text: &str) -> Self {
         let mut listing = Self::default();
@@ -143,7 +143,7 @@ table ip6 filter { # handle 3
             chain: chain.to_owned(),
             handle,
         };
-        Listing::parse(LISTING).text(&place).map(str::to_owned)
+        RuleListing::parse(LISTING).text(&place).map(str::to_owned)
     }
 
     #[test]

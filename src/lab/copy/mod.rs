@@ -102,7 +102,7 @@ impl RouterCopy {
         let outside = NetnsFd::unnamed(name("-outside")?)?;
         let saved = std::thread::scope(|scope| {
             // Tools take longest; what netlink knows is copied meanwhile.
-            let saving = scope.spawn(|| rulesets::Saved::read(router, tools));
+            let saving = scope.spawn(|| rulesets::RulesetTexts::read(router, tools));
             let made = objects::copy(router, &netns, &outside);
             let saved = saving
                 .join()
@@ -113,7 +113,11 @@ impl RouterCopy {
         let mut differences = made.differences;
         differences.extend(saved.load(&netns, tools)?);
         // Those of connection tracking come into being with the rules.
-        differences.extend(settings::copy(router, &netns, settings::Part::Netfilter)?);
+        differences.extend(settings::copy(
+            router,
+            &netns,
+            settings::SettingsPart::Netfilter,
+        )?);
         // What is sent from outside comes in only when those ends, too, have their queues.
         for ends in [&netns, &outside] {
             Netlink::open(ends)?.await_settled()?;

@@ -6,7 +6,7 @@ use super::{CopyError, Wire, outside_address, settings};
 use crate::{
     model::IfName,
     netlink::{
-        Link, LinkChange, Netlink, NetlinkError, NewVeth, VethEnd,
+        KernelLink, LinkChange, Netlink, NetlinkError, NewVeth, VethEnd,
         object::{Family, Neighbour, PolicyRule, Route},
     },
     netns::NetnsFd,
@@ -33,10 +33,14 @@ pub(super) fn copy(router: &NetnsFd, copy: &NetnsFd, outside: &NetnsFd) -> Resul
     let mut original = Netlink::open(router)?;
     let links = original.links()?;
     // Before any interface: interfaces take over what `default` says.
-    let mut differences = settings::copy(router, copy, settings::Part::Global)?;
+    let mut differences = settings::copy(router, copy, settings::SettingsPart::Global)?;
     settings::prepare_outside(outside)?;
     let wires = interfaces(&links, copy, outside)?;
-    differences.extend(settings::copy(router, copy, settings::Part::Interfaces)?);
+    differences.extend(settings::copy(
+        router,
+        copy,
+        settings::SettingsPart::Interfaces,
+    )?);
     let mut made = Netlink::open(copy)?;
     for link in &links {
         made.learn(link.name.clone(), link.index);
@@ -52,7 +56,11 @@ pub(super) fn copy(router: &NetnsFd, copy: &NetnsFd, outside: &NetnsFd) -> Resul
 }
 
 /// A veth for each interface but `lo`, with its name, number, hardware address and MTU.
-fn interfaces(links: &[Link], copy: &NetnsFd, outside: &NetnsFd) -> Result<Vec<Wire>, CopyError> {
+fn interfaces(
+    links: &[KernelLink],
+    copy: &NetnsFd,
+    outside: &NetnsFd,
+) -> Result<Vec<Wire>, CopyError> {
     let mut netlink = Netlink::open(outside)?;
     let mut batch = netlink.batch("a copy's outside");
     let mut wires = Vec::new();
@@ -95,7 +103,7 @@ fn interfaces(links: &[Link], copy: &NetnsFd, outside: &NetnsFd) -> Result<Vec<W
     Ok(wires)
 }
 
-fn up(links: &[Link], made: &mut Netlink) -> Result<(), CopyError> {
+fn up(links: &[KernelLink], made: &mut Netlink) -> Result<(), CopyError> {
     let mut batch = made.batch("a router's copy");
     for link in links.iter().filter(|link| link.up) {
         batch.set_link(&link.name, &LinkChange::up());

@@ -63,7 +63,7 @@ const LEGACY: [(Family, Xtables); 2] = [
 ];
 
 /// A router's rulesets as text.
-pub(super) struct Saved {
+pub(super) struct RulesetTexts {
     sets: Vec<u8>,
     /// Tool, its arguments, and what it shall load.
     xtables: Vec<(&'static str, &'static [&'static str], String)>,
@@ -71,7 +71,7 @@ pub(super) struct Saved {
     differences: Vec<String>,
 }
 
-impl Saved {
+impl RulesetTexts {
     /// Saves the rulesets of `router`.
     pub(super) fn read(router: &NetnsFd, tools: &Tools) -> Result<Self, CopyError> {
         router.enter(|| Self::read_here(tools))?

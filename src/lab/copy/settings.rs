@@ -13,7 +13,7 @@ const ROOT: &str = "/proc/sys";
 
 /// Some of a namespace's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum SettingsPart {
     /// What is there before any interface is.
     Global,
     /// What each interface has.
@@ -22,7 +22,7 @@ pub(super) enum Part {
     Netfilter,
 }
 
-impl Part {
+impl SettingsPart {
     /// The directories below `/proc/sys` whose files belong to it.
     fn directories(self) -> Vec<String> {
         let conf = |family: &str, global: bool| {
@@ -64,7 +64,11 @@ impl Part {
 }
 
 /// Copies `part` of the settings; returns what the copy does not take.
-pub(super) fn copy(router: &NetnsFd, copy: &NetnsFd, part: Part) -> Result<Vec<String>, CopyError> {
+pub(super) fn copy(
+    router: &NetnsFd,
+    copy: &NetnsFd,
+    part: SettingsPart,
+) -> Result<Vec<String>, CopyError> {
     let wanted = router.enter(|| part.read_here())?;
     let errors = copy.enter(|| {
         let have = part.read_here();

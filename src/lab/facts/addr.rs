@@ -2,7 +2,7 @@
 
 use super::{
     InterfaceFacts,
-    addr_forms::{self, Parsed, address},
+    addr_forms::{self, ParsedAddresses, address},
     ip_json, link_types,
     words::Words,
 };
@@ -13,8 +13,8 @@ use crate::{
 };
 
 /// Reads the whole output; an interface without a readable head takes its addresses with it.
-pub(super) fn parse<'a>(lines: &[(usize, &'a str)]) -> Parsed<'a> {
-    let mut parsed = Parsed::default();
+pub(super) fn parse<'a>(lines: &[(usize, &'a str)]) -> ParsedAddresses<'a> {
+    let mut parsed = ParsedAddresses::default();
     let mut below = Below::Nothing;
     if ip_json::is_json(lines) {
         return of_json(lines);
@@ -68,7 +68,7 @@ pub(super) fn parse<'a>(lines: &[(usize, &'a str)]) -> Parsed<'a> {
 }
 
 /// Reads `ip -j addr show`, written out as it shows interfaces without `-j`.
-fn of_json<'a>(lines: &[(usize, &str)]) -> Parsed<'a> {
+fn of_json<'a>(lines: &[(usize, &str)]) -> ParsedAddresses<'a> {
     match ip_json::read(lines, ip_json::interface) {
         Ok(shown) => {
             let shown: Vec<(usize, &str)> = shown
@@ -77,9 +77,9 @@ fn of_json<'a>(lines: &[(usize, &str)]) -> Parsed<'a> {
                 .collect();
             parse(&shown).without_texts()
         }
-        Err(refused) => Parsed {
+        Err(refused) => ParsedAddresses {
             refused: vec![refused],
-            ..Parsed::default()
+            ..ParsedAddresses::default()
         },
     }
 }
@@ -247,7 +247,7 @@ mod tests {
     inet 10.9.0.1/24 scope global x
 ";
 
-    fn parsed() -> Parsed<'static> {
+    fn parsed() -> ParsedAddresses<'static> {
         let lines: Vec<_> = (11..).zip(OUTPUT.lines()).collect();
         parse(&lines)
     }

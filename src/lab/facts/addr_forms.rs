@@ -14,7 +14,7 @@ use crate::{
 
 /// What `ip addr show` told, and lines that could not be read with the reason.
 #[derive(Debug, Default)]
-pub(super) struct Parsed<'a> {
+pub(super) struct ParsedAddresses<'a> {
     pub(super) interfaces: Vec<At<InterfaceFacts>>,
     pub(super) refused: Vec<(usize, String)>,
     pub(super) notices: Vec<(usize, String)>,
@@ -24,13 +24,13 @@ pub(super) struct Parsed<'a> {
     pub(super) no_carrier: Vec<(usize, IfName)>,
 }
 
-impl Parsed<'_> {
+impl ParsedAddresses<'_> {
     /// The same of text that does not last: what was not understood of it is refused.
-    pub(super) fn without_texts<'b>(self) -> Parsed<'b> {
+    pub(super) fn without_texts<'b>(self) -> ParsedAddresses<'b> {
         let mut refused = self.refused;
         let unknown = self.unknown.iter();
         refused.extend(unknown.map(|(line, text)| (*line, format!("this is not known: {text}"))));
-        Parsed {
+        ParsedAddresses {
             interfaces: self.interfaces,
             refused,
             notices: self.notices,
@@ -70,7 +70,11 @@ pub(super) fn is_oneline(line: &str) -> bool {
 }
 
 /// Adds an address in that form.
-pub(super) fn oneline(line: usize, text: &str, parsed: &mut Parsed<'_>) -> Result<(), String> {
+pub(super) fn oneline(
+    line: usize,
+    text: &str,
+    parsed: &mut ParsedAddresses<'_>,
+) -> Result<(), String> {
     let text = text.split('\\').next().unwrap_or(text);
     let mut words = Words::new(text);
     words.next();

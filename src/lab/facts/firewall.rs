@@ -2,11 +2,11 @@
 
 use super::{
     section::Section,
-    shared::{Saved, Shared, shared},
+    shared::{Shared, ShownTables, shared},
 };
 use crate::{
     lab::{
-        omission::{Concern, Omission, OmissionKind, Packets, RulesetMaps},
+        omission::{Concern, Omission, OmissionKind, PacketSet, RulesetMaps},
         topology::{Origin, Ruleset, RulesetKind},
     },
     netlink::object::Family,
@@ -14,12 +14,12 @@ use crate::{
 
 /// A ruleset that can be loaded, and the lines, counted from 0, that cannot be, with the reason.
 #[derive(Debug, Default)]
-pub(super) struct Prepared {
+pub(super) struct PreparedRuleset {
     pub(super) text: String,
     pub(super) lost: Vec<(usize, String)>,
 }
 
-impl Prepared {
+impl PreparedRuleset {
     /// The same without these lines, unless they are lost already or left to another section.
     pub(super) fn without(mut self, lost: Vec<(usize, String)>) -> Self {
         let mut lines: Vec<&str> = self.text.lines().collect();
@@ -36,8 +36,8 @@ impl Prepared {
 
 /// `nft list ruleset` without what a section of iptables-save has of it in a form that can be loaded,
 /// and without rules that nft(8) could not print.
-pub(super) fn nft(text: &str, saved: &Saved) -> Prepared {
-    let mut prepared = Prepared::default();
+pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
+    let mut prepared = PreparedRuleset::default();
     let lines: Vec<&str> = text.lines().collect();
     let mut table = Shared::No;
     // How the chain ends that another section has.
@@ -120,9 +120,9 @@ impl Listed<'_> {
 
 /// `ipset list` as `ipset save` would print it, without sets that it does not show whole; any other text
 /// as it is.
-pub(super) fn sets(section: &Section<'_>) -> Prepared {
+pub(super) fn sets(section: &Section<'_>) -> PreparedRuleset {
     if !section.body.iter().any(|(_, l)| l.starts_with("Name: ")) {
-        return Prepared {
+        return PreparedRuleset {
             text: section.text(),
             lost: Vec::new(),
         };
@@ -170,7 +170,7 @@ pub(super) fn sets(section: &Section<'_>) -> Prepared {
             lost.push((*first, why));
         }
     }
-    Prepared {
+    PreparedRuleset {
         text: lines.iter().map(|line| format!("{line}\n")).collect(),
         lost,
     }
@@ -396,11 +396,11 @@ fn virtual_services(section: &Section<'_>) -> Concern {
             first: socket.port(),
             last: socket.port(),
         };
-        packets.push(Packets {
+        packets.push(PacketSet {
             protocol: Some(protocol),
             // A service of port 0 takes every port.
             dport: Some(port).filter(|port| port.first != 0),
-            ..Packets::to(socket.ip().into())
+            ..PacketSet::to(socket.ip().into())
         });
     }
     match packets.is_empty() {
@@ -427,9 +427,9 @@ fn policies(section: &Section<'_>) -> Concern {
         }
         let net = |text: &str| text.parse::<ipnet::IpNet>().ok();
         match (net(from), net(to)) {
-            (Some(from), Some(to)) => packets.push(Packets {
+            (Some(from), Some(to)) => packets.push(PacketSet {
                 from: Some(from.into()),
-                ..Packets::to(to)
+                ..PacketSet::to(to)
             }),
             _ => return Concern::everything(),
         }

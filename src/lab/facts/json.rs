@@ -31,7 +31,7 @@ use serde::Deserialize;
 use super::{
     FactsError, InterfaceFacts, LostRoute, LostRule, MAX_FILE, RouterFacts, read_text, route, rule,
     sysctl,
-    words::{Tables, Words, address_with_len},
+    words::{TableNames, Words, address_with_len},
 };
 use crate::{
     lab::topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, RulesetKind, Warning},
@@ -207,7 +207,7 @@ pub(super) fn read(path: &Path, label: &str, text: &str) -> Result<RouterFacts, 
     })?;
     let mut reader = Reader {
         facts: RouterFacts::new(name, label),
-        tables: Tables::default(),
+        tables: TableNames::default(),
         path,
         places,
     };
@@ -285,7 +285,7 @@ impl<'a> Iterator for Strings<'a> {
 
 struct Reader<'a> {
     facts: RouterFacts,
-    tables: Tables,
+    tables: TableNames,
     path: &'a Path,
     places: Places<'a>,
 }

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use super::{InterfaceFacts, RouterFacts, section::Section, vrf::names};
 use crate::{
     lab::{
-        omission::{Omission, OmissionKind, Packets, RulesetMaps},
+        omission::{Omission, OmissionKind, PacketSet, RulesetMaps},
         topology::{At, MasterKind, Ruleset, RulesetKind, Warning},
     },
     model::IfName,
@@ -121,9 +121,9 @@ fn by_programs(facts: &RouterFacts) -> Vec<Warning> {
         .filter(|interface| interface.link.xdp);
     let warning = |interface: &At<InterfaceFacts>| {
         let name = &interface.name;
-        let packets = Packets {
+        let packets = PacketSet {
             incoming: Some(name.clone()),
-            ..Packets::default()
+            ..PacketSet::default()
         };
         let omission = Omission::of_packets(OmissionKind::Feature, [packets]).of_passed();
         let message = format!("a program (XDP) that no lab has may stop what comes in by {name}");
@@ -146,7 +146,7 @@ fn by_frames(facts: &RouterFacts, ports: &Ports) -> Vec<Warning> {
             if !sees || !stops(table.text) {
                 continue;
             }
-            let by = |bridge: &IfName| Packets::by(bridge.clone());
+            let by = |bridge: &IfName| PacketSet::by(bridge.clone());
             let omission =
                 Omission::of_packets(OmissionKind::Feature, ports.masters.iter().map(by));
             let message = format!(

@@ -18,9 +18,9 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::{InterfaceFacts, RouterFacts};
 use crate::{
-    firewall::rule::{Field, Packet, State},
+    firewall::rule::{Field, Packet, TrackingState},
     lab::{
-        omission::{Asked, Filters, Nets, Omission, OmissionKind, Packets, Stop},
+        omission::{Filters, Nets, Omission, OmissionKind, PacketSet, Stop, StopQuery},
         topology::{At, InterfaceKind, Warning},
     },
     model::IfName,
@@ -42,7 +42,7 @@ pub(super) fn model(facts: &mut RouterFacts) {
 #[derive(Default)]
 struct Stopped {
     interfaces: Vec<IfName>,
-    packets: Vec<Packets>,
+    packets: Vec<PacketSet>,
 }
 
 fn by_rules(facts: &RouterFacts) -> Vec<Warning> {
@@ -51,7 +51,7 @@ fn by_rules(facts: &RouterFacts) -> Vec<Warning> {
     }
     let filters = Filters::of(&facts.rulesets);
     let mut found: BTreeMap<(Stop, &str), Stopped> = BTreeMap::new();
-    let mut note = |stop: Option<Stop>, what, interface: &IfName, packets: &Packets| {
+    let mut note = |stop: Option<Stop>, what, interface: &IfName, packets: &PacketSet| {
         let Some(stop) = stop else { return };
         let stopped = found.entry((stop, what)).or_default();
         if !stopped.interfaces.contains(interface) {
@@ -62,11 +62,16 @@ fn by_rules(facts: &RouterFacts) -> Vec<Warning> {
     for interface in facts.interfaces.iter().filter(|i| asks_neighbours(i)) {
         let name = &interface.name;
         for hook in ["ingress", "egress"] {
-            let packets = Packets {
+            let packets = PacketSet {
                 interface: Some(name.clone()),
-                ..Packets::of_family(Family::V4)
+                ..PacketSet::of_family(Family::V4)
             };
-            note(filters.stop(hook, Asked::Arp(name)), "ARP", name, &packets);
+            note(
+                filters.stop(hook, StopQuery::Arp(name)),
+                "ARP",
+                name,
+                &packets,
+            );
         }
         for exchange in exchanges(facts, interface) {
             let stop = exchange.stop(&filters, name);
@@ -107,7 +112,7 @@ fn asks_neighbours(interface: &At<InterfaceFacts>) -> bool {
 /// A question and its answer, one of which comes in and the other leaves.
 struct Exchange {
     /// Packets that need it.
-    packets: Packets,
+    packets: PacketSet,
     /// Where who asks has its address, and who is asked.
     asks: IpNet,
     asked: IpNet,
@@ -139,15 +144,15 @@ fn exchanges(facts: &RouterFacts, interface: &InterfaceFacts) -> Vec<Exchange> {
             except: except.to_vec(),
         })
     };
-    let comes = |from| Packets {
+    let comes = |from| PacketSet {
         from,
         incoming: Some(interface.name.clone()),
-        ..Packets::of_family(Family::V6)
+        ..PacketSet::of_family(Family::V6)
     };
-    let leaves = |to| Packets {
+    let leaves = |to| PacketSet {
         to,
         outgoing: Some(interface.name.clone()),
-        ..Packets::of_family(Family::V6)
+        ..PacketSet::of_family(Family::V6)
     };
     let mut found = Vec::new();
     let mut add = |packets, asks, asked, incoming| {
@@ -194,12 +199,12 @@ impl Exchange {
         let comes = comes.with_device(Field::Incoming, device.as_str());
         let leaves = leaves.with_device(Field::Outgoing, device.as_str());
         filters
-            .stop("ingress", Asked::OnDevice(&comes, device))
-            .or_else(|| filters.stop("prerouting", Asked::Packet(&comes)))
-            .or_else(|| filters.stop("input", Asked::Packet(&comes)))
-            .or_else(|| filters.stop("output", Asked::Packet(&leaves)))
-            .or_else(|| filters.stop("postrouting", Asked::Packet(&leaves)))
-            .or_else(|| filters.stop("egress", Asked::OnDevice(&leaves, device)))
+            .stop("ingress", StopQuery::OnDevice(&comes, device))
+            .or_else(|| filters.stop("prerouting", StopQuery::Packet(&comes)))
+            .or_else(|| filters.stop("input", StopQuery::Packet(&comes)))
+            .or_else(|| filters.stop("output", StopQuery::Packet(&leaves)))
+            .or_else(|| filters.stop("postrouting", StopQuery::Packet(&leaves)))
+            .or_else(|| filters.stop("egress", StopQuery::OnDevice(&leaves, device)))
     }
 }
 
@@ -209,7 +214,7 @@ fn message(kind: u32, source: IpNet, destination: IpNet) -> Packet {
         .with(Field::Protocol, ICMPV6)
         .with(Field::IcmpType, kind)
         .with(Field::Ttl, 255_u32)
-        .with_state(State::Untracked)
+        .with_state(TrackingState::Untracked)
         .with_address(Field::Source, source)
         .with_address(Field::Destination, destination)
 }
@@ -243,9 +248,9 @@ fn by_settings(facts: &RouterFacts) -> Vec<Warning> {
     for interface in facts.interfaces.iter().filter(|i| asks_neighbours(i)) {
         let name = &interface.name;
         let most = |key| of("all", key).max(of(name.as_str(), key));
-        let comes = Packets {
+        let comes = PacketSet {
             incoming: Some(name.clone()),
-            ..Packets::of_family(Family::V4)
+            ..PacketSet::of_family(Family::V4)
         };
         let mut warn = |message: String, packets| {
             let omission = Omission::of_packets(OmissionKind::Feature, [packets]).of_passed();
@@ -253,7 +258,7 @@ fn by_settings(facts: &RouterFacts) -> Vec<Warning> {
             warnings.push(Warning::omission(origin, &facts.name, message, omission));
         };
         if interface.link.no_arp {
-            let both = Packets::by(name.clone());
+            let both = PacketSet::by(name.clone());
             warn(format!("{name} is without ARP, which no lab needs"), both);
             continue;
         }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{InterfaceFacts, RouterFacts, section::Section};
 use crate::{
-    lab::topology::{Arp, Proxy},
+    lab::topology::{Arp, ProxyAddresses},
     model::IfName,
     netlink::object::{Address, Family, Route, RouteKind},
 };
@@ -34,10 +34,10 @@ pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
             of("all").max(of(name.as_str()))
         };
         let (elsewhere, here) = reached(facts, name);
-        let by_another = Proxy {
+        let by_another = ProxyAddresses {
             elsewhere,
             here,
-            ..Proxy::default()
+            ..ProxyAddresses::default()
         };
         let own = single.iter().filter(|(_, dev)| dev == name);
         let own = own
@@ -50,15 +50,15 @@ pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
         let proxies = number("ipv4", "proxy_arp") > 0;
         let same_link = number("ipv4", "proxy_arp_pvlan") > 0;
         let proxy = match proxies {
-            true => Proxy {
+            true => ProxyAddresses {
                 single,
                 same_link,
                 ..by_another
             },
-            false => Proxy {
+            false => ProxyAddresses {
                 single,
                 same_link,
-                ..Proxy::default()
+                ..ProxyAddresses::default()
             },
         };
         let setting = |key| u8::try_from(number("ipv4", key)).unwrap_or(u8::MAX);

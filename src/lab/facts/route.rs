@@ -3,7 +3,7 @@
 
 use ipnet::IpNet;
 
-use super::words::{Tables, Words, address_with_len, prefix, route_protocol, scope, tos};
+use super::words::{TableNames, Words, address_with_len, prefix, route_protocol, scope, tos};
 use crate::netlink::object::{Family, NextHop, Route, RouteKind};
 
 /// RTPROT_BOOT, linux/rtnetlink.h; the one protocol that ip(8) does not print.
@@ -14,7 +14,7 @@ pub(super) const DEAD: &str = "all its next hops were dead";
 
 /// A route, and what its line says that a lab has no use for.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Parsed {
+pub(super) struct ParsedRoute {
     pub(super) route: Route,
     /// Attributes left out, as text; but for realms they concern the router's own TCP connections only.
     pub(super) ignored: Vec<String>,
@@ -24,7 +24,7 @@ pub(super) struct Parsed {
 
 /// A route that cannot be read or represented.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Refused {
+pub(super) struct RefusedRoute {
     /// What in the line cannot.
     pub(super) reason: String,
     /// Destination and table, where they could be read.
@@ -42,8 +42,8 @@ pub(super) fn parse(
     line: &str,
     family: Option<Family>,
     table: u32,
-    tables: &Tables,
-) -> Result<Parsed, Refused> {
+    tables: &TableNames,
+) -> Result<ParsedRoute, RefusedRoute> {
     let mut words = Words::new(line);
     let read = |words: &mut Words<'_>| {
         let kind = kind(words)?;
@@ -54,7 +54,7 @@ pub(super) fn parse(
         }
         parser.finish(kind, destination, family)
     };
-    read(&mut words).map_err(|reason| Refused {
+    read(&mut words).map_err(|reason| RefusedRoute {
         reason,
         known: known(line, family, table, tables).map(Box::new),
     })
@@ -75,7 +75,7 @@ const TYPES: [&str; 10] = [
 ];
 
 /// Destination, table and metric of a route that cannot be read as a whole.
-fn known(line: &str, family: Option<Family>, table: u32, tables: &Tables) -> Option<Route> {
+fn known(line: &str, family: Option<Family>, table: u32, tables: &TableNames) -> Option<Route> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     // Any other address of the line is a gateway's or a source's.
     let typed = words.first().is_some_and(|word| TYPES.contains(word));
@@ -119,7 +119,7 @@ fn kind(words: &mut Words<'_>) -> Result<RouteKind, String> {
 }
 
 struct Parser<'a> {
-    tables: &'a Tables,
+    tables: &'a TableNames,
     route: Route,
     /// The hop that `via`, `dev`, `weight` and `onlink` belong to.
     hop: NextHop,
@@ -142,7 +142,7 @@ const NO_HOP: NextHop = NextHop {
 };
 
 impl<'a> Parser<'a> {
-    fn new(table: u32, tables: &'a Tables) -> Self {
+    fn new(table: u32, tables: &'a TableNames) -> Self {
         Self {
             tables,
             route: Route {
@@ -255,7 +255,7 @@ impl<'a> Parser<'a> {
         kind: RouteKind,
         destination: &str,
         family: Option<Family>,
-    ) -> Result<Parsed, String> {
+    ) -> Result<ParsedRoute, String> {
         if self.multipath || self.hop != NO_HOP {
             let last = std::mem::replace(&mut self.hop, NO_HOP);
             self.keep(last);
@@ -283,7 +283,7 @@ impl<'a> Parser<'a> {
             RouteKind::Unicast | RouteKind::Local | RouteKind::Broadcast => {}
         }
         self.route.next_hops = self.hops;
-        Ok(Parsed {
+        Ok(ParsedRoute {
             route: self.route,
             has_realm: self.ignored.iter().any(|word| word.starts_with("realm")),
             ignored: self.ignored,
@@ -297,7 +297,7 @@ mod tests {
     use crate::netlink::object::Scope;
 
     fn route(line: &str, family: Option<Family>) -> Result<Route, String> {
-        parse(line, family, Route::MAIN, &Tables::default())
+        parse(line, family, Route::MAIN, &TableNames::default())
             .map(|p| p.route)
             .map_err(|refused| refused.reason)
     }
@@ -379,7 +379,7 @@ mod tests {
             "10.0.0.0/8 via 10.0.0.1 nhid 7 advmss 1400 linkdown",
             None,
             7,
-            &Tables::default(),
+            &TableNames::default(),
         )
         .unwrap();
         assert_eq!(parsed.ignored, ["advmss 1400"]);

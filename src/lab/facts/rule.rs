@@ -2,12 +2,12 @@
 
 use ipnet::IpNet;
 
-use super::words::{Tables, Words, ip_protocol, number, prefix, tos};
+use super::words::{TableNames, Words, ip_protocol, number, prefix, tos};
 use crate::netlink::object::{Family, PolicyRule, PortRange, RuleAction};
 
 /// A policy rule that cannot be read or represented.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Refused {
+pub(super) struct RefusedRule {
     /// What in the line cannot.
     pub(super) reason: String,
     /// The selectors that could be read; the rule matches no more than these do.
@@ -21,14 +21,18 @@ pub(super) struct Refused {
 /// # Errors
 /// What in the line cannot be read or represented; a rule is read whole or not at all, because
 /// one that lacks a selector would match more than on the real router.
-pub(super) fn parse(line: &str, family: Family, tables: &Tables) -> Result<PolicyRule, Refused> {
+pub(super) fn parse(
+    line: &str,
+    family: Family,
+    tables: &TableNames,
+) -> Result<PolicyRule, RefusedRule> {
     let mut parser = Parser {
         tables,
         rule: PolicyRule::new(family, 0, RuleAction::Nop),
         action: None,
         of_users: false,
     };
-    let refuse = |reason, known: PolicyRule, of_users| Refused {
+    let refuse = |reason, known: PolicyRule, of_users| RefusedRule {
         reason,
         of_users: of_users && !known.invert,
         known: Box::new(known),
@@ -66,7 +70,7 @@ fn priority(line: &str) -> Result<(u32, &str), String> {
 }
 
 struct Parser<'a> {
-    tables: &'a Tables,
+    tables: &'a TableNames,
     rule: PolicyRule,
     action: Option<RuleAction>,
     of_users: bool,
@@ -159,7 +163,7 @@ mod tests {
     use super::*;
 
     fn rule(line: &str) -> Result<PolicyRule, String> {
-        let mut tables = Tables::default();
+        let mut tables = TableNames::default();
         tables.insert("isp2", 100);
         parse(line, Family::V4, &tables).map_err(|refused| refused.reason)
     }

@@ -11,7 +11,7 @@ use super::{listing, section::Section};
 use crate::netlink::object::Family;
 
 /// Tables that iptables-save and ip6tables-save show.
-pub(super) type Saved = BTreeMap<(Family, String), SavedTable>;
+pub(super) type ShownTables = BTreeMap<(Family, String), SavedTable>;
 
 /// A table that iptables-save shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,8 +36,8 @@ pub(super) enum Shared {
 }
 
 /// The tables that the sections with saved iptables rulesets have.
-pub(super) fn saved(sections: &[Section<'_>]) -> Saved {
-    let mut saved = Saved::new();
+pub(super) fn saved(sections: &[Section<'_>]) -> ShownTables {
+    let mut saved = ShownTables::new();
     for section in sections.iter().filter(|s| s.exit_code.unwrap_or(0) == 0) {
         let family = match section.name {
             "iptables_save" => Family::V4,
@@ -95,7 +95,7 @@ fn is_legacy(line: &str) -> bool {
 }
 
 /// What the table that begins with line `at` of an nft dump has in common with those of `saved`.
-pub(super) fn shared(lines: &[&str], at: usize, saved: &Saved) -> Shared {
+pub(super) fn shared(lines: &[&str], at: usize, saved: &ShownTables) -> Shared {
     let words: Vec<&str> = lines
         .get(at)
         .map_or(Vec::new(), |l| l.split_whitespace().collect());

@@ -4,20 +4,20 @@ use std::collections::BTreeSet;
 
 use super::{
     FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
-    firewall::{self, Prepared},
+    firewall::{self, PreparedRuleset},
     ip_json, link_layer, links, listing,
     nexthops::{self, NextHops},
     nft_json, proxy, route, rule,
     section::{Section, routing_table, sections},
-    shared::{self, Saved},
+    shared::{self, ShownTables},
     signs::doubt,
     sysctl, vrf,
     whole::{self, of_section},
-    words::{Tables, Words, not_read, number},
+    words::{TableNames, Words, not_read, number},
 };
 use crate::{
     lab::{
-        omission::{Omission, OmissionKind, Packets, RulesetMaps},
+        omission::{Omission, OmissionKind, PacketSet, RulesetMaps},
         topology::{At, Origin, Ruleset, RulesetKind, Warning},
     },
     model::RouterName,
@@ -100,8 +100,8 @@ fn legacy_families(sections: &[Section<'_>]) -> BTreeSet<Family> {
 }
 
 /// Names from `rt_tables`, and those that only the sections' names and titles give.
-fn table_names(sections: &[Section<'_>]) -> Tables {
-    let mut tables = Tables::default();
+fn table_names(sections: &[Section<'_>]) -> TableNames {
+    let mut tables = TableNames::default();
     for section in sections {
         if section.name == "rt_tables" {
             for (_, line) in &section.body {
@@ -131,11 +131,11 @@ fn number_in_title(section: &Section<'_>) -> Option<u32> {
 
 struct Reader {
     facts: RouterFacts,
-    tables: Tables,
+    tables: TableNames,
     /// Next hops that routes have by number.
     next_hops: NextHops,
     /// Tables that saved rulesets of iptables have.
-    saved: Saved,
+    saved: ShownTables,
     /// Families of which a section has the tables of iptables-legacy.
     legacy: BTreeSet<Family>,
     /// Whether a section has what nft(8) printed.
@@ -271,7 +271,7 @@ impl Reader {
             self.omit(
                 line,
                 format!("{name} had no carrier; in the lab it has one"),
-                Omission::of_packets(OmissionKind::Interface, [Packets::by(name)]),
+                Omission::of_packets(OmissionKind::Interface, [PacketSet::by(name)]),
             );
         }
         if parsed.interfaces.is_empty() {
@@ -462,7 +462,7 @@ impl Reader {
                 }
                 let lost = firewall::strange(&whole);
                 let text = firewall::without(&whole, &lost);
-                Prepared { text, lost }
+                PreparedRuleset { text, lost }
             }
         };
         let mut ruleset = Ruleset {

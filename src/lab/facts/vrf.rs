@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::RouterFacts;
 use crate::{
     lab::{
-        omission::{Omission, OmissionKind, Packets},
+        omission::{Omission, OmissionKind, PacketSet},
         topology::{At, MasterKind, Warning},
     },
     model::IfName,
@@ -112,9 +112,9 @@ fn say(facts: &mut RouterFacts, line: usize, ports: &BTreeMap<IfName, IfName>) {
             return;
         }
     };
-    let packets = ports.keys().map(|port| Packets {
+    let packets = ports.keys().map(|port| PacketSet {
         interface: Some(port.clone()),
-        ..Packets::default()
+        ..PacketSet::default()
     });
     let omission = Omission::of_packets(OmissionKind::Feature, packets);
     let message = format!("VRFs are made of rules by incoming interface, and {doubt}");

@@ -86,9 +86,9 @@ pub(super) fn not_read(text: &str) -> String {
 
 /// Names of routing tables and their numbers.
 #[derive(Debug, Clone)]
-pub(super) struct Tables(BTreeMap<String, u32>);
+pub(super) struct TableNames(BTreeMap<String, u32>);
 
-impl Default for Tables {
+impl Default for TableNames {
     /// What every system has, /etc/iproute2/rt_tables.
     fn default() -> Self {
         let own = [
@@ -100,7 +100,7 @@ impl Default for Tables {
     }
 }
 
-impl Tables {
+impl TableNames {
     pub(super) fn insert(&mut self, name: &str, id: u32) {
         self.0.insert(name.to_owned(), id);
     }

@@ -14,13 +14,13 @@ mod tables;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use packets::{Nets, Packets};
+pub(crate) use packets::{Nets, PacketSet};
 pub(crate) use place::Hooks;
-pub(crate) use reach::{Met, Place, Reach};
+pub(crate) use reach::{FactsPlace, Met, Reach};
 pub(crate) use rule::RuleExtent;
 pub(crate) use rulesets::{RulesetMaps, asks_hardware_addresses, redirecting};
-pub(crate) use stops::{Asked, Filters, Stop};
-pub(crate) use tables::{Tables, no_kernel_uses};
+pub(crate) use stops::{Filters, Stop, StopQuery};
+pub(crate) use tables::{TableRules, no_kernel_uses};
 
 use crate::{
     firewall::{place::HookPoint, rule::Packet},
@@ -113,7 +113,7 @@ impl Omission {
     pub fn of_family(kind: OmissionKind, family: Family) -> Self {
         Self {
             kind,
-            concern: Concern::packets([Packets::of_family(family)]),
+            concern: Concern::packets([PacketSet::of_family(family)]),
         }
     }
 
@@ -137,7 +137,7 @@ impl Omission {
 
     /// Something that can concern those packets that one of `packets` describes.
     #[must_use]
-    pub fn of_packets(kind: OmissionKind, packets: impl IntoIterator<Item = Packets>) -> Self {
+    pub fn of_packets(kind: OmissionKind, packets: impl IntoIterator<Item = PacketSet>) -> Self {
         Self {
             kind,
             concern: Concern::packets(packets),
@@ -154,7 +154,7 @@ pub struct Concern(pub Vec<Extent>);
 #[serde(rename_all = "snake_case")]
 pub enum Extent {
     /// Packets by what they look like.
-    Packets(Packets),
+    Packets(PacketSet),
     /// Packets that a rule may match.
     Rule(RuleExtent),
 }
@@ -163,12 +163,12 @@ impl Concern {
     /// Every packet.
     #[must_use]
     pub fn everything() -> Self {
-        Self::packets([Packets::default()])
+        Self::packets([PacketSet::default()])
     }
 
     /// Those that one of `packets` describes.
     #[must_use]
-    pub fn packets(packets: impl IntoIterator<Item = Packets>) -> Self {
+    pub fn packets(packets: impl IntoIterator<Item = PacketSet>) -> Self {
         Self(packets.into_iter().map(Extent::Packets).collect())
     }
 
@@ -176,7 +176,7 @@ impl Concern {
     #[must_use]
     pub fn may_change(&self, passage: &Passage<'_>, met: impl Fn() -> Option<Met>) -> bool {
         // What gets through may have become another packet, which counts at the next router.
-        let is_over = matches!(passage.outcome, Outcome::Stopped(_));
+        let is_over = matches!(passage.outcome, PacketOutcome::Stopped(_));
         let matters = |rule: &RuleExtent| {
             let Some(at) = &rule.at else { return true };
             let same = |met: &Met| met.is_same(at) && (rule.here_only || is_over || met.keeps());
@@ -198,7 +198,7 @@ impl Concern {
     }
 
     /// The rules that it may be about whose place is known.
-    pub fn rules(&self) -> impl Iterator<Item = (&Place, &RuleExtent)> {
+    pub fn rules(&self) -> impl Iterator<Item = (&FactsPlace, &RuleExtent)> {
         self.0.iter().filter_map(|extent| match extent {
             Extent::Rule(rule) => Some((rule.at.as_ref()?, rule)),
             Extent::Packets(_) => None,
@@ -218,14 +218,14 @@ pub struct Passage<'a> {
     /// What it looked like, all that it did on its way.
     pub packet: &'a Packet,
     /// Between what it went; none where that is not known.
-    pub course: Option<Course>,
+    pub course: Option<Endpoints>,
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: PacketOutcome,
 }
 
 /// Between what a packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Course {
+pub enum Endpoints {
     /// From one interface to another.
     Forwarded,
     /// To the router itself.
@@ -236,7 +236,7 @@ pub enum Course {
 
 /// What became of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum PacketOutcome {
     /// It went through.
     Passed,
     /// It was stopped; at this hook, where that is known.

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Course, Outcome, Passage};
+use super::{Endpoints, PacketOutcome, Passage};
 use crate::{
     firewall::rule::Field,
     model::IfName,
@@ -13,7 +13,7 @@ use crate::{
 /// Packets that have all of what is given here; what is absent may be anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Packets {
+pub struct PacketSet {
     /// Their family.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<Family>,
@@ -81,7 +81,7 @@ impl Nets {
     }
 }
 
-impl Packets {
+impl PacketSet {
     /// All packets of one family.
     #[must_use]
     pub fn of_family(family: Family) -> Self {
@@ -138,8 +138,9 @@ impl Packets {
             devices.is_none_or(|all| all.iter().any(|own| own == name.as_str()))
         };
         let over = |name: &IfName| by(Field::Incoming, name) || by(Field::Outgoing, name);
-        let comes = |name| passage.course != Some(Course::Sent) && by(Field::Incoming, name);
-        let leaves = |name| passage.course != Some(Course::Delivered) && by(Field::Outgoing, name);
+        let comes = |name| passage.course != Some(Endpoints::Sent) && by(Field::Incoming, name);
+        let leaves =
+            |name| passage.course != Some(Endpoints::Delivered) && by(Field::Outgoing, name);
         let family = |family| packet.family.is_none_or(|own| own == family);
         self.family.is_none_or(family)
             && (self.protocol).is_none_or(|p| number(Field::Protocol, p.into(), p.into()))
@@ -150,7 +151,7 @@ impl Packets {
             && self.interface.as_ref().is_none_or(over)
             && self.incoming.as_ref().is_none_or(comes)
             && self.outgoing.as_ref().is_none_or(leaves)
-            && (!self.passed_only || passage.outcome == Outcome::Passed)
-            && (!self.sent_only || passage.course.is_none_or(|c| c == Course::Sent))
+            && (!self.passed_only || passage.outcome == PacketOutcome::Passed)
+            && (!self.sent_only || passage.course.is_none_or(|c| c == Endpoints::Sent))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Course, Outcome};
+use super::{Endpoints, PacketOutcome};
 use crate::firewall::place::HookPoint;
 
 /// Hooks that something can be reached from.
@@ -87,20 +87,20 @@ impl Hooks {
     /// Those of the hooks that a packet with this course and outcome comes to.
     pub(super) fn met(
         self,
-        course: Option<Course>,
-        outcome: Outcome,
+        course: Option<Endpoints>,
+        outcome: PacketOutcome,
     ) -> impl Iterator<Item = HookPoint> {
         let on_course = move |hook: &HookPoint| match course {
             None => true,
-            Some(Course::Forwarded) => !matches!(hook, HookPoint::Input | HookPoint::Output),
-            Some(Course::Delivered) => matches!(
+            Some(Endpoints::Forwarded) => !matches!(hook, HookPoint::Input | HookPoint::Output),
+            Some(Endpoints::Delivered) => matches!(
                 hook,
                 HookPoint::Ingress | HookPoint::Prerouting | HookPoint::Input
             ),
-            Some(Course::Sent) => matches!(hook, HookPoint::Output | HookPoint::Postrouting),
+            Some(Endpoints::Sent) => matches!(hook, HookPoint::Output | HookPoint::Postrouting),
         };
         let reached = move |hook: &HookPoint| match outcome {
-            Outcome::Stopped(Some(at)) => *hook <= at,
+            PacketOutcome::Stopped(Some(at)) => *hook <= at,
             _ => true,
         };
         self.all().filter(on_course).filter(reached)

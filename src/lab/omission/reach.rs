@@ -11,15 +11,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Course, Outcome};
+use super::{Endpoints, PacketOutcome};
 use crate::{
     firewall::{
         RulePlace, TableFamily,
         iptables::BUILT_IN,
         place::HookPoint,
         rule::{
-            Field, Packet, Rule, State,
-            walk::{Base, Chain, Fate, Program, Route, RuleNumber, Seen, Suppose},
+            Field, Packet, Rule, TrackingState,
+            walk::{Base, ChainRules, Program, RoutedTo, RuleNumber, SeenPacket, Suppose, WalkEnd},
         },
     },
     lab::topology::{Origin, Ruleset, RulesetKind},
@@ -28,14 +28,14 @@ use crate::{
 
 /// Where a rule stands in a router's facts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Place {
+pub struct FactsPlace {
     /// In which of its rulesets.
     pub kind: RulesetKind,
     /// Where.
     pub origin: Origin,
 }
 
-impl Place {
+impl FactsPlace {
     /// That of line `at` of `ruleset`, counted from 0.
     #[must_use]
     pub fn of(ruleset: &Ruleset, at: usize) -> Self {
@@ -52,7 +52,7 @@ impl Place {
 #[derive(Debug, Clone)]
 pub(crate) struct Reach {
     program: Program,
-    places: BTreeMap<Place, RuleNumber>,
+    places: BTreeMap<FactsPlace, RuleNumber>,
     /// What rules may change.
     changed: BTreeSet<Field>,
     /// What those may change that the lab has.
@@ -62,8 +62,8 @@ pub(crate) struct Reach {
 /// What a packet can have met.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Met {
-    places: BTreeSet<Place>,
-    met: BTreeSet<Place>,
+    places: BTreeSet<FactsPlace>,
+    met: BTreeSet<FactsPlace>,
     /// Whether it ends the same whether these match or not.
     same: bool,
     /// Whether no rule changes what the next router sees.
@@ -73,13 +73,13 @@ pub struct Met {
 impl Met {
     /// Whether the packet can have met the rule that stood there; one that is not known, it can.
     #[must_use]
-    pub fn can(&self, place: &Place) -> bool {
+    pub fn can(&self, place: &FactsPlace) -> bool {
         self.met.contains(place) || !self.places.contains(place)
     }
 
     /// Whether it ends the same whether that rule and the others match or not.
     #[must_use]
-    pub fn is_same(&self, place: &Place) -> bool {
+    pub fn is_same(&self, place: &FactsPlace) -> bool {
         self.same && self.places.contains(place)
     }
 
@@ -96,7 +96,7 @@ impl Reach {
     #[must_use]
     pub(crate) fn of(
         rulesets: &[Ruleset],
-        missing: &BTreeMap<Place, String>,
+        missing: &BTreeMap<FactsPlace, String>,
         family: Family,
     ) -> Option<Self> {
         let mut tables = Tables {
@@ -134,33 +134,33 @@ impl Reach {
     pub(crate) fn met(
         &self,
         packet: &Packet,
-        course: Option<Course>,
-        outcome: Outcome,
+        course: Option<Endpoints>,
+        outcome: PacketOutcome,
     ) -> Option<Met> {
         let end = match (course, outcome) {
-            (Some(Course::Forwarded), Outcome::Passed) => Fate::Out,
-            (Some(Course::Delivered), Outcome::Passed) => Fate::Local,
-            (Some(Course::Sent), _) | (None, Outcome::Passed) => return None,
-            (_, Outcome::Stopped(_)) => Fate::Stopped,
+            (Some(Endpoints::Forwarded), PacketOutcome::Passed) => WalkEnd::Out,
+            (Some(Endpoints::Delivered), PacketOutcome::Passed) => WalkEnd::Local,
+            (Some(Endpoints::Sent), _) | (None, PacketOutcome::Passed) => return None,
+            (_, PacketOutcome::Stopped(_)) => WalkEnd::Stopped,
         };
         let state = match self.changed.contains(&Field::Tracking) {
             true => packet
                 .clone()
-                .with_state(State::New)
-                .with_state(State::Untracked),
-            false => packet.clone().with_state(State::New),
+                .with_state(TrackingState::New)
+                .with_state(TrackingState::Untracked),
+            false => packet.clone().with_state(TrackingState::New),
         };
-        let seen = Seen {
+        let seen = SeenPacket {
             by_router: false,
             packet: state,
-            local: course == Some(Course::Delivered),
+            local: course == Some(Endpoints::Delivered),
             sent: false,
             ended_by: None,
             changed: self.changed.clone(),
         };
-        let mut route = |_: &Packet| Route::Open;
+        let mut route = |_: &Packet| RoutedTo::Open;
         let ways = (self.program).walk(&seen, Suppose::Anything, &mut route);
-        if ways.kept.contains(&Fate::Open) || !ways.kept.contains(&end) {
+        if ways.kept.contains(&WalkEnd::Open) || !ways.kept.contains(&end) {
             return None;
         }
         let met = self
@@ -174,7 +174,7 @@ impl Reach {
             same: ways
                 .fates
                 .iter()
-                .all(|fate| *fate == Fate::Same || *fate == end),
+                .all(|fate| *fate == WalkEnd::Same || *fate == end),
         })
     }
 }
@@ -182,13 +182,13 @@ impl Reach {
 /// Tables while they are read.
 struct Tables<'a> {
     family: Family,
-    missing: &'a BTreeMap<Place, String>,
+    missing: &'a BTreeMap<FactsPlace, String>,
     bases: Vec<Base>,
     chains: Vec<(RulePlace, Vec<Rule>)>,
     /// Indexes into these.
     numbers: HashMap<RulePlace, usize>,
     /// Missing rules by chain and rule.
-    places: BTreeMap<Place, RuleNumber>,
+    places: BTreeMap<FactsPlace, RuleNumber>,
     /// Which kind of ruleset has a table of this family and name.
     names: BTreeMap<(u8, String), RulesetKind>,
 }
@@ -204,9 +204,9 @@ impl Tables<'_> {
                 let is_here = !missing.contains(&(number, at));
                 here.extend(rule.changes().filter(|_| is_here));
             }
-            program.add(Chain {
+            program.add(ChainRules {
                 visited: true,
-                ..Chain::new(place, rules.into())
+                ..ChainRules::new(place, rules.into())
             });
         }
         program.left_out = Some(missing);
@@ -238,7 +238,7 @@ impl Tables<'_> {
     fn rule(
         &mut self,
         chain: &RulePlace,
-        at: Place,
+        at: FactsPlace,
         read: impl Fn(&str) -> Rule,
         text: &str,
     ) -> Option<()> {
@@ -264,7 +264,7 @@ impl Tables<'_> {
         };
         let mut table = String::new();
         for (line, text) in ruleset.text.lines().enumerate() {
-            let at = Place::of(ruleset, line);
+            let at = FactsPlace::of(ruleset, line);
             // Without the counters of `iptables-save -c`.
             let rule = text.split_once("] ").filter(|_| text.starts_with('['));
             let text = rule.map_or(text, |(_, rule)| rule);
@@ -378,7 +378,7 @@ impl Tables<'_> {
         loop {
             let (line, text) = lines.next()?;
             let mut text = text.trim().to_owned();
-            let at = Place::of(ruleset, line);
+            let at = FactsPlace::of(ruleset, line);
             if text == "}" {
                 return Some(());
             }
@@ -500,7 +500,7 @@ mod tests {
             let lines = ruleset.text.lines().enumerate();
             let missing = lines.filter(|(_, text)| text.contains("nosuch"));
             let missing =
-                missing.map(|(at, text)| (Place::of(ruleset, at), text.trim().to_owned()));
+                missing.map(|(at, text)| (FactsPlace::of(ruleset, at), text.trim().to_owned()));
             missing.collect::<Vec<_>>()
         };
         let missing = rulesets.iter().flat_map(of).collect();
@@ -519,10 +519,10 @@ mod tests {
             .with_device(Field::Outgoing, "out")
     }
 
-    const STOPPED: Outcome = Outcome::Stopped(None);
+    const STOPPED: PacketOutcome = PacketOutcome::Stopped(None);
 
-    fn met(reach: &Reach, port: u16, outcome: Outcome) -> Option<Met> {
-        reach.met(&packet(port), Some(Course::Forwarded), outcome)
+    fn met(reach: &Reach, port: u16, outcome: PacketOutcome) -> Option<Met> {
+        reach.met(&packet(port), Some(Endpoints::Forwarded), outcome)
     }
 
     #[test]
@@ -544,18 +544,22 @@ mod tests {
         ] {
             let ruleset = ruleset(kind, text);
             let reach = reach(std::slice::from_ref(&ruleset)).unwrap();
-            let place = Place::of(&ruleset, 6);
+            let place = FactsPlace::of(&ruleset, 6);
             let can = |port, outcome| met(&reach, port, outcome).map(|met| met.can(&place));
             assert_eq!(can(23, STOPPED), Some(false), "{text}");
             assert_eq!(can(24, STOPPED), Some(false), "{text}");
             assert_eq!(can(25, STOPPED), Some(true), "{text}");
-            assert_eq!(can(80, Outcome::Passed), Some(true), "{text}");
+            assert_eq!(can(80, PacketOutcome::Passed), Some(true), "{text}");
             assert_eq!(can(80, STOPPED), None, "not what the rules say: {text}");
             assert!(!met(&reach, 25, STOPPED).unwrap().is_same(&place));
-            assert!(met(&reach, 80, Outcome::Passed).unwrap().is_same(&place));
+            assert!(
+                met(&reach, 80, PacketOutcome::Passed)
+                    .unwrap()
+                    .is_same(&place)
+            );
             let elsewhere = met(&reach, 23, STOPPED)
                 .unwrap()
-                .can(&Place::of(&ruleset, 99));
+                .can(&FactsPlace::of(&ruleset, 99));
             assert!(elsewhere, "nothing is known of a rule that is not there");
         }
     }
@@ -567,8 +571,8 @@ mod tests {
                     -A FORWARD -m nosuch -j DROP\n-A sub -m nosuch -j RETURN\n-A sub -j ACCEPT\nCOMMIT\n";
         let ruleset = ruleset(RulesetKind::Iptables, text);
         let reach = reach(std::slice::from_ref(&ruleset)).unwrap();
-        let met = met(&reach, 80, Outcome::Passed).unwrap();
-        let place = Place::of(&ruleset, 4);
+        let met = met(&reach, 80, PacketOutcome::Passed).unwrap();
+        let place = FactsPlace::of(&ruleset, 4);
         assert!(met.can(&place) && !met.is_same(&place));
     }
 
@@ -597,6 +601,6 @@ mod tests {
         let text = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j GONE\n\
                     -A FORWARD -m nosuch -j DROP\nCOMMIT\n";
         let reach = reach(&[ruleset(RulesetKind::Iptables, text)]).unwrap();
-        assert_eq!(met(&reach, 80, Outcome::Passed), None);
+        assert_eq!(met(&reach, 80, PacketOutcome::Passed), None);
     }
 }

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hooks, Outcome, Passage, Place};
+use super::{FactsPlace, Hooks, PacketOutcome, Passage};
 use crate::{
-    firewall::rule::{Field, Match, Rule, Test, Verdict},
+    firewall::rule::{Field, Match, Rule, RuleVerdict, Test},
     netlink::object::Family,
 };
 
@@ -28,7 +28,7 @@ pub struct RuleExtent {
     pub here_only: bool,
     /// Where it stands in the facts; none where that is not one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<Place>,
+    pub at: Option<FactsPlace>,
 }
 
 impl RuleExtent {
@@ -76,7 +76,7 @@ impl RuleExtent {
 
     /// The same, standing there.
     #[must_use]
-    pub fn standing_at(self, at: Place) -> Self {
+    pub fn standing_at(self, at: FactsPlace) -> Self {
         Self {
             at: Some(at),
             ..self
@@ -92,10 +92,12 @@ impl RuleExtent {
     pub(super) fn may_change(&self, passage: &Passage<'_>) -> bool {
         let mut met = self.hooks.met(passage.course, passage.outcome);
         let reached = match passage.outcome {
-            Outcome::Passed => self.may_stop && met.next().is_some(),
+            PacketOutcome::Passed => self.may_stop && met.next().is_some(),
             // A rule that only lets pass does so for its own hook.
-            Outcome::Stopped(Some(at)) if self.here_only => self.may_pass && met.any(|h| h == at),
-            Outcome::Stopped(_) => self.may_pass && met.next().is_some(),
+            PacketOutcome::Stopped(Some(at)) if self.here_only => {
+                self.may_pass && met.any(|h| h == at)
+            }
+            PacketOutcome::Stopped(_) => self.may_pass && met.next().is_some(),
         };
         let family = |own| passage.packet.family.is_none_or(|family| family == own);
         reached
@@ -133,8 +135,8 @@ fn effect(rule: &Rule, filters: bool) -> Effect {
     };
     for verdict in rule.verdicts() {
         match verdict {
-            Verdict::Drop | Verdict::Reject(_) => effect.stop = true,
-            Verdict::Accept if filters => effect.pass = true,
+            RuleVerdict::Drop | RuleVerdict::Reject(_) => effect.stop = true,
+            RuleVerdict::Accept if filters => effect.pass = true,
             _ => effect = ANYTHING,
         }
     }
@@ -158,12 +160,12 @@ mod tests {
     use crate::{
         firewall::{
             place::HookPoint,
-            rule::{Packet, State},
+            rule::{Packet, TrackingState},
         },
-        lab::omission::Course,
+        lab::omission::Endpoints,
     };
 
-    fn change(rule: &str, port: u16, outcome: Outcome) -> bool {
+    fn change(rule: &str, port: u16, outcome: PacketOutcome) -> bool {
         let xtables = rule.starts_with("-A");
         let hook = if rule.contains("INPUT") {
             "input"
@@ -179,16 +181,16 @@ mod tests {
             .with_address(Field::Destination, address("10.2.0.9"))
             .with_device(Field::Incoming, "eth0")
             .with_device(Field::Outgoing, "eth1")
-            .with_state(State::New);
+            .with_state(TrackingState::New);
         extent.may_change(&Passage {
             packet: &packet,
-            course: Some(Course::Forwarded),
+            course: Some(Endpoints::Forwarded),
             outcome,
         })
     }
 
-    const PASSED: Outcome = Outcome::Passed;
-    const STOPPED: Outcome = Outcome::Stopped(Some(HookPoint::Forward));
+    const PASSED: PacketOutcome = PacketOutcome::Passed;
+    const STOPPED: PacketOutcome = PacketOutcome::Stopped(Some(HookPoint::Forward));
 
     #[test]
     fn a_rule_changes_what_it_can_match_and_only_the_other_way() {
@@ -251,7 +253,7 @@ mod tests {
 
     #[test]
     fn an_accept_of_one_hook_does_not_undo_a_drop_of_another() {
-        let at = |hook| Outcome::Stopped(Some(hook));
+        let at = |hook| PacketOutcome::Stopped(Some(hook));
         let accept = "-A FORWARD -m geoip -j ACCEPT";
         assert!(!change(accept, 80, at(HookPoint::Postrouting)));
         assert!(!change(accept, 80, at(HookPoint::Prerouting)));

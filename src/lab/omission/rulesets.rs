@@ -2,7 +2,9 @@
 
 use std::{cell::OnceCell, collections::BTreeSet};
 
-use super::{Concern, Extent, Hooks, Omission, OmissionKind, Place, RuleExtent, place::Chains};
+use super::{
+    Concern, Extent, FactsPlace, Hooks, Omission, OmissionKind, RuleExtent, place::Chains,
+};
 use crate::{
     firewall::rule::{Field, Rule},
     lab::topology::{Ruleset, RulesetKind},
@@ -157,14 +159,14 @@ fn with_lists<'a>(text: &'a str, set: &'a str) -> BTreeSet<&'a str> {
 
 /// One line and where it stands.
 #[derive(Debug, Default)]
-pub(super) struct Line {
+pub(super) struct RulesetLine {
     pub(super) text: String,
     /// Index of the table.
     pub(super) table: Option<usize>,
     pub(super) chain: Option<String>,
 }
 
-impl Line {
+impl RulesetLine {
     fn rule(&self, xtables: bool) -> Rule {
         if xtables {
             Rule::of_iptables(&self.text)
@@ -175,7 +177,7 @@ impl Line {
 }
 
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct RulesetTable {
     pub(super) name: String,
     pub(super) family: Option<Family>,
     /// Whether it sees frames of single devices, before IP does.
@@ -187,8 +189,8 @@ pub(super) struct Table {
 #[derive(Debug)]
 pub(super) struct RulesetMap {
     pub(super) xtables: bool,
-    pub(super) lines: Vec<Line>,
-    pub(super) tables: Vec<Table>,
+    pub(super) lines: Vec<RulesetLine>,
+    pub(super) tables: Vec<RulesetTable>,
 }
 
 impl RulesetMap {
@@ -222,7 +224,7 @@ impl RulesetMap {
             }
             (_, Some(chain)) => {
                 let first = lines.first().copied().unwrap_or(0);
-                let at = Place::of(ruleset, first);
+                let at = FactsPlace::of(ruleset, first);
                 let rule = self.rule(table, chain, lines).standing_at(at);
                 (OmissionKind::Rule, rule)
             }
@@ -241,7 +243,7 @@ impl RulesetMap {
         }
     }
 
-    fn rule(&self, table: &Table, chain: &str, lines: &[usize]) -> RuleExtent {
+    fn rule(&self, table: &RulesetTable, chain: &str, lines: &[usize]) -> RuleExtent {
         let texts = lines.iter().filter_map(|at| self.lines.get(*at));
         let text: Vec<&str> = texts.map(|line| line.text.trim()).collect();
         let text = text.join(" ");
@@ -271,7 +273,7 @@ fn nothing(kind: OmissionKind) -> Omission {
     }
 }
 
-fn whole(table: &Table, hooks: Hooks) -> RuleExtent {
+fn whole(table: &RulesetTable, hooks: Hooks) -> RuleExtent {
     RuleExtent::unknown(table.family, hooks)
 }
 
@@ -310,7 +312,7 @@ fn xtables(text: &str, family: Family) -> RulesetMap {
         let rule = line.split_once("] ").filter(|_| line.starts_with('['));
         let rule = rule.map_or(line, |(_, rule)| rule);
         if let Some(name) = rule.strip_prefix('*') {
-            map.tables.push(Table {
+            map.tables.push(RulesetTable {
                 name: name.trim().to_owned(),
                 family: Some(family),
                 is_netdev: false,
@@ -318,7 +320,7 @@ fn xtables(text: &str, family: Family) -> RulesetMap {
             });
         }
         let chain = map.tables.last_mut().and_then(|t| xtables_line(rule, t));
-        map.lines.push(Line {
+        map.lines.push(RulesetLine {
             text: rule.to_owned(),
             table: map.tables.len().checked_sub(1),
             chain,
@@ -328,7 +330,7 @@ fn xtables(text: &str, family: Family) -> RulesetMap {
 }
 
 /// Notes what the line says about chains; returns the chain that it is about.
-fn xtables_line(rule: &str, table: &mut Table) -> Option<String> {
+fn xtables_line(rule: &str, table: &mut RulesetTable) -> Option<String> {
     if let Some(head) = rule.strip_prefix(':') {
         let mut words = head.split_whitespace();
         let (chain, policy) = (words.next()?, words.next()?);
@@ -380,7 +382,7 @@ fn nft(text: &str) -> RulesetMap {
         if let Some(table) = map.tables.last_mut() {
             nft_line(&words, chain.as_deref(), table);
         }
-        map.lines.push(Line {
+        map.lines.push(RulesetLine {
             text: text.to_owned(),
             table: map.tables.len().checked_sub(1),
             chain,
@@ -399,7 +401,7 @@ fn nft(text: &str) -> RulesetMap {
 }
 
 /// `table inet filter {`, or `table filter {` which is of family ip.
-fn nft_table(words: &[&str]) -> Table {
+fn nft_table(words: &[&str]) -> RulesetTable {
     let (family, name) = match *words {
         [_, "ip", name, ..] => (Some(Family::V4), name),
         [_, "ip6", name, ..] => (Some(Family::V6), name),
@@ -407,7 +409,7 @@ fn nft_table(words: &[&str]) -> Table {
         [_, name, ..] => (Some(Family::V4), name),
         _ => (None, ""),
     };
-    Table {
+    RulesetTable {
         name: name.to_owned(),
         family,
         is_netdev: words.get(1) == Some(&"netdev"),
@@ -422,7 +424,7 @@ fn without_strings(text: &str) -> Vec<&str> {
     words.take_while(|word| !word.starts_with('#')).collect()
 }
 
-fn nft_line(words: &[&str], chain: Option<&str>, table: &mut Table) {
+fn nft_line(words: &[&str], chain: Option<&str>, table: &mut RulesetTable) {
     let filters = words.get(1) == Some(&"filter");
     for pair in words.windows(2) {
         match (pair, chain) {

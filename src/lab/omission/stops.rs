@@ -8,7 +8,7 @@ use std::{cell::OnceCell, collections::BTreeMap};
 
 use super::rulesets::RulesetMap;
 use crate::{
-    firewall::rule::{Alone, Answer, Does, Match, Packet, Rule, Test, Verdict},
+    firewall::rule::{Alone, Does, Match, Packet, Rule, RuleVerdict, Test, Truth},
     lab::topology::{Ruleset, RulesetKind},
     model::IfName,
     netlink::object::Family,
@@ -23,7 +23,7 @@ pub(crate) struct Filters(Vec<Table>);
 
 /// What is asked about.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Asked<'a> {
+pub(crate) enum StopQuery<'a> {
     /// A packet at one of IP's hooks, by the name that nft(8) has for it.
     Packet(&'a Packet),
     /// A packet as the rules of one device see it.
@@ -108,13 +108,13 @@ impl Filters {
 
     /// What surely stops the packet at `hook`; none where nothing does.
     #[must_use]
-    pub(crate) fn stop(&self, hook: &str, asked: Asked<'_>) -> Option<Stop> {
+    pub(crate) fn stop(&self, hook: &str, asked: StopQuery<'_>) -> Option<Stop> {
         self.0.iter().find_map(|table| {
             let sees = match asked {
-                Asked::Packet(packet) => {
+                StopQuery::Packet(packet) => {
                     !table.is_netdev && table.family.is_none_or(|own| packet.family == Some(own))
                 }
-                Asked::OnDevice(..) | Asked::Arp(_) => table.is_netdev,
+                StopQuery::OnDevice(..) | StopQuery::Arp(_) => table.is_netdev,
             };
             let (line, text) = sees.then(|| table.stop(hook, asked))??;
             Some(Stop {
@@ -127,12 +127,14 @@ impl Filters {
 }
 
 impl Table {
-    fn stop(&self, hook: &str, asked: Asked<'_>) -> Option<(usize, String)> {
+    fn stop(&self, hook: &str, asked: StopQuery<'_>) -> Option<(usize, String)> {
         self.chains.values().find_map(|chain| {
             let base = chain.base.as_ref().filter(|base| base.hook == hook)?;
             let here = match asked {
-                Asked::Packet(_) => true,
-                Asked::OnDevice(_, device) | Asked::Arp(device) => names(&base.devices, device),
+                StopQuery::Packet(_) => true,
+                StopQuery::OnDevice(_, device) | StopQuery::Arp(device) => {
+                    names(&base.devices, device)
+                }
             };
             if !here {
                 return None;
@@ -147,25 +149,25 @@ impl Table {
         })
     }
 
-    fn follow(&self, chain: &Chain, asked: Asked<'_>, depth: usize) -> Flow {
+    fn follow(&self, chain: &Chain, asked: StopQuery<'_>, depth: usize) -> Flow {
         for written in &chain.rules {
             let (rule, text) = (written.rule(), &written.text);
-            if answer(rule, text, asked) != Answer::Yes {
+            if answer(rule, text, asked) != Truth::Yes {
                 continue;
             }
             let Some(verdict) = verdict(rule, asked) else {
                 continue;
             };
             match verdict {
-                Verdict::Drop | Verdict::Reject(_) => {
+                RuleVerdict::Drop | RuleVerdict::Reject(_) => {
                     return Flow::Stopped(written.line, format!("`{}`", text.trim()));
                 }
-                Verdict::Return => return Flow::On,
-                Verdict::Jump(name) | Verdict::Goto(name) => {
+                RuleVerdict::Return => return Flow::On,
+                RuleVerdict::Jump(name) | RuleVerdict::Goto(name) => {
                     let called = self.chains.get(name).filter(|_| depth < DEEPEST);
                     let flow = called.map_or(Flow::On, |c| self.follow(c, asked, depth + 1));
                     match (flow, verdict) {
-                        (Flow::On, Verdict::Jump(_)) => {}
+                        (Flow::On, RuleVerdict::Jump(_)) => {}
                         (flow, _) => return flow,
                     }
                 }
@@ -178,45 +180,45 @@ impl Table {
 }
 
 /// Whether a rule surely matches.
-fn answer(rule: &Rule, text: &str, asked: Asked<'_>) -> Answer {
+fn answer(rule: &Rule, text: &str, asked: StopQuery<'_>) -> Truth {
     let packet = match asked {
-        Asked::Packet(packet) | Asked::OnDevice(packet, _) => packet,
-        Asked::Arp(_) => return of_arp(rule, text),
+        StopQuery::Packet(packet) | StopQuery::OnDevice(packet, _) => packet,
+        StopQuery::Arp(_) => return of_arp(rule, text),
     };
     all(rule
         .matches
         .iter()
         .map(|test| match (&test.test, test.answer(packet)) {
-            (Test::Varies(_), Answer::CannotTell) => alone(test),
+            (Test::Varies(_), Truth::CannotTell) => alone(test),
             (_, answer) => answer,
         }))
 }
 
-fn all(answers: impl Iterator<Item = Answer>) -> Answer {
-    answers.min().unwrap_or(Answer::Yes)
+fn all(answers: impl Iterator<Item = Truth>) -> Truth {
+    answers.min().unwrap_or(Truth::Yes)
 }
 
 /// What a test that depends on more than the packet says of one that comes alone.
-fn alone(test: &Match) -> Answer {
+fn alone(test: &Match) -> Truth {
     let Test::Varies(varying) = &test.test else {
-        return Answer::CannotTell;
+        return Truth::CannotTell;
     };
     match (varying.alone, test.negated) {
-        (Alone::Matches, false) | (Alone::Fails, true) => Answer::Yes,
-        (Alone::Fails, false) | (Alone::Matches, true) => Answer::No,
-        _ => Answer::CannotTell,
+        (Alone::Matches, false) | (Alone::Fails, true) => Truth::Yes,
+        (Alone::Fails, false) | (Alone::Matches, true) => Truth::No,
+        _ => Truth::CannotTell,
     }
 }
 
 /// Whether a rule surely matches ARP, which is no packet of IP and has none of its fields.
-fn of_arp(rule: &Rule, text: &str) -> Answer {
+fn of_arp(rule: &Rule, text: &str) -> Truth {
     let is_arp = |word: &str| word.trim_matches([',', '{', '}']) == "arp";
     let mut words = text.split_ascii_whitespace();
     if let Some(at) = words.position(is_arp) {
         let before = text.split_ascii_whitespace().take(at);
         return match before.into_iter().any(|word| word == "!=") {
-            true => Answer::No,
-            false => Answer::Yes,
+            true => Truth::No,
+            false => Truth::Yes,
         };
     }
     all(rule
@@ -224,23 +226,23 @@ fn of_arp(rule: &Rule, text: &str) -> Answer {
         .iter()
         .map(|test| match (test.test.itself(), test.negated) {
             (Test::Varies(_), _) => alone(test),
-            (Test::Family(_), true) => Answer::Yes,
-            (Test::Family(_) | Test::Address { .. } | Test::Number { .. }, _) => Answer::No,
-            (Test::Device { .. } | Test::Other { .. }, _) => Answer::CannotTell,
+            (Test::Family(_), true) => Truth::Yes,
+            (Test::Family(_) | Test::Address { .. } | Test::Number { .. }, _) => Truth::No,
+            (Test::Device { .. } | Test::Other { .. }, _) => Truth::CannotTell,
         }))
 }
 
 /// Where a rule that matches surely leads; none where it only counts and the like, or that depends
 /// on what is not known.
-fn verdict<'r>(rule: &'r Rule, asked: Asked<'_>) -> Option<&'r Verdict> {
+fn verdict<'r>(rule: &'r Rule, asked: StopQuery<'_>) -> Option<&'r RuleVerdict> {
     for does in &rule.does {
         match does {
             Does::Decide(verdict) => return Some(verdict),
             Does::Choose(choices) => {
-                let (Asked::Packet(packet) | Asked::OnDevice(packet, _)) = asked else {
+                let (StopQuery::Packet(packet) | StopQuery::OnDevice(packet, _)) = asked else {
                     return None;
                 };
-                let fits = |test: &Test| test.answer(packet) == Answer::Yes;
+                let fits = |test: &Test| test.answer(packet) == Truth::Yes;
                 let chosen = choices
                     .iter()
                     .find(|(test, _)| test.as_ref().is_some_and(fits));

@@ -4,7 +4,7 @@ use std::{cell::OnceCell, collections::BTreeSet, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Nets, Omission, OmissionKind, Packets};
+use super::{Nets, Omission, OmissionKind, PacketSet};
 use crate::{
     firewall::rule::{Does, Field, Rule},
     lab::topology::{At, Ruleset},
@@ -14,7 +14,7 @@ use crate::{
 
 /// What decides which routing table a packet is looked up in.
 #[derive(Debug)]
-pub(crate) struct Tables<'a> {
+pub(crate) struct TableRules<'a> {
     rules: &'a [At<PolicyRule>],
     rulesets: &'a [Ruleset],
     /// Read in the rulesets when a policy rule asks for a mark.
@@ -23,7 +23,7 @@ pub(crate) struct Tables<'a> {
     looks_back: bool,
 }
 
-impl<'a> Tables<'a> {
+impl<'a> TableRules<'a> {
     /// The router has these policy rules, these rulesets set marks, and these settings of paths
     /// below `/proc/sys` say whether sources are looked up.
     #[must_use]
@@ -84,7 +84,7 @@ impl<'a> Tables<'a> {
         within: IpNet,
         except: &[IpNet],
         made: &[&Route],
-    ) -> Vec<Packets> {
+    ) -> Vec<PacketSet> {
         if !self.may_be_marked(rule) {
             return Vec::new();
         }
@@ -101,11 +101,11 @@ impl<'a> Tables<'a> {
             Some(to) if !to.contains(&within) => return Vec::new(),
             _ => within,
         };
-        let there = Packets {
+        let there = PacketSet {
             to: Some(nets(to)),
             ..selectors(rule)
         };
-        let back = Packets {
+        let back = PacketSet {
             from: Some(nets(to)),
             ..reversed(rule)
         };
@@ -144,7 +144,7 @@ impl<'a> Tables<'a> {
     /// reverse look-ups, count as root's.
     #[must_use]
     pub(crate) fn of_users_rule(&self, rule: &PolicyRule) -> Omission {
-        let there = Packets {
+        let there = PacketSet {
             sent_only: true,
             ..selectors(rule)
         };
@@ -235,13 +235,13 @@ fn selects_all(rule: &PolicyRule) -> bool {
 }
 
 /// What the rule selects, as far as packets show it; everything where it selects the others.
-fn selectors(rule: &PolicyRule) -> Packets {
-    let family = Packets::of_family(rule.family);
+fn selectors(rule: &PolicyRule) -> PacketSet {
+    let family = PacketSet::of_family(rule.family);
     if rule.invert {
         return family;
     }
     let own = |iif: &IfName| iif.as_str() == "lo";
-    Packets {
+    PacketSet {
         from: rule.from.map(Nets::from),
         to: rule.to.map(Nets::from),
         protocol: rule.ip_proto,
@@ -256,13 +256,13 @@ fn selectors(rule: &PolicyRule) -> Packets {
 
 /// Packets whose reverse look-up (fib_validate_source() in the kernel) the rule may select: it
 /// swaps the addresses, knows ports only of some protocols, and counts as the router's own.
-fn reversed(rule: &PolicyRule) -> Packets {
+fn reversed(rule: &PolicyRule) -> PacketSet {
     let there = selectors(rule);
-    Packets {
+    PacketSet {
         from: there.to,
         to: there.from,
         protocol: there.protocol,
-        ..Packets::of_family(rule.family)
+        ..PacketSet::of_family(rule.family)
     }
 }
 

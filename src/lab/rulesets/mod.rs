@@ -16,7 +16,7 @@ mod tools;
 use std::collections::BTreeSet;
 
 use super::{
-    LabError, Progress, Step,
+    LabError, UpProgress, UpStep,
     omission::RulesetMaps,
     topology::{Router, Ruleset, RulesetKind, Warning},
 };
@@ -35,7 +35,7 @@ pub(super) use tools::{Loaders, Trial};
 pub(super) fn load_here(
     router: &Router,
     loaders: &Loaders,
-    progress: &dyn Progress,
+    progress: &dyn UpProgress,
 ) -> Result<Vec<Warning>, LabError> {
     if router.rulesets.is_empty() {
         return Ok(Vec::new());
@@ -46,7 +46,7 @@ pub(super) fn load_here(
 fn load_shut_in(
     router: &Router,
     loaders: &Loaders,
-    progress: &dyn Progress,
+    progress: &dyn UpProgress,
 ) -> Result<Vec<Warning>, LabError> {
     let mut warnings = Vec::new();
     let maps = RulesetMaps::new(&router.rulesets);
@@ -115,7 +115,7 @@ struct Loader<'a> {
     ruleset: &'a Ruleset,
     maps: &'a RulesetMaps<'a>,
     loaders: &'a Loaders,
-    progress: &'a dyn Progress,
+    progress: &'a dyn UpProgress,
     lines: Vec<String>,
     warnings: Vec<Warning>,
 }
@@ -146,7 +146,7 @@ impl Loader<'_> {
             for culprit in blamed {
                 self.leave_out(&culprit, &said);
             }
-            self.progress.step(Step::Refused);
+            self.progress.step(UpStep::Refused);
         }
         Ok(())
     }

@@ -18,10 +18,10 @@ const SAMPLES: usize = 8;
 
 /// What a search tries: whether the tool takes the ruleset with only these rules in it, and what it
 /// says where it does not.
-pub(super) type Attempt<'a, E> = dyn FnMut(&BTreeSet<usize>) -> Result<Result<(), String>, E> + 'a;
+pub(super) type TryLoad<'a, E> = dyn FnMut(&BTreeSet<usize>) -> Result<Result<(), String>, E> + 'a;
 
 struct Search<'a, 'b, E> {
-    attempt: &'a mut Attempt<'b, E>,
+    attempt: &'a mut TryLoad<'b, E>,
     attempts: usize,
     found: Vec<Culprit>,
 }
@@ -34,7 +34,7 @@ pub(super) fn refused<E>(
     kind: RulesetKind,
     lines: &[String],
     rules: &[usize],
-    attempt: &mut Attempt<'_, E>,
+    attempt: &mut TryLoad<'_, E>,
 ) -> Result<Vec<Culprit>, E> {
     let mut search = Search {
         attempt,

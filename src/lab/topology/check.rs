@@ -122,7 +122,7 @@ fn routes(facts: &mut RouterFacts) {
 
 /// Says of each route and policy rule that is left out which packets it concerns, now that the others are known.
 fn lost(facts: &mut RouterFacts) {
-    let tables = omission::Tables::of(&facts.rules, &facts.rulesets, &facts.sysctls);
+    let tables = omission::TableRules::of(&facts.rules, &facts.rulesets, &facts.sysctls);
     let made: Vec<&Route> = facts.routes.iter().map(|route| &route.value).collect();
     let left_out = facts
         .lost_routes
@@ -182,7 +182,7 @@ fn unusable(facts: &RouterFacts, route: &Route) -> Option<String> {
 
 fn rules(facts: &mut RouterFacts) {
     let mut notices = Vec::new();
-    let tables = omission::Tables::of(&facts.rules, &facts.rulesets, &facts.sysctls);
+    let tables = omission::TableRules::of(&facts.rules, &facts.rulesets, &facts.sysctls);
     let made: Vec<&Route> = facts.routes.iter().map(|route| &route.value).collect();
     for rule in &facts.rules {
         let origin = facts.origin(rule.line);

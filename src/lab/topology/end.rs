@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// One interface that wants a segment.
-pub(super) struct End {
+pub(super) struct LinkEnd {
     /// Indices into the topology: router, then interface.
     pub(super) at: (usize, usize),
     pub(super) router: RouterName,
@@ -18,7 +18,7 @@ pub(super) struct End {
     pub(super) facts: InterfaceFacts,
 }
 
-impl End {
+impl LinkEnd {
     /// A warning about it, with its place in the facts.
     pub(super) fn warning(&self, message: String) -> Warning {
         let origin = Origin {

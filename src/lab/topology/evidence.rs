@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{InterfaceKind, Router, end::End};
+use super::{InterfaceKind, Router, end::LinkEnd};
 use crate::{
     lab::links::{Links, split},
     model::IfName,
@@ -17,7 +17,7 @@ use crate::{
 const LONG_ENOUGH: u8 = 8;
 
 /// Pairs of `ends`, by index, that are on one link.
-pub(super) fn pairs(ends: &[End], routers: &[Router], links: &Links) -> Vec<(usize, usize)> {
+pub(super) fn pairs(ends: &[LinkEnd], routers: &[Router], links: &Links) -> Vec<(usize, usize)> {
     let evidence = Evidence { ends, routers };
     let mut pairs = evidence.by_links(links);
     pairs.extend(evidence.by_keys());
@@ -35,18 +35,18 @@ pub(super) fn pairs(ends: &[End], routers: &[Router], links: &Links) -> Vec<(usi
 }
 
 struct Evidence<'a> {
-    ends: &'a [End],
+    ends: &'a [LinkEnd],
     routers: &'a [Router],
 }
 
 impl Evidence<'_> {
-    fn end(&self, index: usize) -> Option<&End> {
+    fn end(&self, index: usize) -> Option<&LinkEnd> {
         self.ends.get(index)
     }
 
     /// The end `interface` of the same router as `of`.
-    fn sibling(&self, of: &End, interface: &IfName) -> Option<usize> {
-        let same = |end: &End| end.at.0 == of.at.0 && end.facts.name == *interface;
+    fn sibling(&self, of: &LinkEnd, interface: &IfName) -> Option<usize> {
+        let same = |end: &LinkEnd| end.at.0 == of.at.0 && end.facts.name == *interface;
         self.ends.iter().position(same)
     }
 
@@ -83,8 +83,8 @@ impl Evidence<'_> {
     }
 
     /// Pairs of tunnel ends of different routers for which `meet` holds.
-    fn by_tunnel(&self, meet: impl Fn(&End, &End) -> bool) -> Vec<(usize, usize)> {
-        let tunnels: Vec<(usize, &End)> = self
+    fn by_tunnel(&self, meet: impl Fn(&LinkEnd, &LinkEnd) -> bool) -> Vec<(usize, usize)> {
+        let tunnels: Vec<(usize, &LinkEnd)> = self
             .ends
             .iter()
             .enumerate()
@@ -102,7 +102,7 @@ impl Evidence<'_> {
     }
 
     /// Each sends its outer packets to the other's outer address.
-    fn outer_addresses_meet(&self, a: &End, b: &End) -> bool {
+    fn outer_addresses_meet(&self, a: &LinkEnd, b: &LinkEnd) -> bool {
         let (a, b) = (&a.facts.link, &b.facts.link);
         let sends = |from: Option<IpAddr>, to: Option<IpAddr>| from.is_some() && from == to;
         a.kind == b.kind && a.key == b.key && sends(a.remote, b.local) && sends(b.remote, a.local)
@@ -110,12 +110,12 @@ impl Evidence<'_> {
 
     /// Each router has a route to the other end's address into the tunnel: /32 ends, and the pairs
     /// of four addresses that OpenVPN makes (`topology net30`).
-    fn lead_to_each_other(&self, a: &End, b: &End) -> bool {
-        let keys = |end: &End| end.facts.link.wireguard.is_some();
+    fn lead_to_each_other(&self, a: &LinkEnd, b: &LinkEnd) -> bool {
+        let keys = |end: &LinkEnd| end.facts.link.wireguard.is_some();
         !(keys(a) && keys(b)) && self.leads_to(a, b) && self.leads_to(b, a)
     }
 
-    fn leads_to(&self, from: &End, to: &End) -> bool {
+    fn leads_to(&self, from: &LinkEnd, to: &LinkEnd) -> bool {
         let own_peer = |via: IpAddr| {
             let mut peers = from.facts.addresses.iter().filter_map(|a| a.peer);
             peers.any(|peer| peer.addr() == via)
@@ -135,8 +135,8 @@ impl Evidence<'_> {
     }
 
     /// One has the other's address as its peer, and the other names no peer at all.
-    fn one_names_the_other(&self, a: &End, b: &End) -> bool {
-        let names = |one: &End, other: &End| {
+    fn one_names_the_other(&self, a: &LinkEnd, b: &LinkEnd) -> bool {
+        let names = |one: &LinkEnd, other: &LinkEnd| {
             let lone = other.addresses().all(|address| address.peer.is_none());
             let mut peers = one.addresses().filter_map(|address| address.peer);
             lone && peers.any(|peer| {
@@ -187,7 +187,7 @@ impl Evidence<'_> {
     }
 
     /// Whether a route out of the end `index` has an address of `end` as its next hop.
-    fn answers(&self, index: usize, end: &End) -> bool {
+    fn answers(&self, index: usize, end: &LinkEnd) -> bool {
         let back = self
             .end(index)
             .map(|other| self.unnumbered_next_hops(other));
@@ -195,7 +195,7 @@ impl Evidence<'_> {
     }
 
     /// The next hops in no subnet of `end` that its router sends to out of it.
-    fn unnumbered_next_hops(&self, end: &End) -> BTreeSet<IpAddr> {
+    fn unnumbered_next_hops(&self, end: &LinkEnd) -> BTreeSet<IpAddr> {
         let on_link = |via: &IpAddr| {
             let mut nets = end.facts.addresses.iter();
             nets.any(|own| own.local.contains(via) || own.peer.is_some_and(|net| net.contains(via)))
@@ -287,12 +287,12 @@ impl Evidence<'_> {
     }
 }
 
-fn has(end: &End, address: IpAddr) -> bool {
+fn has(end: &LinkEnd, address: IpAddr) -> bool {
     let mut own = end.facts.addresses.iter();
     own.any(|own| own.local.addr() == address)
 }
 
-fn is_tunnel(end: &End) -> bool {
+fn is_tunnel(end: &LinkEnd) -> bool {
     end.facts.kind == InterfaceKind::Tunnel || end.facts.link.remote.is_some()
 }
 

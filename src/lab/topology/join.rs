@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::{
-    Interface, InterfaceKind, Router, Segment, Topology, Warning, alone, check, end::End, evidence,
+    Interface, InterfaceKind, Router, Segment, Topology, Warning, alone, check, end::LinkEnd,
+    evidence,
 };
 use crate::{
     lab::{facts::RouterFacts, links::Links},
@@ -48,7 +49,7 @@ pub fn build_with(facts: Vec<RouterFacts>, links: &Links) -> Topology {
     topology
 }
 
-fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<End>) {
+fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<LinkEnd>) {
     let mut checked = check::router(facts);
     topology.warnings.append(&mut checked.warnings);
     let at = topology.routers.len();
@@ -68,7 +69,7 @@ fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<End>) 
             segment: None,
         });
         if facts.kind != InterfaceKind::Loopback {
-            ends.push(End {
+            ends.push(LinkEnd {
                 at: (at, index),
                 router: checked.name.clone(),
                 file: checked.file.clone(),
@@ -90,12 +91,12 @@ fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<End>) 
 
 /// Union-find over the ends.
 struct Joiner<'a> {
-    ends: &'a [End],
+    ends: &'a [LinkEnd],
     parent: Vec<usize>,
 }
 
 impl<'a> Joiner<'a> {
-    fn new(ends: &'a [End]) -> Self {
+    fn new(ends: &'a [LinkEnd]) -> Self {
         Self {
             ends,
             parent: (0..ends.len()).collect(),
@@ -153,9 +154,9 @@ impl<'a> Joiner<'a> {
 
     /// Whether the address is one of another interface of the same router, which is in a subnet
     /// with it.
-    fn is_borrowed(&self, end: &End, address: &Address) -> bool {
+    fn is_borrowed(&self, end: &LinkEnd, address: &Address) -> bool {
         let host = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
-        let lends = |other: &End| {
+        let lends = |other: &LinkEnd| {
             let mut own = other.facts.addresses.iter().map(|address| address.local);
             own.any(|net| net.addr() == address.local.addr() && !host(&net))
         };
@@ -164,14 +165,14 @@ impl<'a> Joiner<'a> {
     }
 
     /// Ends without a named segment, with their indices.
-    fn unnamed(&self) -> impl Iterator<Item = (usize, &'a End)> + use<'a> {
+    fn unnamed(&self) -> impl Iterator<Item = (usize, &'a LinkEnd)> + use<'a> {
         let ends = self.ends.iter().enumerate();
         ends.filter(|(_, end)| end.facts.segment.is_none())
     }
 
     /// Ends that stay alone because another end has all their addresses already.
     fn duplicates(&self, warnings: &mut Vec<Warning>) -> BTreeSet<usize> {
-        let mut owner: BTreeMap<IpNet, &End> = BTreeMap::new();
+        let mut owner: BTreeMap<IpNet, &LinkEnd> = BTreeMap::new();
         let mut alone = BTreeSet::new();
         for (index, end) in self.unnamed() {
             let taken: Vec<_> = end
@@ -270,7 +271,7 @@ fn wider(net: IpNet) -> impl Iterator<Item = IpNet> {
     lengths.filter_map(move |len| Some(IpNet::new(net.addr(), len).ok()?.trunc()))
 }
 
-fn duplicate_message(end: &End, other: &End, address: IpNet, all: bool) -> String {
+fn duplicate_message(end: &LinkEnd, other: &LinkEnd, address: IpNet, all: bool) -> String {
     let (own, other) = (end.label(), other.label());
     if all {
         format!("{address} of {own} is on {other} too; {own} gets a segment of its own")
@@ -279,11 +280,11 @@ fn duplicate_message(end: &End, other: &End, address: IpNet, all: bool) -> Strin
     }
 }
 
-fn add_segment(group: &[usize], ends: &[End], topology: &mut Topology) {
+fn add_segment(group: &[usize], ends: &[LinkEnd], topology: &mut Topology) {
     let index = topology.segments.len();
-    let members: Vec<&End> = group.iter().filter_map(|end| ends.get(*end)).collect();
+    let members: Vec<&LinkEnd> = group.iter().filter_map(|end| ends.get(*end)).collect();
     let name = segment_name(&members, &topology.segments);
-    let mut macs: BTreeMap<Mac, &End> = BTreeMap::new();
+    let mut macs: BTreeMap<Mac, &LinkEnd> = BTreeMap::new();
     for end in &members {
         let interface = topology
             .routers
@@ -303,7 +304,7 @@ fn add_segment(group: &[usize], ends: &[End], topology: &mut Topology) {
         }
     }
     let member =
-        |end: &&End| -> (RouterName, IfName) { (end.router.clone(), end.facts.name.clone()) };
+        |end: &&LinkEnd| -> (RouterName, IfName) { (end.router.clone(), end.facts.name.clone()) };
     topology.segments.push(Segment {
         name,
         members: members.iter().map(member).collect(),
@@ -313,7 +314,7 @@ fn add_segment(group: &[usize], ends: &[End], topology: &mut Topology) {
 }
 
 /// The name that the facts give, the subnet, or `router:interface`; the first that is free.
-fn segment_name(members: &[&End], others: &[Segment]) -> String {
+fn segment_name(members: &[&LinkEnd], others: &[Segment]) -> String {
     let free = |name: &String| !others.iter().any(|s| s.name == *name);
     let given = members.iter().find_map(|end| end.facts.segment.clone());
     let subnet = members.iter().flat_map(|end| end.addresses()).next();

@@ -81,8 +81,8 @@ pub struct LinkFacts {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub own: Vec<IpNet>,
     /// For which other addresses the router answers who looks for a neighbour there.
-    #[serde(skip_serializing_if = "Proxy::is_none")]
-    pub proxy: Proxy,
+    #[serde(skip_serializing_if = "ProxyAddresses::is_none")]
+    pub proxy: ProxyAddresses,
 }
 
 /// Settings of ARP, of `all` or of the interface, whichever is more (`IN_DEV_MAXCONF`).
@@ -112,7 +112,7 @@ impl Arp {
 /// Addresses for which a router answers in the place of who has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Proxy {
+pub struct ProxyAddresses {
     /// What it reaches by another interface, if it answers for that (`proxy_arp`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub elsewhere: Vec<IpNet>,
@@ -127,7 +127,7 @@ pub struct Proxy {
     pub same_link: bool,
 }
 
-impl Proxy {
+impl ProxyAddresses {
     fn is_none(&self) -> bool {
         *self == Self::default()
     }

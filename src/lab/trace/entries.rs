@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Entry, EntryName, Onward, Packet, Plug, TraceError, Wiring};
+use super::{Entry, EntryName, Onward, Plug, TraceError, TracePacket, Wiring};
 use crate::{
     lab::sockets::RouterSockets,
     model::{IfName, Known, Protocol, RouterName},
@@ -27,7 +27,7 @@ pub const MAX_ENTRIES: usize = 16;
 pub fn entries(
     wiring: &Wiring,
     sockets: &mut RouterSockets,
-    packet: &Packet,
+    packet: &TracePacket,
     named: Option<&EntryName>,
 ) -> Result<Vec<Entry>, TraceError> {
     let mut finder = Finder {
@@ -46,7 +46,7 @@ pub fn entries(
 struct Finder<'a> {
     wiring: &'a Wiring,
     sockets: &'a mut RouterSockets,
-    packet: &'a Packet,
+    packet: &'a TracePacket,
 }
 
 impl Finder<'_> {
@@ -125,7 +125,7 @@ impl Finder<'_> {
     /// The interfaces on the source's segment; of these the destination's own, where it is in the
     /// source's subnet: a host does not ask a gateway for that.
     fn near(&self) -> Vec<Entry> {
-        let Packet {
+        let TracePacket {
             source,
             destination,
             ..
@@ -223,7 +223,7 @@ impl Finder<'_> {
 }
 
 /// The look-up for `packet` as it is routed at `entry`.
-pub(super) fn query(packet: &Packet, entry: &Entry) -> LookupQuery {
+pub(super) fn query(packet: &TracePacket, entry: &Entry) -> LookupQuery {
     LookupQuery {
         from: Some(packet.source),
         iif: entry.iface_in.clone(),

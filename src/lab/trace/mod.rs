@@ -21,7 +21,7 @@ pub use self::{
     entry::{Entry, EntryName, EntryNameError},
     onward::{Onward, SharedLink, on_either},
     walk::trace,
-    wiring::{Kept, Plug, Wiring},
+    wiring::{Plug, Undelivered, Wiring},
 };
 use super::sockets::SocketsError;
 use crate::{
@@ -89,7 +89,7 @@ pub enum TraceError {
 
 /// The packet whose way is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Packet {
+pub struct TracePacket {
     /// Source address.
     pub source: IpAddr,
     /// Destination address.
@@ -111,7 +111,7 @@ pub struct Packet {
     pub tos: u8,
 }
 
-impl Packet {
+impl TracePacket {
     /// A packet of no particular protocol.
     #[must_use]
     pub fn new(source: IpAddr, destination: IpAddr) -> Self {
@@ -228,7 +228,7 @@ pub struct Trace {
     pub lab: LabName,
     /// The packet.
     #[serde(flatten)]
-    pub packet: Packet,
+    pub packet: TracePacket,
     /// Where the user said that it enters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<EntryName>,
@@ -398,7 +398,7 @@ fn listed(entries: &[Entry]) -> String {
     names.join(", ")
 }
 
-impl fmt::Display for Packet {
+impl fmt::Display for TracePacket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} to {}", self.source, self.destination)?;
         if let Some(protocol) = self.protocol {
@@ -424,10 +424,10 @@ mod tests {
         };
         Trace {
             lab: "corp".parse().unwrap(),
-            packet: Packet {
+            packet: TracePacket {
                 protocol: Some(Protocol::Tcp),
                 destination_port: Some(443),
-                ..Packet::new("10.0.0.9".parse().unwrap(), "10.9.0.9".parse().unwrap())
+                ..TracePacket::new("10.0.0.9".parse().unwrap(), "10.9.0.9".parse().unwrap())
             },
             hops: vec![
                 hop("hq-gw", Some("wg0"), Some("10.1.0.2")),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    End, Entry, EntryName, Hop, Kept, Onward, Packet, Trace, TraceError, WayOn, Wiring,
+    End, Entry, EntryName, Hop, Onward, Trace, TraceError, TracePacket, Undelivered, WayOn, Wiring,
     entries::{entries, query},
 };
 use crate::{
@@ -25,7 +25,7 @@ const MAX_WAYS: usize = 16;
 pub fn trace(
     wiring: &Wiring,
     sockets: &mut RouterSockets,
-    packet: &Packet,
+    packet: &TracePacket,
     from: Option<&EntryName>,
 ) -> Result<Trace, TraceError> {
     if packet.source.is_ipv4() != packet.destination.is_ipv4() {
@@ -70,7 +70,7 @@ pub fn trace(
 struct Walk<'a> {
     wiring: &'a Wiring,
     sockets: &'a mut RouterSockets,
-    packet: &'a Packet,
+    packet: &'a TracePacket,
     ways: Vec<WayOn>,
     warnings: Vec<String>,
 }
@@ -215,8 +215,8 @@ impl Walk<'_> {
             .wiring
             .kept_from(from, hop.next_hop, to, self.packet.source);
         match kept {
-            Some(Kept::NotAllowed) => Next::End(End::NotAllowed { at: to.clone() }),
-            Some(Kept::Unheard) => Next::End(End::NextHopUnknown { segment: None }),
+            Some(Undelivered::NotAllowed) => Next::End(End::NotAllowed { at: to.clone() }),
+            Some(Undelivered::Unheard) => Next::End(End::NextHopUnknown { segment: None }),
             None => next,
         }
     }

@@ -40,7 +40,7 @@ pub struct Plug {
 
 /// Why a packet that a router sends does not come to the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum Undelivered {
     /// The receiver's WireGuard does not allow the source from that peer.
     NotAllowed,
     /// The receiver does not answer ARP to who asks so (`arp_ignore` 2, or `rp_filter` 1).
@@ -335,9 +335,9 @@ impl Wiring {
         next_hop: Option<IpAddr>,
         to: &Entry,
         source: IpAddr,
-    ) -> Option<Kept> {
+    ) -> Option<Undelivered> {
         if !self.takes(router, out, to, source) {
-            return Some(Kept::NotAllowed);
+            return Some(Undelivered::NotAllowed);
         }
         let sender = self.plug(router, out)?;
         let receiver = self.plug(&to.router, to.iface_in.as_ref()?)?;
@@ -345,7 +345,7 @@ impl Wiring {
         let heard = next_hop.is_none_or(|hop| {
             fixed || !receiver.has(hop) || self.hears(router, sender, receiver, (hop, source))
         });
-        (!heard).then_some(Kept::Unheard)
+        (!heard).then_some(Undelivered::Unheard)
     }
 
     /// The names of the interfaces of `router` that are on a segment.

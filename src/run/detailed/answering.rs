@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::result::EndToEnd;
+use super::result::DetailedEndToEnd;
 use crate::{
     lab::{LabState, trace::Wiring},
     model::{Protocol, RouterName},
@@ -14,7 +14,7 @@ use crate::{
 /// has not seen the request and drops what belongs to none; none where there is no such.
 pub(super) fn doubt(
     lab: &LabState,
-    end: &EndToEnd,
+    end: &DetailedEndToEnd,
     protocol: Protocol,
     trust: bool,
 ) -> Option<String> {

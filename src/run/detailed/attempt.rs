@@ -17,7 +17,7 @@ use futures_util::future::select_all;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    connect::{Attempt, Client, Experience, PAYLOAD},
+    connect::{Attempt, ClientSocket, Experience, PAYLOAD},
     listen::{Listener, Witness},
     message::is_stream,
 };
@@ -25,7 +25,7 @@ use crate::{
     firewall::nft::{
         NftError,
         trace::{
-            Decision, Exit, StoppedBy,
+            ProbeExit, StoppedBy, TraceDecision,
             flow::{FlowPacket, FlowTracer, Payload},
         },
     },
@@ -62,10 +62,10 @@ pub(super) struct Tried {
 
 /// Watches a router's packets.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct RouterWatch {
     tracer: FlowTracer,
     events: Readable,
-    home: Home,
+    home: AnswerHome,
 }
 
 /// The RST bit of a TCP header's flags, RFC 9293 section 3.1.
@@ -73,7 +73,7 @@ const RST: u8 = 0x04;
 
 /// Where answers have to go.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Home {
+pub(super) struct AnswerHome {
     /// The source's address.
     pub(super) source: IpAddr,
     /// The number of the router's interface at which the source host is; 0 if it is not known, or
@@ -81,7 +81,7 @@ pub(super) struct Home {
     pub(super) interface: u32,
 }
 
-impl Home {
+impl AnswerHome {
     /// Whether a packet belongs to this attempt of `client`, and not to one before it.
     fn concerns(&self, packet: &FlowPacket, what: &Try, client: Option<u16>) -> bool {
         let Some((source, destination)) = packet.first.payload.ports() else {
@@ -103,7 +103,7 @@ impl Home {
     pub(super) fn is_missed_by(&self, packet: &FlowPacket) -> bool {
         self.interface != 0
             && packet.first.source != self.source
-            && packet.stopped_by() == StoppedBy::Nothing(Exit::Out)
+            && packet.stopped_by() == StoppedBy::Nothing(ProbeExit::Out)
             && packet.last.oif != self.interface
     }
 }
@@ -118,9 +118,9 @@ enum DeadEnd {
     Astray,
 }
 
-impl Watch {
+impl RouterWatch {
     /// Watches with `tracer`, on the calling thread's runtime.
-    pub(super) fn new(tracer: FlowTracer, home: Home) -> io::Result<Self> {
+    pub(super) fn new(tracer: FlowTracer, home: AnswerHome) -> io::Result<Self> {
         let events = Readable::new(tracer.as_fd().try_clone_to_owned()?)?;
         Ok(Self {
             tracer,
@@ -166,9 +166,9 @@ impl Watch {
 
 /// The watches of all routers that an attempt passes; none for a router that cannot be watched.
 #[derive(Debug, Default)]
-pub(super) struct Watches<'w>(pub(super) Vec<Option<&'w mut Watch>>);
+pub(super) struct RouterWatches<'w>(pub(super) Vec<Option<&'w mut RouterWatch>>);
 
-impl Watches<'_> {
+impl RouterWatches<'_> {
     fn read(&mut self) -> Result<(), NftError> {
         let mut watches = self.0.iter_mut().flatten();
         watches.try_for_each(|watch| watch.tracer.read())
@@ -177,7 +177,7 @@ impl Watches<'_> {
     /// What was seen at each router, and whether events were lost.
     fn take(&mut self) -> (Vec<Vec<FlowPacket>>, bool) {
         let mut lost = false;
-        let take = |watch: &mut Option<&mut Watch>| {
+        let take = |watch: &mut Option<&mut RouterWatch>| {
             let (packets, overrun) = watch.as_mut()?.tracer.take();
             lost |= overrun;
             Some(packets)
@@ -227,12 +227,13 @@ impl Watches<'_> {
 ///
 /// REJECT sends its answer before the rule's verdict is reported, so an answer that is not seen by
 /// then will not come.
-fn dead_end(packets: &[(&FlowPacket, Home)]) -> Option<DeadEnd> {
+fn dead_end(packets: &[(&FlowPacket, AnswerHome)]) -> Option<DeadEnd> {
     let dropped = |p: &FlowPacket| match p.stopped_by() {
-        StoppedBy::Rule(step) | StoppedBy::Policy(step) => step.decision == Decision::Drop,
+        StoppedBy::Rule(step) | StoppedBy::Policy(step) => step.decision == TraceDecision::Drop,
         _ => false,
     };
-    let answered = |p: &FlowPacket| p.is_own() && p.stopped_by() == StoppedBy::Nothing(Exit::Out);
+    let answered =
+        |p: &FlowPacket| p.is_own() && p.stopped_by() == StoppedBy::Nothing(ProbeExit::Out);
     if packets.iter().any(|(p, home)| home.is_missed_by(p)) {
         return Some(DeadEnd::Astray);
     }
@@ -260,7 +261,7 @@ pub(super) struct Try {
 pub(super) struct Ears<'w> {
     pub(super) listener: Option<&'w Listener>,
     pub(super) witness: Option<&'w Witness>,
-    pub(super) watches: Watches<'w>,
+    pub(super) watches: RouterWatches<'w>,
     /// Readable once the job is interrupted: whoever asks for the result then must not use it.
     pub(super) interrupt: Option<&'w Readable>,
 }
@@ -269,7 +270,7 @@ pub(super) struct Ears<'w> {
 pub(super) async fn attempt(
     what: &Try,
     protocol: Protocol,
-    client: Client,
+    client: ClientSocket,
     ears: Ears<'_>,
 ) -> Result<Tried, AttemptError> {
     let Ears {
@@ -313,7 +314,7 @@ async fn follow(
     what: &Try,
     attempt: &Attempt,
     listener: Option<&Listener>,
-    watches: &mut Watches<'_>,
+    watches: &mut RouterWatches<'_>,
     interrupt: Option<&Readable>,
 ) -> Result<Option<Experience>, AttemptError> {
     let client = attempt.local().map(|end| end.port());
@@ -426,7 +427,7 @@ mod tests {
                 port: to.port(),
                 protocol,
             };
-            let client = Client::open_here(loopback, None, service).unwrap();
+            let client = ClientSocket::open_here(loopback, None, service).unwrap();
             let ears = Ears {
                 listener: Some(&listener),
                 ..Ears::default()
@@ -463,7 +464,7 @@ mod tests {
             port: to.port(),
             protocol: Protocol::Udp,
         };
-        let client = Client::open_here(loopback, None, service).unwrap();
+        let client = ClientSocket::open_here(loopback, None, service).unwrap();
         let ears = Ears {
             interrupt: Some(&interrupt),
             ..Ears::default()

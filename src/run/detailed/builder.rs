@@ -7,7 +7,7 @@ use crate::{
     config::Config,
     lab::trace::EntryName,
     model::{LabName, RunId, Service},
-    run::{builder::Question, progress::Progress, resolve::RouterChoice},
+    run::{builder::QuestionOptions, progress::Progress, resolve::RouterChoice},
 };
 
 /// Whether each service gets from one address to another and back, proved with real connections.
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug)]
 #[must_use = "nothing is asked before `run`"]
 pub struct Detailed {
-    question: Question,
+    question: QuestionOptions,
     timeout: Duration,
     patient: bool,
 }
@@ -25,7 +25,7 @@ impl Detailed {
     /// Asks about `services` from `source` to `destination`, addresses of one family, in `lab`.
     pub fn new(lab: LabName, source: IpAddr, destination: IpAddr, services: Vec<Service>) -> Self {
         Self {
-            question: Question::new(lab, source, destination, services),
+            question: QuestionOptions::new(lab, source, destination, services),
             timeout: Duration::from_secs(1),
             patient: false,
         }

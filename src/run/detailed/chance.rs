@@ -19,7 +19,7 @@ use crate::{
             },
         },
         rule::{CLIENT_PORTS, Field, OpenPorts, Packet, Rule},
-        ruletext::Source,
+        ruletext::RuleSource,
     },
     model::{IfName, icmp},
     netlink::object::Family,
@@ -126,7 +126,7 @@ impl Clerk<'_> {
         let passed = matches!(packet.stopped_by(), StoppedBy::Nothing(_));
         let seen = self.as_asked(packet, head, headers);
         let watched = seen.watched(false, None);
-        let source = Source {
+        let source = RuleSource {
             netns: self.netns,
             tools: self.tools,
             socket,
@@ -159,7 +159,7 @@ impl Clerk<'_> {
         };
         let seen = self.as_asked(packet, head, headers);
         let watched = seen.watched(true, None);
-        let source = Source {
+        let source = RuleSource {
             netns: self.netns,
             tools: self.tools,
             socket,
@@ -186,7 +186,7 @@ impl Clerk<'_> {
         };
         let seen = self.as_asked(packet, head, headers);
         let watched = seen.watched(is_first, lost);
-        let source = Source {
+        let source = RuleSource {
             netns: self.netns,
             tools: self.tools,
             socket,

@@ -112,14 +112,14 @@ pub(super) enum Experience {
 
 /// A client's socket, not yet connected.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct ClientSocket {
     socket: OwnedFd,
     service: Service,
     /// What tells its requests from those of others, where the protocol has no ports.
     id: u16,
 }
 
-impl Client {
+impl ClientSocket {
     /// Opens a socket in the calling thread's network namespace. Without a port of its own it gets
     /// a fresh one when it connects.
     pub(super) fn open_here(
@@ -464,7 +464,7 @@ mod tests {
 
     async fn try_it(to: SocketAddr, protocol: Protocol) -> (Experience, Option<SocketAddr>) {
         let service = service(to, protocol);
-        let client = Client::open_here(LOOPBACK, None, service).unwrap();
+        let client = ClientSocket::open_here(LOOPBACK, None, service).unwrap();
         match client.start(to, [7; PAYLOAD], None) {
             Ok(attempt) => {
                 let local = attempt.local();
@@ -513,7 +513,7 @@ mod tests {
         let to = free(Protocol::Tcp);
         // The kernel accepts for the listener, which never does.
         let _deaf = Bound::open_here(to, Protocol::Tcp).unwrap();
-        let client = Client::open_here(LOOPBACK, None, service(to, Protocol::Tcp)).unwrap();
+        let client = ClientSocket::open_here(LOOPBACK, None, service(to, Protocol::Tcp)).unwrap();
         let attempt = client.start(to, [7; PAYLOAD], None).unwrap();
         let patience = Duration::from_millis(50);
         assert!(

@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::{
     head::{self, packet_head},
     journey::Sighting,
-    judge::{Fate, Proxied},
+    judge::{PacketFate, Proxied},
     result::{Direction, RuleEvidence},
 };
 use crate::{
@@ -21,12 +21,12 @@ use crate::{
         RulePlace,
         nft::{
             NftError, NftSocket,
-            counters::{BaseChain, Counts, Snapshot},
-            trace::{Decision, PacketHead, StepKind, StoppedBy, TraceStep, flow::FlowPacket},
+            counters::{BaseChain, CounterSnapshot, Counts},
+            trace::{PacketHead, StepKind, StoppedBy, TraceDecision, TraceStep, flow::FlowPacket},
         },
         place::HookPoint,
         rule::OpenPorts,
-        ruletext::{RuleBook, RuleText, Source},
+        ruletext::{RuleBook, RuleSource, RuleText},
     },
     model::IfName,
     netlink::NetlinkError,
@@ -68,7 +68,7 @@ pub(super) struct Clerk<'a> {
 
 /// Rules by what they did.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Rules {
+pub(super) struct RulesByEffect {
     pub(super) allowing: Vec<RuleEvidence>,
     pub(super) blocking: Vec<RuleEvidence>,
     pub(super) touched: Vec<RuleEvidence>,
@@ -124,25 +124,25 @@ impl<'a> Clerk<'a> {
         socket: &mut NftSocket,
         seen: &[Sighting],
         direction: Direction,
-    ) -> Result<Fate, EvidenceError> {
+    ) -> Result<PacketFate, EvidenceError> {
         let mine = seen.iter().filter(|s| s.direction == Some(direction));
         let mut mine = mine.map(|s| &s.packet).peekable();
         if mine.peek().is_none() {
-            return Ok(Fate::NotSeen);
+            return Ok(PacketFate::NotSeen);
         }
         let ended = |p: &&FlowPacket| !matches!(p.stopped_by(), StoppedBy::Nothing(_));
         let Some(packet) = mine.find(ended) else {
-            return Ok(Fate::Passed);
+            return Ok(PacketFate::Passed);
         };
         Ok(match packet.stopped_by() {
             StoppedBy::Rule(step) => self.stopped_by_rule(socket, step)?,
-            StoppedBy::Policy(step) => Fate::Stopped {
+            StoppedBy::Policy(step) => PacketFate::Stopped {
                 by: format!("the policy of {}", self.chain(socket, &step.place)?),
                 rejects_with: None,
             },
-            StoppedBy::Within(hook) => Fate::Within(hook.to_string()),
-            StoppedBy::After(hook) => Fate::Lost(self.lost(packet, hook)?),
-            StoppedBy::Nothing(_) => Fate::Passed,
+            StoppedBy::Within(hook) => PacketFate::Within(hook.to_string()),
+            StoppedBy::After(hook) => PacketFate::Lost(self.lost(packet, hook)?),
+            StoppedBy::Nothing(_) => PacketFate::Passed,
         })
     }
 
@@ -150,20 +150,20 @@ impl<'a> Clerk<'a> {
         &mut self,
         socket: &mut NftSocket,
         step: &TraceStep,
-    ) -> Result<Fate, EvidenceError> {
+    ) -> Result<PacketFate, EvidenceError> {
         let rule = self.rule(socket, &step.place)?;
-        if step.decision == Decision::Drop
+        if step.decision == TraceDecision::Drop
             && let Some(port) = rule.parsed().proxied_to()
         {
             let rule = rule.to_string();
-            return Ok(Fate::Proxied(Proxied { port, rule }));
+            return Ok(PacketFate::Proxied(Proxied { port, rule }));
         }
         let by = match step.decision {
-            Decision::Queue(queue) => format!("{rule}, which hands it to NFQUEUE {queue}"),
-            Decision::Stolen => format!("{rule}, which takes it away"),
+            TraceDecision::Queue(queue) => format!("{rule}, which hands it to NFQUEUE {queue}"),
+            TraceDecision::Stolen => format!("{rule}, which takes it away"),
             _ => rule.to_string(),
         };
-        Ok(Fate::Stopped {
+        Ok(PacketFate::Stopped {
             by,
             rejects_with: rejected_with(&rule),
         })
@@ -212,9 +212,9 @@ impl<'a> Clerk<'a> {
         &mut self,
         socket: &mut NftSocket,
         packets: &[Sighting],
-        (before, after): (&Snapshot, &Snapshot),
-    ) -> Result<Rules, EvidenceError> {
-        let mut rules = Rules::default();
+        (before, after): (&CounterSnapshot, &CounterSnapshot),
+    ) -> Result<RulesByEffect, EvidenceError> {
+        let mut rules = RulesByEffect::default();
         let seen = self.seen(packets);
         for seen in &seen {
             let place = &seen.step.place;
@@ -267,7 +267,7 @@ impl<'a> Clerk<'a> {
     fn role(&self, step: &TraceStep) -> Option<Role> {
         let ends = matches!(
             step.decision,
-            Decision::Drop | Decision::Stolen | Decision::Queue(_)
+            TraceDecision::Drop | TraceDecision::Stolen | TraceDecision::Queue(_)
         );
         // Tables of iptables that are there to rewrite or mark let everything through.
         let decides = !["mangle", "raw", "security"].contains(&step.place.table.as_str());
@@ -277,7 +277,7 @@ impl<'a> Clerk<'a> {
             _ if ends => Some(Role::Blocked),
             StepKind::Policy if filters && !self.is_nat(step) => Some(Role::Allowed),
             StepKind::Policy => None,
-            StepKind::Rule if step.decision == Decision::Accept && !self.is_nat(step) => {
+            StepKind::Rule if step.decision == TraceDecision::Accept && !self.is_nat(step) => {
                 Some(Role::Allowed)
             }
             StepKind::Rule => Some(Role::Touched),
@@ -301,7 +301,7 @@ impl<'a> Clerk<'a> {
         &mut self,
         socket: &mut NftSocket,
         traced: &HashSet<&RulePlace>,
-        (before, after): (&Snapshot, &Snapshot),
+        (before, after): (&CounterSnapshot, &CounterSnapshot),
     ) -> Result<Vec<RuleEvidence>, EvidenceError> {
         let rose = |(place, now): (&RulePlace, &Counts)| {
             let then = before.counts.get(place).copied().unwrap_or_default();
@@ -341,7 +341,7 @@ impl<'a> Clerk<'a> {
                 let rule = self.rule(socket, &step.place)?;
                 let text = text_of(&rule);
                 self.note_entry(&rule);
-                let rejects = rejected_with(&rule).filter(|_| step.decision == Decision::Drop);
+                let rejects = rejected_with(&rule).filter(|_| step.decision == TraceDecision::Drop);
                 let action = rejects.map_or(action, |with| format!("reject with {with}"));
                 (rule.position, text, action)
             }
@@ -361,7 +361,7 @@ impl<'a> Clerk<'a> {
         socket: &mut NftSocket,
         place: &RulePlace,
     ) -> Result<RuleText, EvidenceError> {
-        let mut source = Source {
+        let mut source = RuleSource {
             netns: self.netns,
             tools: self.tools,
             socket,
@@ -374,7 +374,7 @@ impl<'a> Clerk<'a> {
         socket: &mut NftSocket,
         place: &RulePlace,
     ) -> Result<String, EvidenceError> {
-        let mut source = Source {
+        let mut source = RuleSource {
             netns: self.netns,
             tools: self.tools,
             socket,

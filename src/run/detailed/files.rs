@@ -100,7 +100,7 @@ pub fn write(dir: &Path, report: &DetailedReport) -> Result<(), WriteError> {
     put(dir, "report.html", |file| {
         file.write_all(html::page(report).as_bytes())
     })?;
-    let layout = text::Layout {
+    let layout = text::DetailedLayout {
         width: WIDTH,
         colour: false,
         evidence: true,
@@ -129,13 +129,13 @@ pub fn write(dir: &Path, report: &DetailedReport) -> Result<(), WriteError> {
 /// What a job has found out so far, a JSON line per service: of a job that is ended before it comes to
 /// its result, or whose result has no room, that stays.
 #[derive(Debug)]
-pub(super) struct Measured {
+pub(super) struct MeasuredFile {
     path: PathBuf,
     /// None once a line could not be written.
     file: Mutex<Option<File>>,
 }
 
-impl Measured {
+impl MeasuredFile {
     /// Begins anew in `dir`.
     pub(super) fn begin(dir: &Path) -> Result<Self, WriteError> {
         let path = dir.join(MEASURED);

@@ -1,9 +1,9 @@
 //! What the heads of traced packets say, in the terms of services and reports.
 
-use super::result::Headers;
+use super::result::KnownHeaders;
 use crate::{
     firewall::nft::trace::{
-        Decision, PacketHead,
+        PacketHead, TraceDecision,
         flow::{FlowHead, FlowPacket, Payload},
     },
     model::icmp,
@@ -37,9 +37,9 @@ pub(super) fn ports(head: &FlowHead) -> (u16, u16) {
 }
 
 /// Addresses and ports as reports show them.
-pub(super) fn headers(head: &FlowHead) -> Headers {
+pub(super) fn headers(head: &FlowHead) -> KnownHeaders {
     let ports = head.payload.ports();
-    Headers {
+    KnownHeaders {
         source: head.source,
         source_port: ports.map(|(source, _)| source),
         destination: head.destination,
@@ -70,16 +70,16 @@ pub(super) fn packet_head(packet: &FlowPacket) -> Option<PacketHead> {
 }
 
 /// A decision in words.
-pub(super) fn decision(decision: &Decision) -> String {
+pub(super) fn decision(decision: &TraceDecision) -> String {
     match decision {
-        Decision::Continue => "continue".to_owned(),
-        Decision::Accept => "accept".to_owned(),
-        Decision::Drop => "drop".to_owned(),
-        Decision::Stolen => "stolen".to_owned(),
-        Decision::Queue(number) => format!("queue {number}"),
-        Decision::Jump(chain) => format!("jump {chain}"),
-        Decision::Goto(chain) => format!("goto {chain}"),
-        Decision::Return => "return".to_owned(),
-        Decision::Other(code) => format!("verdict {code}"),
+        TraceDecision::Continue => "continue".to_owned(),
+        TraceDecision::Accept => "accept".to_owned(),
+        TraceDecision::Drop => "drop".to_owned(),
+        TraceDecision::Stolen => "stolen".to_owned(),
+        TraceDecision::Queue(number) => format!("queue {number}"),
+        TraceDecision::Jump(chain) => format!("jump {chain}"),
+        TraceDecision::Goto(chain) => format!("goto {chain}"),
+        TraceDecision::Return => "return".to_owned(),
+        TraceDecision::Other(code) => format!("verdict {code}"),
     }
 }

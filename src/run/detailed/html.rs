@@ -5,8 +5,8 @@ use std::fmt::{Display, Write as _};
 
 use super::{
     result::{
-        DetailedReport, Direction, Leg, Nat, PacketWay, RouterTest, RuleEvidence, ServiceResult,
-        file_stem,
+        DetailedReport, Direction, Nat, PacketWay, RouterTest, RuleEvidence, ServiceResult,
+        TakenLeg, file_stem,
     },
     svg::{class, path},
     text::{headline, place, reach},
@@ -165,7 +165,7 @@ fn section(page: &mut Page, report: &DetailedReport, service: &ServiceResult) {
     page.raw("</section>\n");
 }
 
-fn legs(page: &mut Page, what: &str, legs: &[Leg]) {
+fn legs(page: &mut Page, what: &str, legs: &[TakenLeg]) {
     if legs.is_empty() {
         return;
     }

@@ -7,16 +7,16 @@ use std::{
 };
 
 use super::{
-    Closing, DetailedError, DetailedJob, Setup,
+    DetailedClosing, DetailedError, DetailedJob, Setup,
     connect::PAYLOAD,
-    files::Measured,
+    files::MeasuredFile,
     map::LabMap,
     millis,
     plan::Planner,
-    question::{Answers, Asking, Question},
-    result::{DetailedReport, ServiceTest, Timing},
-    rounds::{Held, Rounds},
-    site::Asked,
+    question::{Asking, DetailedAnswers, Question},
+    result::{DetailedReport, DetailedTiming, ServiceTest},
+    rounds::{LockTimes, Rounds},
+    site::StretchService,
     steer::ask_copies,
 };
 use crate::{
@@ -43,14 +43,14 @@ pub(super) const PHASES: &[Phase] = &[
 
 /// A result, and the sockets that are left to close.
 ///
-/// Closing a socket that owned a table waits for the kernel to settle, 10 to 16 ms. All that
+/// DetailedClosing a socket that owned a table waits for the kernel to settle, 10 to 16 ms. All that
 /// matters is undone by then, so print the result first and drop this afterwards.
 #[derive(Debug)]
-pub struct Answered {
+pub struct DetailedAnswer {
     /// The result.
     pub report: DetailedReport,
     /// The sockets.
-    pub closing: Vec<Closing>,
+    pub closing: Vec<DetailedClosing>,
 }
 
 /// Runs the job.
@@ -58,7 +58,7 @@ pub struct Answered {
 /// # Errors
 /// [`DetailedError`] when it could not be run; everything was undone then, or the log says what is
 /// left. What could not be undone after a measurement that worked is a warning in the report.
-pub fn run(job: &DetailedJob, config: &Config) -> Result<Answered, DetailedError> {
+pub fn run(job: &DetailedJob, config: &Config) -> Result<DetailedAnswer, DetailedError> {
     let progress = Progress::new(job.progress.as_deref(), PHASES);
     let progress = progress.map_err(|source| DetailedError::Progress {
         path: job.progress.clone().unwrap_or_default(),
@@ -71,7 +71,7 @@ pub(super) fn run_telling(
     job: &DetailedJob,
     config: &Config,
     progress: Progress,
-) -> Result<Answered, DetailedError> {
+) -> Result<DetailedAnswer, DetailedError> {
     let started = Instant::now();
     let started_at = now();
     let interrupt = Interrupt::current().map_err(DetailedError::system("learn of signals"))?;
@@ -89,7 +89,7 @@ pub(super) fn run_telling(
     let resolve = started.elapsed();
     let tools = Tools::new(config.tool_dirs.clone());
     let steps = Steps::new(&progress, question.steps());
-    let measured = job.out.as_deref().map(Measured::begin).transpose()?;
+    let measured = job.out.as_deref().map(MeasuredFile::begin).transpose()?;
     let keep = |service, test: &ServiceTest| {
         if let Some(measured) = &measured {
             measured.add(service, test);
@@ -122,7 +122,7 @@ pub(super) fn run_telling(
     let answers = answers(job, config, &question, &rounds.tests);
     let report = assemble(job, answers, held, started_at, timing);
     steps.finish();
-    Ok(Answered {
+    Ok(DetailedAnswer {
         report,
         closing: rounds.closing,
     })
@@ -133,8 +133,8 @@ fn answers(
     job: &DetailedJob,
     config: &Config,
     question: &Question<'_>,
-    tests: &BTreeMap<Asked, ServiceTest>,
-) -> Answers {
+    tests: &BTreeMap<StretchService, ServiceTest>,
+) -> DetailedAnswers {
     let mut answers = question.answers(tests);
     let forked = question.forked(&answers.services);
     if !forked.is_empty()
@@ -207,8 +207,8 @@ impl<'a> Steps<'a> {
     }
 }
 
-fn timing(started: Instant, resolve: Duration, held: &Held) -> Timing {
-    Timing {
+fn timing(started: Instant, resolve: Duration, held: &LockTimes) -> DetailedTiming {
+    DetailedTiming {
         resolve: millis(resolve),
         hosts: millis(held.hosts),
         lock: millis(held.waited),
@@ -220,12 +220,12 @@ fn timing(started: Instant, resolve: Duration, held: &Held) -> Timing {
 
 fn assemble(
     job: &DetailedJob,
-    answers: Answers,
-    held: Held,
+    answers: DetailedAnswers,
+    held: LockTimes,
     started_at: String,
-    timing_ms: Timing,
+    timing_ms: DetailedTiming,
 ) -> DetailedReport {
-    let Answers {
+    let DetailedAnswers {
         routers,
         services,
         mut warnings,

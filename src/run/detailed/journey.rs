@@ -11,7 +11,7 @@ use std::{
 
 use super::{head, result::Direction, site::Task};
 use crate::firewall::nft::trace::{
-    Exit, StoppedBy,
+    ProbeExit, StoppedBy,
     flow::{FlowHead, FlowPacket, Payload},
 };
 
@@ -42,7 +42,7 @@ pub(super) struct Journey {
 
 /// The packets of one attempt at all routers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct SeenPackets {
     /// By router.
     pub(super) at: Vec<Vec<Sighting>>,
     /// In the order in which they began.
@@ -120,7 +120,7 @@ fn mark(segment: usize, head: &FlowHead) -> Mark {
     (segment, source, destination, payload, ttl)
 }
 
-impl Seen {
+impl SeenPackets {
     /// Puts the packets that `routers` saw together and leaves out what is not of this attempt.
     pub(super) fn of(
         routers: Vec<Vec<FlowPacket>>,
@@ -222,7 +222,7 @@ fn links(routers: &[Vec<FlowPacket>], wires: &Wires) -> HashMap<(usize, usize), 
     let mut next = HashMap::new();
     for (at, packets) in routers.iter().enumerate() {
         for (number, packet) in packets.iter().enumerate() {
-            if packet.stopped_by() != StoppedBy::Nothing(Exit::Out) {
+            if packet.stopped_by() != StoppedBy::Nothing(ProbeExit::Out) {
                 continue;
             }
             let Some(segment) = wires.segment(at, packet.last.oif) else {
@@ -369,7 +369,7 @@ mod tests {
                 HashMap::from([(1, between.1), (2, 2)]),
             ])
         };
-        let seen = Seen::of(
+        let seen = SeenPackets::of(
             routers.clone(),
             &wires((1, 1)),
             &TASK,
@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(way(Direction::Request), [(0, 64), (1, 63)]);
         assert_eq!(way(Direction::Answer), [(1, 64), (0, 63)]);
         assert_eq!(seen.routers(Direction::Answer), [1, 0]);
-        let apart = Seen::of(routers, &wires((1, 7)), &TASK, &ends(40_001, None));
+        let apart = SeenPackets::of(routers, &wires((1, 7)), &TASK, &ends(40_001, None));
         assert_eq!(apart.first(Direction::Request).len(), 1);
     }
 }

@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::result::{
-    DetailedReport, Leg, LockTime, RouterTest, ServiceResult, ServiceTest, Status, Timing,
+    DetailedReport, DetailedTiming, LockTime, RouterTest, ServiceResult, ServiceStatus,
+    ServiceTest, TakenLeg,
 };
 use crate::{
     model::{IfName, Protocol, RouterName, Service},
@@ -17,7 +18,7 @@ use crate::{
 
 /// Everything in one document.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Document<'a> {
+pub struct DetailedDocument<'a> {
     timestamp: &'a str,
     version: &'static str,
     run_id: &'a str,
@@ -30,7 +31,7 @@ pub struct Document<'a> {
     services: Vec<ServiceDocument<'a>>,
     locks: &'a [LockTime],
     warnings: &'a [String],
-    timing_ms: Timing,
+    timing_ms: DetailedTiming,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -50,7 +51,7 @@ pub struct EndDocument<'a> {
     port: u16,
     protocol: Protocol,
     result: Verdict,
-    status: Status,
+    status: ServiceStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,7 +100,7 @@ impl<'a> EndDocument<'a> {
 }
 
 impl<'a> LegDocument<'a> {
-    fn of(leg: &'a Leg) -> Self {
+    fn of(leg: &'a TakenLeg) -> Self {
         Self {
             router: &leg.router,
             iface_in: &leg.iface_in,
@@ -145,9 +146,9 @@ struct TestList<'a> {
 
 /// The whole result.
 #[must_use]
-pub fn document(report: &DetailedReport) -> Document<'_> {
+pub fn document(report: &DetailedReport) -> DetailedDocument<'_> {
     let (yes, no, unknown) = report.count();
-    Document {
+    DetailedDocument {
         timestamp: &report.started_at,
         version: env!("CARGO_PKG_VERSION"),
         run_id: report.run_id.as_str(),
@@ -175,8 +176,8 @@ pub fn document(report: &DetailedReport) -> Document<'_> {
 }
 
 /// The result without its evidence and the answers' ways, which are most of it.
-pub(super) fn overview(report: &DetailedReport) -> Document<'_> {
-    let mut document = Document {
+pub(super) fn overview(report: &DetailedReport) -> DetailedDocument<'_> {
+    let mut document = DetailedDocument {
         services: Vec::new(),
         ..document(report)
     };

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::{
     connect::{Experience, IcmpError},
-    result::{Refuser, Status},
+    result::{Refuser, ServiceStatus},
 };
 use crate::{
     model::IfName,
@@ -45,7 +45,7 @@ impl fmt::Display for Proxied {
 
 /// What became of the packets of one direction.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum PacketFate {
     /// None was seen.
     NotSeen,
     /// All went on behind the router's last chain, or to the router itself.
@@ -75,12 +75,12 @@ pub(super) enum Fate {
 
 /// What was observed of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Facts<'a> {
+pub(super) struct Observation<'a> {
     pub(super) experience: Option<&'a Experience>,
     /// Whether packets could be followed at all.
     pub(super) traced: bool,
-    pub(super) request: Fate,
-    pub(super) answer: Fate,
+    pub(super) request: PacketFate,
+    pub(super) answer: PacketFate,
     /// Whether the router itself sent something to the source, and it went out.
     pub(super) own_left: bool,
     /// Whether the destination host saw the request.
@@ -98,13 +98,13 @@ pub(super) struct Facts<'a> {
 /// A status, the sentence that goes with it, and who said no.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Judged {
-    pub(super) status: Status,
+    pub(super) status: ServiceStatus,
     pub(super) message: String,
     pub(super) refused_by: Option<Refuser>,
 }
 
 impl Judged {
-    fn new(status: Status, message: impl Into<String>) -> Self {
+    fn new(status: ServiceStatus, message: impl Into<String>) -> Self {
         Self {
             status,
             message: message.into(),
@@ -119,9 +119,9 @@ impl Judged {
 }
 
 /// Judges one attempt.
-pub(super) fn judge(facts: &Facts<'_>) -> Judged {
+pub(super) fn judge(facts: &Observation<'_>) -> Judged {
     match facts.experience {
-        Some(Experience::Answered(_)) => Judged::new(Status::Ok, "answered"),
+        Some(Experience::Answered(_)) => Judged::new(ServiceStatus::Ok, "answered"),
         Some(Experience::Mute(_)) => mute(facts),
         Some(Experience::Icmp(icmp)) => icmp_error(facts, *icmp),
         Some(Experience::Reset) => reset(facts),
@@ -132,48 +132,57 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judged {
         {
             let why = no_way(*errno).unwrap_or_else(|| errno.desc());
             let message = format!("the router has no way for it: {why}");
-            Judged::new(Status::Unreachable, message)
+            Judged::new(ServiceStatus::Unreachable, message)
         }
-        Some(Experience::NotSent(errno)) => Judged::new(Status::Unknown, not_sent(*errno)),
+        Some(Experience::NotSent(errno)) => Judged::new(ServiceStatus::Unknown, not_sent(*errno)),
         Some(Experience::Failed(errno)) => {
             let message = format!("the client's socket failed: {}", errno.desc());
-            Judged::new(Status::Unknown, message)
+            Judged::new(ServiceStatus::Unknown, message)
         }
         None => silence(facts),
     }
 }
 
 /// Whether the packets' ways say how it ends, so that nobody needs to wait longer.
-pub(super) fn is_settled(facts: &Facts<'_>) -> bool {
+pub(super) fn is_settled(facts: &Observation<'_>) -> bool {
     match (&facts.request, &facts.answer) {
-        (Fate::Stopped { .. } | Fate::Proxied(_), _) => true,
-        (_, Fate::Stopped { .. } | Fate::Astray(_) | Fate::Outside(..) | Fate::Direct) => true,
-        (_, Fate::Unowned(_)) => true,
-        (Fate::Lost(reason), _) if facts.experience.is_none() => reason.is_known(),
+        (PacketFate::Stopped { .. } | PacketFate::Proxied(_), _) => true,
+        (
+            _,
+            PacketFate::Stopped { .. }
+            | PacketFate::Astray(_)
+            | PacketFate::Outside(..)
+            | PacketFate::Direct,
+        ) => true,
+        (_, PacketFate::Unowned(_)) => true,
+        (PacketFate::Lost(reason), _) if facts.experience.is_none() => reason.is_known(),
         // Who has a connection and no answer yet may still get one.
         _ => !matches!(facts.experience, None | Some(Experience::Mute(_))),
     }
 }
 
 /// The handshake was done, so both ways are open for its packets, and then not.
-fn mute(facts: &Facts<'_>) -> Judged {
+fn mute(facts: &Observation<'_>) -> Judged {
     let why = match (&facts.request, &facts.answer) {
-        (Fate::Stopped { by, .. }, _) => format!("the data sent over it was stopped by {by}"),
-        (Fate::Lost(reason @ OutsideReason::TooBig { .. }), _) => {
+        (PacketFate::Stopped { by, .. }, _) => format!("the data sent over it was stopped by {by}"),
+        (PacketFate::Lost(reason @ OutsideReason::TooBig { .. }), _) => {
             format!("the data sent over it was lost: {reason}; {BLACK_HOLE}")
         }
-        (_, Fate::Stopped { by, .. }) => format!("the answer was stopped by {by}"),
-        (_, Fate::Astray(interface)) => astray(interface),
-        (_, Fate::Outside(interface, hop)) => outside(interface, *hop),
+        (_, PacketFate::Stopped { by, .. }) => format!("the answer was stopped by {by}"),
+        (_, PacketFate::Astray(interface)) => astray(interface),
+        (_, PacketFate::Outside(interface, hop)) => outside(interface, *hop),
         _ => "what was sent over it did not come back".to_owned(),
     };
-    Judged::new(Status::Partial, format!("the connection was made; {why}"))
+    Judged::new(
+        ServiceStatus::Partial,
+        format!("the connection was made; {why}"),
+    )
 }
 
-fn icmp_error(facts: &Facts<'_>, icmp: IcmpError) -> Judged {
+fn icmp_error(facts: &Observation<'_>, icmp: IcmpError) -> Judged {
     if facts.arrived && icmp.from == facts.destination {
         let message = format!("the destination host refused: {icmp}");
-        return Judged::new(Status::Refused, message).by(Refuser::Destination);
+        return Judged::new(ServiceStatus::Refused, message).by(Refuser::Destination);
     }
     let refuser = if facts.routers.contains(&&icmp.from) || facts.own_left {
         Refuser::Router
@@ -181,12 +190,15 @@ fn icmp_error(facts: &Facts<'_>, icmp: IcmpError) -> Judged {
         Refuser::Other
     };
     let judged = match &facts.request {
-        Fate::Stopped { by, .. } => {
-            Judged::new(Status::Rejected, format!("rejected with {icmp} by {by}"))
+        PacketFate::Stopped { by, .. } => Judged::new(
+            ServiceStatus::Rejected,
+            format!("rejected with {icmp} by {by}"),
+        ),
+        PacketFate::Lost(reason) => {
+            Judged::new(ServiceStatus::Unreachable, format!("{icmp}: {reason}"))
         }
-        Fate::Lost(reason) => Judged::new(Status::Unreachable, format!("{icmp}: {reason}")),
-        _ if is_routing(icmp) => Judged::new(Status::Unreachable, icmp.to_string()),
-        _ => Judged::new(Status::Rejected, format!("rejected with {icmp}")),
+        _ if is_routing(icmp) => Judged::new(ServiceStatus::Unreachable, icmp.to_string()),
+        _ => Judged::new(ServiceStatus::Rejected, format!("rejected with {icmp}")),
     };
     judged.by(refuser)
 }
@@ -201,20 +213,20 @@ fn is_routing(icmp: IcmpError) -> bool {
     }
 }
 
-fn reset(facts: &Facts<'_>) -> Judged {
+fn reset(facts: &Observation<'_>) -> Judged {
     match &facts.request {
-        Fate::Stopped { by, .. } => {
+        PacketFate::Stopped { by, .. } => {
             let message = format!("rejected with a TCP reset by {by}");
-            Judged::new(Status::Rejected, message).by(Refuser::Router)
+            Judged::new(ServiceStatus::Rejected, message).by(Refuser::Router)
         }
         _ if facts.arrived => {
             let message = "the destination host refused with a TCP reset";
-            Judged::new(Status::Refused, message).by(Refuser::Destination)
+            Judged::new(ServiceStatus::Refused, message).by(Refuser::Destination)
         }
         _ => {
             let message = "rejected with a TCP reset by the router: the request did not reach the \
                            destination host";
-            Judged::new(Status::Rejected, message).by(Refuser::Router)
+            Judged::new(ServiceStatus::Rejected, message).by(Refuser::Router)
         }
     }
 }
@@ -227,10 +239,10 @@ fn not_sent(errno: Errno) -> String {
 }
 
 /// Nothing came back at all.
-fn silence(facts: &Facts<'_>) -> Judged {
+fn silence(facts: &Observation<'_>) -> Judged {
     match &facts.request {
-        Fate::Proxied(proxied) => Judged::new(Status::Unknown, proxied.to_string()),
-        Fate::Stopped {
+        PacketFate::Proxied(proxied) => Judged::new(ServiceStatus::Unknown, proxied.to_string()),
+        PacketFate::Stopped {
             by,
             rejects_with: Some(with),
         } => {
@@ -238,44 +250,48 @@ fn silence(facts: &Facts<'_>) -> Judged {
                 "rejected with {with} by {by}; the router did not send that answer this time \
                  (net.ipv4.icmp_ratelimit, icmp_msgs_per_sec, or its own output rules)"
             );
-            Judged::new(Status::Rejected, message).by(Refuser::Router)
+            Judged::new(ServiceStatus::Rejected, message).by(Refuser::Router)
         }
-        Fate::Stopped { by, .. } => {
-            Judged::new(Status::Timeout, format!("no answer: dropped by {by}"))
+        PacketFate::Stopped { by, .. } => Judged::new(
+            ServiceStatus::Timeout,
+            format!("no answer: dropped by {by}"),
+        ),
+        PacketFate::Lost(reason @ OutsideReason::NotSeen(_)) => {
+            Judged::new(ServiceStatus::Unknown, format!("the request {reason}"))
         }
-        Fate::Lost(reason @ OutsideReason::NotSeen(_)) => {
-            Judged::new(Status::Unknown, format!("the request {reason}"))
-        }
-        Fate::Lost(reason @ OutsideReason::TooBig { .. }) => {
+        PacketFate::Lost(reason @ OutsideReason::TooBig { .. }) => {
             let message = format!("no answer: {reason}; {BLACK_HOLE}");
-            Judged::new(Status::Unreachable, message)
+            Judged::new(ServiceStatus::Unreachable, message)
         }
-        Fate::Lost(reason) if reason.is_known() => {
-            Judged::new(Status::Unreachable, format!("no answer: {reason}"))
+        PacketFate::Lost(reason) if reason.is_known() => {
+            Judged::new(ServiceStatus::Unreachable, format!("no answer: {reason}"))
         }
-        Fate::Lost(reason) => Judged::new(Status::Timeout, format!("no answer: {reason}")),
-        Fate::Within(hook) if !facts.arrived => {
+        PacketFate::Lost(reason) => {
+            Judged::new(ServiceStatus::Timeout, format!("no answer: {reason}"))
+        }
+        PacketFate::Within(hook) if !facts.arrived => {
             let message = format!(
                 "no answer: dropped at {hook} by something that nf_tables does not trace, such \
                  as iptables-legacy or connection tracking"
             );
-            Judged::new(Status::Timeout, message)
+            Judged::new(ServiceStatus::Timeout, message)
         }
-        Fate::NotSeen if facts.traced && !facts.arrived => {
-            Judged::new(Status::Unknown, "the request did not come in at the router")
-        }
+        PacketFate::NotSeen if facts.traced && !facts.arrived => Judged::new(
+            ServiceStatus::Unknown,
+            "the request did not come in at the router",
+        ),
         _ if facts.arrived => half_way(facts),
-        Fate::Passed if facts.turns_back => {
+        PacketFate::Passed if facts.turns_back => {
             let message = "no answer: the request comes back to the client itself with the client's \
                            own address as its sender, and hosts drop that";
-            Judged::new(Status::Timeout, message)
+            Judged::new(ServiceStatus::Timeout, message)
         }
-        Fate::Passed => {
+        PacketFate::Passed => {
             let message = "the request left the router and did not reach the destination host";
-            Judged::new(Status::Unknown, message)
+            Judged::new(ServiceStatus::Unknown, message)
         }
         _ => Judged::new(
-            Status::Timeout,
+            ServiceStatus::Timeout,
             "no answer, and the destination host saw no request",
         ),
     }
@@ -293,33 +309,38 @@ fn outside(interface: &IfName, hop: IpAddr) -> String {
 }
 
 /// The request arrived, the answer did not.
-fn half_way(facts: &Facts<'_>) -> Judged {
-    if let Fate::Outside(interface, hop) = &facts.answer {
+fn half_way(facts: &Observation<'_>) -> Judged {
+    if let PacketFate::Outside(interface, hop) = &facts.answer {
         let message = format!("the request arrived; {}", outside(interface, *hop));
-        return Judged::new(Status::Unknown, message);
+        return Judged::new(ServiceStatus::Unknown, message);
     }
     let why = match &facts.answer {
-        Fate::Stopped { by, .. } => format!("the answer was stopped by {by}"),
-        Fate::Proxied(proxied) => format!("the answer: {proxied}"),
-        Fate::Lost(reason) => format!("the answer was lost: {reason}"),
-        Fate::Within(hook) => {
+        PacketFate::Stopped { by, .. } => format!("the answer was stopped by {by}"),
+        PacketFate::Proxied(proxied) => format!("the answer: {proxied}"),
+        PacketFate::Lost(reason) => format!("the answer was lost: {reason}"),
+        PacketFate::Within(hook) => {
             format!("the answer was dropped at {hook} by something that nf_tables does not trace")
         }
-        Fate::Astray(interface) => astray(interface),
-        Fate::Outside(interface, hop) => outside(interface, *hop),
-        Fate::Direct => format!(
+        PacketFate::Astray(interface) => astray(interface),
+        PacketFate::Outside(interface, hop) => outside(interface, *hop),
+        PacketFate::Direct => format!(
             "the server answers the client directly, from {}, an address that the client did not \
              call",
             facts.destination
         ),
-        Fate::Unowned(peer) => format!(
+        PacketFate::Unowned(peer) => format!(
             "the server's answer is for {peer} on its own link, and nobody there has that address"
         ),
-        Fate::Passed => "the answer left the router and did not reach the source host".to_owned(),
-        Fate::NotSeen if facts.traced => "no answer came back to the router".to_owned(),
-        Fate::NotSeen => "the answer did not come back".to_owned(),
+        PacketFate::Passed => {
+            "the answer left the router and did not reach the source host".to_owned()
+        }
+        PacketFate::NotSeen if facts.traced => "no answer came back to the router".to_owned(),
+        PacketFate::NotSeen => "the answer did not come back".to_owned(),
     };
-    Judged::new(Status::Partial, format!("the request arrived; {why}"))
+    Judged::new(
+        ServiceStatus::Partial,
+        format!("the request arrived; {why}"),
+    )
 }
 
 #[cfg(test)]
@@ -331,12 +352,12 @@ mod tests {
     const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
     const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 9, 0, 9));
 
-    fn facts(experience: Option<&Experience>) -> Facts<'_> {
-        Facts {
+    fn facts(experience: Option<&Experience>) -> Observation<'_> {
+        Observation {
             experience,
             traced: true,
-            request: Fate::Passed,
-            answer: Fate::NotSeen,
+            request: PacketFate::Passed,
+            answer: PacketFate::NotSeen,
             own_left: false,
             arrived: false,
             destination: HOST,
@@ -346,8 +367,8 @@ mod tests {
         }
     }
 
-    fn stopped(with: Option<&str>) -> Fate {
-        Fate::Stopped {
+    fn stopped(with: Option<&str>) -> PacketFate {
+        PacketFate::Stopped {
             by: "rule 3".to_owned(),
             rejects_with: with.map(str::to_owned),
         }
@@ -370,47 +391,47 @@ mod tests {
         let prohibited = icmp(13, ROUTER);
         let unreachable = icmp(0, ROUTER);
         let closed = icmp(3, HOST);
-        let no_route = || Fate::Lost(OutsideReason::NoRoute(HOST));
-        let unseen = || Fate::Lost(OutsideReason::NotSeen(vec![]));
-        let passed = || Fate::Passed;
-        let none = || Fate::NotSeen;
+        let no_route = || PacketFate::Lost(OutsideReason::NoRoute(HOST));
+        let unseen = || PacketFate::Lost(OutsideReason::NotSeen(vec![]));
+        let passed = || PacketFate::Passed;
+        let none = || PacketFate::NotSeen;
         let proxied = || {
-            Fate::Proxied(Proxied {
+            PacketFate::Proxied(Proxied {
                 port: None,
                 rule: "rule 1".to_owned(),
             })
         };
-        let within = || Fate::Within("forward".to_owned());
-        let astray = || Fate::Astray("wan".parse().unwrap());
-        let outside = || Fate::Outside("wan".parse().unwrap(), ROUTER);
-        let unowned = || Fate::Unowned(HOST);
+        let within = || PacketFate::Within("forward".to_owned());
+        let astray = || PacketFate::Astray("wan".parse().unwrap());
+        let outside = || PacketFate::Outside("wan".parse().unwrap(), ROUTER);
+        let unowned = || PacketFate::Unowned(HOST);
         #[rustfmt::skip]
         let table = [
-            (Some(&answered), passed(), passed(), true, Status::Ok, "answered"),
-            (None, stopped(None), none(), false, Status::Timeout, "dropped by rule 3"),
-            (None, stopped(Some("icmp-x")), none(), false, Status::Rejected, "icmp-x by rule 3"),
-            (Some(&prohibited), stopped(Some("x")), none(), false, Status::Rejected, "13"),
-            (Some(&Experience::Reset), stopped(Some("x")), none(), false, Status::Rejected, "reset by rule 3"),
-            (Some(&Experience::Reset), none(), none(), false, Status::Rejected, "did not reach"),
-            (Some(&Experience::Reset), passed(), none(), true, Status::Refused, "destination host"),
-            (Some(&closed), passed(), passed(), true, Status::Refused, "destination host"),
-            (Some(&unreachable), no_route(), none(), false, Status::Unreachable, "no route"),
-            (Some(&unreachable), none(), none(), false, Status::Unreachable, "network unreachable"),
-            (None, no_route(), none(), false, Status::Unreachable, "no route"),
-            (None, within(), none(), false, Status::Timeout, "does not trace"),
-            (None, proxied(), none(), false, Status::Unknown, "taken by TPROXY"),
-            (None, unseen(), none(), false, Status::Unknown, "did not come in"),
-            (None, passed(), stopped(None), true, Status::Partial, "answer was stopped by rule 3"),
-            (None, passed(), passed(), true, Status::Partial, "did not reach the source host"),
-            (None, passed(), astray(), true, Status::Partial, "left the router by wan"),
-            (None, passed(), outside(), true, Status::Unknown, "leaves the lab by wan"),
-            (None, passed(), Fate::Direct, true, Status::Partial, "directly, from 10.9.0.9"),
-            (None, passed(), unowned(), true, Status::Partial, "nobody there has that address"),
-            (None, passed(), none(), false, Status::Unknown, "did not reach"),
-            (Some(&mute), passed(), stopped(None), true, Status::Partial, "connection was made"),
+            (Some(&answered), passed(), passed(), true, ServiceStatus::Ok, "answered"),
+            (None, stopped(None), none(), false, ServiceStatus::Timeout, "dropped by rule 3"),
+            (None, stopped(Some("icmp-x")), none(), false, ServiceStatus::Rejected, "icmp-x by rule 3"),
+            (Some(&prohibited), stopped(Some("x")), none(), false, ServiceStatus::Rejected, "13"),
+            (Some(&Experience::Reset), stopped(Some("x")), none(), false, ServiceStatus::Rejected, "reset by rule 3"),
+            (Some(&Experience::Reset), none(), none(), false, ServiceStatus::Rejected, "did not reach"),
+            (Some(&Experience::Reset), passed(), none(), true, ServiceStatus::Refused, "destination host"),
+            (Some(&closed), passed(), passed(), true, ServiceStatus::Refused, "destination host"),
+            (Some(&unreachable), no_route(), none(), false, ServiceStatus::Unreachable, "no route"),
+            (Some(&unreachable), none(), none(), false, ServiceStatus::Unreachable, "network unreachable"),
+            (None, no_route(), none(), false, ServiceStatus::Unreachable, "no route"),
+            (None, within(), none(), false, ServiceStatus::Timeout, "does not trace"),
+            (None, proxied(), none(), false, ServiceStatus::Unknown, "taken by TPROXY"),
+            (None, unseen(), none(), false, ServiceStatus::Unknown, "did not come in"),
+            (None, passed(), stopped(None), true, ServiceStatus::Partial, "answer was stopped by rule 3"),
+            (None, passed(), passed(), true, ServiceStatus::Partial, "did not reach the source host"),
+            (None, passed(), astray(), true, ServiceStatus::Partial, "left the router by wan"),
+            (None, passed(), outside(), true, ServiceStatus::Unknown, "leaves the lab by wan"),
+            (None, passed(), PacketFate::Direct, true, ServiceStatus::Partial, "directly, from 10.9.0.9"),
+            (None, passed(), unowned(), true, ServiceStatus::Partial, "nobody there has that address"),
+            (None, passed(), none(), false, ServiceStatus::Unknown, "did not reach"),
+            (Some(&mute), passed(), stopped(None), true, ServiceStatus::Partial, "connection was made"),
         ];
         for (experience, request, answer, arrived, status, words) in table {
-            let facts = Facts {
+            let facts = Observation {
                 request,
                 answer,
                 arrived,
@@ -424,32 +445,32 @@ mod tests {
 
     #[test]
     fn who_calls_himself_by_another_address_gets_nothing() {
-        let facts = Facts {
+        let facts = Observation {
             turns_back: true,
             ..facts(None)
         };
         let judged = judge(&facts);
-        assert_eq!(judged.status, Status::Timeout);
+        assert_eq!(judged.status, ServiceStatus::Timeout);
         assert!(judged.message.contains("comes back to the client itself"));
     }
 
     #[test]
     fn without_a_trace_the_destination_host_tells_both_ways_apart() {
-        let untraced = |arrived| Facts {
+        let untraced = |arrived| Observation {
             traced: false,
-            request: Fate::NotSeen,
+            request: PacketFate::NotSeen,
             arrived,
             ..facts(None)
         };
-        assert_eq!(judge(&untraced(false)).status, Status::Timeout);
-        assert_eq!(judge(&untraced(true)).status, Status::Partial);
+        assert_eq!(judge(&untraced(false)).status, ServiceStatus::Timeout);
+        assert_eq!(judge(&untraced(true)).status, ServiceStatus::Partial);
     }
 
     #[test]
     fn the_sender_of_a_no_is_named() {
         let by = |from, own_left| {
             let experience = icmp(13, from);
-            let facts = Facts {
+            let facts = Observation {
                 own_left,
                 ..facts(Some(&experience))
             };

@@ -14,7 +14,7 @@ use crate::{
 
 /// The legacy rules of one router.
 #[derive(Debug)]
-pub(super) struct Legacy<'a> {
+pub(super) struct LegacyRouter<'a> {
     netns: &'a NetnsFd,
     tools: &'a Tools,
     tool: &'static str,
@@ -40,7 +40,7 @@ pub(super) struct LegacySnapshot {
     rules: Vec<(Place, String, Counts)>,
 }
 
-impl<'a> Legacy<'a> {
+impl<'a> LegacyRouter<'a> {
     /// The legacy rules of `netns` for the family of `address`; none when it has none.
     pub(super) fn find(
         netns: &'a NetnsFd,
@@ -69,7 +69,7 @@ impl<'a> Legacy<'a> {
 
 /// Legacy rules whose counters rose, by what they do.
 #[derive(Debug, Default)]
-pub(super) struct LegacyRules {
+pub(super) struct LegacyHits {
     pub(super) allowing: Vec<RuleEvidence>,
     pub(super) blocking: Vec<RuleEvidence>,
     pub(super) touched: Vec<RuleEvidence>,
@@ -107,9 +107,9 @@ impl LegacySnapshot {
     }
 
     /// The rules whose counters rose since `before`.
-    pub(super) fn since(&self, before: &Self) -> LegacyRules {
+    pub(super) fn since(&self, before: &Self) -> LegacyHits {
         let then: HashMap<&Place, Counts> = before.rules.iter().map(|(p, _, c)| (p, *c)).collect();
-        let mut found = LegacyRules::default();
+        let mut found = LegacyHits::default();
         for (place, text, now) in &self.rules {
             let before = then.get(place).copied().unwrap_or_default();
             let rose = now.since(before);

@@ -51,14 +51,14 @@ pub use self::{
     attempt::AttemptError,
     builder::Detailed,
     evidence::EvidenceError,
-    job::{Answered, run},
+    job::{DetailedAnswer, run},
     legacy::LegacyError,
 };
 use self::{
     attempt::Try,
     connect::PAYLOAD,
     map::LabMap,
-    site::{Site, Station, Task},
+    site::{Station, StretchRound, Task},
 };
 use crate::{
     firewall::nft::{NftError, trace::TraceSockets, watch::RulesetWatch},
@@ -85,7 +85,7 @@ const GRACE: Duration = Duration::from_millis(50);
 
 /// A socket that takes its time to close.
 #[derive(Debug)]
-pub enum Closing {
+pub enum DetailedClosing {
     /// Those of a trace, which owned its tables.
     Trace(TraceSockets),
     /// One that heard of changes of a ruleset.
@@ -250,7 +250,7 @@ struct Setup<'a> {
 
 impl Setup<'_> {
     /// How to try a service: as long as a packet could need, or with the whole patience.
-    fn attempt(&self, site: &Site, task: &Task, patient: bool) -> Try {
+    fn attempt(&self, site: &StretchRound, task: &Task, patient: bool) -> Try {
         let patient = patient || self.patient;
         Try {
             to: SocketAddr::new(site.to, task.dial),

@@ -3,18 +3,18 @@
 
 use super::{
     DetailedJob,
-    result::{Direction, Headers, RouterTest, Status},
+    result::{Direction, KnownHeaders, RouterTest, ServiceStatus},
 };
 use crate::{
     firewall::{
         place::HookPoint,
-        rule::{Field, Packet, State},
+        rule::{Field, Packet, TrackingState},
     },
-    lab::omission::{Course, Outcome},
+    lab::omission::{Endpoints, PacketOutcome},
     model::{Protocol, Service},
     netlink::object::Family,
     run::{
-        omitted::{Omitted, Seen},
+        omitted::{KnownPacket, Omitted},
         packet::TCP_SYN,
         report::Verdict,
     },
@@ -32,9 +32,13 @@ pub(super) fn weigh(
     test: &mut RouterTest,
 ) -> bool {
     let directions: &[Direction] = match test.status {
-        Status::Unknown => &[],
-        Status::Timeout | Status::Rejected | Status::Unreachable => &[Direction::Request],
-        Status::Ok | Status::Refused | Status::Partial => &[Direction::Request, Direction::Answer],
+        ServiceStatus::Unknown => &[],
+        ServiceStatus::Timeout | ServiceStatus::Rejected | ServiceStatus::Unreachable => {
+            &[Direction::Request]
+        }
+        ServiceStatus::Ok | ServiceStatus::Refused | ServiceStatus::Partial => {
+            &[Direction::Request, Direction::Answer]
+        }
     };
     for &direction in directions {
         if !passes(test, direction) {
@@ -42,14 +46,14 @@ pub(super) fn weigh(
         }
         let seen = seen(job, service, test, direction);
         let verdict = match seen.outcome {
-            Outcome::Passed => Verdict::Yes,
-            Outcome::Stopped(_) => Verdict::No,
+            PacketOutcome::Passed => Verdict::Yes,
+            PacketOutcome::Stopped(_) => Verdict::No,
         };
         let found = Some(std::mem::take(&mut test.message));
         let (weighed, message) = omitted.weigh(verdict, found, &seen);
         test.message = message.unwrap_or_default();
         if weighed == Verdict::Unknown {
-            test.status = Status::Unknown;
+            test.status = ServiceStatus::Unknown;
             return true;
         }
     }
@@ -62,7 +66,12 @@ fn passes(test: &RouterTest, direction: Direction) -> bool {
 }
 
 /// A packet of the test as far as it is known.
-fn seen(job: &DetailedJob, service: Service, test: &RouterTest, direction: Direction) -> Seen {
+fn seen(
+    job: &DetailedJob,
+    service: Service,
+    test: &RouterTest,
+    direction: Direction,
+) -> KnownPacket {
     let mut packet = Packet::of(Family::of(job.destination));
     let came = test.trace.iter().find(|way| way.direction == direction);
     packet = match (came, direction) {
@@ -81,7 +90,9 @@ fn seen(job: &DetailedJob, service: Service, test: &RouterTest, direction: Direc
         packet = to_client(packet, job.source_port);
     }
     if direction == Direction::Request {
-        packet = packet.with_state(State::New).with_state(State::Untracked);
+        packet = packet
+            .with_state(TrackingState::New)
+            .with_state(TrackingState::Untracked);
     }
     packet = packet.with(Field::Protocol, service.protocol.number());
     for nat in test.nat.iter().filter(|nat| nat.direction == direction) {
@@ -97,7 +108,7 @@ fn seen(job: &DetailedJob, service: Service, test: &RouterTest, direction: Direc
             packet = packet.with_device(field, name.as_str());
         }
     }
-    Seen {
+    KnownPacket {
         packet,
         course: course(test, direction),
         outcome: outcome(test, direction),
@@ -134,7 +145,7 @@ fn request(
     Some(packet)
 }
 
-fn add(packet: Packet, headers: &Headers, direction: Direction) -> Packet {
+fn add(packet: Packet, headers: &KnownHeaders, direction: Direction) -> Packet {
     let packet = packet
         .with_address(Field::Source, headers.source)
         .with_address(Field::Destination, headers.destination);
@@ -164,7 +175,7 @@ fn to_client(packet: Packet, port: Option<u16>) -> Packet {
     }
 }
 
-fn course(test: &RouterTest, direction: Direction) -> Option<Course> {
+fn course(test: &RouterTest, direction: Direction) -> Option<Endpoints> {
     let to_router = test
         .iface_out
         .as_ref()
@@ -173,29 +184,29 @@ fn course(test: &RouterTest, direction: Direction) -> Option<Course> {
     let from_router = test.iface_in.is_none();
     match (direction, to_router) {
         _ if test.trace.is_empty() => None,
-        (Direction::Request, false) if from_router => Some(Course::Sent),
-        (Direction::Answer, false) if from_router => Some(Course::Delivered),
-        (_, false) => Some(Course::Forwarded),
-        (Direction::Request, true) => Some(Course::Delivered),
-        (Direction::Answer, true) => Some(Course::Sent),
+        (Direction::Request, false) if from_router => Some(Endpoints::Sent),
+        (Direction::Answer, false) if from_router => Some(Endpoints::Delivered),
+        (_, false) => Some(Endpoints::Forwarded),
+        (Direction::Request, true) => Some(Endpoints::Delivered),
+        (Direction::Answer, true) => Some(Endpoints::Sent),
     }
 }
 
 /// What became of the packets of one direction. The request passed where an answer came.
-fn outcome(test: &RouterTest, direction: Direction) -> Outcome {
+fn outcome(test: &RouterTest, direction: Direction) -> PacketOutcome {
     let stopped = match test.status {
-        Status::Ok | Status::Refused => false,
-        Status::Partial => direction == Direction::Answer,
+        ServiceStatus::Ok | ServiceStatus::Refused => false,
+        ServiceStatus::Partial => direction == Direction::Answer,
         _ => true,
     };
     if !stopped {
-        return Outcome::Passed;
+        return PacketOutcome::Passed;
     }
     let mut ways = test.trace.iter().filter(|way| way.direction == direction);
     let last = ways
         .find(|way| !way.passed)
         .and_then(|way| way.steps.last());
-    Outcome::Stopped(last.and_then(|step| hook(&step.hook)))
+    PacketOutcome::Stopped(last.and_then(|step| hook(&step.hook)))
 }
 
 fn hook(name: &str) -> Option<HookPoint> {

@@ -8,8 +8,8 @@ use super::{
     DetailedError, DetailedJob,
     fork::{Choice, Junction},
     map::LabMap,
-    result::{Headers, RouterWay},
-    site::{Sink, Site, Source, Station, Stretch, Task, add},
+    result::{KnownHeaders, RouterWay},
+    site::{Connector, Sink, Station, Stretch, StretchRound, Task, add},
 };
 use crate::{
     lab::{
@@ -53,8 +53,8 @@ impl Flow {
         }
     }
 
-    fn packet(&self) -> Headers {
-        Headers {
+    fn packet(&self) -> KnownHeaders {
+        KnownHeaders {
             source: self.source,
             source_port: Some(self.source_port),
             destination: self.destination,
@@ -62,9 +62,9 @@ impl Flow {
         }
     }
 
-    fn answer(&self) -> Headers {
+    fn answer(&self) -> KnownHeaders {
         let packet = self.packet();
-        Headers {
+        KnownHeaders {
             source: packet.destination,
             source_port: packet.destination_port,
             destination: packet.source,
@@ -100,7 +100,7 @@ pub(super) struct Planner<'a> {
 }
 
 /// What is looked up at a router for a packet that comes in there.
-fn query_at(at: &Entry, packet: &Headers, protocol: Protocol) -> LookupQuery {
+fn query_at(at: &Entry, packet: &KnownHeaders, protocol: Protocol) -> LookupQuery {
     LookupQuery {
         from: Some(packet.source),
         iif: at.iface_in.clone(),
@@ -129,7 +129,7 @@ impl<'a> Planner<'a> {
     /// Follows a packet from router to router, to whoever gets it at the end.
     fn follow(
         &mut self,
-        packet: &Headers,
+        packet: &KnownHeaders,
         protocol: Protocol,
         mut at: Entry,
     ) -> Result<(Planned, Sink), DetailedError> {
@@ -200,7 +200,7 @@ impl<'a> Planner<'a> {
     fn back(
         &mut self,
         sink: &Sink,
-        answer: &Headers,
+        answer: &KnownHeaders,
         protocol: Protocol,
     ) -> Result<Planned, DetailedError> {
         let Some(router) = sink.router() else {
@@ -223,7 +223,7 @@ impl<'a> Planner<'a> {
         let Some(address) = sink.address().filter(|_| stretch.whole) else {
             return Ok(());
         };
-        let answer = Headers {
+        let answer = KnownHeaders {
             source: address,
             source_port: Some(task.port),
             destination: stretch.source.address(),
@@ -239,7 +239,7 @@ impl<'a> Planner<'a> {
     pub(super) fn expect(
         &mut self,
         stretch: &mut Stretch,
-        (entry, packet): (Entry, &Headers),
+        (entry, packet): (Entry, &KnownHeaders),
         protocol: Protocol,
     ) -> Result<(), DetailedError> {
         self.choices.clone_from(&stretch.choices);
@@ -263,7 +263,7 @@ impl<'a> Planner<'a> {
     /// of the services, in the order of `services`.
     pub(super) fn stretch(
         &mut self,
-        (entry, source): (&Entry, Source),
+        (entry, source): (&Entry, Connector),
         (destination, source_port): (IpAddr, Option<u16>),
         services: &[(usize, Service)],
         whole: bool,
@@ -353,7 +353,7 @@ impl Planner<'_> {
     /// The neighbour entries by which a station reaches the source host of `site`.
     pub(super) fn homes(
         &mut self,
-        site: &Site,
+        site: &StretchRound,
         station: &Station,
     ) -> Result<Vec<NeighbourKey>, DetailedError> {
         let source = site.from();

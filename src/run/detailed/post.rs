@@ -10,15 +10,15 @@ use std::{
 use nix::errno::Errno;
 
 use super::{
-    Closing, DetailedError, MeasureError, Setup,
-    attempt::{Home, Watch},
+    DetailedClosing, DetailedError, MeasureError, Setup,
+    attempt::{AnswerHome, RouterWatch},
     chance,
-    evidence::{Clerk, EvidenceError, Rules},
+    evidence::{Clerk, EvidenceError, RulesByEffect},
     journey::Sighting,
-    judge::{Fate, Proxied},
-    legacy::{Legacy, LegacySnapshot},
+    judge::{PacketFate, Proxied},
+    legacy::{LegacyRouter, LegacySnapshot},
     result::{Direction, Nat, PacketWay, RuleEvidence},
-    site::{Site, Source, Station},
+    site::{Connector, Station, StretchRound},
     way,
 };
 use crate::{
@@ -27,12 +27,12 @@ use crate::{
         conntrack::Conntrack,
         nft::{
             Ownership,
-            counters::{Snapshot, base_chains, snapshot},
+            counters::{CounterSnapshot, base_chains, snapshot},
             trace::{
                 TraceSockets,
                 flow::{FlowEnd, FlowSpec, FlowTracer},
             },
-            watch::{Changes, RulesetWatch},
+            watch::{RulesetChanges, RulesetWatch},
         },
         rule::Rule,
     },
@@ -55,33 +55,33 @@ pub(super) struct Post<'a> {
     setup: &'a Setup<'a>,
     pub(super) station: &'a Station,
     pub(super) clerk: Clerk<'a>,
-    pub(super) watch: Option<Watch>,
+    pub(super) watch: Option<RouterWatch>,
     /// Its addresses.
     pub(super) addresses: Vec<IpAddr>,
     conntrack: Option<Conntrack>,
     rulesets: Option<RulesetWatch>,
-    legacy: Option<Legacy<'a>>,
+    legacy: Option<LegacyRouter<'a>>,
     netlink: Netlink,
     neighbours: Vec<Neighbour>,
     family: Family,
-    counters: Counters,
+    counters: CounterReading,
     pub(super) notes: Vec<String>,
-    pub(super) closing: Vec<Closing>,
+    pub(super) closing: Vec<DetailedClosing>,
 }
 
 /// One reading of everything that counts.
 #[derive(Debug, Default)]
-pub(super) struct Counters {
-    nft: Snapshot,
+pub(super) struct CounterReading {
+    nft: CounterSnapshot,
     legacy: LegacySnapshot,
 }
 
 /// What one router's packets and counters say about a service.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    pub(super) request: Option<Fate>,
-    pub(super) answer: Option<Fate>,
-    pub(super) rules: Rules,
+    pub(super) request: Option<PacketFate>,
+    pub(super) answer: Option<PacketFate>,
+    pub(super) rules: RulesByEffect,
     pub(super) trace: Vec<PacketWay>,
     pub(super) nat: Vec<Nat>,
     /// What may end otherwise another time, in words.
@@ -102,7 +102,7 @@ impl<'a> Post<'a> {
     /// Begins to watch a router of `site`.
     pub(super) fn open(
         setup: &'a Setup<'a>,
-        site: &Site,
+        site: &StretchRound,
         station: &'a Station,
     ) -> Result<Self, DetailedError> {
         let netns = &*station.netns;
@@ -129,14 +129,14 @@ impl<'a> Post<'a> {
         };
         let any_port = setup.source_port.is_none();
         let any_sender = match &site.source {
-            Source::Router { router, .. } => *router == station.router,
-            Source::Host(_) => false,
+            Connector::Router { router, .. } => *router == station.router,
+            Connector::Host(_) => false,
         };
         let clerk = Clerk::new(netns, setup.tools, chains, (any_port, any_sender));
         let mut clerk = clerk.map_err(setup.at(station))?;
         clerk.settled = site.settled_at(station.name());
         let family = Family::of(site.from());
-        let legacy = Legacy::find(netns, setup.tools, site.from());
+        let legacy = LegacyRouter::find(netns, setup.tools, site.from());
         let mut netlink = Netlink::open(netns).map_err(setup.at(station))?;
         let neighbours = netlink.neighbours(family).map_err(setup.at(station))?;
         let mut post = Self {
@@ -151,7 +151,7 @@ impl<'a> Post<'a> {
             netlink,
             neighbours,
             family,
-            counters: Counters::default(),
+            counters: CounterReading::default(),
             notes,
             closing: Vec::new(),
         };
@@ -162,7 +162,7 @@ impl<'a> Post<'a> {
     }
 
     /// Begins to follow packets of the site's hosts and of its other routers.
-    fn follow(&mut self, sockets: TraceSockets, site: &Site) -> Result<(), DetailedError> {
+    fn follow(&mut self, sockets: TraceSockets, site: &StretchRound) -> Result<(), DetailedError> {
         let alone = site.stations.len() == 1;
         let spec = FlowSpec {
             run_id: self.setup.run_id.clone(),
@@ -177,17 +177,18 @@ impl<'a> Post<'a> {
         }
         let place = site.source.place();
         let interface = place.and_then(|(_, interface)| self.index(interface));
-        let home = Home {
+        let home = AnswerHome {
             source: site.from(),
             interface: interface.filter(|_| alone).unwrap_or(0),
         };
-        let watch = Watch::new(tracer, home).map_err(DetailedError::system("follow packets"))?;
+        let watch =
+            RouterWatch::new(tracer, home).map_err(DetailedError::system("follow packets"))?;
         self.watch = Some(watch);
         Ok(())
     }
 
     /// Who sends packets of the job to this router.
-    fn ends(&self, site: &Site) -> Vec<FlowEnd> {
+    fn ends(&self, site: &StretchRound) -> Vec<FlowEnd> {
         let map = self.setup.map;
         let router = self.station.name();
         let mut ends = Vec::new();
@@ -226,11 +227,11 @@ impl<'a> Post<'a> {
     }
 
     /// Reads all counters; returns what they were before.
-    pub(super) fn count(&mut self) -> Result<Counters, DetailedError> {
+    pub(super) fn count(&mut self) -> Result<CounterReading, DetailedError> {
         let fail = self.setup.at(self.station);
         let nft = match &mut self.watch {
             Some(watch) => snapshot(watch.tracer().control()).map_err(fail)?,
-            None => Snapshot::default(),
+            None => CounterSnapshot::default(),
         };
         let legacy = match &self.legacy {
             Some(legacy) => legacy.read().map_err(self.setup.at(self.station))?,
@@ -238,7 +239,7 @@ impl<'a> Post<'a> {
         };
         Ok(std::mem::replace(
             &mut self.counters,
-            Counters { nft, legacy },
+            CounterReading { nft, legacy },
         ))
     }
 
@@ -246,7 +247,7 @@ impl<'a> Post<'a> {
     pub(super) fn examine(
         &mut self,
         seen: &[Sighting],
-        before: &Counters,
+        before: &CounterReading,
         answered: bool,
     ) -> Result<Evidence, DetailedError> {
         let mut evidence = self
@@ -258,7 +259,11 @@ impl<'a> Post<'a> {
         Ok(evidence)
     }
 
-    fn words(&mut self, seen: &[Sighting], before: &Counters) -> Result<Evidence, EvidenceError> {
+    fn words(
+        &mut self,
+        seen: &[Sighting],
+        before: &CounterReading,
+    ) -> Result<Evidence, EvidenceError> {
         let Some(watch) = &mut self.watch else {
             return Ok(Evidence::default());
         };
@@ -267,7 +272,7 @@ impl<'a> Post<'a> {
         let counters = (&before.nft, &self.counters.nft);
         let request = clerk.fate(socket, seen, Direction::Request)?;
         let proxied = match &request {
-            Fate::Proxied(proxied) => Some(proxied.clone()),
+            PacketFate::Proxied(proxied) => Some(proxied.clone()),
             _ => clerk.proxied(socket, seen)?,
         };
         Ok(Evidence {
@@ -282,11 +287,11 @@ impl<'a> Post<'a> {
     }
 
     /// What iptables-legacy's counters add; a rule of it that stopped the request ends the search.
-    fn add_legacy(&self, before: &Counters, evidence: &mut Evidence, answered: bool) {
+    fn add_legacy(&self, before: &CounterReading, evidence: &mut Evidence, answered: bool) {
         let legacy = self.counters.legacy.since(&before.legacy);
         let undecided = matches!(
             evidence.request,
-            None | Some(Fate::NotSeen | Fate::Within(_) | Fate::Lost(_))
+            None | Some(PacketFate::NotSeen | PacketFate::Within(_) | PacketFate::Lost(_))
         );
         if let Some(rule) = legacy.blocking.first().filter(|_| undecided && !answered) {
             evidence.request = Some(stopped_by(rule));
@@ -333,7 +338,7 @@ impl<'a> Post<'a> {
             return Ok(());
         };
         let (sockets, stopped) = watch.into_tracer().stop();
-        self.closing.push(Closing::Trace(sockets));
+        self.closing.push(DetailedClosing::Trace(sockets));
         stopped.map_err(self.setup.at(self.station))
     }
 
@@ -372,22 +377,22 @@ impl<'a> Post<'a> {
     }
 
     /// What others changed in the ruleset while it was measured.
-    pub(super) fn changes(&mut self) -> Result<Changes, DetailedError> {
+    pub(super) fn changes(&mut self) -> Result<RulesetChanges, DetailedError> {
         let Some(mut rulesets) = self.rulesets.take() else {
-            return Ok(Changes::None);
+            return Ok(RulesetChanges::None);
         };
         let changes = rulesets.changes();
-        self.closing.push(Closing::Watch(rulesets));
+        self.closing.push(DetailedClosing::Watch(rulesets));
         changes.map_err(self.setup.at(self.station))
     }
 }
 
 /// What became of a request that a rule of iptables-legacy stopped.
-fn stopped_by(rule: &RuleEvidence) -> Fate {
+fn stopped_by(rule: &RuleEvidence) -> PacketFate {
     let position = rule
         .position
         .map_or("the policy".to_owned(), |p| format!("rule {p}"));
-    Fate::Stopped {
+    PacketFate::Stopped {
         by: format!(
             "{position} of chain {} (table {}, iptables-legacy): {}",
             rule.chain, rule.table, rule.rule

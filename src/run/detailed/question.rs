@@ -10,15 +10,17 @@ use super::{
     fork::Choice,
     message, omitted,
     plan::{Planned, Planner},
-    result::{EndToEnd, Reach, RouterTest, RouterWay, ServiceResult, ServiceTest, Status},
+    result::{
+        CameBy, DetailedEndToEnd, RouterTest, RouterWay, ServiceResult, ServiceStatus, ServiceTest,
+    },
     rounds::Rounds,
-    site::{Asked, Source, Stretch},
+    site::{Connector, Stretch, StretchService},
 };
 use crate::{
     lab::{
         Lab,
         hosts::HostState,
-        trace::{self, Entry, EntryName, Hop, Packet, SharedLink, TraceError},
+        trace::{self, Entry, EntryName, Hop, SharedLink, TraceError, TracePacket},
     },
     model::{Protocol, RouterId, RouterName, Service},
     registry::{Job, Unlocked},
@@ -55,7 +57,7 @@ struct Own {
     stretch: Result<usize, String>,
     router: RouterWay,
     services: Vec<usize>,
-    reach: Reach,
+    reach: CameBy,
 }
 
 /// A router behind the one that ended requests, their addresses by then, and which services with
@@ -79,7 +81,7 @@ pub(super) struct Question<'a> {
 }
 
 /// The answer: the routers in the order of the way, and the services.
-pub(super) struct Answers {
+pub(super) struct DetailedAnswers {
     pub(super) routers: Vec<RouterWay>,
     pub(super) services: Vec<ServiceResult>,
     pub(super) warnings: Vec<String>,
@@ -150,11 +152,11 @@ impl<'a> Asking<'a> {
     ) -> Result<Vec<Entry>, DetailedError> {
         let job = self.job;
         let service = job.services.first();
-        let packet = Packet {
+        let packet = TracePacket {
             protocol: service.map(|s| s.protocol),
             source_port: job.source_port,
             destination_port: service.map(|s| s.port),
-            ..Packet::new(job.source, job.destination)
+            ..TracePacket::new(job.source, job.destination)
         };
         let wiring = &planner.map.wiring;
         let sockets = &mut planner.sockets;
@@ -303,7 +305,7 @@ impl Question<'_> {
         let router = &entry.router;
         let id = RouterId::new(self.job.lab.clone(), router.clone());
         let source = match &entry.iface_in {
-            None if planner.map.owns(router, source) => Source::Router {
+            None if planner.map.owns(router, source) => Connector::Router {
                 router: id,
                 address: source,
             },
@@ -316,7 +318,7 @@ impl Question<'_> {
             Some(interface) => {
                 let hosts = caretaker.hosts().lab(&self.job.lab)?;
                 match resolve::host_at(&id, interface, source, &self.there, hosts)? {
-                    Ok(source) => Source::Host(source),
+                    Ok(source) => Connector::Host(source),
                     Err(why) => return Ok(Err(why)),
                 }
             }
@@ -367,7 +369,7 @@ impl Question<'_> {
             }
         }
         for (hop, ends, services) in groups {
-            self.own(rounds, hop, ends, services, Reach::NotReached)?;
+            self.own(rounds, hop, ends, services, CameBy::NotReached)?;
         }
         if let RouterChoice::Named(names) = &self.job.routers {
             for name in names {
@@ -391,7 +393,7 @@ impl Question<'_> {
         let asked = (self.job.source, self.job.destination);
         let arrived = matches!(
             test.end.status,
-            Status::Ok | Status::Refused | Status::Partial
+            ServiceStatus::Ok | ServiceStatus::Refused | ServiceStatus::Partial
         );
         let legs = &test.end.way;
         let as_planned = legs.len() <= hops.len()
@@ -427,7 +429,7 @@ impl Question<'_> {
         rounds: &mut Rounds<'_, P>,
         name: &RouterName,
     ) -> Result<(), DetailedError> {
-        let packet = Packet::new(self.job.source, self.job.destination);
+        let packet = TracePacket::new(self.job.source, self.job.destination);
         let planner = rounds.planner();
         let from = EntryName::from(name.clone());
         let wiring = &planner.map.wiring;
@@ -444,7 +446,7 @@ impl Question<'_> {
         let ends = (self.job.source, self.job.destination);
         let services = self.services();
         let services = services.into_iter().map(|(at, s)| (at, s.port)).collect();
-        self.own(rounds, hop, ends, services, Reach::NotOnTheWay)
+        self.own(rounds, hop, ends, services, CameBy::NotOnTheWay)
     }
 
     /// Plans a router that is measured on its own, with services and the ports that they have.
@@ -454,7 +456,7 @@ impl Question<'_> {
         hop: Hop,
         ends: (IpAddr, IpAddr),
         services: Vec<(usize, u16)>,
-        reach: Reach,
+        reach: CameBy,
     ) -> Result<(), DetailedError> {
         let entry = Entry {
             router: hop.router.clone(),
@@ -488,7 +490,7 @@ impl Question<'_> {
     }
 
     /// Puts what was measured together.
-    pub(super) fn answers(&self, tests: &BTreeMap<Asked, ServiceTest>) -> Answers {
+    pub(super) fn answers(&self, tests: &BTreeMap<StretchService, ServiceTest>) -> DetailedAnswers {
         let mut routers = self.planned_routers();
         let services = self.job.services.iter().copied().enumerate();
         let mut results: Vec<ServiceResult> =
@@ -511,7 +513,7 @@ impl Question<'_> {
         }
         let mut warnings = self.warnings();
         warnings.extend(self.lacking(&routers));
-        Answers {
+        DetailedAnswers {
             routers,
             services: results,
             warnings,
@@ -572,7 +574,7 @@ impl Question<'_> {
     fn answer(
         &self,
         (at, service): (usize, Service),
-        tests: &BTreeMap<Asked, ServiceTest>,
+        tests: &BTreeMap<StretchService, ServiceTest>,
     ) -> ServiceResult {
         if let Some(shared) = &self.shared {
             return self.on_one_link(service, shared);
@@ -580,11 +582,11 @@ impl Question<'_> {
         if let Some(why) = self.refused.get(&at) {
             return ServiceResult {
                 service,
-                end: EndToEnd::unknown(why.clone()),
+                end: DetailedEndToEnd::unknown(why.clone()),
                 tests: Vec::new(),
             };
         }
-        let mut ends: Vec<(String, EndToEnd)> = Vec::new();
+        let mut ends: Vec<(String, DetailedEndToEnd)> = Vec::new();
         let mut list: Vec<RouterTest> = Vec::new();
         for way in &self.ways {
             let (mut end, of_way) = way.result(at, tests, &self.stretches);
@@ -601,7 +603,7 @@ impl Question<'_> {
         }
         ends.extend(self.unheard.iter().map(|router| {
             let source = self.job.source;
-            let mut end = EndToEnd::unknown(format!(
+            let mut end = DetailedEndToEnd::unknown(format!(
                 "the lab has no facts of {router}, which may be a gateway of {source}, too; name the \
                  one that it uses with --from"
             ));
@@ -635,7 +637,7 @@ impl Question<'_> {
             }
             if test.counts() && result.end.result != Verdict::Unknown {
                 result.end.result = Verdict::Unknown;
-                result.end.status = Status::Unknown;
+                result.end.status = ServiceStatus::Unknown;
                 result.end.kind = EndKind::NotKnown;
                 result.end.reason = Some(test.message.clone());
                 result.end.router = Some(test.router.clone());
@@ -664,12 +666,12 @@ impl Question<'_> {
     /// Hosts of one subnet talk to each other past all routers.
     fn on_one_link(&self, service: Service, shared: &SharedLink) -> ServiceResult {
         let words = shared.text(self.job.source, self.job.destination);
-        let mut end = EndToEnd::unknown(words.clone());
+        let mut end = DetailedEndToEnd::unknown(words.clone());
         end.note = Some(words);
         end.kind = EndKind::SameLink;
         if shared.is_sure() {
             end.result = Verdict::Yes;
-            end.status = Status::Ok;
+            end.status = ServiceStatus::Ok;
         }
         ServiceResult {
             service,
@@ -692,9 +694,9 @@ impl Way {
     fn result(
         &self,
         at: usize,
-        tests: &BTreeMap<Asked, ServiceTest>,
+        tests: &BTreeMap<StretchService, ServiceTest>,
         stretches: &[Stretch],
-    ) -> (EndToEnd, Vec<RouterTest>) {
+    ) -> (DetailedEndToEnd, Vec<RouterTest>) {
         let stretch = match &self.stretch {
             Ok(stretch) => *stretch,
             Err(why) => return self.not_made(why.clone()),
@@ -725,22 +727,22 @@ impl Way {
         (end, test.tests.clone())
     }
 
-    fn not_made(&self, why: String) -> (EndToEnd, Vec<RouterTest>) {
+    fn not_made(&self, why: String) -> (DetailedEndToEnd, Vec<RouterTest>) {
         let way = RouterWay {
             name: self.entry.router.clone(),
             iface_in: self.entry.iface_in.clone(),
             iface_out: None,
             next_hop: None,
         };
-        let test = RouterTest::not_made(&way, Status::Unknown, why.clone());
-        let mut end = EndToEnd::unknown(why);
+        let test = RouterTest::not_made(&way, ServiceStatus::Unknown, why.clone());
+        let mut end = DetailedEndToEnd::unknown(why);
         end.router = Some(way.name);
         (end, vec![test])
     }
 }
 
 impl Own {
-    fn test(&self, at: usize, tests: &BTreeMap<Asked, ServiceTest>) -> RouterTest {
+    fn test(&self, at: usize, tests: &BTreeMap<StretchService, ServiceTest>) -> RouterTest {
         let measured = match &self.stretch {
             Ok(stretch) => {
                 let test = tests.get(&(*stretch, at));
@@ -749,8 +751,8 @@ impl Own {
             }
             Err(why) => Err(why.clone()),
         };
-        let mut test =
-            measured.unwrap_or_else(|why| RouterTest::not_made(&self.router, Status::Unknown, why));
+        let mut test = measured
+            .unwrap_or_else(|why| RouterTest::not_made(&self.router, ServiceStatus::Unknown, why));
         test.reach = self.reach;
         test
     }
@@ -768,9 +770,9 @@ fn keep(list: &mut Vec<RouterTest>, test: RouterTest) {
 }
 
 /// One result of all ways into the lab: theirs where they agree, else it is not known.
-fn together(mut ends: Vec<(String, EndToEnd)>) -> EndToEnd {
+fn together(mut ends: Vec<(String, DetailedEndToEnd)>) -> DetailedEndToEnd {
     let Some(first) = ends.first().map(|(_, end)| end.result) else {
-        return EndToEnd::unknown("there is no way into the lab".to_owned());
+        return DetailedEndToEnd::unknown("there is no way into the lab".to_owned());
     };
     if ends.iter().all(|(_, end)| end.result == first) {
         return ends.swap_remove(0).1;
@@ -786,7 +788,7 @@ fn together(mut ends: Vec<(String, EndToEnd)>) -> EndToEnd {
         .collect();
     let mut end = ends.swap_remove(0).1;
     end.result = Verdict::Unknown;
-    end.status = Status::Unknown;
+    end.status = ServiceStatus::Unknown;
     end.kind = EndKind::Disagree;
     end.router = None;
     end.reason = Some(each.join("; "));

@@ -13,7 +13,7 @@ use crate::{
 /// How a real client fared with a service through one router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum Status {
+pub enum ServiceStatus {
     /// It was answered.
     Ok,
     /// The destination host itself refused: the router let everything through.
@@ -31,7 +31,7 @@ pub enum Status {
     Unknown,
 }
 
-impl fmt::Display for Status {
+impl fmt::Display for ServiceStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ok => "OK",
@@ -45,7 +45,7 @@ impl fmt::Display for Status {
     }
 }
 
-impl Status {
+impl ServiceStatus {
     /// Whether the service works through the router, in the words of the quick job.
     #[must_use]
     pub fn verdict(self) -> Verdict {
@@ -81,7 +81,7 @@ pub struct DetailedReport {
     /// What the reader should know beside the results.
     pub warnings: Vec<String>,
     /// How long each phase took.
-    pub timing_ms: Timing,
+    pub timing_ms: DetailedTiming,
 }
 
 /// A router on the path.
@@ -110,7 +110,7 @@ pub struct LockTime {
 
 /// Duration of each phase in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Timing {
+pub struct DetailedTiming {
     /// Resolving services, routers and interfaces.
     pub resolve: f64,
     /// Making source and destination hosts.
@@ -131,7 +131,7 @@ pub struct ServiceResult {
     /// The service.
     pub service: Service,
     /// Whether it gets from the source to the destination and back.
-    pub end: EndToEnd,
+    pub end: DetailedEndToEnd,
     /// One entry per router that it has to do with, in the order of the way.
     pub tests: Vec<RouterTest>,
 }
@@ -153,38 +153,38 @@ impl ServiceResult {
 /// What one attempt or several came to: a service's end, and the tests of the routers.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ServiceTest {
-    pub(super) end: EndToEnd,
+    pub(super) end: DetailedEndToEnd,
     pub(super) tests: Vec<RouterTest>,
 }
 
 /// Whether a service gets from the source to the destination, and the answer back.
 #[derive(Debug, Clone, PartialEq)]
-pub struct EndToEnd {
+pub struct DetailedEndToEnd {
     /// The verdict.
     pub result: Verdict,
     /// How the client fared.
-    pub status: Status,
+    pub status: ServiceStatus,
     /// Why, in a sentence.
     pub reason: Option<String>,
     /// The router that the reason is about.
     pub router: Option<RouterName>,
     /// The request's way, as far as it was seen.
-    pub way: Vec<Leg>,
+    pub way: Vec<TakenLeg>,
     /// The answer's way, as far as it was seen.
-    pub answer: Vec<Leg>,
+    pub answer: Vec<TakenLeg>,
     /// How the way ends.
     pub kind: EndKind,
     /// What is to be said of that.
     pub note: Option<String>,
 }
 
-impl EndToEnd {
+impl DetailedEndToEnd {
     /// It is not known, for this reason.
     #[must_use]
     pub fn unknown(reason: String) -> Self {
         Self {
             result: Verdict::Unknown,
-            status: Status::Unknown,
+            status: ServiceStatus::Unknown,
             reason: Some(reason),
             router: None,
             way: Vec::new(),
@@ -197,7 +197,7 @@ impl EndToEnd {
 
 /// One router on a way that a packet really took.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leg {
+pub struct TakenLeg {
     /// The router.
     pub router: RouterName,
     /// Where the packet came in; none where the router itself sent it.
@@ -207,12 +207,12 @@ pub struct Leg {
     /// To whom it was sent on that link.
     pub next_hop: Option<IpAddr>,
     /// Addresses and ports that it came with.
-    pub came: Headers,
+    pub came: KnownHeaders,
     /// Addresses and ports as they were when it was last seen there.
-    pub headers: Headers,
+    pub headers: KnownHeaders,
 }
 
-impl fmt::Display for Leg {
+impl fmt::Display for TakenLeg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = |name: &Option<IfName>| name.as_ref().map_or("-", IfName::as_str).to_owned();
         let (came_by, left_by) = (name(&self.iface_in), name(&self.iface_out));
@@ -230,7 +230,7 @@ impl fmt::Display for Leg {
 /// How a service came to a router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reach {
+pub enum CameBy {
     /// The request reached it.
     Reached,
     /// The answer reached it, and no request.
@@ -294,9 +294,9 @@ pub struct RouterTest {
     #[serde(rename = "outgoing_interface")]
     pub iface_out: Option<IfName>,
     /// How the service came to it.
-    pub reach: Reach,
+    pub reach: CameBy,
     /// The result.
-    pub status: Status,
+    pub status: ServiceStatus,
     /// The result in a sentence, with the reason where it is not a plain OK.
     pub message: String,
     /// From the first packet until the connection was made or the datagram came back.
@@ -393,7 +393,7 @@ pub struct RuleEvidence {
 
 /// What is known of a packet's headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Headers {
+pub struct KnownHeaders {
     /// Source address.
     pub source: IpAddr,
     /// Source port; none for ICMP.
@@ -404,7 +404,7 @@ pub struct Headers {
     pub destination_port: Option<u16>,
 }
 
-impl fmt::Display for Headers {
+impl fmt::Display for KnownHeaders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = |address: IpAddr, port: Option<u16>| match port {
             Some(port) => std::net::SocketAddr::new(address, port).to_string(),
@@ -427,7 +427,7 @@ pub struct PacketWay {
     /// What it was: `tcp SYN`, `udp`, `icmp 3/3`.
     pub packet: String,
     /// Its headers as it came in.
-    pub headers: Headers,
+    pub headers: KnownHeaders,
     /// How many packets went this way.
     pub count: u64,
     /// What each chain did with it, in order.
@@ -463,27 +463,27 @@ pub struct Nat {
     /// Of which packets.
     pub direction: Direction,
     /// Headers before.
-    pub before: Headers,
+    pub before: KnownHeaders,
     /// Headers behind the router.
-    pub after: Headers,
+    pub after: KnownHeaders,
 }
 
 impl RouterTest {
     /// Whether packets of the service came to the router, so that it has a part in the result.
     #[must_use]
     pub fn counts(&self) -> bool {
-        matches!(self.reach, Reach::Reached | Reach::ByAnswer)
+        matches!(self.reach, CameBy::Reached | CameBy::ByAnswer)
     }
 
     /// A test that was not made.
     #[must_use]
-    pub fn not_made(way: &RouterWay, status: Status, message: String) -> Self {
+    pub fn not_made(way: &RouterWay, status: ServiceStatus, message: String) -> Self {
         Self {
             source_host: None,
             router: way.name.clone(),
             iface_in: way.iface_in.clone(),
             iface_out: way.iface_out.clone(),
-            reach: Reach::Reached,
+            reach: CameBy::Reached,
             status,
             message,
             latency_ms: None,

@@ -9,18 +9,21 @@ use std::{
 };
 
 use super::{
-    Closing, DetailedError, Setup,
-    bench::{Growth, Measurement, measure},
+    DetailedClosing, DetailedError, Setup,
+    bench::{ChainMeasurement, Growth, measure},
     millis,
     plan::Planner,
     result::{LockTime, ServiceTest},
-    site::{Asked, Link, Sink, Site, Stretch, Target, Task, add},
+    site::{HostLink, Sink, Stretch, StretchRound, StretchService, TargetServices, Task, add},
 };
 use crate::{
     lab::hosts::{HostError, HostRequest},
     model::{HostId, HostName, RouterId, RouterName},
     netlink::object::Mac,
-    registry::{HostSpec, Job, Locked, Mode, NeighbourKey, RegistryError, Scope, Unlocked, Wait},
+    registry::{
+        HostSpec, Job, LockMode, Locked, NeighbourKey, ReconcileScope, RegistryError, Unlocked,
+        Wait,
+    },
     run::{caretaker::Caretaker, undo::UndoError},
 };
 
@@ -29,11 +32,11 @@ use crate::{
 const NOBODY: Mac = Mac([0x02, 0, 0, 0, 0xff, 0xfe]);
 
 /// What measuring stretches came to, by their places.
-type Measured = Vec<(usize, Measurement)>;
+type Measured = Vec<(usize, ChainMeasurement)>;
 
 /// What was taken and given back, and how long it took.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct LockTimes {
     pub(super) locks: Vec<LockTime>,
     /// What could not be given back.
     pub(super) left: Vec<UndoError>,
@@ -52,9 +55,9 @@ pub(super) struct Rounds<'a, P: Fn(&str)> {
     wait: Wait,
     caretaker: Caretaker,
     phase: P,
-    pub(super) held: Held,
-    pub(super) tests: BTreeMap<Asked, ServiceTest>,
-    pub(super) closing: Vec<Closing>,
+    pub(super) held: LockTimes,
+    pub(super) tests: BTreeMap<StretchService, ServiceTest>,
+    pub(super) closing: Vec<DetailedClosing>,
     number: usize,
 }
 
@@ -72,7 +75,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             wait,
             caretaker,
             phase,
-            held: Held::default(),
+            held: LockTimes::default(),
             tests: BTreeMap::new(),
             closing: Vec::new(),
             number: 0,
@@ -88,7 +91,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     }
 
     /// Measures what `stretches` have pending until nothing is. Everything is given back by then,
-    /// or is in [`Held::left`].
+    /// or is in [`LockTimes::left`].
     pub(super) fn run(
         &mut self,
         mut job: Job<Unlocked>,
@@ -110,7 +113,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     pub(super) fn reconcile(&mut self, job: &Job<Unlocked>, stretches: &[Stretch]) {
         let stations = stretches.iter().flat_map(|s| &s.stations);
         let routers: BTreeSet<RouterId> = stations.map(|s| s.router.clone()).collect();
-        let scope = Scope::Touching {
+        let scope = ReconcileScope::Touching {
             routers: routers.into_iter().collect(),
             hosts: Vec::new(),
         };
@@ -190,7 +193,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         (job, result)
     }
 
-    fn sites(&mut self, stretches: &mut [Stretch]) -> Result<Vec<Site>, DetailedError> {
+    fn sites(&mut self, stretches: &mut [Stretch]) -> Result<Vec<StretchRound>, DetailedError> {
         let mut sites = Vec::new();
         let mut taken: BTreeSet<RouterName> = BTreeSet::new();
         for (at, stretch) in stretches.iter_mut().enumerate() {
@@ -211,8 +214,8 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         &mut self,
         at: usize,
         stretch: &Stretch,
-        target: Target,
-    ) -> Result<Site, DetailedError> {
+        target: TargetServices,
+    ) -> Result<StretchRound, DetailedError> {
         let map = self.setup.map;
         let source = &stretch.source;
         let home = source.place().and_then(|(r, i)| map.segment(r, i));
@@ -224,7 +227,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             true => None,
             false => self.destination(&target.sink, at)?,
         };
-        let mut site = Site {
+        let mut site = StretchRound {
             at,
             stations: stretch.stations.clone(),
             source: source.clone(),
@@ -265,7 +268,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
 
     /// What the host at a sink knows of its link. A router that answers there for addresses of
     /// other links (proxy_arp) is not asked for.
-    fn link(&self, sink: &Sink, beside: Option<&HostSpec>) -> Option<Link> {
+    fn link(&self, sink: &Sink, beside: Option<&HostSpec>) -> Option<HostLink> {
         let map = self.setup.map;
         let (router, interface) = sink.exit()?;
         let address = sink.address()?;
@@ -283,7 +286,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         let routers = routers.into_iter().map(|(address, _, mac)| (address, mac));
         let routers = routers.collect();
         let has_source = beside.is_some_and(|host| subnet.contains(&host.address.addr()));
-        Some(Link {
+        Some(HostLink {
             subnet,
             routers,
             has_source,
@@ -292,7 +295,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
 
     /// Entries that keep packets from routers that are not held: the packets leave, which shows
     /// that more routers are needed, and come to nobody.
-    fn caught(&self, site: &Site) -> Vec<(NeighbourKey, Mac)> {
+    fn caught(&self, site: &StretchRound) -> Vec<(NeighbourKey, Mac)> {
         let map = self.setup.map;
         let v4 = site.from().is_ipv4();
         let mut caught = Vec::new();
@@ -369,12 +372,12 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     fn locked(
         &mut self,
         job: Job<Unlocked>,
-        sites: &[Site],
+        sites: &[StretchRound],
     ) -> (Job<Unlocked>, Result<Measured, DetailedError>) {
         let stations = sites.iter().flat_map(|site| &site.stations);
         let routers: Vec<RouterId> = stations.map(|s| s.router.clone()).collect();
         let started = Instant::now();
-        let locked = job.all_router_locks(&routers, Mode::Exclusive, &self.wait);
+        let locked = job.all_router_locks(&routers, LockMode::Exclusive, &self.wait);
         let waited = started.elapsed();
         self.held.waited += waited;
         let mut job = match locked {
@@ -410,7 +413,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     fn answer_for(
         &mut self,
         job: &mut Job<Locked>,
-        site: &Site,
+        site: &StretchRound,
         taken: &mut Vec<NeighbourKey>,
     ) -> Result<(), RegistryError> {
         let mut wanted = site.neighbours(self.planner.lab);
@@ -456,7 +459,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     fn work(
         &mut self,
         job: &mut Job<Locked>,
-        sites: &[Site],
+        sites: &[StretchRound],
         taken: &mut HashMap<usize, Vec<NeighbourKey>>,
         waited: Duration,
     ) -> Result<Measured, DetailedError> {
@@ -516,7 +519,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     /// Keeps what was measured, and what is to be measured next.
     fn keep_all(
         &mut self,
-        sites: &[Site],
+        sites: &[StretchRound],
         measured: Measured,
         stretches: &mut [Stretch],
     ) -> Result<(), DetailedError> {
@@ -532,11 +535,11 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
 
     fn keep(
         &mut self,
-        site: &Site,
-        measurement: Measurement,
+        site: &StretchRound,
+        measurement: ChainMeasurement,
         stretch: &mut Stretch,
     ) -> Result<(), DetailedError> {
-        let Measurement {
+        let ChainMeasurement {
             tests,
             moved,
             grown,
@@ -586,7 +589,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     }
 }
 
-impl Site {
+impl StretchRound {
     /// The neighbour entry by which the last router reaches the host that listens.
     fn neighbours(&self, lab: &crate::model::LabName) -> Vec<(NeighbourKey, Mac)> {
         let Sink::Host {

@@ -37,7 +37,7 @@ pub(super) enum Sink {
         /// The address.
         address: IpAddr,
         /// What takes packets for other addresses, too.
-        proxy: Option<Proxy>,
+        proxy: Option<TransparentProxy>,
     },
     /// Nobody: a router sends packets nowhere.
     Nowhere,
@@ -71,7 +71,7 @@ impl Sink {
     }
 
     /// What hands packets to a program of the router.
-    pub(super) fn proxy(&self) -> Option<&Proxy> {
+    pub(super) fn proxy(&self) -> Option<&TransparentProxy> {
         match self {
             Self::Router { proxy, .. } => proxy.as_ref(),
             Self::Host { .. } | Self::Nowhere => None,
@@ -87,7 +87,7 @@ impl Sink {
 
 /// A rule that hands packets to a program of the router (TPROXY).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Proxy {
+pub(super) struct TransparentProxy {
     /// The port on which the program listens.
     pub(super) port: u16,
     /// The rule.
@@ -96,7 +96,7 @@ pub(super) struct Proxy {
 
 /// Who connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum Connector {
     /// A host on the segment of a router's interface.
     Host(HostSpec),
     /// The first router, from an address of its own.
@@ -108,7 +108,7 @@ pub(super) enum Source {
     },
 }
 
-impl Source {
+impl Connector {
     /// The address from which connections are made.
     pub(super) fn address(&self) -> IpAddr {
         match self {
@@ -167,12 +167,12 @@ impl Task {
 
 /// Services for which the same one stands for the destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target {
+pub(super) struct TargetServices {
     pub(super) sink: Sink,
     pub(super) tasks: Vec<Task>,
 }
 
-impl Target {
+impl TargetServices {
     /// Where a service listens.
     pub(super) fn listen_at(&self, task: &Task) -> Option<SocketAddr> {
         let address = self.sink.address()?;
@@ -181,10 +181,10 @@ impl Target {
 }
 
 /// Adds a service to those with the same sink.
-pub(super) fn add(targets: &mut Vec<Target>, sink: Sink, task: Task) {
+pub(super) fn add(targets: &mut Vec<TargetServices>, sink: Sink, task: Task) {
     match targets.iter_mut().find(|target| target.sink == sink) {
         Some(target) => target.tasks.push(task),
-        None => targets.push(Target {
+        None => targets.push(TargetServices {
             sink,
             tasks: vec![task],
         }),
@@ -213,14 +213,14 @@ pub(super) struct Stretch {
     /// The routers; packets come in at the first.
     pub(super) stations: Vec<Arc<Station>>,
     /// Who connects.
-    pub(super) source: Source,
+    pub(super) source: Connector,
     /// Where it connects to.
     pub(super) destination: IpAddr,
     /// Whether packets are followed to whatever router they go; otherwise they end where they
     /// leave these.
     pub(super) whole: bool,
     /// What is still to be tried, by where it is expected to end.
-    pub(super) pending: Vec<Target>,
+    pub(super) pending: Vec<TargetServices>,
     /// Neighbour entries that turned out to be needed, beside those that are known beforehand.
     pub(super) learned: Vec<(NeighbourKey, Mac)>,
     /// Which routers get packets where several may.
@@ -238,11 +238,11 @@ impl Stretch {
 }
 
 /// The place of a stretch and of a service in their lists.
-pub(super) type Asked = (usize, usize);
+pub(super) type StretchService = (usize, usize);
 
 /// What a host knows of its own link.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Link {
+pub(super) struct HostLink {
     /// Its subnet: what is for it goes to no gateway.
     pub(super) subnet: IpNet,
     /// The routers in it that it reaches.
@@ -253,21 +253,21 @@ pub(super) struct Link {
 
 /// One stretch in one round.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(super) struct StretchRound {
     /// The place of the stretch in the list.
     pub(super) at: usize,
     pub(super) stations: Vec<Arc<Station>>,
-    pub(super) source: Source,
+    pub(super) source: Connector,
     /// Where the client connects to.
     pub(super) to: IpAddr,
     pub(super) whole: bool,
-    pub(super) target: Target,
+    pub(super) target: TargetServices,
     /// The host that listens; none where a router or the source itself does, or nobody.
     pub(super) destination: Option<HostSpec>,
     /// Whether packets end at the source host, which called itself by another address.
     pub(super) turns_back: bool,
     /// What the host that listens knows of its link.
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<HostLink>,
     /// Neighbour entries by which routers reach the source host.
     pub(super) homes: Vec<NeighbourKey>,
     /// Other entries: ends of tunnels, and those that keep packets from routers that are not held.
@@ -276,7 +276,7 @@ pub(super) struct Site {
     pub(super) settled: Vec<(RouterName, IfName)>,
 }
 
-impl Site {
+impl StretchRound {
     /// The source's address.
     pub(super) fn from(&self) -> IpAddr {
         self.source.address()

@@ -11,7 +11,7 @@ use super::{
     DetailedJob,
     fork::{Choice, Junction},
     plan::{Planned, Planner},
-    result::{ServiceResult, Status},
+    result::{ServiceResult, ServiceStatus},
     site::Stretch,
 };
 use crate::{
@@ -189,7 +189,7 @@ pub(super) fn ask_copies(
         match found.result {
             Verdict::No => {
                 end.result = Verdict::No;
-                end.status = Status::Timeout;
+                end.status = ServiceStatus::Timeout;
                 end.kind = found.end;
                 end.router = found.router;
                 end.reason = why;

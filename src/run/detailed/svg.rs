@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::result::{DetailedReport, Reach, RouterTest, ServiceResult};
+use super::result::{CameBy, DetailedReport, RouterTest, ServiceResult};
 use crate::run::{markup::escape, report::Verdict};
 
 /// Boxes in a row.
@@ -34,7 +34,7 @@ pub(super) fn path(report: &DetailedReport, service: &ServiceResult) -> String {
     let on_way = service
         .tests
         .iter()
-        .filter(|test| test.reach != Reach::ByAnswer);
+        .filter(|test| test.reach != CameBy::ByAnswer);
     nodes.extend(on_way.map(router));
     let destination = format!("{} {}", report.destination, service.service);
     nodes.push(end("destination", destination));

@@ -5,14 +5,14 @@ use std::io::{self, Write};
 use owo_colors::{OwoColorize, Style};
 
 use super::result::{
-    DetailedReport, Direction, Leg, PacketWay, Reach, RouterTest, RuleEvidence, ServiceResult,
-    Status,
+    CameBy, DetailedReport, Direction, PacketWay, RouterTest, RuleEvidence, ServiceResult,
+    ServiceStatus, TakenLeg,
 };
 use crate::{model::printable, run::report::Verdict};
 
 /// How to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub struct DetailedLayout {
     /// Columns of the terminal.
     pub width: usize,
     /// Whether to colour statuses.
@@ -34,7 +34,11 @@ const VERDICT_WIDTH: usize = 7;
 ///
 /// # Errors
 /// When `out` cannot be written.
-pub fn print(out: &mut dyn Write, report: &DetailedReport, layout: Layout) -> io::Result<()> {
+pub fn print(
+    out: &mut dyn Write,
+    report: &DetailedReport,
+    layout: DetailedLayout,
+) -> io::Result<()> {
     let printer = Printer { report, layout };
     if layout.answer_only {
         return printer.verdicts(out);
@@ -63,11 +67,11 @@ pub fn print(out: &mut dyn Write, report: &DetailedReport, layout: Layout) -> io
 
 struct Printer<'a> {
     report: &'a DetailedReport,
-    layout: Layout,
+    layout: DetailedLayout,
 }
 
 impl Printer<'_> {
-    fn style(&self, status: Status) -> Style {
+    fn style(&self, status: ServiceStatus) -> Style {
         self.verdict_style(status.verdict())
     }
 
@@ -242,15 +246,15 @@ impl Printer<'_> {
 }
 
 /// What is said of a router that has no part in the result.
-pub(super) fn reach(reach: Reach) -> &'static str {
+pub(super) fn reach(reach: CameBy) -> &'static str {
     match reach {
-        Reach::Reached | Reach::ByAnswer => "",
-        Reach::NotReached => "not reached; on its own: ",
-        Reach::NotOnTheWay => "not on the way; on its own: ",
+        CameBy::Reached | CameBy::ByAnswer => "",
+        CameBy::NotReached => "not reached; on its own: ",
+        CameBy::NotOnTheWay => "not on the way; on its own: ",
     }
 }
 
-fn write_legs(out: &mut dyn Write, arrow: &str, legs: &[Leg]) -> io::Result<()> {
+fn write_legs(out: &mut dyn Write, arrow: &str, legs: &[TakenLeg]) -> io::Result<()> {
     for leg in legs {
         writeln!(out, "    {arrow} {leg}")?;
     }

@@ -11,7 +11,7 @@ use super::{
 use crate::firewall::nft::{
     NftSocket,
     trace::{
-        Decision, Exit, StoppedBy,
+        ProbeExit, StoppedBy, TraceDecision,
         flow::{FlowPacket, Payload},
     },
 };
@@ -75,8 +75,8 @@ fn end(clerk: &Clerk<'_>, packet: &FlowPacket) -> (String, bool) {
         None => "an unknown interface".to_owned(),
     };
     match packet.stopped_by() {
-        StoppedBy::Nothing(Exit::Out) => (format!("left by {}", name(packet.last.oif)), true),
-        StoppedBy::Nothing(Exit::Local) => ("delivered to the router itself".to_owned(), true),
+        StoppedBy::Nothing(ProbeExit::Out) => (format!("left by {}", name(packet.last.oif)), true),
+        StoppedBy::Nothing(ProbeExit::Local) => ("delivered to the router itself".to_owned(), true),
         StoppedBy::Rule(step) => {
             let chain = &step.place.chain;
             (format!("{} in chain {chain}", ended(&step.decision)), false)
@@ -90,10 +90,10 @@ fn end(clerk: &Clerk<'_>, packet: &FlowPacket) -> (String, bool) {
     }
 }
 
-fn ended(decision: &Decision) -> &'static str {
+fn ended(decision: &TraceDecision) -> &'static str {
     match decision {
-        Decision::Stolen => "taken away",
-        Decision::Queue(_) => "handed to a queue",
+        TraceDecision::Stolen => "taken away",
+        TraceDecision::Queue(_) => "handed to a queue",
         _ => "dropped",
     }
 }

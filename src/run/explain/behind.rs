@@ -3,13 +3,13 @@
 
 use super::{
     ExplainError,
-    read::{Reader, subject},
+    read::{RuleReader, subject},
 };
 use crate::{
     firewall::{
         nft::{
-            census::Behind,
-            trace::{Exit, StoppedBy, Trail},
+            census::LaterChain,
+            trace::{ProbeExit, StoppedBy, Trail},
         },
         place::HookPoint,
         rule::Packet,
@@ -23,8 +23,8 @@ const PAST: &str = "it got past the last tap, behind which ";
 /// What may stop a probe where no tap sees it, in words; none where nothing can. `index` gives the
 /// number of a device.
 pub(super) fn behind(
-    reader: &mut Reader<'_>,
-    chains: &[Behind],
+    reader: &mut RuleReader<'_>,
+    chains: &[LaterChain],
     (headers, came_by): (&Headers, Option<&str>),
     trail: Option<&Trail>,
     index: impl Fn(&str) -> Option<u32>,
@@ -45,8 +45,8 @@ pub(super) fn behind(
             continue;
         }
         let elsewhere = match chain.hook {
-            HookPoint::Input => exit == Some(Exit::Out),
-            _ => exit == Some(Exit::Local),
+            HookPoint::Input => exit == Some(ProbeExit::Out),
+            _ => exit == Some(ProbeExit::Local),
         };
         let device = |name: &String| out.is_none() || index(name) == out;
         let passes = chain.devices.as_ref().is_none_or(|d| d.iter().any(device));
@@ -70,8 +70,8 @@ pub(super) fn behind(
 /// A rule of an ingress chain that a packet of another sender may be stopped by, where the probe was
 /// not.
 fn by_sender(
-    reader: &mut Reader<'_>,
-    chain: &Behind,
+    reader: &mut RuleReader<'_>,
+    chain: &LaterChain,
     subject: &Packet,
 ) -> Result<Option<String>, ExplainError> {
     let rules = reader.chain(&chain.place)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     ExplainError, patience,
-    read::Reader,
+    read::RuleReader,
     reason::{Doubt, Explained, Lots, Reason},
 };
 use crate::{
@@ -13,12 +13,15 @@ use crate::{
         iptables::{step::LegacyStep, trace::LegacyRules},
         nft::{
             census, is_own,
-            trace::{Decision, Exit, PacketHead, StepKind, TraceStep, Trail},
+            trace::{PacketHead, ProbeExit, StepKind, TraceDecision, TraceStep, Trail},
         },
         place::HookPoint,
         rule::{
-            Alone, Field, Packet, Rule, State, Verdict,
-            walk::{Chain, Fate, Led, Program, Route, RuleNumber, Seen, Suppose, Ways},
+            Alone, Field, Packet, Rule, RuleVerdict, TrackingState,
+            walk::{
+                ChainRules, Led, Program, RoutedTo, RuleNumber, SeenPacket, Suppose, WalkEnd,
+                WayEnds,
+            },
         },
         ruletext::RuleText,
     },
@@ -27,14 +30,14 @@ use crate::{
 };
 
 /// The rules of one router, before any probe is held against them.
-pub(super) struct Rules {
+pub(super) struct RouterRules {
     program: Program,
 }
 
-impl Rules {
+impl RouterRules {
     /// Reads all that probes can meet.
     pub(super) fn read(
-        reader: &mut Reader<'_>,
+        reader: &mut RuleReader<'_>,
         family: Family,
         legacy: Option<&LegacyRules>,
     ) -> Result<Self, ExplainError> {
@@ -52,9 +55,9 @@ impl Rules {
     /// What varies in a probe's end; none where its way is not known well enough to say.
     pub(super) fn doubt(
         &self,
-        reader: &mut Reader<'_>,
+        reader: &mut RuleReader<'_>,
         observer: &mut Observer<'_>,
-        met: &Met<'_>,
+        met: &SeenProbe<'_>,
         explained: &Explained,
     ) -> Result<Option<Doubt>, ExplainError> {
         let seen_through = met
@@ -63,10 +66,12 @@ impl Rules {
         let Some(mut end) = End::of(&explained.reason).or(seen_through) else {
             return Ok(None);
         };
-        // Rules of iptables-legacy reported of the probe when it was sent once more, and it may have
+        // RouterRules of iptables-legacy reported of the probe when it was sent once more, and it may have
         // fared otherwise then. What they say of other ways starts from how that one ended.
-        if end.fate != Fate::Stopped && met.legacy.is_some_and(|(rules, steps)| rules.stop(steps)) {
-            end.fate = Fate::Stopped;
+        if end.fate != WalkEnd::Stopped
+            && met.legacy.is_some_and(|(rules, steps)| rules.stop(steps))
+        {
+            end.fate = WalkEnd::Stopped;
         }
         let mut program = self.program.clone();
         note(&mut program, reader, &met.trail.steps)?;
@@ -112,7 +117,7 @@ impl Rules {
 }
 
 /// Where lots lead a packet whose ways are `any`, and `alone` when it comes alone.
-fn lots(program: &Program, any: &Ways, alone: &Ways) -> Option<Lots> {
+fn lots(program: &Program, any: &WayEnds, alone: &WayEnds) -> Option<Lots> {
     let caveat = |(chain, rule): &RuleNumber| {
         let rule = &program.chains[*chain].rules[*rule];
         rule.varying().next().map(|varying| &varying.caveat)
@@ -126,7 +131,7 @@ fn lots(program: &Program, any: &Ways, alone: &Ways) -> Option<Lots> {
 }
 
 /// What was seen of a probe.
-pub(super) struct Met<'a> {
+pub(super) struct SeenProbe<'a> {
     pub(super) headers: &'a Headers,
     /// The interface it came in by.
     pub(super) ingress: Option<&'a str>,
@@ -139,18 +144,18 @@ pub(super) struct Met<'a> {
 /// How a probe's way ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct End {
-    fate: Fate,
+    fate: WalkEnd,
     rule: Option<RuleText>,
 }
 
 impl End {
     fn of(reason: &Reason) -> Option<Self> {
         let (fate, rule) = match reason {
-            Reason::WentThrough(Exit::Out) => (Fate::Out, None),
-            Reason::WentThrough(Exit::Local) => (Fate::Local, None),
-            Reason::Rule { rule, .. } => (Fate::Stopped, Some(rule.clone())),
-            Reason::Policy { .. } => (Fate::Stopped, None),
-            Reason::Outside(reason) if reason.is_known() => (Fate::Stopped, None),
+            Reason::WentThrough(ProbeExit::Out) => (WalkEnd::Out, None),
+            Reason::WentThrough(ProbeExit::Local) => (WalkEnd::Local, None),
+            Reason::Rule { rule, .. } => (WalkEnd::Stopped, Some(rule.clone())),
+            Reason::Policy { .. } => (WalkEnd::Stopped, None),
+            Reason::Outside(reason) if reason.is_known() => (WalkEnd::Stopped, None),
             _ => return None,
         };
         Some(Self { fate, rule })
@@ -161,16 +166,16 @@ impl End {
     fn of_legacy(rules: &LegacyRules, steps: &[LegacyStep]) -> Option<Self> {
         let last = steps.last().filter(|_| !rules.stop(steps))?;
         let fate = match last.hook {
-            HookPoint::Input => Fate::Local,
-            _ => Fate::Out,
+            HookPoint::Input => WalkEnd::Local,
+            _ => WalkEnd::Out,
         };
         Some(Self { fate, rule: None })
     }
 
     /// The ends of ways, with the one that was seen in its own name.
-    fn kinds(&self, ways: &Ways) -> BTreeSet<Fate> {
-        let named = |fate: &Fate| match fate {
-            Fate::Same => self.fate.clone(),
+    fn kinds(&self, ways: &WayEnds) -> BTreeSet<WalkEnd> {
+        let named = |fate: &WalkEnd| match fate {
+            WalkEnd::Same => self.fate.clone(),
             other => other.clone(),
         };
         ways.fates.iter().map(named).collect()
@@ -180,8 +185,8 @@ impl End {
     fn matter(
         &self,
         program: &Program,
-        any: &Ways,
-        mut walk: impl FnMut(Suppose) -> Ways,
+        any: &WayEnds,
+        mut walk: impl FnMut(Suppose) -> WayEnds,
     ) -> Vec<RuleNumber> {
         let is_free = |id: &RuleNumber| {
             let mut all = program.chains[id.0].rules[id.1].varying();
@@ -199,17 +204,17 @@ impl End {
         if matter.is_empty() { free } else { matter }
     }
 
-    fn all(&self, ways: &Ways) -> bool {
+    fn all(&self, ways: &WayEnds) -> bool {
         self.kinds(ways).iter().all(|kind| *kind == self.fate)
     }
 
     /// Whether all ways lead through; none where they differ or cannot be told.
-    fn passes(&self, ways: &Ways) -> Option<bool> {
+    fn passes(&self, ways: &WayEnds) -> Option<bool> {
         let kinds = self.kinds(ways);
         let mut kinds = kinds.iter();
         match (kinds.next(), kinds.next()) {
-            (Some(Fate::Out | Fate::Local), None) => Some(true),
-            (Some(Fate::Stopped), None) => Some(false),
+            (Some(WalkEnd::Out | WalkEnd::Local), None) => Some(true),
+            (Some(WalkEnd::Stopped), None) => Some(false),
             _ => None,
         }
     }
@@ -229,7 +234,7 @@ fn is_slow(program: &Program, (chain, rule): RuleNumber) -> bool {
 }
 
 /// The packet as it came in, and what was seen of it.
-fn seen(program: &Program, met: &Met<'_>, out: Option<String>, end: &End) -> Seen {
+fn seen(program: &Program, met: &SeenProbe<'_>, out: Option<String>, end: &End) -> SeenPacket {
     let headers = met.headers;
     let mut changed = BTreeSet::new();
     for chain in &program.chains {
@@ -248,10 +253,10 @@ fn seen(program: &Program, met: &Met<'_>, out: Option<String>, end: &End) -> See
         // Nothing carries marks from one namespace to the next, and the connection is new.
         .with(Field::Mark, 0u32)
         .with(Field::ConnectionMark, 0u32)
-        .with_state(State::New);
+        .with_state(TrackingState::New);
     packet = super::read::like_others(packet, headers, 0);
     if changed.contains(&Field::Tracking) {
-        packet = packet.with_state(State::Untracked);
+        packet = packet.with_state(TrackingState::Untracked);
     }
     if let Some(name) = met.ingress {
         packet = packet.with_device(Field::Incoming, name);
@@ -261,10 +266,10 @@ fn seen(program: &Program, met: &Met<'_>, out: Option<String>, end: &End) -> See
     }
     let came_to = |hook| met.trail.steps.iter().any(|step| step.hook == hook);
     let input = came_to(HookPoint::Input);
-    Seen {
+    SeenPacket {
         sent: came_to(HookPoint::Output),
         packet,
-        local: end.fate == Fate::Local || input,
+        local: end.fate == WalkEnd::Local || input,
         by_router: met.by_router,
         ended_by: end
             .rule
@@ -274,7 +279,7 @@ fn seen(program: &Program, met: &Met<'_>, out: Option<String>, end: &End) -> See
     }
 }
 
-fn ended_by(program: &Program, rule: &RuleText, met: &Met<'_>) -> Option<RuleNumber> {
+fn ended_by(program: &Program, rule: &RuleText, met: &SeenProbe<'_>) -> Option<RuleNumber> {
     let chain = match (rule.place.handle, met.legacy) {
         (0, Some((rules, _))) => rules.number_in(program, &rule.place)?,
         _ => program.number(&rule.place)?,
@@ -285,7 +290,7 @@ fn ended_by(program: &Program, rule: &RuleText, met: &Met<'_>) -> Option<RuleNum
 /// Adds chains and those that they call.
 fn add(
     program: &mut Program,
-    reader: &mut Reader<'_>,
+    reader: &mut RuleReader<'_>,
     chains: Vec<RulePlace>,
 ) -> Result<(), ExplainError> {
     let mut open = chains;
@@ -299,7 +304,7 @@ fn add(
             chain: name.to_owned(),
             ..place.clone()
         }));
-        program.add(Chain::new(place, chain.parsed.clone()));
+        program.add(ChainRules::new(place, chain.parsed.clone()));
     }
     Ok(())
 }
@@ -307,7 +312,7 @@ fn add(
 /// Notes what rules of nf_tables said of the probe.
 fn note(
     program: &mut Program,
-    reader: &mut Reader<'_>,
+    reader: &mut RuleReader<'_>,
     steps: &[TraceStep],
 ) -> Result<(), ExplainError> {
     for (place, end) in super::read::visited(steps) {
@@ -365,18 +370,21 @@ fn note(
 fn calls(step: &TraceStep, place: &RulePlace) -> bool {
     let from = &step.place;
     (from.family, &from.table) == (place.family, &place.table)
-        && matches!(&step.decision, Decision::Jump(chain) | Decision::Goto(chain) if *chain == place.chain)
+        && matches!(&step.decision, TraceDecision::Jump(chain) | TraceDecision::Goto(chain) if *chain == place.chain)
 }
 
 /// Where a rule led the packet; none where that ended its way.
-fn led(decision: &Decision) -> Option<Led> {
+fn led(decision: &TraceDecision) -> Option<Led> {
     Some(match decision {
-        Decision::Continue => Led::On,
-        Decision::Accept => Led::To(Verdict::Accept),
-        Decision::Return => Led::To(Verdict::Return),
-        Decision::Jump(chain) => Led::To(Verdict::Jump(chain.clone())),
-        Decision::Goto(chain) => Led::To(Verdict::Goto(chain.clone())),
-        Decision::Drop | Decision::Stolen | Decision::Queue(_) | Decision::Other(_) => return None,
+        TraceDecision::Continue => Led::On,
+        TraceDecision::Accept => Led::To(RuleVerdict::Accept),
+        TraceDecision::Return => Led::To(RuleVerdict::Return),
+        TraceDecision::Jump(chain) => Led::To(RuleVerdict::Jump(chain.clone())),
+        TraceDecision::Goto(chain) => Led::To(RuleVerdict::Goto(chain.clone())),
+        TraceDecision::Drop
+        | TraceDecision::Stolen
+        | TraceDecision::Queue(_)
+        | TraceDecision::Other(_) => return None,
     })
 }
 
@@ -397,7 +405,10 @@ fn ended_elsewhere(steps: &[TraceStep], place: &RulePlace) -> bool {
     last.is_some_and(|step| {
         let goes_on = matches!(
             step.decision,
-            Decision::Continue | Decision::Jump(_) | Decision::Goto(_) | Decision::Return
+            TraceDecision::Continue
+                | TraceDecision::Jump(_)
+                | TraceDecision::Goto(_)
+                | TraceDecision::Return
         );
         step.kind == StepKind::Rule && !goes_on && step.place.chain != place.chain
     })
@@ -405,8 +416,8 @@ fn ended_elsewhere(steps: &[TraceStep], place: &RulePlace) -> bool {
 
 fn text(
     program: &Program,
-    reader: &mut Reader<'_>,
-    met: &Met<'_>,
+    reader: &mut RuleReader<'_>,
+    met: &SeenProbe<'_>,
     (chain, rule): RuleNumber,
 ) -> Result<Option<RuleText>, ExplainError> {
     let place = &program.chains[chain].place;
@@ -423,9 +434,9 @@ fn routed(
     out: Option<&str>,
     seen: PacketHead,
     packet: &Packet,
-) -> Route {
+) -> RoutedTo {
     let Some(head) = headers_of(seen, packet) else {
-        return Route::Open;
+        return RoutedTo::Open;
     };
     let ways = observer.ways(&[head]).ok();
     let way = ways.and_then(|mut ways| ways.pop());
@@ -433,15 +444,17 @@ fn routed(
 }
 
 /// Where a look-up leads, against the interface by which the packet was seen to leave.
-fn route_of(way: Option<&Lookup>, out: Option<&str>) -> Route {
-    let Some(way) = way else { return Route::Open };
+fn route_of(way: Option<&Lookup>, out: Option<&str>) -> RoutedTo {
+    let Some(way) = way else {
+        return RoutedTo::Open;
+    };
     match way.kind {
-        LookupKind::Local => Route::Local,
-        _ if way.errno.is_some() => Route::Nowhere,
+        LookupKind::Local => RoutedTo::Local,
+        _ if way.errno.is_some() => RoutedTo::Nowhere,
         _ => match &way.dev {
-            Some(dev) if out == Some(dev.as_str()) => Route::Same,
-            Some(dev) => Route::By(dev.to_string()),
-            None => Route::Open,
+            Some(dev) if out == Some(dev.as_str()) => RoutedTo::Same,
+            Some(dev) => RoutedTo::By(dev.to_string()),
+            None => RoutedTo::Open,
         },
     }
 }

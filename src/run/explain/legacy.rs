@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    ExplainError, Question, SendAgain,
+    ExplainError, ExplainQuestion, SendAgain,
     follow::Followed,
     read::{queues, subject},
-    reason::{Action, Explained, Reason},
+    reason::{EndingAction, Explained, Reason},
 };
 use crate::{
     firewall::{
@@ -27,7 +27,7 @@ const SHRINK: usize = 8;
 
 /// What iptables-legacy reported of the lost probes.
 #[derive(Default)]
-pub(super) struct Legacy {
+pub(super) struct LegacyReports {
     /// Where each was lost.
     lost: BTreeMap<u32, HookPoint>,
     found: Option<(LegacyRules, LegacyTrails)>,
@@ -35,11 +35,11 @@ pub(super) struct Legacy {
     warnings: BTreeSet<String>,
 }
 
-impl Legacy {
+impl LegacyReports {
     /// Sends the probes that were lost within a hook again, and all of them where legacy rules
     /// decide by more than the packet, while the router's legacy tables report what they do. `tracer` marks them as traced.
     pub(super) fn follow(
-        question: &Question<'_>,
+        question: &ExplainQuestion<'_>,
         tools: (&Tools, Option<&Shelf>),
         tracer: &mut Tracer,
         followed: &Followed,
@@ -96,7 +96,7 @@ impl Legacy {
     /// the rules that decide by more than the packet.
     pub(super) fn improve(
         &mut self,
-        question: &Question<'_>,
+        question: &ExplainQuestion<'_>,
         trail: Option<&Trail>,
         explained: &mut Explained,
     ) {
@@ -133,17 +133,17 @@ fn reason(stop: LegacyStop, hook: HookPoint, queues: &[u16]) -> Reason {
     }
 }
 
-fn action(rule: &Rule, queues: &[u16]) -> Action {
+fn action(rule: &Rule, queues: &[u16]) -> EndingAction {
     if let Some(with) = rule.rejected_with() {
-        return Action::Rejected(with.to_owned());
+        return EndingAction::Rejected(with.to_owned());
     }
     match (rule.queue(), rule.answers_itself()) {
-        (Some(queue), _) => Action::Queued {
+        (Some(queue), _) => EndingAction::Queued {
             queue,
             listener: queues.contains(&queue),
         },
-        (None, true) => Action::Taken,
-        (None, false) => Action::Dropped,
+        (None, true) => EndingAction::Taken,
+        (None, false) => EndingAction::Dropped,
     }
 }
 
@@ -151,7 +151,7 @@ type Found = Option<(LegacyRules, LegacyTrails)>;
 
 /// The outer error ends the explanation; the inner one only means that legacy tables stay silent.
 fn listen(
-    question: &Question<'_>,
+    question: &ExplainQuestion<'_>,
     tools: (&Tools, Option<&Shelf>),
     tracer: &mut Tracer,
     indexes: &[u32],

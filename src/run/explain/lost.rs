@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{ExplainError, Question, SendAgain, follow::Followed};
+use super::{ExplainError, ExplainQuestion, SendAgain, follow::Followed};
 use crate::{
     firewall::{
         nft::trace::{PacketHead, StoppedBy, Tracer, Trail},
@@ -18,7 +18,7 @@ use crate::{
 
 /// Finds out why.
 pub(super) struct Lost<'a> {
-    question: &'a Question<'a>,
+    question: &'a ExplainQuestion<'a>,
     observer: Observer<'a>,
     /// The number of the interface by which probes come in; 0 where it is not known.
     iif: u32,
@@ -56,7 +56,7 @@ impl Case {
 }
 
 impl<'a> Lost<'a> {
-    pub(super) fn new(question: &'a Question<'a>) -> Result<Self, ExplainError> {
+    pub(super) fn new(question: &'a ExplainQuestion<'a>) -> Result<Self, ExplainError> {
         let observer = Observer::new(question.netns)?;
         let iif = question.ingress.and_then(|name| observer.index(name));
         Ok(Self {

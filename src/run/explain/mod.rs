@@ -26,16 +26,16 @@ use std::{
 use thiserror::Error;
 
 pub(in crate::run) use self::reason::notes;
-pub use self::reason::{Action, Doubt, Explained, Lots, Reason};
+pub use self::reason::{Doubt, EndingAction, Explained, Lots, Reason};
 pub(in crate::run) use self::watched::{Watched, by_open_port, proxy, varies};
 use self::{
     behind::behind,
-    doubt::{Met, Rules},
+    doubt::{RouterRules, SeenProbe},
     follow::{Followed, follow},
-    legacy::Legacy,
+    legacy::LegacyReports,
     lost::Lost,
     patience::wait_and_send,
-    read::Reader,
+    read::RuleReader,
     taken::perhaps_taken,
 };
 use crate::{
@@ -45,11 +45,11 @@ use crate::{
             NftError,
             census::Census,
             generation,
-            trace::{TraceSockets, TraceSpec, Tracer, turn::Turn},
-            watch::{Changes, RulesetWatch},
+            trace::{TraceSockets, TraceSpec, Tracer, turn::TraceTurn},
+            watch::{RulesetChanges, RulesetWatch},
         },
         rule::OpenPorts,
-        ruletext::{RuleBook, Shelf, Source},
+        ruletext::{RuleBook, RuleSource, Shelf},
     },
     model::{IfName, Protocol, RunId},
     netlink::{NetlinkError, object::Family},
@@ -66,7 +66,7 @@ const TURN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is to be explained.
 #[derive(Debug, Clone, Copy)]
-pub struct Question<'a> {
+pub struct ExplainQuestion<'a> {
     /// The router.
     pub netns: &'a NetnsFd,
     /// The job.
@@ -92,7 +92,7 @@ pub struct Question<'a> {
     pub patience: Duration,
 }
 
-impl Question<'_> {
+impl ExplainQuestion<'_> {
     /// The family of the probes.
     fn family(&self) -> Family {
         let first = self.probes.first();
@@ -186,7 +186,7 @@ pub struct Explainer {
 }
 
 impl Explainer {
-    /// Rules are printed by `tools`.
+    /// RouterRules are printed by `tools`.
     #[must_use]
     pub fn new(tools: Tools) -> Self {
         Self {
@@ -212,14 +212,14 @@ impl Explainer {
     /// [`ExplainError`]; the router is left as it was found, unless that is what failed.
     pub fn explain(
         &mut self,
-        question: &Question<'_>,
+        question: &ExplainQuestion<'_>,
         send: &mut SendAgain<'_>,
     ) -> Result<Explanation, ExplainError> {
         if question.probes.is_empty() {
             return Ok(Explanation::default());
         }
         let open = || {
-            let turn = Turn::wait_here(TURN_PATIENCE);
+            let turn = TraceTurn::wait_here(TURN_PATIENCE);
             Ok::<_, NftError>((turn, TraceSockets::open_here()?, RulesetWatch::open_here()?))
         };
         let (turn, mut sockets, mut watch) = question.netns.enter(open)??;
@@ -229,7 +229,7 @@ impl Explainer {
             .with_tracer(question, &mut tracer, before, send, turn)
             .and_then(|mut explanation| {
                 match watch.changes()? {
-                    Changes::None => {}
+                    RulesetChanges::None => {}
                     changes => explanation.warnings.push(format!(
                         "{changes} changed while blocked services were explained"
                     )),
@@ -249,17 +249,17 @@ impl Explainer {
 
     fn with_tracer(
         &mut self,
-        question: &Question<'_>,
+        question: &ExplainQuestion<'_>,
         tracer: &mut Tracer,
         before: u32,
         send: &mut SendAgain<'_>,
-        turn: Option<Turn>,
+        turn: Option<TraceTurn>,
     ) -> Result<Explanation, ExplainError> {
         let indexes: Vec<u32> = question.probes.iter().map(|probe| probe.index).collect();
         let mut followed = follow(tracer, &indexes, send)?;
         let mut lost = Lost::new(question)?;
         let outside = lost.explain(tracer, &mut followed, send)?;
-        let legacy = Legacy::follow(
+        let legacy = LegacyReports::follow(
             question,
             (&self.tools, self.shelf.as_ref()),
             tracer,
@@ -286,7 +286,7 @@ impl Explainer {
         }
         let (mut book, more) = reader.finish();
         warnings.extend(more);
-        book.store(&mut Source {
+        book.store(&mut RuleSource {
             netns: question.netns,
             tools: &self.tools,
             socket: tracer.control(),
@@ -304,20 +304,20 @@ impl Explainer {
 
     fn reader<'t>(
         &'t self,
-        question: &Question<'t>,
+        question: &ExplainQuestion<'t>,
         book: RuleBook,
         tracer: &'t mut Tracer,
-    ) -> Reader<'t> {
-        let source = Source {
+    ) -> RuleReader<'t> {
+        let source = RuleSource {
             netns: question.netns,
             tools: &self.tools,
             socket: tracer.control(),
         };
-        Reader::new(book, source)
+        RuleReader::new(book, source)
     }
 
     /// The book of a router if its ruleset has not changed since, or a new one.
-    fn book(&mut self, question: &Question<'_>, generation: u32) -> RuleBook {
+    fn book(&mut self, question: &ExplainQuestion<'_>, generation: u32) -> RuleBook {
         match self.books.remove(&question.netns.id()) {
             Some((settled, book)) if settled == generation => book,
             _ => RuleBook::beside(self.shelf.clone())
@@ -332,15 +332,15 @@ struct Found<'a> {
     followed: Followed,
     outside: BTreeMap<u32, OutsideReason>,
     lost: Lost<'a>,
-    legacy: Legacy,
+    legacy: LegacyReports,
 }
 
 impl Found<'_> {
     /// The reasons in the order of the question, and what the reader should know.
     fn reasons(
         mut self,
-        question: &Question<'_>,
-        mut reader: Reader<'_>,
+        question: &ExplainQuestion<'_>,
+        mut reader: RuleReader<'_>,
     ) -> Result<(Vec<Explained>, RuleBook, BTreeSet<String>), ExplainError> {
         let chains = &question.scrutiny.census.behind;
         let mut rules = None;
@@ -358,9 +358,9 @@ impl Found<'_> {
             if let Some(trail) = trail.filter(|_| varies) {
                 if rules.is_none() {
                     let legacy = self.legacy.rules();
-                    rules = Some(Rules::read(&mut reader, question.family(), legacy)?);
+                    rules = Some(RouterRules::read(&mut reader, question.family(), legacy)?);
                 }
-                let met = Met {
+                let met = SeenProbe {
                     headers: &probe.headers,
                     ingress: question.ingress.map(IfName::as_str),
                     trail,
@@ -387,7 +387,7 @@ impl Found<'_> {
     }
 }
 
-fn trace_spec(question: &Question<'_>) -> TraceSpec {
+fn trace_spec(question: &ExplainQuestion<'_>) -> TraceSpec {
     TraceSpec {
         run_id: question.run_id.clone(),
         family: question.family(),

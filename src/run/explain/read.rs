@@ -9,17 +9,17 @@ use std::{
 use super::{
     ExplainError,
     follow::Followed,
-    reason::{Action, Explained, Reason},
+    reason::{EndingAction, Explained, Reason},
 };
 use crate::{
     firewall::{
         Caveat, RulePlace,
         nft::{
             NftSocket, is_own,
-            trace::{Decision, StepKind, StoppedBy, TraceStep, Trail},
+            trace::{StepKind, StoppedBy, TraceDecision, TraceStep, Trail},
         },
-        rule::{Field, Packet, State, entries},
-        ruletext::{Chain, RuleBook, RuleText, Source},
+        rule::{Field, Packet, TrackingState, entries},
+        ruletext::{RuleBook, RuleSource, RuleText, TextChain},
     },
     model::Protocol,
     netlink::object::Family,
@@ -37,15 +37,15 @@ const QUEUES: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 pub(super) const SYN: u32 = 0x02;
 
 /// Reads rules.
-pub(super) struct Reader<'a> {
+pub(super) struct RuleReader<'a> {
     book: RuleBook,
-    source: Source<'a>,
+    source: RuleSource<'a>,
     queues: Option<Vec<u16>>,
     warnings: BTreeSet<String>,
 }
 
-impl<'a> Reader<'a> {
-    pub(super) fn new(book: RuleBook, source: Source<'a>) -> Self {
+impl<'a> RuleReader<'a> {
+    pub(super) fn new(book: RuleBook, source: RuleSource<'a>) -> Self {
         Self {
             book,
             source,
@@ -129,16 +129,16 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn action(&mut self, step: &TraceStep, rule: &RuleText) -> Action {
+    fn action(&mut self, step: &TraceStep, rule: &RuleText) -> EndingAction {
         match step.decision {
-            Decision::Queue(queue) => Action::Queued {
+            TraceDecision::Queue(queue) => EndingAction::Queued {
                 queue,
                 listener: self.queues().contains(&queue),
             },
-            Decision::Stolen => Action::Taken,
+            TraceDecision::Stolen => EndingAction::Taken,
             _ => match rule.text.as_ref().and(rule.parsed().rejected_with()) {
-                Some(with) => Action::Rejected(with.to_owned()),
-                None => Action::Dropped,
+                Some(with) => EndingAction::Rejected(with.to_owned()),
+                None => EndingAction::Dropped,
             },
         }
     }
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The chain at `place` with its rules.
-    pub(super) fn chain(&mut self, place: &RulePlace) -> Result<Arc<Chain>, ExplainError> {
+    pub(super) fn chain(&mut self, place: &RulePlace) -> Result<Arc<TextChain>, ExplainError> {
         Ok(self.book.chain(&mut self.source, place)?)
     }
 
@@ -186,7 +186,7 @@ impl<'a> Reader<'a> {
     fn note_memories(
         &mut self,
         trail: &Trail,
-        chain: &Chain,
+        chain: &TextChain,
         end: Option<usize>,
         subject: &Packet,
     ) {
@@ -222,8 +222,8 @@ pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Packet {
         .with_address(Field::Destination, headers.destination)
         // The first packet of a connection: a SYN, new or not tracked.
         .with(Field::TcpFlags, SYN)
-        .with_state(State::New)
-        .with_state(State::Untracked);
+        .with_state(TrackingState::New)
+        .with_state(TrackingState::Untracked);
     let sent = like_others(like_others(sent, headers, 0), headers, 1);
     let Some(Trail { head, .. }) = trail else {
         return sent;
@@ -307,7 +307,10 @@ pub(super) fn visited(steps: &[TraceStep]) -> Vec<(RulePlace, Option<u64>)> {
         if known {
             continue;
         }
-        let stays = matches!(step.decision, Decision::Continue | Decision::Jump(_));
+        let stays = matches!(
+            step.decision,
+            TraceDecision::Continue | TraceDecision::Jump(_)
+        );
         let ended = !stays && step.kind == StepKind::Rule;
         visit(
             &mut chains,
@@ -315,7 +318,7 @@ pub(super) fn visited(steps: &[TraceStep]) -> Vec<(RulePlace, Option<u64>)> {
             &place.chain,
             ended.then_some(place.handle),
         );
-        if let Decision::Jump(target) | Decision::Goto(target) = &step.decision {
+        if let TraceDecision::Jump(target) | TraceDecision::Goto(target) = &step.decision {
             visit(&mut chains, place, target, None);
         }
     }
@@ -327,7 +330,7 @@ mod tests {
     use super::*;
     use crate::firewall::{TableFamily, place::HookPoint};
 
-    fn step(chain: &str, handle: u64, decision: Decision) -> TraceStep {
+    fn step(chain: &str, handle: u64, decision: TraceDecision) -> TraceStep {
         let kind = if handle == 0 {
             StepKind::Policy
         } else {
@@ -348,13 +351,13 @@ mod tests {
 
     #[test]
     fn a_chain_counts_up_to_the_rule_that_ended_the_stay_there() {
-        let jump = |to: &str| Decision::Jump(to.to_owned());
+        let jump = |to: &str| TraceDecision::Jump(to.to_owned());
         let steps = [
             step("base", 1, jump("empty")),
             step("base", 2, jump("sub")),
-            step("sub", 7, Decision::Return),
-            step("base", 3, Decision::Continue),
-            step("base", 0, Decision::Drop),
+            step("sub", 7, TraceDecision::Return),
+            step("base", 3, TraceDecision::Continue),
+            step("base", 0, TraceDecision::Drop),
         ];
         let seen: Vec<_> = visited(&steps)
             .into_iter()
@@ -369,10 +372,13 @@ mod tests {
                 chain("sub", Some(7))
             ]
         );
-        let stopped = visited(&[step("base", 4, Decision::Drop)]);
+        let stopped = visited(&[step("base", 4, TraceDecision::Drop)]);
         assert_eq!(stopped[0].1, Some(4));
-        for decision in [Decision::Return, Decision::Goto("sub".to_owned())] {
-            let past = visited(&[step("base", 2, decision), step("base", 0, Decision::Drop)]);
+        for decision in [TraceDecision::Return, TraceDecision::Goto("sub".to_owned())] {
+            let past = visited(&[
+                step("base", 2, decision),
+                step("base", 0, TraceDecision::Drop),
+            ]);
             assert_eq!(past[0].1, Some(2), "rules behind it were not asked");
         }
     }

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 use crate::{
     firewall::{
         Caveat,
-        nft::trace::{Exit, TraceStep},
+        nft::trace::{ProbeExit, TraceStep},
         place::HookPoint,
-        rule::{Alone, walk::Target},
+        rule::{Alone, walk::WalkTarget},
         ruletext::RuleText,
     },
     model::IfName,
@@ -16,7 +16,7 @@ use crate::{
 
 /// What a rule did with a packet that it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+pub enum EndingAction {
     /// Discarded it.
     Dropped,
     /// Discarded it and answered with this.
@@ -32,7 +32,7 @@ pub enum Action {
     Taken,
 }
 
-impl fmt::Display for Action {
+impl fmt::Display for EndingAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dropped => f.write_str("dropped"),
@@ -51,7 +51,7 @@ pub enum Reason {
         /// At which hook.
         hook: HookPoint,
         /// What it did.
-        action: Action,
+        action: EndingAction,
         /// The rule.
         rule: RuleText,
     },
@@ -75,7 +75,7 @@ pub enum Reason {
     /// Something outside netfilter.
     Outside(OutsideReason),
     /// Nothing: it went through when it was sent again.
-    WentThrough(Exit),
+    WentThrough(ProbeExit),
     /// Its way caused more trace events than fit.
     TooManyEvents,
 }
@@ -101,10 +101,10 @@ impl fmt::Display for Reason {
             Self::Rule { action, rule, .. } => {
                 write!(f, "{action} by {rule}")?;
                 match action {
-                    Action::Queued { listener: true, .. } => {
+                    EndingAction::Queued { listener: true, .. } => {
                         f.write_str(", whose listener has not given it back")
                     }
-                    Action::Queued { .. } => f.write_str(", without a listener"),
+                    EndingAction::Queued { .. } => f.write_str(", without a listener"),
                     _ => Ok(()),
                 }
             }
@@ -147,7 +147,7 @@ pub struct Doubt {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lots {
     /// Where to; none where that is not all known.
-    pub targets: Option<BTreeSet<Target>>,
+    pub targets: Option<BTreeSet<WalkTarget>>,
     /// Whether they decide only where it goes: whoever sees it go to all of the targets knows all
     /// that can become of it.
     pub only_where: bool,
@@ -155,7 +155,7 @@ pub struct Lots {
 
 impl Lots {
     /// How many targets these are, each port of a range by itself.
-    pub fn count(targets: &BTreeSet<Target>) -> usize {
+    pub fn count(targets: &BTreeSet<WalkTarget>) -> usize {
         let ports = |(first, last): (u32, u32)| (last.saturating_sub(first) + 1) as usize;
         let each = targets.iter().map(|target| target.ports.map_or(1, ports));
         each.sum()

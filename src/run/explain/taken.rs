@@ -1,8 +1,8 @@
 //! Rules that take packets away without a trace.
 
 use super::{
-    ExplainError, Question,
-    read::{Reader, subject},
+    ExplainError, ExplainQuestion,
+    read::{RuleReader, subject},
     reason::{Explained, Reason},
 };
 use crate::{firewall::nft::trace::Trail, run::packet::Headers};
@@ -10,8 +10,8 @@ use crate::{firewall::nft::trace::Trail, run::packet::Headers};
 /// Where nothing was seen to stop the probe at a hook, names a rule that takes packets of its kind
 /// away, if there is one: it may have been that.
 pub(super) fn perhaps_taken(
-    reader: &mut Reader<'_>,
-    question: &Question<'_>,
+    reader: &mut RuleReader<'_>,
+    question: &ExplainQuestion<'_>,
     headers: &Headers,
     trail: Option<&Trail>,
     explained: &mut Explained,

@@ -3,8 +3,8 @@
 
 use super::{
     ExplainError,
-    doubt::{Met, Rules},
-    read::{Reader, subject, visited},
+    doubt::{RouterRules, SeenProbe},
+    read::{RuleReader, subject, visited},
     reason::{Doubt, Explained, Lots, Reason, notes},
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         Caveat,
         nft::{is_own, trace::Trail},
         rule::{Field, OpenPorts, Packet, Rule},
-        ruletext::{RuleBook, RuleText, Source},
+        ruletext::{RuleBook, RuleSource, RuleText},
     },
     netlink::object::Family,
     run::{
@@ -42,19 +42,19 @@ pub(in crate::run) struct Watched<'a> {
 /// # Errors
 /// [`ExplainError`] when the router's rules cannot be read.
 pub(in crate::run) fn varies(
-    source: Source<'_>,
+    source: RuleSource<'_>,
     book: &mut RuleBook,
     observer: &mut Observer<'_>,
     watched: &Watched<'_>,
 ) -> Result<Option<String>, ExplainError> {
-    let mut reader = Reader::new(std::mem::take(book), source);
+    let mut reader = RuleReader::new(std::mem::take(book), source);
     let found = found(&mut reader, observer, watched);
     *book = reader.finish().0;
     Ok(found?.filter(|words| !words.is_empty()))
 }
 
 fn found(
-    reader: &mut Reader<'_>,
+    reader: &mut RuleReader<'_>,
     observer: &mut Observer<'_>,
     watched: &Watched<'_>,
 ) -> Result<Option<String>, ExplainError> {
@@ -84,8 +84,8 @@ fn found(
     if !watched.is_first {
         return Ok(Some(of_later(&explained)));
     }
-    let rules = Rules::read(reader, Family::of(watched.headers.destination), None)?;
-    let met = Met {
+    let rules = RouterRules::read(reader, Family::of(watched.headers.destination), None)?;
+    let met = SeenProbe {
         headers: &watched.headers,
         ingress: watched.ingress,
         trail,
@@ -170,7 +170,7 @@ fn of_later(explained: &Explained) -> String {
 /// # Errors
 /// [`ExplainError`] when the router's rules cannot be read.
 pub(in crate::run) fn by_open_port(
-    source: Source<'_>,
+    source: RuleSource<'_>,
     book: &mut RuleBook,
     watched: &Watched<'_>,
     (open, passed): (OpenPorts, bool),
@@ -205,7 +205,7 @@ pub(in crate::run) fn by_open_port(
 /// # Errors
 /// [`ExplainError`] when the router's rules cannot be read.
 pub(in crate::run) fn proxy(
-    source: Source<'_>,
+    source: RuleSource<'_>,
     book: &mut RuleBook,
     watched: &Watched<'_>,
 ) -> Result<Option<(Option<u16>, RuleText)>, ExplainError> {
@@ -219,12 +219,12 @@ pub(in crate::run) fn proxy(
 /// What `find` finds of the first rule of the router's own that the packet was asked by, before its
 /// end.
 fn first_asked<T>(
-    source: Source<'_>,
+    source: RuleSource<'_>,
     book: &mut RuleBook,
     watched: &Watched<'_>,
     find: impl Fn(&RuleText, &Rule) -> Option<T>,
 ) -> Result<Option<T>, ExplainError> {
-    let mut reader = Reader::new(std::mem::take(book), source);
+    let mut reader = RuleReader::new(std::mem::take(book), source);
     let mut found = Ok(None);
     for (place, end) in visited(&watched.trail.steps) {
         if is_own(&place.table) {

@@ -13,14 +13,14 @@ use crate::{
     firewall::{nft::trace::PacketHead, place::HookPoint},
     model::IfName,
     netlink::{
-        Decision, LookupKind,
+        FibDecision, LookupKind,
         object::{PolicyRule, RouteKind},
     },
 };
 
 /// What was observed about one lost packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Observed {
+pub(crate) struct LostPacket {
     /// The last hook that it passed; none when it was not seen at all.
     pub after: Option<HookPoint>,
     /// Its headers behind that hook.
@@ -35,7 +35,7 @@ pub(crate) struct Observed {
     pub route_mtu: Option<u32>,
     /// The policy rule and the route that decide so, where the router's lists say what the kernel
     /// says. What the kernel refuses may have passed them.
-    pub decision: Option<Decision>,
+    pub decision: Option<FibDecision>,
     /// The way back to its source, as the kernel's check of the source looks it up.
     pub back: Option<Back>,
     /// The settings that bear on it.
@@ -58,7 +58,7 @@ pub struct Back {
     /// The destination of the packet, and so the source of one that goes back.
     pub from: IpAddr,
     /// What the rules and tables say of it.
-    pub decision: Decision,
+    pub decision: FibDecision,
 }
 
 /// sysctls of a router that bear on a forwarded packet; ip-sysctl.rst of the kernel.
@@ -224,7 +224,7 @@ fn list(evidence: &[String]) -> String {
 
 /// Says why a packet was lost.
 #[must_use]
-pub(crate) fn judge(observed: &Observed) -> OutsideReason {
+pub(crate) fn judge(observed: &LostPacket) -> OutsideReason {
     let unknown = |after| OutsideReason::Unknown {
         after,
         evidence: observed.rose.evidence(),
@@ -243,7 +243,7 @@ pub(crate) fn judge(observed: &Observed) -> OutsideReason {
     }
 }
 
-fn not_seen(observed: &Observed) -> OutsideReason {
+fn not_seen(observed: &LostPacket) -> OutsideReason {
     match &observed.iif {
         Some(iif) if !observed.iif_up => OutsideReason::InterfaceDown(iif.clone()),
         Some(iif) if observed.head.source.is_ipv6() && observed.settings.disable_ipv6 => {
@@ -254,7 +254,7 @@ fn not_seen(observed: &Observed) -> OutsideReason {
 }
 
 /// Addresses that the kernel refuses without looking anything up.
-fn before_routing(observed: &Observed) -> Option<OutsideReason> {
+fn before_routing(observed: &LostPacket) -> Option<OutsideReason> {
     let PacketHead {
         source,
         destination,
@@ -276,7 +276,7 @@ fn before_routing(observed: &Observed) -> Option<OutsideReason> {
 }
 
 /// What the route look-up says.
-fn routing(observed: &Observed) -> Option<OutsideReason> {
+fn routing(observed: &LostPacket) -> Option<OutsideReason> {
     let to = observed.head.destination;
     if observed.rose.get("TcpExt.IPReversePathFilter") > 0 {
         return filtered(observed);
@@ -303,15 +303,18 @@ fn routing(observed: &Observed) -> Option<OutsideReason> {
     }
 }
 
-fn ended_by_rule(observed: &Observed) -> Option<OutsideReason> {
+fn ended_by_rule(observed: &LostPacket) -> Option<OutsideReason> {
     let rule = observed.decision.as_ref()?.ending_rule()?;
     Some(OutsideReason::PolicyRule(Box::new(rule.clone())))
 }
 
 /// A policy rule or a route that ends the packet.
-fn dead_end(observed: &Observed, kind: RouteKind) -> OutsideReason {
+fn dead_end(observed: &LostPacket, kind: RouteKind) -> OutsideReason {
     ended_by_rule(observed).unwrap_or_else(|| {
-        let by = observed.decision.as_ref().and_then(Decision::choosing_rule);
+        let by = observed
+            .decision
+            .as_ref()
+            .and_then(FibDecision::choosing_rule);
         OutsideReason::DeadEnd {
             kind,
             to: observed.head.destination,
@@ -322,8 +325,8 @@ fn dead_end(observed: &Observed, kind: RouteKind) -> OutsideReason {
 
 /// A blackhole, a source that the router has itself, or one that `rp_filter` refuses: the kernel
 /// gives one errno for all of these. None where neither explains it.
-fn refused(observed: &Observed) -> Option<OutsideReason> {
-    let decided = observed.decision.as_ref().map(Decision::kind);
+fn refused(observed: &LostPacket) -> Option<OutsideReason> {
+    let decided = observed.decision.as_ref().map(FibDecision::kind);
     if decided == Some(LookupKind::Blackhole) {
         return Some(dead_end(observed, RouteKind::Blackhole));
     }
@@ -343,7 +346,7 @@ fn refused(observed: &Observed) -> Option<OutsideReason> {
 }
 
 /// `rp_filter` refuses the source.
-fn filtered(observed: &Observed) -> Option<OutsideReason> {
+fn filtered(observed: &LostPacket) -> Option<OutsideReason> {
     Some(OutsideReason::ReversePath {
         source: observed.head.source,
         iif: observed.iif.clone()?,
@@ -352,7 +355,7 @@ fn filtered(observed: &Observed) -> Option<OutsideReason> {
 }
 
 /// What is checked behind the route look-up and before FORWARD.
-fn forwarding(observed: &Observed) -> Option<OutsideReason> {
+fn forwarding(observed: &LostPacket) -> Option<OutsideReason> {
     let head = &observed.head;
     if observed.way != Some(LookupKind::Unicast) {
         return ipsec(observed);
@@ -375,7 +378,7 @@ fn forwarding(observed: &Observed) -> Option<OutsideReason> {
     })
 }
 
-fn ipsec(observed: &Observed) -> Option<OutsideReason> {
+fn ipsec(observed: &LostPacket) -> Option<OutsideReason> {
     let rose = observed.rose.evidence();
     rose.iter()
         .any(|counter| counter.starts_with("Xfrm"))

@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, io, net::IpAddr};
 
-use super::{Back, Counters, Observed, Settings};
+use super::{Back, Counters, LostPacket, Settings};
 use crate::{
     firewall::{nft::trace::PacketHead, place::HookPoint},
     model::IfName,
     netlink::{
-        Decision, Fib, Link, Lookup, LookupKind, LookupQuery, Netlink, NetlinkError,
+        Fib, FibDecision, KernelLink, Lookup, LookupKind, LookupQuery, Netlink, NetlinkError,
         object::{Address, Family, NextHop},
         sysctl,
     },
@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct Observer<'a> {
     netns: &'a NetnsFd,
     netlink: Netlink,
-    links: Vec<Link>,
+    links: Vec<KernelLink>,
     addresses: Vec<(IfName, Address)>,
     settings: HashMap<(Option<IfName>, bool), Settings>,
     fibs: HashMap<Family, Fib>,
@@ -97,7 +97,7 @@ impl<'a> Observer<'a> {
         head: PacketHead,
         way: Option<&Lookup>,
         rose: Counters,
-    ) -> Result<Observed, NetlinkError> {
+    ) -> Result<LostPacket, NetlinkError> {
         let out = way.and_then(|way| way.dev.as_ref());
         let out = out.and_then(|dev| self.links.iter().find(|link| link.name == *dev));
         let out = out.map(|link| (link.name.clone(), link.mtu));
@@ -110,7 +110,7 @@ impl<'a> Observer<'a> {
         } else {
             (None, None)
         };
-        Ok(Observed {
+        Ok(LostPacket {
             after,
             head,
             way: way.map(|way| way.kind),
@@ -134,7 +134,7 @@ impl<'a> Observer<'a> {
         head: PacketHead,
         way: Option<&Lookup>,
         settings: Settings,
-    ) -> Result<(Option<Decision>, Option<Back>), NetlinkError> {
+    ) -> Result<(Option<FibDecision>, Option<Back>), NetlinkError> {
         let packet = self.forwarded(&head);
         let Some(fib) = self.fib(Family::of(head.destination))? else {
             return Ok((None, None));
@@ -155,7 +155,7 @@ impl<'a> Observer<'a> {
         all.any(|(dev, address)| dev == name && address.local.addr().is_ipv4())
     }
 
-    fn link(&self, index: u32) -> Option<&Link> {
+    fn link(&self, index: u32) -> Option<&KernelLink> {
         self.links.iter().find(|link| link.index == index)
     }
 

@@ -21,10 +21,10 @@ fn head() -> PacketHead {
 }
 
 /// A decision for a unicast route in table main by `dev`.
-fn by(dev: &str) -> Decision {
+fn by(dev: &str) -> FibDecision {
     let rules = PolicyRule::kernel_defaults(Family::V4);
     let gateway = "192.0.2.1".parse().unwrap();
-    Decision {
+    FibDecision {
         rule: rules.into_iter().nth(1),
         route: Some(Route::via(
             "0.0.0.0/0".parse().unwrap(),
@@ -34,8 +34,8 @@ fn by(dev: &str) -> Decision {
     }
 }
 
-fn of(kind: RouteKind) -> Decision {
-    Decision {
+fn of(kind: RouteKind) -> FibDecision {
+    FibDecision {
         route: Some(Route::without_hops("0.0.0.0/0".parse().unwrap(), kind)),
         ..by("o0")
     }
@@ -49,14 +49,14 @@ fn rule(action: RuleAction) -> PolicyRule {
 }
 
 /// Decided by a rule of the router's own.
-fn ruled(action: RuleAction, decision: Decision) -> Decision {
-    Decision {
+fn ruled(action: RuleAction, decision: FibDecision) -> FibDecision {
+    FibDecision {
         rule: Some(rule(action)),
         ..decision
     }
 }
 
-fn back(decision: Decision) -> Option<Back> {
+fn back(decision: FibDecision) -> Option<Back> {
     Some(Back {
         from: head().destination,
         decision,
@@ -64,8 +64,8 @@ fn back(decision: Decision) -> Option<Back> {
 }
 
 /// A packet that nothing is wrong with.
-fn fine() -> Observed {
-    Observed {
+fn fine() -> LostPacket {
+    LostPacket {
         after: Some(HookPoint::Prerouting),
         head: head(),
         iif: Some("i0".parse().unwrap()),
@@ -85,7 +85,7 @@ fn fine() -> Observed {
     }
 }
 
-fn shown(observed: &Observed) -> String {
+fn shown(observed: &LostPacket) -> String {
     judge(observed).to_string()
 }
 
@@ -106,7 +106,7 @@ fn the_look_up_says_what_kind_of_route_it_is() {
         (LookupKind::Unreachable, "unreachable route to 10.0.2.2"),
         (LookupKind::Prohibit, "prohibit route to 10.0.2.2"),
     ] {
-        let observed = Observed {
+        let observed = LostPacket {
             way: Some(kind),
             ..fine()
         };
@@ -119,7 +119,7 @@ fn the_look_up_says_what_kind_of_route_it_is() {
 
 #[test]
 fn forwarding_switched_off_is_not_taken_for_an_unreachable_route() {
-    let mut observed = Observed {
+    let mut observed = LostPacket {
         way: Some(LookupKind::Unreachable),
         ..fine()
     };
@@ -136,9 +136,9 @@ fn a_policy_rule_that_ends_a_packet_is_named_and_one_that_chose_the_table_too() 
         (LookupKind::NoRoute, RuleAction::Unreachable),
         (LookupKind::Prohibit, RuleAction::Prohibit),
     ] {
-        let observed = Observed {
+        let observed = LostPacket {
             way: Some(kind),
-            decision: Some(ruled(action.clone(), Decision::default())),
+            decision: Some(ruled(action.clone(), FibDecision::default())),
             ..fine()
         };
         let want = format!(
@@ -146,7 +146,7 @@ fn a_policy_rule_that_ends_a_packet_is_named_and_one_that_chose_the_table_too() 
         );
         assert_eq!(shown(&observed), want);
     }
-    let observed = Observed {
+    let observed = LostPacket {
         way: Some(LookupKind::Blackhole),
         decision: Some(ruled(RuleAction::Table(100), of(RouteKind::Blackhole))),
         ..fine()
@@ -160,7 +160,7 @@ fn a_policy_rule_that_ends_a_packet_is_named_and_one_that_chose_the_table_too() 
 
 #[test]
 fn one_errno_stands_for_blackhole_martian_and_rp_filter() {
-    let mut observed = Observed {
+    let mut observed = LostPacket {
         way: Some(LookupKind::Refused),
         decision: Some(of(RouteKind::Blackhole)),
         ..fine()
@@ -196,7 +196,7 @@ fn one_errno_stands_for_blackhole_martian_and_rp_filter() {
 
 #[test]
 fn a_refusal_that_neither_blackhole_nor_source_explains_has_no_invented_cause() {
-    let mut observed = Observed {
+    let mut observed = LostPacket {
         way: Some(LookupKind::Refused),
         decision: Some(by("o0")),
         ..fine()
@@ -210,10 +210,10 @@ fn a_refusal_that_neither_blackhole_nor_source_explains_has_no_invented_cause() 
 
 #[test]
 fn a_loose_rp_filter_refuses_where_there_is_no_way_back_or_no_address() {
-    let mut observed = Observed {
+    let mut observed = LostPacket {
         way: Some(LookupKind::Refused),
         decision: Some(by("o0")),
-        back: back(Decision::default()),
+        back: back(FibDecision::default()),
         ..fine()
     };
     observed.settings.rp_filter = 2;
@@ -258,7 +258,7 @@ fn ttl_counts_only_where_the_packet_is_forwarded() {
 
 #[test]
 fn a_packet_that_does_not_fit_is_named_with_the_interface() {
-    let observed = Observed {
+    let observed = LostPacket {
         out: Some(("o0".parse().unwrap(), 59)),
         ..fine()
     };
@@ -270,7 +270,7 @@ fn a_packet_that_does_not_fit_is_named_with_the_interface() {
 
 #[test]
 fn an_interface_that_is_down_explains_a_missing_route() {
-    let observed = Observed {
+    let observed = LostPacket {
         way: Some(LookupKind::NoRoute),
         down: Some("o0".parse().unwrap()),
         ..fine()
@@ -283,7 +283,7 @@ fn an_interface_that_is_down_explains_a_missing_route() {
 
 #[test]
 fn a_probe_that_was_not_seen_is_not_called_dropped() {
-    let observed = Observed {
+    let observed = LostPacket {
         after: None,
         ..fine()
     };

@@ -9,13 +9,13 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use super::{
     tables::looks_at_ports,
     visited::Visited,
-    walk::{Step, WayEnd},
+    walk::{VisitProbe, WayEnd},
 };
 use crate::{
     lab::{
         LabState,
         sockets::RouterSockets,
-        trace::{self, End, EntryName, Hop, Packet, Trace, TraceError, Wiring},
+        trace::{self, End, EntryName, Hop, Trace, TraceError, TracePacket, Wiring},
     },
     model::RouterName,
     netlink::object::Family,
@@ -71,7 +71,7 @@ pub(super) fn weigh(
 
 /// What was found out of the answer of one way.
 struct Known {
-    steps: Vec<Step>,
+    steps: Vec<VisitProbe>,
     legs: Vec<Leg>,
     /// The routers that the answer passes.
     passed: BTreeSet<RouterName>,
@@ -92,7 +92,7 @@ impl Known {
         let same = |(a, b): (&Leg, &Leg)| {
             Arc::ptr_eq(&a.hop, &b.hop) && (a.source, a.destination) == (b.source, b.destination)
         };
-        let translated = |steps: &[Step], legs: &[Leg], at: usize| {
+        let translated = |steps: &[VisitProbe], legs: &[Leg], at: usize| {
             let both = steps.get(at).zip(legs.get(at));
             both.is_some_and(|(step, leg)| {
                 came(visited, step).is_some_and(|came| translates(came, leg))
@@ -178,12 +178,12 @@ fn translates(came: &Headers, leg: &Leg) -> bool {
 }
 
 /// The headers of the probe of a step, as it came.
-fn came<'a>(visited: &'a [Visited], step: &Step) -> Option<&'a Headers> {
+fn came<'a>(visited: &'a [Visited], step: &VisitProbe) -> Option<&'a Headers> {
     let probe = visited.get(step.visit)?.probes.get(step.position)?;
     Some(&probe.headers)
 }
 
-fn passages(visited: &[Visited], steps: &[Step], legs: &[Leg]) -> Vec<Passage> {
+fn passages(visited: &[Visited], steps: &[VisitProbe], legs: &[Leg]) -> Vec<Passage> {
     let both = steps.iter().map(|step| came(visited, step)).zip(legs);
     both.filter_map(|(came, leg)| {
         Some(Passage {
@@ -237,13 +237,13 @@ impl Answer<'_> {
         }
     }
 
-    fn packet(&self, leg: &Leg, (source, destination): (IpAddr, IpAddr)) -> Packet {
+    fn packet(&self, leg: &Leg, (source, destination): (IpAddr, IpAddr)) -> TracePacket {
         let protocol = self.passages.first().map(|first| first.came.protocol);
-        Packet {
+        TracePacket {
             protocol,
             source_port: Some(leg.dport),
             destination_port: Some(leg.sport),
-            ..Packet::new(source, destination)
+            ..TracePacket::new(source, destination)
         }
     }
 

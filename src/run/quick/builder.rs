@@ -8,7 +8,7 @@ use crate::{
     firewall::backend::BackendChoice,
     lab::trace::EntryName,
     model::{Dscp, LabName, RunId, Service},
-    run::{builder::Question, progress::Progress, report::QuickReport},
+    run::{builder::QuestionOptions, progress::Progress, report::QuickReport},
 };
 
 /// Which services get from one address to another: asked with one probe each, in milliseconds.
@@ -27,7 +27,7 @@ use crate::{
 #[derive(Debug)]
 #[must_use = "nothing is asked before `run`"]
 pub struct Quick {
-    question: Question,
+    question: QuestionOptions,
     explain: ExplainMode,
     probe_dscp: Dscp,
 }
@@ -36,7 +36,7 @@ impl Quick {
     /// Asks about `services` from `source` to `destination`, addresses of one family, in `lab`.
     pub fn new(lab: LabName, source: IpAddr, destination: IpAddr, services: Vec<Service>) -> Self {
         Self {
-            question: Question::new(lab, source, destination, services),
+            question: QuestionOptions::new(lab, source, destination, services),
             explain: ExplainMode::Auto,
             probe_dscp: Dscp::DEFAULT,
         }

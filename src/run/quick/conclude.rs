@@ -3,7 +3,7 @@
 use crate::{
     firewall::{Caveat, place::HookPoint, ruletext::RuleText},
     run::{
-        explain::{Action, Explained, Reason, notes},
+        explain::{EndingAction, Explained, Reason, notes},
         outside::OutsideReason,
         report::Verdict,
         verdict::Finding,
@@ -107,7 +107,7 @@ fn varied(explained: &Explained, passed: bool) -> Option<(Verdict, String)> {
 
 fn stopped(explained: &Explained) -> (Verdict, String) {
     if let Reason::Rule {
-        action: Action::Taken,
+        action: EndingAction::Taken,
         rule,
         ..
     } = &explained.reason
@@ -194,7 +194,7 @@ fn goes_its_own_way(rule: &RuleText) -> Option<String> {
 mod tests {
     use super::*;
     use crate::{
-        firewall::{RulePlace, TableFamily, nft::trace::Exit},
+        firewall::{RulePlace, TableFamily, nft::trace::ProbeExit},
         run::explain::Doubt,
     };
 
@@ -228,7 +228,7 @@ mod tests {
     fn dropped(rule: RuleText) -> Reason {
         Reason::Rule {
             hook: HookPoint::Forward,
-            action: Action::Dropped,
+            action: EndingAction::Dropped,
             rule,
         }
     }
@@ -268,7 +268,7 @@ mod tests {
         );
         one.alone = true;
         assert_eq!(stopped(&one).0, Verdict::No);
-        one.reason = Reason::WentThrough(Exit::Out);
+        one.reason = Reason::WentThrough(ProbeExit::Out);
         assert_eq!(stopped(&one).0, Verdict::Yes);
     }
 
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_yes_names_what_it_depends_on_and_chance_makes_it_unknown() {
-        let out = || Reason::WentThrough(Exit::Out);
+        let out = || Reason::WentThrough(ProbeExit::Out);
         let passed = |one: &Explained| conclude(&Finding::Passed, one);
         assert_eq!(passed(&explained(out(), Vec::new())), None);
         let one = explained(out(), vec![limit("limit rate 5/hour accept")]);
@@ -340,7 +340,7 @@ mod tests {
         for text in ["tcp dport 80 synproxy mss 1460", "-A FORWARD -j SYNPROXY"] {
             let taken = Reason::Rule {
                 hook: HookPoint::Forward,
-                action: Action::Taken,
+                action: EndingAction::Taken,
                 rule: rule(1, text),
             };
             let (verdict, why) = stopped(&explained(taken, Vec::new()));
@@ -358,7 +358,7 @@ mod tests {
         assert_eq!(stopped(&explained(lost, Vec::new())).0, Verdict::Unknown);
         let forwarded = Reason::Rule {
             hook: HookPoint::Ingress,
-            action: Action::Taken,
+            action: EndingAction::Taken,
             rule: rule(1, "fwd to \"out\""),
         };
         let one = explained(forwarded, Vec::new());

@@ -17,7 +17,7 @@ use crate::{
 
 /// Probes that are planned to come to one place.
 #[derive(Debug, Clone)]
-pub(super) struct Stop {
+pub(super) struct PlannedProbes {
     pub(super) at: Entry,
     /// In ascending order of their indexes.
     pub(super) probes: Vec<Probe>,
@@ -27,7 +27,7 @@ pub(super) struct Stop {
 #[derive(Debug, Default)]
 pub(super) struct Course {
     /// In the order in which a packet comes there.
-    pub(super) stops: Vec<Stop>,
+    pub(super) stops: Vec<PlannedProbes>,
     /// Routers that packets come to if a router marks them.
     pub(super) may: BTreeSet<RouterName>,
 }
@@ -96,7 +96,7 @@ impl Planner<'_, '_> {
         let stops = &mut self.course.stops;
         let probes = match stops.iter_mut().find(|stop| stop.at == *at) {
             None => {
-                stops.push(Stop {
+                stops.push(PlannedProbes {
                     at: at.clone(),
                     probes: probes.clone(),
                 });

@@ -12,10 +12,10 @@ use std::{
 use super::{
     Pair, QuickError, Terms,
     grant::Grant,
-    inquiry::{Asked, Inquiry, Prepared, Through},
+    inquiry::{Inquiry, InquiryOutcome, Prepared, Through},
     log, millis,
     plan::Plan,
-    session::{Hands, Needs, Outcome},
+    session::{Hands, JobNeeds, WorkOutcome},
     visited::Ending,
 };
 use crate::{
@@ -188,14 +188,14 @@ impl Round<'_> {
             let tell: Tell<'_, '_> = (&mut lone, &mut *enter);
             let outcome = self.ask((grant, kernel), (there, &larger), &mut burst, tell)?;
             match outcome.result {
-                Ok(Asked::Through(through)) => {
+                Ok(InquiryOutcome::Through(through)) => {
                     burst.dscp = burst.plan.dscp();
                     burst.through = Some(through);
                     burst.kept = outcome.kept;
                     burst.left = outcome.left;
                     return Ok(burst);
                 }
-                Ok(Asked::Larger(more)) => {
+                Ok(InquiryOutcome::Larger(more)) => {
                     log(&outcome.left);
                     larger.extend(more);
                 }
@@ -220,7 +220,7 @@ impl Round<'_> {
         (there, larger): (Option<&[HostState]>, &BTreeSet<RouterName>),
         burst: &mut Burst,
         (lone, enter): Tell<'_, '_>,
-    ) -> Result<Outcome<Asked>, QuickError> {
+    ) -> Result<WorkOutcome<InquiryOutcome>, QuickError> {
         let Inquiry {
             terms,
             dir,
@@ -239,7 +239,7 @@ impl Round<'_> {
         enter("waiting");
         let mut caretaker = caretaker(dir, self.config, burst.plan.backend);
         let specs = prepared.hosts.clone();
-        let needs = Needs {
+        let needs = JobNeeds {
             hosts: &specs.iter().collect::<Vec<_>>(),
             routers: &ids(terms, &prepared),
             wait: Wait::at_most(terms.lock_timeout).or_until(self.interrupt.cancel().clone()),
@@ -267,7 +267,7 @@ impl Round<'_> {
         };
         // A sweep keeps its DSCP value from burst to burst.
         let outcome = grant.run(&needs, hands, work, |result| {
-            many || matches!(result, Ok(Asked::Larger(_)))
+            many || matches!(result, Ok(InquiryOutcome::Larger(_)))
         });
         enter("undoing");
         burst.timing = undone(resolve, &outcome);
@@ -289,7 +289,7 @@ fn ids(terms: &Terms, prepared: &Prepared) -> Vec<RouterId> {
     prepared.routers.iter().map(id).collect()
 }
 
-fn undone<T>(resolve: f64, outcome: &Outcome<T>) -> Timing {
+fn undone<T>(resolve: f64, outcome: &WorkOutcome<T>) -> Timing {
     Timing {
         resolve,
         hosts: millis(outcome.hosts),

@@ -6,12 +6,12 @@ use super::{
     branch::Branch,
     omission,
     tables::{Out, Tables, classes, looks_at_ports, routed, selects},
-    visit::{ENDS_HERE, Measurement},
-    visited::{Ending, Exit, Fate, Outcome, Visited},
+    visit::{ENDS_HERE, VisitMeasurement},
+    visited::{Ending, Fate, ProbeOutcome, Visited, WayOut},
 };
 use crate::{
     fault,
-    firewall::taps::{Left, Ways},
+    firewall::taps::{Departed, ProbeWays},
     lab::{
         LabState,
         trace::{Entry, Onward, on_either},
@@ -34,7 +34,7 @@ pub(super) fn digest(
     (lab, trust): (&LabState, bool),
     tables: &mut Tables<'_>,
     (at, probes): (&Entry, &[Probe]),
-    (measured, ways): (&Measurement, Option<&Ways>),
+    (measured, ways): (&VisitMeasurement, Option<&ProbeWays>),
     branch: Option<&Arc<Branch>>,
 ) -> Result<Visited, ResolveError> {
     let omitted = lab.router(&at.router);
@@ -51,7 +51,7 @@ pub(super) fn digest(
         last: None,
     };
     let outcomes = probes.iter().map(|probe| outcome(measured, probe));
-    let mut outcomes: Vec<Outcome> = outcomes.collect();
+    let mut outcomes: Vec<ProbeOutcome> = outcomes.collect();
     match ways {
         Some(ways) => digest.as_noted(probes, measured, ways, &mut outcomes)?,
         None => digest.unchanged(probes, measured, &mut outcomes)?,
@@ -88,11 +88,11 @@ pub(super) fn digest(
 }
 
 /// What became of a probe, before it is known how it left.
-fn outcome(measured: &Measurement, probe: &Probe) -> Outcome {
+fn outcome(measured: &VisitMeasurement, probe: &Probe) -> ProbeOutcome {
     let finding = measured.findings.get(probe.index);
     let reason = measured.reasons.get(&probe.index);
     let (verdict, reason) = conclude(finding, reason);
-    Outcome {
+    ProbeOutcome {
         verdict,
         reason: reason.map(Arc::from),
         exit: None,
@@ -103,7 +103,7 @@ fn outcome(measured: &Measurement, probe: &Probe) -> Outcome {
 /// Nothing could be sent there.
 pub(super) fn unmeasured(at: &Entry, probes: &[Probe], why: &str) -> Visited {
     let why: Arc<str> = why.into();
-    let outcome = |probe: &Probe| Outcome {
+    let outcome = |probe: &Probe| ProbeOutcome {
         verdict: Verdict::Unknown,
         reason: Some(Arc::clone(&why)),
         exit: None,
@@ -154,7 +154,7 @@ fn conclude(
     }
 }
 
-fn left_as(came: &Headers, left: &Left) -> Headers {
+fn left_as(came: &Headers, left: &Departed) -> Headers {
     Headers {
         source: left.source,
         destination: left.destination,
@@ -186,7 +186,7 @@ struct Digest<'a, 't> {
     rules: &'a [PolicyRule],
     /// The only way out of a copy.
     branch: Option<Out>,
-    exits: Vec<Exit>,
+    exits: Vec<WayOut>,
     known: HashMap<Key, usize>,
     /// The last one that was found: mostly the next one is the same.
     last: Option<(Key, usize)>,
@@ -194,13 +194,13 @@ struct Digest<'a, 't> {
 
 impl Digest<'_, '_> {
     fn exit(&mut self, hop: Arc<LegHop>, fates: Vec<Fate>) -> usize {
-        self.exits.push(Exit { hop, fates });
+        self.exits.push(WayOut { hop, fates });
         self.exits.len() - 1
     }
 
     fn not_known(&mut self, why: &str) -> usize {
         let ending = Ending::new(Verdict::Unknown, EndKind::NotKnown, why);
-        let same = |exit: &Exit| exit.fates == [Fate::End(ending.clone())];
+        let same = |exit: &WayOut| exit.fates == [Fate::End(ending.clone())];
         match self.exits.iter().position(same) {
             Some(known) => known,
             None => self.exit(hop(self.at, None, None), vec![Fate::End(ending)]),
@@ -211,9 +211,9 @@ impl Digest<'_, '_> {
     fn as_noted(
         &mut self,
         probes: &[Probe],
-        measured: &Measurement,
-        ways: &Ways,
-        outcomes: &mut [Outcome],
+        measured: &VisitMeasurement,
+        ways: &ProbeWays,
+        outcomes: &mut [ProbeOutcome],
     ) -> Result<(), ResolveError> {
         for (probe, outcome) in probes.iter().zip(outcomes) {
             let local = match measured.findings.get(probe.index) {
@@ -234,7 +234,12 @@ impl Digest<'_, '_> {
     }
 
     /// The exit of a probe of which it was noted how it left.
-    fn noted(&mut self, probe: &Probe, left: &Left, local: bool) -> Result<usize, ResolveError> {
+    fn noted(
+        &mut self,
+        probe: &Probe,
+        left: &Departed,
+        local: bool,
+    ) -> Result<usize, ResolveError> {
         let asked = Headers {
             source: probe.headers.source,
             source_port: probe.headers.source_port,
@@ -263,7 +268,7 @@ impl Digest<'_, '_> {
         Ok(exit)
     }
 
-    fn noted_out(&mut self, asked: &Headers, left: &Left) -> Result<usize, ResolveError> {
+    fn noted_out(&mut self, asked: &Headers, left: &Departed) -> Result<usize, ResolveError> {
         let router = self.lab.router(&self.at.router);
         let interfaces = router.map_or(&[][..], |router| &router.interfaces);
         let out = interfaces.iter().find(|i| i.index == left.oif);
@@ -304,8 +309,8 @@ impl Digest<'_, '_> {
     fn unchanged(
         &mut self,
         probes: &[Probe],
-        measured: &Measurement,
-        outcomes: &mut [Outcome],
+        measured: &VisitMeasurement,
+        outcomes: &mut [ProbeOutcome],
     ) -> Result<(), ResolveError> {
         for local in [false, true] {
             let wanted = if local {
@@ -430,8 +435,8 @@ impl Digest<'_, '_> {
     fn explain_routes(
         &mut self,
         probes: &[Probe],
-        measured: &Measurement,
-        outcomes: &mut [Outcome],
+        measured: &VisitMeasurement,
+        outcomes: &mut [ProbeOutcome],
     ) -> Result<(), ResolveError> {
         let unexplained: Vec<Probe> = probes
             .iter()

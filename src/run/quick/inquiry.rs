@@ -9,24 +9,24 @@ use std::{
 };
 
 use super::{
-    Closing, Pair, QuickError, Terms, back,
+    Pair, QuickClosing, QuickError, Terms, back,
     branch::{self, Branch, By},
-    course::{Course, Stop},
+    course::{Course, PlannedProbes},
     digest, lots,
     plan::Plan,
     ports,
     tables::Tables,
-    visit::{Answer, Sender, Visit},
+    visit::{Sender, Visit, VisitResult},
     visited::{Ending, Visited},
-    walk::{Needs, Walk, WayEnd},
+    walk::{Walk, WalkNeeds, WayEnd},
 };
 use crate::{
-    firewall::taps::{Left, Ways},
+    firewall::taps::{Departed, ProbeWays},
     lab::{
         Lab,
         hosts::{HostState, Hosts},
         sockets::RouterSockets,
-        trace::{self, Entry, EntryName, MAX_ENTRIES, Packet, TraceError, Wiring},
+        trace::{self, Entry, EntryName, MAX_ENTRIES, TraceError, TracePacket, Wiring},
     },
     model::{RouterId, RouterName},
     netlink::object::{Family, Mac},
@@ -82,7 +82,7 @@ pub(super) struct Prepared {
 }
 
 /// What came of measuring.
-pub(super) enum Asked {
+pub(super) enum InquiryOutcome {
     /// Everything is known.
     Through(Through),
     /// The way leads to routers that are not locked.
@@ -94,7 +94,7 @@ pub(super) struct Through {
     pub(super) visited: Vec<Visited>,
     /// The ways of each probe, by its index.
     pub(super) ways: Vec<Vec<WayEnd>>,
-    pub(super) measured: Vec<(RouterName, Answer)>,
+    pub(super) measured: Vec<(RouterName, VisitResult)>,
     pub(super) wire: Option<WireSocket>,
     /// Those into copies of routers.
     pub(super) wires: Vec<WireSocket>,
@@ -214,7 +214,7 @@ impl<'a> Inquiry<'a> {
     fn anywhere(
         &self,
         sockets: &mut RouterSockets,
-        packet: &Packet,
+        packet: &TracePacket,
         there: &[HostState],
     ) -> Result<Vec<Entry>, ResolveError> {
         let from = self.terms.from.as_ref();
@@ -232,7 +232,7 @@ impl<'a> Inquiry<'a> {
         &self,
         names: &[RouterName],
         sockets: &mut RouterSockets,
-        packet: &Packet,
+        packet: &TracePacket,
         there: &[HostState],
     ) -> Result<Vec<Entry>, ResolveError> {
         for name in names {
@@ -259,7 +259,7 @@ impl<'a> Inquiry<'a> {
         &self,
         router: &RouterName,
         sockets: &mut RouterSockets,
-        packet: &Packet,
+        packet: &TracePacket,
     ) -> Result<Vec<Entry>, ResolveError> {
         let name = EntryName {
             router: router.clone(),
@@ -304,7 +304,9 @@ impl<'a> Inquiry<'a> {
             // Most of many questions end at the first router, and reasons cost more than probes: the
             // walk asks the others about what really comes there.
             let starting = starting(starts, plan).into_iter();
-            course.stops = starting.map(|(at, probes)| Stop { at, probes }).collect();
+            course.stops = starting
+                .map(|(at, probes)| PlannedProbes { at, probes })
+                .collect();
         }
         for stop in course.stops {
             let starts_here = |probe: &Probe| {
@@ -351,7 +353,7 @@ impl<'a> Inquiry<'a> {
             });
             prepared.routers.insert(name.clone());
             prepared.aside.push(at.clone());
-            course.stops.push(Stop {
+            course.stops.push(PlannedProbes {
                 at,
                 probes: plan.probes.clone(),
             });
@@ -514,7 +516,7 @@ impl<'a> Inquiry<'a> {
         prepared: Prepared,
         sockets: &mut RouterSockets,
         go_on: &dyn Fn() -> Result<(), QuickError>,
-    ) -> Result<Asked, QuickError> {
+    ) -> Result<InquiryOutcome, QuickError> {
         let mut tables = Tables::new(self.wiring, sockets, self.family());
         let mut through = Through::new(prepared.wire, prepared.aside);
         let mut visits = prepared.visits;
@@ -528,7 +530,7 @@ impl<'a> Inquiry<'a> {
                 visited.iter_mut().for_each(|v| v.leave_out(&branched));
                 through.visited.extend(visited);
             }
-            let mut needs = Needs {
+            let mut needs = WalkNeeds {
                 packets: Vec::new(),
                 closed: round >= MAX_ROUNDS,
             };
@@ -545,7 +547,7 @@ impl<'a> Inquiry<'a> {
                 for (_, answer) in through.measured {
                     answer.close();
                 }
-                return Ok(Asked::Larger(strange));
+                return Ok(InquiryOutcome::Larger(strange));
             }
             visits = self.again(tables.sockets, needs, &mut through.wire)?;
         }
@@ -562,7 +564,7 @@ impl<'a> Inquiry<'a> {
                 &mut through.ways,
             );
         }
-        Ok(Asked::Through(through))
+        Ok(InquiryOutcome::Through(through))
     }
 
     /// Follows every probe from where it starts; `needs` is what must be asked to follow it further.
@@ -571,7 +573,7 @@ impl<'a> Inquiry<'a> {
         plan: &Plan,
         starts: &[Vec<Entry>],
         visited: &[Visited],
-        needs: &mut Needs,
+        needs: &mut WalkNeeds,
     ) -> Vec<Vec<WayEnd>> {
         let walk = Walk::new(visited, self.wiring, self.named());
         let ways = plan.probes.iter().map(|probe| {
@@ -625,7 +627,7 @@ impl<'a> Inquiry<'a> {
         &self,
         tables: &mut Tables<'_>,
         visit: &Visit,
-        answer: &Answer,
+        answer: &VisitResult,
     ) -> Result<Vec<Visited>, QuickError> {
         let mut plain = self.digest(tables, visit, answer, answer.ways(), None)?;
         let drawn = answer.targets();
@@ -653,15 +655,15 @@ impl<'a> Inquiry<'a> {
         &self,
         tables: &mut Tables<'_>,
         visit: &Visit,
-        answer: &Answer,
-        ways: Option<&Ways>,
+        answer: &VisitResult,
+        ways: Option<&ProbeWays>,
         branch: Option<&Arc<Branch>>,
     ) -> Result<Visited, QuickError> {
         let measured = match answer {
-            Answer::Unmeasured(why) => {
+            VisitResult::Unmeasured(why) => {
                 return Ok(digest::unmeasured(&visit.at, &visit.probes, why));
             }
-            Answer::Measured(measured) => measured,
+            VisitResult::Measured(measured) => measured,
         };
         let hidden = matches!(visit.from, Ok(Sender::Wire(_)));
         let state = self.lab.router(&visit.at.router);
@@ -694,7 +696,7 @@ impl<'a> Inquiry<'a> {
     fn again(
         &self,
         sockets: &mut RouterSockets,
-        needs: Needs,
+        needs: WalkNeeds,
         wire: &mut Option<WireSocket>,
     ) -> Result<Vec<Visit>, QuickError> {
         let mut places: BTreeMap<Entry, Vec<BTreeMap<u32, Probe>>> = BTreeMap::new();
@@ -768,9 +770,9 @@ fn by_unheard(router: &RouterName, source: IpAddr) -> WayEnd {
     }
 }
 
-impl Answer {
+impl VisitResult {
     /// How probes left, where that was noted.
-    fn ways(&self) -> Option<&Ways> {
+    fn ways(&self) -> Option<&ProbeWays> {
         match self {
             Self::Measured(measured) => measured.ways.as_ref(),
             Self::Unmeasured(_) => None,
@@ -778,8 +780,8 @@ impl Answer {
     }
 
     /// How copies left of probes that chance sends to several targets.
-    fn targets(&self) -> &BTreeMap<u32, Vec<Left>> {
-        const NONE: &BTreeMap<u32, Vec<Left>> = &BTreeMap::new();
+    fn targets(&self) -> &BTreeMap<u32, Vec<Departed>> {
+        const NONE: &BTreeMap<u32, Vec<Departed>> = &BTreeMap::new();
         match self {
             Self::Measured(measured) => &measured.targets,
             Self::Unmeasured(_) => NONE,
@@ -789,17 +791,17 @@ impl Answer {
     /// Closes what is left open of it.
     fn close(self) {
         if let Self::Measured(measured) = self {
-            drop::<Vec<Closing>>(measured.closing);
+            drop::<Vec<QuickClosing>>(measured.closing);
         }
     }
 }
 
-fn packet(source: IpAddr, destination: IpAddr, probe: Option<&Probe>) -> Packet {
-    Packet {
+fn packet(source: IpAddr, destination: IpAddr, probe: Option<&Probe>) -> TracePacket {
+    TracePacket {
         protocol: probe.map(|probe| probe.headers.protocol),
         source_port: probe.map(|probe| probe.headers.source_port),
         destination_port: probe.map(|probe| probe.headers.destination_port),
         tos: probe.map_or(0, |probe| probe.headers.tos),
-        ..Packet::new(source, destination)
+        ..TracePacket::new(source, destination)
     }
 }

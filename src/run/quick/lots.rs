@@ -18,8 +18,8 @@ use super::{
 use crate::{
     firewall::{
         Caveat, Taps,
-        rule::walk::Target,
-        taps::{Left, Runs, Ways},
+        rule::walk::WalkTarget,
+        taps::{Departed, ProbeWays, Runs},
     },
     model::Protocol,
     run::{
@@ -46,7 +46,7 @@ const AT_ONCE: usize = 8192;
 pub(super) struct Drawn {
     told: BTreeMap<u32, Told>,
     /// How copies left, where they left in several ways and all of these are to be followed.
-    pub(super) targets: BTreeMap<u32, Vec<Left>>,
+    pub(super) targets: BTreeMap<u32, Vec<Departed>>,
 }
 
 /// What is to be said of a probe.
@@ -81,7 +81,7 @@ struct Sample {
     sent: usize,
     through: usize,
     /// How those that got through left, each way once.
-    left: Vec<Left>,
+    left: Vec<Departed>,
     /// Why it is not known of one.
     unknown: Option<String>,
     /// Whether it is not known of the probe itself either: nothing behind the router is, then.
@@ -97,7 +97,7 @@ impl Sample {
         through
     }
 
-    fn add(&mut self, finding: &Finding, left: Option<Result<&Left, &str>>) {
+    fn add(&mut self, finding: &Finding, left: Option<Result<&Departed, &str>>) {
         if !self.count(finding) {
             return;
         }
@@ -110,12 +110,12 @@ impl Sample {
     }
 
     /// How many of `targets` no copy went to.
-    fn unseen(&self, targets: &BTreeSet<Target>) -> usize {
-        let is_seen = |target: &Target, port: Option<u32>| {
+    fn unseen(&self, targets: &BTreeSet<WalkTarget>) -> usize {
+        let is_seen = |target: &WalkTarget, port: Option<u32>| {
             let mut left = self.left.iter();
             left.any(|left| is_at(left, target, port))
         };
-        let unseen = |target: &Target| match target.ports {
+        let unseen = |target: &WalkTarget| match target.ports {
             None => usize::from(!is_seen(target, None)),
             Some((first, last)) => (first..=last)
                 .filter(|p| !is_seen(target, Some(*p)))
@@ -126,15 +126,15 @@ impl Sample {
 }
 
 /// Whether what left so takes the same way: copies differ in their source port.
-fn same_way(a: &Left, b: &Left) -> bool {
-    let rest = |left: &Left| Left {
+fn same_way(a: &Departed, b: &Departed) -> bool {
+    let rest = |left: &Departed| Departed {
         source_port: 0,
         ..*left
     };
     rest(a) == rest(b)
 }
 
-fn is_at(left: &Left, target: &Target, port: Option<u32>) -> bool {
+fn is_at(left: &Departed, target: &WalkTarget, port: Option<u32>) -> bool {
     target.destination.contains(&left.destination)
         && target.source.is_none_or(|net| net.contains(&left.source))
         && port.is_none_or(|port| port == u32::from(left.destination_port))
@@ -155,7 +155,7 @@ impl Urn<'_> {
         &self,
         probing: &mut Probing<'_>,
         explained: &[Explained],
-        (findings, ways): (&Findings, Option<&Ways>),
+        (findings, ways): (&Findings, Option<&ProbeWays>),
     ) -> Result<Drawn, QuickError> {
         let random = |(caveat, _): &(Caveat, _)| matches!(caveat, Caveat::Random(_));
         let mut drawn: Vec<&Explained> = explained.iter().collect();
@@ -329,9 +329,9 @@ fn through_to(explained: &Explained, sample: &Sample) -> Option<Told> {
 
 /// Ways of the given probes as they left by the lot with this number; none where no probe has so
 /// many.
-pub(super) fn nth(targets: &BTreeMap<u32, Vec<Left>>, number: usize) -> Option<Ways> {
+pub(super) fn nth(targets: &BTreeMap<u32, Vec<Departed>>, number: usize) -> Option<ProbeWays> {
     let last = targets.keys().next_back()?;
-    let mut ways = Ways::new(last + 1);
+    let mut ways = ProbeWays::new(last + 1);
     let mut some = false;
     for (index, left) in targets {
         if let Some(left) = left.get(number) {
@@ -352,16 +352,16 @@ mod tests {
     use super::*;
     use crate::run::explain::{Doubt, Reason};
 
-    fn target(to: &str) -> Target {
-        Target {
+    fn target(to: &str) -> WalkTarget {
+        WalkTarget {
             source: None,
             destination: to.parse().unwrap(),
             ports: Some((80, 80)),
         }
     }
 
-    fn left(to: &str, source_port: u16) -> Left {
-        Left {
+    fn left(to: &str, source_port: u16) -> Departed {
+        Departed {
             source: "10.0.0.1".parse().unwrap(),
             destination: to.parse().unwrap(),
             source_port,
@@ -465,7 +465,7 @@ mod tests {
         assert!(told.starts_with("UNKNOWN: chance decides where it goes, and not all"));
         let many = Lots {
             targets: Some(
-                [Target {
+                [WalkTarget {
                     ports: Some((1, 100)),
                     ..target("10.1.0.1/32")
                 }]

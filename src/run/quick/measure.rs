@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Closing, QuickError, client_port::port_behind};
+use super::{QuickClosing, QuickError, client_port::port_behind};
 use crate::{
     fault,
     firewall::{
         Notebook, Reading, Support, TagSpace, Taps,
-        backend::{Backend, InstalledTaps, Site, TapsError},
+        backend::{Backend, InstalledTaps, TapSite, TapsError},
         iptables::{
             OwnerMark,
             trace::{LegacyRules, LegacyTraceError, has_tables_here},
@@ -25,16 +25,16 @@ use crate::{
             census::Census,
             inventory::support_here,
             nature::Nature,
-            watch::{Changes, RulesetWatch},
+            watch::{RulesetChanges, RulesetWatch},
         },
         ruletext::Shelf,
-        taps::Ways,
+        taps::ProbeWays,
     },
     netns::{NetnsFd, tool::Tools, visit},
     run::{
         explain::Scrutiny,
         packet::Probe,
-        probe::{ProbeSocket, Refused},
+        probe::{ProbeSocket, RefusedProbes},
         verdict::{Finding, Findings, Observed, doubts, judge},
     },
 };
@@ -44,7 +44,7 @@ pub(super) type LazyShelf = LazyLock<Option<Shelf>, Box<dyn FnOnce() -> Option<S
 
 /// What all routers of a job are measured with.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Question<'a> {
+pub(super) struct ProbeQuestion<'a> {
     pub(super) taps: &'a Taps,
     pub(super) probes: &'a [Probe],
     pub(super) backend: Backend,
@@ -62,7 +62,7 @@ pub(super) struct Question<'a> {
 /// What it takes to measure one router: a socket to its nf_tables, and one out of its source host.
 #[derive(Debug)]
 pub(super) struct Probing<'a> {
-    question: Question<'a>,
+    question: ProbeQuestion<'a>,
     router: Arc<NetnsFd>,
     nft: Option<NftSocket>,
     /// With nf_tables taps only: those of iptables change tables of the router.
@@ -94,10 +94,10 @@ pub(super) struct Spent {
 
 /// What one router's measurement found.
 #[derive(Debug)]
-pub(super) struct Measured {
+pub(super) struct RouterMeasured {
     pub(super) findings: Findings,
     /// How probes left, where that was noted.
-    pub(super) ways: Option<Ways>,
+    pub(super) ways: Option<ProbeWays>,
     pub(super) doubts: Vec<String>,
     /// Whether something came out with a tag and without the mark.
     unmarked: bool,
@@ -109,7 +109,7 @@ pub(super) struct Measured {
 impl<'a> Probing<'a> {
     /// Opens the sockets, all from one thread, but for one to nf_tables that is there.
     pub(super) fn open(
-        question: Question<'a>,
+        question: ProbeQuestion<'a>,
         router: &Arc<NetnsFd>,
         from: From<'_>,
         mut kept: Option<NftSocket>,
@@ -179,7 +179,7 @@ impl<'a> Probing<'a> {
 
     fn legacy_rules(&self) -> Result<LegacyRules, LegacyTraceError> {
         let family = self.question.taps.family;
-        let Question { tools, shelf, .. } = self.question;
+        let ProbeQuestion { tools, shelf, .. } = self.question;
         let shelf = shelf.and_then(|shelf| LazyLock::force(shelf).as_ref());
         LegacyRules::read(&self.router, (tools, shelf), family)
     }
@@ -218,9 +218,9 @@ impl<'a> Probing<'a> {
     }
 
     /// The sockets that are left to close.
-    pub(super) fn into_closing(self) -> impl Iterator<Item = Closing> {
-        let nft = self.nft.map(Closing::Nft);
-        nft.into_iter().chain(self.watch.map(Closing::Watch))
+    pub(super) fn into_closing(self) -> impl Iterator<Item = QuickClosing> {
+        let nft = self.nft.map(QuickClosing::Nft);
+        nft.into_iter().chain(self.watch.map(QuickClosing::Watch))
     }
 
     /// Measures the services with `indexes`, and once more if somebody changed the ruleset
@@ -229,16 +229,16 @@ impl<'a> Probing<'a> {
         &mut self,
         indexes: &[u32],
         note_ways: bool,
-    ) -> Result<Measured, QuickError> {
+    ) -> Result<RouterMeasured, QuickError> {
         let first = self.measure_once(indexes, note_ways)?;
         let changes = match self.changes()? {
-            Changes::None => return Ok(first),
+            RulesetChanges::None => return Ok(first),
             changes => changes,
         };
         let mut second = self.measure_once(indexes, true)?;
         second.spent.add(first.spent);
         second.doubts.push(match self.changes()? {
-            Changes::None => {
+            RulesetChanges::None => {
                 format!("{changes} changed during the measurement; the verdicts are from after it")
             }
             again => format!(
@@ -249,18 +249,22 @@ impl<'a> Probing<'a> {
         Ok(second)
     }
 
-    fn changes(&mut self) -> Result<Changes, QuickError> {
+    fn changes(&mut self) -> Result<RulesetChanges, QuickError> {
         let changes = self.watch.as_mut().map(RulesetWatch::changes);
         changes
-            .unwrap_or(Ok(Changes::None))
+            .unwrap_or(Ok(RulesetChanges::None))
             .map_err(|e| self.failed(e.into()))
     }
 
     /// Measures the services with `indexes`, and some of them once more in another way: noting
     /// arrivals, where it stays unclear whether their probes came in, and by tag alone, where
     /// something came out that has lost its mark.
-    fn measure_once(&mut self, indexes: &[u32], note_ways: bool) -> Result<Measured, QuickError> {
-        let Question { taps, probes, .. } = self.question;
+    fn measure_once(
+        &mut self,
+        indexes: &[u32],
+        note_ways: bool,
+    ) -> Result<RouterMeasured, QuickError> {
+        let ProbeQuestion { taps, probes, .. } = self.question;
         let taps = Taps {
             note_ways,
             ..taps.clone()
@@ -273,7 +277,7 @@ impl<'a> Probing<'a> {
         &mut self,
         taps: &Taps,
         probes: &[Probe],
-    ) -> Result<Measured, QuickError> {
+    ) -> Result<RouterMeasured, QuickError> {
         let indexes: Vec<u32> = probes.iter().map(|probe| probe.index).collect();
         self.measure_by(taps.clone(), probes, &indexes)
     }
@@ -283,7 +287,7 @@ impl<'a> Probing<'a> {
         taps: Taps,
         probes: &[Probe],
         indexes: &[u32],
-    ) -> Result<Measured, QuickError> {
+    ) -> Result<RouterMeasured, QuickError> {
         let mut first = self.pass(taps.clone(), probes, indexes)?;
         let unclear = first.findings.with(Finding::is_unclear);
         if !unclear.is_empty() {
@@ -308,8 +312,8 @@ impl<'a> Probing<'a> {
 
     /// Sends the probes with `indexes` once more, from source ports that are `later` behind theirs;
     /// whoever calls watches them in another way.
-    pub(super) fn send_again(&self, indexes: &[u32], later: u16) -> Refused {
-        let Question { taps, probes, .. } = self.question;
+    pub(super) fn send_again(&self, indexes: &[u32], later: u16) -> RefusedProbes {
+        let ProbeQuestion { taps, probes, .. } = self.question;
         if later == 0 {
             return self.send_some(taps.tags, probes, indexes);
         }
@@ -321,7 +325,7 @@ impl<'a> Probing<'a> {
         self.send_some(taps.tags, &probes, indexes)
     }
 
-    fn send_some(&self, tags: TagSpace, probes: &[Probe], indexes: &[u32]) -> Refused {
+    fn send_some(&self, tags: TagSpace, probes: &[Probe], indexes: &[u32]) -> RefusedProbes {
         let others = self.question.workers.load(Ordering::Relaxed);
         let others = others.saturating_sub(1);
         if indexes.len() == probes.len() {
@@ -338,7 +342,7 @@ impl<'a> Probing<'a> {
         taps: Taps,
         probes: &[Probe],
         indexes: &[u32],
-    ) -> Result<Measured, QuickError> {
+    ) -> Result<RouterMeasured, QuickError> {
         let tags = taps.tags;
         let mut spent = Spent::default();
         let mut clock = Instant::now();
@@ -373,9 +377,9 @@ impl<'a> Probing<'a> {
         installed: &mut InstalledTaps,
         (tags, probes): (TagSpace, &[Probe]),
         indexes: &[u32],
-    ) -> Result<Refused, QuickError> {
+    ) -> Result<RefusedProbes, QuickError> {
         let at_once = installed.probes_at_once().unwrap_or(usize::MAX);
-        let mut refused = Refused::new();
+        let mut refused = RefusedProbes::new();
         for batch in indexes.chunks(at_once) {
             refused.extend(self.send_some(tags, probes, batch));
             installed.collect().map_err(|e| self.failed(e))?;
@@ -384,7 +388,7 @@ impl<'a> Probing<'a> {
     }
 
     fn install(&mut self, taps: Taps) -> Result<InstalledTaps, TapsError> {
-        let Question {
+        let ProbeQuestion {
             backend,
             tools,
             owner,
@@ -395,7 +399,7 @@ impl<'a> Probing<'a> {
         match self.nft.take() {
             Some(socket) => Ok(InstalledTaps::Nft(NftTaps::install(socket, taps)?)),
             None => {
-                let site = Site {
+                let site = TapSite {
                     netns: &self.router,
                     tools,
                     owner,
@@ -416,18 +420,18 @@ impl<'a> Probing<'a> {
 }
 
 fn found(
-    refused: &Refused,
+    refused: &RefusedProbes,
     reading: Reading,
     indexes: &[u32],
     owned: bool,
     spent: Spent,
-) -> Measured {
+) -> RouterMeasured {
     let observed = Observed {
         probed: indexes,
         refused,
         reading: &reading,
     };
-    Measured {
+    RouterMeasured {
         findings: judge(&observed),
         doubts: doubts(&observed),
         unmarked: reading.unmarked > 0,
@@ -437,7 +441,7 @@ fn found(
     }
 }
 
-impl Measured {
+impl RouterMeasured {
     /// Takes over what another measurement of some of the services found.
     fn correct(&mut self, other: Self) {
         if let (Some(ways), Some(better)) = (&mut self.ways, &other.ways) {

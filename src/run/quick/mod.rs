@@ -346,16 +346,16 @@ pub enum QuickError {
 /// Closing a socket that owned a table or heard of changes waits for the kernel to settle, 10 to
 /// 16 ms. All that matters is undone by then, so print the report first and drop this afterwards.
 #[derive(Debug)]
-pub struct Answered {
+pub struct QuickAnswer {
     /// The answer.
     pub report: QuickReport,
     /// The sockets.
-    pub closing: Vec<Closing>,
+    pub closing: Vec<QuickClosing>,
 }
 
 /// A socket that takes its time to close.
 #[derive(Debug)]
-pub enum Closing {
+pub enum QuickClosing {
     /// That of the taps, which owned their table.
     Nft(NftSocket),
     /// One that was in a multicast group.
@@ -371,7 +371,7 @@ pub enum Closing {
 /// # Errors
 /// [`QuickError`] when it could not be run; everything was undone then, or the log says what is
 /// left. What could not be undone after a measurement that worked is a warning in the report.
-pub fn run(job: &QuickJob, config: &Config) -> Result<Answered, QuickError> {
+pub fn run(job: &QuickJob, config: &Config) -> Result<QuickAnswer, QuickError> {
     let progress = Progress::new(job.progress.as_deref(), PHASES);
     let progress = progress.map_err(|source| QuickError::System {
         what: "write progress",
@@ -384,7 +384,7 @@ fn run_telling(
     job: &QuickJob,
     config: &Config,
     mut progress: Progress,
-) -> Result<Answered, QuickError> {
+) -> Result<QuickAnswer, QuickError> {
     let started = Instant::now();
     let lab = Lab::open(config, &job.lab)?;
     let mut desk = Desk::open(job.terms(), config)?;
@@ -418,7 +418,7 @@ fn answered_by(
     terms: &Terms,
     lab: &Lab,
     burst: Burst,
-) -> (Answered, Vec<UndoError>) {
+) -> (QuickAnswer, Vec<UndoError>) {
     let frame = Frame {
         job,
         lab,

@@ -2,18 +2,18 @@
 
 use super::{
     tables::{Tables, classes, routed},
-    visited::{Exit, Outcome},
+    visited::{ProbeOutcome, WayOut},
 };
 use crate::{
-    firewall::rule::{Field, Packet, State},
+    firewall::rule::{Field, Packet, TrackingState},
     lab::{
-        omission::{self, Course},
+        omission::{self, Endpoints},
         trace::Entry,
     },
     model::{IfName, Protocol},
     netlink::object::{Family, PolicyRule},
     run::{
-        omitted::{Omitted, Seen},
+        omitted::{KnownPacket, Omitted},
         packet::{Headers, Probe, TCP_SYN, position},
         report::Verdict,
         resolve::ResolveError,
@@ -27,8 +27,8 @@ pub(super) fn weigh(
     tables: &mut Tables<'_>,
     (at, rules): (&Entry, &[PolicyRule]),
     probes: &[Probe],
-    (findings, exits): (&Findings, &[Exit]),
-    outcomes: &mut [Outcome],
+    (findings, exits): (&Findings, &[WayOut]),
+    outcomes: &mut [ProbeOutcome],
 ) -> Result<(), ResolveError> {
     let planned = planned_outs(tables, at, rules, (probes, outcomes))?;
     let by_ports = [false, true].map(|behind_nat| omitted.looks_at_ports(behind_nat));
@@ -41,7 +41,7 @@ pub(super) fn weigh(
         let out = hop.and_then(|exit| exit.hop.iface_out.as_ref());
         let finding = findings.get(probe.index);
         let note = || {
-            omitted.note(&Seen {
+            omitted.note(&KnownPacket {
                 planned,
                 came: came(at, out, &probe.headers),
                 ..seen(at, out, probe, outcome, finding)
@@ -88,26 +88,26 @@ fn seen(
     at: &Entry,
     out: Option<&IfName>,
     probe: &Probe,
-    outcome: &Outcome,
+    outcome: &ProbeOutcome,
     finding: Option<&Finding>,
-) -> Seen {
+) -> KnownPacket {
     let (course, became) = match finding {
         // Without an incoming interface it is the router's own.
         Some(Finding::Passed) => {
             let course = match at.iface_in {
-                Some(_) => Course::Forwarded,
-                None => Course::Sent,
+                Some(_) => Endpoints::Forwarded,
+                None => Endpoints::Sent,
             };
-            (Some(course), omission::Outcome::Passed)
+            (Some(course), omission::PacketOutcome::Passed)
         }
-        Some(Finding::Delivered) => (Some(Course::Delivered), omission::Outcome::Passed),
-        _ => (None, omission::Outcome::Stopped(None)),
+        Some(Finding::Delivered) => (Some(Endpoints::Delivered), omission::PacketOutcome::Passed),
+        _ => (None, omission::PacketOutcome::Stopped(None)),
     };
     let came = &probe.headers;
     let mut packet = Packet::of(Family::of(came.destination))
         .with(Field::Protocol, came.protocol.number())
-        .with_state(State::New)
-        .with_state(State::Untracked);
+        .with_state(TrackingState::New)
+        .with_state(TrackingState::Untracked);
     // As it came, and as it left.
     for headers in [came, &outcome.headers] {
         packet = packet
@@ -121,7 +121,7 @@ fn seen(
     if let Some(oif) = out.filter(|oif| oif.as_str() != "lo") {
         packet = packet.with_device(Field::Outgoing, oif.as_str());
     }
-    Seen {
+    KnownPacket {
         packet,
         course,
         outcome: became,
@@ -158,7 +158,7 @@ fn planned_outs(
     tables: &mut Tables<'_>,
     at: &Entry,
     rules: &[PolicyRule],
-    (probes, outcomes): (&[Probe], &[Outcome]),
+    (probes, outcomes): (&[Probe], &[ProbeOutcome]),
 ) -> Result<Vec<Option<IfName>>, ResolveError> {
     let stopped = probes.iter().zip(outcomes);
     let stopped = stopped.filter(|(_, outcome)| outcome.exit.is_none());

@@ -12,27 +12,27 @@ use std::{
 };
 
 use super::{
-    Closing, EXPLAIN_AUTO_MAX, EXPLAIN_IN_BURST, ExplainMode, Pair, QuickError, Terms,
+    EXPLAIN_AUTO_MAX, EXPLAIN_IN_BURST, ExplainMode, Pair, QuickClosing, QuickError, Terms,
     client_port::{fresh_port, random},
     conclude::conclude,
     grant::Grant,
     lots::Urn,
-    measure::{self, LazyShelf, Measured, Probing, Question, Spent, step},
+    measure::{self, LazyShelf, ProbeQuestion, Probing, RouterMeasured, Spent, step},
     note::TapNotes,
     ports::too_long,
     standin::StandIns,
-    visit::{Answer, ENDS_HERE, Measurement, Sender, Visit},
+    visit::{ENDS_HERE, Sender, Visit, VisitMeasurement, VisitResult},
 };
 use crate::{
     config::Config,
     firewall::{
         Notebook, TagSpace, Taps,
-        backend::{Backend, BackendChoice, Site, choose},
+        backend::{Backend, BackendChoice, TapSite, choose},
         iptables::{OwnerMark, feature},
         nft::{NftSocket, census::Census, nature::Nature},
         rule::{OpenPorts, Rule},
         ruletext::RuleText,
-        taps::Ways,
+        taps::ProbeWays,
     },
     lab::{self},
     model::{Dscp, LabName, Protocol, RouterName, Service},
@@ -240,7 +240,7 @@ impl Plan {
         let Some(netns) = router else { return Ok(()) };
         let mut kept = None;
         self.backend = choose(choice, |backend| {
-            let site = Site {
+            let site = TapSite {
                 netns,
                 tools: &self.tools,
                 owner: &self.owner,
@@ -260,7 +260,7 @@ impl Plan {
         &self,
         visits: &[Visit],
         dir: &NetnsDir,
-    ) -> Result<Vec<Answer>, QuickError> {
+    ) -> Result<Vec<VisitResult>, QuickError> {
         let routers = by_router(visits);
         let next = AtomicUsize::new(0);
         let answers = Mutex::new(BTreeMap::new());
@@ -296,21 +296,21 @@ impl Plan {
     }
 
     /// Makes one visit.
-    pub(super) fn measure(&self, visit: &Visit, dir: &NetnsDir) -> Result<Answer, QuickError> {
+    pub(super) fn measure(&self, visit: &Visit, dir: &NetnsDir) -> Result<VisitResult, QuickError> {
         let host = match &visit.from {
             Ok(Sender::Host(name)) => Some(dir.open(name)?),
             Ok(Sender::Itself(_)) if self.backend != Backend::Nft => {
                 let why = "what a router sends itself is measured by the nft back end only";
-                return Ok(Answer::Unmeasured(why.to_owned()));
+                return Ok(VisitResult::Unmeasured(why.to_owned()));
             }
             Ok(Sender::Wire(_) | Sender::Itself(_)) => None,
-            Err(why) => return Ok(Answer::Unmeasured(why.clone())),
+            Err(why) => return Ok(VisitResult::Unmeasured(why.clone())),
         };
         let from = match (&visit.from, &host) {
             (Ok(Sender::Wire(socket)), _) => measure::From::Wire(socket.clone()),
             (Ok(Sender::Itself(source)), _) => measure::From::Itself(*source),
             (_, Some(host)) => measure::From::Host(host),
-            _ => return Ok(Answer::Unmeasured("there is no sender".to_owned())),
+            _ => return Ok(VisitResult::Unmeasured("there is no sender".to_owned())),
         };
         let notes = self.notes_about(visit);
         let question = self.question(visit, notes.as_ref());
@@ -335,7 +335,7 @@ impl Plan {
             let what = "the router was rebuilt or removed during the measurement";
             measurement.doubts.push(what.to_owned());
         }
-        Ok(Answer::Measured(Box::new(measurement)))
+        Ok(VisitResult::Measured(Box::new(measurement)))
     }
 
     /// Adds to what was measured why probes were stopped, and where chance sends them.
@@ -344,8 +344,8 @@ impl Plan {
         visit: &Visit,
         mut probing: Probing<'_>,
         (census, nature): (Census, Nature),
-        mut measured: Measured,
-    ) -> Result<Measurement, QuickError> {
+        mut measured: RouterMeasured,
+    ) -> Result<VisitMeasurement, QuickError> {
         let mut findings = measured.findings;
         let unsent = match &visit.from {
             Ok(Sender::Itself(_)) => unsent(&mut findings),
@@ -383,7 +383,7 @@ impl Plan {
         let mut doubts = measured.doubts;
         doubts.extend(explained.warnings);
         doubts.extend(asked.left_out);
-        Ok(Measurement {
+        Ok(VisitMeasurement {
             findings,
             reasons,
             ways: measured.ways,
@@ -419,7 +419,7 @@ impl Plan {
         probing: &Probing<'_>,
         asked: &Asked,
         scrutiny: &Scrutiny,
-        closing: &mut Vec<Closing>,
+        closing: &mut Vec<QuickClosing>,
     ) -> Result<Explanation, QuickError> {
         if asked.probes.is_empty() {
             return Ok(Explanation::default());
@@ -428,7 +428,7 @@ impl Plan {
         let shelf = (!visit.copied).then(|| LazyLock::force(&self.shelf).clone());
         let mut explainer = Explainer::new(self.tools.clone()).beside(shelf.flatten());
         let explained = self.explain(&mut explainer, visit, probing, &asked.probes, scrutiny);
-        closing.push(Closing::Explainer(explainer));
+        closing.push(QuickClosing::Explainer(explainer));
         explained
     }
 
@@ -456,7 +456,7 @@ impl Plan {
         visit: &Visit,
         probing: &mut Probing<'_>,
         proxied: &BTreeMap<u32, Proxied>,
-        (findings, ways): (&mut Findings, &mut Option<Ways>),
+        (findings, ways): (&mut Findings, &mut Option<ProbeWays>),
     ) -> Result<BTreeMap<u32, (Verdict, String)>, QuickError> {
         let ports: BTreeSet<(Protocol, u16)> = proxied.values().map(|p| p.listener).collect();
         let family = self.taps.family;
@@ -577,7 +577,7 @@ impl Plan {
         let (asked, router) = (probes.len(), &visit.at.router);
         tracing::info!(target: PHASE, "explaining {asked} services at {router}");
         let notes = self.notes_about(visit);
-        let question = explain::Question {
+        let question = explain::ExplainQuestion {
             notes: notes.as_ref(),
             patience: self.patience,
             netns: &visit.netns,
@@ -628,8 +628,8 @@ impl Plan {
         &'a self,
         visit: &'a Visit,
         notes: Option<&'a Arc<dyn Notebook>>,
-    ) -> Question<'a> {
-        Question {
+    ) -> ProbeQuestion<'a> {
+        ProbeQuestion {
             taps: self.taps_of(visit),
             probes: &visit.probes,
             backend: self.backend,

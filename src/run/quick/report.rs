@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
-    Answered, Closing, QuickJob, Terms,
+    QuickAnswer, QuickClosing, QuickJob, Terms,
     inquiry::Through,
     plan::Plan,
-    visit::Answer,
     visit::ENDS_HERE,
-    visited::{Ending, Fate, Outcome, Visited},
+    visit::VisitResult,
+    visited::{Ending, Fate, ProbeOutcome, Visited},
     walk::WayEnd,
 };
 use crate::{
@@ -19,7 +19,8 @@ use crate::{
         omitted::Omitted,
         packet::position,
         report::{
-            EndKind, EndToEnd, QuickReport, RouterReport, Scope, ServiceReport, Timing, Verdict,
+            EndKind, EndToEnd, QuickReport, RouterReport, ServiceReport, Timing, Verdict,
+            VerdictScope,
         },
         resolve::RouterChoice,
     },
@@ -35,11 +36,11 @@ pub(super) struct Frame<'a> {
 }
 
 /// The answer where no router had to be asked.
-pub(super) fn settled(frame: Frame<'_>, ending: &Ending) -> Answered {
+pub(super) fn settled(frame: Frame<'_>, ending: &Ending) -> QuickAnswer {
     let services = frame.job.services.iter();
     let end_to_end = services.map(|service| settled_one(*service, ending));
     let end_to_end = end_to_end.collect();
-    Answered {
+    QuickAnswer {
         report: frame.report(end_to_end, Vec::new(), Vec::new()),
         closing: Vec::new(),
     }
@@ -61,12 +62,12 @@ pub(super) fn settled_one(service: Service, ending: &Ending) -> EndToEnd {
 /// What measurements say beside their verdicts.
 pub(super) struct Told {
     pub(super) warnings: Vec<String>,
-    pub(super) closing: Vec<Closing>,
+    pub(super) closing: Vec<QuickClosing>,
     timing: Timing,
 }
 
 /// What a reader should know of the measurements, each thing once.
-pub(super) fn told(lab: &Lab, terms: &Terms, measured: Vec<(RouterName, Answer)>) -> Told {
+pub(super) fn told(lab: &Lab, terms: &Terms, measured: Vec<(RouterName, VisitResult)>) -> Told {
     let mut all = Told {
         warnings: Vec::new(),
         closing: Vec::new(),
@@ -77,7 +78,7 @@ pub(super) fn told(lab: &Lab, terms: &Terms, measured: Vec<(RouterName, Answer)>
         if told.insert(router.clone()) {
             all.warnings.extend(incomplete(lab, terms, &router));
         }
-        let Answer::Measured(measurement) = answer else {
+        let VisitResult::Measured(measurement) = answer else {
             continue;
         };
         all.timing.add(&measurement.spent);
@@ -103,7 +104,7 @@ pub(super) fn assemble(
     terms: &Terms,
     plan: &Plan,
     through: Through,
-) -> Answered {
+) -> QuickAnswer {
     let Told {
         mut warnings,
         mut closing,
@@ -111,7 +112,7 @@ pub(super) fn assemble(
     } = told(frame.lab, terms, through.measured);
     frame.timing.take_in(&timing);
     let wires = through.wire.into_iter().chain(through.wires);
-    closing.extend(wires.map(Closing::Wire));
+    closing.extend(wires.map(QuickClosing::Wire));
     if let RouterChoice::Traced(trace) = &frame.job.routers {
         let more = trace
             .warnings
@@ -132,7 +133,7 @@ pub(super) fn assemble(
             conclude(*service, ways.unwrap_or_default())
         })
         .collect();
-    Answered {
+    QuickAnswer {
         report: frame.report(end_to_end, rows, warnings),
         closing,
     }
@@ -158,8 +159,8 @@ impl Frame<'_> {
             run_id: self.job.run_id.clone(),
             backend: self.backend.to_string(),
             scope: match self.job.routers {
-                RouterChoice::Named(_) => Scope::Named,
-                _ => Scope::Whole,
+                RouterChoice::Named(_) => VerdictScope::Named,
+                _ => VerdictScope::Whole,
             },
             end_to_end,
             routers,
@@ -338,7 +339,7 @@ fn cell(
     here: &[(usize, &Visited)],
     reached: &Reached,
 ) -> Option<ServiceReport> {
-    let mut found: Option<(bool, &Visited, &Outcome)> = None;
+    let mut found: Option<(bool, &Visited, &ProbeOutcome)> = None;
     for (number, visit) in here {
         let Some(position) = position(&visit.probes, index, |p| p.index) else {
             continue;

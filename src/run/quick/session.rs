@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What a job needs while it works.
-pub(super) struct Needs<'a> {
+pub(super) struct JobNeeds<'a> {
     pub(super) hosts: &'a [&'a HostSpec],
     pub(super) routers: &'a [RouterId],
     /// How long to wait for others.
@@ -26,7 +26,7 @@ pub(super) struct Hands<'a> {
 }
 
 /// What became of a job's work, and of giving everything back.
-pub(super) struct Outcome<T> {
+pub(super) struct WorkOutcome<T> {
     pub(super) result: Result<T, QuickError>,
     pub(super) left: Vec<UndoError>,
     /// What of dead jobs could not be removed, in words.
@@ -42,11 +42,11 @@ impl Grant {
     /// the job does not `go_on` after such a result.
     pub(super) fn run<T>(
         &mut self,
-        needs: &Needs<'_>,
+        needs: &JobNeeds<'_>,
         hands: Hands<'_>,
         work: impl FnOnce(Dscp, &mut LabHosts) -> Result<T, QuickError>,
         go_on: impl FnOnce(&Result<T, QuickError>) -> bool,
-    ) -> Outcome<T> {
+    ) -> WorkOutcome<T> {
         match self {
             Self::Registered(holding) => registered(holding, needs, hands, work, go_on),
             Self::Alone(dscp) => {
@@ -59,11 +59,11 @@ impl Grant {
 
 fn registered<T>(
     holding: &mut Holding,
-    needs: &Needs<'_>,
+    needs: &JobNeeds<'_>,
     hands: Hands<'_>,
     work: impl FnOnce(Dscp, &mut LabHosts) -> Result<T, QuickError>,
     go_on: impl FnOnce(&Result<T, QuickError>) -> bool,
-) -> Outcome<T> {
+) -> WorkOutcome<T> {
     let mut clock = Clock::start();
     let Hands { hosts, caretaker } = hands;
     let mut kept = Vec::new();
@@ -81,7 +81,7 @@ fn registered<T>(
         }
         Err(error) => (Err(error.into()), Vec::new()),
     };
-    Outcome {
+    WorkOutcome {
         result,
         left,
         kept,
@@ -102,7 +102,7 @@ fn alone<T>(
     plans: &[&HostSpec],
     kernel: &mut LabHosts,
     work: impl FnOnce(&mut LabHosts) -> Result<T, QuickError>,
-) -> Outcome<T> {
+) -> WorkOutcome<T> {
     let mut clock = Clock::start();
     let mut made = Vec::new();
     let mut hindered = None;
@@ -140,7 +140,7 @@ fn alone<T>(
             });
         }
     }
-    Outcome {
+    WorkOutcome {
         result,
         left,
         kept: Vec::new(),

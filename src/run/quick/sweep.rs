@@ -18,13 +18,13 @@ use std::{
 };
 
 use super::{
-    Closing, Pair, QuickError, Terms,
+    Pair, QuickClosing, QuickError, Terms,
     desk::{Burst, Desk, Lone},
     log, report,
 };
 use crate::{
     config::Config,
-    firewall::nft::watch::{Changes, RulesetWatch},
+    firewall::nft::watch::{RulesetChanges, RulesetWatch},
     lab::Lab,
     model::{Dscp, RouterId, RouterName, Service, WithCauses},
     netns::{NetnsDir, NetnsFd, visit},
@@ -44,7 +44,7 @@ const MOST_WARNINGS: usize = 200;
 
 /// A question and its answer.
 #[derive(Debug)]
-pub struct Answer<'a> {
+pub struct AnsweredQuestion<'a> {
     /// The addresses; its services are those of a burst.
     pub pair: &'a Pair,
     /// The service as asked for.
@@ -76,13 +76,13 @@ pub struct Sweep<'a> {
     lab: Lab,
     size: usize,
     watches: Watches,
-    closer: Sender<Vec<Closing>>,
+    closer: Sender<Vec<QuickClosing>>,
     told: BTreeSet<String>,
     swept: Swept,
 }
 
 /// Called with the number of answers that were given.
-pub type OnProgress<'a> = &'a mut dyn FnMut(u64);
+pub type OnAnswers<'a> = &'a mut dyn FnMut(u64);
 
 impl<'a> Sweep<'a> {
     /// Gets ready to ask; nothing is taken yet.
@@ -92,7 +92,7 @@ impl<'a> Sweep<'a> {
     pub fn open(terms: Terms, config: &'a Config) -> Result<Self, QuickError> {
         let lab = Lab::open(config, &terms.lab)?;
         let desk = Desk::open(terms, config)?;
-        let (closer, closed) = mpsc::channel::<Vec<Closing>>();
+        let (closer, closed) = mpsc::channel::<Vec<QuickClosing>>();
         // The kernel takes its time to close these, which nobody has to wait for.
         thread::spawn(move || closed.into_iter().for_each(drop));
         let swept = Swept {
@@ -127,8 +127,8 @@ impl<'a> Sweep<'a> {
     pub fn ask(
         &mut self,
         pairs: impl IntoIterator<Item = Pair>,
-        sink: &mut dyn FnMut(Answer<'_>) -> io::Result<()>,
-        progress: OnProgress<'_>,
+        sink: &mut dyn FnMut(AnsweredQuestion<'_>) -> io::Result<()>,
+        progress: OnAnswers<'_>,
     ) -> Result<(), QuickError> {
         let mut pairs = pairs.into_iter();
         let mut rest: Option<Pair> = None;
@@ -145,7 +145,7 @@ impl<'a> Sweep<'a> {
     fn burst(
         &mut self,
         pairs: &[Pair],
-        sink: &mut dyn FnMut(Answer<'_>) -> io::Result<()>,
+        sink: &mut dyn FnMut(AnsweredQuestion<'_>) -> io::Result<()>,
     ) -> Result<(), QuickError> {
         self.lab.check_unchanged(self.config)?;
         let asked: usize = pairs.iter().map(|pair| pair.services.len()).sum();
@@ -175,7 +175,7 @@ impl<'a> Sweep<'a> {
         &mut self,
         pairs: &[Pair],
         burst: Burst,
-        sink: &mut dyn FnMut(Answer<'_>) -> io::Result<()>,
+        sink: &mut dyn FnMut(AnsweredQuestion<'_>) -> io::Result<()>,
     ) -> Result<(), QuickError> {
         let Burst {
             plan,
@@ -194,7 +194,10 @@ impl<'a> Sweep<'a> {
             let told = report::told(&self.lab, terms, through.measured);
             told.warnings.into_iter().for_each(|text| self.tell(text));
             let wires = through.wire.into_iter().chain(through.wires);
-            let closing = told.closing.into_iter().chain(wires.map(Closing::Wire));
+            let closing = told
+                .closing
+                .into_iter()
+                .chain(wires.map(QuickClosing::Wire));
             // Without the thread they are closed here.
             let _ = self.closer.send(closing.collect());
             ways = through.ways;
@@ -209,7 +212,7 @@ impl<'a> Sweep<'a> {
                         report::conclude(service, ways.unwrap_or_default())
                     }
                 };
-                let answer = Answer { pair, service, end };
+                let answer = AnsweredQuestion { pair, service, end };
                 sink(answer).map_err(|source| QuickError::System {
                     what: "pass an answer on",
                     source,
@@ -318,10 +321,10 @@ impl Watches {
     }
 
     /// What was changed since the last look.
-    fn changes(&mut self) -> Vec<(RouterName, Changes)> {
+    fn changes(&mut self) -> Vec<(RouterName, RulesetChanges)> {
         let all = self.0.iter_mut().filter_map(|(router, watch)| {
-            let changes = watch.changes().unwrap_or(Changes::Many);
-            (changes != Changes::None).then(|| (router.clone(), changes))
+            let changes = watch.changes().unwrap_or(RulesetChanges::Many);
+            (changes != RulesetChanges::None).then(|| (router.clone(), changes))
         });
         all.collect()
     }

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{Closing, measure::Spent};
+use super::{QuickClosing, measure::Spent};
 use crate::{
     firewall::{
         nft::nature::Nature,
-        taps::{Left, Ways},
+        taps::{Departed, ProbeWays},
     },
     lab::trace::Entry,
     model::NetnsName,
@@ -43,27 +43,27 @@ pub(super) enum Sender {
 
 /// What became of one visit.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum VisitResult {
     /// It was measured.
-    Measured(Box<Measurement>),
+    Measured(Box<VisitMeasurement>),
     /// No probe can be sent to it; why.
     Unmeasured(String),
 }
 
 /// What is known about one visit when everything was measured and explained.
 #[derive(Debug)]
-pub(super) struct Measurement {
+pub(super) struct VisitMeasurement {
     pub(super) findings: Findings,
     /// By service index, where the reason was looked into.
     pub(super) reasons: BTreeMap<u32, (Verdict, String)>,
     /// How probes left, where anything could have changed them.
-    pub(super) ways: Option<Ways>,
+    pub(super) ways: Option<ProbeWays>,
     /// How copies of probes left that chance sends by several ways, by service index.
-    pub(super) targets: BTreeMap<u32, Vec<Left>>,
+    pub(super) targets: BTreeMap<u32, Vec<Departed>>,
     pub(super) nature: Nature,
     pub(super) doubts: Vec<String>,
     pub(super) owned: bool,
     pub(super) spent: Spent,
     /// Closing these waits for the kernel to settle; the caller does that last.
-    pub(super) closing: Vec<Closing>,
+    pub(super) closing: Vec<QuickClosing>,
 }

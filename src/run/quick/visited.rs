@@ -8,7 +8,7 @@ use std::{
 
 use super::branch::Branch;
 use crate::{
-    firewall::taps::Left,
+    firewall::taps::Departed,
     lab::trace::Entry,
     model::IfName,
     run::{
@@ -19,7 +19,7 @@ use crate::{
 
 /// What became of one probe at one place.
 #[derive(Debug, Clone)]
-pub(super) struct Outcome {
+pub(super) struct ProbeOutcome {
     pub(super) verdict: Verdict,
     /// Why, where the verdict is not a plain YES.
     pub(super) reason: Option<Arc<str>>,
@@ -32,7 +32,7 @@ pub(super) struct Outcome {
 /// One way out of a place, and what comes of it: several, where the router or the facts leave it
 /// open.
 #[derive(Debug)]
-pub(super) struct Exit {
+pub(super) struct WayOut {
     pub(super) hop: Arc<LegHop>,
     pub(super) fates: Vec<Fate>,
 }
@@ -71,8 +71,8 @@ pub(super) struct Visited {
     /// In ascending order of their indexes.
     pub(super) probes: Vec<Probe>,
     /// One for each probe.
-    pub(super) outcomes: Vec<Outcome>,
-    pub(super) exits: Vec<Exit>,
+    pub(super) outcomes: Vec<ProbeOutcome>,
+    pub(super) exits: Vec<WayOut>,
     /// The place itself, for a way that ends here.
     pub(super) hop: Arc<LegHop>,
     /// Where the router's tables send the first probe: interface and gateway.
@@ -97,7 +97,7 @@ impl Visited {
     }
 
     /// Leaves open what becomes of probes that chance sends to several targets.
-    pub(super) fn doubt_lots(&mut self, targets: &BTreeMap<u32, Vec<Left>>) {
+    pub(super) fn doubt_lots(&mut self, targets: &BTreeMap<u32, Vec<Departed>>) {
         for (probe, outcome) in self.probes.iter().zip(&mut self.outcomes) {
             if let Some(targets) = targets.get(&probe.index) {
                 outcome.verdict = Verdict::Unknown;

@@ -6,11 +6,11 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use super::{
     branch::Branch,
-    visited::{Ending, Exit, Fate, Outcome, Visited},
+    visited::{Ending, Fate, ProbeOutcome, Visited, WayOut},
 };
 use crate::{
     fault,
-    lab::trace::{Entry, Kept, Wiring},
+    lab::trace::{Entry, Undelivered, Wiring},
     model::RouterName,
     run::{
         packet::{Headers, Probe, position},
@@ -34,18 +34,21 @@ pub(super) struct WayEnd {
     /// The next hops that it took where routers have several to choose from.
     pub(super) branches: Vec<Arc<Branch>>,
     /// Which visits and which of their probes it went by.
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Vec<VisitProbe>,
 }
 
 /// A visit, by number, and a probe of it, by position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct VisitProbe {
     pub(super) visit: usize,
     pub(super) position: usize,
 }
 
-impl Step {
-    fn came<'a>(&self, visits: &'a [Visited]) -> Option<(&'a Visited, &'a Probe, &'a Outcome)> {
+impl VisitProbe {
+    fn came<'a>(
+        &self,
+        visits: &'a [Visited],
+    ) -> Option<(&'a Visited, &'a Probe, &'a ProbeOutcome)> {
         let visit = visits.get(self.visit)?;
         let probe = visit.probes.get(self.position)?;
         Some((visit, probe, visit.outcomes.get(self.position)?))
@@ -72,7 +75,7 @@ struct Handed {
 
 /// Packets that are to be measured before a walk can go on.
 #[derive(Debug, Default)]
-pub(super) struct Needs {
+pub(super) struct WalkNeeds {
     pub(super) packets: Vec<(Entry, Probe)>,
     /// Nothing more will be measured.
     pub(super) closed: bool,
@@ -104,7 +107,7 @@ impl<'a> Walk<'a> {
         &self,
         entry: &Entry,
         probe: Probe,
-        needs: &mut Needs,
+        needs: &mut WalkNeeds,
         ends: &mut Vec<WayEnd>,
     ) {
         let before = ends.len();
@@ -133,7 +136,7 @@ impl<'a> Walk<'a> {
         way: Under,
         open: &mut Vec<Under>,
         ends: &mut Vec<WayEnd>,
-        needs: &mut Needs,
+        needs: &mut WalkNeeds,
     ) {
         if let Some(ending) = self.comes_back(&way) {
             let router = way.at.router.clone();
@@ -166,7 +169,7 @@ impl<'a> Walk<'a> {
         &self,
         entry: &Entry,
         mut way: Under,
-        step: Step,
+        step: VisitProbe,
         open: &mut Vec<Under>,
         ends: &mut Vec<WayEnd>,
     ) {
@@ -218,19 +221,19 @@ impl<'a> Walk<'a> {
     }
 
     /// How the way ends where the other end of the wire does not get a packet from that source.
-    fn kept_from(&self, exit: &Exit, next: &Entry, outcome: &Outcome) -> Option<Ending> {
+    fn kept_from(&self, exit: &WayOut, next: &Entry, outcome: &ProbeOutcome) -> Option<Ending> {
         let (hop, source) = (&exit.hop, outcome.headers.source);
         let from = (&hop.router, hop.iface_out.as_ref()?);
         Some(
             match self.wiring.kept_from(from, hop.next_hop, next, source)? {
-                Kept::NotAllowed => {
+                Undelivered::NotAllowed => {
                     let reason = format!(
                         "{next} drops it: {source} is not among the allowed IPs of its WireGuard peer {}",
                         hop.router
                     );
                     Ending::new(Verdict::No, EndKind::NoPeer, reason)
                 }
-                Kept::Unheard => {
+                Undelivered::Unheard => {
                     let reason = format!(
                         "{next} does not answer ARP to {}, which asks from an address that is not of its \
                      subnet (arp_ignore 2, or rp_filter without a way back)",
@@ -287,7 +290,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Where such a packet was measured: once, or for each of several next hops.
-    fn find(&self, at: &Entry, probe: &Probe) -> Vec<Step> {
+    fn find(&self, at: &Entry, probe: &Probe) -> Vec<VisitProbe> {
         let visits = self.at.binary_search_by_key(&at, |(place, _)| place);
         let visits = visits.ok().and_then(|found| self.at.get(found));
         let visits = visits.into_iter().flat_map(|(_, visits)| visits);
@@ -297,7 +300,7 @@ impl<'a> Walk<'a> {
         let Some(first) = found.next() else {
             return Vec::new();
         };
-        let branches = |step: &Step| {
+        let branches = |step: &VisitProbe| {
             let visit = self.visits.get(step.visit);
             visit.is_some_and(|visit| visit.branch.is_some())
         };
@@ -305,9 +308,9 @@ impl<'a> Walk<'a> {
             return vec![first];
         }
         let others = found.filter(branches);
-        let mut all: Vec<Step> = vec![first];
+        let mut all: Vec<VisitProbe> = vec![first];
         for step in others {
-            let branch = |step: &Step| self.visits.get(step.visit).map(|visit| &visit.branch);
+            let branch = |step: &VisitProbe| self.visits.get(step.visit).map(|visit| &visit.branch);
             if all.iter().all(|known| branch(known) != branch(&step)) {
                 all.push(step);
             }
@@ -315,16 +318,16 @@ impl<'a> Walk<'a> {
         all
     }
 
-    fn find_in(&self, visit: usize, probe: &Probe) -> Option<Step> {
+    fn find_in(&self, visit: usize, probe: &Probe) -> Option<VisitProbe> {
         let probes = &self.visits.get(visit)?.probes;
         let position = position(probes, probe.index, |p| p.index)?;
-        (probes.get(position)?.headers == probe.headers).then_some(Step { visit, position })
+        (probes.get(position)?.headers == probe.headers).then_some(VisitProbe { visit, position })
     }
 
     fn end(
         &self,
         entry: &Entry,
-        steps: Vec<Step>,
+        steps: Vec<VisitProbe>,
         ending: Ending,
         router: Option<RouterName>,
     ) -> WayEnd {
@@ -361,13 +364,13 @@ fn push(ends: &mut Vec<WayEnd>, way: WayEnd) {
 struct Under {
     at: Entry,
     probe: Probe,
-    steps: Vec<Step>,
+    steps: Vec<VisitProbe>,
 }
 
 /// A YES that depends on something says so.
 fn with_caveats<'a>(
     reason: Option<Arc<str>>,
-    came: impl Iterator<Item = (&'a Visited, &'a Probe, &'a Outcome)>,
+    came: impl Iterator<Item = (&'a Visited, &'a Probe, &'a ProbeOutcome)>,
 ) -> Option<Arc<str>> {
     let caveats = came.filter_map(|(visit, _, outcome)| {
         let caveat = outcome.reason.as_ref()?;
@@ -381,8 +384,8 @@ fn with_caveats<'a>(
     Some(all.chain(caveats).collect::<Vec<_>>().join("; ").into())
 }
 
-fn leg(visit: &Visited, outcome: &Outcome) -> Leg {
-    let exit: Option<&Exit> = outcome.exit.and_then(|exit| visit.exits.get(exit));
+fn leg(visit: &Visited, outcome: &ProbeOutcome) -> Leg {
+    let exit: Option<&WayOut> = outcome.exit.and_then(|exit| visit.exits.get(exit));
     let hop = exit.map_or(&visit.hop, |exit| &exit.hop);
     Leg {
         hop: Arc::clone(hop),

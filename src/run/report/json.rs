@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{IfName, Protocol, RouterName},
-        run::report::{EndKind, LegHop, Scope, Timing, Verdict},
+        run::report::{EndKind, LegHop, Timing, Verdict, VerdictScope},
     };
 
     fn leg(router: &str, dport: u16, nat: bool) -> Leg {
@@ -269,7 +269,7 @@ mod tests {
             dscp: crate::model::Dscp::new(32).unwrap(),
             run_id: crate::model::RunId::new("r").unwrap(),
             backend: "nft".to_owned(),
-            scope: Scope::Named,
+            scope: VerdictScope::Named,
             end_to_end: services.clone().map(|(port, of)| end(port, of)).collect(),
             routers: vec![
                 router("a", true, services.map(row).collect()),

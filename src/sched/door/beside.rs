@@ -23,7 +23,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Caller, Plan, open, who};
+use super::{Caller, DoorPlan, open, who};
 
 /// How the process calls itself. Whoever is started under this name runs [`run`] and nothing else.
 pub const NAME: &str = "tsim-door";
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
-    Plan(Plan),
+    Plan(DoorPlan),
     Open,
     Who,
 }
@@ -63,7 +63,7 @@ impl Beside {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(plan: Plan) -> io::Result<Self> {
+    pub fn start(plan: DoorPlan) -> io::Result<Self> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,

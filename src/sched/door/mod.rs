@@ -35,7 +35,7 @@ const NO_USER: u32 = 65534;
 
 /// Where the socket is, and whom it is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct DoorPlan {
     socket: PathBuf,
     /// Whether its directory is the scheduler's own, which everybody may pass.
     own_dir: bool,
@@ -45,7 +45,7 @@ pub struct Plan {
     admins: Option<String>,
 }
 
-impl Plan {
+impl DoorPlan {
     /// That of a configuration.
     #[must_use]
     pub fn of(config: &Config) -> Self {
@@ -74,7 +74,7 @@ pub struct Caller {
 #[derive(Debug)]
 pub enum Door {
     /// This process does it by itself.
-    Here(Plan),
+    Here(DoorPlan),
     /// A process outside of the user namespace does.
     Beside(Beside),
 }
@@ -106,7 +106,7 @@ impl Door {
 
 /// Makes the socket under a name of its own first, so that it is never seen with other rights, and
 /// takes the place of an earlier one at once.
-fn open(plan: &Plan) -> io::Result<OwnedFd> {
+fn open(plan: &DoorPlan) -> io::Result<OwnedFd> {
     let (path, dir) = (&plan.socket, plan.socket.parent());
     if let Some(dir) = dir {
         make_dir(dir, plan.own_dir)?;
@@ -156,7 +156,7 @@ fn gid_of(group: &str) -> io::Result<Option<Gid>> {
     Ok(Group::from_name(group)?.map(|group| group.gid))
 }
 
-fn who(plan: &Plan, connection: BorrowedFd<'_>) -> io::Result<Option<Caller>> {
+fn who(plan: &DoorPlan, connection: BorrowedFd<'_>) -> io::Result<Option<Caller>> {
     let address = rustix::net::getsockname(connection)?;
     let (uid, gid) = if address.address_family() == AddressFamily::UNIX {
         let peer = rustix::net::sockopt::socket_peercred(connection)?;
@@ -199,8 +199,8 @@ mod tests {
 
     use super::*;
 
-    fn plan(socket: PathBuf) -> Plan {
-        Plan {
+    fn plan(socket: PathBuf) -> DoorPlan {
+        DoorPlan {
             socket,
             own_dir: false,
             group: None,
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn a_group_that_there_is_not_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let plan = Plan {
+        let plan = DoorPlan {
             group: Some("no-such-group".to_owned()),
             ..plan(dir.path().join("s"))
         };

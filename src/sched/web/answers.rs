@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{
     Shared, Site,
     api::{blocking, run_id},
-    ask::{Asked, Name},
+    ask::{Name, SubmitQuery},
     error::ApiError,
     read,
     rights::Rights,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     model::{Protocol, RunId, ServiceLimits, parse_services},
     run::{detailed::result::file_stem, report::Verdict},
-    sched::answer::{Answer, Head, Page, Wanted},
+    sched::answer::{Answer, AnswerHead, MatrixSlice, Wanted},
 };
 
 /// Lines of a page unless asked otherwise.
@@ -32,9 +32,9 @@ const KEPT: usize = 8;
 
 /// The answers that were looked at last. A result never changes once its job is over.
 #[derive(Debug, Default)]
-pub(super) struct Kept(Mutex<VecDeque<(RunId, Arc<Answer>)>>);
+pub(super) struct KeptAnswers(Mutex<VecDeque<(RunId, Arc<Answer>)>>);
 
-impl Kept {
+impl KeptAnswers {
     fn get(&self, id: &RunId) -> Option<Arc<Answer>> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = kept.iter().find(|(kept, _)| kept == id);
@@ -69,7 +69,7 @@ pub(super) async fn head(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
-) -> Result<Json<Head>, ApiError> {
+) -> Result<Json<AnswerHead>, ApiError> {
     let id = run_id(id)?;
     let head = move |site: &Site| Ok(Json(find(site, &rights, id)?.head.clone()));
     blocking(&site, head).await
@@ -90,8 +90,8 @@ pub(super) async fn matrix(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
-    Asked(page): Asked<MatrixPage>,
-) -> Result<Json<Page>, ApiError> {
+    SubmitQuery(page): SubmitQuery<MatrixPage>,
+) -> Result<Json<MatrixSlice>, ApiError> {
     let id = run_id(id)?;
     let wanted = Wanted {
         find: page.find,
@@ -114,7 +114,7 @@ pub(super) async fn evidence(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
-    Asked(EvidenceOf { service }): Asked<EvidenceOf>,
+    SubmitQuery(EvidenceOf { service }): SubmitQuery<EvidenceOf>,
 ) -> Result<Response, ApiError> {
     let services = parse_services(&service, Protocol::Tcp, ServiceLimits { max_services: 1 });
     let services = services.map_err(|e| ApiError::bad(e.to_string()))?;

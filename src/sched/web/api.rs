@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     Shared, Site,
-    ask::{Asked, Body, Name},
+    ask::{Body, Name, SubmitQuery},
     error::ApiError,
     rights::Rights,
 };
@@ -24,7 +24,7 @@ use crate::{
         board::Snapshot,
         job::{FinishedJob, Mode, Params, QueuedJob, Status, UserName},
         metrics::Gauges,
-        queue::{Cancelled, Listing},
+        queue::{Cancelled, QueueListing},
         resources::Held,
         spool::SpoolError,
     },
@@ -97,7 +97,7 @@ pub(super) struct QueueAnswer {
 
 pub(super) async fn queue(
     State(site): State<Shared>,
-    Asked(page): Asked<QueuePage>,
+    SubmitQuery(page): SubmitQuery<QueuePage>,
 ) -> Json<QueueAnswer> {
     let jobs = site.board.jobs();
     let limit = page.limit.unwrap_or(PAGE).min(PAGE_MAX);
@@ -127,7 +127,7 @@ pub(super) struct HistoryAnswer {
 pub(super) async fn history(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
-    Asked(page): Asked<HistoryPage>,
+    SubmitQuery(page): SubmitQuery<HistoryPage>,
 ) -> Result<Json<HistoryAnswer>, ApiError> {
     let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     blocking(&site, move |site| {
@@ -160,8 +160,8 @@ pub(super) struct ListingPage {
 pub(super) async fn listing(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
-    Asked(page): Asked<ListingPage>,
-) -> Result<Json<Listing>, ApiError> {
+    SubmitQuery(page): SubmitQuery<ListingPage>,
+) -> Result<Json<QueueListing>, ApiError> {
     blocking(&site, move |site| {
         let mut jobs = site.spool.jobs()?;
         let history = match page.history.min(PAGE_MAX) {
@@ -170,7 +170,7 @@ pub(super) async fn listing(
         };
         let waiting = jobs.queued.len();
         jobs.queued.truncate(LISTED_MAX);
-        Ok(Json(Listing {
+        Ok(Json(QueueListing {
             scheduler: true,
             running: jobs.running,
             waiting,

@@ -25,9 +25,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 }
 
 /// What stands behind the `?`.
-pub(super) struct Asked<T>(pub(super) T);
+pub(super) struct SubmitQuery<T>(pub(super) T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for SubmitQuery<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {

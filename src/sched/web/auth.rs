@@ -20,7 +20,7 @@ use super::{
     error::ApiError,
     rights::{Peer, Rights},
 };
-use crate::config::Scheduler;
+use crate::config::SchedulerConfig;
 
 /// Shortest token in bytes: 128 random bits as hexadecimal digits.
 const TOKEN_MIN: usize = 32;
@@ -66,15 +66,15 @@ pub enum TokenError {
 
 /// What a request must carry to change anything.
 #[derive(Clone)]
-pub struct Token(Vec<u8>);
+pub struct AccessToken(Vec<u8>);
 
-impl std::fmt::Debug for Token {
+impl std::fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Token")
     }
 }
 
-impl Token {
+impl AccessToken {
     /// Reads the token's file, which is made with a fresh token if it is missing.
     ///
     /// # Errors
@@ -163,16 +163,16 @@ fn make(path: &Path) -> io::Result<()> {
 
 /// Checks each request before anything else looks at it.
 #[derive(Debug)]
-pub(super) struct Guard {
-    token: Token,
+pub(super) struct RequestGuard {
+    token: AccessToken,
     token_to_read: bool,
     share_results: bool,
     /// Names and addresses by which we may be called, lower case, without port.
     hosts: Vec<String>,
 }
 
-impl Guard {
-    pub(super) fn new(config: &Scheduler, token: Token) -> Self {
+impl RequestGuard {
+    pub(super) fn new(config: &SchedulerConfig, token: AccessToken) -> Self {
         let ip = config.listen.ip();
         let mut hosts: Vec<String> = config
             .host_names
@@ -221,7 +221,7 @@ impl Guard {
     }
 
     /// The token, where it is asked for by who may have it.
-    pub(super) fn token(&self) -> &Token {
+    pub(super) fn token(&self) -> &AccessToken {
         &self.token
     }
 

@@ -8,13 +8,13 @@ use super::*;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-fn guard(listen: &str) -> Guard {
-    let config = Scheduler {
+fn guard(listen: &str) -> RequestGuard {
+    let config = SchedulerConfig {
         listen: listen.parse().unwrap(),
         host_names: vec!["tsim.Example.org".to_owned()],
-        ..Scheduler::default()
+        ..SchedulerConfig::default()
     };
-    Guard::new(&config, Token(TOKEN.as_bytes().to_vec()))
+    RequestGuard::new(&config, AccessToken(TOKEN.as_bytes().to_vec()))
 }
 
 fn remote() -> Peer {
@@ -25,7 +25,7 @@ fn remote() -> Peer {
 }
 
 /// The status that a request is refused with, 200 when it is let in.
-fn ask(guard: &Guard, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
+fn ask(guard: &RequestGuard, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -73,14 +73,17 @@ fn a_wrong_token_is_said_where_none_is_needed_too() {
 fn the_first_start_makes_a_token_that_later_ones_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("token");
-    let first = Token::read_or_make(&path).unwrap();
+    let first = AccessToken::read_or_make(&path).unwrap();
     assert_eq!(first.text().len(), TOKEN_MIN);
     assert_eq!(
         fs::metadata(&path).unwrap().permissions().mode() & 0o777,
         0o600
     );
-    assert_eq!(Token::read_or_make(&path).unwrap().text(), first.text());
-    let nowhere = Token::read_or_make(&dir.path().join("no/token")).unwrap_err();
+    assert_eq!(
+        AccessToken::read_or_make(&path).unwrap().text(),
+        first.text()
+    );
+    let nowhere = AccessToken::read_or_make(&dir.path().join("no/token")).unwrap_err();
     assert!(matches!(nowhere, TokenError::Make { .. }), "{nowhere}");
 }
 
@@ -164,7 +167,7 @@ fn a_token_file_must_be_secret_and_hold_a_token() {
     let write = |text: &str, mode| {
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        Token::read(&path)
+        AccessToken::read(&path)
     };
     assert!(
         write(&format!("{TOKEN}\n"), 0o600)
@@ -180,5 +183,8 @@ fn a_token_file_must_be_secret_and_hold_a_token() {
     }
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    assert!(matches!(Token::read(&link), Err(TokenError::Read { .. })));
+    assert!(matches!(
+        AccessToken::read(&link),
+        Err(TokenError::Read { .. })
+    ));
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{
     Shared, Site,
     api::{blocking, run_id, seen},
-    ask::{Asked, Name},
+    ask::{Name, SubmitQuery},
     error::ApiError,
     read,
     rights::Rights,
@@ -121,7 +121,7 @@ impl ShownDocument {
             grid.rows.retain(|(from, to, _)| fits(from) || fits(to));
         }
         let total = sections.len();
-        let section = |section: crate::bulk::document::Section| ShownSection {
+        let section = |section: crate::bulk::document::DocumentSection| ShownSection {
             more: section.items.len().saturating_sub(ITEMS),
             word: words[section.outcome as usize],
             outcome: class(section.outcome),
@@ -192,7 +192,7 @@ pub(super) async fn check(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
-    Asked(part): Asked<DocumentPart>,
+    SubmitQuery(part): SubmitQuery<DocumentPart>,
 ) -> Result<Json<ShownDocument>, ApiError> {
     let id = run_id(id)?;
     blocking(&site, move |site| {
@@ -207,7 +207,7 @@ pub(super) async fn table(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
-    Asked(part): Asked<DocumentPart>,
+    SubmitQuery(part): SubmitQuery<DocumentPart>,
 ) -> Result<Json<ShownDocument>, ApiError> {
     let id = run_id(id)?;
     blocking(&site, move |site| {
@@ -223,7 +223,7 @@ pub(super) async fn difference(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Path((after, before)): Path<(String, String)>,
-    Asked(part): Asked<DocumentPart>,
+    SubmitQuery(part): SubmitQuery<DocumentPart>,
 ) -> Result<Json<ShownDocument>, ApiError> {
     let (before, after) = (run_id(before)?, run_id(after)?);
     blocking(&site, move |site| {

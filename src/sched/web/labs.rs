@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{Shared, Site, api::blocking, ask::Name, error::ApiError};
 use crate::{
-    lab::{self, LabError, LabState, Phase, Status},
+    lab::{self, LabError, LabPhase, LabState, LabStatus},
     model::{IfName, LabName, RouterName},
 };
 
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Serialize)]
 pub(super) struct LabEntry {
     lab: LabName,
-    phase: Phase,
+    phase: LabPhase,
     created_at: String,
     routers: usize,
 }
@@ -22,7 +22,7 @@ pub(super) struct LabEntry {
 #[derive(Serialize)]
 pub(super) struct LabAnswer {
     lab: LabName,
-    phase: Phase,
+    phase: LabPhase,
     created_at: String,
     missing: Vec<String>,
     routers: Vec<RouterAnswer>,
@@ -89,7 +89,7 @@ pub(super) async fn states(State(site): State<Shared>) -> Result<Json<Vec<LabSta
 pub(super) async fn state(
     State(site): State<Shared>,
     Name(name): Name,
-) -> Result<Json<Status>, ApiError> {
+) -> Result<Json<LabStatus>, ApiError> {
     status(&site, name).await.map(Json)
 }
 
@@ -100,7 +100,7 @@ pub(super) async fn one(
     status(&site, name).await.map(answer).map(Json)
 }
 
-async fn status(site: &Shared, name: String) -> Result<Status, ApiError> {
+async fn status(site: &Shared, name: String) -> Result<LabStatus, ApiError> {
     let none = |e: String| ApiError::new(StatusCode::NOT_FOUND, e);
     let name = LabName::new(name).map_err(|e| none(e.to_string()))?;
     let look = move |site: &Site| match lab::status(&site.config, &name) {
@@ -110,8 +110,8 @@ async fn status(site: &Shared, name: String) -> Result<Status, ApiError> {
     blocking(site, look).await
 }
 
-fn answer(status: Status) -> LabAnswer {
-    let Status { state, missing } = status;
+fn answer(status: LabStatus) -> LabAnswer {
+    let LabStatus { state, missing } = status;
     let interfaces = |router: &lab::RouterState| {
         let own = router
             .interfaces

@@ -38,7 +38,7 @@ use tokio::{
 };
 
 use self::{
-    auth::{Guard, Token},
+    auth::{AccessToken, RequestGuard},
     rate::Limiter,
     rights::{Crowd, Peer},
 };
@@ -90,11 +90,11 @@ pub struct Site {
     pub resources: Arc<dyn Resources>,
     /// Tells who is at the other end of a connection.
     pub door: Arc<Door>,
-    guard: Guard,
+    guard: RequestGuard,
     limiter: Limiter,
     crowd: Arc<Crowd>,
     viewers: Arc<Semaphore>,
-    answers: answers::Kept,
+    answers: answers::KeptAnswers,
     /// Tells the event ids of this scheduler from those of an earlier one.
     epoch: i64,
 }
@@ -110,16 +110,16 @@ impl Site {
         board: Arc<Board>,
         resources: Arc<dyn Resources>,
         door: Arc<Door>,
-        token: Token,
+        token: AccessToken,
     ) -> Self {
         let scheduler = &config.scheduler;
         Self {
-            guard: Guard::new(scheduler, token),
+            guard: RequestGuard::new(scheduler, token),
             limiter: Limiter::new(scheduler.requests_per_second),
             crowd: Arc::new(Crowd::new(scheduler.max_user_connections)),
             door,
             viewers: Arc::new(Semaphore::new(scheduler.max_viewers)),
-            answers: answers::Kept::default(),
+            answers: answers::KeptAnswers::default(),
             epoch: jiff::Timestamp::now().as_millisecond(),
             config,
             // What was answered with a time-out must not be done after all.

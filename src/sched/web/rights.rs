@@ -113,7 +113,7 @@ pub(super) struct Crowd {
 
 /// One connection of an account, counted as long as this lives.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     crowd: Arc<Crowd>,
     account: Account,
 }
@@ -127,21 +127,21 @@ impl Crowd {
     }
 
     /// None when the account has as many as it may. Root is nobody's rival.
-    pub(super) fn enter(self: &Arc<Self>, account: Account) -> Option<Place> {
+    pub(super) fn enter(self: &Arc<Self>, account: Account) -> Option<ConnectionSlot> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(account).or_default();
         if *count >= self.most && account != Account::User(0) {
             return None;
         }
         *count += 1;
-        Some(Place {
+        Some(ConnectionSlot {
             crowd: Arc::clone(self),
             account,
         })
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let counts = &self.crowd.counts;
         let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);

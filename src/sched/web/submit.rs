@@ -17,7 +17,7 @@ use crate::{
     sched::{
         admission,
         job::{Mode, NewJob, Params, UserName, fresh_run_id},
-        options::Options,
+        options::JobOptions,
         queue::{QueueLimits, SubmitError, Submitted},
     },
 };
@@ -65,7 +65,7 @@ impl Submission {
                 ports: fields.take("ports")?,
                 policy: None,
                 routers: fields.take("routers")?,
-                options: Options {
+                options: JobOptions {
                     from: fields.take("from")?,
                     trust_facts: fields.take("trust_facts")?.unwrap_or_default(),
                     default_proto: fields.take("default_proto")?,

@@ -38,7 +38,7 @@ fn sweep(lab: &TestLab, pairs: Vec<Pair>) -> Vec<Cell> {
     let job = lab.job("r", "10.0.0.1", "10.0.0.2", "1");
     let mut sweep = Sweep::open(terms(&job), &lab.config).unwrap();
     let mut cells = Vec::new();
-    let mut keep = |answer: quick::sweep::Answer<'_>| {
+    let mut keep = |answer: quick::sweep::AnsweredQuestion<'_>| {
         cells.push(Cell::from(answer));
         Ok(())
     };

@@ -23,7 +23,7 @@ use tsim::{
     run::{
         detailed::{
             self, DetailedJob,
-            result::{RouterTest, Status},
+            result::{RouterTest, ServiceStatus},
         },
         report::Verdict,
     },
@@ -70,7 +70,7 @@ fn the_detailed_job_agrees_with_every_case() {
 }
 
 /// Asks one case. Returns what was wrong, and the statuses.
-fn asked(case: &CaseFile) -> (Vec<String>, Vec<Status>) {
+fn asked(case: &CaseFile) -> (Vec<String>, Vec<ServiceStatus>) {
     let run = Run {
         loader: case.loaders()[0],
         backend: Backend::Nft,
@@ -156,11 +156,11 @@ fn odds(case: &CaseFile, run: Run, expected: &Expected) -> Option<String> {
     let report = report.unwrap_or_else(|error| panic!("{}: {error:?}", case.name));
     let test = &report.report.services[0].tests[0];
     let agrees = match (expected.verdict, test.status) {
-        (_, Status::Unknown) => true,
-        (Verdict::Yes, Status::Ok | Status::Refused | Status::Partial) => true,
+        (_, ServiceStatus::Unknown) => true,
+        (Verdict::Yes, ServiceStatus::Ok | ServiceStatus::Refused | ServiceStatus::Partial) => true,
         (Verdict::No, status) => matches!(
             status,
-            Status::Timeout | Status::Rejected | Status::Unreachable
+            ServiceStatus::Timeout | ServiceStatus::Rejected | ServiceStatus::Unreachable
         ),
         // A real connection has more packets than such a rate lets through.
         (Verdict::Yes, _) => says(expected, "rate-limited") || says(expected, "quota"),
@@ -203,13 +203,16 @@ fn contradiction(expected: &Expected, test: &RouterTest) -> Option<String> {
         return None;
     }
     let agrees = match (expected.verdict, test.status) {
-        (Verdict::Unknown, _) | (_, Status::Unknown) => true,
+        (Verdict::Unknown, _) | (_, ServiceStatus::Unknown) => true,
         (Verdict::Yes, status) => {
-            matches!(status, Status::Ok | Status::Refused | Status::Partial)
+            matches!(
+                status,
+                ServiceStatus::Ok | ServiceStatus::Refused | ServiceStatus::Partial
+            )
         }
         (Verdict::No, status) => matches!(
             status,
-            Status::Timeout | Status::Rejected | Status::Unreachable
+            ServiceStatus::Timeout | ServiceStatus::Rejected | ServiceStatus::Unreachable
         ),
     };
     let blocking = test.blocking.iter().map(|rule| rule.rule.as_str());
@@ -217,11 +220,11 @@ fn contradiction(expected: &Expected, test: &RouterTest) -> Option<String> {
     // The two have words of their own for how a rule stops a packet.
     let names = |text: &String| match text.split_once("by ") {
         Some((_, rule)) => said.iter().any(|said| said.contains(rule)),
-        None if text.starts_with("rejected") => test.status == Status::Rejected,
+        None if text.starts_with("rejected") => test.status == ServiceStatus::Rejected,
         None => said.iter().any(|said| said.contains(text.as_str())),
     };
     let because = expected.verdict != Verdict::No
-        || test.status == Status::Unknown
+        || test.status == ServiceStatus::Unknown
         || expected.because.is_empty()
         || expected.because.iter().any(names);
     (!agrees || !because).then(|| {

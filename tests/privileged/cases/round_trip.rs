@@ -7,7 +7,7 @@
 use std::{env, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use tsim::{
-    lab::{Options, topology::Warning},
+    lab::{UpOptions, topology::Warning},
     netlink::object::Family,
 };
 
@@ -75,9 +75,9 @@ fn differs(case: &CaseFile, loader: Loader, family: Family, json: bool) -> Optio
         );
     }
     fs::write(facts.join("r_facts.txt"), &text).unwrap();
-    let options = Options {
+    let options = UpOptions {
         legacy: loader == Loader::IptablesLegacy,
-        ..Options::default()
+        ..UpOptions::default()
     };
     let lab = TestLab::up_with(facts.to_str().unwrap(), options);
     // That rules hide neighbours is told of a router that has all of its rules, too.

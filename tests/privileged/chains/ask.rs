@@ -52,9 +52,9 @@ impl Rebuilt {
             labs_dir: place("labs"),
             ..tsim::config::Config::default()
         };
-        let options = lab::Options {
+        let options = lab::UpOptions {
             legacy: plan.loader == Loader::IptablesLegacy,
-            ..lab::Options::default()
+            ..lab::UpOptions::default()
         };
         let up = lab::up_from(&config, &bed.lab, &facts, options, &()).unwrap();
         Self {

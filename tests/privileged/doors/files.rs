@@ -11,7 +11,7 @@ use std::{
 };
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
-use tsim::lab::{self, Options};
+use tsim::lab::{self, UpOptions};
 
 use crate::lab::{Place, fixture};
 
@@ -38,9 +38,9 @@ fn a_link_among_the_facts_is_not_followed() {
     symlink(victim.join("file"), facts.join("ruleset")).unwrap();
     let refused = |what: &str| {
         // Without it a file that cannot be used makes its router a missing one.
-        let strict = Options {
+        let strict = UpOptions {
             strict: true,
-            ..Options::default()
+            ..UpOptions::default()
         };
         let error = place.up_with(&facts, strict).unwrap_err();
         let text = format!("{error:?}: {}", error.source().unwrap());
@@ -70,7 +70,7 @@ fn down_empties_no_directory_that_a_link_leads_to() {
         .to_string();
     assert!(error.contains("symbolic link"), "{error}");
     let error = place
-        .up_with(&fixture("small3"), Options::default())
+        .up_with(&fixture("small3"), UpOptions::default())
         .unwrap_err();
     assert!(error.to_string().contains("symbolic link"), "{error}");
     assert_untouched(&victim);
@@ -90,7 +90,7 @@ fn a_directory_of_labs_that_is_a_link_or_open_to_all_is_refused() {
     symlink(&victim, place.dir.path().join("link")).unwrap();
     place.config.labs_dir = place.dir.path().join("link");
     let error = place
-        .up_with(&fixture("small3"), Options::default())
+        .up_with(&fixture("small3"), UpOptions::default())
         .unwrap_err();
     assert!(error.to_string().contains("symbolic link"), "{error}");
     assert!(lab::list(&place.config).is_err());
@@ -101,7 +101,7 @@ fn a_directory_of_labs_that_is_a_link_or_open_to_all_is_refused() {
     fs::set_permissions(&open, all).unwrap();
     place.config.labs_dir = open;
     let error = place
-        .up_with(&fixture("small3"), Options::default())
+        .up_with(&fixture("small3"), UpOptions::default())
         .unwrap_err();
     assert!(error.to_string().contains("everybody may write"), "{error}");
 }

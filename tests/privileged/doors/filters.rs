@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tsim::lab::{Options, Up, topology::Severity};
+use tsim::lab::{Up, UpOptions, topology::Severity};
 
 use crate::lab::{Place, router_name, tool};
 
@@ -28,7 +28,7 @@ impl Stranger {
     }
 
     /// Brings the lab up with `text`, in which DECOY is the decoy's path, as the ruleset `key`.
-    fn up(&self, key: &str, text: &str, options: Options) -> Up {
+    fn up(&self, key: &str, text: &str, options: UpOptions) -> Up {
         let facts = self
             .place
             .facts(&[("r", &format!("\"{key}\": {{\"file\": \"ruleset\"}}"))]);
@@ -64,7 +64,7 @@ fn ipset_writes_no_file_and_does_not_end_early() {
     let stranger = Stranger::new();
     let text = "create a hash:ip\nadd a 10.0.0.1\nsave -file DECOY\nlist -f DECOY\nquit\n\
         add a 10.0.0.2 -file DECOY\nadd a 10.0.0.3\n";
-    let up = stranger.up("ipset", text, Options::default());
+    let up = stranger.up("ipset", text, UpOptions::default());
     stranger.assert_left_out(&up, &[3, 4, 5, 6]);
     let saved = stranger.saved("ipset", &["save"]);
     assert!(
@@ -85,7 +85,7 @@ fn nft_reads_no_file_and_flushes_nothing() {
             .replace("ip x", "ip6 y")
             .replace("\t\ttcp", "\t\tinclude \"DECOY\"\n\t\ttcp")
     );
-    let up = stranger.up("nft", &text, Options::default());
+    let up = stranger.up("nft", &text, UpOptions::default());
     stranger.assert_left_out(&up, &[7, 8, 9, 13]);
     let saved = stranger.saved("nft", &["list", "ruleset"]);
     assert_eq!(saved.matches("tcp dport 22 accept").count(), 2, "{saved}");
@@ -93,7 +93,7 @@ fn nft_reads_no_file_and_flushes_nothing() {
 }
 
 /// `save` is what shows the rules of the variant that `options` choose.
-fn assert_iptables_runs_nothing(options: Options, save: &str) {
+fn assert_iptables_runs_nothing(options: UpOptions, save: &str) {
     let stranger = Stranger::new();
     let text = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD --modprobe=DECOY -m nosuch -j ACCEPT\n\
         -A FORWARD -p tcp --help\n-F FORWARD\n-A FORWARD -p tcp -m tcp --dport 22 -j ACCEPT\n\
@@ -111,14 +111,14 @@ fn assert_iptables_runs_nothing(options: Options, save: &str) {
 
 #[test]
 fn iptables_runs_nothing_and_one_bad_table_leaves_the_others() {
-    assert_iptables_runs_nothing(Options::default(), "iptables-nft-save");
+    assert_iptables_runs_nothing(UpOptions::default(), "iptables-nft-save");
 }
 
 #[test]
 fn iptables_legacy_runs_nothing_and_one_bad_table_leaves_the_others() {
-    let options = Options {
+    let options = UpOptions {
         legacy: true,
-        ..Options::default()
+        ..UpOptions::default()
     };
     assert_iptables_runs_nothing(options, "iptables-legacy-save");
 }
@@ -134,7 +134,7 @@ fn one_bad_nft_table_leaves_the_others() {
         good("x"),
         good("y")
     );
-    let up = stranger.up("nft", &text, Options::default());
+    let up = stranger.up("nft", &text, UpOptions::default());
     stranger.assert_left_out(&up, &[1, 11]);
     let saved = stranger.saved("nft", &["list", "ruleset"]);
     assert!(
@@ -150,7 +150,7 @@ fn a_name_in_the_place_of_an_address_costs_no_time() {
     let text = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -s gw.example.org -j ACCEPT\n\
         -A FORWARD -m conntrack --ctorigsrc gw.example.org -j ACCEPT\nCOMMIT\n";
     let begin = Instant::now();
-    let up = stranger.up("iptables", text, Options::default());
+    let up = stranger.up("iptables", text, UpOptions::default());
     assert!(
         begin.elapsed() < Duration::from_secs(3),
         "{:?}",
@@ -169,7 +169,7 @@ fn a_name_in_the_place_of_an_address_costs_no_time() {
 fn characters_that_act_on_a_terminal_are_written_out() {
     let stranger = Stranger::new();
     let text = "table ip x {\n\tchain c {\n\t\taccept comment \"\u{1b}[2J\"\n\t}\n}\n\u{202e}x\n";
-    let up = stranger.up("nft", text, Options::default());
+    let up = stranger.up("nft", text, UpOptions::default());
     stranger.assert_left_out(&up, &[3, 6]);
     let all = format!("{:?}", up.lab.warnings);
     assert!(all.contains("u{1b}") && all.contains("u{202e}"), "{all}");

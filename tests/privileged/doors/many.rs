@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tsim::lab::Options;
+use tsim::lab::UpOptions;
 
 use crate::lab::{Place, tool};
 
@@ -32,9 +32,9 @@ fn assert_found(legacy: bool, save: &str) {
     let up = place
         .up_with(
             &facts,
-            Options {
+            UpOptions {
                 legacy,
-                ..Options::default()
+                ..UpOptions::default()
             },
         )
         .unwrap();

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tsim::lab::{self, Options};
+use tsim::lab::{self, UpOptions};
 
 use crate::lab::{Place, fixture};
 
@@ -227,9 +227,9 @@ fn try_one(seed: u64, seeds: &[BTreeMap<String, String>]) -> bool {
     let begin = Instant::now();
     let up = place.up_with(
         &facts,
-        Options {
+        UpOptions {
             legacy,
-            ..Options::default()
+            ..UpOptions::default()
         },
     );
     assert!(begin.elapsed() < MOST, "{:?}", begin.elapsed());

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use tsim::{
     config::Config,
-    lab::{LabError, Options},
+    lab::{LabError, UpOptions},
     netns::shut_in::landlock_version,
 };
 
@@ -59,9 +59,9 @@ fn no_loader_gets_out() {
     let with = |key, legacy| {
         (
             key,
-            Options {
+            UpOptions {
                 legacy,
-                ..Options::default()
+                ..UpOptions::default()
             },
         )
     };
@@ -84,7 +84,7 @@ fn no_loader_gets_out() {
     }
 }
 
-fn what_a_hostile_loader_says(key: &str, options: Options) -> String {
+fn what_a_hostile_loader_says(key: &str, options: UpOptions) -> String {
     let mut place = Place::new();
     let dir = place.dir.path().to_owned();
     fs::write(dir.join("decoy"), "as it was").unwrap();

@@ -19,7 +19,7 @@ use nix::{
 };
 use tsim::{
     firewall::{
-        Backend, InstalledTaps, Reading, Site, TagSpace, Taps,
+        Backend, InstalledTaps, Reading, TagSpace, TapSite, Taps,
         iptables::{OwnerMark, Variant},
     },
     model::{Dscp, Protocol, RunId, ServiceLimits, parse_services},
@@ -116,8 +116,8 @@ impl Row {
         }
     }
 
-    pub(super) fn site(&self) -> Site<'_> {
-        Site {
+    pub(super) fn site(&self) -> TapSite<'_> {
+        TapSite {
             netns: &self.router,
             tools: &self.tools,
             owner: &self.owner,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use tsim::{
-    firewall::{Backend, iptables::Variant, taps::Left},
+    firewall::{Backend, iptables::Variant, taps::Departed},
     netlink::object::Family,
 };
 
@@ -22,7 +22,7 @@ fn noting<'a>(row: &'a Row, run_id: &str, family: Family) -> Job<'a> {
     job
 }
 
-fn left(job: &Job<'_>, backend: Backend) -> Vec<Result<Left, String>> {
+fn left(job: &Job<'_>, backend: Backend) -> Vec<Result<Departed, String>> {
     let reading = job.measure(backend);
     let ways = reading.ways.unwrap();
     let one = |index| ways.get(index).unwrap().copied().map_err(str::to_owned);

@@ -6,7 +6,7 @@ use tsim::{
     firewall::{iptables::Variant, rule::OpenPorts},
     netlink::{object::Family, sysctl},
     run::{
-        explain::{Explainer, Explanation, Question, Scrutiny},
+        explain::{ExplainQuestion, Explainer, Explanation, Scrutiny},
         probe::ProbeSocket,
     },
 };
@@ -19,7 +19,7 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 fn explain(row: &Row, job: &Job<'_>) -> Explanation {
     let ingress = ifname("in");
     let blocked = job.probes();
-    let question = Question {
+    let question = ExplainQuestion {
         netns: &row.router,
         run_id: &job.taps.run_id,
         tags: job.taps.tags,

@@ -9,7 +9,7 @@ use tsim::{
     model::RouterName,
     run::{
         quick::RouterChoice,
-        report::{EndKind, EndToEnd, QuickReport, Scope, Verdict},
+        report::{EndKind, EndToEnd, QuickReport, Verdict, VerdictScope},
     },
 };
 
@@ -131,7 +131,10 @@ fn named_routers_are_asked_where_packets_come_in() {
     ask.routers = &["r1", "r2"];
     let named = ask.run();
     assert_eq!(ends(&named), ends(&whole));
-    assert_eq!((whole.scope, named.scope), (Scope::Whole, Scope::Named));
+    assert_eq!(
+        (whole.scope, named.scope),
+        (VerdictScope::Whole, VerdictScope::Named)
+    );
     ask.routers = &["r1"];
     let first = ask.run();
     assert_eq!(ends(&first), "443/tcp YES r1, 22/tcp YES r1");

@@ -6,7 +6,7 @@
 
 use super::super::{
     kernel,
-    wire::{Attributes, Message, array},
+    wire::{Attributes, WireMessage, array},
 };
 use crate::firewall::TableFamily;
 
@@ -38,7 +38,7 @@ pub enum StepKind {
 
 /// What was decided about the packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
+pub enum TraceDecision {
     /// Go on with the next rule.
     Continue,
     /// Go on with the next chain of the hook.
@@ -59,7 +59,7 @@ pub enum Decision {
     Other(i32),
 }
 
-impl Decision {
+impl TraceDecision {
     fn of(code: i32, chain: Option<&str>) -> Self {
         let chain = || chain.unwrap_or_default().to_owned();
         match code {
@@ -82,14 +82,14 @@ impl Decision {
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Event<'a> {
+pub(super) struct TraceEvent<'a> {
     pub(super) id: u32,
     pub(super) family: TableFamily,
     pub(super) table: &'a str,
     pub(super) chain: &'a str,
     pub(super) handle: u64,
     pub(super) kind: StepKind,
-    pub(super) decision: Decision,
+    pub(super) decision: TraceDecision,
     /// Interface numbers; 0 where there is none.
     pub(super) iif: u32,
     pub(super) oif: u32,
@@ -98,9 +98,9 @@ pub(super) struct Event<'a> {
     pub(super) transport: Option<&'a [u8]>,
 }
 
-impl<'a> Event<'a> {
+impl<'a> TraceEvent<'a> {
     /// Reads an event; none when the message is something else.
-    pub(super) fn parse(message: &Message<'a>) -> Option<Self> {
+    pub(super) fn parse(message: &WireMessage<'a>) -> Option<Self> {
         let trace = ((libc::NFNL_SUBSYS_NFTABLES as u16) << 8) | kernel::TRACE;
         if message.kind != trace {
             return None;
@@ -127,12 +127,15 @@ impl<'a> Event<'a> {
             }
         }
         (event.kind, event.decision) = match kind {
-            1 => (StepKind::Policy, Decision::of(policy? as i32, None)),
+            1 => (StepKind::Policy, TraceDecision::of(policy? as i32, None)),
             2 => (
                 StepKind::Return,
-                verdict.map_or(Decision::Continue, decision),
+                verdict.map_or(TraceDecision::Continue, decision),
             ),
-            3 => (StepKind::Rule, verdict.map_or(Decision::Continue, decision)),
+            3 => (
+                StepKind::Rule,
+                verdict.map_or(TraceDecision::Continue, decision),
+            ),
             _ => return None,
         };
         Some(event).filter(|event| !event.table.is_empty() && !event.chain.is_empty())
@@ -146,7 +149,7 @@ impl<'a> Event<'a> {
             chain: "",
             handle: 0,
             kind: StepKind::Rule,
-            decision: Decision::Continue,
+            decision: TraceDecision::Continue,
             iif: 0,
             oif: 0,
             mark: 0,
@@ -156,10 +159,10 @@ impl<'a> Event<'a> {
     }
 }
 
-fn decision(verdict: Attributes<'_>) -> Decision {
+fn decision(verdict: Attributes<'_>) -> TraceDecision {
     let code = verdict.find(VERDICT_CODE).and_then(|b| array(b, 0));
     let code = code.map_or(libc::NFT_CONTINUE, i32::from_be_bytes);
-    Decision::of(code, verdict.text(VERDICT_CHAIN))
+    TraceDecision::of(code, verdict.text(VERDICT_CHAIN))
 }
 
 /// A string without its closing NUL.
@@ -204,11 +207,11 @@ mod tests {
     fn a_rules_verdict_is_read_with_place_interfaces_and_headers() {
         let bytes = bytes(DROP);
         let message = Messages(&bytes).next().unwrap();
-        let event = Event::parse(&message).unwrap();
+        let event = TraceEvent::parse(&message).unwrap();
         assert_eq!(event.family, TableFamily::IP);
         assert_eq!((event.table, event.chain), ("filter", "FORWARD"));
         assert_eq!((event.handle, event.kind), (3, StepKind::Rule));
-        assert_eq!(event.decision, Decision::Drop);
+        assert_eq!(event.decision, TraceDecision::Drop);
         assert_eq!((event.iif, event.oif, event.mark), (2, 3, 0));
         assert_eq!(event.id, 0xaf3f_6e15);
         assert_eq!(event.network.unwrap()[16..], [10, 0, 2, 2]);
@@ -218,13 +221,13 @@ mod tests {
     #[test]
     fn jumps_have_a_target_and_policies_a_verdict() {
         let (jump, policy) = (bytes(JUMP), bytes(POLICY));
-        let jump = Event::parse(&Messages(&jump).next().unwrap()).unwrap();
+        let jump = TraceEvent::parse(&Messages(&jump).next().unwrap()).unwrap();
         assert_eq!(jump.family, TableFamily::INET);
-        assert_eq!(jump.decision, Decision::Jump("sub".to_owned()));
+        assert_eq!(jump.decision, TraceDecision::Jump("sub".to_owned()));
         assert_eq!(jump.network, None);
-        let policy = Event::parse(&Messages(&policy).next().unwrap()).unwrap();
+        let policy = TraceEvent::parse(&Messages(&policy).next().unwrap()).unwrap();
         assert_eq!(policy.kind, StepKind::Policy);
-        assert_eq!(policy.decision, Decision::Drop);
+        assert_eq!(policy.decision, TraceDecision::Drop);
     }
 
     #[test]
@@ -233,28 +236,31 @@ mod tests {
         for end in 16..whole.len() {
             let mut part = whole[..end].to_vec();
             part[..4].copy_from_slice(&(end as u32).to_ne_bytes());
-            let _ = Event::parse(&Messages(&part).next().unwrap());
+            let _ = TraceEvent::parse(&Messages(&part).next().unwrap());
         }
         let mut other = whole;
         other[4] = 0x10;
-        assert_eq!(Event::parse(&Messages(&other).next().unwrap()), None);
+        assert_eq!(TraceEvent::parse(&Messages(&other).next().unwrap()), None);
     }
 
     #[test]
     fn verdict_codes_are_told_apart() {
         for (code, want) in [
-            (-1, Decision::Continue),
-            (-5, Decision::Return),
-            (0, Decision::Drop),
-            (1, Decision::Accept),
-            (2, Decision::Stolen),
-            (3 | 7 << 16, Decision::Queue(7)),
+            (-1, TraceDecision::Continue),
+            (-5, TraceDecision::Return),
+            (0, TraceDecision::Drop),
+            (1, TraceDecision::Accept),
+            (2, TraceDecision::Stolen),
+            (3 | 7 << 16, TraceDecision::Queue(7)),
             // With NF_VERDICT_FLAG_QUEUE_BYPASS.
-            (3 | 0x8000 | 7 << 16, Decision::Queue(7)),
-            (-9, Decision::Other(-9)),
+            (3 | 0x8000 | 7 << 16, TraceDecision::Queue(7)),
+            (-9, TraceDecision::Other(-9)),
         ] {
-            assert_eq!(Decision::of(code, None), want, "{code}");
+            assert_eq!(TraceDecision::of(code, None), want, "{code}");
         }
-        assert_eq!(Decision::of(-3, Some("a")), Decision::Jump("a".to_owned()));
+        assert_eq!(
+            TraceDecision::of(-3, Some("a")),
+            TraceDecision::Jump("a".to_owned())
+        );
     }
 }

@@ -27,8 +27,9 @@ use std::{
 };
 
 use super::{
-    EVENT_BUFFER, Exit, NftError, PacketHead, Reached, StoppedBy, TraceSockets, TraceStep, Trail,
-    event::{Event, StepKind},
+    EVENT_BUFFER, NftError, PacketHead, ProbeExit, Reached, StoppedBy, TraceSockets, TraceStep,
+    Trail,
+    event::{StepKind, TraceEvent},
     head::Ip,
     read_events,
     trail::{chain_name, marker, stopped_by},
@@ -186,7 +187,7 @@ impl FlowHead {
         }
     }
 
-    fn of(event: &Event<'_>) -> Option<Self> {
+    fn of(event: &TraceEvent<'_>) -> Option<Self> {
         let ip = Ip::parse(event.network?)?;
         Some(Self {
             source: ip.source,
@@ -250,11 +251,11 @@ impl FlowPacket {
             Reached {
                 hook: HookPoint::Postrouting,
                 whole: true,
-            } => StoppedBy::Nothing(Exit::Out),
+            } => StoppedBy::Nothing(ProbeExit::Out),
             Reached {
                 hook: HookPoint::Input,
                 whole: true,
-            } => StoppedBy::Nothing(Exit::Local),
+            } => StoppedBy::Nothing(ProbeExit::Local),
             reached => stopped_by(self.steps.last().filter(|_| self.ends_with_step), reached),
         }
     }
@@ -301,7 +302,7 @@ impl FlowPacket {
         }
     }
 
-    fn step(&mut self, event: &Event<'_>) {
+    fn step(&mut self, event: &TraceEvent<'_>) {
         // Some kernels report the end of a chain as a rule without a handle.
         if event.kind == StepKind::Rule && event.handle == 0 {
             return;
@@ -376,7 +377,7 @@ impl FlowTracer {
     /// [`NftError::Receive`].
     pub fn read(&mut self) -> Result<(), NftError> {
         let packets = &mut self.packets;
-        let add = |event: &Event<'_>| packets.add(event);
+        let add = |event: &TraceEvent<'_>| packets.add(event);
         let overrun = read_events(&self.sockets.events, &mut self.buffer, add)?;
         self.packets.overrun |= overrun;
         Ok(())
@@ -443,7 +444,7 @@ struct Packets {
 }
 
 impl Packets {
-    fn add(&mut self, event: &Event<'_>) {
+    fn add(&mut self, event: &TraceEvent<'_>) {
         let own = event.table == self.table;
         let head = FlowHead::of(event);
         let reached = if own { marker(event.chain) } else { None };

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::event::Event;
+use super::event::TraceEvent;
 use crate::{
     firewall::{TagSpace, layout, nft::wire::array},
     model::Protocol,
@@ -38,7 +38,7 @@ pub struct PacketHead {
 impl PacketHead {
     /// The headers that came with an event, and the tag in them; none when they are not those of
     /// a probe of which enough is there.
-    pub(super) fn of(event: &Event<'_>, tags: TagSpace) -> Option<(Self, u32)> {
+    pub(super) fn of(event: &TraceEvent<'_>, tags: TagSpace) -> Option<(Self, u32)> {
         let (network, transport) = (event.network?, event.transport?);
         let ip = Ip::parse(network)?;
         let protocol = Protocol::of(ip.protocol);

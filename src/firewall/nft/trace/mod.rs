@@ -40,20 +40,20 @@ use nix::{
 };
 
 use self::{
-    event::Event,
+    event::TraceEvent,
     trail::{Own, Trails, chain_name},
 };
 pub use self::{
-    event::{Decision, StepKind},
+    event::{StepKind, TraceDecision},
     head::PacketHead,
-    trail::{Exit, Reached, StoppedBy, TraceStep, Trail},
+    trail::{ProbeExit, Reached, StoppedBy, TraceStep, Trail},
 };
 use super::{NftError, NftSocket, make_tables, probe::ProbeMatch, table_family, wire::Messages};
 use crate::{
     firewall::{TagSpace, netfilter_socket, place::HookPoint},
     model::{IfName, Protocol, RunId},
     netlink::{buffers, object},
-    sys::nftnl::{EncodeError, Encoder, Expr, Family, Hook, Meta, Verdict},
+    sys::nftnl::{EncodeError, Encoder, Expr, Family, Hook, Meta, VerdictCode},
 };
 
 /// `NFNLGRP_NFTRACE`, linux/netfilter/nfnetlink.h.
@@ -288,7 +288,7 @@ fn probes_at_once(room: usize, events_per_probe: usize) -> usize {
 fn read_events(
     socket: &Socket,
     buffer: &mut Vec<u8>,
-    mut each: impl FnMut(&Event<'_>),
+    mut each: impl FnMut(&TraceEvent<'_>),
 ) -> Result<bool, NftError> {
     let what = "reading trace events";
     let mut overrun = false;
@@ -296,7 +296,7 @@ fn read_events(
         buffer.clear();
         match socket.recv(buffer, libc::MSG_DONTWAIT) {
             Ok(_) => Messages(buffer)
-                .filter_map(|message| Event::parse(&message))
+                .filter_map(|message| TraceEvent::parse(&message))
                 .for_each(|event| each(&event)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(overrun),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -321,10 +321,10 @@ fn trace_table_name(run_id: &RunId) -> String {
 }
 
 /// The hooks of IP behind the first, with what the last chain there does.
-const HOOKS: [(HookPoint, Hook, Verdict); 3] = [
-    (HookPoint::Input, Hook::Input, Verdict::Drop),
-    (HookPoint::Forward, Hook::Forward, Verdict::Accept),
-    (HookPoint::Postrouting, Hook::Postrouting, Verdict::Drop),
+const HOOKS: [(HookPoint, Hook, VerdictCode); 3] = [
+    (HookPoint::Input, Hook::Input, VerdictCode::Drop),
+    (HookPoint::Forward, Hook::Forward, VerdictCode::Accept),
+    (HookPoint::Postrouting, Hook::Postrouting, VerdictCode::Drop),
 ];
 
 /// The transaction that makes the tables.
@@ -340,9 +340,16 @@ fn render(
         .batch
         .table(table_family(spec.family), table, flags)?;
     let (point, hook) = spec.first();
-    for (point, hook, last) in [(point, hook, Verdict::Accept)].into_iter().chain(HOOKS) {
-        render.ip_chain(point, hook, false, Verdict::Accept)?;
-        let last = if spec.pass_on { Verdict::Accept } else { last };
+    for (point, hook, last) in [(point, hook, VerdictCode::Accept)]
+        .into_iter()
+        .chain(HOOKS)
+    {
+        render.ip_chain(point, hook, false, VerdictCode::Accept)?;
+        let last = if spec.pass_on {
+            VerdictCode::Accept
+        } else {
+            last
+        };
         render.ip_chain(point, hook, true, last)?;
     }
     if let Some(device) = &spec.ingress {
@@ -366,7 +373,7 @@ impl Render<'_> {
         point: HookPoint,
         hook: Hook,
         whole: bool,
-        verdict: Verdict,
+        verdict: VerdictCode,
     ) -> Result<(), EncodeError> {
         let family = table_family(self.spec.family);
         let name = chain_name(Reached { hook: point, whole });
@@ -383,7 +390,7 @@ impl Render<'_> {
         let priority = if whole { i32::MAX } else { i32::MIN };
         self.batch
             .ingress_chain(self.table, &name, device.as_str(), priority)?;
-        self.rules(Family::Netdev, &name, whole.then_some(Verdict::Accept))
+        self.rules(Family::Netdev, &name, whole.then_some(VerdictCode::Accept))
     }
 
     /// Rules that decide about probes, or without a verdict switch the trace on. These have none,
@@ -392,7 +399,7 @@ impl Render<'_> {
         &mut self,
         family: Family,
         chain: &str,
-        verdict: Option<Verdict>,
+        verdict: Option<VerdictCode>,
     ) -> Result<(), EncodeError> {
         for protocol in &self.spec.protocols {
             let probe = ProbeMatch::all(self.spec.family, self.spec.tags, *protocol);

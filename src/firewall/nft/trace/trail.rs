@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    event::{Decision, Event, StepKind},
+    event::{StepKind, TraceDecision, TraceEvent},
     head::PacketHead,
 };
 use crate::firewall::{RulePlace, TableFamily, TagSpace, place::HookPoint};
@@ -18,12 +18,12 @@ pub struct TraceStep {
     /// What the event is about.
     pub kind: StepKind,
     /// What was decided.
-    pub decision: Decision,
+    pub decision: TraceDecision,
 }
 
 /// How a probe left the router's chains, where the tracer took it out of the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
+pub enum ProbeExit {
     /// At the end of POSTROUTING.
     Out,
     /// At the end of INPUT.
@@ -49,7 +49,7 @@ pub struct Trail {
     /// Its headers when they were last shown.
     pub head: PacketHead,
     /// Whether it came to an end where the tracer takes probes away.
-    pub exit: Option<Exit>,
+    pub exit: Option<ProbeExit>,
     /// Copies that the router made of it and sent (TEE, `dup`).
     pub copies: u32,
     /// The kernel's number for the packet, reused soon.
@@ -71,7 +71,7 @@ pub enum StoppedBy<'a> {
     /// Something behind this hook and before the next, where the kernel routes and checks.
     After(HookPoint),
     /// Nothing: this time it went through.
-    Nothing(Exit),
+    Nothing(ProbeExit),
 }
 
 impl Trail {
@@ -94,7 +94,7 @@ pub(super) fn stopped_by(last: Option<&TraceStep>, reached: Reached) -> StoppedB
     if let Some(step) = last {
         let ends = matches!(
             step.decision,
-            Decision::Drop | Decision::Stolen | Decision::Queue(_)
+            TraceDecision::Drop | TraceDecision::Stolen | TraceDecision::Queue(_)
         );
         match step.kind {
             StepKind::Policy if ends => return StoppedBy::Policy(step),
@@ -142,7 +142,7 @@ impl Trails {
         std::mem::take(&mut self.by_index)
     }
 
-    pub(super) fn add(&mut self, event: &Event<'_>) {
+    pub(super) fn add(&mut self, event: &TraceEvent<'_>) {
         let head = PacketHead::of(event, self.tags);
         let index = head.map(|(_, index)| index);
         let Some(index) = index.or_else(|| self.by_id.get(&event.id).copied()) else {
@@ -211,15 +211,15 @@ impl Trail {
         self.reached = reached;
         self.ends_with_step = false;
         self.exit = match (reached.whole, reached.hook) {
-            (true, HookPoint::Postrouting) => Some(Exit::Out),
-            (true, HookPoint::Input) => Some(Exit::Local),
+            (true, HookPoint::Postrouting) => Some(ProbeExit::Out),
+            (true, HookPoint::Input) => Some(ProbeExit::Local),
             _ => None,
         };
     }
 
     /// The job's taps saw the packet. They take it away only where its way ends.
-    fn tap(&mut self, event: &Event<'_>) {
-        if event.decision == Decision::Drop {
+    fn tap(&mut self, event: &TraceEvent<'_>) {
+        if event.decision == TraceDecision::Drop {
             self.mark(Reached {
                 whole: true,
                 ..self.reached
@@ -227,7 +227,7 @@ impl Trail {
         }
     }
 
-    fn step(&mut self, event: &Event<'_>) {
+    fn step(&mut self, event: &TraceEvent<'_>) {
         // A rule without a handle is the end of a chain, where nothing is decided.
         if event.kind == StepKind::Rule && event.handle == 0 {
             return;

@@ -36,9 +36,9 @@ impl Packet {
         table: &'a str,
         chain: &'a str,
         kind: StepKind,
-        decision: Decision,
-    ) -> Event<'a> {
-        Event {
+        decision: TraceDecision,
+    ) -> TraceEvent<'a> {
+        TraceEvent {
             id: self.id,
             family: TableFamily::IP,
             table,
@@ -54,16 +54,16 @@ impl Packet {
         }
     }
 
-    fn marker<'a>(&'a self, chain: &'a str) -> Event<'a> {
-        self.event("trace", chain, StepKind::Rule, Decision::Accept)
+    fn marker<'a>(&'a self, chain: &'a str) -> TraceEvent<'a> {
+        self.event("trace", chain, StepKind::Rule, TraceDecision::Accept)
     }
 
-    fn rule(&self, decision: Decision) -> Event<'_> {
+    fn rule(&self, decision: TraceDecision) -> TraceEvent<'_> {
         self.event("filter", "FORWARD", StepKind::Rule, decision)
     }
 
     /// It came in and is at FORWARD.
-    fn forwarded(&self) -> [Event<'_>; 3] {
+    fn forwarded(&self) -> [TraceEvent<'_>; 3] {
         ["prerouting_first", "prerouting_last", "forward_first"].map(|chain| self.marker(chain))
     }
 }
@@ -77,7 +77,7 @@ fn trails() -> Trails {
 }
 
 /// The trail of service 3 after these events.
-fn trail<'a>(events: impl IntoIterator<Item = Event<'a>>) -> Trail {
+fn trail<'a>(events: impl IntoIterator<Item = TraceEvent<'a>>) -> Trail {
     let mut trails = trails();
     events.into_iter().for_each(|event| trails.add(&event));
     trails.take().remove(&3).unwrap()
@@ -105,12 +105,12 @@ fn how_far_a_probe_came_says_where_it_was_lost() {
 fn only_a_last_verdict_that_ends_the_way_is_blamed() {
     let p = Packet::new(3, 1);
     for (decision, blamed) in [
-        (Decision::Drop, true),
-        (Decision::Stolen, true),
-        (Decision::Queue(3), true),
-        (Decision::Accept, false),
-        (Decision::Return, false),
-        (Decision::Continue, false),
+        (TraceDecision::Drop, true),
+        (TraceDecision::Stolen, true),
+        (TraceDecision::Queue(3), true),
+        (TraceDecision::Accept, false),
+        (TraceDecision::Return, false),
+        (TraceDecision::Continue, false),
     ] {
         let trail = trail(p.forwarded().into_iter().chain([p.rule(decision.clone())]));
         let by_rule = matches!(trail.stopped_by(), StoppedBy::Rule(step) if step.place.handle == 5);
@@ -121,13 +121,13 @@ fn only_a_last_verdict_that_ends_the_way_is_blamed() {
 #[test]
 fn a_policy_behind_a_return_is_blamed_and_ends_of_chains_are_no_steps() {
     let p = Packet::new(3, 1);
-    let mut end = p.rule(Decision::Continue);
+    let mut end = p.rule(TraceDecision::Continue);
     end.handle = 0;
     let events = [
-        p.rule(Decision::Jump("sub".to_owned())),
-        p.event("filter", "sub", StepKind::Rule, Decision::Return),
+        p.rule(TraceDecision::Jump("sub".to_owned())),
+        p.event("filter", "sub", StepKind::Rule, TraceDecision::Return),
         end,
-        p.event("filter", "FORWARD", StepKind::Policy, Decision::Drop),
+        p.event("filter", "FORWARD", StepKind::Policy, TraceDecision::Drop),
     ];
     let trail = trail(p.forwarded().into_iter().chain(events));
     assert_eq!(trail.steps.len(), 3);
@@ -143,7 +143,7 @@ fn a_policy_behind_a_return_is_blamed_and_ends_of_chains_are_no_steps() {
 #[test]
 fn a_packet_that_a_queues_listener_gave_back_goes_on() {
     let p = Packet::new(3, 1);
-    let events = [p.rule(Decision::Queue(3)), p.marker("forward_last")];
+    let events = [p.rule(TraceDecision::Queue(3)), p.marker("forward_last")];
     let trail = trail(p.forwarded().into_iter().chain(events));
     assert_eq!(trail.stopped_by(), StoppedBy::After(HookPoint::Forward));
 }
@@ -152,18 +152,18 @@ fn a_packet_that_a_queues_listener_gave_back_goes_on() {
 fn the_last_chains_and_the_jobs_taps_are_the_way_out() {
     let p = Packet::new(3, 1);
     for (table, chain, exit) in [
-        ("trace", "postrouting_last", Exit::Out),
-        ("taps", "out", Exit::Out),
-        ("trace", "input_last", Exit::Local),
+        ("trace", "postrouting_last", ProbeExit::Out),
+        ("taps", "out", ProbeExit::Out),
+        ("trace", "input_last", ProbeExit::Local),
     ] {
-        let first = if exit == Exit::Out {
+        let first = if exit == ProbeExit::Out {
             "postrouting_first"
         } else {
             "input_first"
         };
         let events = [
             p.marker(first),
-            p.event(table, chain, StepKind::Rule, Decision::Drop),
+            p.event(table, chain, StepKind::Rule, TraceDecision::Drop),
         ];
         let trail = trail(p.forwarded().into_iter().chain(events));
         assert_eq!(trail.stopped_by(), StoppedBy::Nothing(exit), "{chain}");
@@ -175,12 +175,12 @@ fn the_last_chains_and_the_jobs_taps_are_the_way_out() {
 fn a_copy_that_the_router_sends_is_not_the_probe() {
     let (p, copy) = (Packet::new(3, 1), Packet::new(3, 2));
     let leave = |chain| {
-        let decision = Decision::Drop;
+        let decision = TraceDecision::Drop;
         copy.event("trace", chain, StepKind::Rule, decision)
     };
     let copied = [copy.marker("postrouting_first"), leave("postrouting_last")];
     let events = p.forwarded().into_iter().chain(copied);
-    let trail = trail(events.chain([p.rule(Decision::Drop)]));
+    let trail = trail(events.chain([p.rule(TraceDecision::Drop)]));
     assert!(matches!(trail.stopped_by(), StoppedBy::Rule(_)));
     assert_eq!(trail.copies, 1);
 }
@@ -191,7 +191,7 @@ fn numbers_of_packets_may_be_used_again() {
     let mut trails = trails();
     for p in [&first, &second] {
         p.forwarded().iter().for_each(|event| trails.add(event));
-        let mut end = p.event("filter", "FORWARD", StepKind::Policy, Decision::Drop);
+        let mut end = p.event("filter", "FORWARD", StepKind::Policy, TraceDecision::Drop);
         (end.network, end.transport) = (None, None);
         trails.add(&end);
     }
@@ -208,7 +208,10 @@ fn numbers_of_packets_may_be_used_again() {
 #[test]
 fn a_probe_sent_again_begins_a_new_trail() {
     let p = Packet::new(3, 1);
-    let stopped = p.forwarded().into_iter().chain([p.rule(Decision::Drop)]);
+    let stopped = p
+        .forwarded()
+        .into_iter()
+        .chain([p.rule(TraceDecision::Drop)]);
     let again = p.forwarded();
     let trail = trail(stopped.chain(again));
     assert!(trail.steps.is_empty());

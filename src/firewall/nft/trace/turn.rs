@@ -25,9 +25,9 @@ const NAME: &str = "tsimtrace";
 
 /// This job's turn on one router, until dropped.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "held for its name")] UnixListener);
+pub struct TraceTurn(#[expect(dead_code, reason = "held for its name")] UnixListener);
 
-impl Turn {
+impl TraceTurn {
     /// Waits for the turn in the calling thread's network namespace, at most for `patience`; none
     /// if it is not had by then, or cannot be.
     #[must_use]
@@ -73,17 +73,17 @@ mod tests {
     #[test]
     fn turns_follow_each_other_and_none_is_waited_for_for_ever() {
         // In the tests' own namespace: nobody else has the name but another run of this test.
-        let first = Turn::wait_here(LONG).unwrap();
-        assert!(Turn::wait_here(Duration::from_millis(5)).is_none());
+        let first = TraceTurn::wait_here(LONG).unwrap();
+        assert!(TraceTurn::wait_here(Duration::from_millis(5)).is_none());
         let (send, receive) = mpsc::channel();
         let second = thread::spawn(move || {
-            let turn = Turn::wait_here(LONG);
+            let turn = TraceTurn::wait_here(LONG);
             send.send(()).unwrap();
             turn.is_some()
         });
         assert!(receive.recv_timeout(Duration::from_millis(20)).is_err());
         drop(first);
         assert!(second.join().unwrap());
-        assert!(Turn::wait_here(LONG).is_some());
+        assert!(TraceTurn::wait_here(LONG).is_some());
     }
 }

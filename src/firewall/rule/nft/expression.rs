@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     firewall::rule::{
-        Alone, Caveat, Does, Field, Test, Varying, Verdict,
+        Alone, Caveat, Does, Field, RuleVerdict, Test, Varying,
         table::{self, About},
         words::unquoted,
     },
@@ -239,7 +239,7 @@ impl<'a> Reader<'a> {
                 Test::other(&format!("{whole} vmap {map}"), &reads(whole)),
                 false,
             );
-            let verdict = Verdict::Unknown(format!("vmap {map}"));
+            let verdict = RuleVerdict::Unknown(format!("vmap {map}"));
             return self.rule.does.push(Does::Choose(vec![(None, verdict)]));
         }
         let elements = self.braces();
@@ -251,13 +251,13 @@ impl<'a> Reader<'a> {
             };
             let (values, verdict) = element.split_at(at);
             let verdict = match verdict {
-                [_, "jump", chain, ..] => Verdict::Jump(unquoted(chain)),
-                [_, "goto", chain, ..] => Verdict::Goto(unquoted(chain)),
-                [_, "accept", ..] => Verdict::Accept,
-                [_, "drop", ..] => Verdict::Drop,
-                [_, "return", ..] => Verdict::Return,
+                [_, "jump", chain, ..] => RuleVerdict::Jump(unquoted(chain)),
+                [_, "goto", chain, ..] => RuleVerdict::Goto(unquoted(chain)),
+                [_, "accept", ..] => RuleVerdict::Accept,
+                [_, "drop", ..] => RuleVerdict::Drop,
+                [_, "return", ..] => RuleVerdict::Return,
                 [_, "continue", ..] => continue,
-                _ => Verdict::Unknown(element.join(" ")),
+                _ => RuleVerdict::Unknown(element.join(" ")),
             };
             let value = (key.of, values);
             let test = match value {

@@ -7,8 +7,8 @@ mod varying;
 pub(super) use self::varying::by_name;
 use self::varying::{NUMBER_SOURCES, held, is_drawn, quota, rate};
 use super::{
-    Alone, Caveat, Does, Field, Goal, Rule, Test, Verdict,
-    table::{self, Action},
+    Alone, Caveat, Does, Field, Goal, Rule, RuleVerdict, Test,
+    table::{self, TargetAction},
     words::{pieces, unquoted},
     xtables::{drawn_port, net, port_range, translation},
 };
@@ -89,8 +89,8 @@ impl<'a> Reader<'a> {
             "jump" | "goto" => {
                 let chain = unquoted(self.next().unwrap_or_default());
                 self.rule.decide(match word {
-                    "jump" => Verdict::Jump(chain),
-                    _ => Verdict::Goto(chain),
+                    "jump" => RuleVerdict::Jump(chain),
+                    _ => RuleVerdict::Goto(chain),
                 });
             }
             "limit" | "quota" => self.limit(word, self.at - 1),
@@ -108,7 +108,7 @@ impl<'a> Reader<'a> {
 
     fn unknown(&mut self, text: &str) {
         self.rule.ask(Test::other(text, &[Field::Other]), false);
-        self.rule.decide(Verdict::Unknown(text.to_owned()));
+        self.rule.decide(RuleVerdict::Unknown(text.to_owned()));
     }
 
     /// `xt match "name"`, `xt target "NAME"`: extensions of iptables that nft cannot express.
@@ -132,29 +132,29 @@ impl<'a> Reader<'a> {
     }
 
     /// A statement that is not a test.
-    fn act(&mut self, word: &str, action: Action) {
+    fn act(&mut self, word: &str, action: TargetAction) {
         match action {
-            Action::Accept => self.rule.decide(Verdict::Accept),
-            Action::Drop => self.rule.decide(Verdict::Drop),
-            Action::Return => self.rule.decide(Verdict::Return),
-            Action::Reject => self.reject(),
-            Action::Queue => self.queue(),
-            Action::Note | Action::CountRate => {
+            TargetAction::Accept => self.rule.decide(RuleVerdict::Accept),
+            TargetAction::Drop => self.rule.decide(RuleVerdict::Drop),
+            TargetAction::Return => self.rule.decide(RuleVerdict::Return),
+            TargetAction::Reject => self.reject(),
+            TargetAction::Queue => self.queue(),
+            TargetAction::Note | TargetAction::CountRate => {
                 self.note(word);
                 self.rule.does.push(Does::Note);
             }
-            Action::AnswerItself => {
+            TargetAction::AnswerItself => {
                 self.skip_words(&["name", "mss", "wscale"], &["timestamp", "sack-perm"]);
-                self.rule.decide(Verdict::AnswerItself);
+                self.rule.decide(RuleVerdict::AnswerItself);
             }
-            Action::SendOn | Action::Copy => {
+            TargetAction::SendOn | TargetAction::Copy => {
                 self.skip_words(&["to", "device"], &["ip", "ip6"]);
                 self.rule.does.push(match action {
-                    Action::Copy => Does::Copy,
-                    _ => Does::Decide(Verdict::SendOn),
+                    TargetAction::Copy => Does::Copy,
+                    _ => Does::Decide(RuleVerdict::SendOn),
                 });
             }
-            Action::Proxy => {
+            TargetAction::Proxy => {
                 self.skip(&["ip", "ip6"]);
                 let to = if self.skip(&["to"]) {
                     self.next()
@@ -162,16 +162,16 @@ impl<'a> Reader<'a> {
                     None
                 };
                 let port = to.and_then(|to| to.rsplit_once(':')?.1.parse().ok());
-                self.rule.decide(Verdict::Proxy {
+                self.rule.decide(RuleVerdict::Proxy {
                     port,
                     or_drop: false,
                 });
             }
-            Action::TranslateSource
-            | Action::TranslateDestination
-            | Action::TranslateEither
-            | Action::Redirect => self.translate(action),
-            Action::Set(field) => {
+            TargetAction::TranslateSource
+            | TargetAction::TranslateDestination
+            | TargetAction::TranslateEither
+            | TargetAction::Redirect => self.translate(action),
+            TargetAction::Set(field) => {
                 if word == "reset" {
                     self.at = (self.at + 3).min(self.words.len());
                 }
@@ -181,7 +181,7 @@ impl<'a> Reader<'a> {
                     value: None,
                 });
             }
-            Action::Remember => self.rule.does.push(Does::Remember("a set".to_owned())),
+            TargetAction::Remember => self.rule.does.push(Does::Remember("a set".to_owned())),
         }
     }
 
@@ -220,7 +220,7 @@ impl<'a> Reader<'a> {
             let code = self.next().unwrap_or_default();
             with = format!("{family} {code}");
         }
-        self.rule.decide(Verdict::Reject(with));
+        self.rule.decide(RuleVerdict::Reject(with));
     }
 
     fn queue(&mut self) {
@@ -240,11 +240,11 @@ impl<'a> Reader<'a> {
             self.at += 1;
         }
         let number = number.unwrap_or(0);
-        self.rule.decide(Verdict::Queue { number, bypass });
+        self.rule.decide(RuleVerdict::Queue { number, bypass });
     }
 
     /// `dnat [ip|ip6] [prefix] to ADDRESS[:PORT]`, or to what a map gives.
-    fn translate(&mut self, action: Action) {
+    fn translate(&mut self, action: TargetAction) {
         let begin = self.at;
         self.skip_words(
             &[],

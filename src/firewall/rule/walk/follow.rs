@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::{Base, Fate, Led, Program, Route, RuleNumber, Seen, Suppose, Target, Ways};
+use super::{
+    Base, Led, Program, RoutedTo, RuleNumber, SeenPacket, Suppose, WalkEnd, WalkTarget, WayEnds,
+};
 use crate::firewall::{
     place::HookPoint,
     rule::{
-        Alone, Answer, Caveat, Does, Field, Goal, Match, Packet, Rule, Test, Translation, Verdict,
+        Alone, Caveat, Does, Field, Goal, Match, Packet, Rule, RuleVerdict, Test, Translation,
+        Truth,
     },
 };
 
@@ -16,10 +19,10 @@ const PATIENCE: usize = 20_000;
 /// Follows the packet's ways through `program`.
 pub(super) fn follow(
     program: &Program,
-    seen: &Seen,
+    seen: &SeenPacket,
     suppose: Suppose,
-    route: &mut dyn FnMut(&Packet) -> Route,
-) -> Ways {
+    route: &mut dyn FnMut(&Packet) -> RoutedTo,
+) -> WayEnds {
     let mut bases: Vec<&Base> = program.bases.iter().collect();
     bases.sort_by_key(|base| (base.hook, base.priority));
     let mut walk = Walk {
@@ -28,7 +31,7 @@ pub(super) fn follow(
         seen,
         suppose,
         route,
-        ways: Ways::default(),
+        ways: WayEnds::default(),
         known: HashSet::new(),
         todo: Vec::new(),
         asked: 0,
@@ -46,14 +49,14 @@ pub(super) fn follow(
     }
     // What ended before its source was made another is not on its way from elsewhere.
     let targets = walk.ways.targets.clone();
-    let with_source = |known: &Target, target: &Target| {
-        let sourceless = Target {
+    let with_source = |known: &WalkTarget, target: &WalkTarget| {
+        let sourceless = WalkTarget {
             source: None,
             ..known.clone()
         };
         known.source.is_some() && sourceless == *target
     };
-    let twice = |target: &Target| targets.iter().any(|known| with_source(known, target));
+    let twice = |target: &WalkTarget| targets.iter().any(|known| with_source(known, target));
     walk.ways.targets.retain(|target| !twice(target));
     walk.ways
 }
@@ -78,32 +81,32 @@ type Stack = Vec<RuleNumber>;
 struct Walk<'a> {
     program: &'a Program,
     bases: Vec<&'a Base>,
-    seen: &'a Seen,
+    seen: &'a SeenPacket,
     suppose: Suppose,
-    route: &'a mut dyn FnMut(&Packet) -> Route,
-    ways: Ways,
+    route: &'a mut dyn FnMut(&Packet) -> RoutedTo,
+    ways: WayEnds,
     /// Where both ways were followed before.
     known: HashSet<(usize, Stack, State)>,
-    /// Ways that are yet to be followed.
+    /// WayEnds that are yet to be followed.
     todo: Vec<(usize, Stack, State)>,
     asked: usize,
 }
 
 impl Walk<'_> {
     /// Ends a way before the packet left: by `plain`, as the rules say it.
-    fn end(&mut self, plain: Fate, state: &State) {
+    fn end(&mut self, plain: WalkEnd, state: &State) {
         self.end_seen(plain.clone(), plain, state);
     }
 
     /// Ends a way as the one that was seen, where the rules say that it ends so as `plain`.
-    fn end_seen(&mut self, fate: Fate, plain: Fate, state: &State) {
+    fn end_seen(&mut self, fate: WalkEnd, plain: WalkEnd, state: &State) {
         self.keep(plain, state);
         let mut packet = state.packet.clone();
         packet.forget(Field::Source);
         self.end_as(fate, &packet);
     }
 
-    fn end_as(&mut self, fate: Fate, packet: &Packet) {
+    fn end_as(&mut self, fate: WalkEnd, packet: &Packet) {
         self.ways.fates.insert(fate);
         match target(packet) {
             Some(target) => _ = self.ways.targets.insert(target),
@@ -112,7 +115,7 @@ impl Walk<'_> {
     }
 
     /// Notes how the rules say that a way ends that is the one that was measured.
-    fn keep(&mut self, plain: Fate, state: &State) {
+    fn keep(&mut self, plain: WalkEnd, state: &State) {
         if !state.left {
             self.ways.kept.insert(plain);
         }
@@ -123,7 +126,7 @@ impl Walk<'_> {
     fn lose(&mut self, at: usize, state: &State) {
         let hook = self.bases.get(at).map(|base| base.hook);
         self.ways.elsewhere |= hook.is_none_or(|hook| hook <= HookPoint::Prerouting);
-        self.end(Fate::Open, state);
+        self.end(WalkEnd::Open, state);
     }
 
     /// Goes on at the base chain with this number in the order of hooks.
@@ -171,7 +174,7 @@ impl Walk<'_> {
 
     /// Where routing leads, which is done only once: whether to the router itself; an error where
     /// the way ends.
-    fn routed(&mut self, state: &mut State) -> Result<bool, Fate> {
+    fn routed(&mut self, state: &mut State) -> Result<bool, WalkEnd> {
         const READ: [Field; 7] = [
             Field::Destination,
             Field::Source,
@@ -186,16 +189,16 @@ impl Walk<'_> {
             return Ok(local);
         }
         match (self.route)(&state.packet) {
-            Route::Same => Ok(local),
-            Route::Local => Ok(true),
-            Route::By(name) => {
+            RoutedTo::Same => Ok(local),
+            RoutedTo::Local => Ok(true),
+            RoutedTo::By(name) => {
                 state.packet.forget(Field::Outgoing);
                 state.packet = state.packet.clone().with_device(Field::Outgoing, name);
                 state.differs.insert(Field::Outgoing);
                 Ok(false)
             }
-            Route::Nowhere => Err(Fate::Stopped),
-            Route::Open => Err(Fate::Open),
+            RoutedTo::Nowhere => Err(WalkEnd::Stopped),
+            RoutedTo::Open => Err(WalkEnd::Open),
         }
     }
 
@@ -204,12 +207,16 @@ impl Walk<'_> {
         let by_another = state.differs.contains(&Field::Outgoing)
             && !state.differs.contains(&Field::Destination);
         let fate = match (state.left, state.local) {
-            (false, _) => Fate::Same,
-            (true, true) => Fate::Local,
-            (true, false) if by_another => Fate::Elsewhere,
-            (true, false) => Fate::Out,
+            (false, _) => WalkEnd::Same,
+            (true, true) => WalkEnd::Local,
+            (true, false) if by_another => WalkEnd::Elsewhere,
+            (true, false) => WalkEnd::Out,
         };
-        let plain = if state.local { Fate::Local } else { Fate::Out };
+        let plain = if state.local {
+            WalkEnd::Local
+        } else {
+            WalkEnd::Out
+        };
         self.keep(plain, state);
         self.end_as(fate, &state.packet);
     }
@@ -220,7 +227,7 @@ impl Walk<'_> {
             self.asked += 1;
             if self.asked > PATIENCE {
                 self.ways.elsewhere = true;
-                return self.end(Fate::Open, &state);
+                return self.end(WalkEnd::Open, &state);
             }
             let Some(&(chain, number)) = stack.last() else {
                 return self.policy(at, state);
@@ -255,11 +262,11 @@ impl Walk<'_> {
         match self.bases.get(at) {
             Some(base) if base.policy_drops => {
                 let fate = if state.left {
-                    Fate::Stopped
+                    WalkEnd::Stopped
                 } else {
-                    Fate::Same
+                    WalkEnd::Same
                 };
-                self.end_seen(fate, Fate::Stopped, &state);
+                self.end_seen(fate, WalkEnd::Stopped, &state);
             }
             _ => self.hook(at + 1, state),
         }
@@ -270,22 +277,22 @@ impl Walk<'_> {
         let said = self.program.chains[id.0].said.get(id.1).copied().flatten();
         let reads_other = reads(rule, state);
         let plain = match (said, reads_other) {
-            (Some(true), false) => Answer::Yes,
+            (Some(true), false) => Truth::Yes,
             (Some(true), true) => {
                 let tests = rule.matches.iter().filter(|m| m.varying().is_none());
                 let changed = tests.filter(|m| reads_any(&m.test, state));
-                Answer::all(changed.map(|m| m.answer(&state.packet)))
+                Truth::all(changed.map(|m| m.answer(&state.packet)))
             }
-            (Some(false), false) if !varies(rule) => Answer::No,
+            (Some(false), false) if !varies(rule) => Truth::No,
             _ => rule.may_match_at_best(&state.packet),
         };
-        if reads_other && (plain != Answer::No || said == Some(true)) {
+        if reads_other && (plain != Truth::No || said == Some(true)) {
             self.ways.readers.insert(id);
         }
         let (may, may_not) = match plain {
-            Answer::No => return (false, true),
-            Answer::Yes => (true, false),
-            Answer::CannotTell => (true, true),
+            Truth::No => return (false, true),
+            Truth::Yes => (true, false),
+            Truth::CannotTell => (true, true),
         };
         if self.is_left_out(id) {
             self.ways.met.insert(id);
@@ -317,7 +324,7 @@ impl Walk<'_> {
         state: &State,
     ) -> Option<bool> {
         let packet = &state.packet;
-        let open = |m: &&Match| m.varying().is_some() && m.answer(packet) == Answer::CannotTell;
+        let open = |m: &&Match| m.varying().is_some() && m.answer(packet) == Truth::CannotTell;
         match self.suppose {
             Suppose::Fixed(fixed, says) if fixed == id && rule.matches.iter().any(|m| open(&m)) => {
                 return Some(says);
@@ -339,7 +346,7 @@ impl Walk<'_> {
                 && (self.seen.by_router || self.seen.changed.contains(&Field::Link));
             let one = match alone {
                 _ if rewritten => said,
-                _ if !open(&m) => Some(m.answer(packet) == Answer::Yes),
+                _ if !open(&m) => Some(m.answer(packet) == Truth::Yes),
                 Alone::Chooses => Some(true),
                 Alone::AsMeasured => said,
                 _ if anything => None,
@@ -412,8 +419,8 @@ impl Walk<'_> {
                     for (test, verdict) in choices {
                         let answer = test.as_ref().map(|test| test.answer(&state.packet));
                         match answer {
-                            Some(Answer::No) => continue,
-                            Some(Answer::Yes) => {
+                            Some(Truth::No) => continue,
+                            Some(Truth::Yes) => {
                                 rest.push(verdict);
                                 break;
                             }
@@ -462,34 +469,34 @@ impl Walk<'_> {
         &mut self,
         at: usize,
         id: RuleNumber,
-        verdict: &Verdict,
+        verdict: &RuleVerdict,
         mut stack: Stack,
         state: State,
     ) -> Option<(Stack, State)> {
         let ended = self.seen.ended_by == Some(id);
         let as_seen = !state.left || ended;
         match verdict {
-            Verdict::Accept => self.hook(at + 1, state),
-            Verdict::Drop | Verdict::Reject(_) if as_seen => {
-                self.end_seen(Fate::Same, Fate::Stopped, &state);
+            RuleVerdict::Accept => self.hook(at + 1, state),
+            RuleVerdict::Drop | RuleVerdict::Reject(_) if as_seen => {
+                self.end_seen(WalkEnd::Same, WalkEnd::Stopped, &state);
             }
-            Verdict::Drop | Verdict::Reject(_) => self.end(Fate::Stopped, &state),
-            Verdict::Return => {
+            RuleVerdict::Drop | RuleVerdict::Reject(_) => self.end(WalkEnd::Stopped, &state),
+            RuleVerdict::Return => {
                 stack.pop();
                 return Some((stack, state));
             }
-            Verdict::Jump(name) | Verdict::Goto(name) => {
+            RuleVerdict::Jump(name) | RuleVerdict::Goto(name) => {
                 let Some(chain) = self.program.called(id.0, name) else {
                     return self.obscure(at, id, stack, state);
                 };
-                if matches!(verdict, Verdict::Goto(_)) {
+                if matches!(verdict, RuleVerdict::Goto(_)) {
                     stack.pop();
                 }
                 stack.push((chain, 0));
                 return Some((stack, state));
             }
-            Verdict::Unknown(_) => return self.obscure(at, id, stack, state),
-            _ if as_seen => self.end_seen(Fate::Same, Fate::Open, &state),
+            RuleVerdict::Unknown(_) => return self.obscure(at, id, stack, state),
+            _ if as_seen => self.end_seen(WalkEnd::Same, WalkEnd::Open, &state),
             _ => self.lose(at, &state),
         }
         None
@@ -504,7 +511,7 @@ impl Walk<'_> {
         state: State,
     ) -> Option<(Stack, State)> {
         if self.seen.ended_by == Some(id) {
-            self.end(Fate::Same, &state);
+            self.end(WalkEnd::Same, &state);
             return None;
         }
         match self.led(id, &state).cloned() {
@@ -520,10 +527,12 @@ impl Walk<'_> {
         }
     }
 
-    fn is_obscure(&self, (chain, _): RuleNumber, verdict: &Verdict) -> bool {
+    fn is_obscure(&self, (chain, _): RuleNumber, verdict: &RuleVerdict) -> bool {
         match verdict {
-            Verdict::Jump(name) | Verdict::Goto(name) => self.program.called(chain, name).is_none(),
-            Verdict::Unknown(_) => true,
+            RuleVerdict::Jump(name) | RuleVerdict::Goto(name) => {
+                self.program.called(chain, name).is_none()
+            }
+            RuleVerdict::Unknown(_) => true,
             _ => false,
         }
     }
@@ -603,13 +612,13 @@ fn translate(state: &mut State, source: bool, goal: Option<&Goal>) {
 }
 
 /// Where a packet is on its way to; none where that is not known.
-fn target(packet: &Packet) -> Option<Target> {
+fn target(packet: &Packet) -> Option<WalkTarget> {
     let net = |field| match packet.addresses(field) {
         Some([net]) => Some(*net),
         _ => None,
     };
     let ports = packet.numbers(Field::DestinationPort);
-    Some(Target {
+    Some(WalkTarget {
         source: net(Field::Source),
         destination: net(Field::Destination)?,
         ports: match ports {

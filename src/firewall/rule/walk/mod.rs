@@ -14,7 +14,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Does, Field, Packet, Rule, Verdict};
+use super::{Does, Field, Packet, Rule, RuleVerdict};
 use crate::firewall::{RulePlace, place::HookPoint};
 
 /// The rules that a packet can meet, with what was seen of it there.
@@ -23,7 +23,7 @@ pub struct Program {
     /// Base chains.
     pub bases: Vec<Base>,
     /// All chains.
-    pub chains: Vec<Chain>,
+    pub chains: Vec<ChainRules>,
     /// Rules that the lab lacks, where the packet was measured and not traced: it keeps to the way
     /// that was measured until such a rule may have matched it. None where it was traced.
     pub left_out: Option<BTreeSet<RuleNumber>>,
@@ -45,7 +45,7 @@ pub struct Base {
 
 /// The rules of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
+pub struct ChainRules {
     /// Where it is; the handle is 0.
     pub place: RulePlace,
     /// Its rules in order.
@@ -65,7 +65,7 @@ pub enum Led {
     /// To the next rule.
     On,
     /// Elsewhere.
-    To(Verdict),
+    To(RuleVerdict),
 }
 
 /// A rule: the numbers of its chain and of itself therein.
@@ -73,7 +73,7 @@ pub type RuleNumber = (usize, usize);
 
 /// How a way ends.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fate {
+pub enum WalkEnd {
     /// As it ended when it was seen.
     Same,
     /// The packet leaves the router.
@@ -90,7 +90,7 @@ pub enum Fate {
 
 /// Where routing leads a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Route {
+pub enum RoutedTo {
     /// The same way as it was seen to go.
     Same,
     /// Out by this interface.
@@ -116,26 +116,26 @@ pub enum Suppose {
 
 /// Ends of a packet's ways.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ways {
+pub struct WayEnds {
     /// How they end.
-    pub fates: BTreeSet<Fate>,
+    pub fates: BTreeSet<WalkEnd>,
     /// Rules on them that depend on more than the packet and can match it.
     pub varying: BTreeSet<RuleNumber>,
     /// Rules that read what such a rule had set, and matched.
     pub readers: BTreeSet<RuleNumber>,
     /// Where the packet is on its way to when they end.
-    pub targets: BTreeSet<Target>,
+    pub targets: BTreeSet<WalkTarget>,
     /// Whether it may be on its way elsewhere, too: to what a map holds that is not known.
     pub elsewhere: bool,
     /// Rules that the lab lacks and that may match it on its way.
     pub met: BTreeSet<RuleNumber>,
     /// How the ways end that meet none of these, as far as the other rules tell.
-    pub kept: BTreeSet<Fate>,
+    pub kept: BTreeSet<WalkEnd>,
 }
 
 /// Where a packet is on its way to, and from where, behind what rewrites it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Target {
+pub struct WalkTarget {
     /// Its source; none where a rule makes it one of the router's own.
     pub source: Option<IpNet>,
     /// Its destination.
@@ -146,7 +146,7 @@ pub struct Target {
 
 /// What the packet was like and how it ended when it was seen.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct SeenPacket {
     /// The packet as it came in.
     pub packet: Packet,
     /// Whether it was on its way to the router itself.
@@ -161,7 +161,7 @@ pub struct Seen {
     pub by_router: bool,
 }
 
-impl Chain {
+impl ChainRules {
     /// A chain in which nothing was seen.
     #[must_use]
     pub fn new(place: RulePlace, rules: Arc<[Rule]>) -> Self {
@@ -177,7 +177,7 @@ impl Chain {
 
 impl Program {
     /// Adds a chain, unless it is there.
-    pub fn add(&mut self, chain: Chain) {
+    pub fn add(&mut self, chain: ChainRules) {
         let key = chain.place.clone();
         if !self.find.contains_key(&key) {
             self.find.insert(key, self.chains.len());
@@ -221,8 +221,8 @@ impl Program {
         }
         for verdict in rule.verdicts() {
             match verdict {
-                Verdict::Accept | Verdict::Return => {}
-                Verdict::Jump(name) | Verdict::Goto(name) if depth < DEEPEST => {
+                RuleVerdict::Accept | RuleVerdict::Return => {}
+                RuleVerdict::Jump(name) | RuleVerdict::Goto(name) if depth < DEEPEST => {
                     let called = self.called(chain, name)?;
                     for rule in self.chains.get(called)?.rules.iter() {
                         rewrites |= self.leads_to(called, rule, depth + 1)?;
@@ -237,10 +237,10 @@ impl Program {
     /// Follows the packet's ways.
     pub fn walk(
         &self,
-        seen: &Seen,
+        seen: &SeenPacket,
         suppose: Suppose,
-        route: &mut dyn FnMut(&Packet) -> Route,
-    ) -> Ways {
+        route: &mut dyn FnMut(&Packet) -> RoutedTo,
+    ) -> WayEnds {
         follow::follow(self, seen, suppose, route)
     }
 }

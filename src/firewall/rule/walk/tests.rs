@@ -32,7 +32,7 @@ fn program(forward_drops: bool, chains: &[Written<'_>]) -> Program {
         ..Program::default()
     };
     for (name, rules, said) in chains {
-        program.add(Chain {
+        program.add(ChainRules {
             place: place(name),
             rules: rules.iter().map(|rule| Rule::of(rule)).collect(),
             said: said.to_vec(),
@@ -43,8 +43,8 @@ fn program(forward_drops: bool, chains: &[Written<'_>]) -> Program {
     program
 }
 
-fn seen(changed: &[Field]) -> Seen {
-    Seen {
+fn seen(changed: &[Field]) -> SeenPacket {
+    SeenPacket {
         by_router: false,
         packet: Packet::of(Family::V4)
             .with(Field::Protocol, 6u32)
@@ -58,8 +58,8 @@ fn seen(changed: &[Field]) -> Seen {
     }
 }
 
-fn fates(program: &Program, seen: &Seen, suppose: Suppose) -> Vec<Fate> {
-    let ways = program.walk(seen, suppose, &mut |_| Route::Same);
+fn fates(program: &Program, seen: &SeenPacket, suppose: Suppose) -> Vec<WalkEnd> {
+    let ways = program.walk(seen, suppose, &mut |_| RoutedTo::Same);
     ways.fates.into_iter().collect()
 }
 
@@ -75,22 +75,22 @@ fn a_mark_by_rate_makes_the_end_vary_through_the_rule_that_reads_it() {
     );
     let forward: &[&str] = &["-m mark --mark 0x1 -j ACCEPT"];
     let program = program(true, &[rules, ("FORWARD", forward, &[NO])]);
-    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [Fate::Out]);
-    let ways = program.walk(&seen(&[]), Suppose::Anything, &mut |_| Route::Same);
+    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [WalkEnd::Out]);
+    let ways = program.walk(&seen(&[]), Suppose::Anything, &mut |_| RoutedTo::Same);
     assert_eq!(
         ways.fates.into_iter().collect::<Vec<_>>(),
-        [Fate::Same, Fate::Out]
+        [WalkEnd::Same, WalkEnd::Out]
     );
     assert_eq!(ways.varying.into_iter().collect::<Vec<_>>(), [(0, 0)]);
     assert_eq!(ways.readers.into_iter().collect::<Vec<_>>(), [(1, 0)]);
     // A mark that leads elsewhere.
     let ways = program.walk(&seen(&[]), Suppose::Alone, &mut |packet| {
         assert_eq!(packet.number(Field::Mark), Some(1));
-        Route::By("isp2".to_owned())
+        RoutedTo::By("isp2".to_owned())
     });
     assert_eq!(
         ways.fates.into_iter().collect::<Vec<_>>(),
-        [Fate::Elsewhere]
+        [WalkEnd::Elsewhere]
     );
 }
 
@@ -104,11 +104,14 @@ fn a_rule_that_varies_without_consequence_makes_nothing_vary() {
     ];
     let program = program(true, &chains);
     let any = fates(&program, &seen(&[]), Suppose::Anything);
-    assert_eq!(any, [Fate::Same, Fate::Stopped]);
+    assert_eq!(any, [WalkEnd::Same, WalkEnd::Stopped]);
     let log: &[&str] = &["-m limit --limit 1/sec -j LOG", "-j ACCEPT"];
     let chains: [Written<'_>; 1] = [("FORWARD", log, &[NO, YES])];
     let program = self::program(true, &chains);
-    assert_eq!(fates(&program, &seen(&[]), Suppose::Anything), [Fate::Same]);
+    assert_eq!(
+        fates(&program, &seen(&[]), Suppose::Anything),
+        [WalkEnd::Same]
+    );
 }
 
 #[test]
@@ -116,10 +119,13 @@ fn excess_that_lets_through_does_not_let_one_through() {
     let rules: &[&str] = &["limit rate over 10/second burst 5 packets accept"];
     let chains: [Written<'_>; 1] = [("FORWARD", rules, &[YES])];
     let program = program(true, &chains);
-    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [Fate::Stopped]);
+    assert_eq!(
+        fates(&program, &seen(&[]), Suppose::Alone),
+        [WalkEnd::Stopped]
+    );
     assert_eq!(
         fates(&program, &seen(&[]), Suppose::Fixed((0, 0), true)),
-        [Fate::Same]
+        [WalkEnd::Same]
     );
 }
 
@@ -134,8 +140,8 @@ fn what_is_behind_on_another_way_and_not_understood_stays_open() {
     let chains: [Written<'_>; 1] = [("FORWARD", rules, &said)];
     let program = program(false, &chains);
     let any = fates(&program, &seen(&[]), Suppose::Anything);
-    assert_eq!(any, [Fate::Same, Fate::Out, Fate::Stopped]);
-    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [Fate::Same]);
+    assert_eq!(any, [WalkEnd::Same, WalkEnd::Out, WalkEnd::Stopped]);
+    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [WalkEnd::Same]);
 }
 
 #[test]
@@ -149,7 +155,7 @@ fn chance_that_only_chooses_among_equals_decides_nothing() {
     ];
     let program = program(true, &chains);
     let seen = seen(&[Field::Destination]);
-    assert_eq!(fates(&program, &seen, Suppose::Anything), [Fate::Out]);
+    assert_eq!(fates(&program, &seen, Suppose::Anything), [WalkEnd::Out]);
 }
 
 #[test]
@@ -167,7 +173,7 @@ fn a_walk_of_too_many_ways_is_given_up() {
     let said = vec![NO; rules.len()];
     let chains: [Written<'_>; 1] = [("FORWARD", &rules, &said)];
     let program = program(false, &chains);
-    assert!(fates(&program, &seen(&[]), Suppose::Anything).contains(&Fate::Open));
+    assert!(fates(&program, &seen(&[]), Suppose::Anything).contains(&WalkEnd::Open));
 }
 
 #[test]
@@ -179,9 +185,12 @@ fn what_a_rate_lets_return_meets_what_comes_behind_the_jump() {
     let forward: &[&str] = &["-A FORWARD -p tcp -j lim", "-A FORWARD -p tcp -j DROP"];
     let chains: [Written<'_>; 2] = [("FORWARD", forward, &[YES, None]), ("lim", lim, &[NO, YES])];
     let program = program(false, &chains);
-    assert_eq!(fates(&program, &seen(&[]), Suppose::Alone), [Fate::Stopped]);
+    assert_eq!(
+        fates(&program, &seen(&[]), Suppose::Alone),
+        [WalkEnd::Stopped]
+    );
     let any = fates(&program, &seen(&[]), Suppose::Anything);
-    assert_eq!(any, [Fate::Same, Fate::Stopped]);
+    assert_eq!(any, [WalkEnd::Same, WalkEnd::Stopped]);
 }
 
 #[test]
@@ -197,10 +206,10 @@ fn where_a_map_led_the_packet_what_stands_there_is_asked() {
     ];
     let mut program = program(true, &chains);
     let walk = |program: &Program| fates(program, &seen(&[]), Suppose::Anything);
-    assert_eq!(walk(&program), [Fate::Open]);
-    let led = Led::To(Verdict::Jump("lucky".to_owned()));
+    assert_eq!(walk(&program), [WalkEnd::Open]);
+    let led = Led::To(RuleVerdict::Jump("lucky".to_owned()));
     program.chains[0].led.insert(0, led);
-    assert_eq!(walk(&program), [Fate::Same, Fate::Stopped]);
+    assert_eq!(walk(&program), [WalkEnd::Same, WalkEnd::Stopped]);
 }
 
 #[test]
@@ -224,7 +233,7 @@ fn lots_lead_to_targets_and_only_those_that_rewrite_decide_nothing_else() {
     let varies = |rule: usize| program.chains[0].rules[rule].varying().next().is_some();
     assert_eq!([0, 1, 2, 3].map(varies), [true, true, true, false]);
     let seen = seen(&[Field::Destination]);
-    let ways = program.walk(&seen, Suppose::Alone, &mut |_| Route::Same);
+    let ways = program.walk(&seen, Suppose::Alone, &mut |_| RoutedTo::Same);
     let targets: Vec<_> = ways
         .targets
         .iter()
@@ -244,18 +253,18 @@ fn a_list_that_the_packet_itself_was_put_into_is_not_empty() {
     for (asks, fate) in [
         (
             "-m recent --name r --update --seconds 60 -j ACCEPT",
-            Fate::Same,
+            WalkEnd::Same,
         ),
         (
             "-m recent --name r --rcheck --hitcount 1 -j ACCEPT",
-            Fate::Same,
+            WalkEnd::Same,
         ),
         (
             "-m recent --name r --rcheck --hitcount 2 -j ACCEPT",
-            Fate::Stopped,
+            WalkEnd::Stopped,
         ),
-        ("-m recent --name q --rcheck -j ACCEPT", Fate::Stopped),
-        ("-m recent --name r ! --rcheck -j ACCEPT", Fate::Stopped),
+        ("-m recent --name q --rcheck -j ACCEPT", WalkEnd::Stopped),
+        ("-m recent --name r ! --rcheck -j ACCEPT", WalkEnd::Stopped),
     ] {
         let forward: &[&str] = &[asks];
         let chains: [Written<'_>; 2] = [

@@ -7,9 +7,9 @@ use crate::{
     netns::NetnsFd,
     run::detailed::{
         DetailedError, Setup,
-        connect::Client,
+        connect::ClientSocket,
         listen::{Bound, Listener},
-        site::{Sink, Site, Task},
+        site::{Sink, StretchRound, Task},
     },
 };
 
@@ -23,7 +23,10 @@ pub(super) enum Listening<'a> {
 
 impl<'a> Listening<'a> {
     /// Opens the namespace of whoever stands for the destination, if anybody does.
-    pub(super) fn open(setup: &Setup<'_>, site: &'a Site) -> Result<Option<Self>, DetailedError> {
+    pub(super) fn open(
+        setup: &Setup<'_>,
+        site: &'a StretchRound,
+    ) -> Result<Option<Self>, DetailedError> {
         if let Some(host) = &site.destination {
             let netns = setup.dir.open(&host.id.netns())?;
             link::teach(&netns, site, host)?;
@@ -51,14 +54,14 @@ impl<'a> Listening<'a> {
 }
 
 /// The two ends of one service, bound and not yet used.
-pub(super) struct End {
-    pub(super) client: Client,
+pub(super) struct ServiceEnds {
+    pub(super) client: ClientSocket,
     pub(super) listener: Option<Bound>,
 }
 
 impl Bench<'_> {
     /// Opens clients and listeners inside their namespaces.
-    pub(super) fn open_ends(&self, tasks: &[Task]) -> Result<Vec<End>, DetailedError> {
+    pub(super) fn open_ends(&self, tasks: &[Task]) -> Result<Vec<ServiceEnds>, DetailedError> {
         fault::step("detailed.listen").map_err(DetailedError::system("listen"))?;
         let (source, port) = (self.site.from(), self.setup.source_port);
         let open = |task: &Task| {
@@ -66,7 +69,7 @@ impl Bench<'_> {
                 port: task.dial,
                 ..task.service
             };
-            Client::open_here(source, port, service)
+            ClientSocket::open_here(source, port, service)
         };
         let clients = self
             .source
@@ -85,8 +88,8 @@ impl Bench<'_> {
                 .enter(|| tasks.iter().map(bind).collect::<Vec<_>>())?,
             None => tasks.iter().map(|_| None).collect(),
         };
-        let pair = |(client, listener): (Result<Client, _>, Option<Result<Bound, _>>)| {
-            Ok(End {
+        let pair = |(client, listener): (Result<ClientSocket, _>, Option<Result<Bound, _>>)| {
+            Ok(ServiceEnds {
                 client: client.map_err(DetailedError::system("open a client's socket"))?,
                 listener: self.bound(listener)?,
             })

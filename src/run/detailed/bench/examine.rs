@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::{Bench, Counters, moved::Departure};
+use super::{Bench, CounterReading, moved::Departure};
 use crate::{
-    firewall::nft::trace::{Exit, StoppedBy, flow::FlowPacket},
+    firewall::nft::trace::{ProbeExit, StoppedBy, flow::FlowPacket},
     lab::trace::{Entry, Onward, on_either},
     model::IfName,
     run::{
@@ -13,13 +13,13 @@ use crate::{
             attempt::Tried,
             connect::Experience,
             head,
-            journey::Seen,
-            judge::{Facts, Fate, Judged, Proxied, is_settled, judge},
+            journey::SeenPackets,
+            judge::{Judged, Observation, PacketFate, Proxied, is_settled, judge},
             millis,
             post::Evidence,
             result::{
-                Direction, EndToEnd, Leg, Measured, Reach, RouterTest, RouterWay, ServiceTest,
-                Status,
+                CameBy, DetailedEndToEnd, Direction, Measured, RouterTest, RouterWay,
+                ServiceStatus, ServiceTest, TakenLeg,
             },
             site::{Sink, Task},
         },
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// A result that waiting longer may change.
-pub(super) struct Undecided {
+pub(super) struct UndecidedResult {
     pub(super) task: Task,
     pub(super) test: ServiceTest,
     found: Found,
@@ -37,8 +37,8 @@ pub(super) struct Undecided {
 /// What the packets of an attempt showed, all routers together.
 #[derive(Debug, Clone)]
 struct Found {
-    request: Fate,
-    answer: Fate,
+    request: PacketFate,
+    answer: PacketFate,
     /// Whether a router sent something to the source by itself, and it went out.
     own_left: bool,
     /// Whether the packets of all routers were seen.
@@ -51,7 +51,7 @@ struct Found {
     proxied: Option<(usize, Proxied)>,
 }
 
-impl Undecided {
+impl UndecidedResult {
     /// The rule that hands the request to a program which nobody stands for yet, with its router.
     pub(super) fn proxied(&self) -> Option<&(usize, Proxied)> {
         self.found.proxied.as_ref()
@@ -63,10 +63,10 @@ impl Bench<'_> {
     pub(super) fn examine(
         &mut self,
         task: Task,
-        (tried, seen): (&Tried, &Seen),
-        before: &[Counters],
+        (tried, seen): (&Tried, &SeenPackets),
+        before: &[CounterReading],
         attempts: u32,
-    ) -> Result<(Undecided, bool), DetailedError> {
+    ) -> Result<(UndecidedResult, bool), DetailedError> {
         let answered = matches!(tried.experience, Some(Experience::Answered(_)));
         let mut evidence = Vec::with_capacity(self.posts.len());
         for ((post, seen), before) in self.posts.iter_mut().zip(&seen.at).zip(before) {
@@ -88,19 +88,19 @@ impl Bench<'_> {
         let back = self.legs(seen, Direction::Answer);
         let mut test = ServiceTest {
             tests: tests.into_iter().map(|(_, test)| test).collect(),
-            end: EndToEnd::unknown(String::new()),
+            end: DetailedEndToEnd::unknown(String::new()),
         };
         test.end.way = way;
         test.end.answer = back;
         self.say(&mut test, task, tried, (&judged, &found));
         self.qualify(&mut test, tried, seen);
         self.doubt(&mut test, &found);
-        Ok((Undecided { task, test, found }, settled))
+        Ok((UndecidedResult { task, test, found }, settled))
     }
 
     /// What became of request and answer, over all routers.
-    fn found(&mut self, tried: &Tried, seen: &Seen, evidence: &[Evidence]) -> Found {
-        let left = |p: &FlowPacket| p.stopped_by() == StoppedBy::Nothing(Exit::Out);
+    fn found(&mut self, tried: &Tried, seen: &SeenPackets, evidence: &[Evidence]) -> Found {
+        let left = |p: &FlowPacket| p.stopped_by() == StoppedBy::Nothing(ProbeExit::Out);
         let mut sightings = seen.at.iter().flatten();
         let own_left = sightings.any(|s| s.packet.is_own() && left(&s.packet));
         let (mut request, at) = overall(seen, evidence, Direction::Request);
@@ -110,26 +110,26 @@ impl Bench<'_> {
                 .iter()
                 .enumerate()
                 .find_map(|(at, evidence)| Some((at, evidence.proxied.clone()?)));
-        } else if let Fate::Proxied(rule) = request {
+        } else if let PacketFate::Proxied(rule) = request {
             // Somebody listens there by now.
-            request = Fate::Stopped {
+            request = PacketFate::Stopped {
                 by: rule.rule,
                 rejects_with: None,
             };
         }
         let (mut answer, mut back) = overall(seen, evidence, Direction::Answer);
-        if answer == Fate::NotSeen {
+        if answer == PacketFate::NotSeen {
             back = at;
             if let (Some(link), Some(peer)) = (&self.site.link, tried.arrived)
                 && link.loses(peer.ip())
             {
                 answer = if link.has_source && peer.ip() == self.site.from() {
-                    Fate::Direct
+                    PacketFate::Direct
                 } else {
-                    Fate::Unowned(peer.ip())
+                    PacketFate::Unowned(peer.ip())
                 };
             }
-        } else if answer == Fate::Passed
+        } else if answer == PacketFate::Passed
             && let Some(fate) = self.astray(seen)
         {
             answer = fate;
@@ -150,9 +150,9 @@ impl Bench<'_> {
     }
 
     /// The answer's end, if it left the last router for somewhere where the source host is not.
-    fn astray(&mut self, seen: &Seen) -> Option<Fate> {
+    fn astray(&mut self, seen: &SeenPackets) -> Option<PacketFate> {
         let (at, packet) = *seen.first(Direction::Answer).last()?;
-        if packet.stopped_by() != StoppedBy::Nothing(Exit::Out) {
+        if packet.stopped_by() != StoppedBy::Nothing(ProbeExit::Out) {
             return None;
         }
         let left = self.departure(at, packet)?;
@@ -174,13 +174,13 @@ impl Bench<'_> {
         let leaves =
             matches!(left.onward, Onward::Leaves { .. }) && !map.is_inside(self.site.from());
         if leaves && self.site.whole {
-            return Some(Fate::Outside(left.interface, left.hop));
+            return Some(PacketFate::Outside(left.interface, left.hop));
         }
-        Some(Fate::Astray(left.interface))
+        Some(PacketFate::Astray(left.interface))
     }
 
-    fn facts<'f>(&'f self, tried: &'f Tried, found: &Found) -> Facts<'f> {
-        Facts {
+    fn facts<'f>(&'f self, tried: &'f Tried, found: &Found) -> Observation<'f> {
+        Observation {
             experience: tried.experience.as_ref(),
             traced: found.traced,
             request: found.request.clone(),
@@ -196,7 +196,12 @@ impl Bench<'_> {
 
     /// A test for each router that packets came to, with its evidence, and no result yet; the first
     /// router has one in any case.
-    fn tests(&self, task: Task, seen: &Seen, evidence: Vec<Evidence>) -> Vec<(usize, RouterTest)> {
+    fn tests(
+        &self,
+        task: Task,
+        seen: &SeenPackets,
+        evidence: Vec<Evidence>,
+    ) -> Vec<(usize, RouterTest)> {
         let request = seen.routers(Direction::Request);
         let mut tests = Vec::new();
         for (at, (post, evidence)) in self.posts.iter().zip(evidence).enumerate() {
@@ -205,14 +210,14 @@ impl Bench<'_> {
                 continue;
             }
             let way = self.way(at, seen);
-            let mut test = RouterTest::not_made(&way, Status::Unknown, String::new());
+            let mut test = RouterTest::not_made(&way, ServiceStatus::Unknown, String::new());
             let source = self.site.source.host();
             test.source_host = source.map(|host| host.id.host.clone());
             test.measured = Measured::Singly;
             test.reach = if at == 0 || request.contains(&at) {
-                Reach::Reached
+                CameBy::Reached
             } else {
-                Reach::ByAnswer
+                CameBy::ByAnswer
             };
             test.trace = evidence.trace;
             test.nat = evidence.nat;
@@ -228,7 +233,7 @@ impl Bench<'_> {
     }
 
     /// The interfaces by which packets came and went, else those that were expected.
-    fn way(&self, at: usize, seen: &Seen) -> RouterWay {
+    fn way(&self, at: usize, seen: &SeenPackets) -> RouterWay {
         let post = &self.posts[at];
         let mut way = post.station.planned.clone();
         let name = |index| post.clerk.observer.name(index).cloned();
@@ -243,8 +248,8 @@ impl Bench<'_> {
         if let Some((_, packet)) = passed.into_iter().find(|(there, _)| *there == at) {
             way.iface_in = name(packet.first.iif).or(way.iface_in);
             match packet.stopped_by() {
-                StoppedBy::Nothing(Exit::Out) => way.iface_out = name(packet.last.oif),
-                StoppedBy::Nothing(Exit::Local) => way.iface_out = IfName::new("lo").ok(),
+                StoppedBy::Nothing(ProbeExit::Out) => way.iface_out = name(packet.last.oif),
+                StoppedBy::Nothing(ProbeExit::Local) => way.iface_out = IfName::new("lo").ok(),
                 _ => {}
             }
         }
@@ -252,15 +257,15 @@ impl Bench<'_> {
     }
 
     /// The legs of a direction with the addresses that packets have behind each router.
-    fn legs(&mut self, seen: &Seen, direction: Direction) -> Vec<Leg> {
+    fn legs(&mut self, seen: &SeenPackets, direction: Direction) -> Vec<TakenLeg> {
         let legs = seen.first(direction);
         let mut described = Vec::with_capacity(legs.len());
         for (at, packet) in legs {
-            let left = packet.stopped_by() == StoppedBy::Nothing(Exit::Out);
+            let left = packet.stopped_by() == StoppedBy::Nothing(ProbeExit::Out);
             let next_hop = self.posts[at].next_hop(packet).filter(|_| left);
             let observer = &self.posts[at].clerk.observer;
             let name = |index| observer.name(index).cloned();
-            described.push(Leg {
+            described.push(TakenLeg {
                 router: self.posts[at].station.name().clone(),
                 iface_in: name(packet.first.iif),
                 iface_out: name(packet.last.oif).filter(|_| left),
@@ -289,7 +294,7 @@ impl Bench<'_> {
             _ => None,
         };
         let mut message = judged.message.clone();
-        if let (Status::Ok, Some(latency)) = (judged.status, latency) {
+        if let (ServiceStatus::Ok, Some(latency)) = (judged.status, latency) {
             message = format!("answered in {latency} ms");
         }
         let taken = self.taken(&task, &test.tests);
@@ -310,10 +315,10 @@ impl Bench<'_> {
                 router.icmp = icmp;
                 router.refused_by = judged.refused_by;
             } else {
-                router.status = Status::Ok;
+                router.status = ServiceStatus::Ok;
                 router.latency_ms = None;
                 router.message = match router.reach {
-                    Reach::ByAnswer => "the answer went on".to_owned(),
+                    CameBy::ByAnswer => "the answer went on".to_owned(),
                     _ => "the request went on".to_owned(),
                 };
             }
@@ -333,11 +338,11 @@ impl Bench<'_> {
     }
 
     /// What the way's end makes of a result that is good so far.
-    fn qualify(&mut self, test: &mut ServiceTest, tried: &Tried, seen: &Seen) {
+    fn qualify(&mut self, test: &mut ServiceTest, tried: &Tried, seen: &SeenPackets) {
         let Some((at, packet)) = seen.first(Direction::Request).last().copied() else {
             return;
         };
-        if packet.stopped_by() != StoppedBy::Nothing(Exit::Out) {
+        if packet.stopped_by() != StoppedBy::Nothing(ProbeExit::Out) {
             return;
         }
         let Some(left) = self.departure(at, packet) else {
@@ -349,7 +354,7 @@ impl Bench<'_> {
         let end = &mut test.end;
         match bearing {
             Bearing::Lost if tried.arrived.is_none() => {
-                end.status = Status::Unreachable;
+                end.status = ServiceStatus::Unreachable;
                 end.result = Verdict::No;
             }
             Bearing::Unknown if self.site.whole && end.result == Verdict::Yes => {
@@ -375,7 +380,7 @@ impl Bench<'_> {
             let name = self.posts[*at].station.name();
             for router in test.tests.iter_mut().filter(|test| test.router == *name) {
                 router.message = format!("{why}; this time {}", router.message);
-                router.status = Status::Unknown;
+                router.status = ServiceStatus::Unknown;
             }
             let end = &mut test.end;
             end.reason = Some(match end.reason.take() {
@@ -383,7 +388,7 @@ impl Bench<'_> {
                 None => why.clone(),
             });
             end.result = Verdict::Unknown;
-            end.status = Status::Unknown;
+            end.status = ServiceStatus::Unknown;
             end.kind = EndKind::NotKnown;
             end.router = Some(name.clone());
         }
@@ -408,8 +413,8 @@ impl Bench<'_> {
     }
 
     /// The last word about a service that was tried twice.
-    pub(super) fn decide(&self, undecided: Undecided, tried: &Tried) -> ServiceTest {
-        let Undecided {
+    pub(super) fn decide(&self, undecided: UndecidedResult, tried: &Tried) -> ServiceTest {
+        let UndecidedResult {
             mut test,
             found,
             task,
@@ -499,7 +504,7 @@ impl Departure {
 
 /// Where packets of a direction ended first, and what became of them; where nothing ended them,
 /// the router that saw them last.
-fn overall(seen: &Seen, evidence: &[Evidence], direction: Direction) -> (Fate, usize) {
+fn overall(seen: &SeenPackets, evidence: &[Evidence], direction: Direction) -> (PacketFate, usize) {
     let routers = seen.routers(direction);
     let fate = |at: usize| {
         let evidence = evidence.get(at)?;
@@ -510,18 +515,18 @@ fn overall(seen: &Seen, evidence: &[Evidence], direction: Direction) -> (Fate, u
     };
     for &at in &routers {
         match fate(at) {
-            Some(Fate::Passed | Fate::NotSeen) | None => {}
+            Some(PacketFate::Passed | PacketFate::NotSeen) | None => {}
             Some(ended) => return (ended, at),
         }
     }
     // What no trace shows may show in counters: of the request at the first router.
     let unseen = match direction {
-        Direction::Request => fate(0).unwrap_or(Fate::NotSeen),
-        Direction::Answer => Fate::NotSeen,
+        Direction::Request => fate(0).unwrap_or(PacketFate::NotSeen),
+        Direction::Answer => PacketFate::NotSeen,
     };
     let legs = seen.first(direction);
     match legs.last() {
-        Some((at, _)) => (Fate::Passed, *at),
+        Some((at, _)) => (PacketFate::Passed, *at),
         None => (unseen, 0),
     }
 }
@@ -530,9 +535,9 @@ fn overall(seen: &Seen, evidence: &[Evidence], direction: Direction) -> (Fate, u
 fn culprit(judged: &Judged, found: &Found) -> Option<usize> {
     let (request, answer) = found.ends;
     match judged.status {
-        Status::Ok | Status::Refused => None,
-        Status::Partial => match found.request {
-            Fate::Passed | Fate::NotSeen => Some(answer),
+        ServiceStatus::Ok | ServiceStatus::Refused => None,
+        ServiceStatus::Partial => match found.request {
+            PacketFate::Passed | PacketFate::NotSeen => Some(answer),
             _ => Some(request),
         },
         _ => Some(request),

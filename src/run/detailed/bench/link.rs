@@ -22,7 +22,7 @@ use crate::{
     registry::HostSpec,
     run::detailed::{
         DetailedError, MeasureError,
-        site::{Link, Site},
+        site::{HostLink, StretchRound},
     },
 };
 
@@ -30,7 +30,11 @@ use crate::{
 const ETH0: &str = "eth0";
 
 /// Tells the host of `site`'s destination, in `netns`, who is on its link.
-pub(super) fn teach(netns: &NetnsFd, site: &Site, host: &HostSpec) -> Result<(), DetailedError> {
+pub(super) fn teach(
+    netns: &NetnsFd,
+    site: &StretchRound,
+    host: &HostSpec,
+) -> Result<(), DetailedError> {
     let Some(link) = &site.link else {
         return Ok(());
     };
@@ -67,7 +71,7 @@ fn on_link(address: IpAddr, dev: IfName) -> Route {
     }
 }
 
-impl Link {
+impl HostLink {
     /// Whether an answer to `peer` stays on the link and finds nobody there but the source.
     pub(in crate::run::detailed) fn loses(&self, peer: IpAddr) -> bool {
         self.subnet.contains(&peer) && !self.routers.iter().any(|(address, _)| *address == peer)

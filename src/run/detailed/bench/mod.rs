@@ -22,22 +22,22 @@ use futures_util::future::join_all;
 
 pub(super) use self::moved::Growth;
 use self::{
-    ends::{End, Listening, serve},
-    examine::Undecided,
+    ends::{Listening, ServiceEnds, serve},
+    examine::UndecidedResult,
 };
 use super::{
-    Closing, DetailedError, Setup,
-    attempt::{Ears, Tried, Watches, attempt},
-    journey::{Ends, Seen, Wires},
+    DetailedClosing, DetailedError, Setup,
+    attempt::{Ears, RouterWatches, Tried, attempt},
+    journey::{Ends, SeenPackets, Wires},
     listen::Witness,
     message::is_stream,
-    post::{Counters, Post},
+    post::{CounterReading, Post},
     result::ServiceTest,
-    site::{Site, Target, Task, add},
+    site::{StretchRound, TargetServices, Task, add},
 };
 use crate::{
     fault,
-    firewall::nft::{NftError, watch::Changes},
+    firewall::nft::{NftError, watch::RulesetChanges},
     model::Protocol,
     netns::NetnsFd,
     sys::readable::Readable,
@@ -48,23 +48,23 @@ const CHUNK: usize = 128;
 
 /// What measuring a chain came to.
 #[derive(Debug, Default)]
-pub(super) struct Measurement {
+pub(super) struct ChainMeasurement {
     /// Results with the places of their services.
     pub(super) tests: Vec<(usize, ServiceTest)>,
     /// Services that are sent elsewhere than tables said: NAT, or routing by mark.
-    pub(super) moved: Vec<Target>,
+    pub(super) moved: Vec<TargetServices>,
     /// Services whose packets went to routers or neighbours that were not expected.
     pub(super) grown: Vec<(Task, Growth)>,
     /// What the reader should know about a router.
     pub(super) notes: Vec<String>,
     /// To be closed when nobody waits any more.
-    pub(super) closing: Vec<Closing>,
+    pub(super) closing: Vec<DetailedClosing>,
 }
 
 /// A chain with everything that measuring there needs.
 struct Bench<'a> {
     setup: &'a Setup<'a>,
-    site: &'a Site,
+    site: &'a StretchRound,
     posts: Vec<Post<'a>>,
     wires: Wires,
     /// Who sees connections that no listener hears of, by protocol.
@@ -74,11 +74,14 @@ struct Bench<'a> {
     listening: Option<Listening<'a>>,
     /// The addresses between which the job's connections are.
     addresses: HashSet<IpAddr>,
-    result: Measurement,
+    result: ChainMeasurement,
 }
 
 /// Measures `site`, and once more if somebody changed a ruleset meanwhile.
-pub(super) fn measure(setup: &Setup<'_>, site: &Site) -> Result<Measurement, DetailedError> {
+pub(super) fn measure(
+    setup: &Setup<'_>,
+    site: &StretchRound,
+) -> Result<ChainMeasurement, DetailedError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -96,12 +99,12 @@ pub(super) fn measure(setup: &Setup<'_>, site: &Site) -> Result<Measurement, Det
 }
 
 /// The routers whose rulesets were changed, and what of them.
-type Changed = Vec<(String, Changes)>;
+type Changed = Vec<(String, RulesetChanges)>;
 
 async fn measure_once(
     setup: &Setup<'_>,
-    site: &Site,
-) -> Result<(Measurement, Changed), DetailedError> {
+    site: &StretchRound,
+) -> Result<(ChainMeasurement, Changed), DetailedError> {
     let mut bench = Bench::open(setup, site)?;
     let measured = bench.run().await;
     let stopped = bench.stop();
@@ -115,7 +118,7 @@ fn interrupted(setup: &Setup<'_>) -> io::Result<Readable> {
     Readable::new(setup.interrupt.cancel().as_fd().try_clone_to_owned()?)
 }
 
-impl Measurement {
+impl ChainMeasurement {
     /// Notes that rulesets were changed during a first measurement, and perhaps during this one.
     fn was_changed(&mut self, first: &Changed, second: &Changed) {
         let after = first.iter().map(|(router, changes)| {
@@ -143,7 +146,7 @@ impl Measurement {
 }
 
 impl<'a> Bench<'a> {
-    fn open(setup: &'a Setup<'a>, site: &'a Site) -> Result<Self, DetailedError> {
+    fn open(setup: &'a Setup<'a>, site: &'a StretchRound) -> Result<Self, DetailedError> {
         let source = setup.dir.open(&site.source.netns())?;
         let listening = Listening::open(setup, site)?;
         let witnesses = witnesses(site, listening.as_ref())?;
@@ -165,7 +168,7 @@ impl<'a> Bench<'a> {
                 .chain([site.target.sink.address()])
                 .flatten()
                 .collect(),
-            result: Measurement::default(),
+            result: ChainMeasurement::default(),
         })
     }
 
@@ -212,14 +215,14 @@ impl<'a> Bench<'a> {
         let mut changed = Vec::new();
         for post in &mut self.posts {
             match post.changes()? {
-                Changes::None => {}
+                RulesetChanges::None => {}
                 changes => changed.push((post.station.name().to_string(), changes)),
             }
         }
         Ok(changed)
     }
 
-    fn into_result(self) -> Measurement {
+    fn into_result(self) -> ChainMeasurement {
         let mut result = self.result;
         for post in self.posts {
             let router = post.station.name();
@@ -232,12 +235,16 @@ impl<'a> Bench<'a> {
     }
 
     /// Reads all counters of all routers; returns what they were before.
-    fn count(&mut self) -> Result<Vec<Counters>, DetailedError> {
+    fn count(&mut self) -> Result<Vec<CounterReading>, DetailedError> {
         self.posts.iter_mut().map(Post::count).collect()
     }
 
     /// Tries one service while nothing else happens; gives it back when nothing was decided.
-    async fn singly(&mut self, task: Task, ends: End) -> Result<Option<Undecided>, DetailedError> {
+    async fn singly(
+        &mut self,
+        task: Task,
+        ends: ServiceEnds,
+    ) -> Result<Option<UndecidedResult>, DetailedError> {
         let mut tried = self.attempt(task, ends).await?;
         let mut attempts = 1;
         if tried.overrun {
@@ -249,7 +256,7 @@ impl<'a> Bench<'a> {
         }
         let before = self.count()?;
         let packets = std::mem::take(&mut tried.packets);
-        let seen = Seen::of(packets, &self.wires, &task, &self.ends(&tried));
+        let seen = SeenPackets::of(packets, &self.wires, &task, &self.ends(&tried));
         self.learn(&seen);
         if let Some((sink, there)) = self.moved(task, &tried, &seen) {
             add(&mut self.result.moved, sink, there);
@@ -286,7 +293,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Remembers addresses that connections were translated to.
-    fn learn(&mut self, seen: &Seen) {
+    fn learn(&mut self, seen: &SeenPackets) {
         for sighting in seen.at.iter().flatten() {
             for head in [&sighting.packet.first, &sighting.packet.last] {
                 self.addresses.extend([head.source, head.destination]);
@@ -294,7 +301,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    async fn attempt(&mut self, task: Task, ends: End) -> Result<Tried, DetailedError> {
+    async fn attempt(&mut self, task: Task, ends: ServiceEnds) -> Result<Tried, DetailedError> {
         fault::step("detailed.attempt").map_err(DetailedError::system("connect"))?;
         let listener = serve(ends.listener)?;
         let what = self.setup.attempt(self.site, &task, false);
@@ -303,7 +310,7 @@ impl<'a> Bench<'a> {
         let ears = Ears {
             listener: listener.as_ref(),
             witness: self.witnesses.iter().find(|w| w.protocol() == protocol),
-            watches: Watches(watches.collect()),
+            watches: RouterWatches(watches.collect()),
             interrupt: Some(&self.interrupt),
         };
         let tried = attempt(&what, protocol, ends.client, ears).await;
@@ -330,7 +337,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Tries services once more, all at once, with the whole patience.
-    async fn together(&mut self, undecided: Vec<Undecided>) -> Result<(), DetailedError> {
+    async fn together(&mut self, undecided: Vec<UndecidedResult>) -> Result<(), DetailedError> {
         let tasks: Vec<Task> = undecided.iter().map(|u| u.task).collect();
         let ends = self.open_ends(&tasks)?;
         let mut tries = Vec::with_capacity(tasks.len());
@@ -371,7 +378,10 @@ impl<'a> Bench<'a> {
 }
 
 /// Those who see the connections of `site` where they end.
-fn witnesses(site: &Site, at: Option<&Listening<'_>>) -> Result<Vec<Witness>, DetailedError> {
+fn witnesses(
+    site: &StretchRound,
+    at: Option<&Listening<'_>>,
+) -> Result<Vec<Witness>, DetailedError> {
     let (Some(at), Some(address)) = (at, site.target.sink.address()) else {
         return Ok(Vec::new());
     };

@@ -3,7 +3,7 @@
 
 use super::Bench;
 use crate::{
-    firewall::nft::trace::{Exit, StoppedBy, flow::FlowPacket},
+    firewall::nft::trace::{ProbeExit, StoppedBy, flow::FlowPacket},
     lab::trace::{Entry, Onward},
     model::{IfName, RouterName},
     netlink::object::Mac,
@@ -12,10 +12,10 @@ use crate::{
         attempt::Tried,
         connect::Experience,
         head,
-        journey::Seen,
+        journey::SeenPackets,
         judge::Proxied,
-        result::{Direction, Headers},
-        site::{Proxy, Sink, Task},
+        result::{Direction, KnownHeaders},
+        site::{Sink, Task, TransparentProxy},
     },
 };
 
@@ -28,7 +28,7 @@ const MAX_GROWTHS: u8 = 32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::run::detailed) enum Growth {
     /// A router that packets like this one are sent to.
-    Router(Entry, Headers),
+    Router(Entry, KnownHeaders),
     /// A neighbour entry that leads there.
     Neighbour(NeighbourKey, Mac),
 }
@@ -43,18 +43,23 @@ pub(super) struct Departure {
 
 impl Bench<'_> {
     /// Where the request went and what is to be tried there, if nobody listens there now.
-    pub(super) fn moved(&mut self, task: Task, tried: &Tried, seen: &Seen) -> Option<(Sink, Task)> {
+    pub(super) fn moved(
+        &mut self,
+        task: Task,
+        tried: &Tried,
+        seen: &SeenPackets,
+    ) -> Option<(Sink, Task)> {
         if tried.arrived.is_some() || task.moves >= MAX_MOVES {
             return None;
         }
         let (at, request) = *seen.first(Direction::Request).last()?;
         let sink = match request.stopped_by() {
-            StoppedBy::Nothing(Exit::Local) => Sink::Router {
+            StoppedBy::Nothing(ProbeExit::Local) => Sink::Router {
                 router: self.posts.get(at)?.station.name().clone(),
                 address: request.last.destination,
                 proxy: None,
             },
-            StoppedBy::Nothing(Exit::Out) => self.host_for(at, request)?,
+            StoppedBy::Nothing(ProbeExit::Out) => self.host_for(at, request)?,
             _ => return None,
         };
         let there = Task {
@@ -73,7 +78,7 @@ impl Bench<'_> {
         Some(Sink::Router {
             router: self.posts.get(*at)?.station.name().clone(),
             address: self.site.target.sink.address().unwrap_or(self.site.to),
-            proxy: Some(Proxy {
+            proxy: Some(TransparentProxy {
                 port: port.unwrap_or(task.port),
                 rule: proxied.rule.clone(),
             }),
@@ -122,7 +127,12 @@ impl Bench<'_> {
     }
 
     /// What packets need that went where nobody followed them.
-    pub(super) fn growth(&mut self, task: Task, tried: &Tried, seen: &Seen) -> Option<Growth> {
+    pub(super) fn growth(
+        &mut self,
+        task: Task,
+        tried: &Tried,
+        seen: &SeenPackets,
+    ) -> Option<Growth> {
         let answered = matches!(tried.experience, Some(Experience::Answered(_)));
         if answered || task.growths >= MAX_GROWTHS {
             return None;
@@ -131,7 +141,7 @@ impl Bench<'_> {
             .into_iter()
             .find_map(|direction| {
                 let (at, packet) = *seen.first(direction).last()?;
-                if packet.stopped_by() != StoppedBy::Nothing(Exit::Out) {
+                if packet.stopped_by() != StoppedBy::Nothing(ProbeExit::Out) {
                     return None;
                 }
                 let left = self.departure(at, packet)?;
