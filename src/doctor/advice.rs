@@ -49,11 +49,8 @@ const fn needed(
     remedy: &'static str,
 ) -> Advice {
     Advice {
-        area,
-        name,
         weight: Weight::Needed,
-        costs,
-        remedy,
+        ..useful(area, name, costs, remedy)
     }
 }
 

@@ -25,5 +25,6 @@ pub use name::{
 pub use owner::{Liveness, Owner};
 pub use printable::{PrintableJson, PrintableLog, printable, printable_lines};
 pub use protocol::Protocol;
+pub(crate) use protocol::protocol_number;
 pub use service::{Service, ServiceError, ServiceLimits, parse_services, service_names};
 pub use shipped::ServiceGroup;

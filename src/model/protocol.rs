@@ -6,6 +6,39 @@ use serde::{Deserialize, Serialize};
 
 use super::ServiceError;
 
+/// Protocols by the names that iptables, nft and ip print, `/etc/protocols`.
+const NAMES: &[(&str, u8)] = &[
+    ("icmp", 1),
+    ("igmp", 2),
+    ("ipencap", 4),
+    ("ipip", 4),
+    ("tcp", 6),
+    ("udp", 17),
+    ("dccp", 33),
+    ("ipv6", 41),
+    ("gre", 47),
+    ("esp", 50),
+    ("ah", 51),
+    ("icmp6", 58),
+    ("icmpv6", 58),
+    ("ipv6-icmp", 58),
+    ("ospf", 89),
+    ("pim", 103),
+    ("comp", 108),
+    ("ipcomp", 108),
+    ("vrrp", 112),
+    ("l2tp", 115),
+    ("sctp", 132),
+    ("mh", 135),
+    ("udplite", 136),
+];
+
+/// The number of an IP protocol by a name of it.
+pub(crate) fn protocol_number(name: &str) -> Option<u8> {
+    let named = NAMES.iter().find(|(known, _)| *known == name);
+    named.map(|(_, number)| *number)
+}
+
 /// Protocol of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

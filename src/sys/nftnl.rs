@@ -213,6 +213,24 @@ fn user_data(comment: &str) -> Result<Vec<u8>, EncodeError> {
     Ok([&[0, length], text.as_slice()].concat())
 }
 
+/// A chain object of this name in a table.
+fn named_chain(table: &str, name: &str) -> Result<Owned<ffi::nftnl_chain>, EncodeError> {
+    let (table, name) = (CString::new(table)?, CString::new(name)?);
+    // SAFETY: no arguments; null is checked by `Owned`.
+    let chain = Owned::new(
+        "chain",
+        unsafe { ffi::nftnl_chain_alloc() },
+        ffi::nftnl_chain_free,
+    )?;
+    // SAFETY: the object is live; strings are copied by the library.
+    unsafe {
+        let chain = chain.as_ptr();
+        ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TABLE as u16, table.as_ptr());
+        ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_NAME as u16, name.as_ptr());
+    }
+    Ok(chain)
+}
+
 /// Owns one libnftnl object and frees it.
 struct Owned<T> {
     object: NonNull<T>,
@@ -362,19 +380,7 @@ impl Encoder {
         let Some(chain) = chain else {
             return self.delete_table_with(family, table, ONLY_UNUSED);
         };
-        let (table, name) = (CString::new(table)?, CString::new(chain)?);
-        // SAFETY: no arguments; null is checked by `Owned`.
-        let chain = Owned::new(
-            "chain",
-            unsafe { ffi::nftnl_chain_alloc() },
-            ffi::nftnl_chain_free,
-        )?;
-        // SAFETY: the object is live; strings are copied by the library.
-        unsafe {
-            let chain = chain.as_ptr();
-            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TABLE as u16, table.as_ptr());
-            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_NAME as u16, name.as_ptr());
-        }
+        let chain = named_chain(table, chain)?;
         self.message(message::DEL_CHAIN, family, ONLY_UNUSED, |header| {
             // SAFETY: `header` heads MESSAGE_MAX writable bytes.
             unsafe { ffi::nftnl_chain_nlmsg_build_payload(header, chain.as_ptr()) }
@@ -447,19 +453,11 @@ impl Encoder {
         (hook, priority): (u32, i32),
         device: Option<&str>,
     ) -> Result<(), EncodeError> {
-        let (table, name) = (CString::new(table)?, CString::new(name)?);
         let device = device.map(CString::new).transpose()?;
-        // SAFETY: no arguments; null is checked by `Owned`.
-        let chain = Owned::new(
-            "chain",
-            unsafe { ffi::nftnl_chain_alloc() },
-            ffi::nftnl_chain_free,
-        )?;
+        let chain = named_chain(table, name)?;
         // SAFETY: the object is live; strings are copied by the library.
         unsafe {
             let chain = chain.as_ptr();
-            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TABLE as u16, table.as_ptr());
-            ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_NAME as u16, name.as_ptr());
             ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_TYPE as u16, c"filter".as_ptr());
             if let Some(device) = &device {
                 ffi::nftnl_chain_set_str(chain, ffi::NFTNL_CHAIN_DEV as u16, device.as_ptr());

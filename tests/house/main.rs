@@ -24,7 +24,7 @@ const LIMITS: Limits = Limits {
     longest_function: 60,
     names_twice: 1,
     circles: 0,
-    repeated_runs: 4,
+    repeated_runs: 1,
 };
 
 struct Limits {

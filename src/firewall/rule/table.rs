@@ -1,6 +1,7 @@
 //! The table of targets, statements and matches: what each means, under all of its names.
 
 use super::Field;
+use crate::model::protocol_number;
 
 /// What a target of iptables, a statement of nft, or an expression of nf_tables does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,35 +231,11 @@ pub(super) fn about(name: &str) -> About {
     row.map_or(About::Packet(&[Field::Other]), |(_, about)| *about)
 }
 
-/// Protocols by the names that iptables and nft print, `/etc/protocols`.
-const PROTOCOLS: &[(&str, u32)] = &[
-    ("icmp", 1),
-    ("igmp", 2),
-    ("ipencap", 4),
-    ("tcp", 6),
-    ("udp", 17),
-    ("dccp", 33),
-    ("ipv6", 41),
-    ("gre", 47),
-    ("esp", 50),
-    ("ah", 51),
-    ("ipv6-icmp", 58),
-    ("icmpv6", 58),
-    ("icmp6", 58),
-    ("ospf", 89),
-    ("vrrp", 112),
-    ("pim", 103),
-    ("ipcomp", 108),
-    ("comp", 108),
-    ("sctp", 132),
-    ("mh", 135),
-    ("udplite", 136),
-];
-
 /// The number of a protocol by its name or number.
 pub(super) fn protocol(name: &str) -> Option<u32> {
-    let named = PROTOCOLS.iter().find(|(known, _)| *known == name);
-    named.map(|(_, number)| *number).or_else(|| number(name))
+    protocol_number(name)
+        .map(u32::from)
+        .or_else(|| number(name))
 }
 
 /// The number of an ICMPv6 type of neighbour discovery (RFC 4861) by its name in nft(8) or

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 use ipnet::IpNet;
 
 use crate::{
-    model::IfName,
+    model::{IfName, protocol_number},
     netlink::object::{Family, Route, Scope},
 };
 
@@ -200,26 +200,5 @@ pub(super) fn tos(word: &str) -> Option<u8> {
 
 /// IP protocol by name or number, /etc/protocols.
 pub(super) fn ip_protocol(word: &str) -> Option<u8> {
-    const PROTOCOLS: [(&str, u8); 19] = [
-        ("icmp", 1),
-        ("igmp", 2),
-        ("ipip", 4),
-        ("ipencap", 4),
-        ("tcp", 6),
-        ("udp", 17),
-        ("dccp", 33),
-        ("ipv6", 41),
-        ("gre", 47),
-        ("esp", 50),
-        ("ah", 51),
-        ("icmpv6", 58),
-        ("ipv6-icmp", 58),
-        ("ospf", 89),
-        ("pim", 103),
-        ("vrrp", 112),
-        ("l2tp", 115),
-        ("sctp", 132),
-        ("udplite", 136),
-    ];
-    find(&PROTOCOLS, word).or_else(|| word.parse().ok())
+    protocol_number(word).or_else(|| word.parse().ok())
 }
