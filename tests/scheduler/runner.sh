@@ -55,6 +55,7 @@ case $lab in
 esac
 echo '{"percent":60,"phase":"probing"}' >>"$progress"
 if [ -n "${answers:-}" ]; then
+    # shellcheck disable=SC1091 # the test fills in where the repository is
     . "REPO/tests/browser/check.sh"
     say_check "$lab" "$id" "$answers" "$html" "$text"
     found=$?
