@@ -43,7 +43,7 @@ pub(super) const PHASES: &[Phase] = &[
 
 /// A result, and the sockets that are left to close.
 ///
-/// DetailedClosing a socket that owned a table waits for the kernel to settle, 10 to 16 ms. All that
+/// Closing a socket that owned a table waits for the kernel to settle, 10 to 16 ms. All that
 /// matters is undone by then, so print the result first and drop this afterwards.
 #[derive(Debug)]
 pub struct DetailedAnswer {

@@ -66,7 +66,7 @@ impl RouterRules {
         let Some(mut end) = End::of(&explained.reason).or(seen_through) else {
             return Ok(None);
         };
-        // RouterRules of iptables-legacy reported of the probe when it was sent once more, and it may have
+        // Rules of iptables-legacy reported of the probe when it was sent once more, and it may have
         // fared otherwise then. What they say of other ways starts from how that one ended.
         if end.fate != WalkEnd::Stopped
             && met.legacy.is_some_and(|(rules, steps)| rules.stop(steps))
@@ -103,9 +103,8 @@ impl RouterRules {
         for id in matter {
             let caveat = program.chains[id.0].rules[id.1].varying().next();
             let caveat = caveat.map(|varying| varying.caveat.clone());
-            doubt
-                .by
-                .extend(caveat.zip(text(&program, reader, met, id)?));
+            let named = caveat.zip(text(&program, reader, met, id)?);
+            doubt.by.extend(named);
         }
         for id in any.readers {
             let known = |text: &RuleText| doubt.by.iter().any(|(_, by)| by == text);

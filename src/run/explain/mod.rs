@@ -186,7 +186,7 @@ pub struct Explainer {
 }
 
 impl Explainer {
-    /// RouterRules are printed by `tools`.
+    /// Rules are printed by `tools`.
     #[must_use]
     pub fn new(tools: Tools) -> Self {
         Self {

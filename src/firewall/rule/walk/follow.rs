@@ -87,7 +87,7 @@ struct Walk<'a> {
     ways: WayEnds,
     /// Where both ways were followed before.
     known: HashSet<(usize, Stack, State)>,
-    /// WayEnds that are yet to be followed.
+    /// Ways that are yet to be followed.
     todo: Vec<(usize, Stack, State)>,
     asked: usize,
 }
