@@ -168,7 +168,7 @@ fn every_end_reason_and_status_is_explained() {
         let row = format!("| `{}` | ", snake_case(&name));
         missing.extend((!text.contains(&row)).then_some(name));
     }
-    for name in variants("src/run/detailed/result.rs", "Status") {
+    for name in variants("src/run/detailed/result.rs", "ServiceStatus") {
         let row = format!("| {} | ", name.to_uppercase());
         missing.extend((!text.contains(&row)).then_some(name));
     }

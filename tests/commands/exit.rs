@@ -22,7 +22,7 @@ fn right(site: &Site, arg: &Arg) -> String {
         "destination" => "10.81.3.10",
         "services" | "ports" => "443/tcp",
         "mode" => "quick",
-        "router" => "r1",
+        "router" | "routers" => "r1",
         "address" => "10.81.1.77",
         "run_id" => NONE,
         "command" => "true",
