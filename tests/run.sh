@@ -85,7 +85,7 @@ stage_system() {
 USER_PART=(buffers:: doors:: hosts:: iptables:: netlink:: netns:: owner:: quick registry:: trace:: vacate:: way::)
 # Take rights outside of a user namespace: other user ids, and settings of a device's queues. Three
 # hundred damaged facts are no other without root.
-USER_SKIPS=(--skip without_rights --skip belongs_to_somebody_else --skip sender_does_not_carry --skip doors::mutate)
+USER_SKIPS=(--skip without_rights --skip belongs_to_somebody_else --skip another_user --skip sender_does_not_carry --skip doors::mutate)
 
 # as_user TEST-OPTION…: the privileged tests as an ordinary user.
 as_user() {

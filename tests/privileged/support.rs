@@ -95,9 +95,14 @@ pub(crate) fn mounts(text: &str) -> Vec<String> {
     points.filter(|point| point.contains(text)).collect()
 }
 
-/// Waits until `netns` has the links `want`, at most ten seconds after the last change there: the
-/// kernel frees what was in a deleted namespace by itself.
+/// Waits until `netns` has the links `want`, as [`await_links_that`] does.
 pub(crate) fn await_links(netns: &NetnsFd, want: &[IfName]) {
+    await_links_that(netns, &format!("{want:?}"), |have| have == want);
+}
+
+/// Waits until the links of `netns` are as wanted, at most ten seconds after the last change there: the
+/// kernel frees what was in a deleted namespace by itself.
+pub(crate) fn await_links_that(netns: &NetnsFd, want: &str, are: impl Fn(&[IfName]) -> bool) {
     let events = netns
         .socket(
             AddressFamily::Netlink,
@@ -118,7 +123,7 @@ pub(crate) fn await_links(netns: &NetnsFd, want: &[IfName]) {
             .into_iter()
             .map(|l| l.name)
             .collect();
-        if have == want {
+        if are(&have) {
             return;
         }
         let event = recv(events.as_raw_fd(), &mut [0; 8192], MsgFlags::empty());
@@ -126,7 +131,7 @@ pub(crate) fn await_links(netns: &NetnsFd, want: &[IfName]) {
         let missed = event == Err(nix::errno::Errno::ENOBUFS);
         assert!(
             event.is_ok() || missed,
-            "{event:?}; {have:?} instead of {want:?}"
+            "{event:?}; {have:?} instead of {want}"
         );
     }
 }
