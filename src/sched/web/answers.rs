@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{
     Shared, Site,
     api::{blocking, run_id},
-    ask::{Name, SubmitQuery},
+    ask::{Name, UrlQuery},
     error::ApiError,
     read,
     rights::Rights,
@@ -90,7 +90,7 @@ pub(super) async fn matrix(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
-    SubmitQuery(page): SubmitQuery<MatrixPage>,
+    UrlQuery(page): UrlQuery<MatrixPage>,
 ) -> Result<Json<MatrixSlice>, ApiError> {
     let id = run_id(id)?;
     let wanted = Wanted {
@@ -114,7 +114,7 @@ pub(super) async fn evidence(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
-    SubmitQuery(EvidenceOf { service }): SubmitQuery<EvidenceOf>,
+    UrlQuery(EvidenceOf { service }): UrlQuery<EvidenceOf>,
 ) -> Result<Response, ApiError> {
     let services = parse_services(&service, Protocol::Tcp, ServiceLimits { max_services: 1 });
     let services = services.map_err(|e| ApiError::bad(e.to_string()))?;

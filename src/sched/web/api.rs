@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     Shared, Site,
-    ask::{Body, Name, SubmitQuery},
+    ask::{Body, Name, UrlQuery},
     error::ApiError,
     rights::Rights,
 };
@@ -97,7 +97,7 @@ pub(super) struct QueueAnswer {
 
 pub(super) async fn queue(
     State(site): State<Shared>,
-    SubmitQuery(page): SubmitQuery<QueuePage>,
+    UrlQuery(page): UrlQuery<QueuePage>,
 ) -> Json<QueueAnswer> {
     let jobs = site.board.jobs();
     let limit = page.limit.unwrap_or(PAGE).min(PAGE_MAX);
@@ -127,7 +127,7 @@ pub(super) struct HistoryAnswer {
 pub(super) async fn history(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
-    SubmitQuery(page): SubmitQuery<HistoryPage>,
+    UrlQuery(page): UrlQuery<HistoryPage>,
 ) -> Result<Json<HistoryAnswer>, ApiError> {
     let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     blocking(&site, move |site| {
@@ -160,7 +160,7 @@ pub(super) struct ListingPage {
 pub(super) async fn listing(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
-    SubmitQuery(page): SubmitQuery<ListingPage>,
+    UrlQuery(page): UrlQuery<ListingPage>,
 ) -> Result<Json<QueueListing>, ApiError> {
     blocking(&site, move |site| {
         let mut jobs = site.spool.jobs()?;

@@ -25,9 +25,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 }
 
 /// What stands behind the `?`.
-pub(super) struct SubmitQuery<T>(pub(super) T);
+pub(super) struct UrlQuery<T>(pub(super) T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for SubmitQuery<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for UrlQuery<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {

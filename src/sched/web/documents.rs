@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{
     Shared, Site,
     api::{blocking, run_id, seen},
-    ask::{Name, SubmitQuery},
+    ask::{Name, UrlQuery},
     error::ApiError,
     read,
     rights::Rights,
@@ -192,7 +192,7 @@ pub(super) async fn check(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
-    SubmitQuery(part): SubmitQuery<DocumentPart>,
+    UrlQuery(part): UrlQuery<DocumentPart>,
 ) -> Result<Json<ShownDocument>, ApiError> {
     let id = run_id(id)?;
     blocking(&site, move |site| {
@@ -207,7 +207,7 @@ pub(super) async fn table(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
-    SubmitQuery(part): SubmitQuery<DocumentPart>,
+    UrlQuery(part): UrlQuery<DocumentPart>,
 ) -> Result<Json<ShownDocument>, ApiError> {
     let id = run_id(id)?;
     blocking(&site, move |site| {
@@ -223,7 +223,7 @@ pub(super) async fn difference(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Path((after, before)): Path<(String, String)>,
-    SubmitQuery(part): SubmitQuery<DocumentPart>,
+    UrlQuery(part): UrlQuery<DocumentPart>,
 ) -> Result<Json<ShownDocument>, ApiError> {
     let (before, after) = (run_id(before)?, run_id(after)?);
     blocking(&site, move |site| {
