@@ -22,10 +22,10 @@ use crate::{
         answers::Answers,
         check::{self, Checked},
         diff,
-        document::{Document, Outcome},
+        document::{Document, DocumentSection, Item, Outcome},
         matrix::{self, Names},
     },
-    model::RunId,
+    model::{LabName, RunId},
     run::report::Verdict,
     sched::{
         job::{FinishedJob, Mode, PolicyAbout},
@@ -113,7 +113,7 @@ impl ShownDocument {
         let (offset, limit) = (part.offset, part.limit.unwrap_or(PART).clamp(1, PART_MAX));
         let mut sections = document.sections;
         sections.retain(|section| {
-            let of_item = |item: &crate::bulk::document::Item| fits(&item.what);
+            let of_item = |item: &Item| fits(&item.what);
             fits(&section.name) || section.items.iter().any(of_item)
         });
         let mut grid = document.grid;
@@ -121,7 +121,7 @@ impl ShownDocument {
             grid.rows.retain(|(from, to, _)| fits(from) || fits(to));
         }
         let total = sections.len();
-        let section = |section: crate::bulk::document::DocumentSection| ShownSection {
+        let section = |section: DocumentSection| ShownSection {
             more: section.items.len().saturating_sub(ITEMS),
             word: words[section.outcome as usize],
             outcome: class(section.outcome),
@@ -164,7 +164,7 @@ impl ShownDocument {
 }
 
 impl ShownItem {
-    fn of(item: crate::bulk::document::Item) -> Self {
+    fn of(item: Item) -> Self {
         Self {
             what: item.what,
             outcome: class(item.outcome),
@@ -187,6 +187,18 @@ fn written<T: DeserializeOwned>(
     serde_json::from_reader(file).map_err(|_| none("is no check of a policy"))
 }
 
+/// A part of the document that `make` makes of what checks wrote.
+async fn shown(
+    site: Shared,
+    part: DocumentPart,
+    make: impl FnOnce(&Site) -> Result<Document, ApiError> + Send + 'static,
+) -> Result<Json<ShownDocument>, ApiError> {
+    blocking(&site, move |site| {
+        Ok(Json(ShownDocument::of(make(site)?, &part)))
+    })
+    .await
+}
+
 /// A check rule by rule, surprises first.
 pub(super) async fn check(
     State(site): State<Shared>,
@@ -195,9 +207,9 @@ pub(super) async fn check(
     UrlQuery(part): UrlQuery<DocumentPart>,
 ) -> Result<Json<ShownDocument>, ApiError> {
     let id = run_id(id)?;
-    blocking(&site, move |site| {
+    shown(site, part, move |site| {
         let checked: Checked = written(site, &rights, &id, RESULT)?;
-        Ok(Json(ShownDocument::of(check::document(&checked), &part)))
+        Ok(check::document(&checked))
     })
     .await
 }
@@ -210,10 +222,9 @@ pub(super) async fn table(
     UrlQuery(part): UrlQuery<DocumentPart>,
 ) -> Result<Json<ShownDocument>, ApiError> {
     let id = run_id(id)?;
-    blocking(&site, move |site| {
+    shown(site, part, move |site| {
         let answers: Answers = written(site, &rights, &id, ANSWERS)?;
-        let document = matrix::document(&answers, &Names::new());
-        Ok(Json(ShownDocument::of(document, &part)))
+        Ok(matrix::document(&answers, &Names::new()))
     })
     .await
 }
@@ -226,10 +237,10 @@ pub(super) async fn difference(
     UrlQuery(part): UrlQuery<DocumentPart>,
 ) -> Result<Json<ShownDocument>, ApiError> {
     let (before, after) = (run_id(before)?, run_id(after)?);
-    blocking(&site, move |site| {
+    shown(site, part, move |site| {
         let [before, after] = [&before, &after].map(|id| written(site, &rights, id, ANSWERS));
         let found = diff::diff(&before?, &after?, Vec::new());
-        Ok(Json(ShownDocument::of(diff::document(&found), &part)))
+        Ok(diff::document(&found))
     })
     .await
 }
@@ -237,7 +248,7 @@ pub(super) async fn difference(
 /// A policy with its latest results in one lab.
 #[derive(Serialize)]
 pub(super) struct PolicyRuns {
-    lab: crate::model::LabName,
+    lab: LabName,
     policy: PolicyAbout,
     /// Latest first.
     runs: Vec<FinishedJob>,
