@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::{Value, json};
@@ -19,6 +19,7 @@ use crate::{
     kernels::{owner_tables, taps_stay},
     leaks::iptables_save,
     quick::TestLab,
+    support::await_stop,
 };
 
 /// A lab, and the quick runner as users start it.
@@ -40,7 +41,7 @@ impl Runner {
         }
     }
 
-    fn quick(&self, run_id: &str, fault: Option<&str>) -> Output {
+    fn command(&self, run_id: &str, fault: Option<&str>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-quick"));
         command
             .arg("--config")
@@ -61,7 +62,11 @@ impl Runner {
             Some(fault) => command.args(["--fault", fault]).args(self.options),
             None => command.args(["--explain", "always"]),
         };
-        command.output().unwrap()
+        command
+    }
+
+    fn quick(&self, run_id: &str, fault: Option<&str>) -> Output {
+        self.command(run_id, fault).output().unwrap()
     }
 
     /// How many steps a job takes.
@@ -224,7 +229,8 @@ fn a_job_of_iptables_killed_at_any_step_leaves_no_table_to_the_next_of_nft() {
     }
 }
 
-/// The setting is not the job's table, so the kernel does not put it back.
+/// The setting is not the job's table, so the kernel does not put it back: the next job does, and so
+/// does `tsim reconcile`.
 #[test]
 fn a_trace_of_iptables_legacy_killed_at_any_step_leaves_its_logger_to_nobody() {
     let runner = Runner::new();
@@ -235,34 +241,40 @@ fn a_trace_of_iptables_legacy_killed_at_any_step_leaves_its_logger_to_nobody() {
     let logger = || sysctl::read(&r1, &["net/netfilter/nf_log/2"]).unwrap();
     let before = logger();
     let notes = runner.lab.config.registry_dir.join("locks/taps");
+    let assert_put_back = |when: &str| {
+        runner.assert_right(when);
+        assert_eq!(logger(), before, "{when}");
+        assert!(!notes.exists(), "{when}");
+    };
+    for reconciles in [false, true] {
+        let when = format!("killed while it traces; reconcile: {reconciles}");
+        let run_id = format!("traces-{reconciles}");
+        let mut job = runner.command(&run_id, Some("stop@iptables.traced"));
+        let mut job = job.stdout(Stdio::null()).spawn().unwrap();
+        await_stop(&job);
+        job.kill().unwrap();
+        job.wait().unwrap();
+        assert_ne!(logger(), before, "{when}");
+        assert!(notes.exists(), "{when}");
+        if reconciles {
+            let mut reconcile = Command::new(env!("CARGO_BIN_EXE_tsim"));
+            let config = reconcile.arg("--config").arg(&runner.config);
+            let output = config.arg("reconcile").output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(said.contains("nf_log-2"), "{when}: {output:?}");
+            assert_eq!(logger(), before, "{when}");
+        }
+        assert_put_back(&when);
+    }
     let steps = runner.steps();
-    let mut left = 0;
-    for step in 1..=steps {
+    // All of them are tried without legacy rules above.
+    for step in (1..=steps).step_by(3) {
         let when = format!("killed at step {step} of {steps}");
         runner.forget_texts();
         let output = runner.quick(&format!("killed{step}"), Some(&format!("kill@{step}")));
         assert_eq!(output.status.signal(), Some(9), "{when}");
-        if logger() != before {
-            left += 1;
-            assert!(notes.exists(), "{when}");
-            // Two things put it back, each every other time.
-            if left % 2 == 0 {
-                let mut reconcile = Command::new(env!("CARGO_BIN_EXE_tsim"));
-                reconcile
-                    .arg("--config")
-                    .arg(&runner.config)
-                    .arg("reconcile");
-                let output = reconcile.output().unwrap();
-                let said = String::from_utf8_lossy(&output.stdout);
-                assert!(said.contains("nf_log-2"), "{when}: {output:?}");
-                assert_eq!(logger(), before, "{when}");
-            }
-        }
-        runner.assert_right(&when);
-        assert_eq!(logger(), before, "{when}");
-        assert!(!notes.exists(), "{when}");
+        assert_put_back(&when);
     }
-    assert!(left > 1, "{left} of {steps} steps left the setting");
 }
 
 fn load(netns: &NetnsFd, tool: &str, rules: &str) {

@@ -7,13 +7,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use nix::{
-    sys::{
-        signal::{Signal, kill},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use tsim::{
     lab::{
@@ -28,7 +22,7 @@ use tsim::{
 use crate::{
     lab::{Place, fixture, tool},
     links::{connect, plain_host},
-    support::await_links_that,
+    support::{await_links_that, await_stop, pid},
 };
 
 /// The facts of small3, and the same without telnet's port at its second router's door, with a
@@ -389,11 +383,9 @@ fn jobs_that_lease_a_host_of_a_router_are_waited_for() {
         ])
         .spawn()
         .unwrap();
-    let pid = Pid::from_raw(reload.id().cast_signed());
-    let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
-    assert!(matches!(stopped, WaitStatus::Stopped(..)), "{stopped:?}");
+    await_stop(&reload);
     assert_eq!(two.place.router("r1").id(), before);
-    kill(pid, Signal::SIGCONT).unwrap();
+    kill(pid(&reload), Signal::SIGCONT).unwrap();
     job.release_and_remove(&spec.id, &mut kernel, &Wait::not())
         .unwrap();
     assert!(reload.wait().unwrap().success());

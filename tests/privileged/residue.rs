@@ -9,11 +9,7 @@ use std::{
 
 use nix::{
     mount::{MntFlags, umount2},
-    sys::{
-        signal::{Signal, kill},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
-    unistd::Pid,
+    sys::signal::{Signal, kill},
 };
 use tsim::{
     config::Config,
@@ -21,7 +17,10 @@ use tsim::{
     model::WithCauses,
 };
 
-use crate::lab::{Place, fixture};
+use crate::{
+    lab::{Place, fixture},
+    support::{await_stop, pid},
+};
 
 fn state_file(place: &Place) -> PathBuf {
     place
@@ -98,10 +97,6 @@ fn a_lab_of_another_registry_is_called_so() {
     place.assert_nothing_left();
 }
 
-fn pid(child: &Child) -> Pid {
-    Pid::from_raw(child.id().cast_signed())
-}
-
 /// A place whose users wait for somewhat more than the second after which they say for whom.
 fn of_little_patience() -> (Place, PathBuf) {
     let place = Place::new();
@@ -136,8 +131,7 @@ fn stopped_up(config: &Path, name: &str, step: &str) -> Child {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let status = waitpid(pid(&up), Some(WaitPidFlag::WUNTRACED)).unwrap();
-    assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+    await_stop(&up);
     up
 }
 

@@ -4,22 +4,38 @@
 use std::{
     fs,
     os::fd::AsRawFd,
-    process,
+    process::{self, Child},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, bind, recv, setsockopt,
-        sockopt::ReceiveTimeout,
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, bind, recv, setsockopt,
+            sockopt::ReceiveTimeout,
+        },
+        time::TimeVal,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    time::TimeVal,
+    unistd::Pid,
 };
 use tsim::{
     model::{IfName, LabName, NetnsName},
     netlink::Netlink,
     netns::{NetnsDir, NetnsFd},
 };
+
+/// The process id of a child, as nix takes it.
+pub(crate) fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+/// Returns when the child has stopped at the step that it was told to stop at.
+pub(crate) fn await_stop(child: &Child) {
+    let status = waitpid(pid(child), Some(WaitPidFlag::WUNTRACED)).unwrap();
+    assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+}
 
 /// A lab name that no other test and no other process has.
 pub(crate) fn lab_name() -> LabName {
@@ -127,8 +143,9 @@ pub(crate) fn await_links_that(netns: &NetnsFd, want: &str, are: impl Fn(&[IfNam
             return;
         }
         let event = recv(events.as_raw_fd(), &mut [0; 8192], MsgFlags::empty());
-        // ENOBUFS: there were more events than the socket could keep.
-        let missed = event == Err(nix::errno::Errno::ENOBUFS);
+        // ENOBUFS: there were more events than the socket could keep. EINTR: a signal to the process,
+        // such as glibc's when another test's thread changes its user, came to this thread.
+        let missed = matches!(event, Err(Errno::ENOBUFS | Errno::EINTR));
         assert!(
             event.is_ok() || missed,
             "{event:?}; {have:?} instead of {want}"

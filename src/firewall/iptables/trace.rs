@@ -181,11 +181,16 @@ impl<'a> LegacyTrace<'a> {
             let noted = notebook.note(name, vec![self.before.clone()]);
             noted.map_err(LegacyTraceError::Notebook)?;
         }
-        let set = set_logger(self.netns, setting, LOGGER);
+        let set = set_logger(self.netns, setting, LOGGER).and_then(|()| step("iptables.traced"));
         if set.is_err() {
-            self.strike()?;
+            self.put_back()?;
         }
         set
+    }
+
+    fn put_back(&self) -> Result<(), LegacyTraceError> {
+        set_logger(self.netns, setting(self.family).0, &self.before)?;
+        self.strike()
     }
 
     fn strike(&self) -> Result<(), LegacyTraceError> {
@@ -228,9 +233,15 @@ impl<'a> LegacyTrace<'a> {
     /// # Errors
     /// [`LegacyTraceError::Sysctl`], [`LegacyTraceError::Notebook`].
     pub fn stop(self) -> Result<(), LegacyTraceError> {
-        set_logger(self.netns, setting(self.family).0, &self.before)?;
-        self.strike()
+        self.put_back()
     }
+}
+
+fn step(name: &'static str) -> Result<(), LegacyTraceError> {
+    fault::step(name).map_err(|source| LegacyTraceError::Socket {
+        step: "set the logger for",
+        source,
+    })
 }
 
 fn set_logger(
@@ -238,10 +249,7 @@ fn set_logger(
     setting: &'static str,
     logger: &str,
 ) -> Result<(), LegacyTraceError> {
-    fault::step("iptables.logger").map_err(|source| LegacyTraceError::Socket {
-        step: "set the logger for",
-        source,
-    })?;
+    step("iptables.logger")?;
     match sysctl::write(netns, &[(setting, logger)]) {
         Err(errors) => errors.into_iter().next().map_or(Ok(()), |e| Err(e.into())),
         Ok(()) => Ok(()),
