@@ -90,7 +90,7 @@ pub(crate) fn exclusive(
 }
 
 /// A process in words: its number and its command line.
-fn described(pid: Option<u32>) -> String {
+pub(crate) fn described(pid: Option<u32>) -> String {
     let Some(pid) = pid else {
         return "another process".to_owned();
     };

@@ -17,7 +17,14 @@ use nix::{
 };
 
 /// How long somebody waits before it is said for whom.
-const SILENT: Duration = Duration::from_secs(1);
+pub(crate) const SILENT: Duration = Duration::from_secs(1);
+
+/// How long to wait for somebody who holds what is held for a moment, well below a millisecond, by
+/// whoever may wait `timeout` for others. Who does not want to wait for jobs gets that moment all
+/// the same; who holds it for longer is stopped or hung.
+pub(crate) fn for_a_moment(timeout: Duration) -> Duration {
+    timeout.max(SILENT)
+}
 
 /// Wakes waiters for good, e.g. after SIGINT. Clones share one state.
 #[derive(Debug, Clone)]

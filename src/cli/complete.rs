@@ -11,6 +11,7 @@ use std::{
     ffi::{OsStr, OsString},
     io::{self, Write},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::CommandFactory;
@@ -60,7 +61,10 @@ impl Typed {
         let file = value_of(&words, "--config").map(PathBuf::from);
         let file = file.or_else(|| env::var_os("TSIM_CONFIG").map(PathBuf::from));
         let rootless = words.iter().any(|word| word == "--rootless");
-        let config = start::configuration(file.as_deref(), rootless).ok()?;
+        let config = Config {
+            lock_timeout: Duration::ZERO,
+            ..start::configuration(file.as_deref(), rootless).ok()?
+        };
         Some(Self { words, config })
     }
 

@@ -125,7 +125,7 @@ impl DetailedArgs {
             source_port: self.sport,
             size: asked.size,
             run_id: asked.run_id,
-            lock_timeout: asked.lock_timeout,
+            lock_timeout: context.config.lock_timeout,
             timeout: self.timeout,
             patient: self.patient,
             trust_facts: asked.trust_facts,

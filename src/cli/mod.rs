@@ -10,6 +10,7 @@ use std::{
     mem,
     path::PathBuf,
     process,
+    time::Duration,
 };
 
 use clap::{Args, Parser};
@@ -90,6 +91,10 @@ pub struct Global {
     #[arg(long, global = true)]
     pub rootless: bool,
 
+    /// Seconds to wait for whoever has something locked [default: from the configuration, 60]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = question::seconds)]
+    pub lock_timeout: Option<Duration>,
+
     /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -137,6 +142,8 @@ pub struct Context {
     pub quiet: bool,
     /// When to colour.
     pub colour: Colour,
+    /// What was typed for how long to wait; it is in the configuration already.
+    lock_timeout: Option<Duration>,
     live: Option<LiveLine>,
     standing: Standing,
     /// The scheduler to ask, where the command asks one and one was found.
@@ -155,6 +162,7 @@ impl Context {
             json,
             quiet: false,
             colour: Colour::Auto,
+            lock_timeout: None,
             live: None,
             standing: Standing::Root,
             client: None,
@@ -354,6 +362,7 @@ fn run<C: CommandLine>(command: C) -> i32 {
         let context = Context {
             quiet: global.quiet,
             colour: global.color,
+            lock_timeout: global.lock_timeout,
             live,
             standing: started.standing,
             client: started.client,

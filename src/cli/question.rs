@@ -78,10 +78,6 @@ pub(super) struct TypedQuestion {
     #[arg(long, value_name = "ID")]
     run_id: Option<RunId>,
 
-    /// Seconds to wait for router locks [default: from the configuration]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    lock_timeout: Option<Duration>,
-
     /// Append progress to this file as JSON lines
     #[arg(long, value_name = "FILE")]
     progress: Option<PathBuf>,
@@ -119,7 +115,6 @@ pub(super) struct CheckedQuestion {
     pub(super) size: Option<u16>,
     pub(super) trust_facts: bool,
     pub(super) run_id: RunId,
-    pub(super) lock_timeout: Duration,
     pub(super) progress: Option<PathBuf>,
 }
 
@@ -180,7 +175,6 @@ impl TypedQuestion {
             size: self.size,
             trust_facts: self.trust_facts,
             run_id: run_id.map_err(Failure::cannot_run)?,
-            lock_timeout: self.lock_timeout.unwrap_or(context.config.lock_timeout),
             progress: self.progress,
         })
     }

@@ -135,7 +135,7 @@ impl QuickArgs {
             probe_dscp: self.probe_dscp,
             source_port: self.sport,
             size: asked.size,
-            lock_timeout: asked.lock_timeout,
+            lock_timeout: context.config.lock_timeout,
             explain: self.explain.into(),
             backend: self.backend,
             trust_facts: asked.trust_facts,

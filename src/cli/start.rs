@@ -56,6 +56,7 @@ pub(super) fn start(
 ) -> Result<Started, Failure> {
     if let Some(keeper) = keeper::inside()? {
         let config = Config::load(global.config.as_deref(), &keeper.places)?;
+        let config = global.patient(config);
         let client = asks.map_or(Ok(None), |at| at.find(&config, None))?;
         let users = keeper::stay(&keeper);
         let standing = Standing::Inside(keeper, users.ok());
@@ -65,6 +66,7 @@ pub(super) fn start(
         });
     }
     let (config, places) = choose(global.config.as_deref(), global.rootless)?;
+    let config = global.patient(config);
     if let Some(at) = asks {
         let own = places.as_ref().and_then(|places| places.as_ref().ok());
         let shared = shared(global, own)?;
@@ -95,6 +97,17 @@ pub(super) fn start(
         door,
         ..Started::new(config, Standing::Inside(joined.keeper, Some(joined.users)))
     })
+}
+
+impl Global {
+    /// The configuration with the time to wait that was typed.
+    fn patient(&self, config: Config) -> Config {
+        let lock_timeout = self.lock_timeout.unwrap_or(config.lock_timeout);
+        Config {
+            lock_timeout,
+            ..config
+        }
+    }
 }
 
 /// The configuration of the machine's scheduler, which an ordinary user may ask who has no labs of

@@ -53,7 +53,8 @@ Examples:
   tsim submit check policy.toml corp10 corp11            # a job for each lab
 
 The text of a policy is sent with all files that it includes: the scheduler reads none of its own.
-A check comes behind quick and detailed jobs, and gives routers back about twice a second. It prints the job's name (run id) and place and does not wait: `tsim watch RUN` does. A scheduler that
+A check comes behind quick and detailed jobs, and gives routers back about twice a second. With
+--lock-timeout the job waits for its routers as long, too. It prints the job's name (run id) and place and does not wait: `tsim watch RUN` does. A scheduler that
 runs is asked, and takes the job under the caller's name; otherwise it waits in the queue of who may
 write that.";
 
@@ -131,9 +132,6 @@ struct Told {
     /// Source port [default: one that was not used before]
     #[arg(long, value_name = "PORT")]
     sport: Option<NonZeroU16>,
-    /// Seconds to wait for router locks [default: from the scheduler's configuration]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    lock_timeout: Option<Duration>,
     /// Quick, check: whether to find out what stops a blocked service
     #[arg(long, value_name = "WHEN")]
     explain: Option<Explain>,
@@ -152,14 +150,14 @@ struct Told {
 }
 
 impl Told {
-    fn resolve(self) -> Result<JobOptions, Failure> {
+    fn resolve(self, context: &Context) -> Result<JobOptions, Failure> {
         let trace = self.trace.as_deref().map(read_trace).transpose()?;
         Ok(JobOptions {
             from: self.from,
             trust_facts: self.trust_facts,
             default_proto: self.default_proto,
             sport: self.sport,
-            lock_timeout: self.lock_timeout.map(|time| time.as_secs_f64()),
+            lock_timeout: context.lock_timeout.map(|time| time.as_secs_f64()),
             trace: trace.map(Box::new),
             explain: self.explain.map(Into::into),
             backend: self.backend,
@@ -188,7 +186,7 @@ impl Run for Submit {
             let expanded = context.config.groups.expand(&ports, Some(Path::new("")));
             expanded.map_err(Failure::usage)
         });
-        let (ports, options) = (ports.transpose()?, self.told.resolve()?);
+        let (ports, options) = (ports.transpose()?, self.told.resolve(context)?);
         for lab in labs {
             let params = Params {
                 lab,

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write},
     sync::Arc,
+    time::Duration,
 };
 
 use clap::{Parser, ValueEnum};
@@ -102,7 +103,12 @@ impl Run for Tsimd {
                 return Ok(Exit::Ok);
             }
         }
-        let registry = RegistryManager::open(&context.config).map_err(Failure::cannot_run)?;
+        // It waits for nobody who has stopped: what it cannot do now it tries again.
+        let hasty = Config {
+            lock_timeout: Duration::ZERO,
+            ..context.config.clone()
+        };
+        let registry = RegistryManager::open(&hasty).map_err(Failure::cannot_run)?;
         // The runners work in another directory.
         let config_file = self.global.config.map(std::path::absolute).transpose()?;
         let daemon = Daemon {
@@ -112,7 +118,7 @@ impl Run for Tsimd {
                 .door
                 .take()
                 .unwrap_or_else(|| Door::Here(DoorPlan::of(&context.config))),
-            resources: Arc::new(RegistryResources::new(registry, reconcile(&context.config))),
+            resources: Arc::new(RegistryResources::new(registry, reconcile(hasty))),
         };
         daemon.run().map_err(Failure::cannot_run)?;
         Ok(Exit::Ok)
@@ -120,8 +126,7 @@ impl Run for Tsimd {
 }
 
 /// What `tsim reconcile` does.
-fn reconcile(config: &Config) -> Reconcile {
-    let config = config.clone();
+fn reconcile(config: Config) -> Reconcile {
     Box::new(move |registry| {
         let run_id = RunId::new(format!("tsimd-{}", std::process::id()))?;
         let mut kernel = Caretaker::new(&NetnsDir::default().patient(config.lock_timeout), &config);

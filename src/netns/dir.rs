@@ -24,7 +24,11 @@ use super::{
     NetnsError, NetnsFd, NetnsId,
     fd::{HomeNamespace, OWN_NETNS, on_own_thread},
 };
-use crate::{fault, flock, model::NetnsName, wait::Wait};
+use crate::{
+    fault, flock,
+    model::NetnsName,
+    wait::{self, Wait},
+};
 
 /// Where ip-netns(8) keeps named namespaces.
 pub const DEFAULT_DIR: &str = "/run/netns";
@@ -71,6 +75,7 @@ impl NetnsDir {
     /// The same directory, where others are waited for at most for `patience`.
     #[must_use]
     pub fn patient(self, patience: Duration) -> Self {
+        let patience = wait::for_a_moment(patience);
         Self { patience, ..self }
     }
 

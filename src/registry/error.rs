@@ -69,7 +69,7 @@ pub enum RegistryError {
         reason: String,
     },
     /// A lock was not had in time.
-    #[error("{what} was not free within {}: {}", Seconds(*.waited), Holders(.holders))]
+    #[error("{what} was not free within {:.1} s{}", .waited.as_secs_f64(), Holders(.holders))]
     LockTimeout {
         /// What was to be locked.
         what: String,
@@ -189,14 +189,6 @@ impl RegistryError {
     }
 }
 
-struct Seconds(Duration);
-
-impl fmt::Display for Seconds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} s", self.0.as_secs_f64())
-    }
-}
-
 struct Runs<'a>(&'a [RunId]);
 
 impl fmt::Display for Runs<'_> {
@@ -217,11 +209,9 @@ struct Holders<'a>(&'a [LockHolder]);
 
 impl fmt::Display for Holders<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            f.write_str("who holds it is not known")
-        } else {
-            list(f, self.0)
-        }
+        let before = if self.0.is_empty() { "" } else { ": " };
+        f.write_str(before)?;
+        list(f, self.0)
     }
 }
 

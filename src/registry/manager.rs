@@ -1,6 +1,13 @@
 //! The entry point: opens the registry, answers questions, hands out jobs and DSCP values.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -20,11 +27,8 @@ use crate::{
         table::Table,
         time,
     },
+    wait,
 };
-
-/// How long a change waits for others that change the same file. A change takes well below a
-/// millisecond; who holds a file for longer is stopped or hung.
-const FILE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The registry, opened. Cheap to open and to clone, safe to use from many threads and processes.
 #[derive(Debug, Clone)]
@@ -37,6 +41,10 @@ struct Inner {
     opened: mutex::Opened,
     dscp: DscpRange,
     owner: Owner,
+    /// How long a change waits for others that change the same file.
+    patience: Duration,
+    /// Whether one has given up: what is undone then waits for a moment only.
+    gave_up: AtomicBool,
 }
 
 /// A file that is locked and loaded.
@@ -106,6 +114,8 @@ impl RegistryManager {
             opened: mutex::Opened::default(),
             dscp: config.dscp,
             owner,
+            patience: config.lock_timeout,
+            gave_up: AtomicBool::new(false),
         })))
     }
 
@@ -332,9 +342,17 @@ impl RegistryManager {
         &'t self,
         token: &'t mut Token<'_, P>,
     ) -> Result<RegistryGuard<'t, L>, RegistryError> {
-        let wait = Wait::at_most(FILE_PATIENCE);
+        let patience = match self.0.gave_up.load(Ordering::Relaxed) {
+            true => Duration::ZERO,
+            false => self.0.patience,
+        };
+        let wait = Wait::at_most(wait::for_a_moment(patience));
         let locks = (&*self.0.locks, &self.0.opened);
-        mutex::lock(token, locks, L::FILE.lock, &wait)
+        let locked = mutex::lock(token, locks, L::FILE.lock, &wait);
+        if matches!(locked, Err(RegistryError::LockTimeout { .. })) {
+            self.0.gave_up.store(true, Ordering::Relaxed);
+        }
+        locked
     }
 
     /// Reads one record of a locked file.

@@ -107,10 +107,7 @@ fn gave_up(refused: NotLocked, locks: &Directory, name: &str, wait: &Wait) -> Re
         NotLocked::Io(error) => locks.error("lock", name, error),
         NotLocked::Cancelled => RegistryError::Cancelled { what },
         NotLocked::TimedOut(holder) => RegistryError::LockTimeout {
-            what: match holder {
-                Some(pid) => format!("{what} (locked by process {pid})"),
-                None => what,
-            },
+            what: format!("{what}, which {} has locked,", flock::described(holder)),
             waited: wait.waited(),
             holders: Vec::new(),
         },

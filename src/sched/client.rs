@@ -6,6 +6,7 @@ use std::{
     net::ToSocketAddrs,
     os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
+    pin::pin,
     str::FromStr,
     time::Duration,
 };
@@ -26,6 +27,8 @@ use tokio::{
     runtime::{Builder, Runtime},
     time::timeout,
 };
+
+use crate::wait::SILENT;
 
 /// How long a connection may take, and the head of an answer; the server itself gives up earlier.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -266,7 +269,16 @@ impl Client {
             }
         };
         let late = |_| self.no_answer(io::ErrorKind::TimedOut.into());
-        let answer = timeout(PATIENCE, exchange).await.map_err(late)??;
+        let mut exchange = pin!(exchange);
+        let soon = timeout(SILENT, &mut exchange).await;
+        let answer = match soon {
+            Ok(answer) => answer?,
+            Err(_) => {
+                let server = &self.server;
+                tracing::warn!("waiting for the scheduler at {server}, which has not answered yet");
+                timeout(PATIENCE, exchange).await.map_err(late)??
+            }
+        };
         let (head, answer) = answer.into_parts();
         if head.status.is_success() {
             return Ok(answer);

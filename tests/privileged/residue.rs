@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     io::{BufRead, BufReader, Write as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use nix::{
@@ -122,47 +122,81 @@ fn tsim(config: &Path, arguments: &[&str]) -> Command {
 }
 
 /// A `lab up` that stops at its first step of this name.
-fn stopped_up(config: &Path, name: &str, step: &str) -> Child {
-    let stop = format!("stop@{step}");
-    let up = ["--fault", &stop, "lab", "up", name, "--facts"];
-    let mut up = tsim(config, &up);
-    let up = up
-        .arg(fixture("small3"))
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    await_stop(&up);
-    up
+fn stopped_up(config: &Path, name: &str, step: &str) -> Stopped {
+    let facts = fixture("small3").display().to_string();
+    stopped(config, step, &["lab", "up", name, "--facts", &facts])
 }
 
-/// It gave up, and has said before for whom it waits.
-fn assert_gave_up(output: &Output, holder: &Child, what: &str) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(4), "{what}: {said}");
-    let holder = format!("process {} (", holder.id());
-    assert!(
-        said.contains(&format!("waiting for {holder}")),
-        "{what}: {said}"
-    );
-    let last = said.rsplit("error: ").next().unwrap();
-    assert!(last.contains(&holder), "{what}: {said}");
+/// A command that stops at its first step of this name.
+fn stopped(config: &Path, step: &str, arguments: &[&str]) -> Stopped {
+    let mut command = tsim(config, &["--fault", &format!("stop@{step}")]);
+    command.args(arguments).stdout(Stdio::null());
+    let stopped = Stopped(command.spawn().unwrap());
+    await_stop(&stopped.0);
+    stopped
 }
+
+/// Each of the commands gives up when it has waited as long as it was told, and has said before for
+/// whom it waits: a process or a job.
+fn assert_all_give_up(config: &Path, holder: &Stopped, commands: &[&[&str]]) {
+    let started = commands.iter().map(|arguments| {
+        let mut command = tsim(config, &["--lock-timeout", "1.2"]);
+        command.args(*arguments).stdout(Stdio::null());
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    });
+    let started: Vec<Child> = started.collect();
+    let pid = holder.0.id();
+    let named = [
+        format!("process {pid} ("),
+        format!("(pid {pid})"),
+        HOLDER.to_owned(),
+    ];
+    let names = |said: &str| named.iter().any(|name| said.contains(name));
+    for (command, arguments) in started.into_iter().zip(commands) {
+        let output = command.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {said}");
+        let (waiting, error) = said.split_once("error: ").unwrap();
+        assert!(waiting.contains("waiting"), "{arguments:?}: {said}");
+        assert!(names(waiting) && names(error), "{arguments:?}: {said}");
+    }
+}
+
+/// A command that has stopped; killed unless it is told to go on.
+struct Stopped(Child);
+
+impl Stopped {
+    /// Lets it do what it was told.
+    fn go_on(mut self) {
+        kill(pid(&self.0), Signal::SIGCONT).unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
+
+/// The run id of a job that is stopped.
+const HOLDER: &str = "has-stopped";
 
 #[test]
 fn a_stopped_lab_up_is_named_by_all_who_wait_for_it_and_they_give_up() {
-    let (place, config) = of_little_patience();
+    let place = Place::new();
+    let config = place.config_file();
     let other = crate::support::Bed::new();
     let (name, other) = (place.name().as_str(), other.lab.as_str());
     let facts = fixture("small3").display().to_string();
-    let mut up = stopped_up(&config, name, "lab.ruleset");
-    for arguments in [
-        &["lab", "up", name, "--facts", &facts][..],
+    let up = stopped_up(&config, name, "lab.ruleset");
+    let waiting: [&[&str]; 4] = [
+        &["lab", "up", name, "--facts", &facts],
+        &["lab", "up", name, "--replace", "--facts", &facts],
         &["lab", "down", name],
         &["lab", "down", name, "--force"],
-    ] {
-        let output = tsim(&config, arguments).output().unwrap();
-        assert_gave_up(&output, &up, &format!("{arguments:?}"));
-    }
+    ];
+    assert_all_give_up(&config, &up, &waiting);
     // Who only looks, and who makes another lab, do not wait.
     for arguments in [
         &["lab", "list"][..],
@@ -173,9 +207,95 @@ fn a_stopped_lab_up_is_named_by_all_who_wait_for_it_and_they_give_up() {
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         assert!(!String::from_utf8_lossy(&output.stderr).contains("waiting"));
     }
-    kill(pid(&up), Signal::SIGCONT).unwrap();
-    assert!(up.wait().unwrap().success());
+    up.go_on();
     place.down();
+    place.assert_nothing_left();
+}
+
+#[test]
+fn whatever_a_stopped_command_holds_those_who_wait_name_it_and_give_up() {
+    let place = Place::new();
+    let config = place.config_file();
+    place.up(&fixture("small3"));
+    let name = place.name().as_str();
+    let ask = [
+        "--lab",
+        name,
+        "-s",
+        "10.81.1.10",
+        "-d",
+        "10.81.3.10",
+        "-P",
+        "22",
+    ];
+    let (quick, detailed) = (
+        [&["quick"], &ask[..]].concat(),
+        [&["detailed"], &ask[..]].concat(),
+    );
+    let host = ["--lab", name, "--router", "r1", "--name"];
+    let add = |host_name, address| {
+        [
+            &["host", "add"],
+            &host[..],
+            &[host_name, "--address", address],
+        ]
+        .concat()
+    };
+    let (first, second) = (add("one", "10.81.1.77/24"), add("two", "10.81.1.78/24"));
+
+    // A file of the registry.
+    let holder = stopped(&config, "registry.rename", &first);
+    let waiting: [&[&str]; 9] = [
+        &second,
+        &["host", "remove", "--lab", name, "one"],
+        &["host", "list", "--lab", name],
+        &["hosts"],
+        &["reconcile"],
+        &["lab", "down", name],
+        &["lab", "reload", name, "r1"],
+        &quick,
+        &[
+            "detailed",
+            "--lab",
+            name,
+            "-s",
+            "10.81.1.11",
+            "-d",
+            "10.81.3.10",
+            "-P",
+            "22",
+        ],
+    ];
+    assert_all_give_up(&config, &holder, &waiting);
+    holder.go_on();
+
+    // The queue, while no scheduler runs.
+    let submit = [&["submit", "quick"], &ask[..]].concat();
+    let holder = stopped(&config, "registry.rename", &submit);
+    assert_all_give_up(&config, &holder, &[&submit, &["cancel", "none"]]);
+    holder.go_on();
+
+    // Names of namespaces.
+    let other = crate::support::Bed::new();
+    let holder = stopped_up(&config, other.lab.as_str(), "netns.name");
+    let third = crate::support::Bed::new();
+    let facts = fixture("small3").display().to_string();
+    let up = ["lab", "up", third.lab.as_str(), "--facts", &facts];
+    assert_all_give_up(&config, &holder, &[&second, &up]);
+    holder.go_on();
+    let down = ["lab", "down", other.lab.as_str()];
+    assert!(tsim(&config, &down).output().unwrap().status.success());
+
+    // A router.
+    let held = [&detailed[..], &["--run-id", HOLDER]].concat();
+    let holder = stopped(&config, "detailed.attempt", &held);
+    let waiting: [&[&str]; 3] = [&["exec", name, "r1", "--", "true"], &quick, &detailed];
+    assert_all_give_up(&config, &holder, &waiting);
+    let reload = ["lab", "reload", name, "r1"];
+    assert_all_give_up(&config, &holder, &[&reload]);
+    holder.go_on();
+    let down = ["lab", "down", name];
+    assert!(tsim(&config, &down).output().unwrap().status.success());
     place.assert_nothing_left();
 }
 
@@ -186,7 +306,7 @@ fn a_lab_up_stopped_while_it_makes_a_name_ends_jobs_and_never_hangs_the_schedule
     let (place, config) = of_little_patience();
     place.up(&fixture("small3"));
     let other = crate::support::Bed::new();
-    let mut up = stopped_up(&config, other.lab.as_str(), "netns.name");
+    let up = stopped_up(&config, other.lab.as_str(), "netns.name");
     let mut daemon = Command::new(env!("CARGO_BIN_EXE_tsimd"));
     daemon.arg("--config").arg(&config).stderr(Stdio::piped());
     let mut daemon = daemon.stdin(Stdio::null()).spawn().unwrap();
@@ -213,22 +333,24 @@ fn a_lab_up_stopped_while_it_makes_a_name_ends_jobs_and_never_hangs_the_schedule
     ]
     .concat();
     assert!(tsim(&config, &submit).output().unwrap().status.success());
-    assert!(
-        tsim(&config, &["lab", "list"])
-            .output()
-            .unwrap()
-            .status
-            .success()
-    );
+    // Who asks a scheduler that has stopped is told so.
+    kill(pid(&daemon), Signal::SIGSTOP).unwrap();
+    let mut list = tsim(&config, &["lab", "list"]);
+    let mut list = list.stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(list.stderr.take().unwrap());
+    line.clear();
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for the scheduler at"), "{line}");
+    kill(pid(&daemon), Signal::SIGCONT).unwrap();
+    assert!(list.wait().unwrap().success());
     let watched = tsim(&config, &["watch", "job"]).output().unwrap();
     let said = String::from_utf8_lossy(&watched.stdout).into_owned();
     let said = said + &String::from_utf8_lossy(&watched.stderr);
     assert_eq!(watched.status.code(), Some(4), "{said}");
-    assert!(said.contains(&format!("process {} (", up.id())), "{said}");
+    assert!(said.contains(&format!("process {} (", up.0.id())), "{said}");
     kill(pid(&daemon), Signal::SIGTERM).unwrap();
     assert!(daemon.wait().unwrap().success());
-    kill(pid(&up), Signal::SIGCONT).unwrap();
-    assert!(up.wait().unwrap().success());
+    up.go_on();
     let down = ["lab", "down", other.lab.as_str()];
     assert!(tsim(&config, &down).output().unwrap().status.success());
     place.down();

@@ -12,7 +12,7 @@ use std::{
     io::{self, BufWriter, IsTerminal, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use clap::Args;
@@ -64,10 +64,6 @@ pub(super) struct How {
     #[arg(long, value_name = "ID")]
     run_id: Option<RunId>,
 
-    /// Seconds to wait for router locks [default: from the configuration]
-    #[arg(long, value_name = "SECONDS", value_parser = question::seconds)]
-    lock_timeout: Option<Duration>,
-
     /// Whether to find out what stops a blocked service [default: always, or where more than 4,096
     /// questions are asked auto: for some of them]
     #[arg(long, value_name = "WHEN")]
@@ -103,7 +99,7 @@ impl How {
             probe_dscp: self.probe_dscp,
             size: None,
             source_port: None,
-            lock_timeout: self.lock_timeout.unwrap_or(context.config.lock_timeout),
+            lock_timeout: context.config.lock_timeout,
             explain: self.explain.unwrap_or(explain).into(),
             backend: self.backend,
             trust_facts: self.trust_facts,
