@@ -173,9 +173,13 @@ impl Filler<'_> {
 
     fn addresses(&mut self) -> Result<(), LabError> {
         let interfaces = self.job.router.interfaces.iter();
-        let all: Vec<(usize, &IfName, _)> = interfaces
-            .flat_map(|i| i.addresses.iter().map(move |a| (i.line, &i.name, a)))
-            .collect();
+        let all = interfaces.flat_map(|i| i.addresses.iter().map(move |a| (i.line, &i.name, a)));
+        // The kernel lists the newest address of IPv6 first, and prefers it where nothing else
+        // tells two apart, as in masquerading.
+        let (mut all, v4): (Vec<(usize, &IfName, _)>, Vec<_>) =
+            all.partition(|(_, _, address)| address.local.addr().is_ipv6());
+        all.reverse();
+        all.extend(v4);
         let owner = self.owner();
         let mut batch = self.netlink.batch(owner);
         for (_, name, address) in &all {

@@ -9,7 +9,10 @@ use ipnet::IpNet;
 
 use super::RouterFacts;
 use crate::{
-    lab::topology::{At, InterfaceKind, Warning},
+    lab::{
+        omission::{Omission, OmissionKind, PacketSet},
+        topology::{At, InterfaceKind, Warning},
+    },
     model::IfName,
     netlink::object::{Address, Family, Route, RouteKind},
 };
@@ -56,7 +59,16 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
         let message = format!(
             "{name}: table main has no route to its own subnet {subnet}; the lab has none either"
         );
-        let warning = Warning::new(facts.origin(line), &facts.name, message);
+        let family = Family::of(subnet.addr());
+        let any = |route: &At<Route>| {
+            route.table == Route::MAIN && Family::of(route.destination.addr()) == family
+        };
+        let omission = if facts.routes.iter().any(any) {
+            Omission::of_packets(OmissionKind::Route, [PacketSet::to(subnet)])
+        } else {
+            Omission::of_family(OmissionKind::Route, family)
+        };
+        let warning = Warning::omission(facts.origin(line), &facts.name, message, omission);
         facts.warnings.push(warning);
     }
 }

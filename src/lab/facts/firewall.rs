@@ -75,6 +75,23 @@ pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
     prepared
 }
 
+/// How many lines of an nft dump stand before the first table that a section of iptables-save has,
+/// too. nft(8) lists tables in the order in which they were made.
+pub(super) fn older_tables(body: &[(usize, &str)], saved: &ShownTables) -> usize {
+    let lines: Vec<&str> = body.iter().map(|(_, line)| *line).collect();
+    let begins = |at: &usize| {
+        let table = lines
+            .get(*at)
+            .is_some_and(|line| line.starts_with("table "));
+        table
+            && matches!(
+                shared(&lines, *at, saved),
+                Shared::Whole | Shared::Chains(_)
+            )
+    };
+    (0..lines.len()).find(begins).unwrap_or(0)
+}
+
 /// What stands behind a `#` in a rule: a match or target of xtables that an nft(8) without them
 /// prints as a comment. Handles are printed so, too, and mean nothing.
 fn unprinted(line: &str) -> Option<&str> {

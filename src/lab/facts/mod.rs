@@ -52,7 +52,7 @@ use thiserror::Error;
 
 use super::{
     omission::{Omission, OmissionKind},
-    topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, Warning},
+    topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, RulesetKind, Warning},
 };
 use crate::{
     files::{self, ReadError},
@@ -537,9 +537,19 @@ impl RouterFacts {
         }
     }
 
-    /// Sets come before the rules that refer to them.
+    /// Sets come before the rules that refer to them, and tables of nft(8) that are older than those
+    /// of iptables-nft before these: of chains of one priority the newer one is asked first.
     fn order_rulesets(&mut self) {
         self.rulesets.sort_by_key(|ruleset| ruleset.kind);
+        let kinds = |kind| self.rulesets.iter().filter(move |r| r.kind == kind).count();
+        if kinds(RulesetKind::Nft) > 1 {
+            let newer = self.rulesets.len() - kinds(RulesetKind::Nft);
+            let sets = kinds(RulesetKind::Ipset);
+            self.rulesets
+                .get_mut(sets..=newer)
+                .unwrap_or_default()
+                .rotate_right(1);
+        }
     }
 }
 

@@ -51,7 +51,7 @@ impl Section<'_> {
 /// # Errors
 /// A section without its end, which is how a file that was cut shows, or without its beginning.
 pub(super) fn sections<'a>(file: &str, text: &'a str) -> Result<Vec<Section<'a>>, FactsError> {
-    let mut lines = (1..).zip(text.lines());
+    let mut lines = (1..).zip(text.lines().map(str::trim_end));
     let mut found = Vec::new();
     while let Some((line, content)) = lines.next() {
         let Some(name) = mark(content, START) else {
@@ -92,7 +92,7 @@ pub(super) fn sections<'a>(file: &str, text: &'a str) -> Result<Vec<Section<'a>>
 pub(super) fn outside(text: &str) -> Vec<(usize, &str)> {
     let mut within = None;
     let mut found = Vec::new();
-    for (line, content) in (1..).zip(text.lines()) {
+    for (line, content) in (1..).zip(text.lines().map(str::trim_end)) {
         if within.is_some() {
             within = within.filter(|name| mark(content, END) != Some(*name));
         } else if let Some(name) = mark(content, START) {

@@ -29,6 +29,12 @@ const INTERFACES: &str = "\
 3: eth1: <BROADCAST,UP> mtu 1500
     inet 10.0.1.1/24 scope global eth1";
 
+/// What the kernel makes of these.
+const CONNECTED: &str = "\
+10.0.0.0/24 dev eth0 proto kernel scope link src 10.0.0.1
+10.0.1.0/24 dev eth1 proto kernel scope link src 10.0.1.1
+";
+
 fn minimal(routes: &str) -> String {
     section("interfaces", "", INTERFACES) + &section("routing_table_main", "", routes)
 }
@@ -216,6 +222,24 @@ fn nft_leaves_iptables_tables_to_iptables() {
         facts.rulesets[1].text, want,
         "blanked, and every line where it was"
     );
+}
+
+#[test]
+fn tables_of_nft_that_are_older_than_those_of_iptables_are_loaded_first() {
+    let saved = section(
+        "iptables_save",
+        "",
+        "*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT",
+    );
+    let (old, new) = ("table ip a {\n}\n", "table ip b {\n}\n");
+    let nft = format!("{old}table ip nat {{\n\tchain PREROUTING {{\n\t}}\n}}\n{new}");
+    let facts = read(&(minimal("") + &saved + &section("nft_ruleset", "", &nft)));
+    let [first, iptables, last] = &facts.rulesets[..] else {
+        panic!("{:?}", facts.rulesets);
+    };
+    assert_eq!(iptables.kind, RulesetKind::Iptables);
+    assert_eq!(first.text, old);
+    assert_eq!(last.text, "\n".repeat(6) + new, "lines keep their numbers");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
+
 use super::{
     FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
     firewall::{self, PreparedRuleset},
@@ -430,8 +432,7 @@ impl Reader {
 
     fn ruleset(&mut self, section: &Section<'_>, kind: RulesetKind) {
         self.other_tables(section, kind);
-        let comment = |l: &str| l.trim().is_empty() || l.starts_with('#');
-        if section.body.iter().all(|(_, l)| comment(l)) {
+        if section.body.iter().all(|(_, line)| is_comment(line)) {
             self.empty.insert(kind);
             return;
         }
@@ -473,6 +474,10 @@ impl Reader {
         };
         self.lost_lines(&ruleset, &prepared.lost);
         ruleset.text = prepared.text;
+        if kind == RulesetKind::Nft {
+            let older = firewall::older_tables(&section.body, &self.saved);
+            self.facts.rulesets.extend(cut_off(&mut ruleset, older));
+        }
         self.facts.rulesets.push(ruleset);
     }
 
@@ -562,6 +567,49 @@ impl Reader {
         }
     }
 
+    /// Where no policy rules are shown, tables that only they lead to say that there are some.
+    fn without_rules(&mut self) {
+        for (family, section) in [
+            (Family::V4, "policy_rules"),
+            (Family::V6, "ipv6_policy_rules"),
+        ] {
+            if self.facts.rule_families.contains(&family) {
+                continue;
+            }
+            let own = [Route::MAIN, Route::LOCAL, Route::DEFAULT];
+            let routes = self.facts.routes.iter();
+            let others: Vec<IpNet> = routes
+                .filter(|at| {
+                    !own.contains(&at.table) && Family::of(at.destination.addr()) == family
+                })
+                .map(|at| at.destination)
+                .collect();
+            let message = format!("no section `{section}`: the kernel's own rules are taken");
+            if !others.is_empty() {
+                let packets = others.into_iter().map(PacketSet::to);
+                let omission = Omission::of_packets(OmissionKind::PolicyRule, packets);
+                self.omit(
+                    0,
+                    message + ", and there are tables that others lead to",
+                    omission,
+                );
+            } else if family == Family::V4 {
+                self.notice(0, message);
+            }
+        }
+    }
+
+    /// Where no routes of IPv6 are shown, and there are addresses, nobody knows where to packets go.
+    fn without_routes(&mut self) {
+        let mut addresses = self.facts.interfaces.iter().flat_map(|i| &i.addresses);
+        let speaks = addresses.any(|a| a.local.addr().is_ipv6() && a.scope == Scope::Global);
+        if speaks && !self.facts.tables.contains(&(Family::V6, Route::MAIN)) {
+            let message = "no section `ipv6_routing_table`: only routes to own subnets are taken";
+            let omission = Omission::of_family(OmissionKind::Route, Family::V6);
+            self.omit(0, message.to_owned(), omission);
+        }
+    }
+
     /// Says what a router usually has and this file does not, and puts in what that means.
     fn complete(&mut self, sections: &[Section<'_>]) {
         let key = "net/ipv6/conf/all/forwarding";
@@ -574,12 +622,8 @@ impl Reader {
             self.facts.set_sysctl(key, &v4);
         }
         self.rulesets_there(sections);
-        if !self.facts.rule_families.contains(&Family::V4) {
-            self.notice(
-                0,
-                "no section `policy_rules`: the kernel's own rules are taken",
-            );
-        }
+        self.without_rules();
+        self.without_routes();
         self.facts.order_rulesets();
         self.facts.add_kernels_rules();
         links::complete(&mut self.facts, sections);
@@ -588,6 +632,25 @@ impl Reader {
         connected::normalise(&mut self.facts);
         proxy::model(&mut self.facts, sections);
     }
+}
+
+fn is_comment(line: &str) -> bool {
+    line.trim().is_empty() || line.starts_with('#')
+}
+
+/// Takes the first `many` lines out of a ruleset, where they hold anything; the others keep their
+/// numbers.
+fn cut_off(ruleset: &mut Ruleset, many: usize) -> Option<Ruleset> {
+    let lines = || ruleset.text.split_inclusive('\n');
+    let text: String = lines().take(many).collect();
+    let rest: String = lines().skip(many).collect();
+    let holds = text.lines().any(|line| !is_comment(line));
+    let first = holds.then(|| Ruleset {
+        text,
+        ..ruleset.clone()
+    })?;
+    ruleset.text = "\n".repeat(many) + &rest;
+    Some(first)
 }
 
 /// Whether the kernel makes this route of table local by itself: one to an address of an interface,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use super::{
     listing,
     section::{COMPLETE, Section, outside, routing_table},
-    sysctl,
+    shared, sysctl,
 };
 use crate::{
     lab::omission::{Omission, OmissionKind},
@@ -56,7 +56,9 @@ pub(super) fn check(text: &str, sections: &[Section<'_>]) -> (Vec<Lack>, BTreeSe
             );
             lacks.push(Lack::new(line, message, of_second(name)));
         }
-        if let Some(why) = part(section).or_else(|| listing(section, sections)) {
+        let why = part(section).or_else(|| listing(section, sections));
+        let why = why.or_else(|| without_tables(section, sections));
+        if let Some(why) = why.or_else(|| cut(section, sections)) {
             let message = format!("section `{name}` shows a part: {why}");
             lacks.push(Lack::new(section.line, message, of_second(name)));
         }
@@ -232,6 +234,35 @@ fn listing(section: &Section<'_>, sections: &[Section<'_>]) -> Option<String> {
     (!in_nft && !alone).then(|| {
         format!("`{tool} -S` has one table, and nothing tells of the others; `{tool}-save` has all")
     })
+}
+
+/// Rules lead to tables local and main on every router; a list without was cut. Where there is no IPv6
+/// there is none of its rules.
+fn without_tables(section: &Section<'_>, sections: &[Section<'_>]) -> Option<String> {
+    let routes = |s: &&Section<'_>| {
+        routing_table(s.name).is_some_and(|(family, _)| family == Family::V6)
+            && s.body.iter().any(|(_, line)| line.contains('/'))
+    };
+    match section.name {
+        "policy_rules" => (),
+        "ipv6_policy_rules" => _ = sections.iter().find(routes)?,
+        _ => return None,
+    }
+    let leads_to = |table: &str| {
+        let mut words = section.body.iter().flat_map(|(_, line)| {
+            line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-')
+        });
+        words.any(|word| word == table)
+    };
+    let mut tables = [("local", "255"), ("main", "254")].into_iter();
+    let (table, _) = tables.find(|(name, number)| !leads_to(name) && !leads_to(number))?;
+    Some(format!("no rule leads to table {table}"))
+}
+
+/// Why `nft list ruleset` shows less than there is.
+fn cut(section: &Section<'_>, sections: &[Section<'_>]) -> Option<String> {
+    let text = (section.name == "nft_ruleset").then(|| section.text())?;
+    shared::cut(&text, &shared::saved(sections))
 }
 
 /// What a line of sysctl(8) that cannot be read can concern, where it is about a setting that decides.
