@@ -16,11 +16,24 @@ use crate::{
 /// A shorter prefix leads to a provider or to everything, not to the other end of one link.
 const LONG_ENOUGH: u8 = 8;
 
-/// Pairs of `ends`, by index, that are on one link.
-pub(super) fn pairs(ends: &[LinkEnd], routers: &[Router], links: &Links) -> Vec<(usize, usize)> {
+/// The `ends`, by index, of each link that the user names.
+pub(super) fn named(ends: &[LinkEnd], routers: &[Router], links: &Links) -> Vec<Vec<usize>> {
     let evidence = Evidence { ends, routers };
-    let mut pairs = evidence.by_links(links);
-    pairs.extend(evidence.by_keys());
+    let of = |end: &String| {
+        let (router, interface) = split(end)?;
+        Some(evidence.spoken_for_by(evidence.named(router, interface)?))
+    };
+    let known = links
+        .link
+        .iter()
+        .map(|link| link.ends.iter().filter_map(of));
+    known.map(Iterator::collect).collect()
+}
+
+/// Pairs of `ends`, by index, that are on one link.
+pub(super) fn pairs(ends: &[LinkEnd], routers: &[Router]) -> Vec<(usize, usize)> {
+    let evidence = Evidence { ends, routers };
+    let mut pairs = evidence.by_keys();
     pairs.extend(evidence.by_tunnel(|a, b| evidence.outer_addresses_meet(a, b)));
     pairs.extend(evidence.by_tunnel(|a, b| evidence.lead_to_each_other(a, b)));
     pairs.extend(evidence.by_tunnel(|a, b| evidence.one_names_the_other(a, b)));
@@ -261,20 +274,6 @@ impl Evidence<'_> {
                 let other = self.named(router, interface);
                 pairs.extend(other.map(|other| (index, other)));
             }
-        }
-        pairs
-    }
-
-    /// What the user says.
-    fn by_links(&self, links: &Links) -> Vec<(usize, usize)> {
-        let mut pairs = Vec::new();
-        for link in &links.link {
-            let ends = link.ends.iter().filter_map(|end| split(end));
-            let known: Vec<usize> = ends.filter_map(|(r, i)| self.named(r, i)).collect();
-            pairs.extend(known.windows(2).filter_map(|pair| match pair {
-                [one, other] => Some((*one, *other)),
-                _ => None,
-            }));
         }
         pairs
     }

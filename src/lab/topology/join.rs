@@ -40,8 +40,9 @@ pub fn build_with(facts: Vec<RouterFacts>, links: &Links) -> Topology {
     for router in facts {
         add_router(router, &mut topology, &mut ends);
     }
-    let evidence = evidence::pairs(&ends, &topology.routers, links);
-    let groups = Joiner::new(&ends).groups(&evidence, &mut topology.warnings);
+    let named = evidence::named(&ends, &topology.routers, links);
+    let evidence = evidence::pairs(&ends, &topology.routers);
+    let groups = Joiner::new(&ends).groups((&named, &evidence), &mut topology.warnings);
     for group in groups {
         add_segment(&group, &ends, &mut topology);
     }
@@ -93,6 +94,8 @@ fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<LinkEn
 struct Joiner<'a> {
     ends: &'a [LinkEnd],
     parent: Vec<usize>,
+    /// The links that `links.toml` puts ends on, each by one of its ends.
+    named: BTreeMap<usize, usize>,
 }
 
 impl<'a> Joiner<'a> {
@@ -100,6 +103,7 @@ impl<'a> Joiner<'a> {
         Self {
             ends,
             parent: (0..ends.len()).collect(),
+            named: BTreeMap::new(),
         }
     }
 
@@ -124,9 +128,10 @@ impl<'a> Joiner<'a> {
     /// The ends of each segment, in the order of their first ends.
     fn groups(
         mut self,
-        evidence: &[(usize, usize)],
+        (named, evidence): (&[Vec<usize>], &[(usize, usize)]),
         warnings: &mut Vec<Warning>,
     ) -> Vec<Vec<usize>> {
+        self.join_links(named);
         let alone = self.duplicates(warnings);
         self.join_named();
         self.join_subnets(&alone, warnings);
@@ -140,6 +145,42 @@ impl<'a> Joiner<'a> {
             groups.entry(root).or_default().push(end);
         }
         groups.into_values().collect()
+    }
+
+    fn join_links(&mut self, named: &[Vec<usize>]) {
+        for pair in named.iter().flat_map(|link| link.windows(2)) {
+            if let [one, other] = pair {
+                self.join(*one, *other);
+            }
+        }
+        for end in named.iter().flatten() {
+            let link = self.root(*end);
+            self.named.insert(*end, link);
+        }
+    }
+
+    /// Splits ends of one subnet where `links.toml` has several links in it: then only the ends that it
+    /// does not name are still to be joined, and nobody knows on which of these links they are.
+    fn of_no_link(
+        &self,
+        (subnet, members): (IpNet, &[(usize, IpNet)]),
+        warnings: &mut Vec<Warning>,
+    ) -> Option<Vec<(usize, IpNet)>> {
+        let links = members.iter().filter_map(|(end, _)| self.named.get(end));
+        if links.collect::<BTreeSet<_>>().len() < 2 {
+            return None;
+        }
+        let rest = members
+            .iter()
+            .filter(|(end, _)| !self.named.contains_key(end));
+        let rest: Vec<_> = rest.copied().collect();
+        for end in rest.iter().filter_map(|(end, _)| self.ends.get(*end)) {
+            warnings.push(end.warning(format!(
+                "links.toml has several links in {subnet}, and {} on none of them",
+                end.label()
+            )));
+        }
+        Some(rest)
     }
 
     fn join_named(&mut self) {
@@ -205,6 +246,11 @@ impl<'a> Joiner<'a> {
                 members.push((index, address.local));
             }
         }
+        let on_links = |(subnet, members): (&IpNet, &Vec<_>)| {
+            Some((*subnet, self.of_no_link((*subnet, members), warnings)?))
+        };
+        let on_links: Vec<_> = subnets.iter().filter_map(on_links).collect();
+        subnets.extend(on_links);
         for (subnet, members) in &subnets {
             for pair in members.windows(2) {
                 if let [(a, _), (b, _)] = pair

@@ -310,6 +310,44 @@ fn lldp_and_links_toml_join_what_they_name_and_a_bridge_speaks_for_its_ports() {
 }
 
 #[test]
+fn links_of_one_subnet_are_as_many_as_links_toml_names() {
+    let facts = || {
+        let of = |(name, mac)| {
+            let address = format!("10.9.0.{mac}/24");
+            let other = format!("10.9.0.{}/24", mac + 10);
+            let ports = port("e0", mac, &[&address]) + &port("e1", mac + 10, &[&other]);
+            router(name, &ports, "", &[])
+        };
+        [("a", 1), ("b", 2), ("c", 3)].map(of).to_vec()
+    };
+    let link = |ends: &[&str]| crate::lab::links::Link {
+        ends: ends.iter().map(|end| (*end).to_owned()).collect(),
+    };
+    let made = |links: &[&[&str]]| {
+        let links = Links {
+            link: links.iter().map(|ends| link(ends)).collect(),
+            ..Links::default()
+        };
+        build_with(facts(), &links)
+    };
+    let all = ["a:e0 a:e1 b:e0 b:e1 c:e0 c:e1"];
+    assert_eq!(joined(&made(&[])), all);
+    assert_eq!(joined(&made(&[&["a:e0", "b:e0"]])), all);
+    let two = made(&[
+        &["a:e0", "b:e0"],
+        &["a:e1", "b:e1", "x:e0"],
+        &["b:e1", "c:e0"],
+    ]);
+    assert_eq!(joined(&two), ["a:e0 b:e0", "a:e1 b:e1 c:e0"]);
+    let said = &two.warnings.last().unwrap().message;
+    let right = "links.toml has several links in 10.9.0.0/24, and c:e1 on none of them";
+    assert_eq!(said, right);
+    // The other end of one has no facts.
+    let absent = made(&[&["a:e0", "x:e0"], &["b:e0", "y:e0"]]);
+    assert_eq!(joined(&absent), ["a:e1 b:e1 c:e0 c:e1"]);
+}
+
+#[test]
 fn ports_of_a_bridge_that_heeds_vlans_are_on_one_link_only_within_their_vlan() {
     let port_of_br0 = |name: &str, mac: u8| {
         port(name, mac, &[]).replace("mtu 1400", "mtu 1400 master br0 state UP")
