@@ -14,6 +14,7 @@ use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, socket},
 };
+use rustix::net::sockopt::{Ipv6PathMtuDiscovery, set_ipv6_mtu_discover};
 
 use crate::{
     firewall::{Runs, TagSpace},
@@ -184,6 +185,15 @@ impl ProbeSocket {
     /// # Errors
     /// When the kernel refuses, for want of CAP_NET_RAW for example.
     pub fn open_here(family: Family) -> io::Result<Self> {
+        let socket = Self::open(family)?;
+        if family == Family::V6 {
+            // What the host learned of the path from one probe would keep the next one back.
+            set_ipv6_mtu_discover(&socket.socket, Ipv6PathMtuDiscovery::PROBE)?;
+        }
+        Ok(socket)
+    }
+
+    fn open(family: Family) -> io::Result<Self> {
         let family = match family {
             Family::V4 => AddressFamily::Inet,
             Family::V6 => AddressFamily::Inet6,
@@ -205,7 +215,7 @@ impl ProbeSocket {
     /// # Errors
     /// When the kernel refuses, or `source` is none of its addresses.
     pub fn of_router_here(source: IpAddr) -> io::Result<Self> {
-        let socket = Self::open_here(Family::of(source))?;
+        let socket = Self::open(Family::of(source))?;
         let address = SockaddrStorage::from(SocketAddr::new(source, 0));
         bind(socket.socket.as_raw_fd(), &address)?;
         Ok(Self {

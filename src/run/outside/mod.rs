@@ -366,7 +366,10 @@ fn forwarding(observed: &LostPacket) -> Option<OutsideReason> {
     let Some((dev, mtu)) = &observed.out else {
         return ipsec(observed);
     };
-    let mtu = observed.route_mtu.unwrap_or(*mtu);
+    // Of what is forwarded only IPv4 takes a route's MTU for more than that of its interface.
+    let narrower = |route: &u32| route < mtu || head.destination.is_ipv4();
+    let of_route = observed.route_mtu.filter(narrower);
+    let mtu = of_route.unwrap_or(*mtu);
     if head.length <= mtu {
         return ipsec(observed);
     }
@@ -374,7 +377,7 @@ fn forwarding(observed: &LostPacket) -> Option<OutsideReason> {
         length: head.length,
         dev: dev.clone(),
         mtu,
-        of_route: observed.route_mtu.is_some(),
+        of_route: of_route.is_some(),
     })
 }
 

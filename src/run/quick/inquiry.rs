@@ -667,7 +667,9 @@ impl<'a> Inquiry<'a> {
         };
         let hidden = matches!(visit.from, Ok(Sender::Wire(_)));
         let state = self.lab.router(&visit.at.router);
-        let by_set = state.is_ok_and(|router| router.asks_hardware_addresses);
+        let by_set = state
+            .as_ref()
+            .is_ok_and(|router| router.asks_hardware_addresses);
         if hidden && (measured.nature.link || by_set) {
             let why = "its rules may look at the source's hardware address, which is not known \
                        behind the first router";
@@ -682,7 +684,8 @@ impl<'a> Inquiry<'a> {
             branch,
         )?;
         if self.terms.size.is_some() {
-            ports::judge_lengths(tables, &mut visited)?;
+            let interfaces = state.map_or(&[][..], |router| &router.interfaces);
+            ports::judge_lengths(tables, interfaces, &mut visited)?;
         }
         if matches!(visit.from, Ok(Sender::Itself(_))) {
             ports::doubt_own(tables, &mut visited)?;

@@ -8,6 +8,7 @@ use super::{
     visited::Visited,
 };
 use crate::{
+    lab::InterfaceState,
     model::Protocol,
     netlink::LookupQuery,
     run::{
@@ -69,40 +70,58 @@ pub(super) fn doubt_open(tables: &mut Tables<'_>, visited: &mut Visited) -> Resu
     Ok(())
 }
 
-/// IPv6 compares a packet with its route's own MTU behind the last chain (`ip6_fragment()`), where
-/// no tap sees that it goes no further.
+/// Judges probes that left by how long they are, where no tap sees that they go no further. IPv6
+/// compares a packet with its route's own MTU behind the last chain (`ip6_fragment()`). And a route's
+/// MTU above that of its interface has the kernel send what the link may not take
+/// (`ip_dst_mtu_maybe_forward()`).
 pub(super) fn judge_lengths(
     tables: &mut Tables<'_>,
+    interfaces: &[InterfaceState],
     visited: &mut Visited,
 ) -> Result<(), QuickError> {
     for nth in 0..visited.outcomes.len() {
         let Some((outcome, length)) = visited.outcomes.get(nth).and_then(|outcome| {
             let left = outcome.exit.is_some() && outcome.verdict == Verdict::Yes;
-            let v6 = outcome.headers.destination.is_ipv6();
-            Some((outcome, outcome.headers.size.filter(|_| left && v6)?))
+            Some((outcome, outcome.headers.size.filter(|_| left)?))
         }) else {
             continue;
         };
         let exit = outcome.exit.and_then(|exit| visited.exits.get(exit));
+        let Some(out) = exit.and_then(|exit| exit.hop.iface_out.clone()) else {
+            continue;
+        };
         let asked = Headers {
             ttl: 0,
             ..outcome.headers
         };
-        let way = tables.lookup(&visited.at, &asked, 0)?;
-        let here = exit.is_some_and(|exit| exit.hop.iface_out == way.dev);
-        let Some((dev, mtu)) = way.dev.zip(way.mtu).filter(|_| here) else {
-            continue;
+        let length = u32::from(length);
+        let v6 = asked.destination.is_ipv6();
+        let way = v6.then(|| tables.lookup(&visited.at, &asked, 0));
+        let way = way
+            .transpose()?
+            .filter(|way| way.dev.as_ref() == Some(&out));
+        let of_route = way.and_then(|way| way.mtu.filter(|mtu| length > *mtu));
+        let mut own = interfaces.iter().filter(|i| i.name == out);
+        let own = own.find_map(|interface| interface.mtu.filter(|mtu| length > *mtu));
+        let (verdict, reason) = match (of_route, own) {
+            (Some(mtu), _) => {
+                let too_big = OutsideReason::TooBig {
+                    length,
+                    dev: out,
+                    mtu,
+                    of_route: true,
+                };
+                too_long(asked.protocol, &too_big)
+            }
+            (None, Some(mtu)) => (
+                Verdict::Unknown,
+                format!(
+                    "its route has a larger MTU than {out} and lets {length} bytes go out there: \
+                     whether a link of MTU {mtu} takes them is not known"
+                ),
+            ),
+            (None, None) => continue,
         };
-        if u32::from(length) <= mtu {
-            continue;
-        }
-        let too_big = OutsideReason::TooBig {
-            length: length.into(),
-            dev,
-            mtu,
-            of_route: true,
-        };
-        let (verdict, reason) = too_long(asked.protocol, &too_big);
         if let Some(outcome) = visited.outcomes.get_mut(nth) {
             outcome.verdict = verdict;
             outcome.exit = None;
