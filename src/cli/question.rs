@@ -90,7 +90,8 @@ pub(super) enum Explain {
     Auto,
     /// For every service
     Always,
-    /// Not at all: rules by rate, chance, time or history stay unnoticed
+    /// Not at all: what rules by more than the packet may decide otherwise (rate, chance, time,
+    /// history, what probes make up) is UNKNOWN
     Never,
 }
 

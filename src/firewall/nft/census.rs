@@ -49,6 +49,8 @@ pub struct LaterChain {
 pub struct Census {
     /// Whether a rule decides by more than the packet, remembers or copies packets.
     pub volatile: bool,
+    /// These rules with their places; one that nobody knows where the rules change all the time.
+    pub open: Vec<(Option<RulePlace>, Rule)>,
     /// Whether a rule asks who sends a packet.
     pub asks_sender: bool,
     /// Chains behind the last taps, if they have rules or drop.
@@ -82,14 +84,19 @@ impl Census {
         for _ in 0..RULE_ATTEMPTS {
             (census.volatile, census.asks_sender) = (false, false);
             census.taking.clear();
+            census.open.clear();
             let dumped = socket.dump_messages(kernel::GET_RULE, all, &[], what, |message| {
                 let (at, attributes) = (family_of(message.body), message.attributes());
                 if let Some(read) = rule(attributes).filter(|_| sees(at, family)) {
                     census.nature |= Nature::of(attributes);
                     census.volatile |= read.is_volatile();
                     census.asks_sender |= read.tells_senders_apart();
-                    let taking = read.takes().then(|| rule_place(at, attributes));
+                    let place = || rule_place(at, attributes);
+                    let taking = read.takes().then(place);
                     census.taking.extend(taking.flatten());
+                    if read.is_volatile() {
+                        census.open.push((place(), read));
+                    }
                 }
             })?;
             if dumped == Dumped::Whole {
@@ -98,6 +105,7 @@ impl Census {
         }
         // It changes all the time; then a closer look cannot be wrong.
         census.volatile = true;
+        census.open = vec![(None, Rule::unknown())];
         census.nature = Nature::ANYTHING;
         Ok(census)
     }

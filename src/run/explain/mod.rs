@@ -40,15 +40,16 @@ use self::{
 };
 use crate::{
     firewall::{
-        Notebook, TagSpace,
+        Notebook, RulePlace, TagSpace,
         nft::{
             NftError,
-            census::Census,
+            census::{Census, LaterChain},
             generation,
             trace::{TraceSockets, TraceSpec, Tracer, turn::TraceTurn},
             watch::{RulesetChanges, RulesetWatch},
         },
-        rule::OpenPorts,
+        place::HookPoint,
+        rule::{Field, OpenPorts, Packet, Rule},
         ruletext::{RuleBook, RuleSource, Shelf},
     },
     model::{IfName, Protocol, RunId},
@@ -128,6 +129,57 @@ impl Scrutiny {
     #[must_use]
     pub fn is_needed(&self) -> bool {
         self.legacy || self.census.volatile || !self.census.behind.is_empty()
+    }
+
+    /// What may make a probe end otherwise that got through and was not looked at more closely, having
+    /// come in with these headers by `ingress`; `ports` are those that it may have had as well.
+    #[must_use]
+    pub fn left_open(
+        &self,
+        headers: &Headers,
+        ingress: Option<&IfName>,
+        ports: OpenPorts,
+    ) -> Option<String> {
+        let packet = match self.census.nature.changes {
+            true => Packet::of(Family::of(headers.destination))
+                .with(Field::Protocol, headers.protocol.number()),
+            false if ports == OpenPorts::None => read::subject(headers, None),
+            false => read::subject(headers, None).within(Field::SourcePort, 0, u16::MAX.into()),
+        };
+        let is_open = |rule: &Rule| {
+            let by_port = rule.tells_ports_apart(ports) && rule.decides();
+            rule.caveat().is_some() || rule.copies() || by_port || *rule == Rule::unknown()
+        };
+        let mut rules = self.census.open.iter();
+        let rule = rules.find(|(_, rule)| is_open(rule) && rule.concerns(&packet));
+        let here = |chain: &&LaterChain| match &chain.devices {
+            Some(devices) if chain.hook == HookPoint::Ingress => {
+                ingress.is_none_or(|ingress| devices.iter().any(|name| name == ingress.as_str()))
+            }
+            _ => true,
+        };
+        let what = match (rule, self.census.behind.iter().find(here)) {
+            (Some((None, _)), _) => "rules that change all the time".to_owned(),
+            (Some((Some(place), rule)), _) => {
+                let why = rule.caveat().map(|caveat| format!(" ({caveat})"));
+                let RulePlace {
+                    handle,
+                    chain,
+                    table,
+                    ..
+                } = place;
+                let why = why.unwrap_or_default();
+                format!("the rule with handle {handle} of chain {chain} (table {table}){why}")
+            }
+            (None, Some(LaterChain { place, .. })) => {
+                format!("chain {} (table {})", place.chain, place.table)
+            }
+            (None, None) if self.legacy => "rules of iptables-legacy".to_owned(),
+            (None, None) => return None,
+        };
+        Some(format!(
+            "it got through, and was not held against {what}: --explain always does that"
+        ))
     }
 }
 

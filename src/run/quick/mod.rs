@@ -226,7 +226,7 @@ pub enum ExplainMode {
     Auto,
     /// For every blocked service.
     Always,
-    /// Not at all.
+    /// Not at all: what rules may decide otherwise by more than the packet is UNKNOWN.
     Never,
 }
 

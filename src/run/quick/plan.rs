@@ -99,8 +99,10 @@ fn lazy_shelf(config: &Config, name: &LabName) -> LazyShelf {
 #[derive(Default)]
 struct Asked {
     probes: Vec<Probe>,
-    /// What to say of those that are not.
-    left_out: Vec<String>,
+    /// Those that got through and are not, although rules may decide about them otherwise.
+    unlooked: Vec<Probe>,
+    /// What to say of blocked ones that are not.
+    left_out: Option<String>,
 }
 
 /// The services of all pairs in a row, of which pair each index is, and where each pair begins.
@@ -353,10 +355,7 @@ impl Plan {
         };
         let mut closing = Vec::new();
         let begin = Instant::now();
-        let scrutiny = match self.explain {
-            ExplainMode::Never => Scrutiny::default(),
-            _ => probing.scrutiny(census, &findings),
-        };
+        let scrutiny = probing.scrutiny(census, &findings);
         let asked = self.worth_explaining(&visit.probes, &findings, &scrutiny);
         let explained = self.reasons(visit, &probing, &asked, &scrutiny, &mut closing)?;
         let mut taken = BTreeMap::new();
@@ -378,6 +377,7 @@ impl Plan {
         let mut reasons = self.told(&explained, &findings);
         reasons.extend(unsent);
         reasons.extend(taken);
+        reasons.extend(self.unlooked(visit, &asked.unlooked, &scrutiny));
         let targets = std::mem::take(&mut lots.targets);
         lots.tell(&mut reasons);
         let mut doubts = measured.doubts;
@@ -511,49 +511,61 @@ impl Plan {
     /// something that makes a plain YES doubtful.
     fn worth_explaining(&self, all: &[Probe], findings: &Findings, scrutiny: &Scrutiny) -> Asked {
         let (most_blocked, most_passed) = match self.explain {
-            ExplainMode::Never => return Asked::default(),
+            ExplainMode::Never => (0, 0),
             ExplainMode::Auto => self.most,
             ExplainMode::Always => (usize::MAX, usize::MAX),
         };
-        let (mut blocked, mut passed, mut left) = (0, 0, 0);
-        let mut probes = Vec::new();
+        let (mut blocked, mut passed) = (0, 0);
+        let (mut probes, mut unlooked) = (Vec::new(), Vec::new());
         for (index, finding) in findings.iter() {
-            let (count, most) = match finding {
-                Finding::Stopped | Finding::NotArrived => (&mut blocked, most_blocked),
+            let (count, most, left) = match finding {
+                Finding::Stopped | Finding::NotArrived => (&mut blocked, most_blocked, None),
                 Finding::Passed | Finding::Delivered if scrutiny.is_needed() => {
-                    (&mut passed, most_passed)
+                    (&mut passed, most_passed, Some(&mut unlooked))
                 }
                 _ => continue,
             };
             *count += 1;
-            let fits = *count <= most;
-            left += usize::from(!fits && matches!(finding, Finding::Passed | Finding::Delivered));
-            let probe = || all.get(position(all, index, |p| p.index)?);
-            probes.extend(fits.then(probe).flatten());
+            let probe = position(all, index, |p| p.index).and_then(|at| all.get(at));
+            match left {
+                _ if *count <= most => probes.extend(probe),
+                left => left.into_iter().for_each(|left| left.extend(probe)),
+            }
         }
-        let mut left_out = Vec::new();
-        if blocked > most_blocked {
-            left_out.push(match most_blocked {
-                // Said once of a whole sweep, and not of each burst with its own numbers.
-                EXPLAIN_IN_BURST => {
-                    "not all blocked services were explained; --explain always takes \
-                                     all"
-                    .to_owned()
-                }
-                most => format!(
-                    "only {most} of {blocked} blocked services were explained; --explain always \
-                     takes all"
-                ),
-            });
+        let left_out = (blocked > most_blocked).then(|| match most_blocked {
+            // Said once of a whole sweep, and not of each burst with its own numbers.
+            EXPLAIN_IN_BURST => {
+                "not all blocked services were explained; --explain always takes all".to_owned()
+            }
+            most => format!(
+                "only {most} of {blocked} blocked services were explained; --explain always takes \
+                 all"
+            ),
+        });
+        Asked {
+            probes,
+            unlooked,
+            left_out: left_out.filter(|_| self.explain != ExplainMode::Never),
         }
-        if left > 0 {
-            left_out.push(format!(
-                "{left} services got through and were not held against rules that decide by rate, \
-                 quota, chance, time or history, and chains behind the last tap; --explain always \
-                 does that"
-            ));
+    }
+
+    /// What to say of probes that got through and were not looked at more closely.
+    fn unlooked(
+        &self,
+        visit: &Visit,
+        probes: &[Probe],
+        scrutiny: &Scrutiny,
+    ) -> BTreeMap<u32, (Verdict, String)> {
+        if probes.is_empty() {
+            return BTreeMap::new();
         }
-        Asked { probes, left_out }
+        let ports = OpenPorts::of(self.any_port, self.translated(&visit.probes));
+        let came_by = visit.at.iface_in.as_ref();
+        let one = |probe: &Probe| {
+            let why = scrutiny.left_open(&probe.headers, came_by, ports)?;
+            Some((probe.index, (Verdict::Unknown, why)))
+        };
+        probes.iter().filter_map(one).collect()
     }
 
     /// Whether a router gave one of these probes another source port than it was sent with.

@@ -127,6 +127,7 @@ fn wrong(case: &Case) -> Vec<String> {
     let mut wrong = Vec::new();
     for question in &case.question {
         wrong.extend(untrue(&network, question));
+        wrong.extend(rash(&place, question));
         for (program, want) in [
             (env!("CARGO_BIN_EXE_tsim-quick"), &question.quick),
             (env!("CARGO_BIN_EXE_tsim-detailed"), &question.detailed),
@@ -150,6 +151,19 @@ fn wrong(case: &Case) -> Vec<String> {
     }
     place.down();
     wrong
+}
+
+/// What a job that looks into nothing says YES to, where the truth is no.
+fn rash(place: &Place, question: &Question) -> Option<String> {
+    let truth = question.truth.as_ref()?;
+    question.quick.as_ref()?;
+    if truth.reached != Reached::No {
+        return None;
+    }
+    let asked = format!("{} --explain never", question.ask);
+    let got = answers(&ask(place, env!("CARGO_BIN_EXE_tsim-quick"), &asked));
+    let is_yes = |answer: &String| answer.contains(" YES: ");
+    (got.is_empty() || got.iter().any(is_yes)).then(|| format!("{asked}: {got:?}"))
 }
 
 /// Says where the network itself is not as the case has it.
