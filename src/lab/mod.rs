@@ -59,6 +59,7 @@ pub use self::{
     up::{Up, UpOptions, up, up_from},
     vacate::{Vacated, vacate},
 };
+pub(crate) use self::tunnels::taken_as_up;
 use crate::{
     config::Config,
     firewall::ruletext::Shelf,

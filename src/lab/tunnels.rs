@@ -10,7 +10,11 @@
 //! A tunnel of three ends and more whose keys are not known keeps asking for neighbours: its routes
 //! name gateways.
 
-use std::fmt::Write as _;
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 
@@ -20,7 +24,11 @@ use super::{
     state::{InterfaceState, LabState, RouterState},
     topology::{InterfaceKind, RulesetKind, WireGuard},
 };
-use crate::{netlink::object::Mac, netns::NetnsFd};
+use crate::{
+    model::{IfName, RouterName},
+    netlink::object::Mac,
+    netns::NetnsFd,
+};
 
 /// The ends of one tunnel: its interfaces that are up and can be joined.
 type Ends<'a> = Vec<&'a InterfaceState>;
@@ -86,6 +94,70 @@ pub(super) fn reload(
 
 fn is_end(interface: &InterfaceState) -> bool {
     interface.kind == InterfaceKind::Tunnel && interface.up && interface.port.is_some()
+}
+
+/// What ways take for granted that leave routers by these interfaces for these destinations: that
+/// tunnels are up; with the question that asks whether a tunnel's own packets get through, where the
+/// facts tell it.
+pub(crate) fn taken_as_up<'a>(
+    lab: &LabState,
+    left_by: impl Iterator<Item = (&'a RouterName, &'a IfName, IpAddr)>,
+) -> Vec<String> {
+    let told = |(name, out, to): (&RouterName, &IfName, IpAddr)| {
+        let router = lab.router(name).ok()?;
+        let is_tunnel = |i: &&InterfaceState| {
+            let carries = i.name == *out || i.link.spoken_for_by() == Some(out);
+            carries && (i.kind == InterfaceKind::Tunnel || i.link.remote.is_some())
+        };
+        let tunnel = router.interfaces.iter().find(is_tunnel)?;
+        let asked = outer(router, tunnel, to).map(|(from, to, service)| {
+            format!(
+                "; whether its own packets get through is another question: tsim quick --lab {} -s \
+                 {from} -d {to} -P {service}",
+                lab.lab
+            )
+        });
+        let asked = asked.unwrap_or_default();
+        Some(format!("{name}: {} is taken as up{asked}", tunnel.name))
+    };
+    let left_by: BTreeSet<_> = left_by.collect();
+    let told: BTreeSet<String> = left_by.into_iter().filter_map(told).collect();
+    told.into_iter().collect()
+}
+
+/// Between which addresses a tunnel's own packets go that carry one to `destination`, and as which
+/// service.
+fn outer(
+    router: &RouterState,
+    tunnel: &InterfaceState,
+    destination: IpAddr,
+) -> Option<(IpAddr, IpAddr, String)> {
+    let link = &tunnel.link;
+    let peer = link
+        .wireguard
+        .as_ref()
+        .and_then(|of| of.peer_of(destination));
+    let endpoint = peer.and_then(|peer| peer.endpoint.as_ref()?.parse().ok());
+    let endpoint: Option<SocketAddr> = endpoint;
+    let to = link.remote.or(endpoint.map(|to| to.ip()))?;
+    let service = match (link.kind.as_deref().unwrap_or_default(), endpoint) {
+        ("gre" | "gretap" | "ip6gre" | "ip6gretap", _) => "gre".to_owned(),
+        ("ipip", _) => "ip/4".to_owned(),
+        ("sit" | "ip6tnl", _) => "ip/41".to_owned(),
+        ("vti" | "vti6" | "xfrm", _) => "esp".to_owned(),
+        ("vxlan", _) => "4789/udp".to_owned(),
+        ("geneve", _) => "6081/udp".to_owned(),
+        (_, Some(to)) => format!("{}/udp", to.port()),
+        _ => return None,
+    };
+    let others = router
+        .interfaces
+        .iter()
+        .filter(|i| i.kind == InterfaceKind::Ethernet);
+    let own = others.flat_map(|i| i.addresses.iter().map(|address| address.local));
+    let mut own = own.filter(|own| own.addr().is_ipv4() == to.is_ipv4());
+    let from = link.local.or_else(|| own.next().map(|own| own.addr()))?;
+    Some((from, to, service))
 }
 
 /// The tunnels whose other ends are known without asking.

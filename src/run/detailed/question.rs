@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     lab::{
-        Lab,
+        self, Lab,
         hosts::HostState,
         trace::{self, Entry, EntryName, Hop, SharedLink, TraceError, TracePacket},
     },
@@ -513,6 +513,15 @@ impl Question<'_> {
         }
         let mut warnings = self.warnings();
         warnings.extend(self.lacking(&routers));
+        let legs = results.iter().flat_map(|result| &result.end.way);
+        let left_by = legs.filter_map(|leg| {
+            Some((
+                &leg.router,
+                leg.iface_out.as_ref()?,
+                leg.headers.destination,
+            ))
+        });
+        warnings.extend(lab::taken_as_up(self.lab, left_by));
         DetailedAnswers {
             routers,
             services: results,

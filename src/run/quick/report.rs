@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     firewall::backend::Backend,
-    lab::{Lab, trace::Entry},
+    lab::{self, Lab, trace::Entry},
     model::{Dscp, IfName, RouterName, Service},
     run::{
         omitted::Omitted,
@@ -152,6 +152,12 @@ impl Frame<'_> {
         if !self.job.use_registry {
             warnings.push(ALONE.to_owned());
         }
+        let legs = end_to_end.iter().flat_map(|end| &end.way);
+        let left_by = legs.filter_map(|leg| {
+            let out = leg.hop.iface_out.as_ref()?;
+            Some((&leg.hop.router, out, leg.destination))
+        });
+        warnings.extend(lab::taken_as_up(self.lab, left_by));
         QuickReport {
             source: self.job.source,
             destination: self.job.destination,
