@@ -15,7 +15,7 @@ use crate::{
     config::{self, Config},
     model::RunId,
     netns::NetnsDir,
-    registry::{ReconcileScope, RegistryManager},
+    registry::RegistryManager,
     run::caretaker::Caretaker,
     sched::{
         daemon::Daemon,
@@ -130,8 +130,7 @@ fn reconcile(config: Config) -> Reconcile {
     Box::new(move |registry| {
         let run_id = RunId::new(format!("tsimd-{}", std::process::id()))?;
         let mut kernel = Caretaker::new(&NetnsDir::default().patient(config.lock_timeout), &config);
-        let report =
-            registry.reconcile(&run_id, &ReconcileScope::Everything, &mut kernel, false)?;
+        let report = kernel.reconcile(registry, &run_id, false)?;
         if report.failures.is_empty() {
             Ok(report.actions.len())
         } else {

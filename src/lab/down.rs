@@ -223,8 +223,13 @@ fn remaining(lab: &LabName, remains: Remains) -> Vec<(NetnsName, Option<NetnsId>
         let id = RouterId::new(lab.clone(), router.name);
         (id.netns(), router.netns)
     });
+    let aside = remains.change.aside.into_iter();
+    let aside = aside.map(|name| (RouterId::new(lab.clone(), name).netns_aside(), None));
     let hidden = (NetnsName::segments(lab), remains.segments_netns);
-    std::iter::once(hidden).chain(routers).collect()
+    std::iter::once(hidden)
+        .chain(routers)
+        .chain(aside)
+        .collect()
 }
 
 fn hosts(dir: &NetnsDir, lab: &LabName) -> Result<Vec<String>, LabError> {

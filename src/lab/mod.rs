@@ -44,6 +44,7 @@ use std::{ops::Deref, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::tunnels::taken_as_up;
 use self::{
     down::FoundNamespace,
     state::{LabDir, Stamp},
@@ -59,7 +60,6 @@ pub use self::{
     up::{Up, UpOptions, up, up_from},
     vacate::{Vacated, vacate},
 };
-pub(crate) use self::tunnels::taken_as_up;
 use crate::{
     config::Config,
     firewall::ruletext::Shelf,
@@ -153,19 +153,62 @@ impl Lab {
 /// The lab's file, after what an interrupted change of it has left to do was done.
 fn settled(config: &Config, name: &LabName) -> Result<Option<LabState>, LabError> {
     let dir = LabDir::new(config, name);
-    let unsettled = |state: &LabState| {
-        let decided = state.change.as_ref().is_some_and(|change| change.decided);
-        Ok::<_, LabError>(decided && state.boot_id == state::boot_id()?)
+    let state = dir.state()?;
+    let Some(decided) = state.as_ref().and_then(interrupted) else {
+        return Ok(state);
     };
-    match dir.state()? {
-        Some(state) if unsettled(&state)? => {}
-        state => return Ok(state),
-    }
-    let locked = dir.lock()?;
+    // Until it is decided the lab is as it was, and whoever is at it has it locked.
+    let locked = match decided {
+        true => Some(dir.lock()?),
+        false => dir.lock_now()?,
+    };
+    let Some(locked) = locked else {
+        return Ok(state);
+    };
     match locked.state()? {
-        Some(state) if unsettled(&state)? => Ok(Some(swap::settle(config, &locked, state)?)),
+        Some(state) if interrupted(&state).is_some() => {
+            swap::settle(config, &locked, state).map(Some)
+        }
         state => Ok(state),
     }
+}
+
+/// Whether a change of the lab that is on its way, or was, is decided; none where there is none.
+fn interrupted(state: &LabState) -> Option<bool> {
+    let change = state.change.as_ref()?;
+    let here = state::boot_id().is_ok_and(|boot| boot == state.boot_id);
+    here.then_some(change.decided)
+}
+
+/// Brings changes of labs to their ends that nobody is at any more: the labs, and what could not be
+/// done. With `dry_run` only says which labs.
+///
+/// # Errors
+/// [`LabError`] when the labs cannot be listed.
+pub(crate) fn settle_all(
+    config: &Config,
+    dry_run: bool,
+) -> Result<(Vec<LabName>, Vec<LabError>), LabError> {
+    let (mut labs, mut failures) = (Vec::new(), Vec::new());
+    for name in LabDir::list(config)? {
+        let dir = LabDir::new(config, &name);
+        // One that cannot be read is said by whoever uses it.
+        let Ok(Some(state)) = dir.state() else {
+            continue;
+        };
+        if interrupted(&state).is_none() || dir.lock_now()?.is_none() {
+            continue;
+        }
+        let settled = match dry_run {
+            true => Ok(Some(state)),
+            false => settled(config, &name),
+        };
+        match settled {
+            Ok(_) => labs.push(name),
+            Err(error) => failures.push(error),
+        }
+    }
+    Ok((labs, failures))
 }
 
 /// That there is no lab `name`, with the names that there are.

@@ -122,6 +122,15 @@ pub(super) struct Remains {
     pub(super) segments_netns: Option<NetnsId>,
     #[serde(default)]
     pub(super) routers: Vec<RemainingRouter>,
+    #[serde(default)]
+    pub(super) change: RemainingChange,
+}
+
+/// What is left of a change of it.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RemainingChange {
+    #[serde(default)]
+    pub(super) aside: Vec<RouterName>,
 }
 
 /// A router of it.
@@ -364,11 +373,24 @@ impl LabDir {
 
     /// Waits until nobody else makes or takes down this lab.
     pub(super) fn lock(&self) -> Result<LockedLab, LabError> {
-        let wait = Wait::at_most(self.patience);
+        self.lock_within(&Wait::at_most(self.patience))
+    }
+
+    /// The same, if nobody else is at it now.
+    pub(super) fn lock_now(&self) -> Result<Option<LockedLab>, LabError> {
+        match self.lock_within(&Wait::not()) {
+            Err(LabError::File { source, .. }) if source.kind() == io::ErrorKind::TimedOut => {
+                Ok(None)
+            }
+            locked => locked.map(Some),
+        }
+    }
+
+    fn lock_within(&self, wait: &Wait) -> Result<LockedLab, LabError> {
         loop {
             let labs = Directory::open(&self.labs)?;
             let dir = labs.sub(self.name.as_str())?;
-            if let Some(lock) = try_lock(&dir, &wait)? {
+            if let Some(lock) = try_lock(&dir, wait)? {
                 return Ok(LockedLab {
                     name: self.name.clone(),
                     labs,

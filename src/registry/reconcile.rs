@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    model::{Dscp, HostId, RouterId, RunId, WithCauses},
+    model::{Dscp, HostId, LabName, RouterId, RunId, WithCauses},
     registry::{
         HostKernel, HostRecord, Liveness, LockMode, ManagedBy, NeighbourKernel, NeighbourKey,
         NeighbourLeases, Owner, RegistryError, RegistryManager, TapKernel, TapNote, Wait, dscp,
@@ -112,6 +112,11 @@ pub enum ReconcileAction {
         /// The dead job.
         run_id: RunId,
     },
+    /// A change of a lab that was interrupted was brought to its end, or undone.
+    SettleLab {
+        /// The lab.
+        lab: LabName,
+    },
 }
 
 impl fmt::Display for ReconcileAction {
@@ -130,6 +135,9 @@ impl fmt::Display for ReconcileAction {
                 write!(f, "remove {run_id} from the queue of {queue}")
             }
             Self::FreeDscp { dscp, run_id } => write!(f, "free DSCP {dscp} of {run_id}"),
+            Self::SettleLab { lab } => {
+                write!(f, "remove what an interrupted change of lab {lab} left")
+            }
         }
     }
 }

@@ -9,13 +9,13 @@ use crate::{
         iptables::{self, Identity, OwnerMark, Variant, trace::restore_logger},
         nft::{NftSocket, inventory::support_here, orphans},
     },
-    lab::{hosts::LabHosts, neighbours::LabNeighbours},
-    model::{HostId, RouterId},
+    lab::{self, LabError, hosts::LabHosts, neighbours::LabNeighbours},
+    model::{HostId, RouterId, RunId, WithCauses},
     netlink::object::{Family, Mac, Neighbour},
     netns::{NetnsDir, NetnsError, NetnsFd, tool::Tools},
     registry::{
         HostKernel, HostSpec, KernelError, Liveness, NeighbourKernel, NeighbourKey, Owner,
-        TapKernel, TapNote,
+        ReconcileAction, ReconcileReport, ReconcileScope, RegistryManager, TapKernel, TapNote,
     },
 };
 
@@ -37,6 +37,7 @@ pub struct Caretaker {
     patience: Duration,
     hosts: LabHosts,
     neighbours: LabNeighbours,
+    config: Config,
 }
 
 impl Caretaker {
@@ -50,7 +51,31 @@ impl Caretaker {
             patience: dir.patience(),
             hosts: LabHosts::new(dir),
             neighbours: LabNeighbours::new(dir),
+            config: config.clone(),
         }
+    }
+
+    /// Removes all that dead processes left: what jobs had of the registry, and what changes of labs
+    /// made aside. As [`RegistryManager::reconcile`] otherwise.
+    ///
+    /// # Errors
+    /// When the registry's files or the labs cannot be read.
+    pub fn reconcile(
+        &mut self,
+        registry: &RegistryManager,
+        run_id: &RunId,
+        dry_run: bool,
+    ) -> Result<ReconcileReport, LabError> {
+        let everything = ReconcileScope::Everything;
+        let mut report = registry.reconcile(run_id, &everything, self, dry_run)?;
+        let (labs, failures) = lab::settle_all(&self.config, dry_run)?;
+        let settled = labs
+            .into_iter()
+            .map(|lab| ReconcileAction::SettleLab { lab });
+        report.actions.extend(settled);
+        let failures = failures.iter().map(|error| WithCauses(error).to_string());
+        report.failures.extend(failures);
+        Ok(report)
     }
 
     /// Leaves taps of dead jobs where they are, but for tables that the job finds when it makes its

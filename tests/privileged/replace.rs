@@ -99,6 +99,16 @@ impl Two {
         new
     }
 
+    /// Whether no change is on its way, and no router is there that is not written down.
+    fn is_as_written(&self) -> bool {
+        let file = self.place.config.labs_dir.join(self.place.name().as_str());
+        let state = fs::read_to_string(file.join("lab.json")).unwrap();
+        let state: Value = serde_json::from_str(&state).unwrap();
+        let routers = state["routers"].as_array().unwrap().len();
+        let names = self.place.bed.left().len();
+        state.get("change").is_none() && names == routers + 1
+    }
+
     /// How connections end that plain hosts make through all three routers: to 443/tcp, which both
     /// labs let through, and 22/tcp. Nobody had their addresses, which begin with `first`, before.
     fn seen_by_hosts(&self, first: u8) -> [ErrorKind; 2] {
@@ -242,11 +252,17 @@ fn after_a_kill_at_any_step_there_is_one_of_the_two_labs() {
         let others = two.others();
         let killed = two.replace(&["--fault", &format!("kill@{step}")]);
         assert_eq!(killed.status.code(), None, "{step}: not killed");
-        // Nobody puts anything right before it is used.
+        // Whoever comes first puts it right.
+        if step % 2 == 0 {
+            let reconciled = two.place.tsim(&["reconcile"]);
+            assert!(reconciled.status.success(), "{step}: {reconciled:?}");
+            assert!(two.is_as_written(), "after the kill at step {step}");
+        }
         match two.is_new() {
             true => new += 1,
             false => old += 1,
         }
+        assert!(two.is_as_written(), "after the kill at step {step}");
         assert_eq!(two.others(), others);
         if step % 3 == 0 {
             json(&two.replace(&[]));
@@ -260,6 +276,30 @@ fn after_a_kill_at_any_step_there_is_one_of_the_two_labs() {
         old > 4 && new > 4,
         "{old} times the old lab, {new} times the new one"
     );
+}
+
+#[test]
+fn nobody_puts_right_a_change_that_somebody_is_at() {
+    let two = Two::new();
+    json(&two.up(&two.old, &[]));
+    let name = two.place.name().as_str();
+    let facts = two.new.to_str().unwrap();
+    let mut replace = Command::new(env!("CARGO_BIN_EXE_tsim"))
+        .arg("--config")
+        .arg(two.place.config_file())
+        .args(["--fault", "stop@lab.ruleset", "lab", "up", name])
+        .args(["--replace", "--facts", facts])
+        .spawn()
+        .unwrap();
+    await_stop(&replace);
+    assert!(two.place.tsim(&["reconcile"]).status.success());
+    assert!(
+        !two.is_new(),
+        "it is the old lab until the new one is whole"
+    );
+    kill(pid(&replace), Signal::SIGCONT).unwrap();
+    assert!(replace.wait().unwrap().success());
+    assert!(two.is_new() && two.is_as_written());
 }
 
 #[test]

@@ -10,11 +10,12 @@ use crate::{
     cli::{Context, Exit, Failure, Run},
     model::RunId,
     netns::NetnsDir,
-    registry::{ReconcileReport, ReconcileScope, Repair},
+    registry::{ReconcileReport, Repair},
     run::caretaker::Caretaker,
 };
 
-/// Remove what dead jobs left: taps, neighbour entries, leases, hosts, places in queues, DSCP values
+/// Remove what dead jobs left: taps, neighbour entries, leases, hosts, places in queues, DSCP values,
+/// and what an interrupted change of a lab left
 ///
 /// Something is removed only if its owner is provably gone; what cannot be told is kept and said.
 #[derive(Debug, Args)]
@@ -39,12 +40,7 @@ impl Run for ReconcileArgs {
             RunId::new(format!("reconcile-{}", process::id())).map_err(Failure::cannot_run)?;
         let dir = NetnsDir::default().patient(context.config.lock_timeout);
         let mut kernel = Caretaker::new(&dir, &context.config);
-        let report = registry.reconcile(
-            &run_id,
-            &ReconcileScope::Everything,
-            &mut kernel,
-            self.dry_run,
-        )?;
+        let report = kernel.reconcile(&registry, &run_id, self.dry_run)?;
         let report = Report {
             report,
             repairs: registry.take_repairs(),
