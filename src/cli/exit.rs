@@ -36,7 +36,7 @@ pub const TABLE: [(&str, &str); 6] = [
     ("0", "done; for a job: every service arrives"),
     (
         "1",
-        "the answer is no: a job found a NO, a trace does not arrive, facts lack something",
+        "the answer is no: a job found a NO, a trace does not arrive, facts lack something, a router has drifted",
     ),
     (
         "2",
@@ -56,7 +56,7 @@ pub const TABLE: [(&str, &str); 6] = [
 /// The table of exit codes as `--help` has it.
 pub const EXIT_CODES: &str = "Exit codes:
   0  done; for a job: every service arrives
-  1  the answer is no: a job found a NO, a trace does not arrive, facts lack something
+  1  the answer is no: a job found a NO, a trace does not arrive, facts lack something, a router has drifted
   2  wrong arguments or configuration, or no such lab, router, host, job; nothing was changed
   3  the answer is not known: a job found an UNKNOWN, the ways of a trace disagree
   4  could not run, or not to its end: rights, kernel, lab, a lock not had in time

@@ -15,8 +15,8 @@ use serde::Serialize;
 use super::{Context, Exit, Failure, Run, ask::ServerArgs, complete, live};
 use crate::{
     lab::{
-        self, LabError, LabPhase, LabState, LabStatus, Removed, Replaced, TopologyChanges, Up,
-        UpOptions, UpProgress, UpStep,
+        self, Drift, LabError, LabPhase, LabState, LabStatus, Removed, Replaced, TopologyChanges,
+        Up, UpOptions, UpProgress, UpStep,
         omission::OmissionKind,
         topology::{Severity, Warning},
     },
@@ -413,6 +413,7 @@ struct StatusArgs {
 struct StatusOutput<'a> {
     sound: bool,
     missing: Vec<&'a str>,
+    drift: &'a BTreeMap<RouterName, Drift>,
     #[serde(flatten)]
     lab: &'a LabState,
 }
@@ -427,10 +428,16 @@ impl Run for StatusArgs {
         let output = StatusOutput {
             sound,
             missing: status.missing.iter().map(NetnsName::as_str).collect(),
+            drift: &status.drift,
             lab: &status.state,
         };
         context.print(&output, |out| write_status(out, &status))?;
-        Ok(if sound { Exit::Ok } else { Exit::CannotRun })
+        let drifted = status.drift.values().any(|drift| !drift.unknown);
+        Ok(match (sound, drifted) {
+            (false, _) => Exit::CannotRun,
+            (true, true) => Exit::SomeNo,
+            (true, false) => Exit::Ok,
+        })
     }
 }
 
@@ -471,6 +478,32 @@ fn write_status(out: &mut dyn Write, status: &LabStatus) -> io::Result<()> {
     write_warnings(out, &lab.warnings)?;
     for netns in &status.missing {
         writeln!(out, "missing: network namespace {netns}")?;
+    }
+    write_drift(out, status)
+}
+
+/// What of the routers is not as it was made.
+fn write_drift(out: &mut dyn Write, status: &LabStatus) -> io::Result<()> {
+    for (router, drift) in &status.drift {
+        let gone = drift.gone.iter().map(|what| format!("{what} is gone"));
+        let added = drift.added.iter().map(|what| format!("{what} came"));
+        let firewall = "its firewall rules are others".to_owned();
+        let unknown = "not known, an older tsim made it".to_owned();
+        let said = gone
+            .chain(added)
+            .chain(drift.firewall.then_some(firewall))
+            .chain(drift.unknown.then_some(unknown));
+        for what in said {
+            writeln!(out, "drift of {router}: {what}")?;
+        }
+    }
+    if !status.drift.is_empty() {
+        let names: Vec<&str> = status.drift.keys().map(RouterName::as_str).collect();
+        let (lab, names) = (&status.state.lab, names.join(" "));
+        writeln!(
+            out,
+            "`tsim lab reload {lab} {names}` makes them anew from their facts"
+        )?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ pub(crate) mod copy;
 #[cfg(feature = "internals")]
 pub mod copy;
 mod down;
+mod drift;
 mod error;
 pub mod facts;
 mod gone;
@@ -40,7 +41,7 @@ mod unseen;
 mod up;
 mod vacate;
 
-use std::{ops::Deref, sync::Arc};
+use std::{collections::BTreeMap, ops::Deref, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,7 @@ use self::{
 };
 pub use self::{
     down::{Removed, down, down_by_force},
+    drift::Drift,
     error::LabError,
     gone::forget_gone,
     progress::{UpProgress, UpStep},
@@ -244,6 +246,9 @@ pub struct LabStatus {
     pub state: LabState,
     /// Its namespaces that are gone or were replaced by others; empty for a sound lab.
     pub missing: Vec<NetnsName>,
+    /// Routers that are not as they were made.
+    #[serde(default)]
+    pub drift: BTreeMap<RouterName, Drift>,
 }
 
 /// Looks how lab `name` is, half made ones included.
@@ -260,7 +265,13 @@ pub fn status(config: &Config, name: &LabName) -> Result<LabStatus, LabError> {
             missing.push(name);
         }
     }
-    Ok(LabStatus { state, missing })
+    let here = state.phase == LabPhase::Up && state.boot_id == state::boot_id()?;
+    let drift = here.then(|| drift::drift(&LabDir::new(config, name), &state));
+    Ok(LabStatus {
+        state,
+        missing,
+        drift: drift.into_iter().flatten().collect(),
+    })
 }
 
 /// All labs, half made ones included, by name.

@@ -6,6 +6,7 @@
 //!   topology.json   the topology that it was made from, rulesets included
 //!   next.json       the topology that it is being changed to
 //!   rules.*         what tools printed of routers' rules, kept by jobs
+//!   made.json       what routers were like when they were made
 //!   lock            flock: exclusive while the lab is made or taken down
 //! ```
 //!
@@ -49,6 +50,7 @@ const VERSION: u32 = 2;
 const STATE: &str = "lab.json";
 const TOPOLOGY: &str = "topology.json";
 const NEXT: &str = "next.json";
+const MADE: &str = "made.json";
 const LOCK: &str = "lock";
 /// A file that is being written.
 const NEW: &str = ".new";
@@ -371,6 +373,14 @@ impl LabDir {
         }
     }
 
+    /// What routers were like when they were made; none where nothing is kept.
+    pub(super) fn made<T: DeserializeOwned>(&self) -> Result<Option<T>, LabError> {
+        match self.existing()? {
+            Some(dir) => read(&dir, MADE),
+            None => Ok(None),
+        }
+    }
+
     /// Waits until nobody else makes or takes down this lab.
     pub(super) fn lock(&self) -> Result<LockedLab, LabError> {
         self.lock_within(&Wait::at_most(self.patience))
@@ -499,6 +509,16 @@ impl LockedLab {
         self.dir.write(NEW, &bytes)?;
         self.dir.rename(NEW, file)?;
         Ok(self.dir.sync_names()?)
+    }
+
+    /// What routers were like when they were made; none where nothing is kept.
+    pub(super) fn made<T: DeserializeOwned>(&self) -> Result<Option<T>, LabError> {
+        read(&self.dir, MADE)
+    }
+
+    /// Keeps what routers are like; durable when it returns.
+    pub(super) fn write_made<T: Serialize>(&self, made: &T) -> Result<(), LabError> {
+        self.write(MADE, made)
     }
 
     /// Keeps what the lab is being changed to; durable when it returns.

@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use super::{
     LabError,
     down::{self, FoundNamespace},
+    drift,
     rulesets::{Loaders, Trial},
     segments,
     state::{LabState, LockedLab, RemainingRouter, Swap},
@@ -100,7 +101,9 @@ pub(super) fn settle(
         return Ok(state);
     };
     let settled = match change.decided {
-        true => put_in_place(config, &state, &change).and_then(|()| locked.take_next()),
+        true => put_in_place(config, &state, &change)
+            .and_then(|()| drift::keep(locked, &state, |name| change.aside.contains(name)))
+            .and_then(|()| locked.take_next()),
         false => throw_away(&state, &change).and_then(|()| locked.drop_next()),
     };
     let state = LabState {

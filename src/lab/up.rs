@@ -8,7 +8,7 @@ use std::{
 use super::{
     Lab, LabError,
     down::{self, Removed},
-    facts,
+    drift, facts,
     links::Links,
     omission, plan, pool,
     progress::{UpProgress, UpStep},
@@ -299,6 +299,7 @@ impl Builder<'_> {
         self.fill(&mut state, &routers)?;
         note_lacks(&mut state, self.topology);
         segments::settle(&state, &hidden)?;
+        drift::keep(locked, &state, |_| true)?;
         lap(&mut self.timing, "routers");
 
         check_strict(self.options, &state.warnings)?;

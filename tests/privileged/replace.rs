@@ -109,6 +109,14 @@ impl Two {
         state.get("change").is_none() && names == routers + 1
     }
 
+    /// How `tsim lab status` ends, and what it says of r1 that is not as it was made.
+    fn drift(&self) -> (Option<i32>, Value) {
+        let name = self.place.name().as_str();
+        let output = self.place.tsim(&["--json", "lab", "status", name]);
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), status["drift"].clone())
+    }
+
     /// How connections end that plain hosts make through all three routers: to 443/tcp, which both
     /// labs let through, and 22/tcp. Nobody had their addresses, which begin with `first`, before.
     fn seen_by_hosts(&self, first: u8) -> [ErrorKind; 2] {
@@ -322,6 +330,32 @@ fn a_router_is_made_anew_from_its_facts_and_no_other_is() {
     // Somebody changed the router, and its hardware address is another in its facts.
     tool(&two.place.router("r1"), "iptables", &["-F", "FORWARD"]);
     assert_eq!(two.seen_by_hosts(53), [ErrorKind::TimedOut; 2]);
+    for arguments in [
+        "route add 192.0.2.0/24 via 10.81.12.2",
+        "-6 route del default",
+        "rule add from 10.81.1.0/24 lookup 7 priority 9",
+        "addr add 10.81.9.1/24 dev east",
+        "link set src mtu 1400",
+    ] {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        tool(&two.place.router("r1"), "ip", &arguments);
+    }
+    let drift = serde_json::json!({"r1": {
+        "gone": [
+            "interface src up mtu 1500",
+            "route ::/0 via 2001:db8:81:12::2 dev east metric 1024",
+        ],
+        "added": [
+            "IPv4 rule 9: from 10.81.1.0/24 lookup 7",
+            "address 10.81.9.1/24 dev east",
+            "interface src up mtu 1400",
+            "route 10.81.9.0/24 dev east src 10.81.9.1",
+            "route 192.0.2.0/24 via 10.81.12.2 dev east",
+        ],
+        "firewall": true,
+        "unknown": false,
+    }});
+    assert_eq!(two.drift(), (Some(1), drift));
     let facts = fs::read_to_string(two.old.join("r1.json")).unwrap();
     let other = facts.replace("02:00:00:00:01:02", "02:00:00:00:01:99");
     fs::write(two.old.join("r1.json"), &other).unwrap();
@@ -329,8 +363,18 @@ fn a_router_is_made_anew_from_its_facts_and_no_other_is() {
     assert_eq!(reloaded["replaced"]["changed"], serde_json::json!(["r1"]));
     assert_ne!(two.place.router("r1").id(), before);
     assert_eq!(two.others(), others);
+    assert_eq!(two.drift(), (Some(0), serde_json::json!({})));
     // Nobody goes by the address that r1 had.
     assert_eq!(two.seen_by_hosts(54), [ErrorKind::ConnectionRefused; 2]);
+    // Jobs leave nothing of theirs, and an older release has noted nothing.
+    assert_eq!(two.drift(), (Some(0), serde_json::json!({})));
+    let lab = two.place.config.labs_dir.join(two.place.name().as_str());
+    fs::remove_file(lab.join("made.json")).unwrap();
+    let (code, drift) = two.drift();
+    assert_eq!(
+        (code, &drift["r3"]["unknown"]),
+        (Some(0), &Value::Bool(true))
+    );
     // Its facts are the same, and it is made anew all the same.
     tool(&two.place.router("r1"), "iptables", &["-F", "FORWARD"]);
     let reloaded = json(&two.reload(&[]));

@@ -20,7 +20,11 @@ use std::{
 
 use super::RuleSource;
 use crate::{
-    firewall::{iptables::tables, nft::held::held},
+    firewall::{
+        Support,
+        iptables::tables,
+        nft::{NftSocket, held::held, inventory::support_here},
+    },
     model::fnv1a,
     netlink::{Netlink, object::Family},
     netns::{NetnsFd, NetnsId},
@@ -145,6 +149,29 @@ pub(in crate::firewall) fn legacy<E>(
     kept.add(command.to_owned(), text.clone());
     kept.write_if(held().as_ref());
     Ok(text)
+}
+
+/// A sum of all firewall rules that a namespace has, in nf_tables and in ip_tables; none where they
+/// cannot be read, or change all the time.
+pub(crate) fn sum_held(netns: &NetnsFd) -> Option<u64> {
+    let read = || {
+        let mut all = match support_here() {
+            Support::No(_) => Vec::new(),
+            _ => held(&mut NftSocket::open_here().ok()?).ok()??.bytes,
+        };
+        for family in [Family::V4, Family::V6] {
+            // There is no list of tables where the kernel has no ip_tables.
+            all.extend(
+                tables::held_here(family)
+                    .ok()
+                    .flatten()
+                    .into_iter()
+                    .flatten(),
+            );
+        }
+        Some(fnv1a(&all))
+    };
+    netns.enter(read).ok()?
 }
 
 /// What the kernel holds now.

@@ -13,6 +13,7 @@ mod xtables;
 use std::{collections::HashMap, fmt, sync::Arc};
 
 pub use self::kept::Shelf;
+pub(crate) use self::kept::sum_held;
 use self::{kept::KeptRules, nft::RuleListing, xtables::RulesByChain};
 use crate::{
     firewall::{

@@ -111,7 +111,7 @@ async fn status(site: &Shared, name: String) -> Result<LabStatus, ApiError> {
 }
 
 fn answer(status: LabStatus) -> LabAnswer {
-    let LabStatus { state, missing } = status;
+    let LabStatus { state, missing, .. } = status;
     let interfaces = |router: &lab::RouterState| {
         let own = router
             .interfaces
