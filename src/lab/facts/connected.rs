@@ -11,7 +11,7 @@ use super::RouterFacts;
 use crate::{
     lab::{
         omission::{Omission, OmissionKind, PacketSet},
-        topology::{At, InterfaceKind, Warning},
+        topology::{At, InterfaceKind, MasterKind, Warning},
     },
     model::IfName,
     netlink::object::{Address, Family, Route, RouteKind},
@@ -46,8 +46,13 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
                 None if !facts.tables.contains(&(family, Route::MAIN)) => {}
                 None => {
                     address.prefix_route = false;
-                    if found.is_empty() && interface.up && interface.kind != InterfaceKind::Loopback
-                    {
+                    // A VRF's ports have theirs in its table.
+                    let of_vrf = interface.link.vrf_table.is_some() || {
+                        let master = interface.link.master.as_ref();
+                        master.is_some_and(|master| master.kind == MasterKind::Vrf)
+                    };
+                    let of_main = interface.up && !of_vrf;
+                    if found.is_empty() && of_main && interface.kind != InterfaceKind::Loopback {
                         missing.push((line, interface.name.clone(), subnet));
                     }
                 }

@@ -10,31 +10,139 @@
 //!   differently.
 //! - `rp_filter` looks for the way back without the VRF's table.
 //! - What the router itself sends from sockets bound to a VRF.
+//! - Addresses of a VRF and its ports are in the VRF's table alone, in the lab in table local, which
+//!   all packets ask.
+//! - What a route sends out of a VRF's own device is looked up once more, in that VRF's table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::RouterFacts;
+use ipnet::IpNet;
+
+use super::{LostRule, RouterFacts};
 use crate::{
     lab::{
-        omission::{Omission, OmissionKind, PacketSet},
+        omission::{Omission, OmissionKind, PacketSet, TableRules},
         topology::{At, MasterKind, Warning},
     },
     model::IfName,
-    netlink::object::{PolicyRule, Route, RuleAction},
+    netlink::object::{PolicyRule, Route, RouteKind, RuleAction, Scope},
 };
 
 /// What the reader of rules says of a rule that looks into the table of a VRF.
 const UNKNOWN: &str = "policy rule left out: table `[l3mdev-table]` is not known";
 
-/// Puts rules by incoming interface in the place of those that look into the VRFs' tables. Where a
-/// table is not known they stay left out.
+/// Puts rules by incoming interface in the place of those that look into the VRFs' tables, and says
+/// what these cannot do. Where a table is not known the rules stay left out.
 pub(super) fn model(facts: &mut RouterFacts) {
     let ports = ports(facts);
+    if ports.is_empty() {
+        return;
+    }
+    let of_vrfs = |lost: &LostRule| lost.message.starts_with(UNKNOWN) && !lost.rule.invert;
+    match facts.lost_rules.iter().any(of_vrfs) {
+        true => by_ports(facts, &ports),
+        false => {
+            let message = "ports of VRFs, and no policy rule that looks into the tables of VRFs";
+            let omission = Omission::of_packets(OmissionKind::Feature, by_any(&ports));
+            omit(facts, 0, message.to_owned(), omission);
+        }
+    }
+    by_device(facts, &ports);
+    own_addresses(facts, &ports);
+}
+
+fn omit(facts: &mut RouterFacts, line: usize, message: String, omission: Omission) {
+    let warning = Warning::omission(facts.origin(line), &facts.name, message, omission);
+    facts.warnings.push(warning);
+}
+
+/// All packets that come or go by a port.
+fn by_any(ports: &BTreeMap<IfName, IfName>) -> impl Iterator<Item = PacketSet> {
+    ports.keys().map(|port| PacketSet {
+        interface: Some(port.clone()),
+        ..PacketSet::default()
+    })
+}
+
+/// Routes out of a VRF's own device.
+fn by_device(facts: &mut RouterFacts, ports: &BTreeMap<IfName, IfName>) {
+    let all: Vec<&Route> = facts.routes.iter().map(|at| &at.value).collect();
+    let tables = TableRules::of(&facts.rules, &facts.rulesets, &facts.sysctls);
+    let unicast = facts
+        .routes
+        .iter()
+        .filter(|route| route.kind == RouteKind::Unicast);
+    let told = unicast.filter_map(|route| {
+        let mut devs = route.next_hops.iter().filter_map(|hop| hop.dev.as_ref());
+        let vrf = devs.find(|dev| ports.values().any(|vrf| vrf == *dev))?;
+        let message = format!(
+            "route to {} in table {}: it goes on in the table of VRF {vrf}, and in the lab out of \
+             {vrf}",
+            route.destination, route.table
+        );
+        Some((route.line, message, tables.of_route(route, &all, &all)))
+    });
+    let told: Vec<_> = told.collect();
+    for (line, message, omission) in told {
+        omit(facts, line, message, omission);
+    }
+}
+
+/// Addresses of VRFs, for packets that come in elsewhere.
+fn own_addresses(facts: &mut RouterFacts, ports: &BTreeMap<IfName, IfName>) {
+    /// More sets than these are not written down one by one.
+    const MOST: usize = 1000;
+    let vrf_of = |name: &IfName| {
+        let is_vrf = ports.values().any(|vrf| vrf == name);
+        ports.get(name).or(is_vrf.then_some(name)).cloned()
+    };
+    let names = facts
+        .interfaces
+        .iter()
+        .map(|interface| interface.name.clone());
+    let others: Vec<(IfName, Option<IfName>)> =
+        names.map(|name| (name.clone(), vrf_of(&name))).collect();
+    let inside = facts
+        .interfaces
+        .iter()
+        .filter_map(|i| Some((vrf_of(&i.name)?, i)));
+    let addresses: Vec<(IfName, IpNet)> = inside
+        .flat_map(|(vrf, interface)| {
+            let own = interface
+                .addresses
+                .iter()
+                .filter(|a| a.scope != Scope::Link);
+            own.map(move |address| (vrf.clone(), IpNet::from(address.local.addr())))
+        })
+        .collect();
+    let many = addresses.len() * others.len() > MOST;
+    let packets = addresses.iter().flat_map(|(vrf, own)| {
+        let elsewhere = others
+            .iter()
+            .filter(move |(_, of)| of.as_ref() != Some(vrf));
+        let incoming = elsewhere.map(|(name, _)| Some(name.clone()));
+        let incoming: Vec<_> = if many { vec![None] } else { incoming.collect() };
+        incoming.into_iter().map(|incoming| PacketSet {
+            incoming,
+            ..PacketSet::to(*own)
+        })
+    });
+    let packets: Vec<PacketSet> = packets.collect();
+    if !packets.is_empty() {
+        let message = "addresses of VRFs are the router's own only within their VRF, in the lab for \
+                       all packets";
+        let omission = Omission::of_packets(OmissionKind::Feature, packets);
+        omit(facts, 0, message.to_owned(), omission);
+    }
+}
+
+/// Puts rules by port in the place of those that look into the VRFs' tables.
+fn by_ports(facts: &mut RouterFacts, ports: &BTreeMap<IfName, IfName>) {
     let tables: Option<Vec<(IfName, u32)>> = ports
         .iter()
-        .map(|(port, vrf)| Some((port.clone(), table(facts, vrf, &ports)?)))
+        .map(|(port, vrf)| Some((port.clone(), table(facts, vrf, ports)?)))
         .collect();
-    let Some(tables) = tables.filter(|tables| !tables.is_empty()) else {
+    let Some(tables) = tables else {
         return;
     };
     let lost = std::mem::take(&mut facts.lost_rules);
@@ -51,7 +159,7 @@ pub(super) fn model(facts: &mut RouterFacts) {
             };
             facts.rules.push(At::new(lost.line, rule));
         }
-        say(facts, lost.line, &ports);
+        say(facts, lost.line, ports);
     }
     // Rules of one priority keep their order; the new ones stand behind those of the facts.
     facts.rules.sort_by_key(|rule| rule.priority);
@@ -96,13 +204,19 @@ fn say(facts: &mut RouterFacts, line: usize, ports: &BTreeMap<IfName, IfName>) {
             .iter()
             .any(|(port, vrf)| names(text, port) || names(text, vrf))
     };
-    let by_rules = facts.rulesets.iter().any(|rules| named(&rules.text));
+    // What tells a VRF's device from its port without a name, or asks its table for the way back.
+    let otherwise = [
+        "iifkind", "oifkind", "iifgroup", "oifgroup", "devgroup", "sdif", "rpfilter", "fib ",
+    ];
+    let tells = |text: &str| named(text) || otherwise.iter().any(|word| text.contains(word));
+    let by_rules = facts.rulesets.iter().any(|rules| tells(&rules.text));
     let filtered = facts.sysctls.iter().any(|(key, value)| {
         key.starts_with("net/ipv4/conf/") && key.ends_with("/rp_filter") && value != "0"
     });
     let doubt = match (by_rules, filtered) {
         (true, _) => {
-            "rules of its firewall name a VRF or a port of one, which are told apart differently"
+            "rules of its firewall name a VRF or a port of one, or ask for more of them, which are \
+             told apart differently"
         }
         (false, true) => "rp_filter looks for the way back without the tables of VRFs",
         (false, false) => {
@@ -112,14 +226,9 @@ fn say(facts: &mut RouterFacts, line: usize, ports: &BTreeMap<IfName, IfName>) {
             return;
         }
     };
-    let packets = ports.keys().map(|port| PacketSet {
-        interface: Some(port.clone()),
-        ..PacketSet::default()
-    });
-    let omission = Omission::of_packets(OmissionKind::Feature, packets);
+    let omission = Omission::of_packets(OmissionKind::Feature, by_any(ports));
     let message = format!("VRFs are made of rules by incoming interface, and {doubt}");
-    let warning = Warning::omission(facts.origin(line), &facts.name, message, omission);
-    facts.warnings.push(warning);
+    omit(facts, line, message, omission);
 }
 
 /// Whether a ruleset may name the interface: by its name, or by a pattern.
