@@ -65,15 +65,22 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
             "{name}: table main has no route to its own subnet {subnet}; the lab has none either"
         );
         let family = Family::of(subnet.addr());
+        let here = |route: &At<Route>| route.destination == subnet && leaves_by(route, &name);
         let any = |route: &At<Route>| {
             route.table == Route::MAIN && Family::of(route.destination.addr()) == family
         };
-        let omission = if facts.routes.iter().any(any) {
-            Omission::of_packets(OmissionKind::Route, [PacketSet::to(subnet)])
+        let (file, routes) = (facts.origin(line), &facts.routes);
+        let warning = if routes.iter().any(here) {
+            // As of the ports of a VRF, whose table has it.
+            Warning::new(file, &facts.name, message)
         } else {
-            Omission::of_family(OmissionKind::Route, family)
+            let omission = if routes.iter().any(any) {
+                Omission::of_packets(OmissionKind::Route, [PacketSet::to(subnet)])
+            } else {
+                Omission::of_family(OmissionKind::Route, family)
+            };
+            Warning::omission(file, &facts.name, message, omission)
         };
-        let warning = Warning::omission(facts.origin(line), &facts.name, message, omission);
         facts.warnings.push(warning);
     }
 }
@@ -91,12 +98,16 @@ fn makes_route(address: &Address) -> bool {
 }
 
 fn is_to(route: &Route, subnet: IpNet, dev: &IfName) -> bool {
-    let over =
-        |hop: &crate::netlink::object::NextHop| hop.via.is_none() && hop.dev.as_ref() == Some(dev);
     route.table == Route::MAIN
         && route.kind == RouteKind::Unicast
         && route.destination == subnet
-        && route.next_hops.iter().any(over)
+        && leaves_by(route, dev)
+}
+
+/// Whether the route leads onto the link of an interface.
+fn leaves_by(route: &Route, dev: &IfName) -> bool {
+    let mut hops = route.next_hops.iter();
+    hops.any(|hop| hop.via.is_none() && hop.dev.as_ref() == Some(dev))
 }
 
 /// Whether the kernel makes just this route from `address`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     lab::{
-        omission::{Omission, OmissionKind, PacketSet, RulesetMaps},
+        omission::{Nets, Omission, OmissionKind, PacketSet, RulesetMaps},
         topology::{At, Origin, Ruleset, RulesetKind, Warning},
     },
     model::RouterName,
@@ -599,13 +599,20 @@ impl Reader {
         }
     }
 
-    /// Where no routes of IPv6 are shown, and there are addresses, nobody knows where to packets go.
+    /// Where no routes of IPv6 are shown, and there are addresses, nobody knows where packets go but
+    /// for those to own subnets.
     fn without_routes(&mut self) {
-        let mut addresses = self.facts.interfaces.iter().flat_map(|i| &i.addresses);
-        let speaks = addresses.any(|a| a.local.addr().is_ipv6() && a.scope == Scope::Global);
-        if speaks && !self.facts.tables.contains(&(Family::V6, Route::MAIN)) {
+        let own = self.facts.interfaces.iter().flat_map(|i| &i.addresses);
+        let own = own.filter(|a| a.local.addr().is_ipv6() && a.scope == Scope::Global);
+        let except: Vec<IpNet> = own.map(|address| address.local.trunc()).collect();
+        if !except.is_empty() && !self.facts.tables.contains(&(Family::V6, Route::MAIN)) {
+            let within = IpNet::V6(Ipv6Net::default());
+            let elsewhere = PacketSet {
+                to: Some(Nets { within, except }),
+                ..PacketSet::of_family(Family::V6)
+            };
             let message = "no section `ipv6_routing_table`: only routes to own subnets are taken";
-            let omission = Omission::of_family(OmissionKind::Route, Family::V6);
+            let omission = Omission::of_packets(OmissionKind::Route, [elsewhere]);
             self.omit(0, message.to_owned(), omission);
         }
     }
