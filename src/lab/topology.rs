@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod alone;
+mod between;
 mod check;
 mod end;
 mod evidence;

@@ -87,11 +87,31 @@ fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, with_ip_r
         let own = text.contains("table bridge") || text.contains("table netdev");
         (own || with_ip_rules) && stops(text)
     });
+    let ways_out = |bridge: &IfName| {
+        let ports = facts.interfaces.iter().filter(|port| {
+            let master = port.link.master.as_ref();
+            port.up && !is_of_guest(&port.name) && master.is_some_and(|m| m.name == *bridge)
+        });
+        ports.count()
+    };
+    let between: BTreeSet<IfName> = masters
+        .iter()
+        .filter(|m| ways_out(m) > 1)
+        .cloned()
+        .collect();
     for interface in &mut facts.interfaces {
         let is_bridge = interface.link.kind.as_deref() == Some("bridge");
-        interface.value.link.filters_bridged =
-            filters && (is_bridge || masters.contains(&interface.value.name));
+        let name = interface.name.clone();
+        let link = &mut interface.value.link;
+        link.filters_bridged = filters && (is_bridge || masters.contains(&name));
+        link.between = link.filters_bridged && between.contains(&name);
     }
+}
+
+/// Whether a port of a bridge is by its name that of a container or a virtual machine.
+fn is_of_guest(port: &IfName) -> bool {
+    const GUESTS: [&str; 7] = ["veth", "vnet", "tap", "fwpr", "fwln", "vif", "cali"];
+    GUESTS.iter().any(|start| port.as_str().starts_with(start))
 }
 
 fn stops(text: &str) -> bool {

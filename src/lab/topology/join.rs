@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::{
-    Interface, InterfaceKind, Router, Segment, Topology, Warning, alone, check, end::LinkEnd,
-    evidence,
+    Interface, InterfaceKind, Router, Segment, Topology, Warning, alone, between, check,
+    end::LinkEnd, evidence,
 };
 use crate::{
     lab::{facts::RouterFacts, links::Links},
@@ -47,6 +47,7 @@ pub fn build_with(facts: Vec<RouterFacts>, links: &Links) -> Topology {
         add_segment(&group, &ends, &mut topology);
     }
     alone::name_ends(&mut topology, links);
+    between::name_bridges(&mut topology);
     topology
 }
 

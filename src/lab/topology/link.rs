@@ -42,6 +42,9 @@ pub struct LinkFacts {
     /// Whether it is a bridge and what it bridges meets rules of its router.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub filters_bridged: bool,
+    /// Whether it does that between several ports that lead out of the machine.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub between: bool,
     /// Whether it asks for no neighbours and answers none (`ip link set arp off`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_arp: bool,
