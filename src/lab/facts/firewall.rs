@@ -63,6 +63,8 @@ pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
         } else if let Some(unprinted) = unprinted(line) {
             let reason = format!("nft could not print `{unprinted}`");
             prepared.lost.push((at, reason));
+        } else if let Some(others) = without_owner(line) {
+            prepared.text.push_str(&others);
         } else {
             prepared.text.push_str(line);
         }
@@ -73,6 +75,21 @@ pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
         }
     }
     prepared
+}
+
+/// A line with flags of a table without those about the program that owns it: the kernel would take
+/// the table away with the nft(8) that loads it.
+fn without_owner(line: &str) -> Option<String> {
+    let flags = line.trim().strip_prefix("flags ")?.trim_end_matches(';');
+    let flags: Vec<&str> = flags.split(',').map(str::trim).collect();
+    let others = flags
+        .iter()
+        .filter(|flag| !["owner", "persist"].contains(flag));
+    let others: Vec<&str> = others.copied().collect();
+    (others.len() < flags.len()).then(|| match others.as_slice() {
+        [] => String::new(),
+        others => format!("\tflags {}", others.join(",")),
+    })
 }
 
 /// How many lines of an nft dump stand before the first table that a section of iptables-save has,

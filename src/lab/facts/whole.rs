@@ -56,6 +56,10 @@ pub(super) fn check(text: &str, sections: &[Section<'_>]) -> (Vec<Lack>, BTreeSe
             );
             lacks.push(Lack::new(line, message, of_second(name)));
         }
+        if let Some(head) = second_capture(section) {
+            let message = format!("section `{name}` has `{head}` twice: the first is not counted");
+            lacks.push(Lack::new(section.line, message, of_second(name)));
+        }
         let why = part(section).or_else(|| listing(section, sections));
         let why = why.or_else(|| without_tables(section, sections));
         if let Some(why) = why.or_else(|| cut(section, sections)) {
@@ -234,6 +238,25 @@ fn listing(section: &Section<'_>, sections: &[Section<'_>]) -> Option<String> {
     (!in_nft && !alone).then(|| {
         format!("`{tool} -S` has one table, and nothing tells of the others; `{tool}-save` has all")
     })
+}
+
+/// The table of a ruleset that was captured a second time with other rules.
+fn second_capture<'a>(section: &Section<'a>) -> Option<&'a str> {
+    let start = match section.name {
+        "iptables_save" | "ip6tables_save" => "*",
+        "nft_ruleset" => "table ",
+        _ => return None,
+    };
+    let lines = section.body.iter().map(|(_, line)| *line);
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let lines: Vec<&str> = lines.collect();
+    let (first, second) = lines.split_at(lines.len() / 2);
+    let mut seen = BTreeSet::new();
+    let mut heads = lines.iter().filter(|line| line.starts_with(start));
+    heads
+        .find(|head| !seen.insert(**head))
+        .filter(|_| first != second)
+        .copied()
 }
 
 /// Rules lead to tables local and main on every router; a list without was cut. Where there is no IPv6

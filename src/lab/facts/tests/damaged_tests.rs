@@ -63,6 +63,46 @@ fn lists_that_were_cut_are_told_by_what_every_router_has() {
 }
 
 #[test]
+fn a_second_capture_in_a_section_is_told_of() {
+    let first = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -p tcp --dport 80 -j DROP\nCOMMIT\n";
+    let second = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT";
+    for (name, body, told) in [
+        ("iptables_save", format!("{first}{second}"), true),
+        ("iptables_save", format!("{first}\n# again\n{first}"), false),
+        ("iptables_save", first.to_owned(), false),
+        (
+            "nft_ruleset",
+            "table ip a {\n}\ntable ip b {\n}\ntable ip a {\n}".to_owned(),
+            true,
+        ),
+        (
+            "nft_ruleset",
+            "table ip a {\n}\ntable ip6 a {\n}".to_owned(),
+            false,
+        ),
+    ] {
+        let said = doubts(&read(&(minimal(CONNECTED) + &section(name, "", &body))));
+        assert_eq!(
+            said.iter().any(|said| said.contains("twice")),
+            told,
+            "{body}: {said:?}"
+        );
+    }
+}
+
+#[test]
+fn the_owner_of_a_table_does_not_take_it_away() {
+    let nft = "table inet a {\n\tflags owner\n}\ntable inet b {\n\tflags dormant,owner,persist\n}\n\
+               table inet c {\n\tset s {\n\t\tflags interval,timeout\n\t}\n}";
+    let facts = read(&(minimal(CONNECTED) + &section("nft_ruleset", "", nft)));
+    let want = nft
+        .replace("\tflags owner", "")
+        .replace(",owner,persist", "")
+        + "\n";
+    assert_eq!(facts.rulesets[0].text, want);
+}
+
+#[test]
 fn what_a_lost_section_had_is_told_by_the_others() {
     let said = |text: &str| -> Vec<String> {
         let facts = read(text);
