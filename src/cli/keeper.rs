@@ -189,7 +189,7 @@ fn in_router(
     let status = netns.enter(|| started.status());
     let status = status.map_err(Failure::cannot_run)?;
     let status = status.map_err(|error| cannot_start(program, &error))?;
-    drop(locked);
+    drop(locked.unlock());
     // As shells have it for a command that a signal ended.
     let code = status.code().or(status.signal().map(|signal| 128 + signal));
     std::process::exit(code.unwrap_or(Exit::CannotRun as i32))

@@ -33,7 +33,14 @@ use crate::{
 pub struct Vacated {
     /// The hosts that were removed.
     pub hosts: Vec<HostId>,
-    _locked: Job<Locked>,
+    locked: Option<Job<Locked>>,
+}
+
+impl Drop for Vacated {
+    /// The log has it that they are free, as it has it that they were locked.
+    fn drop(&mut self) {
+        drop(self.locked.take().map(Job::unlock));
+    }
 }
 
 /// Removes all registered hosts of lab `name` and locks its routers, waiting for jobs that hold
@@ -79,7 +86,7 @@ fn empty(
     let locked = operator.all_router_locks(routers, LockMode::Exclusive, wait);
     Ok(Vacated {
         hosts,
-        _locked: locked.map_err(|refused| refused.error)?,
+        locked: Some(locked.map_err(|refused| refused.error)?),
     })
 }
 

@@ -341,7 +341,7 @@ fn whatever_is_killed_nothing_is_left_to_the_next() {
         if campaign.one(victim, delay) {
             *killed.entry(victim).or_default() += 1;
             let all: u64 = killed.values().sum();
-            if all % 100 == 0 {
+            if all.is_multiple_of(100) {
                 println!("{all} kills in {} rounds", campaign.number);
             }
         }

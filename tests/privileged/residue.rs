@@ -294,9 +294,35 @@ fn whatever_a_stopped_command_holds_those_who_wait_name_it_and_give_up() {
     let reload = ["lab", "reload", name, "r1"];
     assert_all_give_up(&config, &holder, &[&reload]);
     holder.go_on();
+    let exec = ["exec", name, "r1", "--", "true"];
     let down = ["lab", "down", name];
-    assert!(tsim(&config, &down).output().unwrap().status.success());
+    for arguments in [&exec[..], &down] {
+        let output = tsim(&config, arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
     place.assert_nothing_left();
+    assert_log_balances(&place);
+}
+
+/// Every router that was locked by whomever was freed by them, by what the registry's log says.
+fn assert_log_balances(place: &Place) {
+    let log = place.config.registry_dir.join("transactions.jsonl");
+    let log = fs::read_to_string(log).unwrap();
+    let mut held = std::collections::BTreeMap::new();
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let change = match line["operation"].as_str() {
+            Some("router.lock") => 1,
+            Some("router.unlock") => -1,
+            _ => continue,
+        };
+        for router in line["details"]["routers"].as_array().unwrap() {
+            let key = (line["run_id"].to_string(), router.to_string());
+            *held.entry(key).or_insert(0) += change;
+        }
+    }
+    assert!(held.len() > 3, "{log}");
+    assert!(held.values().all(|held| *held == 0), "{held:?}");
 }
 
 /// Names of namespaces are made under one lock of the machine, so whoever stops there is in the way of
