@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 
-import { browser, fine, giveToken, open, shoot, site } from "./site.mjs";
+import { accessible, browser, fine, giveToken, open, shoot, site } from "./site.mjs";
 
 let chrome;
 before(async () => { chrome = await browser(); });
@@ -61,7 +61,31 @@ test("a policy is listed with its results; a check, its answers and changes can 
         await cell.getByText("NO", { exact: true }).first().waitFor();
         await fine(queue, "all answers");
         await shoot(queue, "answers", { phone: true });
+
+        // The form sends a policy with the text of its files, and says what is wrong with it at its field.
+        await queue.goto(url);
+        await queue.getByRole("button", { name: "Submit a job" }).click();
+        await queue.getByLabel("Type").selectOption("check");
+        assert.equal(await queue.getByLabel("Source address").isVisible(), false);
+        await queue.getByLabel("Lab", { exact: true }).fill("fast");
+        await queue.getByLabel("Your name").fill("ann");
+        const submit = queue.getByRole("button", { name: "Submit", exact: true });
+        await submit.click();
+        await queue.locator("#f-policy-error").getByText("This is needed.").waitFor();
+        const file = (name, text) => ({ name, mimeType: "text/plain", buffer: Buffer.from(text) });
+        const whole = file("own.toml", POLICY.replace("version = 1", 'version = 1\ninclude = ["base.toml"]'));
         assert.deepEqual(problems, []);
+        await queue.getByLabel("Policy", { exact: false }).first().setInputFiles(whole);
+        await submit.click();
+        await queue.locator("#f-policy-error").getByText("base.toml").waitFor();
+        await accessible(queue, "submit dialog of a check");
+        await shoot(queue, "submit-check", { phone: true });
+        await queue.getByLabel("Files that the policy includes").setInputFiles(file("base.toml", "version = 1\n"));
+        await submit.click();
+        await queue.getByRole("row").filter({ hasText: "own.toml" }).first().waitFor();
+        // The browser itself logs the refusal.
+        assert.equal(problems.length, 1);
+        assert.match(problems[0], /400/);
     } finally {
         await context.close();
         await own.end();

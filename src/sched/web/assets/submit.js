@@ -7,13 +7,13 @@ const form = byId("submit-form");
 /** Fields in the order in which the form has them. */
 const fields = () => [...form.elements].filter((field) => field.name);
 
-/** Options of the other type of job are not offered. */
+/** What jobs of another type have is not offered. */
 function showMode() {
-    for (const part of form.querySelectorAll("[data-mode]")) part.hidden = part.dataset.mode !== byId("f-mode").value;
+    for (const part of form.querySelectorAll("[data-mode]")) part.hidden = !part.dataset.mode.split(" ").includes(byId("f-mode").value);
 }
 
 /** What the form asks for; an error names the field whose text is none of its kind. */
-function read() {
+async function read() {
     const job = {};
     for (const field of fields()) {
         if (field.closest("[data-mode]")?.hidden) continue;
@@ -25,6 +25,8 @@ function read() {
         } else if (field.dataset.kind === "number") {
             if (!Number.isFinite(Number(text))) throw new FieldError(field.name, `${text} is no number.`);
             job[field.name] = Number(text);
+        } else if (field.type === "file") {
+            job[field.name] = await readPolicy(field.files[0]);
         } else if (field.name === "trace") {
             job.trace = parseTrace(text);
         } else if (field.name === "routers") {
@@ -34,6 +36,13 @@ function read() {
         }
     }
     return job;
+}
+
+/** A policy with the text of all its files: the scheduler reads none of its own. */
+async function readPolicy(main) {
+    const files = [main, ...byId("f-includes").files];
+    const texts = await Promise.all(files.map(async (file) => [file.name, await file.text()]));
+    return { name: main.name, files: Object.fromEntries(texts) };
 }
 
 class FieldError extends Error {
@@ -95,7 +104,7 @@ async function send(event) {
     event.preventDefault();
     clear();
     try {
-        const job = read();
+        const job = await read();
         localStorage.setItem("tsim-user", job.username);
         const done = await withToken(() => api("/jobs", { method: "POST", body: job }));
         dialog.close();
