@@ -5,10 +5,13 @@ use std::{io, path::PathBuf, time::Duration};
 use clap::{Args, Parser};
 
 use super::{
-    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run, complete,
+    CommandLine, Context, EXIT_CODES, Exit, Failure, Global, Run,
+    bulk::Files,
+    complete,
     question::{TypedQuestion, layout, seconds},
 };
 use crate::{
+    bulk::one,
     lab::trace::EntryName,
     run::detailed::{self, DetailedJob, files, json, text},
 };
@@ -16,6 +19,7 @@ use crate::{
 const EXAMPLES: &str = "Examples:
   tsim-detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P 22,443/tcp,53/udp,ping
   tsim-detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P https --routers hq-gw --out report
+  tsim-detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P ssh -o report.xml -o comment.md
   tsim trace --lab corp10 -s 10.1.1.100 -d 10.2.1.50 --json > path.json
   tsim-detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P ssh --trace path.json --json
 
@@ -64,6 +68,9 @@ pub(super) struct DetailedArgs {
     /// Write report.html, report.txt, report.json and a JSON file per service into this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+
+    #[command(flatten)]
+    files: Files,
 }
 
 impl CommandLine for TsimDetailed {
@@ -80,8 +87,9 @@ impl Run for TsimDetailed {
 
 impl Run for DetailedArgs {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
+        self.files.check(false)?;
         let evidence = self.evidence;
-        let job = self.resolve(context)?;
+        let (job, report_files) = self.resolve(context)?;
         if let Some(dir) = &job.out {
             files::prepare(dir).map_err(|error| match error.source.kind() {
                 io::ErrorKind::DirectoryNotEmpty => Failure::usage(error),
@@ -93,6 +101,10 @@ impl Run for DetailedArgs {
         if let Some(dir) = &job.out {
             files::write(dir, report).map_err(Failure::cannot_run)?;
         }
+        let value = json::document(report);
+        report_files.write_answer(context, &job.lab, &value, |lab| {
+            one::document_of_detailed(report, lab)
+        })?;
         let terminal = layout(context);
         let layout = text::DetailedLayout {
             width: terminal.width,
@@ -100,22 +112,20 @@ impl Run for DetailedArgs {
             evidence,
             answer_only: context.quiet,
         };
-        context.print(&json::document(report), |out| {
-            text::print(out, report, layout)
-        })?;
+        context.print(&value, |out| text::print(out, report, layout))?;
         Ok(report.overall().into())
     }
 }
 
 impl DetailedArgs {
-    fn resolve(self, context: &Context) -> Result<DetailedJob, Failure> {
+    fn resolve(self, context: &Context) -> Result<(DetailedJob, Files), Failure> {
         if self.timeout.is_zero() {
             return Err(Failure::usage(
                 "--timeout 0: more than 0 seconds is allowed",
             ));
         }
         let asked = self.question.resolve(context)?;
-        Ok(DetailedJob {
+        let job = DetailedJob {
             lab: asked.lab,
             source: asked.source,
             destination: asked.destination,
@@ -131,6 +141,7 @@ impl DetailedArgs {
             trust_facts: asked.trust_facts,
             progress: asked.progress,
             out: self.out,
-        })
+        };
+        Ok((job, self.files))
     }
 }

@@ -9,9 +9,9 @@ use super::{
     question::{Explain, TypedQuestion, layout},
 };
 use crate::{
-    bulk::{answers::LabIdentity, one},
+    bulk::one,
     firewall::backend::BackendChoice,
-    lab::{self, Lab, trace::EntryName},
+    lab::trace::EntryName,
     model::Dscp,
     run::{
         quick::{self, DscpChoice, QuickJob},
@@ -102,12 +102,7 @@ impl Run for QuickArgs {
         let (job, files) = self.resolve(context)?;
         let answered = quick::run(&job, &context.config)?;
         let report = &answered.report;
-        if !files.is_empty() {
-            let topology = lab::topology_of(&context.config, &job.lab)?;
-            let lab = Lab::open(&context.config, &job.lab)?;
-            let document = one::document(report, LabIdentity::of(&lab, &topology));
-            files.write(report, &document, None, layout(context).width)?;
-        }
+        files.write_answer(context, &job.lab, report, |lab| one::document(report, lab))?;
         context.print_either(
             |out| json::write(report, out),
             |out| matrix::print(out, report, layout(context)),

@@ -119,4 +119,17 @@ fn commands_print_what_their_golden_files_say() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+
+    // The same report of a quick and of a detailed job.
+    for job in ["quick", "detailed"] {
+        let ask = "--lab LAB -s 10.81.1.10 -d 10.81.3.10 -P 22,23";
+        desk.ends_with(&[1], &format!("{job} {ask} -o {job}.md -o {job}.xml"));
+        let [markdown, junit] = ["md", "xml"].map(|ending| desk.read(&format!("{job}.{ending}")));
+        let row = "| 10.81.1.10 | 10.81.3.10 | YES | NO |";
+        assert!(markdown.contains(row), "{job}: {markdown}");
+        assert!(
+            junit.contains("dropped by the policy of chain FORWARD"),
+            "{job}: {junit}"
+        );
+    }
 }

@@ -24,12 +24,12 @@ use super::{
 };
 use crate::{
     bulk::{
-        answers::VERSION,
+        answers::{LabIdentity, VERSION},
         document::Document,
         render::{self, Format, Layout},
     },
     firewall::backend::BackendChoice,
-    lab::trace::EntryName,
+    lab::{self, Lab, trace::EntryName},
     model::{
         Dscp, LabName, PrintableJson, Protocol, RunId, Service, ServiceLimits, parse_services,
     },
@@ -176,11 +176,6 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Whether no file was asked for.
-    pub(super) fn is_empty(&self) -> bool {
-        self.files.is_empty()
-    }
-
     /// Refuses names that say nothing that can be written, before anything is measured.
     /// `makes_policy`: whether a policy can be.
     pub(super) fn check(&self, makes_policy: bool) -> Result<(), Failure> {
@@ -194,9 +189,26 @@ impl Files {
         Ok(())
     }
 
+    /// Writes those of a job's answer, of which `document` makes a report.
+    pub(super) fn write_answer(
+        &self,
+        context: &Context,
+        lab: &LabName,
+        value: &impl Serialize,
+        document: impl FnOnce(LabIdentity) -> Document,
+    ) -> Result<(), Failure> {
+        if self.files.is_empty() {
+            return Ok(());
+        }
+        let topology = lab::topology_of(&context.config, lab)?;
+        let lab = Lab::open(&context.config, lab)?;
+        let document = document(LabIdentity::of(&lab, &topology));
+        self.write(value, &document, None, question::layout(context).width)
+    }
+
     /// Writes them; `value` is the report's JSON, and `policy` the policy that says the same, where
     /// there is one.
-    pub(super) fn write(
+    fn write(
         &self,
         value: &impl Serialize,
         document: &Document,
