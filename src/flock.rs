@@ -103,7 +103,7 @@ pub(crate) fn described(pid: Option<u32>) -> String {
     }
 }
 
-fn holder_of(inode: u64) -> Option<u32> {
+pub(crate) fn holder_of(inode: u64) -> Option<u32> {
     let table = fs::read_to_string("/proc/locks").unwrap_or_default();
     holder(&table, inode)
 }

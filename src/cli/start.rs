@@ -12,6 +12,7 @@ use crate::{
         client::Client,
         door::{Beside, Door, DoorPlan},
     },
+    wait::{Wait, for_a_moment},
 };
 
 /// Where a command works.
@@ -127,7 +128,8 @@ pub(super) fn enter(
     places: &Places,
     networks: Networks,
 ) -> Result<Joined, KeeperError> {
-    let joined = keeper::join(places, networks)?;
+    let wait = Wait::at_most(for_a_moment(config.lock_timeout));
+    let joined = keeper::join(places, networks, &wait)?;
     if joined.started {
         match lab::forget_gone(config) {
             Ok(gone) => {

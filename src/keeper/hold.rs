@@ -249,6 +249,8 @@ fn hold(keeper: &Keeper, users: &File, watch: &Inotify) -> io::Result<Infallible
                 process::exit(0);
             }
             flock(users, FlockOperation::Unlock)?;
+            // Who waits hears of closing only.
+            drop(File::open(keeper.places.runtime_dir.join(USE))?);
         }
     }
 }

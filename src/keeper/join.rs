@@ -4,14 +4,23 @@ use std::{
     env,
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::{MetadataExt, OpenOptionsExt},
+            process::CommandExt,
+        },
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::FlockOperation,
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use thiserror::Error;
@@ -19,9 +28,11 @@ use thiserror::Error;
 use super::{Keeper, NAME, Obstacle, USE};
 use crate::{
     config::Places,
+    flock::{self, NotLocked},
     model::owner::Liveness,
     netns,
     registry::{RegistryError, medium::Directory},
+    wait::{Wait, Woken},
 };
 
 /// How often a keeper that ended in this very moment is replaced.
@@ -111,30 +122,73 @@ fn file_error(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Keep
 /// (setns(2)). It keeps its working directory.
 ///
 /// # Errors
-/// [`KeeperError`]; the process is where it was then, unless half of [`KeeperError::Join`] was done.
-pub(crate) fn join(places: &Places, networks: Networks) -> Result<Joined, KeeperError> {
+/// [`KeeperError`], also when `wait` is over before; the process is where it was then, unless half of [`KeeperError::Join`] was done.
+pub(crate) fn join(
+    places: &Places,
+    networks: Networks,
+    wait: &Wait,
+) -> Result<Joined, KeeperError> {
     let path = Directory::open(&places.runtime_dir)?.path().join(USE);
     let mut started = false;
     for _ in 0..ATTEMPTS {
         let users = open_use(&path)?;
-        let lock = |how| flock(&users, how).map_err(|e| file_error("lock", &path)(e.into()));
-        lock(FlockOperation::LockShared)?;
-        if let Some(keeper) = find(places)? {
-            enter(&keeper, networks)?;
-            return Ok(Joined {
-                keeper,
-                started,
-                users,
-            });
+        let failed = |e| file_error("lock", &path)(e);
+        let mut closed = None;
+        loop {
+            if locked(&users, FlockOperation::NonBlockingLockShared).map_err(failed)? {
+                if let Some(keeper) = find(places)? {
+                    enter(&keeper, networks)?;
+                    return Ok(Joined {
+                        keeper,
+                        started,
+                        users,
+                    });
+                }
+                // Of several who find none, the first starts one, and the others find that. Whoever is
+                // still inside of one that is gone is waited for.
+                if locked(&users, FlockOperation::NonBlockingLockExclusive).map_err(failed)? {
+                    break;
+                }
+            }
+            await_close(&users, &path, &mut closed, wait).map_err(failed)?;
         }
-        // Of several who find none, the first starts one, and the others find that.
-        lock(FlockOperation::LockExclusive)?;
         if find(places)?.is_none() {
             start(places)?;
             started = true;
         }
     }
     Err(KeeperError::Unstable)
+}
+
+fn locked(users: &File, how: FlockOperation) -> io::Result<bool> {
+    match rustix::fs::flock(users, how) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Sleeps until somebody has closed the file since this was first called. Without a thread, as others
+/// wait for such a lock: [`enter`] must be alone.
+fn await_close(
+    users: &File,
+    path: &Path,
+    closed: &mut Option<Inotify>,
+    wait: &Wait,
+) -> io::Result<()> {
+    let Some(watch) = closed else {
+        let watch = Inotify::init(InitFlags::IN_CLOEXEC)?;
+        watch.add_watch(path, AddWatchFlags::IN_CLOSE)?;
+        *closed = Some(watch);
+        return Ok(());
+    };
+    let inode = users.metadata()?.ino();
+    let holder = || flock::described(flock::holder_of(inode));
+    let say = || tracing::warn!("waiting for {}, which is in namespaces of before", holder());
+    match wait.readable_or_say(watch.as_fd(), say)? {
+        Woken::Ready => Ok(watch.read_events().map(drop)?),
+        _ => Err(NotLocked::TimedOut(flock::holder_of(inode)).into_io(wait)),
+    }
 }
 
 /// Whoever closes the file after writing may have been the last, whatever they wrote.
@@ -213,6 +267,6 @@ fn enter(keeper: &Keeper, networks: Networks) -> Result<(), KeeperError> {
 pub(crate) fn stay(keeper: &Keeper) -> io::Result<File> {
     let path = keeper.places.runtime_dir.join(USE);
     let users = OpenOptions::new().read(true).write(true).open(path)?;
-    flock(&users, FlockOperation::LockShared)?;
+    rustix::fs::flock(&users, FlockOperation::LockShared)?;
     Ok(users)
 }

@@ -1,13 +1,13 @@
 //! Users beside each other and beside root: nobody sees or touches what is another's.
 
-use std::fs;
+use std::{fs, io::Read as _, process::Stdio};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::user::{User, await_exit};
+use crate::user::{User, await_exit, stage};
 
 #[test]
 fn users_neither_see_nor_touch_each_others_labs() {
@@ -64,9 +64,43 @@ fn what_users_do_is_not_on_the_machine() {
 fn a_killed_keeper_takes_its_labs_along_and_the_next_command_says_so() {
     let user = User::new();
     user.lab_up("mine");
+    let inside = ["exec", "--", "sh", "-c", "echo inside; exec sleep 600"];
+    let mut inside = user
+        .command(stage().join("tsim"))
+        .args(inside)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = [0; 6];
+    inside
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut line)
+        .unwrap();
     let keeper = user.keeper().unwrap();
     kill(Pid::from_raw(keeper.try_into().unwrap()), Signal::SIGKILL).unwrap();
     assert!(await_exit(keeper));
+    // Who is still in its namespaces is in the way of a new one, and is named.
+    let refused = user.run(
+        "tsim",
+        &[
+            "--lock-timeout",
+            "1.2",
+            "lab",
+            "up",
+            "mine",
+            "--facts",
+            "none",
+        ],
+    );
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    let holder = format!("process {} (sleep 600)", inside.id());
+    assert!(said.contains(&format!("waiting for {holder}")), "{said}");
+    assert!(said.contains(&format!("{holder} has it locked")), "{said}");
+    inside.kill().unwrap();
+    inside.wait().unwrap();
     let args = [
         "--lab",
         "mine",
