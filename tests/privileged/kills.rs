@@ -328,9 +328,11 @@ fn whatever_is_killed_nothing_is_left_to_the_next() {
         let which = campaign.chance.below(VICTIMS.len() as u64) as usize;
         let victim = VICTIMS[which];
         let share = campaign.chance.below(1000) as f64 / 1000.0;
-        // Of a scheduler's round the job is the lesser part, and begins it.
+        // Of a scheduler's round the job is the lesser part, and begins it; a lab that is taken down was
+        // made in the greater part of its round.
         let part = match victim {
             Victim::Daemon | Victim::Runner => 0.5,
+            Victim::Down => 0.3,
             _ => 1.0,
         };
         let delay = campaign.spans[&victim].mul_f64(share * part);
