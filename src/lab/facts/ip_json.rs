@@ -107,6 +107,20 @@ pub(super) fn route(object: &Map<String, Value>) -> Vec<String> {
     vec![words.join(" ")]
 }
 
+/// The VLANs of one port of `bridge -j vlan`, each with the port's name.
+pub(super) fn vlans(object: &Map<String, Value>) -> Vec<String> {
+    let port = value(object, "ifname");
+    let all = object.get("vlans").and_then(Value::as_array);
+    let vlan = |vlan: &Map<String, Value>| {
+        let flags = vlan.get("flags").and_then(Value::as_array);
+        let flags = flags.into_iter().flatten().map(word);
+        let words = [port.clone(), value(vlan, "vlan")].into_iter().chain(flags);
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let all = all.into_iter().flatten().filter_map(Value::as_object);
+    all.map(vlan).collect()
+}
+
 /// What may belong to a route and to one of its next hops.
 fn hop_words((key, value): (&String, &Value)) -> Vec<String> {
     match (key.as_str(), value) {

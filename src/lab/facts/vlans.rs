@@ -5,7 +5,7 @@
 //! VLAN interface over the bridge (`br0.10`); or else the first of the ports that are in it. Frames
 //! with a tag are those of VLAN interfaces, which have links of their own.
 
-use super::{InterfaceFacts, RouterFacts, section::Section};
+use super::{InterfaceFacts, RouterFacts, ip_json, section::Section};
 use crate::{
     lab::topology::{At, MasterKind, Warning},
     model::IfName,
@@ -16,32 +16,48 @@ pub(super) const SECTION: &str = "bridge_vlan";
 /// `bridge vlan show`: the first line of a port has its name, and those below it, indented, more of
 /// its VLANs. Returns the lines that are not understood.
 pub(super) fn read<'s>(facts: &mut RouterFacts, section: &Section<'s>) -> Vec<(usize, &'s str)> {
+    let body = &section.body;
+    if ip_json::is_json(body) {
+        let lines = ip_json::read(body, ip_json::vlans).unwrap_or_default();
+        let known = lines.iter().all(|(_, line)| {
+            let port = line.split(' ').next().unwrap_or_default();
+            note(facts, port, line.split(' ').skip(1))
+        });
+        let whole = body.first().filter(|_| !known || lines.is_empty());
+        return whole.copied().into_iter().collect();
+    }
     let (mut port, mut strange) = (None, Vec::new());
-    for (at, line) in &section.body {
-        let mut words = line.split_ascii_whitespace().peekable();
+    for (at, line) in body {
+        let mut words = line.split_ascii_whitespace();
         if !line.starts_with(char::is_whitespace) {
             port = words.next();
         }
-        let (Some(name), Some(first)) = (port, words.next()) else {
-            continue;
-        };
-        // The head of the listing, and a port without VLANs.
-        if name == "port" || first == "None" {
-            continue;
-        }
-        let number = first.split_once('-').map_or(first, |(from, _)| from);
-        match number.parse::<u16>() {
-            Ok(number) if words.any(|word| word == "PVID") => {
-                let mut interfaces = facts.interfaces.iter_mut();
-                if let Some(port) = interfaces.find(|port| port.name.as_str() == name) {
-                    port.value.link.pvid = Some(number);
-                }
-            }
-            Ok(_) => {}
-            Err(_) => strange.push((*at, *line)),
+        let Some(name) = port else { continue };
+        // Not the head of the listing.
+        if name != "port" && !note(facts, name, words) {
+            strange.push((*at, *line));
         }
     }
     strange
+}
+
+/// Notes what the words behind a port's name say of one of its VLANs; whether they are understood.
+fn note<'w>(facts: &mut RouterFacts, port: &str, mut words: impl Iterator<Item = &'w str>) -> bool {
+    // A port may be in none.
+    let Some(first) = words.next().filter(|first| *first != "None") else {
+        return true;
+    };
+    let number = first.split_once('-').map_or(first, |(from, _)| from);
+    let Ok(number) = number.parse::<u16>() else {
+        return false;
+    };
+    let mut interfaces = facts.interfaces.iter_mut();
+    if words.any(|word| word == "PVID")
+        && let Some(port) = interfaces.find(|of| of.name.as_str() == port)
+    {
+        port.value.link.pvid = Some(number);
+    }
+    true
 }
 
 /// Tells of each port of such a bridge who speaks for it.

@@ -391,6 +391,16 @@ fn ports_of_a_bridge_that_heeds_vlans_are_on_one_link_only_within_their_vlan() {
             "b:trunk rtrunk:eth0"
         ]
     );
+    let untagged = |port: &str, vlan: u16| {
+        format!(
+            r#"{{"ifname":"{port}","vlans":[{{"vlan":5,"vlanEnd":7}},
+               {{"vlan":{vlan},"flags":["PVID","Egress Untagged"]}}]}}"#
+        )
+    };
+    let ports = [("p1", 1), ("p10", 10), ("p20", 20), ("q20", 20), ("br0", 1)];
+    let ports = ports.map(|(port, vlan)| untagged(port, vlan)).join(",");
+    let json = format!(r#"[{ports},{{"ifname":"trunk","vlans":[{{"vlan":10,"vlanEnd":20}}]}}]"#);
+    assert_eq!(joined(&build_with(1, &[("bridge_vlan", &json)])), apart);
     // Nothing tells the VLANs: each is by itself, and that is said.
     let unknown = build_with(1, &[]);
     assert!(
