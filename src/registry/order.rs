@@ -12,39 +12,8 @@
 //! # let _ = &mut leases;
 //! ```
 //!
-//! Host leases before hosts:
-//! ```compile_fail,E0277
-//! use tsim::registry::order::{HostLeases, Hosts, Nothing, Token};
-//! let mut nothing = Token::<Nothing>::new();
-//! let mut leases = nothing.then::<HostLeases>();
-//! let mut hosts = leases.then::<Hosts>();
-//! ```
-//!
-//! Router locks before host leases:
-//! ```compile_fail,E0277
-//! use tsim::registry::order::{HostLeases, Nothing, Routers, Token};
-//! let mut nothing = Token::<Nothing>::new();
-//! let mut routers = nothing.then::<Routers>();
-//! let mut leases = routers.then::<HostLeases>();
-//! ```
-//!
-//! Neighbour leases before router locks:
-//! ```compile_fail,E0277
-//! use tsim::registry::order::{Neighbours, Nothing, Routers, Token};
-//! let mut nothing = Token::<Nothing>::new();
-//! let mut neighbours = nothing.then::<Neighbours>();
-//! let mut routers = neighbours.then::<Routers>();
-//! ```
-//!
-//! The same level twice:
-//! ```compile_fail,E0277
-//! use tsim::registry::order::{Hosts, Nothing, Token};
-//! let mut nothing = Token::<Nothing>::new();
-//! let mut hosts = nothing.then::<Hosts>();
-//! let mut again = hosts.then::<Hosts>();
-//! ```
-//!
-//! Going back to an earlier token while a later one is in use:
+//! A level that is not after the one held does not compile; the unit test below goes through all
+//! pairs. Neither does going back to an earlier token while a later one is in use:
 //! ```compile_fail,E0499
 //! use tsim::registry::order::{Hosts, Neighbours, Nothing, Token};
 //! let mut nothing = Token::<Nothing>::new();
@@ -134,5 +103,45 @@ impl<L: Level> Token<'_, L> {
         L: Before<M>,
     {
         Token(PhantomData)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether `$held` comes before `$taken`: the constant of the type itself, which it has only if it
+    /// does, goes before the trait's.
+    macro_rules! comes_before {
+        ($held:ty, $taken:ty) => {{
+            trait Otherwise {
+                const COMES_BEFORE: bool = false;
+            }
+            struct Held<L>(PhantomData<L>);
+            impl<L> Otherwise for Held<L> {}
+            #[allow(dead_code)]
+            impl<L: Before<$taken>> Held<L> {
+                const COMES_BEFORE: bool = true;
+            }
+            Held::<$held>::COMES_BEFORE
+        }};
+    }
+
+    macro_rules! table {
+        ($taken:tt; $($held:ident)*) => { [$(table!(row $held $taken)),*] };
+        (row $held:ident [$($taken:ident)*]) => { [$(comes_before!($held, $taken)),*] };
+    }
+
+    #[test]
+    fn a_level_can_be_followed_by_later_ones_alone() {
+        let order = table!(
+            [Nothing HostQueue Hosts HostLeases Routers Neighbours Dscp];
+            Nothing HostQueue Hosts HostLeases Routers Neighbours Dscp
+        );
+        for (held, row) in order.iter().enumerate() {
+            for (taken, &allowed) in row.iter().enumerate() {
+                assert_eq!(allowed, held < taken, "level {held}, then level {taken}");
+            }
+        }
     }
 }
