@@ -6,7 +6,10 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Dscp, IfName, Protocol, RouterName, RunId, Service};
+use crate::{
+    lab::trace::End,
+    model::{Dscp, IfName, Protocol, RouterName, RunId, Service},
+};
 
 /// Whether a service gets through a router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -138,6 +141,30 @@ pub enum EndKind {
     Multicast,
     /// Several entries or next hops, which disagree.
     Disagree,
+}
+
+impl From<&End> for EndKind {
+    fn from(end: &End) -> Self {
+        match end {
+            End::Delivered { .. } => Self::Delivered,
+            End::Local => Self::Itself,
+            End::NotUnicast => Self::Broadcast,
+            End::Leaves { .. } => Self::Leaves,
+            End::Elsewhere { .. } => Self::Elsewhere,
+            End::SomeEnd { .. } => Self::SomeEnd,
+            End::Absent { .. } => Self::Absent,
+            End::NoPeer | End::NotAllowed { .. } => Self::NoPeer,
+            End::SameLink(_) => Self::SameLink,
+            End::NextHopUnknown { .. } => Self::Nobody,
+            End::Loop { .. } => Self::Loop,
+            End::Blackhole
+            | End::Unreachable
+            | End::Prohibit
+            | End::NoRoute
+            | End::NotForwarding
+            | End::Refused => Self::Stopped,
+        }
+    }
 }
 
 /// One router of a way, with the packet as it left; or as it came in, where it did not leave.

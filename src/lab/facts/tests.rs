@@ -399,10 +399,10 @@ fn a_file_that_cannot_be_used_is_a_missing_router() {
         let router = RouterName::new("a").unwrap();
         crate::lab::trace::Wiring::from(topology).onward(&router, &eth0, hop, to)
     };
-    use crate::lab::trace::Onward;
-    assert!(matches!(onward(&topology), Onward::Leaves { .. }));
+    use crate::lab::trace::{End, Onward};
+    assert!(matches!(onward(&topology), Onward::End(End::Leaves { .. })));
     topology.warnings.extend(missing);
-    let Onward::Absent { ends, .. } = onward(&topology) else {
+    let Onward::End(End::Absent { ends, .. }) = onward(&topology) else {
         panic!("it may go to one of the missing routers");
     };
     assert_eq!(ends, ["b", "c"]);

@@ -4,7 +4,7 @@ use super::*;
 use crate::lab::{
     facts::{self, RouterFacts},
     links::Links,
-    trace::{Entry, Onward, Wiring},
+    trace::{End, Entry, Onward, Wiring},
 };
 
 fn section(name: &str, body: &str) -> String {
@@ -199,9 +199,12 @@ fn wireguard_ends_are_joined_by_their_keys_and_allowed_addresses_choose_the_peer
         Onward::Routers(vec![at("c")]),
         "the longest prefix"
     );
-    assert_eq!(to("10.3.0.1"), Onward::NoPeer);
-    assert!(matches!(to("10.7.0.50"), Onward::Delivered { .. }));
-    assert!(matches!(to("10.9.0.1"), Onward::Leaves { .. }));
+    assert_eq!(to("10.3.0.1"), Onward::End(End::NoPeer));
+    assert!(matches!(
+        to("10.7.0.50"),
+        Onward::End(End::Delivered { .. })
+    ));
+    assert!(matches!(to("10.9.0.1"), Onward::End(End::Leaves { .. })));
     let takes =
         |router: &str, source: &str| wiring.takes(&hub, &wg0, &at(router), source.parse().unwrap());
     assert!(takes("b", "10.1.0.9") && !takes("c", "10.1.0.9"));

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Entry, EntryName, Onward, Plug, TraceError, TracePacket, Wiring};
+use super::{End, Entry, EntryName, Onward, Plug, TraceError, TracePacket, Wiring};
 use crate::{
     lab::sockets::RouterSockets,
     model::{IfName, Known, Protocol, RouterName},
@@ -171,8 +171,9 @@ impl Finder<'_> {
                 let next_hop = hop.via.unwrap_or(source);
                 let end = self.wiring.onward(router, &dev, next_hop, source);
                 // Of routers without facts it is not known whether they are on the segment.
-                let maybe = matches!(end, Onward::Absent { .. }) && !self.wiring.missing.is_empty();
-                if maybe || matches!(end, Onward::Leaves { .. } | Onward::SomeEnd { .. }) {
+                let maybe = matches!(end, Onward::End(End::Absent { .. }))
+                    && !self.wiring.missing.is_empty();
+                if maybe || matches!(end, Onward::End(End::Leaves { .. } | End::SomeEnd { .. })) {
                     edges.insert(at(router, dev));
                 }
             }

@@ -4,6 +4,7 @@
 //! where the step before sent it, so policy rules count, and so do `rp_filter` and forwarding.
 //! Firewalls do not: that is what jobs are for.
 
+mod end;
 mod entries;
 mod entry;
 mod fit;
@@ -17,9 +18,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::{
+    end::{End, LastHop},
     entries::{MAX_ENTRIES, entries},
     entry::{Entry, EntryName, EntryNameError},
-    onward::{Onward, SharedLink, on_either},
+    onward::{Onward, SharedLink},
     walk::trace,
     wiring::{Plug, Undelivered, Wiring},
 };
@@ -144,83 +146,6 @@ pub struct Hop {
     pub next_hop: Option<IpAddr>,
 }
 
-/// How a way ends. The router is the last hop's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum End {
-    /// On the segment where the destination is.
-    Delivered {
-        /// The segment.
-        segment: String,
-    },
-    /// The destination is the router itself.
-    Local,
-    /// The destination is a broadcast or multicast address.
-    NotUnicast,
-    /// A blackhole route or rule.
-    Blackhole,
-    /// An unreachable route or rule.
-    Unreachable,
-    /// A prohibit route or rule.
-    Prohibit,
-    /// No route.
-    NoRoute,
-    /// The router has a route, but does not forward.
-    NotForwarding,
-    /// The router accepts no packet from the source on this interface (`rp_filter`, martians), or
-    /// policy rules lead it to a blackhole; the kernel does not say which.
-    Refused,
-    /// To somebody who is no router of the lab; the destination is in no subnet of the lab.
-    Leaves {
-        /// The segment that it leaves by.
-        segment: String,
-    },
-    /// To somebody who is no router of the lab, although the destination is in a subnet of the lab:
-    /// it is not known whether it gets there.
-    Elsewhere {
-        /// The segment that it leaves by.
-        segment: String,
-        /// Where the destination's subnet is.
-        places: Vec<Entry>,
-    },
-    /// To one of a tunnel's ends; nothing tells which, or whether the lab has it.
-    SomeEnd {
-        /// The tunnel's segment.
-        segment: String,
-        /// The ends that the lab has.
-        ends: Vec<Entry>,
-    },
-    /// To a router whose facts the lab does not have, though the link to it is known.
-    Absent {
-        /// The segment that it leaves by.
-        segment: String,
-        /// The ends without facts, as `router:interface`.
-        ends: Vec<String>,
-    },
-    /// WireGuard drops it: no peer of the last router's interface has the destination among its
-    /// allowed addresses.
-    NoPeer,
-    /// WireGuard drops it: the other end does not allow the source from the last router.
-    NotAllowed {
-        /// The other end.
-        at: Entry,
-    },
-    /// From host to host on one link: no router is passed.
-    SameLink(SharedLink),
-    /// Nobody gets it: the interface that has the next hop is down, or it leaves by one on no
-    /// segment.
-    NextHopUnknown {
-        /// The segment that the packet leaves on; none for an interface on no segment.
-        segment: Option<String>,
-    },
-    /// The packet comes to a router where it was, on the same interface. The last hop is the one
-    /// that sends it there.
-    Loop {
-        /// That router.
-        to: RouterName,
-    },
-}
-
 /// The way of a packet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
@@ -251,20 +176,6 @@ pub struct WayOn {
     pub hops: Vec<Hop>,
     /// How it ends.
     pub end: End,
-}
-
-impl End {
-    /// Whether the packet gets where it is to go, as far as routing is concerned; none where the
-    /// facts do not tell.
-    #[must_use]
-    pub fn arrives(&self) -> Option<bool> {
-        match self {
-            Self::Delivered { .. } | Self::Local | Self::Leaves { .. } => Some(true),
-            Self::SameLink(link) => link.is_sure().then_some(true),
-            Self::Elsewhere { .. } | Self::SomeEnd { .. } | Self::Absent { .. } => None,
-            _ => Some(false),
-        }
-    }
 }
 
 impl Trace {
@@ -315,61 +226,14 @@ impl Trace {
     #[must_use]
     pub fn end_of(&self, hops: &[Hop], end: &End) -> String {
         let last = hops.last();
-        let at = last.map_or("the first router", |hop| hop.router.as_str());
-        let (from, to) = (self.packet.source, self.packet.destination);
-        let next_hop = last.and_then(|hop| hop.next_hop).unwrap_or(to);
-        match end {
-            End::Delivered { segment } => format!("{to} is on segment {segment}"),
-            End::Local => format!("{to} is {at} itself"),
-            End::NotUnicast => format!("{to} is a broadcast or multicast address at {at}"),
-            End::Blackhole => format!("{at} discards it: blackhole"),
-            End::Unreachable => format!("{at} refuses it: unreachable"),
-            End::Prohibit => format!("{at} refuses it: prohibit"),
-            End::NoRoute => format!("{at} has no route to {to}"),
-            End::NotForwarding => format!("{at} does not forward"),
-            End::Refused => format!(
-                "{at} does not accept it from {from} there (rp_filter, martian source), or discards it"
-            ),
-            End::Leaves { segment } if next_hop == to => {
-                format!("it leaves the lab at {at} by segment {segment}")
-            }
-            End::Leaves { .. } => format!("it leaves the lab at {at} towards {next_hop}"),
-            End::Elsewhere { segment, places } => {
-                let behind = listed(places);
-                let out = match next_hop == to {
-                    true => format!("out on segment {segment}"),
-                    false => format!("to {next_hop}, which is no router of the lab"),
-                };
-                format!("{to} is behind {behind}, but {at} sends it {out}")
-            }
-            End::SomeEnd { segment, ends } => format!(
-                "{at} sends it into the tunnel {segment}, and nothing tells to which end: {} or one \
-                 that the lab does not have",
-                listed(ends)
-            ),
-            End::Absent { ends, .. } => format!(
-                "{at} sends it to {}, and the lab has no facts of that router",
-                ends.join(" or ")
-            ),
-            End::NoPeer => {
-                let out = last.and_then(|hop| hop.iface_out.as_ref());
-                let out = out.map(|name| format!(" {name}")).unwrap_or_default();
-                format!(
-                    "{at} drops it: no peer of its WireGuard interface{out} has {to} among its \
-                     allowed IPs"
-                )
-            }
-            End::NotAllowed { at: end } => format!(
-                "{end} drops it: {from} is not among the allowed IPs of its WireGuard peer {at}"
-            ),
-            End::SameLink(link) => link.text(from, to),
-            End::NextHopUnknown { segment } => {
-                let down = |name| format!(" on segment {name}: its interface is down");
-                let on = segment.as_ref().map(down).unwrap_or_default();
-                format!("{at} sends it to {next_hop}, and nobody takes it{on}")
-            }
-            End::Loop { to } => format!("{at} sends it back to {to}: a loop"),
-        }
+        let (source, destination) = (self.packet.source, self.packet.destination);
+        end.text(&LastHop {
+            router: last.map_or("the first router", |hop| hop.router.as_str()),
+            out: last.and_then(|hop| hop.iface_out.as_ref()),
+            next_hop: last.and_then(|hop| hop.next_hop).unwrap_or(destination),
+            source,
+            destination,
+        })
     }
 }
 
@@ -391,11 +255,6 @@ fn write_hops(hops: &[Hop], out: &mut dyn io::Write) -> io::Result<()> {
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
-}
-
-fn listed(entries: &[Entry]) -> String {
-    let names: Vec<String> = entries.iter().map(ToString::to_string).collect();
-    names.join(", ")
 }
 
 impl fmt::Display for TracePacket {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, Plug, Wiring};
+use super::{End, Entry, Plug, Wiring};
 use crate::{
     lab::topology::{InterfaceKind, WireGuardPeer},
     model::{IfName, RouterName},
@@ -17,47 +17,8 @@ pub enum Onward {
     /// These routers, at these interfaces: more than one where several answer for the next hop
     /// (VRRP and the like), or where nothing tells which of a tunnel's ends it is.
     Routers(Vec<Entry>),
-    /// The destination, on a segment in whose prefix it is.
-    Delivered {
-        /// The segment.
-        segment: String,
-    },
-    /// Somebody who is no router of the lab, and the destination is in no subnet of the lab.
-    Leaves {
-        /// The segment that it leaves by.
-        segment: String,
-    },
-    /// Somebody who is no router of the lab, although the destination is in a subnet of the lab:
-    /// it is not known whether it gets there.
-    Elsewhere {
-        /// The segment that it leaves by.
-        segment: String,
-        /// The interfaces whose subnet has the destination.
-        places: Vec<Entry>,
-    },
-    /// One of several ends of a tunnel, and nothing tells which, or whether the lab has it.
-    SomeEnd {
-        /// The tunnel.
-        segment: String,
-        /// The ends that the lab has.
-        ends: Vec<Entry>,
-    },
-    /// Somebody whose facts the lab does not have, though the link to it is known.
-    Absent {
-        /// The segment that it leaves by.
-        segment: String,
-        /// The ends without facts, as `router:interface`; those that it may be, as `router`, where
-        /// the facts of whole routers are missing.
-        ends: Vec<String>,
-    },
-    /// The interface drops it: WireGuard has no peer for the destination.
-    NoPeer,
-    /// Nobody: who has the next hop has the interface down, or the packet leaves by one without a
-    /// segment.
-    Nobody {
-        /// The segment; none for an interface on none.
-        segment: Option<String>,
-    },
+    /// No router of the lab: its way ends here.
+    End(End),
 }
 
 /// A segment that source and destination share, so that no router passes their packets on.
@@ -143,28 +104,6 @@ impl SharedLink {
     }
 }
 
-/// That `places`, where they are interfaces of `router` itself, may have `to` as well as the one by
-/// which it sends a packet without a gateway, in words.
-#[must_use]
-pub fn on_either(
-    (router, out): (&RouterName, &IfName),
-    (next_hop, to): (IpAddr, IpAddr),
-    places: &[Entry],
-) -> Option<String> {
-    let others: Vec<&str> = places
-        .iter()
-        .filter(|place| place.router == *router)
-        .filter_map(|place| Some(place.iface_in.as_ref()?.as_str()))
-        .collect();
-    (others.len() == places.len() && next_hop == to).then(|| {
-        format!(
-            "{router} sends it by {out}, and {to} may be on {} instead, which has the same prefix: \
-             no neighbour table of the facts says that it is on {out}",
-            others.join(" or ")
-        )
-    })
-}
-
 impl Wiring {
     /// Who gets a packet to `destination` that `router` sends out of `out` to `next_hop`, which is
     /// the destination itself where the route names no gateway.
@@ -178,13 +117,13 @@ impl Wiring {
     ) -> Onward {
         let plug = self.plug(router, out);
         let Some((plug, segment)) = plug.and_then(|plug| Some((plug, self.segment(plug)?))) else {
-            return Onward::Nobody { segment: None };
+            return Onward::End(End::NextHopUnknown { segment: None });
         };
         let segment = segment.to_owned();
         if let Some(wireguard) = &plug.link.wireguard {
             return match wireguard.peer_of(destination) {
                 Some(peer) => self.to_peer(plug, peer, segment, destination),
-                None => Onward::NoPeer,
+                None => Onward::End(End::NoPeer),
             };
         }
         // The kernel takes a gateway that is the router itself for the link (`fib_check_nh()`).
@@ -201,16 +140,16 @@ impl Wiring {
             return Onward::Routers(entries(&up));
         }
         if !reached.is_empty() {
-            return Onward::Nobody {
+            return Onward::End(End::NextHopUnknown {
                 segment: Some(segment),
-            };
+            });
         }
         let proxies = self.proxies(plug, next_hop);
         if !proxies.is_empty() {
             return Onward::Routers(entries(&proxies));
         }
         if self.is_silent(plug, next_hop) {
-            return Onward::Nobody { segment: None };
+            return Onward::End(End::NextHopUnknown { segment: None });
         }
         self.unanswered(plug, segment, next_hop, destination)
     }
@@ -230,7 +169,7 @@ impl Wiring {
         if here.is_some() {
             places.extend(self.twins(plug, destination));
             return match places.is_empty() {
-                true => Onward::Delivered { segment },
+                true => Onward::End(End::Delivered { segment }),
                 false => self.out(plug, segment, places),
             };
         }
@@ -241,10 +180,10 @@ impl Wiring {
                 // A tunnel knows no neighbours: what goes in comes out at the other end.
                 [end] => return Onward::Routers(entries(&[end])),
                 ends if places.is_empty() => {
-                    return Onward::SomeEnd {
+                    return Onward::End(End::SomeEnd {
                         segment,
                         ends: entries(ends),
-                    };
+                    });
                 }
                 ends => return Onward::Routers(entries(ends)),
             }
@@ -253,7 +192,7 @@ impl Wiring {
         if next_hop == destination && places.is_empty() && others.iter().any(answers_for_some) {
             // Those of the lab that answer for others do not for this one.
             let ends = vec![format!("whoever answers ARP for {destination}")];
-            return Onward::Absent { segment, ends };
+            return Onward::End(End::Absent { segment, ends });
         }
         let owners = self.owners(next_hop);
         let far = plug.kind == InterfaceKind::Ethernet && plug.prefix(next_hop).is_none();
@@ -262,7 +201,7 @@ impl Wiring {
             let ends = vec![format!(
                 "whoever has {next_hop} on segment {segment}, an address that {owner} has on another"
             )];
-            return Onward::Absent { segment, ends };
+            return Onward::End(End::Absent { segment, ends });
         }
         self.out(plug, segment, places)
     }
@@ -293,9 +232,11 @@ impl Wiring {
             return Some(Onward::Routers(entries(&named)));
         }
         let known = self.reached(from, next_hop).into_iter();
-        (known.filter(|end| end.mac.is_some()).count() > 0).then(|| Onward::Absent {
-            segment: segment.to_owned(),
-            ends: vec![format!("{next_hop} at {mac} (a permanent neighbour entry)")],
+        (known.filter(|end| end.mac.is_some()).count() > 0).then(|| {
+            Onward::End(End::Absent {
+                segment: segment.to_owned(),
+                ends: vec![format!("{next_hop} at {mac} (a permanent neighbour entry)")],
+            })
         })
     }
 
@@ -309,11 +250,11 @@ impl Wiring {
             ends.extend(self.missing.iter().map(|router| router.as_str().to_owned()));
         }
         if !ends.is_empty() {
-            Onward::Absent { segment, ends }
+            Onward::End(End::Absent { segment, ends })
         } else if places.is_empty() {
-            Onward::Leaves { segment }
+            Onward::End(End::Leaves { segment })
         } else {
-            Onward::Elsewhere { segment, places }
+            Onward::End(End::Elsewhere { segment, places })
         }
     }
 
@@ -334,16 +275,16 @@ impl Wiring {
             let here = self.prefix_on(from, destination);
             let places = self.places(destination, here);
             if here.is_some() && places.is_empty() {
-                return Onward::Delivered { segment };
+                return Onward::End(End::Delivered { segment });
             }
             return self.out(from, segment, places);
         };
         if end.up && end.segment == from.segment {
             Onward::Routers(entries(&[end]))
         } else {
-            Onward::Nobody {
+            Onward::End(End::NextHopUnknown {
                 segment: Some(segment),
-            }
+            })
         }
     }
 

@@ -195,7 +195,7 @@ impl Walk<'_> {
             let hop = hop(at, dev.clone(), Some(next_hop));
             let end = match &dev {
                 Some(dev) => self.wiring.onward(&at.router, dev, next_hop, destination),
-                None => Onward::Nobody { segment: None },
+                None => Onward::End(End::NextHopUnknown { segment: None }),
             };
             for next in behind(end) {
                 let next = self.taken(&hop, next);
@@ -233,17 +233,10 @@ impl Under {
 
 /// What comes of a packet that is sent out: a router each, or an end.
 fn behind(onward: Onward) -> Vec<Next> {
-    let end = match onward {
-        Onward::Routers(entries) => return entries.into_iter().map(Next::At).collect(),
-        Onward::Delivered { segment } => End::Delivered { segment },
-        Onward::Leaves { segment } => End::Leaves { segment },
-        Onward::Elsewhere { segment, places } => End::Elsewhere { segment, places },
-        Onward::SomeEnd { segment, ends } => End::SomeEnd { segment, ends },
-        Onward::Absent { segment, ends } => End::Absent { segment, ends },
-        Onward::NoPeer => End::NoPeer,
-        Onward::Nobody { segment } => End::NextHopUnknown { segment },
-    };
-    vec![Next::End(end)]
+    match onward {
+        Onward::Routers(entries) => entries.into_iter().map(Next::At).collect(),
+        Onward::End(end) => vec![Next::End(end)],
+    }
 }
 
 fn hop(at: &Entry, iface_out: Option<IfName>, next_hop: Option<IpAddr>) -> Hop {

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     lab::{
         sockets::RouterSockets,
-        trace::{Entry, Hop, Onward},
+        trace::{End, Entry, Hop, Onward},
     },
     model::{IfName, LabName, Protocol, RouterId, RouterName, Service},
     netlink::{LookupKind, LookupQuery, object::Mac},
@@ -162,7 +162,10 @@ impl<'a> Planner<'a> {
             seen.push(at.clone());
             let (router, to) = (&at.router, packet.destination);
             let onward = self.map.wiring.onward(router, &dev, next_hop, to);
-            if matches!(onward, Onward::Nobody { .. } | Onward::NoPeer) {
+            if matches!(
+                onward,
+                Onward::End(End::NextHopUnknown { .. } | End::NoPeer)
+            ) {
                 return Ok((planned, Sink::Nowhere));
             }
             let next = self.behind((router, &dev), (&hops, next_hop), to, &mut planned);

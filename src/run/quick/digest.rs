@@ -14,7 +14,7 @@ use crate::{
     firewall::taps::{Departed, ProbeWays},
     lab::{
         LabState,
-        trace::{Entry, Onward, on_either},
+        trace::{End, Entry, LastHop, Onward},
     },
     model::{IfName, RouterName},
     netlink::{LookupKind, LookupQuery, object::PolicyRule},
@@ -277,7 +277,7 @@ impl Digest<'_, '_> {
         };
         if fault::forgets("policy") {
             let outs = self.outs(&destination_alone(asked), 0)?;
-            return Ok(self.out(&outs, left.destination));
+            return Ok(self.out(&outs, (left.source, left.destination)));
         }
         let mut outs = Vec::new();
         // Tables were asked with the mark and the TOS that the packet had then, which may not be
@@ -302,7 +302,7 @@ impl Digest<'_, '_> {
             let via = outs.iter().find(through).and_then(|(_, via)| *via);
             outs = vec![(out, next_hop.or(via))];
         }
-        Ok(self.out(&outs, left.destination))
+        Ok(self.out(&outs, (left.source, left.destination)))
     }
 
     /// The exits of probes that nothing can have changed, by look-ups.
@@ -351,7 +351,7 @@ impl Digest<'_, '_> {
         if outs.is_empty() {
             return Ok(self.not_known("it left, and the router's tables do not say where to"));
         }
-        Ok(self.out(&outs, headers.destination))
+        Ok(self.out(&outs, (headers.source, headers.destination)))
     }
 
     /// All ways out for such a packet; of a copy the one that it has.
@@ -363,8 +363,8 @@ impl Digest<'_, '_> {
         })
     }
 
-    /// The exit by these ways, each of which a packet may take.
-    fn out(&mut self, outs: &[Out], destination: IpAddr) -> usize {
+    /// The exit by these ways, each of which a packet of these addresses may take.
+    fn out(&mut self, outs: &[Out], (source, destination): (IpAddr, IpAddr)) -> usize {
         let Some((first, via)) = outs.first() else {
             return self.not_known("it left, and how it left is not known");
         };
@@ -386,7 +386,14 @@ impl Digest<'_, '_> {
             let next_hop = via.unwrap_or(destination);
             let wiring = self.tables.wiring;
             let onward = wiring.onward(&self.at.router, dev, next_hop, destination);
-            for fate in behind(onward, (&self.at.router, dev), next_hop, destination) {
+            let last = LastHop {
+                router: self.at.router.as_str(),
+                out: Some(dev),
+                next_hop,
+                source,
+                destination,
+            };
+            for fate in behind(onward, &last) {
                 if !fates.contains(&fate) {
                     fates.push(fate);
                 }
@@ -486,80 +493,18 @@ fn several(router: &RouterName, outs: &[Out], destination: IpAddr) -> String {
     )
 }
 
-/// The routers of these entries, each once where they follow each other.
-fn names(entries: &[Entry]) -> String {
-    let mut names: Vec<&str> = entries.iter().map(|e| e.router.as_str()).collect();
-    names.dedup();
-    names.join(", ")
-}
-
-/// The end of a packet that comes to its destination.
-fn delivered() -> Ending {
-    Ending {
-        verdict: Verdict::Yes,
-        kind: EndKind::Delivered,
-        reason: None,
+/// What comes of a packet that a router sends on.
+fn behind(onward: Onward, last: &LastHop<'_>) -> Vec<Fate> {
+    match onward {
+        Onward::Routers(entries) => entries.into_iter().map(Fate::On).collect(),
+        Onward::End(end) => vec![Fate::End(Ending {
+            verdict: match end.arrives() {
+                Some(true) => Verdict::Yes,
+                Some(false) => Verdict::No,
+                None => Verdict::Unknown,
+            },
+            kind: EndKind::from(&end),
+            reason: (!matches!(end, End::Delivered { .. })).then(|| end.text(last).into()),
+        })],
     }
-}
-
-/// What comes of a packet that `router` sends by `dev` to `next_hop`.
-fn behind(
-    onward: Onward,
-    (router, dev): (&RouterName, &IfName),
-    next_hop: IpAddr,
-    to: IpAddr,
-) -> Vec<Fate> {
-    let ending = match onward {
-        Onward::Routers(entries) => return entries.into_iter().map(Fate::On).collect(),
-        Onward::Delivered { .. } => delivered(),
-        Onward::Leaves { segment } => {
-            let how = match next_hop == to {
-                true => format!("by segment {segment}"),
-                false => format!("towards {next_hop}"),
-            };
-            let reason = format!("it leaves the lab at {router} {how}");
-            Ending::new(Verdict::Yes, EndKind::Leaves, reason)
-        }
-        Onward::Elsewhere { segment, places } => {
-            let either = on_either((router, dev), (next_hop, to), &places);
-            let reason = either.unwrap_or_else(|| {
-                let out = match next_hop == to {
-                    true => format!("out on segment {segment}"),
-                    false => format!("to {next_hop}"),
-                };
-                let behind = names(&places);
-                format!("{to} is behind {behind}, but {router} sends it {out}")
-            });
-            Ending::new(Verdict::Unknown, EndKind::Elsewhere, reason)
-        }
-        Onward::SomeEnd { segment, ends } => {
-            let reason = format!(
-                "{router} sends it into the tunnel {segment}, and nothing tells to which end: {} or \
-                 one that the lab does not have",
-                names(&ends)
-            );
-            Ending::new(Verdict::Unknown, EndKind::SomeEnd, reason)
-        }
-        Onward::Absent { ends, .. } => {
-            let reason = format!(
-                "{router} sends it to {}, and the lab has no facts of that router",
-                ends.join(" or ")
-            );
-            Ending::new(Verdict::Unknown, EndKind::Absent, reason)
-        }
-        Onward::NoPeer => {
-            let reason = format!(
-                "{router} drops it: no peer of its WireGuard interface has {to} among its allowed \
-                 IPs"
-            );
-            Ending::new(Verdict::No, EndKind::NoPeer, reason)
-        }
-        Onward::Nobody { segment } => {
-            let on = segment.map(|name| format!(" on segment {name}: its interface is down"));
-            let on = on.unwrap_or_default();
-            let reason = format!("{router} sends it to {next_hop}, and nobody takes it{on}");
-            Ending::new(Verdict::No, EndKind::Nobody, reason)
-        }
-    };
-    vec![Fate::End(ending)]
 }

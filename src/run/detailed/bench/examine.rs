@@ -4,8 +4,11 @@ use std::net::IpAddr;
 
 use super::{Bench, CounterReading, moved::Departure};
 use crate::{
-    firewall::nft::trace::{ProbeExit, StoppedBy, flow::FlowPacket},
-    lab::trace::{Entry, Onward, on_either},
+    firewall::nft::trace::{
+        ProbeExit, StoppedBy,
+        flow::{FlowHead, FlowPacket},
+    },
+    lab::trace::{End, LastHop, Onward},
     model::IfName,
     run::{
         detailed::{
@@ -171,8 +174,8 @@ impl Bench<'_> {
         if home || held {
             return None;
         }
-        let leaves =
-            matches!(left.onward, Onward::Leaves { .. }) && !map.is_inside(self.site.from());
+        let leaves = matches!(left.onward, Onward::End(End::Leaves { .. }))
+            && !map.is_inside(self.site.from());
         if leaves && self.site.whole {
             return Some(PacketFate::Outside(left.interface, left.hop));
         }
@@ -348,16 +351,16 @@ impl Bench<'_> {
         let Some(left) = self.departure(at, packet) else {
             return;
         };
-        let Some((bearing, kind, words)) = left.end(packet.last.destination) else {
+        let Some((arrives, kind, words)) = left.end(&packet.last) else {
             return;
         };
         let end = &mut test.end;
-        match bearing {
-            Bearing::Lost if tried.arrived.is_none() => {
+        match arrives {
+            Some(false) if tried.arrived.is_none() => {
                 end.status = ServiceStatus::Unreachable;
                 end.result = Verdict::No;
             }
-            Bearing::Unknown if self.site.whole && end.result == Verdict::Yes => {
+            None if self.site.whole && end.result == Verdict::Yes => {
                 end.result = Verdict::Unknown;
             }
             _ => {
@@ -440,63 +443,27 @@ impl Bench<'_> {
     }
 }
 
-/// Whether what left the last router gets where it is to go.
-enum Bearing {
-    /// As far as the lab shows.
-    Good,
-    /// The facts do not tell.
-    Unknown,
-    /// It does not.
-    Lost,
-}
-
 impl Departure {
-    /// What is to be said of a packet for `to` that left so, if anything is.
-    fn end(&self, to: IpAddr) -> Option<(Bearing, EndKind, String)> {
+    /// Whether a packet that left so gets where it is to go, none where the facts do not tell, and
+    /// what is to be said of that; nothing of one that is where it was to go.
+    fn end(&self, packet: &FlowHead) -> Option<(Option<bool>, EndKind, String)> {
         let router = &self.router;
-        let towards = match self.hop == to {
-            true => format!("by {}", self.interface),
-            false => format!("towards {}", self.hop),
-        };
-        let listed = |entries: &[Entry]| {
-            let names: Vec<String> = entries.iter().map(ToString::to_string).collect();
-            names.join(", ")
-        };
         Some(match &self.onward {
-            Onward::Delivered { .. } => return None,
-            Onward::Leaves { .. } => {
-                let words = format!("leaves the lab at {router} {towards}");
-                (Bearing::Good, EndKind::Leaves, words)
-            }
+            Onward::End(End::Delivered { .. }) => return None,
             Onward::Routers(routers) => {
-                let words = format!("{router} hands over to {}", listed(routers));
-                (Bearing::Good, EndKind::HandedOver, words)
+                let names: Vec<String> = routers.iter().map(ToString::to_string).collect();
+                let words = format!("{router} hands over to {}", names.join(", "));
+                (Some(true), EndKind::HandedOver, words)
             }
-            Onward::Elsewhere { places, .. } => {
-                let either = on_either((router, &self.interface), (self.hop, to), places);
-                let words = either.unwrap_or_else(|| {
-                    let places = listed(places);
-                    format!("{to} is behind {places}, but {router} sends it {towards}")
+            Onward::End(end) => {
+                let words = end.text(&LastHop {
+                    router: router.as_str(),
+                    out: Some(&self.interface),
+                    next_hop: self.hop,
+                    source: packet.source,
+                    destination: packet.destination,
                 });
-                (Bearing::Unknown, EndKind::Elsewhere, words)
-            }
-            Onward::SomeEnd { .. } => {
-                let words =
-                    format!("{router} sends it into a tunnel, and nothing tells to which end");
-                (Bearing::Unknown, EndKind::SomeEnd, words)
-            }
-            Onward::Absent { ends, .. } => {
-                let ends = ends.join(", ");
-                let words = format!("{router} sends it to {ends}, of which the lab has no facts");
-                (Bearing::Unknown, EndKind::Absent, words)
-            }
-            Onward::NoPeer => {
-                let words = format!("{} of {router} has no peer for {to}", self.interface);
-                (Bearing::Lost, EndKind::NoPeer, words)
-            }
-            Onward::Nobody { .. } => {
-                let words = format!("{router} sends it {towards}, and nobody takes it there");
-                (Bearing::Lost, EndKind::Nobody, words)
+                (end.arrives(), EndKind::from(end), words)
             }
         })
     }

@@ -4,7 +4,7 @@
 use super::Bench;
 use crate::{
     firewall::nft::trace::{ProbeExit, StoppedBy, flow::FlowPacket},
-    lab::trace::{Entry, Onward},
+    lab::trace::{End, Entry, Onward},
     model::{IfName, RouterName},
     netlink::object::Mac,
     registry::NeighbourKey,
@@ -89,7 +89,7 @@ impl Bench<'_> {
     fn host_for(&mut self, at: usize, request: &FlowPacket) -> Option<Sink> {
         let left = self.departure(at, request)?;
         let goes_on = match &left.onward {
-            Onward::Nobody { .. } | Onward::NoPeer => true,
+            Onward::End(End::NextHopUnknown { .. } | End::NoPeer) => true,
             Onward::Routers(routers) => self.site.whole || self.held(routers).is_some(),
             _ => false,
         };

@@ -1,0 +1,215 @@
+//! How the way of a packet ends, and in which words every job says so.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Entry, SharedLink};
+use crate::model::{IfName, RouterName};
+
+/// How a way ends. The router is the last hop's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum End {
+    /// On the segment where the destination is.
+    Delivered {
+        /// The segment.
+        segment: String,
+    },
+    /// The destination is the router itself.
+    Local,
+    /// The destination is a broadcast or multicast address.
+    NotUnicast,
+    /// A blackhole route or rule.
+    Blackhole,
+    /// An unreachable route or rule.
+    Unreachable,
+    /// A prohibit route or rule.
+    Prohibit,
+    /// No route.
+    NoRoute,
+    /// The router has a route, but does not forward.
+    NotForwarding,
+    /// The router accepts no packet from the source on this interface (`rp_filter`, martians), or
+    /// policy rules lead it to a blackhole; the kernel does not say which.
+    Refused,
+    /// To somebody who is no router of the lab; the destination is in no subnet of the lab.
+    Leaves {
+        /// The segment that it leaves by.
+        segment: String,
+    },
+    /// To somebody who is no router of the lab, although the destination is in a subnet of the lab:
+    /// it is not known whether it gets there.
+    Elsewhere {
+        /// The segment that it leaves by.
+        segment: String,
+        /// Where the destination's subnet is.
+        places: Vec<Entry>,
+    },
+    /// To one of a tunnel's ends; nothing tells which, or whether the lab has it.
+    SomeEnd {
+        /// The tunnel's segment.
+        segment: String,
+        /// The ends that the lab has.
+        ends: Vec<Entry>,
+    },
+    /// To somebody whose facts the lab does not have, though the link to it is known.
+    Absent {
+        /// The segment that it leaves by.
+        segment: String,
+        /// The ends without facts, as `router:interface`; those that it may be, as `router`, where
+        /// the facts of whole routers are missing.
+        ends: Vec<String>,
+    },
+    /// WireGuard drops it: no peer of the last router's interface has the destination among its
+    /// allowed addresses.
+    NoPeer,
+    /// WireGuard drops it: the other end does not allow the source from the last router.
+    NotAllowed {
+        /// The other end.
+        at: Entry,
+    },
+    /// From host to host on one link: no router is passed.
+    SameLink(SharedLink),
+    /// Nobody gets it: the interface that has the next hop is down, or it leaves by one on no
+    /// segment.
+    NextHopUnknown {
+        /// The segment that the packet leaves on; none for an interface on no segment.
+        segment: Option<String>,
+    },
+    /// The packet comes to a router where it was, on the same interface. The last hop is the one
+    /// that sends it there.
+    Loop {
+        /// That router.
+        to: RouterName,
+    },
+}
+
+impl End {
+    /// Whether the packet gets where it is to go, as far as routing is concerned; none where the
+    /// facts do not tell.
+    #[must_use]
+    pub fn arrives(&self) -> Option<bool> {
+        match self {
+            Self::Delivered { .. } | Self::Local | Self::Leaves { .. } => Some(true),
+            Self::SameLink(link) => link.is_sure().then_some(true),
+            Self::Elsewhere { .. } | Self::SomeEnd { .. } | Self::Absent { .. } => None,
+            _ => Some(false),
+        }
+    }
+
+    /// What happens to a packet that ends so, as a sentence.
+    #[must_use]
+    pub fn text(&self, last: &LastHop<'_>) -> String {
+        let LastHop {
+            router,
+            next_hop,
+            source,
+            destination: to,
+            ..
+        } = *last;
+        let direct = next_hop == to;
+        match self {
+            Self::Delivered { segment } => format!("{to} is on segment {segment}"),
+            Self::Local => format!("{to} is {router} itself"),
+            Self::NotUnicast => format!("{to} is a broadcast or multicast address at {router}"),
+            Self::Blackhole => format!("{router} discards it: blackhole"),
+            Self::Unreachable => format!("{router} refuses it: unreachable"),
+            Self::Prohibit => format!("{router} refuses it: prohibit"),
+            Self::NoRoute => format!("{router} has no route to {to}"),
+            Self::NotForwarding => format!("{router} does not forward"),
+            Self::Refused => format!(
+                "{router} does not accept it from {source} there (rp_filter, martian source), or \
+                 discards it"
+            ),
+            Self::Leaves { segment } if direct => {
+                format!("it leaves the lab at {router} by segment {segment}")
+            }
+            Self::Leaves { .. } => format!("it leaves the lab at {router} towards {next_hop}"),
+            Self::Elsewhere { segment, places } => {
+                last.on_either(places).unwrap_or_else(|| match direct {
+                    true => format!(
+                        "{to} is behind {}, but {router} sends it out on segment {segment}",
+                        names(places)
+                    ),
+                    false => format!(
+                        "{to} is behind {}, but {router} sends it to {next_hop}, which is no router \
+                         of the lab",
+                        names(places)
+                    ),
+                })
+            }
+            Self::SomeEnd { segment, ends } => format!(
+                "{router} sends it into the tunnel {segment}, and nothing tells to which end: {} or \
+                 one that the lab does not have",
+                names(ends)
+            ),
+            Self::Absent { ends, .. } => format!(
+                "{router} sends it to {}, and the lab has no facts of that router",
+                ends.join(" or ")
+            ),
+            Self::NoPeer => {
+                let out = last.out.map(|name| format!(" {name}")).unwrap_or_default();
+                format!(
+                    "{router} drops it: no peer of its WireGuard interface{out} has {to} among its \
+                     allowed IPs"
+                )
+            }
+            Self::NotAllowed { at } => format!(
+                "{at} drops it: {source} is not among the allowed IPs of its WireGuard peer {router}"
+            ),
+            Self::SameLink(link) => link.text(source, to),
+            Self::NextHopUnknown { segment } => {
+                let down = |name| format!(" on segment {name}: its interface is down");
+                let on = segment.as_ref().map(down).unwrap_or_default();
+                format!("{router} sends it to {next_hop}, and nobody takes it{on}")
+            }
+            Self::Loop { to } => format!("{router} sends it back to {to}: a loop"),
+        }
+    }
+}
+
+/// The router that had a packet last, and how it sent it on.
+#[derive(Debug, Clone, Copy)]
+pub struct LastHop<'a> {
+    /// The router's name.
+    pub router: &'a str,
+    /// The interface by which it sent the packet; none where it did not.
+    pub out: Option<&'a IfName>,
+    /// To whom: the destination itself where the route names no gateway.
+    pub next_hop: IpAddr,
+    /// The packet's source address, as it left.
+    pub source: IpAddr,
+    /// Its destination address.
+    pub destination: IpAddr,
+}
+
+impl LastHop<'_> {
+    /// That `places`, where they are interfaces of the router itself, may have the destination as
+    /// well as the one by which it sent the packet without a gateway.
+    fn on_either(&self, places: &[Entry]) -> Option<String> {
+        let own = |place: &&Entry| place.router.as_str() == self.router;
+        let others: Vec<&str> = places
+            .iter()
+            .filter(own)
+            .filter_map(|place| Some(place.iface_in.as_ref()?.as_str()))
+            .collect();
+        let out = self.out?;
+        (others.len() == places.len() && self.next_hop == self.destination).then(|| {
+            format!(
+                "{} sends it by {out}, and {} may be on {} instead, which has the same prefix: no \
+                 neighbour table of the facts says that it is on {out}",
+                self.router,
+                self.destination,
+                others.join(" or ")
+            )
+        })
+    }
+}
+
+/// The routers of these entries, each once where they follow each other.
+fn names(entries: &[Entry]) -> String {
+    let mut names: Vec<&str> = entries.iter().map(|e| e.router.as_str()).collect();
+    names.dedup();
+    names.join(", ")
+}
