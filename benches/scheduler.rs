@@ -216,6 +216,12 @@ impl Bench {
             self.submit(&format!("m{n}"));
         }
         let submitted = started.elapsed();
+        // One job after the other is looked for: reading the whole queue at each change of it would
+        // take a processor from the jobs.
+        for n in 0..many {
+            let run_id = RunId::new(format!("m{n}")).unwrap();
+            self.until(|spool| spool.finished(&run_id).unwrap().is_some());
+        }
         self.until_idle();
         let all = started.elapsed();
         println!(
