@@ -112,6 +112,7 @@ impl Planner {
             netns: None,
             ruleset_incomplete: false,
             redirecting: Vec::new(),
+            translating: Vec::new(),
             rulesets: Vec::new(),
             asks_hardware_addresses: false,
             unseen: Vec::new(),

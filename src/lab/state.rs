@@ -156,6 +156,10 @@ pub struct RouterState {
     /// something, to tell what that can concern.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redirecting: Vec<String>,
+    /// Rules that translate addresses or ports, as text, by which a job plans what it can ask side by
+    /// side.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub translating: Vec<String>,
     /// Its rulesets as its facts have them; kept only where it lacks some of their rules, to tell
     /// which packets can have met those.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -404,6 +404,7 @@ pub(super) fn note_lacks(state: &mut LabState, topology: &Topology) {
         router.unseen = unseen::unseen(made);
         router.asks_hardware_addresses = omission::asks_hardware_addresses(&made.rulesets);
         router.ruleset_incomplete = lacks.iter().any(|w| w.is_of_ruleset());
+        router.translating = omission::translating(&made.rulesets);
         if !lacks.is_empty() {
             router.redirecting = omission::redirecting(&made.rulesets);
         }

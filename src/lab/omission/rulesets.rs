@@ -86,15 +86,31 @@ impl<'a> RulesetMaps<'a> {
 /// The rules that give packets another destination or take them out of their way, as text.
 #[must_use]
 pub(crate) fn redirecting(rulesets: &[Ruleset]) -> Vec<String> {
-    let redirects = |rule: &Rule| {
+    texts(rulesets, |rule| {
         let elsewhere = |field| matches!(field, Field::Destination | Field::DestinationPort);
         rule.proxied_to().is_some() || rule.sends_on() || rule.changes().any(elsewhere)
-    };
+    })
+}
+
+/// The rules that translate addresses or ports, as text; one that translates everything in their
+/// place where there are too many to keep.
+#[must_use]
+pub(crate) fn translating(rulesets: &[Ruleset]) -> Vec<String> {
+    const MOST: usize = 64;
+    let found = texts(rulesets, |rule| rule.translation().is_some());
+    match found.len() > MOST {
+        true => vec!["masquerade".to_owned()],
+        false => found,
+    }
+}
+
+/// The texts of the rules that are `wanted`.
+fn texts(rulesets: &[Ruleset], wanted: impl Fn(&Rule) -> bool) -> Vec<String> {
     let mut found = Vec::new();
     for ruleset in rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset) {
         let map = RulesetMap::read(ruleset.kind, &ruleset.text);
         let rules = map.lines.iter().filter(|line| line.chain.is_some());
-        let rules = rules.filter(|line| redirects(&line.rule(map.xtables)));
+        let rules = rules.filter(|line| wanted(&line.rule(map.xtables)));
         found.extend(rules.map(|line| line.text.trim().to_owned()));
     }
     found

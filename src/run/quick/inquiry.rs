@@ -11,7 +11,7 @@ use std::{
 use super::{
     Pair, QuickClosing, QuickError, Terms, back,
     branch::{self, Branch, By},
-    course::{Course, PlannedProbes},
+    course::{Course, PlannedProbes, Translators},
     digest, lots,
     plan::Plan,
     ports,
@@ -78,6 +78,8 @@ pub(super) struct Prepared {
     pub(super) routers: BTreeSet<RouterName>,
     /// Named routers that no packet is planned to come to.
     pub(super) aside: Vec<Entry>,
+    /// What comes behind routers that may translate it, if they do not.
+    maybe: Vec<(Entry, Probe)>,
     wire: Option<WireSocket>,
 }
 
@@ -285,7 +287,9 @@ impl<'a> Inquiry<'a> {
         let named = self.named();
         let allowed = |router: &RouterName| named.is_none_or(|names| names.contains(router));
         let mut tables = Tables::new(self.wiring, hosts.routers(), self.family());
-        let mut course = Course::plan(&mut tables, starting(starts, plan), &allowed)?;
+        let translators = &mut Translators::new(self.lab);
+        let starting_at = starting(starts, plan);
+        let mut course = Course::plan(&mut tables, starting_at, &allowed, translators)?;
         let unheard = self
             .pairs
             .iter()
@@ -297,6 +301,7 @@ impl<'a> Inquiry<'a> {
             hosts: Vec::new(),
             routers: course.routers(),
             aside: Vec::new(),
+            maybe: Vec::new(),
             wire: None,
         };
         self.visit_named(&mut course, &mut prepared, hosts, plan)?;
@@ -305,7 +310,11 @@ impl<'a> Inquiry<'a> {
             // walk asks the others about what really comes there.
             let starting = starting(starts, plan).into_iter();
             course.stops = starting
-                .map(|(at, probes)| PlannedProbes { at, probes })
+                .map(|(at, probes)| PlannedProbes {
+                    at,
+                    probes,
+                    maybe: Vec::new(),
+                })
                 .collect();
         }
         for stop in course.stops {
@@ -313,6 +322,10 @@ impl<'a> Inquiry<'a> {
                 let starts = starts.get(plan.pair_of(probe.index));
                 starts.is_some_and(|starts| starts.contains(&stop.at))
             };
+            let maybe = stop.maybe.iter();
+            prepared
+                .maybe
+                .extend(maybe.map(|probe| (stop.at.clone(), *probe)));
             for (sends, probes) in self.by_sender(&stop.at, &stop.probes, starts_here) {
                 let host = match (there, sends) {
                     (Some(there), Sends::Host(source)) => {
@@ -356,6 +369,7 @@ impl<'a> Inquiry<'a> {
             course.stops.push(PlannedProbes {
                 at,
                 probes: plan.probes.clone(),
+                maybe: Vec::new(),
             });
         }
         Ok(())
@@ -520,6 +534,7 @@ impl<'a> Inquiry<'a> {
         let mut tables = Tables::new(self.wiring, sockets, self.family());
         let mut through = Through::new(prepared.wire, prepared.aside);
         let mut visits = prepared.visits;
+        let mut maybe = prepared.maybe;
         for round in 0.. {
             go_on()?;
             let answers = plan.measure_all(&visits, self.dir)?;
@@ -536,8 +551,14 @@ impl<'a> Inquiry<'a> {
             };
             let ways = self.walk(plan, &prepared.starts, &through.visited, &mut needs);
             if needs.packets.is_empty() {
-                through.ways = ways;
-                break;
+                // Routers that nothing came to are measured with what would come without NAT.
+                let unmet = unmet(std::mem::take(&mut maybe), &through.visited);
+                if unmet.is_empty() {
+                    through.ways = ways;
+                    break;
+                }
+                visits = self.again(tables.sockets, unmet, &mut through.wire)?;
+                continue;
             }
             let routers = needs.packets.iter().map(|(at, _)| at.router.clone());
             let strange: BTreeSet<RouterName> = routers
@@ -549,7 +570,14 @@ impl<'a> Inquiry<'a> {
                 }
                 return Ok(InquiryOutcome::Larger(strange));
             }
-            visits = self.again(tables.sockets, needs, &mut through.wire)?;
+            let packets = match self.many {
+                true => needs.packets,
+                false => {
+                    let walk = Walk::new(&through.visited, self.wiring, self.named());
+                    self.ahead(&mut tables, needs.packets, &walk, &prepared.routers)?
+                }
+            };
+            visits = self.again(tables.sockets, packets, &mut through.wire)?;
         }
         for (probe, ways) in plan.probes.iter().zip(&mut through.ways) {
             let unheard = prepared.unheard.get(plan.pair_of(probe.index));
@@ -695,15 +723,45 @@ impl<'a> Inquiry<'a> {
         Ok(visited)
     }
 
+    /// Adds to the packets that a walk needs those that will come to further routers if nothing changes
+    /// them on their way there, so that all are measured side by side. Of the locked routers alone.
+    fn ahead(
+        &self,
+        tables: &mut Tables<'_>,
+        mut packets: Vec<(Entry, Probe)>,
+        walk: &Walk<'_>,
+        locked: &BTreeSet<RouterName>,
+    ) -> Result<Vec<(Entry, Probe)>, ResolveError> {
+        let named = self.named();
+        let allowed = |router: &RouterName| {
+            locked.contains(router) && named.is_none_or(|names| names.contains(router))
+        };
+        let mut places: BTreeMap<Entry, Vec<Probe>> = BTreeMap::new();
+        for (at, probe) in &packets {
+            places.entry(at.clone()).or_default().push(*probe);
+        }
+        let translators = &mut Translators::new(self.lab);
+        let starts = places.keys().cloned().collect::<BTreeSet<Entry>>();
+        let course = Course::plan(tables, places.into_iter().collect(), &allowed, translators)?;
+        for stop in course.stops {
+            if !starts.contains(&stop.at) {
+                let mut coming = stop.probes;
+                coming.retain(|probe| !walk.is_measured(&stop.at, probe));
+                packets.extend(coming.into_iter().map(|probe| (stop.at.clone(), probe)));
+            }
+        }
+        Ok(packets)
+    }
+
     /// The visits that a walk needs. Packets with one tag come to a place in one visit each.
     fn again(
         &self,
         sockets: &mut RouterSockets,
-        needs: WalkNeeds,
+        packets: Vec<(Entry, Probe)>,
         wire: &mut Option<WireSocket>,
     ) -> Result<Vec<Visit>, QuickError> {
         let mut places: BTreeMap<Entry, Vec<BTreeMap<u32, Probe>>> = BTreeMap::new();
-        for (at, probe) in needs.packets {
+        for (at, probe) in packets {
             let visits = places.entry(at).or_default();
             let same = |known: &Probe| known.headers == probe.headers;
             if visits.iter().any(|v| v.get(&probe.index).is_some_and(same)) {
@@ -750,6 +808,18 @@ fn starting(starts: &[Vec<Entry>], plan: &Plan) -> Vec<(Entry, Vec<Probe>)> {
         }
     }
     places
+}
+
+/// Of `packets` those whose tag came to no visit of their router.
+fn unmet(packets: Vec<(Entry, Probe)>, visited: &[Visited]) -> Vec<(Entry, Probe)> {
+    let met = visited.iter().flat_map(|visit| {
+        let tags = visit.probes.iter().map(|probe| probe.index);
+        tags.map(|tag| (&visit.at.router, tag))
+    });
+    let met: HashSet<(&RouterName, u32)> = met.collect();
+    let mut packets = packets;
+    packets.retain(|(at, probe)| !met.contains(&(&at.router, probe.index)));
+    packets
 }
 
 /// The way by a router without facts, of which it is not known whether the source uses it.

@@ -5,6 +5,9 @@
 
 mod ends;
 
+use std::{fs, process::Command};
+
+use serde_json::Value;
 use tsim::{
     model::RouterName,
     run::{
@@ -255,4 +258,46 @@ fn what_a_router_changes_is_carried_on_for_both_families() {
         changed_and_dropped(&lab, family, change, dropped);
         assert_eq!(ends(&ask.run()), "443/tcp NO r2, 53/udp YES r3", "{change}");
     }
+}
+
+/// How many steps a job takes that finds every service let through: what it sets up and takes away at
+/// each router is among them.
+fn steps(facts: &str) -> u64 {
+    let lab = TestLab::up(facts);
+    let ask = Ask::new(&lab, "10.81.1.10", "10.81.3.10", "443,53/udp");
+    assert_eq!(ends(&ask.run()), "443/tcp YES r3, 53/udp YES r3");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tsim-quick"));
+    command.arg("--config").arg(lab.config_file());
+    command.args(["--lab", lab.bed.lab.as_str(), "--fault", "count"]);
+    command.args(["-s", ask.source, "-d", ask.destination, "-P", ask.services]);
+    let said = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    let count = said.split("fault: ").nth(1).unwrap();
+    count.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn routers_behind_one_that_translates_are_measured_once() {
+    let facts = tempfile::tempdir().unwrap();
+    for file in fs::read_dir("netns-fixtures/small3").unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), facts.path().join(file.file_name())).unwrap();
+    }
+    let r1 = facts.path().join("r1.json");
+    let mut router: Value = serde_json::from_str(&fs::read_to_string(&r1).unwrap()).unwrap();
+    let nat = [
+        "*nat",
+        ":POSTROUTING ACCEPT [0:0]",
+        "-A POSTROUTING -o east -j MASQUERADE",
+        "COMMIT",
+    ];
+    let rules = router["iptables"].as_array_mut().unwrap();
+    rules.extend(nat.map(Value::from));
+    fs::write(&r1, router.to_string()).unwrap();
+    let plain = steps("small3");
+    let translated = steps(facts.path().to_str().unwrap());
+    // A measurement of one router takes more steps than that.
+    assert!(
+        translated < plain + 5,
+        "{translated} steps instead of {plain}"
+    );
 }
