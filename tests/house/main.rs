@@ -24,7 +24,7 @@ const LIMITS: Limits = Limits {
     longest_function: 60,
     names_twice: 1,
     circles: 0,
-    repeated_runs: 1,
+    repeated_runs: 0,
 };
 
 struct Limits {

@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::{
-    end::{End, LastHop},
+    end::{End, LastHop, SharedLink},
     entries::{MAX_ENTRIES, entries},
     entry::{Entry, EntryName, EntryNameError},
-    onward::{Onward, SharedLink},
+    onward::Onward,
     walk::trace,
     wiring::{Plug, Undelivered, Wiring},
 };

@@ -2,9 +2,7 @@
 
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
-
-use super::{End, Entry, Plug, Wiring};
+use super::{End, Entry, Plug, SharedLink, Wiring};
 use crate::{
     lab::topology::{InterfaceKind, WireGuardPeer},
     model::{IfName, RouterName},
@@ -19,89 +17,6 @@ pub enum Onward {
     Routers(Vec<Entry>),
     /// No router of the lab: its way ends here.
     End(End),
-}
-
-/// A segment that source and destination share, so that no router passes their packets on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SharedLink {
-    /// The segment.
-    pub segment: String,
-    /// Routers whose bridge the segment is and that filter what they bridge.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub filtered_by: Vec<RouterName>,
-    /// Routers that answer for hosts of the link, and may pass on what is for these.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub proxied_by: Vec<RouterName>,
-    /// Routers whose bridge the segment is, with isolated ports, behind which hosts are apart.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub isolated_by: Vec<RouterName>,
-    /// Routers that have the destination elsewhere, and do not answer for it on the link.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub silent: Vec<RouterName>,
-    /// Other segments with the same prefix, on which either may be.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub or_on: Vec<String>,
-}
-
-impl SharedLink {
-    /// Whether packets surely pass from one to the other.
-    #[must_use]
-    pub fn is_sure(&self) -> bool {
-        let doubts = [
-            &self.filtered_by,
-            &self.proxied_by,
-            &self.isolated_by,
-            &self.silent,
-        ];
-        self.or_on.is_empty() && doubts.iter().all(|routers| routers.is_empty())
-    }
-
-    /// What becomes of packets from `source` to `destination`, as a sentence.
-    #[must_use]
-    pub fn text(&self, source: IpAddr, destination: IpAddr) -> String {
-        let segment = &self.segment;
-        let names = |routers: &[RouterName]| {
-            let names: Vec<&str> = routers.iter().map(RouterName::as_str).collect();
-            names.join(", ")
-        };
-        if !self.or_on.is_empty() {
-            return format!(
-                "{source} and {destination} may each be on segment {segment} or {}, which have the \
-                 same prefix and are not joined",
-                self.or_on.join(", ")
-            );
-        }
-        let both = format!("{source} and {destination} are both on segment {segment}");
-        if !self.filtered_by.is_empty() {
-            return format!(
-                "{both}, which is a bridge of {}, where bridged packets meet rules that are not \
-                 asked",
-                names(&self.filtered_by)
-            );
-        }
-        if !self.proxied_by.is_empty() {
-            return format!(
-                "{both}, where {} answers ARP for others (proxy_arp_pvlan): whether {destination} \
-                 answers first is not known",
-                names(&self.proxied_by)
-            );
-        }
-        if !self.isolated_by.is_empty() {
-            return format!(
-                "{both}, which is a bridge of {} with isolated ports: behind two of them they do not \
-                 reach each other",
-                names(&self.isolated_by)
-            );
-        }
-        if !self.silent.is_empty() {
-            return format!(
-                "{source} looks for {destination} on segment {segment}, and {}, which has it \
-                 elsewhere, does not answer there",
-                names(&self.silent)
-            );
-        }
-        format!("{both}: no router is passed")
-    }
 }
 
 impl Wiring {
