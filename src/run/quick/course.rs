@@ -39,7 +39,7 @@ pub(super) struct Translators<'a> {
 
 impl PlannedProbes {
     /// A place that no probe comes to yet.
-    fn none(at: Entry) -> Self {
+    pub(super) fn none(at: Entry) -> Self {
         Self {
             at,
             probes: Vec::new(),

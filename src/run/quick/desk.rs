@@ -12,9 +12,10 @@ use std::{
 use super::{
     Pair, QuickError, Terms,
     grant::Grant,
-    inquiry::{Inquiry, InquiryOutcome, Prepared, Through},
+    inquiry::{Inquiry, Prepared},
     log, millis,
     plan::Plan,
+    rounds::{InquiryOutcome, Through},
     session::{Hands, JobNeeds, WorkOutcome},
     visited::Ending,
 };

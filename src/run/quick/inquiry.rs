@@ -1,27 +1,20 @@
-//! A question put to a lab: where its packets enter, what is planned, and what is asked again until
-//! the walk is through.
+//! A question put to a lab: where its packets enter, and what is planned to be measured first.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
-    sync::Arc,
 };
 
 use super::{
-    Pair, QuickClosing, QuickError, Terms, back,
-    branch::{self, Branch, By},
+    Pair, QuickError, Terms,
     course::{Course, PlannedProbes, Translators},
-    digest, lots,
     plan::Plan,
-    ports,
     tables::Tables,
-    visit::{Sender, Visit, VisitResult},
-    visited::{Ending, Visited},
-    walk::{Walk, WalkNeeds, WayEnd},
+    visit::{Sender, Visit},
+    visited::Ending,
 };
 use crate::{
-    firewall::taps::{Departed, ProbeWays},
     lab::{
         Lab,
         hosts::{HostState, Hosts},
@@ -39,9 +32,6 @@ use crate::{
         resolve::{self, ResolveError, RouterChoice},
     },
 };
-
-/// More rounds than a packet's TTL allows legs are not needed.
-const MAX_ROUNDS: usize = 64;
 
 /// A burst of questions in its lab.
 pub(super) struct Inquiry<'a> {
@@ -69,9 +59,9 @@ enum Beginning {
 /// What is to be measured first, and what is needed for it.
 pub(super) struct Prepared {
     /// Where the packets of each pair enter.
-    starts: Vec<Vec<Entry>>,
+    pub(super) starts: Vec<Vec<Entry>>,
     /// For each pair, routers without facts, which may be entries, too.
-    unheard: Vec<Vec<RouterName>>,
+    pub(super) unheard: Vec<Vec<RouterName>>,
     pub(super) visits: Vec<Visit>,
     pub(super) hosts: Vec<HostSpec>,
     /// Routers to be locked.
@@ -79,54 +69,19 @@ pub(super) struct Prepared {
     /// Named routers that no packet is planned to come to.
     pub(super) aside: Vec<Entry>,
     /// What comes behind routers that may translate it, if they do not.
-    maybe: Vec<(Entry, Probe)>,
-    wire: Option<WireSocket>,
-}
-
-/// What came of measuring.
-pub(super) enum InquiryOutcome {
-    /// Everything is known.
-    Through(Through),
-    /// The way leads to routers that are not locked.
-    Larger(BTreeSet<RouterName>),
-}
-
-/// All that was measured, and where it leads.
-pub(super) struct Through {
-    pub(super) visited: Vec<Visited>,
-    /// The ways of each probe, by its index.
-    pub(super) ways: Vec<Vec<WayEnd>>,
-    pub(super) measured: Vec<(RouterName, VisitResult)>,
+    pub(super) maybe: Vec<(Entry, Probe)>,
     pub(super) wire: Option<WireSocket>,
-    /// Those into copies of routers.
-    pub(super) wires: Vec<WireSocket>,
-    /// Named routers that no packet was planned to come to.
-    pub(super) aside: Vec<Entry>,
-}
-
-impl Through {
-    /// Nothing is measured yet.
-    fn new(wire: Option<WireSocket>, aside: Vec<Entry>) -> Self {
-        Self {
-            visited: Vec::new(),
-            ways: Vec::new(),
-            measured: Vec::new(),
-            wire,
-            wires: Vec::new(),
-            aside,
-        }
-    }
 }
 
 impl<'a> Inquiry<'a> {
-    fn named(&self) -> Option<&'a [RouterName]> {
+    pub(super) fn named(&self) -> Option<&'a [RouterName]> {
         match &self.terms.routers {
             RouterChoice::Named(names) => Some(names),
             _ => None,
         }
     }
 
-    fn family(&self) -> Family {
+    pub(super) fn family(&self) -> Family {
         let first = self.pairs.first();
         first.map_or(Family::V4, |pair| Family::of(pair.destination))
     }
@@ -311,36 +266,44 @@ impl<'a> Inquiry<'a> {
             let starting = starting(starts, plan).into_iter();
             course.stops = starting
                 .map(|(at, probes)| PlannedProbes {
-                    at,
                     probes,
-                    maybe: Vec::new(),
+                    ..PlannedProbes::none(at)
                 })
                 .collect();
         }
         for stop in course.stops {
-            let starts_here = |probe: &Probe| {
-                let starts = starts.get(plan.pair_of(probe.index));
-                starts.is_some_and(|starts| starts.contains(&stop.at))
-            };
-            let maybe = stop.maybe.iter();
-            prepared
-                .maybe
-                .extend(maybe.map(|probe| (stop.at.clone(), *probe)));
-            for (sends, probes) in self.by_sender(&stop.at, &stop.probes, starts_here) {
-                let host = match (there, sends) {
-                    (Some(there), Sends::Host(source)) => {
-                        self.host(&stop.at, source, &prepared.hosts, hosts, there)?
-                    }
-                    _ => None,
-                };
-                let (at, wire) = (stop.at.clone(), &mut prepared.wire);
-                let visit =
-                    self.visit(hosts.routers(), (at, probes), sends, host.as_ref(), wire)?;
-                prepared.visits.push(visit);
-                prepared.hosts.extend(host.and_then(Result::ok));
-            }
+            let maybe = stop.maybe.iter().map(|probe| (stop.at.clone(), *probe));
+            prepared.maybe.extend(maybe);
+            self.prepare_visits(&stop, &mut prepared, (hosts, there), plan)?;
         }
         Ok(prepared)
+    }
+
+    /// The visits of one place, with the hosts that they are made from.
+    fn prepare_visits(
+        &self,
+        stop: &PlannedProbes,
+        prepared: &mut Prepared,
+        (hosts, there): (&mut Hosts, Option<&[HostState]>),
+        plan: &Plan,
+    ) -> Result<(), QuickError> {
+        let starts_here = |probe: &Probe| {
+            let starts = prepared.starts.get(plan.pair_of(probe.index));
+            starts.is_some_and(|starts| starts.contains(&stop.at))
+        };
+        for (sends, probes) in self.by_sender(&stop.at, &stop.probes, starts_here) {
+            let host = match (there, sends) {
+                (Some(there), Sends::Host(source)) => {
+                    self.host(&stop.at, source, &prepared.hosts, hosts, there)?
+                }
+                _ => None,
+            };
+            let (at, wire) = (stop.at.clone(), &mut prepared.wire);
+            let visit = self.visit(hosts.routers(), (at, probes), sends, host.as_ref(), wire)?;
+            prepared.visits.push(visit);
+            prepared.hosts.extend(host.and_then(Result::ok));
+        }
+        Ok(())
     }
 
     /// Adds a visit of each router that was named and that no way is planned through.
@@ -367,9 +330,8 @@ impl<'a> Inquiry<'a> {
             prepared.routers.insert(name.clone());
             prepared.aside.push(at.clone());
             course.stops.push(PlannedProbes {
-                at,
                 probes: plan.probes.clone(),
-                maybe: Vec::new(),
+                ..PlannedProbes::none(at)
             });
         }
         Ok(())
@@ -449,7 +411,7 @@ impl<'a> Inquiry<'a> {
     }
 
     /// A visit from the host that is given, or from the hidden sender, or from the router itself.
-    fn visit(
+    pub(super) fn visit(
         &self,
         sockets: &mut RouterSockets,
         (at, probes): (Entry, Vec<Probe>),
@@ -522,270 +484,11 @@ impl<'a> Inquiry<'a> {
         let from = Mac::made_up("tsim hidden sender");
         Ok(Ok(Sender::Wire(socket.on_wire(device, mac, from, family))))
     }
-
-    /// Measures what is planned, walks, and asks again where something else comes than was planned.
-    pub(super) fn ask(
-        &self,
-        plan: &Plan,
-        prepared: Prepared,
-        sockets: &mut RouterSockets,
-        go_on: &dyn Fn() -> Result<(), QuickError>,
-    ) -> Result<InquiryOutcome, QuickError> {
-        let mut tables = Tables::new(self.wiring, sockets, self.family());
-        let mut through = Through::new(prepared.wire, prepared.aside);
-        let mut visits = prepared.visits;
-        let mut maybe = prepared.maybe;
-        for round in 0.. {
-            go_on()?;
-            let answers = plan.measure_all(&visits, self.dir)?;
-            for (visit, answer) in visits.iter().zip(answers) {
-                let mut visited = self.digest_lots(&mut tables, visit, &answer)?;
-                through.measured.push((visit.at.router.clone(), answer));
-                let branched = self.branches(&mut tables, plan, visit, &mut through)?;
-                visited.iter_mut().for_each(|v| v.leave_out(&branched));
-                through.visited.extend(visited);
-            }
-            let mut needs = WalkNeeds {
-                packets: Vec::new(),
-                closed: round >= MAX_ROUNDS,
-            };
-            let ways = self.walk(plan, &prepared.starts, &through.visited, &mut needs);
-            if needs.packets.is_empty() {
-                // Routers that nothing came to are measured with what would come without NAT.
-                let unmet = unmet(std::mem::take(&mut maybe), &through.visited);
-                if unmet.is_empty() {
-                    through.ways = ways;
-                    break;
-                }
-                visits = self.again(tables.sockets, unmet, &mut through.wire)?;
-                continue;
-            }
-            let routers = needs.packets.iter().map(|(at, _)| at.router.clone());
-            let strange: BTreeSet<RouterName> = routers
-                .filter(|router| !prepared.routers.contains(router))
-                .collect();
-            if !strange.is_empty() {
-                for (_, answer) in through.measured {
-                    answer.close();
-                }
-                return Ok(InquiryOutcome::Larger(strange));
-            }
-            let packets = match self.many {
-                true => needs.packets,
-                false => {
-                    let walk = Walk::new(&through.visited, self.wiring, self.named());
-                    self.ahead(&mut tables, needs.packets, &walk, &prepared.routers)?
-                }
-            };
-            visits = self.again(tables.sockets, packets, &mut through.wire)?;
-        }
-        for (probe, ways) in plan.probes.iter().zip(&mut through.ways) {
-            let unheard = prepared.unheard.get(plan.pair_of(probe.index));
-            let unheard = unheard.into_iter().flatten();
-            ways.extend(unheard.map(|router| by_unheard(router, probe.headers.source)));
-        }
-        if self.named().is_none() {
-            back::weigh(
-                (self.lab, self.wiring),
-                sockets,
-                &through.visited,
-                &mut through.ways,
-            );
-        }
-        Ok(InquiryOutcome::Through(through))
-    }
-
-    /// Follows every probe from where it starts; `needs` is what must be asked to follow it further.
-    fn walk(
-        &self,
-        plan: &Plan,
-        starts: &[Vec<Entry>],
-        visited: &[Visited],
-        needs: &mut WalkNeeds,
-    ) -> Vec<Vec<WayEnd>> {
-        let walk = Walk::new(visited, self.wiring, self.named());
-        let ways = plan.probes.iter().map(|probe| {
-            let mut ways = Vec::new();
-            for entry in starts.get(plan.pair_of(probe.index)).into_iter().flatten() {
-                walk.follow(entry, *probe, needs, &mut ways);
-            }
-            ways
-        });
-        ways.collect()
-    }
-
-    /// Measures the probes that a router may send by several interfaces, each next hop by itself.
-    /// Returns their indexes.
-    fn branches(
-        &self,
-        tables: &mut Tables<'_>,
-        plan: &Plan,
-        visit: &Visit,
-        through: &mut Through,
-    ) -> Result<HashSet<u32>, QuickError> {
-        let mut indexes = HashSet::new();
-        for fork in branch::forks(tables, &visit.at, &visit.probes)? {
-            for cut in fork.cut(visit, &plan.tools)? {
-                let visited = match &cut.visit {
-                    Err(why) => Visited {
-                        branch: Some(Arc::clone(&cut.branch)),
-                        ..digest::unmeasured(&visit.at, &fork.probes, why)
-                    },
-                    Ok(copied) => {
-                        let answer = plan.measure(copied, self.dir)?;
-                        let ways = answer.ways();
-                        let branch = Some(&cut.branch);
-                        let mut visited = self.digest(tables, copied, &answer, ways, branch)?;
-                        visited.doubt_lots(answer.targets());
-                        through.measured.push((visit.at.router.clone(), answer));
-                        visited
-                    }
-                };
-                through.visited.push(visited);
-                through.wires.extend(cut.wire);
-            }
-            indexes.extend(fork.probes.iter().map(|probe| probe.index));
-        }
-        Ok(indexes)
-    }
-
-    /// What became of the probes of a visit; of those that chance sends to several targets, of one
-    /// after the other.
-    fn digest_lots(
-        &self,
-        tables: &mut Tables<'_>,
-        visit: &Visit,
-        answer: &VisitResult,
-    ) -> Result<Vec<Visited>, QuickError> {
-        let mut plain = self.digest(tables, visit, answer, answer.ways(), None)?;
-        let drawn = answer.targets();
-        let mut all = Vec::new();
-        for number in 0.. {
-            let Some(ways) = lots::nth(drawn, number) else {
-                break;
-            };
-            let branch = Arc::new(Branch {
-                router: visit.at.router.clone(),
-                by: By::Lot(number),
-            });
-            let mut one = self.digest(tables, visit, answer, Some(&ways), Some(&branch))?;
-            let none = |index: &u32| drawn.get(index).is_none_or(|left| left.len() <= number);
-            let others = one.probes.iter().map(|probe| probe.index).filter(none);
-            one.leave_out(&others.collect());
-            all.push(one);
-        }
-        plain.leave_out(&drawn.keys().copied().collect());
-        all.insert(0, plain);
-        Ok(all)
-    }
-
-    fn digest(
-        &self,
-        tables: &mut Tables<'_>,
-        visit: &Visit,
-        answer: &VisitResult,
-        ways: Option<&ProbeWays>,
-        branch: Option<&Arc<Branch>>,
-    ) -> Result<Visited, QuickError> {
-        let measured = match answer {
-            VisitResult::Unmeasured(why) => {
-                return Ok(digest::unmeasured(&visit.at, &visit.probes, why));
-            }
-            VisitResult::Measured(measured) => measured,
-        };
-        let hidden = matches!(visit.from, Ok(Sender::Wire(_)));
-        let state = self.lab.router(&visit.at.router);
-        let by_set = state
-            .as_ref()
-            .is_ok_and(|router| router.asks_hardware_addresses);
-        if hidden && (measured.nature.link || by_set) {
-            let why = "its rules may look at the source's hardware address, which is not known \
-                       behind the first router";
-            return Ok(digest::unmeasured(&visit.at, &visit.probes, why));
-        }
-        let place = (&visit.at, visit.probes.as_slice());
-        let mut visited = digest::digest(
-            (self.lab, self.terms.trust_facts),
-            tables,
-            place,
-            (measured, ways),
-            branch,
-        )?;
-        if self.terms.size.is_some() {
-            let interfaces = state.map_or(&[][..], |router| &router.interfaces);
-            ports::judge_lengths(tables, interfaces, &mut visited)?;
-        }
-        if matches!(visit.from, Ok(Sender::Itself(_))) {
-            ports::doubt_own(tables, &mut visited)?;
-        } else if self.terms.source_port.is_none() {
-            ports::doubt_open(tables, &mut visited)?;
-        }
-        Ok(visited)
-    }
-
-    /// Adds to the packets that a walk needs those that will come to further routers if nothing changes
-    /// them on their way there, so that all are measured side by side. Of the locked routers alone.
-    fn ahead(
-        &self,
-        tables: &mut Tables<'_>,
-        mut packets: Vec<(Entry, Probe)>,
-        walk: &Walk<'_>,
-        locked: &BTreeSet<RouterName>,
-    ) -> Result<Vec<(Entry, Probe)>, ResolveError> {
-        let named = self.named();
-        let allowed = |router: &RouterName| {
-            locked.contains(router) && named.is_none_or(|names| names.contains(router))
-        };
-        let mut places: BTreeMap<Entry, Vec<Probe>> = BTreeMap::new();
-        for (at, probe) in &packets {
-            places.entry(at.clone()).or_default().push(*probe);
-        }
-        let translators = &mut Translators::new(self.lab);
-        let starts = places.keys().cloned().collect::<BTreeSet<Entry>>();
-        let course = Course::plan(tables, places.into_iter().collect(), &allowed, translators)?;
-        for stop in course.stops {
-            if !starts.contains(&stop.at) {
-                let mut coming = stop.probes;
-                coming.retain(|probe| !walk.is_measured(&stop.at, probe));
-                packets.extend(coming.into_iter().map(|probe| (stop.at.clone(), probe)));
-            }
-        }
-        Ok(packets)
-    }
-
-    /// The visits that a walk needs. Packets with one tag come to a place in one visit each.
-    fn again(
-        &self,
-        sockets: &mut RouterSockets,
-        packets: Vec<(Entry, Probe)>,
-        wire: &mut Option<WireSocket>,
-    ) -> Result<Vec<Visit>, QuickError> {
-        let mut places: BTreeMap<Entry, Vec<BTreeMap<u32, Probe>>> = BTreeMap::new();
-        for (at, probe) in packets {
-            let visits = places.entry(at).or_default();
-            let same = |known: &Probe| known.headers == probe.headers;
-            if visits.iter().any(|v| v.get(&probe.index).is_some_and(same)) {
-                continue;
-            }
-            match visits.iter_mut().find(|v| !v.contains_key(&probe.index)) {
-                Some(visit) => _ = visit.insert(probe.index, probe),
-                None => visits.push([(probe.index, probe)].into()),
-            }
-        }
-        let visits = places
-            .into_iter()
-            .flat_map(|(at, all)| all.into_iter().map(move |probes| (at.clone(), probes)));
-        let visit = |(at, probes): (Entry, BTreeMap<u32, Probe>)| {
-            let probes = probes.into_values().collect();
-            self.visit(sockets, (at, probes), Sends::Hidden, None, wire)
-        };
-        visits.map(visit).collect()
-    }
 }
 
 /// What sends probes to a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Sends {
+pub(super) enum Sends {
     /// A host with this address, where there is to be one, or else the hidden sender.
     Host(IpAddr),
     /// The hidden sender.
@@ -808,65 +511,6 @@ fn starting(starts: &[Vec<Entry>], plan: &Plan) -> Vec<(Entry, Vec<Probe>)> {
         }
     }
     places
-}
-
-/// Of `packets` those whose tag came to no visit of their router.
-fn unmet(packets: Vec<(Entry, Probe)>, visited: &[Visited]) -> Vec<(Entry, Probe)> {
-    let met = visited.iter().flat_map(|visit| {
-        let tags = visit.probes.iter().map(|probe| probe.index);
-        tags.map(|tag| (&visit.at.router, tag))
-    });
-    let met: HashSet<(&RouterName, u32)> = met.collect();
-    let mut packets = packets;
-    packets.retain(|(at, probe)| !met.contains(&(&at.router, probe.index)));
-    packets
-}
-
-/// The way by a router without facts, of which it is not known whether the source uses it.
-fn by_unheard(router: &RouterName, source: IpAddr) -> WayEnd {
-    let reason = format!(
-        "the lab has no facts of {router}, which may be a gateway of {source}, too; name the one that \
-         it uses with --from"
-    );
-    WayEnd {
-        entry: Entry {
-            router: router.clone(),
-            iface_in: None,
-        },
-        verdict: Verdict::Unknown,
-        kind: EndKind::Absent,
-        reason: Some(reason.into()),
-        router: Some(router.clone()),
-        legs: Vec::new(),
-        branches: Vec::new(),
-        steps: Vec::new(),
-    }
-}
-
-impl VisitResult {
-    /// How probes left, where that was noted.
-    fn ways(&self) -> Option<&ProbeWays> {
-        match self {
-            Self::Measured(measured) => measured.ways.as_ref(),
-            Self::Unmeasured(_) => None,
-        }
-    }
-
-    /// How copies left of probes that chance sends to several targets.
-    fn targets(&self) -> &BTreeMap<u32, Vec<Departed>> {
-        const NONE: &BTreeMap<u32, Vec<Departed>> = &BTreeMap::new();
-        match self {
-            Self::Measured(measured) => &measured.targets,
-            Self::Unmeasured(_) => NONE,
-        }
-    }
-
-    /// Closes what is left open of it.
-    fn close(self) {
-        if let Self::Measured(measured) = self {
-            drop::<Vec<QuickClosing>>(measured.closing);
-        }
-    }
 }
 
 fn packet(source: IpAddr, destination: IpAddr, probe: Option<&Probe>) -> TracePacket {

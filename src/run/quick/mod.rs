@@ -26,6 +26,7 @@ mod omission;
 mod plan;
 mod ports;
 mod report;
+mod rounds;
 mod session;
 mod standin;
 pub mod sweep;

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     QuickAnswer, QuickClosing, QuickJob, Terms,
-    inquiry::Through,
     plan::Plan,
+    rounds::Through,
     visit::ENDS_HERE,
     visit::VisitResult,
     visited::{Ending, Fate, ProbeOutcome, Visited},
