@@ -18,6 +18,7 @@ const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 /// Facts that can be built, with a warning for each thing that was changed or left out.
 pub(super) fn router(mut facts: RouterFacts) -> RouterFacts {
     interfaces(&mut facts);
+    unseen_interfaces(&mut facts);
     routes(&mut facts);
     rules(&mut facts);
     lost(&mut facts);
@@ -44,6 +45,29 @@ fn interfaces(facts: &mut RouterFacts) {
         }
     }
     facts.interfaces = kept;
+}
+
+/// Says that a router whose interfaces are all lost, though its routes name some, may be anywhere, as
+/// one without facts.
+fn unseen_interfaces(facts: &mut RouterFacts) {
+    let loopback = |i: &At<InterfaceFacts>| i.kind == InterfaceKind::Loopback;
+    let mut interfaces = facts.interfaces.iter();
+    if interfaces.any(|interface| !loopback(interface) && !interface.addresses.is_empty()) {
+        return;
+    }
+    let is_there = |dev: &IfName| facts.interfaces.iter().any(|i| i.name == *dev);
+    let main = facts
+        .routes
+        .iter()
+        .filter(|route| route.table == Route::MAIN);
+    let mut devices =
+        main.flat_map(|route| route.next_hops.iter().filter_map(|hop| hop.dev.as_ref()));
+    if let Some(dev) = devices.find(|dev| !is_there(dev)) {
+        let message = format!("no interface with an address is shown, and routes name {dev}");
+        let omission = Omission::of_everything(OmissionKind::Router);
+        let warning = Warning::omission(facts.origin(0), &facts.name, message, omission);
+        facts.warnings.push(warning);
+    }
 }
 
 fn interface_values(facts: &mut RouterFacts, interface: &mut At<InterfaceFacts>) {

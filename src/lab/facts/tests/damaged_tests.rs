@@ -63,6 +63,21 @@ fn lists_that_were_cut_are_told_by_what_every_router_has() {
 }
 
 #[test]
+fn a_router_whose_interfaces_are_all_lost_is_as_one_without_facts() {
+    let is_missing = |interfaces: &str| {
+        let interfaces = section("interfaces", "", interfaces);
+        let facts = read(&(interfaces + &section("routing_table_main", "", CONNECTED)));
+        let topology = crate::lab::topology::build(vec![facts]);
+        topology.warnings.iter().any(Warning::is_of_router)
+    };
+    let unnumbered = "2: eth0: <UP> mtu 1500\n3: eth1: <UP> mtu 1500";
+    assert!(is_missing("bash: ip: command not found"));
+    assert!(is_missing("1: lo: <LOOPBACK,UP> mtu 65536"));
+    assert!(!is_missing(INTERFACES));
+    assert!(!is_missing(unnumbered), "nothing is lost");
+}
+
+#[test]
 fn a_second_capture_in_a_section_is_told_of() {
     let first = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -p tcp --dport 80 -j DROP\nCOMMIT\n";
     let second = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT";
