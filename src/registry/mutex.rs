@@ -163,7 +163,7 @@ mod tests {
         let held = take(&mut a, &locks, &Wait::not()).unwrap();
         let wait = Wait::at_most(Duration::from_millis(10));
         let error = take(&mut b, &locks, &wait).unwrap_err().to_string();
-        let me = format!("hosts (locked by process {})", std::process::id());
+        let me = format!("hosts, which process {} (", std::process::id());
         assert!(error.contains(&me), "{error}");
         drop(held);
         take(&mut b, &locks, &Wait::forever()).expect("who gave up does not keep it");
