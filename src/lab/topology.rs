@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-use super::omission::{Omission, OmissionKind};
+use super::omission::{Concern, Omission, OmissionKind};
 use crate::{
     model::{IfName, RouterName, printable},
     netlink::object::{Address, Mac, PolicyRule, Route},
@@ -300,6 +300,14 @@ impl Warning {
     pub fn is_of_router(&self) -> bool {
         let omission = self.omission.as_ref();
         omission.is_some_and(|omission| omission.kind == OmissionKind::Router)
+    }
+
+    /// Whether interfaces of the router are lost, which may have had any address.
+    #[must_use]
+    pub fn hides_addresses(&self) -> bool {
+        self.omission.as_ref().is_some_and(|omission| {
+            omission.kind == OmissionKind::Interface && omission.concern == Concern::everything()
+        })
     }
 
     /// Whether the router's firewall lacks something because of it.

@@ -312,7 +312,7 @@ fn held(section: &Section<'_>) -> Option<(&'static str, Omission)> {
         Some(("IPsec, which is not modelled", feature(policies(section))))
     } else if section.name.starts_with("tc") || section.command.starts_with("tc ") {
         let filters = |line: &str| match named("tc_filters") {
-            true => ends_packets(line),
+            true => decides(line),
             false => line.contains("filter") || line.contains("action"),
         };
         everything("filters of tc, which are not modelled", lines.any(filters))
@@ -339,19 +339,22 @@ fn filters_bridges(section: &Section<'_>) -> bool {
     lines().any(|line| line.starts_with('-')) || chains.peek().is_none() || !chains.all(is_empty)
 }
 
-/// Whether a line of `tc filter show` is about an action that ends a packet's way or leads it
-/// elsewhere. A policer ends what exceeds a rate, and ifb devices give back what they get.
-fn ends_packets(line: &str) -> bool {
-    const ENDS: [&str; 6] = [
+/// Whether a line of `tc filter show` is about an action that ends a packet's way, leads it elsewhere,
+/// or changes what rules and routes read of it (tc-skbedit(8), tc-pedit(8)). A policer ends what exceeds
+/// a rate, ifb devices give back what they get, and tc-connmark(8) finds no connection of a first packet.
+fn decides(line: &str) -> bool {
+    const DECIDES: [&str; 7] = [
         "action drop",
         "action trap",
         "action stolen",
         "direct-action",
         "Redirect to device",
         "nat ",
+        "pedit ",
     ];
+    let marks = line.contains("skbedit ") && line.contains(" mark ");
     let shapes = line.contains("police") || line.contains("Redirect to device ifb");
-    !shapes && ENDS.iter().any(|word| line.contains(word))
+    marks || !shapes && DECIDES.iter().any(|word| line.contains(word))
 }
 
 fn looks_like_firewall(line: &str) -> bool {

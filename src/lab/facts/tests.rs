@@ -400,12 +400,25 @@ fn a_file_that_cannot_be_used_is_a_missing_router() {
         crate::lab::trace::Wiring::from(topology).onward(&router, &eth0, hop, to)
     };
     use crate::lab::trace::{End, Onward};
-    assert!(matches!(onward(&topology), Onward::End(End::Leaves { .. })));
-    topology.warnings.extend(missing);
-    let Onward::End(End::Absent { ends, .. }) = onward(&topology) else {
-        panic!("it may go to one of the missing routers");
+    let absent = |onward: &Onward| match onward {
+        Onward::End(End::Absent { ends, .. }) => Some(ends.clone()),
+        _ => None,
     };
-    assert_eq!(ends, ["b", "c"]);
+    assert!(matches!(onward(&topology), Onward::End(End::Leaves { .. })));
+    let warned = topology.warnings.len();
+    for (router, lost) in [("a", None), ("b", Some("b"))] {
+        let router = RouterName::new(router).unwrap();
+        let omission = Omission::of_everything(OmissionKind::Interface);
+        let line = Warning::omission(missing[0].origin.clone(), &router, "lost", omission);
+        topology.warnings.truncate(warned);
+        topology.warnings.push(line);
+        let lost = lost.map(|router| vec![router.to_owned()]);
+        assert_eq!(absent(&onward(&topology)), lost, "lost of {router}");
+    }
+    topology.warnings.truncate(warned);
+    topology.warnings.extend(missing);
+    let both = vec!["b".to_owned(), "c".to_owned()];
+    assert_eq!(absent(&onward(&topology)), Some(both));
 }
 
 #[test]
@@ -688,7 +701,7 @@ fn saved_tables_of_bridges_without_rules_decide_nothing() {
 }
 
 #[test]
-fn what_ends_packets_below_ip_makes_a_pass_doubtful() {
+fn what_decides_about_packets_below_ip_makes_a_pass_doubtful() {
     let doubts = |filters: &str| {
         let facts = read(&(minimal("") + &section("tc_filters", "", filters)));
         let all = messages(&facts, Severity::Warning);
@@ -704,6 +717,10 @@ fn what_ends_packets_below_ip_makes_a_pass_doubtful() {
         "mirred (Egress Redirect to device ifb4eth0) stolen"
     )));
     assert!(!doubts(&action("gact action pass")));
+    assert!(doubts(&action("skbedit  mark 5 pipe")));
+    assert!(doubts(&action("pedit action pass keys 1")));
+    assert!(!doubts(&action("connmark zone 0 pipe")));
+    assert!(!doubts(&action("skbedit  priority :7 pipe")));
     assert!(!doubts(
         "eth0 ingress:  police 0x1 rate 10Mbit burst 10Kb mtu 64Kb action drop overhead 0b\n"
     ));

@@ -160,7 +160,7 @@ impl End {
                 names(ends)
             ),
             Self::Absent { ends, .. } => format!(
-                "{router} sends it to {}, and the lab has no facts of that router",
+                "{router} sends it to {}, and the lab lacks facts of that router",
                 ends.join(" or ")
             ),
             Self::NoPeer => {

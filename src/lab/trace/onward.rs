@@ -161,8 +161,10 @@ impl Wiring {
         let absent = absent.filter(|(at, _)| plug.segment == Some(*at));
         let mut ends: Vec<String> = absent.map(|(_, end)| end.clone()).collect();
         if ends.is_empty() && places.is_empty() {
-            // What looks like the way out of the lab may be a router without facts.
-            ends.extend(self.missing.iter().map(|router| router.as_str().to_owned()));
+            // What looks like the way out of the lab may be a router without facts, or with fewer
+            // addresses than it has.
+            let others = self.partly_seen.iter().filter(|r| **r != plug.router);
+            ends.extend(self.missing.iter().chain(others).map(ToString::to_string));
         }
         if !ends.is_empty() {
             Onward::End(End::Absent { segment, ends })

@@ -106,6 +106,8 @@ pub struct Wiring {
     pub absent: Vec<(usize, String)>,
     /// Routers whose facts cannot be read: it is not known which segments they are on.
     pub missing: Vec<RouterName>,
+    /// Routers of which some interfaces cannot be read: they may have addresses that nobody knows.
+    pub partly_seen: Vec<RouterName>,
 }
 
 impl From<&Topology> for Wiring {
@@ -161,7 +163,15 @@ fn plug(
 
 impl Wiring {
     fn new(plugs: impl Iterator<Item = Plug>, segments: &[Segment], warnings: &[Warning]) -> Self {
-        let of_routers = warnings.iter().filter(|warning| warning.is_of_router());
+        let routers_with = |what: fn(&Warning) -> bool| {
+            let mut routers: Vec<RouterName> = warnings
+                .iter()
+                .filter(|warning| what(warning))
+                .filter_map(|warning| warning.router.clone())
+                .collect();
+            routers.dedup();
+            routers
+        };
         let numbered = || segments.iter().enumerate();
         let gateways = numbered().flat_map(|(number, segment)| {
             let routers = segment.gateways.iter().cloned();
@@ -182,7 +192,8 @@ impl Wiring {
                 .collect(),
             gateways: gateways.collect(),
             absent: absent.collect(),
-            missing: of_routers.filter_map(|w| w.router.clone()).collect(),
+            missing: routers_with(Warning::is_of_router),
+            partly_seen: routers_with(Warning::hides_addresses),
         }
     }
 }
