@@ -161,8 +161,9 @@ impl Runners {
             program: self.program(job.mode),
             source,
         };
-        let child = command.spawn().map_err(spawn_error)?;
-        Process::of_child(child, self.max_output).map_err(spawn_error)
+        let limited = limits::file_size(&mut command, self.max_output);
+        let child = limited.and_then(Command::spawn).map_err(spawn_error)?;
+        Process::of_child(child).map_err(spawn_error)
     }
 
     /// The executable for a mode.
@@ -223,20 +224,15 @@ impl Runners {
 }
 
 impl Process {
-    fn of_child(mut child: Child, max_output: u64) -> io::Result<Self> {
-        let watched = Self::watch(child.id()).and_then(|watched| {
-            limits::file_size_of(watched.0, max_output)?;
-            Ok(watched)
-        });
-        match watched {
+    fn of_child(mut child: Child) -> io::Result<Self> {
+        match Self::watch(child.id()) {
             Ok((pid, pidfd)) => Ok(Self {
                 pid,
                 pidfd,
                 child: Some(child),
             }),
             Err(error) => {
-                // Without a pidfd nobody would see it end, and without a limit it may fill the disk:
-                // it must not run at all.
+                // Without a pidfd nobody would see it end: it must not run at all.
                 child.kill()?;
                 child.wait()?;
                 Err(error)

@@ -4,7 +4,6 @@
 use std::{io, os::unix::process::CommandExt, process::Command};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rustix::process::{Pid, Rlimit};
 
 /// Lets the child, and what it starts, write at most `bytes` to one file: SIGXFSZ ends who tries
 /// more, setrlimit(2). A limit of this process that is lower stays.
@@ -22,25 +21,6 @@ pub fn file_size(command: &mut Command, bytes: u64) -> io::Result<&mut Command> 
     // allocate nor lock: it makes one system call with two integers, and an Errno becomes an
     // io::Error without allocation.
     Ok(unsafe { command.pre_exec(limit) })
-}
-
-/// Lets a child of ours that runs already, and what it starts from now on, write at most `bytes` to one
-/// file: for programs of ours, which write nothing before their first instructions are done. A child
-/// that [`file_size`] limits is forked, which copies this process's page tables and takes ten times as
-/// long as posix_spawn(3).
-///
-/// # Errors
-/// When the kernel refuses, prlimit(2).
-pub fn file_size_of(child: Pid, bytes: u64) -> io::Result<()> {
-    // Raising a hard limit takes a capability.
-    let (_, own) = getrlimit(Resource::RLIMIT_FSIZE)?;
-    let most = Some(bytes.min(own));
-    let limit = Rlimit {
-        current: most,
-        maximum: most,
-    };
-    rustix::process::prlimit(Some(child), rustix::process::Resource::Fsize, limit)?;
-    Ok(())
 }
 
 /// Lets this process, and what it starts, open as many files as it may ask for. The 1,024 that a
