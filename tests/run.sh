@@ -121,7 +121,7 @@ stage_browser() {
 stage_bench() {
     need_root bench
     # --test: each benchmark runs once, to show that it still does; no figure is judged here.
-    cargo bench --locked --benches -- --test
+    cargo bench --locked --bench '*' -- --test
 }
 
 # What kernels differ in: features, namespaces, netlink, taps, traces, locks. Left out is what takes
