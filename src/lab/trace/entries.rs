@@ -170,9 +170,9 @@ impl Finder<'_> {
                 let Some(dev) = hop.dev else { continue };
                 let next_hop = hop.via.unwrap_or(source);
                 let end = self.wiring.onward(router, &dev, next_hop, source);
-                // Of routers without facts it is not known whether they are on the segment.
-                let maybe = matches!(end, Onward::End(End::Absent { .. }))
-                    && !self.wiring.missing.is_empty();
+                // Of routers whose facts lack something it is not known whether they are on the segment.
+                let lost = !self.wiring.missing.is_empty() || !self.wiring.partly_seen.is_empty();
+                let maybe = lost && matches!(end, Onward::End(End::Absent { .. }));
                 if maybe || matches!(end, Onward::End(End::Leaves { .. } | End::SomeEnd { .. })) {
                     edges.insert(at(router, dev));
                 }

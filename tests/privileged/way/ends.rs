@@ -286,3 +286,39 @@ fn a_router_without_facts_may_be_a_gateway_too() {
         "22/tcp YES b"
     );
 }
+
+#[test]
+fn a_router_with_lost_addresses_may_be_where_a_packet_leaves_the_lab_to() {
+    const PART: &str = "# Hostname: part\n\
+        === TSIM_SECTION_START:interfaces ===\nCOMMAND: ip addr show\n---\n\
+        2: eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500\n\
+        \x20   inet 10.77.0.1/24 scope global eth0\n\
+        \x20   inet 10.93.3.\n\
+        EXIT_CODE: 0\n=== TSIM_SECTION_END:interfaces ===\n\
+        === TSIM_SECTION_START:routing_table ===\nCOMMAND: ip route show\n---\n\
+        10.77.0.0/24 dev eth0 proto kernel scope link src 10.77.0.1\n\
+        EXIT_CODE: 0\n=== TSIM_SECTION_END:routing_table ===\n";
+    let net = Net { v6: false };
+    let facts = row(net, &[net.via(Some(1), 2, 1), net.via(None, 3, 254)]);
+    let out = ("10.93.1.9", "203.0.113.5");
+    let whole = facts.up();
+    assert_eq!(
+        ends(&Ask::new(&whole, out.0, out.1, "22").run()),
+        "22/tcp YES b"
+    );
+    fs::write(facts.0.path().join("part_facts.txt"), PART).unwrap();
+    let lab = facts.up();
+    let report = Ask::new(&lab, out.0, out.1, "22").run();
+    assert_eq!(ends(&report), "22/tcp UNKNOWN b");
+    assert_eq!(report.end_to_end[0].end, EndKind::Absent);
+    assert!(
+        reason(&report, 0).contains("to part,"),
+        "{}",
+        reason(&report, 0)
+    );
+    // What comes from there comes in where it went out.
+    assert_eq!(
+        ends(&Ask::new(&lab, out.1, out.0, "22").run()),
+        "22/tcp YES a"
+    );
+}
