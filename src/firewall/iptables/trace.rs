@@ -181,11 +181,15 @@ impl<'a> LegacyTrace<'a> {
             let noted = notebook.note(name, vec![self.before.clone()]);
             noted.map_err(LegacyTraceError::Notebook)?;
         }
-        let set = set_logger(self.netns, setting, LOGGER).and_then(|()| step("iptables.traced"));
-        if set.is_err() {
+        if let Err(error) = set_logger(self.netns, setting, LOGGER) {
+            self.strike()?;
+            return Err(error);
+        }
+        let traced = step("iptables.traced");
+        if traced.is_err() {
             self.put_back()?;
         }
-        set
+        traced
     }
 
     fn put_back(&self) -> Result<(), LegacyTraceError> {
