@@ -122,7 +122,8 @@ fn file_error(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Keep
 /// (setns(2)). It keeps its working directory.
 ///
 /// # Errors
-/// [`KeeperError`], also when `wait` is over before; the process is where it was then, unless half of [`KeeperError::Join`] was done.
+/// [`KeeperError`], also when `wait` is over before; the process is where it was then, unless half of
+/// [`KeeperError::Join`] was done.
 pub(crate) fn join(
     places: &Places,
     networks: Networks,

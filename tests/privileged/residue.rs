@@ -22,6 +22,9 @@ use crate::{
     support::{await_stop, pid},
 };
 
+/// A question to the lab of small3.
+const QUESTION: [&str; 6] = ["-s", "10.81.1.10", "-d", "10.81.3.10", "-P", "22"];
+
 fn state_file(place: &Place) -> PathBuf {
     place
         .config
@@ -218,16 +221,7 @@ fn whatever_a_stopped_command_holds_those_who_wait_name_it_and_give_up() {
     let config = place.config_file();
     place.up(&fixture("small3"));
     let name = place.name().as_str();
-    let ask = [
-        "--lab",
-        name,
-        "-s",
-        "10.81.1.10",
-        "-d",
-        "10.81.3.10",
-        "-P",
-        "22",
-    ];
+    let ask = [&["--lab", name], &QUESTION[..]].concat();
     let (quick, detailed) = (
         [&["quick"], &ask[..]].concat(),
         [&["detailed"], &ask[..]].concat(),
@@ -343,19 +337,10 @@ fn a_lab_up_stopped_while_it_makes_a_name_ends_jobs_and_never_hangs_the_schedule
         assert_ne!(log.read_line(&mut line).unwrap(), 0, "tsimd ended");
     }
     std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-    let question = [
-        "-s",
-        "10.81.1.10",
-        "-d",
-        "10.81.3.10",
-        "-P",
-        "22",
-        "--run-id",
-        "job",
-    ];
     let submit = [
-        &["submit", "quick", "--lab", place.name().as_str()][..],
-        &question,
+        &["submit", "quick", "--lab", place.name().as_str()],
+        &QUESTION[..],
+        &["--run-id", "job"],
     ]
     .concat();
     assert!(tsim(&config, &submit).output().unwrap().status.success());

@@ -103,9 +103,10 @@ impl End {
     pub fn text(&self, last: &LastHop<'_>) -> String {
         let LastHop {
             router,
+            out,
+            next_hop,
             source,
             destination: to,
-            ..
         } = *last;
         match self {
             Self::Delivered { segment } => format!("{to} is on segment {segment}"),
@@ -122,38 +123,11 @@ impl End {
             ),
             Self::SameLink(link) => link.text(source, to),
             Self::Loop { to } => format!("{router} sends it back to {to}: a loop"),
-            _ => self.text_of_sent(last),
-        }
-    }
-
-    /// The same where the last router sent the packet on.
-    fn text_of_sent(&self, last: &LastHop<'_>) -> String {
-        let LastHop {
-            router,
-            next_hop,
-            source,
-            destination: to,
-            ..
-        } = *last;
-        let direct = next_hop == to;
-        match self {
-            Self::Leaves { segment } if direct => {
+            Self::Leaves { segment } if next_hop == to => {
                 format!("it leaves the lab at {router} by segment {segment}")
             }
             Self::Leaves { .. } => format!("it leaves the lab at {router} towards {next_hop}"),
-            Self::Elsewhere { segment, places } => {
-                last.on_either(places).unwrap_or_else(|| match direct {
-                    true => format!(
-                        "{to} is behind {}, but {router} sends it out on segment {segment}",
-                        names(places)
-                    ),
-                    false => format!(
-                        "{to} is behind {}, but {router} sends it to {next_hop}, which is no router \
-                         of the lab",
-                        names(places)
-                    ),
-                })
-            }
+            Self::Elsewhere { segment, places } => last.elsewhere(segment, places),
             Self::SomeEnd { segment, ends } => format!(
                 "{router} sends it into the tunnel {segment}, and nothing tells to which end: {} or \
                  one that the lab does not have",
@@ -164,7 +138,7 @@ impl End {
                 ends.join(" or ")
             ),
             Self::NoPeer => {
-                let out = last.out.map(|name| format!(" {name}")).unwrap_or_default();
+                let out = out.map(|name| format!(" {name}")).unwrap_or_default();
                 format!(
                     "{router} drops it: no peer of its WireGuard interface{out} has {to} among its \
                      allowed IPs"
@@ -178,7 +152,6 @@ impl End {
                 let on = segment.as_ref().map(down).unwrap_or_default();
                 format!("{router} sends it to {next_hop}, and nobody takes it{on}")
             }
-            _ => format!("{router} sends it to {next_hop}"),
         }
     }
 }
@@ -282,6 +255,22 @@ pub struct LastHop<'a> {
 }
 
 impl LastHop<'_> {
+    /// Where it was sent, although the destination is at `places`.
+    fn elsewhere(&self, segment: &str, places: &[Entry]) -> String {
+        if let Some(text) = self.on_either(places) {
+            return text;
+        }
+        let how = match self.next_hop == self.destination {
+            true => format!("out on segment {segment}"),
+            false => format!("to {}, which is no router of the lab", self.next_hop),
+        };
+        let (places, router) = (names(places), self.router);
+        format!(
+            "{} is behind {places}, but {router} sends it {how}",
+            self.destination
+        )
+    }
+
     /// That `places`, where they are interfaces of the router itself, may have the destination as
     /// well as the one by which it sent the packet without a gateway.
     fn on_either(&self, places: &[Entry]) -> Option<String> {

@@ -289,12 +289,12 @@ impl<'a> Walk<'a> {
         None
     }
 
-    /// Where such a packet was measured: once, or for each of several next hops.
     /// Whether such a packet was measured there.
     pub(super) fn is_measured(&self, at: &Entry, probe: &Probe) -> bool {
         !self.find(at, probe).is_empty()
     }
 
+    /// Where such a packet was measured: once, or for each of several next hops.
     fn find(&self, at: &Entry, probe: &Probe) -> Vec<VisitProbe> {
         let visits = self.at.binary_search_by_key(&at, |(place, _)| place);
         let visits = visits.ok().and_then(|found| self.at.get(found));
