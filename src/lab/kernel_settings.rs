@@ -3,7 +3,7 @@
 
 /// For routers, below the facts' own: what Linux has by default, written out, and what a lab
 /// needs. `all` and `default` come before any interface, which takes its values from `default`.
-pub(super) const ROUTER: [(&str, &str); 38] = [
+pub(super) const ROUTER: [(&str, &str); 39] = [
     // Linux' own defaults, Documentation/networking/ip-sysctl.rst.
     ("net/ipv4/conf/all/accept_local", "0"),
     ("net/ipv4/conf/default/accept_local", "0"),
@@ -29,6 +29,7 @@ pub(super) const ROUTER: [(&str, &str); 38] = [
     ("net/ipv4/conf/default/src_valid_mark", "0"),
     ("net/ipv4/conf/all/ignore_routes_with_linkdown", "0"),
     ("net/ipv4/conf/default/ignore_routes_with_linkdown", "0"),
+    ("net/ipv6/conf/default/force_forwarding", "0"),
     // A router believes its routing tables, not its neighbours.
     ("net/ipv4/conf/all/accept_redirects", "0"),
     ("net/ipv4/conf/default/accept_redirects", "0"),
@@ -47,6 +48,11 @@ pub(super) const ROUTER: [(&str, &str); 38] = [
     ("net/ipv6/conf/default/addr_gen_mode", "1"),
     ("net/ipv6/conf/default/keep_addr_on_down", "0"),
 ];
+
+/// Whether the setting is forwarding itself: the kernel resets others when it changes.
+pub(super) fn comes_first(key: &str) -> bool {
+    key.ends_with("/ip_forward") || key.ends_with("/forwarding")
+}
 
 /// For the namespace of segments: it switches frames and has no addresses.
 pub(super) const SEGMENTS: [(&str, &str); 3] = [

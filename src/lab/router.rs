@@ -26,9 +26,8 @@ use crate::{
 /// Sets up the namespace of the calling thread, called `netns`, before it has any interface:
 /// interfaces take over what is set then. Returns what of the facts this kernel does not have.
 pub(super) fn settle_here(router: &Router, netns: &str) -> Result<Vec<Warning>, LabError> {
-    // Forwarding first: the kernel resets other settings when it changes.
-    let (forwarding, others): (Vec<_>, Vec<_>) = global_settings(router)
-        .partition(|(key, _)| key.ends_with("forward") || key.ends_with("forwarding"));
+    let (forwarding, others): (Vec<_>, Vec<_>) =
+        global_settings(router).partition(|(key, _)| kernel_settings::comes_first(key));
     let mut warnings = write(router, netns, &forwarding);
     write_known(netns, &kernel_settings::ROUTER)?;
     let others: Vec<_> = others
@@ -75,7 +74,17 @@ fn write(router: &Router, netns: &str, settings: &[Setting<'_>]) -> Vec<Warning>
         let message = WithCauses(&error).to_string();
         Warning::omission(router.origin(0), &router.name, message, omission)
     };
-    errors.into_iter().map(warning).collect()
+    errors
+        .into_iter()
+        .filter(|error| !is_off(error))
+        .map(warning)
+        .collect()
+}
+
+/// Whether it is no loss: a kernel before 6.17 forwards by force nowhere.
+fn is_off(error: &sysctl::SysctlError) -> bool {
+    matches!(error, sysctl::SysctlError::Write { path, value, .. }
+        if path.ends_with("/force_forwarding") && value == "0")
 }
 
 /// What it takes to fill one router.

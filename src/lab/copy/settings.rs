@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use super::CopyError;
 use crate::{
+    lab::kernel_settings,
     netlink::sysctl,
     netns::{NetnsError, NetnsFd},
 };
@@ -74,8 +75,7 @@ pub(super) fn copy(
         let have = part.read_here();
         let differs = |(key, value): &(&String, &String)| have.get(*key) != Some(value);
         let mut changes: Vec<(&String, &String)> = wanted.iter().filter(differs).collect();
-        // The kernel resets other settings when forwarding changes.
-        changes.sort_by_key(|(key, _)| !(key.ends_with("forward") || key.ends_with("forwarding")));
+        changes.sort_by_key(|(key, _)| !kernel_settings::comes_first(key));
         let written = sysctl::write_here(copy.name().as_str(), &changes);
         written.err().unwrap_or_default()
     })?;

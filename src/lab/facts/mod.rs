@@ -517,6 +517,11 @@ impl RouterFacts {
     }
 
     fn set_sysctl(&mut self, key: &str, value: &str) {
+        // What `all` says of this reaches the interfaces that are there, and a lab has none then.
+        let key = match key {
+            "net/ipv6/conf/all/force_forwarding" => "net/ipv6/conf/default/force_forwarding",
+            other => other,
+        };
         match self.sysctls.iter_mut().find(|(k, _)| k == key) {
             Some((_, old)) => value.clone_into(old),
             None => self.sysctls.push((key.to_owned(), value.to_owned())),

@@ -37,8 +37,9 @@ const SINGLE: [&str; 16] = [
 ///
 /// Not `mc_forwarding`, although `sysctl -a` prints it: it is read-only, since only the socket of
 /// a multicast routing daemon sets it, and no verdict is given about multicast.
-const PER_INTERFACE: [&str; 18] = [
+const PER_INTERFACE: [&str; 19] = [
     "forwarding",
+    "force_forwarding",
     "rp_filter",
     "src_valid_mark",
     "accept_local",

@@ -64,7 +64,8 @@ pub struct Back {
 /// sysctls of a router that bear on a forwarded packet; ip-sysctl.rst of the kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// `forwarding` of the incoming interface (IPv4), or of all (IPv6).
+    /// `forwarding` of the incoming interface (IPv4), or of all (IPv6); or, since Linux 6.17,
+    /// `force_forwarding` of the incoming interface (IPv6).
     pub forwarding: bool,
     /// `rp_filter`: the larger of the interface's and that of all. 0 off, 1 strict, 2 loose.
     pub rp_filter: u8,

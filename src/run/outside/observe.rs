@@ -281,7 +281,7 @@ fn read_settings(netns: &NetnsFd, iif: Option<&IfName>, v4: bool) -> Settings {
     let of = |name: &str, key: &str| number(format!("net/{version}/conf/{name}/{key}"));
     // ip-sysctl.rst: the larger of both counts for rp_filter, either for the others.
     Settings {
-        forwarding: of(name, "forwarding") > 0,
+        forwarding: of(name, "forwarding") > 0 || !v4 && of(dev, "force_forwarding") > 0,
         rp_filter: of("all", "rp_filter").max(of(dev, "rp_filter")),
         accept_local: of("all", "accept_local") > 0 || of(dev, "accept_local") > 0,
         src_valid_mark: v4 && (of("all", "src_valid_mark") > 0 || of(dev, "src_valid_mark") > 0),
