@@ -10,9 +10,13 @@
 //!   a router that forwards (`ndisc_solicit()`).
 //! - Rules of single devices that drop ARP. Tables of family arp are told of in [`super::link_layer`].
 //! - `arp_ignore` 8, and `arp_filter` where another interface is in the same network.
+//! - Policy rules before table local that lead questions elsewhere, of IPv6 as well.
 //! - Interfaces without ARP (`ip link set arp off`).
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ipnet::{IpNet, Ipv6Net};
 
@@ -21,10 +25,10 @@ use crate::{
     firewall::rule::{Field, Packet, TrackingState},
     lab::{
         omission::{Filters, Nets, Omission, OmissionKind, PacketSet, Stop, StopQuery},
-        topology::{At, InterfaceKind, Warning},
+        topology::{At, InterfaceKind, MasterKind, Warning},
     },
     model::IfName,
-    netlink::object::{Family, PolicyRule, Route, RuleAction},
+    netlink::object::{Address, Family, PolicyRule, Route, RouteKind, RuleAction},
 };
 
 /// Neighbour solicitation and advertisement, RFC 4861.
@@ -35,6 +39,7 @@ const ADVERTISEMENT: u32 = 136;
 pub(super) fn model(facts: &mut RouterFacts) {
     let mut warnings = by_rules(facts);
     warnings.extend(by_settings(facts));
+    warnings.extend(by_policy_rules(facts));
     facts.warnings.extend(warnings);
 }
 
@@ -221,14 +226,20 @@ fn message(kind: u32, source: IpNet, destination: IpNet) -> Packet {
 
 /// `fe80::/10`, RFC 4291 section 2.5.6, of which interfaces use this.
 fn link_local() -> IpNet {
-    let prefix = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+    let prefix = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
     Ipv6Net::new_assert(prefix, 64).into()
 }
 
 /// The multicast addresses that solicitations go to, RFC 4291 section 2.7.1.
 fn solicited_nodes() -> IpNet {
-    let prefix = std::net::Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0);
+    let prefix = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0);
     Ipv6Net::new_assert(prefix, 104).into()
+}
+
+/// The one of these that an address belongs to.
+fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+    let [.., high, low] = address.segments();
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | high & 0xff, low)
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -283,6 +294,110 @@ fn by_settings(facts: &RouterFacts) -> Vec<Warning> {
         }
     }
     warnings
+}
+
+/// Policy rules that come before table local. A question is looked up like any other packet that comes
+/// in, and only what is local then is answered (`arp_process()`, `ip6_mc_input()`).
+fn by_policy_rules(facts: &RouterFacts) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for interface in facts.interfaces.iter().filter(|i| asks_neighbours(i)) {
+        // The table of a VRF has local routes of its own, which a listing may leave out.
+        let master = interface.link.master.as_ref();
+        if master.is_some_and(|master| master.kind == MasterKind::Vrf) {
+            continue;
+        }
+        for family in [Family::V4, Family::V6] {
+            let mut own = interface.addresses.iter();
+            let found = own.find_map(|own| Some((own, led_away(facts, interface, family, own)?)));
+            let Some((own, rule)) = found else { continue };
+            let (name, address) = (&interface.name, own.local.addr());
+            let message = format!(
+                "policy rule {rule} comes before table local and leads elsewhere what asks for \
+                 {address} on {name}: nobody who comes in there finds the router"
+            );
+            let packets = PacketSet {
+                incoming: Some(name.clone()),
+                ..PacketSet::of_family(family)
+            };
+            let omission = Omission::of_packets(OmissionKind::Feature, [packets]).of_passed();
+            let origin = facts.origin(interface.line);
+            warnings.push(Warning::omission(origin, &facts.name, message, omission));
+        }
+    }
+    warnings
+}
+
+/// The rule before that of table local which finds another route for a question about `own` that comes in
+/// by `interface`.
+fn led_away<'f>(
+    facts: &'f RouterFacts,
+    interface: &InterfaceFacts,
+    family: Family,
+    own: &Address,
+) -> Option<&'f PolicyRule> {
+    let asked = match own.local.addr() {
+        address if Family::of(address) != family => return None,
+        IpAddr::V6(address) => IpAddr::V6(solicited_node(address)),
+        address => address,
+    };
+    let rules = || facts.rules.iter().map(|rule| &rule.value);
+    let local = rules().filter(|rule| **rule == PolicyRule::new(family, rule.priority, LOCAL));
+    let local = local.map(|rule| rule.priority).min().unwrap_or(u32::MAX);
+    let near = own.local.trunc();
+    let overlaps = |net: &IpNet| net.contains(&near) || near.contains(net);
+    let selects = |rule: &PolicyRule| {
+        let plain = rule.fwmark.is_none_or(|(mark, _)| mark == 0)
+            && (rule.sport, rule.dport, rule.ip_proto, &rule.oif) == (None, None, None, &None)
+            && rule.tos.is_none_or(|tos| tos == 0);
+        plain
+            && rule.from.as_ref().is_none_or(overlaps)
+            && rule.to.is_none_or(|to| to.contains(&asked))
+            && rule.iif.as_ref().is_none_or(|iif| *iif == interface.name)
+    };
+    let mut before = rules().filter(|rule| rule.family == family && rule.priority < local);
+    before.find(|rule| {
+        (rule.invert || selects(rule))
+            && match rule.action {
+                RuleAction::Table(table) => {
+                    let found = found(facts, interface, table, (own, asked));
+                    found.is_some_and(|length| rule.suppress_prefix_len < Some(length))
+                }
+                RuleAction::Goto(_) | RuleAction::Nop => false,
+                RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit => true,
+            }
+    })
+}
+
+/// What `PolicyRule::action` is of the kernel's own first rule.
+const LOCAL: RuleAction = RuleAction::Table(Route::LOCAL);
+
+/// The length of the prefix by which a table leads elsewhere what asks for `own` with packets to `asked`;
+/// none where it does not.
+fn found(
+    facts: &RouterFacts,
+    interface: &InterfaceFacts,
+    table: u32,
+    (own, asked): (&Address, IpAddr),
+) -> Option<u32> {
+    let routes = facts.routes.iter().map(|route| &route.value);
+    let covers = |route: &&Route| {
+        // To an address that is of a link, only a route over that link leads (`rt6_need_strict()`).
+        let mut hops = route.next_hops.iter();
+        let strict = asked.is_ipv6() && !hops.any(|hop| hop.dev.as_ref() == Some(&interface.name));
+        route.table == table && route.tos == 0 && route.destination.contains(&asked) && !strict
+    };
+    let best = routes
+        .filter(covers)
+        .max_by_key(|route| route.destination.prefix_len());
+    let listed = best.map(|route| (route.destination.prefix_len(), route.kind));
+    let subnet = own.local.trunc();
+    let made = own.prefix_route && table == Route::MAIN && subnet.contains(&asked);
+    let made = made.then_some((subnet.prefix_len(), RouteKind::Unicast));
+    let (length, kind) = listed
+        .into_iter()
+        .chain(made)
+        .max_by_key(|(length, _)| *length)?;
+    (!matches!(kind, RouteKind::Local | RouteKind::Throw)).then_some(length.into())
 }
 
 /// A policy rule that selects packets of the router's own from an address of an interface, and leads
