@@ -1,7 +1,6 @@
 //! From the question to the report.
 
 use std::{
-    collections::BTreeMap,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -16,7 +15,6 @@ use super::{
     question::{Asking, DetailedAnswers, Question},
     result::{DetailedReport, DetailedTiming, ServiceTest},
     rounds::{LockTimes, Rounds},
-    site::StretchService,
     steer::ask_copies,
 };
 use crate::{
@@ -119,7 +117,7 @@ pub(super) fn run_telling(
         left.for_each(|failure| tracing::error!("{}", WithCauses(failure)));
     })?;
     let timing = timing(started, resolve, &held);
-    let answers = answers(job, config, &question, &rounds.tests);
+    let answers = answers(job, config, &question, &mut rounds);
     let report = assemble(job, answers, held, started_at, timing);
     steps.finish();
     Ok(DetailedAnswer {
@@ -133,9 +131,10 @@ fn answers(
     job: &DetailedJob,
     config: &Config,
     question: &Question<'_>,
-    tests: &BTreeMap<StretchService, ServiceTest>,
+    rounds: &mut Rounds<'_, impl Fn(&str)>,
 ) -> DetailedAnswers {
-    let mut answers = question.answers(tests);
+    let tests = std::mem::take(&mut rounds.tests);
+    let mut answers = question.answers(&mut rounds.planner().sockets, &tests);
     let forked = question.forked(&answers.services);
     if !forked.is_empty()
         && let Err(error) = ask_copies(job, config, &mut answers.services, &forked)

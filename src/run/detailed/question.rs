@@ -20,6 +20,7 @@ use crate::{
     lab::{
         self, Lab,
         hosts::HostState,
+        sockets::RouterSockets,
         trace::{self, Entry, EntryName, Hop, SharedLink, TraceError, TracePacket},
     },
     model::{Protocol, RouterId, RouterName, Service},
@@ -490,11 +491,16 @@ impl Question<'_> {
     }
 
     /// Puts what was measured together.
-    pub(super) fn answers(&self, tests: &BTreeMap<StretchService, ServiceTest>) -> DetailedAnswers {
+    pub(super) fn answers(
+        &self,
+        sockets: &mut RouterSockets,
+        tests: &BTreeMap<StretchService, ServiceTest>,
+    ) -> DetailedAnswers {
         let mut routers = self.planned_routers();
         let services = self.job.services.iter().copied().enumerate();
-        let mut results: Vec<ServiceResult> =
-            services.map(|asked| self.answer(asked, tests)).collect();
+        let mut results: Vec<ServiceResult> = services
+            .map(|asked| self.answer(asked, sockets, tests))
+            .collect();
         for test in results.iter().flat_map(|result| &result.tests) {
             if !routers.iter().any(|way| way.name == test.router) {
                 routers.push(RouterWay {
@@ -583,6 +589,7 @@ impl Question<'_> {
     fn answer(
         &self,
         (at, service): (usize, Service),
+        sockets: &mut RouterSockets,
         tests: &BTreeMap<StretchService, ServiceTest>,
     ) -> ServiceResult {
         if let Some(shared) = &self.shared {
@@ -600,7 +607,7 @@ impl Question<'_> {
         for way in &self.ways {
             let (mut end, of_way) = way.result(at, tests, &self.stretches);
             let trust = self.job.trust_facts;
-            if let Some(why) = answering::doubt(self.lab, &end, service.protocol, trust) {
+            if let Some(why) = answering::doubt(self.lab, sockets, &end, service.protocol, trust) {
                 end.result = Verdict::Unknown;
                 end.kind = EndKind::Disagree;
                 end.reason = Some(why);
