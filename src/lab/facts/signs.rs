@@ -1,4 +1,4 @@
-//! What an empty ruleset means.
+//! What an empty ruleset means, and one that is missing.
 //!
 //! `iptables-save` that prints nothing and ends well has found no table of its own variant. That is
 //! a router without a firewall only if nothing is in nf_tables and nothing in the other variant: an
@@ -31,12 +31,7 @@ pub(super) fn doubt(sections: &[Section<'_>], family: Family) -> Option<String> 
             return Some(format!("but section `{name}` shows some"));
         }
     }
-    let modules: Vec<&str> = ["loaded_modules", "netfilter_modules"]
-        .iter()
-        .filter_map(|name| of(name))
-        .flat_map(|section| &section.body)
-        .filter_map(|(_, line)| line.split_whitespace().next())
-        .collect();
+    let modules = modules(sections);
     let legacy = |section: &Section<'_>| {
         let six = section.name.contains("ip6tables");
         section.name.contains("legacy") && six == (family == Family::V6)
@@ -56,6 +51,53 @@ pub(super) fn doubt(sections: &[Section<'_>], family: Family) -> Option<String> 
     })
 }
 
+/// The modules that lists of them name, those that others are used by included.
+fn modules<'a>(sections: &[Section<'a>]) -> Vec<&'a str> {
+    let lists = ["loaded_modules", "netfilter_modules"];
+    let lists = sections
+        .iter()
+        .filter(|section| lists.contains(&section.name) && section.exit_code.unwrap_or(0) == 0);
+    lists
+        .flat_map(|section| &section.body)
+        .flat_map(|(_, line)| line.split([' ', '\t', ',']))
+        .collect()
+}
+
+/// What is to be said where rules of iptables are shown and `nft_ruleset` is missing; none where nothing
+/// is in nf_tables. Some modules are loaded for rules of nft(8) alone, and then there are, or were, some.
+pub(super) fn without_nft(sections: &[Section<'_>]) -> Option<(String, bool)> {
+    const OF_NFT: [&str; 6] = [
+        "nft_ct",
+        "nft_fib",
+        "nft_reject_inet",
+        "nft_flow_offload",
+        "nft_quota",
+        "nft_redir",
+    ];
+    let saved = ["iptables_save", "ip6tables_save"];
+    let has = |names: &[&str]| sections.iter().any(|s| names.contains(&s.name));
+    let modules = modules(sections);
+    let nothing = !modules.is_empty() && !modules.contains(&"nf_tables");
+    if has(&["nft_ruleset"]) || !has(&saved) || nothing {
+        return None;
+    }
+    let module = modules.iter().find(|module| OF_NFT.contains(module));
+    Some(match module {
+        Some(module) => (
+            format!(
+                "no section `nft_ruleset`, and module {module} is loaded: nftables may have rules, and \
+                 no section has them"
+            ),
+            true,
+        ),
+        None => (
+            "no section `nft_ruleset`: nftables is taken to have no rules but those of iptables"
+                .to_owned(),
+            false,
+        ),
+    })
+}
+
 /// Whether `iptables -L` shows a rule, or a policy that drops.
 fn has_rules(listing: &Section<'_>) -> bool {
     listing.body.iter().any(|(_, line)| {
@@ -70,8 +112,8 @@ mod tests {
     use super::super::section::sections;
     use super::*;
 
-    fn said(facts: &[(&str, &str)]) -> Option<String> {
-        let text: String = facts
+    fn text(facts: &[(&str, &str)]) -> String {
+        facts
             .iter()
             .map(|(name, body)| {
                 format!(
@@ -79,8 +121,11 @@ mod tests {
                      === TSIM_SECTION_END:{name} ===\n"
                 )
             })
-            .collect();
-        doubt(&sections("f", &text).unwrap(), Family::V4)
+            .collect()
+    }
+
+    fn said(facts: &[(&str, &str)]) -> Option<String> {
+        doubt(&sections("f", &text(facts)).unwrap(), Family::V4)
     }
 
     #[test]
@@ -126,5 +171,26 @@ mod tests {
         let legacy = ("iptables_legacy_save", "*filter\nCOMMIT");
         let loaded = ("loaded_modules", "iptable_filter 16384 1");
         assert_eq!(said(&[("nft_ruleset", ""), loaded, legacy]), None);
+    }
+
+    #[test]
+    fn only_a_list_of_modules_tells_of_rules_of_nft_that_nobody_shows() {
+        let said = |modules: &[&str], nft: bool| {
+            let lists = modules.iter().map(|list| ("loaded_modules", *list));
+            let nft = nft.then_some(("nft_ruleset", ""));
+            let facts: Vec<_> = lists
+                .chain(nft)
+                .chain([("iptables_save", "*filter")])
+                .collect();
+            without_nft(&sections("f", &text(&facts)).unwrap()).map(|(_, lacks)| lacks)
+        };
+        assert_eq!(said(&[], false), Some(false));
+        assert_eq!(said(&["nf_tables\nnft_compat"], false), Some(false));
+        assert_eq!(
+            said(&["nf_tables 303104 2 nft_fib,nft_ct"], false),
+            Some(true)
+        );
+        assert_eq!(said(&["nf_tables\nnft_ct"], true), None);
+        assert_eq!(said(&["veth\nip_tables"], false), None);
     }
 }

@@ -12,7 +12,7 @@ use super::{
     nft_json, proxy, route, rule,
     section::{Section, routing_table, sections},
     shared::{self, ShownTables},
-    signs::doubt,
+    signs::{doubt, without_nft},
     sysctl, vrf,
     whole::{self, of_section},
     words::{TableNames, Words, not_read, number},
@@ -534,6 +534,13 @@ impl Reader {
     /// of it.
     fn rulesets_there(&mut self, sections: &[Section<'_>]) {
         let has = |name: &str| sections.iter().any(|s| s.name == name);
+        match without_nft(sections) {
+            Some((message, true)) => {
+                self.omit(0, message, Omission::of_everything(OmissionKind::Section));
+            }
+            Some((message, false)) => self.notice(0, message),
+            None => {}
+        }
         for (family, section, called) in [
             (Family::V4, "iptables_save", "IPv4"),
             (Family::V6, "ip6tables_save", "IPv6"),
