@@ -15,10 +15,12 @@
 
 use std::collections::BTreeSet;
 
-use super::{InterfaceFacts, RouterFacts, section::Section, vrf::names};
+use super::{InterfaceFacts, RouterFacts, firewall, section::Section, vrf::names};
 use crate::{
     lab::{
-        omission::{Omission, OmissionKind, PacketSet, RulesetMaps},
+        omission::{
+            self, Extent, Hooks, Omission, OmissionKind, PacketSet, RuleExtent, RulesetMaps,
+        },
         topology::{At, MasterKind, Ruleset, RulesetKind, Warning},
     },
     model::IfName,
@@ -35,7 +37,8 @@ pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
     facts.warnings.extend(first);
     let ports = ports(facts);
     let with_ip_rules = meets_ip_rules(facts, sections);
-    mark_filtering(facts, &ports.masters, with_ip_rules);
+    let rules = rules_of_frames(facts, sections, with_ip_rules);
+    mark_filtering(facts, &ports.masters, &rules);
     if ports.masters.is_empty() {
         return;
     }
@@ -80,13 +83,44 @@ fn meets_ip_rules(facts: &RouterFacts, sections: &[Section<'_>]) -> bool {
     }
 }
 
+/// What may stop a frame that a bridge hands on; one rule that may match anything, in the place of more than
+/// are kept.
+fn rules_of_frames(
+    facts: &RouterFacts,
+    sections: &[Section<'_>],
+    with_ip_rules: bool,
+) -> Vec<RuleExtent> {
+    const MOST: usize = 64;
+    let anything = |family| RuleExtent::unknown(family, Hooks::ALL);
+    let mut rules = omission::stopping_frames(&facts.rulesets, with_ip_rules);
+    // What was left out of the rulesets, and rules that are in none.
+    let lost = facts
+        .warnings
+        .iter()
+        .filter_map(|warning| warning.omission.as_ref());
+    let lost = lost.filter(|omission| omission.kind.is_of_ruleset());
+    rules.extend(
+        lost.flat_map(|lost| &lost.concern.0)
+            .map(|extent| match extent {
+                Extent::Rule(rule) => rule.clone(),
+                Extent::Packets(packets) => anything(packets.family),
+            }),
+    );
+    let below = |s: &&Section<'_>| {
+        ["ebtables", "tc", "bpftool"]
+            .iter()
+            .any(|part| s.name.contains(part))
+    };
+    let mut below = sections.iter().filter(below);
+    if rules.len() > MOST || below.any(|section| firewall::unread(section).is_some()) {
+        return vec![anything(None)];
+    }
+    rules
+}
+
 /// Tells of each bridge whether what it bridges meets rules.
-fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, with_ip_rules: bool) {
-    let filters = facts.rulesets.iter().any(|rules| {
-        let text = &rules.text;
-        let own = text.contains("table bridge") || text.contains("table netdev");
-        (own || with_ip_rules) && stops(text)
-    });
+fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, rules: &[RuleExtent]) {
+    let filters = !rules.is_empty();
     let ways_out = |bridge: &IfName| {
         let ports = facts.interfaces.iter().filter(|port| {
             let master = port.link.master.as_ref();
@@ -104,7 +138,9 @@ fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, with_ip_r
         let name = interface.name.clone();
         let link = &mut interface.value.link;
         link.filters_bridged = filters && (is_bridge || masters.contains(&name));
-        link.between = link.filters_bridged && between.contains(&name);
+        if link.filters_bridged && between.contains(&name) {
+            link.between = rules.to_vec();
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FactsPlace, Hooks, PacketOutcome, Passage};
+use super::{FactsPlace, Hooks, PacketOutcome, PacketSet, Passage};
 use crate::{
-    firewall::rule::{Field, Match, Rule, RuleVerdict, Test},
+    firewall::rule::{Field, Match, Packet, Rule, RuleVerdict, Test},
     netlink::object::Family,
 };
 
@@ -29,6 +29,10 @@ pub struct RuleExtent {
     /// Where it stands in the facts; none where that is not one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<FactsPlace>,
+    /// The packets that come by it, where it is a rule of a bridge on a link of the router; none where it
+    /// is the router's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_bridge: Option<PacketSet>,
 }
 
 impl RuleExtent {
@@ -56,6 +60,7 @@ impl RuleExtent {
             may_pass: effect.pass,
             here_only: effect.plain,
             at: None,
+            on_bridge: None,
         }
     }
 
@@ -71,6 +76,7 @@ impl RuleExtent {
             may_pass: true,
             here_only: false,
             at: None,
+            on_bridge: None,
         }
     }
 
@@ -83,6 +89,21 @@ impl RuleExtent {
         }
     }
 
+    /// The same as a rule of a bridge that those of `packets` which get through come by.
+    #[must_use]
+    pub fn on_bridge(self, packets: PacketSet) -> Self {
+        let packets = PacketSet {
+            family: self.family,
+            passed_only: true,
+            ..packets
+        };
+        Self {
+            on_bridge: Some(packets),
+            at: None,
+            ..self
+        }
+    }
+
     /// Whether any packet can be changed by it.
     pub(super) fn has_effect(&self) -> bool {
         (self.may_stop || self.may_pass) && !self.hooks.is_empty()
@@ -90,6 +111,9 @@ impl RuleExtent {
 
     /// Whether with the rule the packet might have fared otherwise.
     pub(super) fn may_change(&self, passage: &Passage<'_>) -> bool {
+        if let Some(packets) = &self.on_bridge {
+            return packets.may_be(passage) && self.matches_on_bridge(passage.packet);
+        }
         let mut met = self.hooks.met(passage.course, passage.outcome);
         let reached = match passage.outcome {
             PacketOutcome::Passed => self.may_stop && met.next().is_some(),
@@ -100,9 +124,25 @@ impl RuleExtent {
             PacketOutcome::Stopped(_) => self.may_pass && met.next().is_some(),
         };
         let family = |own| passage.packet.family.is_none_or(|family| family == own);
-        reached
-            && self.family.is_none_or(family)
-            && (self.text.is_empty() || read(&self.text, self.xtables).concerns(passage.packet))
+        reached && self.family.is_none_or(family) && self.matches(passage.packet)
+    }
+
+    /// Whether it may match the packet at a bridge, which has interfaces and marks of its own.
+    fn matches_on_bridge(&self, packet: &Packet) -> bool {
+        let mut packet = packet.clone();
+        for own in [
+            Field::Incoming,
+            Field::Outgoing,
+            Field::Mark,
+            Field::ConnectionMark,
+        ] {
+            packet.forget(own);
+        }
+        self.matches(&packet)
+    }
+
+    fn matches(&self, packet: &Packet) -> bool {
+        self.text.is_empty() || read(&self.text, self.xtables).concerns(packet)
     }
 }
 
@@ -115,7 +155,7 @@ fn read(text: &str, xtables: bool) -> Rule {
 }
 
 /// Whether the words of a rule of nft(8) that could not be read may be what it does.
-fn ends_unread(rule: &Rule) -> bool {
+pub(super) fn ends_unread(rule: &Rule) -> bool {
     let unread = |m: &Match| matches!(m.test, Test::Other { .. });
     rule.verdicts().next().is_none() && rule.matches.iter().any(unread)
 }

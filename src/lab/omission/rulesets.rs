@@ -6,7 +6,7 @@ use super::{
     Concern, Extent, FactsPlace, Hooks, Omission, OmissionKind, RuleExtent, place::Chains,
 };
 use crate::{
-    firewall::rule::{Field, Rule},
+    firewall::rule::{Field, Rule, RuleVerdict},
     lab::topology::{Ruleset, RulesetKind},
     netlink::object::Family,
 };
@@ -145,6 +145,22 @@ pub(crate) fn asks_hardware_addresses(rulesets: &[Ruleset]) -> bool {
     !named.is_empty() && rules.any(|rules| rules.text.lines().any(asks))
 }
 
+/// The rules and policies that may stop a frame that a bridge hands on, or change it: those of families
+/// bridge and netdev, and with `ip_rules` those of IPv4 and IPv6. What accepts it before does not count.
+#[must_use]
+pub(crate) fn stopping_frames(rulesets: &[Ruleset], ip_rules: bool) -> Vec<RuleExtent> {
+    let mut found = Vec::new();
+    for ruleset in rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset) {
+        let map = RulesetMap::read(ruleset.kind, &ruleset.text);
+        let lines = map.lines.iter();
+        let chains = lines.filter_map(|line| Some((line.table?, line.chain.as_deref()?)));
+        let chains: BTreeSet<_> = chains.collect();
+        let lines = 0..map.lines.len();
+        found.extend(lines.filter_map(|at| map.on_frames(at, &chains, ip_rules)));
+    }
+    found
+}
+
 /// Each rule of the rulesets.
 pub(super) fn rules(rulesets: &[Ruleset]) -> impl Iterator<Item = (String, Rule)> {
     let packets = rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset);
@@ -196,9 +212,21 @@ impl RulesetLine {
 pub(super) struct RulesetTable {
     pub(super) name: String,
     pub(super) family: Option<Family>,
-    /// Whether it sees frames of single devices, before IP does.
-    pub(super) is_netdev: bool,
+    pub(super) layer: Layer,
     chains: Chains,
+}
+
+/// What a table's chains see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layer {
+    /// Packets of IP.
+    Ip,
+    /// Frames of bridges.
+    Bridge,
+    /// Frames of single devices, before IP does.
+    Device,
+    /// ARP.
+    Arp,
 }
 
 /// The tables of a ruleset and where each line stands.
@@ -257,6 +285,48 @@ impl RulesetMap {
             kind,
             concern: Concern(extents.into_iter().collect()),
         }
+    }
+
+    /// What line `at` can do to a frame that a bridge hands on; none where it stops none.
+    fn on_frames(
+        &self,
+        at: usize,
+        chains: &BTreeSet<(usize, &str)>,
+        ip_rules: bool,
+    ) -> Option<RuleExtent> {
+        let line = self.lines.get(at)?;
+        let (number, chain) = (line.table?, line.chain.as_deref()?);
+        let table = self.tables.get(number)?;
+        let sees = match table.layer {
+            Layer::Ip => ip_rules,
+            Layer::Bridge | Layer::Device => true,
+            Layer::Arp => false,
+        };
+        let hooks = table.chains.of(chain);
+        if !sees || !(hooks.ingress || hooks.prerouting || hooks.forward || hooks.postrouting) {
+            return None;
+        }
+        let text = line.text.trim();
+        let drops = ["policy drop", "policy queue"];
+        match text.split_whitespace().next()? {
+            "type" => drops.iter().any(|policy| text.contains(policy)),
+            word if word.starts_with(':') => text.split_whitespace().nth(1) == Some("DROP"),
+            "chain" | "}" | "policy" | "comment" | "devices" => false,
+            _ => {
+                let rule = line.rule(self.xtables);
+                let leads = |verdict: &RuleVerdict| match verdict {
+                    RuleVerdict::Accept | RuleVerdict::Return => false,
+                    RuleVerdict::Jump(to) | RuleVerdict::Goto(to) => {
+                        !chains.contains(&(number, to.as_str()))
+                    }
+                    _ => true,
+                };
+                let stops = rule.verdicts().any(leads) || rule.changes().any(Field::is_sent);
+                let unread = !self.xtables && super::rule::ends_unread(&rule);
+                return (stops || unread).then(|| self.rule(table, chain, &[at]));
+            }
+        }
+        .then(|| whole(table, hooks))
     }
 
     fn rule(&self, table: &RulesetTable, chain: &str, lines: &[usize]) -> RuleExtent {
@@ -331,7 +401,7 @@ fn xtables(text: &str, family: Family) -> RulesetMap {
             map.tables.push(RulesetTable {
                 name: name.trim().to_owned(),
                 family: Some(family),
-                is_netdev: false,
+                layer: Layer::Ip,
                 chains: Chains::default(),
             });
         }
@@ -428,7 +498,12 @@ fn nft_table(words: &[&str]) -> RulesetTable {
     RulesetTable {
         name: name.to_owned(),
         family,
-        is_netdev: words.get(1) == Some(&"netdev"),
+        layer: match words.get(1) {
+            Some(&"netdev") => Layer::Device,
+            Some(&"bridge") => Layer::Bridge,
+            Some(&"arp") => Layer::Arp,
+            _ => Layer::Ip,
+        },
         chains: Chains::default(),
     }
 }

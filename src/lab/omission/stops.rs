@@ -6,7 +6,7 @@
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
-use super::rulesets::RulesetMap;
+use super::rulesets::{Layer, RulesetMap};
 use crate::{
     firewall::rule::{Alone, Does, Match, Packet, Rule, RuleVerdict, Test, Truth},
     lab::topology::{Ruleset, RulesetKind},
@@ -47,7 +47,7 @@ pub(crate) struct Stop {
 struct Table {
     ruleset: usize,
     family: Option<Family>,
-    is_netdev: bool,
+    layer: Layer,
     chains: BTreeMap<String, Chain>,
 }
 
@@ -112,9 +112,10 @@ impl Filters {
         self.0.iter().find_map(|table| {
             let sees = match asked {
                 StopQuery::Packet(packet) => {
-                    !table.is_netdev && table.family.is_none_or(|own| packet.family == Some(own))
+                    table.layer == Layer::Ip
+                        && table.family.is_none_or(|own| packet.family == Some(own))
                 }
-                StopQuery::OnDevice(..) | StopQuery::Arp(_) => table.is_netdev,
+                StopQuery::OnDevice(..) | StopQuery::Arp(_) => table.layer == Layer::Device,
             };
             let (line, text) = sees.then(|| table.stop(hook, asked))??;
             Some(Stop {
@@ -263,7 +264,7 @@ fn tables(ruleset: usize, of: &Ruleset) -> Vec<Table> {
         .map(|table| Table {
             ruleset,
             family: table.family,
-            is_netdev: table.is_netdev,
+            layer: table.layer,
             chains: BTreeMap::new(),
         })
         .collect();

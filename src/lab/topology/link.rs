@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{model::IfName, netlink::object::Mac};
+use crate::{lab::omission::RuleExtent, model::IfName, netlink::object::Mac};
 
 /// What the facts tell about an interface's link.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,9 +42,9 @@ pub struct LinkFacts {
     /// Whether it is a bridge and what it bridges meets rules of its router.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub filters_bridged: bool,
-    /// Whether it does that between several ports that lead out of the machine.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub between: bool,
+    /// The rules that what it bridges meets between several ports that lead out of the machine.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub between: Vec<RuleExtent>,
     /// Whether it asks for no neighbours and answers none (`ip link set arp off`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_arp: bool,
