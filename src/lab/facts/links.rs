@@ -107,6 +107,9 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
     for (line, reason) in &parsed.refused {
         unread(facts, *line, reason);
     }
+    for (line, name) in parsed.no_carrier {
+        facts.without_carrier(line, name);
+    }
     for shown in parsed.interfaces {
         let interfaces = facts.interfaces.iter_mut();
         for interface in interfaces.filter(|known| known.name == shown.name) {
@@ -119,9 +122,14 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
             if shown.kind == InterfaceKind::Tunnel {
                 interface.kind = InterfaceKind::Tunnel;
             }
-            // Brief and one-line forms of `ip addr` leave the group out.
+            // Brief and one-line forms of `ip addr` leave these out.
             if interface.group == 0 {
                 interface.group = shown.group;
+            }
+            if interface.mtu.is_none() {
+                interface.mtu = shown.mtu;
+                interface.up &= shown.up;
+                interface.mac = interface.mac.or(shown.mac);
             }
             interface.link = LinkFacts {
                 neighbours,

@@ -51,7 +51,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    omission::{Omission, OmissionKind},
+    omission::{Omission, OmissionKind, PacketSet},
     topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, RulesetKind, Warning},
 };
 use crate::{
@@ -526,6 +526,19 @@ impl RouterFacts {
             Some((_, old)) => value.clone_into(old),
             None => self.sysctls.push((key.to_owned(), value.to_owned())),
         }
+    }
+
+    /// Notes that an interface had no carrier, so that what leaves by it is lost; once, however often it is
+    /// shown.
+    fn without_carrier(&mut self, line: usize, name: IfName) {
+        let message = format!("{name} had no carrier; in the lab it has one");
+        if self.warnings.iter().any(|known| known.message == message) {
+            return;
+        }
+        let packets = [PacketSet::by(name)];
+        let omission = Omission::of_packets(OmissionKind::Interface, packets);
+        let warning = Warning::omission(self.origin(line), &self.name, message, omission);
+        self.warnings.push(warning);
     }
 
     /// Adds the kernel's own rules where the file does not list the family's rules itself.

@@ -4,7 +4,10 @@
 use ipnet::IpNet;
 
 use super::words::{TableNames, Words, address_with_len, prefix, route_protocol, scope, tos};
-use crate::netlink::object::{Family, NextHop, Route, RouteKind};
+use crate::{
+    model::IfName,
+    netlink::object::{Family, NextHop, Route, RouteKind},
+};
 
 /// RTPROT_BOOT, linux/rtnetlink.h; the one protocol that ip(8) does not print.
 const BOOT: u8 = 3;
@@ -20,6 +23,8 @@ pub(super) struct ParsedRoute {
     pub(super) ignored: Vec<String>,
     /// Whether a realm is among them, which rules can ask for.
     pub(super) has_realm: bool,
+    /// Interfaces of its next hops that had no carrier.
+    pub(super) no_carrier: Vec<IfName>,
 }
 
 /// A route that cannot be read or represented.
@@ -44,6 +49,12 @@ pub(super) fn parse(
     table: u32,
     tables: &TableNames,
 ) -> Result<ParsedRoute, RefusedRoute> {
+    if is_merged(line) {
+        return Err(RefusedRoute {
+            reason: "two routes in one line".to_owned(),
+            known: None,
+        });
+    }
     let mut words = Words::new(line);
     let read = |words: &mut Words<'_>| {
         let kind = kind(words)?;
@@ -73,6 +84,23 @@ const TYPES: [&str; 10] = [
     "anycast",
     "nat",
 ];
+
+/// Whether a line break was lost in the line: behind its own destination stands another, or another type,
+/// or something for the second time that only next hops have more than once.
+fn is_merged(line: &str) -> bool {
+    const ONCE: [&str; 6] = ["via", "dev", "proto", "scope", "src", "metric"];
+    const BEFORE: [&str; 7] = ["via", "inet", "inet6", "src", "from", "table", "proto"];
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let is_destination =
+        |word: &str| word == "default" || TYPES.contains(&word) || address_with_len(word).is_some();
+    let typed = words.first().is_some_and(|word| TYPES.contains(word));
+    let behind = words.windows(2).skip(usize::from(typed));
+    let mut others = behind.filter(|pair| !BEFORE.contains(&pair[0]) && is_destination(pair[1]));
+    let twice = |key: &&str| words.iter().filter(|word| *word == key).count() > 1;
+    // What stands behind `encap` has addresses of its own.
+    let several = words.contains(&"nexthop");
+    !words.contains(&"encap") && (others.next().is_some() || !several && ONCE.iter().any(twice))
+}
 
 /// Destination, table and metric of a route that cannot be read as a whole.
 fn known(line: &str, family: Option<Family>, table: u32, tables: &TableNames) -> Option<Route> {
@@ -131,6 +159,10 @@ struct Parser<'a> {
     dead: bool,
     /// Whether a hop was left out for that.
     buried: bool,
+    /// Whether the hop's link had no carrier.
+    linkdown: bool,
+    /// Interfaces of such hops.
+    no_carrier: Vec<IfName>,
     ignored: Vec<String>,
 }
 
@@ -163,6 +195,8 @@ impl<'a> Parser<'a> {
             multipath: false,
             dead: false,
             buried: false,
+            linkdown: false,
+            no_carrier: Vec::new(),
             ignored: Vec::new(),
         }
     }
@@ -223,6 +257,9 @@ impl<'a> Parser<'a> {
 
     /// Keeps a hop unless the kernel does not use it.
     fn keep(&mut self, hop: NextHop) {
+        if std::mem::take(&mut self.linkdown) {
+            self.no_carrier.extend(hop.dev.clone());
+        }
         match std::mem::take(&mut self.dead) {
             true => self.buried = true,
             false => self.hops.push(hop),
@@ -233,7 +270,8 @@ impl<'a> Parser<'a> {
         match word {
             // How the route fared when it was shown, and the line break of `ip -o`.
             "dead" => self.dead = true,
-            "linkdown" | "pervasive" | "offload" | "rt_offload" | "rt_trap" | "trap" | "notify"
+            "linkdown" => self.linkdown = true,
+            "pervasive" | "offload" | "rt_offload" | "rt_trap" | "trap" | "notify"
             | "unresolved" | "offload_failed" | "rt_offload_failed" | "\\" => {}
             "nhid" | "pref" | "expires" | "error" | "age" | "users" => {
                 words.value(word)?;
@@ -287,6 +325,7 @@ impl<'a> Parser<'a> {
             route: self.route,
             has_realm: self.ignored.iter().any(|word| word.starts_with("realm")),
             ignored: self.ignored,
+            no_carrier: self.no_carrier,
         })
     }
 }
@@ -402,6 +441,13 @@ mod tests {
             ("10.0.0.0/33 dev eth0", "10.0.0.0/33"),
             ("10.0.0.0/8 dev eth0 table nosuch", "nosuch"),
             ("", "type of the route"),
+            (
+                "10.0.0.0/8 dev eth0 src 10.0.0.1 blackhole 10.9.0.0/16",
+                "two",
+            ),
+            ("blackhole 10.8.0.0/16 blackhole 10.9.0.0/16", "two"),
+            ("10.0.0.0/8 dev eth010.9.0.0/16 dev eth1", "two"),
+            ("default via 10.0.0.1 dev eth0 10.9.0.0/16 dev eth1", "two"),
         ] {
             let error = route(line, Some(Family::V4)).unwrap_err();
             assert!(error.contains(word), "{line}: {error}");

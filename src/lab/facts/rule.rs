@@ -1,5 +1,7 @@
 //! `ip rule show`: one policy rule per line.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
 use super::words::{TableNames, Words, ip_protocol, number, prefix, tos};
@@ -44,6 +46,10 @@ pub(super) fn parse(
         }
         Err(reason) => return Err(refuse(reason, parser.rule, false)),
     };
+    if is_merged(rest) {
+        let reason = "two rules in one line".to_owned();
+        return Err(refuse(reason, parser.rule, false));
+    }
     let mut failed = None;
     let mut words = Words::new(rest);
     while let Some(word) = words.next() {
@@ -55,6 +61,21 @@ pub(super) fn parse(
         (None, Ok(rule)) => Ok(rule),
         (Some(reason), _) | (None, Err(reason)) => Err(refuse(reason, known, of_users)),
     }
+}
+
+/// Whether a line break was lost in what stands behind a priority: then another one follows, or something
+/// for the second time.
+fn is_merged(rest: &str) -> bool {
+    const ONCE: [&str; 10] = [
+        "from", "to", "fwmark", "tos", "iif", "oif", "ipproto", "sport", "dport", "lookup",
+    ];
+    let mut seen = BTreeSet::new();
+    rest.split_ascii_whitespace().any(|word| {
+        let next = word
+            .strip_suffix(':')
+            .is_some_and(|w| w.ends_with(|c: char| c.is_ascii_digit()));
+        next || word.ends_with(":from") || ONCE.contains(&word) && !seen.insert(word)
+    })
 }
 
 /// The number before the first colon, and what stands behind it.
@@ -229,6 +250,24 @@ mod tests {
         let lines = ["0:\tfrom all lookup local", "32766:\tfrom all lookup main"];
         for (line, own) in lines.iter().zip(PolicyRule::kernel_defaults(Family::V4)) {
             assert_eq!(rule(line).unwrap(), own);
+        }
+    }
+
+    #[test]
+    fn of_two_rules_in_one_line_nothing_is_known() {
+        for line in [
+            "1: from 10.0.0.1 ipproto udp blackhole2: from 10.1.0.0/16 unreachable",
+            "1: to 10.9.0.1 blackhole 2: lookup main",
+            "1: to 10.9.0.1 lookup main2:from all lookup main",
+            "1: from all to 10.9.0.1 lookup 7 from 10.1.0.0/16 lookup 8",
+        ] {
+            let refused = parse(line, Family::V4, &TableNames::default()).unwrap_err();
+            let known = *refused.known;
+            assert_eq!(
+                (known.from, known.to, known.ip_proto),
+                (None, None, None),
+                "{line}"
+            );
         }
     }
 

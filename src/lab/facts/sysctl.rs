@@ -14,7 +14,7 @@ pub(super) const DEFAULTS: [(&str, &str); 4] = [
 ];
 
 /// Per-namespace settings outside of `conf/` that decide where a packet goes.
-const SINGLE: [&str; 16] = [
+const SINGLE: [&str; 18] = [
     "net/ipv4/ip_forward",
     "net/ipv4/ip_default_ttl",
     "net/ipv4/ip_nonlocal_bind",
@@ -27,6 +27,8 @@ const SINGLE: [&str; 16] = [
     "net/ipv6/fib_multipath_hash_policy",
     "net/ipv6/fwmark_reflect",
     "net/ipv6/ip_nonlocal_bind",
+    "net/ipv4/icmp_echo_ignore_all",
+    "net/ipv6/icmp/echo_ignore_all",
     "net/netfilter/nf_conntrack_tcp_loose",
     "net/netfilter/nf_conntrack_tcp_be_liberal",
     "net/netfilter/nf_conntrack_checksum",

@@ -867,3 +867,28 @@ fn json_of_nft_is_read_and_what_is_not_known_of_it_is_lost_with_its_line() {
         .unwrap();
     assert!(warning.matters());
 }
+
+#[test]
+fn what_one_line_forms_of_addresses_leave_out_is_taken_from_links_and_routes() {
+    let addresses = "2: eth0    inet 10.0.0.1/24 scope global eth0\n\
+        3: eth1    inet 10.0.1.1/24 scope global eth1\n4: eth2    inet 10.0.2.1/24 scope global eth2";
+    let links = "2: eth0: <BROADCAST,UP> mtu 1400\n3: eth1: <NO-CARRIER,BROADCAST,UP> mtu 1500\n\
+        4: eth2: <BROADCAST> mtu 1500";
+    let routes = "10.0.1.0/24 dev eth1 proto kernel scope link src 10.0.1.1 linkdown\n\
+        10.9.0.0/16 nexthop via 10.0.0.2 dev eth0 weight 1 nexthop via 10.0.2.2 dev eth2 weight 1 linkdown";
+    let facts = read(
+        &[
+            section("interfaces", "", addresses),
+            section("links", "", links),
+            section("routing_table_main", "", routes),
+        ]
+        .concat(),
+    );
+    let shown: Vec<_> = facts.interfaces.iter().map(|i| (i.mtu, i.up)).collect();
+    assert_eq!(
+        shown,
+        [(Some(1400), true), (Some(1500), true), (Some(1500), false)]
+    );
+    let said = messages(&facts, Severity::Warning).join("\n");
+    assert_eq!(said.matches("had no carrier").count(), 2, "{said}");
+}

@@ -270,11 +270,7 @@ impl Reader {
             self.notice(line, not_read(text));
         }
         for (line, name) in parsed.no_carrier {
-            self.omit(
-                line,
-                format!("{name} had no carrier; in the lab it has one"),
-                Omission::of_packets(OmissionKind::Interface, [PacketSet::by(name)]),
-            );
+            self.facts.without_carrier(line, name);
         }
         if parsed.interfaces.is_empty() {
             self.omit(
@@ -355,6 +351,9 @@ impl Reader {
             let text = self.next_hops.filled(&text);
             match route::parse(&text, Some(family), id, &self.tables) {
                 Ok(parsed) => {
+                    for name in parsed.no_carrier {
+                        self.facts.without_carrier(line, name);
+                    }
                     if parsed.has_realm {
                         self.facts.realms.push(line);
                     }
