@@ -137,7 +137,7 @@ pub fn fold<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Vec<Folded<'a>> {
 }
 
 /// The lab that answered, and how to tell whether another one is the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabIdentity {
     /// Its name.
     pub name: String,

@@ -19,5 +19,6 @@ pub mod matrix;
 pub mod one;
 pub mod policy;
 pub mod render;
+pub mod saved;
 pub mod temporary;
 pub mod what_if;

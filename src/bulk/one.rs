@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use serde::Deserialize;
+
 use super::{
     answers::{Answers, Cell, HeadLine, LabIdentity, VerdictCounts},
     document::Document,
@@ -33,6 +35,61 @@ pub fn document_of_detailed(report: &DetailedReport, lab: LabIdentity) -> Docume
     let head = HeadLine::now("detailed", lab, "real connections".to_owned());
     let ends = report.services.iter().map(end_to_end);
     of_pair("detailed", head, pair, ends, &report.warnings)
+}
+
+/// What a quick job printed as JSON, which says neither the lab nor when it was measured.
+#[must_use]
+pub fn document_of_saved_quick(report: &QuickReport) -> Document {
+    Document {
+        title: format!("{} → {}", report.source, report.destination),
+        about: vec![
+            ("run", report.run_id.to_string()),
+            ("measured", format!("with {}", report.backend)),
+        ],
+        ..document(report, LabIdentity::default())
+    }
+}
+
+/// What a detailed job printed as JSON, without its evidence.
+#[derive(Debug, Deserialize)]
+pub struct SavedDetailed {
+    timestamp: String,
+    version: String,
+    run_id: String,
+    lab: String,
+    summary: SavedSummary,
+    end_to_end: Vec<EndToEnd>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SavedSummary {
+    source_ip: IpAddr,
+    destination_ip: IpAddr,
+}
+
+/// [`document_of_detailed`] of a result that was kept, which does not say what its lab was made of.
+#[must_use]
+pub fn document_of_saved_detailed(saved: SavedDetailed) -> Document {
+    let lab = LabIdentity {
+        name: saved.lab.clone(),
+        ..LabIdentity::default()
+    };
+    let head = HeadLine::now("detailed", lab, String::new());
+    let pair = (saved.summary.source_ip, saved.summary.destination_ip);
+    let ends = saved.end_to_end.into_iter();
+    Document {
+        about: vec![
+            ("lab", saved.lab),
+            ("run", saved.run_id),
+            (
+                "measured",
+                format!("{} with real connections", saved.timestamp),
+            ),
+            ("tsim", saved.version),
+        ],
+        ..of_pair("detailed", head, pair, ends, &saved.warnings)
+    }
 }
 
 fn of_pair(

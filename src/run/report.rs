@@ -4,7 +4,7 @@ pub mod json;
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     lab::trace::End,
@@ -178,9 +178,16 @@ pub struct Leg {
     /// Destination address.
     pub destination: IpAddr,
     /// Source port.
+    #[serde(deserialize_with = "port_or_none")]
     pub sport: u16,
     /// Destination port.
+    #[serde(deserialize_with = "port_or_none")]
     pub dport: u16,
+}
+
+/// Detailed jobs write null where a packet has no ports.
+fn port_or_none<'de, D: Deserializer<'de>>(port: D) -> Result<u16, D::Error> {
+    Option::deserialize(port).map(Option::unwrap_or_default)
 }
 
 /// Where a packet passes a router.

@@ -6,17 +6,13 @@ use std::{
 };
 
 use clap::Args;
-use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::Output;
 use crate::{
-    bulk::{
-        answers::Answers,
-        check::{self, Checked},
-        diff::{self, Diff},
-        matrix::{self, Names},
-    },
+    bulk::saved,
     cli::{Context, Exit, Failure, Run},
+    model::WithCauses,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -24,12 +20,13 @@ const EXAMPLES: &str = "Examples:
   tsim show web.json
   tsim show web.json -o web.html -o web.md
   tsim show check.json --format junit
-  tsim result nightly-4711 --json | tsim show - -o check.html    # of a check that was submitted
+  tsim result nightly-4711 --json | tsim show - -o check.html    # of a job that was submitted
+  tsim detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P ssh --json | tsim show -
 
-A result is what `tsim matrix`, `tsim check`, `tsim diff` and `tsim what-if` write with -o FILE.json or
-print with --json: with lab, identity of its facts, time and version. Exit code 0, whatever was found.";
+A result is what `tsim matrix`, `tsim check`, `tsim diff`, `tsim what-if`, `tsim quick` and `tsim detailed` write
+with -o FILE.json or print with --json. Exit code 0, whatever was found.";
 
-/// Show a saved matrix, check or diff, in any format
+/// Show a saved result (matrix, check, diff, quick or detailed job), in any format
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(in crate::cli) struct ShowSaved {
@@ -50,41 +47,11 @@ impl Run for ShowSaved {
             fs::read_to_string(&self.file)
         };
         let text = text.map_err(|e| Failure::usage(format!("cannot read {shown}: {e}")))?;
-        let value: serde_json::Value = self.parse(&text)?;
-        let version = value.get("version").and_then(serde_json::Value::as_u64);
-        let version = version.and_then(|version| u32::try_from(version).ok());
-        super::known_version(version.unwrap_or(0), &self.file)?;
-        match value.get("kind").and_then(serde_json::Value::as_str) {
-            Some("matrix") => {
-                let answers: Answers = self.parse(&text)?;
-                let document = matrix::document(&answers, &Names::new());
-                self.output.write(context, &answers, &document, None)?;
-            }
-            Some("check") => {
-                let checked: Checked = self.parse(&text)?;
-                self.output
-                    .write(context, &checked, &check::document(&checked), None)?;
-            }
-            Some("diff") => {
-                let found: Diff = self.parse(&text)?;
-                self.output
-                    .write(context, &found, &diff::document(&found), None)?;
-            }
-            other => {
-                let other = other.unwrap_or("nothing");
-                return Err(Failure::usage(format!(
-                    "{shown}: kind is {other:?}; `matrix`, `check` and `diff` can be shown"
-                )));
-            }
-        }
+        let document = saved::document(&text)
+            .map_err(|error| Failure::usage(format!("{shown} {}", WithCauses(&error))))?;
+        // It was read as JSON just now.
+        let value: Value = serde_json::from_str(&text).map_err(Failure::cannot_run)?;
+        self.output.write(context, &value, &document, None)?;
         Ok(Exit::Ok)
-    }
-}
-
-impl ShowSaved {
-    fn parse<T: DeserializeOwned>(&self, text: &str) -> Result<T, Failure> {
-        serde_json::from_str(text).map_err(|e| {
-            Failure::usage(format!("{} is no result of tsim: {e}", self.file.display()))
-        })
     }
 }
