@@ -158,8 +158,10 @@ fn direct(runner: &Path, count: u32) -> Duration {
 fn params(lab: &str, ports: &str, routers: Option<Vec<RouterName>>) -> Params {
     Params {
         lab: LabName::new(lab).unwrap(),
-        source: Some(SOURCE.parse().unwrap()),
-        destination: Some(DESTINATION.parse().unwrap()),
+        before: None,
+        source: Some(SOURCE.to_owned().try_into().unwrap()),
+        destination: Some(DESTINATION.to_owned().try_into().unwrap()),
+        networks: false,
         ports: Some(ports.to_owned()),
         policy: None,
         routers,

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 
 use ipnet::{IpNet, Ipv4AddrRange, Ipv6AddrRange};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::lab::{LabState, topology::InterfaceKind};
@@ -37,6 +38,9 @@ pub enum AddressError {
     /// There are too many.
     #[error("{0:?} is more than {MOST} addresses, the most that one entry may mean")]
     TooMany(String),
+    /// All entries of a list together are too many.
+    #[error("these are more than {MOST} addresses, the most that a list may mean")]
+    TooManyInAll,
 }
 
 impl FromStr for Addresses {
@@ -86,6 +90,104 @@ impl Addresses {
             Self::Range(first, _) => Box::new(std::iter::once(first)),
             Self::Network(IpNet::V4(network)) => Box::new(network.hosts().map(IpAddr::V4)),
             Self::Network(IpNet::V6(network)) => Box::new(network.hosts().map(IpAddr::V6)),
+        }
+    }
+}
+
+/// Entries by commas, as one text in files and in the API; at most [`MOST`] addresses in all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AskedAddresses(Vec<Addresses>);
+
+impl AskedAddresses {
+    /// Takes entries one after the other, until they are too many.
+    ///
+    /// # Errors
+    /// [`AddressError`] of an entry, or of all of them.
+    pub fn new(
+        entries: impl IntoIterator<Item = Result<Addresses, AddressError>>,
+    ) -> Result<Self, AddressError> {
+        let (mut list, mut count) = (Vec::new(), 0);
+        for entry in entries {
+            let entry = entry?;
+            count += entry.iter().count();
+            if count > MOST {
+                return Err(AddressError::TooManyInAll);
+            }
+            list.push(entry);
+        }
+        Ok(Self(list))
+    }
+
+    /// The entries.
+    #[must_use]
+    pub fn entries(&self) -> &[Addresses] {
+        &self.0
+    }
+
+    /// The address, where it is one.
+    #[must_use]
+    pub fn one(&self) -> Option<IpAddr> {
+        match self.0[..] {
+            [Addresses::Range(first, last)] if first == last => Some(first),
+            _ => None,
+        }
+    }
+}
+
+impl From<IpAddr> for AskedAddresses {
+    fn from(address: IpAddr) -> Self {
+        Self(vec![Addresses::Range(address, address)])
+    }
+}
+
+impl TryFrom<String> for AskedAddresses {
+    type Error = AddressError;
+    fn try_from(text: String) -> Result<Self, AddressError> {
+        Self::new(text.split(',').map(|entry| entry.trim().parse()))
+    }
+}
+
+impl From<AskedAddresses> for String {
+    fn from(list: AskedAddresses) -> Self {
+        list.to_string()
+    }
+}
+
+impl fmt::Display for AskedAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entries: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.pad(&entries.join(","))
+    }
+}
+
+/// Who is asked about: sources and destinations, and what stands behind those that are networks' hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sides {
+    /// Where packets come from.
+    pub sources: Vec<IpAddr>,
+    /// Where they go to.
+    pub destinations: Vec<IpAddr>,
+    /// Networks by the address that stands for them.
+    pub names: BTreeMap<IpAddr, String>,
+}
+
+impl Sides {
+    /// Every address of the entries; on a side without any the end networks of `lab`, where there is one.
+    #[must_use]
+    pub fn of(sources: &[Addresses], destinations: &[Addresses], lab: Option<&LabState>) -> Self {
+        let every =
+            |list: &[Addresses]| -> Vec<IpAddr> { list.iter().flat_map(Addresses::iter).collect() };
+        let networks = lab.map(end_networks).unwrap_or_default();
+        let hosts = || networks.iter().map(|end| end.host).collect();
+        let or_hosts = |given: Vec<IpAddr>| if given.is_empty() { hosts() } else { given };
+        Self {
+            sources: or_hosts(every(sources)),
+            destinations: or_hosts(every(destinations)),
+            names: networks
+                .iter()
+                .map(|end| (end.host, end.network.to_string()))
+                .collect(),
         }
     }
 }
@@ -164,6 +266,23 @@ mod tests {
         assert_eq!(all("10.0.0.6/30").unwrap(), ["10.0.0.5", "10.0.0.6"]);
         assert_eq!(all("2001:db8::1-2001:db8::2").unwrap().len(), 2);
         assert_eq!(all("10.0.0.0/16").unwrap().len(), 65_534);
+    }
+
+    #[test]
+    fn a_list_reads_back_as_it_was_written_and_has_an_end() {
+        let list = |text: &str| AskedAddresses::try_from(text.to_owned());
+        let some = list("10.0.0.1, 10.0.0.4-10.0.0.6,10.1.0.0/30").unwrap();
+        assert_eq!(some.to_string(), "10.0.0.1,10.0.0.4-10.0.0.6,10.1.0.0/30");
+        assert_eq!(list(&some.to_string()), Ok(some.clone()));
+        assert_eq!(Sides::of(some.entries(), &[], None).sources.len(), 6);
+        assert_eq!(some.one(), None);
+        assert_eq!(list("10.0.0.1").unwrap().one(), "10.0.0.1".parse().ok());
+        assert_eq!(list("10.0.0.0/32").unwrap().one(), None);
+        assert!(list("").is_err());
+        assert_eq!(
+            list("10.0.0.0/16,10.1.0.0/16"),
+            Err(AddressError::TooManyInAll)
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    addresses::Sides,
     answers::{Answers, Cell, Folded, HeadLine, fold},
     document::{Document, DocumentSection, Grid, Item, Outcome},
 };
@@ -17,16 +18,12 @@ use crate::{
 /// What addresses stand for, where that is more than themselves.
 pub type Names = BTreeMap<IpAddr, String>;
 
-/// All pairs of `sources` and `destinations` with all `services`, each by its family: addresses of two
+/// All pairs of sources and destinations with all `services`, each by its family: addresses of two
 /// families, and one address twice, make no pair.
 ///
 /// # Errors
 /// [`ServiceError::Family`] for a service that a family of some pair does not have.
-pub fn pairs(
-    sources: &[IpAddr],
-    destinations: &[IpAddr],
-    services: &[Service],
-) -> Result<Vec<Pair>, ServiceError> {
+pub fn pairs(ends: &Sides, services: &[Service]) -> Result<Vec<Pair>, ServiceError> {
     let of_family = |v6: bool| -> Result<Vec<Service>, ServiceError> {
         services
             .iter()
@@ -34,8 +31,8 @@ pub fn pairs(
             .collect()
     };
     let mut pairs = Vec::new();
-    for &source in sources {
-        for &destination in destinations {
+    for &source in &ends.sources {
+        for &destination in &ends.destinations {
             if source == destination || source.is_ipv4() != destination.is_ipv4() {
                 continue;
             }

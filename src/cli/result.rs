@@ -142,7 +142,7 @@ fn only_done(job: &FinishedJob) -> Result<(), Failure> {
 /// As JSON the runner's own output byte for byte; as text the matrix of a quick job, and the report
 /// that a detailed one wrote beside it.
 fn print_result(context: &Context, spool: &Spool, job: &FinishedJob) -> Result<(), Failure> {
-    // A check writes its report as detailed jobs do.
+    // What is asked in bulk writes its report as detailed jobs do.
     let detailed = job.mode != Mode::Quick;
     let name = if detailed && !context.json {
         REPORT_TEXT
@@ -187,8 +187,9 @@ pub(super) fn exit_of(job: &FinishedJob) -> Exit {
         Some(Verdicts { yes: 1.., .. }) => Verdict::Yes,
         _ => Verdict::Unknown,
     };
-    // What is known to be otherwise than a policy says goes before what is not known.
-    if job.mode == Mode::Check && matches!(job.verdicts, Some(Verdicts { no: 1.., .. })) {
+    // What is known to be otherwise, than a policy says or than before, goes before what is not known.
+    let wanted = matches!(job.mode, Mode::Check | Mode::Diff);
+    if wanted && matches!(job.verdicts, Some(Verdicts { no: 1.., .. })) {
         return Exit::SomeNo;
     }
     match (runner, counted) {

@@ -1,7 +1,6 @@
 //! `tsim submit`: puts a job into the queue.
 
 use std::{
-    net::IpAddr,
     num::NonZeroU16,
     path::{Path, PathBuf},
     time::Duration,
@@ -20,7 +19,10 @@ use super::{
     question::{Explain, read_trace, seconds},
 };
 use crate::{
-    bulk::policy::{Policy, PolicyText},
+    bulk::{
+        addresses::{Addresses, AskedAddresses},
+        policy::{Policy, PolicyText},
+    },
     firewall::backend::BackendChoice,
     lab::trace::EntryName,
     model::{Dscp, LabName, Protocol, RouterName, RunId},
@@ -38,10 +40,14 @@ enum ModeArg {
     Quick,
     Detailed,
     Check,
+    Matrix,
+    Diff,
 }
 
 /// Modes that ask one question.
 const ONE_QUESTION: [(&str, &str); 2] = [("mode", "quick"), ("mode", "detailed")];
+/// Modes that ask many.
+const IN_BULK: [(&str, &str); 3] = [("mode", "check"), ("mode", "matrix"), ("mode", "diff")];
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,12 +57,16 @@ Examples:
   tsim submit quick --lab corp10 -s 10.3.10.50 -d 10.2.1.60 -P 1-1024 --run-id change-4711 --json
   tsim submit check policy.toml corp10                   # as `tsim check corp10 policy.toml`
   tsim submit check policy.toml corp10 corp11            # a job for each lab
+  tsim submit matrix corp10 -s 10.1.1.0/28 -d 10.3.10.50 -P ssh,@web      # as `tsim matrix corp10 …`
+  tsim submit matrix corp10 --networks -P @windows
+  tsim submit diff corp10 corp10-new --policy policy.toml                 # as `tsim diff corp10 …`
+  tsim submit diff corp10 corp10-new --networks -P @web
 
-The text of a policy is sent with all files that it includes: the scheduler reads none of its own.
-A check comes behind quick and detailed jobs, and gives routers back about twice a second. With
---lock-timeout the job waits for its routers as long, too. It prints the job's name (run id) and place and does not wait: `tsim watch RUN` does. A scheduler that
-runs is asked, and takes the job under the caller's name; otherwise it waits in the queue of who may
-write that.";
+The text of a policy is sent with all files that it includes: the scheduler reads none of its own, and
+compares labs that are up. Checks, matrices and diffs come behind quick and detailed jobs, and give routers
+back about twice a second. With --lock-timeout the job waits for its routers as long, too. It prints the
+job's name (run id) and place and does not wait: `tsim watch RUN` does. A scheduler that runs is asked, and
+takes the job under the caller's name; otherwise it waits in the queue of who may write that.";
 
 /// Puts a job into the queue and prints its run id and its place
 #[derive(Debug, Args)]
@@ -64,18 +74,37 @@ write that.";
 pub(super) struct Submit {
     /// How to measure
     mode: ModeArg,
-    /// Check: the policy, and the labs that it is held against
-    #[arg(value_name = "POLICY LAB", required_if_eq("mode", "check"))]
-    checked: Vec<String>,
+    /// Check: a policy and the labs that it is held against; matrix: labs; diff: two labs, BEFORE and
+    /// AFTER
+    #[arg(value_name = "POLICY|LAB", required_if_eq_any(IN_BULK))]
+    named: Vec<String>,
     /// Lab to measure in
     #[arg(long, value_name = "NAME", add = complete::labs(), required_if_eq_any(ONE_QUESTION))]
     lab: Option<LabName>,
-    /// Source address
-    #[arg(short, long, value_name = "ADDRESS", required_if_eq_any(ONE_QUESTION))]
-    source: Option<IpAddr>,
-    /// Destination address
-    #[arg(short, long, value_name = "ADDRESS", required_if_eq_any(ONE_QUESTION))]
-    destination: Option<IpAddr>,
+    /// Source address; matrix, diff: addresses, ranges and networks, by commas
+    #[arg(
+        short,
+        long,
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        required_if_eq_any(ONE_QUESTION)
+    )]
+    source: Vec<Addresses>,
+    /// Destination, as the source
+    #[arg(
+        short,
+        long,
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        required_if_eq_any(ONE_QUESTION)
+    )]
+    destination: Vec<Addresses>,
+    /// Matrix, diff: the lab's end networks as sources and destinations, where none are given
+    #[arg(long)]
+    networks: bool,
+    /// Diff: everything that this policy asks
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "destination", "networks", "ports"])]
+    policy: Option<PathBuf>,
     /// Services, e.g. `22,80,443/tcp,53/udp,8000-8100,@web,@FILE`
     #[arg(
         short = 'P',
@@ -174,6 +203,8 @@ impl From<ModeArg> for Mode {
             ModeArg::Quick => Self::Quick,
             ModeArg::Detailed => Self::Detailed,
             ModeArg::Check => Self::Check,
+            ModeArg::Matrix => Self::Matrix,
+            ModeArg::Diff => Self::Diff,
         }
     }
 }
@@ -181,7 +212,17 @@ impl From<ModeArg> for Mode {
 impl Run for Submit {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         let mode = Mode::from(self.mode);
-        let (policy, labs) = self.what(context)?;
+        let Named {
+            policy,
+            before,
+            labs,
+        } = self.named(context)?;
+        let list = |entries: &[Addresses]| match entries {
+            [] => Ok(None),
+            entries => AskedAddresses::new(entries.iter().copied().map(Ok)).map(Some),
+        };
+        let source = list(&self.source).map_err(Failure::usage)?;
+        let destination = list(&self.destination).map_err(Failure::usage)?;
         let ports = self.ports.map(|ports| {
             let expanded = context.config.groups.expand(&ports, Some(Path::new("")));
             expanded.map_err(Failure::usage)
@@ -190,8 +231,10 @@ impl Run for Submit {
         for lab in labs {
             let params = Params {
                 lab,
-                source: self.source,
-                destination: self.destination,
+                before: before.clone(),
+                source: source.clone(),
+                destination: destination.clone(),
+                networks: self.networks,
                 ports: ports.clone(),
                 policy: None,
                 routers: self.routers.clone(),
@@ -220,33 +263,54 @@ impl Run for Submit {
     }
 }
 
+/// What a job is about, by name.
+struct Named {
+    /// The policy with all its files.
+    policy: Option<PolicyText>,
+    /// The lab that another one is compared with.
+    before: Option<LabName>,
+    /// The labs that are asked.
+    labs: Vec<LabName>,
+}
+
 impl Submit {
-    /// The policy of a check, with all its files, and the labs that are asked about.
-    fn what(&self, context: &Context) -> Result<(Option<PolicyText>, Vec<LabName>), Failure> {
-        let checks = matches!(self.mode, ModeArg::Check);
-        let (path, labs) = match (checks, self.checked.split_first()) {
-            (true, Some((path, labs))) if !labs.is_empty() => (path, labs),
-            (true, _) => return Err(Failure::usage("POLICY and at least one LAB are wanted")),
-            (false, None) => return Ok((None, self.lab.iter().cloned().collect())),
-            (false, Some((found, _))) => {
-                let text = format!("{found:?} is not expected: only a check has POLICY and LAB");
+    fn named(&self, context: &Context) -> Result<Named, Failure> {
+        let usage = |text: &str| Err(Failure::usage(text));
+        let named = &self.named[..];
+        let (policy, before, labs) = match (self.mode, named) {
+            (ModeArg::Quick | ModeArg::Detailed, []) => (None, None, None),
+            (ModeArg::Quick | ModeArg::Detailed, [found, ..]) => {
+                let text = format!("{found:?} is not expected: --lab says the lab");
                 return Err(Failure::usage(text));
             }
+            (ModeArg::Check, [path, labs @ ..]) if !labs.is_empty() => {
+                (Some(Path::new(path)), None, Some(labs))
+            }
+            (ModeArg::Check, _) => return usage("POLICY and at least one LAB are wanted"),
+            (ModeArg::Matrix, labs) => (self.policy.as_deref(), None, Some(labs)),
+            (ModeArg::Diff, [before, after @ ..]) if after.len() == 1 => {
+                (self.policy.as_deref(), Some(before), Some(after))
+            }
+            (ModeArg::Diff, _) => return usage("two labs are wanted: BEFORE and AFTER"),
         };
-        if self.lab.is_some() {
-            return Err(Failure::usage(
-                "--lab: the labs of a check stand behind its policy",
-            ));
+        if labs.is_some() && self.lab.is_some() {
+            return usage("--lab: the labs of what is asked in bulk are named without it");
         }
+        let parse = |lab: &String| lab.parse::<LabName>().map_err(Failure::usage);
+        let labs: Vec<LabName> = match labs {
+            Some(labs) => labs.iter().map(parse).collect::<Result<_, _>>()?,
+            None => self.lab.iter().cloned().collect(),
+        };
         if labs.len() > 1 && self.run_id.is_some() {
-            return Err(Failure::usage(
-                "--run-id names one job, and each lab is one",
-            ));
+            return usage("--run-id names one job, and each lab is one");
         }
-        let labs: Result<Vec<LabName>, _> = labs.iter().map(|lab| lab.parse()).collect();
-        let policy = Policy::load(Path::new(path), &context.config.groups);
-        let policy = policy.map_err(Failure::usage)?;
-        Ok((Some(policy.text), labs.map_err(Failure::usage)?))
+        let policy = policy.map(|path| Policy::load(path, &context.config.groups));
+        let policy = policy.transpose().map_err(Failure::usage)?;
+        Ok(Named {
+            policy: policy.map(|policy| policy.text),
+            before: before.map(parse).transpose()?,
+            labs,
+        })
     }
 }
 

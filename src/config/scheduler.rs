@@ -16,17 +16,17 @@ pub struct SchedulerConfig {
     pub quick_jobs: usize,
     /// Most detailed jobs at once.
     pub detailed_jobs: usize,
-    /// Most checks of policies at once; each also needs a DSCP value.
+    /// Most checks, matrices and diffs at once; each also needs a DSCP value.
     pub check_jobs: usize,
     /// Most jobs at once, all modes together.
     pub jobs: usize,
-    /// Most later quick jobs that may overtake one waiting detailed job, and later jobs a check.
+    /// Most later quick jobs that may overtake one waiting detailed job, and later jobs one in bulk.
     pub overtakes: u32,
     /// Longest run of a quick job, waiting for router locks included.
     pub quick_seconds: f64,
     /// Longest run of a detailed job, waiting for router locks included.
     pub detailed_seconds: f64,
-    /// Longest run of a check, waiting for router locks included.
+    /// Longest run of a check, matrix or diff, waiting for router locks included.
     pub check_seconds: f64,
     /// Time that a runner has after SIGTERM before SIGKILL.
     pub grace_seconds: f64,
@@ -122,7 +122,7 @@ impl SchedulerConfig {
         Duration::from_secs_f64(self.detailed_seconds)
     }
 
-    /// Time limit of a check.
+    /// Time limit of a check, matrix or diff.
     #[must_use]
     pub fn check_time(&self) -> Duration {
         Duration::from_secs_f64(self.check_seconds)

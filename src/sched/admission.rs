@@ -7,9 +7,10 @@ use thiserror::Error;
 
 use super::job::{Mode, Params, PolicyAbout, RefusedJob};
 use crate::{
-    bulk::policy::PolicyText,
+    bulk::{matrix, policy::PolicyText},
     config::Config,
     lab::{Lab, LabError},
+    model::Service,
 };
 
 /// Bytes of a quick job's result per service: the verdict from end to end with a reason, which may
@@ -18,9 +19,9 @@ const QUICK_SERVICE: u64 = 512;
 /// Bytes of it per service and router: the verdict there, and a leg of the way. Measured on corp10:
 /// 190 to 290; addresses of IPv6 are longer.
 const QUICK_CELL: u64 = 384;
-/// Bytes of a check per question: an answer as in a quick job, with a way of some routers, in the file of
-/// all answers and in reports.
-const CHECK_QUESTION: u64 = 1024;
+/// Bytes of what is asked in bulk per question and lab: an answer as in a quick job, with a way of some
+/// routers, in the file of all answers and in reports.
+const BULK_QUESTION: u64 = 1024;
 /// The same of a detailed job's: counters of the rules that were met, and the packets' ways. Measured on
 /// corp10: 6,500 to 14,700, of which all but 300 to 600 are evidence; 1,900 where routers have few rules.
 const DETAILED_CELL: u64 = 16 << 10;
@@ -49,6 +50,9 @@ pub enum NotAdmitted {
     /// There is no such lab or router, or the lab cannot be looked at.
     #[error(transparent)]
     Lab(#[from] LabError),
+    /// The same of the lab that it is compared with.
+    #[error(transparent)]
+    Before(LabError),
 }
 
 impl NotAdmitted {
@@ -57,7 +61,7 @@ impl NotAdmitted {
     pub fn is_asked_wrong(&self) -> bool {
         match self {
             Self::Params(_) | Self::TooLarge { .. } => true,
-            Self::Lab(error) => matches!(
+            Self::Lab(error) | Self::Before(error) => matches!(
                 error,
                 LabError::NotFound { .. }
                     | LabError::NoRouter { .. }
@@ -81,7 +85,8 @@ impl NotAdmitted {
                 Some(if named { "routers" } else { "from" })
             }
             Self::Lab(_) if self.is_asked_wrong() => Some("lab"),
-            Self::Lab(_) => None,
+            Self::Before(_) if self.is_asked_wrong() => Some("before"),
+            Self::Lab(_) | Self::Before(_) => None,
         }
     }
 }
@@ -105,32 +110,57 @@ pub fn with_policy(
 /// # Errors
 /// [`NotAdmitted`] for the first thing that is wrong.
 pub fn check(params: &Params, mode: Mode, config: &Config) -> Result<(), NotAdmitted> {
-    let services = params.check(mode, config.services)?.len();
+    let services = params.check(mode, config.services)?;
     let most = config.scheduler.max_output_bytes;
     let lab = Lab::open(config, &params.lab)?;
     let from = params.options.from.iter().map(|from| &from.router);
     for router in params.routers.iter().flatten().chain(from) {
         lab.router(router)?;
     }
-    if let Some(policy) = &params.policy {
-        let questions = policy.questions;
-        let bytes = (questions as u64).saturating_mul(CHECK_QUESTION);
-        return fits(bytes, most, || {
-            format!("the policy's {questions} questions")
-        });
+    if mode.lane() == Mode::Check {
+        let before = params.before.as_ref().map(|lab| Lab::open(config, lab));
+        let before = before.transpose().map_err(NotAdmitted::Before)?;
+        return check_bulk(params, &services, before.as_ref().unwrap_or(&lab), most);
     }
     let routers = match (&params.routers, &params.options.trace) {
         (Some(routers), _) => routers.len(),
         (None, Some(trace)) => trace.ways().map(|(hops, _)| hops.len()).sum(),
         (None, None) => lab.routers.len().min(WAY),
     };
-    check_size(services, routers, mode, most)
+    check_size(services.len(), routers, mode, most)
+}
+
+/// Checks what is asked in bulk; `lab` has the end networks. The questions are counted before they are
+/// made.
+fn check_bulk(
+    params: &Params,
+    services: &[Service],
+    lab: &Lab,
+    most: u64,
+) -> Result<(), NotAdmitted> {
+    let labs = if params.before.is_some() { 2 } else { 1 };
+    let fit = |questions: u64| {
+        let bytes = questions.saturating_mul(BULK_QUESTION * labs);
+        fits(bytes, most, || format!("{questions} questions"))
+    };
+    if let Some(policy) = &params.policy {
+        return fit(policy.questions as u64);
+    }
+    let ends = params.asked(lab);
+    let sides = [ends.sources.len(), ends.destinations.len(), services.len()];
+    fit(sides
+        .iter()
+        .fold(1, |all, side| all.saturating_mul(*side as u64)))?;
+    match matrix::pairs(&ends, services).map_err(RefusedJob::from)?[..] {
+        [] => Err(RefusedJob::NoPair.into()),
+        _ => Ok(()),
+    }
 }
 
 fn check_size(services: usize, routers: usize, mode: Mode, most: u64) -> Result<(), NotAdmitted> {
     let (service, cell) = match mode {
-        Mode::Quick | Mode::Check => (QUICK_SERVICE, QUICK_CELL),
         Mode::Detailed => (0, DETAILED_CELL),
+        _ => (QUICK_SERVICE, QUICK_CELL),
     };
     let each = cell.saturating_mul(routers as u64).saturating_add(service);
     let bytes = each.saturating_mul(services as u64);

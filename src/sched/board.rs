@@ -53,7 +53,7 @@ pub struct QueueView {
     pub quick: usize,
     /// How many detailed jobs wait.
     pub detailed: usize,
-    /// How many checks wait.
+    /// How many checks, matrices and diffs wait.
     pub check: usize,
     /// The first of them, in the order of the queue.
     pub first: Vec<Arc<QueuedJob>>,
@@ -74,7 +74,7 @@ pub struct SchedulerView {
     pub quick_jobs: usize,
     /// Most detailed jobs at once.
     pub detailed_jobs: usize,
-    /// Most checks at once.
+    /// Most checks, matrices and diffs at once.
     pub check_jobs: usize,
     /// Most jobs at once.
     pub jobs: usize,
@@ -356,7 +356,7 @@ impl Inner {
     fn queue_view(&self) -> QueueView {
         let queued = &self.jobs.queued;
         let count = |mode| {
-            let same = queued.iter().filter(|job| job.analysis_mode == mode);
+            let same = queued.iter().filter(|job| job.analysis_mode.lane() == mode);
             same.count()
         };
         QueueView {

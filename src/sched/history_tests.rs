@@ -25,8 +25,10 @@ fn job(name: &str, second: i64) -> FinishedJob {
         finished_at: Timestamp::from_second(second).unwrap(),
         params: Params {
             lab: LabName::new("corp10").unwrap(),
-            source: Some(IpAddr::from([10, 0, 0, 1])),
-            destination: Some(IpAddr::from([10, 0, 0, 2])),
+            source: Some(IpAddr::from([10, 0, 0, 1]).into()),
+            destination: Some(IpAddr::from([10, 0, 0, 2]).into()),
+            networks: false,
+            before: None,
             ports: Some("1,".repeat(200) + "1"),
             policy: None,
             routers: None,

@@ -6,10 +6,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::options::JobOptions;
+use super::options::{JobOptions, is_false};
 pub use super::refused::{Mode, RefusedJob};
 use crate::{
-    bulk::policy::{Policy, PolicyText},
+    bulk::{
+        addresses::{AskedAddresses, Sides},
+        policy::{Policy, PolicyText},
+    },
+    lab::LabState,
     model::{
         Dscp, Groups, LabName, Protocol, RouterName, RunId, Service, ServiceLimits, parse_services,
     },
@@ -30,8 +34,11 @@ impl RefusedJob {
         Some(match self {
             Self::Name(_) => return None,
             Self::Services(_) => "ports",
-            Self::Families { .. } | Self::ToItself(_) => "destination",
-            Self::Address { what, .. } | Self::TooLong { what, .. } => what,
+            Self::Families { .. } | Self::ToItself(_) | Self::NoPair => "destination",
+            Self::Address { what, .. }
+            | Self::TooLong { what, .. }
+            | Self::Several { what, .. } => what,
+            Self::SameLab(_) => "before",
             Self::NoRouters | Self::RouterTwice(_) => "routers",
             Self::RoutersAndTrace | Self::OtherTrace(_) => "trace",
             Self::NotForMode { option, .. }
@@ -141,16 +148,23 @@ impl PolicyAbout {
 pub struct Params {
     /// The lab to measure in.
     pub lab: LabName,
-    /// Source address; none of a check.
+    /// The lab that it is compared with; of a diff alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<IpAddr>,
-    /// Destination address; none of a check.
+    pub before: Option<LabName>,
+    /// Source address, of a matrix or diff several; none where a policy says them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub destination: Option<IpAddr>,
-    /// Services as typed, e.g. `22,80,443/tcp,53/udp`; none of a check.
+    pub source: Option<AskedAddresses>,
+    /// Destination, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<AskedAddresses>,
+    /// Whether the lab's end networks are asked about where source or destination is not given; of a
+    /// matrix or diff.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub networks: bool,
+    /// Services as typed, e.g. `22,80,443/tcp,53/udp`; none where a policy says them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<String>,
-    /// What is checked; of a check alone.
+    /// What is checked, or compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyAbout>,
     /// The routers to measure; the runner traces the path when they are not named.
@@ -172,14 +186,20 @@ impl Params {
     /// [`RefusedJob`] for the first thing that is wrong.
     pub fn check(&self, mode: Mode, limits: ServiceLimits) -> Result<Vec<Service>, RefusedJob> {
         self.check_fields(mode)?;
-        let (Some(from), Some(to)) = (self.source, self.destination) else {
-            self.options.check(mode)?;
-            return Ok(Vec::new());
-        };
+        self.options.check(mode)?;
+        if mode.lane() == Mode::Check {
+            return match self.policy {
+                Some(_) => Ok(Vec::new()),
+                None => self.services(limits),
+            };
+        }
+        let from = one(mode, "source", self.source.as_ref())?;
+        let to = one(mode, "destination", self.destination.as_ref())?;
         check_addresses(from, to)?;
         self.check_routers()?;
-        self.options.check(mode)?;
-        let services = self.services(to.is_ipv6(), limits)?;
+        let services = self.services(limits)?.into_iter();
+        let services = services.map(|service| service.in_family(to.is_ipv6()));
+        let services: Vec<Service> = services.collect::<Result<_, _>>()?;
         if let Some(trace) = &self.options.trace
             && let Some(what) = trace.of_another(&self.lab, from, to, &services)
         {
@@ -190,24 +210,37 @@ impl Params {
 
     /// What jobs of this mode have is there, and nothing else.
     fn check_fields(&self, mode: Mode) -> Result<(), RefusedJob> {
-        let checks = mode == Mode::Check;
-        for (option, there, wanted) in [
-            ("source", self.source.is_some(), !checks),
-            ("destination", self.destination.is_some(), !checks),
-            ("ports", self.ports.is_some(), !checks),
-            ("policy", self.policy.is_some(), checks),
+        let policy = mode == Mode::Check || mode == Mode::Diff && self.policy.is_some();
+        let many = mode.lane() == Mode::Check && !policy;
+        for (option, there, wanted, needed) in [
+            ("before", self.before.is_some(), mode == Mode::Diff, true),
+            ("source", self.source.is_some(), !policy, !self.networks),
+            (
+                "destination",
+                self.destination.is_some(),
+                !policy,
+                !self.networks,
+            ),
+            ("networks", self.networks, many, false),
+            ("ports", self.ports.is_some(), !policy, true),
+            ("policy", self.policy.is_some(), policy, true),
+            (
+                "routers",
+                self.routers.is_some(),
+                mode.lane() != Mode::Check,
+                false,
+            ),
         ] {
             match (there, wanted) {
                 (true, false) => return Err(RefusedJob::NotForMode { option, mode }),
-                (false, true) => return Err(RefusedJob::Missing { option, mode }),
+                (false, true) if needed => return Err(RefusedJob::Missing { option, mode }),
                 _ => {}
             }
         }
-        if checks && self.routers.is_some() {
-            let option = "routers";
-            return Err(RefusedJob::NotForMode { option, mode });
+        match &self.before {
+            Some(before) if *before == self.lab => Err(RefusedJob::SameLab(before.clone())),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// What it asks in one line, for people.
@@ -215,20 +248,32 @@ impl Params {
     pub fn question(&self) -> String {
         let mut words = self.ends().to_vec();
         words.extend(self.ports.clone());
+        words.extend(self.before.as_ref().map(|lab| format!("before: {lab}")));
         words.join(" ")
     }
 
-    /// From where to where; of a check its policy, and how many rules that has.
+    /// From where to where; of a policy its name, and how many rules it has.
     #[must_use]
     pub fn ends(&self) -> [String; 2] {
         if let Some(policy) = &self.policy {
             return [policy.name.clone(), format!("{} rules", policy.rules)];
         }
-        let text = |address: Option<IpAddr>| address.map_or(String::new(), |ip| ip.to_string());
-        [text(self.source), text(self.destination)]
+        [&self.source, &self.destination].map(|side| match side {
+            Some(list) => list.to_string(),
+            None if self.networks => "networks".to_owned(),
+            None => String::new(),
+        })
     }
 
-    fn services(&self, v6: bool, limits: ServiceLimits) -> Result<Vec<Service>, RefusedJob> {
+    /// What a matrix or diff asks about, with the end networks of `lab` where those are wanted.
+    #[must_use]
+    pub fn asked(&self, lab: &LabState) -> Sides {
+        let [sources, destinations] = [&self.source, &self.destination]
+            .map(|side| side.as_ref().map_or(&[][..], AskedAddresses::entries));
+        Sides::of(sources, destinations, Some(lab).filter(|_| self.networks))
+    }
+
+    fn services(&self, limits: ServiceLimits) -> Result<Vec<Service>, RefusedJob> {
         let ports = self.ports.as_deref().unwrap_or_default();
         if ports.len() > PORTS_MAX {
             return Err(too_long("ports", ports.len(), PORTS_MAX, "bytes"));
@@ -237,9 +282,7 @@ impl Params {
         if !matches!(default, Protocol::Tcp | Protocol::Udp | Protocol::Sctp) {
             return Err(RefusedJob::DefaultProtocol(default));
         }
-        let services = parse_services(ports, default, limits)?.into_iter();
-        let services = services.map(|service| service.in_family(v6));
-        Ok(services.collect::<Result<_, _>>()?)
+        Ok(parse_services(ports, default, limits)?)
     }
 
     fn check_routers(&self) -> Result<(), RefusedJob> {
@@ -256,6 +299,21 @@ impl Params {
             None => Ok(()),
         }
     }
+}
+
+/// The address of a job that asks about one.
+fn one(
+    mode: Mode,
+    what: &'static str,
+    list: Option<&AskedAddresses>,
+) -> Result<IpAddr, RefusedJob> {
+    let missing = RefusedJob::Missing { option: what, mode };
+    let list = list.ok_or(missing)?;
+    list.one().ok_or_else(|| RefusedJob::Several {
+        what,
+        found: list.to_string(),
+        mode,
+    })
 }
 
 fn check_addresses(source: IpAddr, destination: IpAddr) -> Result<(), RefusedJob> {
@@ -311,11 +369,11 @@ pub struct NewJob {
     pub run_id: RunId,
     /// Who wants it.
     pub username: UserName,
-    /// Quick or detailed.
+    /// How it measures.
     pub mode: Mode,
     /// What it asks.
     pub params: Params,
-    /// The policy of a check.
+    /// The policy of a check, or of a diff.
     pub policy: Option<PolicyText>,
 }
 
@@ -549,8 +607,10 @@ mod tests {
     fn params(ports: &str, source: &str, destination: &str) -> Params {
         Params {
             lab: LabName::new("corp10").unwrap(),
-            source: Some(source.parse().unwrap()),
-            destination: Some(destination.parse().unwrap()),
+            before: None,
+            source: Some(source.to_owned().try_into().unwrap()),
+            destination: Some(destination.to_owned().try_into().unwrap()),
+            networks: false,
             ports: Some(ports.to_owned()),
             policy: None,
             routers: None,

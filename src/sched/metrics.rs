@@ -14,7 +14,14 @@ use super::job::{FinishedJob, Mode, Status};
 const BOUNDS: [f64; 12] = [
     0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0,
 ];
-const MODES: [Mode; 3] = [Mode::Quick, Mode::Detailed, Mode::Check];
+/// In the order in which they are declared.
+pub(super) const MODES: [Mode; 5] = [
+    Mode::Quick,
+    Mode::Detailed,
+    Mode::Check,
+    Mode::Matrix,
+    Mode::Diff,
+];
 
 /// A Prometheus histogram.
 #[derive(Debug, Default)]
@@ -65,7 +72,7 @@ pub struct Metrics {
 /// What is read at the moment of asking.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gauges {
-    /// Waiting jobs: quick, detailed, checks.
+    /// Waiting jobs, by mode.
     pub queued: [usize; MODES.len()],
     /// Running jobs, likewise.
     pub running: [usize; MODES.len()],
@@ -77,18 +84,10 @@ pub struct Gauges {
     pub viewers: usize,
 }
 
-fn index(mode: Mode) -> usize {
-    match mode {
-        Mode::Quick => 0,
-        Mode::Detailed => 1,
-        Mode::Check => 2,
-    }
-}
-
 impl Metrics {
     /// A job is over.
     pub fn ended(&self, job: &FinishedJob) {
-        let mode = index(job.mode);
+        let mode = job.mode as usize;
         self.ended[mode][job.status as usize].fetch_add(1, Ordering::Relaxed);
         if let Some(started) = job.started_at {
             self.wait[mode].observe(job.created_at, started);
@@ -108,7 +107,7 @@ impl Metrics {
         let mut out = String::new();
         head(&mut out, "tsim_jobs", "gauge", "Jobs that wait or run.");
         for mode in MODES {
-            let (queued, running) = (gauges.queued[index(mode)], gauges.running[index(mode)]);
+            let (queued, running) = (gauges.queued[mode as usize], gauges.running[mode as usize]);
             let _ = writeln!(
                 out,
                 "tsim_jobs{{mode=\"{mode}\",state=\"queued\"}} {queued}"
@@ -122,12 +121,12 @@ impl Metrics {
         let name = "tsim_job_wait_seconds";
         head(&mut out, name, "histogram", "Time from submit to start.");
         for mode in MODES {
-            self.wait[index(mode)].render(&mut out, name, mode);
+            self.wait[mode as usize].render(&mut out, name, mode);
         }
         let name = "tsim_job_duration_seconds";
         head(&mut out, name, "histogram", "Time from start to end.");
         for mode in MODES {
-            self.duration[index(mode)].render(&mut out, name, mode);
+            self.duration[mode as usize].render(&mut out, name, mode);
         }
         self.render_totals(&mut out, gauges);
         out
@@ -161,7 +160,7 @@ impl Metrics {
         );
         for mode in MODES {
             for status in Status::ALL.into_iter().filter(|status| status.is_final()) {
-                let count = self.ended[index(mode)][status as usize].load(Ordering::Relaxed);
+                let count = self.ended[mode as usize][status as usize].load(Ordering::Relaxed);
                 let status = status.as_str().to_ascii_lowercase();
                 let _ = writeln!(out, "{name}{{mode=\"{mode}\",status=\"{status}\"}} {count}");
             }

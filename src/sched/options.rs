@@ -57,7 +57,7 @@ pub struct JobOptions {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_false(value: &bool) -> bool {
+pub(super) fn is_false(value: &bool) -> bool {
     !*value
 }
 
@@ -92,6 +92,7 @@ impl JobOptions {
     /// An option that jobs of this mode do not have.
     fn foreign(&self, mode: Mode) -> Option<&'static str> {
         use Mode::{Check, Detailed, Quick};
+        let mode = mode.lane();
         let options: [(_, _, &[Mode]); 8] = [
             ("timeout", self.timeout.is_some(), &[Detailed]),
             ("patient", self.patient, &[Detailed]),

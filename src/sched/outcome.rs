@@ -12,7 +12,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
-    bulk::check::RuleCounts,
+    bulk::{check::RuleCounts, diff::DiffCounts},
     model::{RunId, printable},
     run::report::Verdict,
 };
@@ -156,10 +156,42 @@ impl Counted {
     }
 }
 
-/// The part of a check that is counted: its rules.
+/// The part of a result in bulk that is counted.
 #[derive(Deserialize)]
-struct CheckedRules {
-    rule_counts: RuleCounts,
+struct InBulk {
+    /// The rules of a check.
+    rule_counts: Option<RuleCounts>,
+    counts: Option<BulkCounts>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum BulkCounts {
+    Diff(DiffCounts),
+    Matrix(Verdicts),
+}
+
+impl InBulk {
+    fn verdicts(self) -> Option<Verdicts> {
+        let counted = |[yes, no, unknown]: [usize; 3]| Verdicts {
+            yes: yes as u64,
+            no: no as u64,
+            unknown: unknown as u64,
+        };
+        if let Some(rules) = self.rule_counts {
+            return Some(counted([
+                rules.as_stated,
+                rules.contradicted,
+                rules.unknown,
+            ]));
+        }
+        Some(match self.counts? {
+            BulkCounts::Diff(counts) => {
+                counted([counts.same, counts.lost + counts.gained, counts.unknown])
+            }
+            BulkCounts::Matrix(verdicts) => verdicts,
+        })
+    }
 }
 
 /// The verdicts of a whole JSON document, or none when it has another shape.
@@ -167,12 +199,8 @@ fn count_verdicts(file: &File) -> io::Result<Option<Verdicts>> {
     if let Some(counted) = parse::<Counted>(file)? {
         return Ok(Some(counted.verdicts()));
     }
-    if let Some(CheckedRules { rule_counts: rules }) = parse(file)? {
-        return Ok(Some(Verdicts {
-            yes: rules.as_stated as u64,
-            no: rules.contradicted as u64,
-            unknown: rules.unknown as u64,
-        }));
+    if let Some(verdicts) = parse::<InBulk>(file)?.and_then(InBulk::verdicts) {
+        return Ok(Some(verdicts));
     }
     serde_json::from_reader::<_, Map<String, Value>>(rewound(file)?)?;
     Ok(None)
@@ -268,9 +296,14 @@ mod tests {
             assert_eq!((verdicts.yes, verdicts.no, verdicts.unknown), (1, 1, 1));
         }
         assert!(left("{\"summary\":{}}", "", code(0)).complete);
-        let rules = "{\"rule_counts\":{\"as_stated\":4,\"contradicted\":1,\"unknown\":2}}";
-        let verdicts = left(rules, "", code(1)).verdicts.unwrap();
-        assert_eq!((verdicts.yes, verdicts.no, verdicts.unknown), (4, 1, 2));
+        for counted in [
+            r#"{"rule_counts":{"as_stated":4,"contradicted":1,"unknown":2}}"#,
+            r#"{"counts":{"yes":4,"no":1,"unknown":2}}"#,
+            r#"{"counts":{"same":4,"lost":1,"gained":0,"unknown":2}}"#,
+        ] {
+            let verdicts = left(counted, "", code(1)).verdicts.unwrap();
+            assert_eq!((verdicts.yes, verdicts.no, verdicts.unknown), (4, 1, 2));
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!
 //! - FIFO within a mode; quick jobs first, but a detailed job that could have started is overtaken
 //!   by at most [`Limits::overtakes`] later quick jobs.
-//! - Checks come behind both, and are overtaken as often at most.
+//! - Checks, matrices and diffs come behind both, and are overtaken as often at most.
 //! - A job without a DSCP goes back to where it stood; quick jobs wait until one may be free.
 //! - A job that is cancelled or late gets SIGTERM, and SIGKILL when it ignores that.
 //! - SIGTERM to the scheduler drains: nothing new starts. A second one cancels what runs.
@@ -28,7 +28,7 @@ pub struct Limits {
     pub quick: usize,
     /// Most detailed jobs at once.
     pub detailed: usize,
-    /// Most checks at once; each needs a DSCP value of its own.
+    /// Most checks, matrices and diffs at once; each needs a DSCP value of its own.
     pub check: usize,
     /// Most jobs at once, all modes together.
     pub total: usize,
@@ -38,7 +38,7 @@ pub struct Limits {
     pub quick_time: Duration,
     /// Longest run of a detailed job, waiting for router locks included.
     pub detailed_time: Duration,
-    /// Longest run of a check.
+    /// Longest run of a check, matrix or diff.
     pub check_time: Duration,
     /// How long a runner has after SIGTERM before SIGKILL.
     pub grace: Duration,
@@ -49,7 +49,7 @@ impl Limits {
         match mode {
             Mode::Quick => self.quick_time,
             Mode::Detailed => self.detailed_time,
-            Mode::Check => self.check_time,
+            Mode::Check | Mode::Matrix | Mode::Diff => self.check_time,
         }
     }
 
@@ -57,7 +57,7 @@ impl Limits {
         match mode {
             Mode::Quick => self.quick,
             Mode::Detailed => self.detailed,
-            Mode::Check => self.check,
+            Mode::Check | Mode::Matrix | Mode::Diff => self.check,
         }
     }
 }
@@ -402,11 +402,11 @@ impl State {
         first
     }
 
-    /// The first waiting job of a mode that has room.
-    fn first(&self, mode: Mode) -> Option<usize> {
-        let running = self.running.values().filter(|job| job.mode == mode).count();
-        (running < self.limits.jobs(mode))
-            .then(|| self.waiting.iter().position(|job| job.mode == mode))
+    /// The first waiting job of a lane that has room.
+    fn first(&self, lane: Mode) -> Option<usize> {
+        let running = self.running.values().filter(|job| job.mode.lane() == lane);
+        (running.count() < self.limits.jobs(lane))
+            .then(|| self.waiting.iter().position(|job| job.mode.lane() == lane))
             .flatten()
     }
 

@@ -126,7 +126,7 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// The place of a waiting job among those of its mode, the first being 1.
+    /// The place of a waiting job in its lane, the first being 1.
     #[must_use]
     pub fn position(&self, run_id: &RunId) -> Option<usize> {
         position(&self.queued, run_id)
@@ -148,13 +148,13 @@ pub struct QueueListing {
     pub history: Vec<FinishedJob>,
 }
 
-/// The place of a waiting job among those of its mode, the first being 1.
+/// The place of a waiting job in its lane, the first being 1.
 #[must_use]
 pub fn position(queued: &[Arc<QueuedJob>], run_id: &RunId) -> Option<usize> {
     let job = queued.iter().find(|job| job.run_id == *run_id)?;
     let line = queued
         .iter()
-        .filter(|other| other.analysis_mode == job.analysis_mode);
+        .filter(|other| other.analysis_mode.lane() == job.analysis_mode.lane());
     Some(line.take_while(|other| other.run_id != *run_id).count() + 1)
 }
 
@@ -255,13 +255,13 @@ fn waiting_of(file: &JobFile, username: &UserName) -> usize {
     names.filter(|name| name == username.as_str()).count()
 }
 
-/// The place of the last entry among those of its mode.
+/// The place of the last entry in its lane.
 fn last_position(file: &JobFile, mode: Mode) -> usize {
     let modes = file
         .jobs
         .iter()
         .filter_map(|entry| head(entry)?.analysis_mode);
-    modes.filter(|other| *other == mode).count()
+    modes.filter(|other| other.lane() == mode.lane()).count()
 }
 
 fn to_entry<T: Serialize>(job: &T) -> Arc<RawValue> {

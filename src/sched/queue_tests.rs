@@ -29,8 +29,10 @@ fn new_job(name: &str, mode: Mode) -> NewJob {
         mode,
         params: Params {
             lab: LabName::new("corp10").unwrap(),
-            source: Some(IpAddr::from([10, 0, 0, 1])),
-            destination: Some(IpAddr::from([10, 0, 0, 2])),
+            source: Some(IpAddr::from([10, 0, 0, 1]).into()),
+            destination: Some(IpAddr::from([10, 0, 0, 2]).into()),
+            networks: false,
+            before: None,
             ports: Some("80".to_owned()),
             policy: None,
             routers: None,

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::model::{NameError, Protocol, RouterName, ServiceError};
+use crate::model::{LabName, NameError, Protocol, RouterName, ServiceError};
 
 /// How a job measures; `analysis_mode` in `queue.json`, `type` in `current.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -17,6 +17,10 @@ pub enum Mode {
     Detailed,
     /// A policy, asked as quick jobs are, in chunks between which routers are given back.
     Check,
+    /// All pairs of addresses, likewise.
+    Matrix,
+    /// The questions of a policy or of a matrix in two labs, likewise.
+    Diff,
 }
 
 impl Mode {
@@ -27,6 +31,18 @@ impl Mode {
             Self::Quick => "quick",
             Self::Detailed => "detailed",
             Self::Check => "check",
+            Self::Matrix => "matrix",
+            Self::Diff => "diff",
+        }
+    }
+
+    /// The mode in whose line it waits, and whose limits and options it has: whatever is asked in bulk
+    /// goes as checks do.
+    #[must_use]
+    pub fn lane(self) -> Self {
+        match self {
+            Self::Quick | Self::Detailed => self,
+            Self::Check | Self::Matrix | Self::Diff => Self::Check,
         }
     }
 }
@@ -86,6 +102,24 @@ pub enum RefusedJob {
     /// The trace is of another question.
     #[error("the trace is of another question: of {0}")]
     OtherTrace(String),
+    /// Several addresses where one is asked about.
+    #[error(
+        "{what} {found} is not allowed: a {mode} job asks about one address, a matrix about many"
+    )]
+    Several {
+        /// `source` or `destination`.
+        what: &'static str,
+        /// The value.
+        found: String,
+        /// How the job measures.
+        mode: Mode,
+    },
+    /// Nothing is left to be asked.
+    #[error("no source and destination make a pair: they are one and the same, or of two families")]
+    NoPair,
+    /// Both sides of a comparison are one lab.
+    #[error("before and lab are both {0}: a lab is compared with another one")]
+    SameLab(LabName),
     /// Packets to oneself pass no router.
     #[error("source and destination are both {0}: packets to oneself pass no router")]
     ToItself(IpAddr),

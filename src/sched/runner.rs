@@ -12,7 +12,6 @@
 use std::{
     collections::HashMap,
     fs, io,
-    net::IpAddr,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
@@ -35,7 +34,12 @@ use super::{
     job::{Mode, RunningJob},
     spool::{Spool, SpoolError, write_json},
 };
-use crate::{model::RunId, registry::RegistryError, sys::limits};
+use crate::{
+    bulk::addresses::AskedAddresses,
+    model::{LabName, RunId},
+    registry::RegistryError,
+    sys::limits,
+};
 
 /// The runner's standard input, locked while it lives.
 const ALIVE: &str = "alive";
@@ -49,7 +53,7 @@ pub const ANSWERS: &str = "report/answers.json";
 pub const RESULT: &str = "result.json";
 /// The runner's standard error.
 pub const STDERR: &str = "stderr.txt";
-/// Directory that a detailed job or a check fills for people.
+/// Directory that all but quick jobs fill for people.
 const REPORT: &str = "report";
 /// Its report as one HTML file.
 pub const REPORT_HTML: &str = "report/report.html";
@@ -172,7 +176,7 @@ impl Runners {
         self.dir.join(match mode {
             Mode::Quick => "tsim-quick",
             Mode::Detailed => "tsim-detailed",
-            Mode::Check => "tsim",
+            Mode::Check | Mode::Matrix | Mode::Diff => "tsim",
         })
     }
 
@@ -180,28 +184,39 @@ impl Runners {
     fn command(&self, job: &RunningJob) -> Command {
         let mut command = Command::new(self.program(job.mode));
         let params = &job.params;
+        let lab = params.lab.as_str();
         command.env_clear().process_group(0);
         match job.mode {
             Mode::Quick | Mode::Detailed => {
-                command.args(["--lab", params.lab.as_str()]);
-                let address = |address: Option<IpAddr>| address.map(|ip| ip.to_string());
-                for (option, value) in [
-                    ("-s", address(params.source)),
-                    ("-d", address(params.destination)),
-                    ("-P", params.ports.clone()),
-                ] {
-                    command.args(
-                        value
-                            .map(|value| [option.to_owned(), value])
-                            .iter()
-                            .flatten(),
-                    );
-                }
+                command.args(["--lab", lab]);
             }
             Mode::Check => {
-                command.args(["check", params.lab.as_str(), POLICY, "--sent"]);
-                command.args(["--answers", ANSWERS, "-o", REPORT_HTML, "-o", REPORT_TEXT]);
+                command.args(["check", lab, POLICY, "--sent", "--answers", ANSWERS]);
             }
+            Mode::Matrix => {
+                command.args(["matrix", lab]);
+            }
+            Mode::Diff => {
+                let before = params.before.as_ref().map_or("", LabName::as_str);
+                command.args(["diff", before, lab, "--sent"]);
+                let policy = params.policy.as_ref().map(|_| ["--policy", POLICY]);
+                command.args(policy.iter().flatten());
+            }
+        }
+        let list = |list: &Option<AskedAddresses>| list.as_ref().map(ToString::to_string);
+        for (option, value) in [
+            ("-s", list(&params.source)),
+            ("-d", list(&params.destination)),
+            ("-P", params.ports.clone()),
+        ] {
+            let value = value.map(|value| [option.to_owned(), value]);
+            command.args(value.iter().flatten());
+        }
+        if params.networks {
+            command.arg("--networks");
+        }
+        if job.mode.lane() == Mode::Check {
+            command.args(["-o", REPORT_HTML, "-o", REPORT_TEXT]);
         }
         if let Some(routers) = &params.routers {
             let names: Vec<&str> = routers.iter().map(AsRef::as_ref).collect();

@@ -85,6 +85,44 @@ test("a policy is listed with its results; a check, its answers and changes can 
         await queue.getByRole("row").filter({ hasText: "own.toml" }).first().waitFor();
         // The browser itself logs the refusal.
         assert.equal(problems.length, 1);
+        assert.match(problems.pop(), /400/);
+
+        // A matrix: several addresses in the fields of one, and its answers are its result.
+        await queue.getByRole("button", { name: "Submit a job" }).click();
+        await queue.getByLabel("Type").selectOption("matrix");
+        await queue.getByLabel("Source address").fill("10.1.1.1-10.1.1.4,10.1.2.0/28");
+        await queue.getByLabel("The lab's end networks").check();
+        await submit.click();
+        await queue.locator("#f-ports-error").getByText("This is needed.").waitFor();
+        await queue.getByLabel("Services, such as").fill("22,443");
+        await accessible(queue, "submit dialog of a matrix");
+        await shoot(queue, "submit-matrix", { phone: true });
+        await queue.getByLabel("Source address").fill("10.1.1.1");
+        await queue.getByLabel("Destination address").fill("10.2.1.2");
+        await submit.click();
+        const asked = queue.getByRole("row").filter({ hasText: "10.1.1.1 → 10.2.1.2" });
+        await asked.getByText("2 NO").waitFor();
+        await asked.getByRole("link").click();
+        await queue.getByRole("region", { name: "All answers" }).getByText("10.2.1.2").waitFor();
+        await queue.getByText("rule 59 of chain FORWARD").waitFor();
+        await fine(queue, "a matrix");
+        await shoot(queue, "matrix", { phone: true });
+        await queue.getByRole("link", { name: "Policies" }).click();
+        await queue.getByRole("heading", { name: "10.1.1.1 10.2.1.2 22,443 in fast" }).waitFor();
+
+        // A diff says at its field what is wrong with the other lab.
+        await queue.goto(url);
+        await queue.getByRole("button", { name: "Submit a job" }).click();
+        await queue.getByLabel("Type").selectOption("diff");
+        await queue.getByLabel("Lab", { exact: true }).fill("fast");
+        await queue.getByLabel("Lab before").fill("fast");
+        await queue.getByLabel("Source address").fill("10.1.1.1");
+        await queue.getByLabel("Destination address").fill("10.2.1.2");
+        await queue.getByLabel("Services, such as").fill("22");
+        await submit.click();
+        await queue.locator("#f-before-error").getByText("with another one").waitFor();
+        await accessible(queue, "submit dialog of a diff");
+        assert.equal(problems.length, 1);
         assert.match(problems[0], /400/);
     } finally {
         await context.close();

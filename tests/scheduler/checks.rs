@@ -1,4 +1,4 @@
-//! Checks of policies through the scheduler, with real runners in a real lab.
+//! What is asked in bulk through the scheduler, with real runners in a real lab.
 
 use std::{
     fs,
@@ -86,16 +86,7 @@ fn a_check_finds_what_it_finds_by_hand_and_can_be_shown_again() {
     let text = lab.site.tsim(&["result", "c1"]);
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("all of them"), "{text}");
-    let mut show = Command::new(env!("CARGO_BIN_EXE_tsim"));
-    show.args(["show", "-", "--format", "junit"]);
-    show.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut show = show.spawn().unwrap();
-    show.stdin
-        .take()
-        .unwrap()
-        .write_all(&result.stdout)
-        .unwrap();
-    let shown = String::from_utf8(show.wait_with_output().unwrap().stdout).unwrap();
+    let shown = shown(&result.stdout, "junit");
     assert!(shown.contains("name=\"all of them\""), "{shown}");
 
     // All answers are kept, to be compared with those of another run.
@@ -112,6 +103,134 @@ fn a_check_finds_what_it_finds_by_hand_and_can_be_shown_again() {
         Some(if unknown { 3 } else { 0 }),
         "{same:?}"
     );
+    lab.assert_nothing_left();
+}
+
+/// What `tsim show` makes of a result.
+fn shown(result: &[u8], format: &str) -> String {
+    let mut show = Command::new(env!("CARGO_BIN_EXE_tsim"));
+    show.args(["show", "-", "--format", format]);
+    show.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut show = show.spawn().unwrap();
+    show.stdin.take().unwrap().write_all(result).unwrap();
+    String::from_utf8(show.wait_with_output().unwrap().stdout).unwrap()
+}
+
+/// What was found: how many of what, and each answer or change without what differs from run to run.
+fn found(result: &Value) -> (Value, Vec<[Value; 4]>) {
+    let cells = result["cells"].as_array();
+    let changes = result["changes"].as_array();
+    let after = changes.into_iter().flatten().map(|change| &change["after"]);
+    let all = cells.into_iter().flatten().chain(after);
+    let part =
+        |cell: &Value| ["destination", "port", "result", "reason"].map(|key| cell[key].clone());
+    (result["counts"].clone(), all.map(part).collect())
+}
+
+#[test]
+fn matrices_and_diffs_find_what_they_find_by_hand_and_jobs_are_shown_again() {
+    const ASKED: [&str; 4] = ["-d", "10.2.6.2,192.0.2.1", "-P", "22,443,ping"];
+    let lab = Lab::up(23, "");
+    let after = format!("u{}x23", std::process::id());
+    let facts = ["--facts", "netns-fixtures/corp10"];
+    let up = lab
+        .site
+        .tsim(&[&["lab", "up", &after], &facts[..]].concat());
+    assert!(up.status.success(), "{up:?}");
+    let drop_ping = "iptables -I FORWARD -p icmp -j DROP";
+    let change: Vec<&str> = drop_ping.split(' ').collect();
+    let changed = lab
+        .site
+        .tsim(&[&["exec", &after, "br-wifi", "--"], &change[..]].concat());
+    assert!(changed.status.success(), "{changed:?}");
+    let _daemon = lab.site.daemon();
+    let source = ["-s", "10.2.5.2"];
+    let asked = [&source, &ASKED[..]].concat();
+    for (run_id, command) in [
+        ("m", vec!["matrix", lab.name()]),
+        ("d", vec!["diff", lab.name(), &after]),
+    ] {
+        let by_hand = lab.site.tsim(&[&command[..], &asked, &["--json"]].concat());
+        let named = ["--run-id", run_id];
+        let job = [&["submit"], &command[..], &asked, &named].concat();
+        let submitted = lab.site.tsim(&job);
+        assert!(submitted.status.success(), "{submitted:?}");
+        let job = lab.site.until_finished(run_id);
+        assert_eq!(job.status, Status::Done, "{:?}", job.reason);
+        let result = lab.site.tsim(&["result", run_id, "--json"]);
+        assert_eq!(result.status.code(), by_hand.status.code(), "{result:?}");
+        assert_eq!(found(&json(&result)), found(&json(&by_hand)));
+        let text = lab.site.tsim(&["result", run_id]).stdout;
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("10.2.5.2 → 10.2.6.2"), "{text}");
+        assert!(!shown(&result.stdout, "markdown").is_empty());
+    }
+    // The rule that came between is found, and nothing else.
+    let diff = json(&lab.site.tsim(&["result", "d", "--json"]));
+    let changes = diff["changes"].as_array().unwrap();
+    assert_eq!(changes.len(), 2, "{diff:#}");
+    for change in changes {
+        assert_eq!(change["after"]["protocol"], "icmp", "{change:#}");
+        assert_eq!(change["after"]["router"], "br-wifi", "{change:#}");
+    }
+    for (job, want) in [
+        (vec!["matrix", lab.name(), "-P", "22"], "source is missing"),
+        (vec!["matrix", "nolab", "--networks", "-P", "22"], "nolab"),
+        (
+            vec!["diff", lab.name(), lab.name(), "--networks", "-P", "22"],
+            "with another one",
+        ),
+        (
+            vec!["diff", "nolab", lab.name(), "--networks", "-P", "22"],
+            "nolab",
+        ),
+        (
+            vec![
+                "matrix",
+                lab.name(),
+                "-s",
+                "10.3.0.0/17",
+                "-d",
+                "10.2.0.0/17",
+                "-P",
+                "22",
+            ],
+            "max_output_bytes",
+        ),
+        (
+            vec![
+                "quick",
+                "--lab",
+                lab.name(),
+                "-s",
+                "10.3.10.0/24",
+                "-d",
+                "10.2.1.60",
+                "-P",
+                "22",
+            ],
+            "about one address",
+        ),
+    ] {
+        let refused = lab.site.tsim(&[&["submit"], &job[..]].concat());
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{job:?}: {said}");
+        assert!(said.contains(want), "{job:?}: {said}");
+    }
+
+    lab.submit("detailed", "r", &["dc-gw"]);
+    lab.site.until_finished("r");
+    let result = lab.site.tsim(&["result", "r", "--json"]);
+    let verdicts = &json(&result)["summary"];
+    for format in ["text", "markdown", "junit", "html", "json"] {
+        let shown = shown(&result.stdout, format);
+        assert!(shown.contains("10.1.1.100"), "{format}: {shown}");
+    }
+    let text = shown(&result.stdout, "text");
+    let counted = format!("{} YES, {} NO", verdicts["yes"], verdicts["no"]);
+    assert!(text.contains(&counted), "{counted}: {text}");
+    let down = lab.site.tsim(&["lab", "down", &after]);
+    assert!(down.status.success(), "{down:?}");
     lab.assert_nothing_left();
 }
 

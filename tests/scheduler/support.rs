@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{BufRead, BufReader},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::{
         fd::AsFd,
         unix::fs::{DirBuilderExt, PermissionsExt},
@@ -197,8 +197,10 @@ impl Site {
             mode,
             params: Params {
                 lab: LabName::new(lab).unwrap(),
-                source: Some([10, 0, 0, 1].into()),
-                destination: Some([10, 0, 0, 2].into()),
+                before: None,
+                source: Some(IpAddr::from([10, 0, 0, 1]).into()),
+                destination: Some(IpAddr::from([10, 0, 0, 2]).into()),
+                networks: false,
                 ports: Some("80,81".to_owned()),
                 policy: None,
                 routers: None,

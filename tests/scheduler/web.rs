@@ -206,7 +206,7 @@ fn every_described_operation_answers_as_described() {
         assert_eq!(checked.status, 201, "{}", checked.json());
         site.until_finished(run_id);
     }
-    for part in ["check", "table", "since/before"] {
+    for part in ["document", "table", "since/before"] {
         let answer = client.get(&format!("/api/v1/jobs/r3/{part}"));
         let path = format!(
             "/api/v1/jobs/{{run_id}}/{}",

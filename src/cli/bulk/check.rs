@@ -14,7 +14,7 @@ use crate::{
         answers::{Answers, Cell, HeadLine, VerdictCounts, pairs},
         ask::{ask, ask_again},
         check::{self, Checked, RuleStanding, surprises},
-        policy::{Policy, PolicyText, SCHEMA, write},
+        policy::{Policy, SCHEMA, write},
     },
     cli::{Context, Exit, Failure, Run},
     model::LabName,
@@ -101,7 +101,7 @@ impl Run for CheckCommand {
                 "{path}: --update writes TOML; a file that ends with .toml is allowed"
             )));
         }
-        let policy = self.policy(path, context)?;
+        let policy = super::policy(path, self.sent, context)?;
         if policy.rules.is_empty() {
             let path = path.display();
             return Err(Failure::usage(format!(
@@ -157,19 +157,6 @@ struct AnswersOf<'a> {
 }
 
 impl CheckCommand {
-    fn policy(&self, path: &Path, context: &Context) -> Result<Policy, Failure> {
-        let groups = &context.config.groups;
-        if !self.sent {
-            return Policy::load(path, groups).map_err(Failure::usage);
-        }
-        let shown = path.display();
-        let text = fs::read_to_string(path)
-            .map_err(|e| Failure::cannot_run(format!("cannot read {shown}: {e}")))?;
-        let text: PolicyText = serde_json::from_str(&text)
-            .map_err(|e| Failure::usage(format!("{shown} is no policy that was sent: {e}")))?;
-        Policy::of_text(&text, groups).map_err(Failure::usage)
-    }
-
     /// Asks everything, and what surprises once more with its reasons.
     fn ask(&self, context: &Context, lab: &LabName, policy: &Policy) -> Result<Answers, Failure> {
         let pairs: Vec<Pair> = pairs(policy.questions());

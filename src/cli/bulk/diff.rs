@@ -69,8 +69,9 @@ enum Side<'a> {
 impl Run for DiffCommand {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         self.output.check(false)?;
-        let before = Side::open(&self.before, "before", context)?;
-        let after = Side::open(&self.after, "after", context)?;
+        let sent = self.questions.sent;
+        let before = Side::open(&self.before, "before", sent, context)?;
+        let after = Side::open(&self.after, "after", sent, context)?;
         let networks = before.lab(context)?.or(after.lab(context)?);
         let asked = self.questions.pairs(networks.as_deref(), context)?;
         let pairs = match (asked, &before, &after) {
@@ -83,7 +84,12 @@ impl Run for DiffCommand {
             }
         };
         let first = before.answers(&self.how, &pairs, context)?;
-        let second = after.answers(&self.how, &pairs, context)?;
+        // The value that the run had is given back by now.
+        let how = How {
+            dscp: None,
+            ..self.how
+        };
+        let second = after.answers(&how, &pairs, context)?;
         let found = diff::diff(&first, &second, Vec::new());
         finish(&self.output, context, &found)
     }
@@ -100,10 +106,11 @@ pub(super) fn finish(output: &Output, context: &Context, found: &Diff) -> Result
 }
 
 impl<'a> Side<'a> {
-    fn open(path: &Path, suffix: &str, context: &'a Context) -> Result<Self, Failure> {
+    /// What a name means; where a scheduler `sent` it, a lab alone: a lab that is gone is no directory.
+    fn open(path: &Path, suffix: &str, sent: bool, context: &'a Context) -> Result<Self, Failure> {
         let name = path.to_str().and_then(|name| LabName::new(name).ok());
         if let Some(name) = name
-            && Lab::open(&context.config, &name).is_ok()
+            && (sent || Lab::open(&context.config, &name).is_ok())
         {
             return Ok(Self::Up(name));
         }

@@ -1,16 +1,14 @@
 //! `tsim matrix`: all pairs of addresses by services.
 
-use std::net::IpAddr;
-
 use clap::Args;
 
 use super::{How, Output, services};
 use crate::{
     bulk::{
-        addresses::{Addresses, end_networks},
+        addresses::{Addresses, Sides},
         answers::Answers,
         ask::ask,
-        matrix::{self, Names},
+        matrix,
         policy::write,
     },
     cli::{Context, Exit, Failure, Run},
@@ -75,8 +73,10 @@ impl Run for Matrix {
     fn run(self, context: &Context) -> Result<Exit, Failure> {
         self.output.check(true)?;
         let services = services(&self.services, context)?;
-        let (sources, destinations, names) = self.addresses(context)?;
-        let pairs = matrix::pairs(&sources, &destinations, &services).map_err(Failure::usage)?;
+        let lab = Lab::open(&context.config, &self.lab)?;
+        let lab = Some(&*lab).filter(|_| self.networks);
+        let ends = Sides::of(&self.source, &self.destination, lab);
+        let pairs = matrix::pairs(&ends, &services).map_err(Failure::usage)?;
         if pairs.is_empty() {
             return Err(Failure::usage(
                 "no source and destination make a pair: they are one and the same, or of two families",
@@ -86,34 +86,14 @@ impl Run for Matrix {
         self.output.write(
             context,
             &answers,
-            &matrix::document(&answers, &names),
-            Some(&write::of_answers(&answers, &names)),
+            &matrix::document(&answers, &ends.names),
+            Some(&write::of_answers(&answers, &ends.names)),
         )?;
         Ok(answers.counts.overall().into())
     }
 }
 
 impl Matrix {
-    fn addresses(&self, context: &Context) -> Result<(Vec<IpAddr>, Vec<IpAddr>, Names), Failure> {
-        let every =
-            |list: &[Addresses]| -> Vec<IpAddr> { list.iter().flat_map(Addresses::iter).collect() };
-        let (mut sources, mut destinations) = (every(&self.source), every(&self.destination));
-        let mut names = Names::new();
-        if self.networks {
-            let lab = Lab::open(&context.config, &self.lab)?;
-            let ends = end_networks(&lab);
-            let hosts: Vec<IpAddr> = ends.iter().map(|end| end.host).collect();
-            names.extend(ends.iter().map(|end| (end.host, end.network.to_string())));
-            if sources.is_empty() {
-                sources.clone_from(&hosts);
-            }
-            if destinations.is_empty() {
-                destinations = hosts;
-            }
-        }
-        Ok((sources, destinations, names))
-    }
-
     fn ask(&self, context: &Context, pairs: Vec<Pair>) -> Result<Answers, Failure> {
         let total = pairs.iter().map(|pair| pair.services.len() as u64).sum();
         let terms = self.how.terms(&self.lab, Some(total), context)?;

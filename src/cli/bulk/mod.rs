@@ -9,6 +9,7 @@ pub(super) mod sweep;
 pub(super) mod what_if;
 
 use std::{
+    fs,
     io::{self, BufWriter, IsTerminal, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -26,6 +27,7 @@ use crate::{
     bulk::{
         answers::{LabIdentity, VERSION},
         document::Document,
+        policy::{Policy, PolicyText},
         render::{self, Format, Layout},
     },
     firewall::backend::BackendChoice,
@@ -298,7 +300,7 @@ fn replace_file(
         out.flush()?;
     }
     // As a file that was there may be read, or else as reports are.
-    let mode = std::fs::metadata(file).map(|there| there.permissions());
+    let mode = fs::metadata(file).map(|there| there.permissions());
     let mode = mode.unwrap_or_else(|_| PermissionsExt::from_mode(0o644));
     new.as_file().set_permissions(mode)?;
     new.persist(file)?;
@@ -354,6 +356,20 @@ pub(super) fn services(list: &str, context: &Context) -> Result<Vec<Service>, Fa
         max_services: context.config.services.max_services,
     };
     parse_services(&list, Protocol::Tcp, limits).map_err(Failure::usage)
+}
+
+/// Reads a policy; one that was `sent` names nothing outside its file.
+fn policy(path: &Path, sent: bool, context: &Context) -> Result<Policy, Failure> {
+    let groups = &context.config.groups;
+    if !sent {
+        return Policy::load(path, groups).map_err(Failure::usage);
+    }
+    let shown = path.display();
+    let text = fs::read_to_string(path)
+        .map_err(|e| Failure::cannot_run(format!("cannot read {shown}: {e}")))?;
+    let text: PolicyText = serde_json::from_str(&text)
+        .map_err(|e| Failure::usage(format!("{shown} is no policy that was sent: {e}")))?;
+    Policy::of_text(&text, groups).map_err(Failure::usage)
 }
 
 /// Refuses a result of another version.

@@ -1,17 +1,16 @@
 //! What to ask, where several commands take the same: addresses and services, the lab's networks, a
 //! policy, the questions of a saved result.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::services;
 use crate::{
     bulk::{
-        addresses::{Addresses, end_networks},
+        addresses::{Addresses, Sides},
         answers::pairs,
         matrix,
-        policy::Policy,
     },
     cli::{Context, Failure},
     lab::LabState,
@@ -40,6 +39,10 @@ pub(super) struct Questions {
     /// Everything that this policy asks
     #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "destination", "networks", "services"])]
     policy: Option<PathBuf>,
+
+    /// As a scheduler asks: the policy is a file that `tsim submit` sent, with everything that it names
+    #[arg(long, hide = true)]
+    pub(super) sent: bool,
 }
 
 impl Questions {
@@ -50,7 +53,7 @@ impl Questions {
         context: &Context,
     ) -> Result<Option<Vec<Pair>>, Failure> {
         if let Some(path) = &self.policy {
-            let policy = Policy::load(path, &context.config.groups).map_err(Failure::usage)?;
+            let policy = super::policy(path, self.sent, context)?;
             return Ok(Some(pairs(policy.questions())));
         }
         let Some(list) = &self.services else {
@@ -60,19 +63,9 @@ impl Questions {
             return Err(Failure::usage("which services? -P is missing"));
         };
         let services = services(list, context)?;
-        let every =
-            |list: &[Addresses]| -> Vec<IpAddr> { list.iter().flat_map(Addresses::iter).collect() };
-        let (mut sources, mut destinations) = (every(&self.source), every(&self.destination));
-        if let Some(lab) = lab.filter(|_| self.networks) {
-            let hosts: Vec<IpAddr> = end_networks(lab).iter().map(|end| end.host).collect();
-            if sources.is_empty() {
-                sources.clone_from(&hosts);
-            }
-            if destinations.is_empty() {
-                destinations = hosts;
-            }
-        }
-        let pairs = matrix::pairs(&sources, &destinations, &services).map_err(Failure::usage)?;
+        let lab = lab.filter(|_| self.networks);
+        let ends = Sides::of(&self.source, &self.destination, lab);
+        let pairs = matrix::pairs(&ends, &services).map_err(Failure::usage)?;
         match pairs.is_empty() {
             true => Err(Failure::usage(
                 "no source and destination make a pair: give -s and -d, or --networks",

@@ -23,7 +23,7 @@ use crate::{
     sched::{
         board::Snapshot,
         job::{FinishedJob, Mode, Params, QueuedJob, Status, UserName},
-        metrics::Gauges,
+        metrics::{Gauges, MODES},
         queue::{Cancelled, QueueListing},
         resources::Held,
         spool::SpoolError,
@@ -352,7 +352,7 @@ pub(super) async fn metrics(State(site): State<Shared>) -> Result<Response, ApiE
                 running.iter().filter(|view| view.job.mode == mode).count(),
             ]
         };
-        let counts = [Mode::Quick, Mode::Detailed, Mode::Check].map(count);
+        let counts = MODES.map(count);
         let viewers = &site.config.scheduler.max_viewers;
         Ok(site.board.metrics.render(&Gauges {
             queued: counts.map(|[queued, _]| queued),

@@ -1,13 +1,16 @@
 //! What was asked in bulk, by page: a check, all its answers as a matrix, and how two runs differ.
 
-use std::io::BufReader;
+use std::{
+    fmt,
+    io::{self, BufReader},
+};
 
 use axum::{
     Extension, Json,
     extract::{Path, State},
     http::StatusCode,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Shared, Site,
@@ -20,10 +23,10 @@ use super::{
 use crate::{
     bulk::{
         answers::Answers,
-        check::{self, Checked},
         diff,
         document::{Document, DocumentSection, Item, Outcome},
         matrix::{self, Names},
+        saved,
     },
     model::{LabName, RunId},
     run::report::Verdict,
@@ -39,9 +42,9 @@ const PART: usize = 100;
 const PART_MAX: usize = 500;
 /// Most items of a section that are shown; the report has all.
 const ITEMS: usize = 50;
-/// How many of the latest jobs are looked through for checks.
+/// How many of the latest checks and matrices are looked through.
 const LOOKED: usize = 2000;
-/// How many results of a policy are listed.
+/// How many results of a policy or matrix are listed.
 const LATEST: usize = 10;
 
 #[derive(Deserialize)]
@@ -173,21 +176,23 @@ impl ShownItem {
     }
 }
 
-/// What a check that is over wrote into this file.
-fn written<T: DeserializeOwned>(
-    site: &Site,
-    rights: &Rights,
-    id: &RunId,
-    name: &str,
-) -> Result<T, ApiError> {
-    read::only_finished(site, rights, id)?;
-    let none = |why| ApiError::new(StatusCode::NOT_FOUND, format!("job {id} {why}"));
-    let file = site.spool.run_file(id, name)?;
-    let file = BufReader::new(file.ok_or_else(|| none("left no answers of that kind"))?);
-    serde_json::from_reader(file).map_err(|_| none("is no check of a policy"))
+fn none(id: &RunId, why: impl fmt::Display) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, format!("job {id} {why}"))
 }
 
-/// A part of the document that `make` makes of what checks wrote.
+/// All answers of a job that is over: a check keeps them in a file of their own, and a matrix is nothing
+/// else.
+fn answers(site: &Site, rights: &Rights, id: &RunId) -> Result<Answers, ApiError> {
+    read::only_finished(site, rights, id)?;
+    let file = match site.spool.run_file(id, ANSWERS)? {
+        Some(file) => Some(file),
+        None => site.spool.run_file(id, RESULT)?,
+    };
+    let file = BufReader::new(file.ok_or_else(|| none(id, "left no answers"))?);
+    serde_json::from_reader(file).map_err(|_| none(id, "is no check and no matrix"))
+}
+
+/// A part of the document that `make` makes of what jobs wrote.
 async fn shown(
     site: Shared,
     part: DocumentPart,
@@ -199,8 +204,8 @@ async fn shown(
     .await
 }
 
-/// A check rule by rule, surprises first.
-pub(super) async fn check(
+/// The result of a job as a report: what is not as wanted first.
+pub(super) async fn document(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
     Name(id): Name,
@@ -208,13 +213,16 @@ pub(super) async fn check(
 ) -> Result<Json<ShownDocument>, ApiError> {
     let id = run_id(id)?;
     shown(site, part, move |site| {
-        let checked: Checked = written(site, &rights, &id, RESULT)?;
-        Ok(check::document(&checked))
+        read::only_finished(site, &rights, &id)?;
+        let file = site.spool.run_file(&id, RESULT)?;
+        let file = file.ok_or_else(|| none(&id, "left no result"))?;
+        let text = io::read_to_string(file).map_err(|e| ApiError::ours(&e))?;
+        saved::document(&text).map_err(|error| none(&id, error))
     })
     .await
 }
 
-/// All answers of a check as a truth table.
+/// All answers of a check or matrix as a truth table.
 pub(super) async fn table(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
@@ -223,13 +231,13 @@ pub(super) async fn table(
 ) -> Result<Json<ShownDocument>, ApiError> {
     let id = run_id(id)?;
     shown(site, part, move |site| {
-        let answers: Answers = written(site, &rights, &id, ANSWERS)?;
+        let answers = answers(site, &rights, &id)?;
         Ok(matrix::document(&answers, &Names::new()))
     })
     .await
 }
 
-/// How the answers of a later check differ from those of an earlier one.
+/// How the answers of a later check or matrix differ from those of an earlier one.
 pub(super) async fn difference(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
@@ -238,18 +246,21 @@ pub(super) async fn difference(
 ) -> Result<Json<ShownDocument>, ApiError> {
     let (before, after) = (run_id(before)?, run_id(after)?);
     shown(site, part, move |site| {
-        let [before, after] = [&before, &after].map(|id| written(site, &rights, id, ANSWERS));
+        let [before, after] = [&before, &after].map(|id| answers(site, &rights, id));
         let found = diff::diff(&before?, &after?, Vec::new());
         Ok(diff::document(&found))
     })
     .await
 }
 
-/// A policy with its latest results in one lab.
+/// A policy or matrix with its latest results in one lab.
 #[derive(Serialize)]
 pub(super) struct PolicyRuns {
     lab: LabName,
-    policy: PolicyAbout,
+    /// The name of a policy, or what a matrix asks.
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<PolicyAbout>,
     /// Latest first.
     runs: Vec<FinishedJob>,
 }
@@ -259,27 +270,36 @@ pub(super) struct PolicyList {
     policies: Vec<PolicyRuns>,
 }
 
-/// Every policy that was checked of late, by lab; those checked last first.
+/// Every policy that was checked of late and every matrix that was asked, by lab; policies first, and
+/// the latest of each.
 pub(super) async fn policies(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
 ) -> Result<Json<PolicyList>, ApiError> {
     blocking(&site, move |site| {
-        let mode = Mode::Check.as_str();
-        let page = site.spool.search(None, LOOKED, mode)?;
+        let mut jobs = Vec::new();
+        for mode in [Mode::Check, Mode::Matrix] {
+            let found = site.spool.search(None, LOOKED, mode.as_str())?.jobs;
+            // The word may stand elsewhere, too.
+            jobs.extend(found.into_iter().filter(|job| job.mode == mode));
+        }
         let mut policies: Vec<PolicyRuns> = Vec::new();
-        for job in seen(page.jobs, &rights) {
-            let Some(policy) = job.params.policy.clone() else {
-                continue;
-            };
+        for job in seen(jobs, &rights) {
+            let (params, policy) = (&job.params, job.params.policy.clone());
+            let name = policy
+                .as_ref()
+                .map_or_else(|| params.question(), |policy| policy.name.clone());
             let same = |held: &&mut PolicyRuns| {
-                held.lab == job.params.lab && held.policy.name == policy.name
+                held.lab == params.lab
+                    && held.name == name
+                    && held.policy.is_some() == policy.is_some()
             };
             match policies.iter_mut().find(same) {
                 Some(held) if held.runs.len() == LATEST => {}
                 Some(held) => held.runs.push(job),
                 None => policies.push(PolicyRuns {
-                    lab: job.params.lab.clone(),
+                    lab: params.lab.clone(),
+                    name,
                     policy,
                     runs: vec![job],
                 }),

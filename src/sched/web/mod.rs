@@ -148,7 +148,7 @@ fn router(site: Shared) -> Router {
         .route("/jobs/{run_id}/answer", get(answers::head))
         .route("/jobs/{run_id}/matrix", get(answers::matrix))
         .route("/jobs/{run_id}/evidence", get(answers::evidence))
-        .route("/jobs/{run_id}/check", get(documents::check))
+        .route("/jobs/{run_id}/document", get(documents::document))
         .route("/jobs/{run_id}/table", get(documents::table))
         .route("/jobs/{run_id}/since/{before}", get(documents::difference))
         .route("/policies", get(documents::policies))

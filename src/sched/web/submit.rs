@@ -60,8 +60,10 @@ impl Submission {
             username: rights.name(fields.take("username")?)?,
             params: Params {
                 lab: fields.needed("lab")?,
+                before: fields.take("before")?,
                 source: fields.take("source")?,
                 destination: fields.take("destination")?,
+                networks: fields.take("networks")?.unwrap_or_default(),
                 ports: fields.take("ports")?,
                 policy: None,
                 routers: fields.take("routers")?,

@@ -1,4 +1,4 @@
-// All answers of a check as a table, or how those of two checks differ.
+// All answers of a check or matrix as a table, or how those of two runs differ.
 import { byId, el, live, setText, start } from "./common.js";
 import { showDocument } from "./document.js";
 

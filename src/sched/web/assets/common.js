@@ -255,9 +255,23 @@ const STATUS = { QUEUED: "waiting", RUNNING: "running", DONE: "done", FAILED: "f
 export const statusText = (status) => STATUS[status] ?? status;
 export const tag = (name, text) => el("span", { class: `tag ${name}` }, text);
 
-/** How many of which verdict, or of a check how many rules stand how; only those that there are. */
+/** What jobs of a type count, where it is not verdicts: rules of a check, services of a diff. */
+const COUNTED = { check: ["as stated", "contradicted", "UNKNOWN"], diff: ["same", "changed", "UNKNOWN"] };
+
+/** Whether a job asks in bulk: its answer is a report by sections. */
+export const inBulk = (type) => ["check", "matrix", "diff"].includes(type);
+
+/** What a job asks, in one line. */
+export function question(params) {
+    const asked = params.policy
+        ? `${params.policy.name}, ${params.policy.rules} rules`
+        : `${params.source ?? "networks"} → ${params.destination ?? "networks"}  ${params.ports}`;
+    return params.before ? `${asked}, before: ${params.before}` : asked;
+}
+
+/** How many of which verdict, or of what else is counted; only those that there are. */
 export function verdicts(counts, type) {
-    const words = type === "check" ? ["as stated", "contradicted", "UNKNOWN"] : ["YES", "NO", "UNKNOWN"];
+    const words = COUNTED[type] ?? ["YES", "NO", "UNKNOWN"];
     const parts = [["YES", counts.yes], ["NO", counts.no], ["UNKNOWN", counts.unknown]];
     const shown = parts.map(([look, count], index) => [look, count, words[index]]).filter(([, count]) => count > 0);
     return el("span", { class: "verdicts" }, ...shown.map(([look, count, word]) => tag(look, `${count} ${word}`)));

@@ -2,7 +2,7 @@
 import { showAnswer } from "./answer.js";
 import { showDocument } from "./document.js";
 import {
-    announce, api, ApiError, byId, cancelJob, duration, el, live, moment, optionsText, progressBar, routersText,
+    announce, api, ApiError, byId, cancelJob, duration, el, inBulk, live, moment, optionsText, progressBar, routersText,
     setText, start, statusText, tag, token, verdicts, whoami,
 } from "./common.js";
 
@@ -21,10 +21,10 @@ function showJob(job) {
     byId("facts-panel").hidden = false;
     byId("status").replaceChildren(tag(job.status, job.status === "QUEUED" ? `waiting, number ${job.position}` : statusText(job.status)));
     const rows = [
-        ["Type", job.type], ["User", job.username], ["Lab", job.params.lab],
-        ["From", job.params.source], ["To", job.params.destination], ["Services", job.params.ports],
+        ["Type", job.type], ["User", job.username], ["Lab", job.params.lab], ["Before", job.params.before],
+        ["From", job.params.source], ["To", job.params.destination], ["Networks", job.params.networks && "the end networks of the lab"], ["Services", job.params.ports],
         ["Policy", job.params.policy && `${job.params.policy.name}: ${job.params.policy.rules} rules, ${job.params.policy.questions} questions`],
-        ["Routers", job.type === "check" ? "" : routersText(job.params)], ["Options", optionsText(job.params)], ["DSCP", job.dscp],
+        ["Routers", inBulk(job.type) ? "" : routersText(job.params)], ["Options", optionsText(job.params)], ["DSCP", job.dscp],
         ["Submitted", moment(job.created_at)],
         ["Started", job.started_at && moment(job.started_at)],
         ["Ended", job.finished_at && moment(job.finished_at)],
@@ -72,9 +72,9 @@ async function showEnd(job) {
         byId("result-panel").hidden = false;
         byId("download").hidden = false;
         byId("report").hidden = job.type === "quick";
-        if (job.type === "check") {
-            byId("counts").append(el("a", { href: `/job/${encodeURIComponent(runId)}/table` }, "All answers"));
-            await showDocument(`/jobs/${encodeURIComponent(runId)}/check`, byId("result"));
+        if (inBulk(job.type)) {
+            if (job.type === "check") byId("counts").append(el("a", { href: `/job/${encodeURIComponent(runId)}/table` }, "All answers"));
+            await showDocument(`/jobs/${encodeURIComponent(runId)}/document`, byId("result"));
         } else {
             if (job.verdicts) byId("counts").append(verdicts(job.verdicts));
             await showAnswer(runId, job, byId("result"));

@@ -1,6 +1,6 @@
 // The queue: running and waiting jobs live, history, locks; cancel.
 import {
-    announce, api, byId, cancelJob, duration, el, keyed, live, moment, progressBar, routersText,
+    announce, api, byId, cancelJob, duration, el, inBulk, keyed, live, moment, progressBar, question, routersText,
     setText, start, statusText, tag, verdicts,
 } from "./common.js";
 import { startForm } from "./submit.js";
@@ -13,7 +13,6 @@ let queue = { quick: 0, detailed: 0, check: 0, first: [] };
 let scheduler = null;
 let older = null;
 
-const question = (params) => (params.policy ? `${params.policy.name}, ${params.policy.rules} rules` : `${params.source} → ${params.destination}  ${params.ports}`);
 const cell = (label, name, ...children) => el("td", { "data-label": label, class: name }, ...children);
 const runCell = (job) => el("th", { scope: "row" }, el("a", { href: `/job/${job.run_id}`, class: "mono" }, job.run_id));
 const cancelCell = (job) => el("td", { class: "act" },
@@ -57,7 +56,7 @@ function showRunning() {
 
 function showWaiting() {
     const places = { quick: 0, detailed: 0, check: 0 };
-    const jobs = queue.first.map((job) => ({ ...job, place: (places[job.analysis_mode] += 1) }));
+    const jobs = queue.first.map((job) => ({ ...job, place: (places[inBulk(job.analysis_mode) ? "check" : job.analysis_mode] += 1) }));
     keyed(byId("waiting"), jobs, (job) => job.run_id, (job) => el("tr", {}, runCell(job),
         cell("Type", "", tag("", job.analysis_mode)), cell("Place", "num place"),
         cell("User", "cut", job.username), questionCell(job),
@@ -88,14 +87,15 @@ function showHistory() {
 function showTiles() {
     if (!scheduler) return;
     const count = (type) => [...running.values()].filter((job) => job.type === type).length;
+    const bulk = [...running.values()].filter((job) => inBulk(job.type)).length;
     const held = [...running.values()].filter((job) => job.dscp !== null).length;
     const tiles = [
         ["Quick running", count("quick"), `of ${scheduler.quick_jobs}`],
         ["Detailed running", count("detailed"), `of ${scheduler.detailed_jobs}`],
         ["Quick waiting", queue.quick, ""],
         ["Detailed waiting", queue.detailed, ""],
-        ["Checks running", count("check"), `of ${scheduler.check_jobs}`],
-        ["Checks waiting", queue.check, ""],
+        ["Bulk running", bulk, `of ${scheduler.check_jobs}`],
+        ["Bulk waiting", queue.check, ""],
         ["DSCP values in use", held, ""],
     ];
     keyed(byId("tiles"), tiles, (tile) => tile[0],

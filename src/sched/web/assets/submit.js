@@ -15,13 +15,14 @@ function showMode() {
 /** What the form asks for; an error names the field whose text is none of its kind. */
 async function read() {
     const job = {};
+    const mode = byId("f-mode").value;
     for (const field of fields()) {
         if (field.closest("[data-mode]")?.hidden) continue;
         const text = field.value.trim();
         if (field.type === "checkbox") {
             if (field.checked) job[field.name] = true;
         } else if (text === "") {
-            if (field.required) throw new FieldError(field.name, "This is needed.");
+            if (field.required || field.dataset.needed?.split(" ").includes(mode)) throw new FieldError(field.name, "This is needed.");
         } else if (field.dataset.kind === "number") {
             if (!Number.isFinite(Number(text))) throw new FieldError(field.name, `${text} is no number.`);
             job[field.name] = Number(text);
