@@ -24,7 +24,8 @@ pub struct Unseen {
     pub interface: IfName,
     /// Their family.
     pub family: Family,
-    /// Their protocol: TCP, or UDP in place of any other.
+    /// Their protocol: one of which connection tracking takes answers without a request for no
+    /// connection, or UDP in place of all others, of which it takes them for a new one.
     pub protocol: Protocol,
     /// The rule or policy.
     pub stop: String,
@@ -51,12 +52,10 @@ pub(super) fn unseen(router: &Router) -> Vec<Unseen> {
             if nets.is_empty() {
                 continue;
             }
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                // Connection tracking takes TCP that begins in the middle for no connection, and
-                // anything else for a new one.
+            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, echo(family)] {
                 let state = match protocol {
-                    Protocol::Tcp => TrackingState::Invalid,
-                    _ => TrackingState::New,
+                    Protocol::Udp => TrackingState::New,
+                    _ => TrackingState::Invalid,
                 };
                 let stopped = |state| {
                     let packet = answer(family, protocol, state, interface, &nets);
@@ -77,6 +76,26 @@ pub(super) fn unseen(router: &Router) -> Vec<Unseen> {
     found
 }
 
+/// The protocol of echo requests.
+fn echo(family: Family) -> Protocol {
+    match family {
+        Family::V4 => Protocol::Icmp,
+        Family::V6 => Protocol::Icmpv6,
+    }
+}
+
+impl Unseen {
+    /// Whether it stops answers of a protocol.
+    #[must_use]
+    pub fn stops(&self, protocol: Protocol) -> bool {
+        let own = matches!(
+            protocol,
+            Protocol::Tcp | Protocol::Sctp | Protocol::Icmp | Protocol::Icmpv6
+        );
+        self.protocol == if own { protocol } else { Protocol::Udp }
+    }
+}
+
 /// An answer of a host in one of `nets`, as it comes in by `interface`.
 fn answer(
     family: Family,
@@ -89,12 +108,19 @@ fn answer(
         .with(Field::Protocol, protocol.number())
         .with_state(state)
         .with_device(Field::Incoming, interface.name.as_str());
-    if protocol == Protocol::Tcp {
-        packet = packet.with(Field::TcpFlags, SYN_ACK);
-    }
+    packet = match protocol {
+        Protocol::Tcp => packet.with(Field::TcpFlags, SYN_ACK),
+        Protocol::Icmp => packet.with(Field::IcmpType, ECHO_REPLY),
+        Protocol::Icmpv6 => packet.with(Field::IcmpType, ECHO_REPLY_V6),
+        _ => packet,
+    };
     nets.iter()
         .fold(packet, |p, net| p.with_address(Field::Source, *net))
 }
 
 /// The flags of a TCP header that answers the first one, RFC 9293 section 3.1.
 const SYN_ACK: u32 = 0x12;
+
+/// Types of echo replies, RFC 792 and RFC 4443 section 4.2.
+const ECHO_REPLY: u32 = 0;
+const ECHO_REPLY_V6: u32 = 129;

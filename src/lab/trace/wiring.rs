@@ -244,15 +244,28 @@ impl Wiring {
         if !self.owners(server).is_empty() || near.iter().any(|plug| plug.shares(server, client)) {
             return Vec::new();
         }
-        let is_said = |plug: &&&Plug| {
-            let mut said = self.gateways.iter();
-            said.any(|(at, router)| plug.segment == Some(*at) && plug.router == *router)
-        };
-        let said: Vec<&Plug> = near.iter().filter(is_said).copied().collect();
+        let said: Vec<&Plug> = near.iter().filter(|p| self.is_said(p)).copied().collect();
         let all = if said.is_empty() { near } else { said };
         let links = all.into_iter();
         let links = links.filter(|plug| plug.kind == InterfaceKind::Ethernet);
         links.map(Plug::entry).collect()
+    }
+
+    /// The gateway of `server` for what it sends to `client`, where one was said and no other.
+    #[must_use]
+    pub fn gateway_said(&self, server: IpAddr, client: IpAddr) -> Option<Entry> {
+        let all = self.gateways_of(server, client);
+        let plug = |entry: &Entry| self.plug(&entry.router, entry.iface_in.as_ref()?);
+        let [only] = <[Entry; 1]>::try_from(all).ok()?;
+        plug(&only)
+            .is_some_and(|plug| self.is_said(plug))
+            .then_some(only)
+    }
+
+    /// Whether the router of an interface was said to be the gateway of its segment.
+    fn is_said(&self, plug: &Plug) -> bool {
+        let mut said = self.gateways.iter();
+        said.any(|(at, router)| plug.segment == Some(*at) && plug.router == *router)
     }
 
     /// The interfaces that are up, in a subnet with `address`, and on a segment that has it by as

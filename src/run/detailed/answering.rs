@@ -30,16 +30,13 @@ pub(super) fn doubt(
     let last = end.way.last()?;
     let (server, client) = (last.headers.destination, last.headers.source);
     let wiring = Wiring::from(lab);
-    let passed = |router: &RouterName| end.way.iter().any(|leg| leg.router == *router);
+    let legs = || end.way.iter().chain(&end.answer);
+    let passed = |router: &RouterName| legs().any(|leg| leg.router == *router);
     if let Some(missing) = wiring.unheard(server).first().filter(|_| !trust) {
         return Some(format!(
             "the lab has no facts of {missing}, which may be the gateway by which {server} answers"
         ));
     }
-    let kind = match protocol {
-        Protocol::Tcp => Protocol::Tcp,
-        _ => Protocol::Udp,
-    };
     let answer = TracePacket {
         protocol: Some(protocol),
         source_port: last.headers.destination_port,
@@ -52,7 +49,7 @@ pub(super) fn doubt(
         let mut stops = lab.router(&entry.router).ok()?.unseen.iter();
         let stop = stops.find(|unseen| {
             let here = Some(&unseen.interface) == entry.iface_in.as_ref();
-            here && unseen.family == Family::of(server) && unseen.protocol == kind
+            here && unseen.family == Family::of(server) && unseen.stops(protocol)
         });
         let why = match stop {
             Some(stop) => format!(

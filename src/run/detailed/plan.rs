@@ -209,11 +209,19 @@ impl<'a> Planner<'a> {
         let Some(router) = sink.router() else {
             return Ok(Planned::default());
         };
-        let from = Entry {
+        let from = self.gateway(sink, answer.destination).unwrap_or(Entry {
             router: router.clone(),
             iface_in: sink.exit().map(|(_, interface)| interface.clone()),
-        };
+        });
         Ok(self.follow(answer, protocol, from)?.0)
+    }
+
+    /// The gateway of the host at a sink for what it sends to `client`, where `links.toml` names it.
+    /// Within a scope it is the router that sends to it.
+    pub(super) fn gateway(&self, sink: &Sink, client: IpAddr) -> Option<Entry> {
+        let (server, _) = (sink.address()?, sink.exit()?);
+        let said = self.map.wiring.gateway_said(server, client);
+        said.filter(|_| self.scope.is_none())
     }
 
     /// Adds the routers that a service's answers pass if they come from `sink`.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -225,7 +226,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         let turns_back = beside && target.sink.address() == Some(source.address());
         let destination = match turns_back {
             true => None,
-            false => self.destination(&target.sink, at)?,
+            false => self.destination((&target.sink, source.address()), at)?,
         };
         let mut site = StretchRound {
             at,
@@ -327,16 +328,17 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         caught
     }
 
-    fn destination(&mut self, sink: &Sink, at: usize) -> Result<Option<HostSpec>, DetailedError> {
-        let Sink::Host {
-            router,
-            interface,
-            address,
-            ..
-        } = sink
-        else {
+    fn destination(
+        &mut self,
+        (sink, client): (&Sink, IpAddr),
+        at: usize,
+    ) -> Result<Option<HostSpec>, DetailedError> {
+        let (Some((router, interface)), Some(address)) = (sink.exit(), sink.address()) else {
             return Ok(None);
         };
+        let gateway = self.planner.gateway(sink, client);
+        let gateway = gateway.and_then(|entry| Some((entry.router, entry.iface_in?)));
+        let (router, interface) = gateway.unwrap_or((router.clone(), interface.clone()));
         let lab = self.planner.lab;
         // The payload is random: a second job of the same name does not take this one's host.
         let job = (self.setup.run_id.as_str(), self.setup.payload);
@@ -346,9 +348,9 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         let request = HostRequest {
             id: HostId::new(lab.clone(), name),
             router: RouterId::new(lab.clone(), router.clone()),
-            address: *address,
+            address,
             prefix_len: None,
-            interface: Some(interface.clone()),
+            interface: Some(interface),
         };
         match self.caretaker.hosts().lab(lab)?.plan(&request) {
             Ok(spec) => Ok(Some(HostSpec {

@@ -31,6 +31,9 @@ struct Case {
     /// Namespaces whose facts are collected.
     routers: Vec<String>,
     network: String,
+    /// What stands in `links.toml` beside the facts.
+    #[serde(default)]
+    links: Option<String>,
     question: Vec<Question>,
 }
 
@@ -122,6 +125,9 @@ fn wrong(case: &Case) -> Vec<String> {
         let text = collected(&place, &network.name(router));
         let text = text.replace(&format!("{}.", network.bed.lab), "");
         fs::write(facts.join(format!("{router}_facts.txt")), text).unwrap();
+    }
+    if let Some(links) = &case.links {
+        fs::write(facts.join("links.toml"), links).unwrap();
     }
     place.up(&facts);
     let mut wrong = Vec::new();
