@@ -12,12 +12,16 @@ PATH=$PATH:/sbin:/usr/sbin:/usr/local/sbin
 LC_ALL=C
 export PATH LC_ALL
 
+# The ip(8) of busybox leaves out much of policy rules: that it was this one is noted.
+of=
+case $(ip -V 2>&1) in *[Bb]usy[Bb]ox*) of=' (BusyBox)' ;; esac
+
 # section NAME COMMAND...: one section with what the command printed.
 section() {
     name=$1
     shift
     printf '=== TSIM_SECTION_START:%s ===\n' "$name"
-    printf 'TITLE: %s\nCOMMAND: %s\nTIMESTAMP: %s\n---\n' "$name" "$*" "$(date '+%Y-%m-%d %H:%M:%S')"
+    printf 'TITLE: %s\nCOMMAND: %s%s\nTIMESTAMP: %s\n---\n' "$name" "$*" "$of" "$(date '+%Y-%m-%d %H:%M:%S')"
     "$@" 2>/dev/null
     code=$?
     printf '\nEXIT_CODE: %s\n=== TSIM_SECTION_END:%s ===\n\n' "$code" "$name"

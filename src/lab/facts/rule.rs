@@ -78,6 +78,17 @@ fn is_merged(rest: &str) -> bool {
     })
 }
 
+/// Whether the line is one of the rules that every namespace has.
+pub(super) fn is_of_kernel(line: &str) -> bool {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    matches!(
+        words[..],
+        ["0:", "from", "all", "lookup", "local" | "255"]
+            | ["32766:", "from", "all", "lookup", "main" | "254"]
+            | ["32767:", "from", "all", "lookup", "default" | "253"]
+    )
+}
+
 /// The number before the first colon, and what stands behind it.
 fn priority(line: &str) -> Result<(u32, &str), String> {
     let (priority, rest) = line

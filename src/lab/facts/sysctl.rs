@@ -66,6 +66,7 @@ const PER_INTERFACE: [&str; 19] = [
 pub(super) fn parse(line: &str) -> Option<(String, String)> {
     let (key, value) = line.split_once('=')?;
     let (key, value) = (key.trim(), value.trim());
+    let key = key.strip_prefix("/proc/sys/").unwrap_or(key);
     if key.is_empty() || key.contains([' ', '\t']) {
         return None;
     }
@@ -101,6 +102,7 @@ pub(super) fn matters(path: &str) -> bool {
 
 /// Whether a line that cannot be read is about a setting that a lab takes over.
 pub(super) fn names_one(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
     let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let single = |word: &str| {
         SINGLE
@@ -124,6 +126,10 @@ mod tests {
         assert_eq!(
             read("net/ipv4/ip_forward=1").unwrap(),
             "net/ipv4/ip_forward"
+        );
+        assert_eq!(
+            read("/proc/sys/net/ipv4/conf/eth0/forwarding = 0").unwrap(),
+            "net/ipv4/conf/eth0/forwarding"
         );
         assert_eq!(read("no value"), None);
         assert_eq!(read(" = 1"), None);

@@ -892,3 +892,53 @@ fn what_one_line_forms_of_addresses_leave_out_is_taken_from_links_and_routes() {
     let said = messages(&facts, Severity::Warning).join("\n");
     assert_eq!(said.matches("had no carrier").count(), 2, "{said}");
 }
+
+#[test]
+fn settings_that_decide_and_cannot_be_read_are_doubts() {
+    for line in [
+        "net.ipv4.conf.eth0.forwarding =",
+        "net.ipv4.conf.eth0.100.forwarding = 0",
+        "net.ipv4.conf.Eth0.forwarding = 0",
+        "net.ipv4.conf.eth*.forwarding = 0",
+        "NET.IPV4.conf.eth0.forwarding = 0",
+        "ip_forward = 0",
+    ] {
+        let facts = read(&[minimal(CONNECTED), section("sysctl", "", line)].concat());
+        let mut doubts = facts.warnings.iter().filter(|w| w.matters());
+        let of = |w: &Warning| w.omission.as_ref().map(|omission| omission.kind);
+        assert!(
+            doubts.any(|w| of(w) == Some(OmissionKind::Sysctl)),
+            "{line}"
+        );
+    }
+    for line in [
+        "net.ipv4.conf.eth7.forwarding = 0",
+        "net.ipv4.conf.all.bc_forwarding = 0",
+        "net.ipv4.tcp_rmem = 4096\t131072\t6291456",
+    ] {
+        let facts = read(&[minimal(CONNECTED), section("sysctl", "", line)].concat());
+        let said = messages(&facts, Severity::Warning);
+        assert!(
+            !said
+                .iter()
+                .any(|said| said.contains("known; left out") || said.contains("called as")),
+            "{said:?}"
+        );
+    }
+}
+
+#[test]
+fn policy_rules_that_busybox_prints_may_be_others() {
+    let own =
+        "0:\tfrom all lookup local\n32766:\tfrom all lookup main\n32767:\tfrom all lookup default";
+    for (more, doubted) in [("", false), ("\n99:\tfrom 10.5.0.0/16 lookup main", true)] {
+        let rules = section("policy_rules", "", &format!("{own}{more}"))
+            .replace("COMMAND: x", "COMMAND: ip rule show (BusyBox)");
+        let facts = read(&[minimal(CONNECTED), rules].concat());
+        let mut said = facts.warnings.iter();
+        assert_eq!(
+            said.any(|w| w.matters() && w.message.contains("BusyBox")),
+            doubted
+        );
+    }
+}

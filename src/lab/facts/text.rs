@@ -302,9 +302,18 @@ impl Reader {
             );
             Vec::new()
         });
+        let of_busybox = section.command.contains("BusyBox");
+        let mut told = false;
         for (line, text) in rules {
             if text.trim().is_empty() {
                 continue;
+            }
+            if of_busybox && !told && !rule::is_of_kernel(&text) {
+                told = true;
+                let message =
+                    "ip(8) of BusyBox prints no `not`, ports, protocols and `oif` of policy rules";
+                let omission = Omission::of_family(OmissionKind::PolicyRule, family);
+                self.omit(line, message, omission);
             }
             match rule::parse(&text, family, &self.tables) {
                 Ok(rule) => self.facts.rules.push(At::new(line, rule)),
@@ -416,10 +425,12 @@ impl Reader {
     fn sysctls(&mut self, section: &Section<'_>) {
         for &(line, text) in &section.body {
             match sysctl::parse(text) {
-                Some((key, value)) if sysctl::matters(&key) => self.facts.set_sysctl(&key, &value),
-                Some(_) => {}
-                None => {
-                    let message = format!("`{text}` is not `key = value`; left out");
+                Some((key, value)) if sysctl::matters(&key) && !value.is_empty() => {
+                    self.facts.set_sysctl(&key, &value);
+                }
+                Some((key, _)) if !sysctl::names_one(&key) => {}
+                _ => {
+                    let message = format!("`{text}` is no `key = value` that is known; left out");
                     match whole::of_setting(text) {
                         Some(omission) => self.omit(line, message, omission),
                         None => self.warn(line, message),
@@ -623,6 +634,23 @@ impl Reader {
         }
     }
 
+    /// Says of settings that are those of an interface but for the case of its name.
+    fn strange_settings(&mut self) {
+        let names = || self.facts.interfaces.iter().map(|i| i.name.as_str());
+        let strange = |key: &String| {
+            let name = key.split('/').nth(3).unwrap_or_default();
+            let alike = |known: &str| known.eq_ignore_ascii_case(name);
+            !names().any(|known| known == name) && names().any(alike)
+        };
+        let keys = self.facts.sysctls.iter().map(|(key, _)| key);
+        let found: Vec<String> = keys.filter(|key| strange(key)).cloned().collect();
+        for key in found {
+            if let Some(omission) = whole::of_setting(&key) {
+                self.omit(0, format!("no interface is called as in `{key}`"), omission);
+            }
+        }
+    }
+
     /// Says what a router usually has and this file does not, and puts in what that means.
     fn complete(&mut self, sections: &[Section<'_>]) {
         let key = "net/ipv6/conf/all/forwarding";
@@ -634,6 +662,7 @@ impl Reader {
         {
             self.facts.set_sysctl(key, &v4);
         }
+        self.strange_settings();
         self.rulesets_there(sections);
         self.without_rules();
         self.without_routes();
