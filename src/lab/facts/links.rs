@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    RouterFacts, addr,
+    RouterFacts, addr, addr_forms,
     section::Section,
     vlans,
     words::{Words, not_read},
@@ -66,13 +66,27 @@ pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
     groups(facts, sections);
 }
 
-/// Where nothing tells the interfaces' groups, rules that ask for them match what nobody knows.
+/// Where nothing tells the interfaces' groups, or only by names, rules that ask for them match what
+/// nobody knows.
 fn groups(facts: &mut RouterFacts, sections: &[Section<'_>]) {
-    let shows = |section: &Section<'_>| {
-        let links = section.name == "interfaces" || DETAILS.contains(&section.name);
-        links && section.body.iter().any(|(_, line)| line.contains("group"))
-    };
-    if sections.iter().any(shows) {
+    let shows = |s: &&Section<'_>| s.name == "interfaces" || DETAILS.contains(&s.name);
+    let lines = sections
+        .iter()
+        .filter(shows)
+        .flat_map(|section| &section.body);
+    let groups = lines.flat_map(|(_, line)| {
+        let words = line.split(|c: char| c.is_whitespace() || "\":,".contains(c));
+        let mut words = words.filter(|word| !word.is_empty());
+        std::iter::from_fn(move || {
+            words
+                .find(|word| *word == "group")
+                .and_then(|_| words.next())
+        })
+    });
+    // A VXLAN's is an address.
+    let groups = groups.filter(|group| group.parse::<IpAddr>().is_err());
+    let mut groups = groups.map(addr_forms::group).peekable();
+    if groups.peek().is_some() && groups.all(|group| group.is_ok()) {
         return;
     }
     let asks = |line: &str| line.contains("ifgroup") || line.contains("devgroup");

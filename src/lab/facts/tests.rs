@@ -680,7 +680,15 @@ fn rules_by_group_are_doubtful_where_nothing_tells_the_groups() {
     };
     assert_eq!(doubts(&read(&text)), 1);
     let links = "3: eth1: <BROADCAST,UP> mtu 1500 qdisc noqueue state UP mode DEFAULT group 2";
-    let told = read(&(text + &section("links", "", links)));
+    let named = links.replace("group 2", "group wan");
+    assert_eq!(
+        doubts(&read(&(text.clone() + &section("links", "", &named)))),
+        1
+    );
+    let links = format!(
+        "{links}\n4: vx0: <UP> mtu 1450 group default\n    vxlan id 4 group 239.0.0.1 dev eth1"
+    );
+    let told = read(&(text + &section("links", "", &links)));
     assert_eq!(doubts(&told), 0);
     let eth1 = told.interfaces.iter().find(|i| i.name.as_str() == "eth1");
     assert_eq!(eth1.unwrap().group, 2);
