@@ -373,12 +373,18 @@ impl Digest<'_, '_> {
             Some(first.clone()),
             Some(via.unwrap_or(destination)),
         );
-        if outs.iter().any(|(dev, _)| dev != first) {
-            let ending = Ending::new(
-                Verdict::Unknown,
-                EndKind::NotKnown,
-                several(&self.at.router, outs, destination),
-            );
+        let why = match first.as_str() {
+            "lo" => Some(format!(
+                "{} sends it to {destination}, which is its own: such packets go by lo and are not measured",
+                self.at.router
+            )),
+            _ if outs.iter().any(|(dev, _)| dev != first) => {
+                Some(several(&self.at.router, outs, destination))
+            }
+            _ => None,
+        };
+        if let Some(why) = why {
+            let ending = Ending::new(Verdict::Unknown, EndKind::NotKnown, why);
             return self.exit(leg, vec![Fate::End(ending)]);
         }
         let mut fates = Vec::new();

@@ -53,8 +53,11 @@ impl Bench<'_> {
             return None;
         }
         let (at, request) = *seen.first(Direction::Request).last()?;
+        let post = self.posts.get_mut(at)?;
+        let out = post.clerk.observer.name(request.last.oif);
+        let by_lo = out.is_some_and(|out| out.as_str() == "lo");
         let sink = match request.stopped_by() {
-            StoppedBy::Nothing(ProbeExit::Local) => Sink::Router {
+            StoppedBy::Nothing(exit) if by_lo || exit == ProbeExit::Local => Sink::Router {
                 router: self.posts.get(at)?.station.name().clone(),
                 address: request.last.destination,
                 proxy: None,
