@@ -3,7 +3,10 @@
 
 use super::Bench;
 use crate::{
-    firewall::nft::trace::{ProbeExit, StoppedBy, flow::FlowPacket},
+    firewall::{
+        nft::trace::{ProbeExit, StoppedBy, flow::FlowPacket},
+        place::HookPoint,
+    },
     lab::trace::{End, Entry, Onward},
     model::{IfName, RouterName},
     netlink::object::Mac,
@@ -143,7 +146,12 @@ impl Bench<'_> {
         [Direction::Request, Direction::Answer]
             .into_iter()
             .find_map(|direction| {
-                let (at, packet) = *seen.first(direction).last()?;
+                // A frame for a router that is not held is flooded to others of its link, too, and
+                // comes in there no further.
+                let flooded = StoppedBy::After(HookPoint::Ingress);
+                let all = seen.first(direction);
+                let mut last = all.iter().rev();
+                let (at, packet) = *last.find(|(_, packet)| packet.stopped_by() != flooded)?;
                 if packet.stopped_by() != StoppedBy::Nothing(ProbeExit::Out) {
                     return None;
                 }
