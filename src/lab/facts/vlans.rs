@@ -90,7 +90,9 @@ pub(super) fn tell_speakers(facts: &mut RouterFacts) {
         let link = &mut interface.value.link;
         link.in_vlan = speaker;
         // Behind the `@` of other interfaces stands who is at the other end.
-        link.over.take_if(|_| link.kind.as_deref() != Some("vlan"));
+        let kind = link.kind.as_deref();
+        link.over
+            .take_if(|_| !matches!(kind, Some("vlan" | "macvlan")));
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn pairs(ends: &[LinkEnd], routers: &[Router]) -> Vec<(usize, usize)>
     pairs.extend(evidence.by_unnumbered_next_hops());
     pairs.extend(evidence.by_neighbours());
     pairs.extend(evidence.by_word());
+    pairs.extend(evidence.by_shared_link());
     let spoken = |end| evidence.spoken_for_by(end);
     pairs
         .iter()
@@ -276,6 +277,17 @@ impl Evidence<'_> {
             }
         }
         pairs
+    }
+
+    /// Interfaces with a hardware address of their own on the link of another (macvlan), as VRRP has them.
+    fn by_shared_link(&self) -> Vec<(usize, usize)> {
+        let ends = self.ends.iter().enumerate();
+        let shares = ends.filter(|(_, end)| end.facts.link.kind.as_deref() == Some("macvlan"));
+        let below = |(index, end): (usize, &LinkEnd)| {
+            let over = end.facts.link.over.as_ref()?;
+            Some((index, self.sibling(end, over)?))
+        };
+        shares.filter_map(below).collect()
     }
 
     /// The end `interface` of `router`.

@@ -67,7 +67,7 @@ pub struct LinkFacts {
     /// Whether it is a bridge, and several of its ports are isolated.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub isolates: bool,
-    /// The interface below it, which it is a VLAN of (`NAME@BELOW`).
+    /// The interface below it, which it is a VLAN of, or a macvlan that shares its link (`NAME@BELOW`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub over: Option<IfName>,
     /// Whether it is a bridge whose ports are in VLANs (`vlan_filtering 1`).

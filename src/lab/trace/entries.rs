@@ -130,7 +130,8 @@ impl Finder<'_> {
             destination,
             ..
         } = *self.packet;
-        let near = self.wiring.neighbours(source);
+        let mut near = self.wiring.neighbours(source);
+        near.extend(self.wiring.addressed_within(&near, source));
         let is_destination = |plug: &&&Plug| {
             let answers = plug.has(destination) || self.wiring.answers_arp(plug, destination);
             answers && plug.shares(source, destination)

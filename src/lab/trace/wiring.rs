@@ -288,6 +288,23 @@ impl Wiring {
             .collect()
     }
 
+    /// Other interfaces of routers that are `near` an address, on the same segment and with a whole address
+    /// in a subnet that has it: what hosts have for a gateway there (VRRP on a macvlan) comes in by these.
+    pub(super) fn addressed_within(&self, near: &[&Plug], address: IpAddr) -> Vec<&Plug> {
+        let whole = |net: &&IpNet| net.prefix_len() == net.max_prefix_len();
+        let within = |plug: &Plug, other: &Plug| {
+            let mut own = plug.addresses.iter().filter(whole);
+            plug.segment == other.segment
+                && plug.router == other.router
+                && own.any(|own| other.shares(address, own.addr()))
+        };
+        let others = self.plugs.iter();
+        let others = others.filter(|plug| plug.up && plug.prefix(address).is_none());
+        others
+            .filter(|plug| near.iter().any(|other| within(plug, other)))
+            .collect()
+    }
+
     /// The interfaces on the segment of `from` by which `address` is reached, other than `from`:
     /// those that have it, or else for IPv4 those of routers that have it elsewhere, since a router
     /// answers ARP on any interface for any address that it has, unless `arp_ignore` is set. Neighbour
