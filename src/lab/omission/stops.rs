@@ -8,7 +8,7 @@ use std::{cell::OnceCell, collections::BTreeMap};
 
 use super::rulesets::{Layer, RulesetMap};
 use crate::{
-    firewall::rule::{Alone, Does, Match, Packet, Rule, RuleVerdict, Test, Truth},
+    firewall::rule::{Alone, Does, Field, Match, Packet, Rule, RuleVerdict, Test, Truth},
     lab::topology::{Ruleset, RulesetKind},
     model::IfName,
     netlink::object::Family,
@@ -156,6 +156,10 @@ impl Table {
             if answer(rule, text, asked) != Truth::Yes {
                 continue;
             }
+            if spoils(rule, asked) {
+                let text = format!("`{}`, which changes its hop limit,", text.trim());
+                return Flow::Stopped(written.line, text);
+            }
             let Some(verdict) = verdict(rule, asked) else {
                 continue;
             };
@@ -178,6 +182,21 @@ impl Table {
         }
         Flow::On
     }
+}
+
+/// Whether a rule takes from a message of neighbour discovery the hop limit of 255 without which nobody
+/// heeds it (RFC 4861 section 7.1).
+fn spoils(rule: &Rule, asked: StopQuery<'_>) -> bool {
+    let (StopQuery::Packet(packet) | StopQuery::OnDevice(packet, _)) = asked else {
+        return false;
+    };
+    let kinds = packet.numbers(Field::IcmpType).unwrap_or_default();
+    let discovers = |kinds: &(u32, u32)| 133 <= kinds.0 && kinds.1 <= 137;
+    packet.family == Some(Family::V6)
+        && kinds.iter().any(discovers)
+        && rule.does.iter().any(|does| {
+            matches!(does, Does::Set { field: Field::Ttl, value, .. } if *value != Some(255))
+        })
 }
 
 /// Whether a rule surely matches.
