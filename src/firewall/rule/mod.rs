@@ -26,6 +26,7 @@ use std::borrow::Cow;
 pub(crate) use self::source_port::CLIENT_PORTS;
 pub use self::source_port::OpenPorts;
 pub(super) use self::words::comment;
+pub(crate) use self::words::pieces;
 pub use self::{
     caveat::{Alone, Caveat},
     packet::{Field, Packet, TrackingState, Truth},

@@ -19,7 +19,7 @@ pub(super) fn words(text: &str) -> Vec<String> {
 }
 
 /// Words of nft(8): braces and commas are words of their own.
-pub(super) fn pieces(text: &str) -> Vec<String> {
+pub(crate) fn pieces(text: &str) -> Vec<String> {
     let split = |word: String| -> Vec<String> {
         if word.starts_with('"') && word.ends_with('"') {
             return vec![word];

@@ -4,6 +4,7 @@
 //! a lab without omissions. So each omission says which packets it can concern, as narrowly as can
 //! be told from the facts alone, and everything where that cannot be told.
 
+mod damage;
 mod packets;
 mod place;
 mod reach;

@@ -110,6 +110,7 @@ impl Hooks {
 /// The chains of one table: their hooks, and which chains each leads to.
 #[derive(Debug, Default)]
 pub(super) struct Chains {
+    declared: BTreeSet<String>,
     hooks: BTreeMap<String, Hooks>,
     /// Base chains that do more than to filter: nat and route chains.
     others: BTreeSet<String>,
@@ -119,6 +120,16 @@ pub(super) struct Chains {
 }
 
 impl Chains {
+    /// Notes that the table has the chain.
+    pub(super) fn add(&mut self, chain: &str) {
+        self.declared.insert(chain.to_owned());
+    }
+
+    /// Whether the table has the chain.
+    pub(super) fn has(&self, chain: &str) -> bool {
+        self.declared.contains(chain)
+    }
+
     pub(super) fn add_base(&mut self, chain: &str, hooks: Hooks, filters: bool) {
         self.hooks.insert(chain.to_owned(), hooks);
         if !filters {

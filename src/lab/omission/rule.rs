@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FactsPlace, Hooks, PacketOutcome, PacketSet, Passage};
+use super::{
+    FactsPlace, Hooks, PacketOutcome, PacketSet, Passage,
+    damage::{Remains, remains},
+};
 use crate::{
     firewall::rule::{Field, Match, Packet, Rule, RuleVerdict, Test},
     netlink::object::Family,
@@ -47,12 +50,16 @@ impl RuleExtent {
         hooks: Hooks,
     ) -> Self {
         let rule = read(text, xtables);
-        let mut effect = effect(&rule, filters && !hooks.decides_routes());
-        if !xtables && ends_unread(&rule) {
-            effect = ANYTHING;
-        }
+        let (text, effect) = match remains(text, xtables, &rule) {
+            Remains::Whole => (
+                text.to_owned(),
+                effect(&rule, filters && !hooks.decides_routes()),
+            ),
+            Remains::Beginning(text) => (text, ANYTHING),
+            Remains::Several => return Self::unknown(family, Hooks::ALL),
+        };
         Self {
-            text: text.to_owned(),
+            text,
             xtables,
             family,
             hooks,
@@ -80,11 +87,12 @@ impl RuleExtent {
         }
     }
 
-    /// The same, standing there.
+    /// The same, standing there; what may be several rules stands elsewhere, too.
     #[must_use]
     pub fn standing_at(self, at: FactsPlace) -> Self {
+        let is_one = self.hooks != Hooks::ALL || !self.text.is_empty();
         Self {
-            at: Some(at),
+            at: is_one.then_some(at),
             ..self
         }
     }
@@ -284,6 +292,16 @@ mod tests {
             ("iifname != \"eth9\" nosuch 1 drop", 80, true, false),
             ("iifname { \"eth9\" } nosuch 1 drop", 80, false, false),
             ("tcp dport 80 nosuch 1", 80, true, true),
+            ("tcp dport 80 counter packets 0 bytes", 80, true, true),
+            ("udp dport 53 accept tcp dport 80 drop", 80, true, true),
+            ("-A FORWARD -p tcp -m tcp --dport 80 >", 80, true, true),
+            ("-A FORWARD -p udp -m udp --dport 80 >", 80, false, false),
+            (
+                "-A FORWARD -p udp -j DROP-A INPUT -p tcp -j DROP",
+                80,
+                true,
+                true,
+            ),
             ("tcp dport 80 counter accept", 80, false, true),
         ] {
             assert_eq!(change(rule, port, PASSED), passed, "{rule}");

@@ -342,12 +342,17 @@ impl RulesetMap {
                 ..RuleExtent::unknown(table.family, hooks)
             };
         }
+        let mut hooks = table.chains.of(chain);
+        if self.xtables && hooks.is_empty() && !table.chains.has(chain) {
+            // What is called otherwise in the tool's own words may be any chain of the table.
+            hooks = hooks_of_table(&table.name);
+        }
         RuleExtent::new(
             &text,
             self.xtables,
             table.chains.filter(),
             table.family,
-            table.chains.of(chain),
+            hooks,
         )
     }
 }
@@ -420,6 +425,7 @@ fn xtables_line(rule: &str, table: &mut RulesetTable) -> Option<String> {
     if let Some(head) = rule.strip_prefix(':') {
         let mut words = head.split_whitespace();
         let (chain, policy) = (words.next()?, words.next()?);
+        table.chains.add(chain);
         if policy != "-" {
             let filters = matches!(table.name.as_str(), "filter" | "security");
             table.chains.add_base(chain, Hooks::named(chain), filters);

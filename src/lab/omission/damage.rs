@@ -1,0 +1,178 @@
+//! Lines of rulesets that are no rules any more: cut at the edge of a screen, or two in one line.
+//!
+//! Only lines that a loader refused are looked at, so a rule that merely asks for what the kernel
+//! lacks is told from one that was damaged by its grammar alone: a rule as the tools print it has one
+//! verdict or target, and nothing but a comment behind it.
+
+use crate::firewall::rule::{Does, Rule, pieces};
+
+/// What is left of a rule.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Remains {
+    /// All of it.
+    Whole,
+    /// It has no end; these are its matches that surely are what they were.
+    Beginning(String),
+    /// It is more than one rule, or parts of them.
+    Several,
+}
+
+/// What is left of the rule `text`, of which this was `read`.
+pub(super) fn remains(text: &str, xtables: bool, read: &Rule) -> Remains {
+    let words = outside_braces(text);
+    let ends = match xtables {
+        true => words.iter().any(|word| TARGETS.contains(&word.as_str())),
+        false => read.does.iter().any(|does| *does != Does::Note),
+    };
+    match (is_several(&words, xtables), ends) {
+        (true, _) => Remains::Several,
+        (false, true) => Remains::Whole,
+        (false, false) => Remains::Beginning(without_last_match(text, xtables)),
+    }
+}
+
+fn is_several(words: &[String], xtables: bool) -> bool {
+    match xtables {
+        true => is_several_of_iptables(words),
+        false => is_several_of_nft(words),
+    }
+}
+
+/// The options of iptables(8) that name what a rule does.
+const TARGETS: [&str; 4] = ["-j", "--jump", "-g", "--goto"];
+
+/// Whether a rule has something twice that iptables(8) takes once, or goes on behind its target
+/// with what is no option.
+fn is_several_of_iptables(words: &[String]) -> bool {
+    const ONCE: [&[&str]; 7] = [
+        &["-A", "-I", "--append"],
+        &TARGETS,
+        &["-p", "--protocol"],
+        &["-s", "--source", "--src"],
+        &["-d", "--destination", "--dst"],
+        &["-i", "--in-interface"],
+        &["-o", "--out-interface"],
+    ];
+    let count = |names: &[&str]| words.iter().filter(|w| names.contains(&w.as_str())).count();
+    let target = words.iter().position(|w| TARGETS.contains(&w.as_str()));
+    let behind = target.and_then(|at| words.get(at + 2));
+    ONCE.iter().any(|names| count(names) > 1)
+        || behind.is_some_and(|word| !word.starts_with(['-', '!']))
+}
+
+/// Whether something stands behind a verdict that is not its own.
+fn is_several_of_nft(words: &[String]) -> bool {
+    const VERDICTS: [&str; 9] = [
+        "accept",
+        "drop",
+        "return",
+        "continue",
+        "jump",
+        "goto",
+        "reject",
+        "queue",
+        "masquerade",
+    ];
+    let is_verdict = |word: &String| VERDICTS.contains(&word.as_str());
+    let Some(first) = words.iter().position(is_verdict) else {
+        return false;
+    };
+    let own = match words.get(first).map(String::as_str) {
+        Some("jump" | "goto") => 2,
+        Some("reject" | "queue" | "masquerade") => {
+            return words.iter().skip(first + 1).any(is_verdict);
+        }
+        _ => 1,
+    };
+    let behind = words.get(first + own);
+    behind.is_some_and(|word| !matches!(word.as_str(), "comment" | "#"))
+}
+
+/// The words of a rule that stand in no braces and no quotes.
+fn outside_braces(text: &str) -> Vec<String> {
+    let mut depth = 0_usize;
+    let mut words = Vec::new();
+    for word in pieces(text) {
+        match word.as_str() {
+            "{" => depth += 1,
+            "}" => depth = depth.saturating_sub(1),
+            _ if depth == 0 => words.push(word),
+            _ => {}
+        }
+    }
+    words
+}
+
+/// The rule without the last match that it has, which may be cut, and what stands behind it.
+fn without_last_match(text: &str, xtables: bool) -> String {
+    let matches = |text: &str| match xtables {
+        true => Rule::of_iptables(text).matches.len(),
+        false => Rule::of_nft(text).matches.len(),
+    };
+    let (all, mut left) = (matches(text), text.trim_end());
+    while !left.is_empty() && matches(left) >= all {
+        left = left
+            .rsplit_once(char::is_whitespace)
+            .map_or("", |(before, _)| before.trim_end());
+    }
+    left.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_rules_are_told_from_rules_that_the_kernel_lacks() {
+        let tcp = Remains::Beginning("-A FORWARD -p tcp -m tcp".to_owned());
+        let all = Remains::Beginning(String::new());
+        for (text, want) in [
+            (
+                "-A FORWARD -p tcp -m geoip --source-country RU,DE -j DROP",
+                Remains::Whole,
+            ),
+            (
+                "-A FORWARD -j LOG --log-prefix \"a -j DROP -A\"",
+                Remains::Whole,
+            ),
+            (
+                "-A FORWARD -m set ! --match-set a src,dst -j SNAT --to-source 10.0.0.1",
+                Remains::Whole,
+            ),
+            ("-A FORWARD -p tcp -m tcp --dport 80 >", tcp),
+            (
+                "-A FORWARD -j DROP-A FORWARD -p udp -j DROP",
+                Remains::Several,
+            ),
+            (
+                "-A FORWARD -p udp -j DROP -A FORWARD -j DROP",
+                Remains::Several,
+            ),
+            ("-A FORWARD -p udp -j DROP FORWARD", Remains::Several),
+            (
+                "tcp dport 80 nosuch 1 counter packets 0 bytes 0 drop comment \"x accept\"",
+                Remains::Whole,
+            ),
+            ("nosuch 1 ct mark set 0x1", Remains::Whole),
+            (
+                "nosuch 1 tcp dport vmap { 80 : drop, 81 : jump x }",
+                Remains::Whole,
+            ),
+            (
+                "meta l4proto tcp nosuch 1 reject with tcp reset",
+                Remains::Whole,
+            ),
+            ("udp dport 53 accept tcp dport 80 drop", Remains::Several),
+            ("udp dport 53 jump x tcp dport 80", Remains::Several),
+            ("udp dport 53 reject tcp dport 80 drop", Remains::Several),
+            (">", all),
+        ] {
+            let xtables = text.starts_with("-A");
+            let read = match xtables {
+                true => Rule::of_iptables(text),
+                false => Rule::of_nft(text),
+            };
+            assert_eq!(remains(text, xtables, &read), want, "{text}");
+        }
+    }
+}
