@@ -276,7 +276,8 @@ impl Old {
         );
         let decided = built.and_then(|()| {
             next.take(made);
-            up::note_lacks(&mut next, wanted.topology);
+            let read = up::read_rules(wanted.topology);
+            up::note_lacks(&mut next, wanted.topology, read);
             up::check_strict(wanted.options, &next.warnings)?;
             change.decided = true;
             next.change = Some(change);

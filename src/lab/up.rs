@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -296,8 +297,13 @@ impl Builder<'_> {
         lap(&mut self.timing, "segments");
 
         self.progress.step(UpStep::Routers(routers.len()));
-        self.fill(&mut state, &routers)?;
-        note_lacks(&mut state, self.topology);
+        // The loaders are programs of their own that use one processor each.
+        let read = thread::scope(|scope| {
+            let reader = scope.spawn(|| read_rules(self.topology));
+            self.fill(&mut state, &routers)?;
+            reader.join().map_err(|_| LabError::Worker)
+        })?;
+        note_lacks(&mut state, self.topology, read);
         segments::settle(&state, &hidden)?;
         drift::keep(locked, &state, |_| true)?;
         lap(&mut self.timing, "routers");
@@ -395,16 +401,34 @@ impl Builder<'_> {
     }
 }
 
-/// Notes in each router of the lab what it lacks of its facts.
-pub(super) fn note_lacks(state: &mut LabState, topology: &Topology) {
+/// What the rules of a router tell about packets that no job sends, or before a job does.
+pub(super) struct RulesRead {
+    unseen: Vec<unseen::Unseen>,
+    asks_hardware_addresses: bool,
+    translating: Vec<String>,
+}
+
+/// Reads the rules of each router of `topology`.
+pub(super) fn read_rules(topology: &Topology) -> Vec<RulesRead> {
+    let read = |router: &Router| RulesRead {
+        unseen: unseen::unseen(router),
+        asks_hardware_addresses: omission::asks_hardware_addresses(&router.rulesets),
+        translating: omission::translating(&router.rulesets),
+    };
+    topology.routers.iter().map(read).collect()
+}
+
+/// Notes in each router of the lab what was `read` of its rules, and what it lacks of its facts.
+pub(super) fn note_lacks(state: &mut LabState, topology: &Topology, read: Vec<RulesRead>) {
     state.warnings.sort_by(|a, b| a.origin.cmp(&b.origin));
-    for (router, made) in state.routers.iter_mut().zip(&topology.routers) {
+    let made = topology.routers.iter().zip(read);
+    for (router, (made, read)) in state.routers.iter_mut().zip(made) {
         let own = |w: &&Warning| w.matters() && w.router.as_ref() == Some(&router.name);
         let lacks: Vec<&Warning> = state.warnings.iter().filter(own).collect();
-        router.unseen = unseen::unseen(made);
-        router.asks_hardware_addresses = omission::asks_hardware_addresses(&made.rulesets);
+        router.unseen = read.unseen;
+        router.asks_hardware_addresses = read.asks_hardware_addresses;
+        router.translating = read.translating;
         router.ruleset_incomplete = lacks.iter().any(|w| w.is_of_ruleset());
-        router.translating = omission::translating(&made.rulesets);
         if !lacks.is_empty() {
             router.redirecting = omission::redirecting(&made.rulesets);
         }
