@@ -1,8 +1,10 @@
 //! `ip addr show`: interfaces with their addresses.
 
+use ipnet::IpNet;
+
 use super::{
     InterfaceFacts,
-    addr_forms::{self, ParsedAddresses, address},
+    addr_forms::{self, ParsedAddresses, ShownAddress, address},
     ip_json, link_types,
     words::Words,
 };
@@ -56,7 +58,13 @@ pub(super) fn parse<'a>(lines: &[(usize, &'a str)]) -> ParsedAddresses<'a> {
                 }
                 (Below::Refused, _) => Ok(()),
                 _ if is_strange(text) => Err(format!("this is not known: {}", text.trim())),
-                (Below::Interface, Some(interface)) => detail(words, &mut interface.value),
+                (Below::Interface, Some(interface)) => {
+                    let shown = detail(words, &mut interface.value);
+                    shown.map(|shown| {
+                        let shown = shown.and_then(|shown| shown.add(&mut interface.value));
+                        parsed.unused.extend(shown.map(|unused| (line, unused)));
+                    })
+                }
                 _ => Err(format!("it stands below no interface: {}", text.trim())),
             }
         };
@@ -94,7 +102,7 @@ enum Below {
 }
 
 /// What lines below an interface begin with that says nothing about where packets go; counters
-/// begin with digits.
+/// are numbers alone.
 const SAYS_NOTHING: [&str; 12] = [
     "valid_lft",
     "altname",
@@ -116,16 +124,25 @@ fn is_strange(text: &str) -> bool {
     let known = first.is_empty()
         || matches!(first, "inet" | "inet6")
         || first.starts_with("link/")
-        || first.starts_with(|c: char| c.is_ascii_digit())
+        || text.split_ascii_whitespace().all(is_count)
         || SAYS_NOTHING.contains(&first)
         || link_types::is_kind(first);
     !known
 }
 
+/// A counter of `ip -s`, in full or as `ip -h` rounds it: `1234`, `1.23M`.
+fn is_count(word: &str) -> bool {
+    let number = word.trim_end_matches(['i', 'k', 'K', 'M', 'G', 'T']);
+    number.parse::<f64>().is_ok()
+}
+
 /// Whether a line has an address or the kind of an interface somewhere.
 fn tells(text: &str) -> bool {
     let mut words = text.split_ascii_whitespace();
-    words.any(|word| matches!(word, "inet" | "inet6") || word.starts_with("link/"))
+    words.any(|word| {
+        let is_address = word.parse::<IpNet>().is_ok();
+        is_address || matches!(word, "inet" | "inet6") || word.starts_with("link/")
+    })
 }
 
 /// `2: eth0@if5: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500 … master br0 …`
@@ -196,9 +213,13 @@ pub(super) fn kind_of(name: &IfName, flags: &[&str]) -> InterfaceKind {
     }
 }
 
-fn detail(words: &mut Words<'_>, interface: &mut InterfaceFacts) -> Result<(), String> {
+/// Reads a line below an interface; returns the address that it shows.
+fn detail(
+    words: &mut Words<'_>,
+    interface: &mut InterfaceFacts,
+) -> Result<Option<ShownAddress>, String> {
     match words.next() {
-        Some("inet" | "inet6") => interface.addresses.push(address(words)?),
+        Some("inet" | "inet6") => return address(words).map(Some),
         Some("link/ether") => interface.mac = Some(words.parse::<Mac>("link/ether")?),
         Some("link/gre" | "link/ipip" | "link/sit" | "link/tunnel6" | "link/gre6") => {
             interface.kind = InterfaceKind::Tunnel;
@@ -217,7 +238,7 @@ fn detail(words: &mut Words<'_>, interface: &mut InterfaceFacts) -> Result<(), S
         Some(word) => link_types::detail(word, words, &mut interface.link),
         None => {}
     }
-    Ok(())
+    Ok(None)
 }
 
 #[cfg(test)]

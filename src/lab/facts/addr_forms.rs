@@ -22,6 +22,28 @@ pub(super) struct ParsedAddresses<'a> {
     pub(super) unknown: Vec<(usize, &'a str)>,
     /// Interfaces that were up and had no carrier: what leaves by them is lost.
     pub(super) no_carrier: Vec<(usize, IfName)>,
+    /// Addresses that the kernel has and does not use.
+    pub(super) unused: Vec<(usize, IpNet)>,
+}
+
+/// An address as it is shown.
+#[derive(Debug)]
+pub(super) struct ShownAddress {
+    address: Address,
+    /// Whether IPv6 found another machine with it (`dadfailed`), or has not looked to the end
+    /// (`tentative`): the router neither takes packets for it nor answers neighbours (RFC 4862).
+    is_unused: bool,
+}
+
+impl ShownAddress {
+    /// Gives the address to `interface`, or returns it where it is not used.
+    pub(super) fn add(self, interface: &mut InterfaceFacts) -> Option<IpNet> {
+        if self.is_unused {
+            return Some(self.address.local);
+        }
+        interface.addresses.push(self.address);
+        None
+    }
 }
 
 impl ParsedAddresses<'_> {
@@ -36,6 +58,7 @@ impl ParsedAddresses<'_> {
             notices: self.notices,
             unknown: Vec::new(),
             no_carrier: self.no_carrier,
+            unused: self.unused,
         }
     }
 }
@@ -81,15 +104,15 @@ pub(super) fn oneline(
     let interface = named(words.value("the index")?)?;
     words.next();
     let address = address(&mut words)?;
-    let mut all = parsed.interfaces.iter_mut();
-    match all.find(|known| known.name == interface.name) {
-        Some(known) => known.value.addresses.push(address),
-        None => {
-            let mut interface = interface;
-            interface.addresses.push(address);
-            parsed.interfaces.push(At::new(line, interface));
-        }
+    let mut known = parsed.interfaces.iter();
+    let known = known.position(|known| known.name == interface.name);
+    let at = known.unwrap_or(parsed.interfaces.len());
+    if known.is_none() {
+        parsed.interfaces.push(At::new(line, interface));
     }
+    let interface = parsed.interfaces.get_mut(at);
+    let unused = interface.and_then(|interface| address.add(&mut interface.value));
+    parsed.unused.extend(unused.map(|unused| (line, unused)));
     Ok(())
 }
 
@@ -136,7 +159,7 @@ pub(super) fn brief(text: &str) -> Option<Result<InterfaceFacts, String>> {
 }
 
 /// An address with what stands behind it, as `ip addr` shows it behind `inet` or `inet6`.
-pub(super) fn address(words: &mut Words<'_>) -> Result<Address, String> {
+pub(super) fn address(words: &mut Words<'_>) -> Result<ShownAddress, String> {
     let net = |word: &str| {
         address_with_len(word).ok_or_else(|| format!("`{word}` is not an address with prefix"))
     };
@@ -146,6 +169,7 @@ pub(super) fn address(words: &mut Words<'_>) -> Result<Address, String> {
         scope: Scope::Global,
         prefix_route: true,
     };
+    let mut is_unused = false;
     while let Some(word) = words.next() {
         match word {
             "peer" => {
@@ -161,11 +185,12 @@ pub(super) fn address(words: &mut Words<'_>) -> Result<Address, String> {
                     scope(value).ok_or_else(|| format!("scope `{value}` is not known"))?;
             }
             "noprefixroute" => address.prefix_route = false,
-            // Flags (secondary, dynamic, …), broadcast address and label.
+            "dadfailed" | "tentative" => is_unused = true,
+            // Other flags (secondary, dynamic, …), broadcast address and label.
             _ => {}
         }
     }
-    Ok(address)
+    Ok(ShownAddress { address, is_unused })
 }
 
 /// An interface's group by name or number; /etc/iproute2/group has no other name by default.

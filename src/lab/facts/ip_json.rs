@@ -237,11 +237,10 @@ fn address(info: &Map<String, Value>) -> String {
     if info.contains_key("scope") {
         line += &format!(" scope {}", value(info, "scope"));
     }
-    if info
-        .get("noprefixroute")
-        .is_some_and(|is| *is == Value::Bool(true))
-    {
-        line += " noprefixroute";
+    for flag in ["noprefixroute", "dadfailed", "tentative"] {
+        if info.get(flag) == Some(&Value::Bool(true)) {
+            line += &format!(" {flag}");
+        }
     }
     line
 }

@@ -1,26 +1,23 @@
-//! What leads to the other end of a link: `ip -d link show`, `wg show`, `ip neigh show`.
+//! What leads to the other end of a link: `ip -d link show`, `ip neigh show`, `lldpctl`.
 
 use std::{collections::BTreeMap, net::IpAddr};
-
-use ipnet::IpNet;
 
 use super::{
     RouterFacts, addr, addr_forms,
     section::Section,
-    vlans,
+    vlans, wireguard,
     words::{Words, not_read},
 };
 use crate::{
     lab::{
         omission::{Omission, OmissionKind, RulesetMaps},
-        topology::{InterfaceKind, LinkFacts, MasterKind, Warning, WireGuard, WireGuardPeer},
+        topology::{InterfaceKind, LinkFacts, MasterKind, Warning},
     },
     model::IfName,
     netlink::object::Mac,
 };
 
 const DETAILS: [&str; 4] = ["links", "link_details", "ip_link", "interface_details"];
-const WIREGUARD: [&str; 3] = ["wireguard", "wg_show", "wg"];
 const LLDP: &str = "lldp";
 const NEIGHBOURS: [&str; 6] = [
     "neighbours",
@@ -37,7 +34,7 @@ pub(super) fn is_section(name: &str) -> bool {
         || name == vlans::SECTION
         || name == super::proxy::SECTION
         || DETAILS.contains(&name)
-        || WIREGUARD.contains(&name)
+        || wireguard::SECTIONS.contains(&name)
         || NEIGHBOURS.contains(&name)
 }
 
@@ -49,8 +46,8 @@ pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
         }
         if DETAILS.contains(&section.name) {
             details(facts, section);
-        } else if WIREGUARD.contains(&section.name) {
-            wireguard(facts, section);
+        } else if wireguard::SECTIONS.contains(&section.name) {
+            wireguard::read(facts, section);
         } else if NEIGHBOURS.contains(&section.name) {
             neighbours(facts, section);
         } else if section.name == LLDP {
@@ -61,6 +58,7 @@ pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
             }
         }
     }
+    wireguard::doubt_untold(facts);
     masters(facts);
     vlans::tell_speakers(facts);
     groups(facts, sections);
@@ -163,68 +161,6 @@ fn unread(facts: &mut RouterFacts, line: usize, text: &str) {
     let origin = facts.origin(line);
     let warning = Warning::notice(origin, &facts.name, not_read(text));
     facts.warnings.push(warning);
-}
-
-/// What `wg show` says of an interface and its peers.
-const WIREGUARD_FIELDS: [&str; 12] = [
-    "interface",
-    "public key",
-    "private key",
-    "listening port",
-    "fwmark",
-    "peer",
-    "preshared key",
-    "endpoint",
-    "allowed ips",
-    "latest handshake",
-    "transfer",
-    "persistent keepalive",
-];
-
-/// `wg show`, which hides private keys.
-fn wireguard(facts: &mut RouterFacts, section: &Section<'_>) {
-    let mut shown: BTreeMap<String, WireGuard> = BTreeMap::new();
-    let mut current = None;
-    for (at, line) in &section.body {
-        let (field, value) = line.trim().split_once(':').unwrap_or((line, ""));
-        let known = field.trim().is_empty() || WIREGUARD_FIELDS.contains(&field);
-        if !known {
-            unread(facts, *at, line);
-        }
-        let value = value.trim();
-        if field == "interface" {
-            current = Some(shown.entry(value.to_owned()).or_default());
-            continue;
-        }
-        let Some(interface) = current.as_deref_mut() else {
-            continue;
-        };
-        match (field, interface.peers.last_mut()) {
-            ("public key", _) => interface.public_key = Some(value.to_owned()),
-            ("peer", _) => interface.peers.push(WireGuardPeer {
-                public_key: value.to_owned(),
-                endpoint: None,
-                allowed_ips: Vec::new(),
-            }),
-            ("endpoint", Some(peer)) => peer.endpoint = Some(value.to_owned()),
-            ("allowed ips", Some(peer)) => peer.allowed_ips = nets(value),
-            _ => {}
-        }
-    }
-    for (name, wireguard) in shown {
-        let interfaces = facts.interfaces.iter_mut();
-        for interface in interfaces.filter(|known| known.name.as_str() == name) {
-            let interface = &mut interface.value;
-            interface.kind = InterfaceKind::Tunnel;
-            interface.link.wireguard = Some(wireguard.clone());
-        }
-    }
-}
-
-/// `10.7.0.2/32, fd00::2/128`, or `(none)`.
-fn nets(text: &str) -> Vec<IpNet> {
-    let words = text.split(',').map(str::trim);
-    words.filter_map(|word| word.parse().ok()).collect()
 }
 
 /// `fe80::2 dev swp1 lladdr 52:54:00:02:00:02 router REACHABLE`

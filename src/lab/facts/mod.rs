@@ -85,6 +85,7 @@ mod text;
 mod vlans;
 mod vrf;
 mod whole;
+mod wireguard;
 mod words;
 
 #[cfg(test)]

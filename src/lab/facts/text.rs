@@ -272,6 +272,19 @@ impl Reader {
         for (line, name) in parsed.no_carrier {
             self.facts.without_carrier(line, name);
         }
+        for (line, address) in parsed.unused {
+            let net = address.trunc();
+            self.omit(
+                line,
+                format!(
+                    "{address} was not in use: another machine may have it (IPv6 asks for that)"
+                ),
+                Omission::of_packets(
+                    OmissionKind::Address,
+                    [PacketSet::to(net), PacketSet::from(net)],
+                ),
+            );
+        }
         if parsed.interfaces.is_empty() {
             self.omit(
                 section.first_line(),

@@ -470,3 +470,75 @@ fn routes_that_were_set_off_are_routes_of_their_own() {
     let want = [("10.7.0.0/16", 1), ("10.8.0.0/16", 2), ("10.9.0.0/16", 0)];
     assert_eq!(shown, want.map(|(to, hops)| (to.to_owned(), hops)));
 }
+
+/// What is doubted of facts whose interfaces are these, and with one section more.
+fn doubted((interfaces, routes): (&str, &str), name: &str, body: &str) -> Vec<String> {
+    let facts = section("interfaces", "", interfaces) + &section("routing_table_main", "", routes);
+    doubts(&read(&(facts + &section(name, "", body))))
+}
+
+#[test]
+fn what_stands_below_an_interface_is_no_counter_where_it_has_an_address() {
+    let below = |line: &str| {
+        let interfaces = format!("{INTERFACES}\n    {line}");
+        doubted((&interfaces, CONNECTED), "other", "").len()
+    };
+    for (line, doubts) in [
+        ("1234 17 0 0 0 0", 0),
+        ("1.23M 17k 0 0 0 0", 0),
+        ("10.2.0.77/24 scope global secondary eth1", 1),
+        ("12  inet 10.2.0.77/24 scope global secondary eth1", 1),
+    ] {
+        assert_eq!(below(line), doubts, "{line}");
+    }
+}
+
+#[test]
+fn an_address_that_failed_its_detection_is_not_the_routers() {
+    let shown = "    inet6 2001:db8:9::1/64 scope global dadfailed tentative";
+    let json = r#"[{"ifname":"eth0","flags":["UP"],"mtu":1500,"addr_info":[{"local":"2001:db8:9::1",
+        "prefixlen":64,"scope":"global","dadfailed":true,"tentative":true}]}]"#;
+    let oneline = "2: eth0    inet6 2001:db8:9::1/64 scope global dadfailed tentative";
+    for interfaces in [&format!("{INTERFACES}\n{shown}"), json, oneline] {
+        let routes = section("routing_table_main", "", CONNECTED);
+        let facts = read(&(section("interfaces", "", interfaces) + &routes));
+        let mut all = facts.interfaces.iter().flat_map(|i| &i.addresses);
+        assert!(!all.any(|address| address.local.to_string() == "2001:db8:9::1/64"));
+        let said = doubts(&facts);
+        assert!(
+            said[0].contains("2001:db8:9::1/64 was not in use"),
+            "{said:?}"
+        );
+    }
+}
+
+#[test]
+fn peers_of_wireguard_that_cannot_be_read_are_doubted() {
+    let interfaces = "4: wg0: <POINTOPOINT,NOARP,UP> mtu 1420\n    link/none \n    \
+        inet 10.9.0.1/24 scope global wg0";
+    let one = "interface: wg0\n  public key: A=\n\npeer: B=\n  allowed ips: 10.9.0.2/32";
+    for (name, body, doubts) in [
+        ("wireguard", one.to_owned(), 0),
+        (
+            "wireguard",
+            "interface: wg0\npeer: B=\n  allowed ips: (none)".to_owned(),
+            0,
+        ),
+        ("wireguard", format!("{one},\n10.50.0.0/16"), 2),
+        (
+            "wireguard",
+            "[Peer]\nPublicKey = B=\nAllowedIPs = 10.9.0.2/32".to_owned(),
+            3,
+        ),
+        ("wireguard", "wg0\t(none)\tA=\t51820\toff".to_owned(), 1),
+        ("links", format!("{interfaces}\n    wireguard"), 1),
+    ] {
+        let routes = "10.9.0.0/24 dev wg0 proto kernel scope link src 10.9.0.1";
+        let said = doubted((interfaces, routes), name, &body);
+        assert_eq!(said.len(), doubts, "{body}: {said:?}");
+        assert!(
+            said.iter().all(|said| said.contains("`wg show`")),
+            "{said:?}"
+        );
+    }
+}
