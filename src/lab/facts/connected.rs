@@ -3,7 +3,7 @@
 //! `ip route show` lists them among the others. The lab must not make them twice, and must not
 //! have one that the router lacks.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -37,11 +37,12 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
             if !address.prefix_route || !makes_route(address) || !seen.insert(subnet) {
                 continue;
             }
-            let listed = |at: &&At<Route>| is_to(at, subnet, &interface.name);
-            let found: Vec<&At<Route>> = facts.routes.iter().filter(listed).collect();
-            match found.iter().find(|route| is_natural(route, address)) {
-                Some(route) => {
-                    natural.insert(route.line);
+            let routes = facts.routes.iter().enumerate();
+            let listed = |at: &(usize, &At<Route>)| is_to(at.1, subnet, &interface.name);
+            let found: Vec<(usize, &At<Route>)> = routes.filter(listed).collect();
+            match found.iter().find(|(_, route)| is_natural(route, address)) {
+                Some((number, _)) => {
+                    natural.insert(*number);
                 }
                 None if !facts.tables.contains(&(family, Route::MAIN)) => {}
                 None => {
@@ -59,7 +60,12 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
             }
         }
     }
-    facts.routes.retain(|route| !natural.contains(&route.line));
+    let mut numbers = 0..;
+    facts.routes.retain(|_| {
+        numbers
+            .next()
+            .is_none_or(|number| !natural.contains(&number))
+    });
     for (line, name, subnet) in missing {
         let message = format!(
             "{name}: table main has no route to its own subnet {subnet}; the lab has none either"
@@ -81,6 +87,31 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
             };
             Warning::omission(file, &facts.name, message, omission)
         };
+        facts.warnings.push(warning);
+    }
+}
+
+/// Doubts what is to or from addresses that table local has and no interface of the facts: the list
+/// of interfaces is not whole then.
+pub(super) fn doubt_lost(facts: &mut RouterFacts) {
+    let own = std::mem::take(&mut facts.own);
+    let interfaces = facts.interfaces.iter();
+    let told: BTreeSet<IpAddr> = interfaces
+        .flat_map(|interface| &interface.addresses)
+        .map(|address| address.local.addr())
+        .collect();
+    for lost in own.iter().filter(|own| !told.contains(&own.value)) {
+        let net = IpNet::from(lost.value);
+        let omission = Omission::of_packets(
+            OmissionKind::Address,
+            [PacketSet::to(net), PacketSet::from(net)],
+        );
+        let message = format!(
+            "table local has {}, and no interface of the facts",
+            lost.value
+        );
+        let origin = facts.origin(lost.line);
+        let warning = Warning::omission(origin, &facts.name, message, omission);
         facts.warnings.push(warning);
     }
 }

@@ -45,6 +45,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -127,6 +128,8 @@ pub struct RouterFacts {
     pub lost_rules: Vec<LostRule>,
     /// Lines of routes that have a realm, which the lab's routes have not.
     realms: Vec<usize>,
+    /// The router's own addresses as the kernel's routes of table local have them.
+    own: Vec<At<IpAddr>>,
 }
 
 /// A policy rule that could not be read or represented.
@@ -500,6 +503,7 @@ impl RouterFacts {
             lost_routes: Vec::new(),
             lost_rules: Vec::new(),
             realms: Vec::new(),
+            own: Vec::new(),
         }
     }
 

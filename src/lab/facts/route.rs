@@ -1,6 +1,8 @@
 //! `ip route show`, with or without `-o`: one route per line, next hops on lines of their own or
 //! behind `\`.
 
+use std::net::Ipv4Addr;
+
 use ipnet::IpNet;
 
 use super::words::{TableNames, Words, address_with_len, prefix, route_protocol, scope, tos};
@@ -109,6 +111,9 @@ fn known(line: &str, family: Option<Family>, table: u32, tables: &TableNames) ->
     let typed = words.first().is_some_and(|word| TYPES.contains(word));
     let word = words.get(usize::from(typed))?;
     let own = address_with_len(word).or_else(|| everything(word, family));
+    if !word.contains('/') && own.is_some() && has_mask(&words) {
+        return None;
+    }
     let behind = |key: &str| {
         let at = words.iter().position(|word| *word == key)?;
         words.get(at + 1).copied()
@@ -120,6 +125,17 @@ fn known(line: &str, family: Option<Family>, table: u32, tables: &TableNames) ->
         route.table = tables.id(named)?;
     }
     Some(route)
+}
+
+/// Whether a prefix length or a netmask stands by itself, as other tools than ip(8) print them.
+fn has_mask(words: &[&str]) -> bool {
+    let is_mask = |word: &&str| {
+        let netmask = word
+            .parse::<Ipv4Addr>()
+            .is_ok_and(|mask| mask.octets()[0] == 255);
+        netmask || word.starts_with('/') || matches!(*word, "netmask" | "mask")
+    };
+    words.iter().any(is_mask)
 }
 
 /// What `default` means.

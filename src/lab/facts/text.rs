@@ -1,6 +1,6 @@
 //! Facts of one router from a sectioned file; see [the parent](super) for the sections.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::{IpNet, Ipv6Net};
 
@@ -368,6 +368,8 @@ impl Reader {
         });
         for (line, text) in routes {
             if id == Route::LOCAL && is_made_by_kernel(&text) {
+                let own = own_address(&text).map(|own| At::new(line, own));
+                self.facts.own.extend(own);
                 continue;
             }
             let text = self.next_hops.filled(&text);
@@ -685,6 +687,7 @@ impl Reader {
         link_layer::model(&mut self.facts, sections);
         vrf::model(&mut self.facts);
         connected::normalise(&mut self.facts);
+        connected::doubt_lost(&mut self.facts);
         proxy::model(&mut self.facts, sections);
     }
 }
@@ -719,6 +722,14 @@ fn is_made_by_kernel(text: &str) -> bool {
     ) || words
         .windows(2)
         .any(|pair| pair == ["proto", "kernel"] || to_itself(pair))
+}
+
+/// The address of the router's own that such a route is for, where an interface has it.
+fn own_address(text: &str) -> Option<IpAddr> {
+    let address = text.strip_prefix("local ")?.split_whitespace().next()?;
+    let address: IpAddr = address.parse().ok()?;
+    let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    (!address.is_loopback() && !is_link_local).then_some(address)
 }
 
 /// Routes whose next hops stand on lines of their own, each as one line.

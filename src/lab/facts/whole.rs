@@ -64,7 +64,8 @@ pub(super) fn check(text: &str, sections: &[Section<'_>]) -> (Vec<Lack>, BTreeSe
         let why = why.or_else(|| without_tables(section, sections));
         if let Some(why) = why.or_else(|| cut(section, sections)) {
             let message = format!("section `{name}` shows a part: {why}");
-            lacks.push(Lack::new(section.line, message, of_second(name)));
+            let omission = of_other_family(section).unwrap_or_else(|| of_second(name));
+            lacks.push(Lack::new(section.line, message, omission));
         }
     }
     (lacks, second)
@@ -180,10 +181,31 @@ fn part(section: &Section<'_>) -> Option<String> {
             begins("-t") || begins("--table") || behind(&["-S", "--list-rules"]).is_some()
         }
         "policy_rules" | "ipv6_policy_rules" => behind(&["show", "list", "ls"]).is_some(),
+        // `ip addr show eth0`, `ip -4 addr`
+        "interfaces" => behind(&SHOW).is_some() || of_other_family(section).is_some(),
         name if routing_table(name).is_some() => words.iter().any(|word| SELECTORS.contains(word)),
         _ => return None,
     };
     (found || is_filtered(command)).then(|| format!("`{command}`"))
+}
+
+/// The verbs of ip-address(8) that name what is to be shown.
+const SHOW: [&str; 8] = ["show", "sh", "s", "list", "ls", "lst", "l", "dev"];
+
+/// What `ip -4 addr` and `ip -6 addr` do not show, where nothing else narrows them.
+fn of_other_family(section: &Section<'_>) -> Option<Omission> {
+    let words: Vec<&str> = section.command.split_whitespace().collect();
+    let other = match (words.contains(&"-4"), words.contains(&"-6")) {
+        (true, false) => Family::V6,
+        (false, true) => Family::V4,
+        _ => return None,
+    };
+    let narrowed = is_filtered(section.command)
+        || words
+            .windows(2)
+            .any(|pair| SHOW.contains(&pair[0]) && pair[1].starts_with(char::is_alphanumeric));
+    let is_whole = section.name == "interfaces" && !narrowed;
+    is_whole.then(|| Omission::of_family(OmissionKind::Section, other))
 }
 
 /// Whether a command gives what it shows to a tool that picks some of it.

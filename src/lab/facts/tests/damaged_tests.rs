@@ -542,3 +542,61 @@ fn peers_of_wireguard_that_cannot_be_read_are_doubted() {
         );
     }
 }
+
+#[test]
+fn all_routes_of_ip_j_are_kept_though_they_stand_on_one_line() {
+    let json = r#"[{"dst":"default","gateway":"10.0.1.2","dev":"eth1"},{"type":"blackhole","dst":"10.9.0.0/16"},
+        {"dst":"10.0.0.0/24","dev":"eth0","protocol":"kernel","scope":"link","prefsrc":"10.0.0.1"},
+        {"dst":"10.0.1.0/24","dev":"eth1","protocol":"kernel","scope":"link","prefsrc":"10.0.1.1"}]"#;
+    let facts = read(&minimal(&json.replace('\n', "")));
+    let kept: Vec<_> = facts
+        .routes
+        .iter()
+        .map(|r| r.destination.to_string())
+        .collect();
+    assert_eq!(kept, ["0.0.0.0/0", "10.9.0.0/16"]);
+}
+
+#[test]
+fn a_route_whose_length_stands_apart_may_be_to_anything() {
+    for (route, known) in [
+        ("10.9.0.0 - 255.255.0.0 ! 0 - 0 -", None),
+        ("blackhole 10.9.0.0 /16", None),
+        ("10.9.0.0 via 10.0.0.7 dev eth0 netmask 255.255.0.0", None),
+        (
+            "10.9.0.5 via 10.0.0.7 dev eth0 colour green",
+            Some("10.9.0.5/32"),
+        ),
+    ] {
+        let facts = read(&minimal(&format!("{CONNECTED}{route}")));
+        let lost = facts.lost_routes[0].route.as_ref();
+        let lost = lost.map(|route| route.destination.to_string());
+        assert_eq!(lost.as_deref(), known, "{route}");
+    }
+}
+
+#[test]
+fn interfaces_of_which_a_part_is_shown_lack_the_rest() {
+    let local = "local 192.0.2.7 dev lo proto kernel scope host src 192.0.2.7";
+    let facts = read(&(minimal(CONNECTED) + &section("routing_table_local", "local", local)));
+    let said = doubts(&facts);
+    assert!(
+        said.iter().any(|said| said.contains("192.0.2.7, and no")),
+        "{said:?}"
+    );
+    for (command, lacks) in [
+        ("ip addr show 2>/dev/null", false),
+        ("ip -d address", false),
+        ("ip addr show eth0; ip addr show eth1", true),
+        ("ip addr | grep -A5 eth", true),
+        ("ip a s scope global", true),
+        ("ip -4 addr", true),
+    ] {
+        let text = minimal(CONNECTED).replacen("COMMAND: x", &format!("COMMAND: {command}"), 1);
+        let said = doubts(&read(&text));
+        let told = said
+            .iter()
+            .any(|said| said.contains("`interfaces` shows a part"));
+        assert_eq!(told, lacks, "{command}: {said:?}");
+    }
+}
