@@ -15,14 +15,12 @@ use super::temporary::{TemporaryError, TemporaryFacts};
 use crate::{
     config::Config,
     files::{self, ReadError},
-    lab::{self, LabError, LabState, topology::RulesetKind},
+    lab::{self, LabError, LabState, facts::exchange, topology::RulesetKind},
     model::RouterName,
 };
 
 /// Most bytes of a ruleset.
 const MOST: u64 = 256 << 20;
-/// How marks of sections begin, which no ruleset has.
-const MARK: &str = "=== TSIM_SECTION_";
 
 /// A change could not be made.
 #[derive(Debug, Error)]
@@ -167,13 +165,13 @@ fn replace(new: &NewRuleset, facts: &Path) -> Result<(), WhatIfError> {
         path: facts.to_owned(),
         why: why.to_owned(),
     };
-    if text.contains(MARK) {
+    if text.contains(exchange::MARK) {
         return Err(refuse("the ruleset has a line of a facts file"));
     }
     let before = read(facts)?;
     let after = match facts.extension().is_some_and(|ending| ending == "json") {
         true => in_json(&before, kind, &text).map_err(|why| refuse(&why))?,
-        false => in_sections(&before, kind, &text),
+        false => exchange::in_sections(&before, kind, &text).map_err(|e| refuse(&e.to_string()))?,
     };
     fs::write(facts, after).map_err(|source| WhatIfError::Copy {
         path: facts.to_owned(),
@@ -211,43 +209,6 @@ fn in_json(facts: &str, kind: RulesetKind, text: &str) -> Result<String, String>
     serde_json::to_string(&facts).map_err(|e| e.to_string())
 }
 
-/// The name of the section with such a ruleset.
-fn section(kind: RulesetKind) -> &'static str {
-    match kind {
-        RulesetKind::Ipset => "ipset_save",
-        RulesetKind::Iptables => "iptables_save",
-        RulesetKind::Ip6tables => "ip6tables_save",
-        RulesetKind::Nft => "nft_ruleset",
-    }
-}
-
-/// A sectioned file without its sections of that name, and with a new one at its end.
-fn in_sections(facts: &str, kind: RulesetKind, text: &str) -> String {
-    let name = section(kind);
-    let start = format!("{MARK}START:{name} ===");
-    let mut after = String::with_capacity(facts.len() + text.len());
-    let mut inside = false;
-    for line in facts.lines() {
-        // A section ends at its own mark, or where another begins.
-        if line.starts_with(MARK) {
-            let ends = inside && line.contains("END:");
-            inside = line == start;
-            if ends {
-                continue;
-            }
-        }
-        if !inside {
-            after.push_str(line);
-            after.push('\n');
-        }
-    }
-    let text = text.trim_end();
-    after.push_str(&format!(
-        "{start}\nTITLE: what if\nCOMMAND: what if\n---\n{text}\n\nEXIT_CODE: 0\n\n{MARK}END:{name} ===\n"
-    ));
-    after
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,18 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_is_replaced_and_the_others_stay() {
-        let facts = "# head\n=== TSIM_SECTION_START:iptables_save ===\nTITLE: x\n---\n*filter\nCOMMIT\n\
-                     EXIT_CODE: 0\n=== TSIM_SECTION_END:iptables_save ===\n\
-                     === TSIM_SECTION_START:hostname ===\n---\nfw\n=== TSIM_SECTION_END:hostname ===\n";
-        let after = in_sections(facts, RulesetKind::Iptables, "*nat\nCOMMIT\n");
-        assert!(
-            !after.contains("*filter") && after.contains("*nat"),
-            "{after}"
-        );
-        assert_eq!(after.matches("START:iptables_save").count(), 1);
-        assert_eq!(after.matches("END:iptables_save").count(), 1);
-        assert!(after.contains("hostname ===\n---\nfw\n"), "{after}");
+    fn a_ruleset_of_json_is_replaced() {
         let after = in_json(r#"{"name":"r1","nft":"old"}"#, RulesetKind::Nft, "new").unwrap();
         assert_eq!(after, r#"{"name":"r1","nft":"new"}"#);
     }

@@ -34,20 +34,26 @@ impl PreparedRuleset {
     }
 }
 
-/// `nft list ruleset` without what a section of iptables-save has of it in a form that can be loaded,
-/// and without rules that nft(8) could not print.
-pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
-    let mut prepared = PreparedRuleset::default();
-    let lines: Vec<&str> = text.lines().collect();
+/// Where a line of an nft dump is loaded from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LoadedFrom {
+    /// The dump itself.
+    Dump,
+    /// A section of iptables-save, which has its table or its chain in a form that can be loaded.
+    Save,
+    /// Nowhere: its table is not the one that iptables-save shows.
+    Nowhere(&'static str),
+}
+
+/// Where each of the `lines` of an nft dump is loaded from.
+pub(super) fn loaded_from(lines: &[&str], saved: &ShownTables) -> Vec<LoadedFrom> {
     let mut table = Shared::No;
     // How the chain ends that another section has.
     let mut ends: Option<String> = None;
+    let mut from = Vec::with_capacity(lines.len());
     for (at, line) in lines.iter().enumerate() {
         if line.starts_with("table ") {
-            table = shared(&lines, at, saved);
-            if let Shared::Differs(reason) = table {
-                prepared.lost.push((at, reason.to_owned()));
-            }
+            table = shared(lines, at, saved);
         }
         let chain = line
             .trim_start()
@@ -58,8 +64,33 @@ pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
             let own = known.iter().any(|own| own == chain);
             ends = own.then(|| format!("{indent}}}"));
         }
-        if ends.is_some() || matches!(table, Shared::Whole | Shared::Differs(_)) {
-            // Its lines are those of another section, or the whole table is lost.
+        from.push(match table {
+            Shared::Differs(reason) => LoadedFrom::Nowhere(reason),
+            Shared::Whole => LoadedFrom::Save,
+            _ if ends.is_some() => LoadedFrom::Save,
+            Shared::No | Shared::Chains(_) => LoadedFrom::Dump,
+        });
+        ends = ends.filter(|end| line != end);
+        if *line == "}" {
+            table = Shared::No;
+        }
+    }
+    from
+}
+
+/// `nft list ruleset` without what a section of iptables-save has of it in a form that can be loaded,
+/// and without rules that nft(8) could not print.
+pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
+    let mut prepared = PreparedRuleset::default();
+    let lines: Vec<&str> = text.lines().collect();
+    let from = loaded_from(&lines, saved);
+    for (at, (line, from)) in lines.iter().zip(from).enumerate() {
+        if from != LoadedFrom::Dump {
+            if let LoadedFrom::Nowhere(reason) = from
+                && line.starts_with("table ")
+            {
+                prepared.lost.push((at, reason.to_owned()));
+            }
         } else if let Some(unprinted) = unprinted(line) {
             let reason = format!("nft could not print `{unprinted}`");
             prepared.lost.push((at, reason));
@@ -69,10 +100,6 @@ pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
             prepared.text.push_str(line);
         }
         prepared.text.push('\n');
-        ends = ends.filter(|end| line != end);
-        if *line == "}" {
-            table = Shared::No;
-        }
     }
     prepared
 }

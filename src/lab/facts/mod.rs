@@ -64,6 +64,7 @@ use crate::{
 mod addr;
 mod addr_forms;
 mod connected;
+pub(crate) mod exchange;
 mod firewall;
 mod ip_json;
 pub mod json;

@@ -6,28 +6,28 @@
 
 use crate::firewall::rule::{Does, Rule, pieces};
 
-/// What is left of a rule.
+/// What is wrong with a rule's text.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Remains {
-    /// All of it.
-    Whole,
+pub(super) enum Damage {
+    /// Nothing.
+    None,
     /// It has no end; these are its matches that surely are what they were.
-    Beginning(String),
+    Cut(String),
     /// It is more than one rule, or parts of them.
     Several,
 }
 
-/// What is left of the rule `text`, of which this was `read`.
-pub(super) fn remains(text: &str, xtables: bool, read: &Rule) -> Remains {
+/// What is wrong with the rule `text`, of which this was `read`.
+pub(super) fn damage_of(text: &str, xtables: bool, read: &Rule) -> Damage {
     let words = outside_braces(text);
     let ends = match xtables {
         true => words.iter().any(|word| TARGETS.contains(&word.as_str())),
         false => read.does.iter().any(|does| *does != Does::Note),
     };
     match (is_several(&words, xtables), ends) {
-        (true, _) => Remains::Several,
-        (false, true) => Remains::Whole,
-        (false, false) => Remains::Beginning(without_last_match(text, xtables)),
+        (true, _) => Damage::Several,
+        (false, true) => Damage::None,
+        (false, false) => Damage::Cut(without_last_match(text, xtables)),
     }
 }
 
@@ -124,47 +124,47 @@ mod tests {
 
     #[test]
     fn damaged_rules_are_told_from_rules_that_the_kernel_lacks() {
-        let tcp = Remains::Beginning("-A FORWARD -p tcp -m tcp".to_owned());
-        let all = Remains::Beginning(String::new());
+        let tcp = Damage::Cut("-A FORWARD -p tcp -m tcp".to_owned());
+        let all = Damage::Cut(String::new());
         for (text, want) in [
             (
                 "-A FORWARD -p tcp -m geoip --source-country RU,DE -j DROP",
-                Remains::Whole,
+                Damage::None,
             ),
             (
                 "-A FORWARD -j LOG --log-prefix \"a -j DROP -A\"",
-                Remains::Whole,
+                Damage::None,
             ),
             (
                 "-A FORWARD -m set ! --match-set a src,dst -j SNAT --to-source 10.0.0.1",
-                Remains::Whole,
+                Damage::None,
             ),
             ("-A FORWARD -p tcp -m tcp --dport 80 >", tcp),
             (
                 "-A FORWARD -j DROP-A FORWARD -p udp -j DROP",
-                Remains::Several,
+                Damage::Several,
             ),
             (
                 "-A FORWARD -p udp -j DROP -A FORWARD -j DROP",
-                Remains::Several,
+                Damage::Several,
             ),
-            ("-A FORWARD -p udp -j DROP FORWARD", Remains::Several),
+            ("-A FORWARD -p udp -j DROP FORWARD", Damage::Several),
             (
                 "tcp dport 80 nosuch 1 counter packets 0 bytes 0 drop comment \"x accept\"",
-                Remains::Whole,
+                Damage::None,
             ),
-            ("nosuch 1 ct mark set 0x1", Remains::Whole),
+            ("nosuch 1 ct mark set 0x1", Damage::None),
             (
                 "nosuch 1 tcp dport vmap { 80 : drop, 81 : jump x }",
-                Remains::Whole,
+                Damage::None,
             ),
             (
                 "meta l4proto tcp nosuch 1 reject with tcp reset",
-                Remains::Whole,
+                Damage::None,
             ),
-            ("udp dport 53 accept tcp dport 80 drop", Remains::Several),
-            ("udp dport 53 jump x tcp dport 80", Remains::Several),
-            ("udp dport 53 reject tcp dport 80 drop", Remains::Several),
+            ("udp dport 53 accept tcp dport 80 drop", Damage::Several),
+            ("udp dport 53 jump x tcp dport 80", Damage::Several),
+            ("udp dport 53 reject tcp dport 80 drop", Damage::Several),
             (">", all),
         ] {
             let xtables = text.starts_with("-A");
@@ -172,7 +172,7 @@ mod tests {
                 true => Rule::of_iptables(text),
                 false => Rule::of_nft(text),
             };
-            assert_eq!(remains(text, xtables, &read), want, "{text}");
+            assert_eq!(damage_of(text, xtables, &read), want, "{text}");
         }
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     FactsPlace, Hooks, PacketOutcome, PacketSet, Passage,
-    damage::{Remains, remains},
+    damage::{Damage, damage_of},
 };
 use crate::{
     firewall::rule::{Field, Match, Packet, Rule, RuleVerdict, Test},
@@ -50,13 +50,13 @@ impl RuleExtent {
         hooks: Hooks,
     ) -> Self {
         let rule = read(text, xtables);
-        let (text, effect) = match remains(text, xtables, &rule) {
-            Remains::Whole => (
+        let (text, effect) = match damage_of(text, xtables, &rule) {
+            Damage::None => (
                 text.to_owned(),
                 effect(&rule, filters && !hooks.decides_routes()),
             ),
-            Remains::Beginning(text) => (text, ANYTHING),
-            Remains::Several => return Self::unknown(family, Hooks::ALL),
+            Damage::Cut(text) => (text, ANYTHING),
+            Damage::Several => return Self::unknown(family, Hooks::ALL),
         };
         Self {
             text,
