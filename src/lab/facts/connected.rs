@@ -66,6 +66,11 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
             .next()
             .is_none_or(|number| !natural.contains(&number))
     });
+    doubt_missing(facts, missing);
+}
+
+/// Doubts what is to subnets that interfaces have, by line, and table main has no route to.
+fn doubt_missing(facts: &mut RouterFacts, missing: Vec<(usize, IfName, IpNet)>) {
     for (line, name, subnet) in missing {
         let message = format!(
             "{name}: table main has no route to its own subnet {subnet}; the lab has none either"
