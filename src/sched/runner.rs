@@ -4,14 +4,16 @@
 //! belongs to the open file, which only the runner holds: while it is locked the runner lives, and
 //! when the runner dies, however it dies, the kernel frees it. So a later scheduler knows for
 //! certain whether a job still runs, no job is started twice, and the process is found by the file
-//! that it has open and not by a pid that may have been reused.
+//! that it has open and not by a pid that may have been reused. That a runner was started is noted in
+//! the file's times, since on a full disk a runner leaves no byte.
 //!
 //! A runner gets an empty environment, a process group of its own (a Ctrl-C on the scheduler's
 //! terminal is not for it) and a limit on the size of each file that it writes.
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs::{self, File, FileTimes, Metadata},
+    io,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
@@ -21,6 +23,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
+    time::SystemTime,
 };
 
 use nix::libc;
@@ -154,6 +157,9 @@ impl Runners {
             write_json(run, TRACE, trace)?;
         }
         let mut command = self.command(job);
+        let mark = alive
+            .try_clone()
+            .map_err(SpoolError::io("mark", Path::new(ALIVE)))?;
         // Names below a directory that the runner is put into: whatever its path leads to by now,
         // the runner writes where the scheduler has looked.
         command
@@ -167,7 +173,9 @@ impl Runners {
         };
         let limited = limits::file_size(&mut command, self.max_output);
         let child = limited.and_then(Command::spawn).map_err(spawn_error)?;
-        Process::of_child(child).map_err(spawn_error)
+        let process = Process::of_child(child).map_err(spawn_error)?;
+        mark_started(&mark);
+        Ok(process)
     }
 
     /// The executable for a mode.
@@ -348,7 +356,7 @@ fn find_one(
     // A holder may end between the look at the lock and the look for its process: look again.
     for _ in 0..LOOKS {
         if flock(&alive, FlockOperation::NonBlockingLockShared).is_ok() {
-            return Ok(if has_run(spool, run_id)? {
+            return Ok(if has_run(spool, run_id, &metadata)? {
                 FoundRunner::Ended
             } else {
                 FoundRunner::NeverRan
@@ -360,6 +368,7 @@ fn find_one(
         let pids = holders.as_ref().and_then(|holders| holders.get(&file));
         let found = pids.into_iter().flatten().find_map(|pid| adopt(*pid, file));
         if let Some(process) = found {
+            mark_started(&alive);
             return Ok(FoundRunner::Alive(process));
         }
         *holders = None;
@@ -368,8 +377,23 @@ fn find_one(
     Err(SpoolError::io("find who holds", &path)(hidden))
 }
 
-/// Any byte that a runner wrote proves that it ran.
-fn has_run(spool: &Spool, run_id: &RunId) -> Result<bool, SpoolError> {
+/// Notes in the times of its `alive` file that a runner was started. That needs no room on the disk,
+/// which all that a runner writes itself does.
+fn mark_started(alive: &File) {
+    let times = FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
+    if let Err(error) = alive.set_times(times) {
+        tracing::warn!(%error, "cannot note that a runner was started");
+    }
+}
+
+/// Any byte that a runner wrote proves that it ran, as does the note that it was started.
+fn has_run(spool: &Spool, run_id: &RunId, alive: &Metadata) -> Result<bool, SpoolError> {
+    if alive
+        .modified()
+        .is_ok_and(|time| time == SystemTime::UNIX_EPOCH)
+    {
+        return Ok(true);
+    }
     for name in [PROGRESS, RESULT, STDERR] {
         let file = spool.run_file(run_id, name)?;
         if file.is_some_and(|file| file.metadata().is_ok_and(|file| file.len() > 0)) {
