@@ -30,8 +30,8 @@ pub(super) struct ParsedAddresses<'a> {
 #[derive(Debug)]
 pub(super) struct ShownAddress {
     address: Address,
-    /// Whether IPv6 found another machine with it (`dadfailed`), or has not looked to the end
-    /// (`tentative`): the router neither takes packets for it nor answers neighbours (RFC 4862).
+    /// Whether IPv6 found another machine with it: the router neither takes packets for it nor
+    /// answers neighbours (RFC 4862). One that is `tentative` alone is good a second later.
     is_unused: bool,
 }
 
@@ -185,7 +185,7 @@ pub(super) fn address(words: &mut Words<'_>) -> Result<ShownAddress, String> {
                     scope(value).ok_or_else(|| format!("scope `{value}` is not known"))?;
             }
             "noprefixroute" => address.prefix_route = false,
-            "dadfailed" | "tentative" => is_unused = true,
+            "dadfailed" => is_unused = true,
             // Other flags (secondary, dynamic, …), broadcast address and label.
             _ => {}
         }

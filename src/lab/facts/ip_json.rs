@@ -237,7 +237,7 @@ fn address(info: &Map<String, Value>) -> String {
     if info.contains_key("scope") {
         line += &format!(" scope {}", value(info, "scope"));
     }
-    for flag in ["noprefixroute", "dadfailed", "tentative"] {
+    for flag in ["noprefixroute", "dadfailed"] {
         if info.get(flag) == Some(&Value::Bool(true)) {
             line += &format!(" {flag}");
         }

@@ -93,9 +93,14 @@ fn doubt(facts: &mut RouterFacts, strange: &[(usize, &str)]) {
     let over: Vec<PacketSet> = tunnels.map(|i| PacketSet::by(i.name.clone())).collect();
     for &(line, text) in strange {
         let message = format!("{}; the output of `wg show` is wanted", not_read(text));
-        let omission = Omission::of_packets(OmissionKind::Interface, over.clone());
         let origin = facts.origin(line);
-        let warning = Warning::omission(origin, &facts.name, message, omission);
+        let warning = match over.is_empty() {
+            true => Warning::notice(origin, &facts.name, message),
+            false => {
+                let omission = Omission::of_packets(OmissionKind::Interface, over.clone());
+                Warning::omission(origin, &facts.name, message, omission)
+            }
+        };
         facts.warnings.push(warning);
     }
 }
