@@ -63,7 +63,7 @@ fn made_up(test: &Match, protocol: Option<u32>) -> Option<Caveat> {
 /// The same of a test that is not understood further, by how it begins.
 fn of_text(text: &str, protocol: Option<u32>) -> Option<fn(String) -> Caveat> {
     const HARDWARE: [&str; 2] = ["mac", "eui64"];
-    const CONTENT: [&str; 11] = [
+    const CONTENT: [&str; 15] = [
         "string",
         "bpf",
         "tcp sequence",
@@ -75,6 +75,10 @@ fn of_text(text: &str, protocol: Option<u32>) -> Option<fn(String) -> Caveat> {
         "ip6 flowlabel",
         "icmp id",
         "icmpv6 id",
+        "icmp sequence",
+        "icmpv6 sequence",
+        "esp",
+        "ah",
     ];
     const LENGTH: [&str; 5] = [
         "length",
@@ -207,6 +211,10 @@ mod tests {
             ("ether saddr 02:11:22:33:44:55 drop", hardware),
             ("ip saddr . ether saddr @pairs accept", hardware),
             ("ether daddr 02:11:22:33:44:55 accept", ""),
+            ("-A f -p esp -m esp --espspi 300 -j DROP", content),
+            ("esp spi 300 drop", content),
+            ("icmp sequence 7 drop", content),
+            ("-A f -p esp -j DROP", ""),
             (
                 "-A f -m string --algo bm --string \"x -j\" -j DROP",
                 content,

@@ -434,8 +434,10 @@ impl Reader<'_> {
         facts.set_sysctl("net/ipv4/ip_forward", flag(file.forwarding.ipv4));
         facts.set_sysctl("net/ipv6/conf/all/forwarding", flag(file.forwarding.ipv6));
         for (key, value) in &file.sysctls {
-            if sysctl::matters(key) {
-                self.facts.set_sysctl(key, value);
+            // As a path, or as sysctl(8) has it.
+            let path = sysctl::parse(&format!("{key} = {value}")).map(|(path, _)| path);
+            if let Some(path) = path.filter(|path| sysctl::matters(path)) {
+                self.facts.set_sysctl(&path, value);
             } else {
                 let message = format!("sysctl {key} is not one that a lab sets; left out");
                 self.warn(self.places.line_of(key), message);

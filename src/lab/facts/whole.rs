@@ -62,6 +62,7 @@ pub(super) fn check(text: &str, sections: &[Section<'_>]) -> (Vec<Lack>, BTreeSe
         }
         let why = part(section).or_else(|| listing(section, sections));
         let why = why.or_else(|| without_tables(section, sections));
+        let why = why.or_else(|| snipped(section));
         if let Some(why) = why.or_else(|| cut(section, sections)) {
             let message = format!("section `{name}` shows a part: {why}");
             let omission = of_other_family(section).unwrap_or_else(|| of_second(name));
@@ -148,6 +149,30 @@ fn of_second(name: &str) -> Omission {
         "ipset_save" | "sysctl" => Omission::of_everything(OmissionKind::Section),
         other => of_section(other),
     }
+}
+
+/// A line of a ruleset that says that something was left out, as people do who shorten one: to those who
+/// load it, it is a comment.
+fn snipped(section: &Section<'_>) -> Option<String> {
+    const SAY: [&str; 5] = ["snip", "omitted", "truncated", "...", "…"];
+    let rulesets = [
+        "iptables_save",
+        "ip6tables_save",
+        "ipset_save",
+        "nft_ruleset",
+    ];
+    let lines = section.body.iter().map(|(_, line)| line.trim());
+    let mut lines = lines.filter(|_| rulesets.contains(&section.name));
+    let found = lines.find(|line| {
+        let aside = line.starts_with(['#', '[', '.', '…', '<', '(']);
+        let counters = line.starts_with('[') && line.contains("] -A ");
+        aside
+            && !counters
+            && SAY
+                .iter()
+                .any(|word| line.to_ascii_lowercase().contains(word))
+    })?;
+    Some(format!("`{found}`"))
 }
 
 /// Why the section's command shows less than the whole, by its own words.
