@@ -8,6 +8,7 @@ mod down;
 mod drift;
 mod error;
 pub mod facts;
+mod fallback;
 mod gone;
 #[cfg(not(feature = "internals"))]
 pub(crate) mod hosts;

@@ -15,8 +15,8 @@ use crate::{
 
 /// Index of `lo` in every namespace.
 pub(super) const LOOPBACK: u32 = 1;
-/// Index of a router's first interface, and of the first bridge in the namespace of segments.
-const FIRST: u32 = 2;
+/// Index of a router's first interface: above those that [`fallback`](super::fallback) devices take.
+const FIRST: u32 = 1 << 10;
 /// Index of the first port of a bridge. Far from the routers' own, because the kernel tells the
 /// news of a veth's carrier late (up to a second, link_watch.c) when both ends have one index.
 const FIRST_PORT: u32 = 1 << 20;
@@ -38,13 +38,6 @@ pub(super) fn routers(topology: &Topology) -> Result<Vec<RouterState>, LabError>
     let mut routers = planned.collect::<Result<Vec<_>, _>>()?;
     tunnels::plan(&mut routers);
     Ok(routers)
-}
-
-/// Index of the bridge of the `segment`-th segment.
-pub(super) fn bridge_index(segment: usize) -> u32 {
-    u32::try_from(segment)
-        .unwrap_or(u32::MAX)
-        .saturating_add(FIRST)
 }
 
 /// The `number`-th port.
@@ -159,7 +152,7 @@ mod tests {
         let (lo, eth0, wg0) = (by_name("lo"), by_name("eth0"), by_name("wg0"));
         assert_eq!((lo.index, lo.mac, lo.port.as_ref()), (1, None, None));
         assert_eq!(eth0.mac.unwrap().to_string(), "52:54:00:12:34:01");
-        assert_eq!((wg0.index, wg0.mtu), (4, Some(1420)));
+        assert_eq!((wg0.index, wg0.mtu), (FIRST + 2, Some(1420)));
         assert!(wg0.mac.unwrap().is_usable());
         assert_eq!(planned("corp10"), routers);
     }

@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use super::{
-    LabError, kernel_settings, plan,
+    LabError, fallback, kernel_settings, plan,
     state::{LabState, RouterState, bridge_name},
 };
 use crate::{
@@ -50,19 +50,11 @@ pub(super) fn make(
     aside: bool,
 ) -> Result<(), LabError> {
     let mut netlink = opened(segments, "lab.segments")?;
-    let mut batch = netlink.batch(format!("lab {}", lab.lab));
-    for number in 0..lab.segments.len() {
-        let options = BridgeOptions {
-            index: Some(plan::bridge_index(number)),
-            up: true,
-            ..BridgeOptions::default()
-        };
-        batch.add_bridge(&bridge(number)?, &options);
-        if aside {
-            // Those of the lab that there is are there.
-            batch.tolerate(Errno::EEXIST);
-        }
+    for (router, netns) in lab.routers.iter().zip(routers) {
+        make_way(router, netns)?;
     }
+    bridges(lab, &mut netlink, aside)?;
+    let mut batch = netlink.batch(format!("lab {}", lab.lab));
     for (router, netns) in lab.routers.iter().zip(routers) {
         for (mut veth, mac) in wires(router, netns)? {
             if aside {
@@ -128,6 +120,39 @@ pub(super) fn router_ports(segments: &NetnsFd) -> Result<Vec<IfName>, LabError> 
     Ok(names
         .filter(|name| plan::port_number(name).is_some())
         .collect())
+}
+
+/// Makes the bridges, which take the first numbers that are free: a port has another one than the end in
+/// its host, and so tells of its carrier at once. `aside`, those of the lab that there is are there.
+fn bridges(lab: &LabState, netlink: &mut Netlink, aside: bool) -> Result<(), LabError> {
+    let mut batch = netlink.batch(format!("lab {}", lab.lab));
+    for number in 0..lab.segments.len() {
+        let options = BridgeOptions {
+            up: true,
+            ..BridgeOptions::default()
+        };
+        batch.add_bridge(&bridge(number)?, &options);
+        if aside {
+            batch.tolerate(Errno::EEXIST);
+        }
+    }
+    batch.send()?;
+    // Their numbers, by which ports are put into them.
+    netlink.links().map_err(NetlinkErrors::from)?;
+    Ok(())
+}
+
+/// Frees the names of a router's interfaces in its namespace.
+fn make_way(router: &RouterState, netns: &NetnsFd) -> Result<(), LabError> {
+    let names = router.interfaces.iter().map(|interface| &interface.name);
+    let names: Vec<&IfName> = names
+        .filter(|name| fallback::is_taken_by_some(name))
+        .collect();
+    if !names.is_empty() {
+        let mut netlink = Netlink::open(netns).map_err(NetlinkErrors::from)?;
+        fallback::make_way(&mut netlink, &names)?;
+    }
+    Ok(())
 }
 
 fn opened(segments: &NetnsFd, step: &'static str) -> Result<Netlink, LabError> {

@@ -4,6 +4,7 @@ use nix::errno::Errno;
 
 use super::{CopyError, Wire, outside_address, settings};
 use crate::{
+    lab::fallback,
     model::IfName,
     netlink::{
         KernelLink, LinkChange, Netlink, NetlinkError, NewVeth, VethEnd,
@@ -31,7 +32,15 @@ pub(super) struct Made {
 /// Fills `copy` with what `router` has, and `outside` with the far ends of its wires.
 pub(super) fn copy(router: &NetnsFd, copy: &NetnsFd, outside: &NetnsFd) -> Result<Made, CopyError> {
     let mut original = Netlink::open(router)?;
-    let links = original.links()?;
+    let mut links = original.links()?;
+    // What modules of tunnels put into every namespace is in the copy, too.
+    let names: Vec<&IfName> = links
+        .iter()
+        .filter(|link| link.kind.as_deref() == Some("veth"))
+        .map(|link| &link.name)
+        .collect();
+    let own = fallback::make_way(&mut Netlink::open(copy)?, &names)?;
+    links.retain(|link| !own.iter().any(|own| own.name == link.name));
     // Before any interface: interfaces take over what `default` says.
     let mut differences = settings::copy(router, copy, settings::SettingsPart::Global)?;
     settings::prepare_outside(outside)?;

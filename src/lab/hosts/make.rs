@@ -17,9 +17,6 @@ use crate::{
 
 /// The interface in a host.
 const ETH0: &str = "eth0";
-/// Its index: a new namespace has 1, the loopback, only.
-const ETH0_INDEX: u32 = 2;
-
 /// What [`Hosts::add`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Added {
@@ -193,7 +190,6 @@ impl Hosts {
                 master: Some(draft.place.socket.bridge.clone()),
                 far: VethEnd {
                     netns: Some(&draft.netns),
-                    index: Some(ETH0_INDEX),
                     mac: Some(draft.plan.mac),
                     mtu: Some(draft.place.socket.mtu),
                     ..VethEnd::new(eth0.clone())
@@ -256,7 +252,8 @@ impl Draft<'_> {
             self.place.gateway,
             self.place.socket.router_mac,
         );
-        self.netlink.learn(eth0.clone(), ETH0_INDEX);
+        // Its number is learned; the first ones may be those of devices that modules of tunnels made.
+        self.netlink.link(&eth0)?;
         let mut batch = self.netlink.batch(format!("host {}", plan.id));
         batch
             .set_link(&IfName::new("lo")?, &LinkChange::up())
