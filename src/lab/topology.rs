@@ -18,6 +18,7 @@ mod end;
 mod evidence;
 mod join;
 mod link;
+mod tags;
 
 pub use self::{
     join::{build, build_with},

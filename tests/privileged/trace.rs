@@ -329,7 +329,7 @@ fn who_sends_to_no_router_of_the_lab_sends_it_out_of_the_lab_unless_the_lab_has_
     assert_eq!(trace.arrives(), None);
     assert_eq!(
         trace.end_text(),
-        "10.0.3.9 is behind c, but b sends it to 10.0.2.77, which is no router of the lab"
+        "10.0.3.9 is behind c, but b sends it to 10.0.2.77, which no router has on segment 2"
     );
 }
 

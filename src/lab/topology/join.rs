@@ -18,7 +18,7 @@ use ipnet::IpNet;
 
 use super::{
     Interface, InterfaceKind, Router, Segment, Topology, Warning, alone, between, check,
-    end::LinkEnd, evidence,
+    end::LinkEnd, evidence, tags,
 };
 use crate::{
     lab::{facts::RouterFacts, links::Links},
@@ -253,11 +253,14 @@ impl<'a> Joiner<'a> {
         let on_links: Vec<_> = subnets.iter().filter_map(on_links).collect();
         subnets.extend(on_links);
         for (subnet, members) in &subnets {
-            for pair in members.windows(2) {
-                if let [(a, _), (b, _)] = pair
-                    && !self.keys_tell(*a, *b)
-                {
-                    self.join(*a, *b);
+            let by_tags = tags::split(self.ends, (*subnet, members), warnings);
+            for members in by_tags.as_deref().unwrap_or(std::slice::from_ref(members)) {
+                for pair in members.windows(2) {
+                    if let [(a, _), (b, _)] = pair
+                        && !self.keys_tell(*a, *b)
+                    {
+                        self.join(*a, *b);
+                    }
                 }
             }
             for wider in wider(*subnet).filter_map(|net| subnets.get(&net)) {
@@ -283,7 +286,8 @@ impl<'a> Joiner<'a> {
     ) {
         for (a, a_net) in narrow {
             let sees = |(_, b_net): &&(usize, IpNet)| a_net.contains(&b_net.addr());
-            for (b, b_net) in wide.iter().filter(sees) {
+            let seen = wide.iter().filter(sees);
+            for (b, b_net) in seen.filter(|(b, _)| !tags::differ(self.ends, *a, *b)) {
                 self.join(*a, *b);
                 if let (Some(a), Some(b)) = (self.ends.get(*a), self.ends.get(*b)) {
                     warnings.push(a.warning(format!(

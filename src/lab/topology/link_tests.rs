@@ -351,6 +351,64 @@ fn links_of_one_subnet_are_as_many_as_links_toml_names() {
 }
 
 #[test]
+fn frames_of_one_vlan_do_not_come_out_of_another() {
+    let tagged = |name: &str, below: &str, mac: u8, addresses: &[&str], tag: &str| {
+        let own = port(name, mac, addresses);
+        let own = own.replace(&format!("{name}:"), &format!("{name}@{below}:"));
+        match tag {
+            "" => own,
+            tag => format!("{own}    vlan protocol 802.1Q id {tag} <REORDER_HDR>\n"),
+        }
+    };
+    let of = |name: &str, mac: u8, interfaces: &[String]| {
+        router(
+            name,
+            &(port("eth0", mac, &[]) + &interfaces.concat()),
+            "",
+            &[],
+        )
+    };
+    // One wire with two VLANs: by a name that says nothing, and by the name alone.
+    let one = |tag: &str| {
+        let own = |mac: u8, ten: &str, name: &str, tag: &str| {
+            let [a, b] = [1, 2].map(|net| format!("10.{net}.0.{mac}/24"));
+            let ten = tagged("eth0.10", "eth0", mac, &[&a], ten);
+            [ten, tagged(name, "eth0", mac, &[&b], tag)]
+        };
+        let a = of("a", 1, &own(1, "10", "wan", "20"));
+        build(vec![a, of("b", 2, &own(2, "", "lower", tag))])
+    };
+    let said = |topology: &Topology| {
+        let said = |w: &&Warning| w.message.starts_with("10.2.0.0/24 is in VLANs 20 and 21,");
+        topology.warnings.iter().filter(said).count()
+    };
+    assert_eq!(joined(&one("20")), ["a:eth0.10 b:eth0.10", "a:wan b:lower"]);
+    assert_eq!(joined(&one("21")), ["a:eth0.10 b:eth0.10"]);
+    assert_eq!((said(&one("20")), said(&one("21"))), (0, 2));
+    // Who has no tag may be behind a port of either VLAN, and is where there is but one.
+    let end = |name: &str, mac: u8, tag: &str| {
+        let address = format!("10.2.0.{mac}/24");
+        of(name, mac, &[tagged("wan", "eth0", mac, &[&address], tag)])
+    };
+    let (a, b, c) = (|| end("a", 1, "20"), end("b", 2, "21"), || end("c", 3, ""));
+    assert_eq!(joined(&build(vec![a(), c()])), ["a:wan c:wan"]);
+    assert!(joined(&build(vec![a(), b, c()])).is_empty());
+    // Of two tags on each other the outer one counts, too.
+    let nested = |name: &str, mac: u8, outer: &str| {
+        let address = format!("10.3.0.{mac}/24");
+        let outer = tagged("svlan", "eth0", mac, &[], outer);
+        of(
+            name,
+            mac,
+            &[outer, tagged("cvlan", "svlan", mac, &[&address], "10")],
+        )
+    };
+    let with = |outer: &str| joined(&build(vec![nested("a", 1, "100"), nested("b", 2, outer)]));
+    assert_eq!(with("100"), ["a:cvlan b:cvlan"]);
+    assert!(with("200").is_empty());
+}
+
+#[test]
 fn ports_of_a_bridge_that_heeds_vlans_are_on_one_link_only_within_their_vlan() {
     let port_of_br0 = |name: &str, mac: u8| {
         port(name, mac, &[]).replace("mtu 1400", "mtu 1400 master br0 state UP")

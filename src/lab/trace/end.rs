@@ -262,7 +262,10 @@ impl LastHop<'_> {
         }
         let how = match self.next_hop == self.destination {
             true => format!("out on segment {segment}"),
-            false => format!("to {}, which is no router of the lab", self.next_hop),
+            false => format!(
+                "to {}, which no router has on segment {segment}",
+                self.next_hop
+            ),
         };
         let (places, router) = (names(places), self.router);
         format!(
