@@ -217,6 +217,14 @@ fn the_allowed_addresses_of_wireguard_choose_the_end_and_refuse_the_rest() {
     let some = [("hub", "10.7.0.0/24, 10.1.0.0/24")];
     let facts = wireguard(&place, "c", 3, "10.0.0.0/8 dev wg0", &some);
     let up = place.up(&facts);
+    // No entry of a neighbour leads a real connection around what c does not take.
+    let asked = "-s 10.2.0.9 -d 10.3.0.9 -P 80 --lab";
+    let asked: Vec<&str> = asked.split(' ').chain([place.name().as_str()]).collect();
+    let output = place.run(env!("CARGO_BIN_EXE_tsim-detailed"), &asked);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let why = "drops it: 10.2.0.9 is not among the allowed IPs of its WireGuard peer hub";
+    assert!(said.contains(why), "{said}");
     let host = |net: u8| {
         let (segment, own) = (format!("10.{net}.0.0/24"), format!("10.{net}.0.9/24"));
         plain_host(&place, &up.lab, &segment, &own, &format!("10.{net}.0.1"))

@@ -51,6 +51,12 @@ impl<'a> LabMap<'a> {
         self.interface(router, interface)?.mac
     }
 
+    /// Whether the lab itself leads what an interface sends to the other end of a tunnel, as far as
+    /// that end's allowed addresses let it; a neighbour entry would lead past those.
+    pub(super) fn leads_itself(&self, router: &RouterName, interface: &IfName) -> bool {
+        self.interface(router, interface).is_some_and(|i| i.noarp)
+    }
+
     /// The narrowest subnet of an interface that has `address`.
     pub(super) fn subnet(
         &self,

@@ -320,7 +320,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds the routers of a way, and those entries of neighbours without which packets would not
-    /// get from one to the next: nobody asks who is at the other end of a tunnel.
+    /// get from one to the next: nobody answers for who is at the other end of a tunnel that asks.
     fn join(&self, stretch: &mut Stretch, hops: &[Hop]) -> Result<(), DetailedError> {
         for hop in hops {
             if stretch.has(&hop.router) {
@@ -342,7 +342,8 @@ impl<'a> Planner<'a> {
                 continue;
             };
             // Who alone has the address answers for it; of several (VRRP) the one that is held shall.
-            if self.map.wiring.owners(address) == [&next.router] {
+            let alone = self.map.wiring.owners(address) == [&next.router];
+            if alone || self.map.leads_itself(&here.router, out) {
                 continue;
             }
             if let Some(mac) = self.map.mac(&next.router, iface_in) {

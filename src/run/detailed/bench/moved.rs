@@ -95,7 +95,7 @@ impl Bench<'_> {
     fn host_for(&mut self, at: usize, request: &FlowPacket) -> Option<Sink> {
         let left = self.departure(at, request)?;
         let goes_on = match &left.onward {
-            Onward::End(End::NextHopUnknown { .. } | End::NoPeer) => true,
+            Onward::End(End::NextHopUnknown { .. } | End::NoPeer | End::NotAllowed { .. }) => true,
             Onward::Routers(routers) => self.site.whole || self.held(routers).is_some(),
             _ => false,
         };
@@ -117,6 +117,17 @@ impl Bench<'_> {
         let onward = map
             .wiring
             .onward(&router, &interface, hop, packet.last.destination);
+        let refuses = |next: &Entry| {
+            let source = packet.last.source;
+            !map.wiring.takes(&router, &interface, next, source)
+        };
+        let onward = match onward {
+            Onward::Routers(routers) => match &routers[..] {
+                [next] if refuses(next) => Onward::End(End::NotAllowed { at: next.clone() }),
+                _ => Onward::Routers(routers),
+            },
+            end => end,
+        };
         Some(Departure {
             router,
             interface,
@@ -174,9 +185,11 @@ impl Bench<'_> {
         };
         let leads = |mac: Option<Mac>| Some(Growth::Neighbour(key.clone(), mac?));
         if let Onward::Routers(routers) = &left.onward {
+            // What is held back at the other end of a tunnel is not to be led around that.
+            let led = known(&key) || map.leads_itself(&left.router, &left.interface);
             return match self.held(routers) {
                 // Who has the address answers for it by himself.
-                Some(next) if known(&key) || map.owns(&next.router, left.hop) => None,
+                Some(next) if led || map.owns(&next.router, left.hop) => None,
                 Some(next) => leads(map.mac(&next.router, next.iface_in.as_ref()?)),
                 None if self.site.whole => {
                     let headers = head::headers(&packet.last);
