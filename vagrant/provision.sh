@@ -22,7 +22,7 @@ packages_of() {
     case $1 in
         build) echo gcc libc6-dev pkg-config libmnl-dev libnftnl-dev ;;
         run) echo busybox-static dash fish iproute2 ipset iptables libxml2-utils mandoc nftables systemd zsh ;;
-        vm) echo busybox-static cpio dash kmod qemu-system-x86 xz-utils zstd ;;
+        vm) echo busybox-static cpio dash kmod qemu-system-x86 wireguard-tools xz-utils zstd ;;
         box) echo debootstrap e2fsprogs extlinux qemu-utils ;;
         vagrant) echo vagrant vagrant-libvirt ;;
         libvirt) echo dnsmasq-base libvirt-daemon libvirt-daemon-driver-qemu ;;

@@ -51,6 +51,11 @@ pub(crate) fn owner_tables() -> bool {
     report().check(Area::Kernel, "owner_tables").unwrap().state == Presence::Yes
 }
 
+/// Whether the running kernel is one of Debian's, whose modules are known.
+pub(crate) fn is_debian() -> bool {
+    report().kernel_version.contains("Debian")
+}
+
 /// What a quick job says of each of `routers` on a kernel without owner tables.
 pub(crate) fn taps_stay(routers: &[&str]) -> Vec<String> {
     let said = |router: &&str| {
@@ -145,7 +150,7 @@ fn the_table_lists_the_features_that_are_looked_for() {
 fn kernels_of_debian_offer_what_the_table_says() {
     let report = report();
     // Others configure their kernels as they like: there is nothing to compare with.
-    if !report.kernel_version.contains("Debian") {
+    if !is_debian() {
         return;
     }
     let table: Table = toml::from_str(TABLE).unwrap();

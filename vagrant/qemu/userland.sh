@@ -12,9 +12,9 @@ here=$(cd "$(dirname "$0")" && pwd -P)
 # shellcheck source-path=SCRIPTDIR
 . "$here/common.sh"
 
-programs='dash busybox kmod modprobe ip tc ss bridge nft ipset setpriv flock unshare'
+programs='dash busybox kmod modprobe ip tc ss bridge nft ipset setpriv flock unshare wg'
 packages='dash busybox-static kmod iproute2 nftables ipset iptables netbase
-    libc6 libgcc-s1 libmnl0 libnftnl11 util-linux'
+    libc6 libgcc-s1 libmnl0 libnftnl11 util-linux wireguard-tools'
 
 from_host() {
     for name in $programs; do

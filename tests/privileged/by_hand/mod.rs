@@ -7,13 +7,20 @@
 
 mod network;
 
-use std::{fs, path::Path, process::Output};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use self::network::{Network, Reached};
-use crate::lab::{Place, fixture};
+use crate::{
+    kernels::is_debian,
+    lab::{Place, fixture},
+};
 
 /// A file of cases; `netns-fixtures/by-hand/README.md` says what the fields mean.
 #[derive(Deserialize)]
@@ -98,6 +105,17 @@ fn answers_by_other_routers_and_senders() {
 #[test]
 fn own_addresses_by_routes_and_ways_that_fork() {
     assert_right("routes");
+}
+
+/// Kernels of Debian have the modules; others are configured as people like. That of GRE goes again:
+/// tests behind this one make namespaces that have but their loopback.
+#[test]
+fn modules_of_vlan_vrf_gre_and_wireguard() {
+    if is_debian() {
+        assert_right("modules");
+        let removed = Command::new("modprobe").args(["-r", "ip_gre"]).status();
+        assert!(removed.unwrap().success());
+    }
 }
 
 #[test]
