@@ -125,6 +125,8 @@ struct Inner {
     jobs: Arc<Jobs>,
     changed: BTreeSet<RunId>,
     ended: Vec<FinishedJob>,
+    /// Jobs that are over and that the files still have as running ones, with why.
+    unrecorded: BTreeMap<RunId, String>,
     scheduler_changed: bool,
     queue_changed: bool,
     registry_changed: bool,
@@ -163,6 +165,7 @@ impl Board {
                 jobs: Arc::default(),
                 changed: BTreeSet::new(),
                 ended: Vec::new(),
+                unrecorded: BTreeMap::new(),
                 scheduler_changed: false,
                 queue_changed: false,
                 registry_changed: false,
@@ -264,6 +267,21 @@ impl Board {
     #[must_use]
     pub fn jobs(&self) -> Arc<Jobs> {
         Arc::clone(&self.lock().jobs)
+    }
+
+    /// A job that is over is recorded, or cannot be for the reason given.
+    pub fn recorded(&self, run_id: &RunId, failed: Option<String>) {
+        let unrecorded = &mut self.lock().unrecorded;
+        match failed {
+            Some(why) => _ = unrecorded.insert(run_id.clone(), why),
+            None => _ = unrecorded.remove(run_id),
+        }
+    }
+
+    /// Why the files have a job as a running one that is over.
+    #[must_use]
+    pub fn unrecorded(&self, run_id: &RunId) -> Option<String> {
+        self.lock().unrecorded.get(run_id).cloned()
     }
 
     /// One running job.

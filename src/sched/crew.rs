@@ -222,9 +222,10 @@ impl Scheduler {
     /// Records a job that is over, at once or, where the files cannot be written, as soon as they
     /// can.
     fn settle(&mut self, job: FinishedJob) -> Result<(), SchedulerError> {
+        let recorded = self.record(&job);
         self.board.ended(job.clone());
         self.count_results(job.bytes.unwrap_or(0));
-        if let Err(error) = self.record(&job) {
+        if let Err(error) = recorded {
             self.unrecorded.push(job);
             self.trouble(error)?;
         }
@@ -256,7 +257,13 @@ impl Scheduler {
 
     /// Records a job that is over; the next [`Self::start`] takes it off the running ones.
     fn record(&mut self, job: &FinishedJob) -> Result<(), SpoolError> {
-        self.spool.lock()?.close(job)?;
+        let closed = self.spool.lock().and_then(|lock| lock.close(job));
+        let why = closed.as_ref().err().map(|error| {
+            let (status, error) = (job.status, WithCauses(error));
+            format!("it is over ({status}), and that cannot be written down: {error}; the scheduler tries again")
+        });
+        self.board.recorded(&job.run_id, why);
+        closed?;
         self.recorded.push(job.run_id.clone());
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -73,7 +73,20 @@ fn a_full_disk_neither_ends_it_nor_keeps_it_from_starting() {
     let _gate = site.open_gate();
     daemon.until_log("cannot be used; trying again");
     assert!(is_healthy(&daemon));
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_tsim"))
+        .arg("--config")
+        .arg(site.path("tsim.toml"))
+        .args(["watch", "r1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(watch.stdout.take().unwrap()).lines();
+    assert!(said.any(|line| {
+        line.unwrap()
+            .contains("it is over (FAILED), and that cannot be written down")
+    }));
     daemon.kill();
+    watch.wait().unwrap();
     let mut daemon = site.daemon();
     daemon.until_log("cannot be used; trying again");
     assert!(is_healthy(&daemon));

@@ -113,7 +113,11 @@ fn stand(site: &Site, id: &RunId) -> Result<Option<(Stand, bool)>, ApiError> {
                 .running(id)
                 .map(|view| (view.percent, view.phase)))
         };
-        Stand::of_open(id, jobs, view).map_err(|e| ApiError::ours(&e))
+        let stand = Stand::of_open(id, jobs, view).map_err(|e| ApiError::ours(&e))?;
+        Ok::<_, ApiError>(stand.map(|stand| Stand {
+            reason: site.board.unrecorded(id),
+            ..stand
+        }))
     };
     // The board is cheap to look at, and a moment behind the files.
     match look(&site.spool, id, || Ok((*site.board.jobs()).clone()))? {
