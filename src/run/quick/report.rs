@@ -209,7 +209,13 @@ pub(super) fn conclude(service: Service, ways: Vec<WayEnd>) -> EndToEnd {
         let end = EndKind::Disagree;
         return answer(Verdict::Unknown, Some(reason.into()), None, end, legs);
     }
+    // Who gets through by each may arrive at different places.
+    let place = |way: &WayEnd| (way.kind, way.router.clone());
+    let first = ways.first().map(place);
+    let apart = verdict == Some(Verdict::Yes) && ways.iter().any(|way| Some(place(way)) != first);
+    let each = apart.then(|| disagreement(&ways).into());
     match ways.into_iter().next() {
+        Some(way) if each.is_some() => answer(way.verdict, each, None, way.kind, way.legs),
         Some(way) => answer(way.verdict, way.reason, way.router, way.kind, way.legs),
         None => {
             let reason = "it is not known where its packets come in";

@@ -40,11 +40,16 @@ impl Compared {
             "UNKNOWN" if end == "disagree" => !agree,
             "UNKNOWN" => reason.contains("which translated the request"),
             "NO" => self.is_lost(),
-            "YES" => self.fates.iter().all(|fate| match fate {
-                Fate::Arrived => end == "delivered" || end == "leaves",
-                Fate::Router(name) => end == "itself" && name == router,
-                Fate::Lost => false,
-            }),
+            "YES" => {
+                let apart = self.fates.windows(2).any(|two| two[0] != two[1]);
+                self.fates.iter().all(|fate| match fate {
+                    Fate::Lost => false,
+                    // Each entry is named with where it leads.
+                    _ if apart => reason.contains(" YES; by ") || reason.contains(" YES: "),
+                    Fate::Arrived => end == "delivered" || end == "leaves",
+                    Fate::Router(name) => end == "itself" && name == router,
+                })
+            }
             _ => false,
         };
         let Self { service, fates, .. } = self;
