@@ -387,8 +387,8 @@ impl Reader {
                     }
                     self.facts.routes.push(At::new(line, parsed.route));
                 }
-                // The kernel makes one per interface; no packet to one receiver takes it.
-                Err(_) if text.starts_with("multicast ") => {
+                // The kernel makes them per interface, of addresses that it takes for its own.
+                Err(_) if text.starts_with("multicast ") || text.starts_with("anycast ") => {
                     self.notice(line, format!("route left out: {}", text.trim()));
                 }
                 Err(refused) if refused.reason == route::DEAD => {

@@ -68,7 +68,8 @@ pub(super) fn read(facts: &mut RouterFacts, section: &Section<'_>) {
     for interface in &mut facts.interfaces {
         if let Some(wireguard) = shown.remove(interface.name.as_str()) {
             interface.value.kind = InterfaceKind::Tunnel;
-            interface.value.link.wireguard = Some(wireguard);
+            // Of peers that are not known as a whole nobody can say that none has an address.
+            interface.value.link.wireguard = strange.is_empty().then_some(wireguard);
         }
     }
     doubt(facts, &strange);
