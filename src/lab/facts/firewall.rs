@@ -366,22 +366,28 @@ fn filters_bridges(section: &Section<'_>) -> bool {
     lines().any(|line| line.starts_with('-')) || chains.peek().is_none() || !chains.all(is_empty)
 }
 
-/// Whether a line of `tc filter show` is about an action that ends a packet's way, leads it elsewhere,
-/// or changes what rules and routes read of it (tc-skbedit(8), tc-pedit(8)). A policer ends what exceeds
-/// a rate, ifb devices give back what they get, and tc-connmark(8) finds no connection of a first packet.
+/// Whether a line of `tc filter show` is about an action that a packet's way may depend on.
 fn decides(line: &str) -> bool {
-    const DECIDES: [&str; 7] = [
-        "action drop",
-        "action trap",
-        "action stolen",
-        "direct-action",
-        "Redirect to device",
-        "nat ",
-        "pedit ",
-    ];
-    let marks = line.contains("skbedit ") && line.contains(" mark ");
-    let shapes = line.contains("police") || line.contains("Redirect to device ifb");
-    marks || !shapes && DECIDES.iter().any(|word| line.contains(word))
+    let action = line.split_once("action order ");
+    let action = action.and_then(|(_, action)| Some(action.split_once(':')?.1.trim()));
+    match action {
+        Some(action) => !is_harmless(action),
+        None => line.contains("direct-action"),
+    }
+}
+
+/// Whether an action of tc(8) neither ends a packet's way, nor leads it elsewhere, nor changes what
+/// rules, routes and the next router read of it. A policer ends what exceeds a rate, ifb devices give
+/// back what they get, and tc-connmark(8) and tc-ctinfo(8) find no connection of a first packet.
+fn is_harmless(action: &str) -> bool {
+    let has = |word: &str| action.contains(word);
+    match action.split_whitespace().next().unwrap_or_default() {
+        "connmark" | "csum" | "ctinfo" | "police" | "sample" | "simple" => true,
+        "gact" => !["drop", "trap", "stolen"].into_iter().any(has),
+        "mirred" => has("Mirror") || has("Redirect to device ifb"),
+        "skbedit" => !has(" mark ") && !has(" ptype "),
+        _ => has("police"),
+    }
 }
 
 fn looks_like_firewall(line: &str) -> bool {

@@ -727,6 +727,9 @@ fn what_decides_about_packets_below_ip_makes_a_pass_doubtful() {
     assert!(!doubts(&action("gact action pass")));
     assert!(doubts(&action("skbedit  mark 5 pipe")));
     assert!(doubts(&action("pedit action pass keys 1")));
+    assert!(doubts(&action("vlan  push id 10 protocol 802.1Q pipe")));
+    assert!(doubts(&action("skbmod pipe set dmac 02:00:00:00:00:99")));
+    assert!(doubts(&action("skbedit ptype otherhost pipe")));
     assert!(!doubts(&action("connmark zone 0 pipe")));
     assert!(!doubts(&action("skbedit  priority :7 pipe")));
     assert!(!doubts(

@@ -1,6 +1,9 @@
 //! Facts of one router from a sectioned file; see [the parent](super) for the sections.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::{IpNet, Ipv6Net};
 
@@ -19,7 +22,7 @@ use super::{
 };
 use crate::{
     lab::{
-        omission::{Nets, Omission, OmissionKind, PacketSet, RulesetMaps},
+        omission::{self, Nets, Omission, OmissionKind, PacketSet, RulesetMaps},
         topology::{At, Origin, Ruleset, RulesetKind, Warning},
     },
     model::RouterName,
@@ -74,6 +77,7 @@ pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFac
         legacy: legacy_families(&sections),
         has_nft: has("nft_ruleset"),
         empty: BTreeSet::new(),
+        told: BTreeMap::new(),
     };
     reader.check_hostname(text)?;
     let (lacks, second) = whole::check(text, &sections);
@@ -144,6 +148,8 @@ struct Reader {
     has_nft: bool,
     /// Kinds of rulesets whose tool said that there is none.
     empty: BTreeSet<RulesetKind>,
+    /// Settings that a section told, by path.
+    told: BTreeMap<String, String>,
 }
 
 impl Reader {
@@ -423,7 +429,7 @@ impl Reader {
         // `sysctl net.ipv4.ip_forward` names what it shows.
         let named = sysctl::parse(first).filter(|(named, _)| named.ends_with(key));
         match named.as_ref().map_or(first, |(_, value)| value.as_str()) {
-            value @ ("0" | "1") => self.facts.set_sysctl(key, value),
+            value @ ("0" | "1") => self.setting(section.first_line(), key, value),
             _ => {
                 let family = match key.starts_with("net/ipv6") {
                     true => Family::V6,
@@ -437,11 +443,21 @@ impl Reader {
         }
     }
 
+    /// Takes a setting over, and doubts it where the file tells it twice.
+    fn setting(&mut self, line: usize, key: &str, value: &str) {
+        let before = self.told.insert(key.to_owned(), value.to_owned());
+        if let Some(before) = before.filter(|before| before != value) {
+            let message = format!("{key} is {value} here and {before} before");
+            self.omit(line, message, omission::of_sysctl(key));
+        }
+        self.facts.set_sysctl(key, value);
+    }
+
     fn sysctls(&mut self, section: &Section<'_>) {
         for &(line, text) in &section.body {
             match sysctl::parse(text) {
                 Some((key, value)) if sysctl::matters(&key) && !value.is_empty() => {
-                    self.facts.set_sysctl(&key, &value);
+                    self.setting(line, &key, &value);
                 }
                 Some((key, _)) if !sysctl::names_one(&key) => {}
                 _ => {

@@ -205,10 +205,21 @@ fn part(section: &Section<'_>) -> Option<String> {
         "iptables_save" | "ip6tables_save" => {
             begins("-t") || begins("--table") || behind(&["-S", "--list-rules"]).is_some()
         }
+        "ipset_save" => behind(&["save", "list"]).is_some(),
         "policy_rules" | "ipv6_policy_rules" => behind(&["show", "list", "ls"]).is_some(),
         // `ip addr show eth0`, `ip -4 addr`
         "interfaces" => behind(&SHOW).is_some() || of_other_family(section).is_some(),
-        name if routing_table(name).is_some() => words.iter().any(|word| SELECTORS.contains(word)),
+        name if routing_table(name).is_some() => {
+            let is_number = |word: &&str| word.parse::<u32>().is_ok();
+            let table = routing_table(name)
+                .map(|(_, table)| table)
+                .filter(is_number);
+            let shown = behind(&["table"]).copied().filter(is_number);
+            let other = table
+                .zip(shown)
+                .is_some_and(|(table, shown)| table != shown);
+            other || words.iter().any(|word| SELECTORS.contains(word))
+        }
         _ => return None,
     };
     (found || is_filtered(command)).then(|| format!("`{command}`"))

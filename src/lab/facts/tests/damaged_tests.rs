@@ -600,3 +600,30 @@ fn interfaces_of_which_a_part_is_shown_lack_the_rest() {
         assert_eq!(told, lacks, "{command}: {said:?}");
     }
 }
+
+#[test]
+fn what_a_file_tells_in_two_ways_is_doubted() {
+    let forwarding = section("ip_forwarding", "", "0");
+    let sysctl = |value: &str| section("sysctl", "", &format!("net.ipv4.ip_forward = {value}"));
+    let command = |name: &str, command: &str| {
+        section(name, "", "").replace("COMMAND: x", &format!("COMMAND: {command}"))
+    };
+    for (more, doubts_more) in [
+        (forwarding.clone() + &sysctl("0"), false),
+        (forwarding.clone() + &sysctl("1"), true),
+        (
+            command("routing_table_100", "ip route show table 100"),
+            false,
+        ),
+        (
+            command("routing_table_100", "ip route show table 200"),
+            true,
+        ),
+        (command("ipset_save", "ipset save 2>/dev/null"), false),
+        (command("ipset_save", "ipset save | head -40"), true),
+    ] {
+        let said = doubts(&read(&(minimal(CONNECTED) + &more)));
+        let two = |said: &String| said.contains("before") || said.contains("shows a part");
+        assert_eq!(said.iter().any(two), doubts_more, "{more}: {said:?}");
+    }
+}
