@@ -38,7 +38,12 @@ fn shown(bed: &CaseBed, case: &CaseFile, loader: Loader, family: Family) -> Stri
     if loader == Loader::Nft {
         return text + &bed.routes(family);
     }
-    let save = text.find("*").map_or("", |at| &text[at..]);
+    let begin = if text.starts_with('*') {
+        Some(0)
+    } else {
+        text.find("\n*").map(|at| at + 1)
+    };
+    let save = begin.map_or("", |at| &text[at..]);
     let mut tables: Vec<&str> = save.split_inclusive("COMMIT\n").collect();
     tables.sort_unstable();
     tables.concat() + &bed.routes(family)
@@ -80,13 +85,16 @@ fn differs(case: &CaseFile, loader: Loader, family: Family, json: bool) -> Optio
         ..UpOptions::default()
     };
     let lab = TestLab::up_with(facts.to_str().unwrap(), options);
+    let said = |warning: &Warning, words: &str| warning.message.contains(words);
+    if lab.lab.warnings.iter().any(|w| said(w, "has a realm")) {
+        // No lab has any.
+        return None;
+    }
     // That rules hide neighbours is told of a router that has all of its rules, too.
     let is_lost = |warning: &&Warning| {
-        warning.matters()
-            && !warning
-                .message
-                .contains("which no lab needs to find neighbours")
+        warning.matters() && !said(warning, "which no lab needs to find neighbours")
     };
+    let is_doubted = lab.lab.warnings.iter().any(Warning::matters);
     let lost = lab.lab.warnings.iter().filter(is_lost);
     let lost: Vec<String> = lost.map(ToString::to_string).collect();
     let second = CaseBed::of_lab(lab);
@@ -122,7 +130,10 @@ fn differs(case: &CaseFile, loader: Loader, family: Family, json: bool) -> Optio
             .collect()
     };
     let (one, other) = (verdicts(&first), verdicts(&second));
-    (one != other).then(|| format!("{one:?} and {other:?}"))
+    let mut pairs = one.iter().zip(&other);
+    let is_same =
+        pairs.all(|(one, other)| one == other || is_doubted && other.ends_with("UNKNOWN"));
+    (!is_same).then(|| format!("{one:?} and {other:?}"))
 }
 
 #[test]

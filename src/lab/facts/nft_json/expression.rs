@@ -275,8 +275,9 @@ impl Part<'_> {
         if self.of.contains_key("offset") {
             return Err(unknown("offset of an extension header"));
         }
+        // A header of IPv6 by itself is asked for whether it is there: `exthdr frag exists`.
         let head = match self.kind {
-            "exthdr" => String::new(),
+            "exthdr" if self.of.contains_key("field") => String::new(),
             kind => format!("{kind} "),
         };
         let field = self.optional("field", "")?;
