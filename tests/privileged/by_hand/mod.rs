@@ -41,6 +41,9 @@ struct Case {
     /// What stands in `links.toml` beside the facts.
     #[serde(default)]
     links: Option<String>,
+    /// What the network was made with and no facts may show.
+    #[serde(default)]
+    secrets: Vec<String>,
     question: Vec<Question>,
 }
 
@@ -141,6 +144,8 @@ fn wrong(case: &Case) -> Vec<String> {
     fs::create_dir(&facts).unwrap();
     for router in &case.routers {
         let text = collected(&place, &network.name(router));
+        let told = case.secrets.iter().find(|secret| text.contains(*secret));
+        assert_eq!(told, None, "{}: the facts of {router} tell it", case.name);
         let text = text.replace(&format!("{}.", network.bed.lab), "");
         fs::write(facts.join(format!("{router}_facts.txt")), text).unwrap();
     }
