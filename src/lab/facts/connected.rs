@@ -60,17 +60,24 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
             }
         }
     }
+    let main = facts.routes.iter().filter(|at| at.table == Route::MAIN);
+    let shown: BTreeSet<IpNet> = main.map(|route| route.destination).collect();
     let mut numbers = 0..;
     facts.routes.retain(|_| {
         numbers
             .next()
             .is_none_or(|number| !natural.contains(&number))
     });
-    doubt_missing(facts, missing);
+    doubt_missing(facts, missing, &shown);
 }
 
-/// Doubts what is to subnets that interfaces have, by line, and table main has no route to.
-fn doubt_missing(facts: &mut RouterFacts, missing: Vec<(usize, IfName, IpNet)>) {
+/// Doubts what is to subnets that interfaces have, by line, and table main has no route to, where `shown` are
+/// the destinations that it has.
+fn doubt_missing(
+    facts: &mut RouterFacts,
+    missing: Vec<(usize, IfName, IpNet)>,
+    shown: &BTreeSet<IpNet>,
+) {
     for (line, name, subnet) in missing {
         let message = format!(
             "{name}: table main has no route to its own subnet {subnet}; the lab has none either"
@@ -85,7 +92,7 @@ fn doubt_missing(facts: &mut RouterFacts, missing: Vec<(usize, IfName, IpNet)>) 
             // As of the ports of a VRF, whose table has it.
             Warning::new(file, &facts.name, message)
         } else {
-            let omission = if routes.iter().any(any) {
+            let omission = if routes.iter().any(any) && !is_at_an_end(subnet, shown) {
                 Omission::of_packets(OmissionKind::Route, [PacketSet::to(subnet)])
             } else {
                 Omission::of_family(OmissionKind::Route, family)
@@ -94,6 +101,16 @@ fn doubt_missing(facts: &mut RouterFacts, missing: Vec<(usize, IfName, IpNet)>) 
         };
         facts.warnings.push(warning);
     }
+}
+
+/// Whether a subnet of IPv4 would stand before or behind all that a table shows, so that more of it may be
+/// cut off there: the kernel lists its routes in the order of their destinations.
+fn is_at_an_end(subnet: IpNet, shown: &BTreeSet<IpNet>) -> bool {
+    let v4 = || shown.iter().filter(|net| matches!(net, IpNet::V4(_)));
+    let others = || v4().filter(|net| net.prefix_len() > 0);
+    let has_default = v4().count() > others().count();
+    let before = !has_default && others().all(|net| subnet < *net);
+    matches!(subnet, IpNet::V4(_)) && (before || others().all(|net| subnet > *net))
 }
 
 /// Doubts what is to or from addresses that table local has and no interface of the facts: the list

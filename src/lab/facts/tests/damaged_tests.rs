@@ -627,3 +627,32 @@ fn what_a_file_tells_in_two_ways_is_doubted() {
         assert_eq!(said.iter().any(two), doubts_more, "{more}: {said:?}");
     }
 }
+
+#[test]
+fn a_main_table_that_was_cut_at_an_end_may_have_had_any_route_there() {
+    let (eth0, eth1) = CONNECTED.split_once('\n').unwrap();
+    let default = "default via 10.0.1.2 dev eth1";
+    let between = "10.0.0.128/25 via 10.0.1.2 dev eth1";
+    for (routes, all) in [
+        (format!("{default}\n{eth0}"), true),
+        (eth1.to_owned(), true),
+        (format!("{default}\n{eth1}"), false),
+        (
+            format!("{default}\n{eth0}\n10.1.0.0/16 via 10.0.0.2 dev eth0"),
+            false,
+        ),
+        (format!("{between}\n{eth1}"), true),
+    ] {
+        let facts = read(&minimal(&routes));
+        let lost = facts
+            .warnings
+            .iter()
+            .filter(|w| w.message.contains("no route to its own"));
+        let omission = lost
+            .filter_map(|lost| lost.omission.as_ref())
+            .next()
+            .unwrap();
+        let any = Omission::of_family(OmissionKind::Route, Family::V4);
+        assert_eq!(*omission == any, all, "{routes}");
+    }
+}
