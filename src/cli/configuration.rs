@@ -53,7 +53,7 @@ const SHOW_EXAMPLES: &str = "Examples:
   tsim config show --config trial.toml --json
   tsimd --print-config                          explains every key
 
-The file is the one of --config, else of the environment variable TSIM_CONFIG, else an ordinary
+The file is the one of --config, else of the environment variable TSIM_CONFIG, else an ordinary \
 user's ~/.config/tsim/tsim.toml, else /etc/tsim/tsim.toml.";
 
 /// Print every key with the value that is in force, as a configuration file

@@ -56,7 +56,7 @@ impl Run for FactsArgs {
 const CHECK_EXAMPLES: &str = "Example:
   tsim facts check netns-fixtures/corp10
 
-Says what the facts have and a lab would lack, as far as that shows without loading rulesets; needs
+Says what the facts have and a lab would lack, as far as that shows without loading rulesets; needs \
 no rights. Exit codes: 0 nothing that can change a verdict, 1 something, 2 unusable facts.";
 
 /// Say what of the facts in a directory is missing, odd or not modelled
@@ -131,7 +131,7 @@ const COLLECT_EXAMPLES: &str = "Examples:
   tsim facts collect --local > facts/$(hostname)_facts.txt
   tsim facts collect --netns fw1 > facts/fw1_facts.txt
 
-The script only reads, needs nothing but ip(8) and a POSIX shell, and takes no keys or passwords. It
+The script only reads, needs nothing but ip(8) and a POSIX shell, and takes no keys or passwords. It \
 needs root to see firewall rules.";
 
 /// Print the shell script that collects a router's facts, or run it here

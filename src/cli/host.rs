@@ -82,8 +82,8 @@ const ADD_EXAMPLES: &str = "Examples:
   tsim host add --lab corp --router hq-gw --address 10.1.1.5
   tsim host add --lab corp --router hq-gw --address 203.0.113.5 --interface eth0 --name client
 
-The host joins the segment of the router's interface by which the router sends to the address,
-unless --interface names another one. It stays until it is removed. Adding the same host again
+The host joins the segment of the router's interface by which the router sends to the address, \
+unless --interface names another one. It stays until it is removed. Adding the same host again \
 changes nothing.";
 
 /// Make a host on a router

@@ -71,11 +71,11 @@ const UP_EXAMPLES: &str = "Examples:
   tsim lab up corp --facts /var/lib/facts --strict --json
   tsim lab up corp --facts tomorrow --replace
 
-A lab that is up already from the same facts is left as it is; one from other facts is an error, or
-with --replace those of its routers are made anew whose facts or wires have changed, when no job
-uses them any more. What the lab cannot have as the
-facts do is said as FILE:LINE: MESSAGE; with --strict that is an error. A file that cannot be used
-is a router that is missing: what seems to leave the lab is UNKNOWN then. Nothing is left of a lab
+A lab that is up already from the same facts is left as it is; one from other facts is an error, or \
+with --replace those of its routers are made anew whose facts or wires have changed, when no job \
+uses them any more. What the lab cannot have as the \
+facts do is said as FILE:LINE: MESSAGE; with --strict that is an error. A file that cannot be used \
+is a router that is missing: what seems to leave the lab is UNKNOWN then. Nothing is left of a lab \
 that could not be made.";
 
 /// Make a lab from the facts of its routers, all or nothing
@@ -129,9 +129,9 @@ const RELOAD_EXAMPLES: &str = "Examples:
   tsim lab reload corp hq-gw
   tsim lab reload corp hq-gw br-gw --json
 
-Reads the facts that the lab was made from again, and makes these routers anew, also where their
-facts are what they were. All other routers stay; where facts of others have changed, it is an error.
-Jobs that use the routers are waited for, and hosts on them are removed. If it fails, the lab is as it
+Reads the facts that the lab was made from again, and makes these routers anew, also where their \
+facts are what they were. All other routers stay; where facts of others have changed, it is an error. \
+Jobs that use the routers are waited for, and hosts on them are removed. If it fails, the lab is as it \
 was.";
 
 /// Make routers of a lab anew from their facts, and leave the others
@@ -318,7 +318,7 @@ const DOWN_EXAMPLES: &str = "Examples:
   tsim lab down corp
   tsim lab down corp --force
 
-Removes what `up` made and the registered hosts on it, and nothing else. Works without the facts,
+Removes what `up` made and the registered hosts on it, and nothing else. Works without the facts, \
 and after an interrupted `up`. A lab that is not there is no error; one that jobs measure in is.";
 
 /// Take a lab down: remove what `up` made, and its hosts

@@ -15,7 +15,7 @@ const EXAMPLES: &str = "Examples:
   tsim quick --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P @web,@dns,22
   tsim quick --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P @ports.txt
 
-Groups of your own are [service_groups.NAME] in the configuration, with `services` and `title`; a policy may
+Groups of your own are [service_groups.NAME] in the configuration, with `services` and `title`; a policy may \
 have some, too. A file has entries as -P takes them, one or more a line; `#` begins a comment.";
 
 /// List the service groups that -P takes as @NAME, or the services of one

@@ -62,10 +62,10 @@ Examples:
   tsim submit diff corp10 corp10-new --policy policy.toml                 # as `tsim diff corp10 …`
   tsim submit diff corp10 corp10-new --networks -P @web
 
-The text of a policy is sent with all files that it includes: the scheduler reads none of its own, and
-compares labs that are up. Checks, matrices and diffs come behind quick and detailed jobs, and give routers
-back about twice a second. With --lock-timeout the job waits for its routers as long, too. It prints the
-job's name (run id) and place and does not wait: `tsim watch RUN` does. A scheduler that runs is asked, and
+The text of a policy is sent with all files that it includes: the scheduler reads none of its own, and \
+compares labs that are up. Checks, matrices and diffs come behind quick and detailed jobs, and give routers \
+back about twice a second. With --lock-timeout the job waits for its routers as long, too. It prints the \
+job's name (run id) and place and does not wait: `tsim watch RUN` does. A scheduler that runs is asked, and \
 takes the job under the caller's name; otherwise it waits in the queue of who may write that.";
 
 /// Puts a job into the queue and prints its run id and its place

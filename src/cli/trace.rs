@@ -21,7 +21,7 @@ const EXAMPLES: &str = "Examples:
   tsim-quick --lab corp -s 10.1.1.5 -d 10.9.0.7 -P 443/tcp --trace way.json
   tsim trace --lab corp -s 8.8.8.8 -d 10.9.0.7 --from hq-gw:isp2
 
-Every step is a look-up in the router's own tables: policy rules, forwarding and rp_filter count,
+Every step is a look-up in the router's own tables: policy rules, forwarding and rp_filter count, \
 firewalls do not.
 
 Exit codes of trace:

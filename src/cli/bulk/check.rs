@@ -45,10 +45,10 @@ A policy names addresses and services and says what must pass and what must not:
   except = [{ from = \"10.1.1.100\", services = \"8443\" }]
   owner = \"netops\"               # ticket and note, too
 
-What counts is the verdict from end to end. Surprises come first, each with way, router and rule.
+What counts is the verdict from end to end. Surprises come first, each with way, router and rule. \
 --update rewrites the policy so that it says what is measured; comments within rules are not kept.
 
-Exit code 0: everything is as the policy says; 1: something is not; 3: nothing is known not to be, but
+Exit code 0: everything is as the policy says; 1: something is not; 3: nothing is known not to be, but \
 something is UNKNOWN; 2: the policy cannot be used.";
 
 /// Hold a policy (what must pass, what must not) against a lab

@@ -29,11 +29,11 @@ const EXAMPLES: &str = "Examples:
   tsim diff before.json corp10                  # the questions of before.json, asked anew
   tsim diff before.json after.json
 
-A side is a lab that is up, a directory of facts (a lab is made of it for the time of the command) or a
-matrix saved as JSON, whose questions are asked on the other side where none are given. A name that is both
+A side is a lab that is up, a directory of facts (a lab is made of it for the time of the command) or a \
+matrix saved as JSON, whose questions are asked on the other side where none are given. A name that is both \
 a lab's and a file's is the lab's; write ./NAME for the file.
 
-Exit code 0: every verdict is the same; 1: some differ; 3: none is known to differ, but something is UNKNOWN
+Exit code 0: every verdict is the same; 1: some differ; 3: none is known to differ, but something is UNKNOWN \
 before or after.";
 
 /// Say which services have another verdict after than before: where, and by which rule

@@ -23,8 +23,8 @@ const EXAMPLES: &str = "Examples:
   tsim matrix corp10 -s 10.1.1.100-10.1.1.109 -d 10.2.1.0/28 -P @web -o matrix.html -o matrix.json
   tsim matrix corp10 --networks -P @windows --format markdown
 
-Every address of a range or network is asked about. --networks takes the networks of the lab in which one
-router alone has an interface, each by the lowest address that no router has: what is said of it is said
+Every address of a range or network is asked about. --networks takes the networks of the lab in which one \
+router alone has an interface, each by the lowest address that no router has: what is said of it is said \
 of that address. Exit code 0: everything arrives; 1: some does not; 3: some is not known.";
 
 /// Ask about all pairs of sources and destinations at once: a truth table of services

@@ -23,7 +23,7 @@ const EXAMPLES: &str = "Examples:
   tsim result nightly-4711 --json | tsim show - -o check.html    # of a job that was submitted
   tsim detailed --lab corp10 -s 10.1.1.100 -d 10.2.1.50 -P ssh --json | tsim show -
 
-A result is what `tsim matrix`, `tsim check`, `tsim diff`, `tsim what-if`, `tsim quick` and `tsim detailed` write
+A result is what `tsim matrix`, `tsim check`, `tsim diff`, `tsim what-if`, `tsim quick` and `tsim detailed` write \
 with -o FILE.json or print with --json. Exit code 0, whatever was found.";
 
 /// Show a saved result (matrix, check, diff, quick or detailed job), in any format

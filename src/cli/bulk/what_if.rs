@@ -27,13 +27,13 @@ const EXAMPLES: &str = "Examples:
   tsim what-if corp10 --facts changed-routers --policy policy.toml --json
   tsim what-if corp10 --router hq-gw --route 'replace 10.2.0.0/16 via 10.1.1.3' -s 10.1.1.100 -d 10.2.1.60 -P 443
 
---ruleset is what iptables-save or `nft list ruleset` prints, and takes the place of the router's own of
-that kind (--ruleset6 that of ip6tables-save); its other rulesets stay. --route is a command of ip-route(8)
-and may be repeated. --facts is a directory with the facts of one router or of several, which take the place
+--ruleset is what iptables-save or `nft list ruleset` prints, and takes the place of the router's own of \
+that kind (--ruleset6 that of ip6tables-save); its other rulesets stay. --route is a command of ip-route(8) \
+and may be repeated. --facts is a directory with the facts of one router or of several, which take the place \
 of those with the same file name.
 
-The lab is asked what it does now; the change is asked of a lab of its own that is made from the lab's facts
-with the change in them, and goes with the command. The lab itself is not touched. What somebody changed by
+The lab is asked what it does now; the change is asked of a lab of its own that is made from the lab's facts \
+with the change in them, and goes with the command. The lab itself is not touched. What somebody changed by \
 hand in the lab since it was brought up is no part of that other lab.
 
 Exit code 0: no verdict would change; 1: some would; 3: none is known to, but something is UNKNOWN.";
