@@ -183,17 +183,10 @@ fn part(section: &Section<'_>) -> Option<String> {
         .map(|word| word.trim_matches(['"', '\'']))
         .collect();
     let begins = |start: &str| words.iter().any(|word| word.starts_with(start));
-    // What the tool is told to show.
-    let behind = |verbs: &[&str]| {
-        let at = words.iter().position(|word| verbs.contains(word))?;
-        let chosen = words
-            .get(at + 1)
-            .filter(|word| word.starts_with(char::is_alphanumeric));
-        chosen.filter(|word| !word.starts_with("2>"))
-    };
+    let behind = |verbs: &[&str]| chosen(&words, verbs);
     let found = match section.name {
         "nft_ruleset" => {
-            let of = behind(&["list"]).is_some_and(|what| *what != "ruleset");
+            let of = behind(&["list"]).is_some_and(|what| what != "ruleset");
             let family = behind(&["ruleset"]).is_some();
             let has_sets = |(_, line): &(usize, &str)| {
                 let line = line.trim_start();
@@ -214,7 +207,7 @@ fn part(section: &Section<'_>) -> Option<String> {
             let table = routing_table(name)
                 .map(|(_, table)| table)
                 .filter(is_number);
-            let shown = behind(&["table"]).copied().filter(is_number);
+            let shown = behind(&["table"]).filter(is_number);
             let other = table
                 .zip(shown)
                 .is_some_and(|(table, shown)| table != shown);
@@ -236,12 +229,17 @@ fn of_other_family(section: &Section<'_>) -> Option<Omission> {
         (false, true) => Family::V4,
         _ => return None,
     };
-    let narrowed = is_filtered(section.command)
-        || words
-            .windows(2)
-            .any(|pair| SHOW.contains(&pair[0]) && pair[1].starts_with(char::is_alphanumeric));
+    let narrowed = is_filtered(section.command) || chosen(&words, &SHOW).is_some();
     let is_whole = section.name == "interfaces" && !narrowed;
     is_whole.then(|| Omission::of_family(OmissionKind::Section, other))
+}
+
+/// What a command tells its tool to show, behind one of `verbs`.
+fn chosen<'w>(words: &[&'w str], verbs: &[&str]) -> Option<&'w str> {
+    let at = words.iter().position(|word| verbs.contains(word))?;
+    let next = words.get(at + 1)?;
+    let names = next.starts_with(char::is_alphanumeric) && !next.starts_with("2>");
+    names.then_some(*next)
 }
 
 /// Whether a command gives what it shows to a tool that picks some of it.

@@ -591,6 +591,8 @@ fn interfaces_of_which_a_part_is_shown_lack_the_rest() {
         ("ip addr | grep -A5 eth", true),
         ("ip a s scope global", true),
         ("ip -4 addr", true),
+        ("ip -4 addr show 2>/dev/null", true),
+        ("ip -4 addr; ip -6 addr", false),
     ] {
         let text = minimal(CONNECTED).replacen("COMMAND: x", &format!("COMMAND: {command}"), 1);
         let said = doubts(&read(&text));
