@@ -165,7 +165,7 @@ fn replace(new: &NewRuleset, facts: &Path) -> Result<(), WhatIfError> {
         path: facts.to_owned(),
         why: why.to_owned(),
     };
-    if text.contains(exchange::MARK) {
+    if exchange::has_mark(&text) {
         return Err(refuse("the ruleset has a line of a facts file"));
     }
     let before = read(facts)?;

@@ -20,6 +20,8 @@ pub(super) struct Section<'a> {
     pub command: &'a str,
     /// Line of the start mark.
     pub line: usize,
+    /// Line of the end mark.
+    pub end: usize,
     /// The command's output with its line numbers, `EXIT_CODE:` and blank ends cut off.
     pub body: Vec<(usize, &'a str)>,
     /// `EXIT_CODE:`, where there is one.
@@ -69,12 +71,12 @@ pub(super) fn sections<'a>(file: &str, text: &'a str) -> Result<Vec<Section<'a>>
         let mut inner = Vec::new();
         let closed = lines.by_ref().find_map(|(line, content)| {
             if mark(content, END) == Some(name) {
-                return Some(true);
+                return Some(Ok(line));
             }
             inner.push((line, content));
-            mark(content, START).map(|_| false)
+            mark(content, START).map(Err)
         });
-        if closed != Some(true) {
+        let Some(Ok(end)) = closed else {
             return Err(FactsError::Cut {
                 origin: Origin {
                     file: file.to_owned(),
@@ -82,8 +84,8 @@ pub(super) fn sections<'a>(file: &str, text: &'a str) -> Result<Vec<Section<'a>>
                 },
                 section: name.to_owned(),
             });
-        }
-        found.push(section(name, line, &inner));
+        };
+        found.push(section(name, (line, end), &inner));
     }
     Ok(found)
 }
@@ -119,11 +121,29 @@ pub(super) fn routing_table(section: &str) -> Option<(Family, &str)> {
     }
 }
 
+/// A section as the collector writes it, whose command was `command` and printed `body`.
+pub(super) fn written(name: &str, command: &str, body: &str) -> String {
+    let body = body.trim_end();
+    format!(
+        "{START}{name}{MARK}\nTITLE: {command}\nCOMMAND: {command}\n---\n{body}\n\nEXIT_CODE: 0\n\n\
+         {END}{name}{MARK}\n"
+    )
+}
+
+/// Whether a text has the mark of a section, which no ruleset has.
+pub(super) fn has_mark(text: &str) -> bool {
+    text.contains(START) || text.contains(END)
+}
+
 fn mark<'a>(line: &'a str, start: &str) -> Option<&'a str> {
     Some(line.strip_prefix(start)?.strip_suffix(MARK)?.trim())
 }
 
-fn section<'a>(name: &'a str, line: usize, inner: &[(usize, &'a str)]) -> Section<'a> {
+fn section<'a>(
+    name: &'a str,
+    (line, end): (usize, usize),
+    inner: &[(usize, &'a str)],
+) -> Section<'a> {
     let field = |key: &str| {
         inner
             .iter()
@@ -139,6 +159,7 @@ fn section<'a>(name: &'a str, line: usize, inner: &[(usize, &'a str)]) -> Sectio
         title: field("TITLE:"),
         command: field("COMMAND:"),
         line,
+        end,
         body: trim_blank(body).to_vec(),
         exit_code,
         divided: head.is_some(),
