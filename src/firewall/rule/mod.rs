@@ -130,10 +130,15 @@ impl Rule {
     /// Reads a rule in either form of text.
     #[must_use]
     pub fn of(text: &str) -> Self {
-        if words::is_xtables(text) {
-            Self::of_iptables(text)
-        } else {
-            Self::of_nft(text)
+        Self::of_text(text, words::is_xtables(text))
+    }
+
+    /// Reads a rule of iptables-save(8), or of nft(8).
+    #[must_use]
+    pub fn of_text(text: &str, xtables: bool) -> Self {
+        match xtables {
+            true => Self::of_iptables(text),
+            false => Self::of_nft(text),
         }
     }
 

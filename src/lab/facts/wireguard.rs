@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{RouterFacts, section::Section, words::not_read};
-use crate::lab::{
-    omission::{Omission, OmissionKind, PacketSet},
-    topology::{InterfaceKind, Warning, WireGuard, WireGuardPeer},
+use crate::{
+    lab::{
+        omission::{Omission, OmissionKind, PacketSet},
+        topology::{InterfaceKind, Warning, WireGuard, WireGuardPeer},
+    },
+    model::IfName,
 };
 
 /// What the section is called.
@@ -112,7 +115,7 @@ pub(super) fn doubt_untold(facts: &mut RouterFacts) {
         let link = &interface.link;
         interface.up && link.kind.as_deref() == Some("wireguard") && link.wireguard.is_none()
     });
-    let warning = |line, name: &crate::model::IfName| {
+    let warning = |line, name: &IfName| {
         let message =
             format!("nothing tells the peers of {name}: the output of `wg show` is wanted");
         let over = [PacketSet::by(name.clone())];

@@ -17,24 +17,27 @@ pub(super) enum Damage {
     Several,
 }
 
-/// What is wrong with the rule `text`, of which this was `read`.
-pub(super) fn damage_of(text: &str, xtables: bool, read: &Rule) -> Damage {
-    let words = outside_braces(text);
+/// What is wrong with the rule `text`, which reads as `rule`.
+pub(super) fn damage_of(text: &str, xtables: bool, rule: &Rule) -> Damage {
     let ends = match xtables {
-        true => words.iter().any(|word| TARGETS.contains(&word.as_str())),
-        false => read.does.iter().any(|does| *does != Does::Note),
+        true => outside_braces(text)
+            .iter()
+            .any(|word| TARGETS.contains(&word.as_str())),
+        false => rule.does.iter().any(|does| *does != Does::Note),
     };
-    match (is_several(&words, xtables), ends) {
+    match (is_several(text, xtables), ends) {
         (true, _) => Damage::Several,
         (false, true) => Damage::None,
         (false, false) => Damage::Cut(without_last_match(text, xtables)),
     }
 }
 
-fn is_several(words: &[String], xtables: bool) -> bool {
+/// Whether the text is more than one rule, or parts of them.
+pub(super) fn is_several(text: &str, xtables: bool) -> bool {
+    let words = outside_braces(text);
     match xtables {
-        true => is_several_of_iptables(words),
-        false => is_several_of_nft(words),
+        true => is_several_of_iptables(&words),
+        false => is_several_of_nft(&words),
     }
 }
 
@@ -62,7 +65,7 @@ fn is_several_of_iptables(words: &[String]) -> bool {
 
 /// Whether something stands behind a verdict that is not its own.
 fn is_several_of_nft(words: &[String]) -> bool {
-    const VERDICTS: [&str; 9] = [
+    const VERDICTS: [&str; 12] = [
         "accept",
         "drop",
         "return",
@@ -71,7 +74,10 @@ fn is_several_of_nft(words: &[String]) -> bool {
         "goto",
         "reject",
         "queue",
+        "snat",
+        "dnat",
         "masquerade",
+        "redirect",
     ];
     let is_verdict = |word: &String| VERDICTS.contains(&word.as_str());
     let Some(first) = words.iter().position(is_verdict) else {
@@ -79,7 +85,7 @@ fn is_several_of_nft(words: &[String]) -> bool {
     };
     let own = match words.get(first).map(String::as_str) {
         Some("jump" | "goto") => 2,
-        Some("reject" | "queue" | "masquerade") => {
+        Some("reject" | "queue" | "snat" | "dnat" | "masquerade" | "redirect") => {
             return words.iter().skip(first + 1).any(is_verdict);
         }
         _ => 1,
@@ -105,10 +111,7 @@ fn outside_braces(text: &str) -> Vec<String> {
 
 /// The rule without the last match that it has, which may be cut, and what stands behind it.
 fn without_last_match(text: &str, xtables: bool) -> String {
-    let matches = |text: &str| match xtables {
-        true => Rule::of_iptables(text).matches.len(),
-        false => Rule::of_nft(text).matches.len(),
-    };
+    let matches = |text: &str| Rule::of_text(text, xtables).matches.len();
     let (all, mut left) = (matches(text), text.trim_end());
     while !left.is_empty() && matches(left) >= all {
         left = left
@@ -165,14 +168,16 @@ mod tests {
             ("udp dport 53 accept tcp dport 80 drop", Damage::Several),
             ("udp dport 53 jump x tcp dport 80", Damage::Several),
             ("udp dport 53 reject tcp dport 80 drop", Damage::Several),
+            (
+                "udp dport 53 dnat to 10.0.0.1:80 tcp dport 80 drop",
+                Damage::Several,
+            ),
+            ("udp dport 53 nosuch 1 dnat to 10.0.0.1:80", Damage::None),
             (">", all),
         ] {
             let xtables = text.starts_with("-A");
-            let read = match xtables {
-                true => Rule::of_iptables(text),
-                false => Rule::of_nft(text),
-            };
-            assert_eq!(damage_of(text, xtables, &read), want, "{text}");
+            let rule = Rule::of_text(text, xtables);
+            assert_eq!(damage_of(text, xtables, &rule), want, "{text}");
         }
     }
 }

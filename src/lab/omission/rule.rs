@@ -40,7 +40,8 @@ pub struct RuleExtent {
 
 impl RuleExtent {
     /// The rule `text`, reached from `hooks`; in a chain that only `filters`, accepting a packet
-    /// means no more than to ask the rest of the chain no more.
+    /// means no more than to ask the rest of the chain no more. What may be several rules is unknown,
+    /// and reached from anywhere.
     #[must_use]
     pub fn new(
         text: &str,
@@ -49,7 +50,7 @@ impl RuleExtent {
         family: Option<Family>,
         hooks: Hooks,
     ) -> Self {
-        let rule = read(text, xtables);
+        let rule = Rule::of_text(text, xtables);
         let (text, effect) = match damage_of(text, xtables, &rule) {
             Damage::None => (
                 text.to_owned(),
@@ -87,12 +88,11 @@ impl RuleExtent {
         }
     }
 
-    /// The same, standing there; what may be several rules stands elsewhere, too.
+    /// The same, standing there.
     #[must_use]
     pub fn standing_at(self, at: FactsPlace) -> Self {
-        let is_one = self.hooks != Hooks::ALL || !self.text.is_empty();
         Self {
-            at: is_one.then_some(at),
+            at: Some(at),
             ..self
         }
     }
@@ -150,15 +150,7 @@ impl RuleExtent {
     }
 
     fn matches(&self, packet: &Packet) -> bool {
-        self.text.is_empty() || read(&self.text, self.xtables).concerns(packet)
-    }
-}
-
-fn read(text: &str, xtables: bool) -> Rule {
-    if xtables {
-        Rule::of_iptables(text)
-    } else {
-        Rule::of_nft(text)
+        self.text.is_empty() || Rule::of_text(&self.text, self.xtables).concerns(packet)
     }
 }
 

@@ -3,7 +3,8 @@
 use std::{cell::OnceCell, collections::BTreeSet};
 
 use super::{
-    Concern, Extent, FactsPlace, Hooks, Omission, OmissionKind, RuleExtent, place::Chains,
+    Concern, Extent, FactsPlace, Hooks, Omission, OmissionKind, RuleExtent, damage::is_several,
+    place::Chains,
 };
 use crate::{
     firewall::rule::{Field, Rule, RuleVerdict},
@@ -200,11 +201,7 @@ pub(super) struct RulesetLine {
 
 impl RulesetLine {
     fn rule(&self, xtables: bool) -> Rule {
-        if xtables {
-            Rule::of_iptables(&self.text)
-        } else {
-            Rule::of_nft(self.text.trim())
-        }
+        Rule::of_text(self.text.trim(), xtables)
     }
 }
 
@@ -269,7 +266,12 @@ impl RulesetMap {
             (_, Some(chain)) => {
                 let first = lines.first().copied().unwrap_or(0);
                 let at = FactsPlace::of(ruleset, first);
-                let rule = self.rule(table, chain, lines).standing_at(at);
+                let rule = self.rule(table, chain, lines);
+                // What may be several rules may stand in other chains, too.
+                let rule = match is_several(&self.text_of(lines), self.xtables) {
+                    true => rule,
+                    false => rule.standing_at(at),
+                };
                 (OmissionKind::Rule, rule)
             }
             // What refers to it says so itself.
@@ -329,10 +331,15 @@ impl RulesetMap {
         .then(|| whole(table, hooks))
     }
 
-    fn rule(&self, table: &RulesetTable, chain: &str, lines: &[usize]) -> RuleExtent {
+    /// These lines as one.
+    fn text_of(&self, lines: &[usize]) -> String {
         let texts = lines.iter().filter_map(|at| self.lines.get(*at));
         let text: Vec<&str> = texts.map(|line| line.text.trim()).collect();
-        let text = text.join(" ");
+        text.join(" ")
+    }
+
+    fn rule(&self, table: &RulesetTable, chain: &str, lines: &[usize]) -> RuleExtent {
+        let text = self.text_of(lines);
         // Behind a `#` stands what nft(8) could not print, which may be anything.
         let unprinted = text.split_once(" # ").filter(|_| !self.xtables);
         if let Some((before, _)) = unprinted.filter(|(_, c)| !c.starts_with("handle ")) {

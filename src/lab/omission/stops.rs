@@ -69,10 +69,8 @@ struct Written {
 
 impl Written {
     fn rule(&self) -> &Rule {
-        self.read.get_or_init(|| match self.xtables {
-            true => Rule::of_iptables(&self.text),
-            false => Rule::of_nft(&self.text),
-        })
+        self.read
+            .get_or_init(|| Rule::of_text(&self.text, self.xtables))
     }
 }
 
