@@ -76,7 +76,12 @@ test("a job is submitted and cancelled with the keyboard, and only with the toke
     await accessible(page, "token dialog with an error");
     await shoot(page, "token-wrong");
     await page.getByLabel(/scheduler's token/).fill(TOKEN);
+    // The page is loaded anew with the token, and what were pressed before that would be lost.
+    const loadedAnew = new Promise((held) => page.route("**/", held, { times: 1 }));
     await page.keyboard.press("Enter");
+    const route = await loadedAnew;
+    assert.equal(await submit.isVisible(), false);
+    await route.continue();
     await submit.waitFor();
     await submit.focus();
     await page.keyboard.press("Enter");

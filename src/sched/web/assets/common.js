@@ -63,26 +63,36 @@ function headers(more = {}) {
 
 /** What this viewer may do: nothing is offered that would be refused. Asked anew with each token. */
 let asked = null;
-export const whoami = () => (asked ??= askWho(token()));
+export const whoami = () => (asked ??= askWho(token()).then(offer));
 
 async function askWho(given) {
     const response = await fetch("/api/v1/whoami", { headers: given ? { Authorization: `Bearer ${given}` } : {}, cache: "no-store" });
     const who = await response.json();
     if (!response.ok) throw new ApiError(response.status, who.error);
+    return who;
+}
+
+/** Shows the buttons that this viewer may press. */
+function offer(who) {
     document.documentElement.classList.toggle("may-change", who.may_submit);
     document.documentElement.classList.toggle("sees-results", who.all_results);
     return who;
 }
 
-/** Keeps a token that the server takes; returns what it says to any other. */
+/**
+ * Keeps a token that the server takes; returns what it says to any other.
+ * It offers nothing yet: the page may be loaded anew because of the token, and
+ * a button that is pressed in between would be lost with the old page.
+ */
 async function useToken(given) {
     try {
-        asked = Promise.resolve(await askWho(given));
+        await askWho(given);
     } catch (error) {
         if (error instanceof ApiError && error.status === 401 && given) return error.message;
         if (!(error instanceof ApiError)) return error.message;
     }
     sessionStorage.setItem(TOKEN, given);
+    asked = null;
     return "";
 }
 
@@ -121,6 +131,7 @@ export async function withToken(work) {
     } catch (error) {
         if (!(error instanceof ApiError) || error.status !== 401) throw error;
         if (!(await askToken(error.message))) throw error;
+        await whoami().catch(() => {});
         return work();
     }
 }
