@@ -15,15 +15,18 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
         stat::{Mode, umask},
     },
     unistd::{close, dup2_stderr, dup2_stdin, dup2_stdout, setsid},
 };
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{PidfdFlags, getpid, pidfd_open},
+};
 
 use super::{Keeper, Obstacle, RefusedStep, STATE, USE};
 use crate::{
@@ -104,6 +107,8 @@ fn take_namespaces(plan: Keeper) -> Result<Keeper, Obstacle> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(refused(RefusedStep::Network))?;
     netns::moved();
     private_run().map_err(failed(RefusedStep::Run))?;
+    try_join().map_err(failed(RefusedStep::Join))?;
+    try_unmount().map_err(refused(RefusedStep::Unmount))?;
     OpenOptions::new()
         .write(true)
         .open("/proc/sys/net/ipv4/ip_forward")
@@ -178,6 +183,22 @@ fn private_run() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Goes by a pidfd where this process is already, as every later command comes here and every job goes
+/// into a router: there are filters that let namespaces be made and refuse setns(2).
+fn try_join() -> io::Result<()> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    Ok(setns(own, CloneFlags::CLONE_NEWNET)?)
+}
+
+/// Takes away what is mounted over a directory where nothing is, umount(2): the name of a namespace goes
+/// so.
+fn try_unmount() -> Result<(), Errno> {
+    match umount2(DEFAULT_DIR, MntFlags::MNT_DETACH) {
+        Err(Errno::EINVAL) => Ok(()),
+        other => other,
+    }
 }
 
 fn share(from: &Path, to: &Path, kind: FileType) -> io::Result<()> {

@@ -25,7 +25,7 @@ use rustix::{
 };
 use thiserror::Error;
 
-use super::{Keeper, NAME, Obstacle, USE};
+use super::{Keeper, NAME, Obstacle, RefusedStep, USE};
 use crate::{
     config::Places,
     flock::{self, NotLocked},
@@ -242,7 +242,14 @@ fn enter(keeper: &Keeper, networks: Networks) -> Result<(), KeeperError> {
     let here = env::current_dir();
     let target = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let target = target.ok_or_else(|| fail(io::ErrorKind::InvalidData.into()))?;
-    let pidfd = pidfd_open(target, PidfdFlags::empty()).map_err(|e| fail(e.into()))?;
+    // A filter that whoever started the keeper does not have may refuse either.
+    let refused = |source: io::Error| match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
+            Obstacle::new(RefusedStep::Join, &source).into()
+        }
+        _ => fail(source),
+    };
+    let pidfd = pidfd_open(target, PidfdFlags::empty()).map_err(|e| refused(e.into()))?;
     // Looked at after the descriptor was opened, which from then on means one process for ever.
     if keeper.owner.liveness() != Liveness::Alive {
         return Err(fail(io::ErrorKind::NotFound.into()));
@@ -251,7 +258,7 @@ fn enter(keeper: &Keeper, networks: Networks) -> Result<(), KeeperError> {
     if networks == Networks::Keepers {
         namespaces |= CloneFlags::CLONE_NEWNET;
     }
-    setns(&pidfd, namespaces).map_err(|e| fail(e.into()))?;
+    setns(&pidfd, namespaces).map_err(|e| refused(e.into()))?;
     netns::moved();
     // A process that changes its mount namespace is put into the root directory. One that was removed
     // meanwhile is nowhere.

@@ -19,6 +19,10 @@ pub enum RefusedStep {
     Network,
     /// A file system over `/run`, and in it what was there.
     Run,
+    /// To go into namespaces that are there.
+    Join,
+    /// To take away what is mounted.
+    Unmount,
     /// Settings of a namespace, below `/proc/sys/net`.
     Settings,
     /// The keeper's own files.
@@ -33,6 +37,8 @@ impl fmt::Display for RefusedStep {
             Self::Mount => "make a mount namespace",
             Self::Network => "make a network namespace",
             Self::Run => "make a private /run",
+            Self::Join => "go into namespaces that are there",
+            Self::Unmount => "unmount anything",
             Self::Settings => "change the settings of a network namespace",
             Self::Files => "write the keeper's files",
         })
@@ -81,7 +87,7 @@ const UBUNTU: &str = "AppArmor restricts user namespaces (as Ubuntu does from 23
      with `userns,` for tsim in /etc/apparmor.d, or \
      sysctl kernel.apparmor_restrict_unprivileged_userns=0";
 const SECCOMP: &str = "a seccomp filter is in force, probably a container's: run the container with \
-     a profile that allows unshare, setns and mount (--security-opt seccomp=unconfined)";
+     a profile that allows unshare, setns, mount and umount2 (--security-opt seccomp=unconfined)";
 const CONFINED: &str = "a security module confines this process, probably a container's: \
      run the container with --security-opt apparmor=unconfined or label=disable";
 const CHROOT: &str = "if this process is in a chroot(2), it may not";
@@ -106,15 +112,18 @@ fn remedy(
         (RefusedStep::Settings, libc::EROFS) => return Some(PROC),
         _ => {}
     }
-    if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
-        return Some(DEBIAN);
-    }
-    // Ubuntu's restriction lets the namespace be made, and denies everything in it.
-    if is(
-        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-        "1",
-    ) {
-        return Some(UBUNTU);
+    // Both are about who makes a user namespace, which whoever joins one does not.
+    if step != RefusedStep::Join {
+        if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
+            return Some(DEBIAN);
+        }
+        // Ubuntu's restriction lets the namespace be made, and denies everything in it.
+        if is(
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+        ) {
+            return Some(UBUNTU);
+        }
     }
     let status = value("/proc/self/status").unwrap_or_default();
     // proc_pid_status(5): 2 is a filter.
@@ -174,6 +183,12 @@ mod tests {
                 RefusedStep::User,
                 libc::EPERM,
                 &container,
+                "seccomp=unconfined",
+            ),
+            (
+                RefusedStep::Join,
+                libc::ENOSYS,
+                &[debian[0], container[0]],
                 "seccomp=unconfined",
             ),
             (RefusedStep::Run, libc::EACCES, &selinux, "label=disable"),

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod apart;
+mod contained;
 mod forbidden;
 mod kills;
 mod life;
