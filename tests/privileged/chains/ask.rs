@@ -16,6 +16,8 @@ use crate::support::Bed;
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     pub(super) result: String,
+    /// The status, which a detailed job alone gives.
+    pub(super) status: String,
     pub(super) end: String,
     pub(super) router: String,
     pub(super) reason: String,
@@ -37,6 +39,10 @@ impl Rebuilt {
         for node in &world.routers {
             let file = facts.join(format!("{}_facts.txt", node.name));
             fs::write(file, chain.facts(plan, &node.name)).unwrap();
+        }
+        if let Some((segment, router)) = &world.gateway {
+            let text = format!("[[gateway]]\nsegment = {segment:?}\nrouter = {router:?}\n");
+            fs::write(facts.join("links.toml"), text).unwrap();
         }
         let config = dir.path().join("tsim.toml");
         let place = |name: &str| dir.path().join(name);
@@ -117,6 +123,7 @@ impl Rebuilt {
         let text = |end: &Value, key: &str| end[key].as_str().unwrap_or_default().to_owned();
         let one = |end: &Value| Answer {
             result: text(end, "result"),
+            status: text(end, "status"),
             end: text(end, "end"),
             router: text(end, "router"),
             reason: text(end, "reason"),

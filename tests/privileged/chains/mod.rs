@@ -7,6 +7,7 @@
 //! seed and its script.
 
 mod ask;
+mod back;
 mod plan;
 mod rules;
 mod script;
@@ -157,7 +158,11 @@ fn try_one(plan: Plan, tally: &Mutex<Tally>) {
     let compared = trial.as_ref().map_err(String::clone);
     let compared = compared.and_then(|trial| trial.compare(&plan, None));
     if let Some(why) = wrong(&compared) {
-        let text = shrink::smallest(plan, why);
+        let still = |plan: &Plan| {
+            let compared = Trial::begin(plan).and_then(|trial| trial.compare(plan, None));
+            wrong(&compared)
+        };
+        let text = shrink::smallest(plan, why, still);
         tally.lock().unwrap().wrong.push(text);
         return;
     }

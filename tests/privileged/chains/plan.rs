@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use super::back::plan::BackMotif;
+
 /// xorshift64*: good enough for tests, and the same everywhere.
 pub(super) struct Random(u64);
 
@@ -23,11 +25,11 @@ impl Random {
         (mixed >> 33) as usize % end
     }
 
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(super) fn one<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
 
-    fn chance(&mut self, percent: usize) -> bool {
+    pub(super) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 }
@@ -51,7 +53,7 @@ impl fmt::Display for Service {
     }
 }
 
-const SERVICES: [Service; 10] = {
+pub(super) const SERVICES: [Service; 10] = {
     const fn tcp(port: u16) -> Service {
         Service { udp: false, port }
     }
@@ -84,6 +86,8 @@ pub(super) enum Place {
     Detour(usize),
     /// The second gateway on the source's segment.
     Second,
+    /// The destination's own gateway, by which no request comes.
+    Back,
 }
 
 /// How policy routing chooses packets.
@@ -174,6 +178,8 @@ pub(super) enum Motif {
     },
     /// Established connections are let by first, invalid packets dropped.
     Stateful { at: usize },
+    /// Something that answers meet.
+    Back(BackMotif),
 }
 
 /// How a plain filter works.
@@ -263,7 +269,7 @@ impl Plan {
     }
 
     /// About that share of the services, at least one.
-    fn some(&self, percent: usize, random: &mut Random) -> Vec<Service> {
+    pub(super) fn some(&self, percent: usize, random: &mut Random) -> Vec<Service> {
         let chosen = self.services.iter().filter(|_| random.chance(percent));
         let chosen: Vec<Service> = chosen.copied().collect();
         match chosen.is_empty() {
@@ -278,7 +284,7 @@ impl Plan {
         (at, at + 1 + random.below(self.routers - 1 - at))
     }
 
-    fn motif(&self, feature: &str, random: &mut Random) -> Motif {
+    pub(super) fn motif(&self, feature: &str, random: &mut Random) -> Motif {
         let (at, dropper) = self.two(random);
         let services = self.some(40, random);
         let service = random.one(&self.services);
@@ -382,6 +388,7 @@ impl Plan {
             }),
             Motif::Entries { .. } => Some("entries"),
             Motif::Filter { .. } | Motif::Stateful { .. } => None,
+            Motif::Back(back) => Some(back.feature()),
         };
         let mut all: Vec<&str> = self.motifs.iter().filter_map(one).collect();
         all.push(if self.v6 { "IPv6" } else { "IPv4" });
@@ -401,7 +408,7 @@ impl Plan {
     /// Whether the address that is asked about is one that a router translates.
     pub(super) fn published(&self) -> bool {
         let is = |motif: &Motif| matches!(motif, Motif::Published { .. });
-        self.motifs.iter().any(is)
+        self.motifs.iter().any(is) || self.hairpin().is_some()
     }
 
     /// The place of a router, which a chain that was made shorter may not have.
@@ -410,6 +417,7 @@ impl Plan {
             Place::On(at) => at < self.routers,
             Place::Detour(at) => at + 1 < self.routers && self.has_detour(at),
             Place::Second => self.asked().is_some(),
+            Place::Back => self.has_back(),
         }
     }
 
@@ -418,6 +426,7 @@ impl Plan {
         let uses = |motif: &Motif| match motif {
             Motif::Policy { at, to, .. } => *at == router && *to == Branch::Detour,
             Motif::Asymmetric { at, .. } => *at == router,
+            Motif::Back(back) => back.makes_detour(router),
             _ => false,
         };
         router + 1 < self.routers && self.motifs.iter().any(uses)

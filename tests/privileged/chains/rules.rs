@@ -7,6 +7,7 @@ use super::plan::Service;
 /// The chains that rules can be in, in the order of a packet's way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Chain {
+    Raw,
     Mark,
     Dnat,
     Input,
@@ -19,6 +20,7 @@ impl Chain {
     /// The chain's name, and what nft(8) says of it.
     fn nft(self) -> (&'static str, &'static str) {
         match self {
+            Self::Raw => ("raw", "type filter hook prerouting priority -300"),
             Self::Mark => ("prerouting", "type filter hook prerouting priority -150"),
             Self::Dnat => ("dstnat", "type nat hook prerouting priority -100"),
             Self::Input => ("input", "type filter hook input priority 0"),
@@ -31,6 +33,7 @@ impl Chain {
     /// Table and chain of iptables(8).
     fn iptables(self) -> (&'static str, &'static str) {
         match self {
+            Self::Raw => ("raw", "PREROUTING"),
             Self::Mark => ("mangle", "PREROUTING"),
             Self::Dnat => ("nat", "PREROUTING"),
             Self::Input => ("filter", "INPUT"),
@@ -50,6 +53,10 @@ pub(super) enum Match {
     /// From that prefix, or from anywhere else.
     From(String, bool),
     Dscp(u8),
+    /// The service's answers, by the port that they come from.
+    AnswerOf(Service),
+    /// What comes in from a segment, by its number; from any, without one.
+    In(Option<usize>),
     Established,
     Invalid,
 }
@@ -67,6 +74,8 @@ pub(super) enum Act {
     Redirect(u16),
     Snat(String),
     Masquerade,
+    /// Connection tracking in that zone.
+    Zone(u16),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +148,7 @@ impl Rules {
     pub(super) fn iptables(&self) -> String {
         let chains = self.by_chain();
         let mut text = String::new();
-        for table in ["mangle", "nat", "filter"] {
+        for table in ["raw", "mangle", "nat", "filter"] {
             let mine = chains
                 .iter()
                 .filter(|(chain, _)| chain.iptables().0 == table);
@@ -173,6 +182,9 @@ fn nft_match(which: &Match, family: &str) -> String {
         Match::From(prefix, true) => format!("{family} saddr {prefix}"),
         Match::From(prefix, false) => format!("{family} saddr != {prefix}"),
         Match::Dscp(value) => format!("{family} dscp {value}"),
+        Match::AnswerOf(service) => format!("{} sport {}", service.protocol(), service.port),
+        Match::In(Some(segment)) => format!("iifname s{segment}"),
+        Match::In(None) => String::new(),
         Match::Established => "ct state established,related".to_owned(),
         Match::Invalid => "ct state invalid".to_owned(),
     }
@@ -189,6 +201,7 @@ fn nft_act(act: &Act, family: &str) -> String {
         Act::Redirect(port) => format!("redirect to :{port}"),
         Act::Snat(address) => format!("snat to {address}"),
         Act::Masquerade => "masquerade".to_owned(),
+        Act::Zone(zone) => format!("ct zone set {zone}"),
     }
 }
 
@@ -204,6 +217,9 @@ fn xt_match(which: &Match) -> String {
         Match::From(prefix, true) => format!("-s {prefix}"),
         Match::From(prefix, false) => format!("! -s {prefix}"),
         Match::Dscp(value) => format!("-m dscp --dscp {value}"),
+        Match::AnswerOf(service) => format!("-p {} --sport {}", service.protocol(), service.port),
+        Match::In(Some(segment)) => format!("-i s{segment}"),
+        Match::In(None) => String::new(),
         Match::Established => "-m conntrack --ctstate ESTABLISHED,RELATED".to_owned(),
         Match::Invalid => "-m conntrack --ctstate INVALID".to_owned(),
     }
@@ -222,6 +238,7 @@ fn xt_act(act: &Act) -> String {
         Act::Redirect(port) => format!("REDIRECT --to-ports {port}"),
         Act::Snat(address) => format!("SNAT --to-source {address}"),
         Act::Masquerade => "MASQUERADE".to_owned(),
+        Act::Zone(zone) => format!("CT --zone {zone}"),
     }
 }
 

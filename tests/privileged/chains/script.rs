@@ -50,8 +50,14 @@ pub(super) fn of(world: &World, loader: Loader, prefix: &str) -> String {
         let mut settings = "net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 \
                             net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.accept_ra=0"
             .to_owned();
-        if !node.is_host {
-            settings += " net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1";
+        match node.is_host {
+            // What a router tells of shorter ways would be for the connections after this one.
+            true => {
+                settings += " net.ipv4.conf.all.accept_redirects=0 \
+                            net.ipv4.conf.default.accept_redirects=0 \
+                            net.ipv6.conf.default.accept_redirects=0";
+            }
+            false => settings += " net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
         }
         writeln!(text, "ip netns exec {netns} sysctl -qw {settings}").unwrap();
     }

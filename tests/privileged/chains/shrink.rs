@@ -1,20 +1,17 @@
 //! The smallest chain that is still answered wrongly.
 
-use super::{
-    plan::Plan,
-    script,
-    trial::{Trial, wrong},
-    world::World,
-};
+use super::{plan::Plan, script, world::World};
 
-/// Leaves out of a plan what can be left out, and prints what remains, with its script.
-pub(super) fn smallest(plan: Plan, mut why: String) -> String {
+/// Leaves out of a plan what can be left out as long as `wrong` says what is wrong, and prints what
+/// remains, with its script.
+pub(super) fn smallest(
+    plan: Plan,
+    mut why: String,
+    wrong: impl Fn(&Plan) -> Option<String>,
+) -> String {
     let mut smallest = plan;
     loop {
-        let still_wrong = |plan: Plan| {
-            let compared = Trial::begin(&plan).and_then(|trial| trial.compare(&plan, None));
-            Some((wrong(&compared)?, plan))
-        };
+        let still_wrong = |plan: Plan| Some((wrong(&plan)?, plan));
         match smallest.smaller().into_iter().find_map(still_wrong) {
             Some((still, plan)) => (why, smallest) = (still, plan),
             None => break,

@@ -24,7 +24,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use tsim::{model::NetnsName, netlink::Netlink, netns::NetnsFd};
+use tsim::{netlink::Netlink, netns::NetnsFd};
 
 use super::{
     plan::{Loader, Plan, Service},
@@ -52,8 +52,8 @@ pub(super) enum Fate {
 /// A chain that was made.
 pub(super) struct Chain {
     /// Removes its namespaces in the end.
-    bed: Bed,
-    source: NetnsFd,
+    pub(super) bed: Bed,
+    pub(super) source: NetnsFd,
     destination: Capture,
     /// Raw sockets of the routers, which get what the routers' own programs would get.
     routers: Vec<(String, [OwnedFd; 2])>,
@@ -65,10 +65,7 @@ impl Chain {
         let bed = Bed::new();
         let text = script::of(world, plan.loader, bed.lab.as_str());
         shell(&text).map_err(|errors| format!("{errors}\n{text}"))?;
-        let open = |name: &str| {
-            let name = NetnsName::new(format!("{}.{name}", bed.lab)).unwrap();
-            bed.dir.open(&name).unwrap()
-        };
+        let open = |name: &str| bed.dir.open(&bed.name(name)).unwrap();
         let ports: Vec<_> = script::ports(world).iter().map(|p| ifname(p)).collect();
         let mut wires = Netlink::open(&open(WIRES)).unwrap();
         wires
@@ -79,8 +76,9 @@ impl Chain {
             let mut netlink = Netlink::open(&open(name)).unwrap();
             netlink.await_settled().unwrap();
         }
-        let inside = ifname(&format!("s{}", plan.routers));
-        let destination = Capture::start(&open("destination"), &inside);
+        let server = world.server();
+        let inside = ifname(&format!("s{}", server.interfaces[0].0));
+        let destination = Capture::start(&open(&server.name), &inside);
         let sockets = |node: &super::world::Node| {
             let sockets = open(&node.name).enter(|| [raw(plan.v6, false), raw(plan.v6, true)]);
             (node.name.clone(), sockets.unwrap())
@@ -148,7 +146,7 @@ impl Chain {
 }
 
 /// Keeps this thread on its processor.
-fn stay_here() {
+pub(super) fn stay_here() {
     let mut here = CpuSet::new();
     here.set(sched_getcpu().unwrap()).unwrap();
     sched_setaffinity(Pid::from_raw(0), &here).unwrap();
@@ -156,16 +154,16 @@ fn stay_here() {
 
 /// A socket that sends to itself over loopback. What a processor has queued before is through when
 /// its own datagram is, so that after some of these no packet of before is under way.
-struct Fence(UdpSocket);
+pub(super) struct Fence(UdpSocket);
 
 impl Fence {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(socket.local_addr().unwrap()).unwrap();
         Self(socket)
     }
 
-    fn pass(&self) {
+    pub(super) fn pass(&self) {
         for _ in 0..TURNS {
             self.0.send(&[0]).unwrap();
             self.0.recv(&mut [0]).unwrap();
@@ -174,7 +172,7 @@ impl Fence {
 }
 
 /// What a client of the service sends first. The kernel may refuse it: it knows of no way.
-fn send_one(service: Service, to: SocketAddr, tos: u8, mark: u32) -> OwnedFd {
+pub(super) fn send_one(service: Service, to: SocketAddr, tos: u8, mark: u32) -> OwnedFd {
     let family = match to {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,

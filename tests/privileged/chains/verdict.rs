@@ -31,6 +31,7 @@ impl Compared {
             end,
             router,
             reason,
+            ..
         } = &self.answer;
         let agree = self.fates.windows(2).all(|two| {
             let lost = |fate: &Fate| *fate == Fate::Lost;

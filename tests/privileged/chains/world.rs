@@ -7,6 +7,8 @@ use super::{
 
 /// The hosts' number in their segments.
 const HOST: usize = 100;
+/// That of the destination on the source's own segment.
+const SERVER: usize = 101;
 /// TOS octet that policy rules look for, and its DSCP.
 const TOS: u8 = 0x10;
 
@@ -53,6 +55,8 @@ pub(super) struct World {
     pub(super) destination: Node,
     /// What is asked about.
     pub(super) asked: (String, String),
+    /// The destination's subnet and the router that is its gateway, where others could be it, too.
+    pub(super) gateway: Option<(String, String)>,
 }
 
 impl World {
@@ -61,7 +65,7 @@ impl World {
         let places = (0..plan.routers)
             .map(Place::On)
             .chain((0..plan.routers).map(Place::Detour))
-            .chain([Place::Second]);
+            .chain([Place::Second, Place::Back]);
         let places: Vec<Place> = places.filter(|place| plan.has(*place)).collect();
         let routers = places.iter().map(|place| net.router(*place)).collect();
         let mut world = Self {
@@ -76,6 +80,9 @@ impl World {
                     false => net.target(),
                 },
             ),
+            gateway: plan
+                .has(Place::Back)
+                .then(|| (net.prefix(plan.routers), name(Place::Back))),
         };
         for (number, motif) in plan.motifs.iter().enumerate() {
             Putting {
@@ -86,6 +93,14 @@ impl World {
             .put(number, motif);
         }
         world
+    }
+
+    /// Who is called: the destination, or the source itself.
+    pub(super) fn server(&self) -> &Node {
+        match self.destination.interfaces.is_empty() {
+            true => &self.source,
+            false => &self.destination,
+        }
     }
 
     fn at(&mut self, place: Place) -> Option<&mut Node> {
@@ -100,6 +115,7 @@ pub(super) fn name(place: Place) -> String {
         Place::On(at) => format!("r{at}"),
         Place::Detour(at) => format!("d{at}"),
         Place::Second => "second".to_owned(),
+        Place::Back => "back".to_owned(),
     }
 }
 
@@ -107,40 +123,40 @@ pub(super) fn name(place: Place) -> String {
 ///
 /// The segments of the straight way are 0 and so on; those of the detour behind router N are 100 + N
 /// and 150 + N.
-struct Net<'a>(&'a Plan);
+pub(super) struct Net<'a>(&'a Plan);
 
 impl Net<'_> {
-    fn prefix(&self, segment: usize) -> String {
+    pub(super) fn prefix(&self, segment: usize) -> String {
         match self.0.v6 {
             true => format!("fd40:0:0:{segment:x}::/64"),
             false => format!("10.40.{segment}.0/24"),
         }
     }
 
-    fn address(&self, segment: usize, number: usize) -> String {
+    pub(super) fn address(&self, segment: usize, number: usize) -> String {
         match self.0.v6 {
             true => format!("fd40:0:0:{segment:x}::{number:x}"),
             false => format!("10.40.{segment}.{number}"),
         }
     }
 
-    fn of(&self, segment: usize, place: Place) -> String {
+    pub(super) fn of(&self, segment: usize, place: Place) -> String {
         self.address(segment, number(place))
     }
 
-    fn host(&self, segment: usize) -> String {
+    pub(super) fn host(&self, segment: usize) -> String {
         self.address(segment, HOST)
     }
 
     /// An address of no segment, for source NAT.
-    fn pool(&self, place: Place) -> String {
+    pub(super) fn pool(&self, place: Place) -> String {
         match self.0.v6 {
             true => format!("2001:db8:5::{:x}", number(place)),
             false => format!("198.51.100.{}", number(place)),
         }
     }
 
-    fn published(&self) -> String {
+    pub(super) fn published(&self) -> String {
         match self.0.v6 {
             true => "2001:db8:ff::10".to_owned(),
             false => "198.18.0.10".to_owned(),
@@ -148,7 +164,10 @@ impl Net<'_> {
     }
 
     /// The destination's own address.
-    fn target(&self) -> String {
+    pub(super) fn target(&self) -> String {
+        if let Some(hairpin) = self.0.hairpin() {
+            return self.address(0, if hairpin.own { HOST } else { SERVER });
+        }
         match (self.0.far, self.0.v6) {
             (false, _) => self.host(self.0.routers),
             (true, true) => "2001:db8:cb::50".to_owned(),
@@ -181,13 +200,24 @@ impl Net<'_> {
         let last = self.0.routers;
         let mut node = Node::new("destination");
         node.is_host = true;
+        if let Some(hairpin) = self.0.hairpin() {
+            if !hairpin.own {
+                node.interfaces.push(self.interface(0, SERVER));
+                node.via("default", &self.of(0, Place::On(0)));
+            }
+            return node;
+        }
         node.interfaces.push(self.interface(last, HOST));
         if self.0.far {
             let length = if self.0.v6 { 128 } else { 32 };
             let own = (last, format!("{}/{length}", self.target()));
             node.interfaces.push(own);
         }
-        node.via("default", &self.of(last, Place::On(last - 1)));
+        let gateway = match self.0.has(Place::Back) {
+            true => Place::Back,
+            false => Place::On(last - 1),
+        };
+        node.via("default", &self.of(last, gateway));
         node
     }
 
@@ -206,6 +236,7 @@ impl Net<'_> {
             }
             Place::Detour(at) => vec![100 + at, 150 + at],
             Place::Second => vec![0, 1],
+            Place::Back => vec![self.0.routers, self.0.routers - 1],
         };
         let own = number(place);
         let interfaces = segments.iter().map(|segment| self.interface(*segment, own));
@@ -233,6 +264,7 @@ impl Net<'_> {
                 (Some(onward), at + 1, Some(back))
             }
             Place::Second => (Some(self.of(1, Place::On(1))), 0, None),
+            Place::Back => (Some(self.of(last, Place::On(last - 1))), 0, None),
         };
         if let Some(onward) = onward {
             node.via("default", &onward);
@@ -265,7 +297,11 @@ impl Net<'_> {
     }
 
     fn asymmetric(&self, router: usize) -> bool {
-        let is = |motif: &Motif| matches!(motif, Motif::Asymmetric { at, .. } if *at == router);
+        let is = |motif: &Motif| match motif {
+            Motif::Asymmetric { at, .. } => *at == router,
+            Motif::Back(back) => back.makes_detour(router),
+            _ => false,
+        };
         self.0.has_detour(router) && self.0.motifs.iter().any(is)
     }
 }
@@ -275,18 +311,19 @@ fn number(place: Place) -> usize {
         Place::On(at) => 11 + at,
         Place::Detour(at) => 51 + at,
         Place::Second => 31,
+        Place::Back => 32,
     }
 }
 
 /// Puts motifs on routers. What a shorter chain does not have is left out.
-struct Putting<'a> {
-    plan: &'a Plan,
-    net: &'a Net<'a>,
+pub(super) struct Putting<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) net: &'a Net<'a>,
     world: &'a mut World,
 }
 
 impl Putting<'_> {
-    fn rule(&mut self, place: Place, chain: Chain, which: Match, act: Act) {
+    pub(super) fn rule(&mut self, place: Place, chain: Chain, which: Match, act: Act) {
         if let Some(node) = self.world.at(place) {
             node.rules.add(chain, which, act);
         }
@@ -381,6 +418,7 @@ impl Putting<'_> {
                 self.rule(place, Chain::Forward, Match::Established, Act::Accept);
                 self.rule(place, Chain::Forward, Match::Invalid, Act::Drop);
             }
+            Motif::Back(back) => self.put_back(back),
         }
     }
 
@@ -450,7 +488,7 @@ impl Putting<'_> {
         }
     }
 
-    fn filter(&mut self, at: Place, services: &[Service], how: Filter) {
+    pub(super) fn filter(&mut self, at: Place, services: &[Service], how: Filter) {
         let act = match how {
             Filter::Drop => Act::Drop,
             Filter::Reject => Act::Reject,
