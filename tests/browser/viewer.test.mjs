@@ -77,7 +77,9 @@ test("a job is submitted and cancelled with the keyboard, and only with the toke
     await shoot(page, "token-wrong");
     await page.getByLabel(/scheduler's token/).fill(TOKEN);
     // The page is loaded anew with the token, and what were pressed before that would be lost.
-    const loadedAnew = new Promise((held) => page.route("**/", held, { times: 1 }));
+    let hold;
+    const loadedAnew = new Promise((done) => { hold = done; });
+    await page.route("**/", hold, { times: 1 });
     await page.keyboard.press("Enter");
     const route = await loadedAnew;
     assert.equal(await submit.isVisible(), false);
