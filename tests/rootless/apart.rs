@@ -1,13 +1,18 @@
 //! Users beside each other and beside root: nobody sees or touches what is another's.
 
-use std::{fs, io::Read as _, process::Stdio};
+use std::{
+    fs,
+    io::Read as _,
+    process::{Command, Stdio},
+    thread,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::user::{User, await_exit, stage};
+use crate::user::{RootLab, User, await_exit, stage};
 
 #[test]
 fn users_neither_see_nor_touch_each_others_labs() {
@@ -37,6 +42,67 @@ fn users_neither_see_nor_touch_each_others_labs() {
     reach(&format!("ls {}", one.runtime_dir().display()));
     one.tsim(&["lab", "down", "same"]);
     one.assert_gone();
+}
+
+/// Two users and root ask at the same time, one user has their lab taken down meanwhile.
+#[test]
+fn users_and_root_at_once_have_each_their_own() {
+    let (one, other, root) = (User::new(), User::new(), RootLab::up());
+    thread::scope(|scope| {
+        scope.spawn(|| one.lab_up("same"));
+        scope.spawn(|| other.lab_up("same"));
+    });
+    let asked = "1-200/tcp,50-60/udp";
+    let want = root.ask("tsim-quick", asked);
+    let same = |ask: &dyn Fn() -> serde_json::Value| (0..4).for_each(|_| assert_eq!(ask(), want));
+    thread::scope(|scope| {
+        scope.spawn(|| same(&|| root.ask("tsim-quick", asked)));
+        scope.spawn(|| same(&|| one.ask("tsim-quick", "same", asked)));
+        scope.spawn(|| one.ask("tsim-detailed", "same", "22/tcp"));
+        scope.spawn(|| {
+            same(&|| other.ask("tsim-quick", "same", asked));
+            other.tsim(&["lab", "down", "same"]);
+            other.assert_gone();
+        });
+    });
+    root_is_out_of_reach(&one, &root);
+    let names = Command::new("ip").args(["netns", "list"]).output().unwrap();
+    let names = String::from_utf8(names.stdout).unwrap();
+    assert!(
+        names.contains(&root.name) && !names.contains("same."),
+        "{names}"
+    );
+    assert_eq!(root.ask("tsim-quick", asked), want);
+    one.tsim(&["lab", "down", "same"]);
+    one.assert_gone();
+}
+
+/// Asserts that `user` neither sees nor touches root's lab, inside of their namespaces or outside.
+fn root_is_out_of_reach(user: &User, root: &RootLab) {
+    let name = &root.name;
+    for args in [&["lab", "list"][..], &["exec", "ls", "/run/netns"]] {
+        let seen = user.tsim(args);
+        assert!(!seen.contains(name) && seen.contains("same"), "{seen}");
+    }
+    // Of a lab that there is none of, nothing is removed.
+    let down = user.tsim(&["lab", "down", name, "--force"]);
+    assert!(down.contains("there is no lab"), "{down}");
+    let netns = format!("/run/netns/{name}.hq-gw");
+    assert!(fs::exists(&netns).unwrap());
+    for command in [
+        format!("nsenter --net={netns} true"),
+        format!("umount {netns}"),
+        format!("rm {netns}"),
+        format!("ls {}/registry", root.dir().display()),
+        format!("ls {}/labs", root.dir().display()),
+    ] {
+        let output = user.command("/bin/sh").args(["-c", &command]).output();
+        let output = output.unwrap();
+        assert!(!output.status.success(), "{command}: {output:?}");
+        let inside = user.run("tsim", &["exec", "--", "sh", "-c", &command]);
+        assert!(!inside.status.success(), "inside, {command}: {inside:?}");
+    }
+    assert!(fs::exists(&netns).unwrap());
 }
 
 #[test]

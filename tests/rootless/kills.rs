@@ -2,7 +2,12 @@
 
 use std::{process::Stdio, thread, time::Duration};
 
-use crate::user::{ASK, User, stage};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::user::{ASK, User, await_exit, stage};
 
 /// The moments are drawn from this: a failure is the same again.
 struct Draw(u64);
@@ -83,6 +88,48 @@ fn labs_that_are_killed_while_they_are_made_can_be_made_again() {
     }
     user.lab_up("mine");
     user.ask("tsim-quick", "mine", "22/tcp");
+    user.tsim(&["lab", "down", "mine"]);
+    user.assert_gone();
+}
+
+#[test]
+fn keepers_killed_at_random_moments_leave_nothing() {
+    let user = User::new();
+    user.lab_up("mine");
+    let facts = stage().join("corp10");
+    let facts = facts.to_str().unwrap();
+    let up = ["lab", "up", "mine", "--facts", facts];
+    let asked = [&["--lab", "mine", "-P", "1-200"], ASK].concat();
+    let work: [(&str, &[&str], u64); 3] = [
+        ("tsim-quick", &asked, 150),
+        ("tsim-detailed", &asked, 600),
+        ("tsim", &["lab", "up", "other", "--facts", facts], 900),
+    ];
+    let answer = || user.ask("tsim-quick", "mine", "1-60/tcp");
+    let want = answer();
+    let mut draw = Draw(0x5eed_001a);
+    for nth in 0..9 {
+        let (program, args, within) = work[nth % 3];
+        let keeper = user.keeper().unwrap();
+        let mut job = user.command(stage().join(program));
+        job.args(args).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut job = job.spawn().unwrap();
+        thread::sleep(Duration::from_millis(draw.below(within)));
+        kill(Pid::from_raw(keeper.cast_signed()), Signal::SIGKILL).unwrap();
+        assert!(await_exit(keeper));
+        // Whoever is inside goes on to an end, whichever.
+        assert!(await_exit(job.id()), "{program} stays after kill {nth}");
+        job.wait().unwrap();
+        let again = user.run("tsim", &up);
+        let said = String::from_utf8_lossy(&again.stderr);
+        assert!(
+            again.status.success(),
+            "after kill {nth} at {program}: {said}"
+        );
+        assert!(said.contains("lab mine is gone: the keeper"), "{said}");
+        assert_eq!(answer(), want, "after kill {nth} at {program}");
+        assert_eq!(user.tsim(&["lab", "list"]).matches("lab ").count(), 1);
+    }
     user.tsim(&["lab", "down", "mine"]);
     user.assert_gone();
 }

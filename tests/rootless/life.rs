@@ -1,46 +1,15 @@
 //! From nothing to a verdict and back to nothing.
 
-use std::process::Command;
-
-use crate::user::{ASK, User, await_exit, stage, verdicts};
+use crate::user::{RootLab, User, await_exit, stage};
 
 const SERVICES: &str = "1-300/tcp,50-70/udp,443/tcp,icmp";
-
-/// What root's own quick job answers about the same facts.
-fn as_root(services: &str) -> serde_json::Value {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("tsim.toml");
-    let config = format!(
-        "registry_dir = {:?}\nlabs_dir = {:?}\nresults_dir = {:?}\n",
-        dir.path().join("registry"),
-        dir.path().join("labs"),
-        dir.path().join("results")
-    );
-    std::fs::write(&file, config).unwrap();
-    let lab = format!("root{}", std::process::id());
-    let run = |program: &str, args: &[&str]| {
-        let mut command = Command::new(stage().join(program));
-        command.args(["--config", file.to_str().unwrap()]);
-        command.args(args).output().unwrap()
-    };
-    let facts = stage().join("corp10");
-    let up = run(
-        "tsim",
-        &["lab", "up", &lab, "--facts", facts.to_str().unwrap()],
-    );
-    assert!(up.status.success(), "{up:?}");
-    let args = [&["--lab", &lab, "--json", "-P", services], ASK].concat();
-    let answer = verdicts(&run("tsim-quick", &args));
-    let down = run("tsim", &["lab", "down", &lab]);
-    assert!(down.status.success(), "{down:?}");
-    answer
-}
 
 #[test]
 fn without_root_the_answers_are_the_same_and_nothing_stays() {
     let user = User::new();
     user.lab_up("mine");
-    assert_eq!(user.ask("tsim-quick", "mine", SERVICES), as_root(SERVICES));
+    let root = RootLab::up().ask("tsim-quick", SERVICES);
+    assert_eq!(user.ask("tsim-quick", "mine", SERVICES), root);
 
     let detailed = user.ask("tsim-detailed", "mine", "22/tcp,53/udp");
     let quick = user.ask("tsim-quick", "mine", "22/tcp,53/udp");

@@ -7,6 +7,7 @@
 mod apart;
 mod contained;
 mod forbidden;
+mod hostile;
 mod kills;
 mod life;
 mod people;

@@ -12,6 +12,7 @@ use std::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
 };
 
 use nix::{
@@ -152,6 +153,59 @@ impl User {
         assert!(labs.is_empty(), "{labs:?}");
         let state = self.runtime_dir().join("keeper.json");
         assert!(!state.exists(), "the keeper's file stays");
+    }
+}
+
+/// A lab of root's of the facts of corp10, beside those of users, with state of its own. It is taken down when
+/// this goes.
+pub(crate) struct RootLab {
+    pub(crate) name: String,
+    dir: tempfile::TempDir,
+}
+
+impl RootLab {
+    pub(crate) fn up() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name| dir.path().join(name);
+        let config = format!(
+            "registry_dir = {:?}\nlabs_dir = {:?}\nresults_dir = {:?}\n",
+            place("registry"),
+            place("labs"),
+            place("results")
+        );
+        fs::write(place("tsim.toml"), config).unwrap();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("root{}x{number}", process::id());
+        let lab = Self { name, dir };
+        let facts = stage().join("corp10");
+        let args = ["lab", "up", &lab.name, "--facts", facts.to_str().unwrap()];
+        let up = lab.run("tsim", &args);
+        assert!(up.status.success(), "{up:?}");
+        lab
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> Output {
+        let mut command = Command::new(stage().join(program));
+        command.arg("--config").arg(self.dir().join("tsim.toml"));
+        command.args(args).output().unwrap()
+    }
+
+    /// As [`User::ask`].
+    pub(crate) fn ask(&self, program: &str, services: &str) -> Value {
+        let args = [&["--lab", &self.name, "--json", "-P", services], ASK].concat();
+        verdicts(&self.run(program, &args))
+    }
+}
+
+impl Drop for RootLab {
+    fn drop(&mut self) {
+        let down = self.run("tsim", &["lab", "down", &self.name]);
+        assert!(down.status.success() || thread::panicking(), "{down:?}");
     }
 }
 
