@@ -58,6 +58,7 @@ owner = \"netops\"
 ";
 
 static REPLACED: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+    let dir = regex::escape(env::temp_dir().to_str().unwrap()) + r"/\.tmp[A-Za-z0-9]+";
     [
         (r"\b[0-9]+(\.[0-9]+)? (ms|s)\b", "<time>"),
         (
@@ -71,7 +72,7 @@ static REPLACED: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"\b02(:[0-9a-f]{2}){5}\b", "<mac>"),
         (r"tsim [0-9]+\.[0-9]+\.[0-9]+", "tsim <version>"),
         (r":[0-9]{5}\b", ":<port>"),
-        (r"/tmp/\.tmp[A-Za-z0-9]+", "<dir>"),
+        (dir.as_str(), "<dir>"),
     ]
     .map(|(pattern, word)| (Regex::new(pattern).unwrap(), word))
     .into()

@@ -1,5 +1,7 @@
 //! From nothing to a verdict and back to nothing.
 
+use std::process::Command;
+
 use crate::user::{RootLab, User, await_exit, stage};
 
 const SERVICES: &str = "1-300/tcp,50-70/udp,443/tcp,icmp";
@@ -56,4 +58,45 @@ fn exec_and_shell_go_into_the_users_namespaces() {
     drop(sleeper.stdin.take());
     assert!(sleeper.wait().unwrap().success());
     user.assert_gone();
+}
+
+/// Root's own rights are used unless root says otherwise, on the command line or in the configuration; then
+/// root has a keeper as everybody else.
+#[test]
+fn root_works_without_its_rights_if_told_so() {
+    let home = tempfile::tempdir().unwrap();
+    let facts = stage().join("corp10");
+    let lab = format!("told{}", std::process::id());
+    let up = ["lab", "up", &lab, "--facts", facts.to_str().unwrap()];
+    let named = || std::fs::exists(format!("/run/netns/{lab}.hq-gw")).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(stage().join("tsim"));
+        for variable in [
+            "HOME",
+            "XDG_RUNTIME_DIR",
+            "XDG_STATE_HOME",
+            "XDG_CONFIG_HOME",
+        ] {
+            command.env(variable, home.path());
+        }
+        let output = command.args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let file = home.path().join("told.toml");
+    std::fs::write(&file, "rootless = true\n").unwrap();
+    for told in [&["--rootless"][..], &["--config", file.to_str().unwrap()]] {
+        let run = |args: &[&str]| run(&[told, args].concat());
+        run(&up);
+        assert!(!named(), "a router of {told:?} is on the machine");
+        let state: serde_json::Value = serde_json::from_str(&run(&["keeper", "--json"])).unwrap();
+        let keeper = u32::try_from(state["keeper"]["pid"].as_u64().unwrap()).unwrap();
+        assert_eq!(state["labs"], serde_json::json!([lab]));
+        assert!(run(&["exec", "ls", "/run/netns"]).contains(&lab));
+        run(&["lab", "down", &lab]);
+        assert!(await_exit(keeper));
+    }
+    // Who says nothing has no keeper.
+    let state: serde_json::Value = serde_json::from_str(&run(&["keeper", "--json"])).unwrap();
+    assert_eq!(state["rootless"], false);
 }

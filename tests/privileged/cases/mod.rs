@@ -181,8 +181,22 @@ fn asked(case: &CaseFile, loader: Loader, family: Family) -> Asked {
 /// What a job says of each service at the router.
 fn verdicts(report: &QuickReport) -> impl Iterator<Item = String> {
     report.routers[0].services.iter().map(|answer| {
-        let reason = answer.reason.as_deref().unwrap_or_default();
+        let reason = steady(answer.reason.as_deref().unwrap_or_default());
         format!("{} {} {reason}", answer.service(), answer.result)
+    })
+}
+
+/// What every run of the table says: on what the verdict depends, where chance or what was before decides, and
+/// not how many of these very packets got through, or what stopped one of them this time.
+fn steady(reason: &str) -> &str {
+    let depends = [
+        "decided by chance or turn: ",
+        "depends on what was seen before: ",
+    ];
+    let begins = depends.iter().find_map(|words| reason.find(words));
+    begins.map_or(reason, |at| {
+        let on_what = &reason[at..];
+        on_what.split("; this time").next().unwrap_or(on_what)
     })
 }
 
