@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::result::DetailedEndToEnd;
+use super::result::{DetailedEndToEnd, ServiceStatus};
 use crate::{
     lab::{
         LabState,
@@ -15,8 +15,9 @@ use crate::{
 };
 
 /// Why an answer that was measured may not come after all: by another gateway of the server that
-/// has not seen the request and drops what belongs to none, or from which no way leads back; none
-/// where there is no such.
+/// has not seen the request and drops what belongs to none, or from which no way leads back; or why
+/// one that was lost may come: by another gateway, from which a way does. None where there is no
+/// such.
 pub(super) fn doubt(
     lab: &LabState,
     sockets: &mut RouterSockets,
@@ -24,11 +25,30 @@ pub(super) fn doubt(
     protocol: Protocol,
     trust: bool,
 ) -> Option<String> {
-    if end.result != Verdict::Yes || end.kind != EndKind::Delivered {
-        return None;
-    }
     let last = end.way.last()?;
     let (server, client) = (last.headers.destination, last.headers.source);
+    let answer = TracePacket {
+        protocol: Some(protocol),
+        source_port: last.headers.destination_port,
+        destination_port: last.headers.source_port,
+        ..TracePacket::new(server, client)
+    };
+    match (end.result, end.status, end.kind) {
+        (Verdict::Yes, _, EndKind::Delivered) => stopped(lab, sockets, end, &answer, trust),
+        (Verdict::No, ServiceStatus::Partial, _) => carried(lab, sockets, end, &answer),
+        _ => None,
+    }
+}
+
+/// Why an answer that came may not come.
+fn stopped(
+    lab: &LabState,
+    sockets: &mut RouterSockets,
+    end: &DetailedEndToEnd,
+    answer: &TracePacket,
+    trust: bool,
+) -> Option<String> {
+    let (server, client) = (answer.source, answer.destination);
     let wiring = Wiring::from(lab);
     let legs = || end.way.iter().chain(&end.answer);
     let passed = |router: &RouterName| legs().any(|leg| leg.router == *router);
@@ -37,29 +57,52 @@ pub(super) fn doubt(
             "the lab has no facts of {missing}, which may be the gateway by which {server} answers"
         ));
     }
-    let answer = TracePacket {
-        protocol: Some(protocol),
-        source_port: last.headers.destination_port,
-        destination_port: last.headers.source_port,
-        ..TracePacket::new(server, client)
-    };
     let others = wiring.gateways_of(server, client);
     let mut others = others.into_iter().filter(|entry| !passed(&entry.router));
     others.find_map(|entry| {
-        let mut stops = lab.router(&entry.router).ok()?.unseen.iter();
-        let stop = stops.find(|unseen| {
-            let here = Some(&unseen.interface) == entry.iface_in.as_ref();
-            here && unseen.family == Family::of(server) && unseen.stops(protocol)
-        });
-        let why = match stop {
-            Some(stop) => format!(
-                "there {} stops answers whose request did not pass",
-                stop.stop
-            ),
-            None => lost(&wiring, sockets, &answer, &entry)?,
+        let why = match stop_of_unseen(lab, &entry, answer) {
+            Some(stop) => format!("there {stop} stops answers whose request did not pass"),
+            None => lost(&wiring, sockets, answer, &entry)?,
         };
         Some(said(server, &entry.router, &why))
     })
+}
+
+/// Why an answer that was lost may come.
+fn carried(
+    lab: &LabState,
+    sockets: &mut RouterSockets,
+    end: &DetailedEndToEnd,
+    answer: &TracePacket,
+) -> Option<String> {
+    let (server, client) = (answer.source, answer.destination);
+    let wiring = Wiring::from(lab);
+    let first = end.answer.first()?;
+    let others = wiring.gateways_of(server, client);
+    let mut others = others
+        .into_iter()
+        .filter(|entry| entry.router != first.router);
+    let other = others.find(|entry| {
+        let seen = end.way.iter().any(|leg| leg.router == entry.router);
+        let stops = !seen && stop_of_unseen(lab, entry, answer).is_some();
+        !stops && lost(&wiring, sockets, answer, entry).is_none()
+    })?;
+    let why = format!(
+        "by {} the answer is lost, and from there a way leads back",
+        first.router
+    );
+    Some(said(server, &other.router, &why))
+}
+
+/// What the router of `entry` stops answers by whose request did not pass it.
+fn stop_of_unseen<'l>(lab: &'l LabState, entry: &Entry, answer: &TracePacket) -> Option<&'l str> {
+    let mut stops = lab.router(&entry.router).ok()?.unseen.iter();
+    let stop = stops.find(|unseen| {
+        let here = Some(&unseen.interface) == entry.iface_in.as_ref();
+        let of_family = unseen.family == Family::of(answer.source);
+        here && of_family && answer.protocol.is_some_and(|asked| unseen.stops(asked))
+    });
+    stop.map(|unseen| unseen.stop.as_str())
 }
 
 /// How the answer ends that enters there, where no way of it is known to get back.
