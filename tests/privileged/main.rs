@@ -33,6 +33,7 @@ mod iptables;
 mod kept;
 mod kernels;
 mod kills;
+mod kinds;
 mod lab;
 mod leaks;
 mod left_out;

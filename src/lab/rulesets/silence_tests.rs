@@ -55,7 +55,9 @@ fn facts_files() -> Vec<PathBuf> {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             let is_facts = name.ends_with("_facts.txt")
                 || name.ends_with(".json") && !name.ends_with(".schema.json");
-            if path.is_dir() {
+            // Those of the kinds are the collector's own, too many, and full of what nobody needs: what the
+            // kernel makes by itself is passed over in silence.
+            if path.is_dir() && name != "kinds" {
                 dirs.push(path);
             } else if is_facts {
                 files.push(path);

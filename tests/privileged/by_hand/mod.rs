@@ -5,7 +5,7 @@
 //! is true is measured in the hand-made network itself: a plain host connects, and the frames that
 //! come to the destination are captured.
 
-mod network;
+pub(crate) mod network;
 
 use std::{
     fs,

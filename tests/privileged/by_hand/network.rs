@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tsim::{netlink::Netlink, netns::NetnsFd};
 
 use crate::{
@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// How far a connection came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Reached {
+pub(crate) enum Reached {
     /// The request did not come to the destination.
     No,
     /// It came there, and the client got no answer.
@@ -28,16 +28,22 @@ pub(super) enum Reached {
 }
 
 /// The namespaces of a case, which are gone when this is dropped.
-pub(super) struct Network {
-    pub(super) bed: Bed,
+pub(crate) struct Network {
+    pub(crate) bed: Bed,
 }
 
 impl Network {
     /// Builds what `script` says. A line is `segment NODE:INTERFACE…`, which joins these by a
-    /// bridge, or `NODE: COMMAND` for the shell; `routers` forward.
-    pub(super) fn build(script: &str, routers: &[String]) -> Self {
+    /// bridge, or `NODE: COMMAND` for the shell; `routers` forward. The interfaces' hardware addresses
+    /// count from 02:00:5e:00:00:00 in the order of the lines.
+    pub(crate) fn build(script: &str, routers: &[String]) -> Self {
         let network = Self { bed: Bed::new() };
         network.bed.netns("wires");
+        // Nothing there says anything by itself.
+        network.shell(
+            "wires",
+            "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6",
+        );
         let mut ports = Vec::new();
         for line in lines(script) {
             if let Some(members) = line.strip_prefix("segment ") {
@@ -53,11 +59,11 @@ impl Network {
     }
 
     /// The full name of a node's namespace.
-    pub(super) fn name(&self, node: &str) -> String {
+    pub(crate) fn name(&self, node: &str) -> String {
         self.bed.name(node).to_string()
     }
 
-    fn open(&self, node: &str) -> NetnsFd {
+    pub(crate) fn open(&self, node: &str) -> NetnsFd {
         self.bed.dir.open(&self.bed.name(node)).unwrap()
     }
 
@@ -83,10 +89,11 @@ impl Network {
             }
             let port = format!("p{}", ports.len());
             let netns = self.name(node);
+            let mac = mac(ports.len());
             self.shell(
                 "wires",
                 &format!(
-                    "ip link add {port} type veth peer name {interface} netns {netns}
+                    "ip link add {port} type veth peer name {interface} address {mac} netns {netns}
                     ip link set {port} up master {bridge}"
                 ),
             );
@@ -150,13 +157,21 @@ impl Network {
         };
         let port = port.unwrap_or(to.port());
         let frames = capture.frames();
-        let request = frames.iter().any(|frame| is_request(frame, to.ip(), port));
+        let request = frames.iter().any(|frame| {
+            frame
+                .get(14..)
+                .is_some_and(|packet| is_request(packet, to.ip(), port))
+        });
         match (answered, request) {
             (true, _) => Reached::Answer,
             (false, true) => Reached::Request,
             (false, false) => Reached::No,
         }
     }
+}
+
+fn mac(number: usize) -> String {
+    format!("02:00:5e:00:{:02x}:{:02x}", number / 256, number % 256)
 }
 
 /// The lines of a script; those that end with `\` go on.
@@ -167,11 +182,8 @@ fn lines(script: &str) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-/// Whether a frame holds the first packet of a connection to `port`.
-fn is_request(frame: &[u8], family_of: IpAddr, port: u16) -> bool {
-    let Some(packet) = frame.get(14..) else {
-        return false;
-    };
+/// Whether a packet is the first one of a connection to `port`.
+pub(crate) fn is_request(packet: &[u8], family_of: IpAddr, port: u16) -> bool {
     let segment = match (family_of, packet.first().map(|octet| octet >> 4)) {
         (IpAddr::V4(_), Some(4)) if packet.get(9) == Some(&6) => packet.get(20..),
         (IpAddr::V6(_), Some(6)) if packet.get(6) == Some(&6) => packet.get(40..),
