@@ -18,11 +18,12 @@ mod end;
 mod evidence;
 mod join;
 mod link;
+mod places;
 mod tags;
 
 pub use self::{
     join::{build, build_with},
-    link::{Arp, LinkFacts, Master, MasterKind, ProxyAddresses, WireGuard, WireGuardPeer},
+    link::{Arp, Behind, LinkFacts, Master, MasterKind, ProxyAddresses, WireGuard, WireGuardPeer},
 };
 
 /// Routers, the segments that join them, and what could not be represented.
@@ -253,6 +254,9 @@ pub struct Warning {
     /// What the lab lacks because of it that can change a verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub omission: Option<Omission>,
+    /// The line that says in `links.toml` what the facts do not tell, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suggestion: Option<String>,
 }
 
 impl Warning {
@@ -265,6 +269,7 @@ impl Warning {
             router: Some(router.clone()),
             message: printable(&message.into()).into_owned(),
             omission: None,
+            suggestion: None,
         }
     }
 

@@ -120,6 +120,7 @@ optional nft_ruleset nft -s list ruleset
 # Whether nf_tables is there at all, for where no nft(8) is.
 [ -s /proc/modules ] && section loaded_modules cut -d ' ' -f 1 /proc/modules
 optional bridge_vlan bridge vlan show
+optional bridge_fdb bridge fdb show
 optional ebtables_save ebtables-save
 command -v tc >/dev/null 2>&1 && section tc_filters tc_filters
 optional ipvs ipvsadm -Sn
@@ -127,6 +128,8 @@ optional ipvs ipvsadm -Sn
 ip xfrm policy >/dev/null 2>&1 && section xfrm_policy ip xfrm policy
 optional wireguard wg show
 section neighbours ip neigh show
+# Without its daemon lldpctl(8) tells nothing.
+lldpctl >/dev/null 2>&1 && section lldp lldpctl -f keyvalue
 ip neigh show proxy >/dev/null 2>&1 && section neighbour_proxies ip neigh show proxy
 
 printf '=== TSIM_FACTS_COLLECTION_COMPLETE ===\n'

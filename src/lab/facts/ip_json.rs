@@ -107,6 +107,21 @@ pub(super) fn route(object: &Map<String, Value>) -> Vec<String> {
     vec![words.join(" ")]
 }
 
+/// One entry of `bridge -j fdb`.
+pub(super) fn forwarding(object: &Map<String, Value>) -> Vec<String> {
+    let mut words = vec![value(object, "mac")];
+    for (key, name) in [
+        ("ifname", "dev"),
+        ("vlan", "vlan"),
+        ("master", "master"),
+        ("dst", "dst"),
+    ] {
+        words.extend(object.get(key).map(|value| pair(name, value)));
+    }
+    words.extend(object.get("state").map(word));
+    vec![words.join(" ")]
+}
+
 /// The VLANs of one port of `bridge -j vlan`, each with the port's name.
 pub(super) fn vlans(object: &Map<String, Value>) -> Vec<String> {
     let port = value(object, "ifname");

@@ -145,7 +145,7 @@ fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, rules: &[
 }
 
 /// Whether a port of a bridge is by its name that of a container or a virtual machine.
-fn is_of_guest(port: &IfName) -> bool {
+pub(in crate::lab) fn is_of_guest(port: &IfName) -> bool {
     const GUESTS: [&str; 7] = ["veth", "vnet", "tap", "fwpr", "fwln", "vif", "cali"];
     GUESTS.iter().any(|start| port.as_str().starts_with(start))
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    RouterFacts, addr, addr_forms,
+    RouterFacts, addr, addr_forms, forwarding,
     section::Section,
     vlans, wireguard,
     words::{Words, not_read},
@@ -32,6 +32,7 @@ const NEIGHBOURS: [&str; 6] = [
 pub(super) fn is_section(name: &str) -> bool {
     name == LLDP
         || name == vlans::SECTION
+        || name == forwarding::SECTION
         || name == super::proxy::SECTION
         || DETAILS.contains(&name)
         || wireguard::SECTIONS.contains(&name)
@@ -54,6 +55,10 @@ pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
             lldp(facts, section);
         } else if section.name == vlans::SECTION {
             for (line, text) in vlans::read(facts, section) {
+                unread(facts, line, text);
+            }
+        } else if section.name == forwarding::SECTION {
+            for (line, text) in forwarding::read(facts, section) {
                 unread(facts, line, text);
             }
         }
@@ -130,6 +135,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
             let fixed = std::mem::take(&mut interface.link.fixed);
             let told = std::mem::take(&mut interface.link.told);
             let wireguard = interface.link.wireguard.take();
+            let behind = std::mem::take(&mut interface.link.behind);
             let pvid = interface.link.pvid;
             if shown.kind == InterfaceKind::Tunnel {
                 interface.kind = InterfaceKind::Tunnel;
@@ -148,6 +154,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
                 fixed,
                 told,
                 wireguard,
+                behind,
                 pvid,
                 ..shown.link.clone()
             };

@@ -66,6 +66,7 @@ mod addr_forms;
 mod connected;
 pub(crate) mod exchange;
 mod firewall;
+mod forwarding;
 mod ip_json;
 pub mod json;
 mod link_layer;
@@ -90,6 +91,7 @@ mod whole;
 mod wireguard;
 mod words;
 
+pub(in crate::lab) use link_layer::is_of_guest;
 #[cfg(test)]
 pub(in crate::lab) use text::NOT_NEEDED;
 

@@ -7,7 +7,7 @@
 
 use super::{InterfaceFacts, RouterFacts, ip_json, section::Section};
 use crate::{
-    lab::topology::{At, MasterKind, Warning},
+    lab::topology::{At, Behind, MasterKind, Warning},
     model::IfName,
 };
 
@@ -86,9 +86,15 @@ pub(super) fn tell_speakers(facts: &mut RouterFacts) {
         })
         .collect();
     facts.warnings.extend(notices);
-    for (interface, speaker) in facts.interfaces.iter_mut().zip(speakers) {
+    let behind: Vec<Vec<Behind>> = facts
+        .interfaces
+        .iter()
+        .map(|port| spoken_for(facts, port))
+        .collect();
+    for ((interface, speaker), behind) in facts.interfaces.iter_mut().zip(speakers).zip(behind) {
         let link = &mut interface.value.link;
         link.in_vlan = speaker;
+        link.behind = behind;
         // Behind the `@` of other interfaces stands who is at the other end.
         let kind = link.kind.as_deref();
         link.over
@@ -106,12 +112,39 @@ fn bridge_of<'f>(facts: &'f RouterFacts, port: &InterfaceFacts) -> Option<&'f In
         .filter(|_| master.kind == MasterKind::Bridge)
 }
 
-fn speaker(facts: &RouterFacts, bridge: &InterfaceFacts, port: &InterfaceFacts) -> IfName {
-    let Some(pvid) = port.link.pvid else {
-        return port.name.clone();
+/// Whom its bridge has learned to be behind a port, with who speaks for the port there.
+fn spoken_for(facts: &RouterFacts, port: &InterfaceFacts) -> Vec<Behind> {
+    let bridge = bridge_of(facts, port);
+    let of = |behind: &Behind| {
+        let (vlan, speaker) = match bridge {
+            Some(bridge) => {
+                let vlan = behind.vlan.or(port.link.pvid);
+                (vlan, vlan.and_then(|vlan| speaker_in(facts, bridge, vlan)))
+            }
+            None => {
+                let speaker = port.link.spoken_for_by().unwrap_or(&port.name);
+                (None, Some(speaker.clone()))
+            }
+        };
+        Behind {
+            mac: behind.mac,
+            vlan,
+            speaker,
+        }
     };
+    port.link.behind.iter().map(of).collect()
+}
+
+fn speaker(facts: &RouterFacts, bridge: &InterfaceFacts, port: &InterfaceFacts) -> IfName {
+    let pvid = port.link.pvid;
+    let found = pvid.and_then(|pvid| speaker_in(facts, bridge, pvid));
+    found.unwrap_or_else(|| port.name.clone())
+}
+
+/// Who speaks for the ports of a bridge whose frames without a tag are of VLAN `pvid`.
+fn speaker_in(facts: &RouterFacts, bridge: &InterfaceFacts, pvid: u16) -> Option<IfName> {
     if bridge.link.pvid == Some(pvid) {
-        return bridge.name.clone();
+        return Some(bridge.name.clone());
     }
     let mut interfaces = facts.interfaces.iter();
     let over = interfaces.find(|interface| {
@@ -126,7 +159,5 @@ fn speaker(facts: &RouterFacts, bridge: &InterfaceFacts, port: &InterfaceFacts) 
         let same = master.is_some_and(|master| master.name == bridge.name);
         same && other.link.pvid == Some(pvid)
     });
-    over.or(first)
-        .map_or(&port.name, |found| &found.name)
-        .clone()
+    over.or(first).map(|found| found.name.clone())
 }

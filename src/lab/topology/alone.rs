@@ -18,8 +18,12 @@ pub(super) fn name_ends(topology: &mut Topology, links: &Links) {
     for end in found {
         let mut others = ends.iter().filter(|other| **other != end.label);
         let other = others.next().map_or("ROUTER:INTERFACE", String::as_str);
-        let warning = Warning::notice(end.origin.clone(), &end.router, end.message(other));
-        topology.warnings.push(warning);
+        let line = end.line(other);
+        let message = end.message(&line);
+        topology.warnings.push(Warning {
+            suggestion: Some(line),
+            ..Warning::notice(end.origin.clone(), &end.router, message)
+        });
     }
 }
 
@@ -75,13 +79,17 @@ struct Alone {
 }
 
 impl Alone {
-    /// What to say; `other` may be its other end.
-    fn message(&self, other: &str) -> String {
-        let label = &self.label;
+    /// What `links.toml` would say if `other` were its other end.
+    fn line(&self, other: &str) -> String {
+        format!("[[link]] ends = [\"{}\", \"{other}\"]", self.label)
+    }
+
+    /// What to say; `line` may be right.
+    fn message(&self, line: &str) -> String {
         format!(
-            "{label} stands alone, but {}; if nothing is missing from the facts, say in links.toml \
-             what is at its other end: [[link]] ends = [\"{label}\", \"{other}\"]",
-            self.leads_to
+            "{} stands alone, but {}; if nothing is missing from the facts, say in links.toml what is at \
+             its other end: {line}",
+            self.label, self.leads_to
         )
     }
 }

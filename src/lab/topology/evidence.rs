@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{InterfaceKind, Router, end::LinkEnd};
+use super::{Behind, InterfaceKind, Router, end::LinkEnd, tags};
 use crate::{
     lab::links::{Links, split},
     model::IfName,
@@ -30,6 +30,15 @@ pub(super) fn named(ends: &[LinkEnd], routers: &[Router], links: &Links) -> Vec<
     known.map(Iterator::collect).collect()
 }
 
+/// Ends that bridges have learned to be in a VLAN: the port, the VLAN, and the end behind the port.
+pub(super) fn in_vlans(ends: &[LinkEnd], routers: &[Router]) -> Vec<(usize, u16, usize)> {
+    let evidence = Evidence { ends, routers };
+    let learned = evidence.learned().into_iter();
+    learned
+        .filter_map(|(port, behind, end)| Some((port, behind.vlan?, end)))
+        .collect()
+}
+
 /// Pairs of `ends`, by index, that are on one link.
 pub(super) fn pairs(ends: &[LinkEnd], routers: &[Router]) -> Vec<(usize, usize)> {
     let evidence = Evidence { ends, routers };
@@ -39,6 +48,7 @@ pub(super) fn pairs(ends: &[LinkEnd], routers: &[Router]) -> Vec<(usize, usize)>
     pairs.extend(evidence.by_tunnel(|a, b| evidence.one_names_the_other(a, b)));
     pairs.extend(evidence.by_unnumbered_next_hops());
     pairs.extend(evidence.by_neighbours());
+    pairs.extend(evidence.by_forwarding());
     pairs.extend(evidence.by_word());
     pairs.extend(evidence.by_shared_link());
     let spoken = |end| evidence.spoken_for_by(end);
@@ -234,17 +244,7 @@ impl Evidence<'_> {
     /// Who was heard on a link, by a hardware address that only one interface has; or of several,
     /// as VLANs share that of their parent, the one that has the protocol address too.
     fn by_neighbours(&self) -> Vec<(usize, usize)> {
-        let mut owners: BTreeMap<Mac, Vec<usize>> = BTreeMap::new();
-        for (index, end) in self.ends.iter().enumerate() {
-            if let Some(mac) = end.facts.mac {
-                // A bridge and its first port have one address; they are one end.
-                let spoken = self.spoken_for_by(index);
-                let having = owners.entry(mac).or_default();
-                if !having.contains(&spoken) {
-                    having.push(spoken);
-                }
-            }
-        }
+        let owners = self.owners_of_macs();
         let mut pairs = Vec::new();
         for (index, end) in self.ends.iter().enumerate() {
             for (address, mac) in &end.facts.link.neighbours {
@@ -264,9 +264,63 @@ impl Evidence<'_> {
         }
         pairs
     }
+
+    /// The ends that have each hardware address.
+    fn owners_of_macs(&self) -> BTreeMap<Mac, Vec<usize>> {
+        let mut owners: BTreeMap<Mac, Vec<usize>> = BTreeMap::new();
+        for (index, end) in self.ends.iter().enumerate() {
+            if let Some(mac) = end.facts.mac {
+                // A bridge and its first port have one address; they are one end.
+                let spoken = self.spoken_for_by(index);
+                let having = owners.entry(mac).or_default();
+                if !having.contains(&spoken) {
+                    having.push(spoken);
+                }
+            }
+        }
+        owners
+    }
 }
 
 impl Evidence<'_> {
+    /// Who was learned to be behind a port, and who speaks for the port there.
+    fn by_forwarding(&self) -> Vec<(usize, usize)> {
+        let pair = |(port, behind, end): (usize, &Behind, usize)| {
+            let speaker = behind.speaker.as_ref()?;
+            Some((self.sibling(self.end(port)?, speaker)?, end))
+        };
+        self.learned().into_iter().filter_map(pair).collect()
+    }
+
+    /// What bridges have learned: the port, what was learned, and the one end that can have sent such
+    /// frames. VLAN interfaces share the hardware address of what is below them: of these it is the
+    /// one with the frame's tag, and without a tag the frame is in the port's own VLAN.
+    fn learned(&self) -> Vec<(usize, &Behind, usize)> {
+        let owners = self.owners_of_macs();
+        let mut learned = Vec::new();
+        for (port, end) in self.ends.iter().enumerate() {
+            for behind in &end.facts.link.behind {
+                let sends = |other: &usize| {
+                    let tags = self.end(*other).map(|other| tags::tags(self.ends, other));
+                    match (tags.as_deref(), behind.vlan) {
+                        (Some([]), None) => true,
+                        (Some([]), vlan) => vlan == end.facts.link.pvid,
+                        (Some([tag]), Some(vlan)) => *tag == u32::from(vlan),
+                        _ => false,
+                    }
+                };
+                let having = owners.get(&behind.mac).into_iter().flatten().copied();
+                let having: Vec<usize> = having
+                    .filter(|other| self.apart(port, *other) && sends(other))
+                    .collect();
+                if let [one] = having.as_slice() {
+                    learned.push((port, behind, *one));
+                }
+            }
+        }
+        learned
+    }
+
     /// What LLDP says.
     fn by_word(&self) -> Vec<(usize, usize)> {
         let mut pairs = Vec::new();

@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::{
-    Interface, InterfaceKind, Router, Segment, Topology, Warning, alone, between, check,
-    end::LinkEnd, evidence, tags,
+    Interface, InterfaceKind, LinkFacts, Router, Segment, Topology, Warning, alone, between, check,
+    end::LinkEnd, evidence, places::VlanPlaces, tags,
 };
 use crate::{
     lab::{facts::RouterFacts, links::Links},
@@ -42,7 +42,13 @@ pub fn build_with(facts: Vec<RouterFacts>, links: &Links) -> Topology {
     }
     let named = evidence::named(&ends, &topology.routers, links);
     let evidence = evidence::pairs(&ends, &topology.routers);
-    let groups = Joiner::new(&ends).groups((&named, &evidence), &mut topology.warnings);
+    let learned = evidence::in_vlans(&ends, &topology.routers);
+    let places = VlanPlaces::of(&ends, &evidence, &learned);
+    let groups = Joiner::new(&ends, &places).groups((&named, &evidence), &mut topology.warnings);
+    let told = Joiner::new(&ends, &places).told(&named, &evidence);
+    topology
+        .warnings
+        .extend(places.doubts(&ends, &told, &groups));
     for group in groups {
         add_segment(&group, &ends, &mut topology);
     }
@@ -67,7 +73,10 @@ fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<LinkEn
             up: facts.up,
             group: facts.group,
             addresses: facts.addresses.clone(),
-            link: facts.link.clone(),
+            link: LinkFacts {
+                behind: Vec::new(),
+                ..facts.link.clone()
+            },
             segment: None,
         });
         if facts.kind != InterfaceKind::Loopback {
@@ -94,15 +103,17 @@ fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<LinkEn
 /// Union-find over the ends.
 struct Joiner<'a> {
     ends: &'a [LinkEnd],
+    places: &'a VlanPlaces,
     parent: Vec<usize>,
     /// The links that `links.toml` puts ends on, each by one of its ends.
     named: BTreeMap<usize, usize>,
 }
 
 impl<'a> Joiner<'a> {
-    fn new(ends: &'a [LinkEnd]) -> Self {
+    fn new(ends: &'a [LinkEnd], places: &'a VlanPlaces) -> Self {
         Self {
             ends,
+            places,
             parent: (0..ends.len()).collect(),
             named: BTreeMap::new(),
         }
@@ -146,6 +157,15 @@ impl<'a> Joiner<'a> {
             groups.entry(root).or_default().push(end);
         }
         groups.into_values().collect()
+    }
+
+    /// For each end one that stands for all that it is joined with by more than its subnet.
+    fn told(mut self, named: &[Vec<usize>], evidence: &[(usize, usize)]) -> Vec<usize> {
+        self.join_links(named);
+        for (one, other) in evidence {
+            self.join(*one, *other);
+        }
+        (0..self.ends.len()).map(|end| self.root(end)).collect()
     }
 
     fn join_links(&mut self, named: &[Vec<usize>]) {
@@ -253,8 +273,7 @@ impl<'a> Joiner<'a> {
         let on_links: Vec<_> = subnets.iter().filter_map(on_links).collect();
         subnets.extend(on_links);
         for (subnet, members) in &subnets {
-            let by_tags = tags::split(self.ends, (*subnet, members), warnings);
-            for members in by_tags.as_deref().unwrap_or(std::slice::from_ref(members)) {
+            for members in &self.split((*subnet, members), warnings) {
                 for pair in members.windows(2) {
                     if let [(a, _), (b, _)] = pair
                         && !self.keys_tell(*a, *b)
@@ -267,6 +286,21 @@ impl<'a> Joiner<'a> {
                 self.join_across(members, wider, warnings);
             }
         }
+    }
+
+    /// The members of a subnet without those in other VLANs, each part by itself.
+    fn split(
+        &self,
+        (subnet, members): (IpNet, &[(usize, IpNet)]),
+        warnings: &mut Vec<Warning>,
+    ) -> Vec<tags::Members> {
+        let by_tags = tags::split(self.ends, (subnet, members), warnings);
+        let parts = by_tags.unwrap_or_else(|| vec![members.to_vec()]);
+        let split = |part: tags::Members| {
+            let split = self.places.split(self.ends, (subnet, &part), warnings);
+            split.unwrap_or_else(|| vec![part])
+        };
+        parts.into_iter().flat_map(split).collect()
     }
 
     /// Whether both ends know their WireGuard peers, so that keys say who is joined.
@@ -287,7 +321,9 @@ impl<'a> Joiner<'a> {
         for (a, a_net) in narrow {
             let sees = |(_, b_net): &&(usize, IpNet)| a_net.contains(&b_net.addr());
             let seen = wide.iter().filter(sees);
-            for (b, b_net) in seen.filter(|(b, _)| !tags::differ(self.ends, *a, *b)) {
+            let apart = |b: usize| tags::differ(self.ends, *a, b) || self.places.differ(*a, b);
+            let seen: Vec<_> = seen.filter(|(b, _)| !apart(*b)).collect();
+            for (b, b_net) in seen {
                 self.join(*a, *b);
                 if let (Some(a), Some(b)) = (self.ends.get(*a), self.ends.get(*b)) {
                     warnings.push(a.warning(format!(

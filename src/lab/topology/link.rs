@@ -80,12 +80,26 @@ pub struct LinkFacts {
     /// nobody does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_vlan: Option<IfName>,
+    /// Whom a bridge or a VXLAN has learned to be behind this port (`bridge fdb`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub behind: Vec<Behind>,
     /// Addresses that are the router's own by a route of table local to this interface alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub own: Vec<IpNet>,
     /// For which other addresses the router answers who looks for a neighbour there.
     #[serde(skip_serializing_if = "ProxyAddresses::is_none")]
     pub proxy: ProxyAddresses,
+}
+
+/// Whom a bridge or a VXLAN has learned to be behind a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Its hardware address.
+    pub mac: Mac,
+    /// The VLAN of its frames, of a bridge that heeds VLANs.
+    pub vlan: Option<u16>,
+    /// Who speaks for the port in that VLAN, where somebody does.
+    pub speaker: Option<IfName>,
 }
 
 /// Settings of ARP, of `all` or of the interface, whichever is more (`IN_DEV_MAXCONF`).

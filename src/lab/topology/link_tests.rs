@@ -479,6 +479,82 @@ fn ports_of_a_bridge_that_heeds_vlans_are_on_one_link_only_within_their_vlan() {
     );
 }
 
+/// Two ends numbered alike, `a` and `b`, and a bridge with a port in VLAN 10 and one in VLAN 20.
+fn two_vlans_numbered_alike(bridge: &[(&str, &str)], of_a: &[(&str, &str)]) -> Topology {
+    let port_of_br0 = |name: &str, mac: u8| {
+        port(name, mac, &[]).replace("mtu 1400", "mtu 1400 master br0 state UP")
+    };
+    let interfaces = port("br0", 9, &[])
+        + "    bridge forward_delay 1500 vlan_filtering 1 vlan_protocol 802.1Q\n"
+        + &["p10", "p20", "trunk"]
+            .map(|name| port_of_br0(name, 20))
+            .concat();
+    let vlans = "p10  10 PVID Egress Untagged\np20  20 PVID Egress Untagged\ntrunk  10-20";
+    let mut sections = vec![("bridge_vlan", vlans)];
+    sections.extend(bridge);
+    build(vec![
+        router("a", &port("eth0", 0xa, &["10.0.0.1/24"]), "", of_a),
+        router("b", &port("eth0", 0xb, &["10.0.0.2/24"]), "", &[]),
+        router("sw", &interfaces, "", &sections),
+    ])
+}
+
+#[test]
+fn ends_that_a_bridge_has_in_different_vlans_are_not_on_one_link() {
+    let doubted = |topology: &Topology| {
+        let about = topology.warnings.iter().filter(|w| w.matters());
+        let about = about.filter(|w| w.message.contains("sw:br0 has ports in VLANs 10 and 20"));
+        about.count()
+    };
+    let fdb = |a: &str, b: &str| {
+        format!(
+            "52:54:00:00:00:14 dev p10 vlan 10 master br0 permanent\n\
+             33:33:00:00:00:01 dev p10 self permanent\n\
+             52:54:00:00:00:0a dev {a} master br0\n52:54:00:00:00:0b dev {b} master br0 extern_learn"
+        )
+    };
+    let with = |text: &str| two_vlans_numbered_alike(&[("bridge_fdb", text)], &[]);
+    let apart = with(&fdb("p10 vlan 10", "p20 vlan 20"));
+    assert_eq!(joined(&apart), ["a:eth0 sw:p10", "b:eth0 sw:p20"]);
+    let said = |w: &&Warning| w.message.contains("is in VLANs 10 and 20 of sw:br0");
+    assert_eq!(apart.warnings.iter().filter(said).count(), 2);
+    assert_eq!(doubted(&apart), 0);
+    let json = r#"[{"mac":"52:54:00:00:00:0a","ifname":"p10","vlan":10,"flags":[],"master":"br0","state":""},
+        {"mac":"52:54:00:00:00:0b","ifname":"p20","vlan":20,"flags":[],"master":"br0","state":""}]"#;
+    assert_eq!(joined(&with(json)), joined(&apart));
+    // What LLDP tells is as good.
+    let lldp = "lldp.p10.chassis.name=a\nlldp.p10.port.ifname=eth0\n\
+                lldp.p20.chassis.name=b\nlldp.p20.port.ifname=eth0";
+    assert_eq!(
+        joined(&two_vlans_numbered_alike(&[("lldp", lldp)], &[])),
+        joined(&apart)
+    );
+    // Both in one VLAN, and nobody doubts it; frames with a tag are of an interface with that tag.
+    let one = with(&fdb("p10 vlan 10", "p10 vlan 10"));
+    assert_eq!(
+        (joined(&one), doubted(&one)),
+        (vec!["a:eth0 b:eth0 sw:p10".to_owned()], 0)
+    );
+    let tagged = with(&fdb("trunk vlan 10", "p20 vlan 20"));
+    assert_eq!(joined(&tagged), ["a:eth0 b:eth0 sw:p20"]);
+    assert_eq!(doubted(&tagged), 2);
+    // Nothing tells: what is between them is doubted, unless they were heard by each other.
+    let unknown = with("");
+    assert_eq!(
+        (joined(&unknown), doubted(&unknown)),
+        (vec!["a:eth0 b:eth0".to_owned()], 2)
+    );
+    let heard = [(
+        "neighbours",
+        "10.0.0.2 dev eth0 lladdr 52:54:00:00:00:0b STALE",
+    )];
+    let known = two_vlans_numbered_alike(&[], &heard);
+    assert_eq!(
+        (joined(&known), doubted(&known)),
+        (vec!["a:eth0 b:eth0".to_owned()], 0)
+    );
+}
+
 #[test]
 fn an_end_that_stands_alone_though_the_lab_has_what_is_behind_it_is_named() {
     let near = router(

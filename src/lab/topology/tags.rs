@@ -59,7 +59,7 @@ pub(super) fn differ(ends: &[LinkEnd], a: usize, b: usize) -> bool {
 }
 
 /// The tags of an end's frames, from the inner to the outer one.
-fn tags(ends: &[LinkEnd], end: &LinkEnd) -> Vec<u32> {
+pub(super) fn tags(ends: &[LinkEnd], end: &LinkEnd) -> Vec<u32> {
     let mut tags = Vec::new();
     let mut at = Some(end);
     while let Some((tag, below)) = at
