@@ -15,8 +15,8 @@ use serde::Serialize;
 use super::{Context, Exit, Failure, Run, ask::ServerArgs, complete, live};
 use crate::{
     lab::{
-        self, Drift, LabError, LabPhase, LabState, LabStatus, Removed, Replaced, TopologyChanges,
-        Up, UpOptions, UpProgress, UpStep,
+        self, ChangedFacts, Drift, LabError, LabPhase, LabState, LabStatus, Removed, Replaced,
+        TopologyChanges, Up, UpOptions, UpProgress, UpStep,
         omission::OmissionKind,
         topology::{Severity, Warning},
     },
@@ -242,8 +242,12 @@ fn write_up(out: &mut dyn Write, up: &Up) -> io::Result<()> {
     writeln!(out)
 }
 
-/// What can change a verdict, by kind with one example each, and one line for the rest.
+/// What can change a verdict, by kind with one example each, ends that stand alone, and one line for the
+/// rest.
 fn write_grouped(out: &mut dyn Write, lab: &LabState) -> io::Result<()> {
+    for alone in lab.warnings.iter().filter(|w| w.suggestion.is_some()) {
+        writeln!(out, "notice: {alone}")?;
+    }
     let mut kinds: BTreeMap<OmissionKind, Vec<&Warning>> = BTreeMap::new();
     for warning in lab.warnings.iter().filter(|w| w.matters()) {
         if let Some(omission) = &warning.omission {
@@ -414,6 +418,8 @@ struct StatusOutput<'a> {
     sound: bool,
     missing: Vec<&'a str>,
     drift: &'a BTreeMap<RouterName, Drift>,
+    facts_since: Option<&'a ChangedFacts>,
+    facts_problem: Option<&'a str>,
     #[serde(flatten)]
     lab: &'a LabState,
 }
@@ -429,11 +435,12 @@ impl Run for StatusArgs {
             sound,
             missing: status.missing.iter().map(NetnsName::as_str).collect(),
             drift: &status.drift,
+            facts_since: status.facts.as_ref(),
+            facts_problem: status.facts_problem.as_deref(),
             lab: &status.state,
         };
         context.print(&output, |out| write_status(out, &status))?;
-        let drifted = status.drift.values().any(|drift| !drift.unknown);
-        Ok(match (sound, drifted) {
+        Ok(match (sound, status.has_drifted()) {
             (false, _) => Exit::CannotRun,
             (true, true) => Exit::SomeNo,
             (true, false) => Exit::Ok,
@@ -479,33 +486,8 @@ fn write_status(out: &mut dyn Write, status: &LabStatus) -> io::Result<()> {
     for netns in &status.missing {
         writeln!(out, "missing: network namespace {netns}")?;
     }
-    write_drift(out, status)
-}
-
-/// What of the routers is not as it was made.
-fn write_drift(out: &mut dyn Write, status: &LabStatus) -> io::Result<()> {
-    for (router, drift) in &status.drift {
-        let gone = drift.gone.iter().map(|what| format!("{what} is gone"));
-        let added = drift.added.iter().map(|what| format!("{what} came"));
-        let firewall = "its firewall rules are others".to_owned();
-        let unknown = "not known, an older tsim made it".to_owned();
-        let said = gone
-            .chain(added)
-            .chain(drift.firewall.then_some(firewall))
-            .chain(drift.unknown.then_some(unknown));
-        for what in said {
-            writeln!(out, "drift of {router}: {what}")?;
-        }
-    }
-    if !status.drift.is_empty() {
-        let names: Vec<&str> = status.drift.keys().map(RouterName::as_str).collect();
-        let (lab, names) = (&status.state.lab, names.join(" "));
-        writeln!(
-            out,
-            "`tsim lab reload {lab} {names}` makes them anew from their facts"
-        )?;
-    }
-    Ok(())
+    let drift = status.drift_text();
+    drift.iter().try_for_each(|what| writeln!(out, "{what}"))
 }
 
 fn line(lab: &LabState) -> String {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    LabError, pool,
+    LabError, LabStatus, pool,
     state::{LabDir, LabState, LockedLab, RouterState},
 };
 use crate::{
@@ -114,6 +114,72 @@ pub(super) fn keep(
 fn imprint(dir: &NetnsDir, state: &LabState, router: &RouterState) -> Result<Imprint, LabError> {
     let id = RouterId::new(state.lab.clone(), router.name.clone());
     Imprint::of(&dir.open(&id.netns())?)
+}
+
+/// What is not as it was when the lab was made, a sentence each, with what to do.
+pub(super) fn text(status: &LabStatus) -> Vec<String> {
+    let mut said: Vec<String> = status
+        .drift
+        .iter()
+        .flat_map(|(router, drift)| drift.text(router))
+        .collect();
+    let lab = &status.state.lab;
+    let names = |routers: &[&RouterName]| {
+        let names: Vec<&str> = routers.iter().map(|name| name.as_str()).collect();
+        names.join(" ")
+    };
+    if !status.drift.is_empty() {
+        let all: Vec<&RouterName> = status.drift.keys().collect();
+        said.push(format!(
+            "`tsim lab reload {lab} {}` makes them anew from their facts",
+            names(&all)
+        ));
+    }
+    if let Some(facts) = &status.facts {
+        for (routers, what) in [
+            (&facts.changed, "facts changed since the lab was made"),
+            (
+                &facts.rewired,
+                "who is at the other ends of its wires changed since the lab was made",
+            ),
+            (&facts.added, "facts of it came since the lab was made"),
+            (&facts.removed, "there are no facts of it any more"),
+        ] {
+            said.extend(routers.iter().map(|router| format!("{router}: {what}")));
+        }
+        let changed: Vec<&RouterName> = facts.changed.iter().chain(&facts.rewired).collect();
+        let same_routers = facts.added.is_empty() && facts.removed.is_empty();
+        said.push(match same_routers {
+            true => format!(
+                "`tsim lab reload {lab} {}` makes them anew from them",
+                names(&changed)
+            ),
+            false => format!(
+                "`tsim lab up {lab} --facts {} --replace` makes anew what changed",
+                status.state.facts.display()
+            ),
+        });
+    }
+    let problem = status.facts_problem.iter();
+    said.extend(
+        problem.map(|why| format!("its facts cannot be compared with what it was made of: {why}")),
+    );
+    said
+}
+
+impl Drift {
+    /// What it is, a sentence each.
+    fn text(&self, router: &RouterName) -> Vec<String> {
+        let gone = self.gone.iter().map(|what| format!("{what} is gone"));
+        let added = self.added.iter().map(|what| format!("{what} came"));
+        let firewall = "its firewall rules are others".to_owned();
+        let unknown = "not known, an older tsim made it".to_owned();
+        gone.chain(added)
+            .chain(self.firewall.then_some(firewall))
+            .chain(self.unknown.then_some(unknown))
+            .map(|what| format!("drift of {router}: {what}"))
+            .collect()
+    }
 }
 
 /// How the routers of a lab that are there differ from what was made; those alone that do.

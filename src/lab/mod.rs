@@ -57,7 +57,7 @@ pub use self::{
     error::LabError,
     gone::forget_gone,
     progress::{UpProgress, UpStep},
-    replace::{Replaced, TopologyChanges, changes, reload, replace},
+    replace::{ChangedFacts, Replaced, TopologyChanges, changes, reload, replace},
     rulesets::strange_lines,
     state::{InterfaceState, LabPhase, LabState, RouterState, bridge_name},
     up::{Up, UpOptions, up, up_from},
@@ -66,7 +66,7 @@ pub use self::{
 use crate::{
     config::Config,
     firewall::ruletext::Shelf,
-    model::{Known, LabName, NetnsName, RouterId, RouterName},
+    model::{Known, LabName, NetnsName, RouterId, RouterName, WithCauses},
     netns::{NetnsDir, NetnsFd},
 };
 
@@ -250,6 +250,26 @@ pub struct LabStatus {
     /// Routers that are not as they were made.
     #[serde(default)]
     pub drift: BTreeMap<RouterName, Drift>,
+    /// What of its facts is not what it was made of; none where all is.
+    #[serde(default)]
+    pub facts: Option<ChangedFacts>,
+    /// Why its facts cannot be compared, where they cannot.
+    #[serde(default)]
+    pub facts_problem: Option<String>,
+}
+
+impl LabStatus {
+    /// Whether its routers or its facts are not what the lab was made of.
+    #[must_use]
+    pub fn has_drifted(&self) -> bool {
+        self.facts.is_some() || self.drift.values().any(|drift| !drift.unknown)
+    }
+
+    /// What is not as it was when the lab was made, a sentence each, with what to do.
+    #[must_use]
+    pub fn drift_text(&self) -> Vec<String> {
+        drift::text(self)
+    }
 }
 
 /// Looks how lab `name` is, half made ones included.
@@ -267,11 +287,21 @@ pub fn status(config: &Config, name: &LabName) -> Result<LabStatus, LabError> {
         }
     }
     let here = state.phase == LabPhase::Up && state.boot_id == state::boot_id()?;
-    let drift = here.then(|| drift::drift(&LabDir::new(config, name), &state));
+    let dir = LabDir::new(config, name);
+    let drift = here.then(|| drift::drift(&dir, &state));
+    let facts = match state.phase {
+        LabPhase::Up => replace::facts_since(&dir, &state),
+        LabPhase::Building => Ok(None),
+    };
     Ok(LabStatus {
         state,
         missing,
         drift: drift.into_iter().flatten().collect(),
+        facts_problem: facts
+            .as_ref()
+            .err()
+            .map(|error| WithCauses(error).to_string()),
+        facts: facts.ok().flatten(),
     })
 }
 

@@ -1,7 +1,8 @@
 //! Makes what is different in a lab anew from other facts, or leaves it as it was.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -32,6 +33,19 @@ pub struct Replaced {
     pub changes: Option<TopologyChanges>,
     /// The hosts that went with the lab that was there.
     pub hosts: Vec<HostId>,
+}
+
+/// How the facts of a lab differ from those that it was made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ChangedFacts {
+    /// Routers that the lab does not have.
+    pub added: Vec<RouterName>,
+    /// Routers that the facts have no more.
+    pub removed: Vec<RouterName>,
+    /// Routers of which anything is different.
+    pub changed: Vec<RouterName>,
+    /// Routers that are what they were, but for who is at the other ends of their wires.
+    pub rewired: Vec<RouterName>,
 }
 
 /// How the routers of two topologies differ.
@@ -78,6 +92,76 @@ pub fn changes(
     let before = super::topology_of(config, name)?;
     let (after, _) = plan(facts_dir, UpOptions::default(), &())?;
     Ok(TopologyChanges::between(&before, &after))
+}
+
+/// How the facts that lab `state` was made of differ from what they were then; none where they do not.
+/// Files that nobody touched since are not read.
+///
+/// # Errors
+/// [`LabError`] when the facts cannot be read any more.
+pub(super) fn facts_since(
+    dir: &LabDir,
+    state: &LabState,
+) -> Result<Option<ChangedFacts>, LabError> {
+    if !touched(state) {
+        return Ok(None);
+    }
+    let Some(before) = dir.topology()? else {
+        return Ok(None);
+    };
+    let (after, _) = plan(&state.facts, UpOptions::default(), &())?;
+    let changes = TopologyChanges::between(&before, &after);
+    let told = [&changes.added, &changes.changed];
+    let is_told = |name: &RouterName| told.iter().any(|of| of.contains(name));
+    let (old, new) = (wires(&before), wires(&after));
+    let names = after.routers.iter().map(|router| &router.name);
+    let rewired = names.filter(|name| !is_told(name) && old.get(*name) != new.get(*name));
+    let changed = ChangedFacts {
+        rewired: rewired.cloned().collect(),
+        added: changes.added,
+        removed: changes.removed,
+        changed: changes.changed,
+    };
+    Ok((changed != ChangedFacts::default()).then_some(changed))
+}
+
+/// Whether a file of a lab's facts, or their directory, may be another than when the lab was made. A
+/// file that is put in the place of another has another time of change, whatever its contents' time.
+fn touched(state: &LabState) -> bool {
+    /// Between reading the facts and noting when the lab was made, in seconds.
+    const MAKING: i64 = 600;
+    let made = state.changed_at.as_ref().unwrap_or(&state.created_at);
+    let Ok(made) = made.parse::<jiff::Timestamp>() else {
+        return true;
+    };
+    let changed = |path: &Path| path.metadata().map(|found| found.ctime());
+    let Ok(entries) = std::fs::read_dir(&state.facts) else {
+        return true;
+    };
+    let mut times = entries.map(|entry| changed(&entry?.path()));
+    let since =
+        |time: std::io::Result<i64>| time.is_ok_and(|time| time > made.as_second() - MAKING);
+    since(changed(&state.facts)) || times.any(since)
+}
+
+/// Whom each router shares the segments of its interfaces with, and who are their gateways.
+fn wires(topology: &Topology) -> BTreeMap<RouterName, BTreeSet<String>> {
+    let mut wires: BTreeMap<RouterName, BTreeSet<String>> = BTreeMap::new();
+    for segment in &topology.segments {
+        let mut ends: Vec<String> = segment
+            .members
+            .iter()
+            .map(|(router, interface)| format!("{router}:{interface}"))
+            .chain(segment.absent.iter().cloned())
+            .collect();
+        ends.sort();
+        let gateways: BTreeSet<&str> = segment.gateways.iter().map(RouterName::as_str).collect();
+        for (router, interface) in &segment.members {
+            let wire = format!("{interface} {ends:?} {gateways:?}");
+            wires.entry(router.clone()).or_default().insert(wire);
+        }
+    }
+    wires
 }
 
 /// Makes lab `name` from the facts in `facts_dir`, in the place of one that is up from other facts

@@ -11,7 +11,7 @@ use std::{
 
 use tsim::{
     lab::{
-        LabState,
+        Lab, LabState,
         sockets::RouterSockets,
         trace::{End, Trace, TracePacket, Wiring, trace},
     },
@@ -306,6 +306,50 @@ fn sender_of_datagram(netns: &NetnsFd, far: &NetnsFd, to: &str) -> Option<IpAddr
         .unwrap();
     let (_, from) = receiver.recv_from(&mut [0]).ok()?;
     Some(from.ip())
+}
+
+#[test]
+fn ends_that_stand_alone_are_named_with_the_line_that_joins_them() {
+    let place = Place::new();
+    let side = |own: &str, wire: &str, to: &str| {
+        format!(
+            r#""interfaces": [{{"name": "eth1", "addresses": ["{own}"]}},
+                {{"name": "wg0", "kind": "tunnel", "addresses": ["{wire}"]}}],
+               "routes": ["{to} dev wg0"]"#
+        )
+    };
+    let a = side("10.1.0.1/24", "10.7.0.1/32", "10.2.0.0/24");
+    let b = side("10.2.0.1/24", "10.8.0.1/32", "10.1.0.0/24");
+    let facts = place.facts(&[("a", &a), ("b", &b)]);
+    let up = |more: &[&str]| {
+        let arguments = ["lab", "up", place.name().as_str(), "--facts"];
+        let arguments = [&arguments[..], &[facts.to_str().unwrap()], more].concat();
+        let output = place.tsim(&arguments);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let line = r#"[[link]] ends = ["a:wg0", "b:wg0"]"#;
+    let said = up(&[]);
+    assert!(
+        said.contains("a:wg0 stands alone") && said.contains(line),
+        "{said}"
+    );
+    let text = line.replace("]] ", "]]\n");
+    fs::write(facts.join("links.toml"), text).unwrap();
+    // What changed is said before anything is done about it.
+    let status = place.tsim(&["lab", "status", place.name().as_str()]);
+    let told = String::from_utf8(status.stdout).unwrap();
+    let changed = "a: who is at the other ends of its wires changed since the lab was made";
+    assert!(
+        status.status.code() == Some(1) && told.contains(changed),
+        "{told}"
+    );
+    let said = up(&["--replace"]);
+    assert!(!said.contains("stands alone"), "{said}");
+    let lab = Lab::open(&place.config, place.name()).unwrap();
+    let trace = ask(&place, &lab, "10.1.0.9", "10.2.0.9");
+    assert_eq!(routers(&trace), ["a", "b"]);
+    place.down();
 }
 
 #[test]

@@ -359,6 +359,15 @@ fn a_router_is_made_anew_from_its_facts_and_no_other_is() {
     let facts = fs::read_to_string(two.old.join("r1.json")).unwrap();
     let other = facts.replace("02:00:00:00:01:02", "02:00:00:00:01:99");
     fs::write(two.old.join("r1.json"), &other).unwrap();
+    let said = two
+        .place
+        .tsim(&["lab", "status", two.place.name().as_str()]);
+    let said = String::from_utf8(said.stdout).unwrap();
+    let name = two.place.name();
+    let wanted = format!(
+        "r1: facts changed since the lab was made\n`tsim lab reload {name} r1` makes them anew from them\n"
+    );
+    assert!(said.contains(&wanted), "{said}");
     let reloaded = json(&two.reload(&[]));
     assert_eq!(reloaded["replaced"]["changed"], serde_json::json!(["r1"]));
     assert_ne!(two.place.router("r1").id(), before);

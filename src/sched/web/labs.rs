@@ -25,6 +25,7 @@ pub(super) struct LabAnswer {
     phase: LabPhase,
     created_at: String,
     missing: Vec<String>,
+    drift: Vec<String>,
     routers: Vec<RouterAnswer>,
     segments: Vec<SegmentAnswer>,
     warnings: Vec<WarningAnswer>,
@@ -111,6 +112,7 @@ async fn status(site: &Shared, name: String) -> Result<LabStatus, ApiError> {
 }
 
 fn answer(status: LabStatus) -> LabAnswer {
+    let drift = status.drift_text();
     let LabStatus { state, missing, .. } = status;
     let interfaces = |router: &lab::RouterState| {
         let own = router
@@ -131,6 +133,7 @@ fn answer(status: LabStatus) -> LabAnswer {
     };
     LabAnswer {
         missing: missing.iter().map(ToString::to_string).collect(),
+        drift,
         routers: state
             .routers
             .iter()

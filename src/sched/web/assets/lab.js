@@ -32,6 +32,8 @@ async function loadLab(name) {
     lab = await api(`/labs/${encodeURIComponent(name)}`);
     setText(byId("lab-note"), `${lab.lab}${lab.phase === "up" ? "" : `, ${lab.phase}`}${lab.missing.length ? `, ${lab.missing.length} namespaces are missing` : ""}`);
     for (const id of ["map-panel", "routers-panel"]) byId(id).hidden = false;
+    byId("lab-drift").hidden = lab.drift.length === 0;
+    byId("lab-drift-list").replaceChildren(...lab.drift.map((what) => el("li", {}, what)));
     // Once more when it is known whether it is deep, for then interfaces are named.
     draw();
     if (deep() && names === null) draw();
