@@ -263,37 +263,54 @@ fn by_settings(facts: &RouterFacts) -> Vec<Warning> {
             incoming: Some(name.clone()),
             ..PacketSet::of_family(Family::V4)
         };
-        let mut warn = |message: String, packets| {
-            let omission = Omission::of_packets(OmissionKind::Feature, [packets]).of_passed();
+        let mut warn = |message: String, packets: Vec<PacketSet>| {
+            let omission = Omission::of_packets(OmissionKind::Feature, packets).of_passed();
             let origin = facts.origin(interface.line);
             warnings.push(Warning::omission(origin, &facts.name, message, omission));
         };
         if interface.link.no_arp {
-            let both = PacketSet::by(name.clone());
-            warn(format!("{name} is without ARP, which no lab needs"), both);
+            let message = format!("{name} is without ARP, which no lab needs");
+            warn(message, without_neighbours(interface));
             continue;
         }
         if most("arp_ignore") == 8 {
             let message =
                 format!("arp_ignore is 8: nobody who comes in by {name} finds the router");
-            warn(message, comes.clone());
+            warn(message, vec![comes.clone()]);
         }
         if let Some(rule) = elsewhere(facts, interface).filter(|_| most("arp_filter") > 0) {
             let message = format!(
                 "arp_filter is set, and policy rule {rule} may lead what {name} says elsewhere: \
                  whether it answers ARP depends on the way back"
             );
-            warn(message, comes.clone());
+            warn(message, vec![comes.clone()]);
         }
         if let Some(other) = twin(facts, interface).filter(|_| most("arp_filter") > 0) {
             let message = format!(
                 "arp_filter is set, and {other} is in the network of {name}, too: which of them \
                  answers ARP depends on the way back"
             );
-            warn(message, comes);
+            warn(message, vec![comes]);
         }
     }
     warnings
+}
+
+/// What an interface without ARP concerns.
+fn without_neighbours(interface: &InterfaceFacts) -> Vec<PacketSet> {
+    let name = Some(interface.name.clone());
+    let comes = PacketSet {
+        incoming: name.clone(),
+        ..PacketSet::default()
+    };
+    let leaves = PacketSet {
+        outgoing: name,
+        ..PacketSet::default()
+    };
+    // Nobody is on the link of a dummy, and its addresses are asked for elsewhere.
+    let is_dummy = interface.link.kind.as_deref() == Some("dummy");
+    let comes = Some(comes).filter(|_| !is_dummy);
+    comes.into_iter().chain([leaves]).collect()
 }
 
 /// Policy rules that come before table local. A question is looked up like any other packet that comes
