@@ -135,7 +135,7 @@ stage_bench() {
 
 # What kernels differ in: features, namespaces, netlink, taps, traces, locks. Left out is what takes
 # minutes on an emulated processor (the case table, crowds, kills at every step, soaks).
-VM_PART=(by_hand::modules kernels:: netns:: netlink:: owner:: registry:: hosts:: trace:: vacate:: quick:: doubts::)
+VM_PART=(by_hand::modules kinds::networks_of_kinds kernels:: netns:: netlink:: owner:: registry:: hosts:: trace:: vacate:: quick:: doubts::)
 
 stage_vm() {
     ./vagrant/provision.sh vm

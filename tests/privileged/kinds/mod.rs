@@ -226,8 +226,13 @@ fn unlike_measured(dir: &Path, kind: &Kind) -> Vec<String> {
         let now = measure(&network, way);
         // Of several ways chance may show some.
         let some = now.routers.iter().all(|way| then.routers.contains(way));
+        let end = match then.routers.len() {
+            1 => now.end.clone(),
+            _ => then.end.clone(),
+        };
         let now = MeasuredWay {
             routers: then.routers.clone(),
+            end,
             ..now
         };
         if !some || now != then {
@@ -362,7 +367,8 @@ fn contradiction(
         (true, _) => false,
         (false, _) => true,
     };
-    let at_end = passes
+    // What ends on a wire has no router that it is at.
+    let at_end = text("end") != "stopped"
         || !is_quick
         || measured
             .routers
