@@ -1,5 +1,6 @@
 //! The lab: facts of real routers → topology (pure) → namespaces; hosts; path trace.
 
+mod bridged;
 #[cfg(not(feature = "internals"))]
 pub(crate) mod copy;
 #[cfg(feature = "internals")]
@@ -46,7 +47,7 @@ use std::{collections::BTreeMap, ops::Deref, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::tunnels::taken_as_up;
+pub(crate) use self::{bridged::bridged, tunnels::taken_as_up};
 use self::{
     down::FoundNamespace,
     state::{LabDir, Stamp},

@@ -98,6 +98,7 @@ pub(super) fn differs(before: &Router, after: &Router) -> bool {
         for interface in &mut router.interfaces {
             // Its number depends on other routers.
             interface.segment = None;
+            interface.link.ends.clear();
         }
         for ruleset in &mut router.rulesets {
             ruleset.origin.file.clear();
@@ -114,10 +115,11 @@ fn of<'a>(routers: &'a [RouterState], name: &RouterName) -> Option<&'a RouterSta
 /// Whether the router that was made has the interfaces that are planned, whatever they are plugged
 /// into.
 fn fits(made: &RouterState, planned: &RouterState) -> bool {
-    let unplugged = |interface: &InterfaceState| InterfaceState {
-        segment: None,
-        port: None,
-        ..interface.clone()
+    let unplugged = |interface: &InterfaceState| {
+        let mut interface = interface.clone();
+        (interface.segment, interface.port) = (None, None);
+        interface.link.ends.clear();
+        interface
     };
     let all = |router: &RouterState| -> Vec<InterfaceState> {
         router.interfaces.iter().map(unplugged).collect()

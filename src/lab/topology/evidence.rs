@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Behind, InterfaceKind, Router, end::LinkEnd, tags};
+use super::{Behind, InterfaceKind, MasterKind, Router, end::LinkEnd, tags};
 use crate::{
     lab::links::{Links, split},
     model::IfName,
@@ -36,6 +36,27 @@ pub(super) fn in_vlans(ends: &[LinkEnd], routers: &[Router]) -> Vec<(usize, u16,
     let learned = evidence.learned().into_iter();
     learned
         .filter_map(|(port, behind, end)| Some((port, behind.vlan?, end)))
+        .collect()
+}
+
+/// Who is behind the ports of bridges: the port, and the end behind it, by what the bridge has learned and
+/// by LLDP.
+pub(super) fn behind_ports(ends: &[LinkEnd], routers: &[Router]) -> Vec<(usize, usize)> {
+    let evidence = Evidence { ends, routers };
+    let learned = evidence.learned().into_iter();
+    let learned = learned.map(|(port, _, end)| (port, end));
+    let told = evidence.by_word().into_iter();
+    let told = told.flat_map(|(one, other)| [(one, other), (other, one)]);
+    let is_port = |end: usize| {
+        let master = evidence
+            .end(end)
+            .and_then(|end| end.facts.link.master.as_ref());
+        master.is_some_and(|master| master.kind == MasterKind::Bridge)
+    };
+    learned
+        .chain(told)
+        .map(|(port, end)| (port, evidence.spoken_for_by(end)))
+        .filter(|(port, end)| is_port(*port) && evidence.apart(*port, *end))
         .collect()
 }
 

@@ -42,6 +42,9 @@ pub fn build_with(facts: Vec<RouterFacts>, links: &Links) -> Topology {
     }
     let named = evidence::named(&ends, &topology.routers, links);
     let evidence = evidence::pairs(&ends, &topology.routers);
+    for (port, end) in evidence::behind_ports(&ends, &topology.routers) {
+        note_behind(&mut topology, &ends, port, end);
+    }
     let learned = evidence::in_vlans(&ends, &topology.routers);
     let places = VlanPlaces::of(&ends, &evidence, &learned);
     let groups = Joiner::new(&ends, &places).groups((&named, &evidence), &mut topology.warnings);
@@ -98,6 +101,21 @@ fn add_router(facts: RouterFacts, topology: &mut Topology, ends: &mut Vec<LinkEn
         rulesets: checked.rulesets,
         sysctls: checked.sysctls,
     });
+}
+
+/// Notes with a port of a bridge whose end is behind it.
+fn note_behind(topology: &mut Topology, ends: &[LinkEnd], port: usize, end: usize) {
+    let (Some(port), Some(end)) = (ends.get(port), ends.get(end)) else {
+        return;
+    };
+    let router = topology.routers.get_mut(port.at.0);
+    let interface = router.and_then(|router| router.interfaces.get_mut(port.at.1));
+    let known = (end.router.clone(), end.facts.name.clone());
+    if let Some(interface) = interface
+        && !interface.link.ends.contains(&known)
+    {
+        interface.link.ends.push(known);
+    }
 }
 
 /// Union-find over the ends.

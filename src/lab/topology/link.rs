@@ -6,7 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{lab::omission::RuleExtent, model::IfName, netlink::object::Mac};
+use crate::{
+    lab::omission::RuleExtent,
+    model::{IfName, RouterName},
+    netlink::object::Mac,
+};
 
 /// What the facts tell about an interface's link.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +84,9 @@ pub struct LinkFacts {
     /// nobody does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_vlan: Option<IfName>,
+    /// The ends of other routers of the lab that are behind this port of a bridge.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ends: Vec<(RouterName, IfName)>,
     /// Whom a bridge or a VXLAN has learned to be behind this port (`bridge fdb`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub behind: Vec<Behind>,

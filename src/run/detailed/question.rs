@@ -528,6 +528,13 @@ impl Question<'_> {
             ))
         });
         warnings.extend(lab::taken_as_up(self.lab, left_by));
+        let wires = results.iter().flat_map(|of| of.end.way.windows(2));
+        let wires = wires.filter_map(|legs| {
+            let [from, to] = legs else { return None };
+            let out = (&from.router, from.iface_out.as_ref()?);
+            Some((out, (&to.router, to.iface_in.as_ref()?)))
+        });
+        warnings.extend(lab::bridged(self.lab, wires));
         DetailedAnswers {
             routers,
             services: results,

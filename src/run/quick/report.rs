@@ -158,6 +158,14 @@ impl Frame<'_> {
             Some((&leg.hop.router, out, leg.destination))
         });
         warnings.extend(lab::taken_as_up(self.lab, left_by));
+        let wires = end_to_end.iter().flat_map(|end| end.way.windows(2));
+        let wires = wires.filter_map(|legs| {
+            let [from, to] = legs else { return None };
+            let (from, to) = (&from.hop, &to.hop);
+            let out = (&from.router, from.iface_out.as_ref()?);
+            Some((out, (&to.router, to.iface_in.as_ref()?)))
+        });
+        warnings.extend(lab::bridged(self.lab, wires));
         QuickReport {
             source: self.job.source,
             destination: self.job.destination,

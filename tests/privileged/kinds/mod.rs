@@ -64,6 +64,9 @@ struct Way {
     /// The same of a detailed job alone: a quick one asks about the request.
     #[serde(default)]
     detailed_unknown: Option<String>,
+    /// Words of a warning beside the answer.
+    #[serde(default)]
+    says: Option<String>,
 }
 
 fn once() -> usize {
@@ -339,6 +342,10 @@ fn contradiction(
             routers(end)
         ))
     };
+    let warnings = report["warnings"].to_string();
+    if let Some(words) = way.says.as_ref().filter(|words| !warnings.contains(*words)) {
+        return Some(format!("{words}: not in {warnings}"));
+    }
     // A quick job asks about the request.
     let own = measured
         .routers
