@@ -2,7 +2,8 @@
 //!
 //! What stands in a block marked `sh` is run, document by document and in the order of its blocks, in
 //! an empty directory beside a link to `netns-fixtures`. Blocks marked `shell` are for reading: they
-//! install packages, or need another machine.
+//! install packages, or need another machine. What stands in a block marked `output` is what these
+//! commands print, but for what differs with each run; `…` is for what is left out.
 
 use std::{
     fs,
@@ -11,6 +12,7 @@ use std::{
     process::Command,
 };
 
+use regex::Regex;
 use tempfile::TempDir;
 
 use crate::support::program;
@@ -31,17 +33,40 @@ fn documents() -> Vec<PathBuf> {
     all
 }
 
-fn blocks(text: &str) -> String {
-    let (mut inside, mut script) = (false, String::new());
+/// The lines in a text's blocks that are marked so.
+fn blocks(text: &str, mark: &str) -> String {
+    let (mut inside, mut found) = (false, String::new());
     for line in text.lines() {
-        match line {
-            "```sh" => inside = true,
-            "```" => inside = false,
-            _ if inside => script += &format!("{line}\n"),
-            _ => {}
+        match line.strip_prefix("```") {
+            Some(language) => inside = language == mark,
+            None if inside => found += &format!("{line}\n"),
+            None => {}
         }
     }
-    script
+    found
+}
+
+/// What a command printed, without what differs with each run: times, names of runs, ports that the
+/// kernel gave, and how often a rule was met before.
+fn lasting(printed: &str) -> String {
+    let differs = r"\b[0-9.]+ ms\b|\b[qd][0-9a-f]{12}\b|:[0-9]{5}\b|[0-9]+ → [0-9]+ packets| +";
+    let differs = Regex::new(differs).unwrap();
+    differs.replace_all(printed, " ").into_owned()
+}
+
+/// Asserts that the lines that a document shows were printed, in their order.
+fn assert_printed(document: &Path, shown: &str, printed: &str) {
+    let (shown, printed) = (lasting(shown), lasting(printed));
+    let mut rest = printed.as_str();
+    for part in shown.split(['…', '\n']).map(str::trim) {
+        let Some(at) = rest.find(part) else {
+            panic!(
+                "{}: {part:?} is not printed in:\n{rest}",
+                document.display()
+            );
+        };
+        rest = &rest[at + part.len()..];
+    }
 }
 
 /// A job's NO and UNKNOWN are answers; anything else that fails is a failure of the document.
@@ -50,7 +75,8 @@ trap 'code=$?; case $code in 1 | 3) ;; *) echo "exit code $code: $BASH_COMMAND" 
 trap 'jobs -p | xargs -r kill 2>/dev/null; wait' EXIT
 "#;
 
-fn run(document: &Path, script: &str) {
+/// Runs the commands of a document; what they printed.
+fn run(document: &Path, script: &str) -> String {
     let dir = TempDir::new().unwrap();
     let work = dir.path().join("work");
     fs::create_dir(&work).unwrap();
@@ -93,20 +119,25 @@ fn run(document: &Path, script: &str) {
         "{} leaves a lab up: {up:?}",
         document.display()
     );
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// One after the other: they use one name for the lab, as a reader does.
 #[test]
-fn the_commands_in_the_documents_run_in_their_order() {
-    let mut commands = 0;
+fn the_commands_in_the_documents_run_in_their_order_and_print_what_is_shown() {
+    let (mut commands, mut lines) = (0, 0);
     for document in documents() {
-        let script = blocks(&fs::read_to_string(&document).unwrap());
+        let text = fs::read_to_string(&document).unwrap();
+        let (script, shown) = (blocks(&text, "sh"), blocks(&text, "output"));
         if !script.is_empty() {
-            run(&document, &script);
-            commands += script.lines().count();
+            let printed = run(&document, &script);
+            assert_printed(&document, &shown, &printed);
         }
+        commands += script.lines().count();
+        lines += shown.lines().count();
     }
     assert!(commands >= 40, "{commands} lines were found");
+    assert!(lines >= 30, "{lines} lines of output were found");
 }
 
 #[test]
