@@ -13,6 +13,7 @@ mod chains;
 mod coexistence;
 mod collect;
 mod copy;
+mod corp10;
 mod detailed;
 mod detailed_chain;
 mod detailed_chance;

@@ -28,6 +28,7 @@ use std::{
     thread,
 };
 
+pub(crate) use self::truth::{Fence, stay_here};
 use self::{
     plan::{FEATURES, Plan},
     trial::{Trial, wrong},

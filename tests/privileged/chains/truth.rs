@@ -146,7 +146,7 @@ impl Chain {
 }
 
 /// Keeps this thread on its processor.
-pub(super) fn stay_here() {
+pub(crate) fn stay_here() {
     let mut here = CpuSet::new();
     here.set(sched_getcpu().unwrap()).unwrap();
     sched_setaffinity(Pid::from_raw(0), &here).unwrap();
@@ -154,16 +154,16 @@ pub(super) fn stay_here() {
 
 /// A socket that sends to itself over loopback. What a processor has queued before is through when
 /// its own datagram is, so that after some of these no packet of before is under way.
-pub(super) struct Fence(UdpSocket);
+pub(crate) struct Fence(UdpSocket);
 
 impl Fence {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(socket.local_addr().unwrap()).unwrap();
         Self(socket)
     }
 
-    pub(super) fn pass(&self) {
+    pub(crate) fn pass(&self) {
         for _ in 0..TURNS {
             self.0.send(&[0]).unwrap();
             self.0.recv(&mut [0]).unwrap();
