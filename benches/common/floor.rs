@@ -104,6 +104,7 @@ impl Probes {
                 tos: 0,
                 ttl: 64,
                 size: None,
+                options_open: false,
             },
         };
         Self {

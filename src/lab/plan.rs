@@ -108,6 +108,7 @@ impl Planner {
             translating: Vec::new(),
             rulesets: Vec::new(),
             asks_hardware_addresses: false,
+            rewrites_tcp_options: false,
             unseen: Vec::new(),
             interfaces,
         })

@@ -168,6 +168,9 @@ pub struct RouterState {
     /// show.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub asks_hardware_addresses: bool,
+    /// Whether its rules change the options of TCP, as those do that lower the segment size.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rewrites_tcp_options: bool,
     /// What it stops of answers whose request did not pass it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<Unseen>,

@@ -405,6 +405,7 @@ impl Builder<'_> {
 pub(super) struct RulesRead {
     unseen: Vec<unseen::Unseen>,
     asks_hardware_addresses: bool,
+    rewrites_tcp_options: bool,
     translating: Vec<String>,
 }
 
@@ -413,6 +414,7 @@ pub(super) fn read_rules(topology: &Topology) -> Vec<RulesRead> {
     let read = |router: &Router| RulesRead {
         unseen: unseen::unseen(router),
         asks_hardware_addresses: omission::asks_hardware_addresses(&router.rulesets),
+        rewrites_tcp_options: omission::rewrites_tcp_options(&router.rulesets),
         translating: omission::translating(&router.rulesets),
     };
     topology.routers.iter().map(read).collect()
@@ -427,6 +429,7 @@ pub(super) fn note_lacks(state: &mut LabState, topology: &Topology, read: Vec<Ru
         let lacks: Vec<&Warning> = state.warnings.iter().filter(own).collect();
         router.unseen = read.unseen;
         router.asks_hardware_addresses = read.asks_hardware_addresses;
+        router.rewrites_tcp_options = read.rewrites_tcp_options;
         router.translating = read.translating;
         router.ruleset_incomplete = lacks.iter().any(|w| w.is_of_ruleset());
         if !lacks.is_empty() {

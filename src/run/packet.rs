@@ -32,6 +32,9 @@ pub struct Headers {
     pub ttl: u8,
     /// Length of the IP packet in bytes; none for what its protocol has at least.
     pub size: Option<u16>,
+    /// Whether routers of the lab rewrite TCP's options. Nothing tells what a probe has behind the first
+    /// router then: the next one is sent a probe as the job made it.
+    pub options_open: bool,
 }
 
 impl Headers {
@@ -314,6 +317,7 @@ mod tests {
             tos: 0,
             ttl: 64,
             size: None,
+            options_open: false,
         }
     }
 

@@ -169,6 +169,7 @@ impl Row {
                 tos: 0,
                 ttl: 64,
                 size: None,
+                options_open: false,
             },
             tags: TagSpace::new(Dscp::new(40).unwrap(), 0x1234_5678_9abc_def1),
             tools,

@@ -1,6 +1,6 @@
 //! From lines of a ruleset that are missing to the packets that they can concern.
 
-use std::{cell::OnceCell, collections::BTreeSet};
+use std::{cell::OnceCell, collections::BTreeSet, slice};
 
 use super::{
     Concern, Extent, FactsPlace, Hooks, Omission, OmissionKind, RuleExtent, damage::is_several,
@@ -103,6 +103,16 @@ pub(crate) fn translating(rulesets: &[Ruleset]) -> Vec<String> {
         true => vec!["masquerade".to_owned()],
         false => found,
     }
+}
+
+/// Whether rules change the options of TCP. Few rulesets name them at all, and only those are read.
+#[must_use]
+pub(crate) fn rewrites_tcp_options(rulesets: &[Ruleset]) -> bool {
+    const NAMES: [&str; 3] = ["TCPMSS", "TCPOPTSTRIP", "tcp option"];
+    let names = |r: &&Ruleset| NAMES.iter().any(|name| r.text.contains(name));
+    let changes = |rule: &Rule| rule.changes().any(|field| field == Field::TcpOptions);
+    let mut named = rulesets.iter().filter(names);
+    named.any(|ruleset| !texts(slice::from_ref(ruleset), changes).is_empty())
 }
 
 /// The texts of the rules that are `wanted`.

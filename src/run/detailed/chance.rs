@@ -250,6 +250,8 @@ fn headers(packet: &FlowPacket) -> Option<Headers> {
         tos: first.tos,
         ttl: first.ttl,
         size: None,
+        // It is a packet of a real connection, which came through the routers before.
+        options_open: false,
     })
 }
 

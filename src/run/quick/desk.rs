@@ -123,7 +123,7 @@ impl<'a> Desk<'a> {
             many: matches!(lone, Lone::Sweep(_)),
         };
         let mut kernel = LabHosts::new(&dir);
-        let plan = Plan::new(terms, pairs, (self.config, &self.grant))?.of_many(inquiry.many);
+        let plan = Plan::new(terms, pairs, lab, (self.config, &self.grant))?.of_many(inquiry.many);
         let mut burst = Burst::new(plan);
         let hosts = kernel.lab(&terms.lab).map_err(ResolveError::from)?;
         let there = hosts.list().map_err(ResolveError::from)?;

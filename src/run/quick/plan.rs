@@ -34,7 +34,7 @@ use crate::{
         ruletext::RuleText,
         taps::ProbeWays,
     },
-    lab::{self},
+    lab::{self, Lab},
     model::{Dscp, LabName, Protocol, RouterName, Service},
     netlink::object::Family,
     netns::{NetnsDir, NetnsFd, NetnsId, tool::Tools},
@@ -140,6 +140,7 @@ impl Plan {
     pub(super) fn new(
         terms: &Terms,
         pairs: &[Pair],
+        lab: &Lab,
         (config, grant): (&Config, &Grant),
     ) -> Result<Self, QuickError> {
         let owner = Owner::current().map_err(|source| QuickError::System {
@@ -154,6 +155,7 @@ impl Plan {
         let tags = TagSpace::new(Dscp::DEFAULT, seed);
         let taps = taps(terms, family, tags, &catalogue);
         let source_port = terms.source_port.map_or_else(fresh_port, Ok)?;
+        let options_open = lab.routers.iter().any(|r| r.rewrites_tcp_options);
         let probe = |index: u32| {
             let service = catalogue.service(index)?;
             let pair = pairs.get(*pair_of.get(index as usize)? as usize)?;
@@ -166,6 +168,7 @@ impl Plan {
                 tos: terms.probe_dscp.tos(),
                 ttl: TTL,
                 size: terms.size,
+                options_open,
             };
             Some(Probe { index, headers })
         };

@@ -149,6 +149,7 @@ pub(super) fn routed(headers: &Headers) -> Headers {
         protocol: crate::model::Protocol::Tcp,
         ttl: 0,
         size: None,
+        options_open: false,
         ..*headers
     }
 }
@@ -194,6 +195,7 @@ mod tests {
                 tos: 0,
                 ttl: 64,
                 size: None,
+                options_open: false,
             },
         };
         let probes = [

@@ -243,6 +243,7 @@ impl<'a> Job<'a> {
                 tos: 0,
                 ttl: 64,
                 size: None,
+                options_open: false,
             },
         }
     }
