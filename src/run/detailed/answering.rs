@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::result::{DetailedEndToEnd, ServiceStatus};
+use super::result::{DetailedEndToEnd, ServiceStatus, TakenLeg};
 use crate::{
     lab::{
         LabState,
@@ -15,9 +15,9 @@ use crate::{
 };
 
 /// Why an answer that was measured may not come after all: by another gateway of the server that
-/// has not seen the request and drops what belongs to none, or from which no way leads back; or why
-/// one that was lost may come: by another gateway, from which a way does. None where there is no
-/// such.
+/// has not seen the request and drops what belongs to none, from which no way leads back, or from
+/// which those lead past a router that translated the request; or why one that was lost may come: by
+/// another gateway, from which a way does. None where there is no such.
 pub(super) fn doubt(
     lab: &LabState,
     sockets: &mut RouterSockets,
@@ -57,12 +57,13 @@ fn stopped(
             "the lab has no facts of {missing}, which may be the gateway by which {server} answers"
         ));
     }
+    let translators = translators(&end.way);
     let others = wiring.gateways_of(server, client);
     let mut others = others.into_iter().filter(|entry| !passed(&entry.router));
     others.find_map(|entry| {
         let why = match stop_of_unseen(lab, &entry, answer) {
             Some(stop) => format!("there {stop} stops answers whose request did not pass"),
-            None => lost(&wiring, sockets, answer, &entry)?,
+            None => lost(&wiring, sockets, (answer, &translators), &entry)?,
         };
         Some(said(server, &entry.router, &why))
     })
@@ -77,6 +78,7 @@ fn carried(
 ) -> Option<String> {
     let (server, client) = (answer.source, answer.destination);
     let wiring = Wiring::from(lab);
+    let translators = translators(&end.way);
     let first = end.answer.first()?;
     let others = wiring.gateways_of(server, client);
     let mut others = others
@@ -85,7 +87,7 @@ fn carried(
     let other = others.find(|entry| {
         let seen = end.way.iter().any(|leg| leg.router == entry.router);
         let stops = !seen && stop_of_unseen(lab, entry, answer).is_some();
-        !stops && lost(&wiring, sockets, answer, entry).is_none()
+        !stops && lost(&wiring, sockets, (answer, &translators), entry).is_none()
     })?;
     let why = format!(
         "by {} the answer is lost, and from there a way leads back",
@@ -105,22 +107,38 @@ fn stop_of_unseen<'l>(lab: &'l LabState, entry: &Entry, answer: &TracePacket) ->
     stop.map(|unseen| unseen.stop.as_str())
 }
 
-/// How the answer ends that enters there, where no way of it is known to get back.
+/// The routers that gave the request other addresses or ports. The client knows an answer that
+/// does not pass them for none: it comes from whom it has not called.
+fn translators(way: &[TakenLeg]) -> Vec<&RouterName> {
+    let translated = way.iter().filter(|leg| leg.came != leg.headers);
+    translated.map(|leg| &leg.router).collect()
+}
+
+/// What becomes of the answer that enters there, where no way of it is known to get back by the
+/// routers that translated its request.
 fn lost(
     wiring: &Wiring,
     sockets: &mut RouterSockets,
-    answer: &TracePacket,
+    (answer, translators): (&TracePacket, &[&RouterName]),
     entry: &Entry,
 ) -> Option<String> {
     let at = EntryName {
         router: entry.router.clone(),
         interface: entry.iface_in.clone(),
     };
-    match trace::trace(wiring, sockets, answer, Some(&at)) {
-        Ok(trace) if trace.ways().any(|(_, end)| end.arrives() == Some(true)) => None,
-        Ok(trace) => Some(format!("from there {}", trace.end_text())),
-        Err(error) => Some(format!("what becomes of it there is not known: {error}")),
+    let trace = match trace::trace(wiring, sockets, answer, Some(&at)) {
+        Ok(trace) => trace,
+        Err(error) => return Some(format!("what becomes of it there is not known: {error}")),
+    };
+    let mut missed = None;
+    for (hops, _) in trace.ways().filter(|(_, end)| end.arrives() == Some(true)) {
+        let passes = |router: &RouterName| hops.iter().any(|hop| hop.router == *router);
+        missed = Some(translators.iter().find(|router| !passes(router))?);
     }
+    Some(match missed {
+        None => format!("from there {}", trace.end_text()),
+        Some(router) => format!("from there it goes past {router}, which translated the request"),
+    })
 }
 
 fn said(server: IpAddr, router: &RouterName, why: &str) -> String {
