@@ -38,7 +38,7 @@ use super::{
 use crate::{
     fault,
     firewall::nft::{NftError, watch::RulesetChanges},
-    model::Protocol,
+    model::{IfName, Protocol},
     netns::NetnsFd,
     sys::readable::Readable,
 };
@@ -396,15 +396,17 @@ fn witnesses(
     opened.map_err(DetailedError::system("watch the destination host"))
 }
 
-/// The segments behind the routers' interfaces.
+/// The segments behind the routers' interfaces. What a router sends to itself leaves by its loopback
+/// interface and comes in there, which is on a segment of its own.
 fn wires(setup: &Setup<'_>, posts: &[Post<'_>]) -> Wires {
-    let of = |post: &Post<'_>| {
+    let of = |(at, post): (usize, &Post<'_>)| {
         let interfaces = setup.map.interfaces(post.station.name()).iter();
-        interfaces
-            .filter_map(|i| Some((post.index(&i.name)?, i.segment?)))
-            .collect::<HashMap<u32, usize>>()
+        let interfaces = interfaces.filter_map(|i| Some((post.index(&i.name)?, i.segment?)));
+        let lo = IfName::new("lo").ok().and_then(|lo| post.index(&lo));
+        let lo = lo.map(|lo| (lo, usize::MAX - at));
+        interfaces.chain(lo).collect::<HashMap<u32, usize>>()
     };
-    Wires(posts.iter().map(of).collect())
+    Wires(posts.iter().enumerate().map(of).collect())
 }
 
 /// Splits a list so that what is in one part may be open at once: not too many sockets, and no two
