@@ -185,7 +185,8 @@ fn from_message(message: &RouteMessage, names: &HashMap<u32, IfName>, fib_match:
     let attributes = &message.attributes;
     Lookup {
         kind: match message.header.kind {
-            RouteType::Local => LookupKind::Local,
+            // An anycast address of IPv6 is the router's own, too.
+            RouteType::Local | RouteType::Anycast => LookupKind::Local,
             RouteType::Broadcast => LookupKind::Broadcast,
             RouteType::Multicast => LookupKind::Multicast,
             RouteType::BlackHole => LookupKind::Blackhole,

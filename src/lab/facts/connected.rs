@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::RouterFacts;
+use super::{InterfaceFacts, RouterFacts};
 use crate::{
     lab::{
         omission::{Omission, OmissionKind, PacketSet},
@@ -29,6 +29,8 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
     let mut missing = Vec::new();
     for interface in &mut facts.interfaces {
         let (line, interface) = (interface.line, &mut interface.value);
+        // A VRF's ports have theirs in its table.
+        let of_main = interface.up && !is_of_vrf(interface);
         let mut seen = BTreeSet::new();
         for address in &mut interface.addresses {
             let family = Family::of(address.local.addr());
@@ -47,12 +49,6 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
                 None if !facts.tables.contains(&(family, Route::MAIN)) => {}
                 None => {
                     address.prefix_route = false;
-                    // A VRF's ports have theirs in its table.
-                    let of_vrf = interface.link.vrf_table.is_some() || {
-                        let master = interface.link.master.as_ref();
-                        master.is_some_and(|master| master.kind == MasterKind::Vrf)
-                    };
-                    let of_main = interface.up && !of_vrf;
                     if found.is_empty() && of_main && interface.kind != InterfaceKind::Loopback {
                         missing.push((line, interface.name.clone(), subnet));
                     }
@@ -136,6 +132,57 @@ pub(super) fn doubt_lost(facts: &mut RouterFacts) {
         let warning = Warning::omission(origin, &facts.name, message, omission);
         facts.warnings.push(warning);
     }
+}
+
+/// Doubts addresses of interfaces that table local lacks where it is listed: the router does not take
+/// packets for them, and nobody who asks for them finds it.
+pub(super) fn doubt_disowned(facts: &mut RouterFacts) {
+    let mut warnings = Vec::new();
+    for interface in facts.interfaces.iter().filter(|i| i.up && !is_of_vrf(i)) {
+        for address in &interface.addresses {
+            let own = address.local.addr();
+            if !facts.own_listed.contains(&Family::of(own)) || is_elsewhere(own) {
+                continue;
+            }
+            let listed = facts.own.iter().any(|listed| listed.value == own);
+            let by_hand = |route: &At<Route>| {
+                route.kind == RouteKind::Local && route.destination.contains(&own)
+            };
+            if listed || facts.routes.iter().any(by_hand) {
+                continue;
+            }
+            let (name, net) = (&interface.name, IpNet::from(own));
+            let comes = PacketSet {
+                incoming: Some(name.clone()),
+                ..PacketSet::of_family(Family::of(own))
+            };
+            let mut extents = Omission::of_packets(OmissionKind::Route, [comes]).of_passed();
+            let both = [PacketSet::to(net), PacketSet::from(net)];
+            let both = Omission::of_packets(OmissionKind::Route, both);
+            extents.concern.0.extend(both.concern.0);
+            let message = format!(
+                "table local has no route to {own}, which {name} has: the router does not take it \
+                 for its own, nor answers who asks for it"
+            );
+            let origin = facts.origin(interface.line);
+            warnings.push(Warning::omission(origin, &facts.name, message, extents));
+        }
+    }
+    facts.warnings.extend(warnings);
+}
+
+/// Whether an interface's addresses are in the table of a VRF.
+fn is_of_vrf(interface: &InterfaceFacts) -> bool {
+    let master = interface.link.master.as_ref();
+    let port = master.is_some_and(|master| master.kind == MasterKind::Vrf);
+    interface.link.vrf_table.is_some() || port
+}
+
+/// Whether the route to such an address is not noted here: loopback's is to a whole prefix, and
+/// interfaces may have one link-local address.
+fn is_elsewhere(address: IpAddr) -> bool {
+    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    address.is_loopback() || link_local
 }
 
 /// The prefix that the kernel makes a route to.

@@ -43,6 +43,7 @@ pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
         return;
     }
     let mut warnings = by_frames(facts, &ports);
+    warnings.extend(held_back(facts, &ports.masters));
     if with_ip_rules {
         warnings.extend(by_port(facts));
     }
@@ -186,6 +187,36 @@ fn by_programs(facts: &RouterFacts) -> Vec<Warning> {
         Warning::omission(facts.origin(interface.line), &facts.name, message, omission)
     };
     with.map(warning).collect()
+}
+
+/// Bridges with ports that keep back frames for hosts of whom they were not told, or all. Behind which
+/// of several ports a host is, the facts do not say.
+fn held_back(facts: &RouterFacts, masters: &BTreeSet<IfName>) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for bridge in masters {
+        let mut ports = facts.interfaces.iter().filter(|port| {
+            let master = port.link.master.as_ref();
+            port.up && master.is_some_and(|master| master.name == *bridge)
+        });
+        let Some((port, how)) = ports.find_map(|port| Some((port, port.link.holds_back.as_ref()?)))
+        else {
+            continue;
+        };
+        // What hangs on the bridge passes its ports, too.
+        let over = facts.interfaces.iter();
+        let over = over.filter(|other| other.link.over.as_ref() == Some(bridge));
+        let names = over.map(|other| &other.name).chain([bridge]);
+        let packets = names.map(|name| PacketSet::by(name.clone()));
+        let omission = Omission::of_packets(OmissionKind::Feature, packets).of_passed();
+        let message = format!(
+            "{}, a port of {bridge}, keeps frames back ({how}), which no lab does; behind which port \
+             hosts are is not known",
+            port.name
+        );
+        let origin = facts.origin(port.line);
+        warnings.push(Warning::omission(origin, &facts.name, message, omission));
+    }
+    warnings
 }
 
 /// Tables of nftables that see the frames of packets that are routed.

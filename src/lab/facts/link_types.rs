@@ -65,9 +65,8 @@ pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
     match kind {
         "vrf_slave" => {}
         "bridge_slave" => {
-            let mut rest = std::iter::from_fn(|| words.next());
-            let isolated = rest.find(|word| *word == "isolated");
-            link.isolated = isolated.is_some() && words.next() == Some("on");
+            let rest: Vec<&str> = std::iter::from_fn(|| words.next()).collect();
+            port(&rest, link);
             return;
         }
         kind if KINDS.contains(&kind) => link.kind = Some(kind.to_owned()),
@@ -75,7 +74,8 @@ pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
     }
     while let Some(word) = words.next() {
         let value = match word {
-            "remote" | "local" | "table" | "id" | "key" | "ikey" | "vlan_filtering" => words.next(),
+            "remote" | "local" | "table" | "id" | "key" | "ikey" | "vlan_filtering"
+            | "stp_state" => words.next(),
             _ => continue,
         };
         let Some(value) = value else { return };
@@ -84,9 +84,32 @@ pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
             "local" => link.local = value.parse().ok(),
             "table" => link.vrf_table = number(value),
             "vlan_filtering" => link.heeds_vlans = value == "1",
+            "stp_state" => link.spans = value == "1",
             _ => link.key = key(value),
         }
     }
+}
+
+/// What a bridge's port hands on and takes in, bridge(8).
+fn port(words: &[&str], link: &mut LinkFacts) {
+    let is = |key: &str, values: &[&str]| {
+        let mut pairs = words.windows(2);
+        pairs.any(|pair| matches!(pair, [k, value] if *k == key && values.contains(value)))
+    };
+    let (on, off) = (["on", "true"], ["off", "false"]);
+    link.isolated = is("isolated", &on);
+    // States through which a port comes to forward are over some seconds later.
+    let states = ["disabled", "blocking"];
+    let state = states.into_iter().find(|state| is("state", &[state]));
+    link.holds_back = if let Some(state) = state {
+        Some(format!("state {state}"))
+    } else if is("locked", &on) {
+        Some("locked on".to_owned())
+    } else if is("learning", &off) && is("flood", &off) {
+        Some("learning off flood off".to_owned())
+    } else {
+        None
+    };
 }
 
 /// A key is a number or, of GRE, an IPv4 address.

@@ -1,9 +1,12 @@
 //! What leads to the other end of a link: `ip -d link show`, `ip neigh show`, `lldpctl`.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{
-    RouterFacts, addr, addr_forms, forwarding,
+    InterfaceFacts, RouterFacts, addr, addr_forms, forwarding,
     section::Section,
     vlans, wireguard,
     words::{Words, not_read},
@@ -11,7 +14,7 @@ use super::{
 use crate::{
     lab::{
         omission::{Omission, OmissionKind, RulesetMaps},
-        topology::{InterfaceKind, LinkFacts, MasterKind, Warning},
+        topology::{At, InterfaceKind, LinkFacts, MasterKind, Warning},
     },
     model::IfName,
     netlink::object::Mac,
@@ -64,6 +67,7 @@ pub(super) fn complete(facts: &mut RouterFacts, sections: &[Section<'_>]) {
         }
     }
     wireguard::doubt_untold(facts);
+    forget_usual_states(facts);
     masters(facts);
     vlans::tell_speakers(facts);
     groups(facts, sections);
@@ -221,6 +225,26 @@ fn lldp(facts: &mut RouterFacts, section: &Section<'_>) {
     }
 }
 
+/// Forgets states of ports that bridges set by themselves: of those without a carrier, which is said
+/// apart, and those that spanning tree blocks, where hosts are reached by others.
+fn forget_usual_states(facts: &mut RouterFacts) {
+    let spanning = facts.interfaces.iter().filter(|i| i.link.spans);
+    let spanning: BTreeSet<IfName> = spanning.map(|bridge| bridge.name.clone()).collect();
+    let usual = |port: &At<InterfaceFacts>| {
+        let state = port.link.holds_back.as_ref();
+        let master = port.link.master.as_ref();
+        state.is_some_and(|how| how.starts_with("state"))
+            && (facts.had_no_carrier(&port.name)
+                || master.is_some_and(|master| spanning.contains(&master.name)))
+    };
+    let usual: Vec<bool> = facts.interfaces.iter().map(usual).collect();
+    for (port, usual) in facts.interfaces.iter_mut().zip(usual) {
+        if usual {
+            port.value.link.holds_back = None;
+        }
+    }
+}
+
 /// Tells what the masters are, and gives the ports of a VRF its table.
 fn masters(facts: &mut RouterFacts) {
     let links: BTreeMap<IfName, LinkFacts> = facts
@@ -229,14 +253,15 @@ fn masters(facts: &mut RouterFacts) {
         .map(|interface| (interface.name.clone(), interface.link.clone()))
         .collect();
     for interface in &mut facts.interfaces {
-        let mut ports = links.values().filter(|port| port.isolated);
-        let ours = |port: &LinkFacts| {
+        let ours = |port: &&LinkFacts| {
             let master = port.master.as_ref();
             master.is_some_and(|master| master.name == interface.name)
         };
-        let isolated = ports.by_ref().filter(|port| ours(port)).count();
+        let ports: Vec<&LinkFacts> = links.values().filter(ours).collect();
+        let isolated = ports.iter().filter(|port| port.isolated).count();
+        let held_back = ports.iter().any(|port| port.holds_back.is_some());
         let link = &mut interface.value.link;
-        link.isolates = isolated > 1;
+        link.isolates = isolated > 1 || held_back && ports.len() > 1;
         let Some(master) = &mut link.master else {
             continue;
         };

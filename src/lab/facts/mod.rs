@@ -133,6 +133,8 @@ pub struct RouterFacts {
     realms: Vec<usize>,
     /// The router's own addresses as the kernel's routes of table local have them.
     own: Vec<At<IpAddr>>,
+    /// Families of which the file lists such routes.
+    own_listed: BTreeSet<Family>,
 }
 
 /// A policy rule that could not be read or represented.
@@ -412,6 +414,11 @@ fn read_file(path: &Path) -> Result<RouterFacts, FactsError> {
     text::read(name, &label, &plain(text))
 }
 
+/// What is said of an interface without a carrier.
+fn no_carrier(name: &IfName) -> String {
+    format!("{name} had no carrier; in the lab it has one")
+}
+
 /// The text without what a terminal adds to what was shown there: colours, and carriage returns.
 fn plain(text: String) -> String {
     if !text.contains(['\r', '\u{1b}']) {
@@ -507,6 +514,7 @@ impl RouterFacts {
             lost_rules: Vec::new(),
             realms: Vec::new(),
             own: Vec::new(),
+            own_listed: BTreeSet::new(),
         }
     }
 
@@ -539,14 +547,20 @@ impl RouterFacts {
     /// Notes that an interface had no carrier, so that what leaves by it is lost; once, however often it is
     /// shown.
     fn without_carrier(&mut self, line: usize, name: IfName) {
-        let message = format!("{name} had no carrier; in the lab it has one");
-        if self.warnings.iter().any(|known| known.message == message) {
+        if self.had_no_carrier(&name) {
             return;
         }
+        let message = no_carrier(&name);
         let packets = [PacketSet::by(name)];
         let omission = Omission::of_packets(OmissionKind::Interface, packets);
         let warning = Warning::omission(self.origin(line), &self.name, message, omission);
         self.warnings.push(warning);
+    }
+
+    /// Whether that was said of an interface.
+    fn had_no_carrier(&self, name: &IfName) -> bool {
+        let message = no_carrier(name);
+        self.warnings.iter().any(|known| known.message == message)
     }
 
     /// Adds the kernel's own rules where the file does not list the family's rules itself.

@@ -376,6 +376,9 @@ impl Reader {
             if id == Route::LOCAL && is_made_by_kernel(&text) {
                 let own = own_address(&text).map(|own| At::new(line, own));
                 self.facts.own.extend(own);
+                if text.starts_with("local ") {
+                    self.facts.own_listed.insert(family);
+                }
                 continue;
             }
             let text = self.next_hops.filled(&text);
@@ -703,6 +706,7 @@ impl Reader {
         link_layer::model(&mut self.facts, sections);
         vrf::model(&mut self.facts);
         connected::normalise(&mut self.facts);
+        connected::doubt_disowned(&mut self.facts);
         connected::doubt_lost(&mut self.facts);
         proxy::model(&mut self.facts, sections);
     }

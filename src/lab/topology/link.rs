@@ -68,7 +68,14 @@ pub struct LinkFacts {
     /// Whether it is a port of a bridge that hands nothing on to other such ports (`isolated on`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
-    /// Whether it is a bridge, and several of its ports are isolated.
+    /// By what a port of a bridge keeps frames back, as bridge(8) has it: those that are for hosts of
+    /// whom it was not told, or all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holds_back: Option<String>,
+    /// Whether it is a bridge that blocks ports by itself, where hosts are reached by others (STP).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub spans: bool,
+    /// Whether it is a bridge, and several of its ports are isolated, or one holds frames back.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub isolates: bool,
     /// The interface below it, which it is a VLAN of, or a macvlan that shares its link (`NAME@BELOW`).

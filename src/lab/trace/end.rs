@@ -223,8 +223,8 @@ impl SharedLink {
         }
         if !self.isolated_by.is_empty() {
             return format!(
-                "{both}, which is a bridge of {} with isolated ports: behind two of them they do not \
-                 reach each other",
+                "{both}, which is a bridge of {} with isolated ports or such as hold frames back: \
+                 behind two of them they do not reach each other",
                 names(&self.isolated_by)
             );
         }

@@ -23,7 +23,7 @@ pub use self::{
     entry::{Entry, EntryName, EntryNameError},
     onward::Onward,
     walk::trace,
-    wiring::{Plug, Undelivered, Wiring},
+    wiring::{Plug, Undelivered, Wiring, anycast},
 };
 use super::sockets::SocketsError;
 use crate::{

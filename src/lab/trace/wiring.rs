@@ -49,7 +49,8 @@ pub enum Undelivered {
 
 impl Plug {
     pub(super) fn has(&self, address: IpAddr) -> bool {
-        self.addresses.iter().any(|own| own.addr() == address)
+        let is_it = |own: &IpNet| own.addr() == address || anycast(*own) == Some(address);
+        self.addresses.iter().any(is_it)
     }
 
     /// Whether `address` is the router's own because of this interface.
@@ -91,6 +92,14 @@ impl Plug {
             .map(IpNet::prefix_len)
             .max()
     }
+}
+
+/// The address that all routers of a subnet of IPv6 have beside their own (RFC 4291, section 2.6.1); none
+/// of links between two (RFC 6164), as `addrconf_join_anycast()` has it.
+#[must_use]
+pub fn anycast(own: IpNet) -> Option<IpAddr> {
+    let is_subnet = own.addr().is_ipv6() && own.prefix_len() < 127;
+    is_subnet.then(|| own.network())
 }
 
 /// All router interfaces of a lab.

@@ -93,6 +93,8 @@ pub(super) struct Observation<'a> {
     pub(super) turns_back: bool,
     /// Whether the router itself is the client.
     pub(super) itself: bool,
+    /// Whether the destination is an address that all routers of a subnet have.
+    pub(super) anycast: bool,
 }
 
 /// A status, the sentence that goes with it, and who said no.
@@ -121,6 +123,14 @@ impl Judged {
 /// Judges one attempt.
 pub(super) fn judge(facts: &Observation<'_>) -> Judged {
     match facts.experience {
+        Some(Experience::Answered(_)) if facts.anycast => {
+            let message = format!(
+                "the request arrived at {}, an anycast address of the router (RFC 4291 section \
+                 2.6.1): programs that do not name it answer from another one",
+                facts.destination
+            );
+            Judged::new(ServiceStatus::Unknown, message)
+        }
         Some(Experience::Answered(_)) => Judged::new(ServiceStatus::Ok, "answered"),
         Some(Experience::Mute(_)) => mute(facts),
         Some(Experience::Icmp(icmp)) => icmp_error(facts, *icmp),
@@ -334,6 +344,11 @@ fn half_way(facts: &Observation<'_>) -> Judged {
         PacketFate::Passed => {
             "the answer left the router and did not reach the source host".to_owned()
         }
+        PacketFate::NotSeen if facts.anycast => format!(
+            "at {}, an anycast address of the router (RFC 4291 section 2.6.1), Linux takes no \
+             connections",
+            facts.destination
+        ),
         PacketFate::NotSeen if facts.traced => "no answer came back to the router".to_owned(),
         PacketFate::NotSeen => "the answer did not come back".to_owned(),
     };
@@ -364,6 +379,7 @@ mod tests {
             routers: vec![&ROUTER],
             turns_back: false,
             itself: false,
+            anycast: false,
         }
     }
 

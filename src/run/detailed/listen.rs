@@ -52,6 +52,11 @@ impl Bound {
         let socket = message::open_here(address.is_ipv6(), protocol)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
         let port = if is_raw(protocol) { 0 } else { address.port() };
+        if address.is_ipv6() && !is_raw(protocol) {
+            // Of an address that a route of table local or a subnet makes the router's own, IPv6 says
+            // that nobody has it (`ipv6_chk_addr()`).
+            setsockopt(&socket, sockopt::IpFreebind, &true)?;
+        }
         let local = SocketAddr::new(address.ip(), port);
         bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
         Ok(match protocol {

@@ -658,3 +658,97 @@ fn a_main_table_that_was_cut_at_an_end_may_have_had_any_route_there() {
         assert_eq!(*omission == any, all, "{routes}");
     }
 }
+
+#[test]
+fn own_addresses_that_a_listed_table_local_lacks_are_doubted() {
+    const V4: &str = "local 127.0.0.0/8 dev lo proto kernel scope host src 127.0.0.1\n\
+        local 10.0.0.1 dev eth0 proto kernel scope host src 10.0.0.1\n\
+        local 10.0.1.1 dev eth1 proto kernel scope host src 10.0.1.1\n";
+    const SECONDARY: &str = "local 10.0.0.9 dev eth0 proto kernel scope host src 10.0.0.1\n";
+    let listed = |name: &str, body: &str| {
+        let said = doubts(&read(&(minimal(CONNECTED) + &section(name, "local", body))));
+        let own = said
+            .iter()
+            .filter(|said| said.contains("table local has no route to"));
+        own.cloned().collect::<Vec<_>>()
+    };
+    let [v4, v6] = ["routing_table_local", "ipv6_routing_table_local"];
+    let by_hand = "local 10.0.0.8/29 dev lo scope host\n";
+    let other = "local 10.9.0.0/24 dev lo scope host\n";
+    for (name, body, lacks) in [
+        (v4, &[V4, SECONDARY][..], None),
+        (v4, &[V4, by_hand], None),
+        (v4, &[V4], Some("10.0.0.9, which eth0 has")),
+        // What the kernel made is not shown at all.
+        (v4, &[other], None),
+        (v4, &[], None),
+        (
+            v6,
+            &["local ::1 dev lo proto kernel metric 0 pref medium"],
+            Some("2001:db8::1, which"),
+        ),
+        (
+            v6,
+            &["local 2001:db8::1 dev eth0 proto kernel metric 0 pref medium"],
+            None,
+        ),
+    ] {
+        let said = listed(name, &body.concat());
+        let right = match lacks {
+            Some(words) => said.len() == 1 && said[0].contains(words),
+            None => said.is_empty(),
+        };
+        assert!(right, "{body:?}: {said:?}");
+    }
+}
+
+#[test]
+fn ports_of_a_bridge_that_keep_frames_back_are_doubted() {
+    let held = |stp: u8, ports: [&str; 2]| {
+        let links = format!(
+            "2: eth0: <BROADCAST,UP> mtu 1500 master br0\n    bridge_slave {}\n\
+             3: eth1: <BROADCAST,UP> mtu 1500 master br0\n    bridge_slave {}\n\
+             4: br0: <BROADCAST,UP> mtu 1500\n    bridge forward_delay 1500 stp_state {stp}",
+            ports[0], ports[1]
+        );
+        let interfaces = "\n4: br0: <BROADCAST,UP> mtu 1500\n    inet 10.4.0.1/24 scope global br0";
+        let facts = read(
+            &(section("interfaces", "", &(INTERFACES.to_owned() + interfaces))
+                + &section("routing_table_main", "", CONNECTED)
+                + &section("links", "", &links)),
+        );
+        let said = doubts(&facts).into_iter();
+        let said: Vec<String> = said
+            .filter(|said| said.contains("keeps frames back"))
+            .collect();
+        let bridge = facts.interfaces.iter().find(|i| i.name.as_str() == "br0");
+        assert_eq!(bridge.unwrap().link.isolates, !said.is_empty());
+        said.first().cloned().unwrap_or_default()
+    };
+    const PLAIN: &str = "state forwarding priority 32 learning on flood on locked off";
+    for (stp, port, how) in [
+        (0, PLAIN, ""),
+        (
+            0,
+            "state forwarding learning off flood off locked off",
+            "eth1, a port of br0, keeps frames back (learning off flood off)",
+        ),
+        (0, "state forwarding learning off flood on locked off", ""),
+        (
+            0,
+            "state forwarding learning on flood on locked on",
+            "(locked on)",
+        ),
+        (0, "state disabled learning on flood on", "(state disabled)"),
+        (0, "state blocking learning on flood on", "(state blocking)"),
+        (0, "state learning learning on flood on", ""),
+        (1, "state blocking learning on flood on", ""),
+        (1, "state forwarding locked on", "(locked on)"),
+    ] {
+        let said = held(stp, [PLAIN, port]);
+        assert!(
+            said.contains(how) && said.is_empty() == how.is_empty(),
+            "{port}: {said}"
+        );
+    }
+}

@@ -1,5 +1,7 @@
 //! The two ends of services: sockets opened inside the namespaces of source and destination.
 
+use std::io::ErrorKind;
+
 use super::{Bench, link};
 use crate::{
     fault,
@@ -97,15 +99,18 @@ impl Bench<'_> {
         clients.into_iter().zip(listeners).map(pair).collect()
     }
 
-    /// On the router itself a service of its own may have the port; that one answers then.
+    /// On the router itself a service of its own may have the port; that one answers then, as the
+    /// kernel does where the address is none that programs can have.
     fn bound(
         &self,
         listener: Option<std::io::Result<Bound>>,
     ) -> Result<Option<Bound>, DetailedError> {
         match listener {
             Some(Err(error))
-                if error.kind() == std::io::ErrorKind::AddrInUse
-                    && matches!(self.listening, Some(Listening::Router(_))) =>
+                if matches!(
+                    error.kind(),
+                    ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable
+                ) && matches!(self.listening, Some(Listening::Router(_))) =>
             {
                 Ok(None)
             }

@@ -8,7 +8,7 @@ use crate::{
         ProbeExit, StoppedBy,
         flow::{FlowHead, FlowPacket},
     },
-    lab::trace::{End, LastHop, Onward},
+    lab::trace::{End, LastHop, Onward, anycast},
     model::IfName,
     run::{
         detailed::{
@@ -194,7 +194,23 @@ impl Bench<'_> {
             routers: self.posts.iter().flat_map(|p| &p.addresses).collect(),
             turns_back: self.site.turns_back,
             itself: self.site.source.host().is_none(),
+            anycast: self.is_anycast(),
         }
+    }
+
+    /// Whether packets end on a router at an address that is not its own but as the one of a subnet.
+    fn is_anycast(&self) -> bool {
+        let Sink::Router {
+            router,
+            address,
+            proxy: None,
+        } = &self.site.target.sink
+        else {
+            return false;
+        };
+        let own = self.setup.map.interfaces(router).iter();
+        let mut own = own.flat_map(|interface| &interface.addresses);
+        own.any(|own| anycast(own.local) == Some(*address))
     }
 
     /// A test for each router that packets came to, with its evidence, and no result yet; the first
