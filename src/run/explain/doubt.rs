@@ -249,6 +249,7 @@ fn seen(program: &Program, met: &SeenProbe<'_>, out: Option<String>, end: &End) 
         .with_address(Field::Source, headers.source)
         .with_address(Field::Destination, headers.destination)
         .with(Field::TcpFlags, super::read::SYN)
+        .with(Field::Tos, headers.tos)
         // Nothing carries marks from one namespace to the next, and the connection is new.
         .with(Field::Mark, 0u32)
         .with(Field::ConnectionMark, 0u32)
@@ -337,7 +338,7 @@ fn note(
         }
         let end = end.and_then(|handle| chain.index(handle));
         let mut asked = end.map_or(known.said.len(), |end| end + 1);
-        if ended_elsewhere(steps, &place) {
+        if ended_elsewhere(steps, &place) && !came_back(steps, &place) {
             let matched = steps
                 .iter()
                 .filter(here)
@@ -385,6 +386,21 @@ fn led(decision: &TraceDecision) -> Option<Led> {
         | TraceDecision::Queue(_)
         | TraceDecision::Other(_) => return None,
     })
+}
+
+/// Whether the packet came back to the chain from which a rule sent it to the one at `place`: all that
+/// stands there was asked by then.
+fn came_back(steps: &[TraceStep], place: &RulePlace) -> bool {
+    let call = steps.iter().rposition(|step| calls(step, place));
+    let behind = call.map(|at| steps.split_at(at));
+    let Some((_, [call, behind @ ..])) = behind else {
+        return false;
+    };
+    let is_there = |step: &TraceStep| {
+        let (there, from) = (&step.place, &call.place);
+        (there.family, &there.table, &there.chain) == (from.family, &from.table, &from.chain)
+    };
+    behind.iter().any(is_there)
 }
 
 /// Whether the way through the table of a chain ended by a rule of another chain: then what stands

@@ -373,10 +373,14 @@ impl Walk<'_> {
             return;
         }
         let said = self.program.chains[id.0].said.get(id.1).copied().flatten();
-        let chooses = matches
-            && rule
-                .varying()
-                .any(|v| v.alone == Alone::Chooses || (v.caveat.is_open() && maps(rule)));
+        // What is the same for all senders chooses nothing.
+        let open = |m: &Match| m.answer(&state.packet) == Truth::CannotTell;
+        let chooses = |m: &Match| {
+            m.varying().is_some_and(|v| {
+                v.alone == Alone::Chooses || (v.caveat.is_open() && maps(rule) && open(m))
+            })
+        };
+        let chooses = matches && rule.matches.iter().any(chooses);
         if effects(rule) && (said != Some(matches) || chooses) && !state.left {
             state.left = true;
             state.differs.extend(&self.seen.changed);

@@ -279,3 +279,25 @@ fn a_list_that_the_packet_itself_was_put_into_is_not_empty() {
         );
     }
 }
+
+#[test]
+fn what_all_senders_are_like_chooses_nothing_from_a_map() {
+    let walk = |rule: &str| {
+        let forward: &[&str] = &[rule, "accept"];
+        let chains: [Written<'_>; 2] = [("FORWARD", forward, &[YES, YES]), ("a", &["drop"], &[])];
+        let program = program(true, &chains);
+        let mut seen = seen(&[]);
+        let ttl = |ttl: u32| Packet::of(Family::V4).with(Field::Ttl, ttl);
+        seen.packet = ttl(63).with(Field::Ttl, 127u32);
+        seen.packet = seen.packet.with(Field::DestinationPort, 80u32);
+        fates(&program, &seen, Suppose::Anything)
+    };
+    assert_eq!(
+        walk("ip ttl > 1 tcp dport vmap { 80 : accept, 22 : jump a }"),
+        [WalkEnd::Same]
+    );
+    assert_ne!(
+        walk("ip ttl > 63 tcp dport vmap { 80 : accept, 22 : jump a }"),
+        [WalkEnd::Same]
+    );
+}
