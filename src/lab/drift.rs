@@ -6,14 +6,15 @@
 //!
 //! Addresses, routes and policy rules are kept as ip(8) has them, firewall rules as a sum of what
 //! the kernel holds. What packets change (counters, elements of sets) and what the kernel makes
-//! after its own time (routes of IPv6's addresses) is left out, as is what tsim's jobs put in.
+//! after its own time (routes of IPv6's addresses) or in every namespace (tunnels' devices, with a
+//! module that is loaded) is left out, as is what tsim's jobs put in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    LabError, LabStatus, pool,
+    LabError, LabStatus, fallback, pool,
     state::{LabDir, LabState, LockedLab, RouterState},
 };
 use crate::{
@@ -56,7 +57,8 @@ impl Imprint {
         let mut objects = BTreeSet::new();
         let mut netlink = Netlink::open(netns).map_err(NetlinkErrors::from)?;
         let links = netlink.links().map_err(NetlinkErrors::from)?;
-        objects.extend(links.iter().map(|link| {
+        let made = links.iter().filter(|link| !fallback::is_unused(link));
+        objects.extend(made.map(|link| {
             let (state, mtu) = (if link.up { "up" } else { "down" }, link.mtu);
             format!("interface {} {state} mtu {mtu}", link.name)
         }));
