@@ -17,6 +17,7 @@ use crate::{
     sched::{
         client::Client,
         job::{FinishedJob, Status},
+        leader,
         progress::ProgressReader,
         queue,
         runner::PROGRESS,
@@ -106,6 +107,16 @@ fn show(context: &Context, stand: &Stand) -> io::Result<()> {
     Ok(())
 }
 
+/// Why nothing more is heard of a job that waits or runs.
+fn without_scheduler(status: Status) -> &'static str {
+    match status {
+        Status::Running => {
+            "no scheduler is at work: how it ends is written down once tsimd is started"
+        }
+        _ => "no scheduler is at work: it waits until tsimd is started",
+    }
+}
+
 /// Looks at a job's files, and sleeps until they change.
 struct Follower {
     spool: Spool,
@@ -118,8 +129,10 @@ struct Follower {
 impl Follower {
     fn new(spool: Spool, run_id: RunId) -> Result<Self, Failure> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC).map_err(io::Error::from)?;
+        // A scheduler that takes the lead writes so into the file of its lock.
+        let of_queue = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_MODIFY;
         for (dir, flags) in [
-            (spool.queue_dir(), AddWatchFlags::IN_MOVED_TO),
+            (spool.queue_dir(), of_queue),
             (spool.runs_dir(), AddWatchFlags::IN_CREATE),
         ] {
             inotify.add_watch(dir, flags).map_err(io::Error::from)?;
@@ -142,7 +155,11 @@ impl Follower {
         let Some(stand) = Stand::of_open(&run_id, &jobs, || self.progress())? else {
             return Err(no_job(&spool, &run_id)?);
         };
-        Ok((stand, None))
+        let reason = match leader::is_led(&spool)? {
+            true => None,
+            false => Some(without_scheduler(stand.status).to_owned()),
+        };
+        Ok((Stand { reason, ..stand }, None))
     }
 
     fn progress(&mut self) -> io::Result<Option<(u8, String)>> {

@@ -73,18 +73,8 @@ fn a_full_disk_neither_ends_it_nor_keeps_it_from_starting() {
     let _gate = site.open_gate();
     daemon.until_log("cannot be used; trying again");
     assert!(is_healthy(&daemon));
-    let mut watch = Command::new(env!("CARGO_BIN_EXE_tsim"))
-        .arg("--config")
-        .arg(site.path("tsim.toml"))
-        .args(["watch", "r1"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = BufReader::new(watch.stdout.take().unwrap()).lines();
-    assert!(said.any(|line| {
-        line.unwrap()
-            .contains("it is over (FAILED), and that cannot be written down")
-    }));
+    let (mut watch, mut said) = watch(&site, "r1");
+    assert!(said.any(|line| line.contains("it is over (FAILED), and that cannot be written down")));
     daemon.kill();
     watch.wait().unwrap();
     let mut daemon = site.daemon();
@@ -97,6 +87,37 @@ fn a_full_disk_neither_ends_it_nor_keeps_it_from_starting() {
     site.quick("r2", "any");
     assert_eq!(site.until_finished("r2").status, Status::Done);
     assert_eq!(site.starts()["r1"], 1);
+}
+
+/// `tsim watch`, and what it says.
+fn watch(site: &Site, job: &str) -> (Child, impl Iterator<Item = String>) {
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_tsim"))
+        .arg("--config")
+        .arg(site.path("tsim.toml"))
+        .args(["watch", job])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(watch.stdout.take().unwrap()).lines();
+    (watch, said.map(Result::unwrap))
+}
+
+#[test]
+fn who_watches_a_job_while_nobody_schedules_is_told_so() {
+    let site = Site::new("");
+    let daemon = site.daemon();
+    site.quick("r1", "gate");
+    site.until("it runs", |site| site.started().len() == 1);
+    daemon.kill();
+    let (mut watch, mut said) = watch(&site, "r1");
+    let first = said.next().unwrap();
+    let alone = |line: &str| line.contains("no scheduler is at work");
+    assert!(first.starts_with("r1 RUNNING") && alone(&first), "{first}");
+    let _daemon = site.daemon();
+    assert!(said.any(|line| line.starts_with("r1 RUNNING") && !alone(&line)));
+    let _gate = site.open_gate();
+    assert!(said.any(|line| line.starts_with("r1 DONE")));
+    watch.wait().unwrap();
 }
 
 /// A process that holds the queue's lock until it is killed.
