@@ -12,7 +12,7 @@ use crate::{
     firewall::{
         RulePlace, TableFamily,
         place::HookPoint,
-        rule::{Rule, walk::Base},
+        rule::{ChangedSets, Rule, walk::Base},
     },
     netlink::object::Family,
 };
@@ -53,6 +53,8 @@ pub struct Census {
     pub open: Vec<(Option<RulePlace>, Rule)>,
     /// Whether a rule asks who sends a packet.
     pub asks_sender: bool,
+    /// Whether a rule asks for a set that rules change.
+    pub asks_changed_sets: bool,
     /// Chains behind the last taps, if they have rules or drop.
     pub behind: Vec<LaterChain>,
     /// What rules may do with packets beside letting them through or not.
@@ -85,12 +87,17 @@ impl Census {
             (census.volatile, census.asks_sender) = (false, false);
             census.taking.clear();
             census.open.clear();
+            let (mut sets, mut asking) = (ChangedSets::default(), Vec::new());
             let dumped = socket.dump_messages(kernel::GET_RULE, all, &[], what, |message| {
                 let (at, attributes) = (family_of(message.body), message.attributes());
                 if let Some(read) = rule(attributes).filter(|_| sees(at, family)) {
                     census.nature |= Nature::of(attributes);
                     census.volatile |= read.is_volatile();
                     census.asks_sender |= read.tells_senders_apart();
+                    sets.add(&read);
+                    if read.asks_for_sets() {
+                        asking.push(read.clone());
+                    }
                     let place = || rule_place(at, attributes);
                     let taking = read.takes().then(place);
                     census.taking.extend(taking.flatten());
@@ -99,6 +106,7 @@ impl Census {
                     }
                 }
             })?;
+            census.asks_changed_sets = asking.iter().any(|rule| sets.are_asked_for_by(rule));
             if dumped == Dumped::Whole {
                 return Ok(census);
             }

@@ -31,6 +31,11 @@ pub enum Caveat {
     Content(String),
     /// How long the packet is, where the question leaves that open.
     Length(String),
+    /// What packets have put into a set, taken out of it or counted there: those of this job, or of an
+    /// earlier one, may be among them.
+    Contents(String),
+    /// Which sockets the router has. Facts tell none, and a lab has those of its jobs.
+    Sockets(String),
     /// Whether the packet came out of IPsec or will go into it. Probes come in plain.
     Ipsec(String),
 }
@@ -79,6 +84,11 @@ impl fmt::Display for Caveat {
                 "depends on the packet's length, and --size asks about one",
                 detail,
             ),
+            Self::Contents(detail) => ("depends on what packets left in a set", detail),
+            Self::Sockets(detail) => (
+                "depends on the router's sockets, which no facts tell",
+                detail,
+            ),
             Self::Ipsec(detail) => ("depends on IPsec, and probes come in plain", detail),
         };
         write!(f, "{what}: {detail}")
@@ -110,6 +120,8 @@ impl Caveat {
                 | Self::Hardware(_)
                 | Self::Content(_)
                 | Self::Length(_)
+                | Self::Contents(_)
+                | Self::Sockets(_)
         )
     }
 

@@ -44,6 +44,8 @@ mod attr {
     pub(super) const DYNSET_NAME: u16 = 1;
     pub(super) const DYNSET_OPERATOR: u16 = 3;
     pub(super) const RT_KEY: u16 = 2;
+    pub(super) const SOCKET_KEY: u16 = 1;
+    pub(super) const LOOKUP_SET: u16 = 1;
     pub(super) const QUEUE_NUMBER: u16 = 1;
     /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
     pub(super) const XT_NAME: u16 = 1;
@@ -60,20 +62,9 @@ const VERDICTS: [(u32, &str); 5] = [
     ((-5i32) as u32, "return"),
 ];
 
-/// Expressions that load a register with what is not read here: the test behind one of these is not one
-/// of what was loaded before.
-const LOADERS: [&str; 11] = [
-    "byteorder",
-    "exthdr",
-    "fib",
-    "hash",
-    "inner",
-    "numgen",
-    "osf",
-    "rt",
-    "socket",
-    "tunnel",
-    "xfrm",
+/// Expressions that load a register with what is not understood further.
+const LOADERS: [&str; 10] = [
+    "rt", "fib", "socket", "exthdr", "tunnel", "xfrm", "inner", "osf", "numgen", "hash",
 ];
 
 /// What the register holds that the next test looks at.
@@ -120,6 +111,11 @@ impl Rule {
             *loaded = Loaded::default();
         }
         match name {
+            // `NFT_SOCKET_MARK`, `NFT_SOCKET_WILDCARD`.
+            "socket" => match data.be32(attr::SOCKET_KEY) {
+                Some(1 | 2) => self.ask(other("socket wildcard", Field::Other), false),
+                _ => self.by_name(name),
+            },
             "meta" => self.meta(data, loaded),
             "ct" => self.connection(data, loaded),
             "payload" => self.payload(data, loaded),
@@ -134,9 +130,11 @@ impl Rule {
             "dynset" => {
                 let name = data.text(attr::DYNSET_NAME).unwrap_or_default();
                 // `NFT_DYNSET_OP_DELETE` is 2.
-                if data.be32(attr::DYNSET_OPERATOR) != Some(2) {
-                    self.does.push(Does::Remember(format!("set {name}")));
-                }
+                let place = format!("set {name}");
+                self.does.push(match data.be32(attr::DYNSET_OPERATOR) {
+                    Some(2) => Does::Forget(place),
+                    _ => Does::Remember(place),
+                });
             }
             "limit" | "quota" | "numgen" | "hash" | "connlimit" => self.by_name(name),
             // `NFT_RT_XFRM`.
@@ -168,7 +166,8 @@ impl Rule {
         let of_port = loaded.of == Some(Field::SourcePort);
         let port = of_port.then_some(Field::SourcePort);
         let reads: Vec<Field> = port.into_iter().chain([Field::Sets]).collect();
-        self.ask(Test::other("lookup", &reads), false);
+        let set = data.text(attr::LOOKUP_SET).unwrap_or_default();
+        self.ask(Test::other(&format!("lookup @{set}"), &reads), false);
         if data.find(attr::LOOKUP_DREG).is_some() {
             self.does.push(Does::Choose(vec![(None, unknown("a map"))]));
         }
@@ -185,6 +184,14 @@ impl Rule {
         }
         if let Some((test, negated)) = source_ports(name, info) {
             self.ask(test, negated);
+        }
+        if name == "socket" {
+            // `XT_SOCKET_TRANSPARENT`, `XT_SOCKET_NOWILDCARD`, linux/netfilter/xt_socket.h.
+            let flags = info.first().copied().unwrap_or(0);
+            let nowildcard = if flags & 2 == 0 { "" } else { " --nowildcard" };
+            let transparent = if flags & 1 == 0 { "" } else { " --transparent" };
+            let text = format!("socket{nowildcard}{transparent}");
+            return self.ask(other(&text, Field::Other), false);
         }
         self.by_name(name);
     }

@@ -1,5 +1,5 @@
-//! Tests of what a job makes up: hardware addresses of hosts, what packets carry, and what every
-//! sender fills in its own way.
+//! Tests of what a job makes up: hardware addresses of hosts, what packets carry, what every sender
+//! fills in its own way, and the router's sockets.
 
 use super::{Caveat, Field, Match, Rule, Test, Varying, caveat::Alone, table};
 
@@ -96,6 +96,8 @@ fn of_text(text: &str, protocol: Option<u32>) -> Option<fn(String) -> Caveat> {
         "ecn --ecn-tcp",
         "tcp --tcp-option",
     ];
+    // Of transparent proxies, whose place TPROXY tells, and of the sender.
+    const OF_PROXIES: [&str; 2] = ["transparent", "cgroup"];
     let begins = |words: &[&str]| words.iter().any(|word| begins_with(text, word));
     if begins(&HARDWARE) || text.contains("ether saddr") {
         Some(Caveat::Hardware)
@@ -110,6 +112,8 @@ fn of_text(text: &str, protocol: Option<u32>) -> Option<fn(String) -> Caveat> {
         && !is_of_all(text)
     {
         Some(Caveat::System)
+    } else if begins(&["socket"]) && !OF_PROXIES.iter().any(|word| text.contains(word)) {
+        Some(Caveat::Sockets)
     } else {
         None
     }
@@ -203,6 +207,7 @@ mod tests {
         let content = "depends on what packets carry";
         let length = "depends on the packet's length";
         let system = "depends on the sender's operating system";
+        let sockets = "depends on the router's sockets";
         for (text, begins) in [
             (
                 "-A f -m mac --mac-source 02:11:22:33:44:55 -j DROP",
@@ -232,6 +237,12 @@ mod tests {
             ("meta l4proto tcp @th,104,8 0x2 drop", ""),
             ("meta l4proto tcp @th,16,16 0x50 drop", ""),
             ("ip id 7 drop", content),
+            ("socket wildcard 0 tcp dport 80 drop", sockets),
+            ("tcp dport 81 socket mark 0x1 drop", sockets),
+            ("-A f -m socket -j DROP", sockets),
+            ("-A f -m socket --nowildcard -j DROP", sockets),
+            ("-A f -m socket --transparent --nowildcard -j DROP", ""),
+            ("socket transparent 1 drop", ""),
             ("-A f -m length --length 0:99 -j DROP", length),
             ("meta length > 1000 drop", length),
             ("-A f -m ttl --ttl-eq 63 -j DROP", system),

@@ -10,6 +10,7 @@
 
 mod caveat;
 mod expression;
+mod filled;
 mod made_up;
 mod nft;
 mod packet;
@@ -29,6 +30,7 @@ pub(super) use self::words::comment;
 pub(crate) use self::words::pieces;
 pub use self::{
     caveat::{Alone, Caveat},
+    filled::ChangedSets,
     packet::{Field, Packet, TrackingState, Truth},
     test::{Match, Test, Varying},
 };
@@ -62,6 +64,8 @@ pub enum Does {
     Translate(Translation),
     /// Notes the packet in a set, or a list of `recent`, and so lets later packets fare differently.
     Remember(String),
+    /// Takes the packet's entry out of a set.
+    Forget(String),
     /// Sends a copy elsewhere.
     Copy,
     /// Logs, counts, and the like: nothing that a packet's way depends on.
@@ -294,6 +298,15 @@ impl Rule {
         })
     }
 
+    /// The set out of which it takes a packet's entry.
+    #[must_use]
+    pub fn forgets(&self) -> Option<&str> {
+        self.does.iter().find_map(|does| match does {
+            Does::Forget(place) => Some(place.as_str()),
+            _ => None,
+        })
+    }
+
     /// Whether it sends a copy elsewhere.
     #[must_use]
     pub fn copies(&self) -> bool {
@@ -307,7 +320,11 @@ impl Rule {
         let by_port = || {
             self.tells_ports_apart(OpenPorts::Translated) && (self.decides() || self.changes_any())
         };
-        self.remembers().is_some() || self.copies() || self.caveat().is_some() || by_port()
+        self.remembers().is_some()
+            || self.forgets().is_some()
+            || self.copies()
+            || self.caveat().is_some()
+            || by_port()
     }
 
     fn changes_any(&self) -> bool {

@@ -211,6 +211,11 @@ impl<'a> Reader<'a> {
         let get = |name: &str| options.iter().find(|o| o.name == name);
         if let Some(varying) = varying(module, options) {
             self.rule.ask(Test::Varies(varying), false);
+        } else if module == "socket" {
+            let names = options.iter().map(|option| option.name);
+            let text: Vec<&str> = [module].into_iter().chain(names).collect();
+            self.rule
+                .ask(Test::other(&text.join(" "), reads(module)), false);
         } else if module == "recent" {
             // `--set` always matches. `--remove` matches what was there.
             let never = get("--set").is_some_and(|set| set.negated);
@@ -221,7 +226,7 @@ impl<'a> Reader<'a> {
             for option in options {
                 self.plain(module, option);
             }
-            let without_options = ["socket", "rpfilter", "eui64", "state", "ipv6header"];
+            let without_options = ["rpfilter", "eui64", "state", "ipv6header"];
             if options.is_empty() && without_options.contains(&module) {
                 self.rule.ask(Test::other(module, reads(module)), false);
             }
@@ -332,9 +337,9 @@ impl<'a> Reader<'a> {
             | TargetAction::Redirect => translated(action, options),
             TargetAction::Copy => Does::Copy,
             TargetAction::Note | TargetAction::CountRate => Does::Note,
-            TargetAction::Remember => match get("--add-set") {
-                Some(set) => Does::Remember(format!("set {set}")),
-                None if get("--del-set").is_some() => Does::Note,
+            TargetAction::Remember => match get("--add-set").or(get("--del-set")) {
+                Some(set) if get("--add-set").is_some() => Does::Remember(format!("set {set}")),
+                Some(set) => Does::Forget(format!("set {set}")),
                 None if options.is_empty() => Does::Remember("a set".to_owned()),
                 None => set(Field::Mark, u32::MAX, None),
             },
@@ -373,12 +378,24 @@ const RATES: [&str; 4] = [
     "--hashlimit",
 ];
 
+/// Whether an option of `set` asks for the counters of an entry, `--packets-gt` and the like.
+fn is_of_counters(option: &Given<'_>) -> bool {
+    ["--packets-", "--bytes-"]
+        .iter()
+        .any(|start| option.name.starts_with(start))
+}
+
 /// What a match depends on beyond the packet; none where it does not.
 fn varying(module: &str, options: &[Given<'_>]) -> Option<Varying> {
     let get = |name: &str| options.iter().find(|o| o.name == name);
     let value = |name: &str| get(name).and_then(Given::first);
     let named = || module.to_owned();
     Some(match table::about(module) {
+        // How much of it was seen before.
+        About::Packet(_) if module == "set" && options.iter().any(is_of_counters) => {
+            let set = value("--match-set").unwrap_or_default();
+            Caveat::Contents(format!("counters of set {set}")).alone(Alone::Either)
+        }
         About::Packet(_) => return None,
         About::Rate => {
             let Some(limit) = RATES.into_iter().find_map(get) else {

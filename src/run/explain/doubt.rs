@@ -17,7 +17,7 @@ use crate::{
         },
         place::HookPoint,
         rule::{
-            Alone, Field, Packet, Rule, RuleVerdict, TrackingState,
+            Alone, ChangedSets, Field, Packet, Rule, RuleVerdict, TrackingState,
             walk::{
                 ChainRules, Led, Program, RoutedTo, RuleNumber, SeenPacket, Suppose, WalkEnd,
                 WayEnds,
@@ -78,6 +78,7 @@ impl RouterRules {
         if let Some((rules, steps)) = met.legacy {
             rules.note_in(steps, &mut program);
         }
+        open_sets(&mut program);
         let out = observer.name(met.trail.head.oif).map(ToString::to_string);
         let seen = seen(&program, met, out.clone(), &end);
         let head = met.trail.head;
@@ -285,6 +286,23 @@ fn ended_by(program: &Program, rule: &RuleText, met: &SeenProbe<'_>) -> Option<R
         _ => program.number(&rule.place)?,
     };
     Some((chain, rule.position?.checked_sub(1)?))
+}
+
+/// Makes tests of sets that rules change depend on more than the packet.
+fn open_sets(program: &mut Program) {
+    let mut sets = ChangedSets::default();
+    for rule in program.chains.iter().flat_map(|chain| chain.rules.iter()) {
+        sets.add(rule);
+    }
+    for chain in &mut program.chains {
+        let rules = chain.rules.iter().zip(&chain.said);
+        let opened: Vec<Option<Rule>> = rules.map(|(rule, said)| sets.open(rule, *said)).collect();
+        if opened.iter().any(Option::is_some) {
+            let rules = chain.rules.iter().zip(opened);
+            let rules = rules.map(|(rule, opened)| opened.unwrap_or_else(|| rule.clone()));
+            chain.rules = rules.collect();
+        }
+    }
 }
 
 /// Adds chains and those that they call.

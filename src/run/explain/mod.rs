@@ -174,6 +174,9 @@ impl Scrutiny {
             (None, Some(LaterChain { place, .. })) => {
                 format!("chain {} (table {})", place.chain, place.table)
             }
+            (None, None) if self.census.asks_changed_sets => {
+                "rules that ask for what others put into sets".to_owned()
+            }
             (None, None) if self.legacy => "rules of iptables-legacy".to_owned(),
             (None, None) => return None,
         };
@@ -406,7 +409,8 @@ impl Found<'_> {
                 behind(&mut reader, chains, (&probe.headers, came_by), trail, index)?;
             self.legacy.improve(question, trail, &mut explained);
             perhaps_taken(&mut reader, question, &probe.headers, trail, &mut explained)?;
-            let varies = !explained.caveats.is_empty();
+            let Scrutiny { census, legacy } = question.scrutiny;
+            let varies = !explained.caveats.is_empty() || census.asks_changed_sets || *legacy;
             if let Some(trail) = trail.filter(|_| varies) {
                 if rules.is_none() {
                     let legacy = self.legacy.rules();

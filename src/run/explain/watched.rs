@@ -10,7 +10,7 @@ use super::{
 use crate::{
     firewall::{
         Caveat,
-        nft::{is_own, trace::Trail},
+        nft::{census::Census, is_own, trace::Trail},
         rule::{Field, OpenPorts, Packet, Rule},
         ruletext::{RuleBook, RuleSource, RuleText},
     },
@@ -64,7 +64,9 @@ fn found(
         false => of_any_state(&watched.headers, trail),
     };
     let caveats = reader.caveats(trail, &subject)?;
-    if caveats.is_empty() {
+    let family = Family::of(watched.headers.destination);
+    let asks = watched.is_first || !caveats.is_empty();
+    if !asks || caveats.is_empty() && !Census::read(reader.socket(), family)?.asks_changed_sets {
         return Ok(None);
     }
     let reason = match &watched.lost {
@@ -84,7 +86,7 @@ fn found(
     if !watched.is_first {
         return Ok(Some(of_later(&explained)));
     }
-    let rules = RouterRules::read(reader, Family::of(watched.headers.destination), None)?;
+    let rules = RouterRules::read(reader, family, None)?;
     let met = SeenProbe {
         headers: &watched.headers,
         ingress: watched.ingress,

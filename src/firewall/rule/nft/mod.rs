@@ -382,7 +382,7 @@ impl<'a> Reader<'a> {
             self.rule.ask(Test::Varies(held), false);
         }
         self.rule.does.push(match word {
-            "delete" => Does::Note,
+            "delete" => Does::Forget(format!("set {set}")),
             _ => Does::Remember(format!("set {set}")),
         });
     }

@@ -346,6 +346,7 @@ impl Walk<'_> {
                 && (self.seen.by_router || self.seen.changed.contains(&Field::Link));
             let one = match alone {
                 _ if rewritten => said,
+                _ if self.has_no_socket(&varying.caveat) => Some(negated),
                 _ if !open(&m) => Some(m.answer(packet) == Truth::Yes),
                 Alone::Chooses => Some(true),
                 Alone::AsMeasured => said,
@@ -361,6 +362,16 @@ impl Walk<'_> {
             };
         }
         all
+    }
+
+    /// Whether a test asks for a socket that is bound to the destination (`-m socket` of iptables), and
+    /// that is no address of the router.
+    fn has_no_socket(&self, caveat: &Caveat) -> bool {
+        let Caveat::Sockets(text) = caveat else {
+            return false;
+        };
+        let any = ["wildcard", "mark "].iter().any(|word| text.contains(word));
+        !any && !self.seen.local
     }
 
     /// Notes whether the packet leaves the way that was seen by what a rule says of it.
@@ -398,7 +409,7 @@ impl Walk<'_> {
     ) -> Option<(Stack, State)> {
         for does in &rule.does {
             match does {
-                Does::Note | Does::Copy => {}
+                Does::Note | Does::Copy | Does::Forget(_) => {}
                 Does::Remember(place) => {
                     state.sets.insert(place.clone());
                     if state.left {
@@ -553,7 +564,7 @@ fn varies(rule: &Rule) -> bool {
 
 /// Whether it makes a difference for the packet's way whether the rule matches.
 fn effects(rule: &Rule) -> bool {
-    let some = |does: &Does| !matches!(does, Does::Note | Does::Copy);
+    let some = |does: &Does| !matches!(does, Does::Note | Does::Copy | Does::Forget(_));
     rule.does.iter().any(some)
 }
 

@@ -1,0 +1,126 @@
+//! Tests of sets that rules fill or empty: what is in such a set may be the doing of this job's packets,
+//! or of an earlier job's, and not what the facts had.
+
+use std::collections::BTreeSet;
+
+use super::{Caveat, Does, Match, Rule, Test, caveat::Alone};
+
+/// Sets that rules change, by the names that rules have for them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ChangedSets {
+    filled: BTreeSet<String>,
+    emptied: BTreeSet<String>,
+}
+
+impl ChangedSets {
+    /// Adds those that a rule changes.
+    pub fn add(&mut self, rule: &Rule) {
+        for does in &rule.does {
+            match does {
+                Does::Remember(set) => _ = self.filled.insert(set.clone()),
+                Does::Forget(set) => _ = self.emptied.insert(set.clone()),
+                _ => {}
+            }
+        }
+    }
+
+    /// The rule with its tests of such sets made to depend on more than the packet, where what it `said`
+    /// may come of that: that a packet is in a set that rules fill, or is not in one that they empty.
+    /// None where that changes nothing.
+    #[must_use]
+    pub fn open(&self, rule: &Rule, said: Option<bool>) -> Option<Rule> {
+        if self.filled.is_empty() && self.emptied.is_empty() {
+            return None;
+        }
+        let said = said?;
+        let mut opened = rule.clone();
+        let mut any = false;
+        for test in &mut opened.matches {
+            let is_in = said != test.negated;
+            let changed = if is_in { &self.filled } else { &self.emptied };
+            if let Some(set) = set(test).filter(|set| has(changed, set)) {
+                let caveat = Caveat::Contents(format!("set {set}, which rules change"));
+                test.test = Test::Varies(caveat.alone(Alone::Either));
+                any = true;
+            }
+        }
+        any.then_some(opened)
+    }
+
+    /// Whether a rule asks for one of them.
+    #[must_use]
+    pub fn are_asked_for_by(&self, rule: &Rule) -> bool {
+        let mut asked = rule.matches.iter().filter_map(set);
+        asked.any(|set| has(&self.filled, &set) || has(&self.emptied, &set))
+    }
+}
+
+impl Rule {
+    /// Whether it asks for a set.
+    #[must_use]
+    pub fn asks_for_sets(&self) -> bool {
+        self.matches.iter().any(|test| set(test).is_some())
+    }
+}
+
+/// Whether these have a set; all may be it where its name is not known, and so may one of those.
+fn has(sets: &BTreeSet<String>, name: &str) -> bool {
+    let any = name.is_empty() && !sets.is_empty();
+    any || sets.contains("a set") || sets.contains(&format!("set {name}"))
+}
+
+/// The set that a test asks for: `@SET` of nft, `--match-set SET` of iptables. The kernel's own form of
+/// the latter has a number in the place of a name, which is empty here.
+fn set(test: &Match) -> Option<String> {
+    let Test::Other { text, .. } = &test.test else {
+        return None;
+    };
+    let mut words = text.split_whitespace();
+    let name = match words.clone().next() {
+        Some("set") => Some(words.nth(2).unwrap_or_default()),
+        _ => words.find_map(|word| word.strip_prefix('@')),
+    };
+    name.map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rules_put_into_a_set_or_take_out_is_not_what_was_there() {
+        let mut sets = ChangedSets::default();
+        for rule in [
+            "tcp dport 82 add @m { ip saddr } drop",
+            "tcp dport 83 delete @e { ip saddr } drop",
+            "-A f -p tcp --dport 85 -j SET --add-set b src",
+            "-A f -p tcp --dport 86 -j SET --del-set d src",
+        ] {
+            sets.add(&Rule::of(rule));
+        }
+        for (rule, said, opens) in [
+            ("ip saddr @m drop", Some(true), true),
+            ("ip saddr @m drop", Some(false), false),
+            ("ip saddr @m drop", None, false),
+            ("ip saddr != @m drop", Some(false), true),
+            ("ip saddr != @m drop", Some(true), false),
+            ("ip saddr . tcp dport @m accept", Some(true), true),
+            ("ip saddr @e accept", Some(false), true),
+            ("ip saddr @e accept", Some(true), false),
+            ("ip saddr @other accept", Some(true), false),
+            ("-A f -m set --match-set b src -j DROP", Some(true), true),
+            ("-A f -m set --match-set b src -j DROP", Some(false), false),
+            ("-A f -m set ! --match-set b src -j DROP", Some(false), true),
+            ("-A f -m set ! --match-set d src -j DROP", Some(true), true),
+            (
+                "-A f -m set --match-set other src -j DROP",
+                Some(true),
+                false,
+            ),
+        ] {
+            let opened = sets.open(&Rule::of(rule), said);
+            let varies = opened.is_some_and(|rule| rule.varying().next().is_some());
+            assert_eq!(varies, opens, "{rule} {said:?}");
+        }
+    }
+}
