@@ -14,12 +14,12 @@ use super::{
     bench::{ChainMeasurement, Growth, measure},
     millis,
     plan::Planner,
-    result::{LockTime, ServiceTest},
+    result::{DetailedEndToEnd, LockTime, ServiceTest},
     site::{HostLink, Sink, Stretch, StretchRound, StretchService, TargetServices, Task, add},
 };
 use crate::{
     lab::hosts::{HostError, HostRequest},
-    model::{HostId, HostName, RouterId, RouterName},
+    model::{HostId, HostName, RouterId, RouterName, WithCauses},
     netlink::object::Mac,
     registry::{
         HostSpec, Job, LockMode, Locked, NeighbourKey, ReconcileScope, RegistryError, Unlocked,
@@ -175,13 +175,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     ) -> (Job<Unlocked>, Result<(), DetailedError>) {
         let mut leased = Vec::new();
         let sites = self.sites(stretches);
-        let leasing = sites.and_then(|sites| {
-            let sources = sites.iter().filter_map(|site| site.source.host());
-            let destinations = sites.iter().filter_map(|site| site.destination.as_ref());
-            let specs: Vec<&HostSpec> = sources.chain(destinations).collect();
-            self.lease(&mut job, &specs, &mut leased)?;
-            Ok(sites)
-        });
+        let leasing = sites.and_then(|sites| self.populate(&mut job, sites, &mut leased));
         let result = match leasing {
             Ok(sites) => {
                 let ended;
@@ -192,6 +186,43 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         };
         self.release(&mut job, &leased);
         (job, result)
+    }
+
+    /// Makes and leases the hosts of all sites, and returns these. Where the kernel does not make them,
+    /// what is not known is what was to be measured there, and no more.
+    fn populate(
+        &mut self,
+        job: &mut Job<Unlocked>,
+        sites: Vec<StretchRound>,
+        leased: &mut Vec<HostId>,
+    ) -> Result<Vec<StretchRound>, DetailedError> {
+        let all: Vec<&HostSpec> = sites.iter().flat_map(StretchRound::hosts).collect();
+        match self.lease(job, &all, leased) {
+            Err(error) if is_of_kernel(&error) => {}
+            result => return result.map(|()| sites),
+        }
+        let mut kept = Vec::with_capacity(sites.len());
+        for site in sites {
+            let hosts: Vec<&HostSpec> = site.hosts().collect();
+            match self.lease(job, &hosts, leased) {
+                Ok(()) => kept.push(site),
+                Err(error) if is_of_kernel(&error) => self.give_up(&site, &error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Notes that the services of a site cannot be measured.
+    fn give_up(&mut self, site: &StretchRound, error: &DetailedError) {
+        let why = format!("no host can be made for it: {}", WithCauses(error));
+        for task in &site.target.tasks {
+            let test = ServiceTest {
+                tests: Vec::new(),
+                end: DetailedEndToEnd::unknown(why.clone()),
+            };
+            self.tests.insert((site.at, task.at), test);
+        }
     }
 
     fn sites(&mut self, stretches: &mut [Stretch]) -> Result<Vec<StretchRound>, DetailedError> {
@@ -591,7 +622,17 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
     }
 }
 
+/// Whether the kernel did not do something, rather than the registry or another job.
+fn is_of_kernel(error: &DetailedError) -> bool {
+    matches!(error, DetailedError::Registry(RegistryError::Kernel { .. }))
+}
+
 impl StretchRound {
+    /// The job's hosts.
+    fn hosts(&self) -> impl Iterator<Item = &HostSpec> {
+        self.source.host().into_iter().chain(&self.destination)
+    }
+
     /// The neighbour entry by which the last router reaches the host that listens.
     fn neighbours(&self, lab: &crate::model::LabName) -> Vec<(NeighbourKey, Mac)> {
         let Sink::Host {

@@ -164,7 +164,6 @@ impl Bench<'_> {
                 && key.interface == left.interface
                 && key.address == left.hop
         });
-        let map = self.setup.map;
         let held = match &left.onward {
             Onward::Routers(routers) => {
                 routers.iter().any(|r| self.site.place(&r.router).is_some())
@@ -174,8 +173,17 @@ impl Bench<'_> {
         if home || held {
             return None;
         }
-        let leaves = matches!(left.onward, Onward::End(End::Leaves { .. }))
-            && !map.is_inside(self.site.from());
+        // A gateway that the lab has not may bring it back.
+        let by_gateway = left.hop != packet.last.destination;
+        let leaves = match &left.onward {
+            Onward::End(End::Leaves { .. }) => {
+                by_gateway || !self.setup.map.is_inside(self.site.from())
+            }
+            Onward::End(End::Elsewhere { .. } | End::SomeEnd { .. } | End::Absent { .. }) => {
+                by_gateway
+            }
+            _ => false,
+        };
         if leaves && self.site.whole {
             return Some(PacketFate::Outside(left.interface, left.hop));
         }
