@@ -171,6 +171,40 @@ pub(super) fn doubt_disowned(facts: &mut RouterFacts) {
     facts.warnings.extend(warnings);
 }
 
+/// Doubts what comes in for the broadcast address of another link, where `bc_forwarding` lets it go on
+/// there (RFC 2644): no job measures that. The kernel asks `all` and the interface (`IN_DEV_BFORWARD`).
+pub(super) fn doubt_broadcasts(facts: &mut RouterFacts) {
+    let is_on = |name: &str| {
+        let value = facts.sysctl(&format!("net/ipv4/conf/{name}/bc_forwarding"));
+        value.is_some_and(|value| value.trim() == "1")
+    };
+    if !is_on("all") {
+        return;
+    }
+    let nets = facts.interfaces.iter().flat_map(|i| &i.addresses);
+    let nets: BTreeSet<IpNet> = nets
+        .filter(|address| address.local.addr().is_ipv4() && address.local.prefix_len() < 31)
+        .map(|address| IpNet::from(address.local.broadcast()))
+        .collect();
+    let on = facts.interfaces.iter().filter(|i| is_on(i.name.as_str()));
+    let warnings: Vec<Warning> = on
+        .map(|interface| {
+            let name = &interface.name;
+            let packets = nets.iter().map(|net| PacketSet {
+                incoming: Some(name.clone()),
+                ..PacketSet::to(*net)
+            });
+            let omission = Omission::of_packets(OmissionKind::Feature, packets);
+            let message = format!(
+                "bc_forwarding is set: what comes in by {name} for the broadcast address of another \
+                 link goes on there, which no job measures"
+            );
+            Warning::omission(facts.origin(interface.line), &facts.name, message, omission)
+        })
+        .collect();
+    facts.warnings.extend(warnings);
+}
+
 /// Whether an interface's addresses are in the table of a VRF.
 fn is_of_vrf(interface: &InterfaceFacts) -> bool {
     let master = interface.link.master.as_ref();

@@ -152,6 +152,16 @@ fn unprinted(line: &str) -> Option<&str> {
     (!comment.starts_with("handle ")).then_some(comment)
 }
 
+/// A line of `nft -a` without its handle, which says nothing.
+pub(super) fn without_handle(line: &str) -> &str {
+    let Some((before, handle)) = line.rsplit_once(" # handle ") else {
+        return line;
+    };
+    let outside = before.matches('"').count() % 2 == 0;
+    let is_number = !handle.is_empty() && handle.bytes().all(|byte| byte.is_ascii_digit());
+    if outside && is_number { before } else { line }
+}
+
 /// What `ipset list` says of a set that a set can be made without.
 const ABOUT_SETS: [&str; 3] = ["Revision:", "Size in memory:", "References:"];
 
@@ -525,6 +535,24 @@ mod tests {
         assert!(kept.ends_with(full), "a policy that drops is real");
         let saved = [raw, full].concat();
         assert_eq!(without_artefacts(&saved), saved);
+    }
+
+    #[test]
+    fn handles_are_no_part_of_a_line() {
+        for (line, want) in [
+            ("table ip filter { # handle 1", "table ip filter {"),
+            (
+                "\t\tdrop comment \"x\" # handle 12",
+                "\t\tdrop comment \"x\"",
+            ),
+            (
+                "\t\tdrop comment \"a # handle 7",
+                "\t\tdrop comment \"a # handle 7",
+            ),
+            ("\t\tdrop # handle x", "\t\tdrop # handle x"),
+        ] {
+            assert_eq!(without_handle(line), want);
+        }
     }
 
     #[test]

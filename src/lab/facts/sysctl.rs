@@ -39,7 +39,7 @@ const SINGLE: [&str; 18] = [
 ///
 /// Not `mc_forwarding`, although `sysctl -a` prints it: it is read-only, since only the socket of
 /// a multicast routing daemon sets it, and no verdict is given about multicast.
-const PER_INTERFACE: [&str; 19] = [
+const PER_INTERFACE: [&str; 20] = [
     "forwarding",
     "force_forwarding",
     "rp_filter",
@@ -57,6 +57,7 @@ const PER_INTERFACE: [&str; 19] = [
     "proxy_arp",
     "proxy_arp_pvlan",
     "proxy_ndp",
+    "bc_forwarding",
     "disable_policy",
     "ignore_routes_with_linkdown",
 ];

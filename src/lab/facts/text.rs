@@ -55,7 +55,11 @@ pub(in crate::lab) const NOT_NEEDED: [&str; 17] = [
 /// # Errors
 /// [`FactsError`] when the text is no facts file or was cut.
 pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFacts, FactsError> {
-    let sections = sections(file, text)?;
+    let mut sections = sections(file, text)?;
+    let dumps = sections.iter_mut().filter(|s| s.name == "nft_ruleset");
+    for (_, line) in dumps.flat_map(|section| &mut section.body) {
+        *line = firewall::without_handle(line);
+    }
     let has = |wanted: &str| sections.iter().any(|s| s.name == wanted);
     for needed in [
         &["interfaces"][..],
@@ -706,6 +710,7 @@ impl Reader {
         link_layer::model(&mut self.facts, sections);
         vrf::model(&mut self.facts);
         connected::normalise(&mut self.facts);
+        connected::doubt_broadcasts(&mut self.facts);
         connected::doubt_disowned(&mut self.facts);
         connected::doubt_lost(&mut self.facts);
         proxy::model(&mut self.facts, sections);
@@ -736,12 +741,13 @@ fn cut_off(ruleset: &mut Ruleset, many: usize) -> Option<Ruleset> {
 fn is_made_by_kernel(text: &str) -> bool {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let to_itself = |src: &[&str]| matches!(src, ["src", own] if words.get(1) == Some(own));
-    matches!(
-        words.first(),
-        Some(&("broadcast" | "multicast" | "anycast"))
-    ) || words
-        .windows(2)
-        .any(|pair| pair == ["proto", "kernel"] || to_itself(pair))
+    // Of a subnet's broadcast address the route has the router's own one for its source.
+    let of_subnet = words.first() == Some(&"broadcast") && words.contains(&"src");
+    of_subnet
+        || matches!(words.first(), Some(&("multicast" | "anycast")))
+        || words
+            .windows(2)
+            .any(|pair| pair == ["proto", "kernel"] || to_itself(pair))
 }
 
 /// The address of the router's own that such a route is for, where an interface has it.
