@@ -1,7 +1,8 @@
 //! Rulesets, by the tools that save and load them.
 //!
 //! iptables-nft keeps its rules in tables of nf_tables, and nft(8) cannot say what some of them
-//! match: these tables go by iptables-save, all others by nft. Sets of ipset come first, as rules
+//! match: what iptables-save prints in full goes by that, all others by nft, for of a table with one of its
+//! names (`ip filter`) which nft made iptables-save leaves out what only nft can say. Sets of ipset come first, as rules
 //! refer to them.
 
 use super::CopyError;
@@ -97,17 +98,26 @@ impl RulesetTexts {
         let mut managed = Vec::new();
         for tool in NFT {
             let family = tool.family.unwrap_or_default();
-            let heads = ruleset.lines().filter(|line| line.starts_with("table "));
-            if !heads
-                .into_iter()
-                .any(|line| line.split(' ').nth(1) == Some(family))
-            {
+            let own = tables(&ruleset).into_iter();
+            let own: Vec<(&str, &str)> = own
+                .filter_map(|table| Some((name_in(family, table)?, table)))
+                .collect();
+            if own.is_empty() {
                 continue;
             }
             let text = without_ours(&print(tool.save, &[])?);
-            let names = text.lines().filter_map(|line| line.strip_prefix('*'));
-            managed.extend(names.map(|name| format!("table {family} {name} {{")));
-            saved.xtables.push((tool.restore, tool.arguments, text));
+            let mut kept = String::new();
+            for (name, table) in own {
+                let Some(section) = section(&text, name).filter(|text| says_all(text, table))
+                else {
+                    continue;
+                };
+                managed.push(format!("table {family} {name} {{"));
+                kept.push_str(section);
+            }
+            if !kept.is_empty() {
+                saved.xtables.push((tool.restore, tool.arguments, kept));
+            }
         }
         for (family, tool) in LEGACY {
             if has_tables_here(family) {
@@ -120,7 +130,7 @@ impl RulesetTexts {
             if managed.iter().any(|managed| managed == head) || is_owned(table) {
                 continue;
             }
-            if table.contains("# xt_") || table.contains("xt match") {
+            if is_beyond_nft(table) {
                 let what = head.trim_end_matches(" {");
                 saved.differences.push(format!(
                     "{what} holds rules of iptables that nft cannot print"
@@ -168,6 +178,65 @@ fn tables(ruleset: &str) -> Vec<&str> {
     tables
 }
 
+/// Whether a table holds what nft(8) prints and cannot load.
+fn is_beyond_nft(table: &str) -> bool {
+    ["# xt_", "xt match", "xt target"]
+        .iter()
+        .any(|words| table.contains(words))
+}
+
+/// The name of a table, if it is of that family.
+fn name_in<'t>(family: &str, table: &'t str) -> Option<&'t str> {
+    let rest = table.strip_prefix("table ")?.strip_prefix(family)?;
+    rest.strip_prefix(' ')?
+        .split_once(" {")
+        .map(|(name, _)| name)
+}
+
+/// What iptables-save printed of a table.
+fn section<'s>(save: &'s str, name: &str) -> Option<&'s str> {
+    let begins = format!("*{name}\n");
+    let at = match save.starts_with(&begins) {
+        true => 0,
+        false => save.find(&format!("\n{begins}"))? + 1,
+    };
+    let text = save.get(at..)?;
+    let end = text.find("\nCOMMIT\n")? + "\nCOMMIT\n".len();
+    text.get(..end)
+}
+
+/// Whether iptables-save printed all of a table: each chain as the base chain that it is or is not, and
+/// as many rules.
+fn says_all(section: &str, table: &str) -> bool {
+    let mut printed: Vec<(&str, bool)> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix(':')?.split_once(' '))
+        .map(|(name, policy)| (name, !policy.starts_with('-')))
+        .collect();
+    let rules = section.lines().filter(|line| line.starts_with("-A "));
+    let mut chains: Vec<(&str, bool)> = Vec::new();
+    let mut own_rules = 0;
+    for line in table.lines().skip(1).filter(|line| *line != "}") {
+        let begun = line
+            .strip_prefix("\tchain ")
+            .and_then(|l| l.strip_suffix(" {"));
+        match (begun, line.strip_prefix("\t\t"), chains.last_mut()) {
+            (Some(name), ..) => chains.push((name.trim_matches('"'), false)),
+            (None, Some(hook), Some(chain)) if hook.starts_with("type ") => chain.1 = true,
+            (None, Some(rule), Some((chain, _))) => {
+                own_rules += usize::from(!chain.contains(OURS) && !rule.contains(OURS));
+            }
+            // A set or the like, which no table of iptables has.
+            (None, None, _) if line.ends_with('{') => return false,
+            _ => {}
+        }
+    }
+    chains.retain(|(chain, _)| !chain.contains(OURS));
+    printed.sort_unstable();
+    chains.sort_unstable();
+    printed == chains && rules.count() == own_rules
+}
+
 /// Whether a table belongs to a process, as the taps and traces of jobs do.
 fn is_owned(table: &str) -> bool {
     let own = |line: &str| {
@@ -206,6 +275,30 @@ mod tests {
         );
         let owned: Vec<bool> = tables.iter().map(|table| is_owned(table)).collect();
         assert_eq!(owned, [false, false, true]);
+    }
+
+    #[test]
+    fn a_table_goes_by_the_tool_that_can_say_all_of_it() {
+        const HOOK: &str = "\t\ttype filter hook forward priority filter; policy accept;\n";
+        let chain = |head: &str, rules: &str| {
+            format!("table ip filter {{\n\tchain {head} {{\n{HOOK}{rules}\t}}\n}}\n")
+        };
+        let save = "*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\n\
+                    -A FORWARD -p tcp -m tcp --dport 81 -j DROP\nCOMMIT\n";
+        let filter = section(save, "filter").unwrap();
+        assert!(filter.starts_with("*filter\n:FORWARD") && filter.ends_with("COMMIT\n"));
+        assert_eq!(section(save, "mangle"), None);
+        let rule = "\t\ttcp dport 81 drop\n";
+        let own = chain("FORWARD", rule);
+        assert_eq!(name_in("ip", &own), Some("filter"));
+        assert_eq!(name_in("ip6", &own), None);
+        assert!(says_all(filter, &own));
+        assert!(!says_all(filter, &chain("FORWARD", &rule.repeat(2))));
+        // A base chain of another name is none to iptables.
+        let native = filter.replace(":FORWARD ACCEPT", ":forward -");
+        assert!(!says_all(&native, &chain("forward", rule)));
+        let with_set = own.replace("{\n\tchain", "{\n\tset s {\n\t\ttype mark\n\t}\n\tchain");
+        assert!(!says_all(filter, &with_set));
     }
 
     #[test]
