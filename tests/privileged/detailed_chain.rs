@@ -413,3 +413,86 @@ table ip nat {
     assert_eq!(service(&report, "80/tcp").end.result, Verdict::No);
     assert_eq!(said(&report, "81/tcp"), "YES");
 }
+
+/// Drops one service on one of two links, and the answers of another one that came by the other.
+const BY_LINK: &str = "
+table ip filter {
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        iifname \"two\" tcp dport 81 drop
+        tcp dport 82 drop
+        ct direction reply oifname \"two\" tcp sport 83 drop
+    }
+}
+";
+
+/// Two links between two routers, and a hash that decides which of them a packet takes, both ways.
+#[test]
+fn next_hops_over_several_links_are_each_measured_on_copies() {
+    let near = router(
+        "near",
+        &[
+            ("lan", &["10.95.1.1/24"]),
+            ("one", &["10.95.11.1/24"]),
+            ("two", &["10.95.12.1/24"]),
+        ],
+        &["10.95.3.0/24 nexthop via 10.95.11.2 dev one nexthop via 10.95.12.2 dev two"],
+        "",
+    );
+    let far = router(
+        "far",
+        &[
+            ("srv", &["10.95.3.1/24"]),
+            ("one", &["10.95.11.2/24"]),
+            ("two", &["10.95.12.2/24"]),
+        ],
+        &["10.95.1.0/24 nexthop via 10.95.11.1 dev one nexthop via 10.95.12.1 dev two"],
+        BY_LINK,
+    );
+    let (lab, _dir) = lab(&[near, far]);
+    let routers = ["near", "far"];
+    let routes = || {
+        let of = |name: &&str| {
+            let netns = lab.lab.router_netns(&RouterName::new(*name).unwrap());
+            let mut netlink = Netlink::open(&netns.unwrap()).unwrap();
+            netlink.routes(Family::V4, None).unwrap()
+        };
+        routers.iter().flat_map(of).collect::<Vec<_>>()
+    };
+    let before = (routes(), neighbours(&lab, &routers), lab.bed.left());
+    let report = ask(&lab, "10.95.1.9", "10.95.3.9", "80,81,82,83,53/udp");
+    assert_eq!(said(&report, "80/tcp"), "YES");
+    assert_eq!(said(&report, "53/udp"), "YES");
+    let note = service(&report, "80/tcp").end.note.as_deref().unwrap();
+    let choice = "the route of near to 10.95.3.9 has two next hops, the route of far to 10.95.1.9 has \
+                  two next hops";
+    assert!(
+        note.contains(&format!("{choice}, and each was measured")),
+        "{note}"
+    );
+    let words = said(&report, "82/tcp");
+    assert!(
+        words.starts_with("NO far: no answer: dropped by rule 2"),
+        "{words}"
+    );
+    let words = said(&report, "81/tcp");
+    assert!(
+        words.starts_with(&format!(
+            "UNKNOWN: {choice}; by one of near, one of far YES; by one of near, two of far YES;"
+        )) && words.contains("by two of near, one of far NO: no answer: dropped by rule 1"),
+        "{words}"
+    );
+    let words = said(&report, "83/tcp");
+    assert!(
+        words
+            .contains("by one of near, two of far NO: the request arrived; the answer was stopped")
+            && words.contains("by two of near, one of far YES"),
+        "{words}"
+    );
+    assert_eq!(
+        (routes(), neighbours(&lab, &routers), lab.bed.left()),
+        before
+    );
+    assert_eq!(connections(&lab, "far").trim(), "0");
+    assert_eq!(report.warnings, traces_stay(&routers));
+}

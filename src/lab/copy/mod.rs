@@ -15,13 +15,16 @@
 //! Neighbours that the router has learned are not copied: a packet that leaves the copy ends at
 //! the last tap, or in `outside`, which does not answer.
 
+mod joined;
 mod objects;
 mod rulesets;
 mod settings;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use thiserror::Error;
+
+pub use self::joined::JoinedCopies;
 
 use crate::{
     model::{IfName, NetnsName},
@@ -72,7 +75,7 @@ impl From<crate::netlink::NetlinkError> for CopyError {
 #[derive(Debug)]
 pub struct RouterCopy {
     netns: Arc<NetnsFd>,
-    outside: NetnsFd,
+    outside: Arc<NetnsFd>,
     wires: Vec<Wire>,
     differences: Vec<String>,
 }
@@ -88,22 +91,38 @@ struct Wire {
     number: u32,
 }
 
+/// How the far ends of a copy's wires are told from those of others, and where they are plugged in.
+#[derive(Debug, Clone, Default)]
+struct Ends {
+    /// Which copy this is among those with one outside.
+    number: u32,
+    /// The bridges behind the interfaces; none for ends that packets are sent from.
+    bridges: Option<HashMap<IfName, IfName>>,
+}
+
 impl RouterCopy {
     /// Copies the router in `router` as it is now. Taps of jobs are no part of it.
     ///
     /// # Errors
     /// [`CopyError`]; nothing is left.
     pub fn of(router: &NetnsFd, tools: &Tools) -> Result<Self, CopyError> {
-        let name = |suffix: &str| {
-            let name = format!("{}{suffix}", router.name());
-            NetnsName::new(&name).map_err(|_| CopyError::Name(name))
-        };
-        let netns = NetnsFd::unnamed(name("-copy")?)?;
-        let outside = NetnsFd::unnamed(name("-outside")?)?;
+        let outside = Arc::new(NetnsFd::unnamed(beside(router, "-outside")?)?);
+        settings::prepare_outside(&outside)?;
+        Self::with(router, tools, outside, &Ends::default())
+    }
+
+    /// Copies the router, with the far ends of its wires in `outside`.
+    fn with(
+        router: &NetnsFd,
+        tools: &Tools,
+        outside: Arc<NetnsFd>,
+        ends: &Ends,
+    ) -> Result<Self, CopyError> {
+        let netns = NetnsFd::unnamed(beside(router, "-copy")?)?;
         let saved = std::thread::scope(|scope| {
             // Tools take longest; what netlink knows is copied meanwhile.
             let saving = scope.spawn(|| rulesets::RulesetTexts::read(router, tools));
-            let made = objects::copy(router, &netns, &outside);
+            let made = objects::copy(router, &netns, (&outside, ends));
             let saved = saving
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -119,8 +138,8 @@ impl RouterCopy {
             settings::SettingsPart::Netfilter,
         )?);
         // What is sent from outside comes in only when those ends, too, have their queues.
-        for ends in [&netns, &outside] {
-            Netlink::open(ends)?.await_settled()?;
+        for part in [&netns, &*outside] {
+            Netlink::open(part)?.await_settled()?;
         }
         Ok(Self {
             netns: Arc::new(netns),
@@ -202,6 +221,12 @@ impl RouterCopy {
         });
         Ok(batch.send()?)
     }
+}
+
+/// A name for what is made of a router; nobody else sees it.
+fn beside(router: &NetnsFd, suffix: &str) -> Result<NetnsName, CopyError> {
+    let name = format!("{}{suffix}", router.name());
+    NetnsName::new(&name).map_err(|_| CopyError::Name(name))
 }
 
 /// The address of a far end.

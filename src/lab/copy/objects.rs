@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::{CopyError, Wire, outside_address, settings};
+use super::{CopyError, Ends, Wire, outside_address, settings};
 use crate::{
     lab::fallback,
     model::IfName,
@@ -18,6 +18,8 @@ const LOOPBACK: u32 = 1;
 /// Far from any number of a router's interface: a veth whose ends have one number tells late of
 /// its carrier (linkwatch).
 const FIRST_PORT: u32 = 1 << 20;
+/// So many numbers are for the ends of one copy.
+const PORTS: u32 = 1 << 16;
 /// `RTPROT_KERNEL`, linux/rtnetlink.h.
 const KERNEL: u8 = 2;
 /// No wire is what cuts a packet; the router's own interface is.
@@ -30,7 +32,11 @@ pub(super) struct Made {
 }
 
 /// Fills `copy` with what `router` has, and `outside` with the far ends of its wires.
-pub(super) fn copy(router: &NetnsFd, copy: &NetnsFd, outside: &NetnsFd) -> Result<Made, CopyError> {
+pub(super) fn copy(
+    router: &NetnsFd,
+    copy: &NetnsFd,
+    outside: (&NetnsFd, &Ends),
+) -> Result<Made, CopyError> {
     let mut original = Netlink::open(router)?;
     let mut links = original.links()?;
     // What modules of tunnels put into every namespace is in the copy, too.
@@ -43,7 +49,6 @@ pub(super) fn copy(router: &NetnsFd, copy: &NetnsFd, outside: &NetnsFd) -> Resul
     links.retain(|link| !own.iter().any(|own| own.name == link.name));
     // Before any interface: interfaces take over what `default` says.
     let mut differences = settings::copy(router, copy, settings::SettingsPart::Global)?;
-    settings::prepare_outside(outside)?;
     let wires = interfaces(&links, copy, outside)?;
     differences.extend(settings::copy(
         router,
@@ -68,9 +73,11 @@ pub(super) fn copy(router: &NetnsFd, copy: &NetnsFd, outside: &NetnsFd) -> Resul
 fn interfaces(
     links: &[KernelLink],
     copy: &NetnsFd,
-    outside: &NetnsFd,
+    (outside, ends): (&NetnsFd, &Ends),
 ) -> Result<Vec<Wire>, CopyError> {
     let mut netlink = Netlink::open(outside)?;
+    // The bridges' numbers, by which ports are put into them.
+    netlink.links()?;
     let mut batch = netlink.batch("a copy's outside");
     let mut wires = Vec::new();
     // Without it there is no table local, and the kernel takes no gateway.
@@ -78,9 +85,14 @@ fn interfaces(
         batch.set_link(&lo.name, &LinkChange::up());
     }
     for link in links.iter().filter(|link| link.index != LOOPBACK) {
-        let name = format!("c{}", link.index);
+        let name = match &ends.bridges {
+            None => format!("c{}", link.index),
+            Some(_) => format!("c{}x{}", ends.number, link.index),
+        };
+        let master = ends.bridges.as_ref().and_then(|all| all.get(&link.name));
         let port = IfName::new(&name).map_err(|_| CopyError::Name(name))?;
-        let number = FIRST_PORT.saturating_add(link.index);
+        let first = FIRST_PORT.saturating_add(ends.number.saturating_mul(PORTS));
+        let number = first.saturating_add(link.index);
         batch.add_veth(&NewVeth {
             near: VethEnd {
                 index: Some(number),
@@ -88,7 +100,7 @@ fn interfaces(
                 ..VethEnd::new(port.clone())
             },
             near_up: true,
-            master: None,
+            master: master.cloned(),
             far: VethEnd {
                 netns: Some(copy),
                 name: link.name.clone(),
@@ -98,7 +110,12 @@ fn interfaces(
             },
         });
         if let (Some(mac), Some(address)) = (link.mac, outside_address()) {
-            batch.add_address(&port, &address);
+            match master {
+                // No frame to a router is ever flooded, as in a lab.
+                Some(_) => _ = batch.add_forwarding(&port, mac).tolerate(Errno::EEXIST),
+                None if ends.bridges.is_none() => _ = batch.add_address(&port, &address),
+                None => {}
+            }
             wires.push(Wire {
                 interface: link.name.clone(),
                 mac,

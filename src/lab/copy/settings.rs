@@ -101,3 +101,17 @@ pub(super) fn prepare_outside(outside: &NetnsFd) -> Result<(), NetnsError> {
     // A kernel without IPv6 lacks some; nothing is sent there then.
     outside.enter(|| drop(sysctl::write_here(outside.name().as_str(), &values)))
 }
+
+/// Makes `wires` a namespace that switches frames, as that of a lab's segments.
+pub(super) fn prepare_wires(wires: &NetnsFd) -> Result<(), NetnsError> {
+    let write = || {
+        for values in [
+            &kernel_settings::SEGMENTS[..],
+            &kernel_settings::BRIDGE_NETFILTER[..],
+        ] {
+            // What a kernel lacks is nothing to switch off.
+            drop(sysctl::write_here(wires.name().as_str(), values));
+        }
+    };
+    wires.enter(write)
+}

@@ -8,7 +8,7 @@ use crate::{
     model::{HostId, IfName},
     netlink::{
         LinkChange, Netlink, NewVeth, PortOptions, VethEnd,
-        object::{Address, Family, Neighbour, NextHop, Route, RouteKind},
+        object::{Address, Family, Mac, Neighbour, NextHop, Route, RouteKind},
         sysctl::{self, SysctlError},
     },
     netns::{NetnsDir, NetnsError, NetnsFd},
@@ -178,33 +178,8 @@ impl Hosts {
 
     /// Joins each host to its bridge by a veth.
     fn plug_in(&mut self, drafts: &[Draft<'_>]) -> Result<(), HostError> {
-        let eth0 = IfName::new(ETH0)?;
-        let mut batch = self.segments.batch(format!("lab {}", self.routers.lab()));
-        for draft in drafts {
-            batch.add_veth(&NewVeth {
-                near: VethEnd {
-                    mtu: Some(draft.place.socket.mtu),
-                    ..VethEnd::new(draft.place.port.clone())
-                },
-                near_up: true,
-                master: Some(draft.place.socket.bridge.clone()),
-                far: VethEnd {
-                    netns: Some(&draft.netns),
-                    mac: Some(draft.plan.mac),
-                    mtu: Some(draft.place.socket.mtu),
-                    ..VethEnd::new(eth0.clone())
-                },
-            });
-        }
-        let quiet = PortOptions {
-            learning: false,
-            flood: false,
-        };
-        for draft in drafts {
-            batch.set_port(&draft.place.port, quiet);
-            batch.add_forwarding(&draft.place.port, draft.plan.mac);
-        }
-        Ok(batch.send()?)
+        let what = format!("lab {}", self.routers.lab());
+        plug_in(&mut self.segments, what, drafts)
     }
 
     /// Notes at each port what its host is: from now on it counts as made.
@@ -236,6 +211,81 @@ fn namespace(
         Ok(Netlink::open_here(name.as_str())?)
     });
     Ok(made?)
+}
+
+/// Joins each host to its bridge of `segments` by a veth.
+fn plug_in(segments: &mut Netlink, what: String, drafts: &[Draft<'_>]) -> Result<(), HostError> {
+    let eth0 = IfName::new(ETH0)?;
+    let mut batch = segments.batch(what);
+    for draft in drafts {
+        batch.add_veth(&NewVeth {
+            near: VethEnd {
+                mtu: Some(draft.place.socket.mtu),
+                ..VethEnd::new(draft.place.port.clone())
+            },
+            near_up: true,
+            master: Some(draft.place.socket.bridge.clone()),
+            far: VethEnd {
+                netns: Some(&draft.netns),
+                mac: Some(draft.plan.mac),
+                mtu: Some(draft.place.socket.mtu),
+                ..VethEnd::new(eth0.clone())
+            },
+        });
+    }
+    let quiet = PortOptions {
+        learning: false,
+        flood: false,
+    };
+    for draft in drafts {
+        batch.set_port(&draft.place.port, quiet);
+        batch.add_forwarding(&draft.place.port, draft.plan.mac);
+    }
+    Ok(batch.send()?)
+}
+/// A host like those of a lab, in a namespace without a name, on a bridge of `wires`: it goes with its
+/// descriptor. `gateway` is the hardware address of its router there, and the MTU of that link.
+///
+/// # Errors
+/// [`HostError`] when the kernel refuses; nothing is left.
+pub fn unnamed(
+    plan: &HostSpec,
+    (wires, bridge): (&NetnsFd, IfName),
+    (router_mac, mtu): (Mac, u32),
+) -> Result<NetnsFd, HostError> {
+    let netns = NetnsFd::unnamed(plan.id.netns())?;
+    let name = netns.name().as_str().to_owned();
+    let family = Family::of(plan.address.addr());
+    let netlink = netns.enter(|| {
+        quiet(&name, family)?;
+        Ok::<_, HostError>(Netlink::open_here(&name)?)
+    })??;
+    let address = plan.address.addr();
+    let place = Place {
+        gateway: plan.gateway.unwrap_or_else(|| plan::gateway(&[], address)),
+        port: plan::port_name(&plan.id)?,
+        socket: Socket {
+            router_mac,
+            mtu,
+            bridge,
+        },
+    };
+    let mut segments = Netlink::open(wires)?;
+    // The bridges' numbers, by which ports are put into them.
+    segments.links()?;
+    let mut drafts = [Draft {
+        plan,
+        place,
+        netns,
+        netlink,
+    }];
+    plug_in(&mut segments, format!("host {}", plan.id), &drafts)?;
+    for draft in &mut drafts {
+        draft.configure()?;
+        segments.await_forwarding(&[&draft.place.port])?;
+    }
+    let [draft] = drafts;
+    Ok(draft.netns)
 }
 
 impl Draft<'_> {

@@ -28,7 +28,7 @@ use nix::errno::Errno;
 pub use self::{
     error::HostError,
     kernel::LabHosts,
-    make::Added,
+    make::{Added, unnamed},
     plan::{HostRequest, HostState},
 };
 use super::sockets::RouterSockets;

@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{
     DetailedError, DetailedJob,
-    fork::{Choice, Junction},
+    fork::{Choice, Junction, SingleHop, SpreadRoute},
     map::LabMap,
     result::{KnownHeaders, RouterWay},
     site::{Connector, Sink, Station, Stretch, StretchRound, Task, add},
@@ -17,7 +17,10 @@ use crate::{
         trace::{End, Entry, Hop, Onward},
     },
     model::{IfName, LabName, Protocol, RouterId, RouterName, Service},
-    netlink::{LookupKind, LookupQuery, object::Mac},
+    netlink::{
+        Lookup, LookupKind, LookupQuery,
+        object::{Mac, NextHop},
+    },
     netns::NetnsDir,
     registry::NeighbourKey,
     run::resolve::RouterChoice,
@@ -79,6 +82,8 @@ pub(super) struct Planned {
     pub(super) hops: Vec<Hop>,
     /// A router that may send packets another way, too, which cannot be measured.
     pub(super) forks: Vec<String>,
+    /// Routes with next hops over several interfaces.
+    pub(super) spreads: Vec<SpreadRoute>,
     /// Where one of several routers is still to be chosen.
     pub(super) open: Vec<Junction>,
     /// The neighbour entries that lead to those that were chosen.
@@ -97,6 +102,8 @@ pub(super) struct Planner<'a> {
     pub(super) scope: Option<Vec<RouterName>>,
     /// Which of several routers get packets.
     pub(super) choices: Vec<Choice>,
+    /// Which of several next hops, on copies of the routers.
+    pub(super) singles: Vec<SingleHop>,
 }
 
 /// What is looked up at a router for a packet that comes in there.
@@ -123,7 +130,15 @@ impl<'a> Planner<'a> {
                 RouterChoice::Trace | RouterChoice::Traced(_) => None,
             },
             choices: Vec::new(),
+            singles: Vec::new(),
         }
+    }
+
+    /// The next hop that was chosen of these, if there are several.
+    fn single(&self, router: &RouterName, hops: &[NextHop]) -> Option<NextHop> {
+        let mut singles = self.singles.iter();
+        let is_here = |one: &&SingleHop| one.spread.router == *router && one.spread.has(hops);
+        Some(singles.find(is_here)?.hop.clone())
     }
 
     /// Follows a packet from router to router, to whoever gets it at the end.
@@ -136,9 +151,7 @@ impl<'a> Planner<'a> {
         let mut planned = Planned::default();
         let mut seen: Vec<Entry> = Vec::new();
         loop {
-            let query = query_at(&at, packet, protocol);
-            let netlink = self.sockets.router(&at.router)?;
-            let way = netlink.lookup_one(&query)?;
+            let (way, hops) = self.way_out(&at, packet, protocol)?;
             let next_hop = way.via.unwrap_or(packet.destination);
             planned.hops.push(Hop {
                 router: at.router.clone(),
@@ -158,7 +171,6 @@ impl<'a> Planner<'a> {
                 (LookupKind::Unicast, Some(dev)) => dev,
                 _ => return Ok((planned, Sink::Nowhere)),
             };
-            let hops = netlink.next_hops(&query)?;
             seen.push(at.clone());
             let (router, to) = (&at.router, packet.destination);
             let onward = self.map.wiring.onward(router, &dev, next_hop, to);
@@ -185,6 +197,28 @@ impl<'a> Planner<'a> {
                 }
             }
         }
+    }
+
+    /// What a router does with a packet, and all next hops of the route; the one that was chosen, if
+    /// one was.
+    fn way_out(
+        &mut self,
+        at: &Entry,
+        packet: &KnownHeaders,
+        protocol: Protocol,
+    ) -> Result<(Lookup, Vec<NextHop>), DetailedError> {
+        let query = query_at(at, packet, protocol);
+        let netlink = self.sockets.router(&at.router)?;
+        let mut way = netlink.lookup_one(&query)?;
+        if way.kind != LookupKind::Unicast {
+            return Ok((way, Vec::new()));
+        }
+        let mut hops = netlink.next_hops(&query)?;
+        if let Some(hop) = self.single(&at.router, &hops) {
+            (way.dev, way.via) = (hop.dev.clone(), hop.via);
+            hops = vec![hop];
+        }
+        Ok((way, hops))
     }
 
     /// The way of a request, who gets it, and the way of the answer.
@@ -240,9 +274,9 @@ impl<'a> Planner<'a> {
             destination: stretch.source.address(),
             destination_port: Some(CLIENT_PORT),
         };
-        self.choices.clone_from(&stretch.choices);
+        self.choose_as(stretch);
         let back = self.back(sink, &answer, task.service.protocol)?;
-        stretch.lead(&back);
+        stretch.discover(&back);
         self.join(stretch, &back.hops)
     }
 
@@ -253,10 +287,16 @@ impl<'a> Planner<'a> {
         (entry, packet): (Entry, &KnownHeaders),
         protocol: Protocol,
     ) -> Result<(), DetailedError> {
-        self.choices.clone_from(&stretch.choices);
+        self.choose_as(stretch);
         let (planned, _) = self.follow(packet, protocol, entry)?;
-        stretch.lead(&planned);
+        stretch.discover(&planned);
         self.join(stretch, &planned.hops)
+    }
+
+    /// Has packets led as those of a stretch.
+    fn choose_as(&mut self, stretch: &Stretch) {
+        self.choices.clone_from(&stretch.choices);
+        self.singles.clone_from(&stretch.singles);
     }
 
     /// A router that is to be held.
@@ -288,8 +328,10 @@ impl<'a> Planner<'a> {
             pending: Vec::new(),
             learned: Vec::new(),
             choices: self.choices.clone(),
+            singles: self.singles.clone(),
             settled: Vec::new(),
             open: Vec::new(),
+            spreads: Vec::new(),
         };
         let mut ways = Vec::with_capacity(services.len());
         let mut backs = Vec::new();
@@ -309,6 +351,7 @@ impl<'a> Planner<'a> {
             stretch.lead(&back);
             self.join(&mut stretch, &way.hops)?;
             way.forks.extend(back.forks);
+            way.spreads.extend(back.spreads);
             way.open.extend(back.open);
             ways.push(way);
             backs.push(back.hops);

@@ -1,5 +1,7 @@
 //! A job's question as stretches to be measured, and their results as its answer.
 
+mod spread;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -48,6 +50,8 @@ struct Way {
     stretch: Result<usize, String>,
     /// The planned way of each service.
     planned: Vec<Planned>,
+    /// What was measured on copies of the routers by each of several next hops, or why nothing was.
+    copied: Result<spread::OnCopies, String>,
 }
 
 /// More ways than these from one entry are not measured.
@@ -290,6 +294,7 @@ impl Question<'_> {
             choices: choices.to_vec(),
             stretch,
             planned,
+            copied: Ok(Vec::new()),
         })
     }
 
@@ -339,6 +344,7 @@ impl Question<'_> {
         rounds.reconcile(&job, &self.stretches);
         let (job, result) = rounds.run(job, &mut self.stretches);
         result?;
+        let job = self.measure_spread(rounds, job)?;
         self.plan_own(rounds)?;
         if self.own.is_empty() {
             return Ok(());
@@ -545,8 +551,9 @@ impl Question<'_> {
     /// The places of services that are not known because of several interfaces that they may take.
     pub(super) fn forked(&self, results: &[ServiceResult]) -> Vec<usize> {
         let forks = |at: usize| {
-            let mut planned = self.ways.iter().filter_map(|way| way.planned.get(at));
-            planned.any(|planned| !planned.forks.is_empty())
+            let is_open = |way: &Way| way.planned.get(at).is_some_and(|p| !p.forks.is_empty());
+            let spread = |way: &Way| way.copied.is_err() && way.is_spread(at, &self.stretches);
+            self.ways.iter().any(|way| is_open(way) || spread(way))
         };
         let unknown = |(_, result): &(usize, &ServiceResult)| result.end.result == Verdict::Unknown;
         let all = results.iter().enumerate().filter(unknown);
@@ -727,13 +734,17 @@ impl Way {
         let Some(test) = tests.get(&(stretch, at)) else {
             return self.not_made("it was not measured".to_owned());
         };
-        let mut end = test.end.clone();
-        let planned = self.planned.get(at).map(|planned| planned.forks.as_slice());
-        let open = stretches
-            .get(stretch)
-            .map(|stretch| stretch.open.as_slice());
-        let forks = [planned, open].into_iter().flatten().flatten().cloned();
-        let forks: BTreeSet<String> = forks.collect();
+        let mut list = test.tests.clone();
+        let spread = self.is_spread(at, stretches);
+        let each = self.by_each(at, (&test.end, &mut list), tests);
+        let unmeasured = spread && each.is_none();
+        let mut end = each.unwrap_or_else(|| test.end.clone());
+        let forks = self.forks(at, stretches.get(stretch), unmeasured);
+        if end.result == Verdict::Unknown && unmeasured {
+            let each: Vec<String> = forks.iter().cloned().collect();
+            let reason = end.reason.take().unwrap_or_default();
+            end.reason = Some(format!("{reason}; {}", each.join(", ")));
+        }
         if end.result != Verdict::Unknown && !forks.is_empty() {
             let measured = match (&end.reason, end.result) {
                 (_, Verdict::Yes) | (None, _) => end.result.to_string(),
@@ -747,7 +758,20 @@ impl Way {
             end.result = Verdict::Unknown;
             end.kind = EndKind::Disagree;
         }
-        (end, test.tests.clone())
+        (end, list)
+    }
+
+    /// What forks the way of a service and was not measured by each of its branches, in words.
+    fn forks(&self, at: usize, stretch: Option<&Stretch>, spread: bool) -> BTreeSet<String> {
+        let planned = self.planned.get(at);
+        let spreads = planned.map(|p| &p.spreads).into_iter();
+        let spreads = spreads.chain(stretch.map(|s| &s.spreads)).flatten();
+        let why = self.copied.as_ref().err();
+        let spreads = spreads.filter(|_| spread);
+        let spreads = spreads.map(|spread| spread.text(why.map(String::as_str)));
+        let forks = [planned.map(|p| &p.forks), stretch.map(|s| &s.open)];
+        let forks = forks.into_iter().flatten().flatten().cloned();
+        forks.chain(spreads).collect()
     }
 
     fn not_made(&self, why: String) -> (DetailedEndToEnd, Vec<RouterTest>) {

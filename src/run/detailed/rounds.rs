@@ -1,5 +1,7 @@
 //! The rounds of a job: hosts, locks, neighbours, the work on chains of routers, and back.
 
+mod replica;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
@@ -272,6 +274,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             homes: Vec::new(),
             others: stretch.learned.clone(),
             settled: stretch.settled.clone(),
+            standins: None,
         };
         for station in &stretch.stations {
             let fixed = map.wiring.fixed_entries(station.name()).into_iter();
@@ -449,6 +452,15 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         site: &StretchRound,
         taken: &mut Vec<NeighbourKey>,
     ) -> Result<(), RegistryError> {
+        for (key, mac) in self.wanted(site) {
+            job.acquire_neighbor_lease(&key, mac, &mut self.caretaker)?;
+            taken.push(key);
+        }
+        Ok(())
+    }
+
+    /// The neighbour entries that lead to the job's hosts, and those that lead elsewhere.
+    fn wanted(&mut self, site: &StretchRound) -> Vec<(NeighbourKey, Mac)> {
         let mut wanted = site.neighbours(self.planner.lab);
         let homes = site.source.host().map(|host| (host.mac, &site.homes));
         for (home, key) in homes
@@ -470,11 +482,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
                 wanted.push((key.clone(), *mac));
             }
         }
-        for (key, mac) in wanted {
-            job.acquire_neighbor_lease(&key, mac, &mut self.caretaker)?;
-            taken.push(key);
-        }
-        Ok(())
+        wanted
     }
 
     fn put_back(&mut self, job: &mut Job<Locked>, keys: Vec<NeighbourKey>) {

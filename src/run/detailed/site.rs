@@ -8,11 +8,14 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{fork::Choice, result::RouterWay};
+use super::{
+    fork::{Choice, SingleHop, SpreadRoute},
+    result::RouterWay,
+};
 use crate::{
     model::{IfName, NetnsName, Protocol, RouterId, RouterName, Service},
     netlink::object::Mac,
-    netns::NetnsFd,
+    netns::{NetnsDir, NetnsError, NetnsFd},
     registry::{HostSpec, NeighbourKey},
 };
 
@@ -225,10 +228,14 @@ pub(super) struct Stretch {
     pub(super) learned: Vec<(NeighbourKey, Mac)>,
     /// Which routers get packets where several may.
     pub(super) choices: Vec<Choice>,
+    /// Which next hops routes have, on copies of the routers.
+    pub(super) singles: Vec<SingleHop>,
     /// Interfaces behind which it makes no difference which of several next hops is taken.
     pub(super) settled: Vec<(RouterName, IfName)>,
     /// Where it does, and none was chosen, in words.
     pub(super) open: Vec<String>,
+    /// Routes with next hops over several interfaces that showed while it was measured.
+    pub(super) spreads: Vec<SpreadRoute>,
 }
 
 impl Stretch {
@@ -251,8 +258,17 @@ pub(super) struct HostLink {
     pub(super) has_source: bool,
 }
 
-/// One stretch in one round.
+/// Who stands in for the hosts of a stretch on copies of its routers.
 #[derive(Debug)]
+pub(super) struct Standins {
+    /// None where a router connects.
+    pub(super) source: Option<Arc<NetnsFd>>,
+    /// None where a router listens, or the source, or nobody.
+    pub(super) destination: Option<Arc<NetnsFd>>,
+}
+
+/// One stretch in one round.
+#[derive(Debug, Clone)]
 pub(super) struct StretchRound {
     /// The place of the stretch in the list.
     pub(super) at: usize,
@@ -274,9 +290,37 @@ pub(super) struct StretchRound {
     pub(super) others: Vec<(NeighbourKey, Mac)>,
     /// As in [`Stretch`].
     pub(super) settled: Vec<(RouterName, IfName)>,
+    /// The hosts, where the stations are copies of routers.
+    pub(super) standins: Option<Arc<Standins>>,
 }
 
 impl StretchRound {
+    /// Where connections are made.
+    pub(super) fn source_netns(&self, dir: &NetnsDir) -> Result<Arc<NetnsFd>, NetnsError> {
+        let standin = self.standins.as_ref().and_then(|s| s.source.clone());
+        let station = || match &self.source {
+            Connector::Router { router, .. } => self.place(&router.router),
+            Connector::Host(_) => None,
+        };
+        let station = station().and_then(|at| self.stations.get(at));
+        match standin.or_else(|| station.map(|station| Arc::clone(&station.netns))) {
+            Some(netns) => Ok(netns),
+            None => Ok(Arc::new(dir.open(&self.source.netns())?)),
+        }
+    }
+
+    /// Where the destination's host listens.
+    pub(super) fn destination_netns(
+        &self,
+        dir: &NetnsDir,
+        host: &HostSpec,
+    ) -> Result<Arc<NetnsFd>, NetnsError> {
+        match self.standins.as_ref().and_then(|s| s.destination.clone()) {
+            Some(netns) => Ok(netns),
+            None => Ok(Arc::new(dir.open(&host.id.netns())?)),
+        }
+    }
+
     /// The source's address.
     pub(super) fn from(&self) -> IpAddr {
         self.source.address()

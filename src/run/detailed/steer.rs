@@ -2,14 +2,14 @@
 //!
 //! Which of several next hops the real router takes is not known, so each is measured: neighbour
 //! entries lead all of those over one interface to one router at a time. Next hops over several
-//! interfaces cannot be chosen so: what becomes of the request by each of them is asked of a quick job,
-//! which measures copies of the router.
+//! interfaces cannot be chosen so: copies of all routers are measured by each of them (`rounds/replica.rs`).
+//! Where that cannot be done, what becomes of the request alone is asked of a quick job.
 
 use std::{net::IpAddr, sync::Arc};
 
 use super::{
     DetailedJob,
-    fork::{Choice, Junction},
+    fork::{Choice, Junction, SpreadRoute},
     plan::{Planned, Planner},
     result::{ServiceResult, ServiceStatus},
     site::Stretch,
@@ -56,8 +56,11 @@ impl Planner<'_> {
             others,
         } = self.receivers((router, out), &vias, destination);
         if several && by_devices {
-            let text = format!("{router} has several next hops on several interfaces");
-            planned.forks.push(text);
+            planned.spreads.push(SpreadRoute {
+                router: router.clone(),
+                to: destination,
+                hops: hops.to_vec(),
+            });
         } else if others && !routers.is_empty() {
             planned
                 .forks
@@ -146,6 +149,21 @@ impl Stretch {
         self.settled.extend(planned.settled.iter().cloned());
         let open = planned.open.iter().map(Junction::text);
         self.open.extend(open);
+    }
+
+    /// Takes over what shows of a way that nobody had planned before.
+    pub(super) fn discover(&mut self, planned: &Planned) {
+        self.lead(planned);
+        self.open.extend(planned.forks.iter().cloned());
+        for spread in &planned.spreads {
+            self.discover_spread(spread);
+        }
+    }
+
+    pub(super) fn discover_spread(&mut self, spread: &SpreadRoute) {
+        if !self.spreads.iter().any(|known| known.is_same(spread)) {
+            self.spreads.push(spread.clone());
+        }
     }
 }
 

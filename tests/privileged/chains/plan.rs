@@ -426,7 +426,7 @@ impl Plan {
         let uses = |motif: &Motif| match motif {
             Motif::Policy { at, to, .. } => *at == router && *to == Branch::Detour,
             Motif::Asymmetric { at, .. } => *at == router,
-            Motif::Back(back) => back.makes_detour(router),
+            Motif::Back(back) => back.has_detour(router),
             _ => false,
         };
         router + 1 < self.routers && self.motifs.iter().any(uses)

@@ -22,6 +22,8 @@ pub(super) struct Node {
     pub(super) routes: Vec<String>,
     /// As for `ip rule add`.
     pub(super) policy: Vec<String>,
+    /// Routes that have two next hops: where to, and both gateways.
+    pub(super) spread: Vec<(String, [String; 2])>,
     /// Interfaces with a strict reverse path filter.
     pub(super) strict: Vec<usize>,
     pub(super) rules: Rules,
@@ -35,6 +37,7 @@ impl Node {
             interfaces: Vec::new(),
             routes: Vec::new(),
             policy: Vec::new(),
+            spread: Vec::new(),
             strict: Vec::new(),
             rules: Rules::default(),
             is_host: false,
@@ -43,6 +46,12 @@ impl Node {
 
     fn via(&mut self, to: &str, gateway: &str) {
         self.routes.push(format!("{to} via {gateway}"));
+    }
+
+    fn via_either(&mut self, to: &str, [one, other]: [String; 2]) {
+        let route = format!("{to} nexthop via {one} nexthop via {other}");
+        self.routes.push(route);
+        self.spread.push((to.to_owned(), [one, other]));
     }
 }
 
@@ -212,6 +221,11 @@ impl Net<'_> {
             let length = if self.0.v6 { 128 } else { 32 };
             let own = (last, format!("{}/{length}", self.target()));
             node.interfaces.push(own);
+            // What is behind the gateway is its to say, and it has everybody answer.
+            if self.0.published() {
+                let called = (last, format!("{}/{length}", self.published()));
+                node.interfaces.push(called);
+            }
         }
         let gateway = match self.0.has(Place::Back) {
             true => Place::Back,
@@ -267,7 +281,13 @@ impl Net<'_> {
             Place::Back => (Some(self.of(last, Place::On(last - 1))), 0, None),
         };
         if let Some(onward) = onward {
-            node.via("default", &onward);
+            match place {
+                Place::On(at) if self.spread(at).is_some() => {
+                    let detour = self.of(100 + at, Place::Detour(at));
+                    node.via_either("default", [onward, detour]);
+                }
+                _ => node.via("default", &onward),
+            }
         }
         let Some(back) = back else { return };
         let by_detour = |at: usize| self.of(150 + at - 1, Place::Detour(at - 1));
@@ -277,7 +297,11 @@ impl Net<'_> {
                 true => by_detour(at),
                 false => back.clone(),
             };
-            node.via(&self.prefix(segment), &gateway);
+            let either = matches!(place, Place::On(_)) && self.spread(at - 1) == Some(true);
+            match either && !detoured {
+                true => node.via_either(&self.prefix(segment), [gateway, by_detour(at)]),
+                false => node.via(&self.prefix(segment), &gateway),
+            }
         }
         for before in (0..at).filter(|before| self.0.has_detour(*before)) {
             let mine = |segment: usize| node.interfaces.iter().any(|(own, _)| *own == segment);
@@ -294,6 +318,11 @@ impl Net<'_> {
         for before in 0..at {
             node.via(&self.pool(Place::On(before)), &back);
         }
+    }
+
+    fn spread(&self, router: usize) -> Option<bool> {
+        let detour = self.0.has(Place::Detour(router));
+        self.0.spread(router).filter(|_| detour)
     }
 
     fn asymmetric(&self, router: usize) -> bool {
@@ -485,6 +514,15 @@ impl Putting<'_> {
                 }
                 By::Port => {}
             }
+        }
+    }
+
+    /// Routes what has a mark to this gateway.
+    pub(super) fn route_marked(&mut self, place: Place, mark: u32, gateway: &str) {
+        if let Some(node) = self.world.at(place) {
+            node.via("default table 99", gateway);
+            node.policy
+                .push(format!("pref 900 fwmark {mark} lookup 99"));
         }
     }
 

@@ -1,6 +1,6 @@
 //! The two ends of services: sockets opened inside the namespaces of source and destination.
 
-use std::io::ErrorKind;
+use std::{io::ErrorKind, sync::Arc};
 
 use super::{Bench, link};
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 /// The namespace in which services listen.
 pub(super) enum Listening<'a> {
     /// A host's.
-    Host(NetnsFd),
+    Host(Arc<NetnsFd>),
     /// A router's.
     Router(&'a NetnsFd),
 }
@@ -30,12 +30,12 @@ impl<'a> Listening<'a> {
         site: &'a StretchRound,
     ) -> Result<Option<Self>, DetailedError> {
         if let Some(host) = &site.destination {
-            let netns = setup.dir.open(&host.id.netns())?;
+            let netns = site.destination_netns(setup.dir, host)?;
             link::teach(&netns, site, host)?;
             return Ok(Some(Self::Host(netns)));
         }
         if site.turns_back {
-            let netns = setup.dir.open(&site.source.netns())?;
+            let netns = site.source_netns(setup.dir)?;
             return Ok(Some(Self::Host(netns)));
         }
         Ok(match &site.target.sink {

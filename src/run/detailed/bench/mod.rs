@@ -16,6 +16,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
+    sync::Arc,
 };
 
 use futures_util::future::join_all;
@@ -70,7 +71,7 @@ struct Bench<'a> {
     /// Who sees connections that no listener hears of, by protocol.
     witnesses: Vec<Witness>,
     interrupt: Readable,
-    source: NetnsFd,
+    source: Arc<NetnsFd>,
     listening: Option<Listening<'a>>,
     /// The addresses between which the job's connections are.
     addresses: HashSet<IpAddr>,
@@ -147,7 +148,7 @@ impl ChainMeasurement {
 
 impl<'a> Bench<'a> {
     fn open(setup: &'a Setup<'a>, site: &'a StretchRound) -> Result<Self, DetailedError> {
-        let source = setup.dir.open(&site.source.netns())?;
+        let source = site.source_netns(setup.dir)?;
         let listening = Listening::open(setup, site)?;
         let witnesses = witnesses(site, listening.as_ref())?;
         let posts = site.stations.iter();

@@ -47,7 +47,7 @@ fn answers_come_as_plain_hosts_get_them() {
     }
 }
 
-/// One service of a chain, by each entry that is asked about.
+/// One service of a chain, by each entry that is asked about and each next hop that there is.
 #[derive(Debug)]
 struct Compared {
     service: Service,
@@ -57,7 +57,7 @@ struct Compared {
 }
 
 impl Compared {
-    /// Whether it is the same by each entry.
+    /// Whether it is the same by all of them.
     fn agree(&self) -> bool {
         self.answered.windows(2).all(|two| two[0] == two[1])
     }
@@ -140,7 +140,7 @@ impl Tally {
         let unknown = compared
             .iter()
             .filter(|one| one.detailed.result == "UNKNOWN");
-        // That entries differ is what was asked to be told.
+        // That entries or next hops differ is what was asked to be told.
         let unknown = unknown.filter(|one| one.agree());
         let named =
             |one: &Compared| format!("{} {}: {}", plan.seed, one.service, one.detailed.reason);
@@ -179,12 +179,12 @@ fn compare(plan: &Plan) -> Result<Vec<Compared>, String> {
     let world = World::of(plan);
     let chain = Chain::make(plan, &world)?;
     let rebuilt = Rebuilt::of(plan, &chain, &world);
-    let by = |mark| chain.converse(plan, &world, mark);
+    let by = |mark| chain.converse_by_each(plan, &world, mark);
     let (from, answered) = match plan.asked() {
-        None => (None, vec![by(0)]),
-        Some(Asked::First) => (Some("r0"), vec![by(0)]),
-        Some(Asked::Second) => (Some("second"), vec![by(2)]),
-        Some(Asked::Any) => (None, vec![by(0), by(2)]),
+        None => (None, by(0)),
+        Some(Asked::First) => (Some("r0"), by(0)),
+        Some(Asked::Second) => (Some("second"), by(2)),
+        Some(Asked::Any) => (None, [by(0), by(2)].concat()),
     };
     let quick = rebuilt.ask(plan, &world, from, None)?;
     let detailed = rebuilt.ask_detailed(plan, &world, from)?;

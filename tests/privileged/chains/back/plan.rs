@@ -7,6 +7,8 @@ use super::super::{
     world::Putting,
 };
 
+/// The mark that answers get.
+const MARK: u32 = 77;
 /// How many services each of these chains is asked about.
 const ASKED: usize = 5;
 
@@ -36,6 +38,17 @@ pub(in super::super) enum BackMotif {
         second: usize,
         translated: Vec<Service>,
     },
+    /// The answers of some services get a mark at the router behind this one, by which they are routed
+    /// over the detour.
+    Marked { at: usize, services: Vec<Service> },
+    /// A router has two next hops over two interfaces, to the next router and to the detour's, which
+    /// drops some services; and that one has two for answers, perhaps.
+    Spread {
+        at: usize,
+        back: bool,
+        dropped: Vec<Service>,
+        masqueraded: Vec<Service>,
+    },
     /// The address that is called leads back to the source's own segment.
     Hairpin(Hairpin),
 }
@@ -52,13 +65,15 @@ pub(in super::super) struct Hairpin {
 }
 
 /// What these chains have, beside what is put on others, too.
-pub(super) const FEATURES: [&str; 8] = [
+pub(super) const FEATURES: [&str; 10] = [
     "INVALID drops",
     "zones",
     "answers dropped",
+    "answers by mark",
     "known connections",
     "own gateway",
     "NAT on several routers",
+    "several next hops",
     "hairpin",
     "calls itself",
 ];
@@ -81,12 +96,21 @@ impl BackMotif {
             Self::Invalid { .. } => "INVALID drops",
             Self::Zones { .. } => "zones",
             Self::Dropped { .. } => "answers dropped",
+            Self::Marked { .. } => "answers by mark",
             Self::Known { .. } => "known connections",
             Self::Gateway => "own gateway",
             Self::Twice { .. } => "NAT on several routers",
+            Self::Spread { .. } => "several next hops",
             Self::Hairpin(Hairpin { own: false, .. }) => "hairpin",
             Self::Hairpin(Hairpin { own: true, .. }) => "calls itself",
         }
+    }
+
+    /// Whether there is a detour behind that router.
+    pub(in super::super) fn has_detour(&self, router: usize) -> bool {
+        let other =
+            matches!(self, Self::Spread { at, .. } | Self::Marked { at, .. } if *at == router);
+        other || self.makes_detour(router)
     }
 
     /// Whether the answers of the router behind that one come by the detour.
@@ -113,8 +137,8 @@ impl Plan {
         let features: &[&str] = match seed % 3 {
             0 if number.is_multiple_of(2) => &["hairpin"],
             0 => &["calls itself"],
-            1 => &FEATURES[..3],
-            _ => &FEATURES[3..6],
+            1 => &FEATURES[..4],
+            _ => &FEATURES[4..8],
         };
         for feature in features {
             let motif = plan.back_motif(feature, &mut random);
@@ -164,6 +188,22 @@ impl Plan {
                 },
                 services: self.some(80, random),
             },
+            "answers by mark" => BackMotif::Marked {
+                at: random.below(self.routers - 1),
+                services: self.some(60, random),
+            },
+            "several next hops" => BackMotif::Spread {
+                at: random.below(self.routers - 1),
+                back: random.chance(50),
+                dropped: match random.chance(60) {
+                    true => self.some(30, random),
+                    false => Vec::new(),
+                },
+                masqueraded: match random.chance(40) {
+                    true => self.some(40, random),
+                    false => Vec::new(),
+                },
+            },
             "own gateway" => BackMotif::Gateway,
             "NAT on several routers" => {
                 let first = random.below(self.routers - 1);
@@ -185,6 +225,15 @@ impl Plan {
     /// Whether the destination has a gateway by which no request comes.
     pub(in super::super) fn has_back(&self) -> bool {
         self.motifs.contains(&Motif::Back(BackMotif::Gateway))
+    }
+
+    /// Whether that router has two next hops for requests, and whether the one behind it has two for
+    /// answers; none where it has one.
+    pub(in super::super) fn spread(&self, router: usize) -> Option<bool> {
+        self.motifs.iter().find_map(|motif| match motif {
+            Motif::Back(BackMotif::Spread { at, back, .. }) if *at == router => Some(*back),
+            _ => None,
+        })
     }
 
     /// How the destination is on the source's segment, if it is.
@@ -225,6 +274,19 @@ impl Putting<'_> {
                 self.filter(*at, services, Filter::AllowAlone);
             }
             BackMotif::Gateway => {}
+            BackMotif::Marked { at, services } => self.marked(*at, services),
+            BackMotif::Spread {
+                at,
+                dropped,
+                masqueraded,
+                ..
+            } => {
+                for service in dropped {
+                    let which = Match::Service(*service);
+                    self.rule(Place::Detour(*at), Chain::Forward, which, Act::Drop);
+                }
+                self.translate(Place::On(*at), masqueraded, &Act::Masquerade);
+            }
             BackMotif::Twice {
                 first,
                 masqueraded,
@@ -242,6 +304,18 @@ impl Putting<'_> {
 
     fn invalid(&mut self, at: Place) {
         self.rule(at, Chain::Forward, Match::Invalid, Act::Drop);
+    }
+
+    fn marked(&mut self, at: usize, services: &[Service]) {
+        let place = Place::On(at + 1);
+        for service in services {
+            let (which, act) = (Match::AnswerOf(*service), Act::Mark(MARK));
+            self.rule(place, Chain::Mark, which, act);
+        }
+        if self.plan.has(Place::Detour(at)) {
+            let gateway = self.net.of(150 + at, Place::Detour(at));
+            self.route_marked(place, MARK, &gateway);
+        }
     }
 
     fn translate(&mut self, at: Place, services: &[Service], act: &Act) {

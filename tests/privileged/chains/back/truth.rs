@@ -8,6 +8,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    process::Command,
 };
 
 use nix::sys::socket::{
@@ -121,6 +122,42 @@ fn is_answered(client: &OwnedFd) -> bool {
 }
 
 impl Chain {
+    /// As [`Self::converse`], with each choice of one next hop where routes have two: they are replaced.
+    pub(super) fn converse_by_each(&self, plan: &Plan, world: &World, mark: u32) -> Vec<Vec<bool>> {
+        let spread = |node: &Node| {
+            let routes = node.spread.iter();
+            let routes = routes.map(|(to, by)| (node.name.clone(), to.clone(), by.clone()));
+            routes.collect::<Vec<_>>()
+        };
+        // All routes of one router go the same way: they have the same next hops.
+        let routers: Vec<Vec<_>> = world.routers.iter().map(spread).collect();
+        let routers: Vec<_> = routers.iter().filter(|routes| !routes.is_empty()).collect();
+        let each = (0..1 << routers.len()).map(|choices: usize| {
+            for (number, routes) in routers.iter().enumerate() {
+                for (router, to, by) in *routes {
+                    self.replace(plan, router, to, &by[choices >> number & 1]);
+                }
+            }
+            self.converse(plan, world, mark)
+        });
+        each.collect()
+    }
+
+    fn replace(&self, plan: &Plan, router: &str, to: &str, gateway: &str) {
+        let (family, netns) = (if plan.v6 { "-6" } else { "-4" }, self.bed.name(router));
+        let any = if plan.v6 { "::/0" } else { "0.0.0.0/0" };
+        let to = if to == "default" { any } else { to };
+        for what in [
+            format!("route flush exact {to} table main"),
+            format!("route add {to} via {gateway}"),
+        ] {
+            let mut command = Command::new("ip");
+            command.args([family, "-n", netns.as_str()]);
+            let done = command.args(what.split(' ')).status().unwrap();
+            assert!(done.success(), "{what} at {router}");
+        }
+    }
+
     /// Asks for each service of the plan from the source host, with that mark there, and says for which
     /// of them an answer came.
     pub(super) fn converse(&self, plan: &Plan, world: &World, mark: u32) -> Vec<bool> {
