@@ -13,7 +13,10 @@ use std::{
 use netlink_sys::Socket;
 
 use super::nft::wire::{Attributes, HEADER, Messages, WireMessage, array};
-use crate::{firewall::netfilter_socket, model::Protocol};
+use crate::{
+    firewall::netfilter_socket,
+    model::{Protocol, fnv1a},
+};
 
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_EXP_GET`.
 const GET: u16 = 1;
@@ -68,6 +71,14 @@ impl Table {
         }
     }
 
+    /// `CTA_TUPLE_REPLY`: what answers look like.
+    fn reply(self) -> Option<u16> {
+        match self {
+            Self::Connections => Some(2),
+            Self::Expectations => None,
+        }
+    }
+
     fn zone(self) -> u16 {
         match self {
             Self::Connections => 18,
@@ -84,13 +95,15 @@ impl Table {
 }
 
 /// One entry: what tells it from all others, as the kernel wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     table: Table,
     family: u8,
     tuple: Vec<u8>,
     zone: Option<Vec<u8>>,
     id: Option<Vec<u8>>,
+    /// What is told of the answers; it tells no entries apart.
+    reply: Vec<u8>,
 }
 
 impl Entry {
@@ -103,21 +116,23 @@ impl Entry {
             tuple: copy(table.tuple())?,
             zone: copy(table.zone()),
             id: copy(table.id()),
+            reply: table.reply().and_then(copy).unwrap_or_default(),
         })
     }
 
     /// Whether one of the tuple's addresses is among these.
     fn concerns(&self, addresses: &HashSet<IpAddr>) -> bool {
-        let ip = Attributes(&self.tuple).nested(TUPLE_IP);
-        let mut ends = ip
-            .into_iter()
-            .flatten()
-            .filter_map(|(kind, bytes)| match kind {
-                IP_V4_SRC | IP_V4_DST => Some(IpAddr::from(array::<4>(bytes, 0)?)),
-                IP_V6_SRC | IP_V6_DST => Some(IpAddr::from(array::<16>(bytes, 0)?)),
-                _ => None,
-            });
-        ends.any(|end| addresses.contains(&end))
+        ends(&self.tuple).any(|end| addresses.contains(&end))
+    }
+
+    /// All addresses that its packets have, in both directions.
+    fn ends(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        ends(&self.tuple).chain(ends(&self.reply))
+    }
+
+    /// A number that no other entry has.
+    fn digest(&self) -> u64 {
+        fnv1a(&self.removal())
     }
 
     fn removal(&self) -> Vec<u8> {
@@ -130,13 +145,25 @@ impl Entry {
     }
 }
 
+/// The addresses of a tuple.
+fn ends(tuple: &[u8]) -> impl Iterator<Item = IpAddr> + '_ {
+    let ip = Attributes(tuple).nested(TUPLE_IP);
+    let all = ip.into_iter().flatten();
+    all.filter_map(|(kind, bytes)| match kind {
+        IP_V4_SRC | IP_V4_DST => Some(IpAddr::from(array::<4>(bytes, 0)?)),
+        IP_V6_SRC | IP_V6_DST => Some(IpAddr::from(array::<16>(bytes, 0)?)),
+        _ => None,
+    })
+}
+
 /// A socket to the connection tracking of the namespace in which it was opened, and the entries
 /// that were there then.
 #[derive(Debug)]
 pub struct Conntrack {
     socket: Socket,
     buffer: Vec<u8>,
-    before: HashSet<Entry>,
+    /// The digests of the entries.
+    before: HashSet<u64>,
     /// How many connections there were.
     count: u32,
 }
@@ -154,8 +181,50 @@ impl Conntrack {
             count: 0,
         };
         new.count = new.count()?;
-        new.before = new.entries()?.into_iter().collect();
+        new.before = new.entries()?.iter().map(Entry::digest).collect();
         Ok(new)
+    }
+
+    /// Opens a socket in the calling thread's network namespace of which it is known what was there
+    /// at an earlier time: [`Self::known`] of then.
+    ///
+    /// # Errors
+    /// As [`Self::open_here`].
+    pub fn open_here_since(known: &[u64]) -> io::Result<Self> {
+        let mut new = Self::open_here()?;
+        new.before = known.iter().copied().collect();
+        Ok(new)
+    }
+
+    /// What was there when this was opened, a number for each entry; the same in every process.
+    #[must_use]
+    pub fn known(&self) -> Vec<u64> {
+        let mut known: Vec<u64> = self.before.iter().copied().collect();
+        known.sort_unstable();
+        known
+    }
+
+    /// Removes what came since to several namespaces that packets passed one after the other: entries
+    /// with one of `addresses`, and with those that another of them had its packets translated to.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_all(all: &mut [Self], mut addresses: HashSet<IpAddr>) -> io::Result<()> {
+        loop {
+            let known = addresses.len();
+            for one in &mut *all {
+                for entry in one.new_entries()? {
+                    if entry.ends().any(|end| addresses.contains(&end)) {
+                        addresses.extend(entry.ends());
+                    }
+                }
+            }
+            if addresses.len() == known {
+                break;
+            }
+        }
+        all.iter_mut()
+            .try_for_each(|one| one.forget_new(&addresses))
     }
 
     /// Forgets the connection that began with a packet with these ends. One that is not known is
@@ -187,12 +256,18 @@ impl Conntrack {
     /// # Errors
     /// When the kernel refuses.
     pub fn forget_new(&mut self, addresses: &HashSet<IpAddr>) -> io::Result<()> {
-        let mut now = self.entries()?;
-        now.retain(|entry| !self.before.contains(entry) && entry.concerns(addresses));
+        let mut now = self.new_entries()?;
+        now.retain(|entry| entry.concerns(addresses));
         // Expectations go with the connection that they belong to.
         now.sort_by_key(|entry| entry.table == Table::Connections);
         now.iter()
             .try_for_each(|entry| self.acknowledged(&entry.removal()))
+    }
+
+    fn new_entries(&mut self) -> io::Result<Vec<Entry>> {
+        let mut now = self.entries()?;
+        now.retain(|entry| !self.before.contains(&entry.digest()));
+        Ok(now)
     }
 
     /// How many connections the namespace has, in all zones.

@@ -113,4 +113,11 @@ pub trait TapKernel {
     /// # Errors
     /// When it could not be removed.
     fn remove_noted(&mut self, note: &TapNote) -> Result<bool, KernelError>;
+
+    /// Removes the entries of connection tracking that the connections of a dead job left in routers,
+    /// which nobody measures meanwhile. `notes` are all about one job.
+    ///
+    /// # Errors
+    /// When some could not be removed.
+    fn forget_connections(&mut self, notes: &[TapNote]) -> Result<(), KernelError>;
 }

@@ -18,6 +18,7 @@ use crate::{
         HostKernel, HostRecord, Liveness, LockMode, ManagedBy, NeighbourKernel, NeighbourKey,
         NeighbourLeases, Owner, RegistryError, RegistryManager, TapKernel, TapNote, Wait, dscp,
         job_hosts, job_neighbours, lease, lock,
+        lock::QueueLock,
         manager::OwnerCensus,
         neighbour,
         order::{Dscp as DscpLevel, HostLeases, Hosts, Neighbours, Token},
@@ -74,6 +75,13 @@ pub enum ReconcileAction {
         /// The tap.
         tap: String,
     },
+    /// What a dead job's connections left in a router was removed.
+    ForgetConnections {
+        /// The router.
+        router: RouterId,
+        /// The dead job.
+        run_id: RunId,
+    },
     /// A lease of a neighbour entry was dropped.
     DropNeighbourLease {
         /// The entry.
@@ -123,6 +131,12 @@ impl fmt::Display for ReconcileAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SweepTap { tap } => write!(f, "remove tap {tap}"),
+            Self::ForgetConnections { router, run_id } => {
+                write!(
+                    f,
+                    "remove entries of connection tracking of {run_id} on {router}"
+                )
+            }
             Self::DropNeighbourLease { neighbor, run_id } => {
                 write!(f, "drop the lease of neighbour {neighbor} by {run_id}")
             }
@@ -240,6 +254,36 @@ impl RegistryManager {
     }
 }
 
+impl RegistryManager {
+    /// Removes what connections of dead jobs left in routers that the caller has locked. Returns what
+    /// could not be removed.
+    ///
+    /// # Errors
+    /// When the notes cannot be read.
+    pub fn forget_connections<K: HostKernel + NeighbourKernel + TapKernel>(
+        &self,
+        run_id: &RunId,
+        held: &[RouterId],
+        kernel: &mut K,
+    ) -> Result<Vec<String>, RegistryError> {
+        let mut notes = self.tap_notes()?;
+        notes.retain(|note| note.connections().is_some() && held.contains(&note.router));
+        if notes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pass = Pass {
+            registry: self,
+            run_id,
+            scope: &ReconcileScope::Everything,
+            kernel,
+            census: OwnerCensus::default(),
+            report: ReconcileReport::default(),
+        };
+        pass.noted_connections(notes, held)?;
+        Ok(pass.report.failures)
+    }
+}
+
 impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
     /// Says what is kept because it cannot be told whether its owner lives. What is damaged is set
     /// aside by the look at it.
@@ -290,6 +334,10 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
             // Whoever made it died before its note.
             self.registry.discard_tap_notes();
         }
+        let (connections, notes): (Vec<TapNote>, Vec<TapNote>) = notes
+            .into_iter()
+            .partition(|note| note.connections().is_some());
+        self.noted_connections(connections, &[])?;
         for note in &notes {
             match self.census.ask(&note.owner) {
                 Liveness::Alive => continue,
@@ -320,6 +368,73 @@ impl<K: HostKernel + NeighbourKernel + TapKernel> Pass<'_, K> {
             self.did(ReconcileAction::SweepTap { tap }, Some(&note.run_id));
         }
         Ok(())
+    }
+
+    /// Removes what connections of dead jobs left in routers: of those that are `held`, and of others
+    /// that nobody measures now. Who holds one of those has looked, or the next one does.
+    fn noted_connections(
+        &mut self,
+        mut notes: Vec<TapNote>,
+        held: &[RouterId],
+    ) -> Result<(), RegistryError> {
+        while let Some(first) = notes.first() {
+            let owner = first.owner.clone();
+            let of_one = |note: &TapNote| note.owner == owner;
+            let (mine, others): (Vec<TapNote>, Vec<TapNote>) = notes.into_iter().partition(of_one);
+            notes = others;
+            if self.census.ask(&owner) == Liveness::Gone {
+                self.forget_connections(mine, held)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::noted_connections`], of one dead job.
+    fn forget_connections(
+        &mut self,
+        mut notes: Vec<TapNote>,
+        held: &[RouterId],
+    ) -> Result<(), RegistryError> {
+        let mut locks = Vec::new();
+        if !self.report.dry_run {
+            let mut free = Vec::with_capacity(notes.len());
+            for note in notes {
+                let lock = match held.contains(&note.router) {
+                    true => Ok(None),
+                    false => self.try_lock(&note.router).map(Some),
+                };
+                match lock {
+                    Ok(lock) => {
+                        locks.extend(lock);
+                        free.push(note);
+                    }
+                    Err(RegistryError::LockTimeout { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            notes = free;
+            if let Err(e) = self.kernel.forget_connections(&notes) {
+                self.failed("remove entries of connection tracking", &*e);
+                return Ok(());
+            }
+        }
+        for note in notes {
+            if !self.report.dry_run {
+                self.registry.strike_tap(&note)?;
+            }
+            let (router, run_id) = (note.router.clone(), note.run_id.clone());
+            self.did(
+                ReconcileAction::ForgetConnections { router, run_id },
+                Some(&note.run_id),
+            );
+        }
+        Ok(())
+    }
+
+    fn try_lock(&self, router: &RouterId) -> Result<QueueLock, RegistryError> {
+        let (name, mode) = (router.to_string(), LockMode::Exclusive);
+        self.registry
+            .enter_queue(&name, mode, self.run_id, &Wait::not())
     }
 
     fn neighbours(&mut self) -> Result<(), RegistryError> {

@@ -1,13 +1,15 @@
 //! Notes of what outlives a job in a router when the job is killed.
 //!
-//! Before a job puts anything into a router's iptables, or sets where their traces go, it notes so in
-//! `locks/taps/`, and strikes the note when all of that is gone again. What a dead job has noted,
+//! Before a job puts anything into a router's iptables, sets where their traces go, or makes connections
+//! that the router keeps track of, it notes so in `locks/taps/`, and strikes the note when all of that is gone again. What a dead job has noted,
 //! whoever comes next removes or puts back.
 //!
 //! A note is a symbolic link that leads nowhere: `RUN-ID,LAB.ROUTER,TOOL`, its target the note as
 //! JSON. symlinkat(2) makes it whole or not at all, readlinkat(2) reads it, and nothing follows it.
 //! The directory is there only while there are notes, so a job that makes none and finds none does
 //! not look into it: it counts the directories beside the lock files anyway.
+
+use std::net::IpAddr;
 
 use nix::{
     errno::Errno,
@@ -23,6 +25,13 @@ use crate::{
     registry::{Owner, RegistryError, RegistryManager, medium::Directory},
 };
 
+/// The tool of a note about connections.
+const CONNECTIONS: &str = "conntrack";
+/// A note is the target of a symbolic link, which has less than a page: so many entries are noted.
+const ENTRIES: usize = 128;
+/// What begins the digest of an entry, among addresses.
+const DIGEST: char = '#';
+
 /// The directory's name; no queue has it, for those have a `.` or an `@`.
 pub(crate) const DIRECTORY: &str = "taps";
 
@@ -36,10 +45,11 @@ pub struct TapNote {
     /// Which namespace that was then.
     pub netns: NetnsId,
     /// With whose tools, such as `ip6tables-nft`; or the setting that a trace changes, such as
-    /// `nf_log-2`.
+    /// `nf_log-2`; or `conntrack`, where connections were made.
     pub tool: String,
     /// Tables and chains that come into being with the taps, in the back end's words; or what the
-    /// setting was.
+    /// setting was; or the addresses between which connections are, and `#` with the digests of the
+    /// entries that were there before.
     pub made: Vec<String>,
     /// Whose taps they are.
     pub owner: Owner,
@@ -53,10 +63,40 @@ impl TapNote {
 
     /// What is meant, in words.
     pub(crate) fn described(&self) -> String {
-        match self.tool.starts_with("nf_log") {
-            true => format!("the setting {} of a trace", self.tool),
-            false => format!("taps ({})", self.tool),
+        match self.tool.as_str() {
+            CONNECTIONS => "entries of connection tracking".to_owned(),
+            setting if setting.starts_with("nf_log") => format!("the setting {setting} of a trace"),
+            tool => format!("taps ({tool})"),
         }
+    }
+
+    /// A note about connections between these ends in a router where these entries were before; none
+    /// where they are too many for a note.
+    #[must_use]
+    pub fn of_connections(
+        (run_id, router, netns): (&RunId, &RouterId, NetnsId),
+        (ends, known): (&[IpAddr], &[u64]),
+        owner: &Owner,
+    ) -> Option<Self> {
+        let ends = ends.iter().map(ToString::to_string);
+        let digests = known.iter().map(|digest| format!("{DIGEST}{digest:x}"));
+        (known.len() <= ENTRIES).then(|| Self {
+            run_id: run_id.clone(),
+            router: router.clone(),
+            netns,
+            tool: CONNECTIONS.to_owned(),
+            made: ends.chain(digests).collect(),
+            owner: owner.clone(),
+        })
+    }
+
+    /// The ends of connections and the entries that were there before, of a note about these.
+    #[must_use]
+    pub fn connections(&self) -> Option<(Vec<IpAddr>, Vec<u64>)> {
+        let made = || self.made.iter();
+        let digest = |text: &String| u64::from_str_radix(text.strip_prefix(DIGEST)?, 16).ok();
+        let ends = made().filter_map(|text| text.parse().ok()).collect();
+        (self.tool == CONNECTIONS).then(|| (ends, made().filter_map(digest).collect()))
     }
 
     /// Whether both are about the same tables.

@@ -1,11 +1,12 @@
 //! What the registry needs to put everything right: hosts, neighbour entries and taps of all labs.
 
-use std::{cell::RefCell, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::HashSet, sync::Arc, time::Duration};
 
 use crate::{
     config::Config,
     firewall::{
         Support, TapSite,
+        conntrack::Conntrack,
         iptables::{self, Identity, OwnerMark, Variant, trace::restore_logger},
         nft::{NftSocket, inventory::support_here, orphans},
     },
@@ -235,6 +236,33 @@ impl TapKernel for Caretaker {
         let site = self.site(&netns, &nobody);
         Ok(iptables::sweep((variant, family), site, &note.made, is_dead)?.all)
     }
+
+    fn forget_connections(&mut self, notes: &[TapNote]) -> Result<(), KernelError> {
+        let mut routers = Vec::with_capacity(notes.len());
+        let mut addresses = HashSet::new();
+        for note in notes {
+            let Some((ends, known)) = note.connections() else {
+                continue;
+            };
+            addresses.extend(ends);
+            routers.extend(conntrack_of(self, note, &known)?);
+        }
+        Ok(Conntrack::forget_all(&mut routers, addresses)?)
+    }
+}
+
+/// The connection tracking of the router of a note, as it was before the job; none where the router or
+/// its namespace has gone.
+fn conntrack_of(
+    caretaker: &Caretaker,
+    note: &TapNote,
+    known: &[u64],
+) -> Result<Option<Conntrack>, KernelError> {
+    let netns = caretaker.open(&note.router)?;
+    let Some(netns) = netns.filter(|netns| netns.id() == note.netns) else {
+        return Ok(None);
+    };
+    Ok(Some(netns.enter(|| Conntrack::open_here_since(known))??))
 }
 
 impl HostKernel for Caretaker {

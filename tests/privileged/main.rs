@@ -19,6 +19,7 @@ mod detailed_chain;
 mod detailed_chance;
 mod detailed_faults;
 mod detailed_hand;
+mod detailed_kills;
 mod detailed_protocols;
 mod detailed_router;
 mod doors;

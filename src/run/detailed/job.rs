@@ -95,6 +95,7 @@ pub(super) fn run_telling(
     };
     let setup = Setup {
         run_id: &job.run_id,
+        registry: &registry,
         source_port: job.source_port,
         size: job.size,
         timeout: job.timeout,

@@ -26,6 +26,7 @@ mod legacy;
 mod listen;
 mod map;
 mod message;
+mod noted;
 mod omitted;
 mod plan;
 mod post;
@@ -71,7 +72,7 @@ use crate::{
     model::{LabName, NameError, RouterName, RunId, Service},
     netlink::{NetlinkError, NetlinkErrors},
     netns::{NetnsDir, NetnsError, tool::Tools},
-    registry::RegistryError,
+    registry::{RegistryError, RegistryManager},
     run::{
         builder::QuestionError,
         interrupt::Interrupt,
@@ -231,6 +232,7 @@ impl DetailedError {
 /// What measuring needs to know of the job.
 struct Setup<'a> {
     run_id: &'a RunId,
+    registry: &'a RegistryManager,
     source_port: Option<u16>,
     size: Option<u16>,
     timeout: Duration,

@@ -17,6 +17,7 @@ use super::{
     journey::Sighting,
     judge::{PacketFate, Proxied},
     legacy::{LegacyRouter, LegacySnapshot},
+    noted::NotedConnections,
     result::{Direction, Nat, PacketWay, RuleEvidence},
     site::{Connector, Station, StretchRound},
     way,
@@ -59,6 +60,7 @@ pub(super) struct Post<'a> {
     /// Its addresses.
     pub(super) addresses: Vec<IpAddr>,
     conntrack: Option<Conntrack>,
+    noted: Option<NotedConnections>,
     rulesets: Option<RulesetWatch>,
     legacy: Option<LegacyRouter<'a>>,
     netlink: Netlink,
@@ -139,6 +141,10 @@ impl<'a> Post<'a> {
         let legacy = LegacyRouter::find(netns, setup.tools, site.from());
         let mut netlink = Netlink::open(netns).map_err(setup.at(station))?;
         let neighbours = netlink.neighbours(family).map_err(setup.at(station))?;
+        let noted = match &conntrack {
+            Ok(conntrack) => NotedConnections::begin(setup, site, station, conntrack)?,
+            Err(_) => None,
+        };
         let mut post = Self {
             setup,
             station,
@@ -146,6 +152,7 @@ impl<'a> Post<'a> {
             clerk,
             watch: None,
             conntrack: conntrack.ok(),
+            noted,
             rulesets,
             legacy: legacy.map_err(setup.at(station))?,
             netlink,
@@ -329,10 +336,11 @@ impl<'a> Post<'a> {
     /// Ends the trace, and leaves no connections behind that were not there.
     pub(super) fn stop(&mut self, addresses: &HashSet<IpAddr>) -> Result<(), DetailedError> {
         self.notes.extend(self.clerk.notes());
-        if let Some(conntrack) = &mut self.conntrack
-            && let Err(error) = conntrack.forget_new(addresses)
-        {
-            self.notes.push(stays(&error));
+        if let Some(conntrack) = &mut self.conntrack {
+            match conntrack.forget_new(addresses) {
+                Ok(()) => self.strike(),
+                Err(error) => self.notes.push(stays(&error)),
+            }
         }
         let Some(watch) = self.watch.take() else {
             return Ok(());
@@ -340,6 +348,14 @@ impl<'a> Post<'a> {
         let (sockets, stopped) = watch.into_tracer().stop();
         self.closing.push(DetailedClosing::Trace(sockets));
         stopped.map_err(self.setup.at(self.station))
+    }
+
+    /// What is not struck, the next one looks for in vain.
+    fn strike(&mut self) {
+        let struck = self.noted.take().map(|noted| noted.strike(self.setup));
+        if let Some(Err(error)) = struck {
+            tracing::warn!("{}", crate::model::WithCauses(&error));
+        }
     }
 
     /// Deletes neighbour entries that came meanwhile: all, or those of whom nobody answered. The

@@ -424,6 +424,9 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         if let Err(changed) = (self.setup.unchanged)() {
             return (job.unlock(), Err(changed.into()));
         }
+        if let Err(error) = self.forget_left(&routers) {
+            return (job.unlock(), Err(error));
+        }
         (self.phase)("measuring");
         let mut taken: HashMap<usize, Vec<NeighbourKey>> = HashMap::new();
         let mut result = Ok(());
@@ -443,6 +446,14 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         }
         self.held.undone += started.elapsed();
         (job.unlock(), result)
+    }
+
+    /// Removes what connections of jobs left that died while this one waited for the locks.
+    fn forget_left(&mut self, routers: &[RouterId]) -> Result<(), DetailedError> {
+        let (registry, run_id) = (self.setup.registry, self.setup.run_id);
+        let left = registry.forget_connections(run_id, routers, &mut self.caretaker)?;
+        self.held.notes.extend(left);
+        Ok(())
     }
 
     /// Has the routers' next hops answered for by the job's hosts; what was had is in `taken`.

@@ -316,6 +316,7 @@ impl<'a> Bench<'a> {
         };
         let tried = attempt(&what, protocol, ends.client, ears).await;
         let tried = tried.map_err(self.failed())?;
+        fault::step("detailed.forget").map_err(DetailedError::system("forget connections"))?;
         self.forget(task, tried.client, what.to);
         self.setup.stop_if_interrupted()?;
         Ok(tried)

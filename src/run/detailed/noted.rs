@@ -1,0 +1,48 @@
+//! What a job notes of a router's connection tracking, for whoever comes after it if it is killed.
+
+use std::net::IpAddr;
+
+use super::{
+    DetailedError, Setup,
+    site::{Station, StretchRound},
+};
+use crate::{
+    firewall::conntrack::Conntrack,
+    registry::{RegistryError, TapNote},
+};
+
+/// A note that stands until it is struck.
+#[derive(Debug)]
+pub(super) struct NotedConnections(TapNote);
+
+impl NotedConnections {
+    /// Notes between whom connections will be, and what was there before. What does not fit into a
+    /// note, no job has noted: a router of a lab has few connections while nobody measures.
+    pub(super) fn begin(
+        setup: &Setup<'_>,
+        site: &StretchRound,
+        station: &Station,
+        conntrack: &Conntrack,
+    ) -> Result<Option<Self>, DetailedError> {
+        // Copies go with the job.
+        if site.standins.is_some() {
+            return Ok(None);
+        }
+        let ends: [Option<IpAddr>; 3] =
+            [Some(site.from()), Some(site.to), site.target.sink.address()];
+        let ends: Vec<IpAddr> = ends.into_iter().flatten().collect();
+        let note = TapNote::of_connections(
+            (setup.run_id, &station.router, station.netns.id()),
+            (&ends, &conntrack.known()),
+            setup.registry.owner(),
+        );
+        let Some(note) = note else { return Ok(None) };
+        setup.registry.note_tap(&note)?;
+        Ok(Some(Self(note)))
+    }
+
+    /// Nothing is left of what was noted.
+    pub(super) fn strike(self, setup: &Setup<'_>) -> Result<(), RegistryError> {
+        setup.registry.strike_tap(&self.0)
+    }
+}
