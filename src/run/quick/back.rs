@@ -2,7 +2,8 @@
 //!
 //! It is looked up, not measured: whether the answer gets through is a detailed job's to say. But an
 //! answer that misses a router which translated the request reaches nobody who waits for it, and
-//! one that takes routers which were not asked may be stopped there.
+//! one that takes routers which were not asked may be stopped there. What mark rules give it is not
+//! looked up: where a router's policy rules look at marks, it is said where each of these leads.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
@@ -15,10 +16,10 @@ use crate::{
     lab::{
         LabState,
         sockets::RouterSockets,
-        trace::{self, End, EntryName, Hop, Trace, TraceError, TracePacket, Wiring},
+        trace::{self, End, EntryName, Hop, Onward, Trace, TraceError, TracePacket, Wiring},
     },
-    model::RouterName,
-    netlink::object::Family,
+    model::{Protocol, RouterName},
+    netlink::{LookupQuery, object::Family},
     run::{
         packet::Headers,
         report::{EndKind, Leg, Verdict},
@@ -261,18 +262,9 @@ impl Answer<'_> {
         self.passed.extend(routers);
         let is_open = ways.len() > 1;
         let may = if is_open { "may take" } else { "takes" };
-        let translators = self.translators();
-        let misses = |way: &Reply| {
-            let mut all = translators.iter();
-            all.find(|name| !way.routers.iter().any(|router| router.as_str() == **name))
-                .map(|name| (*name).to_owned())
-        };
-        if let Some(Some(missed)) = ways.iter().map(misses).min_by_key(Option::is_some) {
-            let why = format!(
-                "the request gets there, but the answer does not pass {missed}, which translated \
-                 the request"
-            );
-            return Some(Finding::Misses(why.into()));
+        let marked = self.by_marks(&ways);
+        if let Some(missed) = self.missed(&ways, &marked) {
+            return Some(missed);
         }
         let asked: BTreeSet<&RouterName> = self.passages.iter().map(Passage::router).collect();
         let others: BTreeSet<&str> = ways
@@ -292,9 +284,34 @@ impl Answer<'_> {
                 others.join(", ")
             ));
         }
+        notes.extend(
+            marked
+                .iter()
+                .filter_map(|way| way.note(&ways, &self.passages)),
+        );
         let lost: BTreeSet<&String> = ways.iter().filter_map(|way| way.lost.as_ref()).collect();
         notes.extend(lost.into_iter().map(|lost| format!("the answer: {lost}")));
         (!notes.is_empty()).then(|| Finding::Note(notes.join("; ").into()))
+    }
+
+    /// That each way of the answer misses a router which translated the request.
+    fn missed(&self, ways: &[Reply], marked: &[MarkedWay]) -> Option<Finding> {
+        let translators = self.translators();
+        let misses = |way: &Reply| {
+            let mut all = translators.iter();
+            all.find(|name| !way.routers.iter().any(|router| router.as_str() == **name))
+                .map(|name| (*name).to_owned())
+        };
+        let missed = ways.iter().map(misses).min_by_key(Option::is_some)??;
+        let passes = |way: &&MarkedWay| way.routers.iter().any(|r| r.as_str() == missed);
+        let unless = marked.iter().find(passes).map_or(String::new(), |way| {
+            format!(", unless rules of {} give it mark {:#x}", way.at, way.mark)
+        });
+        let why = format!(
+            "the request gets there, but the answer does not pass {missed}, which translated the \
+             request{unless}"
+        );
+        Some(Finding::Misses(why.into()))
     }
 
     /// Whether a router may stop answers whose request did not pass it.
@@ -310,13 +327,86 @@ impl Answer<'_> {
         })
     }
 
+    /// The ways that the answer takes if a router gives it a mark that its policy rules look at, where
+    /// that leads to other routers than without.
+    fn by_marks(&mut self, ways: &[Reply]) -> Vec<MarkedWay> {
+        let mut marked: Vec<MarkedWay> = Vec::new();
+        for way in ways {
+            for (at, (hop, packet)) in way.looked.iter().enumerate() {
+                let (Some(before), false) = (
+                    way.routers.get(..=at),
+                    marked.iter().any(|known| known.at == hop.router),
+                ) else {
+                    continue;
+                };
+                for (mark, behind) in self.marked_at(hop, packet) {
+                    marked.push(MarkedWay {
+                        at: hop.router.clone(),
+                        mark,
+                        routers: before.iter().chain(&behind).cloned().collect(),
+                    });
+                }
+            }
+        }
+        marked
+    }
+
+    /// The routers that a packet passes behind `hop`, by each mark with which it goes on elsewhere.
+    fn marked_at(&mut self, hop: &Hop, packet: &TracePacket) -> Vec<(u32, Vec<RouterName>)> {
+        let Ok(netlink) = self.sockets.router(&hop.router) else {
+            return Vec::new();
+        };
+        let rules = netlink.rules(Family::of(packet.destination));
+        let rules = rules.unwrap_or_default();
+        let marks = rules.iter().filter_map(|rule| rule.fwmark);
+        let marks: BTreeSet<u32> = marks.map(|(mark, mask)| mark & mask).collect();
+        let mut found = Vec::new();
+        for mark in marks.into_iter().filter(|mark| *mark != 0) {
+            let query = LookupQuery {
+                from: Some(packet.source),
+                iif: hop.iface_in.clone(),
+                mark,
+                ip_proto: packet.protocol.map(Protocol::number),
+                sport: packet.source_port,
+                dport: packet.destination_port,
+                ..LookupQuery::to(packet.destination)
+            };
+            let looked = self.sockets.router(&hop.router).ok();
+            let looked = looked.and_then(|netlink| netlink.lookup_one(&query).ok());
+            let Some((out, via)) = looked.and_then(|way| Some((way.dev?, way.via))) else {
+                continue;
+            };
+            let next_hop = via.unwrap_or(packet.destination);
+            if (Some(&out), Some(next_hop)) == (hop.iface_out.as_ref(), hop.next_hop) {
+                continue;
+            }
+            let wiring = self.wiring;
+            let onward = wiring.onward(&hop.router, &out, next_hop, packet.destination);
+            let Onward::Routers(entries) = onward else {
+                continue;
+            };
+            let behind = entries.into_iter().map(|entry| EntryName {
+                router: entry.router,
+                interface: entry.iface_in,
+            });
+            for entry in behind {
+                let trace = trace::trace(wiring, self.sockets, packet, Some(&entry));
+                let hops = trace.map(|trace| trace.hops).unwrap_or_default();
+                found.push((mark, hops.into_iter().map(|hop| hop.router).collect()));
+            }
+        }
+        found
+    }
+
     /// The routers of one way of the answer. At a router that gave the request its own address as
     /// source it goes on to the source that the request had before.
     fn reply(&mut self, trace: &Trace, hops: &[Hop], end: &End) -> Reply {
         let mut reply = Reply {
             routers: hops.iter().map(|hop| hop.router.clone()).collect(),
+            looked: Vec::new(),
             lost: None,
         };
+        reply.look(hops, &trace.packet);
         let (mut at, mut ends_local) = (hops.last().cloned(), *end == End::Local);
         let mut lost = (end.arrives() == Some(false)).then(|| trace.end_of(hops, end));
         for _ in 0..self.passages.len() {
@@ -342,6 +432,7 @@ impl Answer<'_> {
             };
             let routers = next.hops.iter().map(|hop| hop.router.clone());
             reply.routers.extend(routers);
+            reply.look(&next.hops, &packet);
             lost = (next.end.arrives() == Some(false)).then(|| next.end_text());
             ends_local = next.end == End::Local;
             at = next.hops.last().cloned();
@@ -351,9 +442,52 @@ impl Answer<'_> {
     }
 }
 
+/// A way that the answer takes where rules of a router give it a mark.
+struct MarkedWay {
+    at: RouterName,
+    mark: u32,
+    routers: Vec<RouterName>,
+}
+
+impl MarkedWay {
+    /// What is to be said of it beside the ways without marks: which routers it passes that neither
+    /// they nor the request do.
+    fn note(&self, ways: &[Reply], passages: &[Passage]) -> Option<String> {
+        let known = |router: &&RouterName| {
+            let passed = || passages.iter().any(|passage| passage.router() == *router);
+            ways.iter().any(|way| way.routers.contains(router)) || passed()
+        };
+        let others: BTreeSet<&str> = self
+            .routers
+            .iter()
+            .filter(|router| !known(router))
+            .map(RouterName::as_str)
+            .collect();
+        let others: Vec<&str> = others.into_iter().collect();
+        let were = if others.len() > 1 { "were" } else { "was" };
+        (!others.is_empty()).then(|| {
+            format!(
+                "where rules of {} give it mark {:#x}, the answer takes {}, which {were} not asked",
+                self.at,
+                self.mark,
+                others.join(", ")
+            )
+        })
+    }
+}
+
 /// One way of the answer.
 struct Reply {
     routers: Vec<RouterName>,
+    /// What was looked up at each of them.
+    looked: Vec<(Hop, TracePacket)>,
     /// How it ends, where it does not get back.
     lost: Option<String>,
+}
+
+impl Reply {
+    fn look(&mut self, hops: &[Hop], packet: &TracePacket) {
+        let looked = hops.iter().map(|hop| (hop.clone(), packet.clone()));
+        self.looked.extend(looked);
+    }
 }

@@ -7,7 +7,7 @@ mod ends;
 
 use std::{fs, process::Command};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tsim::{
     model::RouterName,
     run::{
@@ -16,7 +16,10 @@ use tsim::{
     },
 };
 
-use crate::quick::TestLab;
+use crate::{
+    detailed_chain::{ask, lab, router},
+    quick::TestLab,
+};
 
 /// A question to a lab, from end to end.
 struct Ask<'a> {
@@ -174,6 +177,63 @@ fn an_answer_by_a_router_that_was_not_asked_is_said() {
     assert_eq!(ends(&report), "22/tcp YES srv");
     let want = "the answer takes fw, which was not asked";
     assert!(reason(&report, 0).contains(want), "{}", reason(&report, 0));
+}
+
+const MARKS_ANSWERS: &str = "
+table ip mangle {
+    chain pre {
+        type filter hook prerouting priority mangle; policy accept;
+        tcp sport 443 meta mark set 0x4d
+    }
+}
+";
+
+/// A server's router sends answers by a mark over a third router. The mark is looked at by a policy
+/// rule, and is set by a rule that the request does not meet.
+#[test]
+fn an_answer_that_a_mark_leads_by_another_router_is_said() {
+    let near = router(
+        "near",
+        &[
+            ("lan", &["10.97.1.1/24"]),
+            ("mid", &["10.97.2.1/24"]),
+            ("alt", &["10.97.5.2/24"]),
+        ],
+        &["10.97.3.0/24 via 10.97.2.2 dev mid"],
+        "",
+    );
+    let mut far = router(
+        "far",
+        &[
+            ("mid", &["10.97.2.2/24"]),
+            ("alt", &["10.97.4.2/24"]),
+            ("srv", &["10.97.3.1/24"]),
+        ],
+        &["10.97.1.0/24 via 10.97.2.1 dev mid"],
+        MARKS_ANSWERS,
+    );
+    far["rules"] = json!(["900: from all fwmark 0x4d lookup 99"]);
+    let by_mark = json!("default via 10.97.4.1 dev alt table 99");
+    far["routes"].as_array_mut().unwrap().push(by_mark);
+    let aside = router(
+        "aside",
+        &[("a", &["10.97.4.1/24"]), ("b", &["10.97.5.1/24"])],
+        &["10.97.1.0/24 via 10.97.5.2 dev b"],
+        "",
+    );
+    let (lab, _facts) = lab(&[near, far, aside]);
+    let report = Ask::new(&lab, "10.97.1.9", "10.97.3.9", "443").run();
+    assert_eq!(ends(&report), "443/tcp YES far");
+    let want = "where rules of far give it mark 0x4d, the answer takes aside, which was not asked";
+    assert!(reason(&report, 0).contains(want), "{}", reason(&report, 0));
+    // A detailed job shows which one it takes.
+    let report = ask(&lab, "10.97.1.9", "10.97.3.9", "443,80");
+    let by = |number: usize| {
+        let legs = report.services[number].end.answer.iter();
+        legs.map(|leg| leg.router.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(by(0), ["far", "aside", "near"]);
+    assert_eq!(by(1), ["far", "near"]);
 }
 
 #[test]
