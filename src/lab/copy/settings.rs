@@ -54,8 +54,13 @@ impl SettingsPart {
         for directory in self.directories() {
             let entries = fs::read_dir(Path::new(ROOT).join(&directory));
             for entry in entries.into_iter().flatten().flatten() {
+                // What only shows (how many connections there are) is no setting.
+                let shows = entry
+                    .metadata()
+                    .is_ok_and(|file| file.permissions().readonly());
                 let name = entry.file_name().into_string();
-                if let (Ok(name), Ok(text)) = (name, fs::read_to_string(entry.path())) {
+                let text = fs::read_to_string(entry.path());
+                if let (false, Ok(name), Ok(text)) = (shows, name, text) {
                     values.insert(format!("{directory}/{name}"), text.trim_end().to_owned());
                 }
             }

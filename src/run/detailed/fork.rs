@@ -39,6 +39,13 @@ impl SpreadRoute {
         self.has(&route.next_hops)
     }
 
+    /// Whether the next hops are over several interfaces.
+    pub(super) fn is_over_several(&self) -> bool {
+        let mut hops = self.hops.iter().map(|hop| &hop.dev);
+        let first = hops.next();
+        hops.any(|dev| Some(dev) != first)
+    }
+
     /// Whether both count as one.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.router == other.router && self.has(&other.hops)

@@ -8,7 +8,7 @@ use super::{
     DetailedError, DetailedJob,
     fork::{Choice, Junction, SingleHop, SpreadRoute},
     map::LabMap,
-    result::{KnownHeaders, RouterWay},
+    result::{DetailedEndToEnd, KnownHeaders, RouterWay},
     site::{Connector, Sink, Station, Stretch, StretchRound, Task, add},
 };
 use crate::{
@@ -293,6 +293,38 @@ impl<'a> Planner<'a> {
         self.join(stretch, &planned.hops)
     }
 
+    /// Takes note of routes with next hops over several interfaces that packets took and no table told
+    /// beforehand: to an address that a router translated to, or by another router's answer.
+    pub(super) fn discover_taken(
+        &mut self,
+        stretch: &mut Stretch,
+        (service, protocol): (usize, Protocol),
+        end: &DetailedEndToEnd,
+    ) -> Result<(), DetailedError> {
+        self.choose_as(stretch);
+        for leg in end.way.iter().chain(&end.answer).filter(|_| stretch.whole) {
+            let at = Entry {
+                router: leg.router.clone(),
+                iface_in: leg.iface_in.clone(),
+            };
+            let packet = KnownHeaders {
+                destination: leg.headers.destination,
+                destination_port: leg.headers.destination_port,
+                ..leg.came
+            };
+            let (_, hops) = self.way_out(&at, &packet, protocol)?;
+            let spread = SpreadRoute {
+                router: at.router,
+                to: packet.destination,
+                hops,
+            };
+            if spread.is_over_several() {
+                stretch.taken.push((service, spread));
+            }
+        }
+        Ok(())
+    }
+
     /// Has packets led as those of a stretch.
     fn choose_as(&mut self, stretch: &Stretch) {
         self.choices.clone_from(&stretch.choices);
@@ -332,6 +364,7 @@ impl<'a> Planner<'a> {
             settled: Vec::new(),
             open: Vec::new(),
             spreads: Vec::new(),
+            taken: Vec::new(),
         };
         let mut ways = Vec::with_capacity(services.len());
         let mut backs = Vec::new();

@@ -765,7 +765,10 @@ impl Way {
     fn forks(&self, at: usize, stretch: Option<&Stretch>, spread: bool) -> BTreeSet<String> {
         let planned = self.planned.get(at);
         let spreads = planned.map(|p| &p.spreads).into_iter();
+        let taken = stretch.into_iter().flat_map(|stretch| &stretch.taken);
+        let taken = taken.filter(|(service, _)| *service == at);
         let spreads = spreads.chain(stretch.map(|s| &s.spreads)).flatten();
+        let spreads = spreads.chain(taken.map(|(_, spread)| spread));
         let why = self.copied.as_ref().err();
         let spreads = spreads.filter(|_| spread);
         let spreads = spreads.map(|spread| spread.text(why.map(String::as_str)));

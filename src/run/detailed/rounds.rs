@@ -599,6 +599,11 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             closing,
         } = measurement;
         for (service, test) in tests {
+            let task = site.target.tasks.iter().find(|task| task.at == service);
+            if let Some(protocol) = task.map(|task| task.service.protocol) {
+                let of = (service, protocol);
+                self.planner.discover_taken(stretch, of, &test.end)?;
+            }
             self.tests.insert((site.at, service), test);
         }
         for target in moved {

@@ -236,9 +236,17 @@ pub(super) struct Stretch {
     pub(super) open: Vec<String>,
     /// Routes with next hops over several interfaces that showed while it was measured.
     pub(super) spreads: Vec<SpreadRoute>,
+    /// Such routes that packets of a service took, with its place.
+    pub(super) taken: Vec<(usize, SpreadRoute)>,
 }
 
 impl Stretch {
+    /// A route with next hops over several interfaces that showed.
+    pub(super) fn spread(&self) -> Option<&SpreadRoute> {
+        let taken = self.taken.iter().map(|(_, spread)| spread);
+        self.spreads.iter().chain(taken).next()
+    }
+
     pub(super) fn has(&self, router: &RouterName) -> bool {
         self.stations.iter().any(|s| s.name() == router)
     }

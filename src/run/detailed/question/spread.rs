@@ -70,14 +70,14 @@ impl Question<'_> {
                 let why = "one of several routers may get it besides".to_owned();
                 return Ok((job, Err(why)));
             };
-            if stretch.spreads.is_empty() {
+            if stretch.spread().is_none() {
                 let (given, measured) = rounds.on_copies(job, number, &mut stretch)?;
                 job = given;
                 if let Err(why) = measured {
                     return Ok((job, Err(why)));
                 }
             }
-            match stretch.spreads.first() {
+            match stretch.spread() {
                 None => {
                     copied.push((singles, number));
                     self.stretches.push(stretch);
@@ -129,7 +129,7 @@ impl Way {
     fn first_spread<'s>(&'s self, stretch: Option<&'s Stretch>) -> Option<&'s SpreadRoute> {
         let whole = stretch.filter(|stretch| stretch.whole)?;
         let planned = self.planned.iter().flat_map(|planned| &planned.spreads);
-        planned.chain(&whole.spreads).next()
+        planned.chain(whole.spread()).next()
     }
 
     /// Whether the way of a service has such a route.
@@ -137,7 +137,10 @@ impl Way {
         let stretch = self.stretch.as_ref().ok().and_then(|at| stretches.get(*at));
         let planned = self.planned.get(at);
         planned.is_some_and(|planned| !planned.spreads.is_empty())
-            || stretch.is_some_and(|stretch| !stretch.spreads.is_empty())
+            || stretch.is_some_and(|stretch| {
+                let mut taken = stretch.taken.iter();
+                !stretch.spreads.is_empty() || taken.any(|(service, _)| *service == at)
+            })
     }
 
     /// What became of a service by each of the next hops, where that was measured: one verdict where all
