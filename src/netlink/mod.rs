@@ -13,6 +13,7 @@ mod address;
 mod batch;
 pub mod buffers;
 mod error;
+mod exception;
 mod fib;
 mod link;
 mod link_message;
@@ -31,6 +32,7 @@ mod text;
 pub use self::{
     batch::Batch,
     error::{NetlinkError, NetlinkErrors},
+    exception::forget_exceptions,
     fib::{Fib, FibDecision},
     link::LinkChange,
     link_message::{BridgeOptions, KernelLink, NewVeth, PortOptions, VethEnd},

@@ -278,6 +278,11 @@ pub(super) fn next_hops(message: &RouteMessage, names: &HashMap<u32, IfName>) ->
     hops.iter().map(hop).collect()
 }
 
+/// Whether a message is about an exception of a route (`ip route show cache`), and not about a route.
+pub(super) fn is_exception(message: &RouteMessage) -> bool {
+    message.header.flags.contains(RouteFlags::Cloned)
+}
+
 impl Batch<'_> {
     /// Adds `route`; one with the same destination, TOS and metric in the table is an error.
     pub fn add_route(&mut self, route: &Route) -> &mut Self {
@@ -339,7 +344,9 @@ impl Netlink {
         };
         let names = self.names()?;
         let read = |message: &RouteNetlinkMessage| match message {
-            RouteNetlinkMessage::NewRoute(message) => from_message(message, &names),
+            RouteNetlinkMessage::NewRoute(message) if !is_exception(message) => {
+                from_message(message, &names)
+            }
             _ => None,
         };
         Ok(list.iter().filter_map(read).collect())

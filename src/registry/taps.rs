@@ -29,6 +29,8 @@ use crate::{
 const CONNECTIONS: &str = "conntrack";
 /// A note is the target of a symbolic link, which has less than a page: so many entries are noted.
 const ENTRIES: usize = 128;
+/// Said of a router without exceptions of routes.
+const NO_EXCEPTIONS: &str = "no exceptions";
 /// What begins the digest of an entry, among addresses.
 const DIGEST: char = '#';
 
@@ -75,28 +77,32 @@ impl TapNote {
     #[must_use]
     pub fn of_connections(
         (run_id, router, netns): (&RunId, &RouterId, NetnsId),
-        (ends, known): (&[IpAddr], &[u64]),
+        (ends, known, no_exceptions): (&[IpAddr], &[u64], bool),
         owner: &Owner,
     ) -> Option<Self> {
         let ends = ends.iter().map(ToString::to_string);
         let digests = known.iter().map(|digest| format!("{DIGEST}{digest:x}"));
+        let none = no_exceptions.then(|| NO_EXCEPTIONS.to_owned());
         (known.len() <= ENTRIES).then(|| Self {
             run_id: run_id.clone(),
             router: router.clone(),
             netns,
             tool: CONNECTIONS.to_owned(),
-            made: ends.chain(digests).collect(),
+            made: ends.chain(digests).chain(none).collect(),
             owner: owner.clone(),
         })
     }
 
-    /// The ends of connections and the entries that were there before, of a note about these.
+    /// The ends of connections, the entries that were there before, and whether there were no exceptions
+    /// of routes, of a note about these.
     #[must_use]
-    pub fn connections(&self) -> Option<(Vec<IpAddr>, Vec<u64>)> {
+    pub fn connections(&self) -> Option<(Vec<IpAddr>, Vec<u64>, bool)> {
         let made = || self.made.iter();
         let digest = |text: &String| u64::from_str_radix(text.strip_prefix(DIGEST)?, 16).ok();
         let ends = made().filter_map(|text| text.parse().ok()).collect();
-        (self.tool == CONNECTIONS).then(|| (ends, made().filter_map(digest).collect()))
+        let none = made().any(|text| text == NO_EXCEPTIONS);
+        let known = made().filter_map(digest).collect();
+        (self.tool == CONNECTIONS).then_some((ends, known, none))
     }
 
     /// Whether both are about the same tables.

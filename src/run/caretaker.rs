@@ -12,7 +12,10 @@ use crate::{
     },
     lab::{self, LabError, hosts::LabHosts, neighbours::LabNeighbours},
     model::{HostId, RouterId, RunId, WithCauses},
-    netlink::object::{Family, Mac, Neighbour},
+    netlink::{
+        forget_exceptions,
+        object::{Family, Mac, Neighbour},
+    },
     netns::{NetnsDir, NetnsError, NetnsFd, tool::Tools},
     registry::{
         HostKernel, HostSpec, KernelError, Liveness, NeighbourKernel, NeighbourKey, Owner,
@@ -241,28 +244,21 @@ impl TapKernel for Caretaker {
         let mut routers = Vec::with_capacity(notes.len());
         let mut addresses = HashSet::new();
         for note in notes {
-            let Some((ends, known)) = note.connections() else {
+            let Some((ends, known, no_exceptions)) = note.connections() else {
                 continue;
             };
+            let netns = self.open(&note.router)?;
+            let Some(netns) = netns.filter(|netns| netns.id() == note.netns) else {
+                continue;
+            };
+            if let Some(end) = ends.first().filter(|_| no_exceptions) {
+                forget_exceptions(&netns, Family::of(*end), &[])?;
+            }
             addresses.extend(ends);
-            routers.extend(conntrack_of(self, note, &known)?);
+            routers.push(netns.enter(|| Conntrack::open_here_since(&known))??);
         }
         Ok(Conntrack::forget_all(&mut routers, addresses)?)
     }
-}
-
-/// The connection tracking of the router of a note, as it was before the job; none where the router or
-/// its namespace has gone.
-fn conntrack_of(
-    caretaker: &Caretaker,
-    note: &TapNote,
-    known: &[u64],
-) -> Result<Option<Conntrack>, KernelError> {
-    let netns = caretaker.open(&note.router)?;
-    let Some(netns) = netns.filter(|netns| netns.id() == note.netns) else {
-        return Ok(None);
-    };
-    Ok(Some(netns.enter(|| Conntrack::open_here_since(known))??))
 }
 
 impl HostKernel for Caretaker {

@@ -1,17 +1,25 @@
 //! Packets of a length that is asked for: links that are too narrow for them, and whether senders
 //! are told so.
 
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use tsim::run::{
     detailed::DetailedJob,
     quick::{self, QuickJob, RouterChoice},
     report::Verdict,
 };
+use tsim::{
+    model::{HostId, HostName},
+    netlink::{Netlink, object::Family},
+};
 
 use crate::{
     detailed::{job, run},
     detailed_chain::{lab, said},
     quick::TestLab,
+    support::{await_stop, pid},
 };
 
 /// `west` and `east`, and between them a link of 1,400 bytes.
@@ -125,4 +133,84 @@ fn a_black_hole_of_path_mtu_discovery_is_named_and_clamping_leads_past_it() {
     assert_eq!(detailed(&lab, 1400, "443"), "YES");
     let (lab, _dir) = narrow(&format!("{MUTE}{CLAMP}"));
     assert_eq!(detailed(&lab, 1500, "443"), "YES");
+}
+
+/// Where large packets begin, the kernel learns the MTU of the path and remembers it for ten minutes: in a
+/// host that somebody put there by hand, and in a router that sends itself.
+#[test]
+fn what_sources_learn_of_a_path_is_forgotten() {
+    let (lab, _dir) = lab(&[
+        json!({
+            "version": 1,
+            "name": "west",
+            "interfaces": [
+                {"name": "lan", "addresses": ["10.1.0.1/24"]},
+                {"name": "wan", "addresses": ["10.2.0.1/24"]}
+            ],
+            "routes": ["10.3.0.0/24 via 10.2.0.2 dev wan"]
+        }),
+        json!({
+            "version": 1,
+            "name": "east",
+            "interfaces": [
+                {"name": "wan", "addresses": ["10.2.0.2/24"]},
+                {"name": "srv", "addresses": ["10.3.0.1/24"], "mtu": 1400}
+            ],
+            "routes": ["10.1.0.0/24 via 10.2.0.1 dev wan"]
+        }),
+    ]);
+    let config = lab.config_file();
+    let command = |program: &str| {
+        let mut command = Command::new(program);
+        command.arg("--config").arg(&config);
+        command
+    };
+    let mut add = command(env!("CARGO_BIN_EXE_tsim"));
+    let name = lab.bed.lab.as_str();
+    add.args(["host", "add", "--lab", name, "--router", "west"]);
+    add.args(["--address", "10.1.0.50", "--name", "client"]);
+    assert!(add.output().unwrap().status.success());
+    let host = HostId::new(lab.bed.lab.clone(), HostName::new("client").unwrap());
+    let west = lab.lab.router_netns(&"west".parse().unwrap()).unwrap();
+    let host = lab.bed.dir.open(&host.netns()).unwrap();
+    let known = |netns| {
+        let mut netlink = Netlink::open(netns).unwrap();
+        netlink.route_exceptions(Family::V4).unwrap()
+    };
+    for (source, netns) in [("10.1.0.50", &host), ("10.2.0.1", &west)] {
+        let begin = || {
+            let mut job = command(env!("CARGO_BIN_EXE_tsim-detailed"));
+            job.args([
+                "--lab",
+                name,
+                "-s",
+                source,
+                "-d",
+                "10.3.0.60",
+                "-P",
+                "53/udp",
+            ]);
+            job.args(["--size", "1450", "--fault", "stop@detailed.forget"]);
+            job.stdout(Stdio::null()).stderr(Stdio::null());
+            let job = job.spawn().unwrap();
+            await_stop(&job);
+            assert_eq!(known(netns).len(), 1, "{source}");
+            job
+        };
+        let mut job = begin();
+        kill(pid(&job), Signal::SIGCONT).unwrap();
+        assert!(job.wait().unwrap().code().is_some());
+        assert_eq!(known(netns).len(), 0, "{source}");
+        // Of a killed one what its routers learned is removed by the next.
+        if source == "10.2.0.1" {
+            let mut job = begin();
+            kill(pid(&job), Signal::SIGKILL).unwrap();
+            job.wait().unwrap();
+            let reconciled = command(env!("CARGO_BIN_EXE_tsim"))
+                .arg("reconcile")
+                .output();
+            assert!(reconciled.unwrap().status.success());
+            assert_eq!(known(netns).len(), 0, "{source}");
+        }
+    }
 }

@@ -79,49 +79,24 @@ impl RulesetTexts {
     }
 
     fn read_here(tools: &Tools) -> Result<Self, CopyError> {
-        let print = |tool: &str, arguments: &[&str]| -> Result<String, ToolError> {
-            let printed = tools.run(tool, arguments, &[])?;
-            Ok(String::from_utf8_lossy(&printed.stdout).into_owned())
-        };
-        let ruleset = match print("nft", &["list", "ruleset"]) {
+        let ruleset = match print(tools, "nft", &["list", "ruleset"]) {
             // No nft and no nf_tables: there is nothing that it could list.
             Err(ToolError::NotFound { .. }) => String::new(),
             other => other?,
         };
         let mut saved = Self {
             // Without ipset in the kernel, or its tool, no rule can refer to a set.
-            sets: print("ipset", &["save"]).unwrap_or_default().into_bytes(),
+            sets: print(tools, "ipset", &["save"])
+                .unwrap_or_default()
+                .into_bytes(),
             xtables: Vec::new(),
             nft: String::new(),
             differences: Vec::new(),
         };
-        let mut managed = Vec::new();
-        for tool in NFT {
-            let family = tool.family.unwrap_or_default();
-            let own = tables(&ruleset).into_iter();
-            let own: Vec<(&str, &str)> = own
-                .filter_map(|table| Some((name_in(family, table)?, table)))
-                .collect();
-            if own.is_empty() {
-                continue;
-            }
-            let text = without_ours(&print(tool.save, &[])?);
-            let mut kept = String::new();
-            for (name, table) in own {
-                let Some(section) = section(&text, name).filter(|text| says_all(text, table))
-                else {
-                    continue;
-                };
-                managed.push(format!("table {family} {name} {{"));
-                kept.push_str(section);
-            }
-            if !kept.is_empty() {
-                saved.xtables.push((tool.restore, tool.arguments, kept));
-            }
-        }
+        let managed = saved.take_xtables(&ruleset, tools)?;
         for (family, tool) in LEGACY {
             if has_tables_here(family) {
-                let text = without_ours(&print(tool.save, &[])?);
+                let text = without_ours(&print(tools, tool.save, &[])?);
                 saved.xtables.push((tool.restore, tool.arguments, text));
             }
         }
@@ -141,6 +116,35 @@ impl RulesetTexts {
         Ok(saved)
     }
 
+    /// Has the tables go by iptables-save that it prints in full; returns their heads.
+    fn take_xtables(&mut self, ruleset: &str, tools: &Tools) -> Result<Vec<String>, ToolError> {
+        let mut managed = Vec::new();
+        for tool in NFT {
+            let family = tool.family.unwrap_or_default();
+            let own = tables(ruleset).into_iter();
+            let own: Vec<(&str, &str)> = own
+                .filter_map(|table| Some((name_in(family, table)?, table)))
+                .collect();
+            if own.is_empty() {
+                continue;
+            }
+            let text = without_ours(&print(tools, tool.save, &[])?);
+            let mut kept = String::new();
+            for (name, table) in own {
+                let Some(section) = section(&text, name).filter(|text| says_all(text, table))
+                else {
+                    continue;
+                };
+                managed.push(format!("table {family} {name} {{"));
+                kept.push_str(section);
+            }
+            if !kept.is_empty() {
+                self.xtables.push((tool.restore, tool.arguments, kept));
+            }
+        }
+        Ok(managed)
+    }
+
     /// Loads them into `copy`; returns what cannot be loaded.
     pub(super) fn load(self, copy: &NetnsFd, tools: &Tools) -> Result<Vec<String>, CopyError> {
         let loaded: Result<Result<(), ToolError>, NetnsError> = copy.enter(|| {
@@ -158,6 +162,12 @@ impl RulesetTexts {
         loaded??;
         Ok(self.differences)
     }
+}
+
+/// What a tool prints.
+fn print(tools: &Tools, tool: &str, arguments: &[&str]) -> Result<String, ToolError> {
+    let printed = tools.run(tool, arguments, &[])?;
+    Ok(String::from_utf8_lossy(&printed.stdout).into_owned())
 }
 
 /// The text of each table in what `nft list ruleset` prints.

@@ -70,8 +70,7 @@ pub(super) fn run_telling(
     config: &Config,
     progress: Progress,
 ) -> Result<DetailedAnswer, DetailedError> {
-    let started = Instant::now();
-    let started_at = now();
+    let (started, started_at) = (Instant::now(), now());
     let interrupt = Interrupt::current().map_err(DetailedError::system("learn of signals"))?;
     let progress = Mutex::new(progress);
     let lab = Lab::open(config, &job.lab)?;

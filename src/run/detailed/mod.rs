@@ -14,6 +14,7 @@ mod builder;
 mod chance;
 pub mod connect;
 mod evidence;
+mod exceptions;
 pub mod files;
 mod fork;
 mod head;

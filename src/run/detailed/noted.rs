@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     DetailedError, Setup,
+    exceptions::KnownExceptions,
     site::{Station, StretchRound},
 };
 use crate::{
@@ -22,8 +23,11 @@ impl NotedConnections {
         setup: &Setup<'_>,
         site: &StretchRound,
         station: &Station,
-        conntrack: &Conntrack,
+        (conntrack, exceptions): (Option<&Conntrack>, Option<&KnownExceptions>),
     ) -> Result<Option<Self>, DetailedError> {
+        let Some(conntrack) = conntrack else {
+            return Ok(None);
+        };
         // Copies go with the job.
         if site.standins.is_some() {
             return Ok(None);
@@ -33,7 +37,11 @@ impl NotedConnections {
         let ends: Vec<IpAddr> = ends.into_iter().flatten().collect();
         let note = TapNote::of_connections(
             (setup.run_id, &station.router, station.netns.id()),
-            (&ends, &conntrack.known()),
+            (
+                &ends,
+                &conntrack.known(),
+                exceptions.is_some_and(KnownExceptions::are_none),
+            ),
             setup.registry.owner(),
         );
         let Some(note) = note else { return Ok(None) };

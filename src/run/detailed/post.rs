@@ -14,6 +14,7 @@ use super::{
     attempt::{AnswerHome, RouterWatch},
     chance,
     evidence::{Clerk, EvidenceError, RulesByEffect},
+    exceptions::KnownExceptions,
     journey::Sighting,
     judge::{PacketFate, Proxied},
     legacy::{LegacyRouter, LegacySnapshot},
@@ -25,10 +26,11 @@ use super::{
 use crate::{
     fault,
     firewall::{
+        RulePlace,
         conntrack::Conntrack,
         nft::{
             Ownership,
-            counters::{CounterSnapshot, base_chains, snapshot},
+            counters::{BaseChain, CounterSnapshot, base_chains, snapshot},
             trace::{
                 TraceSockets,
                 flow::{FlowEnd, FlowSpec, FlowTracer},
@@ -61,6 +63,7 @@ pub(super) struct Post<'a> {
     pub(super) addresses: Vec<IpAddr>,
     conntrack: Option<Conntrack>,
     noted: Option<NotedConnections>,
+    exceptions: Option<KnownExceptions>,
     rulesets: Option<RulesetWatch>,
     legacy: Option<LegacyRouter<'a>>,
     netlink: Netlink,
@@ -129,22 +132,14 @@ impl<'a> Post<'a> {
             Some(sockets) => base_chains(sockets.control()).map_err(&fail)?,
             None => HashMap::new(),
         };
-        let any_port = setup.source_port.is_none();
-        let any_sender = match &site.source {
-            Connector::Router { router, .. } => *router == station.router,
-            Connector::Host(_) => false,
-        };
-        let clerk = Clerk::new(netns, setup.tools, chains, (any_port, any_sender));
-        let mut clerk = clerk.map_err(setup.at(station))?;
-        clerk.settled = site.settled_at(station.name());
+        let clerk = clerk(setup, site, station, chains)?;
         let family = Family::of(site.from());
         let legacy = LegacyRouter::find(netns, setup.tools, site.from());
         let mut netlink = Netlink::open(netns).map_err(setup.at(station))?;
         let neighbours = netlink.neighbours(family).map_err(setup.at(station))?;
-        let noted = match &conntrack {
-            Ok(conntrack) => NotedConnections::begin(setup, site, station, conntrack)?,
-            Err(_) => None,
-        };
+        let exceptions = KnownExceptions::of(setup, netns, family);
+        let known = (conntrack.as_ref().ok(), exceptions.as_ref());
+        let noted = NotedConnections::begin(setup, site, station, known)?;
         let mut post = Self {
             setup,
             station,
@@ -153,6 +148,7 @@ impl<'a> Post<'a> {
             watch: None,
             conntrack: conntrack.ok(),
             noted,
+            exceptions,
             rulesets,
             legacy: legacy.map_err(setup.at(station))?,
             netlink,
@@ -336,6 +332,9 @@ impl<'a> Post<'a> {
     /// Ends the trace, and leaves no connections behind that were not there.
     pub(super) fn stop(&mut self, addresses: &HashSet<IpAddr>) -> Result<(), DetailedError> {
         self.notes.extend(self.clerk.notes());
+        let kept = self.exceptions.take();
+        let kept = kept.map(|known| known.forget_new(&self.station.netns));
+        self.notes.extend(kept.and_then(Result::err));
         if let Some(conntrack) = &mut self.conntrack {
             match conntrack.forget_new(addresses) {
                 Ok(()) => self.strike(),
@@ -401,6 +400,25 @@ impl<'a> Post<'a> {
         self.closing.push(DetailedClosing::Watch(rulesets));
         changes.map_err(self.setup.at(self.station))
     }
+}
+
+/// Who puts into words what the router of `station` does.
+fn clerk<'a>(
+    setup: &'a Setup<'a>,
+    site: &StretchRound,
+    station: &'a Station,
+    chains: HashMap<RulePlace, BaseChain>,
+) -> Result<Clerk<'a>, DetailedError> {
+    let any_port = setup.source_port.is_none();
+    let any_sender = match &site.source {
+        Connector::Router { router, .. } => *router == station.router,
+        Connector::Host(_) => false,
+    };
+    let about = (any_port, any_sender);
+    let clerk = Clerk::new(&station.netns, setup.tools, chains, about);
+    let mut clerk = clerk.map_err(setup.at(station))?;
+    clerk.settled = site.settled_at(station.name());
+    Ok(clerk)
 }
 
 /// What became of a request that a rule of iptables-legacy stopped.

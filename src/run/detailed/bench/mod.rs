@@ -29,6 +29,7 @@ use self::{
 use super::{
     DetailedClosing, DetailedError, Setup,
     attempt::{Ears, RouterWatches, Tried, attempt},
+    exceptions::KnownExceptions,
     journey::{Ends, SeenPackets, Wires},
     listen::Witness,
     message::is_stream,
@@ -40,6 +41,7 @@ use crate::{
     fault,
     firewall::nft::{NftError, watch::RulesetChanges},
     model::{IfName, Protocol},
+    netlink::object::Family,
     netns::NetnsFd,
     sys::readable::Readable,
 };
@@ -72,6 +74,8 @@ struct Bench<'a> {
     witnesses: Vec<Witness>,
     interrupt: Readable,
     source: Arc<NetnsFd>,
+    /// What the source host knew of paths before.
+    exceptions: Option<KnownExceptions>,
     listening: Option<Listening<'a>>,
     /// The addresses between which the job's connections are.
     addresses: HashSet<IpAddr>,
@@ -162,6 +166,7 @@ impl<'a> Bench<'a> {
             posts,
             witnesses,
             interrupt: interrupted(setup).map_err(DetailedError::system("watch for signals"))?,
+            exceptions: KnownExceptions::of(setup, &source, Family::of(site.from())),
             source,
             listening,
             addresses: ends
@@ -204,6 +209,8 @@ impl<'a> Bench<'a> {
                 post.forget_neighbours(unanswered);
             }
         }
+        let kept = self.exceptions.as_ref().map(|k| k.forget_new(&self.source));
+        self.result.notes.extend(kept.and_then(Result::err));
         let mut result = Ok(());
         for post in &mut self.posts {
             result = result.and(post.stop(&self.addresses));
