@@ -2,7 +2,10 @@
 # Runs a test program as an ordinary user who is root of a user namespace and of nothing else, which
 # is how tsim works without root:
 #
-#   tests/as-user.sh PROGRAM [ARGUMENT…]
+#   tests/as-user.sh [--load] PROGRAM [ARGUMENT…]
+#
+#   --load   load the modules of iptables-legacy before, as root; tsim's package has them loaded at boot,
+#            and some kernels do not load them for an ordinary user
 #
 # Started by root, it becomes a user without a name and without groups of anybody else's, with a home
 # of its own that is removed afterwards. Started by anybody else, that is the user. cargo can run tests
@@ -11,6 +14,12 @@
 #   CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=tests/as-user.sh cargo test --test privileged
 set -eu
 user=48213
+
+if [ "${1-}" = --load ]; then
+    shift
+    modprobe -a iptable_raw iptable_mangle iptable_nat iptable_filter \
+        ip6table_raw ip6table_mangle ip6table_nat ip6table_filter
+fi
 
 # Programs may lie where only root may look (a checkout below /root). Then they are shown at the
 # same path in a mount namespace that nobody else sees.

@@ -10,7 +10,8 @@
 #   --build-only      build the suite, print the files that it needs, and end
 #   --limit SECONDS   for each machine (3600: all tests, emulated, beside another)
 #   --at-once N       as many machines at a time (1)
-#   --user            not as root but as an ordinary user, by tests/as-user.sh
+#   --user            not as root but as an ordinary user, by tests/as-user.sh, who finds the modules of
+#                     iptables-legacy loaded
 #
 # What follows -- goes to the test program: names to run, --test-threads=1, …. So do
 # settings of the environment that begin with TSIM_, as TSIM_CASES=nft- does.
@@ -44,7 +45,7 @@ parse() {
             --limit) limit=${2-} ;;
             --at-once) at_once=${2-} ;;
             --user)
-                as_user=$root/tests/as-user.sh
+                as_user="$root/tests/as-user.sh --load"
                 options=$((options + 1))
                 shift
                 continue

@@ -31,6 +31,23 @@ pub const MOST_PRINTED: u64 = 64 << 20;
 /// Most bytes of standard error that are kept; several thousand messages.
 const MOST_SAID: usize = 4 << 20;
 
+/// What to do where iptables-legacy finds no tables.
+pub const LOAD_LEGACY_TABLES: &str = "this kernel has no tables of iptables-legacy, or does not load their \
+     modules for an ordinary user, and then root does: modprobe -a iptable_raw iptable_mangle iptable_nat \
+     iptable_filter ip6table_raw ip6table_mangle ip6table_nat ip6table_filter";
+
+/// What a tool said, with what to do about it where that is known.
+#[must_use]
+pub fn with_remedy(said: &str) -> String {
+    let said = said.trim();
+    // The words of iptables-legacy-restore and of the others.
+    let lacks = ["unable to initialize table", "do you need to insmod?"];
+    match lacks.iter().any(|words| said.contains(words)) {
+        true => format!("{said}; {LOAD_LEGACY_TABLES}"),
+        false => said.to_owned(),
+    }
+}
+
 /// A tool could not be run, or said that it failed.
 #[derive(Debug, Error)]
 pub enum ToolError {
@@ -62,7 +79,7 @@ pub enum ToolError {
         limit: Duration,
     },
     /// It said that it failed.
-    #[error("{tool} failed ({status}): {}", .stderr.trim())]
+    #[error("{tool} failed ({status}): {}", with_remedy(.stderr))]
     Failed {
         /// Its file name.
         tool: String,

@@ -247,6 +247,15 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_is_not_there_is_said_with_the_remedy() {
+        let stderr = "modprobe: ERROR: could not insert 'ip_tables': Operation not permitted\n\
+            iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table 'mangle'\n\n\
+            Error occurred at line: 1";
+        let error = explain(failed(2, stderr), "*mangle\nCOMMIT\n").to_string();
+        assert!(error.contains("modprobe -a iptable_raw"), "{error}");
+    }
+
+    #[test]
     fn a_taken_lock_and_a_changed_table_are_told_apart() {
         let lock = "Another app is currently holding the xtables lock; still 0s";
         let error = explain(failed(4, lock), "");

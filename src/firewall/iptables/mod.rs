@@ -49,7 +49,10 @@ pub use self::{
 use self::{identity::Mark, save::RuleSave};
 use crate::{
     firewall::{NotebookError, nft::NftError},
-    netns::{NetnsError, tool::ToolError},
+    netns::{
+        NetnsError,
+        tool::{ToolError, with_remedy},
+    },
 };
 
 /// Whether a rule is a tap of any job.
@@ -67,7 +70,7 @@ pub enum IptablesError {
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// The payload was refused.
-    #[error("{tool} refused the rules{at} ({status}): {}", .stderr.trim())]
+    #[error("{tool} refused the rules{at} ({status}): {}", with_remedy(.stderr))]
     Refused {
         /// The tool.
         tool: String,

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::lab::topology::RulesetKind;
+use crate::{lab::topology::RulesetKind, netns::tool::with_remedy};
 
 /// Lines that can only be left out together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,8 +85,7 @@ pub(super) fn reason(said: &str, reason: Option<&str>) -> String {
         Some((tool, rest)) if tool.contains("tables-") => rest,
         _ => text,
     };
-    let text = text.split_once("Error: ").map_or(text, |(_, rest)| rest);
-    text.to_owned()
+    with_remedy(text.split_once("Error: ").map_or(text, |(_, rest)| rest))
 }
 
 fn line(lines: &[String], at: usize) -> &str {
@@ -328,6 +327,15 @@ mod tests {
         let said = "iptables-restore v1.8.9 (legacy): Set gone doesn't exist.\n\nError occurred \
             at line: 6\n";
         assert_eq!(blamed(Iptables, RULES, said), [[5]]);
+    }
+
+    #[test]
+    fn a_table_whose_module_is_not_loaded_is_named_with_the_remedy() {
+        let said = "iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table 'filter'\n\n\
+            Error occurred at line: 1\nTry `iptables-restore -h' or 'iptables-restore --help'";
+        let reason = reason(said, None);
+        assert!(reason.contains("table 'filter'; this kernel"), "{reason}");
+        assert!(reason.contains("modprobe -a iptable_raw"), "{reason}");
     }
 
     #[test]
