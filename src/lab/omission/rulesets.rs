@@ -573,7 +573,7 @@ mod tests {
 
     /// Kind and extents of line `at` that is left out.
     fn left_out(ruleset: &Ruleset, at: usize) -> (OmissionKind, Vec<RuleExtent>) {
-        let all = std::slice::from_ref(ruleset);
+        let all = slice::from_ref(ruleset);
         let omission = RulesetMaps::new(all).omission(ruleset, &[at]);
         let rules = omission.concern.0.into_iter().map(|extent| match extent {
             Extent::Rule(rule) => rule,
