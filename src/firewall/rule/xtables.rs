@@ -378,11 +378,17 @@ const RATES: [&str; 4] = [
     "--hashlimit",
 ];
 
-/// Whether an option of `set` asks for the counters of an entry, `--packets-gt` and the like.
-fn is_of_counters(option: &Given<'_>) -> bool {
-    ["--packets-", "--bytes-"]
-        .iter()
-        .any(|start| option.name.starts_with(start))
+/// What a match depends on that asks for the counters of a set's entry, `--packets-gt` and the like: how
+/// much was seen before.
+fn counters(module: &str, options: &[Given<'_>]) -> Option<Varying> {
+    let counts = |option: &Given<'_>| {
+        let mut starts = ["--packets-", "--bytes-"].iter();
+        starts.any(|start| option.name.starts_with(start))
+    };
+    let set = options.iter().find(|option| option.name == "--match-set");
+    let set = set.and_then(Given::first).unwrap_or_default();
+    let asks = module == "set" && options.iter().any(counts);
+    asks.then(|| Caveat::Contents(format!("counters of set {set}")).alone(Alone::Either))
 }
 
 /// What a match depends on beyond the packet; none where it does not.
@@ -391,12 +397,7 @@ fn varying(module: &str, options: &[Given<'_>]) -> Option<Varying> {
     let value = |name: &str| get(name).and_then(Given::first);
     let named = || module.to_owned();
     Some(match table::about(module) {
-        // How much of it was seen before.
-        About::Packet(_) if module == "set" && options.iter().any(is_of_counters) => {
-            let set = value("--match-set").unwrap_or_default();
-            Caveat::Contents(format!("counters of set {set}")).alone(Alone::Either)
-        }
-        About::Packet(_) => return None,
+        About::Packet(_) => return counters(module, options),
         About::Rate => {
             let Some(limit) = RATES.into_iter().find_map(get) else {
                 return Some(Caveat::RateLimited(named()).alone(Alone::Either));

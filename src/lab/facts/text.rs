@@ -378,11 +378,7 @@ impl Reader {
         });
         for (line, text) in routes {
             if id == Route::LOCAL && is_made_by_kernel(&text) {
-                let own = own_address(&text).map(|own| At::new(line, own));
-                self.facts.own.extend(own);
-                if text.starts_with("local ") {
-                    self.facts.own_listed.insert(family);
-                }
+                self.own_route(line, family, &text);
                 continue;
             }
             let text = self.next_hops.filled(&text);
@@ -413,6 +409,15 @@ impl Reader {
                     route: refused.known.map(|route| *route),
                 }),
             }
+        }
+    }
+
+    /// A route of table local that the kernel made.
+    fn own_route(&mut self, line: usize, family: Family, text: &str) {
+        let own = own_address(text).map(|own| At::new(line, own));
+        self.facts.own.extend(own);
+        if text.starts_with("local ") {
+            self.facts.own_listed.insert(family);
         }
     }
 

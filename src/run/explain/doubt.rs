@@ -52,6 +52,21 @@ impl RouterRules {
         Ok(Self { program })
     }
 
+    /// The rules with what they said of a probe.
+    fn noted(
+        &self,
+        reader: &mut RuleReader<'_>,
+        met: &SeenProbe<'_>,
+    ) -> Result<Program, ExplainError> {
+        let mut program = self.program.clone();
+        note(&mut program, reader, &met.trail.steps)?;
+        if let Some((rules, steps)) = met.legacy {
+            rules.note_in(steps, &mut program);
+        }
+        open_sets(&mut program);
+        Ok(program)
+    }
+
     /// What varies in a probe's end; none where its way is not known well enough to say.
     pub(super) fn doubt(
         &self,
@@ -73,12 +88,7 @@ impl RouterRules {
         {
             end.fate = WalkEnd::Stopped;
         }
-        let mut program = self.program.clone();
-        note(&mut program, reader, &met.trail.steps)?;
-        if let Some((rules, steps)) = met.legacy {
-            rules.note_in(steps, &mut program);
-        }
-        open_sets(&mut program);
+        let program = self.noted(reader, met)?;
         let out = observer.name(met.trail.head.oif).map(ToString::to_string);
         let seen = seen(&program, met, out.clone(), &end);
         let head = met.trail.head;
