@@ -9,6 +9,7 @@
 mod blame;
 mod filter;
 mod form;
+mod lasting;
 mod search;
 mod shares;
 mod tools;
@@ -51,7 +52,8 @@ fn load_shut_in(
     let mut warnings = Vec::new();
     let maps = RulesetMaps::new(&router.rulesets);
     for ruleset in &router.rulesets {
-        let sifted = filter::sift(ruleset.kind, &ruleset.text);
+        let mut sifted = filter::sift(ruleset.kind, &ruleset.text);
+        lasting::lasting(ruleset.kind, &mut sifted.lines);
         warnings.extend(not_let_through(router, ruleset, &maps, &sifted.left_out));
         let mut loader = Loader {
             router,
