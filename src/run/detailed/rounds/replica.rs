@@ -11,10 +11,11 @@ use super::{NeighbourKey, Rounds};
 use crate::{
     fault,
     lab::copy::{CopyError, JoinedCopies, RouterCopy},
-    model::{RouterId, RouterName},
+    model::{IfName, RouterId, RouterName},
     netlink::{
         Netlink,
         object::{Family, Mac, Neighbour},
+        sysctl::{self, SysctlError},
     },
     netns::NetnsFd,
     registry::{HostSpec, Job, LockMode, Unlocked},
@@ -88,6 +89,14 @@ impl<P: Fn(&str)> Rounds<'_, P> {
                 return Err(format!("a copy of {} would lack: {lacks}", station.name()));
             }
             let family = Family::of(site.from());
+            if family == Family::V4
+                && let Some(dev) = strict(copy, station.name(), singles).map_err(text)?
+            {
+                let router = station.name();
+                return Err(format!(
+                    "the strict rp_filter on {dev} of {router} goes by all of them"
+                ));
+            }
             cut(copy, station.name(), family, singles).map_err(text)?;
             know(copy, station, &neighbours).map_err(text)?;
             stations.push(Arc::new(Station {
@@ -128,6 +137,31 @@ impl<P: Fn(&str)> Rounds<'_, P> {
 
 fn text(error: impl std::error::Error) -> Uncopied {
     crate::model::WithCauses(&error).to_string()
+}
+
+/// The first interface of these next hops on which the strict rp_filter looks at packets that come in:
+/// any of the next hops is a good enough way back for it, and on a copy there would be one.
+fn strict(
+    copy: &RouterCopy,
+    router: &RouterName,
+    singles: &[SingleHop],
+) -> Result<Option<String>, SysctlError> {
+    let singles = singles.iter().filter(|one| one.spread.router == *router);
+    let hops = singles.flat_map(|one| &one.spread.hops);
+    let devs = hops.filter_map(|hop| hop.dev.as_ref().map(IfName::as_str));
+    let devs: Vec<&str> = ["all"].into_iter().chain(devs).collect();
+    let keys = devs
+        .iter()
+        .map(|dev| format!("net/ipv4/conf/{dev}/rp_filter"));
+    let keys: Vec<String> = keys.collect();
+    let values = sysctl::read(copy.netns(), &keys)?;
+    // The larger of both counts (ip-sysctl.rst), and 2 is loose.
+    let number = |value: &String| value.trim().parse::<u8>().unwrap_or(0);
+    let values: Vec<u8> = values.iter().map(number).collect();
+    let all = values.first().copied().unwrap_or(0);
+    let mut each = devs.iter().zip(values).skip(1);
+    let found = each.find(|(_, own)| all.max(*own) == 1);
+    Ok(found.map(|(dev, _)| (*dev).to_owned()))
 }
 
 /// Leaves the routes of a copy that have several next hops one of them.
