@@ -136,6 +136,9 @@ fn cost(command: &mut Command) -> Cost {
     })
 }
 
+/// Where they have the programs, in their home.
+const BIN: &str = "bin";
+
 /// An ordinary user with a lab of corp10, and with programs and facts that they can read.
 struct User {
     home: tempfile::TempDir,
@@ -146,9 +149,11 @@ impl User {
         // In memory, as root's registry is.
         let home = tempfile::tempdir_in("/dev/shm").unwrap();
         let user = Self { home };
+        // Beside `tsim`, the directory of what runs.
+        fs::create_dir(user.path(BIN)).unwrap();
         for program in [env!("CARGO_BIN_EXE_tsim"), env!("CARGO_BIN_EXE_tsim-quick")] {
             let name = Path::new(program).file_name().unwrap();
-            fs::copy(program, user.path(name)).unwrap();
+            fs::copy(program, user.path(BIN).join(name)).unwrap();
         }
         let facts = user.path("corp10");
         fs::create_dir(&facts).unwrap();
@@ -174,7 +179,7 @@ impl User {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.path(program));
+        let mut command = Command::new(self.path(BIN).join(program));
         command.env_clear().current_dir("/");
         for variable in [
             "HOME",
