@@ -56,6 +56,14 @@ pub(crate) fn is_debian() -> bool {
     report().kernel_version.contains("Debian")
 }
 
+/// Unloads modules of tunnels. Tests behind that make namespaces that have but their loopback, and while
+/// these modules are there each has `gre0`, `sit0` and the like.
+pub(crate) fn unload(modules: &[&str]) {
+    let removed = Command::new("modprobe").arg("-r").args(modules).output();
+    let removed = removed.unwrap();
+    assert!(removed.status.success(), "{removed:?}");
+}
+
 /// What a quick job says of each of `routers` on a kernel without owner tables.
 pub(crate) fn taps_stay(routers: &[&str]) -> Vec<String> {
     let said = |router: &&str| {

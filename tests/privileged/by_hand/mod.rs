@@ -10,7 +10,7 @@ pub(crate) mod network;
 use std::{
     fs,
     path::Path,
-    process::{Command, Output},
+    process::Output,
 };
 
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use self::network::{Network, Reached};
 use crate::{
-    kernels::is_debian,
+    kernels::{is_debian, unload},
     lab::{Place, fixture},
 };
 
@@ -110,14 +110,12 @@ fn own_addresses_by_routes_and_ways_that_fork() {
     assert_right("routes");
 }
 
-/// Kernels of Debian have the modules; others are configured as people like. That of GRE goes again:
-/// tests behind this one make namespaces that have but their loopback.
+/// Kernels of Debian have the modules; others are configured as people like.
 #[test]
 fn modules_of_vlan_vrf_gre_and_wireguard() {
     if is_debian() {
         assert_right("modules");
-        let removed = Command::new("modprobe").args(["-r", "ip_gre"]).status();
-        assert!(removed.unwrap().success());
+        unload(&["ip_gre"]);
     }
 }
 
