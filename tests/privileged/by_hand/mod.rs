@@ -7,11 +7,7 @@
 
 pub(crate) mod network;
 
-use std::{
-    fs,
-    path::Path,
-    process::Output,
-};
+use std::{fs, path::Path, process::Output};
 
 use serde::Deserialize;
 use serde_json::Value;
