@@ -123,6 +123,8 @@ optional bridge_vlan bridge vlan show
 optional bridge_fdb bridge fdb show
 optional ebtables_save ebtables-save
 command -v tc >/dev/null 2>&1 && section tc_filters tc_filters
+# Programs that hang on interfaces and hooks by links of BPF, of which tc(8) and nft(8) show nothing.
+bpftool net show >/dev/null 2>&1 && section bpftool_net bpftool net show
 optional ipvs ipvsadm -Sn
 # The ip(8) of busybox knows nothing of IPsec.
 ip xfrm policy >/dev/null 2>&1 && section xfrm_policy ip xfrm policy

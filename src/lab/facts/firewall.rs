@@ -300,7 +300,8 @@ pub(super) fn without(text: &str, lost: &[(usize, String)]) -> String {
 }
 
 /// Sections of the collector that no lab can have; they were looked at, and mostly hold nothing.
-pub(super) const LOOKED_AT: [&str; 6] = [
+pub(super) const LOOKED_AT: [&str; 7] = [
+    "bpftool_net",
     "iptables_legacy_save",
     "ip6tables_legacy_save",
     "ebtables_save",
