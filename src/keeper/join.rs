@@ -138,12 +138,19 @@ pub(crate) fn join(
         loop {
             if locked(&users, FlockOperation::NonBlockingLockShared).map_err(failed)? {
                 if let Some(keeper) = find(places)? {
-                    enter(&keeper, networks)?;
-                    return Ok(Joined {
-                        keeper,
-                        started,
-                        users,
-                    });
+                    match enter(&keeper, networks) {
+                        Ok(()) => {
+                            return Ok(Joined {
+                                keeper,
+                                started,
+                                users,
+                            });
+                        }
+                        Err(KeeperError::Join { source, .. }) if is_of_ended(&source) => {
+                            await_end(&keeper, wait).map_err(failed)?;
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
                 // Of several who find none, the first starts one, and the others find that. Whoever is
                 // still inside of one that is gone is waited for.
@@ -159,6 +166,25 @@ pub(crate) fn join(
         }
     }
     Err(KeeperError::Unstable)
+}
+
+/// Whether a keeper could not be joined because it is ending: the kernel closes its files, locks with
+/// them, and takes it out of its namespaces before it counts as ended.
+fn is_of_ended(source: &io::Error) -> bool {
+    source.raw_os_error() == Some(libc::ESRCH) || source.kind() == io::ErrorKind::NotFound
+}
+
+/// Waits until a keeper that is ending has ended; from then on it is not found.
+fn await_end(keeper: &Keeper, wait: &Wait) -> io::Result<()> {
+    let pid = i32::try_from(keeper.owner.pid).ok().and_then(Pid::from_raw);
+    let Some(Ok(pidfd)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+        return Ok(());
+    };
+    // Its number may be that of another process by now, which nobody waits for.
+    match keeper.owner.liveness() {
+        Liveness::Alive => wait.readable(pidfd.as_fd()).map(drop),
+        _ => Ok(()),
+    }
 }
 
 fn locked(users: &File, how: FlockOperation) -> io::Result<bool> {
