@@ -53,7 +53,11 @@ fn chains_are_answered_as_plain_hosts_see_them() {
     let count = number("TSIM_CHAINS").unwrap_or(CHAINS);
     let first = number("TSIM_CHAINS_SEED").unwrap_or(1);
     println!("seeds {first} to {}", first + count - 1);
-    let tally = try_all(first..first + count);
+    let tally = Mutex::new(Tally::default());
+    each_seed(first..first + count, |seed| {
+        try_one(Plan::new(seed), &tally);
+    });
+    let tally = tally.into_inner().unwrap();
     println!("{}", tally.figures());
     assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
     if count >= CHAINS {
@@ -99,10 +103,7 @@ impl Tally {
         assert!(self.lost * 10 >= self.pairs * 3, "{} NO", self.lost);
         assert!(self.unknown * 20 <= self.pairs, "{} UNKNOWN", self.unknown);
         assert!(self.proven * 4 >= self.pairs, "{} in detail", self.proven);
-        for feature in FEATURES.iter().chain(&["IPv4", "IPv6"]) {
-            let count = self.features.get(feature).copied().unwrap_or_default();
-            assert!(count >= 5, "{feature} in {count} chains");
-        }
+        assert_that_features_are_many(&self.features, &FEATURES);
         for (forgotten, wrong) in FORGOTTEN.iter().zip(self.noticed) {
             assert!(wrong >= NOTICED, "{wrong} wrong without {forgotten}");
         }
@@ -135,23 +136,32 @@ impl Tally {
     }
 }
 
-/// Tries the chains of all seeds.
-fn try_all(seeds: Range<u64>) -> Tally {
+/// Does `one` with each seed, several at a time.
+fn each_seed(seeds: Range<u64>, one: impl Fn(u64) + Sync) {
     let next = AtomicU64::new(seeds.start);
-    let tally = Mutex::new(Tally::default());
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end {
                 return;
             }
-            try_one(Plan::new(seed), &tally);
+            one(seed);
         }
     };
     thread::scope(|scope| {
         (0..THREADS).for_each(|_| _ = scope.spawn(work));
     });
-    tally.into_inner().unwrap()
+}
+
+/// Fails where fewer than five chains have one of `features`, or are of one of both families.
+fn assert_that_features_are_many(
+    chains: &BTreeMap<&'static str, usize>,
+    features: &[&'static str],
+) {
+    for feature in features.iter().chain(&["IPv4", "IPv6"]) {
+        let count = chains.get(feature).copied().unwrap_or_default();
+        assert!(count >= 5, "{feature} in {count} chains");
+    }
 }
 
 fn try_one(plan: Plan, tally: &Mutex<Tally>) {

@@ -7,21 +7,12 @@
 pub(super) mod plan;
 mod truth;
 
-use std::{
-    collections::BTreeMap,
-    ops::Range,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-};
+use std::{collections::BTreeMap, sync::Mutex};
 
 use self::plan::FEATURES;
 use super::{
-    THREADS,
     ask::{Answer, Rebuilt},
-    number,
+    assert_that_features_are_many, each_seed, number,
     plan::{Asked, Plan, Service},
     shrink,
     truth::Chain,
@@ -39,7 +30,10 @@ fn answers_come_as_plain_hosts_get_them() {
     let count = number("TSIM_CHAINS").map_or(CHAINS, |chains| chains * 2);
     let first = number("TSIM_CHAINS_SEED").unwrap_or(1);
     println!("seeds {first} to {}", first + count - 1);
-    let tally = try_all(first..first + count);
+    let tally = Mutex::new(Tally::default());
+    let one = |seed| try_one(Plan::with_answers(seed), &tally);
+    each_seed(first..first + count, one);
+    let tally = tally.into_inner().unwrap();
     println!("{}", tally.figures());
     assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
     if count >= CHAINS {
@@ -122,10 +116,7 @@ impl Tally {
         assert!(self.half_way >= NOTICED, "{} half way", self.half_way);
         let unknown = self.unknown.len();
         assert!(unknown * 20 <= self.pairs, "{unknown} UNKNOWN");
-        for feature in FEATURES.iter().chain(&["IPv4", "IPv6"]) {
-            let count = self.features.get(feature).copied().unwrap_or_default();
-            assert!(count >= 5, "{feature} in {count} chains");
-        }
+        assert_that_features_are_many(&self.features, &FEATURES);
     }
 
     fn add(&mut self, plan: &Plan, compared: &[Compared]) {
@@ -148,30 +139,14 @@ impl Tally {
     }
 }
 
-/// Tries the chains of all seeds.
-fn try_all(seeds: Range<u64>) -> Tally {
-    let next = AtomicU64::new(seeds.start);
-    let tally = Mutex::new(Tally::default());
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
-            let plan = Plan::with_answers(seed);
-            match compare(&plan) {
-                Ok(compared) => tally.lock().unwrap().add(&plan, &compared),
-                Err(why) => {
-                    let text = shrink::smallest(plan, why, |plan| compare(plan).err());
-                    tally.lock().unwrap().wrong.push(text);
-                }
-            }
+fn try_one(plan: Plan, tally: &Mutex<Tally>) {
+    match compare(&plan) {
+        Ok(compared) => tally.lock().unwrap().add(&plan, &compared),
+        Err(why) => {
+            let text = shrink::smallest(plan, why, |plan| compare(plan).err());
+            tally.lock().unwrap().wrong.push(text);
         }
-    };
-    thread::scope(|scope| {
-        (0..THREADS).for_each(|_| _ = scope.spawn(work));
-    });
-    tally.into_inner().unwrap()
+    }
 }
 
 /// Makes a chain and the lab of it, and asks both; what is wrong, if anything is.
