@@ -62,6 +62,7 @@ async function together(own, holder) {
     await fine(page, "queue with real jobs");
     await shoot(page, "real-queue", { phone: true });
     await labPage(await open(context, `${url}/lab`, problems));
+    await driftPage(own, () => open(context, `${url}/lab`, problems));
 
     // Reload in the middle, then cancel one.
     await page.reload();
@@ -112,6 +113,23 @@ async function labPage(page) {
     await page.getByRole("button", { name: "Show end networks" }).click();
     await fine(page, "lab with end networks");
     await shoot(page, "lab-ends", { phone: true });
+    await page.close();
+}
+
+/** What somebody changed in a router is said on the lab's page, and no more when it is taken back. */
+async function driftPage(own, visit) {
+    const route = (what) => own.tsim("exec", lab, "hq-lab", "--", "ip", "route", what, "blackhole", "192.0.2.77/32");
+    route("add");
+    let page = await visit();
+    await page.locator("#lab-drift-list").getByText("drift of hq-lab").first().waitFor();
+    await page.getByText(`tsim lab reload ${lab} hq-lab`).waitFor();
+    await fine(page, "lab that has drifted");
+    await shoot(page, "lab-drift");
+    await page.close();
+    route("del");
+    page = await visit();
+    await page.getByRole("cell", { name: "held by by-hand" }).waitFor();
+    assert.equal(await page.locator("#lab-drift").isVisible(), false);
     await page.close();
 }
 
