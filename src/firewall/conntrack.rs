@@ -130,7 +130,8 @@ impl Entry {
         ends(&self.tuple).chain(ends(&self.reply))
     }
 
-    /// A number that no other entry has.
+    /// A number in its place that fits into a note (FNV-1a). That two of the few entries of a router have
+    /// the same one of 64 bits is possible, and then the newer one stays until it times out.
     fn digest(&self) -> u64 {
         fnv1a(&self.removal())
     }
