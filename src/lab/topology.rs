@@ -197,6 +197,28 @@ pub struct Ruleset {
     /// Whether all of it stands there: it was made of a form that has other lines.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_one_line: bool,
+    /// What is known of the clock that its rules go by.
+    #[serde(default)]
+    pub clock: Clock,
+}
+
+/// What is known of the clock that rules about the time go by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Whether the hours and dates of nft(8) are UTC. It prints them in the time zone of who asks it,
+    /// and reads them so.
+    pub prints_utc: bool,
+    /// Whether the kernel has no time zone of its own (settimeofday(2)), which the days of nft(8) and
+    /// iptables' `--kerneltz` go by.
+    pub kernel_in_utc: bool,
+}
+
+impl Clock {
+    /// Of a router that knows no time but UTC.
+    pub const UTC: Self = Self {
+        prints_utc: true,
+        kernel_in_utc: true,
+    };
 }
 
 impl Ruleset {

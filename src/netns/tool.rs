@@ -1,7 +1,7 @@
 //! Running the tools that load and print rulesets (`iptables-restore`, `nft`, `ipset`).
 //!
 //! A tool runs in the network namespace of the thread that starts it: call [`Tools::run`] inside
-//! [`NetnsFd::enter`](super::NetnsFd::enter). It gets no environment but `PATH` and `LC_ALL`, and
+//! [`NetnsFd::enter`](super::NetnsFd::enter). It gets no environment but `PATH`, `LC_ALL` and `TZ`, and
 //! its input and output are memory files (memfd_create(2)), so no pipe can fill up and stop it.
 
 use std::{
@@ -202,6 +202,8 @@ impl Tools {
             .env_clear()
             .env("PATH", path)
             .env("LC_ALL", "C")
+            // Facts tell hours and dates of nft(8) in UTC, and so it has to read them.
+            .env("TZ", "UTC0")
             .current_dir("/");
         command
     }
@@ -331,7 +333,10 @@ mod tests {
             .lines()
             .collect();
         lines.sort_unstable();
-        assert_eq!(lines, ["LC_ALL=C", "PATH=/nonexistent:/usr/bin:/bin"]);
+        assert_eq!(
+            lines,
+            ["LC_ALL=C", "PATH=/nonexistent:/usr/bin:/bin", "TZ=UTC0"]
+        );
     }
 
     #[test]

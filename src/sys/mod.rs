@@ -9,4 +9,5 @@ pub mod nftnl;
 pub mod readable;
 pub mod seccomp;
 pub mod socket_filter;
+pub mod time_zone;
 pub mod xtables;

@@ -112,12 +112,17 @@ impl Place {
 
     /// Runs one of the programs on this place.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Output {
-        Command::new(program)
+        self.command(program, arguments).output().unwrap()
+    }
+
+    /// A program of tsim's on this place, that is yet to run.
+    pub(crate) fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
             .arg("--config")
             .arg(self.config_file())
-            .args(arguments)
-            .output()
-            .unwrap()
+            .args(arguments);
+        command
     }
 }
 

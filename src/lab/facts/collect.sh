@@ -63,6 +63,15 @@ tc_filters() {
     return 0
 }
 
+# What tells whether the kernel has a time zone of its own: who starts the machine gives it the local one,
+# but for systemd, which does so only where the hardware's clock has local time.
+clock() {
+    (unset TZ && date '+zone %Z')
+    [ -d /run/systemd/system ] && echo 'started by systemd'
+    sed -n 's/^\(LOCAL\|UTC\)$/hardware clock \1/p' /etc/adjtime 2>/dev/null
+    return 0
+}
+
 # An ip(8) without details, such as that of busybox, tells less.
 links() {
     ip -d link show 2>/dev/null || ip link show
@@ -116,7 +125,9 @@ for six in '' 6; do
     fi
 done
 optional ipset_save ipset save
-optional nft_ruleset nft -s list ruleset
+# nft(8) prints hours and dates in the time zone of who asks.
+command -v nft >/dev/null 2>&1 && section nft_ruleset env TZ=UTC0 nft -s list ruleset
+section clock clock
 # Whether nf_tables is there at all, for where no nft(8) is.
 [ -s /proc/modules ] && section loaded_modules cut -d ' ' -f 1 /proc/modules
 optional bridge_vlan bridge vlan show

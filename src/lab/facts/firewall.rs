@@ -7,7 +7,7 @@ use super::{
 use crate::{
     lab::{
         omission::{Concern, Omission, OmissionKind, PacketSet, RulesetMaps},
-        topology::{Origin, Ruleset, RulesetKind},
+        topology::{Clock, Origin, Ruleset, RulesetKind},
     },
     netlink::object::Family,
 };
@@ -434,6 +434,7 @@ fn of_ruleset(section: &Section<'_>, kind: RulesetKind) -> Omission {
             line: section.first_line(),
         },
         in_one_line: false,
+        clock: Clock::default(),
     }];
     let maps = RulesetMaps::new(&ruleset);
     let mut concern = Concern::default();

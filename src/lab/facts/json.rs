@@ -34,7 +34,7 @@ use super::{
     words::{TableNames, Words, address_with_len},
 };
 use crate::{
-    lab::topology::{At, InterfaceKind, LinkFacts, Origin, Ruleset, RulesetKind, Warning},
+    lab::topology::{At, Clock, InterfaceKind, LinkFacts, Origin, Ruleset, RulesetKind, Warning},
     model::{IfName, RouterName, printable},
     netlink::object::{Address, Family, Mac, Route, Scope},
 };
@@ -86,6 +86,10 @@ struct File {
     ip6tables: Option<Text>,
     /// What `nft list ruleset` prints.
     nft: Option<Text>,
+    /// Whether the times of `nft` are UTC (`TZ=UTC0 nft list ruleset`), and the router's kernel has no other
+    /// time zone; without, rules that ask for the time are left out.
+    #[serde(default)]
+    utc: bool,
     /// Settings as path below /proc/sys and value, e.g. `"net/ipv4/conf/all/rp_filter": "1"`.
     #[serde(default)]
     sysctls: BTreeMap<String, String>,
@@ -307,6 +311,11 @@ impl Reader<'_> {
                 self.rule(rule, family);
             }
         }
+        let clock = if file.utc {
+            Clock::UTC
+        } else {
+            Clock::default()
+        };
         let texts = [
             (RulesetKind::Ipset, "ipset", file.ipset),
             (RulesetKind::Iptables, "iptables", file.iptables),
@@ -321,6 +330,7 @@ impl Reader<'_> {
                     text,
                     origin,
                     in_one_line: false,
+                    clock,
                 });
             }
         }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     lab::{
         omission::{self, Nets, Omission, OmissionKind, PacketSet, RulesetMaps},
-        topology::{At, Origin, Ruleset, RulesetKind, Warning},
+        topology::{At, Clock, Origin, Ruleset, RulesetKind, Warning},
     },
     model::RouterName,
     netlink::object::{Family, Route, Scope},
@@ -49,6 +49,9 @@ pub(in crate::lab) const NOT_NEEDED: [&str; 17] = [
     "ipset_warning",
     "ipset_missing",
 ];
+
+/// What tells whether the router's kernel has a time zone of its own.
+const CLOCK: &str = "clock";
 
 /// Reads the facts of router `name` from `text`; `file` names it in messages.
 ///
@@ -80,6 +83,7 @@ pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFac
         saved: shared::saved(&sections),
         legacy: legacy_families(&sections),
         has_nft: has("nft_ruleset"),
+        kernel_in_utc: kernel_in_utc(&sections),
         empty: BTreeSet::new(),
         told: BTreeMap::new(),
     };
@@ -107,6 +111,22 @@ fn legacy_families(sections: &[Section<'_>]) -> BTreeSet<Family> {
         _ => None,
     };
     sections.iter().filter_map(family).collect()
+}
+
+/// Whether the router's kernel has no time zone of its own. Who starts a machine gives it the local one;
+/// systemd does only where the hardware's clock has local time.
+fn kernel_in_utc(sections: &[Section<'_>]) -> bool {
+    let has = |wanted: &[&str]| {
+        let mut clocks = sections.iter().filter(|section| section.name == CLOCK);
+        clocks.any(|section| section.body.iter().any(|(_, line)| wanted.contains(line)))
+    };
+    has(&["zone UTC", "started by systemd"]) && !has(&["hardware clock LOCAL"])
+}
+
+/// Whether a command has the tool that it runs print times in UTC.
+fn prints_utc(command: &str) -> bool {
+    let mut words = command.split_whitespace();
+    words.any(|word| ["TZ=UTC0", "TZ=UTC"].contains(&word))
 }
 
 /// Names from `rt_tables`, and those that only the sections' names and titles give.
@@ -150,6 +170,8 @@ struct Reader {
     legacy: BTreeSet<Family>,
     /// Whether a section has what nft(8) printed.
     has_nft: bool,
+    /// Whether the router's kernel has no time zone of its own.
+    kernel_in_utc: bool,
     /// Kinds of rulesets whose tool said that there is none.
     empty: BTreeSet<RulesetKind>,
     /// Settings that a section told, by path.
@@ -217,7 +239,7 @@ impl Reader {
             "ipset_save" => self.ruleset(section, RulesetKind::Ipset),
             "nft_ruleset" => self.ruleset(section, RulesetKind::Nft),
             "rt_tables" => self.table_names(section),
-            name if links::is_section(name) || name == nexthops::SECTION => {}
+            name if links::is_section(name) || [nexthops::SECTION, CLOCK].contains(&name) => {}
             other => match routing_table(other) {
                 Some((family, table)) => self.routes(section, family, table),
                 None if NOT_NEEDED.contains(&other) => {}
@@ -524,6 +546,10 @@ impl Reader {
             text: whole,
             origin,
             in_one_line,
+            clock: Clock {
+                prints_utc: prints_utc(section.command),
+                kernel_in_utc: self.kernel_in_utc,
+            },
         };
         self.lost_lines(&ruleset, &prepared.lost);
         ruleset.text = prepared.text;

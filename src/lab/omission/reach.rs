@@ -481,6 +481,7 @@ fn nft_priority(words: &[&str]) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::topology::Clock;
 
     fn ruleset(kind: RulesetKind, text: &str) -> Ruleset {
         Ruleset {
@@ -491,6 +492,7 @@ mod tests {
                 line: 100,
             },
             in_one_line: false,
+            clock: Clock::default(),
         }
     }
 

@@ -557,7 +557,7 @@ fn nft_line(words: &[&str], chain: Option<&str>, table: &mut RulesetTable) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::topology::Origin;
+    use crate::lab::topology::{Clock, Origin};
 
     fn ruleset(kind: RulesetKind, text: &str) -> Ruleset {
         Ruleset {
@@ -568,6 +568,7 @@ mod tests {
                 line: 1,
             },
             in_one_line: false,
+            clock: Clock::default(),
         }
     }
 

@@ -19,11 +19,12 @@ use std::collections::BTreeSet;
 use super::{
     LabError, UpProgress, UpStep,
     omission::RulesetMaps,
-    topology::{Router, Ruleset, RulesetKind, Warning},
+    topology::{Clock, Router, Ruleset, RulesetKind, Warning},
 };
 use crate::{
     fault,
     netns::{shut_in::shut_in, tool::ToolError},
+    sys::time_zone,
 };
 
 pub(super) use tools::{Loaders, Trial};
@@ -52,7 +53,7 @@ fn load_shut_in(
     let mut warnings = Vec::new();
     let maps = RulesetMaps::new(&router.rulesets);
     for ruleset in &router.rulesets {
-        let mut sifted = filter::sift(ruleset.kind, &ruleset.text);
+        let mut sifted = filter::sift(ruleset.kind, &ruleset.text, clock_here(ruleset));
         lasting::lasting(ruleset.kind, &mut sifted.lines);
         warnings.extend(not_let_through(router, ruleset, &maps, &sifted.left_out));
         let mut loader = Loader {
@@ -70,13 +71,20 @@ fn load_shut_in(
     Ok(warnings)
 }
 
-/// What stands in the rulesets of `router` that no saved ruleset contains, and that is not loaded
-/// therefore. Pure.
+/// The clock of a ruleset's rules, as far as this machine's goes like it.
+fn clock_here(ruleset: &Ruleset) -> Clock {
+    let mut clock = ruleset.clock;
+    clock.kernel_in_utc &= time_zone::is_utc();
+    clock
+}
+
+/// What stands in the rulesets of `router` that no saved ruleset contains, or that only the kernel's time
+/// zone decides, and that is not loaded therefore.
 #[must_use]
 pub fn strange_lines(router: &Router) -> Vec<Warning> {
     let maps = RulesetMaps::new(&router.rulesets);
     let of = |ruleset: &Ruleset| {
-        let left_out = filter::sift(ruleset.kind, &ruleset.text).left_out;
+        let left_out = filter::sift(ruleset.kind, &ruleset.text, clock_here(ruleset)).left_out;
         not_let_through(router, ruleset, &maps, &left_out).collect::<Vec<_>>()
     };
     router.rulesets.iter().flat_map(of).collect()

@@ -37,6 +37,9 @@ struct Case {
     /// What stands in `links.toml` beside the facts.
     #[serde(default)]
     links: Option<String>,
+    /// `TZ` of who collects the facts.
+    #[serde(default)]
+    time_zone: Option<String>,
     /// What the network was made with and no facts may show.
     #[serde(default)]
     secrets: Vec<String>,
@@ -106,6 +109,11 @@ fn own_addresses_by_routes_and_ways_that_fork() {
     assert_right("routes");
 }
 
+#[test]
+fn times_of_another_time_zone() {
+    assert_right("times");
+}
+
 /// Kernels of Debian have the modules; others are configured as people like.
 #[test]
 fn modules_of_vlan_vrf_gre_and_wireguard() {
@@ -137,7 +145,7 @@ fn wrong(case: &Case) -> Vec<String> {
     let facts = place.dir.path().join("facts");
     fs::create_dir(&facts).unwrap();
     for router in &case.routers {
-        let text = collected(&place, &network.name(router));
+        let text = collected(&place, case, &network.name(router));
         let told = case.secrets.iter().find(|secret| text.contains(*secret));
         assert_eq!(told, None, "{}: the facts of {router} tell it", case.name);
         let text = text.replace(&format!("{}.", network.bed.lab), "");
@@ -200,8 +208,11 @@ fn untrue(network: &Network, question: &Question) -> Option<String> {
     })
 }
 
-fn collected(place: &Place, netns: &str) -> String {
-    let output = place.tsim(&["facts", "collect", "--netns", netns]);
+fn collected(place: &Place, case: &Case, netns: &str) -> String {
+    let arguments = ["facts", "collect", "--netns", netns];
+    let mut collect = place.command(env!("CARGO_BIN_EXE_tsim"), &arguments);
+    collect.envs(case.time_zone.as_ref().map(|zone| ("TZ", zone)));
+    let output = collect.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     String::from_utf8(output.stdout).unwrap()

@@ -108,10 +108,13 @@ fn words(line: &str) -> Result<Vec<Word<'_>>, String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::lab::{rulesets::filter::sift, topology::RulesetKind};
+    use crate::lab::{
+        rulesets::filter::sift,
+        topology::{Clock, RulesetKind},
+    };
 
     fn left(text: &str) -> Vec<(usize, String)> {
-        let sifted = sift(RulesetKind::Ipset, text);
+        let sifted = sift(RulesetKind::Ipset, text, Clock::UTC);
         let out = sifted.left_out.into_iter();
         out.map(|out| (out.first, out.reason)).collect()
     }

@@ -16,7 +16,7 @@ mod nft;
 mod nft_words;
 mod xtables;
 
-use crate::lab::topology::RulesetKind;
+use crate::lab::topology::{Clock, RulesetKind};
 
 /// Lines that are not let through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,13 +55,13 @@ pub(super) struct Sifted {
     pub(super) left_out: Vec<LeftOut>,
 }
 
-/// Sifts `text`, a ruleset of `kind`.
-pub(super) fn sift(kind: RulesetKind, text: &str) -> Sifted {
+/// Sifts `text`, a ruleset of `kind`, whose rules about the time go by `clock`.
+pub(super) fn sift(kind: RulesetKind, text: &str, clock: Clock) -> Sifted {
     let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
     let mut left_out = match kind {
         RulesetKind::Ipset => ipset::refused(&lines),
-        RulesetKind::Iptables | RulesetKind::Ip6tables => xtables::refused(&lines),
-        RulesetKind::Nft => nft::refused(&lines),
+        RulesetKind::Iptables | RulesetKind::Ip6tables => xtables::refused(&lines, clock),
+        RulesetKind::Nft => nft::refused(&lines, clock),
     };
     left_out.sort_by_key(|out| (out.first, out.last));
     for out in &left_out {
@@ -84,6 +84,10 @@ fn unfit(line: &str, most_bytes: usize) -> Option<String> {
         format!("it has {length} bytes; the tool that loads it takes lines of {most_bytes}")
     })
 }
+
+/// Why a rule that goes by the kernel's time zone is left out.
+const BY_KERNELS_ZONE: &str =
+    "it goes by the kernel's time zone, and that is not known to be UTC on the router and here";
 
 fn names_no_address(name: &str) -> String {
     format!("`{name}` is no address, and names are not looked up")
@@ -137,7 +141,7 @@ mod tests {
             for (key, kind) in keys {
                 if let Some(text) = case.get(key).and_then(toml::Value::as_str) {
                     seen += 1;
-                    let left_out = sift(kind, &filled(text)).left_out;
+                    let left_out = sift(kind, &filled(text), Clock::UTC).left_out;
                     assert_eq!(left_out, [], "{}", path.display());
                 }
             }

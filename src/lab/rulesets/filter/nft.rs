@@ -6,12 +6,13 @@
 //! begins, so no word outside quotes may be one of them.
 
 use super::{
-    LeftOut,
+    BY_KERNELS_ZONE, LeftOut,
     address::is_domain_name,
     names_no_address,
     nft_words::{Word, words},
     unfit,
 };
+use crate::lab::topology::Clock;
 
 /// nft has no longest line; elements of a large set may stand in one.
 const MOST_BYTES: usize = usize::MAX;
@@ -72,10 +73,14 @@ struct Sieve<'a> {
     refused: Vec<LeftOut>,
     /// Whether anything stood before, at the top.
     begun: bool,
+    clock: Clock,
 }
 
-pub(super) fn refused(lines: &[String]) -> Vec<LeftOut> {
-    let mut sieve = Sieve::default();
+pub(super) fn refused(lines: &[String], clock: Clock) -> Vec<LeftOut> {
+    let mut sieve = Sieve {
+        clock,
+        ..Sieve::default()
+    };
     for (at, line) in lines.iter().enumerate() {
         sieve.line(at, line);
     }
@@ -188,7 +193,9 @@ impl<'a> Sieve<'a> {
         let reason = match kind {
             Some(Kind::Foreign) => None,
             Some(Kind::Table) => Some(check_in_table(&statement.words)).and_then(Result::err),
-            Some(Kind::Object | Kind::Inner) => check(&statement.words).err(),
+            Some(Kind::Object | Kind::Inner) => check(&statement.words)
+                .and_then(|()| check_time(&statement.words, self.clock))
+                .err(),
             None => Some("`nft list ruleset` writes tables only".to_owned()),
         };
         let Some(reason) = reason else { return };
@@ -265,6 +272,30 @@ fn check(words: &[Word<'_>]) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a rule asks for the time, and nobody knows in whose time zone it does. A set says of what kind
+/// it is in the same words.
+fn check_time(words: &[Word<'_>], clock: Clock) -> Result<(), String> {
+    if words.first() == Some(&Word::Plain("typeof")) {
+        return Ok(());
+    }
+    let asks = |wanted: &[&str]| {
+        words.windows(2).any(|pair| match pair {
+            [Word::Plain("meta"), Word::Plain(key)] => wanted.contains(key),
+            _ => false,
+        })
+    };
+    if asks(&["hour", "time"]) && !clock.prints_utc {
+        return Err(
+            "its time zone is not told: `TZ=UTC0 nft list ruleset` prints UTC, and says so"
+                .to_owned(),
+        );
+    }
+    if asks(&["day"]) && !clock.kernel_in_utc {
+        return Err(BY_KERNELS_ZONE.to_owned());
+    }
+    Ok(())
+}
+
 /// Makes ranges of lines of `refused` that can be blanked: a block whose beginning is among them
 /// goes as a whole, and so does one whose end is.
 fn whole(mut refused: Vec<LeftOut>, closed: &[(usize, usize)], lines: usize) -> Vec<LeftOut> {
@@ -299,7 +330,10 @@ fn whole(mut refused: Vec<LeftOut>, closed: &[(usize, usize)], lines: usize) -> 
 
 #[cfg(test)]
 mod tests {
-    use crate::lab::{rulesets::filter::sift, topology::RulesetKind};
+    use crate::lab::{
+        rulesets::filter::sift,
+        topology::{Clock, RulesetKind},
+    };
 
     const LISTING: &str = "table inet x { # handle 1\n\tcomment \"include\"\n\tset s {\n\
         \t\ttype ipv4_addr . inet_service\n\t\tflags interval,timeout\n\
@@ -314,7 +348,9 @@ mod tests {
         \tchain d.e {\n\t}\n}\ntable ip \"y\" {\n}\n";
 
     fn left(text: &str) -> Vec<(usize, usize)> {
-        let out = sift(RulesetKind::Nft, text).left_out.into_iter();
+        let out = sift(RulesetKind::Nft, text, Clock::UTC)
+            .left_out
+            .into_iter();
         out.map(|out| (out.first, out.last)).collect()
     }
 
@@ -326,7 +362,7 @@ mod tests {
 
     #[test]
     fn what_nft_lists_is_let_through() {
-        let sifted = sift(RulesetKind::Nft, LISTING);
+        let sifted = sift(RulesetKind::Nft, LISTING, Clock::UTC);
         assert_eq!(sifted.left_out, []);
         let one_line = "table ip x { chain c { type filter hook input priority 0; drop; }; }";
         assert_eq!(left(one_line), []);
@@ -370,6 +406,38 @@ mod tests {
     }
 
     #[test]
+    fn times_of_an_unknown_time_zone_are_left_out() {
+        let (unknown, printed) = (
+            Clock::default(),
+            Clock {
+                prints_utc: true,
+                kernel_in_utc: false,
+            },
+        );
+        for (rule, clock, lost) in [
+            ("meta hour \"09:00\"-\"17:00\" accept", unknown, true),
+            ("meta hour \"09:00\"-\"17:00\" accept", printed, false),
+            ("meta time < \"2001-01-01 00:00:00\" drop", unknown, true),
+            ("meta time < \"2001-01-01 00:00:00\" drop", printed, false),
+            ("meta day \"Monday\" drop", printed, true),
+            ("meta day \"Monday\" drop", Clock::UTC, false),
+            (
+                "meta day . meta hour { \"Monday\" . \"09:00\" } drop",
+                printed,
+                true,
+            ),
+            ("jump hour comment \"meta hour\"", unknown, false),
+        ] {
+            let text = format!("table ip x {{\n\tchain c {{\n\t\t{rule}\n\t\tdrop\n\t}}\n}}\n");
+            let left_out = sift(RulesetKind::Nft, &text, clock).left_out;
+            let lines: Vec<_> = left_out.iter().map(|out| (out.first, out.last)).collect();
+            assert_eq!(lines == [(2, 2)], lost, "{rule} {clock:?}: {left_out:?}");
+        }
+        let set = "table ip x {\n\tset s {\n\t\ttypeof meta hour\n\t}\n}\n";
+        assert_eq!(sift(RulesetKind::Nft, set, unknown).left_out, []);
+    }
+
+    #[test]
     fn a_quote_that_stays_open_hides_nothing() {
         let text = "table ip x {\n\tchain c {\n\t\taccept comment \"}\n\t\tinclude \"/etc/shadow\"\n\
             \t}\n}\n";
@@ -405,10 +473,15 @@ mod tests {
         let sifted = sift(
             RulesetKind::Nft,
             &format!("#!/usr/sbin/nft -f\n\nflush ruleset\n{LISTING}"),
+            Clock::UTC,
         );
         assert_eq!(sifted.left_out.len(), 1);
         assert!(!sifted.left_out[0].matters);
-        let sifted = sift(RulesetKind::Nft, &format!("{LISTING}flush ruleset\n"));
+        let sifted = sift(
+            RulesetKind::Nft,
+            &format!("{LISTING}flush ruleset\n"),
+            Clock::UTC,
+        );
         assert!(sifted.left_out[0].matters);
     }
 }

@@ -5,7 +5,8 @@
 //! in [`SHORT`] and long ones of its matches and target, and no other of the options that belong to
 //! iptables itself, of which `--modprobe` runs a program and `--help` ends the tool in silence.
 
-use super::{LeftOut, address::is_numeric, names_no_address, unfit};
+use super::{BY_KERNELS_ZONE, LeftOut, address::is_numeric, names_no_address, unfit};
+use crate::lab::topology::Clock;
 
 /// iptables-restore reads lines into 10,240 bytes and takes what is behind for another line.
 const MOST_BYTES: usize = 10_000;
@@ -105,7 +106,7 @@ const ADDRESSES: [&str; 20] = [
 /// audit log.
 const OUTSIDE: [&str; 3] = ["LED", "IDLETIMER", "AUDIT"];
 
-pub(super) fn refused(lines: &[String]) -> Vec<LeftOut> {
+pub(super) fn refused(lines: &[String], clock: Clock) -> Vec<LeftOut> {
     let mut refused = Vec::new();
     let mut table: Option<Table> = None;
     for (at, line) in lines.iter().enumerate() {
@@ -132,7 +133,7 @@ pub(super) fn refused(lines: &[String]) -> Vec<LeftOut> {
             let reason = match table {
                 None => Err("it stands in no table".to_owned()),
                 Some(Table { known: false, .. }) => continue,
-                Some(Table { known: true, .. }) => check(line),
+                Some(Table { known: true, .. }) => check(line, clock),
             };
             refused.extend(reason.err().map(|reason| LeftOut::line(at, reason)));
         }
@@ -156,13 +157,13 @@ impl Table {
     }
 }
 
-fn check(line: &str) -> Result<(), String> {
+fn check(line: &str, clock: Clock) -> Result<(), String> {
     if let Some(reason) = unfit(line, MOST_BYTES) {
         return Err(reason);
     }
     match line.strip_prefix(':') {
         Some(chain) => check_chain(chain),
-        None => check_rule(line),
+        None => check_rule(line, clock),
     }
 }
 
@@ -195,7 +196,7 @@ fn is_count(word: &str) -> bool {
 }
 
 /// `-A FORWARD -s 10.0.0.0/8 -j ACCEPT`, counters before it or not.
-fn check_rule(line: &str) -> Result<(), String> {
+fn check_rule(line: &str, clock: Clock) -> Result<(), String> {
     let rule = match line.split_once(' ') {
         Some((count, rule)) if is_count(count) => rule,
         _ => line,
@@ -212,6 +213,9 @@ fn check_rule(line: &str) -> Result<(), String> {
     let mut before = chain;
     for word in words {
         if !TEXTS.contains(&before) {
+            if word == "--kerneltz" && !clock.kernel_in_utc {
+                return Err(BY_KERNELS_ZONE.to_owned());
+            }
             check_word(before, word)?;
         }
         let long = LONG.iter().find(|(long, _)| *long == word);
@@ -316,16 +320,21 @@ fn quoted(chars: &mut impl Iterator<Item = char>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::lab::{rulesets::filter::sift, topology::RulesetKind};
+    use crate::lab::{
+        rulesets::filter::sift,
+        topology::{Clock, RulesetKind},
+    };
 
     fn left(rules: &str) -> Vec<(usize, usize)> {
-        let out = sift(RulesetKind::Iptables, rules).left_out.into_iter();
+        let out = sift(RulesetKind::Iptables, rules, Clock::UTC)
+            .left_out
+            .into_iter();
         out.map(|out| (out.first, out.last)).collect()
     }
 
     fn of_rule(rule: &str) -> Option<String> {
         let text = format!("*filter\n:FORWARD ACCEPT [0:0]\n{rule}\nCOMMIT\n");
-        let mut sifted = sift(RulesetKind::Iptables, &text);
+        let mut sifted = sift(RulesetKind::Iptables, &text, Clock::UTC);
         assert_eq!(sifted.lines[3], "COMMIT");
         sifted.left_out.pop().map(|out| out.reason)
     }
