@@ -114,6 +114,11 @@ fn times_of_another_time_zone() {
     assert_right("times");
 }
 
+#[test]
+fn sets_and_maps_that_rules_change() {
+    assert_right("sets");
+}
+
 /// Kernels of Debian have the modules; others are configured as people like.
 #[test]
 fn modules_of_vlan_vrf_gre_and_wireguard() {

@@ -5,7 +5,10 @@ mod values;
 mod varying;
 
 pub(super) use self::varying::by_name;
-use self::varying::{NUMBER_SOURCES, held, is_drawn, quota, rate};
+use self::{
+    values::reads,
+    varying::{NUMBER_SOURCES, held, is_drawn, quota, rate},
+};
 use super::{
     Alone, Caveat, Does, Field, Goal, Rule, RuleVerdict, Test,
     table::{self, TargetAction},
@@ -27,6 +30,7 @@ impl Rule {
         while let Some(word) = reader.next() {
             reader.statement(word);
         }
+        reader.ask_maps();
         reader.rule.open_made_up()
     }
 }
@@ -318,6 +322,25 @@ impl<'a> Reader<'a> {
             .map(one)
             .collect::<Option<Vec<_>>>()
             .unwrap_or_default()
+    }
+
+    /// `KEY map @MAP`, wherever a value is computed: of a packet that the map has no element for, the kernel
+    /// says that the rule does not match, as it does of one that is not in a set.
+    fn ask_maps(&mut self) {
+        for (at, pair) in self.words.windows(2).enumerate() {
+            let [word, map] = pair else { continue };
+            if *word != "map" || !map.starts_with('@') {
+                continue;
+            }
+            let before = self.words.get(..at).unwrap_or_default();
+            let begin = before.iter().rposition(|word| ["set", "to"].contains(word));
+            let key = before.get(begin.map_or(0, |begin| begin + 1)..);
+            let key = key.unwrap_or_default().join(" ");
+            let mut read = reads(&key);
+            read.push(Field::Sets);
+            self.rule
+                .ask(Test::other(&format!("{key} map {map}"), &read), false);
+        }
     }
 
     /// Where chance has a part in a value that these words compute, the rule depends on it.
