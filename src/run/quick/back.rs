@@ -398,47 +398,61 @@ impl Answer<'_> {
         found
     }
 
-    /// The routers of one way of the answer. At a router that gave the request its own address as
-    /// source it goes on to the source that the request had before.
+    /// The routers of one way of the answer. At a router that translated the request it gets back the
+    /// addresses that the request had before, and is routed by these.
     fn reply(&mut self, trace: &Trace, hops: &[Hop], end: &End) -> Reply {
         let mut reply = Reply {
-            routers: hops.iter().map(|hop| hop.router.clone()).collect(),
+            routers: Vec::new(),
             looked: Vec::new(),
             lost: None,
         };
-        reply.look(hops, &trace.packet);
-        let (mut at, mut ends_local) = (hops.last().cloned(), *end == End::Local);
-        let mut lost = (end.arrives() == Some(false)).then(|| trace.end_of(hops, end));
+        let mut packet = trace.packet.clone();
+        let (mut hops, mut end) = (hops.to_vec(), end.clone());
+        let mut lost = trace.end_of(&hops, &end);
         for _ in 0..self.passages.len() {
-            let Some(hop) = at.take().filter(|_| ends_local) else {
+            let Some((at, before)) = self.undoes(&hops, &packet) else {
                 break;
             };
-            let passage = self.passages.iter().find(|passage| {
-                *passage.router() == hop.router && passage.leg.source != passage.came.source
-            });
-            let Some(passage) = passage else { break };
-            let leg = Leg {
-                sport: passage.came.source_port,
-                dport: passage.came.destination_port,
+            let entry = EntryName {
+                router: hops[at].router.clone(),
+                interface: hops[at].iface_in.clone(),
+            };
+            reply.look(&hops[..at], &packet);
+            packet = before;
+            let Ok(next) = trace::trace(self.wiring, self.sockets, &packet, Some(&entry)) else {
+                // Where it goes from there is not known.
+                reply.routers.push(entry.router);
+                return reply;
+            };
+            lost = next.end_text();
+            (hops, end) = (next.hops, next.end);
+        }
+        reply.look(&hops, &packet);
+        reply.lost = (end.arrives() == Some(false)).then_some(lost);
+        reply
+    }
+
+    /// The first of these routers that translated the request of which `packet` is the answer, by its
+    /// place, and the answer as it goes on there.
+    fn undoes(&self, hops: &[Hop], packet: &TracePacket) -> Option<(usize, TracePacket)> {
+        let answers = |leg: &Leg| {
+            (leg.source, Some(leg.sport)) == (packet.destination, packet.destination_port)
+                && (leg.destination, Some(leg.dport)) == (packet.source, packet.source_port)
+        };
+        hops.iter().enumerate().find_map(|(at, hop)| {
+            let mut here = self.passages.iter().rev();
+            let passage = here.find(|passage| {
+                *passage.router() == hop.router && passage.translates() && answers(&passage.leg)
+            })?;
+            let came = &passage.came;
+            let before = Leg {
+                source: came.source,
+                sport: came.source_port,
+                dport: came.destination_port,
                 ..passage.leg.clone()
             };
-            let packet = self.packet(&leg, (passage.came.destination, passage.came.source));
-            let from = EntryName {
-                router: hop.router.clone(),
-                interface: passage.leg.hop.iface_out.clone(),
-            };
-            let Ok(next) = trace::trace(self.wiring, self.sockets, &packet, Some(&from)) else {
-                break;
-            };
-            let routers = next.hops.iter().map(|hop| hop.router.clone());
-            reply.routers.extend(routers);
-            reply.look(&next.hops, &packet);
-            lost = (next.end.arrives() == Some(false)).then(|| next.end_text());
-            ends_local = next.end == End::Local;
-            at = next.hops.last().cloned();
-        }
-        reply.lost = lost;
-        reply
+            Some((at, self.packet(&before, (came.destination, came.source))))
+        })
     }
 }
 
@@ -486,7 +500,10 @@ struct Reply {
 }
 
 impl Reply {
+    /// Adds routers at which this packet is looked up.
     fn look(&mut self, hops: &[Hop], packet: &TracePacket) {
+        self.routers
+            .extend(hops.iter().map(|hop| hop.router.clone()));
         let looked = hops.iter().map(|hop| (hop.clone(), packet.clone()));
         self.looked.extend(looked);
     }
