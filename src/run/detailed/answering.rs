@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use super::result::{DetailedEndToEnd, ServiceStatus, TakenLeg};
+use super::result::{DetailedEndToEnd, KnownHeaders, ServiceStatus};
 use crate::{
     lab::{
         LabState,
         sockets::RouterSockets,
-        trace::{self, Entry, EntryName, TracePacket, Wiring},
+        trace::{self, Entry, EntryName, Hop, TracePacket, Wiring},
     },
     model::{Protocol, RouterName},
     netlink::object::Family,
@@ -17,7 +17,8 @@ use crate::{
 /// Why an answer that was measured may not come after all: by another gateway of the server that
 /// has not seen the request and drops what belongs to none, from which no way leads back, or from
 /// which those lead past a router that translated the request; or why one that was lost may come: by
-/// another gateway, from which a way does. None where there is no such.
+/// another gateway, from which a way does. None where there is no such. Whoever stands outside the lab
+/// and was sent the request by a gateway there may have its answer sent to other routers, too.
 pub(super) fn doubt(
     lab: &LabState,
     sockets: &mut RouterSockets,
@@ -25,125 +26,210 @@ pub(super) fn doubt(
     protocol: Protocol,
     trust: bool,
 ) -> Option<String> {
+    let wiring = Wiring::from(lab);
     let last = end.way.last()?;
-    let (server, client) = (last.headers.destination, last.headers.source);
-    let answer = TracePacket {
-        protocol: Some(protocol),
-        source_port: last.headers.destination_port,
-        destination_port: last.headers.source_port,
-        ..TracePacket::new(server, client)
+    let mut asked = Asked {
+        lab,
+        wiring: &wiring,
+        sockets,
+        end,
+        protocol,
+        answer: last.headers.reversed(),
+        server: last.headers.destination,
+        sender: last.next_hop.unwrap_or(last.headers.destination),
     };
     match (end.result, end.status, end.kind) {
-        (Verdict::Yes, _, EndKind::Delivered) => stopped(lab, sockets, end, &answer, trust),
-        (Verdict::No, ServiceStatus::Partial, _) => carried(lab, sockets, end, &answer),
+        (Verdict::Yes, _, EndKind::Delivered | EndKind::Leaves) => asked.stopped(trust),
+        (Verdict::No, ServiceStatus::Partial, _) => asked.carried(),
         _ => None,
     }
 }
 
-/// Why an answer that came may not come.
-fn stopped(
-    lab: &LabState,
-    sockets: &mut RouterSockets,
-    end: &DetailedEndToEnd,
-    answer: &TracePacket,
-    trust: bool,
-) -> Option<String> {
-    let (server, client) = (answer.source, answer.destination);
-    let wiring = Wiring::from(lab);
-    let legs = || end.way.iter().chain(&end.answer);
-    let passed = |router: &RouterName| legs().any(|leg| leg.router == *router);
-    if let Some(missing) = wiring.unheard(server).first().filter(|_| !trust) {
-        return Some(format!(
-            "the lab has no facts of {missing}, which may be the gateway by which {server} answers"
-        ));
+/// A service whose request arrived, and what is known of its answer.
+struct Asked<'a> {
+    lab: &'a LabState,
+    wiring: &'a Wiring,
+    sockets: &'a mut RouterSockets,
+    end: &'a DetailedEndToEnd,
+    protocol: Protocol,
+    /// The answer, as the server sends it.
+    answer: KnownHeaders,
+    server: IpAddr,
+    /// Who sends the answer to a router of the lab: the server, or the gateway outside that has it.
+    sender: IpAddr,
+}
+
+/// Which routers are asked whether they stop what belongs to no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heeded {
+    /// The first alone, whose hosts are known to be among those that it has rules for.
+    First,
+    All,
+}
+
+/// What routers make of an answer.
+enum Course {
+    /// It goes on behind the last of them as it was.
+    On,
+    /// One of them gave it back addresses that the request had before, and from there it gets back.
+    Back,
+    /// It is stopped at one of them, or lost from one on: why.
+    Lost(String),
+}
+
+impl Asked<'_> {
+    /// Why an answer that came may not come.
+    fn stopped(&mut self, trust: bool) -> Option<String> {
+        let server = self.server;
+        if let Some(missing) = self.wiring.unheard(server).first().filter(|_| !trust) {
+            return Some(format!(
+                "the lab has no facts of {missing}, which may be the gateway by which {server} \
+                 answers"
+            ));
+        }
+        let legs = self.end.way.iter().chain(&self.end.answer);
+        let passed: Vec<&RouterName> = legs.map(|leg| &leg.router).collect();
+        let mut others = self.gateways();
+        others.retain(|entry| !passed.contains(&&entry.router));
+        others.into_iter().find_map(|entry| {
+            let why = self.lost(&entry, Heeded::All)?;
+            Some(self.said(&entry.router, &why))
+        })
     }
-    let translators = translators(&end.way);
-    let others = wiring.gateways_of(server, client);
-    let mut others = others.into_iter().filter(|entry| !passed(&entry.router));
-    others.find_map(|entry| {
-        let why = match stop_of_unseen(lab, &entry, answer) {
-            Some(stop) => format!("there {stop} stops answers whose request did not pass"),
-            None => lost(&wiring, sockets, (answer, &translators), &entry)?,
+
+    /// Why an answer that was lost may come.
+    fn carried(&mut self) -> Option<String> {
+        let first = &self.end.answer.first()?.router;
+        let mut others = self.gateways();
+        others.retain(|entry| entry.router != *first);
+        let mut others = others.into_iter();
+        let other = others.find(|entry| self.lost(entry, Heeded::First).is_none())?;
+        let why = format!("by {first} the answer is lost, and from there a way leads back");
+        Some(self.said(&other.router, &why))
+    }
+
+    /// Where the answer may come in.
+    fn gateways(&self) -> Vec<Entry> {
+        let client = self.answer.destination;
+        self.wiring.gateways_of(self.sender, client)
+    }
+
+    /// What becomes of the answer that enters there, where no way of it is known to get back by the
+    /// routers that translated its request. The client knows an answer that does not pass them for
+    /// none: it comes from whom it has not called.
+    fn lost(&mut self, entry: &Entry, heeded: Heeded) -> Option<String> {
+        let answer = self.answer;
+        self.lost_from(entry, &answer, (heeded, 0))
+    }
+
+    /// The same, from where so many routers have given the answer back the addresses that the request
+    /// had before them.
+    fn lost_from(
+        &mut self,
+        entry: &Entry,
+        answer: &KnownHeaders,
+        (heeded, undone): (Heeded, usize),
+    ) -> Option<String> {
+        let at = EntryName {
+            router: entry.router.clone(),
+            interface: entry.iface_in.clone(),
         };
-        Some(said(server, &entry.router, &why))
-    })
-}
-
-/// Why an answer that was lost may come.
-fn carried(
-    lab: &LabState,
-    sockets: &mut RouterSockets,
-    end: &DetailedEndToEnd,
-    answer: &TracePacket,
-) -> Option<String> {
-    let (server, client) = (answer.source, answer.destination);
-    let wiring = Wiring::from(lab);
-    let translators = translators(&end.way);
-    let first = end.answer.first()?;
-    let others = wiring.gateways_of(server, client);
-    let mut others = others
-        .into_iter()
-        .filter(|entry| entry.router != first.router);
-    let other = others.find(|entry| {
-        let seen = end.way.iter().any(|leg| leg.router == entry.router);
-        let stops = !seen && stop_of_unseen(lab, entry, answer).is_some();
-        !stops && lost(&wiring, sockets, (answer, &translators), entry).is_none()
-    })?;
-    let why = format!(
-        "by {} the answer is lost, and from there a way leads back",
-        first.router
-    );
-    Some(said(server, &other.router, &why))
-}
-
-/// What the router of `entry` stops answers by whose request did not pass it.
-fn stop_of_unseen<'l>(lab: &'l LabState, entry: &Entry, answer: &TracePacket) -> Option<&'l str> {
-    let mut stops = lab.router(&entry.router).ok()?.unseen.iter();
-    let stop = stops.find(|unseen| {
-        let here = Some(&unseen.interface) == entry.iface_in.as_ref();
-        let of_family = unseen.family == Family::of(answer.source);
-        here && of_family && answer.protocol.is_some_and(|asked| unseen.stops(asked))
-    });
-    stop.map(|unseen| unseen.stop.as_str())
-}
-
-/// The routers that gave the request other addresses or ports. The client knows an answer that
-/// does not pass them for none: it comes from whom it has not called.
-fn translators(way: &[TakenLeg]) -> Vec<&RouterName> {
-    let translated = way.iter().filter(|leg| leg.came != leg.headers);
-    translated.map(|leg| &leg.router).collect()
-}
-
-/// What becomes of the answer that enters there, where no way of it is known to get back by the
-/// routers that translated its request.
-fn lost(
-    wiring: &Wiring,
-    sockets: &mut RouterSockets,
-    (answer, translators): (&TracePacket, &[&RouterName]),
-    entry: &Entry,
-) -> Option<String> {
-    let at = EntryName {
-        router: entry.router.clone(),
-        interface: entry.iface_in.clone(),
-    };
-    let trace = match trace::trace(wiring, sockets, answer, Some(&at)) {
-        Ok(trace) => trace,
-        Err(error) => return Some(format!("what becomes of it there is not known: {error}")),
-    };
-    let mut missed = None;
-    for (hops, _) in trace.ways().filter(|(_, end)| end.arrives() == Some(true)) {
-        let passes = |router: &RouterName| hops.iter().any(|hop| hop.router == *router);
-        missed = Some(translators.iter().find(|router| !passes(router))?);
+        let packet = TracePacket {
+            protocol: Some(self.protocol),
+            source_port: answer.source_port,
+            destination_port: answer.destination_port,
+            ..TracePacket::new(answer.source, answer.destination)
+        };
+        let trace = match trace::trace(self.wiring, self.sockets, &packet, Some(&at)) {
+            Ok(trace) => trace,
+            Err(error) => return Some(format!("what becomes of it there is not known: {error}")),
+        };
+        let mut why = None;
+        for (hops, end) in trace.ways() {
+            let lost = match self.course(hops, answer, (heeded, undone)) {
+                Course::Back => return None,
+                Course::Lost(why) => why,
+                Course::On if end.arrives() != Some(true) => {
+                    format!("from there {}", trace.end_of(hops, end))
+                }
+                Course::On => self.translator(answer).map(|router| {
+                    format!("from there it goes past {router}, which translated the request")
+                })?,
+            };
+            why.get_or_insert(lost);
+        }
+        why
     }
-    Some(match missed {
-        None => format!("from there {}", trace.end_text()),
-        Some(router) => format!("from there it goes past {router}, which translated the request"),
-    })
-}
 
-fn said(server: IpAddr, router: &RouterName, why: &str) -> String {
-    format!(
-        "{router} may be the gateway by which {server} answers, and {why}; a [[gateway]] in \
-         links.toml says which one it is"
-    )
+    /// What these routers make of the answer.
+    fn course(
+        &mut self,
+        hops: &[Hop],
+        answer: &KnownHeaders,
+        (heeded, undone): (Heeded, usize),
+    ) -> Course {
+        for (number, hop) in hops.iter().enumerate() {
+            let mut legs = self.end.way.iter().rev();
+            let leg =
+                legs.find(|leg| leg.router == hop.router && leg.headers.reversed() == *answer);
+            match leg {
+                Some(leg) if leg.came != leg.headers && undone < self.end.way.len() => {
+                    let entry = Entry {
+                        router: hop.router.clone(),
+                        iface_in: hop.iface_in.clone(),
+                    };
+                    let before = leg.came.reversed();
+                    return match self.lost_from(&entry, &before, (heeded, undone + 1)) {
+                        Some(why) => Course::Lost(why),
+                        None => Course::Back,
+                    };
+                }
+                // The first one has just given it back its addresses.
+                None if number > 0 || undone == 0 => {
+                    let first = number + undone == 0;
+                    let heeded = first || heeded == Heeded::All;
+                    if let Some(stop) = self.stop_of_unseen(hop).filter(|_| heeded) {
+                        let at = match first {
+                            true => "there".to_owned(),
+                            false => format!("at {}", hop.router),
+                        };
+                        let why = format!("{at} {stop} stops answers whose request did not pass");
+                        return Course::Lost(why);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Course::On
+    }
+
+    /// What the router of `hop` stops answers by whose request did not pass it.
+    fn stop_of_unseen(&self, hop: &Hop) -> Option<&str> {
+        let mut stops = self.lab.router(&hop.router).ok()?.unseen.iter();
+        let stop = stops.find(|unseen| {
+            let here = Some(&unseen.interface) == hop.iface_in.as_ref();
+            let of_family = unseen.family == Family::of(self.answer.source);
+            here && of_family && unseen.stops(self.protocol)
+        });
+        stop.map(|unseen| unseen.stop.as_str())
+    }
+
+    /// The router that should have given this answer back the addresses which the request had before.
+    fn translator(&self, answer: &KnownHeaders) -> Option<&RouterName> {
+        let mut legs = self.end.way.iter().rev();
+        let leg = legs.find(|leg| leg.came != leg.headers && leg.headers.reversed() == *answer);
+        leg.map(|leg| &leg.router)
+    }
+
+    fn said(&self, router: &RouterName, why: &str) -> String {
+        let (server, sender) = (self.server, self.sender);
+        let who = match sender == server {
+            true => format!("by which {server} answers"),
+            false => format!("to which {sender} sends answers"),
+        };
+        format!(
+            "{router} may be the gateway {who}, and {why}; a [[gateway]] in links.toml says which \
+             one it is"
+        )
+    }
 }

@@ -66,13 +66,7 @@ impl Flow {
     }
 
     fn answer(&self) -> KnownHeaders {
-        let packet = self.packet();
-        KnownHeaders {
-            source: packet.destination,
-            source_port: packet.destination_port,
-            destination: packet.source,
-            destination_port: packet.source_port,
-        }
+        self.packet().reversed()
     }
 }
 

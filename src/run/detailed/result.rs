@@ -404,6 +404,18 @@ pub struct KnownHeaders {
     pub destination_port: Option<u16>,
 }
 
+impl KnownHeaders {
+    /// Those of an answer to a packet that has these.
+    pub(super) fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            source_port: self.destination_port,
+            destination: self.source,
+            destination_port: self.source_port,
+        }
+    }
+}
+
 impl fmt::Display for KnownHeaders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = |address: IpAddr, port: Option<u16>| match port {
