@@ -86,6 +86,6 @@ pub use neighbour::{NeighbourKey, NeighbourLeases};
 pub use queue::LockMode;
 pub use reconcile::{ReconcileAction, ReconcileReport, ReconcileScope};
 pub use store::Repair;
-pub use taps::TapNote;
+pub use taps::{NotedTraffic, TapNote};
 
 pub use crate::model::owner::{self, Liveness, Owner};

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     fault,
-    model::{RouterId, RunId},
+    model::{HostId, HostName, RouterId, RunId},
     netns::NetnsId,
     registry::{Owner, RegistryError, RegistryManager, medium::Directory},
 };
@@ -33,6 +33,8 @@ const ENTRIES: usize = 128;
 const NO_EXCEPTIONS: &str = "no exceptions";
 /// What begins the digest of an entry, among addresses.
 const DIGEST: char = '#';
+/// What begins the host that connects, of which the same is true.
+const CLIENT: &str = "client ";
 
 /// The directory's name; no queue has it, for those have a `.` or an `@`.
 pub(crate) const DIRECTORY: &str = "taps";
@@ -50,11 +52,25 @@ pub struct TapNote {
     /// `nf_log-2`; or `conntrack`, where connections were made.
     pub tool: String,
     /// Tables and chains that come into being with the taps, in the back end's words; or what the
-    /// setting was; or the addresses between which connections are, and `#` with the digests of the
-    /// entries that were there before.
+    /// setting was; or what [`NotedTraffic`] has: addresses, `#` with the digest of an entry, whether there
+    /// were exceptions, and the host that connects.
     pub made: Vec<String>,
     /// Whose taps they are.
     pub owner: Owner,
+}
+
+/// What a job notes of connections that it makes through a router.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotedTraffic {
+    /// The ends of connections.
+    pub ends: Vec<IpAddr>,
+    /// The digests of the entries that were there before.
+    pub known: Vec<u64>,
+    /// Whether the router had no exceptions of routes, so that all which are there later are the job's.
+    pub no_exceptions: bool,
+    /// The host that connects, where that had none, either, and which namespace it was: one that
+    /// somebody put there outlives the job.
+    pub client: Option<(HostId, NetnsId)>,
 }
 
 impl TapNote {
@@ -72,37 +88,51 @@ impl TapNote {
         }
     }
 
-    /// A note about connections between these ends in a router where these entries were before; none
-    /// where they are too many for a note.
+    /// A note about connections in a router; none where the entries before are too many for a note.
     #[must_use]
     pub fn of_connections(
         (run_id, router, netns): (&RunId, &RouterId, NetnsId),
-        (ends, known, no_exceptions): (&[IpAddr], &[u64], bool),
+        noted: &NotedTraffic,
         owner: &Owner,
     ) -> Option<Self> {
-        let ends = ends.iter().map(ToString::to_string);
-        let digests = known.iter().map(|digest| format!("{DIGEST}{digest:x}"));
-        let none = no_exceptions.then(|| NO_EXCEPTIONS.to_owned());
-        (known.len() <= ENTRIES).then(|| Self {
+        let ends = noted.ends.iter().map(ToString::to_string);
+        let digests = noted.known.iter();
+        let digests = digests.map(|digest| format!("{DIGEST}{digest:x}"));
+        let none = noted.no_exceptions.then(|| NO_EXCEPTIONS.to_owned());
+        let client = noted.client.as_ref().map(|(host, netns)| {
+            let NetnsId { dev, ino } = netns;
+            format!("{CLIENT}{dev} {ino} {}", host.host)
+        });
+        let made = ends.chain(digests).chain(none).chain(client);
+        (noted.known.len() <= ENTRIES).then(|| Self {
             run_id: run_id.clone(),
             router: router.clone(),
             netns,
             tool: CONNECTIONS.to_owned(),
-            made: ends.chain(digests).chain(none).collect(),
+            made: made.collect(),
             owner: owner.clone(),
         })
     }
 
-    /// The ends of connections, the entries that were there before, and whether there were no exceptions
-    /// of routes, of a note about these.
+    /// What a note about connections says.
     #[must_use]
-    pub fn connections(&self) -> Option<(Vec<IpAddr>, Vec<u64>, bool)> {
+    pub fn connections(&self) -> Option<NotedTraffic> {
         let made = || self.made.iter();
         let digest = |text: &String| u64::from_str_radix(text.strip_prefix(DIGEST)?, 16).ok();
-        let ends = made().filter_map(|text| text.parse().ok()).collect();
-        let none = made().any(|text| text == NO_EXCEPTIONS);
-        let known = made().filter_map(digest).collect();
-        (self.tool == CONNECTIONS).then_some((ends, known, none))
+        let client = |text: &String| {
+            let mut words = text.strip_prefix(CLIENT)?.split(' ');
+            let mut number = || words.next()?.parse().ok();
+            let (dev, ino) = (number()?, number()?);
+            let host: HostName = words.next()?.parse().ok()?;
+            let lab = self.router.lab.clone();
+            Some((HostId::new(lab, host), NetnsId { dev, ino }))
+        };
+        (self.tool == CONNECTIONS).then(|| NotedTraffic {
+            ends: made().filter_map(|text| text.parse().ok()).collect(),
+            known: made().filter_map(digest).collect(),
+            no_exceptions: made().any(|text| text == NO_EXCEPTIONS),
+            client: made().find_map(client),
+        })
     }
 
     /// Whether both are about the same tables.

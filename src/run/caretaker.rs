@@ -244,18 +244,26 @@ impl TapKernel for Caretaker {
         let mut routers = Vec::with_capacity(notes.len());
         let mut addresses = HashSet::new();
         for note in notes {
-            let Some((ends, known, no_exceptions)) = note.connections() else {
+            let Some(noted) = note.connections() else {
                 continue;
             };
+            let family = noted.ends.first().copied().map(Family::of);
+            let client = noted.client.and_then(|(host, id)| {
+                let netns = self.dir.open(&host.netns()).ok()?;
+                (netns.id() == id).then_some(netns)
+            });
+            if let Some((client, family)) = client.zip(family) {
+                forget_exceptions(&client, family, &[])?;
+            }
             let netns = self.open(&note.router)?;
             let Some(netns) = netns.filter(|netns| netns.id() == note.netns) else {
                 continue;
             };
-            if let Some(end) = ends.first().filter(|_| no_exceptions) {
-                forget_exceptions(&netns, Family::of(*end), &[])?;
+            if let Some(family) = family.filter(|_| noted.no_exceptions) {
+                forget_exceptions(&netns, family, &[])?;
             }
-            addresses.extend(ends);
-            routers.push(netns.enter(|| Conntrack::open_here_since(&known))??);
+            addresses.extend(noted.ends);
+            routers.push(netns.enter(|| Conntrack::open_here_since(&noted.known))??);
         }
         Ok(Conntrack::forget_all(&mut routers, addresses)?)
     }

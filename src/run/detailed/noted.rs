@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     firewall::conntrack::Conntrack,
-    registry::{RegistryError, TapNote},
+    netns::NetnsId,
+    registry::{NotedTraffic, RegistryError, TapNote},
 };
 
 /// A note that stands until it is struck.
@@ -18,12 +19,14 @@ pub(super) struct NotedConnections(TapNote);
 
 impl NotedConnections {
     /// Notes between whom connections will be, and what was there before. What does not fit into a
-    /// note, no job has noted: a router of a lab has few connections while nobody measures.
+    /// note, no job has noted: a router of a lab has few connections while nobody measures. `client` is the
+    /// source host's namespace, where all that it will have learned of paths is the job's.
     pub(super) fn begin(
         setup: &Setup<'_>,
         site: &StretchRound,
         station: &Station,
         (conntrack, exceptions): (Option<&Conntrack>, Option<&KnownExceptions>),
+        client: Option<NetnsId>,
     ) -> Result<Option<Self>, DetailedError> {
         let Some(conntrack) = conntrack else {
             return Ok(None);
@@ -34,14 +37,16 @@ impl NotedConnections {
         }
         let ends: [Option<IpAddr>; 3] =
             [Some(site.from()), Some(site.to), site.target.sink.address()];
-        let ends: Vec<IpAddr> = ends.into_iter().flatten().collect();
+        let host = site.source.host().map(|host| host.id.clone());
+        let noted = NotedTraffic {
+            ends: ends.into_iter().flatten().collect(),
+            known: conntrack.known(),
+            no_exceptions: exceptions.is_some_and(KnownExceptions::are_none),
+            client: host.zip(client),
+        };
         let note = TapNote::of_connections(
             (setup.run_id, &station.router, station.netns.id()),
-            (
-                &ends,
-                &conntrack.known(),
-                exceptions.is_some_and(KnownExceptions::are_none),
-            ),
+            &noted,
             setup.registry.owner(),
         );
         let Some(note) = note else { return Ok(None) };

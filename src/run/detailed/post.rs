@@ -42,6 +42,7 @@ use crate::{
     model::{IfName, Protocol},
     netlink::Netlink,
     netlink::object::{Family, Mac, Neighbour},
+    netns::NetnsId,
 };
 
 /// Said of a router whose kernel has no owner tables (before 5.12).
@@ -104,11 +105,13 @@ fn stays(error: &io::Error) -> String {
 }
 
 impl<'a> Post<'a> {
-    /// Begins to watch a router of `site`.
+    /// Begins to watch a router of `site`, and notes that `client`, the source host's namespace, will have
+    /// learned something of paths.
     pub(super) fn open(
         setup: &'a Setup<'a>,
         site: &StretchRound,
         station: &'a Station,
+        client: Option<NetnsId>,
     ) -> Result<Self, DetailedError> {
         let netns = &*station.netns;
         let (trace, conntrack, rulesets) = netns.enter(|| {
@@ -139,7 +142,7 @@ impl<'a> Post<'a> {
         let neighbours = netlink.neighbours(family).map_err(setup.at(station))?;
         let exceptions = KnownExceptions::of(setup, netns, family);
         let known = (conntrack.as_ref().ok(), exceptions.as_ref());
-        let noted = NotedConnections::begin(setup, site, station, known)?;
+        let noted = NotedConnections::begin(setup, site, station, known, client)?;
         let mut post = Self {
             setup,
             station,

@@ -155,8 +155,11 @@ impl<'a> Bench<'a> {
         let source = site.source_netns(setup.dir)?;
         let listening = Listening::open(setup, site)?;
         let witnesses = witnesses(site, listening.as_ref())?;
+        let exceptions = KnownExceptions::of(setup, &source, Family::of(site.from()));
+        let clean = exceptions.as_ref().filter(|known| known.are_none());
+        let mut client = clean.map(|_| source.id());
         let posts = site.stations.iter();
-        let posts = posts.map(|station| Post::open(setup, site, station));
+        let posts = posts.map(|station| Post::open(setup, site, station, client.take()));
         let posts: Vec<Post<'a>> = posts.collect::<Result<_, _>>()?;
         let ends = [Some(site.from()), Some(site.to)];
         Ok(Self {
@@ -166,7 +169,7 @@ impl<'a> Bench<'a> {
             posts,
             witnesses,
             interrupt: interrupted(setup).map_err(DetailedError::system("watch for signals"))?,
-            exceptions: KnownExceptions::of(setup, &source, Family::of(site.from())),
+            exceptions,
             source,
             listening,
             addresses: ends
