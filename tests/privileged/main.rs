@@ -54,5 +54,6 @@ mod reports;
 mod residue;
 mod support;
 mod trace;
+mod untouched;
 mod vacate;
 mod way;
