@@ -2,7 +2,9 @@
 //!
 //! The kernel takes elements with a timeout away when their time is over (ipset(8), nft(8)): a ban for
 //! ten minutes would be missing in a lab that is up for eleven, and a blocked service would get through.
-//! A lab answers for the facts as they were collected, and then the element was there.
+//! A lab answers for the facts as they were collected, and then the element was there. Rules that give an
+//! element of a set another timeout (`update` of nft, `--exist` of iptables' SET) would do the same to it
+//! with the packets of a job.
 
 use crate::lab::topology::RulesetKind;
 
@@ -18,7 +20,7 @@ pub(super) fn lasting(kind: RulesetKind, lines: &mut [String]) {
     match kind {
         RulesetKind::Ipset => lines.iter_mut().for_each(of_ipset),
         RulesetKind::Nft => of_nft(lines),
-        RulesetKind::Iptables | RulesetKind::Ip6tables => {}
+        RulesetKind::Iptables | RulesetKind::Ip6tables => lines.iter_mut().for_each(of_iptables),
     }
 }
 
@@ -26,6 +28,24 @@ pub(super) fn lasting(kind: RulesetKind, lines: &mut [String]) {
 fn of_ipset(line: &mut String) {
     if line.starts_with("add ") && line.contains(" timeout ") {
         *line = unquoted(line, |part| without_end(part, NEVER));
+    }
+}
+
+/// `-j SET --add-set SET src --exist [--timeout SECONDS]`; without, the set says for how long.
+fn of_iptables(line: &mut String) {
+    if line.contains("--add-set ") && line.contains(" --exist") {
+        *line = unquoted(line, |part| {
+            let mut words = part.split(' ');
+            let mut kept: Vec<&str> = Vec::new();
+            while let Some(word) = words.next() {
+                match word {
+                    "--timeout" => _ = words.next(),
+                    "--exist" => kept.extend(["--exist", "--timeout", NEVER]),
+                    _ => kept.push(word),
+                }
+            }
+            kept.join(" ")
+        });
     }
 }
 
@@ -37,7 +57,8 @@ fn of_nft(lines: &mut [String]) {
         within |= begins;
         let (opened, closed) = braces(line);
         depth = (depth + opened).saturating_sub(closed);
-        if within && (line.contains("timeout ") || line.contains("expires ")) {
+        let updates = line.contains("update @");
+        if (within || updates) && (line.contains("timeout ") || line.contains("expires ")) {
             *line = unquoted(line, |part| without_end(part, FOR_EVER));
         }
         within &= depth > 1;
@@ -120,19 +141,47 @@ mod tests {
     }
 
     #[test]
-    fn elements_of_nft_do_not_time_out_and_rules_stay() {
+    fn rules_of_iptables_give_no_element_an_end() {
+        for (rule, want) in [
+            (
+                "-A f -j SET --add-set a src --exist --timeout 5",
+                "-A f -j SET --add-set a src --exist --timeout 0",
+            ),
+            (
+                "-A f -j SET --add-set a src --timeout 5 --exist",
+                "-A f -j SET --add-set a src --exist --timeout 0",
+            ),
+            (
+                "-A f -j SET --add-set a src --exist",
+                "-A f -j SET --add-set a src --exist --timeout 0",
+            ),
+            (
+                "-A f -j SET --add-set a src --timeout 5",
+                "-A f -j SET --add-set a src --timeout 5",
+            ),
+            (
+                "-A f -m comment --comment \"--add-set --exist --timeout 5\" -j DROP",
+                "-A f -m comment --comment \"--add-set --exist --timeout 5\" -j DROP",
+            ),
+        ] {
+            assert_eq!(changed(RulesetKind::Iptables, rule), want);
+        }
+    }
+
+    #[test]
+    fn elements_of_nft_do_not_time_out_by_themselves_or_by_rules() {
         let text = "table ip x {\n\tset a {\n\t\ttype ipv4_addr\n\t\tflags dynamic,timeout\n\
             \t\ttimeout 1h30m\n\t\tgc-interval 5s\n\
             \t\telements = { 10.0.0.1 timeout 4s expires 3s, 10.0.0.2 expires 3s,\n\
             \t\t\t     10.0.0.3 timeout 1d comment \"timeout 5s {\" }\n\t}\n\
             \tmap m { type ipv4_addr : mark; flags timeout; elements = { 10.0.0.1 timeout 1s expires 900ms : 0x1 }; }\n\
-            \tchain c {\n\t\tupdate @a { ip saddr timeout 1m }\n\t}\n}";
+            \tchain c {\n\t\tupdate @a { ip saddr timeout 1m }\n\t\tadd @a { ip saddr timeout 1m }\n\t}\n}";
         let want = "table ip x {\n\tset a {\n\t\ttype ipv4_addr\n\t\tflags dynamic,timeout\n\
             \t\ttimeout 3650d\n\t\tgc-interval 5s\n\
             \t\telements = { 10.0.0.1 timeout 3650d , 10.0.0.2 ,\n\
             \t\t\t     10.0.0.3 timeout 3650d comment \"timeout 5s {\" }\n\t}\n\
             \tmap m { type ipv4_addr : mark; flags timeout; elements = { 10.0.0.1 timeout 3650d  : 0x1 }; }\n\
-            \tchain c {\n\t\tupdate @a { ip saddr timeout 1m }\n\t}\n}";
+            \tchain c {\n\t\tupdate @a { ip saddr timeout 3650d }\n\t\tadd @a { ip saddr timeout 1m }\n\t}\n}";
         assert_eq!(changed(RulesetKind::Nft, text), want);
     }
 }
