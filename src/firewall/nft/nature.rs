@@ -12,6 +12,8 @@ mod attr {
     pub(super) const EXPR_DATA: u16 = 2;
     pub(super) const META_SREG: u16 = 3;
     pub(super) const PAYLOAD_BASE: u16 = 2;
+    pub(super) const PAYLOAD_OFFSET: u16 = 3;
+    pub(super) const PAYLOAD_LENGTH: u16 = 4;
     pub(super) const PAYLOAD_SREG: u16 = 5;
     pub(super) const EXTHDR_SREG: u16 = 7;
     /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
@@ -28,7 +30,7 @@ pub struct Nature {
     pub changes: bool,
     /// They go by connections, or keep something of them.
     pub stateful: bool,
-    /// They look at the link's header: at hardware addresses.
+    /// They look at the sender's hardware address.
     pub link: bool,
     /// They hand packets to a program if one listens, and let them go on if none does: nft's tproxy.
     pub proxies: bool,
@@ -137,9 +139,19 @@ fn stateful(name: &str, xt: &str) -> bool {
 
 fn link(name: &str, xt: &str, data: Attributes<'_>) -> bool {
     match name {
-        "payload" => data.be32(attr::PAYLOAD_BASE) == Some(LINK_HEADER),
+        "payload" => data.be32(attr::PAYLOAD_BASE) == Some(LINK_HEADER) && of_sender(data),
         "match" => xt == "mac",
         _ => false,
+    }
+}
+
+/// Whether an expression reads the source in Ethernet's header, bytes 6 to 11. A router's own address and
+/// the protocol above are those of any packet that comes to it.
+fn of_sender(data: Attributes<'_>) -> bool {
+    let number = |kind| data.be32(kind);
+    match (number(attr::PAYLOAD_OFFSET), number(attr::PAYLOAD_LENGTH)) {
+        (Some(offset), Some(length)) => offset < 12 && offset.saturating_add(length) > 6,
+        _ => true,
     }
 }
 
@@ -209,5 +221,16 @@ mod tests {
         assert_eq!(of("match", &xt("mac")), nature(false, false, true));
         let link = number(attr::PAYLOAD_BASE, LINK_HEADER);
         assert_eq!(of("payload", &link), nature(false, false, true));
+        // The destination, the source, both, the protocol.
+        for (offset, length, source) in [(0, 6, false), (6, 6, true), (0, 12, true), (12, 2, false)]
+        {
+            let of_header = [
+                link.clone(),
+                number(attr::PAYLOAD_OFFSET, offset),
+                number(attr::PAYLOAD_LENGTH, length),
+            ];
+            let of_header = of("payload", &of_header.concat());
+            assert_eq!(of_header, nature(false, false, source), "{offset} {length}");
+        }
     }
 }

@@ -110,6 +110,7 @@ fn of_text(text: &str, protocol: Option<u32>) -> Option<fn(String) -> Caveat> {
         Some(Caveat::Length)
     } else if (text == "ecn" || begins(&SYSTEM) || text.starts_with("tcp option "))
         && !is_of_all(text)
+        || text.strip_prefix("ip frag-off").is_some_and(asks_df)
     {
         Some(Caveat::System)
     } else if begins(&["socket"]) && !OF_PROXIES.iter().any(|word| text.contains(word)) {
@@ -133,6 +134,21 @@ fn is_of_all(text: &str) -> bool {
         ["tcp", "--tcp-option", number] => ["2", "3", "4", "5"].contains(&number),
         ["tcp", "option", name, "exists" | "missing", ..] => of_all.contains(&name),
         _ => false,
+    }
+}
+
+/// Whether a test of IPv4's flags and fragment offset, without these words, asks for "don't fragment". One
+/// system sets it in all first packets, another in those of TCP, and routers may take it away; no first
+/// packet is a fragment.
+fn asks_df(test: &str) -> bool {
+    const DF: u32 = 0x4000;
+    let mut words = test.split_whitespace();
+    match words.next() {
+        Some("&" | "and") => words
+            .next()
+            .and_then(table::number)
+            .is_none_or(|mask| mask & DF != 0),
+        _ => true,
     }
 }
 
@@ -164,7 +180,7 @@ fn raw(text: &str, protocol: Option<u32>) -> bool {
     }
 }
 
-/// Whether a program of iptables' `u32` reads other bytes than IPv4's TOS, fragment, protocol and
+/// Whether a program of iptables' `u32` reads other bits than IPv4's TOS, fragment offset, protocol and
 /// addresses, and what follows a header of 20 bytes: the ports. What it computes a place from is not
 /// understood.
 fn u32_made_up(program: &str) -> bool {
@@ -180,9 +196,14 @@ fn u32_made_up(program: &str) -> bool {
         let Some((at, mask)) = table::number(at).zip(mask) else {
             return false;
         };
-        let read = (0..4_u32).filter(|byte| mask & (0xff00_0000 >> (8 * byte)) != 0);
-        read.map(|byte| at.saturating_add(byte))
-            .all(|byte| matches!(byte, 0 | 1 | 6 | 7 | 9 | 12..=23))
+        let of_byte = |byte: u32| (byte, (mask >> (24 - 8 * byte)) & 0xff);
+        let read = (0..4_u32).map(of_byte).filter(|(_, bits)| *bits != 0);
+        // The second bit of byte 6 is "don't fragment".
+        read.map(|(byte, bits)| (at.saturating_add(byte), bits))
+            .all(|(byte, bits)| match byte {
+                6 => bits & 0x40 == 0,
+                _ => matches!(byte, 0 | 1 | 7 | 9 | 12..=23),
+            })
     };
     program.is_empty() || !program.split("&&").all(fixed)
 }
@@ -229,6 +250,11 @@ mod tests {
                 "-A f -m u32 --u32 \"6&0xFF=0x6 && 20&0xFFFF=80\" -j DROP",
                 "",
             ),
+            ("-A f -m u32 --u32 \"4&0x4000=0\" -j DROP", content),
+            ("-A f -m u32 --u32 \"4&0x1FFF=0\" -j DROP", ""),
+            ("ip frag-off & 0x4000 != 0 drop", system),
+            ("ip frag-off 0 drop", system),
+            ("ip frag-off & 0x1fff != 0 drop", ""),
             ("tcp flags ecn drop", system),
             ("tcp flags syn drop", ""),
             ("@ih,0,32 0x1 drop", content),
