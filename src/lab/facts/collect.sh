@@ -53,12 +53,21 @@ tables() {
         sed -n -e 's/.* table \([^ ]*\).*/\1/p' -e 's/.* lookup \([^ ]*\).*/\1/p' | sort -u
 }
 
-# What tc(8) does with the packets of each interface as they come in and leave, past all shaping.
+# What tc(8) does with the packets of each interface as they come in and leave, by its hooks and by the
+# filters of its queues, and what these queues are.
 tc_filters() {
     for dev in $(ip -o link show | sed -n 's/^[0-9]*: \([^:@]*\)[:@].*/\1/p'); do
         for hook in ingress egress; do
             tc filter show dev "$dev" "$hook" 2>/dev/null | sed "s/^/$dev $hook: /"
         done
+        queues=$(tc qdisc show dev "$dev" 2>/dev/null)
+        for queue in $(printf '%s\n' "$queues" | sed -n 's/^qdisc [^ ]* \([0-9a-f]*:\).*/\1/p'); do
+            case $queue in
+                0: | ffff:) ;;
+                *) tc filter show dev "$dev" parent "$queue" 2>/dev/null | sed "s/^/$dev queue $queue /" ;;
+            esac
+        done
+        printf '%s\n' "$queues" | sed -n "s/^qdisc /$dev qdisc: /p"
     done
     return 0
 }

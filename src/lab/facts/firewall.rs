@@ -353,7 +353,20 @@ fn held(section: &Section<'_>) -> Option<(&'static str, Omission)> {
             true => decides(line),
             false => line.contains("filter") || line.contains("action"),
         };
-        everything("filters of tc, which are not modelled", lines.any(filters))
+        let all = || section.body.iter().map(|(_, line)| line.trim());
+        let mut queues = all().filter_map(|line| Some(line.split_once("qdisc")?.1));
+        let queue = queues.any(|words| drops(words.trim_start_matches([':', ' '])));
+        match lines.any(filters) {
+            true => everything("filters of tc, which are not modelled", true),
+            // Packets that are stopped get no farther for that.
+            false => queue.then(|| {
+                let omission = Omission::of_everything(OmissionKind::Feature).of_passed();
+                (
+                    "queues of tc that drop packets, which are not modelled",
+                    omission,
+                )
+            }),
+        }
     } else if named("bpftool") {
         // `eth0(2) driver id 15`, `ip forward prio 1 prog_id 15`
         let programs = lines.any(|line| line.contains(" id ") || line.contains("_id "));
@@ -384,6 +397,32 @@ fn decides(line: &str) -> bool {
     match action {
         Some(action) => !is_harmless(action),
         None => line.contains("direct-action"),
+    }
+}
+
+/// Whether a queue, as `tc qdisc show` prints it, drops packets however few come.
+fn drops(queue: &str) -> bool {
+    /// Of what a first packet may have at least: without options, in IPv4.
+    const LEAST: u32 = 40;
+    let words: Vec<&str> = queue.split_whitespace().collect();
+    let has = |word: &str| words.contains(&word);
+    let behind = |word: &str| {
+        let at = words.iter().position(|known| *known == word)?;
+        words.get(at + 1).copied()
+    };
+    match words.first().copied().unwrap_or_default() {
+        // Of `etf` packets need a time of their own, and `plug` waits for a program.
+        "blackhole" | "etf" | "plug" => true,
+        "netem" => has("loss") || has("corrupt"),
+        // What no filter puts into a class.
+        "drr" | "qfq" => true,
+        "hfsc" => !has("default"),
+        // Twice that, with the link's header and options.
+        "tbf" => {
+            let burst = behind("burst").and_then(|burst| burst.strip_suffix('b')?.parse().ok());
+            burst.is_some_and(|burst: u32| burst < 2 * LEAST)
+        }
+        _ => false,
     }
 }
 

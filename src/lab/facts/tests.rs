@@ -713,7 +713,8 @@ fn what_decides_about_packets_below_ip_makes_a_pass_doubtful() {
     let doubts = |filters: &str| {
         let facts = read(&(minimal("") + &section("tc_filters", "", filters)));
         let all = messages(&facts, Severity::Warning);
-        all.iter().any(|message| message.contains("filters of tc"))
+        all.iter()
+            .any(|message| message.contains("filters of tc") || message.contains("queues of tc"))
     };
     let filter = "eth0 ingress: filter protocol all pref 49152 matchall chain 0 handle 0x1\n";
     let action = |words: &str| format!("{filter}eth0 ingress: \taction order 1: {words}\n");
@@ -723,6 +724,23 @@ fn what_decides_about_packets_below_ip_makes_a_pass_doubtful() {
     )));
     assert!(!doubts(&action(
         "mirred (Egress Redirect to device ifb4eth0) stolen"
+    let queue = |words: &str| doubts(&format!("eth0 qdisc: {words}\n"));
+    assert!(queue("blackhole 1: root refcnt 3"));
+    assert!(queue("netem 8001: root refcnt 2 limit 1000 loss 100%"));
+    assert!(!queue("netem 8001: root refcnt 2 limit 1000 delay 10ms"));
+    assert!(queue("tbf 1: root refcnt 3 rate 1Mbit burst 10b lat 50ms"));
+    assert!(!queue(
+        "tbf 1: root refcnt 3 rate 1Mbit burst 1600b lat 50ms"
+    ));
+    assert!(queue("hfsc 1: root refcnt 2"));
+    assert!(!queue("hfsc 1: root refcnt 2 default 0x10"));
+    assert!(!queue(
+        "fq_codel 0: root refcnt 2 limit 10240p drop_batch 64"
+    ));
+    assert!(doubts(
+        "eth0 queue 1: filter protocol ip pref 49152 u32 chain 0\n\
+         eth0 queue 1: \taction order 1: gact action drop\n"
+    ));
     )));
     assert!(!doubts(&action("gact action pass")));
     assert!(doubts(&action("skbedit  mark 5 pipe")));

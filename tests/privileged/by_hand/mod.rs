@@ -117,6 +117,11 @@ fn times_of_another_time_zone() {
 #[test]
 fn sets_and_maps_that_rules_change() {
     assert_right("sets");
+#[test]
+fn queues_that_drop() {
+    assert_right("queues");
+}
+
 }
 
 /// Kernels of Debian have the modules; others are configured as people like.
