@@ -219,8 +219,8 @@ pub enum FactsError {
         /// How many are read.
         most: u64,
     },
-    /// A file is binary or in another encoding.
-    #[error("{origin}: not text in UTF-8: {found}")]
+    /// A file is binary.
+    #[error("{origin}: not text: {found}")]
     NotText {
         /// Where the first wrong byte stands.
         origin: Origin,
@@ -450,7 +450,7 @@ fn behind_colour(text: &str) -> Option<&str> {
     rest.strip_prefix(['m', 'K'])
 }
 
-/// A whole file as text, unless it has more than `most` bytes, is binary or not UTF-8. It is opened in
+/// A whole file as text, unless it has more than `most` bytes or is binary. It is opened in
 /// its directory, and is no symbolic link: facts come from strangers, and root may read anything.
 pub(super) fn read_text(path: &Path, most: u64) -> Result<String, FactsError> {
     let refuse = |error| FactsError::Read {
@@ -484,15 +484,20 @@ fn decode(file: &str, bytes: Vec<u8>) -> Result<String, FactsError> {
     if let Some(at) = bytes.iter().position(|b| *b == 0) {
         return Err(refuse(at, &bytes, "binary data,"));
     }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(match text.strip_prefix('\u{feff}') {
-            Some(rest) => rest.to_owned(),
-            None => text,
-        }),
-        Err(e) => {
-            let at = e.utf8_error().valid_up_to();
-            Err(refuse(at, e.as_bytes(), "another encoding,"))
-        }
+    let text = String::from_utf8(bytes).unwrap_or_else(|error| with_latin1(error.as_bytes()));
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
+}
+
+/// Text of which some bytes are no UTF-8: each of these is the character that it is in Latin-1, as in
+/// comments that somebody wrote on an old machine. What differed before differs still.
+fn with_latin1(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() + bytes.len() / 8);
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| char::from(*byte)));
     }
 }
 

@@ -346,19 +346,27 @@ fn files_that_were_cut_are_refused() {
 }
 
 #[test]
-fn binary_and_other_encodings_are_refused_with_the_place() {
+fn binary_files_are_refused_with_the_place() {
     let error = error_of(&[("a.txt", b"one\ntwo\0\xff")]);
     assert!(
         error.contains("a.txt:2") && error.contains("binary"),
         "{error}"
     );
-    let error = error_of(&[("a.txt", b"one\n\nf\xfcr\n")]);
-    assert!(
-        error.contains("a.txt:3") && error.contains("0xfc"),
-        "{error}"
-    );
     let utf16: Vec<u8> = "one".encode_utf16().flat_map(u16::to_le_bytes).collect();
     assert!(error_of(&[("a.json", &utf16)]).contains("binary"));
+}
+
+#[test]
+fn bytes_that_are_no_utf8_are_read_as_latin1() {
+    let rules = "table ip f {\n\tchain c {\n\t\tdrop comment \"f?r \u{fc}\"\n\t}\n}";
+    let text = minimal(CONNECTED) + &section("nft_ruleset", "", rules);
+    let mut bytes = text.into_bytes();
+    let at = bytes.windows(3).position(|three| three == b"f?r").unwrap();
+    bytes[at + 1] = 0xfc;
+    let dir = dir_with(&[("a.txt", &bytes)]);
+    let loaded = load_dir(dir.path()).unwrap();
+    let ruleset = &loaded[0].rulesets[0].text;
+    assert!(ruleset.contains("\"f\u{fc}r \u{fc}\""), "{ruleset}");
 }
 
 #[test]

@@ -731,6 +731,11 @@ impl Reader {
         {
             self.facts.set_sysctl(key, &v4);
         }
+        if !self.told.contains_key("net/ipv4/ip_forward") {
+            let message = "no section `ip_forwarding` or `sysctl` says whether the router forwards: \
+                           it is taken to";
+            self.notice(0, message);
+        }
         self.strange_settings();
         self.rulesets_there(sections);
         self.without_rules();
