@@ -12,9 +12,9 @@ PATH=$PATH:/sbin:/usr/sbin:/usr/local/sbin
 LC_ALL=C
 export PATH LC_ALL
 
-# The ip(8) of busybox leaves out much of policy rules: that it was this one is noted.
-of=
-case $(ip -V 2>&1) in *[Bb]usy[Bb]ox*) of=' (BusyBox)' ;; esac
+# The ip(8) of busybox leaves out much of policy rules and routes: that it was this one is noted.
+of='' routes=routes
+case $(ip -V 2>&1) in *[Bb]usy[Bb]ox*) of=' (BusyBox)' routes=routes_of_busybox ;; esac
 
 # section NAME COMMAND...: one section with what the command printed.
 section() {
@@ -91,6 +91,20 @@ routes() {
     ip "$1" -o route show table "$2" 2>&1
 }
 
+# The same where ip(8) is that of busybox, which prints no TOS of routes, and those of all tables of IPv6 as
+# routes of main, unless it is asked for all tables.
+routes_of_busybox() {
+    case $1$2 in
+        -6main) ip -6 route show table all 2>&1 | sed '/ table /d' ;;
+        -6*) ip -6 route show table all 2>&1 | sed -n "s/ table $2 / /p" ;;
+        *)
+            ip "$1" -o route show table "$2" 2>&1
+            grep -q ' tos=' /proc/net/fib_trie 2>/dev/null && echo '# some routes have a TOS'
+            ;;
+    esac
+    return 0
+}
+
 printf '# Traceroute Simulator Facts Collection\n# Hostname: %s\n# Ends with TSIM_FACTS_COLLECTION_COMPLETE\n\n' \
     "${1:-$(uname -n)}"
 
@@ -99,14 +113,14 @@ section links links
 section rt_tables table_names
 section policy_rules ip rule show
 section ipv6_policy_rules ip -6 rule show
-section routing_table_main routes -4 main
-section ipv6_routing_table_main routes -6 main
+section routing_table_main "$routes" -4 main
+section ipv6_routing_table_main "$routes" -6 main
 for table in $(tables); do
     case $table in
         main | *[!A-Za-z0-9_.-]*) ;;
         *)
-            section "routing_table_$table" routes -4 "$table"
-            section "ipv6_routing_table_$table" routes -6 "$table"
+            section "routing_table_$table" "$routes" -4 "$table"
+            section "ipv6_routing_table_$table" "$routes" -6 "$table"
             ;;
     esac
 done

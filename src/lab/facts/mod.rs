@@ -63,6 +63,7 @@ use crate::{
 
 mod addr;
 mod addr_forms;
+mod busybox;
 mod connected;
 pub(crate) mod exchange;
 mod firewall;
@@ -499,6 +500,7 @@ fn with_latin1(bytes: &[u8]) -> String {
         text.push_str(chunk.valid());
         text.extend(chunk.invalid().iter().map(|byte| char::from(*byte)));
     }
+    text
 }
 
 impl RouterFacts {

@@ -724,14 +724,6 @@ fn what_decides_about_packets_below_ip_makes_a_pass_doubtful() {
         all.iter()
             .any(|message| message.contains("filters of tc") || message.contains("queues of tc"))
     };
-    let filter = "eth0 ingress: filter protocol all pref 49152 matchall chain 0 handle 0x1\n";
-    let action = |words: &str| format!("{filter}eth0 ingress: \taction order 1: {words}\n");
-    assert!(doubts(&action("gact action drop")));
-    assert!(doubts(&action(
-        "mirred (Egress Redirect to device wan) stolen"
-    )));
-    assert!(!doubts(&action(
-        "mirred (Egress Redirect to device ifb4eth0) stolen"
     let queue = |words: &str| doubts(&format!("eth0 qdisc: {words}\n"));
     assert!(queue("blackhole 1: root refcnt 3"));
     assert!(queue("netem 8001: root refcnt 2 limit 1000 loss 100%"));
@@ -749,6 +741,14 @@ fn what_decides_about_packets_below_ip_makes_a_pass_doubtful() {
         "eth0 queue 1: filter protocol ip pref 49152 u32 chain 0\n\
          eth0 queue 1: \taction order 1: gact action drop\n"
     ));
+    let filter = "eth0 ingress: filter protocol all pref 49152 matchall chain 0 handle 0x1\n";
+    let action = |words: &str| format!("{filter}eth0 ingress: \taction order 1: {words}\n");
+    assert!(doubts(&action("gact action drop")));
+    assert!(doubts(&action(
+        "mirred (Egress Redirect to device wan) stolen"
+    )));
+    assert!(!doubts(&action(
+        "mirred (Egress Redirect to device ifb4eth0) stolen"
     )));
     assert!(!doubts(&action("gact action pass")));
     assert!(doubts(&action("skbedit  mark 5 pipe")));
@@ -962,6 +962,43 @@ fn settings_that_decide_and_cannot_be_read_are_doubts() {
             "{said:?}"
         );
     }
+}
+
+#[test]
+fn routes_that_busybox_prints_may_be_others() {
+    let said = |command: &str, routes: &str, others: &str| {
+        let of = |name: &str, body: &str| {
+            section(name, "", body).replace("COMMAND: x", &format!("COMMAND: {command} (BusyBox)"))
+        };
+        let text = minimal(CONNECTED) + &of("ipv6_routing_table_main", routes) + others;
+        let facts = read(&text);
+        facts
+            .warnings
+            .iter()
+            .any(|w| w.matters() && w.message.contains("BusyBox"))
+    };
+    let (routes, table) = (
+        "2001:db8::/64 dev eth0\n",
+        section("ipv6_routing_table_7", "", ""),
+    );
+    assert!(said("routes -6 main", routes, &table));
+    assert!(!said("routes -6 main", routes, ""));
+    assert!(!said("routes_of_busybox -6 main", routes, &table));
+
+    let of_four = |routes: &str| {
+        let text = minimal("");
+        let four = section("routing_table_7", "", routes)
+            .replace("COMMAND: x", "COMMAND: routes_of_busybox -4 7 (BusyBox)");
+        read(&(text + &four)).lost_routes.len()
+    };
+    assert_eq!(
+        of_four("10.9.0.0/24 dev eth0\n10.8.0.0/24 dev eth0 scope link\n"),
+        1
+    );
+    assert_eq!(
+        of_four("10.9.0.0/24 via 10.0.0.2 dev eth0\nblackhole 10.8.0.0/24\n"),
+        0
+    );
 }
 
 #[test]

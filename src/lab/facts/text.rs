@@ -8,7 +8,7 @@ use std::{
 use ipnet::{IpNet, Ipv6Net};
 
 use super::{
-    FactsError, LostRoute, LostRule, RouterFacts, addr, connected,
+    FactsError, LostRoute, LostRule, RouterFacts, addr, busybox, connected,
     firewall::{self, PreparedRuleset},
     ip_json, link_layer, links, listing,
     nexthops::{self, NextHops},
@@ -85,6 +85,7 @@ pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFac
         has_nft: has("nft_ruleset"),
         kernel_in_utc: kernel_in_utc(&sections),
         empty: BTreeSet::new(),
+        broadcasts: Vec::new(),
         told: BTreeMap::new(),
     };
     reader.check_hostname(text)?;
@@ -174,6 +175,8 @@ struct Reader {
     kernel_in_utc: bool,
     /// Kinds of rulesets whose tool said that there is none.
     empty: BTreeSet<RulesetKind>,
+    /// Broadcast addresses of IPv4 that the router has, with their lines.
+    broadcasts: Vec<(usize, IpAddr)>,
     /// Settings that a section told, by path.
     told: BTreeMap<String, String>,
 }
@@ -287,6 +290,9 @@ impl Reader {
     }
 
     fn interfaces(&mut self, section: &Section<'_>) {
+        let told = section.body.iter();
+        self.broadcasts
+            .extend(told.filter_map(|(line, text)| Some((*line, broadcast_of(text)?))));
         let parsed = addr::parse(&section.body);
         for (line, reason) in parsed.refused {
             self.omit(
@@ -404,38 +410,53 @@ impl Reader {
                 continue;
             }
             let text = self.next_hops.filled(&text);
-            match route::parse(&text, Some(family), id, &self.tables) {
-                Ok(parsed) => {
-                    for name in parsed.no_carrier {
-                        self.facts.without_carrier(line, name);
-                    }
-                    if parsed.has_realm {
-                        self.facts.realms.push(line);
-                    }
-                    if !parsed.ignored.is_empty() {
-                        let ignored = parsed.ignored.join(", ");
-                        self.notice(line, format!("the route is made without {ignored}"));
-                    }
-                    self.facts.routes.push(At::new(line, parsed.route));
+            let hidden = family == Family::V4 && busybox::hides_gateway(section, &text);
+            self.route(line, &text, (family, id), hidden);
+        }
+    }
+
+    /// Takes a route of a table over, unless its gateway is hidden.
+    fn route(&mut self, line: usize, text: &str, (family, id): (Family, u32), hidden: bool) {
+        match route::parse(text, Some(family), id, &self.tables) {
+            Ok(parsed) if hidden => self.facts.lost_routes.push(LostRoute {
+                line,
+                message: format!("route left out: {}: {}", busybox::NO_GATEWAY, text.trim()),
+                route: Some(parsed.route),
+            }),
+            Ok(parsed) => {
+                for name in parsed.no_carrier {
+                    self.facts.without_carrier(line, name);
                 }
-                // The kernel makes them per interface, of addresses that it takes for its own.
-                Err(_) if text.starts_with("multicast ") || text.starts_with("anycast ") => {
-                    self.notice(line, format!("route left out: {}", text.trim()));
+                if parsed.has_realm {
+                    self.facts.realms.push(line);
                 }
-                Err(refused) if refused.reason == route::DEAD => {
-                    self.notice(line, format!("route left out: {}", refused.reason));
+                if !parsed.ignored.is_empty() {
+                    let ignored = parsed.ignored.join(", ");
+                    self.notice(line, format!("the route is made without {ignored}"));
                 }
-                Err(refused) => self.facts.lost_routes.push(LostRoute {
-                    line,
-                    message: format!("route left out: {}: {}", refused.reason, text.trim()),
-                    route: refused.known.map(|route| *route),
-                }),
+                self.facts.routes.push(At::new(line, parsed.route));
             }
+            // The kernel makes them per interface, of addresses that it takes for its own.
+            Err(_) if text.starts_with("multicast ") || text.starts_with("anycast ") => {
+                self.notice(line, format!("route left out: {}", text.trim()));
+            }
+            Err(refused) if refused.reason == route::DEAD => {
+                self.notice(line, format!("route left out: {}", refused.reason));
+            }
+            Err(refused) => self.facts.lost_routes.push(LostRoute {
+                line,
+                message: format!("route left out: {}: {}", refused.reason, text.trim()),
+                route: refused.known.map(|route| *route),
+            }),
         }
     }
 
     /// A route of table local that the kernel made.
     fn own_route(&mut self, line: usize, family: Family, text: &str) {
+        let broadcast = text.strip_prefix("broadcast ");
+        let broadcast = broadcast.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        self.broadcasts
+            .extend(broadcast.map(|address| (line, address)));
         let own = own_address(text).map(|own| At::new(line, own));
         self.facts.own.extend(own);
         if text.starts_with("local ") {
@@ -720,6 +741,29 @@ impl Reader {
         }
     }
 
+    /// Broadcast addresses that people gave an interface: the lab's have those of their subnets, and a host's
+    /// address may look like one of the others.
+    fn given_broadcasts(&mut self) {
+        let mut told = std::mem::take(&mut self.broadcasts);
+        told.sort_by_key(|(line, address)| (*address, *line));
+        told.dedup_by_key(|(_, address)| *address);
+        let addresses = || self.facts.interfaces.iter().flat_map(|i| &i.addresses);
+        let nets = || addresses().flat_map(|address| [Some(address.local), address.peer]);
+        let usual = |address: IpAddr| {
+            let mut nets = nets().flatten();
+            nets.any(|net| net.broadcast() == address || net.network() == address)
+        };
+        told.retain(|(_, address)| !address.is_loopback() && !usual(*address));
+        for (line, address) in told {
+            let message = format!(
+                "{address} is a broadcast address here, and the lab has only those of subnets"
+            );
+            let packets = [PacketSet::to(address.into())];
+            let omission = Omission::of_packets(OmissionKind::Address, packets).of_passed();
+            self.omit(line, message, omission);
+        }
+    }
+
     /// Says what a router usually has and this file does not, and puts in what that means.
     fn complete(&mut self, sections: &[Section<'_>]) {
         let key = "net/ipv6/conf/all/forwarding";
@@ -736,6 +780,10 @@ impl Reader {
                            it is taken to";
             self.notice(0, message);
         }
+        for (line, message, omission) in busybox::doubts(sections) {
+            self.omit(line, message, omission);
+        }
+        self.given_broadcasts();
         self.strange_settings();
         self.rulesets_there(sections);
         self.without_rules();
@@ -786,6 +834,14 @@ fn is_made_by_kernel(text: &str) -> bool {
             .any(|pair| pair == ["proto", "kernel"] || to_itself(pair))
 }
 
+/// The broadcast address of an address as `ip addr show` prints it: `inet 10.1.0.1/24 brd 10.1.0.255`.
+fn broadcast_of(line: &str) -> Option<IpAddr> {
+    let mut words = line.split_whitespace();
+    words.find(|word| *word == "inet")?;
+    words.find(|word| *word == "brd")?;
+    words.next()?.parse().ok()
+}
+
 /// The address of the router's own that such a route is for, where an interface has it.
 fn own_address(text: &str) -> Option<IpAddr> {
     let address = text.strip_prefix("local ")?.split_whitespace().next()?;
@@ -797,7 +853,9 @@ fn own_address(text: &str) -> Option<IpAddr> {
 /// Routes whose next hops stand on lines of their own, each as one line.
 fn joined(body: &[(usize, &str)]) -> Vec<(usize, String)> {
     let noise = |l: &str| {
-        l.trim().is_empty() || l.contains("FIB table does not exist") || l == "Dump terminated"
+        l.trim().is_empty()
+            || l.contains("FIB table does not exist")
+            || ["Dump terminated", busybox::TOS].contains(&l)
     };
     let mut routes: Vec<(usize, String)> = Vec::new();
     for &(line, text) in body.iter().filter(|(_, l)| !noise(l)) {

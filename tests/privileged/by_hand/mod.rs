@@ -7,7 +7,7 @@
 
 pub(crate) mod network;
 
-use std::{fs, path::Path, process::Output};
+use std::{fs, os::unix::fs::symlink, path::Path, process::Output};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -40,6 +40,9 @@ struct Case {
     /// `TZ` of who collects the facts.
     #[serde(default)]
     time_zone: Option<String>,
+    /// Whether the routers have the ip(8) of BusyBox.
+    #[serde(default)]
+    busybox: bool,
     /// What the network was made with and no facts may show.
     #[serde(default)]
     secrets: Vec<String>,
@@ -115,13 +118,13 @@ fn times_of_another_time_zone() {
 }
 
 #[test]
-fn sets_and_maps_that_rules_change() {
-    assert_right("sets");
-#[test]
 fn queues_that_drop() {
     assert_right("queues");
 }
 
+#[test]
+fn sets_and_maps_that_rules_change() {
+    assert_right("sets");
 }
 
 /// Kernels of Debian have the modules; others are configured as people like.
@@ -222,6 +225,14 @@ fn collected(place: &Place, case: &Case, netns: &str) -> String {
     let arguments = ["facts", "collect", "--netns", netns];
     let mut collect = place.command(env!("CARGO_BIN_EXE_tsim"), &arguments);
     collect.envs(case.time_zone.as_ref().map(|zone| ("TZ", zone)));
+    if case.busybox {
+        let tools = place.dir.path().join("busybox");
+        fs::create_dir_all(&tools).unwrap();
+        // Another router's may be there already.
+        let _ = symlink("/bin/busybox", tools.join("ip"));
+        let path = std::env::var("PATH").unwrap();
+        collect.env("PATH", format!("{}:{path}", tools.display()));
+    }
     let output = collect.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
