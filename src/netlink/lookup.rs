@@ -37,7 +37,7 @@ pub struct LookupQuery {
     /// TOS / DS field octet.
     pub tos: u8,
     /// IP protocol. The kernel takes TCP, UDP and ICMP (`rtm_getroute_parse_ip_proto()`); of others it
-    /// is not told, so a policy rule that looks at these is not seen.
+    /// is not told, and what its policy rules say of them is worked out.
     pub ip_proto: Option<u8>,
     /// Source port.
     pub sport: Option<u16>,
@@ -102,6 +102,20 @@ pub enum LookupKind {
     Refused,
 }
 
+impl LookupKind {
+    /// The errno that stands for it, where a packet goes nowhere; that of [`LookupKind::Refused`] is
+    /// another on other kernels.
+    pub(super) fn errno(self) -> Option<Errno> {
+        match self {
+            Self::NoRoute => Some(Errno::ENETUNREACH),
+            Self::Unreachable => Some(Errno::EHOSTUNREACH),
+            Self::Prohibit => Some(Errno::EACCES),
+            Self::Blackhole | Self::Refused => Some(Errno::EINVAL),
+            _ => None,
+        }
+    }
+}
+
 /// The kernel's answer to a [`LookupQuery`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lookup {
@@ -124,7 +138,7 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    fn nowhere(kind: LookupKind, errno: Errno) -> Self {
+    pub(super) fn nowhere(kind: LookupKind, errno: Errno) -> Self {
         Self {
             kind,
             errno: Some(errno),
@@ -142,6 +156,11 @@ impl Lookup {
 const ASKABLE: [u8; 4] = [6, 17, 1, 58];
 /// Those of them that have ports.
 const PORTED: [u8; 2] = [6, 17];
+
+/// Whether the kernel takes a protocol in a question.
+pub(super) fn is_askable(number: u8) -> bool {
+    ASKABLE.contains(&number)
+}
 
 fn message(query: &LookupQuery, iif: Option<u32>, oif: Option<u32>) -> RouteMessage {
     let mut message = RouteMessage::default();
@@ -171,7 +190,7 @@ fn message(query: &LookupQuery, iif: Option<u32>, oif: Option<u32>) -> RouteMess
     attributes.extend(
         query
             .ip_proto
-            .filter(|number| ASKABLE.contains(number))
+            .filter(|number| is_askable(*number))
             .map(RouteAttribute::IpProto),
     );
     if query.ip_proto.is_none_or(|number| PORTED.contains(&number)) {
@@ -231,13 +250,8 @@ fn meaning(query: &LookupQuery, error: &NetlinkError) -> Option<LookupKind> {
 }
 
 impl Netlink {
-    /// Asks for the ways of many packets at once. That a packet goes nowhere is an answer, not
-    /// an error.
-    ///
-    /// # Errors
-    /// Per query [`NetlinkError`] when the kernel does not understand it or an interface does not
-    /// exist; as a whole when the socket fails.
-    pub fn lookup(
+    /// Asks the kernel for the ways of many packets at once.
+    pub(super) fn ask(
         &mut self,
         queries: &[LookupQuery],
     ) -> Result<Vec<Result<Lookup, NetlinkError>>, NetlinkError> {
@@ -267,30 +281,11 @@ impl Netlink {
         Ok(answers)
     }
 
-    /// Asks for the way of one packet.
-    ///
-    /// # Errors
-    /// As [`Netlink::lookup`].
-    pub fn lookup_one(&mut self, query: &LookupQuery) -> Result<Lookup, NetlinkError> {
-        let what = || {
-            format!(
-                "for the way to {} from namespace {}",
-                query.to,
-                self.netns()
-            )
-        };
-        let none = NetlinkError::NoReply { what: what() };
-        self.lookup(std::slice::from_ref(query))?
-            .pop()
-            .unwrap_or(Err(none))
-    }
-
-    /// All next hops of the route that the packet matches: the kernel takes one of them for each
-    /// packet. None where the packet goes nowhere.
-    ///
-    /// # Errors
-    /// As [`Netlink::lookup`].
-    pub fn next_hops(&mut self, query: &LookupQuery) -> Result<Vec<NextHop>, NetlinkError> {
+    /// Asks the kernel for all next hops of the route that the packet matches.
+    pub(super) fn ask_next_hops(
+        &mut self,
+        query: &LookupQuery,
+    ) -> Result<Vec<NextHop>, NetlinkError> {
         let query = LookupQuery {
             fib_match: true,
             ..query.clone()

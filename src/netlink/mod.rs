@@ -28,6 +28,7 @@ mod settle;
 mod socket;
 pub mod sysctl;
 mod text;
+mod unaskable;
 
 pub use self::{
     batch::Batch,
