@@ -16,8 +16,9 @@
 #
 # and only when it is named:
 #   chains     three thousand services of random chains of routers, where the stage system tries
-#              three hundred, and three thousand more by connections and their answers, where that
-#              tries a hundred and fifty; TSIM_CHAINS_SEED=N begins with that chain
+#              three hundred; three thousand more by connections and their answers, where that tries a
+#              hundred and fifty; and as many whose way forks, begins or ends inside a router, of all
+#              protocols and sizes, where that tries two hundred; TSIM_CHAINS_SEED=N begins with that chain
 #   left-out   a thousand rulesets of which a rule is left out, where the stage system tries sixty:
 #              UNKNOWN if and only if that rule could change the verdict
 #   mutations  ten thousand damaged facts, where the stage system tries three hundred

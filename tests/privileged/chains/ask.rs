@@ -107,6 +107,9 @@ impl Rebuilt {
             .args(["--lab", self.bed.lab.as_str(), "--json"])
             .args(["-s", source, "-d", destination])
             .args(["-P", &services.join(",")]);
+        if let Some(size) = plan.size() {
+            command.args(["--size", &size.to_string()]);
+        }
         if let Some(from) = from {
             command.args(["--from", from]);
         }

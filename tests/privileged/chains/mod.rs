@@ -8,6 +8,8 @@
 
 mod ask;
 mod back;
+mod forks;
+mod packets;
 mod plan;
 mod rules;
 mod script;

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use super::back::plan::BackMotif;
+use super::{back::plan::BackMotif, forks::plan::ForkMotif};
 
 /// xorshift64*: good enough for tests, and the same everywhere.
 pub(super) struct Random(u64);
@@ -34,45 +34,93 @@ impl Random {
     }
 }
 
-/// A service: TCP or UDP, and a port.
+/// What a service is above IP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+    /// The echo request of the family's ICMP.
+    Ping,
+    /// The timestamp request of IPv4's ICMP.
+    Timestamp,
+    Esp,
+    Gre,
+    Ospf,
+}
+
+impl Protocol {
+    pub(super) fn number(self, v6: bool) -> u8 {
+        match self {
+            Self::Ping | Self::Timestamp if v6 => 58,
+            Self::Ping | Self::Timestamp => 1,
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Gre => 47,
+            Self::Esp => 50,
+            Self::Ospf => 89,
+            Self::Sctp => 132,
+        }
+    }
+
+    pub(super) fn has_ports(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp | Self::Sctp)
+    }
+}
+
+/// A service: a protocol, and its port where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Service {
-    pub(super) udp: bool,
+    pub(super) protocol: Protocol,
     pub(super) port: u16,
 }
 
 impl Service {
+    /// The name of a protocol with ports.
     pub(super) fn protocol(self) -> &'static str {
-        if self.udp { "udp" } else { "tcp" }
+        match self.protocol {
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+            _ => "tcp",
+        }
     }
 }
 
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.port, self.protocol())
+        match self.protocol {
+            Protocol::Ping => f.write_str("ping"),
+            Protocol::Timestamp => f.write_str("timestamp/icmp"),
+            Protocol::Esp => f.write_str("esp"),
+            Protocol::Gre => f.write_str("gre"),
+            Protocol::Ospf => f.write_str("ip/89"),
+            _ => write!(f, "{}/{}", self.port, self.protocol()),
+        }
     }
 }
 
-pub(super) const SERVICES: [Service; 10] = {
-    const fn tcp(port: u16) -> Service {
-        Service { udp: false, port }
-    }
-    const fn udp(port: u16) -> Service {
-        Service { udp: true, port }
-    }
-    [
-        tcp(22),
-        tcp(25),
-        tcp(80),
-        tcp(443),
-        tcp(3306),
-        tcp(8080),
-        tcp(9100),
-        udp(53),
-        udp(123),
-        udp(514),
-    ]
-};
+pub(super) const fn tcp(port: u16) -> Service {
+    let protocol = Protocol::Tcp;
+    Service { protocol, port }
+}
+
+pub(super) const fn udp(port: u16) -> Service {
+    let protocol = Protocol::Udp;
+    Service { protocol, port }
+}
+
+pub(super) const SERVICES: [Service; 10] = [
+    tcp(22),
+    tcp(25),
+    tcp(80),
+    tcp(443),
+    tcp(3306),
+    tcp(8080),
+    tcp(9100),
+    udp(53),
+    udp(123),
+    udp(514),
+];
 
 /// Where DNAT and REDIRECT send packets that had another port.
 pub(super) const OTHER_PORT: u16 = 8443;
@@ -84,6 +132,8 @@ pub(super) enum Place {
     On(usize),
     /// The one on the detour between that router and the next.
     Detour(usize),
+    /// The one beside the router behind that one: it has both segments of it.
+    Twin(usize),
     /// The second gateway on the source's segment.
     Second,
     /// The destination's own gateway, by which no request comes.
@@ -180,6 +230,8 @@ pub(super) enum Motif {
     Stateful { at: usize },
     /// Something that answers meet.
     Back(BackMotif),
+    /// A way that forks, begins or ends inside a router, or is too narrow.
+    Fork(ForkMotif),
 }
 
 /// How a plain filter works.
@@ -278,8 +330,15 @@ impl Plan {
         }
     }
 
+    /// Those that have ports.
+    pub(super) fn with_ports(&self) -> Vec<Service> {
+        let mut services = self.services.clone();
+        services.retain(|service| service.protocol.has_ports());
+        services
+    }
+
     /// A router before the last one, and one behind it.
-    fn two(&self, random: &mut Random) -> (usize, usize) {
+    pub(super) fn two(&self, random: &mut Random) -> (usize, usize) {
         let at = random.below(self.routers - 1);
         (at, at + 1 + random.below(self.routers - 1 - at))
     }
@@ -287,7 +346,7 @@ impl Plan {
     pub(super) fn motif(&self, feature: &str, random: &mut Random) -> Motif {
         let (at, dropper) = self.two(random);
         let services = self.some(40, random);
-        let service = random.one(&self.services);
+        let service = random.one(&self.with_ports());
         let policy = |by, random: &mut Random| Motif::Policy {
             // A TOS that another router sets, where there is one before.
             at: match by {
@@ -352,7 +411,7 @@ impl Plan {
         }
     }
 
-    fn noise(&self, random: &mut Random) -> Motif {
+    pub(super) fn noise(&self, random: &mut Random) -> Motif {
         let at = random.below(self.routers);
         if random.chance(30) {
             return Motif::Stateful { at };
@@ -389,6 +448,7 @@ impl Plan {
             Motif::Entries { .. } => Some("entries"),
             Motif::Filter { .. } | Motif::Stateful { .. } => None,
             Motif::Back(back) => Some(back.feature()),
+            Motif::Fork(fork) => Some(fork.feature()),
         };
         let mut all: Vec<&str> = self.motifs.iter().filter_map(one).collect();
         all.push(if self.v6 { "IPv6" } else { "IPv4" });
@@ -416,6 +476,7 @@ impl Plan {
         match place {
             Place::On(at) => at < self.routers,
             Place::Detour(at) => at + 1 < self.routers && self.has_detour(at),
+            Place::Twin(at) => at + 1 < self.routers && self.has_twin(at),
             Place::Second => self.asked().is_some(),
             Place::Back => self.has_back(),
         }
@@ -427,6 +488,7 @@ impl Plan {
             Motif::Policy { at, to, .. } => *at == router && *to == Branch::Detour,
             Motif::Asymmetric { at, .. } => *at == router,
             Motif::Back(back) => back.has_detour(router),
+            Motif::Fork(fork) => fork.has_detour(router),
             _ => false,
         };
         router + 1 < self.routers && self.motifs.iter().any(uses)

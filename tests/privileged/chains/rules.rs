@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use super::plan::Service;
+use super::plan::{Protocol, Service};
 
 /// The chains that rules can be in, in the order of a packet's way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,6 +12,9 @@ pub(super) enum Chain {
     Dnat,
     Input,
     Forward,
+    /// What a router's own packets meet, and what they can be routed by.
+    Output,
+    MarkOwn,
     Rewrite,
     Snat,
 }
@@ -25,6 +28,8 @@ impl Chain {
             Self::Dnat => ("dstnat", "type nat hook prerouting priority -100"),
             Self::Input => ("input", "type filter hook input priority 0"),
             Self::Forward => ("forward", "type filter hook forward priority 0"),
+            Self::Output => ("output", "type filter hook output priority 0"),
+            Self::MarkOwn => ("route", "type route hook output priority -150"),
             Self::Rewrite => ("postrouting", "type filter hook postrouting priority -150"),
             Self::Snat => ("srcnat", "type nat hook postrouting priority 100"),
         }
@@ -38,6 +43,8 @@ impl Chain {
             Self::Dnat => ("nat", "PREROUTING"),
             Self::Input => ("filter", "INPUT"),
             Self::Forward => ("filter", "FORWARD"),
+            Self::Output => ("filter", "OUTPUT"),
+            Self::MarkOwn => ("mangle", "OUTPUT"),
             Self::Rewrite => ("mangle", "POSTROUTING"),
             Self::Snat => ("nat", "POSTROUTING"),
         }
@@ -50,6 +57,8 @@ pub(super) enum Match {
     Service(Service),
     /// Protocol and destination port.
     To(Service, String),
+    /// Destination address.
+    Address(String),
     /// From that prefix, or from anywhere else.
     From(String, bool),
     Dscp(u8),
@@ -71,11 +80,28 @@ pub(super) enum Act {
     Dscp(u8),
     /// To this address, and port.
     Dnat(String, Option<u16>),
+    Lots(Draw, Vec<End>),
     Redirect(u16),
     Snat(String),
     Masquerade,
     /// Connection tracking in that zone.
     Zone(u16),
+}
+
+/// An address, and a port perhaps, that a packet is sent on to.
+pub(super) type End = (String, Option<u16>);
+
+/// How one of several ends is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Draw {
+    Chance,
+    Turn,
+    /// From a range of ports of one address.
+    Ports,
+    /// From a range of addresses: by those of the packet.
+    Addresses,
+    /// By the source address, with a seed; by rules of nft alone.
+    Hash,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +171,7 @@ impl Rules {
         text + "}\n"
     }
 
-    pub(super) fn iptables(&self) -> String {
+    pub(super) fn iptables(&self, v6: bool) -> String {
         let chains = self.by_chain();
         let mut text = String::new();
         for table in ["raw", "mangle", "nat", "filter"] {
@@ -156,8 +182,10 @@ impl Rules {
             for (chain, rules) in mine {
                 let name = chain.iptables().1;
                 for rule in rules {
-                    let (which, act) = (xt_match(&rule.which), xt_act(&rule.act));
-                    writeln!(lines, "-A {name} {which} -j {act}").unwrap();
+                    let which = xt_match(&rule.which, v6);
+                    for act in xt_acts(&rule.act) {
+                        writeln!(lines, "-A {name} {which} {act}").unwrap();
+                    }
                 }
             }
             let drops = self.drops && table == "filter";
@@ -171,14 +199,38 @@ impl Rules {
     }
 }
 
+fn nft_service(service: Service, v6: bool) -> String {
+    match service.protocol {
+        Protocol::Tcp | Protocol::Udp | Protocol::Sctp => {
+            format!("{} dport {}", service.protocol(), service.port)
+        }
+        Protocol::Ping if v6 => "icmpv6 type echo-request".to_owned(),
+        Protocol::Ping => "icmp type echo-request".to_owned(),
+        Protocol::Timestamp => "icmp type timestamp-request".to_owned(),
+        other => format!("meta l4proto {}", other.number(v6)),
+    }
+}
+
+fn xt_service(service: Service, v6: bool) -> String {
+    match service.protocol {
+        Protocol::Tcp | Protocol::Udp | Protocol::Sctp => {
+            format!("-p {} --dport {}", service.protocol(), service.port)
+        }
+        Protocol::Ping if v6 => "-p icmpv6 --icmpv6-type echo-request".to_owned(),
+        Protocol::Ping => "-p icmp --icmp-type echo-request".to_owned(),
+        Protocol::Timestamp => "-p icmp --icmp-type timestamp-request".to_owned(),
+        other => format!("-p {}", other.number(v6)),
+    }
+}
+
 fn nft_match(which: &Match, family: &str) -> String {
     match which {
-        Match::Service(service) => format!("{} dport {}", service.protocol(), service.port),
-        Match::To(service, address) => format!(
-            "{family} daddr {address} {} dport {}",
-            service.protocol(),
-            service.port
-        ),
+        Match::Service(service) => nft_service(*service, family == "ip6"),
+        Match::To(service, address) => {
+            let service = nft_service(*service, family == "ip6");
+            format!("{family} daddr {address} {service}")
+        }
+        Match::Address(address) => format!("{family} daddr {address}"),
         Match::From(prefix, true) => format!("{family} saddr {prefix}"),
         Match::From(prefix, false) => format!("{family} saddr != {prefix}"),
         Match::Dscp(value) => format!("{family} dscp {value}"),
@@ -198,6 +250,9 @@ fn nft_act(act: &Act, family: &str) -> String {
         Act::Mark(mark) => format!("meta mark set {mark}"),
         Act::Dscp(value) => format!("{family} dscp set {value}"),
         Act::Dnat(address, port) => format!("dnat to {}", with_port(address, *port)),
+        Act::Lots(Draw::Ports, ends) => format!("dnat to {} random", ports(ends)),
+        Act::Lots(Draw::Addresses, ends) => format!("dnat to {}", addresses(ends)),
+        Act::Lots(draw, ends) => nft_lots(*draw, ends, family),
         Act::Redirect(port) => format!("redirect to :{port}"),
         Act::Snat(address) => format!("snat to {address}"),
         Act::Masquerade => "masquerade".to_owned(),
@@ -205,15 +260,13 @@ fn nft_act(act: &Act, family: &str) -> String {
     }
 }
 
-fn xt_match(which: &Match) -> String {
+fn xt_match(which: &Match, v6: bool) -> String {
     match which {
-        Match::Service(service) => {
-            format!("-p {} --dport {}", service.protocol(), service.port)
-        }
+        Match::Service(service) => xt_service(*service, v6),
         Match::To(service, address) => {
-            let protocol = service.protocol();
-            format!("-d {address} -p {protocol} --dport {}", service.port)
+            format!("-d {address} {}", xt_service(*service, v6))
         }
+        Match::Address(address) => format!("-d {address}"),
         Match::From(prefix, true) => format!("-s {prefix}"),
         Match::From(prefix, false) => format!("! -s {prefix}"),
         Match::Dscp(value) => format!("-m dscp --dscp {value}"),
@@ -225,8 +278,70 @@ fn xt_match(which: &Match) -> String {
     }
 }
 
+/// What a rule does; with several ends one rule for each.
+fn xt_acts(act: &Act) -> Vec<String> {
+    let Act::Lots(draw, ends) = act else {
+        return vec![format!("-j {}", xt_act(act))];
+    };
+    match draw {
+        Draw::Ports => {
+            return vec![format!("-j DNAT --to-destination {} --random", ports(ends))];
+        }
+        Draw::Addresses => return vec![format!("-j DNAT --to-destination {}", addresses(ends))],
+        _ => {}
+    }
+    let one = |(number, (address, port)): (usize, &End)| {
+        let act = xt_act(&Act::Dnat(address.clone(), *port));
+        match (ends.len() - number, draw) {
+            (1, _) => format!("-j {act}"),
+            (left, Draw::Turn) => {
+                format!("-m statistic --mode nth --every {left} --packet 0 -j {act}")
+            }
+            (left, _) => {
+                let chance = 1.0 / f64::from(u8::try_from(left).unwrap());
+                format!("-m statistic --mode random --probability {chance:.4} -j {act}")
+            }
+        }
+    };
+    ends.iter().enumerate().map(one).collect()
+}
+
+/// The first to the last of ports in a row.
+fn ports(ends: &[End]) -> String {
+    let (address, first) = &ends[0];
+    let last = ends[ends.len() - 1].1.unwrap();
+    format!("{}-{last}", with_port(address, *first))
+}
+
+/// The first to the last of addresses in a row.
+fn addresses(ends: &[End]) -> String {
+    format!("{}-{}", ends[0].0, ends[ends.len() - 1].0)
+}
+
+fn nft_lots(draw: Draw, ends: &[End], family: &str) -> String {
+    let with_ports = ends.iter().any(|(_, port)| port.is_some());
+    let one = |(number, (address, port)): (usize, &End)| match port {
+        Some(port) => format!("{number} : {address} . {port}"),
+        None => format!("{number} : {address}"),
+    };
+    let map: Vec<String> = ends.iter().enumerate().map(one).collect();
+    let to = if with_ports {
+        format!("{family} to")
+    } else {
+        "to".to_owned()
+    };
+    let (of, map) = (ends.len(), map.join(", "));
+    let draw = match draw {
+        Draw::Turn => format!("numgen inc mod {of}"),
+        Draw::Hash => format!("jhash {family} saddr mod {of} seed 0x5eed"),
+        _ => format!("numgen random mod {of}"),
+    };
+    format!("dnat {to} {draw} map {{ {map} }}")
+}
+
 fn xt_act(act: &Act) -> String {
     match act {
+        Act::Lots(..) => unreachable!("it is several"),
         Act::Accept => "ACCEPT".to_owned(),
         Act::Drop => "DROP".to_owned(),
         Act::Reject => "REJECT".to_owned(),

@@ -103,6 +103,9 @@ fn configure(world: &World, (number, node): (usize, &Node), prefix: &str, text: 
     for segment in segments(node) {
         writeln!(text, "link set s{segment} up").unwrap();
     }
+    for (segment, mtu) in &node.mtus {
+        writeln!(text, "link set s{segment} mtu {mtu}").unwrap();
+    }
     let nodad = if world.v6 { " nodad" } else { "" };
     for (segment, address) in &node.interfaces {
         writeln!(text, "addr add {address} dev s{segment}{nodad}").unwrap();
@@ -142,10 +145,13 @@ fn load(world: &World, node: &Node, loader: Loader, prefix: &str, text: &mut Str
     let six = if world.v6 { "6" } else { "" };
     let (program, rules) = match loader {
         Loader::Nft => ("nft -f -".to_owned(), node.rules.nft(world.v6)),
-        Loader::IptablesNft => (format!("ip{six}tables-nft-restore"), node.rules.iptables()),
+        Loader::IptablesNft => (
+            format!("ip{six}tables-nft-restore"),
+            node.rules.iptables(world.v6),
+        ),
         Loader::IptablesLegacy => (
             format!("ip{six}tables-legacy-restore"),
-            node.rules.iptables(),
+            node.rules.iptables(world.v6),
         ),
     };
     let netns = format!("{prefix}.{}", node.name);

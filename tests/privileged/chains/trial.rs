@@ -21,7 +21,7 @@ impl Trial {
         let world = World::of(plan);
         let chain = Chain::make(plan, &world)?;
         let rebuilt = Rebuilt::of(plan, &chain, &world);
-        let by = |mark| chain.send(plan, &world.asked.1, mark);
+        let by = |mark| chain.send(plan, &world, mark);
         let fates = match plan.asked() {
             None | Some(Asked::First) => vec![by(0)],
             Some(Asked::Second) => vec![by(2)],

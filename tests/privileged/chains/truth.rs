@@ -5,9 +5,10 @@
 //! namespace, and what waits until the kernel has brought links up.
 
 use std::{
+    collections::BTreeSet,
     env,
     io::Write as _,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, UdpSocket},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::symlink,
@@ -19,17 +20,18 @@ use nix::{
     errno::Errno,
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
     sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, recv, send,
-        setsockopt, socket, sockopt,
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
+        socket,
     },
     unistd::Pid,
 };
 use tsim::{netlink::Netlink, netns::NetnsFd};
 
 use super::{
-    plan::{Loader, Plan, Service},
+    packets::{Requests, Sending, raw},
+    plan::{Loader, Plan, Protocol, Service},
     script::{self, WIRES},
-    world::World,
+    world::{Node, World},
 };
 use crate::{
     capture::Capture,
@@ -38,9 +40,11 @@ use crate::{
 
 /// More times than a packet is queued on its way through a chain.
 const TURNS: usize = 80;
+/// `IPCTNL_MSG_CT_DELETE` of `NFNL_SUBSYS_CTNETLINK`, linux/netfilter/nfnetlink_conntrack.h.
+const DELETE_CONNECTIONS: u16 = 1 << 8 | 2;
 
 /// Where a packet came out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fate {
     /// At the destination's interface.
     Arrived,
@@ -56,7 +60,7 @@ pub(super) struct Chain {
     pub(super) source: NetnsFd,
     destination: Capture,
     /// Raw sockets of the routers, which get what the routers' own programs would get.
-    routers: Vec<(String, [OwnedFd; 2])>,
+    routers: Vec<(String, Vec<(Protocol, OwnedFd)>)>,
 }
 
 impl Chain {
@@ -79,12 +83,18 @@ impl Chain {
         let server = world.server();
         let inside = ifname(&format!("s{}", server.interfaces[0].0));
         let destination = Capture::start(&open(&server.name), &inside);
-        let sockets = |node: &super::world::Node| {
-            let sockets = open(&node.name).enter(|| [raw(plan.v6, false), raw(plan.v6, true)]);
-            (node.name.clone(), sockets.unwrap())
+        let mut protocols: Vec<Protocol> = plan.services.iter().map(|s| s.protocol).collect();
+        protocols.sort_unstable();
+        protocols.dedup();
+        let sockets = |node: &Node| {
+            let open_all = || {
+                let sockets = protocols.iter().map(|one| (*one, raw(plan.v6, *one)));
+                sockets.collect()
+            };
+            (node.name.clone(), open(&node.name).enter(open_all).unwrap())
         };
         Ok(Self {
-            source: open("source"),
+            source: open(&world.sender),
             destination,
             routers: world.routers.iter().map(sockets).collect(),
             bed,
@@ -112,36 +122,132 @@ impl Chain {
         output.stdout
     }
 
-    /// Sends a packet of each service from the source host, with that mark there, and says what
-    /// became of each.
-    pub(super) fn send(&self, plan: &Plan, to: &str, mark: u32) -> Vec<Fate> {
+    /// Sends a packet of each service from the sender, with that mark there, and says what became of
+    /// each.
+    pub(super) fn send(&self, plan: &Plan, world: &World, mark: u32) -> Vec<Fate> {
+        let all = self.send_some(plan, world, mark, 1).into_iter();
+        all.map(|fates| fates.into_iter().next().unwrap()).collect()
+    }
+
+    /// Sends so many packets of each service, of another client each, and says what became of them.
+    pub(super) fn send_some(
+        &self,
+        plan: &Plan,
+        world: &World,
+        mark: u32,
+        count: u16,
+    ) -> Vec<BTreeSet<Fate>> {
+        let (from, to) = &world.asked;
+        let is_router = world.routers.iter().any(|node| node.name == world.sender);
+        let sending = Sending {
+            to: to.parse().unwrap(),
+            from: is_router.then(|| from.parse().unwrap()),
+            tos: plan.dscp << 2,
+            mark,
+            size: plan.size(),
+        };
         let sent = self.source.enter(|| {
             stay_here();
             let fence = Fence::new();
             let one = |service: &Service| {
-                let to = SocketAddr::new(to.parse().unwrap(), service.port);
-                let _socket = send_one(*service, to, plan.dscp << 2, mark);
+                let send = |number| sending.send(*service, number);
+                let _sockets: Vec<OwnedFd> = (0..count).map(send).collect();
                 fence.pass();
-                self.fate(*service)
+                self.fates(*service, plan.v6, count.into())
             };
             plan.services.iter().map(one).collect()
         });
         sent.unwrap()
     }
 
-    fn fate(&self, service: Service) -> Fate {
-        let frames = self.destination.frames();
-        if frames.iter().any(|frame| is_request(&frame[14..], service)) {
-            return Fate::Arrived;
+    /// What became of packets that were sent since this was asked last.
+    fn fates(&self, service: Service, v6: bool, sent: usize) -> BTreeSet<Fate> {
+        let mut fates = BTreeSet::new();
+        let mut arrived = Requests::default();
+        for frame in self.destination.frames() {
+            arrived.add(&frame[14..], service);
         }
-        let number = usize::from(service.udp);
-        let mut fate = Fate::Lost;
+        let mut found = arrived.count;
+        fates.extend((found > 0).then_some(Fate::Arrived));
         for (name, sockets) in &self.routers {
-            if taken(&sockets[number], service) {
-                fate = Fate::Router(name.clone());
-            }
+            let socket = sockets.iter().find(|(of, _)| *of == service.protocol);
+            let taken = socket.map_or(0, |(_, socket)| taken(socket, service, v6));
+            found += taken;
+            fates.extend((taken > 0).then(|| Fate::Router(name.clone())));
         }
-        fate
+        fates.extend((found < sent).then_some(Fate::Lost));
+        fates
+    }
+
+    /// Does something with each choice of one next hop where routes have two: they are replaced, and
+    /// routers forget the connections of before.
+    pub(super) fn by_each<T>(
+        &self,
+        plan: &Plan,
+        world: &World,
+        mut one: impl FnMut() -> T,
+    ) -> Vec<T> {
+        let spread = |node: &Node| {
+            let routes = node.spread.iter();
+            let routes = routes.map(|(to, by)| (node.name.clone(), to.clone(), by.clone()));
+            routes.collect::<Vec<_>>()
+        };
+        // All routes of one router go the same way: they have the same next hops.
+        let routers: Vec<Vec<_>> = world.routers.iter().map(spread).collect();
+        let routers: Vec<_> = routers.iter().filter(|routes| !routes.is_empty()).collect();
+        let each = (0..1 << routers.len()).map(|choices: usize| {
+            for (number, routes) in routers.iter().enumerate() {
+                for (router, to, by) in *routes {
+                    self.replace(plan, router, to, &by[choices >> number & 1]);
+                }
+            }
+            if !routers.is_empty() {
+                world.routers.iter().for_each(|node| self.forget(node));
+            }
+            one()
+        });
+        each.collect()
+    }
+
+    fn replace(&self, plan: &Plan, router: &str, to: &str, gateway: &str) {
+        let (family, netns) = (if plan.v6 { "-6" } else { "-4" }, self.bed.name(router));
+        let any = if plan.v6 { "::/0" } else { "0.0.0.0/0" };
+        let to = if to == "default" { any } else { to };
+        for what in [
+            format!("route flush exact {to} table main"),
+            format!("route add {to} via {gateway}"),
+        ] {
+            let mut command = Command::new("ip");
+            command.args([family, "-n", netns.as_str()]);
+            let done = command.args(what.split(' ')).status().unwrap();
+            assert!(done.success(), "{what} at {router}");
+        }
+    }
+
+    /// Has a router forget all connections.
+    fn forget(&self, node: &Node) {
+        let netns = self.bed.dir.open(&self.bed.name(&node.name)).unwrap();
+        let forget = || {
+            let socket = socket(
+                AddressFamily::Netlink,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::NetlinkNetFilter,
+            );
+            let socket = socket.unwrap();
+            // struct nlmsghdr with NLM_F_REQUEST and NLM_F_ACK, and struct nfgenmsg of any family.
+            let mut message = 20_u32.to_ne_bytes().to_vec();
+            message.extend(DELETE_CONNECTIONS.to_ne_bytes());
+            message.extend(5_u16.to_ne_bytes());
+            message.extend([0; 12]);
+            let kernel = NetlinkAddr::new(0, 0);
+            sendto(socket.as_raw_fd(), &message, &kernel, MsgFlags::empty()).unwrap();
+            let mut reply = [0; 64];
+            let length = recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty()).unwrap();
+            // An acknowledgement is an error of 0.
+            assert_eq!((length >= 20, &reply[16..20]), (true, &[0; 4][..]));
+        };
+        netns.enter(forget).unwrap();
     }
 }
 
@@ -171,81 +277,18 @@ impl Fence {
     }
 }
 
-/// What a client of the service sends first. The kernel may refuse it: it knows of no way.
-pub(super) fn send_one(service: Service, to: SocketAddr, tos: u8, mark: u32) -> OwnedFd {
-    let family = match to {
-        SocketAddr::V4(_) => AddressFamily::Inet,
-        SocketAddr::V6(_) => AddressFamily::Inet6,
-    };
-    let kind = match service.udp {
-        true => SockType::Datagram,
-        false => SockType::Stream,
-    };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, kind, flags, None).unwrap();
-    setsockopt(&socket, sockopt::Mark, &mark).unwrap();
-    match to {
-        SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4Tos, &tos.into()).unwrap(),
-        SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6TClass, &tos.into()).unwrap(),
-    }
-    let to = SockaddrStorage::from(to);
-    let connected = connect(socket.as_raw_fd(), &to);
-    if service.udp && connected.is_ok() {
-        let _ = send(socket.as_raw_fd(), b"request", MsgFlags::empty());
-    }
-    socket
-}
-
-/// A raw socket for TCP or UDP.
-fn raw(v6: bool, udp: bool) -> OwnedFd {
-    use nix::sys::socket::SockProtocol;
-    let family = if v6 {
-        AddressFamily::Inet6
-    } else {
-        AddressFamily::Inet
-    };
-    let protocol = if udp {
-        SockProtocol::Udp
-    } else {
-        SockProtocol::Tcp
-    };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    socket(family, SockType::Raw, flags, protocol).unwrap()
-}
-
-/// Whether a raw socket got a request of the service since it was asked last.
-fn taken(socket: &OwnedFd, service: Service) -> bool {
+/// How many requests of the service a raw socket got since it was asked last.
+fn taken(socket: &OwnedFd, service: Service, v6: bool) -> usize {
     let mut buffer = [0; 2048];
-    let mut found = false;
+    let mut requests = Requests::default();
     loop {
         match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             // IPv6 raw sockets leave the IP header out.
-            Ok(length) => {
-                let packet = &buffer[..length];
-                found |= is_request(packet, service) || begins_request(packet, service);
-            }
+            Ok(length) if v6 => requests.add_payload(&buffer[..length], service, v6),
+            Ok(length) => requests.add(&buffer[..length], service),
             Err(Errno::EINTR) => {}
-            Err(_) => return found,
+            Err(_) => return requests.count,
         }
-    }
-}
-
-/// Whether an IP packet is a request of the service's protocol.
-fn is_request(packet: &[u8], service: Service) -> bool {
-    let (protocol, payload) = match packet.first().map(|first| first >> 4) {
-        Some(4) => (packet[9], packet.get(usize::from(packet[0] & 15) * 4..)),
-        Some(6) => (packet[6], packet.get(40..)),
-        _ => return false,
-    };
-    let wanted = if service.udp { 17 } else { 6 };
-    protocol == wanted && payload.is_some_and(|payload| begins_request(payload, service))
-}
-
-/// Whether TCP's or UDP's part is a request: all but what a TCP answers.
-fn begins_request(payload: &[u8], service: Service) -> bool {
-    match service.udp {
-        true => payload.get(8..) == Some(b"request"),
-        false => payload.get(13).is_some_and(|flags| flags & 0x17 == 0x02),
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Node {
     pub(super) policy: Vec<String>,
     /// Routes that have two next hops: where to, and both gateways.
     pub(super) spread: Vec<(String, [String; 2])>,
+    /// Segments that are narrower than others.
+    pub(super) mtus: Vec<(usize, u16)>,
     /// Interfaces with a strict reverse path filter.
     pub(super) strict: Vec<usize>,
     pub(super) rules: Rules,
@@ -38,6 +40,7 @@ impl Node {
             routes: Vec::new(),
             policy: Vec::new(),
             spread: Vec::new(),
+            mtus: Vec::new(),
             strict: Vec::new(),
             rules: Rules::default(),
             is_host: false,
@@ -62,6 +65,8 @@ pub(super) struct World {
     pub(super) routers: Vec<Node>,
     pub(super) source: Node,
     pub(super) destination: Node,
+    /// Who sends: the source, or a router.
+    pub(super) sender: String,
     /// What is asked about.
     pub(super) asked: (String, String),
     /// The destination's subnet and the router that is its gateway, where others could be it, too.
@@ -74,6 +79,7 @@ impl World {
         let places = (0..plan.routers)
             .map(Place::On)
             .chain((0..plan.routers).map(Place::Detour))
+            .chain((0..plan.routers).map(Place::Twin))
             .chain([Place::Second, Place::Back]);
         let places: Vec<Place> = places.filter(|place| plan.has(*place)).collect();
         let routers = places.iter().map(|place| net.router(*place)).collect();
@@ -82,13 +88,8 @@ impl World {
             routers,
             source: net.source(),
             destination: net.destination(),
-            asked: (
-                net.host(0),
-                match plan.published() {
-                    true => net.published(),
-                    false => net.target(),
-                },
-            ),
+            sender: net.sender(),
+            asked: net.asked(),
             gateway: plan
                 .has(Place::Back)
                 .then(|| (net.prefix(plan.routers), name(Place::Back))),
@@ -112,7 +113,7 @@ impl World {
         }
     }
 
-    fn at(&mut self, place: Place) -> Option<&mut Node> {
+    pub(super) fn at(&mut self, place: Place) -> Option<&mut Node> {
         let name = name(place);
         self.routers.iter_mut().find(|node| node.name == name)
     }
@@ -123,6 +124,7 @@ pub(super) fn name(place: Place) -> String {
     match place {
         Place::On(at) => format!("r{at}"),
         Place::Detour(at) => format!("d{at}"),
+        Place::Twin(at) => format!("t{at}"),
         Place::Second => "second".to_owned(),
         Place::Back => "back".to_owned(),
     }
@@ -132,7 +134,7 @@ pub(super) fn name(place: Place) -> String {
 ///
 /// The segments of the straight way are 0 and so on; those of the detour behind router N are 100 + N
 /// and 150 + N.
-pub(super) struct Net<'a>(&'a Plan);
+pub(super) struct Net<'a>(pub(super) &'a Plan);
 
 impl Net<'_> {
     pub(super) fn prefix(&self, segment: usize) -> String {
@@ -184,7 +186,7 @@ impl Net<'_> {
         }
     }
 
-    fn interface(&self, segment: usize, number: usize) -> (usize, String) {
+    pub(super) fn interface(&self, segment: usize, number: usize) -> (usize, String) {
         let length = if self.0.v6 { 64 } else { 24 };
         (
             segment,
@@ -249,6 +251,7 @@ impl Net<'_> {
                 segments
             }
             Place::Detour(at) => vec![100 + at, 150 + at],
+            Place::Twin(at) => vec![at + 1, at + 2],
             Place::Second => vec![0, 1],
             Place::Back => vec![self.0.routers, self.0.routers - 1],
         };
@@ -262,11 +265,12 @@ impl Net<'_> {
     fn route(&self, place: Place, node: &mut Node) {
         let last = self.0.routers - 1;
         let (onward, at, back) = match place {
+            Place::Twin(before) => {
+                let at = before + 1;
+                (self.onward(at), at, Some(self.of(at, Place::On(before))))
+            }
             Place::On(at) => {
-                let onward = match at == last {
-                    false => Some(self.of(at + 1, Place::On(at + 1))),
-                    true => self.0.far.then(|| self.host(at + 1)),
-                };
+                let onward = self.onward(at);
                 let back = at
                     .checked_sub(1)
                     .map(|before| self.of(at, Place::On(before)));
@@ -285,6 +289,10 @@ impl Net<'_> {
                 Place::On(at) if self.spread(at).is_some() => {
                     let detour = self.of(100 + at, Place::Detour(at));
                     node.via_either("default", [onward, detour]);
+                }
+                Place::On(at) if self.0.has(Place::Twin(at)) => {
+                    let twin = self.of(at + 1, Place::Twin(at));
+                    node.via_either("default", [onward, twin]);
                 }
                 _ => node.via("default", &onward),
             }
@@ -320,6 +328,14 @@ impl Net<'_> {
         }
     }
 
+    /// Where the router with this number sends what is for the destination.
+    fn onward(&self, at: usize) -> Option<String> {
+        match at + 1 == self.0.routers {
+            false => Some(self.of(at + 1, Place::On(at + 1))),
+            true => self.0.far.then(|| self.host(at + 1)),
+        }
+    }
+
     fn spread(&self, router: usize) -> Option<bool> {
         let detour = self.0.has(Place::Detour(router));
         self.0.spread(router).filter(|_| detour)
@@ -335,10 +351,20 @@ impl Net<'_> {
     }
 }
 
+/// How a policy rule chooses a service.
+fn lookup(service: Service, v6: bool) -> String {
+    let protocol = service.protocol.number(v6);
+    match service.protocol.has_ports() {
+        true => format!("ipproto {protocol} dport {}", service.port),
+        false => format!("ipproto {protocol}"),
+    }
+}
+
 fn number(place: Place) -> usize {
     match place {
         Place::On(at) => 11 + at,
         Place::Detour(at) => 51 + at,
+        Place::Twin(at) => 71 + at,
         Place::Second => 31,
         Place::Back => 32,
     }
@@ -348,7 +374,7 @@ fn number(place: Place) -> usize {
 pub(super) struct Putting<'a> {
     pub(super) plan: &'a Plan,
     pub(super) net: &'a Net<'a>,
-    world: &'a mut World,
+    pub(super) world: &'a mut World,
 }
 
 impl Putting<'_> {
@@ -358,7 +384,7 @@ impl Putting<'_> {
         }
     }
 
-    fn drop_all(&mut self, place: Place, services: &[Service]) {
+    pub(super) fn drop_all(&mut self, place: Place, services: &[Service]) {
         for service in services {
             self.rule(place, Chain::Forward, Match::Service(*service), Act::Drop);
         }
@@ -448,6 +474,7 @@ impl Putting<'_> {
                 self.rule(place, Chain::Forward, Match::Invalid, Act::Drop);
             }
             Motif::Back(back) => self.put_back(back),
+            Motif::Fork(fork) => self.put_fork(fork),
         }
     }
 
@@ -485,6 +512,7 @@ impl Putting<'_> {
             Branch::Detour if !self.plan.has(Place::Detour(at)) => return,
             Branch::Detour => node.via(&format!("default table {table}"), &gateway),
         }
+        let v6 = self.plan.v6;
         let first = 1000 + 100 * number;
         let mut choose = |number: usize, what: &str| {
             let rule = format!("pref {} {what} lookup {table}", first + number);
@@ -495,8 +523,7 @@ impl Putting<'_> {
             By::Tos => choose(0, &format!("tos {TOS:#x}")),
             By::Port => {
                 for (number, service) in services.iter().enumerate() {
-                    let (protocol, port) = (service.protocol(), service.port);
-                    choose(number, &format!("ipproto {protocol} dport {port}"));
+                    choose(number, &lookup(*service, v6));
                 }
             }
         }

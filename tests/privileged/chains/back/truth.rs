@@ -8,7 +8,6 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    process::Command,
 };
 
 use nix::sys::socket::{
@@ -16,8 +15,9 @@ use nix::sys::socket::{
 };
 
 use super::super::{
-    plan::{OTHER_PORT, Plan, Service},
-    truth::{Chain, Fence, send_one, stay_here},
+    packets::Sending,
+    plan::{OTHER_PORT, Plan, Protocol, Service},
+    truth::{Chain, Fence, stay_here},
     world::{Node, World},
 };
 
@@ -122,55 +122,29 @@ fn is_answered(client: &OwnedFd) -> bool {
 }
 
 impl Chain {
-    /// As [`Self::converse`], with each choice of one next hop where routes have two: they are replaced.
+    /// As [`Self::converse`], with each choice of one next hop where routes have two.
     pub(super) fn converse_by_each(&self, plan: &Plan, world: &World, mark: u32) -> Vec<Vec<bool>> {
-        let spread = |node: &Node| {
-            let routes = node.spread.iter();
-            let routes = routes.map(|(to, by)| (node.name.clone(), to.clone(), by.clone()));
-            routes.collect::<Vec<_>>()
-        };
-        // All routes of one router go the same way: they have the same next hops.
-        let routers: Vec<Vec<_>> = world.routers.iter().map(spread).collect();
-        let routers: Vec<_> = routers.iter().filter(|routes| !routes.is_empty()).collect();
-        let each = (0..1 << routers.len()).map(|choices: usize| {
-            for (number, routes) in routers.iter().enumerate() {
-                for (router, to, by) in *routes {
-                    self.replace(plan, router, to, &by[choices >> number & 1]);
-                }
-            }
-            self.converse(plan, world, mark)
-        });
-        each.collect()
-    }
-
-    fn replace(&self, plan: &Plan, router: &str, to: &str, gateway: &str) {
-        let (family, netns) = (if plan.v6 { "-6" } else { "-4" }, self.bed.name(router));
-        let any = if plan.v6 { "::/0" } else { "0.0.0.0/0" };
-        let to = if to == "default" { any } else { to };
-        for what in [
-            format!("route flush exact {to} table main"),
-            format!("route add {to} via {gateway}"),
-        ] {
-            let mut command = Command::new("ip");
-            command.args([family, "-n", netns.as_str()]);
-            let done = command.args(what.split(' ')).status().unwrap();
-            assert!(done.success(), "{what} at {router}");
-        }
+        self.by_each(plan, world, || self.converse(plan, world, mark))
     }
 
     /// Asks for each service of the plan from the source host, with that mark there, and says for which
     /// of them an answer came.
     pub(super) fn converse(&self, plan: &Plan, world: &World, mark: u32) -> Vec<bool> {
         let programs = Programs::start(self, plan, world);
-        let to: IpAddr = world.asked.1.parse().unwrap();
+        let sending = Sending {
+            to: world.asked.1.parse().unwrap(),
+            from: None,
+            tos: 0,
+            mark,
+            size: None,
+        };
         let asked = self.source.enter(|| {
             stay_here();
             let fence = Fence::new();
             let one = |service: &Service| {
-                let to = SocketAddr::new(to, service.port);
-                let client = send_one(*service, to, 0, mark);
+                let client = sending.send(*service, 0);
                 fence.pass();
-                if !service.udp {
+                if service.protocol == Protocol::Tcp {
                     close_at_once(&client);
                     request(&client);
                     fence.pass();
