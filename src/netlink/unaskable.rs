@@ -4,7 +4,7 @@
 //! others it says without their protocol and ports, although its policy rules see these when a packet
 //! comes. Where that makes a difference, the lists of [rules and routes](Fib) say where it goes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use super::{
     Fib, FibDecision, Lookup, LookupKind, LookupQuery, Netlink, NetlinkError,
@@ -89,16 +89,17 @@ impl Tables {
             return Ok(None);
         }
         let family = Family::of(query.to);
-        if !self.0.contains_key(&family) {
-            let rules = Fib::new(netlink.rules(family)?, Vec::new());
-            let fib = match rules.looks_at_ports() {
-                true => Some(Fib::read(netlink, family)?),
-                false => None,
-            };
-            self.0.insert(family, fib);
-        }
-        let fib = self.0.get(&family).and_then(Option::as_ref);
-        Ok(fib.and_then(|fib| otherwise(fib, query)))
+        let fib = match self.0.entry(family) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unread) => {
+                let rules = Fib::new(netlink.rules(family)?, Vec::new());
+                unread.insert(match rules.looks_at_ports() {
+                    true => Some(Fib::read(netlink, family)?),
+                    false => None,
+                })
+            }
+        };
+        Ok(fib.as_ref().and_then(|fib| otherwise(fib, query)))
     }
 }
 
@@ -162,7 +163,7 @@ impl Netlink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::object::{PolicyRule, PortRange, Route, RouteKind, RuleAction};
+    use crate::netlink::object::{PolicyRule, PortRange, Route, RuleAction};
 
     /// SCTP to port 2905 goes by table 7, ESP nowhere, and all else by table main.
     fn fib() -> Fib {
@@ -189,7 +190,6 @@ mod tests {
             )
         };
         let routes = vec![via(Route::MAIN, "192.0.2.1", "a"), via(7, "192.0.2.9", "b")];
-        assert!(routes.iter().all(|route| route.kind == RouteKind::Unicast));
         Fib::new(rules, routes)
     }
 
