@@ -182,8 +182,10 @@ impl Rule {
             let text = format!("tcp --tcp-option {option}");
             self.ask(other(&text, Field::TcpOptions), false);
         }
-        if let Some((test, negated)) = source_ports(name, info) {
-            self.ask(test, negated);
+        for of in [Field::SourcePort, Field::DestinationPort] {
+            if let Some((test, negated)) = ports_of(name, info, of) {
+                self.ask(test, negated);
+            }
         }
         if name == "socket" {
             // `XT_SOCKET_TRANSPARENT`, `XT_SOCKET_NOWILDCARD`, linux/netfilter/xt_socket.h.
@@ -589,21 +591,25 @@ fn other(text: &str, reads: Field) -> Test {
         reads: vec![reads],
     }
 }
-/// What a match of iptables asks of the source port, with whether a packet has to fail it: the
+
+/// What a match of iptables asks of the port `of` either end, with whether a packet has to fail it: the
 /// beginning of `struct xt_tcp` and `struct xt_udp` (linux/netfilter/xt_tcpudp.h), and `struct
 /// xt_multiport_v1`.
-fn source_ports(name: &str, info: &[u8]) -> Option<(Test, bool)> {
-    /// `XT_MULTIPORT_SOURCE`.
-    const SOURCE: u8 = 0;
+fn ports_of(name: &str, info: &[u8], of: Field) -> Option<(Test, bool)> {
     const PORTS: usize = 15;
+    // Where the ports begin, the bit that inverts them (`XT_TCP_INV_SRCPT`, `XT_TCP_INV_DSTPT`, the same of
+    // UDP), and `XT_MULTIPORT_SOURCE` and `XT_MULTIPORT_DESTINATION`.
+    let (begin, bit, flag) = match of {
+        Field::SourcePort => (0, 1, 0_u8),
+        _ => (4, 2, 1),
+    };
     let port = |at: usize| Some(u32::from(u16::from_ne_bytes(array(info, at)?)));
     let (ranges, negated) = match name {
         "tcp" | "udp" => {
-            // `XT_TCP_INV_SRCPT` and `XT_UDP_INV_SRCPT` are 1.
-            let inverted = info.get(if name == "tcp" { 11 } else { 8 })? & 1 != 0;
-            (vec![(port(0)?, port(2)?)], inverted)
+            let inverted = info.get(if name == "tcp" { 11 } else { 8 })? & bit != 0;
+            (vec![(port(begin)?, port(begin + 2)?)], inverted)
         }
-        "multiport" if info.first() == Some(&SOURCE) => {
+        "multiport" if info.first() == Some(&flag) => {
             let count = usize::from(*info.get(1)?).min(PORTS);
             let mut ranges = Vec::new();
             let mut at = 0;
@@ -621,10 +627,39 @@ fn source_ports(name: &str, info: &[u8]) -> Option<(Test, bool)> {
     if ranges == [(0, u16::MAX.into())] {
         return None;
     }
-    let test = Test::Number {
-        of: Field::SourcePort,
-        mask: u32::MAX,
-        ranges,
-    };
-    Some((test, negated))
+    let mask = u32::MAX;
+    Some((Test::Number { of, mask, ranges }, negated))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_that_matches_of_iptables_ask_for_are_read() {
+        let ports = |all: &[u16]| -> Vec<u8> { all.iter().flat_map(|p| p.to_ne_bytes()).collect() };
+        let number = |of, ranges: &[(u32, u32)]| Test::Number {
+            of,
+            mask: u32::MAX,
+            ranges: ranges.to_vec(),
+        };
+        let (source, destination) = (Field::SourcePort, Field::DestinationPort);
+        // `-p tcp ! --sport 1000 --dport 80:90`: ports, option, two masks of flags, what is inverted.
+        let tcp = [ports(&[1000, 1000, 80, 90]), vec![0, 0, 0, 1]].concat();
+        let said = (number(source, &[(1000, 1000)]), true);
+        assert_eq!(ports_of("tcp", &tcp, source), Some(said));
+        let said = (number(destination, &[(80, 90)]), false);
+        assert_eq!(ports_of("tcp", &tcp, destination), Some(said));
+        let udp = [ports(&[0, u16::MAX, 53, 53]), vec![2]].concat();
+        assert_eq!(ports_of("udp", &udp, source), None);
+        let said = (number(destination, &[(53, 53)]), true);
+        assert_eq!(ports_of("udp", &udp, destination), Some(said));
+        // `-m multiport --dports 22,79:81`
+        let mut multi = [vec![1, 3], ports(&[22, 79, 81]), ports(&[0; 12])].concat();
+        multi.extend((0..15).map(|at| u8::from(at == 1)));
+        multi.push(0);
+        let said = (number(destination, &[(22, 22), (79, 81)]), false);
+        assert_eq!(ports_of("multiport", &multi, destination), Some(said));
+        assert_eq!(ports_of("multiport", &multi, source), None);
+    }
 }

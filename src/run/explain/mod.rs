@@ -120,6 +120,8 @@ impl ExplainQuestion<'_> {
 pub struct Scrutiny {
     /// What nf_tables has.
     pub census: Census,
+    /// Rules of nf_tables that may do otherwise with the next packet, also where nothing got through.
+    pub varying: Vec<(Option<RulePlace>, Rule)>,
     /// Whether iptables-legacy has a rule that decides by more than the packet.
     pub legacy: bool,
 }
@@ -140,6 +142,45 @@ impl Scrutiny {
         ingress: Option<&IfName>,
         ports: OpenPorts,
     ) -> Option<String> {
+        let here = |chain: &&LaterChain| match &chain.devices {
+            Some(devices) if chain.hook == HookPoint::Ingress => {
+                ingress.is_none_or(|ingress| devices.iter().any(|name| name == ingress.as_str()))
+            }
+            _ => true,
+        };
+        let chain = || {
+            let LaterChain { place, .. } = self.census.behind.iter().find(here)?;
+            Some(format!("chain {} (table {})", place.chain, place.table))
+        };
+        let sets = || {
+            let what = "rules that ask for what others put into sets";
+            self.census.asks_changed_sets.then(|| what.to_owned())
+        };
+        let legacy = || self.legacy.then(|| "rules of iptables-legacy".to_owned());
+        let rule = self.rule_of(headers, ports, Rule::copies);
+        let what = rule.or_else(chain).or_else(sets).or_else(legacy)?;
+        Some(format!(
+            "it got through, and was not held against {what}: --explain always does that"
+        ))
+    }
+
+    /// The same of a probe that was stopped: by a rate that this job's own burst used up, for example.
+    #[must_use]
+    pub fn stopped_by_more(&self, headers: &Headers, ports: OpenPorts) -> Option<String> {
+        let legacy = || self.legacy.then(|| "rules of iptables-legacy".to_owned());
+        let what = self.rule_of(headers, ports, |_| false).or_else(legacy)?;
+        Some(format!(
+            "it was stopped, and was not held against {what}: --explain always does that"
+        ))
+    }
+
+    /// A rule that may do otherwise with the next packet like this one, or does what `more` says.
+    fn rule_of(
+        &self,
+        headers: &Headers,
+        ports: OpenPorts,
+        more: impl Fn(&Rule) -> bool,
+    ) -> Option<String> {
         let packet = match self.census.nature.changes {
             true => Packet::of(Family::of(headers.destination))
                 .with(Field::Protocol, headers.protocol.number()),
@@ -148,40 +189,23 @@ impl Scrutiny {
         };
         let is_open = |rule: &Rule| {
             let by_port = rule.tells_ports_apart(ports) && rule.decides();
-            rule.caveat().is_some() || rule.copies() || by_port || *rule == Rule::unknown()
+            rule.caveat().is_some() || more(rule) || by_port || *rule == Rule::unknown()
         };
-        let mut rules = self.census.open.iter();
-        let rule = rules.find(|(_, rule)| is_open(rule) && rule.concerns(&packet));
-        let here = |chain: &&LaterChain| match &chain.devices {
-            Some(devices) if chain.hook == HookPoint::Ingress => {
-                ingress.is_none_or(|ingress| devices.iter().any(|name| name == ingress.as_str()))
-            }
-            _ => true,
+        let mut rules = self.varying.iter();
+        let (place, rule) = rules.find(|(_, rule)| is_open(rule) && rule.concerns(&packet))?;
+        let Some(place) = place else {
+            return Some("rules that change all the time".to_owned());
         };
-        let what = match (rule, self.census.behind.iter().find(here)) {
-            (Some((None, _)), _) => "rules that change all the time".to_owned(),
-            (Some((Some(place), rule)), _) => {
-                let why = rule.caveat().map(|caveat| format!(" ({caveat})"));
-                let RulePlace {
-                    handle,
-                    chain,
-                    table,
-                    ..
-                } = place;
-                let why = why.unwrap_or_default();
-                format!("the rule with handle {handle} of chain {chain} (table {table}){why}")
-            }
-            (None, Some(LaterChain { place, .. })) => {
-                format!("chain {} (table {})", place.chain, place.table)
-            }
-            (None, None) if self.census.asks_changed_sets => {
-                "rules that ask for what others put into sets".to_owned()
-            }
-            (None, None) if self.legacy => "rules of iptables-legacy".to_owned(),
-            (None, None) => return None,
-        };
+        let why = rule.caveat().map(|caveat| format!(" ({caveat})"));
+        let RulePlace {
+            handle,
+            chain,
+            table,
+            ..
+        } = place;
+        let why = why.unwrap_or_default();
         Some(format!(
-            "it got through, and was not held against {what}: --explain always does that"
+            "the rule with handle {handle} of chain {chain} (table {table}){why}"
         ))
     }
 }
@@ -409,7 +433,7 @@ impl Found<'_> {
                 behind(&mut reader, chains, (&probe.headers, came_by), trail, index)?;
             self.legacy.improve(question, trail, &mut explained);
             perhaps_taken(&mut reader, question, &probe.headers, trail, &mut explained)?;
-            let Scrutiny { census, legacy } = question.scrutiny;
+            let Scrutiny { census, legacy, .. } = question.scrutiny;
             let varies = !explained.caveats.is_empty() || census.asks_changed_sets || *legacy;
             if let Some(trail) = trail.filter(|_| varies) {
                 if rules.is_none() {

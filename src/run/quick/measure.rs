@@ -209,12 +209,20 @@ impl<'a> Probing<'a> {
         };
         let legacy = self.legacy && (census.volatile || varies());
         let plain = |finding: &_| matches!(finding, Finding::Passed | Finding::Delivered);
+        let varying = census.open.clone();
         let census = if findings.iter().any(|(_, finding)| plain(finding)) {
             census
         } else {
-            Census::default()
+            Census {
+                nature: census.nature,
+                ..Census::default()
+            }
         };
-        Scrutiny { census, legacy }
+        Scrutiny {
+            census,
+            varying,
+            legacy,
+        }
     }
 
     /// The sockets that are left to close.

@@ -101,6 +101,8 @@ struct Asked {
     probes: Vec<Probe>,
     /// Those that got through and are not, although rules may decide about them otherwise.
     unlooked: Vec<Probe>,
+    /// Those that were stopped and are not.
+    stopped: Vec<Probe>,
     /// What to say of blocked ones that are not.
     left_out: Option<String>,
 }
@@ -380,7 +382,7 @@ impl Plan {
         let mut reasons = self.told(&explained, &findings);
         reasons.extend(unsent);
         reasons.extend(taken);
-        reasons.extend(self.unlooked(visit, &asked.unlooked, &scrutiny));
+        reasons.extend(self.unlooked(visit, &asked, &scrutiny));
         let targets = std::mem::take(&mut lots.targets);
         lots.tell(&mut reasons);
         let mut doubts = measured.doubts;
@@ -519,21 +521,21 @@ impl Plan {
             ExplainMode::Always => (usize::MAX, usize::MAX),
         };
         let (mut blocked, mut passed) = (0, 0);
-        let (mut probes, mut unlooked) = (Vec::new(), Vec::new());
+        let (mut probes, mut unlooked, mut stopped) = (Vec::new(), Vec::new(), Vec::new());
         for (index, finding) in findings.iter() {
             let (count, most, left) = match finding {
-                Finding::Stopped | Finding::NotArrived => (&mut blocked, most_blocked, None),
+                Finding::Stopped | Finding::NotArrived => {
+                    (&mut blocked, most_blocked, &mut stopped)
+                }
                 Finding::Passed | Finding::Delivered if scrutiny.is_needed() => {
-                    (&mut passed, most_passed, Some(&mut unlooked))
+                    (&mut passed, most_passed, &mut unlooked)
                 }
                 _ => continue,
             };
             *count += 1;
             let probe = position(all, index, |p| p.index).and_then(|at| all.get(at));
-            match left {
-                _ if *count <= most => probes.extend(probe),
-                left => left.into_iter().for_each(|left| left.extend(probe)),
-            }
+            let to = if *count <= most { &mut probes } else { left };
+            to.extend(probe);
         }
         let left_out = (blocked > most_blocked).then(|| match most_blocked {
             // Said once of a whole sweep, and not of each burst with its own numbers.
@@ -548,27 +550,32 @@ impl Plan {
         Asked {
             probes,
             unlooked,
+            stopped,
             left_out: left_out.filter(|_| self.explain != ExplainMode::Never),
         }
     }
 
-    /// What to say of probes that got through and were not looked at more closely.
+    /// What to say of probes that were not looked at more closely.
     fn unlooked(
         &self,
         visit: &Visit,
-        probes: &[Probe],
+        asked: &Asked,
         scrutiny: &Scrutiny,
     ) -> BTreeMap<u32, (Verdict, String)> {
-        if probes.is_empty() {
+        if asked.unlooked.is_empty() && asked.stopped.is_empty() {
             return BTreeMap::new();
         }
         let ports = OpenPorts::of(self.any_port, self.translated(&visit.probes));
         let came_by = visit.at.iface_in.as_ref();
-        let one = |probe: &Probe| {
+        let passed = asked.unlooked.iter().filter_map(|probe| {
             let why = scrutiny.left_open(&probe.headers, came_by, ports)?;
             Some((probe.index, (Verdict::Unknown, why)))
-        };
-        probes.iter().filter_map(one).collect()
+        });
+        let stopped = asked.stopped.iter().filter_map(|probe| {
+            let why = scrutiny.stopped_by_more(&probe.headers, ports)?;
+            Some((probe.index, (Verdict::Unknown, why)))
+        });
+        passed.chain(stopped).collect()
     }
 
     /// Whether a router gave one of these probes another source port than it was sent with.
