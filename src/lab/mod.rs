@@ -39,7 +39,7 @@ mod swap;
 pub mod topology;
 pub mod trace;
 mod tunnels;
-mod unseen;
+pub(crate) mod unseen;
 mod up;
 mod vacate;
 

@@ -20,10 +20,10 @@ pub(crate) use place::Hooks;
 pub(crate) use reach::{FactsPlace, Met, Reach};
 pub(crate) use rule::RuleExtent;
 pub(crate) use rulesets::{
-    RulesetMaps, asks_hardware_addresses, redirecting, rewrites_tcp_options, stopping_frames,
-    translating,
+    RulesetMaps, asks_hardware_addresses, redirecting, rewrites_tcp_options, rules,
+    stopping_frames, translating,
 };
-pub(crate) use stops::{Filters, Stop, StopQuery};
+pub(crate) use stops::{Filters, PossibleStop, Stop, StopQuery};
 pub(crate) use tables::{TableRules, no_kernel_uses};
 
 use crate::{

@@ -173,7 +173,7 @@ pub(crate) fn stopping_frames(rulesets: &[Ruleset], ip_rules: bool) -> Vec<RuleE
 }
 
 /// Each rule of the rulesets.
-pub(super) fn rules(rulesets: &[Ruleset]) -> impl Iterator<Item = (String, Rule)> {
+pub(crate) fn rules(rulesets: &[Ruleset]) -> impl Iterator<Item = (String, Rule)> {
     let packets = rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset);
     packets.flat_map(|ruleset| {
         let map = RulesetMap::read(ruleset.kind, &ruleset.text);

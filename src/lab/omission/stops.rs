@@ -2,10 +2,13 @@
 //! job sends, and that the router needs all the same.
 //!
 //! What cannot be told counts against neither side: a rule that may drop the packet is passed over,
-//! and so is one that may accept it.
+//! and so is one that may accept it. What may stop a packet is asked in `ends`.
+
+mod ends;
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
+pub(crate) use self::ends::PossibleStop;
 use super::rulesets::{Layer, RulesetMap};
 use crate::{
     firewall::rule::{Alone, Does, Field, Match, Packet, Rule, RuleVerdict, Test, Truth},
@@ -108,14 +111,7 @@ impl Filters {
     #[must_use]
     pub(crate) fn stop(&self, hook: &str, asked: StopQuery<'_>) -> Option<Stop> {
         self.0.iter().find_map(|table| {
-            let sees = match asked {
-                StopQuery::Packet(packet) => {
-                    table.layer == Layer::Ip
-                        && table.family.is_none_or(|own| packet.family == Some(own))
-                }
-                StopQuery::OnDevice(..) | StopQuery::Arp(_) => table.layer == Layer::Device,
-            };
-            let (line, text) = sees.then(|| table.stop(hook, asked))??;
+            let (line, text) = table.sees(asked).then(|| table.stop(hook, asked))??;
             Some(Stop {
                 ruleset: table.ruleset,
                 line,

@@ -2,34 +2,71 @@
 
 use std::net::IpAddr;
 
-use super::result::{DetailedEndToEnd, KnownHeaders, ServiceStatus};
+use super::result::{DetailedEndToEnd, KnownHeaders, ServiceStatus, TakenLeg};
 use crate::{
+    config::Config,
     lab::{
-        LabState,
+        self, LabState,
         sockets::RouterSockets,
         trace::{self, Entry, EntryName, Hop, TracePacket, Wiring},
+        unseen::{AnswerRules, AnswerStop, PassingAnswer},
     },
-    model::{Protocol, RouterName},
-    netlink::object::Family,
+    model::{LabName, Protocol, RouterName},
     run::report::{EndKind, Verdict},
 };
 
-/// Why an answer that was measured may not come after all: by another gateway of the server that
-/// has not seen the request and drops what belongs to none, from which no way leads back, or from
-/// which those lead past a router that translated the request; or why one that was lost may come: by
-/// another gateway, from which a way does. None where there is no such. Whoever stands outside the lab
-/// and was sent the request by a gateway there may have its answer sent to other routers, too.
+/// The rules of a lab, read when an answer is first followed past routers that were not measured.
+pub(super) struct KnownRules {
+    config: Config,
+    lab: LabName,
+    read: Option<Result<AnswerRules, String>>,
+}
+
+impl KnownRules {
+    pub(super) fn new(config: &Config, lab: &LabName) -> Self {
+        Self {
+            config: config.clone(),
+            lab: lab.clone(),
+            read: None,
+        }
+    }
+
+    /// What stops the answer at `router`, or may stop it.
+    fn stop(&mut self, router: &RouterName, answer: PassingAnswer<'_>) -> Option<AnswerStop> {
+        let (config, lab) = (&self.config, &self.lab);
+        let read = self.read.get_or_insert_with(|| {
+            let topology = lab::topology_of(config, lab);
+            topology
+                .map(AnswerRules::of)
+                .map_err(|error| error.to_string())
+        });
+        match read {
+            Ok(rules) => rules.stop(router, answer),
+            Err(error) => Some(AnswerStop {
+                sure: false,
+                wholesale: false,
+                text: format!("rules that could not be read ({error}) may stop the answer"),
+            }),
+        }
+    }
+}
+
+/// Why an answer that was measured may not come after all: by another gateway of the server whose rules
+/// stop it or may, from which no way leads back, or from which those lead past a router that translated
+/// the request; or why one that was lost may come: by another gateway, from which a way does. None where
+/// there is no such. Whoever stands outside the lab and was sent the request by a gateway there may have
+/// its answer sent to other routers, too.
 pub(super) fn doubt(
     lab: &LabState,
     sockets: &mut RouterSockets,
     end: &DetailedEndToEnd,
     protocol: Protocol,
-    trust: bool,
+    (trust, rules): (bool, &mut KnownRules),
 ) -> Option<String> {
     let wiring = Wiring::from(lab);
     let last = end.way.last()?;
     let mut asked = Asked {
-        lab,
+        rules,
         wiring: &wiring,
         sockets,
         end,
@@ -47,7 +84,7 @@ pub(super) fn doubt(
 
 /// A service whose request arrived, and what is known of its answer.
 struct Asked<'a> {
-    lab: &'a LabState,
+    rules: &'a mut KnownRules,
     wiring: &'a Wiring,
     sockets: &'a mut RouterSockets,
     end: &'a DetailedEndToEnd,
@@ -185,33 +222,58 @@ impl Asked<'_> {
                     };
                 }
                 // The first one has just given it back its addresses.
-                None if number > 0 || undone == 0 => {
+                None if number == 0 && undone > 0 => {}
+                leg => {
+                    let seen = leg.is_some();
                     let first = number + undone == 0;
-                    let heeded = first || heeded == Heeded::All;
-                    if let Some(stop) = self.stop_of_unseen(hop).filter(|_| heeded) {
+                    let place = (first, heeded, seen);
+                    if let Some(stop) = self.stop_at(hop, answer, place) {
                         let at = match first {
                             true => "there".to_owned(),
                             false => format!("at {}", hop.router),
                         };
-                        let why = format!("{at} {stop} stops answers whose request did not pass");
-                        return Course::Lost(why);
+                        return Course::Lost(format!("{at} {stop}"));
                     }
                 }
-                _ => {}
             }
         }
         Course::On
     }
 
-    /// What the router of `hop` stops answers by whose request did not pass it.
-    fn stop_of_unseen(&self, hop: &Hop) -> Option<&str> {
-        let mut stops = self.lab.router(&hop.router).ok()?.unseen.iter();
-        let stop = stops.find(|unseen| {
-            let here = Some(&unseen.interface) == hop.iface_in.as_ref();
-            let of_family = unseen.family == Family::of(self.answer.source);
-            here && of_family && unseen.stops(self.protocol)
-        });
-        stop.map(|unseen| unseen.stop.as_str())
+    /// What stops the answer at the router of `hop`, or may stop it and is to be heeded. Whether that is
+    /// the first router, and whether the request passed it, is told.
+    fn stop_at(
+        &mut self,
+        hop: &Hop,
+        answer: &KnownHeaders,
+        (first, heeded, seen): (bool, Heeded, bool),
+    ) -> Option<String> {
+        if !first && heeded == Heeded::First {
+            return None;
+        }
+        let measured = |leg: &TakenLeg| {
+            let same = leg.router == hop.router && leg.headers == *answer && leg.came == *answer;
+            let left = leg.iface_out.is_some() && leg.iface_out == hop.iface_out;
+            same && left && leg.iface_in == hop.iface_in
+        };
+        if self.end.answer.iter().any(measured) {
+            return None;
+        }
+        let passing = PassingAnswer {
+            protocol: self.protocol,
+            source: (answer.source, answer.source_port),
+            destination: (answer.destination, answer.destination_port),
+            interfaces: (hop.iface_in.as_ref()?, hop.iface_out.as_ref()),
+            seen,
+        };
+        let stop = self.rules.stop(&hop.router, passing)?;
+        let counts = match heeded {
+            // Who stops the answers of all connections is nobody's gateway.
+            Heeded::All => !(first && stop.wholesale),
+            // An answer may come where nothing surely stops it.
+            Heeded::First => stop.sure && !stop.wholesale,
+        };
+        counts.then_some(stop.text)
     }
 
     /// The router that should have given this answer back the addresses which the request had before.

@@ -134,7 +134,7 @@ fn answers(
     rounds: &mut Rounds<'_, impl Fn(&str)>,
 ) -> DetailedAnswers {
     let tests = std::mem::take(&mut rounds.tests);
-    let mut answers = question.answers(&mut rounds.planner().sockets, &tests);
+    let mut answers = question.answers(&mut rounds.planner().sockets, config, &tests);
     let forked = question.forked(&answers.services);
     if !forked.is_empty()
         && let Err(error) = ask_copies(job, config, &mut answers.services, &forked)

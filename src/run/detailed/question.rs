@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    DetailedError, DetailedJob, answering,
+    DetailedError, DetailedJob,
+    answering::{self, KnownRules},
     fork::Choice,
     message, omitted,
     plan::{Planned, Planner},
@@ -19,6 +20,7 @@ use super::{
     site::{Connector, Stretch, StretchService},
 };
 use crate::{
+    config::Config,
     lab::{
         self, Lab,
         hosts::HostState,
@@ -500,12 +502,14 @@ impl Question<'_> {
     pub(super) fn answers(
         &self,
         sockets: &mut RouterSockets,
+        config: &Config,
         tests: &BTreeMap<StretchService, ServiceTest>,
     ) -> DetailedAnswers {
         let mut routers = self.planned_routers();
+        let mut rules = KnownRules::new(config, &self.job.lab);
         let services = self.job.services.iter().copied().enumerate();
         let mut results: Vec<ServiceResult> = services
-            .map(|asked| self.answer(asked, sockets, tests))
+            .map(|asked| self.answer(asked, (&mut *sockets, &mut rules), tests))
             .collect();
         for test in results.iter().flat_map(|result| &result.tests) {
             if !routers.iter().any(|way| way.name == test.router) {
@@ -603,7 +607,7 @@ impl Question<'_> {
     fn answer(
         &self,
         (at, service): (usize, Service),
-        sockets: &mut RouterSockets,
+        (sockets, rules): (&mut RouterSockets, &mut KnownRules),
         tests: &BTreeMap<StretchService, ServiceTest>,
     ) -> ServiceResult {
         if let Some(shared) = &self.shared {
@@ -620,8 +624,8 @@ impl Question<'_> {
         let mut list: Vec<RouterTest> = Vec::new();
         for way in &self.ways {
             let (mut end, of_way) = way.result(at, tests, &self.stretches);
-            let trust = self.job.trust_facts;
-            if let Some(why) = answering::doubt(self.lab, sockets, &end, service.protocol, trust) {
+            let known = (self.job.trust_facts, &mut *rules);
+            if let Some(why) = answering::doubt(self.lab, sockets, &end, service.protocol, known) {
                 end.result = Verdict::Unknown;
                 end.kind = EndKind::Disagree;
                 end.reason = Some(why);
