@@ -289,6 +289,10 @@ impl Asked<'_> {
             true => format!("by which {server} answers"),
             false => format!("to which {sender} sends answers"),
         };
+        let client = self.answer.destination;
+        if self.wiring.gateway_said(sender, client).is_some() {
+            return format!("{router} is the gateway {who}, as links.toml says, and {why}");
+        }
         format!(
             "{router} may be the gateway {who}, and {why}; a [[gateway]] in links.toml says which \
              one it is"
