@@ -965,6 +965,24 @@ fn settings_that_decide_and_cannot_be_read_are_doubts() {
 }
 
 #[test]
+fn broadcast_addresses_that_no_subnet_has_are_doubts() {
+    let doubted = |brd: &str| {
+        let interfaces = INTERFACES.replacen("brd 10.0.0.255", &format!("brd {brd}"), 1);
+        assert_ne!(interfaces, INTERFACES);
+        let text = section("interfaces", "", &interfaces);
+        let facts = read(&(text + &section("routing_table_main", "", CONNECTED)));
+        let mut all = facts.warnings.iter();
+        all.any(|w| w.matters() && w.message.contains("is a broadcast address"))
+    };
+    assert!(doubted("10.0.0.50"));
+    assert!(doubted("10.0.255.255"));
+    // What some DHCP clients set: no router forwards it, whoever has it.
+    for usual in ["255.255.255.255", "0.0.0.0", "10.0.0.0"] {
+        assert!(!doubted(usual), "{usual}");
+    }
+}
+
+#[test]
 fn routes_that_busybox_prints_may_be_others() {
     let said = |command: &str, routes: &str, others: &str| {
         let of = |name: &str, body: &str| {

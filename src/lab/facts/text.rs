@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use ipnet::{IpNet, Ipv6Net};
@@ -749,11 +749,15 @@ impl Reader {
         told.dedup_by_key(|(_, address)| *address);
         let addresses = || self.facts.interfaces.iter().flat_map(|i| &i.addresses);
         let nets = || addresses().flat_map(|address| [Some(address.local), address.peer]);
+        // No router forwards what is for these.
+        let nowhere = |address: IpAddr| {
+            address.is_loopback() || address.is_unspecified() || address == Ipv4Addr::BROADCAST
+        };
         let usual = |address: IpAddr| {
             let mut nets = nets().flatten();
             nets.any(|net| net.broadcast() == address || net.network() == address)
         };
-        told.retain(|(_, address)| !address.is_loopback() && !usual(*address));
+        told.retain(|(_, address)| !nowhere(*address) && !usual(*address));
         for (line, address) in told {
             let message = format!(
                 "{address} is a broadcast address here, and the lab has only those of subnets"
