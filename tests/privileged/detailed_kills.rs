@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Translates the source, and has connections in a zone of its own.
-const EDGE: &str = "
+pub(crate) const EDGE: &str = "
 table inet zones {
     chain pre {
         type filter hook prerouting priority raw; policy accept;

@@ -21,6 +21,7 @@ use tsim::{model::HostId, netns::NetnsFd};
 
 use crate::{
     detailed_chain::{lab, router},
+    detailed_kills::EDGE,
     kernels::owner_tables,
     quick::TestLab,
     support::{await_stop, pid},
@@ -189,20 +190,8 @@ fn answers(output: &Output) -> BTreeMap<String, String> {
 const QUICK: &str = env!("CARGO_BIN_EXE_tsim-quick");
 const DETAILED: &str = env!("CARGO_BIN_EXE_tsim-detailed");
 
-/// Has connections in a zone of its own, translates their source, and expects others with some.
-const EDGE: &str = "
-table inet zones {
-    chain pre {
-        type filter hook prerouting priority raw; policy accept;
-        ct zone set 7
-    }
-}
-table ip nat {
-    chain post {
-        type nat hook postrouting priority srcnat; policy accept;
-        oifname \"mid\" masquerade
-    }
-}
+/// What the edge does with IPv6 besides.
+const EDGE_V6: &str = "
 table ip6 nat {
     chain post {
         type nat hook postrouting priority srcnat; policy accept;
@@ -211,34 +200,28 @@ table ip6 nat {
 }
 ";
 
-/// Whoever connects to port 80 is expected to be called back.
-const EXPECTING: &str = "
-table ip expecting {
-    ct expectation back {
+/// Whoever connects to port 80 is expected to be called back, in both families.
+fn expecting() -> String {
+    let family = |family| {
+        format!(
+            "
+table {family} expecting {{
+    ct expectation back {{
         protocol tcp
         dport 9876
         timeout 1h
         size 12
-        l3proto ip
-    }
-    chain forward {
+        l3proto {family}
+    }}
+    chain forward {{
         type filter hook forward priority 10; policy accept;
         tcp dport 80 ct expectation set \"back\"
-    }
-}
-table ip6 expecting {
-    ct expectation back {
-        protocol tcp
-        dport 9876
-        timeout 1h
-        size 12
-        l3proto ip6
-    }
-    chain forward {
-        type filter hook forward priority 10; policy accept;
-        tcp dport 80 ct expectation set \"back\"
-    }
-}
+    }}
+}}
+"
+        )
+    };
+    let drop = "
 table inet filter {
     chain forward {
         type filter hook forward priority filter; policy accept;
@@ -246,6 +229,8 @@ table inet filter {
     }
 }
 ";
+    ["ip", "ip6"].map(family).concat() + drop
+}
 
 const CHAIN: [&str; 3] = ["edge", "middle", "core"];
 
@@ -262,7 +247,7 @@ fn chain() -> (TestLab, tempfile::TempDir) {
             "10.96.0.0/16 via 10.96.2.2 dev mid",
             "fd96::/32 via fd96:0:0:2::2 dev mid",
         ],
-        &format!("{EDGE}{EXPECTING}"),
+        &[EDGE, EDGE_V6, &expecting()].concat(),
     );
     let mut middle = router(
         "middle",
@@ -274,7 +259,7 @@ fn chain() -> (TestLab, tempfile::TempDir) {
             "10.96.4.0/24 via 10.96.3.3 dev in",
             "fd96:0:0:4::/64 via fd96:0:0:3::3 dev in",
         ],
-        EXPECTING,
+        &expecting(),
     );
     let mut core = router(
         "core",

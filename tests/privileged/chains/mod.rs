@@ -52,18 +52,46 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn chains_are_answered_as_plain_hosts_see_them() {
-    let count = number("TSIM_CHAINS").unwrap_or(CHAINS);
+    try_chains(CHAINS, 1, |seed, tally| try_one(Plan::new(seed), tally));
+}
+
+/// What came of some chains.
+trait Outcome: Default + Send {
+    fn figures(&self) -> String;
+
+    /// Chains that were answered wrongly, in words.
+    fn wrong(&self) -> &[String];
+
+    /// Fails where there was not enough of everything for the test to say something.
+    fn assert_that_it_tells(&self);
+}
+
+/// Tries one chain after the other, from the seed that the environment names: `usual` chains, or `share`
+/// times as many as the environment says.
+fn try_chains<T: Outcome>(usual: u64, share: u64, one: impl Fn(u64, &Mutex<T>) + Sync) {
+    let count = number("TSIM_CHAINS").map_or(usual, |chains| chains * share);
     let first = number("TSIM_CHAINS_SEED").unwrap_or(1);
     println!("seeds {first} to {}", first + count - 1);
-    let tally = Mutex::new(Tally::default());
-    each_seed(first..first + count, |seed| {
-        try_one(Plan::new(seed), &tally);
-    });
-    let tally = tally.into_inner().unwrap();
-    println!("{}", tally.figures());
-    assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
-    if count >= CHAINS {
-        tally.assert_that_it_tells();
+    let outcome = Mutex::new(T::default());
+    each_seed(first..first + count, |seed| one(seed, &outcome));
+    let outcome = outcome.into_inner().unwrap();
+    println!("{}", outcome.figures());
+    assert!(
+        outcome.wrong().is_empty(),
+        "{}",
+        outcome.wrong().join("\n\n")
+    );
+    if count >= usual {
+        outcome.assert_that_it_tells();
+    }
+}
+
+/// All that was compared, or what is wrong with it.
+fn if_right<T>(compared: Vec<T>, wrong: fn(&T) -> Option<String>) -> Result<Vec<T>, String> {
+    let wrong: Vec<String> = compared.iter().filter_map(wrong).collect();
+    match wrong.is_empty() {
+        true => Ok(compared),
+        false => Err(wrong.join("\n")),
     }
 }
 
@@ -83,7 +111,7 @@ struct Tally {
     wrong: Vec<String>,
 }
 
-impl Tally {
+impl Outcome for Tally {
     fn figures(&self) -> String {
         let Self {
             pairs,
@@ -100,7 +128,10 @@ impl Tally {
         )
     }
 
-    /// Whether enough of everything was there for the test to say something.
+    fn wrong(&self) -> &[String] {
+        &self.wrong
+    }
+
     fn assert_that_it_tells(&self) {
         assert!(self.lost * 10 >= self.pairs * 3, "{} NO", self.lost);
         assert!(self.unknown * 20 <= self.pairs, "{} UNKNOWN", self.unknown);
@@ -110,7 +141,9 @@ impl Tally {
             assert!(wrong >= NOTICED, "{wrong} wrong without {forgotten}");
         }
     }
+}
 
+impl Tally {
     /// What is still to be forgotten.
     fn to_forget(&self) -> Vec<&'static str> {
         let all = FORGOTTEN.into_iter().zip(self.noticed);

@@ -11,11 +11,13 @@ use std::{collections::BTreeMap, sync::Mutex};
 
 use self::plan::FEATURES;
 use super::{
+    Outcome,
     ask::{Answer, Rebuilt},
-    assert_that_features_are_many, each_seed, number,
+    assert_that_features_are_many, if_right,
     plan::{Asked, Plan, Service},
     shrink,
     truth::Chain,
+    try_chains,
     world::World,
 };
 
@@ -27,18 +29,9 @@ const NOTICED: usize = 20;
 
 #[test]
 fn answers_come_as_plain_hosts_get_them() {
-    let count = number("TSIM_CHAINS").map_or(CHAINS, |chains| chains * 2);
-    let first = number("TSIM_CHAINS_SEED").unwrap_or(1);
-    println!("seeds {first} to {}", first + count - 1);
-    let tally = Mutex::new(Tally::default());
-    let one = |seed| try_one(Plan::with_answers(seed), &tally);
-    each_seed(first..first + count, one);
-    let tally = tally.into_inner().unwrap();
-    println!("{}", tally.figures());
-    assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
-    if count >= CHAINS {
-        tally.assert_that_it_tells();
-    }
+    try_chains(CHAINS, 2, |seed, tally| {
+        try_one(Plan::with_answers(seed), tally)
+    });
 }
 
 /// One service of a chain, by each entry that is asked about and each next hop that there is.
@@ -93,7 +86,7 @@ struct Tally {
     wrong: Vec<String>,
 }
 
-impl Tally {
+impl Outcome for Tally {
     fn figures(&self) -> String {
         let Self {
             pairs,
@@ -111,6 +104,10 @@ impl Tally {
         )
     }
 
+    fn wrong(&self) -> &[String] {
+        &self.wrong
+    }
+
     fn assert_that_it_tells(&self) {
         assert!(self.lost * 10 >= self.pairs * 3, "{} NO", self.lost);
         assert!(self.half_way >= NOTICED, "{} half way", self.half_way);
@@ -118,7 +115,9 @@ impl Tally {
         assert!(unknown * 20 <= self.pairs, "{unknown} UNKNOWN");
         assert_that_features_are_many(&self.features, &FEATURES);
     }
+}
 
+impl Tally {
     fn add(&mut self, plan: &Plan, compared: &[Compared]) {
         for feature in plan.features() {
             *self.features.entry(feature).or_default() += 1;
@@ -171,10 +170,5 @@ fn compare(plan: &Plan) -> Result<Vec<Compared>, String> {
         detailed,
         answered: answered.iter().map(|by| by[number]).collect(),
     });
-    let compared: Vec<Compared> = compared.collect();
-    let wrong: Vec<String> = compared.iter().filter_map(Compared::wrong).collect();
-    match wrong.is_empty() {
-        true => Ok(compared),
-        false => Err(wrong.join("\n")),
-    }
+    if_right(compared.collect(), Compared::wrong)
 }

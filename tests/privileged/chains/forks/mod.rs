@@ -13,11 +13,13 @@ use std::{
 
 use self::plan::FEATURES;
 use super::{
+    Outcome,
     ask::{Answer, Rebuilt},
-    assert_that_features_are_many, each_seed, number,
+    assert_that_features_are_many, if_right,
     plan::{Plan, Protocol, Service},
     shrink,
     truth::{Chain, Fate},
+    try_chains,
     world::World,
 };
 
@@ -33,19 +35,9 @@ const OF_A_PROTOCOL: usize = 3;
 
 #[test]
 fn forks_and_ends_inside_routers_are_answered_as_plain_hosts_see_them() {
-    let count = number("TSIM_CHAINS").map_or(CHAINS, |chains| chains * 2);
-    let first = number("TSIM_CHAINS_SEED").unwrap_or(1);
-    println!("seeds {first} to {}", first + count - 1);
-    let tally = Mutex::new(Tally::default());
-    each_seed(first..first + count, |seed| {
-        try_one(Plan::with_forks(seed), &tally);
+    try_chains(CHAINS, 2, |seed, tally| {
+        try_one(Plan::with_forks(seed), tally)
     });
-    let tally = tally.into_inner().unwrap();
-    println!("{}", tally.figures());
-    assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
-    if count >= CHAINS {
-        tally.assert_that_it_tells();
-    }
 }
 
 /// What became of the packets of each service.
@@ -172,7 +164,7 @@ struct Tally {
     wrong: Vec<String>,
 }
 
-impl Tally {
+impl Outcome for Tally {
     fn figures(&self) -> String {
         let Self {
             pairs,
@@ -202,6 +194,10 @@ impl Tally {
         )
     }
 
+    fn wrong(&self) -> &[String] {
+        &self.wrong
+    }
+
     fn assert_that_it_tells(&self) {
         assert!(self.lost * 10 >= self.pairs * 2, "{} NO", self.lost);
         let unknown = self.unknown.len();
@@ -217,7 +213,9 @@ impl Tally {
             assert!(enough, "{protocol}: {through} get through, {not} do not");
         }
     }
+}
 
+impl Tally {
     fn add(&mut self, plan: &Plan, compared: &[Compared]) {
         for feature in plan.features() {
             *self.chains.entry(feature).or_default() += 1;
@@ -308,10 +306,5 @@ fn compare(plan: &Plan) -> Result<Vec<Compared>, String> {
         detailed: detailed.next(),
         fates,
     });
-    let compared: Vec<Compared> = compared.collect();
-    let wrong: Vec<String> = compared.iter().filter_map(Compared::wrong).collect();
-    match wrong.is_empty() {
-        true => Ok(compared),
-        false => Err(wrong.join("\n")),
-    }
+    if_right(compared.collect(), Compared::wrong)
 }
