@@ -20,6 +20,10 @@ use crate::model::IfName;
 /// The bits of the TOS octet that rules and routes look at: all but ECN, `INET_DSCP_MASK`.
 const DSCP_MASK: u8 = 0xfc;
 
+/// Protocols whose ports policy rules see (`proto_ports_offset()`): TCP, UDP, DCCP, SCTP and UDP-Lite. Of
+/// ESP and AH the kernel takes half the SPI for each, which only their ends know.
+const PORTED: [u8; 5] = [6, 17, 33, 132, 136];
+
 /// The rules and tables of one family.
 #[derive(Debug, Clone, Default)]
 pub struct Fib {
@@ -193,7 +197,12 @@ fn matches(rule: &PolicyRule, packet: &LookupQuery) -> bool {
         (Some(net), Some(address)) => net.contains(&address),
         (Some(net), None) => net.prefix_len() == 0,
     };
+    // What other protocols have in their place, such as ICMP's type, is no port.
+    let has_ports = packet
+        .ip_proto
+        .is_none_or(|number| PORTED.contains(&number));
     let port = |range: Option<PortRange>, port: Option<u16>| {
+        let port = port.filter(|_| has_ports);
         range.is_none_or(|r| port.is_some_and(|port| (r.first..=r.last).contains(&port)))
     };
     // What a router sends itself has the loopback interface as the incoming one.
@@ -314,6 +323,26 @@ mod tests {
             last: 90
         })));
         assert!(!selects(|r| r.sport = Some(PortRange { first: 1, last: 9 })));
+    }
+
+    #[test]
+    fn only_protocols_that_have_ports_fit_rules_by_port() {
+        let ports = Some(PortRange { first: 8, last: 8 });
+        for (number, fits) in [(6, true), (17, true), (132, true), (1, false), (50, false)] {
+            let packet = LookupQuery {
+                ip_proto: Some(number),
+                // Of ICMP that is the type.
+                sport: Some(8),
+                dport: Some(8),
+                ..packet()
+            };
+            for side in [(ports, None), (None, ports)] {
+                let mut by_port = rule(10, RuleAction::Blackhole);
+                (by_port.sport, by_port.dport) = side;
+                let decision = fib([by_port], Vec::new()).decide(&packet);
+                assert_eq!(decision.ending_rule().is_some(), fits, "{number}");
+            }
+        }
     }
 
     #[test]

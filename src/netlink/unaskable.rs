@@ -12,28 +12,17 @@ use super::{
     object::{Family, NextHop},
 };
 
-/// Protocols besides TCP and UDP whose ports policy rules see: DCCP, SCTP and UDP-Lite
-/// (`proto_ports_offset()`).
-const PORTED: [u8; 3] = [33, 132, 136];
-
 /// What the rules and routes say of a packet, where they say something else of it than the kernel is
 /// asked about.
 fn otherwise(fib: &Fib, query: &LookupQuery) -> Option<Otherwise> {
-    let number = query.ip_proto.filter(|number| !is_askable(*number))?;
+    query.ip_proto.filter(|number| !is_askable(*number))?;
     let without = LookupQuery {
         ip_proto: None,
         sport: None,
         dport: None,
         ..query.clone()
     };
-    let ports = |port: Option<u16>| port.filter(|_| PORTED.contains(&number));
-    let whole = LookupQuery {
-        ip_proto: Some(number),
-        sport: ports(query.sport),
-        dport: ports(query.dport),
-        ..query.clone()
-    };
-    let (whole, asked) = (fib.decide(&whole), fib.decide(&without));
+    let (whole, asked) = (fib.decide(query), fib.decide(&without));
     (whole != asked).then_some(Otherwise { whole, asked })
 }
 
