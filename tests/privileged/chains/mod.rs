@@ -68,6 +68,10 @@ trait Outcome: Default + Send {
 
 /// Tries one chain after the other, from the seed that the environment names: `usual` chains, or `share`
 /// times as many as the environment says.
+#[allow(
+    clippy::print_stdout,
+    reason = "shown with the test that fails, to try its seeds again"
+)]
 fn try_chains<T: Outcome>(usual: u64, share: u64, one: impl Fn(u64, &Mutex<T>) + Sync) {
     let count = number("TSIM_CHAINS").map_or(usual, |chains| chains * share);
     let first = number("TSIM_CHAINS_SEED").unwrap_or(1);

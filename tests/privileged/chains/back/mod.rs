@@ -30,7 +30,7 @@ const NOTICED: usize = 20;
 #[test]
 fn answers_come_as_plain_hosts_get_them() {
     try_chains(CHAINS, 2, |seed, tally| {
-        try_one(Plan::with_answers(seed), tally)
+        try_one(Plan::with_answers(seed), tally);
     });
 }
 

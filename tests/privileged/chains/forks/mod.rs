@@ -36,7 +36,7 @@ const OF_A_PROTOCOL: usize = 3;
 #[test]
 fn forks_and_ends_inside_routers_are_answered_as_plain_hosts_see_them() {
     try_chains(CHAINS, 2, |seed, tally| {
-        try_one(Plan::with_forks(seed), tally)
+        try_one(Plan::with_forks(seed), tally);
     });
 }
 
