@@ -1,61 +1,74 @@
 //! Rule texts as words.
 
+use std::borrow::Cow;
+
 /// Words. A quoted string is one word and keeps its quotes, so that no comment and no log prefix is
 /// taken for a keyword.
-pub(super) fn words(text: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let (mut quoted, mut escaped) = (false, false);
-    for c in text.chars() {
-        let ends = c.is_whitespace() && !quoted;
-        quoted ^= c == '"' && !escaped;
-        escaped = quoted && c == '\\' && !escaped;
-        match words.last_mut() {
-            Some(word) if !ends => word.push(c),
-            _ => words.push(String::new()),
-        }
+pub(super) fn words(text: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let (word, behind) = rest.split_at(word_end(rest));
+        words.push(word);
+        rest = behind.trim_start();
     }
-    words.retain(|word| !word.is_empty());
     words
 }
 
+/// How long the first word of `text` is.
+fn word_end(text: &str) -> usize {
+    let (mut quoted, mut escaped) = (false, false);
+    let end = text.char_indices().find(|(_, c)| {
+        let ends = c.is_whitespace() && !quoted;
+        quoted ^= *c == '"' && !escaped;
+        escaped = quoted && *c == '\\' && !escaped;
+        ends
+    });
+    end.map_or(text.len(), |(at, _)| at)
+}
+
 /// Words of nft(8): braces and commas are words of their own.
-pub(crate) fn pieces(text: &str) -> Vec<String> {
-    let split = |word: String| -> Vec<String> {
+pub(crate) fn pieces(text: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    for word in words(text) {
         if word.starts_with('"') && word.ends_with('"') {
-            return vec![word];
+            pieces.push(word);
+            continue;
         }
-        let mut pieces = vec![String::new()];
         let mut quoted = false;
-        for c in word.chars() {
+        let mut begin = 0;
+        for (at, c) in word.char_indices() {
             quoted ^= c == '"';
-            match (c, pieces.last_mut()) {
-                ('{' | '}' | ',' | ';', _) if !quoted => {
-                    pieces.extend([c.to_string(), String::new()]);
-                }
-                (_, Some(piece)) => piece.push(c),
-                (_, None) => {}
+            if matches!(c, '{' | '}' | ',' | ';') && !quoted {
+                // All of these have one byte.
+                pieces.extend([&word[begin..at], &word[at..=at]]);
+                begin = at + 1;
             }
         }
-        pieces.retain(|piece| !piece.is_empty());
-        pieces
-    };
-    words(text).into_iter().flat_map(split).collect()
+        pieces.push(&word[begin..]);
+    }
+    pieces.retain(|piece| !piece.is_empty());
+    pieces
 }
 
 /// A word without its quotes, as xtables_save_string() puts them.
-pub(super) fn unquoted(word: &str) -> String {
+pub(super) fn unquoted(word: &str) -> Cow<'_, str> {
     let Some(inner) = word.strip_prefix('"') else {
-        return word.to_owned();
+        return Cow::Borrowed(word);
     };
+    let inner = inner.strip_suffix('"').unwrap_or(inner);
+    if !inner.contains('\\') {
+        return Cow::Borrowed(inner);
+    }
     let mut plain = String::new();
-    let mut letters = inner.strip_suffix('"').unwrap_or(inner).chars();
+    let mut letters = inner.chars();
     while let Some(letter) = letters.next() {
         match letter {
             '\\' => plain.extend(letters.next()),
             other => plain.push(other),
         }
     }
-    plain
+    Cow::Owned(plain)
 }
 
 /// The comment of a rule of iptables-save(8), without its quotes.
@@ -64,17 +77,14 @@ pub(in crate::firewall) fn comment(text: &str) -> Option<String> {
         return None;
     }
     let words = words(text);
-    let at = words.iter().position(|word| word == "--comment")?;
-    words.get(at + 1).map(|word| unquoted(word))
+    let at = words.iter().position(|word| *word == "--comment")?;
+    words.get(at + 1).map(|word| unquoted(word).into_owned())
 }
 
 /// Whether a text is a rule of iptables-save(8), and not one of nft(8).
 pub(super) fn is_xtables(text: &str) -> bool {
-    let option = |word: &String| {
-        let words = ["-A", "-I", "-j", "-m", "-g", "-p", "-s", "-d", "-i", "-o"];
-        words.contains(&word.as_str())
-    };
-    words(text).iter().any(option)
+    const OPTIONS: [&str; 10] = ["-A", "-I", "-j", "-m", "-g", "-p", "-s", "-d", "-i", "-o"];
+    words(text).iter().any(|word| OPTIONS.contains(word))
 }
 
 #[cfg(test)]
@@ -90,7 +100,7 @@ mod tests {
             ["-m", "comment", "--comment", quoted, "-j", "DROP"]
         );
         assert_eq!(unquoted(quoted), "a \"b\" -j");
-        assert_eq!(words(""), Vec::<String>::new());
+        assert_eq!(words(""), Vec::<&str>::new());
     }
 
     #[test]

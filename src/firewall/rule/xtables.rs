@@ -1,5 +1,7 @@
 //! Rules as iptables-save(8) prints them.
 
+use std::borrow::Cow;
+
 use ipnet::IpNet;
 
 use super::{
@@ -13,7 +15,7 @@ impl Rule {
     /// the rule as something that may hold.
     #[must_use]
     pub fn of_iptables(text: &str) -> Self {
-        let words: Vec<String> = words(text).iter().map(|word| unquoted(word)).collect();
+        let words: Vec<Cow<'_, str>> = words(text).into_iter().map(unquoted).collect();
         let mut reader = Reader {
             words: &words,
             at: 0,
@@ -28,7 +30,7 @@ impl Rule {
 }
 
 struct Reader<'a> {
-    words: &'a [String],
+    words: &'a [Cow<'a, str>],
     at: usize,
     /// Whether a `!` came before the option.
     negated: bool,
@@ -108,7 +110,7 @@ impl<'a> Reader<'a> {
                 self.at += 1;
                 continue;
             }
-            if OWN.contains(&word.as_str()) {
+            if OWN.contains(&word.as_ref()) {
                 self.negated = negated;
                 break;
             }

@@ -22,7 +22,7 @@ pub(super) fn damage_of(text: &str, xtables: bool, rule: &Rule) -> Damage {
     let ends = match xtables {
         true => outside_braces(text)
             .iter()
-            .any(|word| TARGETS.contains(&word.as_str())),
+            .any(|word| TARGETS.contains(word)),
         false => rule.does.iter().any(|does| *does != Does::Note),
     };
     match (is_several(text, xtables), ends) {
@@ -46,7 +46,7 @@ const TARGETS: [&str; 4] = ["-j", "--jump", "-g", "--goto"];
 
 /// Whether a rule has something twice that iptables(8) takes once, or goes on behind its target
 /// with what is no option.
-fn is_several_of_iptables(words: &[String]) -> bool {
+fn is_several_of_iptables(words: &[&str]) -> bool {
     const ONCE: [&[&str]; 7] = [
         &["-A", "-I", "--append"],
         &TARGETS,
@@ -56,15 +56,15 @@ fn is_several_of_iptables(words: &[String]) -> bool {
         &["-i", "--in-interface"],
         &["-o", "--out-interface"],
     ];
-    let count = |names: &[&str]| words.iter().filter(|w| names.contains(&w.as_str())).count();
-    let target = words.iter().position(|w| TARGETS.contains(&w.as_str()));
+    let count = |names: &[&str]| words.iter().filter(|w| names.contains(w)).count();
+    let target = words.iter().position(|w| TARGETS.contains(w));
     let behind = target.and_then(|at| words.get(at + 2));
     ONCE.iter().any(|names| count(names) > 1)
         || behind.is_some_and(|word| !word.starts_with(['-', '!']))
 }
 
 /// Whether something stands behind a verdict that is not its own.
-fn is_several_of_nft(words: &[String]) -> bool {
+fn is_several_of_nft(words: &[&str]) -> bool {
     const VERDICTS: [&str; 12] = [
         "accept",
         "drop",
@@ -79,11 +79,11 @@ fn is_several_of_nft(words: &[String]) -> bool {
         "masquerade",
         "redirect",
     ];
-    let is_verdict = |word: &String| VERDICTS.contains(&word.as_str());
+    let is_verdict = |word: &&str| VERDICTS.contains(word);
     let Some(first) = words.iter().position(is_verdict) else {
         return false;
     };
-    let own = match words.get(first).map(String::as_str) {
+    let own = match words.get(first).copied() {
         Some("jump" | "goto") => 2,
         Some("reject" | "queue" | "snat" | "dnat" | "masquerade" | "redirect") => {
             return words.iter().skip(first + 1).any(is_verdict);
@@ -91,15 +91,15 @@ fn is_several_of_nft(words: &[String]) -> bool {
         _ => 1,
     };
     let behind = words.get(first + own);
-    behind.is_some_and(|word| !matches!(word.as_str(), "comment" | "#"))
+    behind.is_some_and(|word| !matches!(*word, "comment" | "#"))
 }
 
 /// The words of a rule that stand in no braces and no quotes.
-fn outside_braces(text: &str) -> Vec<String> {
+fn outside_braces(text: &str) -> Vec<&str> {
     let mut depth = 0_usize;
     let mut words = Vec::new();
     for word in pieces(text) {
-        match word.as_str() {
+        match word {
             "{" => depth += 1,
             "}" => depth = depth.saturating_sub(1),
             _ if depth == 0 => words.push(word),

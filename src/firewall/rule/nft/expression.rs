@@ -251,8 +251,8 @@ impl<'a> Reader<'a> {
             };
             let (values, verdict) = element.split_at(at);
             let verdict = match verdict {
-                [_, "jump", chain, ..] => RuleVerdict::Jump(unquoted(chain)),
-                [_, "goto", chain, ..] => RuleVerdict::Goto(unquoted(chain)),
+                [_, "jump", chain, ..] => RuleVerdict::Jump(unquoted(chain).into_owned()),
+                [_, "goto", chain, ..] => RuleVerdict::Goto(unquoted(chain).into_owned()),
                 [_, "accept", ..] => RuleVerdict::Accept,
                 [_, "drop", ..] => RuleVerdict::Drop,
                 [_, "return", ..] => RuleVerdict::Return,

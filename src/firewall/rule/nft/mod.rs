@@ -21,7 +21,6 @@ impl Rule {
     #[must_use]
     pub fn of_nft(text: &str) -> Self {
         let words = pieces(text);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut reader = Reader {
             words: &words,
             at: 0,
@@ -91,7 +90,7 @@ impl<'a> Reader<'a> {
             }
             "xt" => self.extension(),
             "jump" | "goto" => {
-                let chain = unquoted(self.next().unwrap_or_default());
+                let chain = unquoted(self.next().unwrap_or_default()).into_owned();
                 self.rule.decide(match word {
                     "jump" => RuleVerdict::Jump(chain),
                     _ => RuleVerdict::Goto(chain),

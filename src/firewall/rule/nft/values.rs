@@ -198,7 +198,10 @@ pub(super) fn values_test(kind: Kind, values: &[&str], comparison: Comparison) -
         },
         Kind::Device(of) => Test::Device {
             of,
-            names: values.iter().map(|value| unquoted(value)).collect(),
+            names: values
+                .iter()
+                .map(|value| unquoted(value).into_owned())
+                .collect(),
         },
         Kind::Family => match values {
             ["ipv4" | "ip"] => Test::Family(Family::V4),
