@@ -398,6 +398,15 @@ pub fn rule_of(text: Option<&str>) -> Rule {
     text.map_or_else(Rule::unknown, Rule::of)
 }
 
+/// Whether a rule of this text may rewrite addresses or ports, told without reading it: few rules of a
+/// large ruleset name a target or statement that does, and to read them all takes longer than to load
+/// them.
+#[must_use]
+pub(crate) fn may_translate(text: &str) -> bool {
+    let mut words = text.split_ascii_whitespace();
+    words.any(|word| table::translates(word.trim_matches(['"', ';', '}'])))
+}
+
 impl Rule {
     /// A rule of which nothing is known.
     #[must_use]

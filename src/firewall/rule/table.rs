@@ -56,7 +56,7 @@ type Names = &'static [&'static str];
 
 /// Targets and statements. A name of iptables is in capitals, so one list serves all; expressions
 /// that are named differently from statements stand beside them.
-const ACTIONS: &[(Names, TargetAction)] = {
+pub(super) const ACTIONS: &[(Names, TargetAction)] = {
     use TargetAction::*;
     &[
         (&["ACCEPT", "accept"], Accept),
@@ -223,6 +223,21 @@ const MATCHES: &[(Names, About)] = {
 pub(super) fn action(name: &str) -> Option<TargetAction> {
     let row = ACTIONS.iter().find(|(names, _)| names.contains(&name));
     row.map(|(_, action)| *action)
+}
+
+/// Whether the target or statement `name` rewrites addresses or ports.
+pub(super) fn translates(name: &str) -> bool {
+    use TargetAction::{Redirect, TranslateDestination, TranslateEither, TranslateSource};
+    let rewriting = [
+        TranslateSource,
+        TranslateDestination,
+        TranslateEither,
+        Redirect,
+    ];
+    let mut rows = ACTIONS
+        .iter()
+        .filter(|(_, action)| rewriting.contains(action));
+    rows.any(|(names, _)| names.contains(&name))
 }
 
 /// What the match or expression `name` is about; all there is where it is not known.

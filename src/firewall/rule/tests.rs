@@ -139,6 +139,38 @@ fn queues_proxies_and_translations_are_told_from_drops() {
     assert_eq!(port, Some((3128, 3128)));
 }
 
+/// A rule that is not read does not translate.
+#[test]
+fn a_rule_that_translates_names_who_does() {
+    for text in [
+        "-A p -j DNAT --to-destination 10.0.0.1",
+        "-A p -j \"SNAT\" --to-source 10.0.0.1",
+        "-A p -o eth0 -j MASQUERADE",
+        "-A p -j SAME --to 10.0.0.1",
+        "-A p -p tcp -j REDIRECT --to-ports 3128",
+        "-A p -d 10.0.0.0/24 -j NETMAP --to 10.1.0.0/24",
+        "ip daddr 10.0.0.2 dnat to 10.0.0.1",
+        "tcp dport 80 redirect to :3128;",
+        "snat ip to ip saddr map { 10.0.0.1 : 10.0.0.2 }",
+        "oifname \"eth0\" masquerade;",
+        "{ oifname \"eth0\" masquerade}",
+        "oifname \"eth0\" counter packets 0 bytes 0 xt target \"MASQUERADE\"",
+    ] {
+        assert!(may_translate(text), "{text}");
+    }
+    for text in ["-A p -p tcp --dport 80 -j ACCEPT", "tcp dport 80 accept"] {
+        assert!(!may_translate(text) && Rule::of(text).translation().is_none());
+    }
+    for (names, action) in table::ACTIONS {
+        for name in *names {
+            for text in [format!("-A p -j {name}"), format!("{name} to :1")] {
+                let translates = Rule::of(&text).translation().is_some();
+                assert!(!translates || may_translate(&text), "{text}: {action:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_only_changes_a_packet_says_what() {
     for (text, field, sent) in [

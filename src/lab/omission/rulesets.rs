@@ -7,7 +7,7 @@ use super::{
     place::Chains,
 };
 use crate::{
-    firewall::rule::{Field, Rule, RuleVerdict},
+    firewall::rule::{Field, Rule, RuleVerdict, may_translate},
     lab::topology::{Ruleset, RulesetKind},
     netlink::object::Family,
 };
@@ -87,10 +87,14 @@ impl<'a> RulesetMaps<'a> {
 /// The rules that give packets another destination or take them out of their way, as text.
 #[must_use]
 pub(crate) fn redirecting(rulesets: &[Ruleset]) -> Vec<String> {
-    texts(rulesets, |rule| {
-        let elsewhere = |field| matches!(field, Field::Destination | Field::DestinationPort);
-        rule.proxied_to().is_some() || rule.sends_on() || rule.changes().any(elsewhere)
-    })
+    texts(
+        rulesets,
+        |_| true,
+        |rule| {
+            let elsewhere = |field| matches!(field, Field::Destination | Field::DestinationPort);
+            rule.proxied_to().is_some() || rule.sends_on() || rule.changes().any(elsewhere)
+        },
+    )
 }
 
 /// The rules that translate addresses or ports, as text; one that translates everything in their
@@ -98,7 +102,7 @@ pub(crate) fn redirecting(rulesets: &[Ruleset]) -> Vec<String> {
 #[must_use]
 pub(crate) fn translating(rulesets: &[Ruleset]) -> Vec<String> {
     const MOST: usize = 64;
-    let found = texts(rulesets, |rule| rule.translation().is_some());
+    let found = texts(rulesets, may_translate, |rule| rule.translation().is_some());
     match found.len() > MOST {
         true => vec!["masquerade".to_owned()],
         false => found,
@@ -112,15 +116,20 @@ pub(crate) fn rewrites_tcp_options(rulesets: &[Ruleset]) -> bool {
     let names = |r: &&Ruleset| NAMES.iter().any(|name| r.text.contains(name));
     let changes = |rule: &Rule| rule.changes().any(|field| field == Field::TcpOptions);
     let mut named = rulesets.iter().filter(names);
-    named.any(|ruleset| !texts(slice::from_ref(ruleset), changes).is_empty())
+    named.any(|ruleset| !texts(slice::from_ref(ruleset), |_| true, changes).is_empty())
 }
 
-/// The texts of the rules that are `wanted`.
-fn texts(rulesets: &[Ruleset], wanted: impl Fn(&Rule) -> bool) -> Vec<String> {
+/// The texts of the rules that are `wanted`; only those are read whose text says that they `may` be.
+fn texts(
+    rulesets: &[Ruleset],
+    may: impl Fn(&str) -> bool,
+    wanted: impl Fn(&Rule) -> bool,
+) -> Vec<String> {
     let mut found = Vec::new();
     for ruleset in rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset) {
         let map = RulesetMap::read(ruleset.kind, &ruleset.text);
         let rules = map.lines.iter().filter(|line| line.chain.is_some());
+        let rules = rules.filter(|line| may(&line.text));
         let rules = rules.filter(|line| wanted(&line.rule(map.xtables)));
         found.extend(rules.map(|line| line.text.trim().to_owned()));
     }

@@ -5,6 +5,8 @@
 //! in [`SHORT`] and long ones of its matches and target, and no other of the options that belong to
 //! iptables itself, of which `--modprobe` runs a program and `--help` ends the tool in silence.
 
+use std::borrow::Cow;
+
 use super::{BY_KERNELS_ZONE, LeftOut, address::is_numeric, names_no_address, unfit};
 use crate::lab::topology::Clock;
 
@@ -202,7 +204,7 @@ fn check_rule(line: &str, clock: Clock) -> Result<(), String> {
         _ => line,
     };
     let words = words(rule)?;
-    let mut words = words.iter().map(String::as_str);
+    let mut words = words.iter().map(AsRef::as_ref);
     let chain = match (words.next(), words.next()) {
         (Some("-A"), Some(chain)) => chain,
         _ => return Err("a rule is written `-A CHAIN …`".to_owned()),
@@ -278,41 +280,46 @@ fn is_extension(word: &str) -> bool {
 
 /// Cuts `rule` as iptables-restore does: at blanks, `"` around what has some, `\` before what is
 /// meant as it is between quotes.
-fn words(rule: &str) -> Result<Vec<String>, String> {
+fn words(rule: &str) -> Result<Vec<Cow<'_, str>>, String> {
+    const BLANKS: [char; 2] = [' ', '\t'];
     let unclear = || "a quote stays open, or stands within a word".to_owned();
     let mut words = Vec::new();
-    let mut chars = rule.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            ' ' | '\t' => {}
-            '"' => {
-                words.push(quoted(&mut chars).ok_or_else(unclear)?);
-                if !matches!(chars.peek(), None | Some(' ' | '\t')) {
-                    return Err(unclear());
-                }
-            }
-            first => {
-                let mut word = String::from(first);
-                while let Some(c) = chars.next_if(|c| !matches!(c, ' ' | '\t')) {
-                    word.push(c);
-                }
+    let mut rest = rule.trim_start_matches(BLANKS);
+    while !rest.is_empty() {
+        let (word, behind) = match rest.strip_prefix('"') {
+            Some(inner) => quoted(inner).ok_or_else(unclear)?,
+            None => {
+                let end = rest.find(BLANKS).unwrap_or(rest.len());
+                let (word, behind) = rest.split_at(end);
                 if word.contains('"') {
                     return Err(unclear());
                 }
-                words.push(word);
+                (Cow::Borrowed(word), behind)
             }
+        };
+        words.push(word);
+        rest = behind.trim_start_matches(BLANKS);
+        if !rest.is_empty() && rest.len() == behind.len() {
+            return Err(unclear());
         }
     }
     Ok(words)
 }
 
-/// The rest of a quoted word; none where it stays open.
-fn quoted(chars: &mut impl Iterator<Item = char>) -> Option<String> {
-    let mut word = String::new();
+/// A quoted word, of which `inner` is what stands behind its first quote, and what is behind it; none
+/// where it stays open.
+fn quoted(inner: &str) -> Option<(Cow<'_, str>, &str)> {
+    let end = inner.find(['"', '\\'])?;
+    let (plain, rest) = inner.split_at(end);
+    if let Some(behind) = rest.strip_prefix('"') {
+        return Some((Cow::Borrowed(plain), behind));
+    }
+    let mut word = plain.to_owned();
+    let mut chars = rest.chars();
     loop {
         match chars.next()? {
             '\\' => word.push(chars.next()?),
-            '"' => return Some(word),
+            '"' => return Some((Cow::Owned(word), chars.as_str())),
             c => word.push(c),
         }
     }
