@@ -143,6 +143,7 @@ fn leg(taken: &TakenLeg) -> Leg {
             iface_in: taken.iface_in.clone(),
             iface_out: taken.iface_out.clone(),
             next_hop: taken.next_hop,
+            bridged: taken.bridged,
         }),
         source: taken.came.source,
         destination: taken.came.destination,

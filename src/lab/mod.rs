@@ -47,7 +47,10 @@ use std::{collections::BTreeMap, ops::Deref, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::{bridged::bridged, tunnels::taken_as_up};
+pub(crate) use self::{
+    bridged::{Bridges, Crossing, Passing, WireEnd, bridged},
+    tunnels::taken_as_up,
+};
 use self::{
     down::FoundNamespace,
     state::{LabDir, Stamp},

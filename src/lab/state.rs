@@ -161,7 +161,7 @@ pub struct RouterState {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub translating: Vec<String>,
     /// Its rulesets as its facts have them; kept only where it lacks some of their rules, to tell
-    /// which packets can have met those.
+    /// which packets can have met those, or where what its bridges hand on meets rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rulesets: Vec<Ruleset>,
     /// Whether its rules ask sets for hardware addresses, which the kernel's own form of them does not

@@ -23,7 +23,10 @@ mod tags;
 
 pub use self::{
     join::{build, build_with},
-    link::{Arp, Behind, LinkFacts, Master, MasterKind, ProxyAddresses, WireGuard, WireGuardPeer},
+    link::{
+        Arp, Behind, FrameRules, LinkFacts, Master, MasterKind, ProxyAddresses, WireGuard,
+        WireGuardPeer,
+    },
 };
 
 /// Routers, the segments that join them, and what could not be represented.

@@ -16,7 +16,7 @@ use super::{
     router::{self, RouterJob},
     rulesets::{self, Loaders},
     segments,
-    state::{LabDir, LabPhase, LabState, LockedLab, boot_id},
+    state::{InterfaceState, LabDir, LabPhase, LabState, LockedLab, boot_id},
     swap,
     topology::{self, Origin, Router, RulesetKind, Severity, Topology, Warning},
     tunnels, unseen,
@@ -436,7 +436,10 @@ pub(super) fn note_lacks(state: &mut LabState, topology: &Topology, read: Vec<Ru
             router.redirecting = omission::redirecting(&made.rulesets);
         }
         let mut lost = lacks.iter().filter_map(|w| w.omission.as_ref());
-        if lost.any(|omission| omission.concern.rules().next().is_some()) {
+        let stands_between = |bridge: &InterfaceState| !bridge.link.frame_rules.is_empty();
+        if lost.any(|omission| omission.concern.rules().next().is_some())
+            || router.interfaces.iter().any(stands_between)
+        {
             router.rulesets.clone_from(&made.rulesets);
         }
     }

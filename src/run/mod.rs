@@ -1,5 +1,6 @@
 //! What the runners do: the quick job from its resolved question to its report.
 
+mod bridged;
 mod builder;
 #[cfg(not(feature = "internals"))]
 pub(crate) mod caretaker;

@@ -6,7 +6,9 @@ use crate::{
     firewall::rule::{Field, Packet, Rule},
     lab::{
         LabState, RouterState,
-        omission::{Endpoints, FactsPlace, Met, Omission, PacketOutcome, Passage, Reach},
+        omission::{
+            AskedBridge, Endpoints, FactsPlace, Met, Omission, PacketOutcome, Passage, Reach,
+        },
         topology::{Ruleset, Warning},
     },
     model::{IfName, RouterName},
@@ -43,6 +45,8 @@ pub(crate) struct KnownPacket {
     pub came: Option<Packet>,
     /// The interface that routing leads it to if no rule has a part in that.
     pub planned: Option<IfName>,
+    /// Bridges behind which it goes on and that are asked by themselves.
+    pub apart: Vec<AskedBridge>,
 }
 
 impl Omitted {
@@ -132,6 +136,7 @@ impl Omitted {
             packet: &packet,
             course: seen.course,
             outcome: seen.outcome,
+            apart: &seen.apart,
         };
         let met = OnceCell::new();
         let met = || met.get_or_init(|| self.met(seen)).clone();
@@ -235,6 +240,7 @@ mod tests {
             behind_nat: false,
             came: None,
             planned: None,
+            apart: Vec::new(),
         }
     }
 

@@ -201,6 +201,9 @@ pub struct LegHop {
     pub iface_out: Option<IfName>,
     /// To whom it is sent on that link.
     pub next_hop: Option<IpAddr>,
+    /// Of a router that passes it on at layer 2, whether its rules let it pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridged: Option<Verdict>,
 }
 
 /// The answers of one router.
@@ -323,6 +326,7 @@ mod tests {
                         iface_in: Some(IfName::new("eth1").unwrap()),
                         iface_out: None,
                         next_hop: None,
+                        bridged: None,
                     }),
                     source: "10.0.0.1".parse().unwrap(),
                     destination: "10.0.1.1".parse().unwrap(),

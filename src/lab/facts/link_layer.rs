@@ -21,7 +21,7 @@ use crate::{
         omission::{
             self, Extent, Hooks, Omission, OmissionKind, PacketSet, RuleExtent, RulesetMaps,
         },
-        topology::{At, MasterKind, Ruleset, RulesetKind, Warning},
+        topology::{At, FrameRules, MasterKind, Ruleset, RulesetKind, Warning},
     },
     model::IfName,
     netlink::object::Family,
@@ -84,63 +84,77 @@ fn meets_ip_rules(facts: &RouterFacts, sections: &[Section<'_>]) -> bool {
     }
 }
 
+/// The families of whose rules the settings say that bridged frames meet them.
+fn surely_called(sections: &[Section<'_>]) -> Vec<Family> {
+    let settings = sections.iter().filter(|section| section.name == "sysctl");
+    let lines = settings.flat_map(|section| &section.body);
+    let is_set = |key: &str| {
+        let mut of_key = lines.clone().filter_map(|(_, line)| {
+            let (name, value) = line.split_once('=')?;
+            (name.trim_end() == key).then(|| value.trim() == "1")
+        });
+        of_key.next_back() == Some(true)
+    };
+    let settings = [
+        (Family::V4, "net.bridge.bridge-nf-call-iptables"),
+        (Family::V6, "net.bridge.bridge-nf-call-ip6tables"),
+    ];
+    let set = settings.into_iter().filter(|(_, key)| is_set(key));
+    set.map(|(family, _)| family).collect()
+}
+
 /// What may stop a frame that a bridge hands on; one rule that may match anything, in the place of more than
 /// are kept.
 fn rules_of_frames(
     facts: &RouterFacts,
     sections: &[Section<'_>],
     with_ip_rules: bool,
-) -> Vec<RuleExtent> {
+) -> FrameRules {
     const MOST: usize = 64;
     let anything = |family| RuleExtent::unknown(family, Hooks::ALL);
-    let mut rules = omission::stopping_frames(&facts.rulesets, with_ip_rules);
+    let mut extents = omission::stopping_frames(&facts.rulesets, with_ip_rules);
     // What was left out of the rulesets, and rules that are in none.
     let lost = facts
         .warnings
         .iter()
         .filter_map(|warning| warning.omission.as_ref());
     let lost = lost.filter(|omission| omission.kind.is_of_ruleset());
-    rules.extend(
-        lost.flat_map(|lost| &lost.concern.0)
-            .map(|extent| match extent {
-                Extent::Rule(rule) => rule.clone(),
-                Extent::Packets(packets) => anything(packets.family),
-            }),
-    );
+    let lost = lost.flat_map(|lost| &lost.concern.0);
+    let lost = lost.map(|extent| match extent {
+        Extent::Rule(rule) => rule.clone(),
+        Extent::Packets(packets) => anything(packets.family),
+    });
+    let lost: Vec<RuleExtent> = lost.collect();
     let below = |s: &&Section<'_>| {
         ["ebtables", "tc", "bpftool"]
             .iter()
             .any(|part| s.name.contains(part))
     };
     let mut below = sections.iter().filter(below);
-    if rules.len() > MOST || below.any(|section| firewall::unread(section).is_some()) {
-        return vec![anything(None)];
+    let unread = below.any(|section| firewall::unread(section).is_some());
+    let whole = lost.is_empty() && !unread && extents.len() <= MOST;
+    extents.extend(lost);
+    if extents.len() > MOST || unread {
+        extents = vec![anything(None)];
     }
-    rules
+    FrameRules {
+        extents,
+        whole,
+        of_ip: with_ip_rules,
+        surely_of_ip: surely_called(sections),
+    }
 }
 
-/// Tells of each bridge whether what it bridges meets rules.
-fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, rules: &[RuleExtent]) {
+/// Tells of each bridge whether what it bridges meets rules, and which.
+fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, rules: &FrameRules) {
     let filters = !rules.is_empty();
-    let ways_out = |bridge: &IfName| {
-        let ports = facts.interfaces.iter().filter(|port| {
-            let master = port.link.master.as_ref();
-            port.up && !is_of_guest(&port.name) && master.is_some_and(|m| m.name == *bridge)
-        });
-        ports.count()
-    };
-    let between: BTreeSet<IfName> = masters
-        .iter()
-        .filter(|m| ways_out(m) > 1)
-        .cloned()
-        .collect();
     for interface in &mut facts.interfaces {
         let is_bridge = interface.link.kind.as_deref() == Some("bridge");
-        let name = interface.name.clone();
+        let has_ports = masters.contains(&interface.name);
         let link = &mut interface.value.link;
-        link.filters_bridged = filters && (is_bridge || masters.contains(&name));
-        if link.filters_bridged && between.contains(&name) {
-            link.between = rules.to_vec();
+        link.filters_bridged = filters && (is_bridge || has_ports);
+        if filters && has_ports {
+            link.frame_rules = rules.clone();
         }
     }
 }

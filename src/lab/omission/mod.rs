@@ -23,11 +23,12 @@ pub(crate) use rulesets::{
     RulesetMaps, asks_hardware_addresses, redirecting, rewrites_tcp_options, rules,
     stopping_frames, translating,
 };
-pub(crate) use stops::{Filters, PossibleStop, Stop, StopQuery};
+pub(crate) use stops::{BridgedFrame, Filters, PossibleStop, Stop, StopQuery};
 pub(crate) use tables::{TableRules, no_kernel_uses};
 
 use crate::{
     firewall::{place::HookPoint, rule::Packet},
+    model::{IfName, RouterName},
     netlink::object::Family,
 };
 
@@ -225,6 +226,17 @@ pub struct Passage<'a> {
     pub course: Option<Endpoints>,
     /// What became of it.
     pub outcome: PacketOutcome,
+    /// Bridges that are asked by themselves what they stop of it.
+    pub apart: &'a [AskedBridge],
+}
+
+/// A bridge on the link of a router's interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedBridge {
+    /// The router's interface.
+    pub interface: IfName,
+    /// The bridge and whose it is.
+    pub bridge: (RouterName, IfName),
 }
 
 /// Between what a packet goes.

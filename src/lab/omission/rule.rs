@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FactsPlace, Hooks, PacketOutcome, PacketSet, Passage,
+    AskedBridge, FactsPlace, Hooks, PacketOutcome, PacketSet, Passage,
     damage::{Damage, damage_of},
 };
 use crate::{
     firewall::rule::{Field, Match, Packet, Rule, RuleVerdict, Test},
+    model::{IfName, RouterName},
     netlink::object::Family,
 };
 
@@ -36,6 +37,9 @@ pub struct RuleExtent {
     /// is the router's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_bridge: Option<PacketSet>,
+    /// Whose bridge that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<(RouterName, IfName)>,
 }
 
 impl RuleExtent {
@@ -69,6 +73,7 @@ impl RuleExtent {
             here_only: effect.plain,
             at: None,
             on_bridge: None,
+            bridge: None,
         }
     }
 
@@ -85,6 +90,7 @@ impl RuleExtent {
             here_only: false,
             at: None,
             on_bridge: None,
+            bridge: None,
         }
     }
 
@@ -97,9 +103,9 @@ impl RuleExtent {
         }
     }
 
-    /// The same as a rule of a bridge that those of `packets` which get through come by.
+    /// The same as a rule of that bridge, which those of `packets` that get through come by.
     #[must_use]
-    pub fn on_bridge(self, packets: PacketSet) -> Self {
+    pub fn on_bridge(self, bridge: &(RouterName, IfName), packets: PacketSet) -> Self {
         let packets = PacketSet {
             family: self.family,
             passed_only: true,
@@ -107,6 +113,7 @@ impl RuleExtent {
         };
         Self {
             on_bridge: Some(packets),
+            bridge: Some(bridge.clone()),
             at: None,
             ..self
         }
@@ -120,7 +127,13 @@ impl RuleExtent {
     /// Whether with the rule the packet might have fared otherwise.
     pub(super) fn may_change(&self, passage: &Passage<'_>) -> bool {
         if let Some(packets) = &self.on_bridge {
-            return packets.may_be(passage) && self.matches_on_bridge(passage.packet);
+            let is_it = |asked: &AskedBridge| {
+                packets.interface.as_ref() == Some(&asked.interface)
+                    && self.bridge.as_ref() == Some(&asked.bridge)
+            };
+            return !passage.apart.iter().any(is_it)
+                && packets.may_be(passage)
+                && self.matches_on_bridge(passage.packet);
         }
         let mut met = self.hooks.met(passage.course, passage.outcome);
         let reached = match passage.outcome {
@@ -133,6 +146,23 @@ impl RuleExtent {
         };
         let family = |own| passage.packet.family.is_none_or(|family| family == own);
         reached && self.family.is_none_or(family) && self.matches(passage.packet)
+    }
+
+    /// Whether it may match the packet as a bridge hands it on.
+    #[must_use]
+    pub fn may_match_bridged(&self, packet: &Packet) -> bool {
+        let same = |own| packet.family.is_none_or(|family| family == own);
+        self.family.is_none_or(same) && self.matches_on_bridge(packet)
+    }
+
+    /// Whether it changes what it matches, or nothing is known of it.
+    #[must_use]
+    pub fn may_rewrite(&self) -> bool {
+        let rule = Rule::of_text(&self.text, self.xtables);
+        self.text.is_empty()
+            || rule.translation().is_some()
+            || rule.changes().any(Field::is_sent)
+            || ends_unread(&rule)
     }
 
     /// Whether it may match the packet at a bridge, which has interfaces and marks of its own.
@@ -226,6 +256,7 @@ mod tests {
             packet: &packet,
             course: Some(Endpoints::Forwarded),
             outcome,
+            apart: &[],
         })
     }
 

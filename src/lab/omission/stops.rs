@@ -5,10 +5,11 @@
 //! and so is one that may accept it. What may stop a packet is asked in `ends`.
 
 mod ends;
+mod frames;
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
-pub(crate) use self::ends::PossibleStop;
+pub(crate) use self::{ends::PossibleStop, frames::BridgedFrame};
 use super::rulesets::{Layer, RulesetMap};
 use crate::{
     firewall::rule::{Alone, Does, Field, Match, Packet, Rule, RuleVerdict, Test, Truth},
@@ -33,6 +34,24 @@ pub(crate) enum StopQuery<'a> {
     OnDevice(&'a Packet, &'a IfName),
     /// A question or answer of ARP, as the rules of one device see it.
     Arp(&'a IfName),
+    /// A packet as rules of family bridge see it.
+    Bridged(&'a Packet),
+    /// A packet as rules of IP see it that are asked for what a bridge hands on, with the port that it came
+    /// in by, and the one that it leaves by where that is known yet.
+    OnPorts(&'a Packet, &'a IfName, Option<&'a IfName>),
+}
+
+impl<'a> StopQuery<'a> {
+    /// The packet of IP that is asked about.
+    fn packet(self) -> Option<&'a Packet> {
+        match self {
+            Self::Packet(packet)
+            | Self::OnDevice(packet, _)
+            | Self::Bridged(packet)
+            | Self::OnPorts(packet, ..) => Some(packet),
+            Self::Arp(_) => None,
+        }
+    }
 }
 
 /// A rule or a policy that stops a packet.
@@ -126,7 +145,7 @@ impl Table {
         self.chains.values().find_map(|chain| {
             let base = chain.base.as_ref().filter(|base| base.hook == hook)?;
             let here = match asked {
-                StopQuery::Packet(_) => true,
+                StopQuery::Packet(_) | StopQuery::Bridged(_) | StopQuery::OnPorts(..) => true,
                 StopQuery::OnDevice(_, device) | StopQuery::Arp(device) => {
                     names(&base.devices, device)
                 }
@@ -181,7 +200,7 @@ impl Table {
 /// Whether a rule takes from a message of neighbour discovery the hop limit of 255 without which nobody
 /// heeds it (RFC 4861 section 7.1).
 fn spoils(rule: &Rule, asked: StopQuery<'_>) -> bool {
-    let (StopQuery::Packet(packet) | StopQuery::OnDevice(packet, _)) = asked else {
+    let Some(packet) = asked.packet() else {
         return false;
     };
     let kinds = packet.numbers(Field::IcmpType).unwrap_or_default();
@@ -195,10 +214,23 @@ fn spoils(rule: &Rule, asked: StopQuery<'_>) -> bool {
 
 /// Whether a rule surely matches.
 fn answer(rule: &Rule, text: &str, asked: StopQuery<'_>) -> Truth {
-    let packet = match asked {
-        StopQuery::Packet(packet) | StopQuery::OnDevice(packet, _) => packet,
-        StopQuery::Arp(_) => return of_arp(rule, text),
+    let Some(packet) = asked.packet() else {
+        return of_arp(rule, text);
     };
+    if matches!(asked, StopQuery::Bridged(_)) && frames::is_for_arp(text) {
+        return Truth::No;
+    }
+    if let StopQuery::OnPorts(packet, comes, leaves) = asked
+        && text.contains("physdev")
+    {
+        return match frames::of_other_tests(text, comes, leaves) {
+            Some(rest) => {
+                let rule = Rule::of_text(&rest, true);
+                answer(&rule, &rest, StopQuery::Packet(packet))
+            }
+            None => Truth::No,
+        };
+    }
     all(rule
         .matches
         .iter()
@@ -253,9 +285,7 @@ fn verdict<'r>(rule: &'r Rule, asked: StopQuery<'_>) -> Option<&'r RuleVerdict> 
         match does {
             Does::Decide(verdict) => return Some(verdict),
             Does::Choose(choices) => {
-                let (StopQuery::Packet(packet) | StopQuery::OnDevice(packet, _)) = asked else {
-                    return None;
-                };
+                let packet = asked.packet()?;
                 let fits = |test: &Test| test.answer(packet) == Truth::Yes;
                 let chosen = choices
                     .iter()

@@ -4,7 +4,10 @@
 
 use super::{Interface, InterfaceKind, Router, Topology, Warning};
 use crate::{
-    lab::omission::{Concern, Extent, Omission, OmissionKind, PacketSet},
+    lab::{
+        facts::is_of_guest,
+        omission::{Concern, Extent, Omission, OmissionKind, PacketSet, RuleExtent},
+    },
     model::RouterName,
 };
 
@@ -14,8 +17,11 @@ pub(super) fn name_bridges(topology: &mut Topology) {
     let mut warnings = Vec::new();
     for router in &topology.routers {
         let bridges = router.interfaces.iter();
-        let bridges =
-            bridges.filter(|interface| interface.up && !interface.link.between.is_empty());
+        let bridges = bridges.filter(|interface| {
+            interface.up
+                && !interface.link.frame_rules.is_empty()
+                && stands_between(router, interface)
+        });
         for bridge in bridges {
             let segment = bridge.segment.and_then(|at| topology.segments.get(at));
             let members = segment.iter().flat_map(|segment| &segment.members);
@@ -39,6 +45,20 @@ pub(super) fn name_bridges(topology: &mut Topology) {
     topology.warnings.extend(warnings);
 }
 
+/// Whether several ports of a bridge lead out of the machine, or others of the lab are behind several.
+fn stands_between(router: &Router, bridge: &Interface) -> bool {
+    let ports = || {
+        let ports = router.interfaces.iter();
+        ports.filter(|port| {
+            let master = port.link.master.as_ref();
+            port.up && master.is_some_and(|master| master.name == bridge.name)
+        })
+    };
+    let outward = ports().filter(|port| !is_of_guest(&port.name)).count();
+    let known = ports().filter(|port| !port.link.ends.is_empty()).count();
+    outward > 1 || known > 1
+}
+
 fn has_wire(interface: &Interface) -> bool {
     interface.up && interface.kind == InterfaceKind::Ethernet
 }
@@ -54,8 +74,10 @@ fn warning(
         "{}:{} is a bridge{on}: rules that are not asked may stop what passes it",
         router.name, bridge.name
     );
-    let rules = bridge.link.between.iter();
-    let rules = rules.map(|rule| Extent::Rule(rule.clone().on_bridge(packets.clone())));
+    let rules = bridge.link.frame_rules.extents.iter();
+    let by = (router.name.clone(), bridge.name.clone());
+    let on_bridge = |rule: &RuleExtent| rule.clone().on_bridge(&by, packets.clone());
+    let rules = rules.map(|rule| Extent::Rule(on_bridge(rule)));
     let omission = Omission {
         kind: OmissionKind::Feature,
         concern: Concern(rules.collect()),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     lab::omission::RuleExtent,
     model::{IfName, RouterName},
-    netlink::object::Mac,
+    netlink::object::{Family, Mac},
 };
 
 /// What the facts tell about an interface's link.
@@ -46,9 +46,9 @@ pub struct LinkFacts {
     /// Whether it is a bridge and what it bridges meets rules of its router.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub filters_bridged: bool,
-    /// The rules that what it bridges meets between several ports that lead out of the machine.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub between: Vec<RuleExtent>,
+    /// The rules that what it bridges meets between its ports.
+    #[serde(skip_serializing_if = "FrameRules::is_empty")]
+    pub frame_rules: FrameRules,
     /// Whether it asks for no neighbours and answers none (`ip link set arp off`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_arp: bool,
@@ -103,6 +103,28 @@ pub struct LinkFacts {
     /// For which other addresses the router answers who looks for a neighbour there.
     #[serde(skip_serializing_if = "ProxyAddresses::is_none")]
     pub proxy: ProxyAddresses,
+}
+
+/// Rules that what a bridge hands on meets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FrameRules {
+    /// Those that may stop or change it.
+    pub extents: Vec<RuleExtent>,
+    /// Whether these are all, and the router's rulesets have them.
+    pub whole: bool,
+    /// Whether rules of IP are among them.
+    pub of_ip: bool,
+    /// The families of whose rules of IP that is sure (`bridge-nf-call-iptables`).
+    pub surely_of_ip: Vec<Family>,
+}
+
+impl FrameRules {
+    /// Whether none may do so.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.extents.is_empty()
+    }
 }
 
 /// Whom a bridge or a VXLAN has learned to be behind a port.

@@ -398,6 +398,31 @@ impl Wiring {
         (!heard).then_some(Undelivered::Unheard)
     }
 
+    /// Who else may send what comes in at `at` from `source`: the other routers' interfaces on that link, where
+    /// the source is in a subnet of the lab and not on the link itself. None where others may, too.
+    pub(crate) fn senders(
+        &self,
+        at: &Entry,
+        source: IpAddr,
+    ) -> Option<Vec<(&RouterName, &IfName)>> {
+        let plug = self.plug(&at.router, at.iface_in.as_ref()?)?;
+        let near = self.neighbours(source);
+        let on_link = near.iter().any(|other| other.segment == plug.segment);
+        let absent = self.absent.iter().any(|(at, _)| plug.segment == Some(*at));
+        if near.is_empty() || on_link || absent || !self.missing.is_empty() {
+            return None;
+        }
+        let same_link = |other: &&Plug| {
+            other.up && other.segment == plug.segment && other.router != plug.router
+        };
+        let others = self.plugs.iter().filter(same_link);
+        Some(
+            others
+                .map(|other| (&other.router, &other.interface))
+                .collect(),
+        )
+    }
+
     /// The names of the interfaces of `router` that are on a segment.
     pub(super) fn wired(&self, router: &RouterName) -> Vec<&str> {
         let wired = |plug: &&Plug| plug.router == *router && plug.segment.is_some();

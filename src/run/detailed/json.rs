@@ -70,6 +70,8 @@ struct LegDocument<'a> {
     iface_in: &'a Option<IfName>,
     iface_out: &'a Option<IfName>,
     next_hop: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bridged: Option<Verdict>,
     source: IpAddr,
     destination: IpAddr,
     sport: Option<u16>,
@@ -106,6 +108,7 @@ impl<'a> LegDocument<'a> {
             iface_in: &leg.iface_in,
             iface_out: &leg.iface_out,
             next_hop: leg.next_hop,
+            bridged: leg.bridged,
             source: leg.headers.source,
             destination: leg.headers.destination,
             sport: leg.headers.source_port,

@@ -10,6 +10,7 @@
 mod answering;
 mod attempt;
 mod bench;
+mod bridges;
 mod builder;
 mod chance;
 pub mod connect;

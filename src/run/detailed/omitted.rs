@@ -10,26 +10,24 @@ use crate::{
         place::HookPoint,
         rule::{Field, Packet, TrackingState},
     },
-    lab::omission::{Endpoints, PacketOutcome},
+    lab::omission::{AskedBridge, Endpoints, PacketOutcome},
     model::{Protocol, Service},
     netlink::object::Family,
     run::{
+        bridged::FIRST_CLIENT_PORT,
         omitted::{KnownPacket, Omitted},
         packet::TCP_SYN,
         report::Verdict,
     },
 };
 
-/// First of the ports that are not well known, from which clients connect.
-const FIRST_CLIENT_PORT: u16 = 1024;
-
 /// Makes a status unknown that an omission can change, and returns whether it did; the message says
-/// which.
+/// which. Bridges that are asked `apart` do not count.
 pub(super) fn weigh(
     job: &DetailedJob,
     omitted: &Omitted,
     service: Service,
-    test: &mut RouterTest,
+    (test, apart): (&mut RouterTest, &[AskedBridge]),
 ) -> bool {
     let directions: &[Direction] = match test.status {
         ServiceStatus::Unknown => &[],
@@ -44,7 +42,10 @@ pub(super) fn weigh(
         if !passes(test, direction) {
             continue;
         }
-        let seen = seen(job, service, test, direction);
+        let seen = KnownPacket {
+            apart: apart.to_vec(),
+            ..seen(job, service, test, direction)
+        };
         let verdict = match seen.outcome {
             PacketOutcome::Passed => Verdict::Yes,
             PacketOutcome::Stopped(_) => Verdict::No,
@@ -116,6 +117,7 @@ fn seen(
         behind_nat: !test.trace.is_empty(),
         came: request(job, service, test, direction),
         planned: test.iface_out.clone().filter(|out| out.as_str() != "lo"),
+        apart: Vec::new(),
     }
 }
 

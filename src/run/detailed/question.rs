@@ -10,6 +10,7 @@ use std::{
 use super::{
     DetailedError, DetailedJob,
     answering::{self, KnownRules},
+    bridges,
     fork::Choice,
     message, omitted,
     plan::{Planned, Planner},
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     config::Config,
     lab::{
-        self, Lab,
+        self, Bridges, Lab,
         hosts::HostState,
         sockets::RouterSockets,
         trace::{self, Entry, EntryName, Hop, SharedLink, TraceError, TracePacket},
@@ -507,10 +508,17 @@ impl Question<'_> {
     ) -> DetailedAnswers {
         let mut routers = self.planned_routers();
         let mut rules = KnownRules::new(config, &self.job.lab);
+        let bridges = Bridges::of(self.lab);
         let services = self.job.services.iter().copied().enumerate();
         let mut results: Vec<ServiceResult> = services
-            .map(|asked| self.answer(asked, (&mut *sockets, &mut rules), tests))
+            .map(|asked| {
+                let mut result = self.answer(asked, (&mut *sockets, &mut rules), tests);
+                self.weigh(&bridges, &mut result);
+                bridges::cross(&bridges, self.job, &mut result);
+                result
+            })
             .collect();
+        bridges::place(&mut routers, &results);
         for test in results.iter().flat_map(|result| &result.tests) {
             if !routers.iter().any(|way| way.name == test.router) {
                 routers.push(RouterWay {
@@ -538,13 +546,7 @@ impl Question<'_> {
             ))
         });
         warnings.extend(lab::taken_as_up(self.lab, left_by));
-        let wires = results.iter().flat_map(|of| of.end.way.windows(2));
-        let wires = wires.filter_map(|legs| {
-            let [from, to] = legs else { return None };
-            let out = (&from.router, from.iface_out.as_ref()?);
-            Some((out, (&to.router, to.iface_in.as_ref()?)))
-        });
-        warnings.extend(lab::bridged(self.lab, wires));
+        warnings.extend(lab::bridged(self.lab, bridges::wires(&results)));
         DetailedAnswers {
             routers,
             services: results,
@@ -650,23 +652,23 @@ impl Question<'_> {
                 list.push(test);
             }
         }
-        let mut result = ServiceResult {
+        ServiceResult {
             service,
             end: together(ends),
             tests: list,
-        };
-        self.weigh(&mut result);
-        result
+        }
     }
 
     /// Makes unknown what something can change that the lab lacks.
-    fn weigh(&self, result: &mut ServiceResult) {
+    fn weigh(&self, bridges: &Bridges<'_>, result: &mut ServiceResult) {
         for test in &mut result.tests {
+            let apart = bridges::asked_apart(bridges, &result.end, &test.router);
             let Ok(state) = self.lab.router(&test.router) else {
                 continue;
             };
             let omitted = Omitted::of(self.lab, state, self.job.trust_facts);
-            if omitted.is_empty() || !omitted::weigh(self.job, &omitted, result.service, test) {
+            let at = (&mut *test, apart.as_slice());
+            if omitted.is_empty() || !omitted::weigh(self.job, &omitted, result.service, at) {
                 continue;
             }
             if test.counts() && result.end.result != Verdict::Unknown {

@@ -210,6 +210,8 @@ pub struct TakenLeg {
     pub came: KnownHeaders,
     /// Addresses and ports as they were when it was last seen there.
     pub headers: KnownHeaders,
+    /// Of a router that passes it on at layer 2, where no packet is seen, whether its rules let it pass.
+    pub bridged: Option<Verdict>,
 }
 
 impl fmt::Display for TakenLeg {
@@ -219,6 +221,9 @@ impl fmt::Display for TakenLeg {
         write!(f, "{} ({came_by} → {left_by})  {}", self.router, self.came)?;
         if self.came != self.headers {
             write!(f, " ⇒ {}", self.headers)?;
+        }
+        if let Some(verdict) = self.bridged {
+            write!(f, ", bridged: {verdict}")?;
         }
         match self.next_hop {
             Some(hop) => write!(f, ", to {hop}"),

@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     firewall::backend::Backend,
     lab::{
-        Lab,
+        Bridges, Lab,
         hosts::{HostState, LabHosts},
         trace::{Entry, Wiring},
     },
@@ -114,12 +114,14 @@ impl<'a> Desk<'a> {
         let terms = &self.terms;
         let dir = NetnsDir::default().patient(terms.lock_timeout);
         let wiring = Wiring::from(&**lab);
+        let bridges = Bridges::of(lab);
         let inquiry = Inquiry {
             terms,
             pairs,
             lab,
             dir: &dir,
             wiring: &wiring,
+            bridges: &bridges,
             many: matches!(lone, Lone::Sweep(_)),
         };
         let mut kernel = LabHosts::new(&dir);

@@ -13,7 +13,7 @@ use crate::{
     fault,
     firewall::taps::{Departed, ProbeWays},
     lab::{
-        LabState,
+        Bridges, LabState,
         trace::{End, Entry, LastHop, Onward},
     },
     model::{IfName, RouterName},
@@ -29,9 +29,10 @@ use crate::{
 };
 
 /// Says what became of the probes of a visit, which left by `ways`. With `trust`, what the lab lacks
-/// is only said.
+/// is only said; what `walks` comes in wherever the facts have it come in, and by all routers.
 pub(super) fn digest(
-    (lab, trust): (&LabState, bool),
+    (lab, bridges): (&LabState, &Bridges<'_>),
+    (trust, walks): (bool, bool),
     tables: &mut Tables<'_>,
     (at, probes): (&Entry, &[Probe]),
     (measured, ways): (&VisitMeasurement, Option<&ProbeWays>),
@@ -61,7 +62,7 @@ pub(super) fn digest(
     if !omitted.is_empty() {
         let findings = &measured.findings;
         omission::weigh(
-            &omitted,
+            (&omitted, bridges, walks),
             tables,
             (at, &rules),
             probes,
@@ -172,6 +173,7 @@ fn hop(at: &Entry, out: Option<IfName>, next_hop: Option<IpAddr>) -> Arc<LegHop>
         iface_in: at.iface_in.clone(),
         iface_out: out,
         next_hop,
+        bridged: None,
     })
 }
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     lab::{
-        Lab,
+        Bridges, Lab,
         hosts::{HostState, Hosts},
         sockets::RouterSockets,
         trace::{self, Entry, EntryName, MAX_ENTRIES, TraceError, TracePacket, Wiring},
@@ -41,6 +41,7 @@ pub(super) struct Inquiry<'a> {
     pub(super) lab: &'a Lab,
     pub(super) dir: &'a NetnsDir,
     pub(super) wiring: &'a Wiring,
+    pub(super) bridges: &'a Bridges<'a>,
     /// Whether this is one of many bursts, and not a job by itself.
     pub(super) many: bool,
 }

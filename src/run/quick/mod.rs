@@ -11,6 +11,7 @@
 
 mod back;
 mod branch;
+mod bridges;
 mod builder;
 mod client_port;
 mod conclude;

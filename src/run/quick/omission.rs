@@ -2,13 +2,14 @@
 
 use super::{
     tables::{Tables, classes, routed},
-    visited::{ProbeOutcome, WayOut},
+    visited::{Fate, ProbeOutcome, WayOut},
 };
 use crate::{
     firewall::rule::{Field, Packet, TrackingState},
     lab::{
-        omission::{self, Endpoints},
-        trace::Entry,
+        Bridges,
+        omission::{self, AskedBridge, Endpoints},
+        trace::{Entry, Wiring},
     },
     model::{IfName, Protocol},
     netlink::object::{Family, PolicyRule},
@@ -21,9 +22,10 @@ use crate::{
     },
 };
 
-/// Makes unknown what something can change that the router lacks.
+/// Makes unknown what something can change that the router lacks; but not what bridges may stop that the way
+/// is held against as it `walks` from one router to the next.
 pub(super) fn weigh(
-    omitted: &Omitted,
+    (omitted, bridges, walks): (&Omitted, &Bridges<'_>, bool),
     tables: &mut Tables<'_>,
     (at, rules): (&Entry, &[PolicyRule]),
     probes: &[Probe],
@@ -32,6 +34,13 @@ pub(super) fn weigh(
 ) -> Result<(), ResolveError> {
     let planned = planned_outs(tables, at, rules, (probes, outcomes))?;
     let by_ports = [false, true].map(|behind_nat| omitted.looks_at_ports(behind_nat));
+    let behind = exits.iter().map(|exit| asked_apart(bridges, at, exit));
+    let behind: Vec<Vec<AskedBridge>> = behind.collect();
+    let apart = |exit: Option<usize>, before: Vec<AskedBridge>| {
+        let behind = exit.and_then(|exit| behind.get(exit)).into_iter();
+        behind.flatten().cloned().chain(before).collect()
+    };
+    let wiring = tables.wiring;
     let mut last: Option<(Alike, Option<String>)> = None;
     for ((probe, outcome), planned) in probes.iter().zip(outcomes).zip(planned) {
         if outcome.verdict == Verdict::Unknown {
@@ -44,6 +53,10 @@ pub(super) fn weigh(
             omitted.note(&KnownPacket {
                 planned,
                 came: came(at, out, &probe.headers),
+                apart: apart(
+                    outcome.exit,
+                    asked_before((bridges, wiring, walks), at, out, probe),
+                ),
                 ..seen(at, out, probe, outcome, finding)
             })
         };
@@ -70,6 +83,42 @@ pub(super) fn weigh(
         last = Some((alike, note));
     }
     Ok(())
+}
+
+/// The bridges that whatever leaves so passes, and that the way itself is held against.
+fn asked_apart(bridges: &Bridges<'_>, at: &Entry, exit: &WayOut) -> Vec<AskedBridge> {
+    let Some(out) = exit.hop.iface_out.as_ref() else {
+        return Vec::new();
+    };
+    let next = exit.fates.iter().map(|fate| match fate {
+        Fate::On(next) => Some((&next.router, next.iface_in.as_ref()?)),
+        Fate::End(_) => None,
+    });
+    // What comes in by the same interface may pass a bridge there, too.
+    let Some(next) = next
+        .collect::<Option<Vec<_>>>()
+        .filter(|_| at.iface_in.as_ref() != Some(out))
+    else {
+        return Vec::new();
+    };
+    bridges.asked((&at.router, out), &next)
+}
+
+/// The bridges that whatever comes in there passes.
+fn asked_before(
+    (bridges, wiring, walks): (&Bridges<'_>, &Wiring, bool),
+    at: &Entry,
+    out: Option<&IfName>,
+    probe: &Probe,
+) -> Vec<AskedBridge> {
+    if bridges.is_empty() || !walks || at.iface_in.as_ref() == out {
+        return Vec::new();
+    }
+    let senders = wiring.senders(at, probe.headers.source);
+    match (&at.iface_in, senders) {
+        (Some(iif), Some(senders)) => bridges.asked_before((&at.router, iif), &senders),
+        _ => Vec::new(),
+    }
 }
 
 /// All by which omissions tell probes apart that do not look at ports.
@@ -128,6 +177,7 @@ fn seen(
         behind_nat: out.is_some(),
         came: None,
         planned: None,
+        apart: Vec::new(),
     }
 }
 

@@ -158,10 +158,14 @@ impl Frame<'_> {
             Some((&leg.hop.router, out, leg.destination))
         });
         warnings.extend(lab::taken_as_up(self.lab, left_by));
-        let wires = end_to_end.iter().flat_map(|end| end.way.windows(2));
-        let wires = wires.filter_map(|legs| {
-            let [from, to] = legs else { return None };
-            let (from, to) = (&from.hop, &to.hop);
+        let wires = end_to_end.iter().flat_map(|end| {
+            let routed = || {
+                let hops = end.way.iter().map(|leg| &leg.hop);
+                hops.filter(|hop| hop.bridged.is_none())
+            };
+            routed().zip(routed().skip(1))
+        });
+        let wires = wires.filter_map(|(from, to)| {
             let out = (&from.router, from.iface_out.as_ref()?);
             Some((out, (&to.router, to.iface_in.as_ref()?)))
         });

@@ -10,6 +10,7 @@ use std::{
 use super::{
     QuickClosing, QuickError, back,
     branch::{self, Branch, By},
+    bridges,
     course::{Course, Translators},
     digest,
     inquiry::{Inquiry, Prepared, Sends},
@@ -139,7 +140,8 @@ impl Inquiry<'_> {
         Ok(())
     }
 
-    /// Adds the ways by routers without facts, and what the answers' ways make of the others.
+    /// Adds the ways by routers without facts, what the answers' ways make of the others, and the routers that
+    /// they pass at layer 2.
     fn weigh(
         &self,
         plan: &Plan,
@@ -159,6 +161,13 @@ impl Inquiry<'_> {
                 &through.visited,
                 &mut through.ways,
             );
+        }
+        if !self.bridges.is_empty() {
+            for (probe, ways) in plan.probes.iter().zip(&mut through.ways) {
+                for way in ways {
+                    bridges::cross(self.bridges, probe.headers.protocol, self.terms, way);
+                }
+            }
         }
     }
 
@@ -271,8 +280,10 @@ impl Inquiry<'_> {
             return Ok(digest::unmeasured(&visit.at, &visit.probes, why));
         }
         let place = (&visit.at, visit.probes.as_slice());
+        let walks = self.terms.from.is_none() && self.named().is_none();
         let mut visited = digest::digest(
-            (self.lab, self.terms.trust_facts),
+            (self.lab, self.bridges),
+            (self.terms.trust_facts, walks),
             tables,
             place,
             (measured, ways),

@@ -220,6 +220,7 @@ mod tests {
                 iface_in: Some(IfName::new("eth1").unwrap()),
                 iface_out: (dport != 7).then(|| IfName::new("eth2").unwrap()),
                 next_hop: None,
+                bridged: (dport == 7).then_some(Verdict::Yes),
             }),
             source: "10.0.0.1".parse().unwrap(),
             destination: if nat { "2001:db8::7" } else { "10.0.1.1" }

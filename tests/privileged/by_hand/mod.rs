@@ -103,6 +103,11 @@ fn one_prefix_on_two_wires() {
 }
 
 #[test]
+fn firewalls_that_are_only_bridged_through() {
+    assert_right("bridges");
+}
+
+#[test]
 fn answers_by_other_routers_and_senders() {
     assert_right("answers");
 }

@@ -340,7 +340,7 @@ fn contradiction(
         Some(format!(
             "{result}: {reason} ({}), by {:?} {errors}",
             text("end"),
-            routers(end)
+            routers(end, false)
         ))
     };
     let warnings = report["warnings"].to_string();
@@ -363,8 +363,17 @@ fn contradiction(
         let named = words.split(" … ").all(|part| reason.contains(part));
         return (result != "UNKNOWN" || !named).then(said).flatten();
     }
+    let crossed = routers(end, true);
+    let says_bridged = way.says.as_ref().is_some_and(|s| s.contains("bridged by"));
+    if crossed
+        .iter()
+        .any(|router| !measured.bridged.contains(router))
+        || says_bridged && crossed != measured.bridged
+    {
+        return Some(format!("it is bridged by {crossed:?}"));
+    }
     let verdict = if passes { "YES" } else { "NO" };
-    let same_way = !is_quick || measured.routers.contains(&routers(end));
+    let same_way = !is_quick || measured.routers.contains(&routers(end, false));
     let own = measured
         .routers
         .iter()
@@ -378,6 +387,7 @@ fn contradiction(
     // What ends on a wire has no router that it is at.
     let at_end = text("end") != "stopped"
         || !is_quick
+        || crossed.last().map(String::as_str) == end["router"].as_str()
         || measured
             .routers
             .iter()
@@ -386,10 +396,11 @@ fn contradiction(
     (!right).then(said).flatten()
 }
 
-/// The routers of the way that a quick job answers with.
-fn routers(end: &Value) -> Vec<String> {
+/// The routers of the way that a job answers with, which are sent the packet or pass it on at layer 2.
+fn routers(end: &Value, bridged: bool) -> Vec<String> {
     let mut routers: Vec<String> = Vec::new();
-    for leg in end["way"].as_array().into_iter().flatten() {
+    let legs = end["way"].as_array().into_iter().flatten();
+    for leg in legs.filter(|leg| leg["bridged"].is_string() == bridged) {
         let name = leg["router"].as_str().unwrap_or_default();
         if routers.last().is_none_or(|last| last != name) {
             routers.push(name.to_owned());

@@ -69,9 +69,10 @@ impl Table {
     /// Whether the packet comes to chains of this table.
     pub(super) fn sees(&self, asked: StopQuery<'_>) -> bool {
         match asked {
-            StopQuery::Packet(packet) => {
+            StopQuery::Packet(packet) | StopQuery::OnPorts(packet, ..) => {
                 self.layer == Layer::Ip && self.family.is_none_or(|own| packet.family == Some(own))
             }
+            StopQuery::Bridged(_) => self.layer == Layer::Bridge,
             StopQuery::OnDevice(..) | StopQuery::Arp(_) => self.layer == Layer::Device,
         }
     }
@@ -125,9 +126,8 @@ impl Table {
                 Does::Choose(choices) => {
                     let mut ends = ChainEnds::default();
                     for (test, verdict) in choices {
-                        let fits = match (test, asked) {
-                            (Some(test), StopQuery::Packet(packet))
-                            | (Some(test), StopQuery::OnDevice(packet, _)) => test.answer(packet),
+                        let fits = match (test, asked.packet()) {
+                            (Some(test), Some(packet)) => test.answer(packet),
                             _ => Truth::CannotTell,
                         };
                         if fits != Truth::No {

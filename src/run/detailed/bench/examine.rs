@@ -299,6 +299,7 @@ impl Bench<'_> {
                 next_hop,
                 came: head::headers(&packet.first),
                 headers: head::headers(&packet.last),
+                bridged: None,
             });
         }
         described

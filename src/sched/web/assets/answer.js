@@ -41,7 +41,8 @@ const at = (address, port) => (port === null || port === undefined ? address : a
 function showWay(end, map) {
     const legs = end.way.map((leg) => el("li", {},
         el("strong", {}, leg.router), ` ${leg.iface_in ?? "itself"} → ${leg.iface_out ?? "not out"}`,
-        el("span", { class: "count" }, ` ${at(leg.source, leg.sport)} → ${at(leg.destination, leg.dport)}${leg.next_hop ? `, to ${leg.next_hop}` : ""}`)));
+        el("span", { class: "count" }, ` ${at(leg.source, leg.sport)} → ${at(leg.destination, leg.dport)}${leg.next_hop ? `, to ${leg.next_hop}` : ""}`),
+        leg.bridged ? el("span", { class: "count" }, ", bridged ") : null, leg.bridged ? tag(leg.bridged, leg.bridged) : null));
     const more = end.count > 1 ? " of the first of them" : "";
     return el("details", { class: "plain" }, el("summary", {}, `Way${more}, ${legs.length} router${legs.length === 1 ? "" : "s"}`), el("ol", { class: "way mono" }, ...legs), el("a", { href: map }, "Show it on the lab"));
 }
