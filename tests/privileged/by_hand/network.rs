@@ -97,7 +97,16 @@ impl Network {
                     ip link set {port} up master {bridge}"
                 ),
             );
-            self.shell(node, &format!("ip link set {interface} up"));
+            // Who answers for others does so at once: by default within 0.8 s, by chance.
+            self.shell(
+                node,
+                &format!(
+                    "ip link set {interface} up
+                    for family in ipv4 ipv6; do
+                        echo 0 > /proc/sys/net/$family/neigh/{interface}/proxy_delay
+                    done"
+                ),
+            );
             ports.push(port);
         }
     }
