@@ -21,7 +21,7 @@ set -eu
 packages_of() {
     case $1 in
         build) echo gcc libc6-dev pkg-config libmnl-dev libnftnl-dev ;;
-        run) echo busybox-static dash fish iproute2 ipset iptables libxml2-utils mandoc nftables systemd zsh ;;
+        run) echo busybox-static dash fish iproute2 ipset iptables libxml2-utils lldpd mandoc nftables systemd zsh ;;
         vm) echo busybox-static cpio dash kmod qemu-system-x86 wireguard-tools xz-utils zstd ;;
         box) echo debootstrap e2fsprogs extlinux qemu-utils ;;
         vagrant) echo vagrant vagrant-libvirt ;;

@@ -24,7 +24,7 @@ mod tags;
 pub use self::{
     join::{build, build_with},
     link::{
-        Arp, Behind, FrameRules, LinkFacts, Master, MasterKind, ProxyAddresses, WireGuard,
+        Arp, Behind, FrameRules, Heard, LinkFacts, Master, MasterKind, ProxyAddresses, WireGuard,
         WireGuardPeer,
     },
 };

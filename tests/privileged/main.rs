@@ -40,6 +40,7 @@ mod lab;
 mod leaks;
 mod left_out;
 mod links;
+mod lldp;
 mod lots;
 mod minilab;
 mod netlink;

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     lab::{
         omission::{Omission, OmissionKind, RulesetMaps},
-        topology::{At, InterfaceKind, LinkFacts, MasterKind, Warning},
+        topology::{At, Heard, InterfaceKind, LinkFacts, MasterKind, Warning},
     },
     model::IfName,
     netlink::object::Mac,
@@ -137,7 +137,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
             let interface = &mut interface.value;
             let neighbours = std::mem::take(&mut interface.link.neighbours);
             let fixed = std::mem::take(&mut interface.link.fixed);
-            let told = std::mem::take(&mut interface.link.told);
+            let heard = std::mem::take(&mut interface.link.heard);
             let wireguard = interface.link.wireguard.take();
             let behind = std::mem::take(&mut interface.link.behind);
             let pvid = interface.link.pvid;
@@ -156,7 +156,7 @@ fn details(facts: &mut RouterFacts, section: &Section<'_>) {
             interface.link = LinkFacts {
                 neighbours,
                 fixed,
-                told,
+                heard,
                 wireguard,
                 behind,
                 pvid,
@@ -200,27 +200,49 @@ fn neighbours(facts: &mut RouterFacts, section: &Section<'_>) {
     }
 }
 
-/// `lldpctl -f keyvalue`: `lldp.swp1.chassis.name=leaf2`, `lldp.swp1.port.ifname=swp2`. The name may
-/// be a full domain name, of which the router's is the first label.
+/// `lldpctl -f keyvalue`: `lldp.swp1.chassis.name=leaf2`, and `lldp.swp1.port.ifname=swp2`, or
+/// `lldp.swp1.port.mac=…` and `lldp.swp1.port.descr=swp2`. The name may be a full domain name, of which
+/// the router's is the first label. Descriptions may have several lines.
 fn lldp(facts: &mut RouterFacts, section: &Section<'_>) {
-    let mut chassis = None;
+    let mut heard: Vec<(&str, Heard)> = Vec::new();
+    let mut described = false;
     for (at, line) in &section.body {
         let entry = line.split_once('=');
         let entry = entry.and_then(|(key, value)| Some((key.strip_prefix("lldp.")?, value)));
         let Some((key, value)) = entry else {
-            if !line.trim().is_empty() {
+            if !line.trim().is_empty() && !described {
                 unread(facts, *at, line);
             }
             continue;
         };
+        described = key.ends_with(".descr");
         if let Some(interface) = key.strip_suffix(".chassis.name") {
-            chassis = Some((interface, value));
-        } else if let Some(interface) = key.strip_suffix(".port.ifname")
-            && let Some((_, name)) = chassis.take_if(|(of, _)| *of == interface)
-            && let Some(link) = link(facts, interface)
-        {
-            let label = name.split('.').next().unwrap_or(name);
-            link.told.push((label.to_owned(), value.to_owned()));
+            let label = value.split('.').next().unwrap_or(value);
+            let router = label.to_owned();
+            heard.push((
+                interface,
+                Heard {
+                    router,
+                    ..Heard::default()
+                },
+            ));
+            continue;
+        }
+        let Some((interface, last)) = heard.last_mut() else {
+            continue;
+        };
+        let key = key.strip_prefix(*interface);
+        match key.and_then(|key| key.strip_prefix(".port.")) {
+            Some("ifname") => last.interface = Some(value.to_owned()),
+            Some("descr") if last.interface.is_none() => last.interface = Some(value.to_owned()),
+            Some("mac") => last.mac = value.parse().ok(),
+            _ => {}
+        }
+    }
+    for (interface, heard) in heard {
+        let says = heard.interface.is_some() || heard.mac.is_some();
+        if let Some(link) = link(facts, interface).filter(|_| says) {
+            link.heard.push(heard);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Behind, InterfaceKind, MasterKind, Router, end::LinkEnd, tags};
+use super::{Behind, Heard, InterfaceKind, MasterKind, Router, end::LinkEnd, tags};
 use crate::{
     lab::links::{Links, split},
     model::IfName,
@@ -346,10 +346,9 @@ impl Evidence<'_> {
     fn by_word(&self) -> Vec<(usize, usize)> {
         let mut pairs = Vec::new();
         for (index, end) in self.ends.iter().enumerate() {
-            for (router, interface) in &end.facts.link.told {
-                let other = self.named(router, interface);
-                pairs.extend(other.map(|other| (index, other)));
-            }
+            let heard = end.facts.link.heard.iter();
+            let others = heard.filter_map(|heard| self.who(heard));
+            pairs.extend(others.map(|other| (index, other)));
         }
         pairs
     }
@@ -363,6 +362,25 @@ impl Evidence<'_> {
             Some((index, self.sibling(end, over)?))
         };
         shares.filter_map(below).collect()
+    }
+
+    /// The end that somebody says to be: by its hardware address where one interface alone has that, VLANs
+    /// and others that hang on it aside; or else by its name.
+    fn who(&self, heard: &Heard) -> Option<usize> {
+        let named = || self.named(&heard.router, heard.interface.as_ref()?);
+        let Some(mac) = heard.mac else { return named() };
+        let has = |end: &(usize, &LinkEnd)| {
+            let facts = &end.1.facts;
+            end.1.router.as_str() == heard.router
+                && facts.mac == Some(mac)
+                && facts.link.over.is_none()
+                && !matches!(facts.link.kind.as_deref(), Some("bridge" | "bond" | "team"))
+        };
+        let ends: Vec<_> = self.ends.iter().enumerate().filter(has).collect();
+        match ends.as_slice() {
+            [(only, _)] => Some(*only),
+            _ => named(),
+        }
     }
 
     /// The end `interface` of `router`.

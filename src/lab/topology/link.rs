@@ -40,9 +40,9 @@ pub struct LinkFacts {
     /// Who was heard on the link.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub neighbours: Vec<(IpAddr, Mac)>,
-    /// The router and interface at the other end, as LLDP has them.
+    /// Who says by LLDP to be at the other end.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub told: Vec<(String, String)>,
+    pub heard: Vec<Heard>,
     /// Whether it is a bridge and what it bridges meets rules of its router.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub filters_bridged: bool,
@@ -103,6 +103,18 @@ pub struct LinkFacts {
     /// For which other addresses the router answers who looks for a neighbour there.
     #[serde(skip_serializing_if = "ProxyAddresses::is_none")]
     pub proxy: ProxyAddresses,
+}
+
+/// Who says by LLDP to be at the other end of a link.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// The router.
+    pub router: String,
+    /// Its interface by name; or the description of it, which is the name unless somebody gave it another.
+    pub interface: Option<String>,
+    /// The interface's hardware address, which lldpd(8) says in the place of the name unless it was told
+    /// otherwise.
+    pub mac: Option<Mac>,
 }
 
 /// Rules that what a bridge hands on meets.

@@ -262,6 +262,64 @@ fn a_borrowed_address_puts_a_tunnel_on_no_subnet() {
     assert_eq!(joined(&one), [""; 0], "nothing says that b's is its end");
 }
 
+/// As lldpd(8) of Debian is heard where nobody told it otherwise: by the hardware address, and a
+/// description that is the interface's name or another.
+#[test]
+fn lldpd_says_hardware_addresses_and_descriptions_of_several_lines() {
+    let heard = |descr: &str| {
+        format!(
+            "lldp.swp1.via=LLDP\nlldp.swp1.rid=1\nlldp.swp1.chassis.mac=52:54:00:00:00:02\n\
+             lldp.swp1.chassis.name=b.example.net\nlldp.swp1.chassis.descr=Some system\nof two \
+             lines = long\nlldp.swp1.chassis.mgmt-ip=10.0.0.2\nlldp.swp1.port.mac=52:54:00:00:00:03\n\
+             lldp.swp1.port.descr={descr}\nlldp.swp1.port.ttl=120"
+        )
+    };
+    let a = |descr: &str| {
+        let lldp = heard(descr);
+        router("a", &port("swp1", 1, &[]), "", &[("lldp", &lldp)])
+    };
+    let plain = port("eth2", 2, &[]) + &port("eth3", 3, &[]);
+    let vlan = port("eth3.7@eth3", 3, &[]) + "    vlan protocol 802.1Q id 7 <REORDER_HDR>\n";
+    let bonded = port("eth2", 3, &[]).replace("mtu 1400", "mtu 1400 master bond0")
+        + &port("eth3", 3, &[]).replace("mtu 1400", "mtu 1400 master bond0")
+        + &port("bond0", 3, &[])
+        + "    bond mode active-backup\n";
+    for (ports, descr, ends) in [
+        (plain.clone() + &vlan, "eth3", "a:swp1 b:eth3"),
+        (plain.clone() + &vlan, "uplink", "a:swp1 b:eth3"),
+        (plain, "eth2", "a:swp1 b:eth3"),
+        (bonded, "eth2", "a:swp1 b:bond0"),
+    ] {
+        let topology = build(vec![a(descr), router("b", &ports, "", &[])]);
+        assert_eq!(joined(&topology), [ends], "{descr}");
+        let strange = topology
+            .warnings
+            .iter()
+            .filter(|w| w.message.contains("not read"));
+        assert_eq!(strange.count(), 0, "{:?}", topology.warnings);
+    }
+}
+
+#[test]
+fn a_team_is_one_link_with_its_ports() {
+    let slave = |name: &str| {
+        port(name, 1, &[]).replace("mtu 1400", "mtu 1400 master team0") + "    team_slave\n"
+    };
+    let a = |more: &[(&str, &str)], own: &[&str]| {
+        let ports = slave("eth1") + &slave("eth2") + &port("team0", 1, own) + "    team\n";
+        router("a", &ports, "", more)
+    };
+    let b = |own: &[&str]| router("b", &port("eth9", 2, own), "", &[]);
+    let by_subnet = build(vec![a(&[], &["10.0.0.1/24"]), b(&["10.0.0.2/24"])]);
+    assert_eq!(joined(&by_subnet), ["a:team0 b:eth9"]);
+    let lldp = "lldp.eth2.chassis.name=b\nlldp.eth2.port.ifname=eth9";
+    let by_lldp = build(vec![a(&[("lldp", lldp)], &[]), b(&[])]);
+    assert_eq!(joined(&by_lldp), ["a:team0 b:eth9"]);
+    let heard = "10.0.0.2 dev team0 lladdr 52:54:00:00:00:02 REACHABLE";
+    let by_neighbours = build(vec![a(&[("neighbours", heard)], &[]), b(&[])]);
+    assert_eq!(joined(&by_neighbours), ["a:team0 b:eth9"]);
+}
+
 #[test]
 fn lldp_and_links_toml_join_what_they_name_and_a_bridge_speaks_for_its_ports() {
     let lldp =
