@@ -213,12 +213,26 @@ pub(super) fn kind_of(name: &IfName, flags: &[&str]) -> InterfaceKind {
     }
 }
 
+/// A type of links by its name, where `ip -N` prints its number (`ARPHRD_*`, linux/if_arp.h).
+fn with_named_link(word: &str) -> &str {
+    match word {
+        "link/[1]" => "link/ether",
+        "link/[768]" => "link/ipip",
+        "link/[769]" => "link/tunnel6",
+        "link/[772]" => "link/loopback",
+        "link/[776]" => "link/sit",
+        "link/[778]" => "link/gre",
+        "link/[823]" => "link/gre6",
+        other => other,
+    }
+}
+
 /// Reads a line below an interface; returns the address that it shows.
 fn detail(
     words: &mut Words<'_>,
     interface: &mut InterfaceFacts,
 ) -> Result<Option<ShownAddress>, String> {
-    match words.next() {
+    match words.next().map(with_named_link) {
         Some("inet" | "inet6") => return address(words).map(Some),
         Some("link/ether") => interface.mac = Some(words.parse::<Mac>("link/ether")?),
         Some("link/gre" | "link/ipip" | "link/sit" | "link/tunnel6" | "link/gre6") => {

@@ -455,6 +455,18 @@ fn looks_like_firewall(line: &str) -> bool {
         || line.contains("\"nftables\":")
 }
 
+/// A ruleset as it was printed; of iptables-save(8) without the blanks before its lines, which what was
+/// pasted may have.
+pub(super) fn text_of(section: &Section<'_>, kind: RulesetKind) -> String {
+    let text = section.text();
+    let saved = matches!(kind, RulesetKind::Iptables | RulesetKind::Ip6tables);
+    if !saved || !text.lines().any(|line| line.starts_with([' ', '\t'])) {
+        return text;
+    }
+    let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+    lines.join("\n") + "\n"
+}
+
 /// What any rule or policy of a ruleset that is not loaded can do.
 fn of_ruleset(section: &Section<'_>, kind: RulesetKind) -> Omission {
     let family = match kind {

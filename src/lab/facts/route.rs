@@ -1,7 +1,7 @@
 //! `ip route show`, with or without `-o`: one route per line, next hops on lines of their own or
 //! behind `\`.
 
-use std::net::Ipv4Addr;
+use std::{borrow::Cow, net::Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -51,6 +51,7 @@ pub(super) fn parse(
     table: u32,
     tables: &TableNames,
 ) -> Result<ParsedRoute, RefusedRoute> {
+    let line = &with_named_type(line);
     if is_merged(line) {
         return Err(RefusedRoute {
             reason: "two routes in one line".to_owned(),
@@ -86,6 +87,33 @@ const TYPES: [&str; 10] = [
     "anycast",
     "nat",
 ];
+
+/// A route as `ip -N` prints it, with the name of its type in the place of the number (`RTN_*`,
+/// linux/rtnetlink.h).
+fn with_named_type(line: &str) -> Cow<'_, str> {
+    const NAMES: [&str; 11] = [
+        "unicast",
+        "local",
+        "broadcast",
+        "anycast",
+        "multicast",
+        "blackhole",
+        "unreachable",
+        "prohibit",
+        "throw",
+        "nat",
+        "xresolve",
+    ];
+    let (first, rest) = line.trim_start().split_once(' ').unwrap_or_default();
+    let is_destination = |word: &str| word == "default" || address_with_len(word).is_some();
+    let typed = rest.split(' ').next().is_some_and(is_destination);
+    let number = first.parse::<usize>().ok().filter(|_| typed);
+    let name = number.and_then(|number| NAMES.get(number.checked_sub(1)?));
+    match name {
+        Some(name) => Cow::Owned(format!("{name} {rest}")),
+        None => Cow::Borrowed(line),
+    }
+}
 
 /// Whether a line break was lost in the line: behind its own destination stands another, or another type,
 /// or something for the second time that only next hops have more than once.

@@ -149,9 +149,10 @@ impl Parser<'_> {
             }
             "goto" => RuleAction::Goto(words.parse(word)?),
             "nop" => RuleAction::Nop,
-            "blackhole" => RuleAction::Blackhole,
-            "unreachable" => RuleAction::Unreachable,
-            "prohibit" => RuleAction::Prohibit,
+            // `ip -N` prints the numbers (`FR_ACT_*`, linux/fib_rules.h).
+            "blackhole" | "6" => RuleAction::Blackhole,
+            "unreachable" | "7" => RuleAction::Unreachable,
+            "prohibit" | "8" => RuleAction::Prohibit,
             other => return Err(format!("`{other}` is not supported")),
         });
         Ok(())

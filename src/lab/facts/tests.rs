@@ -1068,3 +1068,73 @@ fn keys_of_settings_in_json_facts_may_be_those_of_sysctl() {
     let facts = load_file(&file).unwrap();
     assert_eq!(facts.sysctl("net/ipv4/ip_forward"), Some("0"));
 }
+
+#[test]
+fn what_ip_prints_by_numbers_is_what_it_prints_by_names() {
+    let named = section(
+        "interfaces",
+        "",
+        "1: lo: <LOOPBACK,UP,LOWER_UP> mtu 65536\n    link/loopback 00:00:00:00:00:00\n    \
+         inet 127.0.0.1/8 scope host lo\n\
+         3: eth0: <BROADCAST,UP,LOWER_UP> mtu 1500\n    link/ether 52:54:00:00:00:01 brd \
+         ff:ff:ff:ff:ff:ff\n    inet 10.0.0.1/24 brd 10.0.0.255 scope global eth0",
+    ) + &section(
+        "routing_table",
+        "",
+        "default via 10.0.0.254 dev eth0\nblackhole 10.7.0.0/16\nunreachable 10.8.0.0/16 metric 5\n\
+         prohibit 10.6.0.0/16\nthrow default metric 9\n10.0.0.0/24 dev eth0 proto kernel scope link src 10.0.0.1",
+    ) + &section(
+        "policy_rules",
+        "",
+        "0:\tfrom all lookup local\n9:\tfrom all iif eth0 prohibit\n10:\tfrom all fwmark 0x1 \
+         unreachable\n11:\tfrom 10.9.0.0/16 blackhole\n32766:\tfrom all lookup main",
+    );
+    let mut numbers = named.clone();
+    for (name, number) in [
+        ("link/loopback", "link/[772]"),
+        ("link/ether", "link/[1]"),
+        ("scope host", "scope 254"),
+        ("scope global", "scope 0"),
+        ("scope link", "scope 253"),
+        ("proto kernel", "proto 2"),
+        ("blackhole", "6"),
+        ("unreachable", "7"),
+        ("prohibit", "8"),
+        ("throw", "9"),
+        ("lookup local", "lookup 255"),
+        ("lookup main", "lookup 254"),
+    ] {
+        assert!(numbers.contains(name), "{name}");
+        numbers = numbers.replace(name, number);
+    }
+    let (named, numbers) = (read(&named), read(&numbers));
+    assert_eq!(named.interfaces, numbers.interfaces);
+    assert_eq!(named.routes, numbers.routes);
+    assert_eq!(named.rules, numbers.rules);
+    assert_eq!((named.routes.len(), named.rules.len()), (5, 7));
+    let messages = |facts: &RouterFacts| -> Vec<String> {
+        facts.warnings.iter().map(|w| w.message.clone()).collect()
+    };
+    assert_eq!(messages(&named), messages(&numbers));
+}
+
+#[test]
+fn a_ruleset_that_was_pasted_with_blanks_before_its_lines_is_whole() {
+    let plain =
+        "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -p tcp -m tcp --dport 80 -j ACCEPT\nCOMMIT";
+    let indented = plain.replace('\n', "\n\t");
+    let rules = |text: &str| {
+        let facts = read(&(minimal("") + &section("iptables_save", "", text)));
+        let lost = facts
+            .warnings
+            .iter()
+            .filter(|w| w.message.contains("not loaded"));
+        assert_eq!(lost.count(), 0, "{:?}", facts.warnings);
+        facts
+            .rulesets
+            .iter()
+            .map(|ruleset| ruleset.text.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(rules(&format!("  {indented}")), rules(plain));
+}

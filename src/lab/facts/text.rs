@@ -533,7 +533,7 @@ impl Reader {
             return;
         }
         let mut origin = self.facts.origin(section.first_line());
-        let mut whole = section.text();
+        let mut whole = firewall::text_of(section, kind);
         let in_one_line = kind == RulesetKind::Nft && whole.starts_with('{');
         let mut not_known = Vec::new();
         if in_one_line {
