@@ -8,20 +8,21 @@
 //! - Frames that are bridged meet rules of families bridge and netdev, and with br_netfilter those
 //!   of IPv4 and IPv6 as well. [`LinkFacts::filters_bridged`] says so of the bridge.
 //! - Packets that are routed, but came in by a bridge or leave by one, meet rules of family bridge
-//!   at its own hooks and those of family netdev on its ports; with br_netfilter, rules of IPv4
-//!   and IPv6 can ask for the port that they came in by. Each of these is an omission.
+//!   at its own hooks, and those of its ports' devices, of which `device_hooks` tells; with
+//!   br_netfilter, rules of IPv4 and IPv6 can ask for the port that they came in by. Each of these is an
+//!   omission.
 //!
 //! [`LinkFacts::filters_bridged`]: crate::lab::topology::LinkFacts::filters_bridged
 
 use std::collections::BTreeSet;
 
-use super::{InterfaceFacts, RouterFacts, firewall, section::Section, vrf::names};
+use super::{RouterFacts, device_hooks, firewall, section::Section};
 use crate::{
     lab::{
         omission::{
             self, Extent, Hooks, Omission, OmissionKind, PacketSet, RuleExtent, RulesetMaps,
         },
-        topology::{At, FrameRules, MasterKind, Ruleset, RulesetKind, Warning},
+        topology::{FrameRules, MasterKind, Ruleset, RulesetKind, Warning},
     },
     model::IfName,
     netlink::object::Family,
@@ -32,38 +33,30 @@ const STOPS: [&str; 7] = ["DROP", "REJECT", " -j ", "drop", "reject", "jump", "q
 
 /// Tells what rules do below IP, above all to what passes the router's bridges.
 pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
-    let first = arp(facts).into_iter().chain(by_programs(facts));
+    let first = arp(facts).into_iter().chain(device_hooks::doubts(facts));
     let first: Vec<Warning> = first.collect();
     facts.warnings.extend(first);
-    let ports = ports(facts);
+    let masters = masters(facts);
     let with_ip_rules = meets_ip_rules(facts, sections);
     let rules = rules_of_frames(facts, sections, with_ip_rules);
-    mark_filtering(facts, &ports.masters, &rules);
-    if ports.masters.is_empty() {
+    mark_filtering(facts, &masters, &rules);
+    if masters.is_empty() {
         return;
     }
-    let mut warnings = by_frames(facts, &ports);
-    warnings.extend(held_back(facts, &ports.masters));
+    let mut warnings = by_frames(facts, &masters);
+    warnings.extend(held_back(facts, &masters));
     if with_ip_rules {
         warnings.extend(by_port(facts));
     }
     facts.warnings.extend(warnings);
 }
 
-/// Bridges that have ports, and the ports.
-struct Ports {
-    masters: BTreeSet<IfName>,
-    ports: BTreeSet<IfName>,
-}
-
-fn ports(facts: &RouterFacts) -> Ports {
-    let bridged = facts.interfaces.iter().filter_map(|interface| {
-        let master = interface.link.master.as_ref()?;
-        let pair = (master.name.clone(), interface.name.clone());
-        (master.kind == MasterKind::Bridge).then_some(pair)
-    });
-    let (masters, ports) = bridged.unzip();
-    Ports { masters, ports }
+/// Bridges that have ports.
+fn masters(facts: &RouterFacts) -> BTreeSet<IfName> {
+    let masters = facts.interfaces.iter();
+    let masters = masters.filter_map(|interface| interface.link.master.as_ref());
+    let bridges = masters.filter(|master| master.kind == MasterKind::Bridge);
+    bridges.map(|master| master.name.clone()).collect()
 }
 
 /// Whether what passes a bridge meets rules of IPv4 and IPv6 as a bridged frame.
@@ -184,25 +177,6 @@ fn arp(facts: &RouterFacts) -> Vec<Warning> {
     warnings
 }
 
-/// Programs of interfaces (XDP), which may stop what comes in.
-fn by_programs(facts: &RouterFacts) -> Vec<Warning> {
-    let with = facts
-        .interfaces
-        .iter()
-        .filter(|interface| interface.link.xdp);
-    let warning = |interface: &At<InterfaceFacts>| {
-        let name = &interface.name;
-        let packets = PacketSet {
-            incoming: Some(name.clone()),
-            ..PacketSet::default()
-        };
-        let omission = Omission::of_packets(OmissionKind::Feature, [packets]).of_passed();
-        let message = format!("a program (XDP) that no lab has may stop what comes in by {name}");
-        Warning::omission(facts.origin(interface.line), &facts.name, message, omission)
-    };
-    with.map(warning).collect()
-}
-
 /// Bridges with ports that keep back frames for hosts of whom they were not told, or all. Behind which
 /// of several ports a host is, the facts do not say.
 fn held_back(facts: &RouterFacts, masters: &BTreeSet<IfName>) -> Vec<Warning> {
@@ -234,22 +208,16 @@ fn held_back(facts: &RouterFacts, masters: &BTreeSet<IfName>) -> Vec<Warning> {
 }
 
 /// Tables of nftables that see the frames of packets that are routed.
-fn by_frames(facts: &RouterFacts, ports: &Ports) -> Vec<Warning> {
+fn by_frames(facts: &RouterFacts, masters: &BTreeSet<IfName>) -> Vec<Warning> {
     let rulesets = facts.rulesets.iter();
     let mut warnings = Vec::new();
     for ruleset in rulesets.filter(|ruleset| ruleset.kind == RulesetKind::Nft) {
         for table in tables(&ruleset.text) {
-            let sees = match table.family {
-                "bridge" => table.has_hook_of_routed(),
-                "netdev" => ports.ports.iter().any(|port| names(table.text, port)),
-                _ => false,
-            };
-            if !sees || !stops(table.text) {
+            if table.family != "bridge" || !table.has_hook_of_routed() || !stops(table.text) {
                 continue;
             }
             let by = |bridge: &IfName| PacketSet::by(bridge.clone());
-            let omission =
-                Omission::of_packets(OmissionKind::Feature, ports.masters.iter().map(by));
+            let omission = Omission::of_packets(OmissionKind::Feature, masters.iter().map(by));
             let message = format!(
                 "`{}` sees what comes in or leaves by the ports of a bridge, which no lab has",
                 table.head

@@ -65,6 +65,7 @@ mod addr;
 mod addr_forms;
 mod busybox;
 mod connected;
+mod device_hooks;
 pub(crate) mod exchange;
 mod firewall;
 mod forwarding;

@@ -661,12 +661,9 @@ fn tables_that_see_the_frames_of_routed_packets_are_what_a_lab_lacks() {
     let input = found("bridge", "input", "tcp dport 80 drop");
     let want = "`table bridge t` sees what comes in or leaves by the ports of a bridge";
     assert!(input.len() == 1 && input[0].contains(want), "{input:?}");
-    let ingress = found("netdev", "ingress device \"eth0\"", "tcp dport 80 drop");
-    assert_eq!(ingress.len(), 1, "{ingress:?}");
     for (table, hook, rule) in [
         ("bridge", "forward", "tcp dport 80 drop"),
         ("bridge", "input", "counter"),
-        ("netdev", "ingress device \"eth1\"", "tcp dport 80 drop"),
         ("ip", "input", "tcp dport 80 drop"),
     ] {
         assert_eq!(found(table, hook, rule), [""; 0], "{table} {hook} {rule}");

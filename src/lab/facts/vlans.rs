@@ -98,7 +98,7 @@ pub(super) fn tell_speakers(facts: &mut RouterFacts) {
         // Behind the `@` of other interfaces stands who is at the other end.
         let kind = link.kind.as_deref();
         link.over
-            .take_if(|_| !matches!(kind, Some("vlan" | "macvlan")));
+            .take_if(|_| !matches!(kind, Some("vlan" | "macvlan" | "macvtap" | "ipvlan")));
     }
 }
 

@@ -5,6 +5,7 @@
 //! be told from the facts alone, and everything where that cannot be told.
 
 mod damage;
+mod devices;
 mod packets;
 mod place;
 mod reach;
@@ -15,6 +16,7 @@ mod tables;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use devices::{DeviceTable, at_devices};
 pub(crate) use packets::{Nets, PacketSet};
 pub(crate) use place::Hooks;
 pub(crate) use reach::{FactsPlace, Met, Reach};

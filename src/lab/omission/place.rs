@@ -130,6 +130,11 @@ impl Chains {
         self.declared.contains(chain)
     }
 
+    /// Whether the chain is a hook's own.
+    pub(super) fn is_base(&self, chain: &str) -> bool {
+        self.hooks.contains_key(chain)
+    }
+
     pub(super) fn add_base(&mut self, chain: &str, hooks: Hooks, filters: bool) {
         self.hooks.insert(chain.to_owned(), hooks);
         if !filters {

@@ -229,7 +229,7 @@ pub(super) struct RulesetTable {
     pub(super) name: String,
     pub(super) family: Option<Family>,
     pub(super) layer: Layer,
-    chains: Chains,
+    pub(super) chains: Chains,
 }
 
 /// What a table's chains see.

@@ -132,6 +132,11 @@ fn sets_and_maps_that_rules_change() {
     assert_right("sets");
 }
 
+#[test]
+fn rules_at_devices_below() {
+    assert_right("devices");
+}
+
 /// Kernels of Debian have the modules; others are configured as people like.
 #[test]
 fn modules_of_vlan_vrf_gre_and_wireguard() {
