@@ -32,11 +32,14 @@ pub(super) fn normalise(facts: &mut RouterFacts) {
         // A VRF's ports have theirs in its table.
         let of_main = interface.up && !is_of_vrf(interface);
         let mut seen = BTreeSet::new();
+        let is_loopback = interface.kind == InterfaceKind::Loopback;
         for address in &mut interface.addresses {
             let family = Family::of(address.local.addr());
             let subnet = subnet(address);
-            // A second address of a subnet adds no route of its own.
-            if !address.prefix_route || !makes_route(address) || !seen.insert(subnet) {
+            // A second address of a subnet adds no route of its own, and loopback's of IPv4 are in table
+            // local (`fib_add_ifaddr()`).
+            let elsewhere = !makes_route(address) || is_loopback && family == Family::V4;
+            if !address.prefix_route || elsewhere || !seen.insert(subnet) {
                 continue;
             }
             let routes = facts.routes.iter().enumerate();
