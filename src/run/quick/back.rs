@@ -413,23 +413,46 @@ impl Answer<'_> {
             let Some((at, before)) = self.undoes(&hops, &packet) else {
                 break;
             };
-            let entry = EntryName {
-                router: hops[at].router.clone(),
-                interface: hops[at].iface_in.clone(),
-            };
             reply.look(&hops[..at], &packet);
+            // The kernel gives it back its source behind the routing.
+            let routed = TracePacket {
+                source: packet.source,
+                source_port: packet.source_port,
+                ..before.clone()
+            };
             packet = before;
-            let Ok(next) = trace::trace(self.wiring, self.sockets, &packet, Some(&entry)) else {
+            let Some(here) = self.way_from(&hops[at], &routed) else {
                 // Where it goes from there is not known.
-                reply.routers.push(entry.router);
+                reply.routers.push(hops[at].router.clone());
                 return reply;
             };
-            lost = next.end_text();
-            (hops, end) = (next.hops, next.end);
+            let (first, behind) = here.hops.split_at(here.hops.len().min(1));
+            reply.look(first, &routed);
+            lost = here.end_text();
+            (hops, end) = match behind.first() {
+                None => (Vec::new(), here.end),
+                Some(next) => {
+                    let Some(behind) = self.way_from(next, &packet) else {
+                        reply.routers.push(next.router.clone());
+                        return reply;
+                    };
+                    lost = behind.end_text();
+                    (behind.hops, behind.end)
+                }
+            };
         }
         reply.look(&hops, &packet);
         reply.lost = (end.arrives() == Some(false)).then_some(lost);
         reply
+    }
+
+    /// The way of a packet from where `hop` says that it comes in; none where that is not known.
+    fn way_from(&mut self, hop: &Hop, packet: &TracePacket) -> Option<Trace> {
+        let entry = EntryName {
+            router: hop.router.clone(),
+            interface: hop.iface_in.clone(),
+        };
+        trace::trace(self.wiring, self.sockets, packet, Some(&entry)).ok()
     }
 
     /// The first of these routers that translated the request of which `packet` is the answer, by its
