@@ -101,7 +101,7 @@ impl Census {
                     let place = || rule_place(at, attributes);
                     let taking = read.takes().then(place);
                     census.taking.extend(taking.flatten());
-                    if read.is_volatile() {
+                    if read.is_volatile() || read.takes() {
                         census.open.push((place(), read));
                     }
                 }

@@ -164,11 +164,12 @@ impl Scrutiny {
         ))
     }
 
-    /// The same of a probe that was stopped: by a rate that this job's own burst used up, for example.
+    /// The same of a probe that was stopped: by a rate that this job's own burst used up, for example, or
+    /// by a rule that took it, which is no end where it answers in the server's place.
     #[must_use]
     pub fn stopped_by_more(&self, headers: &Headers, ports: OpenPorts) -> Option<String> {
         let legacy = || self.legacy.then(|| "rules of iptables-legacy".to_owned());
-        let what = self.rule_of(headers, ports, |_| false).or_else(legacy)?;
+        let what = self.rule_of(headers, ports, Rule::takes).or_else(legacy)?;
         Some(format!(
             "it was stopped, and was not held against {what}: --explain always does that"
         ))

@@ -106,12 +106,9 @@ fn varied(explained: &Explained, passed: bool) -> Option<(Verdict, String)> {
 }
 
 fn stopped(explained: &Explained) -> (Verdict, String) {
-    if let Reason::Rule {
-        action: EndingAction::Taken,
-        rule,
-        ..
-    } = &explained.reason
+    if let Reason::Rule { action, rule, .. } = &explained.reason
         && let Some(way) = goes_its_own_way(rule)
+        && may_take(action, rule)
     {
         return (Verdict::Unknown, way);
     }
@@ -174,6 +171,17 @@ fn which_depends(explained: &Explained) -> Option<String> {
     let which = notes(explained.decide_which());
     let reason = &explained.reason;
     (!which.is_empty()).then(|| format!("{reason}; by which rule, depends: {which}"))
+}
+
+/// Whether a rule that was seen to end a probe like this takes packets away. SYNPROXY of nft(8) holds the
+/// checksum of IPv6 against that of IPv4 (`nft_synproxy_do_eval()`) and drops what no network card has
+/// checked, as probes are.
+fn may_take(action: &EndingAction, rule: &RuleText) -> bool {
+    match action {
+        EndingAction::Taken => true,
+        EndingAction::Dropped => rule.parsed().answers_itself(),
+        _ => false,
+    }
 }
 
 /// What becomes of a packet that the rule takes away, where that is not its end.
