@@ -291,6 +291,20 @@ fn iptables_matches_that_depend_on_more_than_the_packet() {
 }
 
 #[test]
+fn pairs_of_type_and_code_are_types_of_icmpv6() {
+    let asks = |kind: u32, pairs: &str| {
+        let rule = Rule::of(&format!("icmpv6 type . icmpv6 code {pairs} accept"));
+        let packet = Packet::of(Family::V6).with(Field::Protocol, 58_u8);
+        rule.may_match(&packet.with(Field::IcmpType, kind))
+    };
+    let some = "{ packet-too-big . no-route, parameter-problem . admin-prohibited, nd-neighbor-solicit . 0 }";
+    assert_eq!(asks(135, some), Truth::Yes);
+    assert_eq!(asks(136, some), Truth::No);
+    assert_eq!(asks(135, "{ nd-neighbor-solicit . 1 }"), Truth::CannotTell);
+    assert_eq!(asks(135, "@kinds"), Truth::CannotTell);
+}
+
+#[test]
 fn nft_expressions_that_depend_on_more_than_the_packet() {
     for (text, want) in [
         (

@@ -3,8 +3,8 @@
 use super::{
     Reader,
     values::{
-        Comparison, Kind, bits, connection, flags_test, joined, masked_test, meta, network,
-        number_of, reads, transport, values_test,
+        Comparison, Kind, bits, connection, flags_test, joined, kinds_of_icmpv6, masked_test, meta,
+        network, number_of, reads, transport, values_test,
     },
     varying::{NUMBER_SOURCES, about, is_total, varies},
 };
@@ -297,11 +297,12 @@ impl<'a> Reader<'a> {
             Some(_) => self.plain_values(alone),
             None => Vec::new(),
         };
+        let of_kinds = || kinds_of_icmpv6(&key.text, &values).filter(|_| mask.is_none());
         let test = match (key.of, mask) {
             (Some(Kind::Number(Field::TcpFlags)), mask) => flags_test(&values, mask, comparison),
             (Some(Kind::Number(of)), Some(mask)) => masked_test(of, mask, &values),
             (Some(of), None) if alone => values_test(of, &values, comparison),
-            _ => None,
+            _ => of_kinds(),
         };
         let text = || format!("{} {}", key.text, self.words[begin..self.at].join(" "));
         let test = test.unwrap_or_else(|| {

@@ -118,6 +118,35 @@ pub(super) fn reads(key: &str) -> Vec<Field> {
     fields
 }
 
+/// A test of `key` by pairs of type and code of ICMPv6, as a test of the type: what is asked about here, echo
+/// and neighbour discovery, has code 0 (`no-route`), and others are those of errors. None for another key, or
+/// where that cannot be told.
+pub(super) fn kinds_of_icmpv6(key: &str, values: &[&str]) -> Option<Test> {
+    let of = Field::IcmpType;
+    if key != "icmpv6 type . icmpv6 code" {
+        return None;
+    }
+    let words: Vec<&str> = values.iter().copied().filter(|word| *word != ".").collect();
+    let mut ranges = Vec::new();
+    for pair in words.chunks(2) {
+        let [kind, code] = pair else { return None };
+        let kind = number_of(of, kind)?;
+        match *code {
+            "no-route" | "0" => ranges.push((kind, kind)),
+            _ if kind < FIRST_QUESTION => {}
+            _ => return None,
+        }
+    }
+    (!ranges.is_empty()).then_some(Test::Number {
+        of,
+        mask: u32::MAX,
+        ranges,
+    })
+}
+
+/// The first type of ICMPv6 that is no error (RFC 4443).
+const FIRST_QUESTION: u32 = 128;
+
 /// One value of a numeric field.
 pub(super) fn number_of(of: Field, word: &str) -> Option<u32> {
     match of {
