@@ -118,15 +118,23 @@ impl Daemon {
                 door,
                 token,
             ));
-            tokio::spawn(web::serve(listener, Arc::clone(&site)));
-            tokio::spawn(web::serve_local(local, site));
+            let doors = [
+                tokio::spawn(web::serve(listener, Arc::clone(&site))),
+                tokio::spawn(web::serve_local(local, site)),
+            ];
             let config = &self.config;
             let resources = Arc::clone(&self.resources);
             let spool = spool.impatient();
             let scheduler = Scheduler::new(config, spool, runners, resources, board)?;
             notify("READY=1\nSTATUS=Leading");
             tracing::info!("leading");
-            Ok::<_, DaemonError>(scheduler.run().await?)
+            let ended = scheduler.run().await;
+            // Who leads next listens there as soon as the lead is free.
+            for door in doors {
+                door.abort();
+                let _ = door.await;
+            }
+            Ok::<_, DaemonError>(ended?)
         });
         notify("STOPPING=1");
         // A viewer's connection is no reason to wait.
