@@ -276,6 +276,20 @@ pub(super) fn without_artefacts(text: &str) -> String {
     kept
 }
 
+/// The text with what the tool complains of by itself as comments: that it finds no names for what it prints
+/// as numbers, or no module for a table that nobody uses.
+pub(super) fn without_complaints(text: &str) -> String {
+    const COMPLAINTS: [&str; 2] = ["Warning: cannot open /etc/xtables/", "modprobe: "];
+    let complains = |line: &str| COMPLAINTS.iter().any(|start| line.starts_with(start));
+    let lines = text
+        .split_inclusive('\n')
+        .map(|line| match complains(line) {
+            true => format!("# {line}"),
+            false => line.to_owned(),
+        });
+    lines.collect()
+}
+
 /// The lines of a saved ruleset of iptables that are none, such as a shell's complaint.
 pub(super) fn strange(text: &str) -> Vec<(usize, String)> {
     let known = |line: &str| {
@@ -588,6 +602,19 @@ mod tests {
         assert!(kept.ends_with(full), "a policy that drops is real");
         let saved = [raw, full].concat();
         assert_eq!(without_artefacts(&saved), saved);
+    }
+
+    #[test]
+    fn complaints_of_the_tool_itself_lose_nothing() {
+        let lines = [
+            "Warning: cannot open /etc/xtables/connlabel.conf: No such file or directory",
+            "modprobe: FATAL: Module ip_tables not found in directory /lib/modules/6.1",
+            "-A FORWARD -m connlabel --label 3 -j DROP",
+            "-bash: iptables-save: command not found",
+        ];
+        let text = without_complaints(&lines.join("\n"));
+        let lost: Vec<usize> = strange(&text).iter().map(|lost| lost.0).collect();
+        assert_eq!((lost, text.lines().count()), (vec![3], 4));
     }
 
     #[test]

@@ -40,12 +40,17 @@ pub(super) enum Shared {
 /// The tables that the sections with saved iptables rulesets have.
 pub(super) fn saved(sections: &[Section<'_>]) -> ShownTables {
     let mut saved = ShownTables::new();
+    let mut read = BTreeSet::new();
     for section in sections.iter().filter(|s| s.exit_code.unwrap_or(0) == 0) {
         let family = match section.name {
             "iptables_save" => Family::V4,
             "ip6tables_save" => Family::V6,
             _ => continue,
         };
+        // A second one of the name is left out.
+        if !read.insert(section.name) {
+            continue;
+        }
         let legacy = section.body.iter().any(|(_, line)| is_legacy(line));
         let heads = || {
             section
@@ -216,7 +221,9 @@ mod tests {
             "=== TSIM_SECTION_START:iptables_save ===\n---\n{save}\nEXIT_CODE: 0\n\
              === TSIM_SECTION_END:iptables_save ===\n"
         );
-        let saved = saved(&sections("f", &text).unwrap());
+        let of = |text: &str| saved(&sections("f", text).unwrap());
+        let saved = of(&text);
+        assert_eq!(of(&text.repeat(2)), saved, "as of a file with two captures");
         let lines: Vec<&str> = nft.lines().collect();
         shared(&lines, 0, &saved)
     }

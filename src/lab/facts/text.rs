@@ -557,6 +557,7 @@ impl Reader {
                 if self.has_nft {
                     whole = firewall::without_artefacts(&whole);
                 }
+                whole = firewall::without_complaints(&whole);
                 let lost = firewall::strange(&whole);
                 let text = firewall::without(&whole, &lost);
                 PreparedRuleset { text, lost }
