@@ -105,6 +105,7 @@ impl Probes {
                 ttl: 64,
                 size: None,
                 options_open: false,
+                chosen: None,
             },
         };
         Self {

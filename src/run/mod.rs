@@ -2,6 +2,7 @@
 
 mod bridged;
 mod builder;
+mod chosen_port;
 #[cfg(not(feature = "internals"))]
 pub(crate) mod caretaker;
 #[cfg(feature = "internals")]

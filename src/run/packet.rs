@@ -8,9 +8,9 @@
 use std::net::IpAddr;
 
 use crate::{
-    firewall::TagSpace,
+    firewall::{TagSpace, rule::OpenPorts},
     model::{Protocol, Service},
-    run::payload,
+    run::{chosen_port::ChosenPorts, payload},
 };
 
 /// What the headers of a probe say.
@@ -35,9 +35,21 @@ pub struct Headers {
     /// Whether routers of the lab rewrite TCP's options. Nothing tells what a probe has behind the first
     /// router then: the next one is sent a probe as the job made it.
     pub options_open: bool,
+    /// What routers chose the source port from; none where it is the sender's.
+    pub chosen: Option<ChosenPorts>,
 }
 
 impl Headers {
+    /// Which source ports the packet may have had as well, where a client may have `any`.
+    #[must_use]
+    pub(in crate::run) fn open_ports(&self, any: bool) -> OpenPorts {
+        let chosen = self.chosen.filter(|chosen| chosen.drawn || any);
+        chosen.map_or_else(
+            || OpenPorts::as_sent(any),
+            |chosen| OpenPorts::Translated(chosen.ports),
+        )
+    }
+
     /// The service that the destination port stands for.
     #[cfg(feature = "internals")]
     #[must_use]
@@ -318,6 +330,7 @@ mod tests {
             ttl: 64,
             size: None,
             options_open: false,
+            chosen: None,
         }
     }
 

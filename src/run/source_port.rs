@@ -1,7 +1,7 @@
 //! Policy rules that look at the source port, where a question leaves that open.
 
 use crate::{
-    firewall::rule::CLIENT_PORTS,
+    firewall::rule::{OpenPorts, PortChoice},
     netlink::{
         Fib, LookupQuery,
         object::{PolicyRule, PortRange},
@@ -10,23 +10,34 @@ use crate::{
 
 /// Which port of a packet is its client's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+enum Side {
     /// The source port, of a request.
     Source,
     /// The destination port, of an answer.
     Destination,
 }
 
-/// Whether policy rules tell the ports of clients apart at all.
-pub(crate) fn matters<'a>(rules: impl IntoIterator<Item = &'a PolicyRule>, side: Side) -> bool {
-    !edges(rules, side).is_empty()
+/// Whether policy rules look at ports at all.
+pub(crate) fn matters<'a>(rules: impl IntoIterator<Item = &'a PolicyRule>) -> bool {
+    let mut rules = rules.into_iter();
+    rules.any(|rule| rule.sport.is_some() || rule.dport.is_some())
 }
 
-/// Says which rule sends such a packet another way if a client gives it another port; none where all
-/// of a client's ports fare alike.
-pub(crate) fn doubt(fib: &Fib, packet: &LookupQuery, side: Side) -> Option<String> {
+/// Says which rule sends such a packet another way if it has another of the `open` ports; none where all
+/// of them fare alike.
+pub(crate) fn doubt(fib: &Fib, packet: &LookupQuery, open: OpenPorts) -> Option<String> {
+    let (side, ports) = match open {
+        OpenPorts::None => return None,
+        OpenPorts::Clients => (Side::Source, PortChoice::OF_CLIENTS),
+        OpenPorts::Translated(ports) => (Side::Source, ports),
+        OpenPorts::Answered(ports) => (Side::Destination, ports),
+    };
+    let ports_apart = edges(fib.rules(), side, ports);
+    if ports_apart.is_empty() {
+        return None;
+    }
     let this = fib.decide(packet);
-    let other = edges(fib.rules(), side).into_iter().find_map(|port| {
+    let other = ports_apart.into_iter().find_map(|port| {
         let mut changed = packet.clone();
         match side {
             Side::Source => changed.sport = Some(port),
@@ -47,9 +58,11 @@ pub(crate) fn doubt(fib: &Fib, packet: &LookupQuery, side: Side) -> Option<Strin
         Side::Source => format!("the source port, and sends a packet from port {port}"),
         Side::Destination => format!("the client's port, and sends an answer to port {port}"),
     };
-    Some(format!(
-        "{rule} looks at {what} another way; --sport asks about one port"
-    ))
+    let why = match ports == PortChoice::OF_CLIENTS {
+        true => "--sport asks about one port",
+        false => "a router may choose that port",
+    };
+    Some(format!("{rule} looks at {what} another way; {why}"))
 }
 
 impl Side {
@@ -61,8 +74,12 @@ impl Side {
     }
 }
 
-/// The client's ports next to the ends of what rules select: all between two of them fare alike.
-fn edges<'a>(rules: impl IntoIterator<Item = &'a PolicyRule>, side: Side) -> Vec<u16> {
+/// The `ports` next to the ends of what rules select: all between two of them fare alike.
+fn edges<'a>(
+    rules: impl IntoIterator<Item = &'a PolicyRule>,
+    side: Side,
+    ports: PortChoice,
+) -> Vec<u16> {
     let ranges = rules.into_iter().filter_map(|rule| side.of(rule));
     let ends = ranges.flat_map(|range| {
         [
@@ -72,11 +89,10 @@ fn edges<'a>(rules: impl IntoIterator<Item = &'a PolicyRule>, side: Side) -> Vec
             range.last.saturating_add(1),
         ]
     });
-    let (first, last) = CLIENT_PORTS;
-    let mut ports: Vec<u16> = ends.filter(|port| (first..=last).contains(port)).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports
+    let mut found: Vec<u16> = ends.filter(|port| ports.has(*port)).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 #[cfg(test)]
@@ -93,18 +109,19 @@ mod tests {
     }
 
     #[test]
-    fn only_ports_of_clients_count() {
+    fn only_ports_that_are_open_count() {
+        let of_clients = |rules: &[PolicyRule]| edges(rules, Side::Source, PortChoice::OF_CLIENTS);
+        assert_eq!(of_clients(&[rule(1, 1023), rule(1024, 65_535)]), [0; 0]);
+        assert_eq!(of_clients(&[rule(45_000, 65_534)]), [44_999, 45_000]);
         assert_eq!(
-            edges(&[rule(1, 1023), rule(1024, 65_535)], Side::Source),
-            [0; 0]
-        );
-        assert_eq!(
-            edges(&[rule(45_000, 65_534)], Side::Source),
-            [44_999, 45_000]
-        );
-        assert_eq!(
-            edges(&[rule(50_000, 50_000)], Side::Source),
+            of_clients(&[rule(50_000, 50_000)]),
             [49_999, 50_000, 50_001]
         );
+        let chosen = PortChoice {
+            first: 2000,
+            last: 2003,
+        };
+        let ends = edges(&[rule(2002, 50_000)], Side::Source, chosen);
+        assert_eq!(ends, [2001, 2002]);
     }
 }

@@ -170,6 +170,7 @@ impl Row {
                 ttl: 64,
                 size: None,
                 options_open: false,
+                chosen: None,
             },
             tags: TagSpace::new(Dscp::new(40).unwrap(), 0x1234_5678_9abc_def1),
             tools,

@@ -24,8 +24,7 @@ mod xtables;
 
 use std::borrow::Cow;
 
-pub(crate) use self::source_port::CLIENT_PORTS;
-pub use self::source_port::OpenPorts;
+pub use self::source_port::{OpenPorts, PortChoice};
 pub(super) use self::words::comment;
 pub(crate) use self::words::pieces;
 pub use self::{
@@ -119,6 +118,8 @@ pub struct Translation {
     pub to: Vec<Goal>,
     /// Whether the packet goes to the router itself (REDIRECT).
     pub here: bool,
+    /// Whether the port is drawn, even where the packet's own would do.
+    pub random: bool,
 }
 
 /// What an address and a port become.
@@ -318,7 +319,8 @@ impl Rule {
     #[must_use]
     pub fn is_volatile(&self) -> bool {
         let by_port = || {
-            self.tells_ports_apart(OpenPorts::Translated) && (self.decides() || self.changes_any())
+            let any = OpenPorts::Translated(PortChoice::OF_ROUTERS);
+            self.tells_ports_apart(any) && (self.decides() || self.changes_any())
         };
         self.remembers().is_some()
             || self.forgets().is_some()

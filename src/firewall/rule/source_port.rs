@@ -2,10 +2,6 @@
 
 use super::{Alone, Caveat, Field, Match, Rule, Test};
 
-/// The ports that a Linux host gives to its connections unless told otherwise,
-/// `net.ipv4.ip_local_port_range`, ip(7).
-pub(crate) const CLIENT_PORTS: (u16, u16) = (32_768, 60_999);
-
 /// Which ports of its client a packet may have had as well.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OpenPorts {
@@ -14,47 +10,89 @@ pub enum OpenPorts {
     None,
     /// As source, any that hosts give to their connections.
     Clients,
-    /// As source, any that a router chose in the place of the client's.
-    Translated,
-    /// As destination of an answer, any that hosts give to their connections.
-    Answered,
+    /// As source, any of these that a router chooses from in the place of the client's.
+    Translated(PortChoice),
+    /// As destination of an answer, any of these.
+    Answered(PortChoice),
+}
+
+/// Ports of which any may be taken, the first and the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortChoice {
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+
+impl PortChoice {
+    /// What a Linux host gives to its connections unless told otherwise, `net.ipv4.ip_local_port_range`,
+    /// ip(7).
+    pub const OF_CLIENTS: Self = Self {
+        first: 32_768,
+        last: 60_999,
+    };
+
+    /// What the kernel chooses from where nothing else is said: a port from 1024 is translated to one
+    /// from 1024 (`nf_nat_l4proto_unique_tuple()`).
+    pub const OF_ROUTERS: Self = Self {
+        first: 1024,
+        last: u16::MAX,
+    };
+
+    /// Whether `port` is one of them.
+    #[must_use]
+    pub fn has(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// These and the `other` ones, and what is between them.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            first: self.first.min(other.first),
+            last: self.last.max(other.last),
+        }
+    }
 }
 
 impl OpenPorts {
-    /// What `open` leaves open where packets come as they were sent, and what where a router has
-    /// given them another port.
+    /// What a question that is `open` leaves open where packets come as they were sent.
     #[must_use]
-    pub fn of(open: bool, translated: bool) -> Self {
-        match (open, translated) {
-            (_, true) => Self::Translated,
-            (true, false) => Self::Clients,
-            (false, false) => Self::None,
+    pub fn as_sent(open: bool) -> Self {
+        match open {
+            true => Self::Clients,
+            false => Self::None,
         }
     }
 
     fn field(self) -> Option<Field> {
         match self {
             Self::None => None,
-            Self::Clients | Self::Translated => Some(Field::SourcePort),
-            Self::Answered => Some(Field::DestinationPort),
+            Self::Clients | Self::Translated(_) => Some(Field::SourcePort),
+            Self::Answered(_) => Some(Field::DestinationPort),
+        }
+    }
+
+    fn choice(self) -> PortChoice {
+        match self {
+            Self::Translated(choice) | Self::Answered(choice) => choice,
+            Self::None | Self::Clients => PortChoice::OF_CLIENTS,
         }
     }
 
     fn range(self) -> (u32, u32) {
-        match self {
-            // A port from 1024 is translated to one from 1024 (`nf_nat_l4proto_unique_tuple()`).
-            Self::Translated => (1024, 65_535),
-            _ => (CLIENT_PORTS.0.into(), CLIENT_PORTS.1.into()),
-        }
+        let PortChoice { first, last } = self.choice();
+        (first.into(), last.into())
     }
 
     /// So few of a client's ports are another service's, most likely: one connection in a hundred.
     /// Routers choose from ranges of any length.
     fn few(self) -> u32 {
         let (first, last) = self.range();
-        match self {
-            Self::Translated => 0,
-            _ => (last - first + 1) / 100,
+        match self.choice() == PortChoice::OF_CLIENTS {
+            true => (last - first + 1) / 100,
+            false => 0,
         }
     }
 }
@@ -98,7 +136,7 @@ fn tells_apart(test: &Match, open: OpenPorts) -> Option<String> {
                 let all: Vec<String> = ranges.iter().map(one).collect();
                 let not = if test.negated { "not " } else { "" };
                 let chosen = match open {
-                    OpenPorts::Translated => " of those that a router may choose",
+                    OpenPorts::Translated(_) => " of those that a router may choose",
                     _ => "",
                 };
                 format!("{not}{}{chosen}", all.join(", "))
@@ -145,10 +183,14 @@ mod tests {
             assert_eq!(tells, apart, "{text}");
         }
         let few = Rule::of("-A f -p tcp --sport 2001:2002 -j DROP");
-        assert!(few.tells_ports_apart(OpenPorts::Translated));
+        let chosen = |first, last| OpenPorts::Translated(PortChoice { first, last });
+        assert!(few.tells_ports_apart(OpenPorts::Translated(PortChoice::OF_ROUTERS)));
+        assert!(few.tells_ports_apart(chosen(2000, 2003)));
+        assert!(!few.tells_ports_apart(chosen(2001, 2002)));
+        assert!(!few.tells_ports_apart(chosen(3000, 3003)));
         assert!(!few.tells_ports_apart(OpenPorts::Clients));
         let answers = Rule::of("-A f -p tcp --dport 45000:65535 -j DROP");
-        assert!(answers.tells_ports_apart(OpenPorts::Answered));
-        assert!(!answers.tells_ports_apart(OpenPorts::Translated));
+        assert!(answers.tells_ports_apart(OpenPorts::Answered(PortChoice::OF_CLIENTS)));
+        assert!(!answers.tells_ports_apart(OpenPorts::Translated(PortChoice::OF_ROUTERS)));
     }
 }

@@ -350,15 +350,14 @@ impl<'a> Reader<'a> {
         if let Some(mark) = get("--tproxy-mark").and_then(|text| masked(text, u32::MAX)) {
             self.rule.does.push(set(Field::Mark, mark.1, Some(mark.0)));
         }
-        self.vary(target, action, &does, options);
+        self.vary(target, action, &does);
         self.rule.does.push(does);
     }
 
     /// Notes where a target does not do the same with every packet.
-    fn vary(&mut self, target: &str, action: TargetAction, does: &Does, options: &[Given<'_>]) {
-        let random = ["--random", "--random-fully"];
+    fn vary(&mut self, target: &str, action: TargetAction, does: &Does) {
         if let Does::Translate(to) = does
-            && options.iter().any(|o| random.contains(&o.name))
+            && to.random
             && let Some(caveat) = drawn_port(to)
         {
             self.rule
@@ -478,8 +477,15 @@ fn translated(action: TargetAction, options: &[Given<'_>]) -> Does {
     let get = |name: &str| options.iter().find(|o| o.name == name)?.first();
     let names = ["--to-destination", "--to-source", "--to", "--to-ports"];
     let text = names.iter().find_map(|name| get(name)).unwrap_or_default();
-    Does::Translate(translation(action, text))
+    let random = |given: &Given<'_>| RANDOM.contains(&given.name);
+    Does::Translate(Translation {
+        random: options.iter().any(random),
+        ..translation(action, text)
+    })
 }
+
+/// Options by which a port is drawn.
+const RANDOM: [&str; 2] = ["--random", "--random-fully"];
 
 /// What chance decides where a destination is sent to a random one of several ports.
 pub(super) fn drawn_port(to: &Translation) -> Option<Caveat> {
@@ -517,6 +523,7 @@ pub(super) fn translation(action: TargetAction, text: &str) -> Translation {
             .into_iter()
             .collect(),
         here: action == TargetAction::Redirect,
+        random: false,
     }
 }
 

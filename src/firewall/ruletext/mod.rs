@@ -218,6 +218,12 @@ impl RuleBook {
         Self { open_ports, ..self }
     }
 
+    /// The same that it was made for.
+    #[must_use]
+    pub fn open_ports(&self) -> OpenPorts {
+        self.open_ports
+    }
+
     /// Whether any program of the router may be the sender.
     #[must_use]
     pub fn of_any_sender(self, any_sender: bool) -> Self {

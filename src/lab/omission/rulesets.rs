@@ -7,7 +7,7 @@ use super::{
     place::Chains,
 };
 use crate::{
-    firewall::rule::{Field, Rule, RuleVerdict, may_translate},
+    firewall::rule::{Field, Rule, RuleVerdict, Translation, may_translate},
     lab::topology::{Ruleset, RulesetKind},
     netlink::object::Family,
 };
@@ -97,16 +97,22 @@ pub(crate) fn redirecting(rulesets: &[Ruleset]) -> Vec<String> {
     )
 }
 
-/// The rules that translate addresses or ports, as text; one that translates everything in their
-/// place where there are too many to keep.
+/// The rules that translate addresses or ports, as text. Where there are too many to keep, one that
+/// translates everything stands for those that choose no source port.
 #[must_use]
 pub(crate) fn translating(rulesets: &[Ruleset]) -> Vec<String> {
     const MOST: usize = 64;
     let found = texts(rulesets, may_translate, |rule| rule.translation().is_some());
-    match found.len() > MOST {
-        true => vec!["masquerade".to_owned()],
-        false => found,
+    if found.len() <= MOST {
+        return found;
     }
+    let chooses = |to: &Translation| to.random || to.to.iter().any(|goal| goal.ports.is_some());
+    let mut some = texts(rulesets, may_translate, |rule| {
+        rule.translation()
+            .is_some_and(|to| to.source && chooses(to))
+    });
+    some.insert(0, "masquerade".to_owned());
+    some
 }
 
 /// Whether rules change the options of TCP. Few rulesets name them at all, and only those are read.

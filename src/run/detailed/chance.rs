@@ -1,6 +1,8 @@
 //! What of a service's end may be otherwise another time: rules that draw lots, count or remember,
 //! and programs of the router that the lab has not.
 
+use std::net::IpAddr;
+
 use super::{
     evidence::{Clerk, EvidenceError},
     head::{self, packet_head},
@@ -18,16 +20,16 @@ use crate::{
                 flow::{FlowPacket, Payload},
             },
         },
-        rule::{CLIENT_PORTS, Field, OpenPorts, Packet, Rule},
+        rule::{Field, OpenPorts, Packet, PortChoice, Rule},
         ruletext::RuleSource,
     },
-    model::{IfName, icmp},
+    model::{IfName, Protocol, icmp},
     netlink::object::Family,
     run::{
+        chosen_port::ChosenPorts,
         explain::{self, Watched},
         outside::OutsideReason,
         packet::Headers,
-        source_port::Side,
     },
 };
 
@@ -52,17 +54,17 @@ impl Clerk<'_> {
             };
             let is_first = direction == Direction::Request && !begun && begins(packet);
             begun |= is_first;
-            let reason = self.doubtful(socket, packet, is_first)?.into_iter();
             let is_answer = direction == Direction::Answer && !answered;
             answered |= is_answer;
-            let side = is_first.then_some(Side::Source);
-            let side = side.or(is_answer.then_some(Side::Destination));
-            let by_port = side.and_then(|side| self.by_client_port(packet, side));
-            let by_rule = match side {
-                Some(side) => self.by_open_port(socket, packet, side)?,
-                None => None,
+            let open = match is_first || is_answer {
+                true => self.open_ports(packet, direction),
+                false => OpenPorts::None,
             };
-            let by_port = by_port.into_iter().chain(by_rule);
+            let translated = matches!(open, OpenPorts::Translated(_));
+            let reason = self.doubtful(socket, packet, (is_first, translated))?;
+            let reason = reason.into_iter();
+            let by_port = self.by_policy_rule(packet, open).into_iter();
+            let by_port = by_port.chain(self.by_open_port(socket, packet, open)?);
             for reason in reason.chain(self.forks(packet)).chain(by_port) {
                 if !reasons.contains(&reason) {
                     reasons.push(reason);
@@ -93,36 +95,82 @@ impl Clerk<'_> {
         ))
     }
 
-    /// That a policy rule sends the packet another way with another port of the client, in words.
-    fn by_client_port(&mut self, packet: &FlowPacket, side: Side) -> Option<String> {
-        let head = self.routed_head(packet)?;
-        if !self.any_port || !head.protocol.has_ports() {
-            return None;
+    /// Which ports of the client's side the first packet of a direction may have had as well.
+    fn open_ports(&self, packet: &FlowPacket, direction: Direction) -> OpenPorts {
+        let is_request = direction == Direction::Request;
+        // What is translated back is so before rules ask for it.
+        let head = if is_request {
+            packet.first
+        } else {
+            packet.last
+        };
+        if head.is_icmp_error() || !head.protocol().has_ports() {
+            return OpenPorts::None;
         }
-        self.observer.by_client_port(&head, side).ok().flatten()
+        let (sport, dport) = head::ports(&head);
+        let (client, server) = match is_request {
+            true => ((head.source, sport), (head.destination, dport)),
+            false => ((head.destination, dport), (head.source, sport)),
+        };
+        let open = match self.chosen_ports(client, server, head.protocol()) {
+            Some(chosen) if chosen.drawn || self.any_port => OpenPorts::Translated(chosen.ports),
+            _ => OpenPorts::as_sent(self.any_port),
+        };
+        match open {
+            open if is_request => open,
+            OpenPorts::Translated(ports) => OpenPorts::Answered(ports),
+            OpenPorts::Clients => OpenPorts::Answered(PortChoice::OF_CLIENTS),
+            open => open,
+        }
     }
 
-    /// That a rule would do otherwise to an answer to another port of the client, or to a request to
-    /// which a router has given a port.
+    /// What routers chose the client's port from, as it is at this place; none where it is its own.
+    fn chosen_ports(
+        &self,
+        (client, port): (IpAddr, u16),
+        (server, service): (IpAddr, u16),
+        protocol: Protocol,
+    ) -> Option<ChosenPorts> {
+        let mut packet = Packet::of(Family::of(server)).with(Field::Protocol, protocol.number());
+        if !self.choosing.translate_destinations() {
+            packet = packet
+                .with_address(Field::Destination, server)
+                .with(Field::DestinationPort, service);
+        }
+        // As the client sent it, while it has the client's address.
+        let by_rule = (client != self.client).then(|| self.choosing.about(&packet, client, port));
+        let unclear = self.any_port && !PortChoice::OF_CLIENTS.has(port);
+        by_rule.flatten().or(unclear.then_some(ChosenPorts {
+            ports: PortChoice::OF_ROUTERS,
+            drawn: true,
+        }))
+    }
+
+    /// That a policy rule sends the packet another way with another of its open ports, in words.
+    fn by_policy_rule(&mut self, packet: &FlowPacket, open: OpenPorts) -> Option<String> {
+        let head = self.routed_head(packet)?;
+        if open == OpenPorts::None {
+            return None;
+        }
+        self.observer.by_open_port(&head, open).ok().flatten()
+    }
+
+    /// That a rule would do otherwise to an answer to another port of the client's side, or to a request
+    /// to which a router has given a port.
     fn by_open_port(
         &mut self,
         socket: &mut NftSocket,
         packet: &FlowPacket,
-        side: Side,
+        open: OpenPorts,
     ) -> Result<Option<String>, EvidenceError> {
+        // Rules on ports as clients send them are left open wherever they are read.
+        let elsewhere = matches!(open, OpenPorts::None | OpenPorts::Clients);
         let (Some(head), Some(headers)) = (packet_head(packet), headers(packet)) else {
             return Ok(None);
         };
-        if !headers.protocol.has_ports() {
+        if elsewhere {
             return Ok(None);
         }
-        let (first, last) = CLIENT_PORTS;
-        let is_clients = (first..=last).contains(&headers.source_port);
-        let open = match side {
-            Side::Destination if self.any_port => OpenPorts::Answered,
-            Side::Source if self.any_port && !is_clients => OpenPorts::Translated,
-            _ => return Ok(None),
-        };
         let passed = matches!(packet.stopped_by(), StoppedBy::Nothing(_));
         let seen = self.as_asked(packet, head, headers);
         let watched = seen.watched(false, None);
@@ -131,9 +179,13 @@ impl Clerk<'_> {
             tools: self.tools,
             socket,
         };
-        let rule = explain::by_open_port(source, &mut self.book, &watched, (open, passed))?;
+        let book = match open {
+            OpenPorts::Translated(_) => &mut self.book_of_translated,
+            _ => &mut self.book,
+        };
+        let rule = explain::by_open_port(source, book, &watched, (open, passed))?;
         Ok(rule.map(|rule| match open {
-            OpenPorts::Answered => {
+            OpenPorts::Answered(PortChoice::OF_CLIENTS) => {
                 format!("depends on the client's port, and --sport asks about one: {rule}")
             }
             _ => format!("depends on the port that a router chose: {rule}"),
@@ -175,7 +227,7 @@ impl Clerk<'_> {
         &mut self,
         socket: &mut NftSocket,
         packet: &FlowPacket,
-        is_first: bool,
+        (is_first, translated): (bool, bool),
     ) -> Result<Option<String>, EvidenceError> {
         let (Some(head), Some(headers)) = (packet_head(packet), headers(packet)) else {
             return Ok(None);
@@ -191,7 +243,11 @@ impl Clerk<'_> {
             tools: self.tools,
             socket,
         };
-        let varies = explain::varies(source, &mut self.book, &mut self.observer, &watched)?;
+        let book = match translated {
+            true => &mut self.book_of_translated,
+            false => &mut self.book,
+        };
+        let varies = explain::varies(source, book, &mut self.observer, &watched)?;
         Ok(varies)
     }
 
@@ -252,6 +308,7 @@ fn headers(packet: &FlowPacket) -> Option<Headers> {
         size: None,
         // It is a packet of a real connection, which came through the routers before.
         options_open: false,
+        chosen: None,
     })
 }
 

@@ -32,6 +32,7 @@ use crate::{
     netlink::NetlinkError,
     netns::{NetnsFd, tool::Tools},
     run::{
+        chosen_port::PortRules,
         explain::ExplainError,
         outside::{Counters, Observer, OutsideReason, judge},
     },
@@ -57,10 +58,16 @@ pub(super) struct Clerk<'a> {
     pub(super) netns: &'a NetnsFd,
     pub(super) tools: &'a Tools,
     pub(super) book: RuleBook,
+    /// For packets to which a router has given a source port.
+    pub(super) book_of_translated: RuleBook,
     chains: HashMap<RulePlace, BaseChain>,
     pub(super) observer: Observer<'a>,
     /// Whether the question leaves the source port open.
     pub(super) any_port: bool,
+    /// The client's address as it sends.
+    pub(super) client: IpAddr,
+    /// Rules of the lab's routers that choose source ports.
+    pub(super) choosing: PortRules,
     /// Interfaces behind which it makes no difference which of several next hops is taken.
     pub(super) settled: Vec<IfName>,
     notes: BTreeSet<String>,
@@ -96,17 +103,20 @@ impl<'a> Clerk<'a> {
         netns: &'a NetnsFd,
         tools: &'a Tools,
         chains: HashMap<RulePlace, BaseChain>,
-        (any_port, any_sender): (bool, bool),
+        (client, any_port, any_sender): (IpAddr, bool, bool),
     ) -> Result<Self, EvidenceError> {
         Ok(Self {
             netns,
             tools,
             book: RuleBook::new()
-                .of_open_ports(OpenPorts::of(any_port, false))
+                .of_open_ports(OpenPorts::as_sent(any_port))
                 .of_any_sender(any_sender),
+            book_of_translated: RuleBook::new().of_any_sender(any_sender),
             chains,
             observer: Observer::new(netns)?,
             any_port,
+            client,
+            choosing: PortRules::default(),
             settled: Vec::new(),
             notes: BTreeSet::new(),
         })

@@ -8,6 +8,7 @@ use crate::{
     lab::{InterfaceState, LabState, trace::Wiring},
     model::{IfName, RouterName},
     netlink::object::Mac,
+    run::chosen_port::PortRules,
 };
 
 /// The lab's wires and addresses.
@@ -23,6 +24,11 @@ impl<'a> LabMap<'a> {
             state,
             wiring: Wiring::from(state),
         }
+    }
+
+    /// The rules of all routers that choose source ports.
+    pub(super) fn choosing_ports(&self) -> PortRules {
+        PortRules::of(&self.state.routers)
     }
 
     /// The interfaces of a router.

@@ -417,10 +417,11 @@ fn clerk<'a>(
         Connector::Router { router, .. } => *router == station.router,
         Connector::Host(_) => false,
     };
-    let about = (any_port, any_sender);
+    let about = (site.from(), any_port, any_sender);
     let clerk = Clerk::new(&station.netns, setup.tools, chains, about);
     let mut clerk = clerk.map_err(setup.at(station))?;
     clerk.settled = site.settled_at(station.name());
+    clerk.choosing = setup.map.choosing_ports();
     Ok(clerk)
 }
 

@@ -399,7 +399,11 @@ impl Explainer {
     /// The book of a router if its ruleset has not changed since, or a new one.
     fn book(&mut self, question: &ExplainQuestion<'_>, generation: u32) -> RuleBook {
         match self.books.remove(&question.netns.id()) {
-            Some((settled, book)) if settled == generation => book,
+            Some((settled, book))
+                if settled == generation && book.open_ports() == question.open_ports =>
+            {
+                book
+            }
             _ => RuleBook::beside(self.shelf.clone())
                 .of_open_ports(question.open_ports)
                 .of_any_sender(question.from_itself),

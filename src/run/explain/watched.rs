@@ -179,7 +179,7 @@ pub(in crate::run) fn by_open_port(
 ) -> Result<Option<RuleText>, ExplainError> {
     let head = watched.trail.head;
     let (sport, dport) = match open {
-        OpenPorts::Answered => (Some(head.source_port), None),
+        OpenPorts::Answered(_) => (Some(head.source_port), None),
         _ => (None, Some(head.destination_port)),
     };
     let mut subject = Packet::of(Family::of(head.destination))

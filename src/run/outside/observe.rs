@@ -4,7 +4,7 @@ use std::{collections::HashMap, io, net::IpAddr};
 
 use super::{Back, Counters, LostPacket, Settings};
 use crate::{
-    firewall::{nft::trace::PacketHead, place::HookPoint},
+    firewall::{nft::trace::PacketHead, place::HookPoint, rule::OpenPorts},
     model::IfName,
     netlink::{
         Fib, FibDecision, KernelLink, Lookup, LookupKind, LookupQuery, Netlink, NetlinkError,
@@ -12,7 +12,7 @@ use crate::{
         sysctl,
     },
     netns::NetnsFd,
-    run::source_port::{self, Side},
+    run::source_port,
 };
 
 /// Looks into one router.
@@ -188,23 +188,23 @@ impl<'a> Observer<'a> {
         Ok((plain.dev.as_ref() != Some(&out)).then_some((out, head.mark)))
     }
 
-    /// Which policy rule sends a packet to be forwarded another way if it has another port that
-    /// clients use, in words; none where they all fare alike.
+    /// Which policy rule sends a packet to be forwarded another way if it has another of the `open`
+    /// ports, in words; none where they all fare alike.
     ///
     /// # Errors
     /// [`NetlinkError`] when the kernel cannot be asked.
-    pub(in crate::run) fn by_client_port(
+    pub(in crate::run) fn by_open_port(
         &mut self,
         head: &PacketHead,
-        side: Side,
+        open: OpenPorts,
     ) -> Result<Option<String>, NetlinkError> {
         let query = self.forwarded(head);
         let family = Family::of(head.destination);
-        if !source_port::matters(&self.netlink.rules(family)?, side) {
+        if !source_port::matters(&self.netlink.rules(family)?) {
             return Ok(None);
         }
         let fib = self.fib(family)?;
-        Ok(fib.and_then(|fib| source_port::doubt(fib, &query, side)))
+        Ok(fib.and_then(|fib| source_port::doubt(fib, &query, open)))
     }
 
     /// The rules and tables of a family, read once.

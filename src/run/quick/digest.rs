@@ -11,14 +11,21 @@ use super::{
 };
 use crate::{
     fault,
-    firewall::taps::{Departed, ProbeWays},
+    firewall::{
+        rule::{Field, Packet, PortChoice},
+        taps::{Departed, ProbeWays},
+    },
     lab::{
         Bridges, LabState,
         trace::{End, Entry, LastHop, Onward},
     },
     model::{IfName, RouterName},
-    netlink::{LookupKind, LookupQuery, object::PolicyRule},
+    netlink::{
+        LookupKind, LookupQuery,
+        object::{Family, PolicyRule},
+    },
     run::{
+        chosen_port::{ChosenPorts, PortRules},
         omitted::Omitted,
         packet::{Headers, Probe, position},
         report::{EndKind, LegHop, Verdict},
@@ -47,6 +54,7 @@ pub(super) fn digest(
         at,
         rules: &rules,
         branch: branch.and_then(|branch| branch.way_out()),
+        choosing: None,
         exits: Vec::new(),
         known: HashMap::new(),
         last: None,
@@ -188,6 +196,8 @@ struct Digest<'a, 't> {
     rules: &'a [PolicyRule],
     /// The only way out of a copy.
     branch: Option<Out>,
+    /// Rules that choose source ports, read when they are first needed.
+    choosing: Option<PortRules>,
     exits: Vec<WayOut>,
     known: HashMap<Key, usize>,
     /// The last one that was found: mostly the next one is the same.
@@ -226,6 +236,7 @@ impl Digest<'_, '_> {
             outcome.exit = Some(match ways.get(probe.index) {
                 Some(Ok(left)) => {
                     outcome.headers = left_as(&probe.headers, left);
+                    outcome.headers.chosen = self.chosen(&probe.headers, &outcome.headers);
                     self.noted(probe, left, local)?
                 }
                 Some(Err(why)) => self.not_known(why),
@@ -233,6 +244,35 @@ impl Digest<'_, '_> {
             });
         }
         Ok(())
+    }
+
+    /// What the source port of a probe was chosen from that came and left like that.
+    fn chosen(&mut self, came: &Headers, left: &Headers) -> Option<ChosenPorts> {
+        let moved = came.source_port != left.source_port;
+        if !moved && came.source == left.source {
+            return came.chosen;
+        }
+        let rules = self.choosing.get_or_insert_with(|| {
+            PortRules::of(self.lab.routers.iter().filter(|r| r.name == self.at.router))
+        });
+        let packet = Packet::of(Family::of(came.source))
+            .with(Field::Protocol, came.protocol.number())
+            .with_address(Field::Source, came.source)
+            .with_address(Field::Destination, left.destination)
+            .with(Field::DestinationPort, left.destination_port);
+        let found = rules.about(&packet, left.source, left.source_port);
+        let any = ChosenPorts {
+            ports: PortChoice::OF_ROUTERS,
+            drawn: true,
+        };
+        match (found, moved) {
+            (Some(found), _) => Some(ChosenPorts {
+                drawn: found.drawn || moved,
+                ..found
+            }),
+            (None, true) => Some(any),
+            (None, false) => came.chosen,
+        }
     }
 
     /// The exit of a probe of which it was noted how it left.

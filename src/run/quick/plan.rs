@@ -171,6 +171,7 @@ impl Plan {
                 ttl: TTL,
                 size: terms.size,
                 options_open,
+                chosen: None,
             };
             Some(Probe { index, headers })
         };
@@ -565,34 +566,53 @@ impl Plan {
         if asked.unlooked.is_empty() && asked.stopped.is_empty() {
             return BTreeMap::new();
         }
-        let ports = OpenPorts::of(self.any_port, self.translated(&visit.probes));
         let came_by = visit.at.iface_in.as_ref();
         let passed = asked.unlooked.iter().filter_map(|probe| {
+            let ports = probe.headers.open_ports(self.any_port);
             let why = scrutiny.left_open(&probe.headers, came_by, ports)?;
             Some((probe.index, (Verdict::Unknown, why)))
         });
         let stopped = asked.stopped.iter().filter_map(|probe| {
+            let ports = probe.headers.open_ports(self.any_port);
             let why = scrutiny.stopped_by_more(&probe.headers, ports)?;
             Some((probe.index, (Verdict::Unknown, why)))
         });
         passed.chain(stopped).collect()
     }
 
-    /// Whether a router gave one of these probes another source port than it was sent with.
-    fn translated(&self, probes: &[Probe]) -> bool {
-        let sent = |probe: &Probe| self.probes.get(probe.index as usize);
-        probes.iter().any(|probe| {
-            let sent = sent(probe).map(|sent| sent.headers.source_port);
-            sent.is_some_and(|port| port != probe.headers.source_port)
-        })
-    }
-
+    /// Explains probes, those together whose source ports are open alike: rules are read for these.
     fn explain(
         &self,
         explainer: &mut Explainer,
         visit: &Visit,
         probing: &Probing<'_>,
         probes: &[Probe],
+        scrutiny: &Scrutiny,
+    ) -> Result<Explanation, QuickError> {
+        let ports = |probe: &Probe| probe.headers.open_ports(self.any_port);
+        let mut kinds: Vec<OpenPorts> = Vec::new();
+        for probe in probes {
+            if kinds.last() != Some(&ports(probe)) && !kinds.contains(&ports(probe)) {
+                kinds.push(ports(probe));
+            }
+        }
+        let mut all = Explanation::default();
+        for kind in kinds {
+            let some: Vec<Probe> = probes.iter().filter(|p| ports(p) == kind).copied().collect();
+            let found = self.explain_alike(explainer, visit, probing, (&some, kind), scrutiny)?;
+            all.reasons.extend(found.reasons);
+            all.warnings.extend(found.warnings);
+        }
+        all.reasons.sort_by_key(|explained| explained.index);
+        Ok(all)
+    }
+
+    fn explain_alike(
+        &self,
+        explainer: &mut Explainer,
+        visit: &Visit,
+        probing: &Probing<'_>,
+        (probes, open_ports): (&[Probe], OpenPorts),
         scrutiny: &Scrutiny,
     ) -> Result<Explanation, QuickError> {
         step("quick.explain")?;
@@ -609,7 +629,7 @@ impl Plan {
             ingress: visit.at.iface_in.as_ref(),
             probes,
             scrutiny,
-            open_ports: OpenPorts::of(self.any_port, self.translated(probes)),
+            open_ports,
             pass_on: self.taps.pass_on,
         };
         // Probes that went on left connections, whose later packets no nat rule is asked about.

@@ -15,7 +15,7 @@ use crate::{
         outside::OutsideReason,
         packet::Headers,
         report::Verdict,
-        source_port::{self, Side},
+        source_port,
     },
 };
 
@@ -53,10 +53,14 @@ pub(super) fn doubt_own(tables: &mut Tables<'_>, visited: &mut Visited) -> Resul
 }
 
 /// Where a question leaves the source port open, a host may use any that it gives to its
-/// connections. Where policy rules send some of them another way, one probe says nothing of the
-/// others.
-pub(super) fn doubt_open(tables: &mut Tables<'_>, visited: &mut Visited) -> Result<(), QuickError> {
-    if !source_port::matters(tables.rules(&visited.at.router)?.iter(), Side::Source) {
+/// connections, and a router may choose another one in its place. Where policy rules send some of them
+/// another way, one probe says nothing of the others.
+pub(super) fn doubt_open(
+    tables: &mut Tables<'_>,
+    visited: &mut Visited,
+    any_port: bool,
+) -> Result<(), QuickError> {
+    if !source_port::matters(tables.rules(&visited.at.router)?.iter()) {
         return Ok(());
     }
     let fib = tables.fib(&visited.at.router)?;
@@ -65,7 +69,8 @@ pub(super) fn doubt_open(tables: &mut Tables<'_>, visited: &mut Visited) -> Resu
         if !headers.protocol.has_ports() {
             return None;
         }
-        source_port::doubt(&fib, &query(&visited.at, headers, 0), Side::Source)
+        let packet = query(&visited.at, headers, 0);
+        source_port::doubt(&fib, &packet, headers.open_ports(any_port))
     });
     Ok(())
 }

@@ -295,8 +295,8 @@ impl Inquiry<'_> {
         }
         if matches!(visit.from, Ok(Sender::Itself(_))) {
             ports::doubt_own(tables, &mut visited)?;
-        } else if self.terms.source_port.is_none() {
-            ports::doubt_open(tables, &mut visited)?;
+        } else {
+            ports::doubt_open(tables, &mut visited, self.terms.source_port.is_none())?;
         }
         Ok(visited)
     }

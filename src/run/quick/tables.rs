@@ -150,6 +150,7 @@ pub(super) fn routed(headers: &Headers) -> Headers {
         ttl: 0,
         size: None,
         options_open: false,
+        chosen: None,
         ..*headers
     }
 }
@@ -196,6 +197,7 @@ mod tests {
                 ttl: 64,
                 size: None,
                 options_open: false,
+                chosen: None,
             },
         };
         let probes = [

@@ -244,6 +244,7 @@ impl<'a> Job<'a> {
                 ttl: 64,
                 size: None,
                 options_open: false,
+                chosen: None,
             },
         }
     }

@@ -268,7 +268,8 @@ impl<'a> Reader<'a> {
         self.skip_words(&[], &["random", "fully-random", "persistent", ","]);
         debug_assert!(self.at >= begin);
         let flags = self.words.get(flags..self.at).unwrap_or_default();
-        if flags.iter().any(|flag| flag.ends_with("random"))
+        found.random = flags.iter().any(|flag| flag.ends_with("random"));
+        if found.random
             && let Some(caveat) = drawn_port(&found)
         {
             self.rule
