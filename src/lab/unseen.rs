@@ -314,7 +314,7 @@ fn with_kind(packet: Packet, protocol: Protocol) -> Packet {
     match protocol {
         Protocol::Tcp => packet.with(Field::TcpFlags, SYN_ACK),
         Protocol::Icmp => packet.with(Field::IcmpType, ECHO_REPLY),
-        Protocol::Icmpv6 => packet.with(Field::IcmpType, ECHO_REPLY_V6),
+        Protocol::Icmpv6 => packet.with(Field::Icmpv6Type, ECHO_REPLY_V6),
         _ => packet,
     }
 }

@@ -19,8 +19,10 @@ pub enum Field {
     SourcePort,
     /// Destination port.
     DestinationPort,
-    /// ICMP's type, whose numbers differ between IPv4 and IPv6.
+    /// ICMP's type.
     IcmpType,
+    /// ICMPv6's type.
+    Icmpv6Type,
     /// TCP's flags, the octet of RFC 9293 section 3.1.
     TcpFlags,
     /// What connection tracking says of it, as a [`TrackingState`].

@@ -279,6 +279,29 @@ pub(super) fn icmpv6_type(name: &str) -> Option<u32> {
     })
 }
 
+/// The number of an ICMP type (RFC 792) by its name in nft(8) or iptables(8), or of any type by its number.
+/// Names that mean a type with a code are not read.
+pub(super) fn icmp_type(name: &str) -> Option<u32> {
+    Some(match name {
+        "echo-reply" | "pong" => 0,
+        "destination-unreachable" => 3,
+        "source-quench" => 4,
+        "redirect" => 5,
+        "echo-request" | "ping" => 8,
+        "router-advertisement" => 9,
+        "router-solicitation" => 10,
+        "time-exceeded" | "ttl-exceeded" => 11,
+        "parameter-problem" => 12,
+        "timestamp-request" => 13,
+        "timestamp-reply" => 14,
+        "info-request" => 15,
+        "info-reply" => 16,
+        "address-mask-request" => 17,
+        "address-mask-reply" => 18,
+        _ => return number(name),
+    })
+}
+
 /// A decimal or hexadecimal number.
 pub(super) fn number(text: &str) -> Option<u32> {
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {

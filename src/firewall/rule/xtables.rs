@@ -211,7 +211,12 @@ impl<'a> Reader<'a> {
     /// `-m MODULE` with its options.
     fn module(&mut self, module: &str, options: &[Given<'_>]) {
         let get = |name: &str| options.iter().find(|o| o.name == name);
-        if let Some(varying) = varying(module, options) {
+        if let Some(always) = surely(module, options) {
+            if !always {
+                let (of, mask, ranges) = (Field::Protocol, u32::MAX, vec![(0, u8::MAX.into())]);
+                self.rule.ask(Test::Number { of, mask, ranges }, true);
+            }
+        } else if let Some(varying) = varying(module, options) {
             self.rule.ask(Test::Varies(varying), false);
         } else if module == "socket" {
             let names = options.iter().map(|option| option.name);
@@ -251,9 +256,10 @@ impl<'a> Reader<'a> {
                 (Field::DestinationPort, ranges(text))
             }
             (_, "--ctstate" | "--state") => (Field::State, states(text)),
+            ("icmp", "--icmp-type") => return self.icmp_type(text, option.negated),
             (_, "--icmpv6-type") => {
                 let number = table::icmpv6_type(text).map(|n| (n, n));
-                (Field::IcmpType, number.into_iter().collect())
+                (Field::Icmpv6Type, number.into_iter().collect())
             }
             ("ttl" | "hl", "--ttl-eq" | "--hl-eq") => (Field::Ttl, ranges(text)),
             ("ttl" | "hl", "--ttl-lt" | "--hl-lt") => {
@@ -272,6 +278,23 @@ impl<'a> Reader<'a> {
             _ => return self.masked(module, option),
         };
         self.number(of, text, ranges, option.negated);
+    }
+
+    /// `--icmp-type any`, `8`, `3/1` or a name. A code narrows it further: whether that is the packet's is
+    /// not known.
+    fn icmp_type(&mut self, text: &str, negated: bool) {
+        let (number, code) = text.split_once('/').unwrap_or((text, ""));
+        match table::icmp_type(number) {
+            _ if ["any", "255"].contains(&text) && !negated => {}
+            Some(kind) if code.is_empty() => {
+                self.number(Field::IcmpType, text, vec![(kind, kind)], negated);
+            }
+            Some(kind) if !negated => {
+                self.number(Field::IcmpType, text, vec![(kind, kind)], false);
+                self.rule.ask(Test::other("icmp code", &[]), false);
+            }
+            _ => self.rule.ask(Test::other("icmp", &[Field::IcmpType]), negated),
+        }
     }
 
     /// An option that compares some bits.
@@ -390,6 +413,21 @@ fn counters(module: &str, options: &[Given<'_>]) -> Option<Varying> {
     let set = set.and_then(Given::first).unwrap_or_default();
     let asks = module == "set" && options.iter().any(counts);
     asks.then(|| Caveat::Contents(format!("counters of set {set}")).alone(Alone::Either))
+}
+
+/// What `-m statistic` says of every packet: `--every 1`, and a probability of 1 or 0; none where it draws.
+fn surely(module: &str, options: &[Given<'_>]) -> Option<bool> {
+    let number = |name: &str| {
+        let option = options.iter().find(|o| o.name == name)?;
+        Some((option.first()?.parse::<f64>().ok()?, option.negated))
+    };
+    let (always, negated) = match (module, number("--every"), number("--probability")) {
+        ("statistic", Some((1.0, negated)), _) => (true, negated),
+        ("statistic", None, Some((1.0, negated))) => (true, negated),
+        ("statistic", None, Some((0.0, negated))) => (false, negated),
+        _ => return None,
+    };
+    Some(always != negated)
 }
 
 /// What a match depends on beyond the packet; none where it does not.

@@ -9,7 +9,8 @@ use crate::{
         omission::{Concern, Omission, OmissionKind, PacketSet, RulesetMaps},
         topology::{Clock, Origin, Ruleset, RulesetKind},
     },
-    netlink::object::Family,
+    model::protocol_number,
+    netlink::object::{Family, PortRange},
 };
 
 /// A ruleset that can be loaded, and the lines, counted from 0, that cannot be, with the reason.
@@ -539,7 +540,7 @@ fn virtual_services(section: &Section<'_>) -> Concern {
         let Ok(socket) = at.parse::<std::net::SocketAddr>() else {
             return Concern::everything();
         };
-        let port = crate::netlink::object::PortRange {
+        let port = PortRange {
             first: socket.port(),
             last: socket.port(),
         };
@@ -573,15 +574,33 @@ fn policies(section: &Section<'_>) -> Concern {
             continue; // a program's own, which names no addresses
         }
         let net = |text: &str| text.parse::<ipnet::IpNet>().ok();
+        let behind = |key: &str| {
+            let at = words.iter().position(|word| *word == key)?;
+            words.get(at + 1).copied()
+        };
         match (net(from), net(to)) {
             (Some(from), Some(to)) => packets.push(PacketSet {
                 from: Some(from.into()),
+                protocol: behind("proto").and_then(protocol_number),
+                sport: behind("sport").and_then(selected_ports),
+                dport: behind("dport").and_then(selected_ports),
                 ..PacketSet::to(to)
             }),
             _ => return Concern::everything(),
         }
     }
     Concern::packets(packets)
+}
+
+/// The ports that a policy may select by this one: ip(8) does not show the mask, which covers the bits
+/// that are 0 at the end, or none.
+fn selected_ports(port: &str) -> Option<PortRange> {
+    let first: u16 = port.parse().ok()?;
+    let last = match first.trailing_zeros() {
+        16 => u16::MAX,
+        zeros => first | ((1 << zeros) - 1),
+    };
+    Some(PortRange { first, last })
 }
 
 #[cfg(test)]

@@ -217,7 +217,7 @@ fn message(kind: u32, source: IpNet, destination: IpNet) -> Packet {
     const ICMPV6: u32 = 58;
     Packet::of(Family::V6)
         .with(Field::Protocol, ICMPV6)
-        .with(Field::IcmpType, kind)
+        .with(Field::Icmpv6Type, kind)
         .with(Field::Ttl, 255_u32)
         .with_state(TrackingState::Untracked)
         .with_address(Field::Source, source)

@@ -203,7 +203,7 @@ fn spoils(rule: &Rule, asked: StopQuery<'_>) -> bool {
     let Some(packet) = asked.packet() else {
         return false;
     };
-    let kinds = packet.numbers(Field::IcmpType).unwrap_or_default();
+    let kinds = packet.numbers(Field::Icmpv6Type).unwrap_or_default();
     let discovers = |kinds: &(u32, u32)| 133 <= kinds.0 && kinds.1 <= 137;
     packet.family == Some(Family::V6)
         && kinds.iter().any(discovers)

@@ -105,11 +105,11 @@ impl<'a> TableRules<'a> {
             to: Some(nets(to)),
             ..selectors(rule)
         };
-        let back = PacketSet {
+        let back = reversed(rule).into_iter().filter(|_| self.looks_back);
+        let back = back.map(|back| PacketSet {
             from: Some(nets(to)),
-            ..reversed(rule)
-        };
-        let back = self.looks_back.then_some(back);
+            ..back
+        });
         std::iter::once(there).chain(back).collect()
     }
 
@@ -160,7 +160,7 @@ impl<'a> TableRules<'a> {
         if self.may_be_marked(rule) {
             // Reverse look-ups of IPv6 are the filter's of iptables only.
             let own_only = rule.family == Family::V6 && there.sent_only;
-            packets.extend((!own_only).then(|| reversed(rule)));
+            packets.extend(reversed(rule).into_iter().filter(|_| !own_only));
             packets.insert(0, there);
         }
         Omission::of_packets(OmissionKind::PolicyRule, packets)
@@ -254,16 +254,24 @@ fn selectors(rule: &PolicyRule) -> PacketSet {
     }
 }
 
-/// Packets whose reverse look-up (fib_validate_source() in the kernel) the rule may select: it
-/// swaps the addresses, knows ports only of some protocols, and counts as the router's own.
-fn reversed(rule: &PolicyRule) -> PacketSet {
+/// Packets whose reverse look-up (fib_validate_source() in the kernel) the rule may select: it swaps the
+/// addresses and counts as the router's own. Kernels since 4.19 swap the ports, too; a protocol whose
+/// ports they do not know has none, which no rule with ports selects.
+fn reversed(rule: &PolicyRule) -> Vec<PacketSet> {
     let there = selectors(rule);
-    PacketSet {
-        from: there.to,
-        to: there.from,
+    let back = |sport, dport| PacketSet {
+        from: there.to.clone(),
+        to: there.from.clone(),
         protocol: there.protocol,
+        sport,
+        dport,
         ..PacketSet::of_family(rule.family)
+    };
+    let mut all = vec![back(there.dport, there.sport)];
+    if there.sport != there.dport {
+        all.push(back(there.sport, there.dport));
     }
+    all
 }
 
 /// Firewall marks that packets of a router can have.

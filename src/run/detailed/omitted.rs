@@ -8,7 +8,7 @@ use super::{
 use crate::{
     firewall::{
         place::HookPoint,
-        rule::{Field, Packet, TrackingState},
+        rule::{Field, Packet, PortChoice, TrackingState},
     },
     lab::omission::{AskedBridge, Endpoints, PacketOutcome},
     model::{Protocol, Service},
@@ -87,9 +87,27 @@ fn seen(
             .with_address(Field::Destination, job.source)
             .with(Field::SourcePort, service.port),
     };
-    if direction == Direction::Answer {
-        packet = to_client(packet, job.source_port);
-    }
+    let of_clients = |packet: Packet, field| {
+        let PortChoice { first, last } = PortChoice::OF_CLIENTS;
+        packet.within(field, first.into(), last.into())
+    };
+    packet = match (direction, came) {
+        // As the client sent it, or gets it: any of its ports.
+        (Direction::Request, Some(way)) if way.headers.source == job.source => of_clients(
+            with_port(packet, Field::SourcePort, way.headers.source_port),
+            Field::SourcePort,
+        ),
+        (Direction::Answer, Some(way))
+            if way.headers.destination == job.source && job.source_port.is_none() =>
+        {
+            of_clients(
+                with_port(packet, Field::DestinationPort, way.headers.destination_port),
+                Field::DestinationPort,
+            )
+        }
+        (Direction::Answer, _) => to_client(packet, job.source_port),
+        (Direction::Request, _) => packet,
+    };
     if direction == Direction::Request {
         packet = packet
             .with_state(TrackingState::New)

@@ -265,7 +265,7 @@ fn seen(program: &Program, met: &SeenProbe<'_>, out: Option<String>, end: &End) 
         .with(Field::Mark, 0u32)
         .with(Field::ConnectionMark, 0u32)
         .with_state(TrackingState::New);
-    packet = super::read::like_others(packet, headers, 0);
+    packet = super::read::like_others(super::read::with_kind(packet, headers), headers, 0);
     if changed.contains(&Field::Tracking) {
         packet = packet.with_state(TrackingState::Untracked);
     }

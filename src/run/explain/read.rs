@@ -224,7 +224,8 @@ pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Packet {
         .with(Field::TcpFlags, SYN)
         .with_state(TrackingState::New)
         .with_state(TrackingState::Untracked);
-    let sent = like_others(like_others(sent, headers, 0), headers, 1);
+    let sent = like_others(with_kind(sent, headers), headers, 0);
+    let sent = like_others(sent, headers, 1);
     let Some(Trail { head, .. }) = trail else {
         return sent;
     };
@@ -232,6 +233,15 @@ pub(super) fn subject(headers: &Headers, trail: Option<&Trail>) -> Packet {
         .with(Field::DestinationPort, head.destination_port)
         .with_address(Field::Source, head.source)
         .with_address(Field::Destination, head.destination)
+}
+
+/// Adds the type of a message of ICMP, for which the destination port stands.
+pub(super) fn with_kind(packet: Packet, headers: &Headers) -> Packet {
+    match headers.protocol {
+        Protocol::Icmp => packet.with(Field::IcmpType, headers.destination_port),
+        Protocol::Icmpv6 => packet.with(Field::Icmpv6Type, headers.destination_port),
+        _ => packet,
+    }
 }
 
 /// Adds what packets of other senders may be like where a job makes up what a probe is like, behind

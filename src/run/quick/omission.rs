@@ -5,7 +5,7 @@ use super::{
     visited::{Fate, ProbeOutcome, WayOut},
 };
 use crate::{
-    firewall::rule::{Field, Packet, TrackingState},
+    firewall::rule::{Field, Packet, PortChoice, TrackingState},
     lab::{
         Bridges,
         omission::{self, AskedBridge, Endpoints},
@@ -161,8 +161,15 @@ fn seen(
     for headers in [came, &outcome.headers] {
         packet = packet
             .with(Field::DestinationPort, headers.destination_port)
+            .with(Field::SourcePort, headers.source_port)
             .with_address(Field::Source, headers.source)
             .with_address(Field::Destination, headers.destination);
+        // Whichever a client has, or a router gives it.
+        let chosen = headers.chosen.map(|chosen| chosen.ports);
+        let open = [Some(PortChoice::OF_CLIENTS), chosen];
+        packet = open.into_iter().flatten().fold(packet, |packet, ports| {
+            packet.within(Field::SourcePort, ports.first.into(), ports.last.into())
+        });
     }
     if let Some(iif) = &at.iface_in {
         packet = packet.with_device(Field::Incoming, iif.as_str());

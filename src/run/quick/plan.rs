@@ -334,6 +334,8 @@ impl Plan {
             true => self.stand_in(visit)?,
             false => None,
         };
+        // What iptables-legacy rewrites, rules of nf_tables see otherwise than it came.
+        census.nature = nature;
         // What the iptables back ends note costs them nothing.
         let note_ways = nature.changes || self.backend != Backend::Nft;
         let indexes: Vec<u32> = visit.probes.iter().map(|probe| probe.index).collect();

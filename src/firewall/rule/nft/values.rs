@@ -80,7 +80,8 @@ pub(super) fn transport(protocol: &str, field: &str) -> Option<Kind> {
         (_, "dport") => Kind::Number(Field::DestinationPort),
         ("tcp", "flags") => Kind::Number(Field::TcpFlags),
         ("tcp", "option maxseg size") => Kind::Number(Field::TcpOptions),
-        ("icmpv6", "type") => Kind::Number(Field::IcmpType),
+        ("icmp", "type") => Kind::Number(Field::IcmpType),
+        ("icmpv6", "type") => Kind::Number(Field::Icmpv6Type),
         _ => return None,
     })
 }
@@ -152,7 +153,8 @@ pub(super) fn number_of(of: Field, word: &str) -> Option<u32> {
     match of {
         Field::Protocol => table::protocol(word),
         Field::State => table::state(word),
-        Field::IcmpType => table::icmpv6_type(word),
+        Field::IcmpType => table::icmp_type(word),
+        Field::Icmpv6Type => table::icmpv6_type(word),
         Field::TcpFlags => table::tcp_flag(word).or_else(|| table::number(word)),
         Field::Tos => table::dscp(word),
         _ => table::number(word),
