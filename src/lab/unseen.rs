@@ -164,6 +164,9 @@ impl AnswerRules {
             self.read.insert(name.clone(), AnswerFilters::of(router));
         }
         let rules = self.read.get(name)?;
+        if let Some(translated) = rules.translation(answer) {
+            return Some(translated);
+        }
         let state = match answer.seen {
             true => TrackingState::Established,
             false => state_without_request(answer.protocol),
@@ -201,6 +204,33 @@ impl AnswerFilters {
             filters: Filters::of(&router.rulesets),
             changing,
         }
+    }
+
+    /// What gives an answer another address that connection tracking takes for the first packet of a
+    /// connection, or may.
+    fn translation(&self, answer: PassingAnswer<'_>) -> Option<AnswerStop> {
+        if answer.seen || state_without_request(answer.protocol) != TrackingState::New {
+            return None;
+        }
+        let packet = answer.packet().with_state(TrackingState::New);
+        let leaving = match answer.interfaces.1 {
+            Some(name) => packet.clone().with_device(Field::Outgoing, name.as_str()),
+            None => packet.clone(),
+        };
+        let found = self.filters.translation("prerouting", &packet);
+        let found = found.or_else(|| self.filters.translation("postrouting", &leaving))?;
+        // What is not tracked is not translated.
+        let tracked = !self.changing.iter().any(|(_, of)| *of == Field::Tracking);
+        let sure = found.sure && tracked;
+        let does = match sure {
+            true => "translates answers whose request did not pass",
+            false => "may translate the answer",
+        };
+        Some(AnswerStop {
+            sure,
+            wholesale: false,
+            text: format!("{} {does}", found.text),
+        })
     }
 
     /// What stops the answer where connection tracking says this of it.

@@ -24,6 +24,7 @@ mod xtables;
 
 use std::borrow::Cow;
 
+pub(crate) use self::nft::nets;
 pub use self::source_port::{OpenPorts, PortChoice};
 pub(super) use self::words::comment;
 pub(crate) use self::words::pieces;

@@ -6,9 +6,11 @@
 
 mod ends;
 mod frames;
+mod sets;
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
+use self::sets::KnownSets;
 pub(crate) use self::{ends::PossibleStop, frames::BridgedFrame};
 use super::rulesets::{Layer, RulesetMap};
 use crate::{
@@ -71,6 +73,8 @@ struct Table {
     family: Option<Family>,
     layer: Layer,
     chains: BTreeMap<String, Chain>,
+    /// What sets hold that its rules ask for.
+    sets: KnownSets,
 }
 
 #[derive(Debug, Default)]
@@ -90,9 +94,11 @@ struct Written {
 }
 
 impl Written {
-    fn rule(&self) -> &Rule {
-        self.read
-            .get_or_init(|| Rule::of_text(&self.text, self.xtables))
+    fn rule(&self, sets: &KnownSets) -> &Rule {
+        self.read.get_or_init(|| {
+            let rule = Rule::of_text(&self.text, self.xtables);
+            sets.resolve(rule, self.xtables)
+        })
     }
 }
 
@@ -104,6 +110,8 @@ struct Base {
     devices: String,
     /// Where its policy drops what no rule decides on.
     drops: Option<usize>,
+    /// Whether it translates: it sees the first packet of a connection alone.
+    nat: bool,
 }
 
 /// How a packet leaves a chain.
@@ -119,9 +127,10 @@ impl Filters {
     pub(crate) fn of(rulesets: &[Ruleset]) -> Self {
         let numbered = rulesets.iter().enumerate();
         let filters = numbered.filter(|(_, ruleset)| ruleset.kind != RulesetKind::Ipset);
+        let sets = KnownSets::of_ipset(rulesets);
         Self(
             filters
-                .flat_map(|(at, ruleset)| tables(at, ruleset))
+                .flat_map(|(at, ruleset)| tables(at, ruleset, &sets))
                 .collect(),
         )
     }
@@ -143,7 +152,10 @@ impl Filters {
 impl Table {
     fn stop(&self, hook: &str, asked: StopQuery<'_>) -> Option<(usize, String)> {
         self.chains.values().find_map(|chain| {
-            let base = chain.base.as_ref().filter(|base| base.hook == hook)?;
+            let base = chain.base.as_ref()?;
+            if base.hook != hook || base.nat {
+                return None;
+            }
             let here = match asked {
                 StopQuery::Packet(_) | StopQuery::Bridged(_) | StopQuery::OnPorts(..) => true,
                 StopQuery::OnDevice(_, device) | StopQuery::Arp(device) => {
@@ -165,7 +177,7 @@ impl Table {
 
     fn follow(&self, chain: &Chain, asked: StopQuery<'_>, depth: usize) -> Flow {
         for written in &chain.rules {
-            let (rule, text) = (written.rule(), &written.text);
+            let (rule, text) = (written.rule(&self.sets), &written.text);
             if answer(rule, text, asked) != Truth::Yes {
                 continue;
             }
@@ -299,7 +311,7 @@ fn verdict<'r>(rule: &'r Rule, asked: StopQuery<'_>) -> Option<&'r RuleVerdict> 
 }
 
 /// The tables of a ruleset.
-fn tables(ruleset: usize, of: &Ruleset) -> Vec<Table> {
+fn tables(ruleset: usize, of: &Ruleset, ipsets: &KnownSets) -> Vec<Table> {
     let map = RulesetMap::read(of.kind, &of.text);
     let mut tables: Vec<Table> = map
         .tables
@@ -309,8 +321,15 @@ fn tables(ruleset: usize, of: &Ruleset) -> Vec<Table> {
             family: table.family,
             layer: table.layer,
             chains: BTreeMap::new(),
+            sets: match map.xtables {
+                true => ipsets.clone(),
+                false => KnownSets::default(),
+            },
         })
         .collect();
+    if !map.xtables {
+        add_sets(&mut tables, &map, &of.text);
+    }
     // A rule with braces may go on in the next line.
     let mut open: Option<(usize, String)> = None;
     for (at, line) in map.lines.iter().enumerate() {
@@ -318,7 +337,7 @@ fn tables(ruleset: usize, of: &Ruleset) -> Vec<Table> {
             continue;
         };
         let translates = map.xtables && map.tables.get(number).is_some_and(|t| t.name == "nat");
-        let Some(table) = tables.get_mut(number).filter(|_| !translates) else {
+        let Some(table) = tables.get_mut(number) else {
             continue;
         };
         let chain = table.chains.entry(name.clone()).or_default();
@@ -331,7 +350,7 @@ fn tables(ruleset: usize, of: &Ruleset) -> Vec<Table> {
         };
         if map.xtables {
             match text.strip_prefix(':') {
-                Some(head) => chain.base = xtables_base(at, head),
+                Some(head) => chain.base = xtables_base(at, head, translates),
                 None => chain.rules.push(written(at, text.to_owned())),
             }
             continue;
@@ -356,23 +375,44 @@ fn tables(ruleset: usize, of: &Ruleset) -> Vec<Table> {
     tables
 }
 
+/// Adds the sets of nft(8) to their tables.
+fn add_sets(tables: &mut [Table], map: &RulesetMap, all: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    for line in &map.lines {
+        let text = line.text.trim();
+        if open.is_empty() && !text.starts_with("set ") || line.chain.is_some() {
+            continue;
+        }
+        open.push(text);
+        let count = |brace| {
+            open.iter()
+                .map(|text| text.matches(brace).count())
+                .sum::<usize>()
+        };
+        if count('{') == count('}') {
+            let table = line.table.and_then(|number| tables.get_mut(number));
+            table
+                .into_iter()
+                .for_each(|table| table.sets.add_nft(&open, all));
+            open.clear();
+        }
+    }
+}
+
 /// `INPUT DROP [0:0]`; a chain of the user's own has `-` for a policy.
-fn xtables_base(line: usize, head: &str) -> Option<Base> {
+fn xtables_base(line: usize, head: &str, nat: bool) -> Option<Base> {
     let mut words = head.split_whitespace();
     let (chain, policy) = (words.next()?, words.next()?);
     (policy != "-").then(|| Base {
         hook: chain.to_ascii_lowercase(),
         devices: String::new(),
         drops: (policy == "DROP").then_some(line),
+        nat,
     })
 }
 
-/// `type filter hook ingress device "eth0" priority 0; policy drop;`. Chains of type nat see tracked
-/// packets only.
+/// `type filter hook ingress device "eth0" priority 0; policy drop;`
 fn nft_base(line: usize, text: &str) -> Option<Base> {
-    if text.starts_with("type nat ") {
-        return None;
-    }
     let (_, rest) = text.split_once(" hook ")?;
     let (hook, rest) = rest.split_once(' ')?;
     let (devices, _) = rest.split_once("priority").unwrap_or((rest, ""));
@@ -380,6 +420,7 @@ fn nft_base(line: usize, text: &str) -> Option<Base> {
         hook: hook.to_owned(),
         devices: devices.to_owned(),
         drops: text.contains("policy drop").then_some(line),
+        nat: text.starts_with("type nat "),
     })
 }
 

@@ -4,6 +4,7 @@ mod expression;
 mod values;
 mod varying;
 
+pub(crate) use self::values::nets;
 pub(super) use self::varying::by_name;
 use self::{
     values::reads,

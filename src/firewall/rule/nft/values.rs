@@ -256,7 +256,7 @@ pub(super) fn values_test(kind: Kind, values: &[&str], comparison: Comparison) -
 }
 
 /// An address, a net, or a range of addresses.
-fn nets(value: &str) -> Option<Vec<ipnet::IpNet>> {
+pub(crate) fn nets(value: &str) -> Option<Vec<ipnet::IpNet>> {
     use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
     if let Some(net) = net(value) {

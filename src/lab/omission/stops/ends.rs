@@ -4,7 +4,7 @@
 //! take: it is surely stopped where all of them end so, and may be where one does.
 
 use super::{Chain, DEEPEST, Filters, Layer, StopQuery, Table, Written, answer, names};
-use crate::firewall::rule::{Does, RuleVerdict, Truth};
+use crate::firewall::rule::{Does, Packet, RuleVerdict, Truth};
 
 /// What stops a packet, or may.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub(crate) struct PossibleStop {
 struct ChainEnds {
     /// Stopped, by this.
     stop: Option<String>,
+    /// Translated, by this.
+    translated: Option<String>,
     /// Let through the base chain.
     accepted: bool,
     /// Back to where the chain was called from, or to the policy.
@@ -31,6 +33,7 @@ struct ChainEnds {
 impl ChainEnds {
     fn add(&mut self, other: Self) {
         self.stop = self.stop.take().or(other.stop);
+        self.translated = self.translated.take().or(other.translated);
         self.accepted |= other.accepted;
         self.returned |= other.returned;
         self.next |= other.next;
@@ -63,6 +66,22 @@ impl Filters {
         }
         found
     }
+
+    /// What gives the first packet of a connection another address or port at `hook`, or may.
+    #[must_use]
+    pub(crate) fn translation(&self, hook: &str, packet: &Packet) -> Option<PossibleStop> {
+        let asked = StopQuery::Packet(packet);
+        let tables = self.0.iter().filter(|table| table.sees(asked));
+        let mut chains = tables.flat_map(|table| table.chains.values().map(move |c| (table, c)));
+        chains.find_map(|(table, chain)| {
+            let base = chain.base.as_ref()?;
+            let ends = (base.nat && base.hook == hook).then(|| table.ends(chain, asked, 0))?;
+            Some(PossibleStop {
+                sure: !(ends.accepted || ends.returned || ends.stop.is_some()),
+                text: ends.translated?,
+            })
+        })
+    }
 }
 
 impl Table {
@@ -83,7 +102,7 @@ impl Table {
         hook: &str,
         asked: StopQuery<'_>,
     ) -> Option<PossibleStop> {
-        let base = chain.base.as_ref().filter(|base| base.hook == hook)?;
+        let base = chain.base.as_ref().filter(|b| b.hook == hook && !b.nat)?;
         if let StopQuery::OnDevice(_, device) | StopQuery::Arp(device) = asked
             && !names(&base.devices, device)
         {
@@ -103,7 +122,7 @@ impl Table {
     fn ends(&self, chain: &Chain, asked: StopQuery<'_>, depth: usize) -> ChainEnds {
         let mut ends = ChainEnds::default();
         for written in &chain.rules {
-            let matches = answer(written.rule(), &written.text, asked);
+            let matches = answer(written.rule(&self.sets), &written.text, asked);
             if matches == Truth::No {
                 continue;
             }
@@ -120,9 +139,15 @@ impl Table {
 
     /// How a packet may leave a rule that it matches.
     fn ends_at(&self, written: &Written, asked: StopQuery<'_>, depth: usize) -> ChainEnds {
-        for does in &written.rule().does {
+        for does in &written.rule(&self.sets).does {
             match does {
                 Does::Decide(verdict) => return self.led(verdict, written, asked, depth),
+                Does::Translate(_) => {
+                    return ChainEnds {
+                        translated: Some(format!("`{}`", written.text.trim())),
+                        ..ChainEnds::default()
+                    };
+                }
                 Does::Choose(choices) => {
                     let mut ends = ChainEnds::default();
                     for (test, verdict) in choices {
