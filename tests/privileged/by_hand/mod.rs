@@ -69,6 +69,9 @@ struct Truth {
     /// The destination as it is there, where it was translated on the way.
     #[serde(default)]
     as_port: Option<u16>,
+    /// Whether it is a datagram instead of a connection.
+    #[serde(default)]
+    udp: bool,
     reached: Reached,
 }
 
@@ -224,7 +227,10 @@ fn rash(place: &Place, question: &Question) -> Option<String> {
 fn untrue(network: &Network, question: &Question) -> Option<String> {
     let truth = question.truth.as_ref()?;
     let to = truth.to.parse().unwrap();
-    let reached = network.connect(&truth.from, to, &truth.at, truth.as_port);
+    let reached = match truth.udp {
+        true => network.ask_udp(&truth.from, to, &truth.at),
+        false => network.connect(&truth.from, to, &truth.at, truth.as_port),
+    };
     (reached != truth.reached).then(|| {
         let (ask, want) = (&question.ask, truth.reached);
         format!("{ask}: the plain host's packet: {reached:?} instead of {want:?}")

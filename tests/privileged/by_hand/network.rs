@@ -2,8 +2,9 @@
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     process::Command,
+    thread,
     time::Duration,
 };
 
@@ -175,6 +176,37 @@ impl Network {
             (true, _) => Reached::Answer,
             (false, true) => Reached::Request,
             (false, false) => Reached::No,
+        }
+    }
+}
+
+impl Network {
+    /// The same of a datagram, which `at` answers.
+    pub(super) fn ask_udp(&self, from: &str, to: SocketAddr, at: &str) -> Reached {
+        const PATIENCE: Duration = Duration::from_millis(1_200);
+        let any = match to.is_ipv4() {
+            true => "0.0.0.0",
+            false => "::",
+        };
+        let socket = |node: &str, port: u16| {
+            let bind = || UdpSocket::bind((any, port));
+            let socket = self.open(node).enter(bind).unwrap().unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        };
+        let (server, client) = (socket(at, to.port()), socket(from, 0));
+        client.connect(to).unwrap();
+        let asked = thread::spawn(move || {
+            let mut bytes = [0; 9];
+            let (_, whom) = server.recv_from(&mut bytes).ok()?;
+            server.send_to(b"answer", whom).ok()
+        });
+        client.send(b"question").unwrap();
+        let answered = client.recv(&mut [0; 9]).is_ok();
+        match (answered, asked.join().unwrap()) {
+            (true, _) => Reached::Answer,
+            (false, Some(_)) => Reached::Request,
+            (false, None) => Reached::No,
         }
     }
 }
