@@ -125,6 +125,9 @@ fn configure(world: &World, (number, node): (usize, &Node), prefix: &str, text: 
             .unwrap();
         }
     }
+    for next_hop in &node.next_hops {
+        writeln!(text, "nexthop add {next_hop}").unwrap();
+    }
     for route in &node.routes {
         writeln!(text, "route add {route}").unwrap();
     }
@@ -132,6 +135,10 @@ fn configure(world: &World, (number, node): (usize, &Node), prefix: &str, text: 
         writeln!(text, "rule add {rule}").unwrap();
     }
     text.push_str("END\n");
+    if node.numbers_only {
+        let key = "net.ipv4.nexthop_compat_mode=0";
+        writeln!(text, "ip netns exec {netns} sysctl -qw {key}").unwrap();
+    }
     for segment in node.strict.iter().filter(|_| !world.v6) {
         let key = format!("net.ipv4.conf.s{segment}.rp_filter");
         writeln!(text, "ip netns exec {netns} sysctl -qw {key}=1").unwrap();

@@ -179,8 +179,8 @@ impl Chain {
         fates
     }
 
-    /// Does something with each choice of one next hop where routes have two: they are replaced, and
-    /// routers forget the connections of before.
+    /// Does something with each choice of one next hop where routes have several: they are replaced,
+    /// and routers forget the connections of before.
     pub(super) fn by_each<T>(
         &self,
         plan: &Plan,
@@ -195,11 +195,14 @@ impl Chain {
         // All routes of one router go the same way: they have the same next hops.
         let routers: Vec<Vec<_>> = world.routers.iter().map(spread).collect();
         let routers: Vec<_> = routers.iter().filter(|routes| !routes.is_empty()).collect();
-        let each = (0..1 << routers.len()).map(|choices: usize| {
-            for (number, routes) in routers.iter().enumerate() {
+        let counts = routers.iter().map(|routes| routes[0].2.len());
+        let each = (0..counts.product::<usize>()).map(|mut choices| {
+            for routes in &routers {
+                let count = routes[0].2.len();
                 for (router, to, by) in *routes {
-                    self.replace(plan, router, to, &by[choices >> number & 1]);
+                    self.replace(plan, router, to, &by[choices % count]);
                 }
+                choices /= count;
             }
             if !routers.is_empty() {
                 world.routers.iter().for_each(|node| self.forget(node));

@@ -1,6 +1,7 @@
 //! What a plan puts on each router: addresses, routes, policy rules and firewall rules.
 
 use super::{
+    forks::plan::Hops,
     plan::{Branch, By, Filter, Motif, OTHER_PORT, Place, Plan, Service, Snat},
     rules::{Act, Chain, Match, Rules},
 };
@@ -22,8 +23,12 @@ pub(super) struct Node {
     pub(super) routes: Vec<String>,
     /// As for `ip rule add`.
     pub(super) policy: Vec<String>,
-    /// Routes that have two next hops: where to, and both gateways.
-    pub(super) spread: Vec<(String, [String; 2])>,
+    /// Routes that have several next hops: where to, and all gateways.
+    pub(super) spread: Vec<(String, Vec<String>)>,
+    /// As for `ip nexthop add`, for routes that refer to them.
+    pub(super) next_hops: Vec<String>,
+    /// Whether routes are shown with the numbers of next hops alone.
+    pub(super) numbers_only: bool,
     /// Segments that are narrower than others.
     pub(super) mtus: Vec<(usize, u16)>,
     /// Interfaces with a strict reverse path filter.
@@ -40,6 +45,8 @@ impl Node {
             routes: Vec::new(),
             policy: Vec::new(),
             spread: Vec::new(),
+            next_hops: Vec::new(),
+            numbers_only: false,
             mtus: Vec::new(),
             strict: Vec::new(),
             rules: Rules::default(),
@@ -51,10 +58,31 @@ impl Node {
         self.routes.push(format!("{to} via {gateway}"));
     }
 
-    fn via_either(&mut self, to: &str, [one, other]: [String; 2]) {
-        let route = format!("{to} nexthop via {one} nexthop via {other}");
-        self.routes.push(route);
-        self.spread.push((to.to_owned(), [one, other]));
+    /// A route with several next hops, each with the segment that it is on.
+    fn via_any(&mut self, to: &str, hops: &[(usize, String)], how: Hops) {
+        let weight = |at: usize| if how.weights { at + 2 } else { 1 };
+        let gateways = hops.iter().map(|(_, gateway)| gateway.clone());
+        self.spread.push((to.to_owned(), gateways.collect()));
+        if !how.objects {
+            let hop = |(at, (_, via)): (usize, &(usize, String))| {
+                format!(" nexthop via {via} weight {}", weight(at))
+            };
+            let all: String = hops.iter().enumerate().map(hop).collect();
+            return self.routes.push(format!("{to}{all}"));
+        }
+        self.numbers_only = how.weights;
+        let first = self.next_hops.len() + 1;
+        let mut group = Vec::new();
+        for (at, (segment, gateway)) in hops.iter().enumerate() {
+            let number = first + at;
+            self.next_hops
+                .push(format!("id {number} via {gateway} dev s{segment}"));
+            group.push(format!("{number},{}", weight(at)));
+        }
+        let number = first + hops.len();
+        self.next_hops
+            .push(format!("id {number} group {}", group.join("/")));
+        self.routes.push(format!("{to} nhid {number}"));
     }
 }
 
@@ -286,13 +314,15 @@ impl Net<'_> {
         };
         if let Some(onward) = onward {
             match place {
-                Place::On(at) if self.spread(at).is_some() => {
-                    let detour = self.of(100 + at, Place::Detour(at));
-                    node.via_either("default", [onward, detour]);
-                }
-                Place::On(at) if self.0.has(Place::Twin(at)) => {
-                    let twin = self.of(at + 1, Place::Twin(at));
-                    node.via_either("default", [onward, twin]);
+                Place::On(at) if self.spread(at).is_some() || self.0.has(Place::Twin(at)) => {
+                    let mut hops = vec![(at + 1, onward)];
+                    if self.0.has(Place::Twin(at)) {
+                        hops.push((at + 1, self.of(at + 1, Place::Twin(at))));
+                    }
+                    if self.spread(at).is_some() {
+                        hops.push((100 + at, self.of(100 + at, Place::Detour(at))));
+                    }
+                    node.via_any("default", &hops, self.0.hops(at));
                 }
                 _ => node.via("default", &onward),
             }
@@ -307,7 +337,10 @@ impl Net<'_> {
             };
             let either = matches!(place, Place::On(_)) && self.spread(at - 1) == Some(true);
             match either && !detoured {
-                true => node.via_either(&self.prefix(segment), [gateway, by_detour(at)]),
+                true => {
+                    let hops = [(at, gateway), (150 + at - 1, by_detour(at))];
+                    node.via_any(&self.prefix(segment), &hops, Hops::default());
+                }
                 false => node.via(&self.prefix(segment), &gateway),
             }
         }

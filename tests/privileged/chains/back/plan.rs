@@ -2,6 +2,7 @@
 //! routers that know of no connection, or back to where they came from.
 
 use super::super::{
+    forks::plan::Hops,
     plan::{Filter, Motif, Place, Plan, Random, SERVICES, Service},
     rules::{Act, Chain, Match},
     world::Putting,
@@ -46,6 +47,7 @@ pub(in super::super) enum BackMotif {
     Spread {
         at: usize,
         back: bool,
+        how: Hops,
         dropped: Vec<Service>,
         masqueraded: Vec<Service>,
     },
@@ -195,6 +197,7 @@ impl Plan {
             "several next hops" => BackMotif::Spread {
                 at: random.below(self.routers - 1),
                 back: random.chance(50),
+                how: Hops::default(),
                 dropped: match random.chance(60) {
                     true => self.some(30, random),
                     false => Vec::new(),

@@ -38,6 +38,27 @@ const SERVICES: [Service; 13] = [
     of(Protocol::Ospf, 0),
 ];
 
+/// How a route has its next hops.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in super::super) struct Hops {
+    /// Whether those over two interfaces have a third beside one of them.
+    pub(in super::super) third: bool,
+    /// Whether each has another weight.
+    pub(in super::super) weights: bool,
+    /// Whether they are objects of ip-nexthop(8), to which routes refer.
+    pub(in super::super) objects: bool,
+}
+
+impl Hops {
+    fn some(random: &mut Random) -> Self {
+        Self {
+            third: random.chance(40),
+            weights: random.chance(40),
+            objects: random.chance(40),
+        }
+    }
+}
+
 /// Where lots may send a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Target {
@@ -55,6 +76,7 @@ pub(in super::super) enum ForkMotif {
     /// A router has two next hops on one segment: the next router, and one beside it.
     Twin {
         at: usize,
+        how: Hops,
         dropped: Vec<Service>,
         masqueraded: Vec<Service>,
     },
@@ -214,6 +236,7 @@ impl Plan {
         Motif::Fork(match feature {
             "hops of one link" => ForkMotif::Twin {
                 at,
+                how: Hops::some(random),
                 dropped: few(70, 40, random),
                 masqueraded: few(30, 40, random),
             },
@@ -221,6 +244,7 @@ impl Plan {
                 return Motif::Back(BackMotif::Spread {
                     at,
                     back: random.chance(30),
+                    how: Hops::some(random),
                     dropped: few(70, 40, random),
                     masqueraded: few(40, 50, random),
                 });
@@ -319,8 +343,24 @@ impl Plan {
 
     pub(in super::super) fn has_twin(&self, router: usize) -> bool {
         let has = |motif: &Motif| matches!(motif, Motif::Fork(ForkMotif::Twin { at, .. }) if *at == router);
-        // One router has the next hops of one of them.
-        self.motifs.iter().any(has) && self.spread(router).is_none()
+        // One router has the next hops of one of them, unless that has a third.
+        match self.spread(router) {
+            Some(_) => self.hops(router).third,
+            None => self.motifs.iter().any(has),
+        }
+    }
+
+    /// How that router has its next hops.
+    pub(in super::super) fn hops(&self, router: usize) -> Hops {
+        let of_spread = self.motifs.iter().find_map(|motif| match motif {
+            Motif::Back(BackMotif::Spread { at, how, .. }) if *at == router => Some(*how),
+            _ => None,
+        });
+        let mut twins = self.motifs.iter().filter_map(|motif| match motif {
+            Motif::Fork(ForkMotif::Twin { at, how, .. }) if *at == router => Some(*how),
+            _ => None,
+        });
+        of_spread.or_else(|| twins.next()).unwrap_or_default()
     }
 }
 
@@ -379,6 +419,7 @@ impl Putting<'_> {
                 at,
                 dropped,
                 masqueraded,
+                ..
             } => {
                 self.drop_all(Place::Twin(*at), dropped);
                 self.masquerade(*at, masqueraded);
