@@ -109,6 +109,7 @@ impl Planner {
             rulesets: Vec::new(),
             asks_hardware_addresses: false,
             rewrites_tcp_options: false,
+            rewriting: Vec::new(),
             unseen: Vec::new(),
             interfaces,
         })

@@ -171,6 +171,9 @@ pub struct RouterState {
     /// Whether its rules change the options of TCP, as those do that lower the segment size.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rewrites_tcp_options: bool,
+    /// Rules that rewrite bits of headers which probes do not carry to the next router, as text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rewriting: Vec<String>,
     /// What it stops of answers whose request did not pass it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<Unseen>,

@@ -406,6 +406,7 @@ pub(super) struct RulesRead {
     unseen: Vec<unseen::Unseen>,
     asks_hardware_addresses: bool,
     rewrites_tcp_options: bool,
+    rewriting: Vec<String>,
     translating: Vec<String>,
 }
 
@@ -415,6 +416,7 @@ pub(super) fn read_rules(topology: &Topology) -> Vec<RulesRead> {
         unseen: unseen::unseen(router),
         asks_hardware_addresses: omission::asks_hardware_addresses(&router.rulesets),
         rewrites_tcp_options: omission::rewrites_tcp_options(&router.rulesets),
+        rewriting: omission::rewriting(&router.rulesets),
         translating: omission::translating(&router.rulesets),
     };
     topology.routers.iter().map(read).collect()
@@ -430,6 +432,7 @@ pub(super) fn note_lacks(state: &mut LabState, topology: &Topology, read: Vec<Ru
         router.unseen = read.unseen;
         router.asks_hardware_addresses = read.asks_hardware_addresses;
         router.rewrites_tcp_options = read.rewrites_tcp_options;
+        router.rewriting = read.rewriting;
         router.translating = read.translating;
         router.ruleset_incomplete = lacks.iter().any(|w| w.is_of_ruleset());
         if !lacks.is_empty() {

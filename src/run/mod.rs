@@ -2,11 +2,11 @@
 
 mod bridged;
 mod builder;
-mod chosen_port;
 #[cfg(not(feature = "internals"))]
 pub(crate) mod caretaker;
 #[cfg(feature = "internals")]
 pub mod caretaker;
+mod chosen_port;
 pub mod detailed;
 #[cfg(not(feature = "internals"))]
 pub(crate) mod explain;

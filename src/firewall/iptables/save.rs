@@ -1,10 +1,10 @@
 //! What `iptables-save -c` prints, read back.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::firewall::{
     nft::nature::Nature,
-    rule::{self, OpenPorts},
+    rule::{self, OpenPorts, Rewritten},
 };
 
 /// The tables of one namespace, or those of them that were asked for.
@@ -37,6 +37,8 @@ pub(super) struct RuleSave {
     pub(super) spec: String,
     /// Whether the source port of the packets that it is asked about is open.
     pub(super) open_ports: OpenPorts,
+    /// What other routers may have rewritten of them.
+    pub(super) rewritten: Option<Arc<Rewritten>>,
 }
 
 impl IptablesSave {
@@ -113,6 +115,9 @@ impl RuleSave {
     pub(super) fn parsed(&self) -> rule::Rule {
         let mut rule = rule::Rule::of_iptables(&self.spec);
         rule.leave_source_port_open(self.open_ports);
+        if let Some(rewritten) = &self.rewritten {
+            rule.leave_rewritten_open(rewritten);
+        }
         rule
     }
 }
@@ -143,6 +148,7 @@ fn rule(line: &str) -> Option<RuleSave> {
         packets,
         spec,
         open_ports: OpenPorts::None,
+        rewritten: None,
     })
 }
 

@@ -32,7 +32,7 @@ use crate::{
         Caveat, Notebook, NotebookError, RulePlace, TableFamily, TagSpace,
         nft::{nature::Nature, trace::StepKind},
         place::HookPoint,
-        rule::{OpenPorts, Packet, Rule, RuleVerdict, entries, walk::Program},
+        rule::{OpenPorts, Packet, Rewritten, Rule, RuleVerdict, entries, walk::Program},
         ruletext::{RuleText, Shelf, kept},
     },
     netlink::{
@@ -321,6 +321,19 @@ impl LegacyRules {
         let tables = self.save.tables.values_mut();
         for rule in tables.flat_map(|table| &mut table.rules) {
             rule.open_ports = open_ports;
+        }
+        self
+    }
+
+    /// What other routers may have rewritten of packets.
+    #[must_use]
+    pub fn of_rewritten(mut self, rewritten: &Rewritten) -> Self {
+        if !rewritten.is_empty() {
+            let rewritten = Arc::new(rewritten.clone());
+            let tables = self.save.tables.values_mut();
+            for rule in tables.flat_map(|table| &mut table.rules) {
+                rule.rewritten = Some(Arc::clone(&rewritten));
+            }
         }
         self
     }

@@ -12,7 +12,7 @@ use crate::{
     firewall::{
         RulePlace, TableFamily,
         place::HookPoint,
-        rule::{ChangedSets, Rule, walk::Base},
+        rule::{ChangedSets, Rewritten, Rule, walk::Base},
     },
     netlink::object::Family,
 };
@@ -64,11 +64,16 @@ pub struct Census {
 }
 
 impl Census {
-    /// Looks through the chains and rules that packets of `family` may meet, tsim's own left out.
+    /// Looks through the chains and rules that packets of `family` may meet, tsim's own left out. Other
+    /// routers may have `rewritten` some of what they ask for.
     ///
     /// # Errors
     /// [`NftError`].
-    pub fn read(socket: &mut NftSocket, family: Family) -> Result<Self, NftError> {
+    pub fn read(
+        socket: &mut NftSocket,
+        family: Family,
+        rewritten: &Rewritten,
+    ) -> Result<Self, NftError> {
         let mut census = Self::default();
         let what = "looking through chains";
         let all = TableFamily(0).0;
@@ -90,7 +95,8 @@ impl Census {
             let (mut sets, mut asking) = (ChangedSets::default(), Vec::new());
             let dumped = socket.dump_messages(kernel::GET_RULE, all, &[], what, |message| {
                 let (at, attributes) = (family_of(message.body), message.attributes());
-                if let Some(read) = rule(attributes).filter(|_| sees(at, family)) {
+                if let Some(mut read) = rule(attributes).filter(|_| sees(at, family)) {
+                    read.leave_rewritten_open(rewritten);
                     census.nature |= Nature::of(attributes);
                     census.volatile |= read.is_volatile();
                     census.asks_sender |= read.tells_senders_apart();

@@ -34,6 +34,8 @@ pub enum Caveat {
     /// What packets have put into a set, taken out of it or counted there: those of this job, or of an
     /// earlier one, may be among them.
     Contents(String),
+    /// What a router before this one made of bits that a probe does not carry; with the router and its rule.
+    Rewritten(String),
     /// Which sockets the router has. Facts tell none, and a lab has those of its jobs.
     Sockets(String),
     /// Whether the packet came out of IPsec or will go into it. Probes come in plain.
@@ -85,6 +87,10 @@ impl fmt::Display for Caveat {
                 detail,
             ),
             Self::Contents(detail) => ("depends on what packets left in a set", detail),
+            Self::Rewritten(detail) => (
+                "depends on what a router before makes of the packet, and probes do not carry that",
+                detail,
+            ),
             Self::Sockets(detail) => (
                 "depends on the router's sockets, which no facts tell",
                 detail,
@@ -121,6 +127,7 @@ impl Caveat {
                 | Self::Content(_)
                 | Self::Length(_)
                 | Self::Contents(_)
+                | Self::Rewritten(_)
                 | Self::Sockets(_)
         )
     }

@@ -14,6 +14,7 @@ mod filled;
 mod made_up;
 mod nft;
 mod packet;
+mod rewritten;
 mod sender;
 mod source_port;
 mod table;
@@ -24,7 +25,7 @@ mod xtables;
 
 use std::borrow::Cow;
 
-pub(crate) use self::nft::nets;
+pub use self::rewritten::Rewritten;
 pub use self::source_port::{OpenPorts, PortChoice};
 pub(super) use self::words::comment;
 pub(crate) use self::words::pieces;
@@ -34,6 +35,7 @@ pub use self::{
     packet::{Field, Packet, TrackingState, Truth},
     test::{Match, Test, Varying},
 };
+pub(crate) use self::{nft::nets, rewritten::rewrites_headers};
 
 /// A rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

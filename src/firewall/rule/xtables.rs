@@ -293,7 +293,9 @@ impl<'a> Reader<'a> {
                 self.number(Field::IcmpType, text, vec![(kind, kind)], false);
                 self.rule.ask(Test::other("icmp code", &[]), false);
             }
-            _ => self.rule.ask(Test::other("icmp", &[Field::IcmpType]), negated),
+            _ => self
+                .rule
+                .ask(Test::other("icmp", &[Field::IcmpType]), negated),
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
             NftError, NftSocket,
             list::{RuleOrder, rule_order},
         },
-        rule::{OpenPorts, Rule, rule_of},
+        rule::{OpenPorts, Rewritten, Rule, rule_of},
     },
     model::printable,
     netns::{
@@ -103,7 +103,7 @@ impl TextChain {
         texts: Vec<Option<String>>,
         xtables: bool,
         is_over: impl Fn(&str) -> Option<bool>,
-        (open_ports, any_sender): (OpenPorts, bool),
+        (open_ports, any_sender, rewritten): (OpenPorts, bool, &Rewritten),
     ) -> Self {
         let rule = |(at, (&handle, text)): (usize, (&u64, Option<String>))| RuleText {
             place: RulePlace {
@@ -123,6 +123,7 @@ impl TextChain {
                     let mut parsed = rule.parsed();
                     parsed.know_objects(&is_over);
                     parsed.leave_source_port_open(open_ports);
+                    parsed.leave_rewritten_open(rewritten);
                     if any_sender {
                         parsed.leave_sender_open();
                     }
@@ -194,6 +195,7 @@ pub struct RuleBook {
     kept: Option<KeptRules>,
     open_ports: OpenPorts,
     any_sender: bool,
+    rewritten: Rewritten,
 }
 
 impl RuleBook {
@@ -228,6 +230,13 @@ impl RuleBook {
     #[must_use]
     pub fn of_any_sender(self, any_sender: bool) -> Self {
         Self { any_sender, ..self }
+    }
+
+    /// What other routers may have rewritten of packets.
+    #[must_use]
+    pub fn of_rewritten(self, rewritten: &Rewritten) -> Self {
+        let rewritten = rewritten.clone();
+        Self { rewritten, ..self }
     }
 
     /// Keeps on the shelf what tools have printed since.
@@ -288,7 +297,7 @@ impl RuleBook {
         };
         let listing = self.native.get(&table).filter(|_| of_nft);
         let is_over = |name: &str| listing?.is_over(name);
-        let open = (self.open_ports, self.any_sender);
+        let open = (self.open_ports, self.any_sender, &self.rewritten);
         Ok(TextChain::new(
             place, &handles, texts, xtables, is_over, open,
         ))

@@ -22,7 +22,7 @@ pub(crate) use place::Hooks;
 pub(crate) use reach::{FactsPlace, Met, Reach};
 pub(crate) use rule::RuleExtent;
 pub(crate) use rulesets::{
-    RulesetMaps, asks_hardware_addresses, redirecting, rewrites_tcp_options, rules,
+    RulesetMaps, asks_hardware_addresses, redirecting, rewrites_tcp_options, rewriting, rules,
     stopping_frames, translating,
 };
 pub(crate) use stops::{BridgedFrame, Filters, PossibleStop, Stop, StopQuery};

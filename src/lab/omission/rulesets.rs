@@ -7,7 +7,7 @@ use super::{
     place::Chains,
 };
 use crate::{
-    firewall::rule::{Field, Rule, RuleVerdict, Translation, may_translate},
+    firewall::rule::{Field, Rule, RuleVerdict, Translation, may_translate, rewrites_headers},
     lab::topology::{Ruleset, RulesetKind},
     netlink::object::Family,
 };
@@ -123,6 +123,22 @@ pub(crate) fn rewrites_tcp_options(rulesets: &[Ruleset]) -> bool {
     let changes = |rule: &Rule| rule.changes().any(|field| field == Field::TcpOptions);
     let mut named = rulesets.iter().filter(names);
     named.any(|ruleset| !texts(slice::from_ref(ruleset), |_| true, changes).is_empty())
+}
+
+/// The rules that rewrite bits of headers which probes do not carry to the next router, as text. Only nft(8)
+/// has such, and few rulesets do.
+#[must_use]
+pub(crate) fn rewriting(rulesets: &[Ruleset]) -> Vec<String> {
+    let mut found = Vec::new();
+    for ruleset in rulesets.iter().filter(|r| r.kind == RulesetKind::Nft) {
+        let lines = ruleset.text.lines().map(str::trim);
+        found.extend(
+            lines
+                .filter(|line| rewrites_headers(line))
+                .map(str::to_owned),
+        );
+    }
+    found
 }
 
 /// The texts of the rules that are `wanted`; only those are read whose text says that they `may` be.

@@ -310,9 +310,8 @@ fn verdict<'r>(rule: &'r Rule, asked: StopQuery<'_>) -> Option<&'r RuleVerdict> 
     None
 }
 
-/// The tables of a ruleset.
-fn tables(ruleset: usize, of: &Ruleset, ipsets: &KnownSets) -> Vec<Table> {
-    let map = RulesetMap::read(of.kind, &of.text);
+/// The tables without their chains.
+fn empty_tables(ruleset: usize, map: &RulesetMap, ipsets: &KnownSets, text: &str) -> Vec<Table> {
     let mut tables: Vec<Table> = map
         .tables
         .iter()
@@ -328,8 +327,15 @@ fn tables(ruleset: usize, of: &Ruleset, ipsets: &KnownSets) -> Vec<Table> {
         })
         .collect();
     if !map.xtables {
-        add_sets(&mut tables, &map, &of.text);
+        add_sets(&mut tables, map, text);
     }
+    tables
+}
+
+/// The tables of a ruleset.
+fn tables(ruleset: usize, of: &Ruleset, ipsets: &KnownSets) -> Vec<Table> {
+    let map = RulesetMap::read(of.kind, &of.text);
+    let mut tables = empty_tables(ruleset, &map, ipsets, &of.text);
     // A rule with braces may go on in the next line.
     let mut open: Option<(usize, String)> = None;
     for (at, line) in map.lines.iter().enumerate() {

@@ -87,27 +87,7 @@ fn seen(
             .with_address(Field::Destination, job.source)
             .with(Field::SourcePort, service.port),
     };
-    let of_clients = |packet: Packet, field| {
-        let PortChoice { first, last } = PortChoice::OF_CLIENTS;
-        packet.within(field, first.into(), last.into())
-    };
-    packet = match (direction, came) {
-        // As the client sent it, or gets it: any of its ports.
-        (Direction::Request, Some(way)) if way.headers.source == job.source => of_clients(
-            with_port(packet, Field::SourcePort, way.headers.source_port),
-            Field::SourcePort,
-        ),
-        (Direction::Answer, Some(way))
-            if way.headers.destination == job.source && job.source_port.is_none() =>
-        {
-            of_clients(
-                with_port(packet, Field::DestinationPort, way.headers.destination_port),
-                Field::DestinationPort,
-            )
-        }
-        (Direction::Answer, _) => to_client(packet, job.source_port),
-        (Direction::Request, _) => packet,
-    };
+    packet = with_clients_port(packet, job, came.map(|way| &way.headers), direction);
     if direction == Direction::Request {
         packet = packet
             .with_state(TrackingState::New)
@@ -179,6 +159,32 @@ fn with_port(packet: Packet, field: Field, port: Option<u16>) -> Packet {
     match port {
         Some(port) => packet.with(field, port),
         None => packet,
+    }
+}
+
+/// Adds the port of the client's side: any that a client takes, where it has its own address, and else what
+/// a router may give it.
+fn with_clients_port(
+    packet: Packet,
+    job: &DetailedJob,
+    came: Option<&KnownHeaders>,
+    direction: Direction,
+) -> Packet {
+    let of_clients = |packet: Packet, field, port| {
+        let PortChoice { first, last } = PortChoice::OF_CLIENTS;
+        with_port(packet, field, port).within(field, first.into(), last.into())
+    };
+    match (direction, came) {
+        (Direction::Request, Some(headers)) if headers.source == job.source => {
+            of_clients(packet, Field::SourcePort, headers.source_port)
+        }
+        (Direction::Answer, Some(headers))
+            if headers.destination == job.source && job.source_port.is_none() =>
+        {
+            of_clients(packet, Field::DestinationPort, headers.destination_port)
+        }
+        (Direction::Answer, _) => to_client(packet, job.source_port),
+        (Direction::Request, _) => packet,
     }
 }
 

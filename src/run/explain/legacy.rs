@@ -169,7 +169,8 @@ fn listen(
     let stopped = trace.stop();
     let read = || {
         let rules = LegacyRules::read(question.netns, tools, family);
-        rules.map(|rules| rules.of_open_ports(question.open_ports))
+        let rules = rules.map(|rules| rules.of_open_ports(question.open_ports));
+        rules.map(|rules| rules.of_rewritten(question.rewritten))
     };
     Ok(match (trails?, stopped) {
         (Err(error), _) | (Ok(_), Err(error)) => Err(error),

@@ -49,7 +49,7 @@ use crate::{
             watch::{RulesetChanges, RulesetWatch},
         },
         place::HookPoint,
-        rule::{Field, OpenPorts, Packet, Rule},
+        rule::{Field, OpenPorts, Packet, Rewritten, Rule},
         ruletext::{RuleBook, RuleSource, Shelf},
     },
     model::{IfName, Protocol, RunId},
@@ -85,6 +85,8 @@ pub struct ExplainQuestion<'a> {
     pub from_itself: bool,
     /// Which source ports the probes may have had as well.
     pub open_ports: OpenPorts,
+    /// What other routers may have rewritten of them.
+    pub rewritten: &'a Rewritten,
     /// Let probes go on behind the last chain, as [`Taps::pass_on`](crate::firewall::Taps::pass_on).
     pub pass_on: bool,
     /// Where what a trace sets is noted; none where the router goes with the job.
@@ -406,6 +408,7 @@ impl Explainer {
             }
             _ => RuleBook::beside(self.shelf.clone())
                 .of_open_ports(question.open_ports)
+                .of_rewritten(question.rewritten)
                 .of_any_sender(question.from_itself),
         }
     }

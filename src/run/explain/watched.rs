@@ -11,7 +11,7 @@ use crate::{
     firewall::{
         Caveat,
         nft::{census::Census, is_own, trace::Trail},
-        rule::{Field, OpenPorts, Packet, Rule},
+        rule::{Field, OpenPorts, Packet, Rewritten, Rule},
         ruletext::{RuleBook, RuleSource, RuleText},
     },
     netlink::object::Family,
@@ -66,7 +66,11 @@ fn found(
     let caveats = reader.caveats(trail, &subject)?;
     let family = Family::of(watched.headers.destination);
     let asks = watched.is_first || !caveats.is_empty();
-    if !asks || caveats.is_empty() && !Census::read(reader.socket(), family)?.asks_changed_sets {
+    if !asks {
+        return Ok(None);
+    }
+    let nothing = Rewritten::NOTHING;
+    if caveats.is_empty() && !Census::read(reader.socket(), family, &nothing)?.asks_changed_sets {
         return Ok(None);
     }
     let reason = match &watched.lost {

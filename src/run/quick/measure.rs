@@ -27,6 +27,7 @@ use crate::{
             nature::Nature,
             watch::{RulesetChanges, RulesetWatch},
         },
+        rule::Rewritten,
         ruletext::Shelf,
         taps::ProbeWays,
     },
@@ -55,6 +56,8 @@ pub(super) struct ProbeQuestion<'a> {
     pub(super) notes: Option<&'a Arc<dyn Notebook>>,
     /// How long to wait for others in the router's iptables.
     pub(super) patience: Duration,
+    /// What other routers may have rewritten of the probes.
+    pub(super) rewritten: &'a Rewritten,
     /// How many threads measure a router now, this one included.
     pub(super) workers: &'a AtomicUsize,
 }
@@ -186,14 +189,16 @@ impl<'a> Probing<'a> {
 
     /// Looks for what makes a plain measurement doubtful.
     pub(super) fn census(&mut self) -> Result<Census, QuickError> {
+        let rewritten = self.question.rewritten;
         let family = self.question.taps.family;
         let census = match &mut self.nft {
-            Some(socket) => Census::read(socket, family),
+            Some(socket) => Census::read(socket, family, rewritten),
             None => self.router.enter(|| {
                 if matches!(support_here(), Support::No(_)) {
                     return Ok(Census::default());
                 }
-                NftSocket::open_here().and_then(|mut socket| Census::read(&mut socket, family))
+                NftSocket::open_here()
+                    .and_then(|mut socket| Census::read(&mut socket, family, rewritten))
             })?,
         };
         census.map_err(|e| self.failed(e.into()))
@@ -204,8 +209,9 @@ impl<'a> Probing<'a> {
         // Where a rule of nf_tables varies, what legacy rules say of other ways counts, too. Rules
         // that cannot be printed are looked at more closely, and that says why not.
         let varies = || {
+            let rewritten = self.question.rewritten;
             self.legacy_rules()
-                .map_or(true, |rules| rules.is_volatile())
+                .map_or(true, |rules| rules.of_rewritten(rewritten).is_volatile())
         };
         let legacy = self.legacy && (census.volatile || varies());
         let plain = |finding: &_| matches!(finding, Finding::Passed | Finding::Delivered);

@@ -30,7 +30,7 @@ use crate::{
         backend::{Backend, BackendChoice, TapSite, choose},
         iptables::{OwnerMark, feature},
         nft::{NftSocket, census::Census, nature::Nature},
-        rule::{OpenPorts, Rule},
+        rule::{Field, OpenPorts, Packet, Rewritten, Rule},
         ruletext::RuleText,
         taps::ProbeWays,
     },
@@ -81,6 +81,8 @@ pub(super) struct Plan {
     seed: u64,
     /// Whether probes may have any source port.
     any_port: bool,
+    /// What routers of the lab rewrite that probes do not carry to the next one.
+    rewritten: Rewritten,
     /// As the source sends them.
     pub(super) probes: Vec<Probe>,
     pub(super) catalogue: Catalogue,
@@ -136,6 +138,21 @@ fn taps(terms: &Terms, family: Family, tags: TagSpace, catalogue: &Catalogue) ->
     }
 }
 
+fn this_process() -> Result<Owner, QuickError> {
+    Owner::current().map_err(|source| QuickError::System {
+        what: "tell who this process is",
+        source,
+    })
+}
+
+/// What the routers of a lab rewrite that probes do not carry to the next one.
+fn rewritten(lab: &Lab) -> Rewritten {
+    Rewritten::of(lab.routers.iter().flat_map(|router| {
+        let texts = router.rewriting.iter();
+        texts.map(|text| (router.name.as_str(), text.as_str()))
+    }))
+}
+
 impl Plan {
     /// The plan for all services of all `pairs`, which are of one family: each is a question of its
     /// own, with an index of its own.
@@ -145,10 +162,7 @@ impl Plan {
         lab: &Lab,
         (config, grant): (&Config, &Grant),
     ) -> Result<Self, QuickError> {
-        let owner = Owner::current().map_err(|source| QuickError::System {
-            what: "tell who this process is",
-            source,
-        })?;
+        let owner = this_process()?;
         let (catalogue, pair_of, begins) = questions(pairs);
         let family = pairs
             .first()
@@ -194,6 +208,7 @@ impl Plan {
             taps,
             seed,
             any_port: terms.source_port.is_none(),
+            rewritten: rewritten(lab),
             probes,
             catalogue,
             pair_of,
@@ -321,7 +336,8 @@ impl Plan {
             _ => return Ok(VisitResult::Unmeasured("there is no sender".to_owned())),
         };
         let notes = self.notes_about(visit);
-        let question = self.question(visit, notes.as_ref());
+        let rewritten = self.rewritten_before(&visit.probes);
+        let question = self.question(visit, notes.as_ref(), &rewritten);
         let kept = self.kept.lock();
         let kept = kept.unwrap_or_else(PoisonError::into_inner);
         let kept = { kept }.take_if(|(at, _)| *at == visit.netns.id());
@@ -334,8 +350,6 @@ impl Plan {
             true => self.stand_in(visit)?,
             false => None,
         };
-        // What iptables-legacy rewrites, rules of nf_tables see otherwise than it came.
-        census.nature = nature;
         // What the iptables back ends note costs them nothing.
         let note_ways = nature.changes || self.backend != Backend::Nft;
         let indexes: Vec<u32> = visit.probes.iter().map(|probe| probe.index).collect();
@@ -600,7 +614,11 @@ impl Plan {
         }
         let mut all = Explanation::default();
         for kind in kinds {
-            let some: Vec<Probe> = probes.iter().filter(|p| ports(p) == kind).copied().collect();
+            let some: Vec<Probe> = probes
+                .iter()
+                .filter(|p| ports(p) == kind)
+                .copied()
+                .collect();
             let found = self.explain_alike(explainer, visit, probing, (&some, kind), scrutiny)?;
             all.reasons.extend(found.reasons);
             all.warnings.extend(found.warnings);
@@ -621,6 +639,7 @@ impl Plan {
         let (asked, router) = (probes.len(), &visit.at.router);
         tracing::info!(target: PHASE, "explaining {asked} services at {router}");
         let notes = self.notes_about(visit);
+        let rewritten = self.rewritten_before(probes);
         let question = explain::ExplainQuestion {
             notes: notes.as_ref(),
             patience: self.patience,
@@ -632,6 +651,7 @@ impl Plan {
             probes,
             scrutiny,
             open_ports,
+            rewritten: &rewritten,
             pass_on: self.taps.pass_on,
         };
         // Probes that went on left connections, whose later packets no nat rule is asked about.
@@ -655,6 +675,21 @@ impl Plan {
             })
     }
 
+    /// What routers may have rewritten of these probes on their way: each takes one from the TTL.
+    fn rewritten_before(&self, probes: &[Probe]) -> Rewritten {
+        let passed = probes.iter().filter(|probe| probe.headers.ttl != TTL);
+        self.rewritten.of_packets(passed.map(|probe| {
+            let sent = self.probes.get(probe.index as usize);
+            let headers = [Some(&probe.headers), sent.map(|sent| &sent.headers)];
+            let packet = Packet::of(Family::of(probe.headers.destination))
+                .with(Field::Protocol, probe.headers.protocol.number());
+            let headers = headers.into_iter().flatten();
+            headers.fold(packet, |packet, headers| {
+                packet.with(Field::DestinationPort, headers.destination_port)
+            })
+        }))
+    }
+
     fn taps_of(&self, visit: &Visit) -> &Taps {
         match &visit.from {
             Ok(Sender::Itself(_)) => &self.own_taps,
@@ -672,6 +707,7 @@ impl Plan {
         &'a self,
         visit: &'a Visit,
         notes: Option<&'a Arc<dyn Notebook>>,
+        rewritten: &'a Rewritten,
     ) -> ProbeQuestion<'a> {
         ProbeQuestion {
             taps: self.taps_of(visit),
@@ -682,6 +718,7 @@ impl Plan {
             owner: &self.owner,
             notes,
             patience: self.patience,
+            rewritten,
             workers: &self.workers,
         }
     }

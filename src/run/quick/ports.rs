@@ -11,12 +11,7 @@ use crate::{
     lab::InterfaceState,
     model::Protocol,
     netlink::LookupQuery,
-    run::{
-        outside::OutsideReason,
-        packet::Headers,
-        report::Verdict,
-        source_port,
-    },
+    run::{outside::OutsideReason, packet::Headers, report::Verdict, source_port},
 };
 
 /// A raw packet of the router's own is routed without its ports. Where a policy rule looks at them

@@ -140,6 +140,16 @@ fn rules_at_devices_below() {
     assert_right("devices");
 }
 
+#[test]
+fn what_is_known_and_need_not_be_left_open() {
+    assert_right("known");
+}
+
+#[test]
+fn headers_that_routers_rewrite() {
+    assert_right("headers");
+}
+
 /// Kernels of Debian have the modules; others are configured as people like.
 #[test]
 fn modules_of_vlan_vrf_gre_and_wireguard() {

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use tsim::{
-    firewall::{iptables::Variant, rule::OpenPorts},
+    firewall::{
+        iptables::Variant,
+        rule::{OpenPorts, Rewritten},
+    },
     netlink::{object::Family, sysctl},
     run::{
         explain::{ExplainQuestion, Explainer, Explanation, Scrutiny},
@@ -28,6 +31,7 @@ fn explain(row: &Row, job: &Job<'_>) -> Explanation {
         scrutiny: &Scrutiny::default(),
         from_itself: false,
         open_ports: OpenPorts::Clients,
+        rewritten: &Rewritten::default(),
         pass_on: false,
         notes: None,
         patience: Duration::from_secs(20),
