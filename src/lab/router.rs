@@ -63,6 +63,21 @@ fn interface_of(key: &str) -> Option<&str> {
     (!matches!(interface, "all" | "default")).then_some(interface)
 }
 
+/// Whether the setting is about an interface of `router` and differs from what that has anyway. What is set
+/// of one that the router does not show decides about no packet, and the MTU of IPv6 is the link's
+/// unless somebody made it smaller.
+fn is_set_here(router: &Router, (key, value): Setting<'_>) -> bool {
+    let Some(name) = interface_of(key) else {
+        return false;
+    };
+    let mut interfaces = router.interfaces.iter();
+    let shown = interfaces.find(|interface| interface.name.as_str() == name);
+    shown.is_some_and(|interface| {
+        let smaller = |mtu: u32| value.parse().is_ok_and(|value: u32| value < mtu);
+        !key.ends_with("/mtu") || interface.mtu.is_none_or(smaller)
+    })
+}
+
 fn write(router: &Router, netns: &str, settings: &[Setting<'_>]) -> Vec<Warning> {
     let pairs: Vec<(&str, &str)> = settings
         .iter()
@@ -116,13 +131,8 @@ fn fill_here(job: &RouterJob<'_>) -> Result<Vec<Warning>, LabError> {
     }
     filler.links()?;
     filler.addresses()?;
-    // What is set of an interface that the router does not show decides about no packet.
-    let shown = |name: &str| {
-        let mut interfaces = job.router.interfaces.iter();
-        interfaces.any(|interface| interface.name.as_str() == name)
-    };
     let settings = job.router.sysctls.iter();
-    let of_interfaces = settings.filter(|(key, _)| interface_of(key).is_some_and(shown));
+    let of_interfaces = settings.filter(|setting| is_set_here(job.router, setting));
     filler
         .warnings
         .extend(write(job.router, netns, &of_interfaces.collect::<Vec<_>>()));

@@ -49,6 +49,11 @@ impl PortRules {
         rules
     }
 
+    /// Whether no rule chooses source ports.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.choosing.is_empty()
+    }
+
     /// Whether a packet's destination may have been another one where it was given a port.
     pub(crate) fn translate_destinations(&self) -> bool {
         self.translate_destinations

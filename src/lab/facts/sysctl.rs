@@ -39,7 +39,7 @@ const SINGLE: [&str; 18] = [
 ///
 /// Not `mc_forwarding`, although `sysctl -a` prints it: it is read-only, since only the socket of
 /// a multicast routing daemon sets it, and no verdict is given about multicast.
-const PER_INTERFACE: [&str; 20] = [
+const PER_INTERFACE: [&str; 21] = [
     "forwarding",
     "force_forwarding",
     "rp_filter",
@@ -60,7 +60,11 @@ const PER_INTERFACE: [&str; 20] = [
     "bc_forwarding",
     "disable_policy",
     "ignore_routes_with_linkdown",
+    "mtu",
 ];
+
+/// These say nothing: IPv6 takes the MTU of a new interface from its link.
+const MTU_OF_NONE: [&str; 2] = ["net/ipv6/conf/all/mtu", "net/ipv6/conf/default/mtu"];
 
 /// Reads `net.ipv4.conf.eth0/100.rp_filter = 1` as sysctl(8) prints it into a path below
 /// /proc/sys and a value.
@@ -95,6 +99,7 @@ pub(super) fn matters(path: &str) -> bool {
             let (interface, key) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
             crate::model::IfName::new(interface).is_ok()
                 && PER_INTERFACE.contains(&key)
+                && !MTU_OF_NONE.contains(&path)
                 && parts.next().is_none()
         }
         _ => SINGLE.contains(&path),
@@ -104,6 +109,9 @@ pub(super) fn matters(path: &str) -> bool {
 /// Whether a line that cannot be read is about a setting that a lab takes over.
 pub(super) fn names_one(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
+    if MTU_OF_NONE.iter().any(|path| line.contains(path)) {
+        return false;
+    }
     let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let single = |word: &str| {
         SINGLE
@@ -138,7 +146,11 @@ mod tests {
 
     #[test]
     fn only_what_decides_about_packets_is_taken_over() {
-        for yes in ["net/ipv4/ip_forward", "net/ipv6/conf/eth0.100/forwarding"] {
+        for yes in [
+            "net/ipv4/ip_forward",
+            "net/ipv6/conf/eth0.100/forwarding",
+            "net/ipv6/conf/eth0/mtu",
+        ] {
             assert!(matters(yes), "{yes}");
         }
         for no in [
@@ -146,6 +158,7 @@ mod tests {
             "net/ipv4/conf/../../../kernel/core_pattern",
             "net/ipv4/conf/eth0/rp_filter/x",
             "net/ipv4/conf/all/mc_forwarding",
+            "net/ipv6/conf/default/mtu",
             "net/ipv4/tcp_rmem",
             "net/core/somaxconn",
         ] {

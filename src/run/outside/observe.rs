@@ -100,7 +100,11 @@ impl<'a> Observer<'a> {
     ) -> Result<LostPacket, NetlinkError> {
         let out = way.and_then(|way| way.dev.as_ref());
         let out = out.and_then(|dev| self.links.iter().find(|link| link.name == *dev));
-        let out = out.map(|link| (link.name.clone(), link.mtu));
+        let v6 = head.destination.is_ipv6();
+        let out = out.map(|link| {
+            let of_v6 = v6.then(|| mtu_of_v6(self.netns, &link.name)).flatten();
+            (link.name.clone(), of_v6.unwrap_or(link.mtu))
+        });
         let iif = self.link(head.iif).cloned();
         let settings = self.settings(iif.as_ref().map(|link| &link.name), head);
         let nowhere = way.is_some_and(|way| way.errno.is_some());
@@ -267,6 +271,13 @@ fn reversed(packet: &LookupQuery, fib: &Fib, settings: Settings) -> LookupQuery 
         dport: ports(packet.sport),
         ..LookupQuery::to(packet.from.unwrap_or(packet.to))
     }
+}
+
+/// The MTU that IPv6 takes the interface to have, which may be less than its link's
+/// (`net.ipv6.conf.*.mtu`, ip-sysctl.rst).
+fn mtu_of_v6(netns: &NetnsFd, dev: &IfName) -> Option<u32> {
+    let path = format!("net/ipv6/conf/{dev}/mtu");
+    sysctl::read(netns, &[path]).ok()?.pop()?.parse().ok()
 }
 
 /// A sysctl that cannot be read is one that this kernel does not have: it is off.

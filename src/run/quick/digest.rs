@@ -255,6 +255,9 @@ impl Digest<'_, '_> {
         let rules = self.choosing.get_or_insert_with(|| {
             PortRules::of(self.lab.routers.iter().filter(|r| r.name == self.at.router))
         });
+        if rules.is_empty() && !moved {
+            return came.chosen;
+        }
         let packet = Packet::of(Family::of(came.source))
             .with(Field::Protocol, came.protocol.number())
             .with_address(Field::Source, came.source)
