@@ -295,7 +295,7 @@ fn pairs_of_type_and_code_are_types_of_icmpv6() {
     let asks = |kind: u32, pairs: &str| {
         let rule = Rule::of(&format!("icmpv6 type . icmpv6 code {pairs} accept"));
         let packet = Packet::of(Family::V6).with(Field::Protocol, 58_u8);
-        rule.may_match(&packet.with(Field::IcmpType, kind))
+        rule.may_match(&packet.with(Field::Icmpv6Type, kind))
     };
     let some = "{ packet-too-big . no-route, parameter-problem . admin-prohibited, nd-neighbor-solicit . 0 }";
     assert_eq!(asks(135, some), Truth::Yes);

@@ -123,7 +123,7 @@ pub(super) fn reads(key: &str) -> Vec<Field> {
 /// and neighbour discovery, has code 0 (`no-route`), and others are those of errors. None for another key, or
 /// where that cannot be told.
 pub(super) fn kinds_of_icmpv6(key: &str, values: &[&str]) -> Option<Test> {
-    let of = Field::IcmpType;
+    let of = Field::Icmpv6Type;
     if key != "icmpv6 type . icmpv6 code" {
         return None;
     }
