@@ -186,7 +186,11 @@ fn held_by_nft(text: &str) -> Option<Held> {
         _ => return None,
     };
     let elements = match text.split_once("elements = {") {
-        Some((_, rest)) => rest.split_once('}').map(|(inner, _)| inner)?,
+        // A brace within a comment ends no list.
+        Some((_, rest)) => rest
+            .split_once('}')
+            .filter(|(_, behind)| behind.chars().all(|c| c == '}' || c.is_whitespace()))
+            .map(|(inner, _)| inner)?,
         None => "",
     };
     for element in elements.split(',').map(str::trim).filter(|e| !e.is_empty()) {
@@ -200,4 +204,40 @@ fn held_by_nft(text: &str) -> Option<Held> {
         }
     }
     Some(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_known_where_all_of_its_elements_are() {
+        let ports = |ranges: &[(u32, u32)]| Some(Held::Ports(ranges.to_vec()));
+        for (text, held) in [
+            (
+                "type inet_service elements = { 80, 90-91 } }",
+                ports(&[(80, 80), (90, 91)]),
+            ),
+            ("type inet_service }", ports(&[])),
+            (
+                "type inet_service elements = { 80 comment \"web\", 81 } }",
+                ports(&[(80, 80), (81, 81)]),
+            ),
+            (
+                "type inet_service elements = { 80 comment \"a}\", 81 } }",
+                None,
+            ),
+            (
+                "type inet_service elements = { 80 comment \"a,b\", 81 } }",
+                None,
+            ),
+            ("type inet_service flags timeout elements = { 80 } }", None),
+            (
+                "type inet_service . inet_proto elements = { 80 . 6 } }",
+                None,
+            ),
+        ] {
+            assert_eq!(held_by_nft(text), held, "{text}");
+        }
+    }
 }
