@@ -125,8 +125,13 @@ fn configure(world: &World, (number, node): (usize, &Node), prefix: &str, text: 
             .unwrap();
         }
     }
-    for next_hop in &node.next_hops {
-        writeln!(text, "nexthop add {next_hop}").unwrap();
+    // A group is of no family.
+    if !node.next_hops.is_empty() {
+        writeln!(text, "END\nip -n {netns} -batch - <<END").unwrap();
+        for next_hop in &node.next_hops {
+            writeln!(text, "nexthop add {next_hop}").unwrap();
+        }
+        writeln!(text, "END\nip {family} -n {netns} -batch - <<END").unwrap();
     }
     for route in &node.routes {
         writeln!(text, "route add {route}").unwrap();

@@ -187,11 +187,10 @@ impl Chain {
         world: &World,
         mut one: impl FnMut() -> T,
     ) -> Vec<T> {
-        let spread = |node: &Node| {
+        fn spread(node: &Node) -> Vec<(&Node, &String, &Vec<String>)> {
             let routes = node.spread.iter();
-            let routes = routes.map(|(to, by)| (node.name.clone(), to.clone(), by.clone()));
-            routes.collect::<Vec<_>>()
-        };
+            routes.map(|(to, by)| (node, to, by)).collect()
+        }
         // All routes of one router go the same way: they have the same next hops.
         let routers: Vec<Vec<_>> = world.routers.iter().map(spread).collect();
         let routers: Vec<_> = routers.iter().filter(|routes| !routes.is_empty()).collect();
@@ -212,12 +211,17 @@ impl Chain {
         each.collect()
     }
 
-    fn replace(&self, plan: &Plan, router: &str, to: &str, gateway: &str) {
+    fn replace(&self, plan: &Plan, node: &Node, to: &str, gateway: &str) {
+        let router = &node.name;
         let (family, netns) = (if plan.v6 { "-6" } else { "-4" }, self.bed.name(router));
         let any = if plan.v6 { "::/0" } else { "0.0.0.0/0" };
         let to = if to == "default" { any } else { to };
         for what in [
-            format!("route flush exact {to} table main"),
+            match node.next_hops.is_empty() {
+                true => format!("route flush exact {to} table main"),
+                // What ip(8) flushes of a route that refers to an object, the kernel does not take.
+                false => format!("route del {to} table main"),
+            },
             format!("route add {to} via {gateway}"),
         ] {
             let mut command = Command::new("ip");
