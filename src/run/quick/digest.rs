@@ -17,9 +17,9 @@ use crate::{
     },
     lab::{
         Bridges, LabState,
-        trace::{End, Entry, LastHop, Onward, anycast},
+        trace::{End, Entry, LastHop, Onward},
     },
-    model::{IfName, Protocol, RouterName},
+    model::{IfName, RouterName},
     netlink::{
         LookupKind, LookupQuery,
         object::{Family, PolicyRule},
@@ -461,13 +461,6 @@ impl Digest<'_, '_> {
         let kind = netlink.lookup_one(&LookupQuery::to(to));
         let kind = kind.map(|lookup| lookup.kind).ok();
         let ending = match kind {
-            Some(LookupKind::Local) if headers.protocol == Protocol::Tcp && self.is_anycast(to) => {
-                let why = format!(
-                    "{to} is an anycast address of {router} (RFC 4291 section 2.6.1), at which Linux \
-                     takes no connections"
-                );
-                Ending::new(Verdict::No, EndKind::Stopped, why)
-            }
             Some(LookupKind::Local) if sent => Ending::new(
                 Verdict::Yes,
                 EndKind::Itself,
@@ -494,14 +487,6 @@ impl Digest<'_, '_> {
         };
         let lo = "lo".parse().ok();
         Ok(self.exit(hop(self.at, lo, None), vec![Fate::End(ending)]))
-    }
-
-    /// Whether an address is this router's only as the one that all routers of a subnet have.
-    fn is_anycast(&self, address: IpAddr) -> bool {
-        let routers = self.lab.routers.iter().filter(|r| r.name == self.at.router);
-        let interfaces = routers.flat_map(|router| &router.interfaces);
-        let mut own = interfaces.flat_map(|interface| &interface.addresses);
-        own.any(|own| anycast(own.local) == Some(address))
     }
 
     /// Where no reason was looked for, the routes may say why a probe was stopped.
