@@ -205,6 +205,23 @@ pub struct Ruleset {
     pub clock: Clock,
 }
 
+#[cfg(test)]
+impl Ruleset {
+    /// A ruleset that a test wrote.
+    pub(crate) fn for_test(kind: RulesetKind, text: &str) -> Self {
+        Self {
+            kind,
+            text: text.to_owned(),
+            origin: Origin {
+                file: "r".to_owned(),
+                line: 1,
+            },
+            in_one_line: false,
+            clock: Clock::default(),
+        }
+    }
+}
+
 /// What is known of the clock that rules about the time go by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {

@@ -28,7 +28,7 @@ use std::borrow::Cow;
 pub use self::rewritten::Rewritten;
 pub use self::source_port::{OpenPorts, PortChoice};
 pub(super) use self::words::comment;
-pub(crate) use self::words::pieces;
+pub(crate) use self::words::{pieces, words};
 pub use self::{
     caveat::{Alone, Caveat},
     filled::ChangedSets,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 /// Words. A quoted string is one word and keeps its quotes, so that no comment and no log prefix is
 /// taken for a keyword.
-pub(super) fn words(text: &str) -> Vec<&str> {
+pub(crate) fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {

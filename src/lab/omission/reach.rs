@@ -481,18 +481,14 @@ fn nft_priority(words: &[&str]) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::topology::Clock;
 
     fn ruleset(kind: RulesetKind, text: &str) -> Ruleset {
         Ruleset {
-            kind,
-            text: text.to_owned(),
             origin: Origin {
                 file: "r_facts.txt".to_owned(),
                 line: 100,
             },
-            in_one_line: false,
-            clock: Clock::default(),
+            ..Ruleset::for_test(kind, text)
         }
     }
 

@@ -588,20 +588,6 @@ fn nft_line(words: &[&str], chain: Option<&str>, table: &mut RulesetTable) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::topology::{Clock, Origin};
-
-    fn ruleset(kind: RulesetKind, text: &str) -> Ruleset {
-        Ruleset {
-            kind,
-            text: text.to_owned(),
-            origin: Origin {
-                file: "f".to_owned(),
-                line: 1,
-            },
-            in_one_line: false,
-            clock: Clock::default(),
-        }
-    }
 
     /// Kind and extents of line `at` that is left out.
     fn left_out(ruleset: &Ruleset, at: usize) -> (OmissionKind, Vec<RuleExtent>) {
@@ -620,7 +606,7 @@ mod tests {
 
     #[test]
     fn a_rule_is_reached_from_the_hooks_that_lead_to_its_chain() {
-        let rules = ruleset(RulesetKind::Iptables, IPTABLES);
+        let rules = Ruleset::for_test(RulesetKind::Iptables, IPTABLES);
         let (kind, extents) = left_out(&rules, 6);
         assert_eq!(kind, OmissionKind::Rule);
         assert_eq!(extents[0].hooks, Hooks::named("FORWARD"));
@@ -641,7 +627,7 @@ mod tests {
 
     #[test]
     fn nft_chains_are_reached_by_jumps_in_rules_and_maps() {
-        let rules = ruleset(RulesetKind::Nft, NFT);
+        let rules = Ruleset::for_test(RulesetKind::Nft, NFT);
         let hooks = |at: usize| left_out(&rules, at).1[0].hooks;
         assert_eq!(hooks(9), Hooks::named("forward"));
         assert_eq!(hooks(12), Hooks::named("forward"));
@@ -655,11 +641,11 @@ mod tests {
 
     #[test]
     fn an_element_concerns_what_the_rules_that_use_its_set_can_match() {
-        let sets = ruleset(
+        let sets = Ruleset::for_test(
             RulesetKind::Ipset,
             "create bad hash:ip\nadd bad 1.2.3.4\ncreate all list:set\nadd all bad\n",
         );
-        let rules = ruleset(
+        let rules = Ruleset::for_test(
             RulesetKind::Iptables,
             "*filter\n:FORWARD ACCEPT [0:0]\n\
              -A FORWARD -p tcp --dport 80 -m set --match-set all src -j DROP\n\

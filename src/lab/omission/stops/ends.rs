@@ -224,22 +224,12 @@ mod tests {
     use super::*;
     use crate::{
         firewall::rule::{Field, Packet, TrackingState},
-        lab::topology::{Clock, Origin, Ruleset, RulesetKind},
+        lab::topology::{Ruleset, RulesetKind},
         netlink::object::Family,
     };
 
     fn asked(kind: RulesetKind, text: &str) -> Option<(bool, String)> {
-        let origin = Origin {
-            file: "r".to_owned(),
-            line: 1,
-        };
-        let filters = Filters::of(&[Ruleset {
-            kind,
-            text: text.to_owned(),
-            origin,
-            in_one_line: false,
-            clock: Clock::UTC,
-        }]);
+        let filters = Filters::of(&[Ruleset::for_test(kind, text)]);
         let packet = Packet::of(Family::V4)
             .with(Field::Protocol, 6u32)
             .with(Field::SourcePort, 80u32)

@@ -2,7 +2,7 @@
 
 use super::{Filters, PossibleStop, StopQuery};
 use crate::{
-    firewall::rule::{Field, Packet},
+    firewall::rule::{Field, Packet, words},
     model::IfName,
 };
 
@@ -76,7 +76,7 @@ pub(super) fn of_other_tests(
     leaves: Option<&IfName>,
 ) -> Option<String> {
     let mut rest: Vec<&str> = Vec::new();
-    let mut words = text.split_whitespace().peekable();
+    let mut words = words(text).into_iter().peekable();
     let mut negated = false;
     while let Some(word) = words.next() {
         let is = match word {
@@ -109,7 +109,7 @@ pub(super) fn of_other_tests(
 
 /// Whether a rule of nft(8) is for ARP alone, and so not for packets.
 pub(super) fn is_for_arp(text: &str) -> bool {
-    let words: Vec<&str> = text.split_whitespace().collect();
+    let words = words(text);
     let mut tests = words.windows(3);
     tests.any(|test| matches!(test, ["ether", "type", "arp"] | ["meta", "protocol", "arp"]))
 }
@@ -127,23 +127,13 @@ fn fits(name: &str, port: Option<&IfName>) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        lab::topology::{Clock, Origin, Ruleset, RulesetKind},
+        lab::topology::{Ruleset, RulesetKind},
         netlink::object::Family,
     };
 
     /// What of `text` stops a packet to 81/tcp that goes from eth0 to eth1 of br0, and whether surely.
     fn stop(kind: RulesetKind, text: &str, meets_ip_rules: bool) -> Option<bool> {
-        let origin = Origin {
-            file: "f".to_owned(),
-            line: 1,
-        };
-        let filters = Filters::of(&[Ruleset {
-            kind,
-            text: text.to_owned(),
-            origin,
-            in_one_line: false,
-            clock: Clock::UTC,
-        }]);
+        let filters = Filters::of(&[Ruleset::for_test(kind, text)]);
         let address = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
         let packet = Packet::of(Family::V4)
             .with(Field::Protocol, 6_u8)
@@ -193,6 +183,10 @@ mod tests {
                 "-m physdev --physdev-is-bridged -m set --match-set s src -j DROP",
                 Some(false),
             ),
+            (
+                "-m comment --comment \"not --physdev-in eth1 now\" -m physdev --physdev-in eth0 -j DROP",
+                Some(true),
+            ),
             ("-i br0 -o br0 -j DROP", Some(true)),
             ("-i eth0 -j DROP", None),
         ] {
@@ -222,6 +216,12 @@ mod tests {
                 Some(true),
             ),
             ("forward", "iifname \"eth1\" drop", None),
+            ("forward", "ether type arp drop", None),
+            (
+                "forward",
+                "tcp dport 81 drop comment \"as ether type arp is\"",
+                Some(true),
+            ),
             ("forward", "iifname \"br0\" drop", None),
             ("prerouting", "ip saddr 10.1.0.0/16 drop", Some(true)),
             ("postrouting", "ip saddr @bad drop", Some(false)),
