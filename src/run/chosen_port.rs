@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use crate::{
-    firewall::rule::{Packet, PortChoice, Rule},
+    firewall::rule::{OpenPorts, Packet, PortChoice, Rule},
     lab::RouterState,
 };
 
@@ -17,6 +17,30 @@ pub struct ChosenPorts {
     pub ports: PortChoice,
     /// Whether a packet from one and the same port may get another one each time.
     pub drawn: bool,
+}
+
+impl ChosenPorts {
+    /// What a rule of this text chooses from; none where it chooses no source ports.
+    pub(crate) fn by(rule: &Rule, text: &str) -> Option<Self> {
+        let to = rule.translation().filter(|to| to.source)?;
+        let named = to.to.iter().filter_map(|goal| goal.ports);
+        let named = named.map(|(first, last)| PortChoice { first, last });
+        let named = named.reduce(PortChoice::and);
+        // What a map gives that is not there in full may be any port.
+        let unread = to.to.is_empty() && text.contains(" map ");
+        let drawn = to.random || unread;
+        let ports = named.or_else(|| drawn.then_some(PortChoice::OF_ROUTERS))?;
+        Some(Self { ports, drawn })
+    }
+
+    /// These, where a packet that came from `port` may have another of them; `any` where it may have come
+    /// from others.
+    pub(crate) fn open(self, port: u16, any: bool) -> OpenPorts {
+        match any || self.drawn || !self.ports.has(port) {
+            true => OpenPorts::Translated(self.ports),
+            false => OpenPorts::None,
+        }
+    }
 }
 
 /// The rules of routers that choose source ports.
@@ -39,7 +63,17 @@ impl PortRules {
         Self::of_texts(routers.into_iter().flat_map(|r| &r.translating))
     }
 
-    fn of_texts<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Self {
+    /// The texts of `router` that may choose source ports, told without reading them.
+    pub(crate) fn texts(router: &RouterState) -> impl Iterator<Item = &String> {
+        let names = |text: &str, words: &[&str]| words.iter().any(|word| text.contains(word));
+        let sources = ["MASQUERADE", "SNAT", "NETMAP", "masquerade", "snat"];
+        let chooses = [":", "random", "--to-ports", " map "];
+        let texts = router.translating.iter();
+        texts.filter(move |text| names(text, &sources) && names(text, &chooses))
+    }
+
+    /// Those of rules with these texts.
+    pub(crate) fn of_texts<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Self {
         let mut rules = Self::default();
         for text in texts {
             let rule = Rule::of(text.as_ref());
@@ -59,16 +93,21 @@ impl PortRules {
         self.translate_destinations
     }
 
+    /// What they may choose from for such a packet; none where they choose nothing for it.
+    pub(crate) fn for_packet(&self, packet: &Packet) -> Option<ChosenPorts> {
+        self.all(|choosing| choosing.rule.concerns(packet))
+    }
+
     /// What `port` of a packet that such rules may have given the address `source` was chosen from; none
     /// where they choose none, or others. `packet` is what is known of it.
     pub(crate) fn about(&self, packet: &Packet, source: IpAddr, port: u16) -> Option<ChosenPorts> {
-        let may =
-            |choosing: &&PortRule| choosing.gives(source, port) && choosing.rule.concerns(packet);
-        let all = self
-            .choosing
-            .iter()
-            .filter(may)
-            .map(|choosing| choosing.ports);
+        self.all(|choosing| choosing.gives(source, port) && choosing.rule.concerns(packet))
+    }
+
+    /// What those that `may` do so choose from.
+    fn all(&self, may: impl Fn(&PortRule) -> bool) -> Option<ChosenPorts> {
+        let all = self.choosing.iter().filter(|choosing| may(choosing));
+        let all = all.map(|choosing| choosing.ports);
         all.reduce(|a, b| ChosenPorts {
             ports: a.ports.and(b.ports),
             drawn: a.drawn || b.drawn,
@@ -78,18 +117,8 @@ impl PortRules {
 
 impl PortRule {
     fn of(rule: Rule, text: &str) -> Option<Self> {
-        let to = rule.translation().filter(|to| to.source)?;
-        let named = to.to.iter().filter_map(|goal| goal.ports);
-        let named = named.map(|(first, last)| PortChoice { first, last });
-        let named = named.reduce(PortChoice::and);
-        // What a map gives that is not there in full may be any port.
-        let unread = to.to.is_empty() && text.contains(" map ");
-        let drawn = to.random || unread;
-        let ports = named.or_else(|| drawn.then_some(PortChoice::OF_ROUTERS))?;
-        Some(Self {
-            ports: ChosenPorts { ports, drawn },
-            rule,
-        })
+        let ports = ChosenPorts::by(&rule, text)?;
+        Some(Self { rule, ports })
     }
 
     /// Whether it can have given a packet this address and port.

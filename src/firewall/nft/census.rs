@@ -157,7 +157,8 @@ fn base(at: TableFamily, attributes: Attributes<'_>) -> Option<Base> {
     // `NF_INET_*`; of a device, `NF_NETDEV_INGRESS` is 0.
     let point = match (at, hook.number) {
         (TableFamily::NETDEV, 0) | (_, 5) => HookPoint::Ingress,
-        (TableFamily::NETDEV, _) => return None,
+        // Chains of a device's egress are the last ones.
+        (TableFamily::NETDEV, _) => HookPoint::Postrouting,
         (_, 0) => HookPoint::Prerouting,
         (_, INPUT) => HookPoint::Input,
         (_, 2) => HookPoint::Forward,
@@ -166,7 +167,10 @@ fn base(at: TableFamily, attributes: Attributes<'_>) -> Option<Base> {
     };
     (!is_own(&chain.table)).then_some(Base {
         hook: point,
-        priority: hook.priority,
+        priority: match (at, point) {
+            (TableFamily::NETDEV, HookPoint::Postrouting) => i32::MAX,
+            _ => hook.priority,
+        },
         policy_drops: chain.policy_drops,
         place: RulePlace {
             family: at,

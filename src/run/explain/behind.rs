@@ -12,7 +12,7 @@ use crate::{
             trace::{ProbeExit, StoppedBy, Trail},
         },
         place::HookPoint,
-        rule::Packet,
+        rule::{Field, OpenPorts, Packet},
     },
     run::packet::Headers,
 };
@@ -57,7 +57,7 @@ pub(super) fn behind(
         if chain.policy_drops {
             return Ok(Some(format!("{PAST}the policy of {rules} may stop it")));
         }
-        let subject = subject(headers, trail);
+        let subject = leaving(reader, headers, trail)?;
         let mut all = rules.rules.iter().zip(rules.parsed.iter());
         let stopping = all.find(|(_, rule)| rule.may_stop() && rule.concerns(&subject));
         if let Some((rule, _)) = stopping {
@@ -65,6 +65,22 @@ pub(super) fn behind(
         }
     }
     Ok(None)
+}
+
+/// What rules behind the last tap may see of a probe, which has the source port that this router chose.
+fn leaving(
+    reader: &mut RuleReader<'_>,
+    headers: &Headers,
+    trail: Option<&Trail>,
+) -> Result<Packet, ExplainError> {
+    let subject = subject(headers, trail);
+    let chosen = trail.map(|trail| reader.chosen(trail, headers.source_port));
+    Ok(match chosen.transpose()? {
+        Some(OpenPorts::Translated(ports)) => {
+            subject.within(Field::SourcePort, ports.first.into(), ports.last.into())
+        }
+        _ => subject,
+    })
 }
 
 /// A rule of an ingress chain that a packet of another sender may be stopped by, where the probe was

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     firewall::{
-        Caveat, RulePlace,
+        Caveat, RulePlace, TableFamily,
         iptables::{step::LegacyStep, trace::LegacyRules},
         nft::{
             census, is_own,
@@ -17,7 +17,8 @@ use crate::{
         },
         place::HookPoint,
         rule::{
-            Alone, ChangedSets, Field, Packet, Rule, RuleVerdict, TrackingState,
+            Alone, ChangedSets, Field, OpenPorts, Packet, PortChoice, Rule, RuleVerdict,
+            TrackingState,
             walk::{
                 ChainRules, Led, Program, RoutedTo, RuleNumber, SeenPacket, Suppose, WalkEnd,
                 WayEnds,
@@ -60,6 +61,7 @@ impl RouterRules {
     ) -> Result<Program, ExplainError> {
         let mut program = self.program.clone();
         note(&mut program, reader, &met.trail.steps)?;
+        leave_out_devices(&mut program);
         if let Some((rules, steps)) = met.legacy {
             rules.note_in(steps, &mut program);
         }
@@ -88,7 +90,8 @@ impl RouterRules {
         {
             end.fate = WalkEnd::Stopped;
         }
-        let program = self.noted(reader, met)?;
+        let mut program = self.noted(reader, met)?;
+        open_ports(&mut program, explained);
         let out = observer.name(met.trail.head.oif).map(ToString::to_string);
         let seen = seen(&program, met, out.clone(), &end);
         let head = met.trail.head;
@@ -313,6 +316,39 @@ fn open_sets(program: &mut Program) {
             chain.rules = rules.collect();
         }
     }
+}
+
+/// Makes rules that a port concerns which this router chose depend on more than the packet.
+fn open_ports(program: &mut Program, explained: &Explained) {
+    let by_port = |(caveat, _): &&(Caveat, RuleText)| matches!(caveat, Caveat::SourcePort(_));
+    for (_, rule) in explained.caveats.iter().filter(by_port) {
+        let at = rule.position.and_then(|position| position.checked_sub(1));
+        let chain = program
+            .number(&rule.place)
+            .and_then(|chain| program.chains.get_mut(chain));
+        let (Some(chain), Some(at)) = (chain, at) else {
+            continue;
+        };
+        let mut rules = chain.rules.to_vec();
+        if let Some(open) = rules.get_mut(at) {
+            open.leave_source_port_open(OpenPorts::Translated(PortChoice::OF_ROUTERS));
+            chain.rules = rules.into();
+        }
+    }
+}
+
+/// Leaves out chains at the egress of devices by which the packet did not leave.
+fn leave_out_devices(program: &mut Program) {
+    let mut bases = std::mem::take(&mut program.bases);
+    bases.retain(|base| {
+        let egress =
+            (base.place.family, base.hook) == (TableFamily::NETDEV, HookPoint::Postrouting);
+        let chain = program
+            .number(&base.place)
+            .and_then(|chain| program.chains.get(chain));
+        !egress || chain.is_some_and(|chain| chain.visited)
+    });
+    program.bases = bases;
 }
 
 /// Adds chains and those that they call.

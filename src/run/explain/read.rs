@@ -1,6 +1,7 @@
 //! From the way of a probe to the reason, with the texts of the rules that it met.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fs,
     sync::Arc,
@@ -18,13 +19,14 @@ use crate::{
             NftSocket, is_own,
             trace::{StepKind, StoppedBy, TraceDecision, TraceStep, Trail},
         },
-        rule::{Field, Packet, TrackingState, entries},
+        rule::{Field, OpenPorts, Packet, TrackingState, entries},
         ruletext::{RuleBook, RuleSource, RuleText, TextChain},
     },
     model::Protocol,
     netlink::object::Family,
     netns::NetnsFd,
     run::{
+        chosen_port::ChosenPorts,
         outside::OutsideReason,
         packet::{Headers, Probe, ip_length},
     },
@@ -91,7 +93,10 @@ impl<'a> RuleReader<'a> {
             (None, None) => Reason::Outside(OutsideReason::NotSeen(Vec::new())),
         };
         let caveats = match trail {
-            Some(trail) => self.caveats(trail, &subject(&probe.headers, Some(trail)))?,
+            Some(trail) => {
+                let subject = subject(&probe.headers, Some(trail));
+                self.caveats(trail, &subject, probe.headers.source_port)?
+            }
             None => Vec::new(),
         };
         Ok(Explained {
@@ -159,13 +164,16 @@ impl<'a> RuleReader<'a> {
     }
 
     /// Rules that a packet was held against and that decide by more than the packet; `subject` is what
-    /// they may see of it.
+    /// they may see of it, which came from `port`.
     pub(super) fn caveats(
         &mut self,
         trail: &Trail,
         subject: &Packet,
+        port: u16,
     ) -> Result<Vec<(Caveat, RuleText)>, ExplainError> {
         let mut found = Vec::new();
+        let any = self.book.open_ports() != OpenPorts::None;
+        let mut chosen = OpenPorts::None;
         let visited = visited(&trail.steps).into_iter();
         // Other jobs' tables see the probe, and neither stop nor change it.
         for (place, end) in visited.filter(|(place, _)| !is_own(&place.table)) {
@@ -174,12 +182,31 @@ impl<'a> RuleReader<'a> {
             self.note_memories(trail, &chain, end, subject);
             let asked = end.map_or(chain.rules.len(), |end| end + 1);
             for (rule, parsed) in chain.rules.iter().zip(chain.parsed.iter()).take(asked) {
+                let mut parsed = Cow::Borrowed(parsed);
+                if parsed.tells_ports_apart(chosen) {
+                    parsed.to_mut().leave_source_port_open(chosen);
+                }
                 if let Some(caveat) = parsed.caveat().filter(|_| parsed.concerns(subject)) {
                     found.push((caveat.clone(), rule.clone()));
                 }
             }
+            // What stands behind a rule of this router that chooses a port is asked about that one.
+            chosen = chosen_by(&chain, trail).map_or(chosen, |ports| ports.open(port, any));
         }
         Ok(found)
+    }
+
+    /// From which ports this router chose one for a packet that came from `port`.
+    pub(super) fn chosen(&mut self, trail: &Trail, port: u16) -> Result<OpenPorts, ExplainError> {
+        let any = self.book.open_ports() != OpenPorts::None;
+        let mut chosen = OpenPorts::None;
+        for (place, _) in visited(&trail.steps) {
+            if !is_own(&place.table) {
+                let ports = chosen_by(&*self.chain(&place)?, trail);
+                chosen = ports.map_or(chosen, |ports| ports.open(port, any));
+            }
+        }
+        Ok(chosen)
     }
 
     /// Notes rules that remember the probe.
@@ -191,17 +218,26 @@ impl<'a> RuleReader<'a> {
         subject: &Packet,
     ) {
         let asked = end.map_or(chain.rules.len(), |end| end + 1);
-        let matched = |at: usize| {
-            let place = &chain.rules[at].place;
-            let mut steps = trail.steps.iter();
-            steps.any(|step| step.place == *place && step.kind == StepKind::Rule)
-        };
+        let matched = |at: usize| matched(&chain.rules[at], trail);
         for (at, where_to) in entries(&chain.parsed, asked, matched, subject) {
             let rule = &chain.rules[at];
             self.warnings
                 .insert(format!("probes left an entry in {where_to} by {rule}"));
         }
     }
+}
+
+/// Whether a rule was seen to match.
+fn matched(rule: &RuleText, trail: &Trail) -> bool {
+    let is_it = |step: &TraceStep| step.place == rule.place && step.kind == StepKind::Rule;
+    trail.steps.iter().any(is_it)
+}
+
+/// What a rule of the chain that was seen to match chose the source port from.
+fn chosen_by(chain: &TextChain, trail: &Trail) -> Option<ChosenPorts> {
+    let rules = chain.rules.iter().zip(chain.parsed.iter());
+    let mut chosen = rules.filter(|(rule, _)| matched(rule, trail));
+    chosen.find_map(|(rule, parsed)| ChosenPorts::by(parsed, rule.text.as_deref()?))
 }
 
 /// The queues of a namespace that somebody listens to.

@@ -63,7 +63,7 @@ fn found(
         true => subject(&watched.headers, Some(trail)),
         false => of_any_state(&watched.headers, trail),
     };
-    let caveats = reader.caveats(trail, &subject)?;
+    let caveats = reader.caveats(trail, &subject, watched.headers.source_port)?;
     let family = Family::of(watched.headers.destination);
     let asks = watched.is_first || !caveats.is_empty();
     if !asks {

@@ -41,6 +41,7 @@ use crate::{
     processors,
     registry::Owner,
     run::{
+        chosen_port::PortRules,
         explain::{self, Explainer, Explanation, Scrutiny},
         outside::OutsideReason,
         packet::{Headers, Probe, position},
@@ -83,6 +84,8 @@ pub(super) struct Plan {
     any_port: bool,
     /// What routers of the lab rewrite that probes do not carry to the next one.
     rewritten: Rewritten,
+    /// The rules of each router that choose source ports, as text.
+    choosing: Vec<(RouterName, Vec<String>)>,
     /// As the source sends them.
     pub(super) probes: Vec<Probe>,
     pub(super) catalogue: Catalogue,
@@ -153,6 +156,15 @@ fn rewritten(lab: &Lab) -> Rewritten {
     }))
 }
 
+/// The rules of a lab's routers that choose source ports, as text.
+fn choosing(lab: &Lab) -> Vec<(RouterName, Vec<String>)> {
+    let routers = lab.routers.iter();
+    let texts = routers.map(|r| (r.name.clone(), PortRules::texts(r).cloned().collect()));
+    texts
+        .filter(|(_, texts): &(_, Vec<String>)| !texts.is_empty())
+        .collect()
+}
+
 impl Plan {
     /// The plan for all services of all `pairs`, which are of one family: each is a question of its
     /// own, with an index of its own.
@@ -209,6 +221,7 @@ impl Plan {
             seed,
             any_port: terms.source_port.is_none(),
             rewritten: rewritten(lab),
+            choosing: choosing(lab),
             probes,
             catalogue,
             pair_of,
@@ -583,17 +596,34 @@ impl Plan {
             return BTreeMap::new();
         }
         let came_by = visit.at.iface_in.as_ref();
+        let choosing = self.choosing_at(&visit.at.router);
         let passed = asked.unlooked.iter().filter_map(|probe| {
-            let ports = probe.headers.open_ports(self.any_port);
-            let why = scrutiny.left_open(&probe.headers, came_by, ports)?;
+            let mut ports = self.ports_at(&choosing, &probe.headers);
+            let why = ports.find_map(|ports| scrutiny.left_open(&probe.headers, came_by, ports))?;
             Some((probe.index, (Verdict::Unknown, why)))
         });
         let stopped = asked.stopped.iter().filter_map(|probe| {
-            let ports = probe.headers.open_ports(self.any_port);
-            let why = scrutiny.stopped_by_more(&probe.headers, ports)?;
+            let mut ports = self.ports_at(&choosing, &probe.headers);
+            let why = ports.find_map(|ports| scrutiny.stopped_by_more(&probe.headers, ports))?;
             Some((probe.index, (Verdict::Unknown, why)))
         });
         passed.chain(stopped).collect()
+    }
+
+    /// The rules of a router that choose source ports.
+    fn choosing_at(&self, router: &RouterName) -> PortRules {
+        let here = self.choosing.iter().find(|(name, _)| name == router);
+        PortRules::of_texts(here.into_iter().flat_map(|(_, texts)| texts))
+    }
+
+    /// Which source ports a probe may have had as well, as it comes and behind rules of the router itself
+    /// that choose one.
+    fn ports_at(&self, choosing: &PortRules, headers: &Headers) -> impl Iterator<Item = OpenPorts> {
+        let packet = Packet::of(Family::of(headers.destination))
+            .with(Field::Protocol, headers.protocol.number());
+        let here = choosing.for_packet(&packet);
+        let here = here.map(|ports| ports.open(headers.source_port, self.any_port));
+        std::iter::once(headers.open_ports(self.any_port)).chain(here)
     }
 
     /// Explains probes, those together whose source ports are open alike: rules are read for these.

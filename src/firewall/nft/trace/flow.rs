@@ -27,8 +27,8 @@ use std::{
 };
 
 use super::{
-    EVENT_BUFFER, NftError, PacketHead, ProbeExit, Reached, StoppedBy, TraceSockets, TraceStep,
-    Trail,
+    EVENT_BUFFER, NftError, PacketHead, ProbeExit, Reached, StoppedBy, TraceDecision, TraceSockets,
+    TraceStep, Trail,
     event::{StepKind, TraceEvent},
     head::Ip,
     read_events,
@@ -248,16 +248,28 @@ impl FlowPacket {
     #[must_use]
     pub fn stopped_by(&self) -> StoppedBy<'_> {
         match self.reached {
-            Reached {
-                hook: HookPoint::Postrouting,
-                whole: true,
-            } => StoppedBy::Nothing(ProbeExit::Out),
+            reached if self.has_left() => match self.dropped_by_device() {
+                Some(step) => stopped_by(Some(step), reached),
+                None => StoppedBy::Nothing(ProbeExit::Out),
+            },
             Reached {
                 hook: HookPoint::Input,
                 whole: true,
             } => StoppedBy::Nothing(ProbeExit::Local),
             reached => stopped_by(self.steps.last().filter(|_| self.ends_with_step), reached),
         }
+    }
+
+    /// Whether it came past the last chain of IP on its way out.
+    fn has_left(&self) -> bool {
+        self.reached.whole && self.reached.hook == HookPoint::Postrouting
+    }
+
+    /// Where a chain of a device's egress dropped it, behind all of IP.
+    fn dropped_by_device(&self) -> Option<&TraceStep> {
+        let last = self.steps.last().filter(|_| self.ends_with_step)?;
+        let drops = last.decision == TraceDecision::Drop;
+        (drops && last.place.family == TableFamily::NETDEV).then_some(last)
     }
 
     /// The same as the way of a probe, whose headers were `head` when they were last shown.
@@ -308,7 +320,7 @@ impl FlowPacket {
             return;
         }
         let hook = match event.family {
-            TableFamily::NETDEV => HookPoint::Ingress,
+            TableFamily::NETDEV if !self.has_left() => HookPoint::Ingress,
             _ => self.hook(),
         };
         self.ends_with_step = true;
