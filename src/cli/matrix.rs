@@ -212,6 +212,7 @@ fn column_width(column: &Column<'_>) -> usize {
     [
         column.router.name.as_str().len(),
         way(column.router).len(),
+        place(column.router).len(),
         if cells.any(|cell| !cell.reached) {
             "(UNKNOWN)".len()
         } else {
@@ -221,6 +222,16 @@ fn column_width(column: &Column<'_>) -> usize {
     .into_iter()
     .max()
     .unwrap_or(0)
+}
+
+/// What is unlike others about the router's place.
+fn place(router: &RouterReport) -> String {
+    let text = match router {
+        RouterReport { bridged: true, .. } => "by a bridge",
+        RouterReport { on_way: false, .. } => "not on the way",
+        _ => "",
+    };
+    text.to_owned()
 }
 
 /// The interfaces between which the router forwards.
@@ -244,14 +255,11 @@ fn print_block(
         }
         writeln!(out)
     };
-    let off_way = |router: &RouterReport| {
-        let text = if router.on_way { "" } else { "not on the way" };
-        text.to_owned()
-    };
     head(out, "service", &|router| router.name.to_string())?;
     head(out, "", &way)?;
-    if columns.iter().any(|column| !column.router.on_way) {
-        head(out, "", &off_way)?;
+    let routers = || columns.iter().map(|column| column.router);
+    if routers().any(|router| router.bridged || !router.on_way) {
+        head(out, "", &place)?;
     }
     for line in lines {
         write!(out, "{:labels$}", line.span.to_string())?;
@@ -352,6 +360,7 @@ mod tests {
             iface_out: None,
             next_hop: None,
             on_way: true,
+            bridged: false,
             services: results.iter().map(service).collect(),
         }
     }
@@ -401,6 +410,20 @@ mod tests {
         )
         .unwrap();
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_router_at_layer_2_has_a_column_that_says_so() {
+        let mut bridge = router("f", &[(22, Verdict::Yes), (80, Verdict::No)]);
+        bridge.bridged = true;
+        let plain = router("a", &[(22, Verdict::Yes), (80, Verdict::Yes)]);
+        let text = show(vec![plain.clone(), bridge], 80);
+        assert!(text.contains("\n                  by a bridge\n"), "{text}");
+        assert!(
+            text.contains("f: NO 80/tcp: dropped by the policy"),
+            "{text}"
+        );
+        assert!(!show(vec![plain], 80).contains("bridge"));
     }
 
     #[test]

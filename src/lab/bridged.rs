@@ -74,6 +74,8 @@ pub(crate) struct Bridges<'a> {
     routers: Vec<(&'a RouterState, Filters)>,
 }
 
+type Ends<'b> = &'b [(RouterName, IfName)];
+
 /// A router that a packet passes at layer 2.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Crossing<'b> {
@@ -81,6 +83,8 @@ pub(crate) struct Crossing<'b> {
     /// The ports by which it comes and leaves.
     pub(crate) comes: &'b IfName,
     pub(crate) leaves: &'b IfName,
+    /// Who is behind these ports.
+    behind: (Ends<'b>, Ends<'b>),
     bridge: Option<&'b InterfaceState>,
     filters: &'b Filters,
     /// Whether these have every rule that may stop a packet.
@@ -120,7 +124,8 @@ impl<'a> Bridges<'a> {
         self.routers.is_empty()
     }
 
-    /// The routers that packets pass at layer 2 from one end to the other.
+    /// The routers that packets pass at layer 2 from one end to the other, in their order as far as one is
+    /// known to be behind a port of another.
     pub(crate) fn between(&self, from: WireEnd<'_>, to: WireEnd<'_>) -> Vec<Crossing<'_>> {
         let tagged = self.is_tagged(from) || self.is_tagged(to);
         let mut found = Vec::new();
@@ -135,13 +140,24 @@ impl<'a> Bridges<'a> {
                 router: &router.name,
                 comes: &comes.name,
                 leaves: &leaves.name,
+                behind: (&comes.link.ends, &leaves.link.ends),
                 bridge,
                 filters,
                 reads_all: !router.rulesets.iter().any(has_nat_chains),
                 tagged: tagged || bridge.is_none_or(|bridge| bridge.link.heeds_vlans),
             });
         }
-        found
+        let mut ordered = Vec::with_capacity(found.len());
+        while !found.is_empty() {
+            let is_first = |one: &Crossing<'_>| {
+                !found
+                    .iter()
+                    .any(|other: &Crossing<'_>| other.is_before(one))
+            };
+            let first = found.iter().position(is_first).unwrap_or(0);
+            ordered.push(found.remove(first));
+        }
+        ordered
     }
 
     /// Whether an interface gives its frames a tag.
@@ -189,6 +205,14 @@ impl<'a> Bridges<'a> {
 }
 
 impl Crossing<'_> {
+    /// Whether packets are known to pass it before another.
+    fn is_before(&self, other: &Self) -> bool {
+        let has = |ends: Ends<'_>, of: &Self| {
+            self.router != other.router && ends.iter().any(|(router, _)| router == of.router)
+        };
+        has(self.behind.1, other) || has(other.behind.0, self)
+    }
+
     /// What becomes of a packet there, of which all is known but for interfaces.
     pub(crate) fn passing(&self, packet: &Packet) -> Passing {
         let Some(bridge) = self.bridge else {

@@ -220,7 +220,10 @@ pub struct RouterReport {
     /// Whether some service's packet really came here.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub on_way: bool,
-    /// One entry per service that was measured here, in the order asked for.
+    /// Whether it passes the packets on at layer 2, from one port of a bridge to another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bridged: bool,
+    /// One entry per service that was measured here, or passed it, in the order asked for.
     pub services: Vec<ServiceReport>,
 }
 
@@ -340,6 +343,7 @@ mod tests {
                 iface_out: None,
                 next_hop: None,
                 on_way: true,
+                bridged: false,
                 services: vec![ServiceReport {
                     port: 80,
                     protocol: Protocol::Tcp,

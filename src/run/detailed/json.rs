@@ -288,6 +288,12 @@ fn reachability(result: &ServiceResult) -> Value {
 #[must_use]
 pub fn as_quick(report: &DetailedReport) -> Vec<RouterReport> {
     let routers = report.routers.iter();
+    let is_bridge = |name: &RouterName| {
+        let ends = report.services.iter().map(|service| &service.end);
+        let legs = ends.flat_map(|end| end.way.iter().chain(&end.answer));
+        let mut legs = legs.filter(|leg| leg.router == *name).peekable();
+        legs.peek().is_some() && legs.all(|leg| leg.bridged.is_some())
+    };
     let services = |name: &'_ RouterName| {
         let tests = report.services.iter();
         let tests = tests.filter_map(|s| Some((s.service, s.at(name)?)));
@@ -305,6 +311,7 @@ pub fn as_quick(report: &DetailedReport) -> Vec<RouterReport> {
                 .iter()
                 .filter_map(|s| s.at(&router.name))
                 .any(RouterTest::counts),
+            bridged: is_bridge(&router.name),
             services: services(&router.name),
         })
         .collect()

@@ -2,13 +2,16 @@
 
 use std::{mem, sync::Arc};
 
-use super::{Terms, walk::WayEnd};
+use super::{
+    Terms,
+    walk::{Crossed, WayEnd},
+};
 use crate::{
     lab::{Bridges, Crossing},
-    model::Protocol,
+    model::{Protocol, Service},
     run::{
         bridged,
-        report::{EndKind, Leg, LegHop, Verdict},
+        report::{EndKind, Leg, LegHop, RouterReport, ServiceReport, Verdict},
     },
 };
 
@@ -34,6 +37,10 @@ pub(super) fn cross(bridges: &Bridges<'_>, protocol: Protocol, terms: &Terms, wa
         );
         for crossing in bridges.between(from, to) {
             let (verdict, why) = bridged::verdict(&crossing, &packet, terms.trust_facts);
+            way.crossed.push(Crossed {
+                leg: way.legs.len(),
+                why: (!why.is_empty()).then(|| why.as_str().into()),
+            });
             way.legs.push(crossed(&crossing, verdict, leg));
             if verdict == Verdict::Yes {
                 way.note(&why);
@@ -50,6 +57,76 @@ pub(super) fn cross(bridges: &Bridges<'_>, protocol: Protocol, terms: &Terms, wa
             return;
         }
     }
+}
+
+/// Puts a row for each router that ways pass at layer 2 behind that of the router before it; `order` has
+/// the numbers of the services' ways.
+pub(super) fn add_rows(
+    rows: &mut Vec<RouterReport>,
+    services: &[Service],
+    order: &[u32],
+    ways: &[Vec<WayEnd>],
+) {
+    for (service, &index) in services.iter().zip(order) {
+        for way in ways.get(index as usize).into_iter().flatten() {
+            for crossed in &way.crossed {
+                let before = crossed.leg.checked_sub(1).and_then(|at| way.legs.get(at));
+                let (Some(before), Some(leg)) = (before, way.legs.get(crossed.leg)) else {
+                    continue;
+                };
+                let verdict = leg.hop.bridged.unwrap_or(Verdict::Unknown);
+                let row = row(rows, &before.hop, &leg.hop);
+                put(row, *service, verdict, crossed.why.as_ref());
+            }
+        }
+    }
+}
+
+/// The row of a router that is passed at layer 2, which is made behind that of the hop before it.
+fn row<'a>(rows: &'a mut Vec<RouterReport>, before: &LegHop, hop: &LegHop) -> &'a mut RouterReport {
+    let at = |row: &RouterReport, hop: &LegHop| {
+        (&row.name, &row.iface_in) == (&hop.router, &hop.iface_in)
+            && row.bridged == hop.bridged.is_some()
+    };
+    let known = rows
+        .iter()
+        .position(|row| at(row, hop) && row.iface_out == hop.iface_out);
+    let place = known.unwrap_or_else(|| {
+        let place = rows.iter().position(|row| at(row, before));
+        let place = place.map_or(rows.len(), |place| place + 1);
+        let row = RouterReport {
+            name: hop.router.clone(),
+            iface_in: hop.iface_in.clone(),
+            iface_out: hop.iface_out.clone(),
+            next_hop: None,
+            on_way: true,
+            bridged: true,
+            services: Vec::new(),
+        };
+        rows.insert(place, row);
+        place
+    });
+    &mut rows[place]
+}
+
+/// Notes a service's verdict in a row. Where its ways have several there, that is not known.
+fn put(row: &mut RouterReport, service: Service, result: Verdict, why: Option<&Arc<str>>) {
+    if let Some(last) = row.services.last_mut()
+        && last.service() == service
+    {
+        if last.result != result {
+            last.result = Verdict::Unknown;
+            last.reason = last.reason.take().or_else(|| why.cloned());
+        }
+        return;
+    }
+    row.services.push(ServiceReport {
+        port: service.port,
+        protocol: service.protocol,
+        result,
+        reason: why.cloned(),
+        reached: true,
+    });
 }
 
 fn crossed(crossing: &Crossing<'_>, verdict: Verdict, before: &Leg) -> Leg {

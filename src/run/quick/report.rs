@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
-    QuickAnswer, QuickClosing, QuickJob, Terms,
+    QuickAnswer, QuickClosing, QuickJob, Terms, bridges,
     plan::Plan,
     rounds::Through,
     visit::ENDS_HERE,
@@ -124,7 +124,8 @@ pub(super) fn assemble(
     let reached = Reached::new(&through.visited, &through.ways);
     let order = plan.catalogue.in_order_asked();
     let place = (order, through.aside.as_slice());
-    let rows = rows(frame.job, place, &through.visited, &reached);
+    let mut rows = rows(frame.job, place, &through.visited, &reached);
+    bridges::add_rows(&mut rows, &frame.job.services, order, &through.ways);
     let services = frame.job.services.iter().zip(order);
     let mut ways = through.ways;
     let end_to_end = services
@@ -335,6 +336,7 @@ fn rows(
             next_hop,
             on_way: !aside.contains(&visit.at)
                 || here.iter().any(|(number, _)| reached.any(*number)),
+            bridged: false,
             services,
         });
     }

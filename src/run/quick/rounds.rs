@@ -389,6 +389,7 @@ fn by_unheard(router: &RouterName, source: IpAddr) -> WayEnd {
         legs: Vec::new(),
         branches: Vec::new(),
         steps: Vec::new(),
+        crossed: Vec::new(),
     }
 }
 

@@ -35,6 +35,15 @@ pub(super) struct WayEnd {
     pub(super) branches: Vec<Arc<Branch>>,
     /// Which visits and which of their probes it went by.
     pub(super) steps: Vec<VisitProbe>,
+    /// The routers that it passes at layer 2.
+    pub(super) crossed: Vec<Crossed>,
+}
+
+/// A leg at layer 2, by its number, and why where its verdict is not a plain YES.
+#[derive(Debug, Clone)]
+pub(super) struct Crossed {
+    pub(super) leg: usize,
+    pub(super) why: Option<Arc<str>>,
 }
 
 /// A visit, by number, and a probe of it, by position.
@@ -354,6 +363,7 @@ impl<'a> Walk<'a> {
                 .filter_map(|(visit, ..)| visit.branch.clone())
                 .collect(),
             steps,
+            crossed: Vec::new(),
         }
     }
 }

@@ -82,6 +82,7 @@ fn write_router(out: &mut Vec<u8>, router: &RouterReport) -> io::Result<()> {
         iface_out: router.iface_out.clone(),
         next_hop: router.next_hop,
         on_way: router.on_way,
+        bridged: router.bridged,
         services: Vec::new(),
     };
     // Its services come last.
@@ -262,6 +263,7 @@ mod tests {
             iface_out: Some(IfName::new("lo").unwrap()),
             next_hop: Some("fe80::1".parse().unwrap()),
             on_way,
+            bridged: !on_way,
             services,
         };
         QuickReport {

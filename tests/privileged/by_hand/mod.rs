@@ -57,6 +57,8 @@ struct Question {
     truth: Option<Truth>,
     quick: Option<String>,
     detailed: Option<String>,
+    /// What a quick job's table of routers has of routers that are passed at layer 2.
+    bridged: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -108,6 +110,11 @@ fn one_prefix_on_two_wires() {
 #[test]
 fn firewalls_that_are_only_bridged_through() {
     assert_right("bridges");
+}
+
+#[test]
+fn links_without_subnets() {
+    assert_right("onlink");
 }
 
 #[test]
@@ -202,6 +209,7 @@ fn wrong(case: &Case) -> Vec<String> {
             let Some(want) = want else { continue };
             let output = ask(&place, program, &question.ask);
             let got = answers(&output);
+            wrong.extend(unlike_bridges(&output, question));
             let contradicts = question.truth.as_ref().is_some_and(|truth| {
                 let yes = got.iter().any(|answer| answer.contains(" YES: "));
                 yes && truth.reached == Reached::No
@@ -218,6 +226,24 @@ fn wrong(case: &Case) -> Vec<String> {
     }
     place.down();
     wrong
+}
+
+/// What a table of routers has of those at layer 2, where a question says what that is: a router's name
+/// before each answer. Of a detailed job the routers of its answer have no table.
+fn unlike_bridges(output: &Output, question: &Question) -> Option<String> {
+    let want = question.bridged.as_ref()?;
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    report.get("backend")?;
+    let rows = report["routers"].as_array().into_iter().flatten();
+    let rows = rows.filter(|row| row["bridged"] == true);
+    let got: Vec<String> = rows
+        .flat_map(|row| {
+            let services = row["services"].as_array().into_iter().flatten();
+            let name = row["name"].as_str().unwrap_or_default();
+            services.map(move |service| format!("{name} {}", answer(service)))
+        })
+        .collect();
+    (!all_fit(&got, want)).then(|| format!("{}: {got:#?} instead of {want}", question.ask))
 }
 
 /// What a job that looks into nothing says YES to, where the truth is no.
@@ -274,13 +300,14 @@ fn ask(place: &Place, program: &str, question: &str) -> Output {
 /// The answers from end to end, e.g. `22/tcp NO: dropped by rule 1`.
 fn answers(output: &Output) -> Vec<String> {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let one = |end: &Value| {
-        let text = |key: &str| end[key].as_str().unwrap_or_default();
-        let (port, protocol) = (&end["port"], text("protocol"));
-        format!("{port}/{protocol} {}: {}", text("result"), text("reason"))
-    };
     let ends = report["end_to_end"].as_array();
-    ends.into_iter().flatten().map(one).collect()
+    ends.into_iter().flatten().map(answer).collect()
+}
+
+fn answer(of: &Value) -> String {
+    let text = |key: &str| of[key].as_str().unwrap_or_default();
+    let (port, protocol) = (&of["port"], text("protocol"));
+    format!("{port}/{protocol} {}: {}", text("result"), text("reason"))
 }
 
 /// Whether each answer begins as wanted, and has the wanted words in that order.
