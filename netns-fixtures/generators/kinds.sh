@@ -5,7 +5,7 @@
 #   netns-fixtures/generators/kinds.sh [--check] [--kind NAME]
 #
 #   --check        write nothing; fail where a way is not as it was measured
-#   --kind NAME    that kind alone
+#   --kind NAME    the kinds alone whose names begin so
 #
 # Kinds that need modules are built where the kernel is one of Debian's; on another machine, in one of
 # the machines of vagrant/vm-tests.sh, whose /results come back to target/vm/results/KERNEL:

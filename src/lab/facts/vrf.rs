@@ -1,5 +1,9 @@
 //! VRFs, as far as policy rules can stand in for them.
 //!
+//! The kernel of the machine may have VRFs and the lab has none all the same. With one, a packet passes
+//! PREROUTING twice, the taps of a job would count and take it twice, and verdicts would depend on the
+//! kernel that tsim runs on. `netns-fixtures/kinds/vrf*` has what real ones do.
+//!
 //! A rule `lookup [l3mdev-table]` looks into the table of the VRF whose port a packet comes in by
 //! (Documentation/networking/vrf.rst). Where the table of each VRF is known, a rule `iif PORT lookup
 //! TABLE` for each port does the same to whatever the router forwards or takes for itself. What
@@ -7,12 +11,17 @@
 //!
 //! - A packet passes PREROUTING twice and FORWARD and INPUT as if it had come in by the VRF
 //!   (`vrf_ip_rcv()`), in the lab it comes in by the port. Rules that name either may match
-//!   differently.
+//!   differently, and rules of PREROUTING may see what they made of it the first time ([`hooks`]).
 //! - `rp_filter` looks for the way back without the VRF's table.
 //! - What the router itself sends from sockets bound to a VRF.
 //! - Addresses of a VRF and its ports are in the VRF's table alone, in the lab in table local, which
 //!   all packets ask.
 //! - What a route sends out of a VRF's own device is looked up once more, in that VRF's table.
+//!
+//! Policy rules by incoming interface mean the VRF on some kernels and the port on others, and are left
+//! out.
+
+mod hooks;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,6 +47,7 @@ pub(super) fn model(facts: &mut RouterFacts) {
     if ports.is_empty() {
         return;
     }
+    by_incoming(facts, &ports);
     let of_vrfs = |lost: &LostRule| lost.message.starts_with(UNKNOWN) && !lost.rule.invert;
     match facts.lost_rules.iter().any(of_vrfs) {
         true => by_ports(facts, &ports),
@@ -49,6 +59,51 @@ pub(super) fn model(facts: &mut RouterFacts) {
     }
     by_device(facts, &ports);
     own_addresses(facts, &ports);
+}
+
+/// Leaves out policy rules by an incoming interface that is a VRF or a port of one: Debian's 5.10 and 6.1
+/// take packets to have come in by the port, and Documentation/networking/vrf.rst by the VRF.
+fn by_incoming(facts: &mut RouterFacts, ports: &BTreeMap<IfName, IfName>) {
+    // What one that is left out may match must not be less than on the real router.
+    for lost in &mut facts.lost_rules {
+        let of_vrf = |iif: &IfName| ports.values().any(|vrf| vrf == iif);
+        if lost.rule.iif.as_ref().is_some_and(of_vrf) {
+            lost.rule.iif = None;
+        }
+    }
+    for rule in std::mem::take(&mut facts.rules) {
+        let concerned = |(port, vrf): &(&IfName, &IfName)| {
+            let iif = rule.iif.as_ref();
+            iif == Some(port) || iif == Some(vrf)
+        };
+        let concerned: Vec<IfName> = ports
+            .iter()
+            .filter(concerned)
+            .map(|(port, _)| port.clone())
+            .collect();
+        for port in &concerned {
+            let selectors = match rule.invert {
+                // What comes in by the port, whatever else is selected.
+                true => PolicyRule::new(rule.family, rule.priority, rule.action.clone()),
+                false => rule.value.clone(),
+            };
+            facts.lost_rules.push(LostRule {
+                line: rule.line,
+                message: format!(
+                    "policy rule left out for {port}, which is a port of a VRF: kernels differ in \
+                     whether a packet has come in by that or by the VRF"
+                ),
+                rule: PolicyRule {
+                    iif: Some(port.clone()),
+                    ..selectors
+                },
+                of_users: false,
+            });
+        }
+        if concerned.is_empty() || rule.invert {
+            facts.rules.push(rule);
+        }
+    }
 }
 
 fn omit(facts: &mut RouterFacts, line: usize, message: String, omission: Omission) {
@@ -207,19 +262,25 @@ fn say(facts: &mut RouterFacts, line: usize, ports: &BTreeMap<IfName, IfName>) {
     // What tells a VRF's device from its port without a name, or asks its table for the way back.
     let otherwise = [
         "iifkind", "oifkind", "iifgroup", "oifgroup", "devgroup", "sdif", "rpfilter", "fib ",
+        "addrtype",
     ];
     let tells = |text: &str| named(text) || otherwise.iter().any(|word| text.contains(word));
-    let by_rules = facts.rulesets.iter().any(|rules| tells(&rules.text));
+    let by_rules = hooks::tell_incoming(&facts.rulesets, tells);
+    let twice = hooks::differ_the_second_time(&facts.rulesets);
     let filtered = facts.sysctls.iter().any(|(key, value)| {
         key.starts_with("net/ipv4/conf/") && key.ends_with("/rp_filter") && value != "0"
     });
-    let doubt = match (by_rules, filtered) {
-        (true, _) => {
+    let doubt = match (by_rules, twice, filtered) {
+        (true, ..) => {
             "rules of its firewall name a VRF or a port of one, or ask for more of them, which are \
              told apart differently"
         }
-        (false, true) => "rp_filter looks for the way back without the tables of VRFs",
-        (false, false) => {
+        (false, true, _) => {
+            "what comes in meets PREROUTING twice, where its rules see the second time what they did \
+             the first time"
+        }
+        (false, false, true) => "rp_filter looks for the way back without the tables of VRFs",
+        (false, false, false) => {
             let message = "VRFs are made of rules by incoming interface";
             let notice = Warning::notice(facts.origin(line), &facts.name, message);
             facts.warnings.push(notice);

@@ -734,6 +734,27 @@ fn a_vrf_is_a_rule_for_each_of_its_ports_and_what_that_cannot_do_is_an_omission(
     let none = by_rules("900: from all iif eth1 lookup 1001", &[]);
     let no_rule = "ports of VRFs, and no policy rule that looks into the tables of VRFs";
     assert_eq!(none, [no_rule, own]);
+    // Kernels differ in which of the two packets have come in by.
+    for (rule, ports, kept) in [
+        ("900: from all iif eth1 lookup 7", &["eth1"][..], 0),
+        ("900: from all iif red lookup 7", &["eth1", "eth2"], 0),
+        ("900: not from all iif eth2 lookup 7", &["eth2"], 1),
+        ("900: from all iif eth0 lookup 7", &[], 1),
+    ] {
+        let rules = format!("{rule}\n1000: from all lookup [l3mdev-table]\n{others}");
+        let facts = with_vrf(open, &[("policy_rules", &rules)]);
+        let lost = facts
+            .lost_rules
+            .iter()
+            .filter_map(|lost| lost.rule.iif.as_ref());
+        assert_eq!(
+            lost.map(IfName::as_str).collect::<Vec<_>>(),
+            ports,
+            "{rule}"
+        );
+        let own = facts.rules.iter().filter(|rule| rule.priority == 900);
+        assert_eq!(own.count(), kept, "{rule}");
+    }
     // Nothing tells the table: the rule is left out, and that is an omission.
     let unknown = with_vrf(
         open,
