@@ -404,7 +404,7 @@ fn print(source: &RuleSource<'_>, tool: &str, args: &[&str]) -> Result<String, F
 
 /// Whether the name of a table is one word to `nft`, and neither an option nor a fragment of
 /// something else. (The kernel allows any name. Key words it refuses.)
-fn is_word(table: &str) -> bool {
+pub(crate) fn is_word(table: &str) -> bool {
     table.starts_with(|c: char| c.is_ascii_alphabetic())
         && table
             .chars()

@@ -25,7 +25,7 @@ pub(crate) use rulesets::{
     RulesetMaps, asks_hardware_addresses, redirecting, rewrites_tcp_options, rewriting, rules,
     stopping_frames, translating,
 };
-pub(crate) use stops::{BridgedFrame, Filters, PossibleStop, Stop, StopQuery};
+pub(crate) use stops::{BridgedFrame, Filters, PossibleStop, Stop, StopQuery, with_sets_of};
 pub(crate) use tables::{TableRules, no_kernel_uses};
 
 use crate::{

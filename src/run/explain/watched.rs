@@ -12,9 +12,11 @@ use crate::{
         Caveat,
         nft::{census::Census, is_own, trace::Trail},
         rule::{Field, OpenPorts, Packet, Rewritten, Rule},
-        ruletext::{RuleBook, RuleSource, RuleText},
+        ruletext::{RuleBook, RuleSource, RuleText, is_word},
     },
+    lab::omission,
     netlink::object::Family,
+    netns::{NetnsFd, tool::Tools},
     run::{
         outside::{Observer, OutsideReason},
         packet::Headers,
@@ -195,14 +197,36 @@ pub(in crate::run) fn by_open_port(
             .into_iter()
             .fold(subject, |s, port| s.with(field, port));
     }
-    first_asked(source, book, watched, |rule, parsed| {
+    let (netns, tools) = (source.netns, source.tools);
+    let apart = |parsed: &Rule| parsed.tells_ports_apart(open) && parsed.concerns(&subject);
+    let all = asked(source, book, watched, |rule, parsed| {
         let decides = match passed {
             true => parsed.may_stop() && !(rule.xtables && rule.place.table == "nat"),
             false => parsed.decides(),
         };
-        let is_it = decides && parsed.tells_ports_apart(open) && parsed.concerns(&subject);
-        is_it.then(|| rule.clone())
-    })
+        (decides && apart(parsed)).then(|| (rule.clone(), parsed.clone()))
+    })?;
+    let mut apart = all.into_iter().filter(|(rule, parsed)| {
+        rule.xtables || !parsed.asks_for_sets() || apart(&with_sets(netns, tools, rule, parsed))
+    });
+    Ok(apart.next().map(|(rule, _)| rule))
+}
+
+/// A rule of nft(8) with what the sets hold that it asks for, as far as its table tells.
+fn with_sets(netns: &NetnsFd, tools: &Tools, rule: &RuleText, parsed: &Rule) -> Rule {
+    if !is_word(&rule.place.table) {
+        return parsed.clone();
+    }
+    let family = rule.place.family.to_string();
+    let list = ["-s", "list", "table", &family, &rule.place.table];
+    let listed = netns.enter(|| tools.run("nft", &list, &[]));
+    match listed {
+        Ok(Ok(printed)) => {
+            let table = String::from_utf8_lossy(&printed.stdout);
+            omission::with_sets_of(&table, parsed.clone())
+        }
+        _ => parsed.clone(),
+    }
 }
 
 /// The rule of nft's tproxy that takes a packet like this one where a program listens, and lets it
@@ -216,22 +240,22 @@ pub(in crate::run) fn proxy(
     watched: &Watched<'_>,
 ) -> Result<Option<(Option<u16>, RuleText)>, ExplainError> {
     let subject = subject(&watched.headers, Some(watched.trail));
-    first_asked(source, book, watched, |rule, parsed| {
+    let all = asked(source, book, watched, |rule, parsed| {
         let port = parsed.proxied_to().filter(|_| !rule.xtables)?;
         parsed.concerns(&subject).then(|| (port, rule.clone()))
-    })
+    })?;
+    Ok(all.into_iter().next())
 }
 
-/// What `find` finds of the first rule of the router's own that the packet was asked by, before its
-/// end.
-fn first_asked<T>(
+/// What `find` finds of the rules of the router's own that the packet was asked by, before its end.
+fn asked<T>(
     source: RuleSource<'_>,
     book: &mut RuleBook,
     watched: &Watched<'_>,
     find: impl Fn(&RuleText, &Rule) -> Option<T>,
-) -> Result<Option<T>, ExplainError> {
+) -> Result<Vec<T>, ExplainError> {
     let mut reader = RuleReader::new(std::mem::take(book), source);
-    let mut found = Ok(None);
+    let mut found = Ok(Vec::new());
     for (place, end) in visited(&watched.trail.steps) {
         if is_own(&place.table) {
             continue;
@@ -245,11 +269,10 @@ fn first_asked<T>(
         };
         let end = end.and_then(|handle| chain.index(handle));
         let asked = end.map_or(chain.rules.len(), |end| end + 1);
-        let mut rules = chain.rules.iter().zip(chain.parsed.iter()).take(asked);
-        let first = rules.find_map(|(rule, parsed)| find(rule, parsed));
-        if first.is_some() {
-            found = Ok(first);
-            break;
+        let rules = chain.rules.iter().zip(chain.parsed.iter()).take(asked);
+        let here = rules.filter_map(|(rule, parsed)| find(rule, parsed));
+        if let Ok(all) = &mut found {
+            all.extend(here);
         }
     }
     *book = reader.finish().0;

@@ -67,6 +67,20 @@ impl KnownSets {
         }
     }
 
+    /// The sets of a table as nft(8) lists it.
+    fn of_table(table: &str) -> Self {
+        let mut sets = Self::default();
+        let lines: Vec<&str> = table.lines().map(str::trim).collect();
+        for (at, line) in lines.iter().enumerate() {
+            if line.starts_with("set ") && line.ends_with('{') {
+                let behind = lines.get(at..).unwrap_or_default();
+                let ends = behind.iter().position(|line| *line == "}");
+                sets.add_nft(behind.get(..ends.unwrap_or(0)).unwrap_or_default(), table);
+            }
+        }
+        sets
+    }
+
     /// The rule with its tests of known sets made into tests of what these hold.
     pub(super) fn resolve(&self, mut rule: Rule, xtables: bool) -> Rule {
         if self.0.is_empty() {
@@ -87,6 +101,12 @@ impl KnownSets {
         }
         rule
     }
+}
+
+/// A rule of nft(8) with its tests of sets made into tests of what these hold, as far as its table tells,
+/// which nft(8) lists so.
+pub(crate) fn with_sets_of(table: &str, rule: Rule) -> Rule {
+    KnownSets::of_table(table).resolve(rule, false)
 }
 
 impl Held {
