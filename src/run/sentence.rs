@@ -30,6 +30,16 @@ pub(crate) fn sentence(
     }
 }
 
+/// What becomes of a packet that a rule of TPROXY hands over, where no route leads it to the router itself.
+#[must_use]
+pub(crate) fn untaken(rule: &impl fmt::Display) -> String {
+    format!(
+        "where a program listens for what {rule} takes, it is lost, since no route leads it to the router \
+         itself (a policy rule by its mark, and a route of type local); where none listens, it goes on, and \
+         no facts tell"
+    )
+}
+
 /// Services of one protocol with neighbouring ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {

@@ -107,7 +107,7 @@ impl Census {
                     let place = || rule_place(at, attributes);
                     let taking = read.takes().then(place);
                     census.taking.extend(taking.flatten());
-                    if read.is_volatile() || read.takes() {
+                    if read.is_volatile() || read.leaves_to_others() {
                         census.open.push((place(), read));
                     }
                 }

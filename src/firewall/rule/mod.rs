@@ -293,6 +293,14 @@ impl Rule {
         self.answers_itself() || self.sends_on()
     }
 
+    /// Whether what becomes of a packet is a question of the programs that listen on the router, as with nft's
+    /// tproxy, or of a rule that takes it away.
+    #[must_use]
+    pub fn leaves_to_others(&self) -> bool {
+        let passes = |v: &RuleVerdict| matches!(v, RuleVerdict::Proxy { or_drop: false, .. });
+        self.takes() || self.verdicts().any(passes)
+    }
+
     /// Where it remembers a packet: a set, or a list of `recent`.
     #[must_use]
     pub fn remembers(&self) -> Option<&str> {

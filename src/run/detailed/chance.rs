@@ -220,6 +220,7 @@ impl Clerk<'_> {
         Ok(taken.map(|(port, rule)| Proxied {
             port,
             rule: rule.to_string(),
+            lets_go: true,
         }))
     }
 

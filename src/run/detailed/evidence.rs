@@ -165,8 +165,11 @@ impl<'a> Clerk<'a> {
         if step.decision == TraceDecision::Drop
             && let Some(port) = rule.parsed().proxied_to()
         {
-            let rule = rule.to_string();
-            return Ok(PacketFate::Proxied(Proxied { port, rule }));
+            return Ok(PacketFate::Proxied(Proxied {
+                port,
+                rule: rule.to_string(),
+                lets_go: false,
+            }));
         }
         let by = match step.decision {
             TraceDecision::Queue(queue) => format!("{rule}, which hands it to NFQUEUE {queue}"),

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::IfName,
-    run::{outside::OutsideReason, probe::no_way},
+    run::{outside::OutsideReason, probe::no_way, sentence::untaken},
 };
 
 /// What follows if nobody tells a sender that its packets are too long (RFC 2923).
@@ -26,6 +26,8 @@ pub(super) struct Proxied {
     pub(super) port: Option<u16>,
     /// The rule.
     pub(super) rule: String,
+    /// Whether it lets packets go on where nobody listens.
+    pub(super) lets_go: bool,
 }
 
 impl fmt::Display for Proxied {
@@ -48,6 +50,9 @@ impl fmt::Display for Proxied {
 pub(super) enum PacketFate {
     /// None was seen.
     NotSeen,
+    /// A program takes it by this rule, if one listens, and no route leads it there then; otherwise it goes
+    /// on.
+    Untaken(String),
     /// All went on behind the router's last chain, or to the router itself.
     Passed,
     /// One left by this interface, and the source host is at another one.
@@ -156,7 +161,7 @@ pub(super) fn judge(facts: &Observation<'_>) -> Judged {
 /// Whether the packets' ways say how it ends, so that nobody needs to wait longer.
 pub(super) fn is_settled(facts: &Observation<'_>) -> bool {
     match (&facts.request, &facts.answer) {
-        (PacketFate::Stopped { .. } | PacketFate::Proxied(_), _) => true,
+        (PacketFate::Stopped { .. } | PacketFate::Proxied(_) | PacketFate::Untaken(_), _) => true,
         (
             _,
             PacketFate::Stopped { .. }
@@ -252,6 +257,7 @@ fn not_sent(errno: Errno) -> String {
 fn silence(facts: &Observation<'_>) -> Judged {
     match &facts.request {
         PacketFate::Proxied(proxied) => Judged::new(ServiceStatus::Unknown, proxied.to_string()),
+        PacketFate::Untaken(rule) => Judged::new(ServiceStatus::Unknown, untaken(rule)),
         PacketFate::Stopped {
             by,
             rejects_with: Some(with),
@@ -327,6 +333,7 @@ fn half_way(facts: &Observation<'_>) -> Judged {
     let why = match &facts.answer {
         PacketFate::Stopped { by, .. } => format!("the answer was stopped by {by}"),
         PacketFate::Proxied(proxied) => format!("the answer: {proxied}"),
+        PacketFate::Untaken(rule) => format!("the answer: {}", untaken(rule)),
         PacketFate::Lost(reason) => format!("the answer was lost: {reason}"),
         PacketFate::Within(hook) => {
             format!("the answer was dropped at {hook} by something that nf_tables does not trace")
@@ -415,6 +422,7 @@ mod tests {
             PacketFate::Proxied(Proxied {
                 port: None,
                 rule: "rule 1".to_owned(),
+                lets_go: false,
             })
         };
         let within = || PacketFate::Within("forward".to_owned());

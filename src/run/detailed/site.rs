@@ -95,6 +95,8 @@ pub(super) struct TransparentProxy {
     pub(super) port: u16,
     /// The rule.
     pub(super) rule: String,
+    /// Whether it lets packets go on where nobody listens.
+    pub(super) lets_go: bool,
 }
 
 /// Who connects.

@@ -171,7 +171,9 @@ impl Scrutiny {
     #[must_use]
     pub fn stopped_by_more(&self, headers: &Headers, ports: OpenPorts) -> Option<String> {
         let legacy = || self.legacy.then(|| "rules of iptables-legacy".to_owned());
-        let what = self.rule_of(headers, ports, Rule::takes).or_else(legacy)?;
+        let what = self
+            .rule_of(headers, ports, Rule::leaves_to_others)
+            .or_else(legacy)?;
         Some(format!(
             "it was stopped, and was not held against {what}: --explain always does that"
         ))

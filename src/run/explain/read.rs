@@ -19,7 +19,7 @@ use crate::{
             NftSocket, is_own,
             trace::{StepKind, StoppedBy, TraceDecision, TraceStep, Trail},
         },
-        rule::{Field, OpenPorts, Packet, TrackingState, entries},
+        rule::{Field, OpenPorts, Packet, Rule, TrackingState, entries},
         ruletext::{RuleBook, RuleSource, RuleText, TextChain},
     },
     model::Protocol,
@@ -71,7 +71,10 @@ impl<'a> RuleReader<'a> {
     ) -> Result<(), ExplainError> {
         explained.alone = true;
         match self.reason(trail)? {
-            Reason::Within(_) | Reason::PerhapsTaken { .. } | Reason::Outside(_) => {}
+            Reason::Within(_)
+            | Reason::PerhapsTaken { .. }
+            | Reason::Untaken(_)
+            | Reason::Outside(_) => {}
             reason => explained.reason = reason,
         }
         Ok(())
@@ -194,6 +197,23 @@ impl<'a> RuleReader<'a> {
             chosen = chosen_by(&chain, trail).map_or(chosen, |ports| ports.open(port, any));
         }
         Ok(found)
+    }
+
+    /// The first rule of those that were seen to match of which `is_it` is true.
+    pub(super) fn matched(
+        &mut self,
+        trail: &Trail,
+        is_it: impl Fn(&RuleText, &Rule) -> bool,
+    ) -> Result<Option<RuleText>, ExplainError> {
+        for (place, _) in visited(&trail.steps) {
+            let chain = self.chain(&place)?;
+            let mut rules = chain.rules.iter().zip(chain.parsed.iter());
+            let found = rules.find(|(rule, parsed)| matched(rule, trail) && is_it(rule, parsed));
+            if let Some((rule, _)) = found {
+                return Ok(Some(rule.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// From which ports this router chose one for a packet that came from `port`.

@@ -11,7 +11,7 @@ use crate::{
         ruletext::RuleText,
     },
     model::IfName,
-    run::outside::OutsideReason,
+    run::{outside::OutsideReason, sentence::untaken},
 };
 
 /// What a rule did with a packet that it ended.
@@ -72,6 +72,9 @@ pub enum Reason {
         /// The rule.
         rule: RuleText,
     },
+    /// A program of the router takes it by this rule of nft(8), if one listens, and no route leads it there
+    /// then. Where none listens, it goes on.
+    Untaken(RuleText),
     /// Something outside netfilter.
     Outside(OutsideReason),
     /// Nothing: it went through when it was sent again.
@@ -89,6 +92,7 @@ impl Reason {
             Self::Outside(reason) => reason.is_known(),
             Self::Within(_)
             | Self::PerhapsTaken { .. }
+            | Self::Untaken(_)
             | Self::WentThrough(_)
             | Self::TooManyEvents => false,
         }
@@ -118,6 +122,7 @@ impl fmt::Display for Reason {
                 f,
                 "perhaps taken away at {hook} by {rule}, which this kernel's trace does not show"
             ),
+            Self::Untaken(rule) => f.write_str(&untaken(rule)),
             Self::Outside(reason) => reason.fmt(f),
             Self::WentThrough(_) => f.write_str("went through when it was sent again"),
             Self::TooManyEvents => f.write_str("its way has more trace events than can be held"),

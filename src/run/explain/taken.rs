@@ -16,8 +16,16 @@ pub(super) fn perhaps_taken(
     trail: Option<&Trail>,
     explained: &mut Explained,
 ) -> Result<(), ExplainError> {
-    let Reason::Within(hook) = explained.reason else {
-        return Ok(());
+    let hook = match (&explained.reason, trail) {
+        (Reason::Within(hook), _) => *hook,
+        (Reason::Outside(reason), Some(trail)) if !reason.is_known() => {
+            let untaken = reader.matched(trail, |rule, parsed| {
+                parsed.proxied_to().is_some() && !rule.xtables
+            })?;
+            explained.reason = untaken.map_or(explained.reason.clone(), Reason::Untaken);
+            return Ok(());
+        }
+        _ => return Ok(()),
     };
     let subject = subject(headers, trail);
     for place in &question.scrutiny.census.taking {

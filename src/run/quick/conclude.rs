@@ -141,6 +141,7 @@ fn stopped(explained: &Explained) -> (Verdict, String) {
             Verdict::Unknown,
             "it passed every chain and was not recognised behind them".to_owned(),
         ),
+        reason @ Reason::Untaken(_) => (Verdict::Unknown, reason.to_string()),
         reason @ Reason::PerhapsTaken { rule, .. } => (
             Verdict::Unknown,
             match goes_its_own_way(rule) {

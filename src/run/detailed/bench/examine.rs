@@ -24,7 +24,7 @@ use crate::{
                 CameBy, DetailedEndToEnd, Direction, Measured, RouterTest, RouterWay,
                 ServiceStatus, ServiceTest, TakenLeg,
             },
-            site::{Sink, Task},
+            site::{Sink, Task, TransparentProxy},
         },
         report::{EndKind, Verdict},
     },
@@ -58,6 +58,13 @@ impl UndecidedResult {
     /// The rule that hands the request to a program which nobody stands for yet, with its router.
     pub(super) fn proxied(&self) -> Option<&(usize, Proxied)> {
         self.found.proxied.as_ref()
+    }
+}
+
+impl Found {
+    /// Whether it is known where the request goes: no program may take it, and then it goes on.
+    fn goes_somewhere(&self) -> bool {
+        !matches!(self.request, PacketFate::Untaken(_))
     }
 }
 
@@ -108,17 +115,12 @@ impl Bench<'_> {
         let own_left = sightings.any(|s| s.packet.is_own() && left(&s.packet));
         let (mut request, at) = overall(seen, evidence, Direction::Request);
         let mut proxied = None;
-        if self.site.target.sink.proxy().is_none() {
-            proxied = evidence
-                .iter()
-                .enumerate()
-                .find_map(|(at, evidence)| Some((at, evidence.proxied.clone()?)));
-        } else if let PacketFate::Proxied(rule) = request {
-            // Somebody listens there by now.
-            request = PacketFate::Stopped {
-                by: rule.rule,
-                rejects_with: None,
-            };
+        match self.site.target.sink.proxy() {
+            None => {
+                let mut all = evidence.iter().enumerate();
+                proxied = all.find_map(|(at, evidence)| Some((at, evidence.proxied.clone()?)));
+            }
+            Some(proxy) => request = with_listener(proxy, request),
         }
         let (mut answer, mut back) = overall(seen, evidence, Direction::Answer);
         if answer == PacketFate::NotSeen {
@@ -325,10 +327,12 @@ impl Bench<'_> {
         if let (ServiceStatus::Ok, Some(latency)) = (judged.status, latency) {
             message = format!("answered in {latency} ms");
         }
-        let taken = self.taken(&task, &test.tests);
+        let known = found.goes_somewhere();
+        let taken = self.taken(&task, &test.tests).filter(|_| known);
         if let Some(taken) = &taken {
             message = format!("{message}; {taken}");
-        } else if task.moves > 0
+        } else if known
+            && task.moves > 0
             && let Some(at) = self.site.target.listen_at(&task)
         {
             message = format!("{message}; the router sends it to {at}");
@@ -540,4 +544,18 @@ fn culprit(judged: &Judged, found: &Found) -> Option<usize> {
 fn plural(count: u64, what: &str) -> String {
     let s = if count == 1 { "" } else { "s" };
     format!("{count} {what}{s}")
+}
+
+/// The fate of a request where somebody listens by now for what a rule of TPROXY takes.
+fn with_listener(proxy: &TransparentProxy, request: PacketFate) -> PacketFate {
+    match request {
+        PacketFate::Proxied(Proxied { rule, .. }) => PacketFate::Stopped {
+            by: rule,
+            rejects_with: None,
+        },
+        PacketFate::Lost(reason) if proxy.lets_go && !reason.is_known() => {
+            PacketFate::Untaken(proxy.rule.clone())
+        }
+        other => other,
+    }
 }

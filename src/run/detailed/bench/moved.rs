@@ -87,6 +87,7 @@ impl Bench<'_> {
             proxy: Some(TransparentProxy {
                 port: port.unwrap_or(task.port),
                 rule: proxied.rule.clone(),
+                lets_go: proxied.lets_go,
             }),
         })
     }
