@@ -1,6 +1,6 @@
 //! `tsim-detailed`: the detailed job's command line.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser};
 
@@ -14,6 +14,7 @@ use crate::{
     bulk::one,
     lab::trace::EntryName,
     run::detailed::{self, DetailedJob, files, json, text},
+    sched::job::check_address,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -125,6 +126,9 @@ impl DetailedArgs {
             ));
         }
         let asked = self.question.resolve(context)?;
+        for (what, address) in [("source", asked.source), ("destination", asked.destination)] {
+            connectable(what, address)?;
+        }
         let job = DetailedJob {
             lab: asked.lab,
             source: asked.source,
@@ -143,5 +147,16 @@ impl DetailedArgs {
             out: self.out,
         };
         Ok((job, self.files))
+    }
+}
+
+/// Refuses an address at which nobody makes a connection through routers, with the name of its option.
+fn connectable(what: &'static str, address: IpAddr) -> Result<(), Failure> {
+    check_address(what, address).map_err(Failure::usage)?;
+    match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Err(Failure::usage(format!(
+            "{what} {address} is a link-local address: no router forwards its packets"
+        ))),
+        _ => Ok(()),
     }
 }

@@ -106,6 +106,7 @@ fn plan(
         Ok(plan) => Ok(Ok(plan)),
         Err(
             error @ (HostError::RouterAddress { .. }
+            | HostError::Broadcast { .. }
             | HostError::NoWay { .. }
             | HostError::NoSegment { .. }
             | HostError::NoInterface { .. }),

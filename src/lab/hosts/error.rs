@@ -73,6 +73,14 @@ pub enum HostError {
         /// The address.
         address: IpAddr,
     },
+    /// The address is one to which a router broadcasts.
+    #[error("{address} is a broadcast address at router {router}: no host has it")]
+    Broadcast {
+        /// The router.
+        router: RouterId,
+        /// The address.
+        address: IpAddr,
+    },
     /// Another host of the same name exists.
     #[error(
         "host {host} exists already: {} on {} of {}", .found.address, .found.interface, .found.router

@@ -147,7 +147,11 @@ impl Hosts {
         let netlink = self.routers.router(&router.router)?;
         let way = netlink.lookup_one(&LookupQuery::to(address))?;
         match (way.kind, way.dev) {
-            (LookupKind::Local | LookupKind::Broadcast, _) => Err(HostError::RouterAddress {
+            (LookupKind::Local, _) => Err(HostError::RouterAddress {
+                router: router.clone(),
+                address,
+            }),
+            (LookupKind::Broadcast, _) => Err(HostError::Broadcast {
                 router: router.clone(),
                 address,
             }),

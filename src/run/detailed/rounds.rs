@@ -394,7 +394,8 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
             Err(
                 error @ (HostError::NoSegment { .. }
                 | HostError::NoInterface { .. }
-                | HostError::RouterAddress { .. }),
+                | HostError::RouterAddress { .. }
+                | HostError::Broadcast { .. }),
             ) => {
                 let note = format!("nobody can stand for the destination at {router}: {error}");
                 self.held.notes.push(note);

@@ -17,9 +17,9 @@ use crate::{
     },
     lab::{
         Bridges, LabState,
-        trace::{End, Entry, LastHop, Onward},
+        trace::{End, Entry, LastHop, Onward, anycast},
     },
-    model::{IfName, RouterName},
+    model::{IfName, Protocol, RouterName},
     netlink::{
         LookupKind, LookupQuery,
         object::{Family, PolicyRule},
@@ -78,6 +78,7 @@ pub(super) fn digest(
             &mut outcomes,
         )?;
     }
+    refuse_anycast(lab, at, &mut outcomes, &exits);
     let planned = match probes.first() {
         Some(first) => tables
             .lookup(at, &first.headers, 0)
@@ -94,6 +95,36 @@ pub(super) fn digest(
         stateful: measured.nature.stateful,
         branch: branch.cloned(),
     })
+}
+
+/// Makes NO of connections to an address that is the router's only as the one that all routers of a subnet
+/// have (`tcp_v6_conn_request()`); datagrams are taken there. Exits know no protocols.
+fn refuse_anycast(lab: &LabState, at: &Entry, outcomes: &mut [ProbeOutcome], exits: &[WayOut]) {
+    let routers = lab.routers.iter().filter(|r| r.name == at.router);
+    let interfaces = routers.flat_map(|router| &router.interfaces);
+    let own = interfaces.flat_map(|interface| &interface.addresses);
+    let is_own = |address: &IpAddr| own.clone().any(|own| own.local.addr() == *address);
+    let anycast: Vec<IpAddr> = own
+        .clone()
+        .filter_map(|own| anycast(own.local))
+        .filter(|address| !is_own(address))
+        .collect();
+    let ends_here = |fate: &Fate| matches!(fate, Fate::End(end) if end.kind == EndKind::Itself);
+    for outcome in outcomes {
+        let exit = outcome.exit.and_then(|exit| exits.get(exit));
+        let ends_here = exit.is_some_and(|exit| exit.fates.iter().all(ends_here));
+        let to = outcome.headers.destination;
+        let is_it = outcome.headers.protocol == Protocol::Tcp && anycast.contains(&to);
+        if outcome.verdict == Verdict::Yes && ends_here && is_it {
+            let why = format!(
+                "{to} is an anycast address of {} (RFC 4291 section 2.6.1), at which Linux takes no \
+                 connections",
+                at.router
+            );
+            (outcome.verdict, outcome.exit) = (Verdict::No, None);
+            outcome.reason = Some(why.into());
+        }
+    }
 }
 
 /// What became of a probe, before it is known how it left.
@@ -476,6 +507,12 @@ impl Digest<'_, '_> {
                 format!("{to} is {router} itself"),
             ),
             Some(LookupKind::Broadcast) => broadcast(router, to),
+            _ if matches!(to, IpAddr::V4(v4) if v4.is_broadcast()) => broadcast(router, to),
+            _ if to.is_multicast() => Ending::new(
+                Verdict::Unknown,
+                EndKind::Multicast,
+                format!("{router} sends it to {to}, a multicast address: who gets it is not known"),
+            ),
             _ => Ending::new(
                 Verdict::Yes,
                 EndKind::Itself,

@@ -126,6 +126,11 @@ impl<'a> Inquiry<'a> {
             let end = Ending::new(Verdict::Unknown, EndKind::Multicast, reason);
             return Ok(Beginning::Settled(end));
         }
+        if matches!(destination, IpAddr::V4(v4) if v4.is_broadcast()) {
+            let reason = format!("{destination} is for all on one link: no router hands it on");
+            let end = Ending::new(Verdict::No, EndKind::Broadcast, reason);
+            return Ok(Beginning::Settled(end));
+        }
         let packet = packet(source, destination, probe);
         let entries = match &self.terms.routers {
             RouterChoice::Named(names) => self.through(names, sockets, &packet, there)?,
