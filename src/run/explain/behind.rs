@@ -74,6 +74,12 @@ fn leaving(
     trail: Option<&Trail>,
 ) -> Result<Packet, ExplainError> {
     let subject = subject(headers, trail);
+    // Nothing marks it any more once it came past the last chain of IP.
+    let left = trail.filter(|trail| trail.exit.is_some());
+    let subject = match left {
+        Some(trail) => subject.with(Field::Mark, trail.head.mark),
+        None => subject,
+    };
     let chosen = trail.map(|trail| reader.chosen(trail, headers.source_port));
     Ok(match chosen.transpose()? {
         Some(OpenPorts::Translated(ports)) => {
