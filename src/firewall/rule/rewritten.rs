@@ -9,14 +9,20 @@ use super::{Alone, Caveat, Field, Match, Packet, Rule, Test};
 /// Bits behind the beginning of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bits {
-    /// As nft(8) calls it: `nh` of IP, `th` behind it.
+    /// As nft(8) calls it: `nh` of IP, `th` behind it; `icmp` where that is one of ICMP or ICMPv6.
     header: &'static str,
     first: u32,
     last: u32,
 }
 
 /// Names of nft(8) for such bits.
-const NAMED: [(&str, Bits); 9] = [
+const NAMED: [(&str, Bits); 14] = [
+    // So nft(8) lists a rule that sets the code of ICMP. (Ports of TCP and UDP go by their names.)
+    ("th sport", message(0, 15)),
+    ("icmp type", message(0, 7)),
+    ("icmp code", message(8, 15)),
+    ("icmpv6 type", message(0, 7)),
+    ("icmpv6 code", message(8, 15)),
     ("ip version", network(0, 3)),
     ("ip hdrlength", network(4, 7)),
     ("ip6 version", network(0, 3)),
@@ -39,6 +45,14 @@ const fn network(first: u32, last: u32) -> Bits {
 const fn transport(first: u32, last: u32) -> Bits {
     Bits {
         header: "th",
+        first,
+        last,
+    }
+}
+
+const fn message(first: u32, last: u32) -> Bits {
+    Bits {
+        header: "icmp",
         first,
         last,
     }
@@ -73,7 +87,11 @@ impl Bits {
     }
 
     fn meet(self, other: Self) -> bool {
-        self.header == other.header && self.first <= other.last && other.first <= self.last
+        // What a rule reads by offset may be of any header behind IP.
+        let behind_ip = |header: &str| header != "nh";
+        let same =
+            self.header == other.header || (behind_ip(self.header) && behind_ip(other.header));
+        same && self.first <= other.last && other.first <= self.last
     }
 
     /// Whether all of it is carried: addresses, TOS and TTL; ports. Flags and offset of fragments are those of
@@ -82,6 +100,7 @@ impl Bits {
         let within = |first, last| first <= self.first && self.last <= last;
         match self.header {
             "nh" => within(8, 15) || within(48, 71) || within(96, 159),
+            "icmp" => false,
             _ => within(0, 31),
         }
     }
@@ -173,17 +192,21 @@ impl Rule {
     }
 }
 
-/// The bits that a test reads, where they are not carried.
+/// The bits that a test reads, as far as ports and addresses do not stand for them.
 fn read(test: &Match) -> Option<Bits> {
     match &test.test {
         Test::Number {
             of: Field::TcpFlags,
             ..
         } => Some(transport(104, 111)),
+        Test::Number {
+            of: Field::IcmpType | Field::Icmpv6Type,
+            ..
+        } => Some(message(0, 7)),
         Test::Other { text, .. } if text.starts_with("u32") || text.starts_with("bpf") => {
             Some(transport(64, 159))
         }
-        Test::Other { text, .. } => Bits::of(text).filter(|bits| !bits.is_carried()),
+        Test::Other { text, .. } => Bits::of(text),
         _ => None,
     }
 }
@@ -212,6 +235,22 @@ mod tests {
             ("tcp urgptr set 5", "tcp dport 80 drop", false),
             ("tcp flags set 0x22", "-A f -p tcp --syn -j DROP", true),
             ("tcp flags set 0x22", "tcp flags & urg == urg drop", true),
+            ("icmp code set 5", "icmp code 5 drop", true),
+            ("icmp code set 5", "@th,8,8 0x5 drop", true),
+            ("icmp code set 5", "tcp dport 80 drop", false),
+            ("icmp code set 5", "icmp type 8 drop", false),
+            (
+                "icmp type echo-request th sport set th sport & 65285 | 5",
+                "icmp code 5 drop",
+                true,
+            ),
+            ("tcp sport set 5", "icmp code 5 drop", false),
+            ("icmpv6 type set 5", "icmpv6 type 5 drop", true),
+            (
+                "icmp type set 13",
+                "-A f -p icmp -m icmp --icmp-type 8 -j DROP",
+                true,
+            ),
             ("ip dscp set 46", "@nh,8,8 0xb8 drop", false),
             ("ip id set 7", "tcp flags syn drop", false),
             ("ip frag-off set 0", "ip frag-off & 0x1fff != 0 drop", false),
