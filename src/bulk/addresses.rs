@@ -1,7 +1,12 @@
 //! Addresses as people write them for many questions: one, a range, a network; and the end networks of a
 //! lab.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    net::IpAddr,
+    str::FromStr,
+};
 
 use ipnet::{IpNet, Ipv4AddrRange, Ipv6AddrRange};
 use serde::{Deserialize, Serialize};
@@ -176,8 +181,12 @@ impl Sides {
     /// Every address of the entries; on a side without any the end networks of `lab`, where there is one.
     #[must_use]
     pub fn of(sources: &[Addresses], destinations: &[Addresses], lab: Option<&LabState>) -> Self {
-        let every =
-            |list: &[Addresses]| -> Vec<IpAddr> { list.iter().flat_map(Addresses::iter).collect() };
+        let every = |list: &[Addresses]| -> Vec<IpAddr> {
+            let mut seen = HashSet::new();
+            let all = list.iter().flat_map(Addresses::iter);
+            // Who is named twice is asked about once.
+            all.filter(|address| seen.insert(*address)).collect()
+        };
         let networks = lab.map(end_networks).unwrap_or_default();
         let hosts = || networks.iter().map(|end| end.host).collect();
         let or_hosts = |given: Vec<IpAddr>| if given.is_empty() { hosts() } else { given };
@@ -275,6 +284,12 @@ mod tests {
         assert_eq!(some.to_string(), "10.0.0.1,10.0.0.4-10.0.0.6,10.1.0.0/30");
         assert_eq!(list(&some.to_string()), Ok(some.clone()));
         assert_eq!(Sides::of(some.entries(), &[], None).sources.len(), 6);
+        let again = list("10.0.0.2,10.0.0.1-10.0.0.3").unwrap();
+        let again = Sides::of(again.entries(), &[], None).sources;
+        assert_eq!(
+            again,
+            ["10.0.0.2", "10.0.0.1", "10.0.0.3"].map(|a| a.parse::<IpAddr>().unwrap())
+        );
         assert_eq!(some.one(), None);
         assert_eq!(list("10.0.0.1").unwrap().one(), "10.0.0.1".parse().ok());
         assert_eq!(list("10.0.0.0/32").unwrap().one(), None);

@@ -1,8 +1,9 @@
 //! `tsim what-if`: what a change would change.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{net::IpAddr, path::PathBuf, str::FromStr};
 
 use clap::Args;
+use ipnet::IpNet;
 
 use super::{
     How, Output,
@@ -160,8 +161,7 @@ impl WhatIf {
         let netns = changed.router_netns(router)?;
         let tools = Tools::new(context.config.tool_dirs.clone());
         for RouteChange(words) in &self.route {
-            let v6 = words.iter().any(|word| word.contains("::"));
-            let mut arguments = vec![if v6 { "-6" } else { "-4" }, "route"];
+            let mut arguments = vec![if is_v6(words) { "-6" } else { "-4" }, "route"];
             arguments.extend(words.iter().map(String::as_str));
             let ran = netns.enter(|| tools.run("ip", &arguments, &[]));
             let ran = ran.map_err(Failure::cannot_run)?;
@@ -174,6 +174,21 @@ impl WhatIf {
         }
         Ok(())
     }
+}
+
+/// Whether the words of a route are of IPv6: by the first address or prefix that does not say its own family
+/// (`via inet6 2001:db8::1` stands in a route of IPv4).
+fn is_v6(words: &[String]) -> bool {
+    let address = |word: &str| {
+        let address = word.parse::<IpAddr>().ok();
+        address.or_else(|| word.parse::<IpNet>().ok().map(|net| net.addr()))
+    };
+    let before = std::iter::once("").chain(words.iter().map(String::as_str));
+    let mut plain = before
+        .zip(words)
+        .filter(|(before, _)| !["inet", "inet6"].contains(before));
+    let first = plain.find_map(|(_, word)| address(word));
+    first.is_some_and(|address| address.is_ipv6())
 }
 
 impl From<WhatIfError> for Failure {
@@ -190,6 +205,23 @@ impl From<WhatIfError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_routes_family_is_that_of_its_first_address() {
+        for (route, v6) in [
+            ("replace 10.0.0.0/8 via 10.1.1.1", false),
+            (
+                "replace 2001:db8:0:1:0:0:0:0/64 via 2001:db8:0:1:0:0:0:1",
+                true,
+            ),
+            ("replace default via 2001:db8:1:2:3:4:5:6", true),
+            ("replace 10.0.0.0/8 via inet6 fe80::1 dev eth0", false),
+            ("replace default dev eth0", false),
+        ] {
+            let RouteChange(words) = route.parse().unwrap();
+            assert_eq!(is_v6(&words), v6, "{route}");
+        }
+    }
 
     #[test]
     fn only_changes_of_routes_are_taken() {

@@ -12,6 +12,9 @@ PATH=$PATH:/sbin:/usr/sbin:/usr/local/sbin
 LC_ALL=C
 export PATH LC_ALL
 
+[ "$(id -u 2>/dev/null)" = 0 ] ||
+    echo 'not root: firewall rules and more cannot be read, which makes verdicts UNKNOWN; run this by sudo' >&2
+
 # The ip(8) of busybox leaves out much of policy rules and routes: that it was this one is noted.
 of='' routes=routes
 case $(ip -V 2>&1) in *[Bb]usy[Bb]ox*) of=' (BusyBox)' routes=routes_of_busybox ;; esac

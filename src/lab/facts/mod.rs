@@ -483,6 +483,18 @@ fn decode(file: &str, bytes: Vec<u8>) -> Result<String, FactsError> {
             found: format!("{what} 0x{byte:02x} at byte {at}"),
         }
     };
+    // As a shell of Windows writes with `>`: byte order mark, or every other byte of plain text 0.
+    let marked = bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]);
+    let of_pairs = bytes.get(..8).is_some_and(|first| {
+        let zeros = |from: usize| first.iter().skip(from).step_by(2).all(|b| *b == 0);
+        zeros(0) != zeros(1)
+    });
+    if let Some(at) = bytes.iter().position(|b| *b == 0)
+        && (marked || of_pairs)
+    {
+        let what = "text in UTF-16, which is to be saved as UTF-8 (not binary),";
+        return Err(refuse(at, &bytes, what));
+    }
     if let Some(at) = bytes.iter().position(|b| *b == 0) {
         return Err(refuse(at, &bytes, "binary data,"));
     }

@@ -354,6 +354,19 @@ fn binary_files_are_refused_with_the_place() {
     );
     let utf16: Vec<u8> = "one".encode_utf16().flat_map(u16::to_le_bytes).collect();
     assert!(error_of(&[("a.json", &utf16)]).contains("binary"));
+    let utf16 = |text: &str| -> Vec<u8> {
+        let mut bytes = vec![0xff, 0xfe];
+        bytes.extend(text.encode_utf16().flat_map(u16::to_le_bytes));
+        bytes
+    };
+    let facts = utf16("=== TSIM_SECTION_START:links ===");
+    for bytes in [&facts[..], &facts[2..]] {
+        let error = error_of(&[("a_facts.txt", bytes)]);
+        assert!(
+            error.contains("UTF-16") && error.contains("UTF-8"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -279,8 +279,11 @@ impl Reader {
             return true;
         }
         let name = section.name;
-        let message =
-            format!("section `{name}`: its command failed with exit code {code}; it is left out");
+        let denied = section.body.iter().any(|(_, l)| l.contains("must be root"));
+        let hint = if denied { " (it needs root)" } else { "" };
+        let message = format!(
+            "section `{name}`: its command failed with exit code {code}{hint}; it is left out"
+        );
         match links::is_section(name) {
             // As if it were not there: what it would tell of links is said where they stand alone.
             true => self.notice(section.line, message),
