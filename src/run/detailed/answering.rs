@@ -11,7 +11,7 @@ use crate::{
         trace::{self, Entry, EntryName, Hop, TracePacket, Wiring},
         unseen::{AnswerRules, AnswerStop, PassingAnswer},
     },
-    model::{LabName, Protocol, RouterName},
+    model::{IfName, LabName, Protocol, RouterName},
     run::report::{EndKind, Verdict},
 };
 
@@ -148,7 +148,22 @@ impl Asked<'_> {
     /// Where the answer may come in.
     fn gateways(&self) -> Vec<Entry> {
         let client = self.answer.destination;
-        self.wiring.gateways_of(self.sender, client)
+        let mut all = self.wiring.gateways_of(self.sender, client);
+        // Other links may be numbered alike.
+        let last = self.end.way.last();
+        let link = last.and_then(|leg| self.link(&leg.router, leg.iface_out.as_ref()));
+        all.retain(|entry| {
+            let other = self.link(&entry.router, entry.iface_in.as_ref());
+            link.is_none() || other.is_none() || other == link
+        });
+        all
+    }
+
+    /// The segment behind an interface.
+    fn link(&self, router: &RouterName, interface: Option<&IfName>) -> Option<usize> {
+        let mut plugs = self.wiring.plugs.iter();
+        let plug = plugs.find(|p| p.router == *router && Some(&p.interface) == interface);
+        plug?.segment
     }
 
     /// What becomes of the answer that enters there, where no way of it is known to get back by the

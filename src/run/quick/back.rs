@@ -206,6 +206,24 @@ struct Answer<'a> {
 }
 
 impl Answer<'_> {
+    /// Where the answer comes in if no other router is on the link of the server; others may have its prefix
+    /// on other links.
+    fn only_entry(&self, last: &Leg) -> Option<EntryName> {
+        let out = last.hop.iface_out.as_ref()?;
+        let router = self.lab.router(&last.hop.router).ok()?;
+        let link = router.interfaces.iter().find(|i| i.name == *out)?.segment?;
+        let all = self
+            .lab
+            .routers
+            .iter()
+            .flat_map(|router| &router.interfaces);
+        let alone = all.filter(|i| i.segment == Some(link)).count() == 1;
+        alone.then(|| EntryName {
+            router: last.hop.router.clone(),
+            interface: Some(out.clone()),
+        })
+    }
+
     fn find(&mut self) -> Option<Finding> {
         let last = &self.passages.last()?.leg;
         let (from, to) = (last.destination, last.source);
@@ -227,6 +245,7 @@ impl Answer<'_> {
                 router: last.hop.router.clone(),
                 interface: last.hop.iface_out.clone(),
             }),
+            EndKind::Delivered => self.only_entry(last),
             _ => None,
         };
         match trace::trace(self.wiring, self.sockets, &answer, start.as_ref()) {

@@ -321,6 +321,9 @@ fn fits(answer: &str, want: &str) -> bool {
     let Some(mut rest) = answer.strip_prefix(&format!("{verdict}: ")) else {
         return false;
     };
+    if words == "(nothing)" {
+        return rest.is_empty();
+    }
     words.split(" … ").all(|part| match rest.split_once(part) {
         Some((_, behind)) => {
             rest = behind;
