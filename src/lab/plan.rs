@@ -110,6 +110,7 @@ impl Planner {
             asks_hardware_addresses: false,
             rewrites_tcp_options: false,
             rewriting: Vec::new(),
+            asking_port_sets: Vec::new(),
             unseen: Vec::new(),
             interfaces,
         })

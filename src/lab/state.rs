@@ -174,6 +174,10 @@ pub struct RouterState {
     /// Rules that rewrite bits of headers which probes do not carry to the next router, as text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rewriting: Vec<String>,
+    /// Rules that ask sets for ports and tell apart those that clients have, as text: the kernel's own form
+    /// of them does not show that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asking_port_sets: Vec<String>,
     /// What it stops of answers whose request did not pass it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<Unseen>,

@@ -407,6 +407,7 @@ pub(super) struct RulesRead {
     asks_hardware_addresses: bool,
     rewrites_tcp_options: bool,
     rewriting: Vec<String>,
+    asking_port_sets: Vec<String>,
     translating: Vec<String>,
 }
 
@@ -417,6 +418,7 @@ pub(super) fn read_rules(topology: &Topology) -> Vec<RulesRead> {
         asks_hardware_addresses: omission::asks_hardware_addresses(&router.rulesets),
         rewrites_tcp_options: omission::rewrites_tcp_options(&router.rulesets),
         rewriting: omission::rewriting(&router.rulesets),
+        asking_port_sets: omission::asking_port_sets(&router.rulesets),
         translating: omission::translating(&router.rulesets),
     };
     topology.routers.iter().map(read).collect()
@@ -433,6 +435,7 @@ pub(super) fn note_lacks(state: &mut LabState, topology: &Topology, read: Vec<Ru
         router.asks_hardware_addresses = read.asks_hardware_addresses;
         router.rewrites_tcp_options = read.rewrites_tcp_options;
         router.rewriting = read.rewriting;
+        router.asking_port_sets = read.asking_port_sets;
         router.translating = read.translating;
         router.ruleset_incomplete = lacks.iter().any(|w| w.is_of_ruleset());
         if !lacks.is_empty() {

@@ -1,7 +1,7 @@
 //! Policy rules that look at the source port, where a question leaves that open.
 
 use crate::{
-    firewall::rule::{OpenPorts, PortChoice},
+    firewall::rule::{Caveat, Match, OpenPorts, Packet, PortChoice, Rule, Test},
     netlink::{
         Fib, LookupQuery,
         object::{PolicyRule, PortRange},
@@ -63,6 +63,28 @@ pub(crate) fn doubt(fib: &Fib, packet: &LookupQuery, open: OpenPorts) -> Option<
         false => "a router may choose that port",
     };
     Some(format!("{rule} looks at {what} another way; {why}"))
+}
+
+/// The rule of those that ask sets for ports by which a packet may fare otherwise with another of its `open`
+/// ports, in words.
+pub(crate) fn by_set(rules: &[String], packet: &Packet, open: OpenPorts) -> Option<String> {
+    let direction = match open {
+        OpenPorts::None => return None,
+        OpenPorts::Clients | OpenPorts::Translated(_) => "src",
+        OpenPorts::Answered(_) => "dst",
+    };
+    let asks = |text: &String| {
+        let rule = Rule::of(text);
+        let set = |test: &Match| {
+            let Test::Other { text, .. } = &test.test else {
+                return false;
+            };
+            text.starts_with("set ") && text.ends_with(&format!(" {direction}"))
+        };
+        rule.matches.iter().any(set) && rule.decides() && rule.concerns(packet)
+    };
+    let rule = rules.iter().find(|text| asks(text))?;
+    Some(Caveat::SourcePort(rule.clone()).to_string())
 }
 
 impl Side {

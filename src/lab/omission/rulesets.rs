@@ -4,10 +4,13 @@ use std::{cell::OnceCell, collections::BTreeSet, slice};
 
 use super::{
     Concern, Extent, FactsPlace, Hooks, Omission, OmissionKind, RuleExtent, damage::is_several,
-    place::Chains,
+    place::Chains, stops::with_ipsets_of,
 };
 use crate::{
-    firewall::rule::{Field, Rule, RuleVerdict, Translation, may_translate, rewrites_headers},
+    firewall::rule::{
+        Field, Match, OpenPorts, PortChoice, Rule, RuleVerdict, Test, Translation, may_translate,
+        rewrites_headers,
+    },
     lab::topology::{Ruleset, RulesetKind},
     netlink::object::Family,
 };
@@ -156,6 +159,30 @@ fn texts(
         found.extend(rules.map(|line| line.text.trim().to_owned()));
     }
     found
+}
+
+/// The rules of iptables that ask a set of ipset(8) for ports and tell apart those that clients have, as text.
+#[must_use]
+pub(crate) fn asking_port_sets(rulesets: &[Ruleset]) -> Vec<String> {
+    let sets = rulesets.iter().filter(|r| r.kind == RulesetKind::Ipset);
+    let made = sets.flat_map(|sets| sets.text.lines()).filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let is_it = words.next() == Some("create");
+        words
+            .next()
+            .filter(|_| is_it && words.next() == Some("bitmap:port"))
+    });
+    let names: Vec<String> = made.map(|set| format!("--match-set {set} ")).collect();
+    let named = |text: &str| names.iter().any(|name| text.contains(name));
+    let clients = PortChoice::OF_CLIENTS;
+    texts(rulesets, named, |rule| {
+        let known = with_ipsets_of(rulesets, rule.clone());
+        // A set that changes may hold any port.
+        let is_open = |test: &Match| matches!(&test.test, Test::Other { text, .. } if named(text));
+        known.tells_ports_apart(OpenPorts::Clients)
+            || known.tells_ports_apart(OpenPorts::Answered(clients))
+            || known.matches.iter().any(is_open)
+    })
 }
 
 /// Whether rules ask sets for hardware addresses.

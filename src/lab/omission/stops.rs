@@ -11,7 +11,7 @@ mod sets;
 use std::{cell::OnceCell, collections::BTreeMap};
 
 use self::sets::KnownSets;
-pub(crate) use self::sets::with_sets_of;
+pub(crate) use self::sets::{with_ipsets_of, with_sets_of};
 pub(crate) use self::{ends::PossibleStop, frames::BridgedFrame};
 use super::rulesets::{Layer, RulesetMap};
 use crate::{

@@ -30,6 +30,7 @@ use crate::{
         explain::{self, Watched},
         outside::OutsideReason,
         packet::Headers,
+        source_port,
     },
 };
 
@@ -65,6 +66,7 @@ impl Clerk<'_> {
             let reason = reason.into_iter();
             let by_port = self.by_policy_rule(packet, open).into_iter();
             let by_port = by_port.chain(self.by_open_port(socket, packet, open)?);
+            let by_port = by_port.chain(self.by_port_set(packet, open));
             for reason in reason.chain(self.forks(packet)).chain(by_port) {
                 if !reasons.contains(&reason) {
                     reasons.push(reason);
@@ -190,6 +192,22 @@ impl Clerk<'_> {
             }
             _ => format!("depends on the port that a router chose: {rule}"),
         }))
+    }
+
+    /// The rule that asks a set for a port of the client's side, in words.
+    fn by_port_set(&self, packet: &FlowPacket, open: OpenPorts) -> Option<String> {
+        let head = packet_head(packet)?;
+        let answers = matches!(open, OpenPorts::Answered(_));
+        let (field, port) = match answers {
+            true => (Field::SourcePort, head.source_port),
+            false => (Field::DestinationPort, head.destination_port),
+        };
+        let about = Packet::of(Family::of(head.destination))
+            .with(Field::Protocol, packet.first.protocol().number())
+            .with_address(Field::Source, head.source)
+            .with_address(Field::Destination, head.destination)
+            .with(field, port);
+        source_port::by_set(self.asking_port_sets, &about, open)
     }
 
     /// The rule by which nft hands the request to a program of the router. Where none listens, the

@@ -68,6 +68,8 @@ pub(super) struct Clerk<'a> {
     pub(super) client: IpAddr,
     /// Rules of the lab's routers that choose source ports.
     pub(super) choosing: PortRules,
+    /// Rules of this router that ask sets for ports.
+    pub(super) asking_port_sets: &'a [String],
     /// Interfaces behind which it makes no difference which of several next hops is taken.
     pub(super) settled: Vec<IfName>,
     notes: BTreeSet<String>,
@@ -117,6 +119,7 @@ impl<'a> Clerk<'a> {
             any_port,
             client,
             choosing: PortRules::default(),
+            asking_port_sets: &[],
             settled: Vec::new(),
             notes: BTreeSet::new(),
         })

@@ -31,6 +31,12 @@ impl<'a> LabMap<'a> {
         PortRules::of(&self.state.routers)
     }
 
+    /// The rules of a router that ask sets for ports.
+    pub(super) fn asking_port_sets(&self, router: &RouterName) -> &'a [String] {
+        let found = self.state.routers.iter().find(|r| r.name == *router);
+        found.map_or(&[], |router| &router.asking_port_sets)
+    }
+
     /// The interfaces of a router.
     pub(super) fn interfaces(&self, router: &RouterName) -> &'a [InterfaceState] {
         let found = self.state.routers.iter().find(|r| r.name == *router);

@@ -422,6 +422,7 @@ fn clerk<'a>(
     let mut clerk = clerk.map_err(setup.at(station))?;
     clerk.settled = site.settled_at(station.name());
     clerk.choosing = setup.map.choosing_ports();
+    clerk.asking_port_sets = setup.map.asking_port_sets(station.name());
     Ok(clerk)
 }
 

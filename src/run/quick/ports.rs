@@ -8,9 +8,10 @@ use super::{
     visited::Visited,
 };
 use crate::{
+    firewall::rule::{Field, Packet},
     lab::InterfaceState,
     model::Protocol,
-    netlink::LookupQuery,
+    netlink::{LookupQuery, object::Family},
     run::{outside::OutsideReason, packet::Headers, report::Verdict, source_port},
 };
 
@@ -68,6 +69,37 @@ pub(super) fn doubt_open(
         source_port::doubt(&fib, &packet, headers.open_ports(any_port))
     });
     Ok(())
+}
+
+/// The same where rules ask sets of ipset(8) for the source port, which `by_set` are.
+pub(super) fn doubt_sets(by_set: &[String], visited: &mut Visited, any_port: bool) {
+    if by_set.is_empty() {
+        return;
+    }
+    doubt(visited, |visited, nth| {
+        let headers = &visited.probes.get(nth)?.headers;
+        let outcome = visited.outcomes.get(nth)?;
+        let open = outcome.verdict != Verdict::Unknown && headers.protocol.has_ports();
+        let both = [headers, &outcome.headers].into_iter();
+        let packet = Packet::of(Family::of(headers.destination))
+            .with(Field::Protocol, headers.protocol.number());
+        let packet = both.fold(packet, |packet, headers| {
+            packet
+                .with(Field::DestinationPort, headers.destination_port)
+                .with_address(Field::Source, headers.source)
+                .with_address(Field::Destination, headers.destination)
+        });
+        let why = source_port::by_set(by_set, &packet, headers.open_ports(any_port));
+        // What another rule stops it stops from any port.
+        let other = |why: &String| {
+            let rule = why
+                .rsplit_once("one: ")
+                .map_or(why.as_str(), |(_, rule)| rule);
+            let told = outcome.reason.as_deref().unwrap_or_default();
+            outcome.verdict == Verdict::No && !told.contains(rule)
+        };
+        why.filter(|why| open && !other(why))
+    });
 }
 
 /// Judges probes that left by how long they are, where no tap sees that they go no further. IPv6

@@ -290,13 +290,16 @@ impl Inquiry<'_> {
             branch,
         )?;
         if self.terms.size.is_some() {
-            let interfaces = state.map_or(&[][..], |router| &router.interfaces);
+            let interfaces = state.as_ref().map_or(&[][..], |router| &router.interfaces);
             ports::judge_lengths(tables, interfaces, &mut visited)?;
         }
         if matches!(visit.from, Ok(Sender::Itself(_))) {
             ports::doubt_own(tables, &mut visited)?;
         } else {
-            ports::doubt_open(tables, &mut visited, self.terms.source_port.is_none())?;
+            let any_port = self.terms.source_port.is_none();
+            ports::doubt_open(tables, &mut visited, any_port)?;
+            let by_set = state.map_or(&[][..], |router| &router.asking_port_sets);
+            ports::doubt_sets(by_set, &mut visited, any_port);
         }
         Ok(visited)
     }

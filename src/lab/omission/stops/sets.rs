@@ -109,6 +109,11 @@ pub(crate) fn with_sets_of(table: &str, rule: Rule) -> Rule {
     KnownSets::of_table(table).resolve(rule, false)
 }
 
+/// A rule of iptables with its tests of sets made into tests of what these hold, as far as `rulesets` tell.
+pub(crate) fn with_ipsets_of(rulesets: &[Ruleset], rule: Rule) -> Rule {
+    KnownSets::of_ipset(rulesets).resolve(rule, true)
+}
+
 impl Held {
     /// The test whether an address or a port is one of these.
     fn test(&self, (address, port): (Field, Field)) -> Option<Test> {
