@@ -44,6 +44,9 @@ cd "$(dirname "$0")/.."
 root_verdicts=$(mktemp)
 trap 'rm -f "$root_verdicts"' EXIT
 
+# More than processors: tests of networks wait half of their time, for packets that do not come.
+threads=$(($(nproc) + 2))
+
 note() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
 
 need_root() {
@@ -79,13 +82,14 @@ stage_system() {
         # A test runs them, and `--test` alone does not build them.
         cargo build --locked --examples
         # The limit is what a login gives; more would hide descriptors that are never closed.
-        (ulimit -Sn 1024 && TSIM_VERDICTS=$1 cargo test --locked --test "*")
+        ulimit -Sn 1024
+        TSIM_VERDICTS=$1 RUST_TEST_THREADS=$2 cargo test --locked --test "*"
         left=$(ip netns list | sort)
         if [ -n "$left" ]; then
             printf "tests/run.sh: namespaces were left behind:\n%s\n" "$left" >&2
             exit 1
         fi
-    ' bash "$root_verdicts"
+    ' bash "$root_verdicts" "$threads"
 }
 
 # What differs without root's rights: namespaces, netlink, buffers, loaders, locks, taps, traces.
@@ -97,7 +101,7 @@ USER_SKIPS=(--skip lldp:: --skip answers_by_other_routers --skip without_rights 
 
 # as_user TEST-OPTION…: the privileged tests as an ordinary user.
 as_user() {
-    cargo --config 'target."cfg(unix)".runner = "tests/as-user.sh"' \
+    RUST_TEST_THREADS=$threads cargo --config 'target."cfg(unix)".runner = "tests/as-user.sh"' \
         test --locked --test privileged -- "$@"
 }
 

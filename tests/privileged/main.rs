@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod behind;
+mod beside;
 mod buffers;
 mod bulk;
 mod by_hand;

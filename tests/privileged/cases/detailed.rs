@@ -6,15 +6,7 @@
 //! is answered; and rules that count, remember or draw lots are in another state for each packet.
 //! Cases that are about the DSCP of probes are not asked, because real connections have 0.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use tsim::{
     firewall::Backend,
@@ -30,12 +22,12 @@ use tsim::{
 };
 
 use super::{
+    THREADS,
     bed::CaseBed,
     file::{self, CaseFile, Expected, Run},
     kernel::Kernel,
 };
-
-const THREADS: usize = 4;
+use crate::beside;
 
 #[test]
 fn the_detailed_job_agrees_with_every_case() {
@@ -46,20 +38,13 @@ fn the_detailed_job_agrees_with_every_case() {
         let lacks = case.needs.iter().any(|symbol| kernel.lacks(symbol));
         case.name.starts_with(&only) && case.dscp == 0 && !lacks
     });
-    let next = AtomicUsize::new(0);
-    let told = Mutex::new((Vec::new(), BTreeMap::new()));
-    let work = || {
-        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let (wrong, statuses) = asked(case);
-            let mut told = told.lock().unwrap();
-            told.0.extend(wrong);
-            for status in statuses {
-                *told.1.entry(status.to_string()).or_insert(0) += 1;
-            }
+    let (mut wrong, mut statuses) = (Vec::new(), BTreeMap::new());
+    for (found, of_case) in beside::each(THREADS, &cases, asked) {
+        wrong.extend(found);
+        for status in of_case {
+            *statuses.entry(status.to_string()).or_insert(0) += 1;
         }
-    };
-    thread::scope(|scope| (0..THREADS).for_each(|_| _ = scope.spawn(work)));
-    let (wrong, statuses) = told.into_inner().unwrap();
+    }
     println!("{} cases: {statuses:?}", cases.len());
     assert!(
         wrong.is_empty(),
@@ -128,17 +113,11 @@ fn the_detailed_job_says_what_quick_says_of_rules_that_vary() {
             asks.extend(expected.into_iter().map(|e| (case.clone(), run, e)));
         }
     }
-    let next = AtomicUsize::new(0);
-    let wrong = Mutex::new(Vec::new());
-    let work = || {
-        while let Some((case, run, expected)) = asks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let found = odds(case, *run, expected);
-            wrong.lock().unwrap().extend(found);
-        }
-    };
-    thread::scope(|scope| (0..THREADS).for_each(|_| _ = scope.spawn(work)));
+    let wrong = beside::each(THREADS, &asks, |(case, run, expected)| {
+        odds(case, *run, expected)
+    });
     println!("{} services asked alone", asks.len());
-    let wrong = wrong.into_inner().unwrap();
+    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
     assert!(
         wrong.is_empty(),
         "{} failures:\n{}",

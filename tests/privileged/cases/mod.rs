@@ -17,11 +17,7 @@ use std::{
     io::{self, Write as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
+    sync::Mutex,
 };
 
 use tsim::{
@@ -35,6 +31,7 @@ use self::{
     file::{CaseFile, Expected, Loader, Run},
     kernel::Kernel,
 };
+use crate::beside;
 
 /// How many cases run at once. They wait for the kernel more than they compute.
 const THREADS: usize = 4;
@@ -61,16 +58,8 @@ fn every_case_has_the_verdicts_and_reasons_that_are_right() {
     let mut cases = file::all(Path::new("netns-fixtures/cases"));
     cases.retain(|case| case.name.starts_with(&only));
     let kernel = Kernel::running();
-    let next = AtomicUsize::new(0);
     let outcome = Mutex::new(Outcome::default());
-    let work = || {
-        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-            check(case, &kernel, &outcome);
-        }
-    };
-    thread::scope(|scope| {
-        (0..THREADS).for_each(|_| _ = scope.spawn(work));
-    });
+    beside::each(THREADS, &cases, |case| check(case, &kernel, &outcome));
     let outcome = outcome.into_inner().unwrap();
     for (symbol, names) in &outcome.not_runnable {
         // Not `println!`, of which nothing is shown when the test passes.

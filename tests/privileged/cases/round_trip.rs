@@ -12,11 +12,12 @@ use tsim::{
 };
 
 use super::{
+    THREADS,
     bed::CaseBed,
     file::{self, CaseFile, Loader, Run},
     kernel::Kernel,
 };
-use crate::{collect::collect, lab::tool, quick::TestLab};
+use crate::{beside, collect::collect, lab::tool, quick::TestLab};
 
 /// Every how many cases one is tried.
 const STRIDE: usize = 12;
@@ -141,13 +142,12 @@ fn what_is_collected_from_a_case_makes_the_same_router() {
     let all = env::var("TSIM_ROUND_TRIPS").is_ok_and(|value| value == "all");
     let only = env::var("TSIM_CASES").unwrap_or_default();
     let kernel = Kernel::running();
-    let mut wrong = Vec::new();
-    let mut tried = 0;
+    let mut runs = Vec::new();
     let cases = file::all(Path::new("netns-fixtures/cases"));
     for (at, case) in cases.iter().enumerate() {
         let chosen = all || !only.is_empty() || at % STRIDE == 0;
-        let runs = !case.needs.iter().any(|symbol| kernel.lacks(symbol));
-        if !chosen || !runs || !case.name.starts_with(&only) {
+        let lacks = case.needs.iter().any(|symbol| kernel.lacks(symbol));
+        if !chosen || lacks || !case.name.starts_with(&only) {
             continue;
         }
         for loader in case.loaders() {
@@ -159,17 +159,19 @@ fn what_is_collected_from_a_case_makes_the_same_router() {
                     if json && loader != Loader::Nft {
                         continue;
                     }
-                    tried += 1;
-                    if let Some(what) = differs(case, loader, family, json) {
-                        let how = if json { ", as JSON" } else { "" };
-                        let name = &case.name;
-                        wrong.push(format!("{name} ({loader:?}, {family:?}{how}): {what}"));
-                    }
+                    runs.push((case, loader, family, json));
                 }
             }
         }
     }
-    println!("{tried} round trips, {} of them differ", wrong.len());
+    let wrong = beside::each(THREADS, &runs, |&(case, loader, family, json)| {
+        let what = differs(case, loader, family, json)?;
+        let how = if json { ", as JSON" } else { "" };
+        let name = &case.name;
+        Some(format!("{name} ({loader:?}, {family:?}{how}): {what}"))
+    });
+    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
+    println!("{} round trips, {} of them differ", runs.len(), wrong.len());
     assert!(
         wrong.is_empty(),
         "{} differ:\n{}",

@@ -2,12 +2,10 @@
 
 use std::{
     env,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
+    sync::atomic::{AtomicU64, Ordering},
 };
+
+use crate::beside;
 
 const THREADS: usize = 3;
 
@@ -43,28 +41,21 @@ pub(super) fn try_all(
         }
     };
     println!("seeds {first} to {}", first + count - 1);
-    let next = AtomicU64::new(first);
-    let done = AtomicU64::new(0);
-    let failures = Mutex::new(Vec::new());
-    let work = || {
-        let more = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < first + count);
-        while let Some(seed) = more() {
-            let found = fails(seed);
-            let mut failures = failures.lock().unwrap();
-            failures.extend(found);
-            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            if done.is_multiple_of(REPORT) || done == count {
-                let wrong = failures.len();
-                println!("{name}: {done} of {count} rulesets tried, {wrong} of them failed");
-            }
+    let seeds: Vec<u64> = (first..first + count).collect();
+    let (done, wrong) = (AtomicU64::new(0), AtomicU64::new(0));
+    let found = beside::each(THREADS, &seeds, |seed| {
+        let found = fails(*seed);
+        let wrong = wrong.fetch_add(found.is_some().into(), Ordering::Relaxed);
+        let wrong = wrong + u64::from(found.is_some());
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(REPORT) || done == count {
+            println!("{name}: {done} of {count} rulesets tried, {wrong} of them failed");
         }
-    };
-    thread::scope(|scope| {
-        (0..THREADS).for_each(|_| _ = scope.spawn(work));
+        found
     });
     Tried {
         count,
-        failures: failures.into_inner().unwrap(),
+        failures: found.into_iter().flatten().collect(),
     }
 }
 

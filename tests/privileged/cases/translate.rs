@@ -3,11 +3,7 @@
 
 use std::{
     path::Path,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use tsim::firewall::Backend;
@@ -18,6 +14,7 @@ use super::{
     file::{self, CaseFile, Loader, Run},
     kernel::Kernel,
 };
+use crate::beside;
 
 /// Fewer translations than this would mean that the translator is not what it was.
 const AT_LEAST: usize = 60;
@@ -30,20 +27,10 @@ fn a_translation_into_native_nft_has_the_same_verdicts() {
         let iptables = case.loaders().contains(&Loader::IptablesNft);
         iptables && !case.needs.iter().any(|symbol| kernel.lacks(symbol))
     });
-    let next = AtomicUsize::new(0);
-    let (asked, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let wrong = differs(case, &asked);
-            failures.lock().unwrap().extend(wrong);
-        }
-    };
-    thread::scope(|scope| {
-        (0..THREADS).for_each(|_| _ = scope.spawn(work));
-    });
+    let asked = AtomicUsize::new(0);
+    let failures = beside::each(THREADS, &cases, |case| differs(case, &asked)).concat();
     let asked = asked.into_inner();
     println!("{asked} rulesets had a translation");
-    let failures: Vec<String> = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(asked >= AT_LEAST, "{asked}");
 }

@@ -19,16 +19,7 @@ mod truth;
 mod verdict;
 mod world;
 
-use std::{
-    collections::BTreeMap,
-    env,
-    ops::Range,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-};
+use std::{collections::BTreeMap, env, sync::Mutex};
 
 pub(crate) use self::truth::{Fence, stay_here};
 use self::{
@@ -36,6 +27,7 @@ use self::{
     trial::{Trial, wrong},
     verdict::Compared,
 };
+use crate::beside;
 
 /// How many chains a plain test run tries; each has ten services.
 const CHAINS: u64 = 30;
@@ -77,7 +69,8 @@ fn try_chains<T: Outcome>(usual: u64, share: u64, one: impl Fn(u64, &Mutex<T>) +
     let first = number("TSIM_CHAINS_SEED").unwrap_or(1);
     println!("seeds {first} to {}", first + count - 1);
     let outcome = Mutex::new(T::default());
-    each_seed(first..first + count, |seed| one(seed, &outcome));
+    let seeds: Vec<u64> = (first..first + count).collect();
+    beside::each(THREADS, &seeds, |seed| one(*seed, &outcome));
     let outcome = outcome.into_inner().unwrap();
     println!("{}", outcome.figures());
     assert!(
@@ -173,23 +166,6 @@ impl Tally {
             *noticed += if *forgotten == what { wrong } else { 0 };
         }
     }
-}
-
-/// Does `one` with each seed, several at a time.
-fn each_seed(seeds: Range<u64>, one: impl Fn(u64) + Sync) {
-    let next = AtomicU64::new(seeds.start);
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
-            one(seed);
-        }
-    };
-    thread::scope(|scope| {
-        (0..THREADS).for_each(|_| _ = scope.spawn(work));
-    });
 }
 
 /// Fails where fewer than five chains have one of `features`, or are of one of both families.

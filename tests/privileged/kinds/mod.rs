@@ -11,11 +11,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Output,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
 };
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +18,7 @@ use serde_json::Value;
 
 use self::follow::Followed;
 use crate::{
+    beside,
     by_hand::network::{Network, Reached},
     kernels::{is_debian, unload},
     lab::{Place, fixture},
@@ -122,20 +118,14 @@ fn each_kind(wanted: impl Fn(&Kind) -> bool, one: impl Fn(&Path, &Kind) -> Vec<S
         .filter(|(_, kind)| wanted(kind))
         .collect();
     assert!(!kinds.is_empty(), "no kind is to be tried");
-    let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while let Some((dir, kind)) = kinds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let found = one(dir, kind);
-                    let name = dir.file_name().unwrap().to_string_lossy();
-                    let found = found.into_iter().map(|what| format!("{name}: {what}"));
-                    wrong.lock().unwrap().extend(found);
-                }
-            });
-        }
+    let wrong = beside::each(4, &kinds, |(dir, kind)| {
+        let name = dir.file_name().unwrap().to_string_lossy();
+        let found = one(dir, kind).into_iter();
+        found
+            .map(|what| format!("{name}: {what}"))
+            .collect::<Vec<String>>()
     });
-    let wrong = wrong.into_inner().unwrap();
+    let wrong = wrong.concat();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
