@@ -9,7 +9,7 @@
 //!   them. They come from an address of the host on its own link, and from a link-local address of
 //!   a router that forwards (`ndisc_solicit()`).
 //! - Rules of single devices that drop ARP. Tables of family arp are told of in [`super::link_layer`].
-//! - `arp_ignore` 8, and `arp_filter` where another interface is in the same network.
+//! - `arp_ignore` 8, what [`super::arp`] tells of, and `arp_filter` where another interface is in the same network.
 //! - Policy rules before table local that lead questions elsewhere, of IPv6 as well.
 //! - Interfaces without ARP (`ip link set arp off`).
 
@@ -20,7 +20,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv6Net};
 
-use super::{InterfaceFacts, RouterFacts};
+use super::{InterfaceFacts, RouterFacts, arp};
 use crate::{
     firewall::rule::{Field, Packet, TrackingState},
     lab::{
@@ -78,7 +78,7 @@ fn by_rules(facts: &RouterFacts) -> Vec<Warning> {
                 &packets,
             );
         }
-        for exchange in exchanges(facts, interface) {
+        for exchange in exchanges(facts, interface, &filters) {
             let stop = exchange.stop(&filters, name);
             note(stop, "neighbour discovery", name, &exchange.packets);
         }
@@ -126,7 +126,7 @@ struct Exchange {
 }
 
 /// The exchanges that packets over an interface need.
-fn exchanges(facts: &RouterFacts, interface: &InterfaceFacts) -> Vec<Exchange> {
+fn exchanges(facts: &RouterFacts, interface: &InterfaceFacts, filters: &Filters) -> Vec<Exchange> {
     let is_global =
         |net: &IpNet| matches!(net, IpNet::V6(net) if !is_link_local(net.addr().into()));
     let nets = interface.addresses.iter().map(|address| address.local);
@@ -170,8 +170,13 @@ fn exchanges(facts: &RouterFacts, interface: &InterfaceFacts) -> Vec<Exchange> {
     };
     for net in &global {
         let own = own(net).map_or(*net, host);
-        add(comes(except(*net, &[])), *net, own, true);
-        add(leaves(except(*net, &[])), local, *net, false);
+        let mut add = |near: IpNet| {
+            add(comes(except(near, &[])), near, own, true);
+            add(leaves(except(near, &[])), local, near, false);
+        };
+        add(*net);
+        // Rules may stop the questions of one host alone.
+        filters.named_within(*net).into_iter().for_each(add);
     }
     // From behind another router, or to there.
     add(comes(except(all, &global)), local, local, true);
@@ -195,8 +200,17 @@ fn gateways(facts: &RouterFacts, interface: &IfName) -> Vec<IpAddr> {
 impl Exchange {
     /// What stops the question or the answer.
     fn stop(&self, filters: &Filters, device: &IfName) -> Option<Stop> {
-        let question = message(SOLICITATION, self.asks, solicited_nodes());
-        let answer = message(ADVERTISEMENT, self.asked, self.asks);
+        let asked = match self.asked {
+            IpNet::V6(asked) if asked.prefix_len() == 128 => solicited_node(asked.addr()).into(),
+            _ => solicited_nodes(),
+        };
+        let mut question = message(SOLICITATION, self.asks, asked);
+        let mut answer = message(ADVERTISEMENT, self.asked, self.asks);
+        if !filters.may_mark() {
+            for message in [&mut question, &mut answer] {
+                *message = message.clone().with(Field::Mark, 0_u32);
+            }
+        }
         let (comes, leaves) = match self.incoming {
             true => (question, answer),
             false => (answer, question),
@@ -213,12 +227,17 @@ impl Exchange {
     }
 }
 
+/// Of a message: the header of IPv6, that of ICMPv6, the address that is asked for, and the hardware address.
+const LENGTH: u32 = 40 + 8 + 16 + 8;
+
 fn message(kind: u32, source: IpNet, destination: IpNet) -> Packet {
     const ICMPV6: u32 = 58;
     Packet::of(Family::V6)
         .with(Field::Protocol, ICMPV6)
         .with(Field::Icmpv6Type, kind)
         .with(Field::Ttl, 255_u32)
+        .with(Field::Tos, 0_u32)
+        .with(Field::Length, LENGTH)
         .with_state(TrackingState::Untracked)
         .with_address(Field::Source, source)
         .with_address(Field::Destination, destination)
@@ -237,28 +256,21 @@ fn solicited_nodes() -> IpNet {
 }
 
 /// The one of these that an address belongs to.
-fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+fn solicited_node(address: Ipv6Addr) -> IpAddr {
     let [.., high, low] = address.segments();
-    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | high & 0xff, low)
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | high & 0xff, low).into()
 }
 
 fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
-/// Settings of ARP with which the router does not answer. What `all` or the interface says counts,
-/// whichever is more (`IN_DEV_MAXCONF`).
+/// Settings of ARP with which the router does not answer.
 fn by_settings(facts: &RouterFacts) -> Vec<Warning> {
-    let of = |name: &str, key: &str| -> u32 {
-        let value = facts.sysctl(&format!("net/ipv4/conf/{name}/{key}"));
-        value
-            .and_then(|value| value.trim().parse().ok())
-            .unwrap_or(0)
-    };
     let mut warnings = Vec::new();
     for interface in facts.interfaces.iter().filter(|i| asks_neighbours(i)) {
         let name = &interface.name;
-        let most = |key| of("all", key).max(of(name.as_str(), key));
+        let most = |key| arp::setting(facts, name, key);
         let comes = PacketSet {
             incoming: Some(name.clone()),
             ..PacketSet::of_family(Family::V4)
@@ -292,6 +304,7 @@ fn by_settings(facts: &RouterFacts) -> Vec<Warning> {
             );
             warn(message, vec![comes]);
         }
+        warnings.extend(arp::warnings(facts, interface));
     }
     warnings
 }
@@ -354,7 +367,7 @@ fn led_away<'f>(
 ) -> Option<&'f PolicyRule> {
     let asked = match own.local.addr() {
         address if Family::of(address) != family => return None,
-        IpAddr::V6(address) => IpAddr::V6(solicited_node(address)),
+        IpAddr::V6(address) => solicited_node(address),
         address => address,
     };
     let rules = || facts.rules.iter().map(|rule| &rule.value);

@@ -66,14 +66,25 @@ pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
             ignore: setting("arp_ignore"),
             announce: setting("arp_announce"),
         };
-        let hears_from = (number("ipv4", "rp_filter") == 1 && is_unnumbered(interface))
-            .then(|| reached(facts, name).1);
+        let strict = number("ipv4", "rp_filter") == 1;
+        let hears_from = strict.then(|| hears_from(facts, interface)).flatten();
         found.push((proxy, arp, own_by_route(facts, name), hears_from));
     }
     for (interface, found) in facts.interfaces.iter_mut().zip(found) {
         let link = &mut interface.value.link;
         (link.proxy, link.arp, link.own, link.hears_from) = found;
     }
+}
+
+/// Of how many networks that routers ask from a note is kept.
+const MOST_HEARD: usize = 64;
+
+/// Where who asks on an interface with strict `rp_filter` may have its address: none where it may be anywhere,
+/// as with a route for all of them, or where they are too many to keep.
+fn hears_from(facts: &RouterFacts, interface: &InterfaceFacts) -> Option<Vec<IpNet>> {
+    let here = reached(facts, &interface.name).1;
+    let few = here.len() <= MOST_HEARD && here.iter().all(|net| net.prefix_len() > 0);
+    (few || is_unnumbered(interface)).then_some(here)
 }
 
 /// Whether an interface has addresses of IPv4, and none with a subnet.

@@ -2,13 +2,21 @@
 //! job sends, and that the router needs all the same.
 //!
 //! What cannot be told counts against neither side: a rule that may drop the packet is passed over,
-//! and so is one that may accept it. What may stop a packet is asked in `ends`.
+//! and so is one that may accept it; but for what stops neighbour discovery by a test that says nothing of
+//! who asks. What may stop any packet is asked in `ends`.
 
 mod ends;
 mod frames;
+mod groups;
 mod sets;
 
-use std::{cell::OnceCell, collections::BTreeMap};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
 
 use self::sets::KnownSets;
 pub(crate) use self::sets::{with_ipsets_of, with_sets_of};
@@ -20,6 +28,9 @@ use crate::{
     model::IfName,
     netlink::object::Family,
 };
+
+/// Of how many neighbours that rules name the rules are asked one by one.
+const MOST_NAMED: usize = 1024;
 
 /// Jumps deeper than the kernel allows are not followed.
 const DEEPEST: usize = 16;
@@ -136,6 +147,31 @@ impl Filters {
         )
     }
 
+    /// Whether a rule may set the packet's mark.
+    #[must_use]
+    pub(crate) fn may_mark(&self) -> bool {
+        const WAYS: [&str; 4] = ["mark set", "--set-mark", "--set-xmark", "--restore-mark"];
+        let chains = self.0.iter().flat_map(|table| table.chains.values());
+        let mut rules = chains.flat_map(|chain| &chain.rules);
+        rules.any(|rule| WAYS.iter().any(|way| rule.text.contains(way)))
+    }
+
+    /// The single hosts and networks within `net` that rules or sets name. Of more than the first
+    /// [`MOST_NAMED`] nothing is told.
+    #[must_use]
+    pub(crate) fn named_within(&self, net: IpNet) -> BTreeSet<IpNet> {
+        let chains = self.0.iter().flat_map(|table| table.chains.values());
+        let texts = chains.flat_map(|chain| &chain.rules);
+        let words = texts.flat_map(|rule| rule.text.split([' ', ',', '{', '}']));
+        let named = words.filter(|word| word.contains(':')).filter_map(|word| {
+            let one = || word.parse().map(|address: IpAddr| IpNet::from(address));
+            word.parse::<IpNet>().or_else(|_| one()).ok()
+        });
+        let sets = self.0.iter().flat_map(|table| table.sets.nets());
+        let within = |other: &IpNet| *other != net && net.contains(other);
+        named.chain(sets).filter(within).take(MOST_NAMED).collect()
+    }
+
     /// What surely stops the packet at `hook`; none where nothing does.
     #[must_use]
     pub(crate) fn stop(&self, hook: &str, asked: StopQuery<'_>) -> Option<Stop> {
@@ -179,8 +215,13 @@ impl Table {
     fn follow(&self, chain: &Chain, asked: StopQuery<'_>, depth: usize) -> Flow {
         for written in &chain.rules {
             let (rule, text) = (written.rule(&self.sets), &written.text);
-            if answer(rule, text, asked) != Truth::Yes {
-                continue;
+            match answer(rule, text, asked) {
+                Truth::Yes => {}
+                Truth::CannotTell if groups::may_stop(rule, asked) => {
+                    let text = format!("`{}`, where it matches,", text.trim());
+                    return Flow::Stopped(written.line, text);
+                }
+                Truth::No | Truth::CannotTell => continue,
             }
             if spoils(rule, asked) {
                 let text = format!("`{}`, which changes its hop limit,", text.trim());
@@ -228,7 +269,7 @@ fn spoils(rule: &Rule, asked: StopQuery<'_>) -> bool {
 /// Whether a rule surely matches.
 fn answer(rule: &Rule, text: &str, asked: StopQuery<'_>) -> Truth {
     let Some(packet) = asked.packet() else {
-        return of_arp(rule, text);
+        return of_arp(rule, text, asked);
     };
     if matches!(asked, StopQuery::Bridged(_)) && frames::is_for_arp(text) {
         return Truth::No;
@@ -249,6 +290,7 @@ fn answer(rule: &Rule, text: &str, asked: StopQuery<'_>) -> Truth {
         .iter()
         .map(|test| match (&test.test, test.answer(packet)) {
             (Test::Varies(_), Truth::CannotTell) => alone(test),
+            (Test::Other { .. }, Truth::CannotTell) => groups::answer(test, asked),
             (_, answer) => answer,
         }))
 }
@@ -270,7 +312,7 @@ fn alone(test: &Match) -> Truth {
 }
 
 /// Whether a rule surely matches ARP, which is no packet of IP and has none of its fields.
-fn of_arp(rule: &Rule, text: &str) -> Truth {
+fn of_arp(rule: &Rule, text: &str, asked: StopQuery<'_>) -> Truth {
     let is_arp = |word: &str| word.trim_matches([',', '{', '}']) == "arp";
     let mut words = text.split_ascii_whitespace();
     if let Some(at) = words.position(is_arp) {
@@ -287,7 +329,8 @@ fn of_arp(rule: &Rule, text: &str) -> Truth {
             (Test::Varies(_), _) => alone(test),
             (Test::Family(_), true) => Truth::Yes,
             (Test::Family(_) | Test::Address { .. } | Test::Number { .. }, _) => Truth::No,
-            (Test::Device { .. } | Test::Other { .. }, _) => Truth::CannotTell,
+            (Test::Device { .. }, _) => Truth::CannotTell,
+            (Test::Other { .. }, _) => groups::answer(test, asked),
         }))
 }
 

@@ -348,7 +348,7 @@ impl Wiring {
     ) -> bool {
         let from_subnet = receiver.link.arp.ignore == 2;
         let from_nets = receiver.link.hears_from.as_ref();
-        if !(from_subnet || from_nets.is_some()) || address.is_ipv6() {
+        if address.is_ipv6() {
             return true;
         }
         let near = |net: &&IpNet| net.contains(&address) && net.addr().is_ipv4();
@@ -367,13 +367,32 @@ impl Wiring {
             all.or_else(|| v4.next()).map(IpNet::addr)
         };
         let own = self.owners(source).contains(&router);
-        let Some(asks) = (own && with_source).then_some(source).or_else(of_out) else {
-            return true;
+        let hears = |asks: IpAddr| {
+            // The kernel takes a question from an address of its own for a martian one.
+            if self.owners(asks).contains(&&receiver.router) {
+                return false;
+            }
+            let mut nets = receiver.addresses.iter();
+            let of_subnet = nets.any(|net| net.addr() == address && net.contains(&asks));
+            let comes_back = from_nets.is_none_or(|nets| nets.iter().any(|n| n.contains(&asks)));
+            (of_subnet || !from_subnet) && comes_back
         };
-        let mut nets = receiver.addresses.iter();
-        let of_subnet = nets.any(|net| net.addr() == address && net.contains(&asks));
-        let comes_back = from_nets.is_none_or(|nets| nets.iter().any(|net| net.contains(&asks)));
-        (of_subnet || !from_subnet) && comes_back
+        match (own && with_source).then_some(source).or_else(of_out) {
+            Some(asks) => hears(asks),
+            // The first address of any other interface (`inet_select_addr()`), in an order that the facts
+            // do not tell.
+            None => {
+                let mut others = self.addresses_elsewhere(router).peekable();
+                others.peek().is_none() || others.any(hears)
+            }
+        }
+    }
+
+    /// The addresses of IPv4 of a router that another machine may have for its neighbour's.
+    fn addresses_elsewhere(&self, router: &RouterName) -> impl Iterator<Item = IpAddr> {
+        let plugs = self.plugs.iter().filter(move |plug| plug.router == *router);
+        let all = plugs.flat_map(|plug| plug.addresses.iter().map(IpNet::addr));
+        all.filter(|address| matches!(address, IpAddr::V4(v4) if !v4.is_loopback()))
     }
 
     /// Why a packet from `source` that `router` sends out of `out` to `next_hop` does not come to the

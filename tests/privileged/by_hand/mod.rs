@@ -132,6 +132,11 @@ fn own_addresses_by_routes_and_ways_that_fork() {
 }
 
 #[test]
+fn who_asks_for_routers_by_arp() {
+    assert_right("arp");
+}
+
+#[test]
 fn times_of_another_time_zone() {
     assert_right("times");
 }

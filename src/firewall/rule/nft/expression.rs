@@ -109,8 +109,14 @@ impl<'a> Reader<'a> {
                 self.skip_words(&["ttl"], &[]);
                 _ = self.next();
             }
-            "socket" | "vlan" | "arp" | "frag" | "hbh" | "dst" | "mh" | "srh" | "exthdr"
-            | "comp" => _ = self.next(),
+            // `arp daddr ip`, `arp saddr ether`.
+            "arp" => {
+                let fields = ["htype", "ptype", "hlen", "plen", "operation"];
+                self.skip_words(&["saddr", "daddr"], &fields);
+            }
+            "socket" | "vlan" | "frag" | "hbh" | "dst" | "mh" | "srh" | "exthdr" | "comp" => {
+                _ = self.next();
+            }
             _ if word.starts_with('@') => self.raw(),
             _ => of = meta(word),
         }

@@ -51,6 +51,15 @@ impl KnownSets {
         Self(known.filter(|(name, _)| !changed(name)).collect())
     }
 
+    /// The networks in all of them.
+    pub(super) fn nets(&self) -> impl Iterator<Item = IpNet> {
+        let nets = self.0.values().filter_map(|held| match held {
+            Held::Addresses(nets) => Some(nets),
+            Held::Ports(_) => None,
+        });
+        nets.flatten().copied()
+    }
+
     /// The set of nft(8) that `lines` describe, the first of them `set NAME {`; `all` is the ruleset.
     pub(super) fn add_nft(&mut self, lines: &[&str], all: &str) {
         let words = lines.first().map(|head| head.split_whitespace());
