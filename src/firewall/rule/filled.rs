@@ -1,7 +1,7 @@
 //! Tests of sets that rules fill or empty: what is in such a set may be the doing of this job's packets,
 //! or of an earlier job's, and not what the facts had.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Caveat, Does, Match, Rule, Test, caveat::Alone};
 
@@ -12,7 +12,71 @@ pub struct ChangedSets {
     emptied: BTreeSet<String>,
 }
 
+/// The sets of ipset(8) that consist of other sets (list:set), each with these; none where they cannot be
+/// read, and then each set may be one of each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetLists(Option<BTreeMap<String, BTreeSet<String>>>);
+
+impl SetLists {
+    /// The lists among what `ipset save` prints.
+    #[must_use]
+    pub fn of_saved(text: &str) -> Self {
+        let mut lists = BTreeMap::<String, BTreeSet<String>>::new();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            match [words.next(), words.next(), words.next()] {
+                [Some("create"), Some(list), Some("list:set")] => {
+                    lists.entry(list.to_owned()).or_default();
+                }
+                [Some("add"), Some(list), Some(member)] => {
+                    let members = lists.get_mut(list);
+                    _ = members.map(|members| members.insert(member.to_owned()));
+                }
+                _ => {}
+            }
+        }
+        Self(Some(lists))
+    }
+
+    /// That nobody knows which there are.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self(None)
+    }
+
+    /// The names of the lists.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(BTreeMap::keys).map(String::as_str)
+    }
+
+    /// Adds the lists of which a member is among `changed`, and what such a list consists of: what rules put
+    /// into a list goes into its first member that has room.
+    fn spread(&self, changed: &mut BTreeSet<String>) {
+        let Some(lists) = &self.0 else {
+            let any = (!changed.is_empty()).then(|| ANY.to_owned());
+            return changed.extend(any);
+        };
+        for (list, members) in lists {
+            let name = |set: &String| format!("set {set}");
+            if changed.contains(&name(list)) {
+                changed.extend(members.iter().map(name));
+            }
+        }
+        for (list, members) in lists {
+            if members.iter().any(|set| has(changed, set)) {
+                changed.insert(format!("set {list}"));
+            }
+        }
+    }
+}
+
 impl ChangedSets {
+    /// Adds what changes together with a set that rules change, as the lists have it.
+    pub fn spread(&mut self, lists: &SetLists) {
+        lists.spread(&mut self.filled);
+        lists.spread(&mut self.emptied);
+    }
+
     /// Adds those that a rule changes.
     pub fn add(&mut self, rule: &Rule) {
         for does in &rule.does {
@@ -70,6 +134,20 @@ impl Rule {
         self.adds_first().is_some() || self.matches.iter().any(|test| set(test).is_some())
     }
 
+    /// Whether it asks for a set of ipset(8).
+    #[must_use]
+    pub fn asks_for_ipsets(&self) -> bool {
+        let mut tests = self.matches.iter().map(|test| &test.test);
+        tests.any(|test| matches!(test, Test::Other { text, .. } if is_ipset(text)))
+    }
+
+    /// Whether it changes a set.
+    #[must_use]
+    pub fn changes_sets(&self) -> bool {
+        let changes = |does: &Does| matches!(does, Does::Remember(_) | Does::Forget(_));
+        self.does.iter().any(changes)
+    }
+
     /// The set that has to take the packet's element before the rule does anything else: where it is full,
     /// nft(8) does not go on with the rule. One that counts or has a rate varies anyway, and where a test is
     /// not understood, that may be why the rule did not match.
@@ -86,10 +164,13 @@ impl Rule {
     }
 }
 
+/// What stands for a set whose name is not known.
+const ANY: &str = "a set";
+
 /// Whether these have a set; all may be it where its name is not known, and so may one of those.
 fn has(sets: &BTreeSet<String>, name: &str) -> bool {
     let any = name.is_empty() && !sets.is_empty();
-    any || sets.contains("a set") || sets.contains(&format!("set {name}"))
+    any || sets.contains(ANY) || sets.contains(&format!("set {name}"))
 }
 
 /// The set that a test asks for: `@SET` of nft, `--match-set SET` of iptables. The kernel's own form of
@@ -99,16 +180,54 @@ fn set(test: &Match) -> Option<String> {
         return None;
     };
     let mut words = text.split_whitespace();
-    let name = match words.clone().next() {
-        Some("set") => Some(words.nth(2).unwrap_or_default()),
-        _ => words.find_map(|word| word.strip_prefix('@')),
+    let name = match is_ipset(text) {
+        true => match words.nth(1) {
+            Some("--match-set") => words.next(),
+            // Another option of the same match, as `--return-nomatch`.
+            Some(_) => None,
+            None => Some(""),
+        },
+        false => words.find_map(|word| word.strip_prefix('@')),
     };
     name.map(str::to_owned)
+}
+
+/// Whether a test is iptables' match set.
+fn is_ipset(test: &str) -> bool {
+    test.split_whitespace().next() == Some("set")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_changes_with_its_members_and_they_with_it() {
+        let saved = "create em hash:ip family inet\ncreate other hash:ip\nadd other 10.0.0.1\n\
+                     create ls list:set size 8\nadd ls em\ncreate none list:set size 8\nadd none other\n";
+        let lists = SetLists::of_saved(saved);
+        assert_eq!(lists.names().collect::<Vec<_>>(), ["ls", "none"]);
+        for (changed, asked, opens) in [
+            ("em", "em", true),
+            ("em", "ls", true),
+            ("ls", "em", true),
+            ("ls", "ls", true),
+            ("em", "none", false),
+            ("em", "other", false),
+        ] {
+            let mut sets = ChangedSets::default();
+            sets.add(&Rule::of(&format!("-A f -j SET --add-set {changed} src")));
+            sets.spread(&lists);
+            let rule = Rule::of(&format!("-A f -m set --match-set {asked} src -j ACCEPT"));
+            assert_eq!(
+                sets.open(&rule, Some(true)).is_some(),
+                opens,
+                "{changed} {asked}"
+            );
+            sets.spread(&SetLists::unknown());
+            assert!(sets.open(&rule, Some(true)).is_some(), "{changed} {asked}");
+        }
+    }
 
     #[test]
     fn what_rules_put_into_a_set_or_take_out_is_not_what_was_there() {
@@ -157,6 +276,11 @@ mod tests {
             ("-A f -m set ! --match-set d src -j DROP", Some(true), true),
             (
                 "-A f -m set --match-set other src -j DROP",
+                Some(true),
+                false,
+            ),
+            (
+                "-A f -m set --match-set other src --return-nomatch -j DROP",
                 Some(true),
                 false,
             ),

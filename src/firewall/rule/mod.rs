@@ -31,7 +31,7 @@ pub(super) use self::words::comment;
 pub(crate) use self::words::{pieces, words};
 pub use self::{
     caveat::{Alone, Caveat},
-    filled::ChangedSets,
+    filled::{ChangedSets, SetLists},
     packet::{Field, Packet, TrackingState, Truth},
     test::{Match, Test, Varying},
 };

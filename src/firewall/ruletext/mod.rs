@@ -379,7 +379,7 @@ impl RuleBook {
         source: &mut RuleSource<'_>,
         tool: &str,
         args: &[&str],
-    ) -> Result<String, Failure> {
+    ) -> Result<String, PrintError> {
         if let (None, Some(shelf)) = (&self.kept, self.shelf.clone()) {
             self.kept = Some(KeptRules::open(shelf, source));
         }
@@ -396,9 +396,12 @@ impl RuleBook {
 }
 
 /// What `tool` prints inside the namespace.
-fn print(source: &RuleSource<'_>, tool: &str, args: &[&str]) -> Result<String, Failure> {
+///
+/// # Errors
+/// [`PrintError`].
+pub fn print(source: &RuleSource<'_>, tool: &str, args: &[&str]) -> Result<String, PrintError> {
     let ran = source.netns.enter(|| source.tools.run(tool, args, &[]));
-    let printed = ran.map_err(Failure::Enter)?.map_err(Failure::Run)?;
+    let printed = ran.map_err(PrintError::Enter)?.map_err(PrintError::Run)?;
     Ok(String::from_utf8_lossy(&printed.stdout).into_owned())
 }
 
@@ -411,10 +414,13 @@ pub(crate) fn is_word(table: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
 }
 
+/// A tool printed nothing of a router.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub enum PrintError {
+    /// Its namespace could not be entered.
     #[error(transparent)]
     Enter(NetnsError),
+    /// The tool failed.
     #[error(transparent)]
     Run(ToolError),
 }

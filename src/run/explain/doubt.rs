@@ -17,7 +17,7 @@ use crate::{
         },
         place::HookPoint,
         rule::{
-            Alone, ChangedSets, Field, OpenPorts, Packet, PortChoice, Rule, RuleVerdict,
+            Alone, ChangedSets, Field, OpenPorts, Packet, PortChoice, Rule, RuleVerdict, SetLists,
             TrackingState,
             walk::{
                 ChainRules, Led, Program, RoutedTo, RuleNumber, SeenPacket, Suppose, WalkEnd,
@@ -33,6 +33,8 @@ use crate::{
 /// The rules of one router, before any probe is held against them.
 pub(super) struct RouterRules {
     program: Program,
+    /// The sets that consist of others, where rules ask for sets and change some.
+    lists: SetLists,
 }
 
 impl RouterRules {
@@ -50,7 +52,13 @@ impl RouterRules {
         if let Some(legacy) = legacy {
             legacy.add_to(&mut program);
         }
-        Ok(Self { program })
+        let rules = || program.chains.iter().flat_map(|chain| chain.rules.iter());
+        let asks = rules().any(Rule::asks_for_ipsets) && rules().any(Rule::changes_sets);
+        let lists = match asks {
+            true => reader.set_lists(),
+            false => SetLists::of_saved(""),
+        };
+        Ok(Self { program, lists })
     }
 
     /// The rules with what they said of a probe.
@@ -65,7 +73,7 @@ impl RouterRules {
         if let Some((rules, steps)) = met.legacy {
             rules.note_in(steps, &mut program);
         }
-        open_sets(&mut program);
+        open_sets(&mut program, &self.lists);
         Ok(program)
     }
 
@@ -302,11 +310,12 @@ fn ended_by(program: &Program, rule: &RuleText, met: &SeenProbe<'_>) -> Option<R
 }
 
 /// Makes tests of sets that rules change depend on more than the packet.
-fn open_sets(program: &mut Program) {
+fn open_sets(program: &mut Program, lists: &SetLists) {
     let mut sets = ChangedSets::default();
     for rule in program.chains.iter().flat_map(|chain| chain.rules.iter()) {
         sets.add(rule);
     }
+    sets.spread(lists);
     for chain in &mut program.chains {
         let rules = chain.rules.iter().zip(&chain.said);
         let opened: Vec<Option<Rule>> = rules.map(|(rule, said)| sets.open(rule, *said)).collect();

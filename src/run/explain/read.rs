@@ -19,8 +19,8 @@ use crate::{
             NftSocket, is_own,
             trace::{StepKind, StoppedBy, TraceDecision, TraceStep, Trail},
         },
-        rule::{Field, OpenPorts, Packet, Rule, TrackingState, entries},
-        ruletext::{RuleBook, RuleSource, RuleText, TextChain},
+        rule::{Field, OpenPorts, Packet, Rule, SetLists, TrackingState, entries},
+        ruletext::{self, RuleBook, RuleSource, RuleText, TextChain},
     },
     model::Protocol,
     netlink::object::Family,
@@ -60,6 +60,23 @@ impl<'a> RuleReader<'a> {
     pub(super) fn finish(mut self) -> (RuleBook, BTreeSet<String>) {
         self.warnings.extend(self.book.failures().iter().cloned());
         (self.book, self.warnings)
+    }
+
+    /// The sets of ipset(8) that consist of others. ipset(8) is asked for the members of these alone, as
+    /// others may have thousands.
+    pub(super) fn set_lists(&mut self) -> SetLists {
+        let print = |args: &[&str]| ruletext::print(&self.source, "ipset", args);
+        let read = || {
+            let all = SetLists::of_saved(&print(&["list", "-terse", "-output", "save"])?);
+            let saved: Result<Vec<String>, _> =
+                all.names().map(|list| print(&["save", list])).collect();
+            Ok(SetLists::of_saved(&saved?.concat()))
+        };
+        read().unwrap_or_else(|error: ruletext::PrintError| {
+            let what = format!("which sets consist of other sets is not known: {error}");
+            self.warnings.insert(what);
+            SetLists::unknown()
+        })
     }
 
     /// Takes the way of a probe that was sent by itself for its reason. Where nf_tables did not see
