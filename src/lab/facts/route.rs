@@ -17,6 +17,10 @@ const BOOT: u8 = 3;
 /// Why a route whose next hops are all dead is left out: the kernel does not use it either.
 pub(super) const DEAD: &str = "all its next hops were dead";
 
+/// Why a route of IPv6 whose lifetime is over is left out: the kernel shows it until it collects garbage,
+/// and does not use it (`rt6_check_expired()`).
+pub(super) const EXPIRED: &str = "its lifetime was over";
+
 /// A route, and what its line says that a lab has no use for.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ParsedRoute {
@@ -203,6 +207,8 @@ struct Parser<'a> {
     dead: bool,
     /// Whether a hop was left out for that.
     buried: bool,
+    /// Whether its lifetime was over.
+    expired: bool,
     /// Whether the hop's link had no carrier.
     linkdown: bool,
     /// Interfaces of such hops.
@@ -239,6 +245,7 @@ impl<'a> Parser<'a> {
             multipath: false,
             dead: false,
             buried: false,
+            expired: false,
             linkdown: false,
             no_carrier: Vec::new(),
             ignored: Vec::new(),
@@ -317,7 +324,12 @@ impl<'a> Parser<'a> {
             "linkdown" => self.linkdown = true,
             "pervasive" | "offload" | "rt_offload" | "rt_trap" | "trap" | "notify"
             | "unresolved" | "offload_failed" | "rt_offload_failed" | "\\" => {}
-            "nhid" | "pref" | "expires" | "error" | "age" | "users" => {
+            // Seconds, negative since when it is over.
+            "expires" => {
+                let left = words.value(word)?;
+                self.expired = left.starts_with('-') || left.trim_end_matches("sec") == "0";
+            }
+            "nhid" | "pref" | "error" | "age" | "users" => {
                 words.value(word)?;
             }
             "advmss" | "hoplimit" | "rtt" | "rttvar" | "window" | "cwnd" | "initcwnd"
@@ -345,6 +357,9 @@ impl<'a> Parser<'a> {
         // ip(8) prints the interface of each: a line without it was cut.
         if self.multipath && self.hops.iter().any(|hop| hop.dev.is_none()) {
             return Err("a `nexthop` has no `dev`".to_owned());
+        }
+        if self.expired {
+            return Err(EXPIRED.to_owned());
         }
         if self.buried && self.hops.is_empty() {
             return Err(DEAD.to_owned());

@@ -440,10 +440,10 @@ impl Reader {
                 self.facts.routes.push(At::new(line, parsed.route));
             }
             // The kernel makes them per interface, of addresses that it takes for its own.
-            Err(_) if text.starts_with("multicast ") || text.starts_with("anycast ") => {
+            Err(_) if is_to_groups(text) || is_made_by_kernel(text) => {
                 self.notice(line, format!("route left out: {}", text.trim()));
             }
-            Err(refused) if refused.reason == route::DEAD => {
+            Err(refused) if [route::DEAD, route::EXPIRED].contains(&refused.reason.as_str()) => {
                 self.notice(line, format!("route left out: {}", refused.reason));
             }
             Err(refused) => self.facts.lost_routes.push(LostRoute {
@@ -836,10 +836,22 @@ fn is_made_by_kernel(text: &str) -> bool {
     // Of a subnet's broadcast address the route has the router's own one for its source.
     let of_subnet = words.first() == Some(&"broadcast") && words.contains(&"src");
     of_subnet
-        || matches!(words.first(), Some(&("multicast" | "anycast")))
-        || words
-            .windows(2)
-            .any(|pair| pair == ["proto", "kernel"] || to_itself(pair))
+        || is_to_groups(text)
+        || words.windows(2).any(|pair| {
+            // Old kernels have no word for who made an anycast route.
+            let of_old = pair == ["proto", "none"] || pair == ["metric", "0"];
+            pair == ["proto", "kernel"]
+                || to_itself(pair)
+                || words.first() == Some(&"anycast") && of_old
+        })
+}
+
+/// Whether this is a route of type multicast to multicast addresses: no packet that goes to one host takes
+/// it. People can make one to other addresses, and then the kernel takes these for martian.
+fn is_to_groups(text: &str) -> bool {
+    let rest = text.strip_prefix("multicast ");
+    let to = rest.and_then(|rest| rest.split([' ', '/']).next()?.parse::<IpAddr>().ok());
+    to.is_some_and(|to| to.is_multicast())
 }
 
 /// The broadcast address of an address as `ip addr show` prints it: `inet 10.1.0.1/24 brd 10.1.0.255`.
