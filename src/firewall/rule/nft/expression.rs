@@ -67,15 +67,7 @@ impl<'a> Reader<'a> {
                 let field = self.next().unwrap_or_default();
                 of = meta(field);
             }
-            "ip" | "ip6" => {
-                let family = if word == "ip" { Family::V4 } else { Family::V6 };
-                self.rule.ask(Test::Family(family), false);
-                let field = self.next().unwrap_or_default();
-                of = network(field);
-                if field == "option" {
-                    self.at = (self.at + 2).min(self.words.len());
-                }
-            }
+            "ip" | "ip6" => of = self.network_key(word),
             "tcp" | "udp" | "th" | "udplite" | "sctp" | "dccp" | "icmp" | "icmpv6" | "igmp"
             | "esp" | "ah" => of = self.transport_key(word),
             "ct" => {
@@ -124,6 +116,17 @@ impl<'a> Reader<'a> {
             text: self.words[begin..self.at].join(" "),
             of,
         }
+    }
+
+    /// A field of the header of IPv4 (`ip`) or IPv6 (`ip6`), whose name asks for the family, too.
+    fn network_key(&mut self, word: &str) -> Option<Kind> {
+        let family = if word == "ip" { Family::V4 } else { Family::V6 };
+        self.rule.ask(Test::Family(family), false);
+        let field = self.next().unwrap_or_default();
+        if field == "option" {
+            self.at = (self.at + 2).min(self.words.len());
+        }
+        network(field)
     }
 
     /// A field of the transport header `word`. Its name asks for the protocol, too.
