@@ -139,10 +139,16 @@ impl<'a> Clerk<'a> {
         direction: Direction,
     ) -> Result<PacketFate, EvidenceError> {
         let mine = seen.iter().filter(|s| s.direction == Some(direction));
-        let mut mine = mine.map(|s| &s.packet).peekable();
-        if mine.peek().is_none() {
+        let mine = mine.map(|s| &s.packet);
+        let Some(first) = mine.clone().next() else {
             return Ok(PacketFate::NotSeen);
-        }
+        };
+        // The client's kernel says with an error of ICMP that no socket awaits an answer, as where that
+        // comes from another port: no request is lost with it.
+        let of_request = |packet: &&FlowPacket| {
+            direction == Direction::Answer || packet.first.protocol() == first.first.protocol()
+        };
+        let mut mine = mine.filter(of_request);
         let ended = |p: &&FlowPacket| !matches!(p.stopped_by(), StoppedBy::Nothing(_));
         let Some(packet) = mine.find(ended) else {
             return Ok(PacketFate::Passed);
