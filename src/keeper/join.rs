@@ -130,42 +130,47 @@ pub(crate) fn join(
     wait: &Wait,
 ) -> Result<Joined, KeeperError> {
     let path = Directory::open(&places.runtime_dir)?.path().join(USE);
-    let mut started = false;
-    for _ in 0..ATTEMPTS {
-        let users = open_use(&path)?;
+    let (mut starts, mut users, mut closed) = (0, open_use(&path)?, None);
+    loop {
         let failed = |e| file_error("lock", &path)(e);
-        let mut closed = None;
-        loop {
-            if locked(&users, FlockOperation::NonBlockingLockShared).map_err(failed)? {
-                if let Some(keeper) = find(places)? {
-                    match enter(&keeper, networks) {
-                        Ok(()) => {
-                            return Ok(Joined {
-                                keeper,
-                                started,
-                                users,
-                            });
-                        }
-                        Err(KeeperError::Join { source, .. }) if is_of_ended(&source) => {
-                            await_end(&keeper, wait).map_err(failed)?;
-                        }
-                        Err(error) => return Err(error),
+        if locked(&users, FlockOperation::NonBlockingLockShared).map_err(failed)? {
+            if starts > 0 {
+                // Who waits for the lock hears of closing only.
+                drop(File::open(&path));
+            }
+            if let Some(keeper) = find(places)? {
+                match enter(&keeper, networks) {
+                    Ok(()) => {
+                        return Ok(Joined {
+                            keeper,
+                            started: starts > 0,
+                            users,
+                        });
                     }
-                }
-                // Of several who find none, the first starts one, and the others find that. Whoever is
-                // still inside of one that is gone is waited for.
-                if locked(&users, FlockOperation::NonBlockingLockExclusive).map_err(failed)? {
-                    break;
+                    Err(KeeperError::Join { source, .. }) if is_of_ended(&source) => {
+                        await_end(&keeper, wait).map_err(failed)?;
+                    }
+                    Err(error) => return Err(error),
                 }
             }
-            await_close(&users, &path, &mut closed, wait).map_err(failed)?;
+            // Of several who find none, the first starts one, and the others find that. Whoever is
+            // still inside of one that is gone is waited for.
         }
-        if find(places)?.is_none() {
+        if !locked(&users, FlockOperation::NonBlockingLockExclusive).map_err(failed)? {
+            await_close(&users, &path, &mut closed, wait).map_err(failed)?;
+        } else if users.metadata().map_err(failed)?.nlink() == 0 {
+            // The directory was removed and made again.
+            (users, closed) = (open_use(&path)?, None);
+        } else if find(places)?.is_none() {
+            if starts == ATTEMPTS {
+                return Err(KeeperError::Unstable);
+            }
+            // The file stays open and the lock becomes a shared one without being given up in between: a
+            // new keeper ends when it hears of closing and finds that nobody holds the lock.
             start(places)?;
-            started = true;
+            starts += 1;
         }
     }
-    Err(KeeperError::Unstable)
 }
 
 /// Whether a keeper could not be joined because it is ending: the kernel closes its files, locks with
