@@ -259,16 +259,15 @@ impl Digest<'_, '_> {
         outcomes: &mut [ProbeOutcome],
     ) -> Result<(), ResolveError> {
         for (probe, outcome) in probes.iter().zip(outcomes) {
-            let local = match measured.findings.get(probe.index) {
-                Some(Finding::Delivered) => true,
-                Some(Finding::Passed) => false,
-                _ => continue,
-            };
+            let finding = measured.findings.get(probe.index);
+            if !matches!(finding, Some(Finding::Delivered | Finding::Passed)) {
+                continue;
+            }
             outcome.exit = Some(match ways.get(probe.index) {
                 Some(Ok(left)) => {
                     outcome.headers = left_as(&probe.headers, left);
                     outcome.headers.chosen = self.chosen(&probe.headers, &outcome.headers);
-                    self.noted(probe, left, local)?
+                    self.noted(probe, left)?
                 }
                 Some(Err(why)) => self.not_known(why),
                 None => self.not_known("it left, and how it left is not known"),
@@ -310,12 +309,7 @@ impl Digest<'_, '_> {
     }
 
     /// The exit of a probe of which it was noted how it left.
-    fn noted(
-        &mut self,
-        probe: &Probe,
-        left: &Departed,
-        local: bool,
-    ) -> Result<usize, ResolveError> {
+    fn noted(&mut self, probe: &Probe, left: &Departed) -> Result<usize, ResolveError> {
         let asked = Headers {
             source: probe.headers.source,
             source_port: probe.headers.source_port,
@@ -334,7 +328,9 @@ impl Digest<'_, '_> {
             self.last = Some((key, known));
             return Ok(known);
         }
-        let exit = if local {
+        // Of copies for which lots are drawn one may have ended here and another gone on: the way tells, and
+        // not what became of the first.
+        let exit = if left.oif == 0 {
             self.local(&asked, probe.headers.destination != left.destination)?
         } else {
             self.noted_out(&asked, left)?
