@@ -3,8 +3,9 @@
 //! A question of ARP is looked up as a packet from who asks to the address that is asked for, without a
 //! mark, protocol or ports (`arp_process()`). With `rp_filter` the way back to who asks is sought, too, and
 //! from that address (`fib_validate_source()`): policy rules may lead it elsewhere, or nowhere, although
-//! packets of others come in well by that interface. With `arp_ignore` 2 only who is in the subnet of the
-//! address is answered, and with 3 nobody for an address of scope host (`inet_confirm_addr()`).
+//! packets of others come in well by that interface. `arp_filter` seeks the same way (`arp_filter()`). With
+//! `arp_ignore` 2 only who is in the subnet of the address is answered, and with 3 nobody for an address of
+//! scope host (`inet_confirm_addr()`).
 
 use std::net::IpAddr;
 
@@ -31,10 +32,8 @@ pub(super) fn warnings(facts: &RouterFacts, interface: &At<InterfaceFacts>) -> V
     if let Some(message) = unfound(facts, interface) {
         warn(message, vec![comes_in(&interface.name)]);
     }
-    let (name, ignore) = (
-        &interface.name,
-        setting(facts, &interface.name, "arp_ignore"),
-    );
+    let name = &interface.name;
+    let ignore = facts.most_of("ipv4", name, "arp_ignore");
     let of_host = |own: &&Address| own.local.addr().is_ipv4() && own.scope == Scope::Host;
     if let Some(own) = interface
         .addresses
@@ -73,47 +72,39 @@ fn comes_in(name: &IfName) -> PacketSet {
     }
 }
 
-/// What `all` or the interface says, whichever is more (`IN_DEV_MAXCONF`).
-pub(super) fn setting(facts: &RouterFacts, name: &IfName, key: &str) -> u32 {
-    let of = |whose: &str| -> Option<u32> {
-        let value = facts.sysctl(&format!("net/ipv4/conf/{whose}/{key}"));
-        value?.trim().parse().ok()
-    };
-    let (all, own) = (of("all"), of(name.as_str()));
-    all.unwrap_or(0).max(own.unwrap_or(0))
-}
-
-/// Why who asks on this interface may not be heard; none where the way back leads there.
+/// Why who asks on this interface may not be answered; none where the way back leads there.
 fn unfound(facts: &RouterFacts, interface: &InterfaceFacts) -> Option<String> {
     let name = &interface.name;
-    let filter = setting(facts, name, "rp_filter");
+    let filter = facts.most_of("ipv4", name, "rp_filter");
     let master = interface.link.master.as_ref();
-    // The way back is looked up in the table of the VRF.
-    if filter == 0 || master.is_some_and(|master| master.kind == MasterKind::Vrf) {
-        return None;
-    }
-    let back = WayBack {
-        facts,
-        name,
-        strict: filter == 1,
-    };
-    let own = interface.addresses.iter();
-    own.filter(|own| own.local.addr().is_ipv4())
-        .find_map(|own| {
-            let lost = back.lost(own)?;
-            let address = own.local.addr();
+    // That way back is looked up in the table of the VRF.
+    let of_vrf = master.is_some_and(|master| master.kind == MasterKind::Vrf);
+    let asked = facts.most_of("ipv4", name, "arp_filter") > 0;
+    let asked = asked.then(|| ("arp_filter is set".to_owned(), true));
+    let filtered = (filter > 0 && !of_vrf).then(|| (format!("rp_filter is {filter}"), filter == 1));
+    asked.into_iter().chain(filtered).find_map(|(setting, strict)| {
+        let back = WayBack {
+            facts,
+            name,
+            strict,
+        };
+        let own = interface.addresses.iter();
+        let mut own = own.map(|own| (own, own.local.addr()));
+        own.find_map(|(own, address)| {
+            let lost = address.is_ipv4().then(|| back.lost(own))??;
             Some(format!(
-                "rp_filter is {filter}, and {lost} the way back to who asks for {address} on {name}: nobody \
-                 who comes in there may find the router"
+                "{setting}, and {lost} the way back to who asks for {address} on {name}: nobody who comes in \
+                 there may find the router"
             ))
         })
+    })
 }
 
 /// Where who asks for an address is looked for.
 struct WayBack<'f> {
     facts: &'f RouterFacts,
     name: &'f IfName,
-    /// Whether the way back has to leave by the interface, as with `rp_filter` 1.
+    /// Whether the way back has to leave by the interface, as with `rp_filter` 1 and `arp_filter`.
     strict: bool,
 }
 

@@ -548,6 +548,16 @@ impl RouterFacts {
         }
     }
 
+    /// A setting of an interface, or that of `all` where it is more (`IN_DEV_MAXCONF`); 0 where neither is
+    /// known. `family` is `ipv4` or `ipv6`.
+    fn most_of(&self, family: &str, name: &IfName, key: &str) -> u32 {
+        let of = |whose: &str| -> Option<u32> {
+            let value = self.sysctl(&format!("net/{family}/conf/{whose}/{key}"));
+            value?.trim().parse().ok()
+        };
+        of("all").max(of(name.as_str())).unwrap_or(0)
+    }
+
     fn sysctl(&self, key: &str) -> Option<&str> {
         let found = self.sysctls.iter().find(|(k, _)| k == key);
         found.map(|(_, value)| value.as_str())

@@ -270,7 +270,7 @@ fn by_settings(facts: &RouterFacts) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for interface in facts.interfaces.iter().filter(|i| asks_neighbours(i)) {
         let name = &interface.name;
-        let most = |key| arp::setting(facts, name, key);
+        let most = |key| facts.most_of("ipv4", name, key);
         let comes = PacketSet {
             incoming: Some(name.clone()),
             ..PacketSet::of_family(Family::V4)
@@ -288,13 +288,6 @@ fn by_settings(facts: &RouterFacts) -> Vec<Warning> {
         if most("arp_ignore") == 8 {
             let message =
                 format!("arp_ignore is 8: nobody who comes in by {name} finds the router");
-            warn(message, vec![comes.clone()]);
-        }
-        if let Some(rule) = elsewhere(facts, interface).filter(|_| most("arp_filter") > 0) {
-            let message = format!(
-                "arp_filter is set, and policy rule {rule} may lead what {name} says elsewhere: \
-                 whether it answers ARP depends on the way back"
-            );
             warn(message, vec![comes.clone()]);
         }
         if let Some(other) = twin(facts, interface).filter(|_| most("arp_filter") > 0) {
@@ -429,29 +422,6 @@ fn found(
         .max_by_key(|(length, _)| *length)?;
     (!matches!(kind, RouteKind::Local | RouteKind::Throw)).then_some(length.into())
 }
-
-/// A policy rule that selects packets of the router's own from an address of an interface, and leads
-/// them to a table of its own: `arp_filter` asks for the way to who asks, from the address that is
-/// asked for (`arp_filter()` in the kernel).
-fn elsewhere<'f>(facts: &'f RouterFacts, interface: &InterfaceFacts) -> Option<&'f PolicyRule> {
-    let tables = [Route::LOCAL, Route::MAIN, DEFAULT];
-    let own = |net: &IpNet| {
-        let mut addresses = interface.addresses.iter().map(|a| a.local.addr());
-        addresses.any(|address| net.contains(&address))
-    };
-    let mut rules = facts.rules.iter().map(|rule| &rule.value);
-    rules.find(|rule| {
-        let plain = rule.fwmark.is_none_or(|(mark, _)| mark == 0)
-            && (rule.sport, rule.dport, rule.ip_proto) == (None, None, None)
-            && rule.iif.as_ref().is_none_or(|iif| iif.as_str() == "lo");
-        let main = matches!(rule.action, RuleAction::Table(table) if tables.contains(&table));
-        let from = rule.invert || rule.from.as_ref().is_none_or(own);
-        rule.family == Family::V4 && plain && from && !main
-    })
-}
-
-/// RT_TABLE_DEFAULT, linux/rtnetlink.h.
-const DEFAULT: u32 = 253;
 
 /// Another interface in a network of IPv4 that this one is in.
 fn twin<'f>(facts: &'f RouterFacts, interface: &InterfaceFacts) -> Option<&'f IfName> {

@@ -24,15 +24,7 @@ pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
     let mut found = Vec::new();
     for interface in &facts.interfaces {
         let name = &interface.name;
-        let number = |family, key| -> u32 {
-            let of = |whose: &str| {
-                let value = facts.sysctl(&format!("net/{family}/conf/{whose}/{key}"));
-                value
-                    .and_then(|value| value.trim().parse().ok())
-                    .unwrap_or(0)
-            };
-            of("all").max(of(name.as_str()))
-        };
+        let number = |family, key| facts.most_of(family, name, key);
         let (elsewhere, here) = reached(facts, name);
         let by_another = ProxyAddresses {
             elsewhere,
@@ -65,6 +57,7 @@ pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
         let arp = Arp {
             ignore: setting("arp_ignore"),
             announce: setting("arp_announce"),
+            accept_local: number("ipv4", "accept_local") > 0,
         };
         let strict = number("ipv4", "rp_filter") == 1;
         let hears_from = strict.then(|| hears_from(facts, interface)).flatten();

@@ -160,6 +160,8 @@ pub struct Arp {
     /// `arp_announce`: with 0 the router asks with the source of the packet that waits, where that
     /// is its own.
     pub announce: u8,
+    /// `accept_local`: the router hears who asks from an address of its own, which is martian otherwise.
+    pub accept_local: bool,
 }
 
 impl Arp {

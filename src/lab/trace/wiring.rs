@@ -43,7 +43,8 @@ pub struct Plug {
 pub enum Undelivered {
     /// The receiver's WireGuard does not allow the source from that peer.
     NotAllowed,
-    /// The receiver does not answer ARP to who asks so (`arp_ignore` 2, or `rp_filter` 1).
+    /// The receiver does not answer ARP to who asks so (`arp_ignore` 2, `rp_filter` 1, or from an address of
+    /// its own).
     Unheard,
 }
 
@@ -370,7 +371,7 @@ impl Wiring {
         let hears = |asks: IpAddr| {
             // The kernel takes a question from an address of its own for a martian one.
             if self.owners(asks).contains(&&receiver.router) {
-                return false;
+                return receiver.link.arp.accept_local;
             }
             let mut nets = receiver.addresses.iter();
             let of_subnet = nets.any(|net| net.addr() == address && net.contains(&asks));

@@ -245,7 +245,7 @@ impl<'a> Walk<'a> {
                 Undelivered::Unheard => {
                     let reason = format!(
                         "{next} does not answer ARP to {}, which asks from an address that is not of its \
-                     subnet (arp_ignore 2, or rp_filter without a way back)",
+                     subnet (arp_ignore 2, or rp_filter without a way back) or is its own",
                         hop.router
                     );
                     Ending::new(Verdict::No, EndKind::Nobody, reason)

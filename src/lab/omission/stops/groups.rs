@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::StopQuery;
 use crate::{
     firewall::rule::{Field, Match, Packet, Rule, RuleVerdict, Test, Truth},
-    netlink::object::Family,
+    netlink::object::{Family, Mac},
 };
 
 /// Whom a question goes to.
@@ -174,11 +174,7 @@ impl Reach {
 }
 
 fn octets_of(text: &str) -> Option<[u8; 6]> {
-    let octets: Vec<u8> = text
-        .split(':')
-        .map(|octet| u8::from_str_radix(octet, 16).ok())
-        .collect::<Option<_>>()?;
-    octets.try_into().ok()
+    text.parse().ok().map(|Mac(octets)| octets)
 }
 
 /// The mask of a prefix of so many bits.
