@@ -1,7 +1,7 @@
 //! Policy rules that look at the source port, where a question leaves that open.
 
 use crate::{
-    firewall::rule::{Caveat, Match, OpenPorts, Packet, PortChoice, Rule, Test},
+    firewall::rule::{Match, OpenPorts, Packet, PortChoice, Rule, Test},
     netlink::{
         Fib, LookupQuery,
         object::{PolicyRule, PortRange},
@@ -66,8 +66,12 @@ pub(crate) fn doubt(fib: &Fib, packet: &LookupQuery, open: OpenPorts) -> Option<
 }
 
 /// The rule of those that ask sets for ports by which a packet may fare otherwise with another of its `open`
-/// ports, in words.
-pub(crate) fn by_set(rules: &[String], packet: &Packet, open: OpenPorts) -> Option<String> {
+/// ports, as text.
+pub(crate) fn by_set<'r>(
+    rules: &'r [String],
+    packet: &Packet,
+    open: OpenPorts,
+) -> Option<&'r String> {
     let direction = match open {
         OpenPorts::None => return None,
         OpenPorts::Clients | OpenPorts::Translated(_) => "src",
@@ -83,8 +87,7 @@ pub(crate) fn by_set(rules: &[String], packet: &Packet, open: OpenPorts) -> Opti
         };
         rule.matches.iter().any(set) && rule.decides() && rule.concerns(packet)
     };
-    let rule = rules.iter().find(|text| asks(text))?;
-    Some(Caveat::SourcePort(rule.clone()).to_string())
+    rules.iter().find(|text| asks(text))
 }
 
 impl Side {

@@ -207,7 +207,8 @@ impl Clerk<'_> {
             .with_address(Field::Source, head.source)
             .with_address(Field::Destination, head.destination)
             .with(field, port);
-        source_port::by_set(self.asking_port_sets, &about, open)
+        let rule = source_port::by_set(self.asking_port_sets, &about, open)?;
+        Some(Caveat::SourcePort(rule.clone()).to_string())
     }
 
     /// The rule by which nft hands the request to a program of the router. Where none listens, the

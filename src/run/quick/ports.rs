@@ -8,7 +8,10 @@ use super::{
     visited::Visited,
 };
 use crate::{
-    firewall::rule::{Field, Packet},
+    firewall::{
+        Caveat,
+        rule::{Field, Packet},
+    },
     lab::InterfaceState,
     model::Protocol,
     netlink::{LookupQuery, object::Family},
@@ -89,16 +92,11 @@ pub(super) fn doubt_sets(by_set: &[String], visited: &mut Visited, any_port: boo
                 .with_address(Field::Source, headers.source)
                 .with_address(Field::Destination, headers.destination)
         });
-        let why = source_port::by_set(by_set, &packet, headers.open_ports(any_port));
+        let rule = source_port::by_set(by_set, &packet, headers.open_ports(any_port))?;
         // What another rule stops it stops from any port.
-        let other = |why: &String| {
-            let rule = why
-                .rsplit_once("one: ")
-                .map_or(why.as_str(), |(_, rule)| rule);
-            let told = outcome.reason.as_deref().unwrap_or_default();
-            outcome.verdict == Verdict::No && !told.contains(rule)
-        };
-        why.filter(|why| open && !other(why))
+        let told = outcome.reason.as_deref().unwrap_or_default();
+        let by_another = outcome.verdict == Verdict::No && !told.contains(rule.as_str());
+        (open && !by_another).then(|| Caveat::SourcePort(rule.clone()).to_string())
     });
 }
 
