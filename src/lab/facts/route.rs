@@ -152,6 +152,8 @@ fn known(line: &str, family: Option<Family>, table: u32, tables: &TableNames) ->
     };
     let mut route = Parser::new(table, tables).route;
     route.destination = own?.trunc();
+    // Nor do packets come from addresses of the types that no lab has.
+    route.kind = kind(&mut Words::new(line)).unwrap_or(RouteKind::Broadcast);
     route.metric = behind("metric").and_then(|metric| metric.parse().ok());
     if let Some(named) = behind("table") {
         route.table = tables.id(named)?;

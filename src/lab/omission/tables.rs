@@ -58,9 +58,11 @@ impl<'a> TableRules<'a> {
         let leads = |rule: &&At<PolicyRule>| {
             rule.family == family && rule.action == RuleAction::Table(route.table)
         };
+        let looks_back = self.looks_back || self.is_martian_to(route, named);
         let mut packets = Vec::new();
         for rule in self.rules.iter().filter(leads) {
-            packets.extend(self.looked_up(rule, route.destination, &preferred, made));
+            let within = (route.destination, looks_back);
+            packets.extend(self.looked_up(rule, within, &preferred, made));
             if selects_all(rule) {
                 break;
             }
@@ -73,15 +75,31 @@ impl<'a> TableRules<'a> {
     /// an earlier rule finds a route for every packet.
     #[must_use]
     pub(crate) fn of_table(&self, rule: &PolicyRule, made: &[&Route]) -> Omission {
-        let packets = self.looked_up(rule, everywhere(rule.family), &[], made);
+        let within = (everywhere(rule.family), self.looks_back);
+        let packets = self.looked_up(rule, within, &[], made);
         Omission::of_packets(OmissionKind::Route, packets)
     }
 
-    /// Packets to and from `within` without `except` that `rule` leads to its table.
+    /// Whether packets from where the route leads are dropped as martian, without `rp_filter`, too: where
+    /// people have rules or routes of table local of their own, each source is looked up, and has to be
+    /// one that packets are forwarded to (`fib_validate_source()`).
+    fn is_martian_to(&self, route: &Route, named: &[&Route]) -> bool {
+        let is_own = |rule: &At<PolicyRule>| {
+            rule.family == Family::V4
+                && !PolicyRule::kernel_defaults(Family::V4).contains(&rule.value)
+        };
+        let of_local = |route: &&Route| route.table == Route::LOCAL;
+        route.destination.addr().is_ipv4()
+            && matches!(route.kind, RouteKind::Broadcast | RouteKind::Local)
+            && (self.rules.iter().any(is_own) || named.iter().any(of_local) || of_local(&route))
+    }
+
+    /// Packets to `within`, and from there where that is looked up, without `except` that `rule` leads to
+    /// its table.
     fn looked_up(
         &self,
         rule: &PolicyRule,
-        within: IpNet,
+        (within, looks_back): (IpNet, bool),
         except: &[IpNet],
         made: &[&Route],
     ) -> Vec<PacketSet> {
@@ -105,7 +123,7 @@ impl<'a> TableRules<'a> {
             to: Some(nets(to)),
             ..selectors(rule)
         };
-        let back = reversed(rule).into_iter().filter(|_| self.looks_back);
+        let back = reversed(rule).into_iter().filter(|_| looks_back);
         let back = back.map(|back| PacketSet {
             from: Some(nets(to)),
             ..back
