@@ -5,6 +5,7 @@ use super::{
     shared::{Shared, ShownTables, shared},
 };
 use crate::{
+    firewall::rule::{Field, Match, Rule},
     lab::{
         omission::{Concern, Omission, OmissionKind, PacketSet, RulesetMaps},
         topology::{Clock, Origin, Ruleset, RulesetKind},
@@ -95,6 +96,9 @@ pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
         } else if let Some(unprinted) = unprinted(line) {
             let reason = format!("nft could not print `{unprinted}`");
             prepared.lost.push((at, reason));
+        } else if rewrites_what_is_not_told(line) {
+            let reason = "nft lists so what sets the type or code of ICMP, and not whether it does";
+            prepared.lost.push((at, reason.to_owned()));
         } else if let Some(others) = without_owner(line) {
             prepared.text.push_str(&others);
         } else {
@@ -151,6 +155,22 @@ fn unprinted(line: &str) -> Option<&str> {
     })?;
     let comment = line.get(at + 1..)?.trim();
     (!comment.starts_with("handle ")).then_some(comment)
+}
+
+/// Whether a rule is listed as one that rewrites part of the source port of any protocol. So nft(8) lists
+/// `icmp code set 0`, too, without the test for ICMP that the kernel has of it.
+fn rewrites_what_is_not_told(line: &str) -> bool {
+    const OF_PROTOCOLS: [Field; 6] = [
+        Field::Protocol,
+        Field::IcmpType,
+        Field::Icmpv6Type,
+        Field::SourcePort,
+        Field::DestinationPort,
+        Field::TcpFlags,
+    ];
+    let tells = |test: &Match| test.test.reads().iter().any(|of| OF_PROTOCOLS.contains(of));
+    line.contains("th sport set th sport & ")
+        && !Rule::of_nft(line.trim()).matches.iter().any(tells)
 }
 
 /// A line of `nft -a` without its handle, which says nothing.
@@ -651,6 +671,37 @@ mod tests {
             ("\t\tdrop # handle x", "\t\tdrop # handle x"),
         ] {
             assert_eq!(without_handle(line), want);
+        }
+    }
+
+    #[test]
+    fn part_of_a_port_is_of_icmp_where_no_protocol_is_told() {
+        for (line, lost) in [
+            ("th sport set th sport & 65280", true),
+            (
+                "iifname \"eth0\" th sport set th sport & 65283 | 3 accept",
+                true,
+            ),
+            (
+                "meta nfproto ipv4 th sport set th sport & 4607 | 4352",
+                true,
+            ),
+            (
+                "icmp type echo-request th sport set th sport & 65283 | 3",
+                false,
+            ),
+            ("ip protocol icmp th sport set th sport & 65283 | 3", false),
+            (
+                "meta l4proto { tcp, udp } th sport set th sport & 65280",
+                false,
+            ),
+            ("th sport set 5", false),
+        ] {
+            assert_eq!(
+                rewrites_what_is_not_told(&format!("\t\t{line}")),
+                lost,
+                "{line}"
+            );
         }
     }
 
