@@ -192,6 +192,18 @@ impl Packet {
         }
     }
 
+    /// A rule makes a number of it `(old & !mask) ^ value`; to what, is not known without a value.
+    pub(crate) fn rewrite(&mut self, field: Field, mask: u32, value: Option<u32>) {
+        let old = match mask {
+            u32::MAX => Some(0),
+            _ => self.number(field),
+        };
+        self.forget(field);
+        if let Some(new) = value.zip(old).map(|(value, old)| (old & !mask) ^ value) {
+            self.numbers.insert(field, vec![(new, new)]);
+        }
+    }
+
     /// Nothing is known of `field` any more.
     pub fn forget(&mut self, field: Field) {
         self.addresses.remove(&field);

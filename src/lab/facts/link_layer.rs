@@ -20,7 +20,8 @@ use super::{RouterFacts, device_hooks, firewall, section::Section};
 use crate::{
     lab::{
         omission::{
-            self, Extent, Hooks, Omission, OmissionKind, PacketSet, RuleExtent, RulesetMaps,
+            self, Extent, Filters, Hooks, Omission, OmissionKind, PacketSet, RuleExtent,
+            RulesetMaps,
         },
         topology::{FrameRules, MasterKind, Ruleset, RulesetKind, Warning},
     },
@@ -166,8 +167,13 @@ fn stops(text: &str) -> bool {
 fn arp(facts: &RouterFacts) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for ruleset in facts.rulesets.iter().filter(|r| r.kind == RulesetKind::Nft) {
-        let tables = tables(&ruleset.text).into_iter();
-        for table in tables.filter(|table| table.family == "arp" && stops(table.text)) {
+        let mut tables = tables(&ruleset.text);
+        tables.retain(|table| table.family == "arp" && stops(table.text));
+        let may_stop = || Filters::of(std::slice::from_ref(ruleset)).possible_stop_of_arp();
+        if tables.is_empty() || may_stop().is_none() {
+            continue;
+        }
+        for table in tables {
             let omission = Omission::of_family(OmissionKind::Feature, Family::V4).of_passed();
             let head = table.head;
             let message = format!("`{head}` filters ARP, which no lab needs to find neighbours");

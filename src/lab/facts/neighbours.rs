@@ -24,7 +24,9 @@ use super::{InterfaceFacts, RouterFacts, arp};
 use crate::{
     firewall::rule::{Field, Packet, TrackingState},
     lab::{
-        omission::{Filters, Nets, Omission, OmissionKind, PacketSet, Stop, StopQuery},
+        omission::{
+            Filters, Nets, Omission, OmissionKind, PacketSet, Stop, StopQuery, solicited_node,
+        },
         topology::{At, InterfaceKind, MasterKind, Warning},
     },
     model::IfName,
@@ -143,22 +145,12 @@ fn exchanges(facts: &RouterFacts, interface: &InterfaceFacts, filters: &Filters)
     let own = |near: &IpNet| nets.iter().copied().find(|net| net.trunc() == *near);
     let host = |net: IpNet| IpNet::from(net.addr());
     let (all, local) = (IpNet::V6(Ipv6Net::default()), link_local());
-    let except = |within, except: &[IpNet]| {
-        Some(Nets {
-            within,
-            except: except.to_vec(),
-        })
+    let elsewhere = || Nets {
+        within: all,
+        except: global.clone(),
     };
-    let comes = |from| PacketSet {
-        from,
-        incoming: Some(interface.name.clone()),
-        ..PacketSet::of_family(Family::V6)
-    };
-    let leaves = |to| PacketSet {
-        to,
-        outgoing: Some(interface.name.clone()),
-        ..PacketSet::of_family(Family::V6)
-    };
+    let comes = |from| entering(&interface.name, from);
+    let leaves = |to| leaving(&interface.name, to);
     let mut found = Vec::new();
     let mut add = |packets, asks, asked, incoming| {
         found.push(Exchange {
@@ -171,19 +163,47 @@ fn exchanges(facts: &RouterFacts, interface: &InterfaceFacts, filters: &Filters)
     for net in &global {
         let own = own(net).map_or(*net, host);
         let mut add = |near: IpNet| {
-            add(comes(except(near, &[])), near, own, true);
-            add(leaves(except(near, &[])), local, near, false);
+            add(comes(near.into()), near, own, true);
+            add(leaves(near.into()), local, near, false);
         };
         add(*net);
         // Rules may stop the questions of one host alone.
         filters.named_within(*net).into_iter().for_each(add);
     }
+    // Or the questions for the hosts of one group.
+    for group in groups_named(filters) {
+        for net in &global {
+            let packets = PacketSet {
+                to_group: Some(group),
+                ..leaves(Nets::from(*net))
+            };
+            add(packets, local, *net, false);
+        }
+    }
     // From behind another router, or to there.
-    add(comes(except(all, &global)), local, local, true);
+    add(comes(elsewhere()), local, local, true);
     for gateway in gateways(facts, &interface.name) {
-        add(leaves(except(all, &global)), local, gateway.into(), false);
+        add(leaves(elsewhere()), local, gateway.into(), false);
     }
     found
+}
+
+/// Packets of IPv6 that come in by an interface.
+fn entering(interface: &IfName, from: Nets) -> PacketSet {
+    PacketSet {
+        from: Some(from),
+        incoming: Some(interface.clone()),
+        ..PacketSet::of_family(Family::V6)
+    }
+}
+
+/// Packets of IPv6 that leave by an interface.
+fn leaving(interface: &IfName, to: Nets) -> PacketSet {
+    PacketSet {
+        to: Some(to),
+        outgoing: Some(interface.clone()),
+        ..PacketSet::of_family(Family::V6)
+    }
 }
 
 /// The gateways of IPv6 behind an interface.
@@ -201,8 +221,10 @@ impl Exchange {
     /// What stops the question or the answer.
     fn stop(&self, filters: &Filters, device: &IfName) -> Option<Stop> {
         let asked = match self.asked {
-            IpNet::V6(asked) if asked.prefix_len() == 128 => solicited_node(asked.addr()).into(),
-            _ => solicited_nodes(),
+            IpNet::V6(asked) if asked.prefix_len() == 128 => {
+                IpAddr::from(solicited_node(asked.addr())).into()
+            }
+            _ => self.packets.to_group.unwrap_or(solicited_nodes()).into(),
         };
         let mut question = message(SOLICITATION, self.asks, asked);
         let mut answer = message(ADVERTISEMENT, self.asked, self.asks);
@@ -250,15 +272,18 @@ fn link_local() -> IpNet {
 }
 
 /// The multicast addresses that solicitations go to, RFC 4291 section 2.7.1.
-fn solicited_nodes() -> IpNet {
+fn solicited_nodes() -> Ipv6Net {
     let prefix = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0);
-    Ipv6Net::new_assert(prefix, 104).into()
+    Ipv6Net::new_assert(prefix, 104)
 }
 
-/// The one of these that an address belongs to.
-fn solicited_node(address: Ipv6Addr) -> IpAddr {
-    let [.., high, low] = address.segments();
-    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | high & 0xff, low).into()
+/// Those of them that rules or sets name.
+fn groups_named(filters: &Filters) -> impl Iterator<Item = Ipv6Net> {
+    let named = filters.named_within(solicited_nodes().into()).into_iter();
+    named.filter_map(|net| match net {
+        IpNet::V6(net) => Some(net),
+        IpNet::V4(_) => None,
+    })
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -360,7 +385,7 @@ fn led_away<'f>(
 ) -> Option<&'f PolicyRule> {
     let asked = match own.local.addr() {
         address if Family::of(address) != family => return None,
-        IpAddr::V6(address) => solicited_node(address),
+        IpAddr::V6(address) => solicited_node(address).into(),
         address => address,
     };
     let rules = || facts.rules.iter().map(|rule| &rule.value);

@@ -775,16 +775,22 @@ fn what_decides_about_packets_below_ip_makes_a_pass_doubtful() {
 
 #[test]
 fn tables_that_filter_arp_make_a_pass_doubtful() {
-    let doubts = |policy: &str| {
-        let chain = format!("type filter hook input priority filter; policy {policy};");
-        let text = format!("table arp a {{\n\tchain i {{\n\t\t{chain}\n\t}}\n}}");
+    let doubts = |policy: &str, rules: &str| {
+        let chain =
+            format!("type filter hook input priority filter; policy {policy};\n\t\t{rules}");
+        let of_host = "\tchain of_host {\n\t\tarp saddr ip 10.1.0.9 accept\n\t}";
+        let text = format!("table arp a {{\n{of_host}\n\tchain i {{\n\t\t{chain}\n\t}}\n}}");
         let facts = read(&(minimal("") + &section("nft_ruleset", "", &text)));
         let all = messages(&facts, Severity::Warning);
         all.iter()
             .any(|message| message.contains("`table arp a` filters ARP"))
     };
-    assert!(doubts("drop"));
-    assert!(!doubts("accept"));
+    assert!(doubts("drop", ""));
+    assert!(!doubts("accept", ""));
+    assert!(!doubts("accept", "jump of_host"));
+    assert!(!doubts("drop", "counter accept"));
+    assert!(doubts("drop", "jump of_host"));
+    assert!(doubts("accept", "arp operation request drop"));
 }
 
 /// The first column of the table in docs/facts.md between the marks `name`.

@@ -17,7 +17,7 @@ mod tables;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use devices::{DeviceTable, at_devices};
-pub(crate) use packets::{Nets, PacketSet};
+pub(crate) use packets::{Nets, PacketSet, solicited_node};
 pub(crate) use place::Hooks;
 pub(crate) use reach::{FactsPlace, Met, Reach};
 pub(crate) use rule::RuleExtent;

@@ -1,6 +1,8 @@
 //! Packets by what they look like.
 
-use ipnet::IpNet;
+use std::net::Ipv6Addr;
+
+use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::{Endpoints, PacketOutcome, Passage};
@@ -23,6 +25,9 @@ pub struct PacketSet {
     /// Where they go.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<Nets>,
+    /// Only where neighbour discovery asks one of these groups for where they go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_group: Option<Ipv6Net>,
     /// IP protocol number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u8>,
@@ -79,6 +84,23 @@ impl Nets {
         let overlap = self.within.contains(net) || net.contains(&self.within);
         overlap && !self.except.iter().any(|other| other.contains(net))
     }
+}
+
+/// The group that is asked for a neighbour's address, RFC 4291 section 2.7.1.
+#[must_use]
+pub(crate) fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+    let [.., high, low] = address.segments();
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | high & 0xff, low)
+}
+
+/// Whether one of `addresses` may be asked for in one of the groups.
+fn may_be_asked_in(groups: &Ipv6Net, addresses: Option<&[IpNet]>) -> bool {
+    let may = |net: &IpNet| match net {
+        IpNet::V6(one) if one.prefix_len() == 128 => groups.contains(&solicited_node(one.addr())),
+        IpNet::V6(_) => true,
+        IpNet::V4(_) => false,
+    };
+    addresses.is_none_or(|all| all.iter().any(may))
 }
 
 impl PacketSet {
@@ -148,6 +170,8 @@ impl PacketSet {
             && port(Field::DestinationPort, self.dport)
             && net(Field::Source, self.from.as_ref())
             && net(Field::Destination, self.to.as_ref())
+            && (self.to_group.as_ref())
+                .is_none_or(|groups| may_be_asked_in(groups, packet.addresses(Field::Destination)))
             && self.interface.as_ref().is_none_or(over)
             && self.incoming.as_ref().is_none_or(comes)
             && self.outgoing.as_ref().is_none_or(leaves)

@@ -48,6 +48,8 @@ pub(crate) enum StopQuery<'a> {
     OnDevice(&'a Packet, &'a IfName),
     /// A question or answer of ARP, as the rules of one device see it.
     Arp(&'a IfName),
+    /// ARP as the tables of its family see it.
+    ArpTable,
     /// A packet as rules of family bridge see it.
     Bridged(&'a Packet),
     /// A packet as rules of IP see it that are asked for what a bridge hands on, with the port that it came
@@ -63,7 +65,18 @@ impl<'a> StopQuery<'a> {
             | Self::OnDevice(packet, _)
             | Self::Bridged(packet)
             | Self::OnPorts(packet, ..) => Some(packet),
-            Self::Arp(_) => None,
+            Self::Arp(_) | Self::ArpTable => None,
+        }
+    }
+
+    /// The same question about another packet of IP.
+    fn of(self, packet: &'a Packet) -> Self {
+        match self {
+            Self::Packet(_) => Self::Packet(packet),
+            Self::OnDevice(_, device) => Self::OnDevice(packet, device),
+            Self::Bridged(_) => Self::Bridged(packet),
+            Self::OnPorts(_, comes, leaves) => Self::OnPorts(packet, comes, leaves),
+            Self::Arp(_) | Self::ArpTable => self,
         }
     }
 }
@@ -194,7 +207,10 @@ impl Table {
                 return None;
             }
             let here = match asked {
-                StopQuery::Packet(_) | StopQuery::Bridged(_) | StopQuery::OnPorts(..) => true,
+                StopQuery::Packet(_)
+                | StopQuery::Bridged(_)
+                | StopQuery::OnPorts(..)
+                | StopQuery::ArpTable => true,
                 StopQuery::OnDevice(_, device) | StopQuery::Arp(device) => {
                     names(&base.devices, device)
                 }
@@ -202,7 +218,7 @@ impl Table {
             if !here {
                 return None;
             }
-            match self.follow(chain, asked, 0) {
+            match self.follow(chain, asked, &mut None, 0) {
                 Flow::Stopped(line, text) => Some((line, text)),
                 Flow::Accepted => None,
                 Flow::On => base
@@ -212,21 +228,39 @@ impl Table {
         })
     }
 
-    fn follow(&self, chain: &Chain, asked: StopQuery<'_>, depth: usize) -> Flow {
+    /// `marked` is the packet with the mark that rules before gave it, where they did.
+    fn follow(
+        &self,
+        chain: &Chain,
+        first: StopQuery<'_>,
+        marked: &mut Option<Packet>,
+        depth: usize,
+    ) -> Flow {
         for written in &chain.rules {
             let (rule, text) = (written.rule(&self.sets), &written.text);
+            let before = marked.clone();
+            let asked = before.as_ref().map_or(first, |packet| first.of(packet));
             match answer(rule, text, asked) {
                 Truth::Yes => {}
                 Truth::CannotTell if groups::may_stop(rule, asked) => {
                     let text = format!("`{}`, where it matches,", text.trim());
                     return Flow::Stopped(written.line, text);
                 }
-                Truth::No | Truth::CannotTell => continue,
+                Truth::No => continue,
+                Truth::CannotTell => {
+                    let either = marked_by(rule, asked).map(|mut packet| {
+                        packet.forget(Field::Mark);
+                        packet
+                    });
+                    *marked = either.or(before.clone());
+                    continue;
+                }
             }
             if spoils(rule, asked) {
                 let text = format!("`{}`, which changes its hop limit,", text.trim());
                 return Flow::Stopped(written.line, text);
             }
+            *marked = marked_by(rule, asked).or(before.clone());
             let Some(verdict) = verdict(rule, asked) else {
                 continue;
             };
@@ -237,7 +271,8 @@ impl Table {
                 RuleVerdict::Return => return Flow::On,
                 RuleVerdict::Jump(name) | RuleVerdict::Goto(name) => {
                     let called = self.chains.get(name).filter(|_| depth < DEEPEST);
-                    let flow = called.map_or(Flow::On, |c| self.follow(c, asked, depth + 1));
+                    let flow =
+                        called.map_or(Flow::On, |c| self.follow(c, first, marked, depth + 1));
                     match (flow, verdict) {
                         (Flow::On, RuleVerdict::Jump(_)) => {}
                         (flow, _) => return flow,
@@ -266,8 +301,28 @@ fn spoils(rule: &Rule, asked: StopQuery<'_>) -> bool {
         })
 }
 
+/// The packet with the mark that a rule gives it; none where it gives none.
+fn marked_by(rule: &Rule, asked: StopQuery<'_>) -> Option<Packet> {
+    let mut marked = None;
+    for does in &rule.does {
+        if let Does::Set {
+            field: Field::Mark,
+            mask,
+            value,
+        } = does
+        {
+            let packet = marked.get_or_insert(asked.packet()?.clone());
+            packet.rewrite(Field::Mark, *mask, *value);
+        }
+    }
+    marked
+}
+
 /// Whether a rule surely matches.
 fn answer(rule: &Rule, text: &str, asked: StopQuery<'_>) -> Truth {
+    if let StopQuery::ArpTable = asked {
+        return all(rule.matches.iter().map(|_| Truth::CannotTell));
+    }
     let Some(packet) = asked.packet() else {
         return of_arp(rule, text, asked);
     };
@@ -316,8 +371,12 @@ fn of_arp(rule: &Rule, text: &str, asked: StopQuery<'_>) -> Truth {
     let is_arp = |word: &str| word.trim_matches([',', '{', '}']) == "arp";
     let mut words = text.split_ascii_whitespace();
     if let Some(at) = words.position(is_arp) {
-        let before = text.split_ascii_whitespace().take(at);
-        return match before.into_iter().any(|word| word == "!=") {
+        let mut before = text.split_ascii_whitespace().take(at);
+        // Questions of the device itself have no tag.
+        if before.clone().any(|word| word == "vlan") {
+            return Truth::No;
+        }
+        return match before.any(|word| word == "!=") {
             true => Truth::No,
             false => Truth::Yes,
         };

@@ -587,15 +587,7 @@ fn reads_any(test: &Test, state: &State) -> bool {
 }
 
 fn set(state: &mut State, field: Field, mask: u32, value: Option<u32>) {
-    let old = if mask == u32::MAX {
-        Some(0)
-    } else {
-        state.packet.number(field)
-    };
-    state.packet.forget(field);
-    if let Some(new) = value.zip(old).map(|(value, old)| (old & !mask) ^ value) {
-        state.packet = state.packet.clone().with(field, new);
-    }
+    state.packet.rewrite(field, mask, value);
     if state.left {
         state.differs.insert(field);
     }

@@ -3,7 +3,7 @@
 //! [`Filters::stop`] passes over what cannot be told. Here each way is followed that the packet may
 //! take: it is surely stopped where all of them end so, and may be where one does.
 
-use super::{Chain, DEEPEST, Filters, Layer, StopQuery, Table, Written, answer, names};
+use super::{Base, Chain, DEEPEST, Filters, Layer, StopQuery, Table, Written, answer, names};
 use crate::firewall::rule::{Does, Packet, RuleVerdict, Truth};
 
 /// What stops a packet, or may.
@@ -67,6 +67,17 @@ impl Filters {
         found
     }
 
+    /// What may stop ARP in a table of that family.
+    #[must_use]
+    pub(crate) fn possible_stop_of_arp(&self) -> Option<PossibleStop> {
+        let tables = self.0.iter().filter(|table| table.layer == Layer::Arp);
+        let mut chains = tables.flat_map(|table| table.chains.values().map(move |c| (table, c)));
+        chains.find_map(|(table, chain)| {
+            let base = chain.base.as_ref()?;
+            table.stop_by(base, table.ends(chain, StopQuery::ArpTable, 0))
+        })
+    }
+
     /// What gives the first packet of a connection another address or port at `hook`, or may.
     #[must_use]
     pub(crate) fn translation(&self, hook: &str, packet: &Packet) -> Option<PossibleStop> {
@@ -93,6 +104,7 @@ impl Table {
             }
             StopQuery::Bridged(_) => self.layer == Layer::Bridge,
             StopQuery::OnDevice(..) | StopQuery::Arp(_) => self.layer == Layer::Device,
+            StopQuery::ArpTable => self.layer == Layer::Arp,
         }
     }
 
@@ -108,10 +120,13 @@ impl Table {
         {
             return None;
         }
-        let ends = self.ends(chain, asked, 0);
+        self.stop_by(base, self.ends(chain, asked, 0))
+    }
+
+    fn stop_by(&self, base: &Base, ends: ChainEnds) -> Option<PossibleStop> {
         let by_policy = ends.returned && base.drops.is_some();
         let passes = ends.accepted || (ends.returned && base.drops.is_none());
-        let policy = by_policy.then(|| format!("the policy of {hook}"));
+        let policy = by_policy.then(|| format!("the policy of {}", base.hook));
         let text = ends.stop.or(policy)?;
         Some(PossibleStop {
             sure: !passes,

@@ -52,6 +52,7 @@ pub(super) fn answer(test: &Match, asked: StopQuery<'_>) -> Truth {
             Some(of_header.contains(&"missing"))
         }
         ([kind], _, Some(packet)) if discovers(packet) => of_kind_and_code(kind, packet),
+        (_, _, Some(packet)) if discovers(packet) => of_pairs(text, packet),
         _ => None,
     };
     match is_in.map(|is_in| is_in != test.negated) {
@@ -99,7 +100,7 @@ fn reach(asked: StopQuery<'_>) -> Option<(Reach, bool)> {
             let comes_in = packet.devices(Field::Incoming).is_some();
             to.iter().all(is_group).then_some((Reach::Group, comes_in))
         }
-        StopQuery::Bridged(_) | StopQuery::OnPorts(..) => None,
+        StopQuery::Bridged(_) | StopQuery::OnPorts(..) | StopQuery::ArpTable => None,
     }
 }
 
@@ -130,6 +131,32 @@ fn is_of_extension(words: &[&str]) -> bool {
 
 fn discovers(packet: &Packet) -> bool {
     packet.family == Some(Family::V6) && packet.numbers(Field::Icmpv6Type).is_some()
+}
+
+/// `icmpv6 type . ip6 hoplimit { nd-neighbor-solicit . 255, … }`: each part by itself.
+fn of_pairs(text: &str, packet: &Packet) -> Option<bool> {
+    let (keys, elements) = text.split_once('{')?;
+    let keys = keys.trim().trim_end_matches(['!', '=']).split(" . ");
+    let keys: Vec<&str> = keys.map(str::trim).collect();
+    let mut truths = elements
+        .trim_end_matches(['}', ' '])
+        .split(',')
+        .map(|element| {
+            let values: Vec<&str> = element.split(" . ").map(str::trim).collect();
+            let parts = keys.iter().zip(&values);
+            let mut parts =
+                parts.map(|(key, value)| Rule::of_nft(&format!("{key} {value}")).may_match(packet));
+            match keys.len() == values.len() {
+                true => parts.min(),
+                false => parts.next().map(|_| Truth::CannotTell),
+            }
+        });
+    let first = truths.next()??;
+    match truths.try_fold(first, |most, truth| Some(most.max(truth?)))? {
+        Truth::Yes => Some(true),
+        Truth::No => Some(false),
+        Truth::CannotTell => None,
+    }
 }
 
 /// `135/0` of iptables: type and code; the code of neighbour discovery is 0.
@@ -191,7 +218,9 @@ mod tests {
     fn question() -> Packet {
         let group: ipnet::IpNet = "ff02::1:ff00:0/104".parse().unwrap();
         Packet::of(Family::V6)
+            .with(Field::Protocol, 58_u32)
             .with(Field::Icmpv6Type, 135_u32)
+            .with(Field::Ttl, 255_u32)
             .with_address(Field::Destination, group)
             .with_device(Field::Incoming, "eth0")
     }
@@ -231,6 +260,22 @@ mod tests {
             ("-A INPUT -m rt --rt-type 0 -j DROP", Truth::No),
             ("-A INPUT -m ipv6header ! --header hop -j DROP", Truth::Yes),
             ("icmpv6 code 0 drop", Truth::Yes),
+            (
+                "icmpv6 type . ip6 hoplimit { nd-router-advert . 255, nd-neighbor-solicit . 255 } accept",
+                Truth::Yes,
+            ),
+            (
+                "icmpv6 type . ip6 hoplimit { nd-neighbor-advert . 255 } accept",
+                Truth::No,
+            ),
+            (
+                "icmpv6 type . ip6 hoplimit != { nd-neighbor-advert . 255, nd-neighbor-solicit . 1 } drop",
+                Truth::Yes,
+            ),
+            (
+                "icmpv6 type . ip6 saddr { nd-neighbor-solicit . fd01::9 } drop",
+                Truth::CannotTell,
+            ),
             ("icmpv6 code port-unreachable drop", Truth::No),
             (
                 "-A INPUT -m pkttype --pkt-type multicast -j DROP",
@@ -271,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_test_that_says_nothing_of_who_asks_leaves_open_whether_it_is_stopped() {
-        let question = question().with(Field::Protocol, 58_u32);
+        let question = question();
         for (rule, may) in [
             ("meta cpu 0 drop", true),
             ("@th,0,8 135 drop", true),
