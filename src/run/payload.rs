@@ -9,7 +9,10 @@ use crate::{
 
 /// Header of INIT with its parameters, RFC 9260 section 3.3.2: the supported address types, one
 /// each as Linux sends them, are left out.
-const SCTP_LENGTH: usize = 12 + 20;
+const SCTP_LENGTH: usize = SCTP_HEADER + 20;
+const SCTP_HEADER: usize = 12;
+/// The parameter of INIT that makes it longer, RFC 4820 section 4.
+const SCTP_PADDING: u16 = 0x8005;
 /// ping(8) sends 56 bytes behind the header of 8.
 const ICMP_LENGTH: usize = 8 + 56;
 /// SPI, sequence number, and 32 bytes that are encrypted.
@@ -58,21 +61,33 @@ pub(super) fn fill(
             let sum = checksum(bytes, protocol == Protocol::Icmpv6);
             bytes[2..4].copy_from_slice(&sum.to_be_bytes());
         }
-        Protocol::Sctp => {
-            put(8, &[0; 4]);
-            put(12, &[INIT, 0, 0, 20]);
-            put(20, &SCTP_WINDOW.to_be_bytes());
-            put(24, &SCTP_STREAMS[0].to_be_bytes());
-            put(26, &SCTP_STREAMS[1].to_be_bytes());
-            // The first transmission sequence number may be the tag itself.
-            put(28, &tag.to_be_bytes());
-            let sum = crc32c(bytes);
-            bytes[8..12].copy_from_slice(&sum.to_le_bytes());
-        }
+        Protocol::Sctp => fill_sctp(bytes, tag),
         Protocol::Esp => put(4, &1u32.to_be_bytes()),
         Protocol::Gre => put(0, &GRE_KEY_IPV4),
         Protocol::Tcp | Protocol::Udp | Protocol::Other(_) => {}
     }
+}
+
+/// Fills in what follows the verification tag of an INIT: all of the packet is this chunk, as another
+/// behind it would make connection tracking call the packet invalid.
+fn fill_sctp(bytes: &mut [u8], tag: u32) {
+    let after = |header: usize| u16::try_from(bytes.len() - header).unwrap_or(u16::MAX);
+    let (chunk, padding) = (after(SCTP_HEADER), after(SCTP_LENGTH));
+    let mut put = |at: usize, what: &[u8]| bytes[at..at + what.len()].copy_from_slice(what);
+    put(8, &[0; 4]);
+    put(12, &[INIT, 0]);
+    put(14, &chunk.to_be_bytes());
+    put(20, &SCTP_WINDOW.to_be_bytes());
+    put(24, &SCTP_STREAMS[0].to_be_bytes());
+    put(26, &SCTP_STREAMS[1].to_be_bytes());
+    // The first transmission sequence number may be the tag itself.
+    put(28, &tag.to_be_bytes());
+    if padding >= 4 {
+        put(SCTP_LENGTH, &SCTP_PADDING.to_be_bytes());
+        put(SCTP_LENGTH + 2, &padding.to_be_bytes());
+    }
+    let sum = crc32c(bytes);
+    bytes[8..12].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// The checksum of SCTP, RFC 9260 appendix A: CRC32c (Castagnoli), bits in reverse.
@@ -109,6 +124,21 @@ mod tests {
         let sum = bytes[8..12].to_vec();
         bytes[8..12].fill(0);
         assert_eq!(crc32c(&bytes).to_le_bytes(), sum[..]);
+    }
+
+    /// What follows a chunk is the next one to the kernel, and of the length 0 it is none.
+    #[test]
+    fn a_long_init_is_one_chunk() {
+        for length in [32, 33, 35, 36, 1480, 65_495] {
+            let mut bytes = vec![0; length];
+            let ports = (40_000, 36_412);
+            fill(&mut bytes, Protocol::Sctp, ports, 0x0102_0304, |_, _| 0);
+            let word = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+            assert_eq!((bytes[12], word(14)), (INIT, length - 12));
+            if length >= 36 {
+                assert_eq!((word(32), word(34)), (0x8005, length - 32));
+            }
+        }
     }
 
     #[test]
