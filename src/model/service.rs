@@ -372,6 +372,10 @@ fn parse_portless(entry: &str) -> Result<Option<(u16, Protocol)>, ServiceError> 
         Protocol::Icmp | Protocol::Icmpv6 => shape("write `ping`, or the type as in `13/icmp`"),
         // IPv6's extension headers stand between the header and what it carries.
         Protocol::Other(0 | 43 | 44 | 59 | 60) => shape("that is no protocol but a part of IPv6"),
+        // Connection tracking and rules read the ports and the checksum of these.
+        Protocol::Other(33 | 136) => shape(
+            "packets of this protocol have ports, and tsim makes them of tcp, udp and sctp alone",
+        ),
         _ => Ok(Some((0, protocol))),
     }
 }
@@ -457,6 +461,8 @@ mod tests {
             ("ip/1", "ping"),
             ("ip/256", "ip/256"),
             ("ip/44", "part of IPv6"),
+            ("ip/33", "have ports"),
+            ("ip/136", "have ports"),
             ("80,,443", "empty entry"),
             ("", "empty entry"),
             ("1-2-3", "1-2-3"),
