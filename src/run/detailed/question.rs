@@ -830,23 +830,37 @@ fn together(mut ends: Vec<(String, DetailedEndToEnd)>) -> DetailedEndToEnd {
     let Some(first) = ends.first().map(|(_, end)| end.result) else {
         return DetailedEndToEnd::unknown("there is no way into the lab".to_owned());
     };
+    let is_partial = |(_, end): &(_, DetailedEndToEnd)| end.status == ServiceStatus::Partial;
     if ends.iter().all(|(_, end)| end.result == first) {
-        return ends.swap_remove(0).1;
+        // What gets through by one of them and gets no answer is not stopped where others stop it.
+        let arriving = ends.iter().position(is_partial);
+        let reason = match arriving {
+            Some(_) if !ends.iter().all(is_partial) => Some(of_each(&ends)),
+            _ => None,
+        };
+        let mut end = ends.swap_remove(arriving.unwrap_or(0)).1;
+        end.reason = reason.or(end.reason);
+        return end;
     }
-    let each: Vec<String> = ends
+    let reason = of_each(&ends);
+    let mut end = ends.swap_remove(0).1;
+    end.result = Verdict::Unknown;
+    end.status = ServiceStatus::Unknown;
+    end.kind = EndKind::Disagree;
+    end.router = None;
+    end.reason = Some(reason);
+    end
+}
+
+/// What each of the ways came to, in words.
+fn of_each(ends: &[(String, DetailedEndToEnd)]) -> String {
+    let each = ends
         .iter()
         .map(|(entry, end)| match (&end.reason, end.result) {
             (Some(reason), Verdict::No | Verdict::Unknown) => {
                 format!("by {entry} {}: {reason}", end.result)
             }
             _ => format!("by {entry} {}", end.result),
-        })
-        .collect();
-    let mut end = ends.swap_remove(0).1;
-    end.result = Verdict::Unknown;
-    end.status = ServiceStatus::Unknown;
-    end.kind = EndKind::Disagree;
-    end.router = None;
-    end.reason = Some(each.join("; "));
-    end
+        });
+    each.collect::<Vec<_>>().join("; ")
 }
