@@ -18,7 +18,10 @@
 #   chains     three thousand services of random chains of routers, where the stage system tries
 #              three hundred; three thousand more by connections and their answers, where that tries a
 #              hundred and fifty; and as many whose way forks, begins or ends inside a router, of all
-#              protocols and sizes, where that tries two hundred; TSIM_CHAINS_SEED=N begins with that chain
+#              protocols and sizes, where that tries two hundred; TSIM_CHAINS_SEED=N begins with that chain,
+#              TSIM_CHAINS_SHRINK=0 leaves one that is answered wrongly as it is (making it smaller takes
+#              minutes), and TSIM_CHAINS_LOOK=COMMAND is what sh(1) runs while such a chain and its lab
+#              stand, `bash` for one: $CHAIN and $LAB begin their namespaces' names, $ASK asks
 #   left-out   a thousand rulesets of which a rule is left out, where the stage system tries sixty:
 #              UNKNOWN if and only if that rule could change the verdict
 #   mutations  ten thousand damaged facts, where the stage system tries three hundred

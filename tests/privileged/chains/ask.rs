@@ -1,6 +1,6 @@
 //! The same chain as a lab made of the facts of its routers, and what the quick job says of it.
 
-use std::{fs, process::Command};
+use std::{env, fs, process::Command};
 
 use serde_json::Value;
 use tsim::lab::{self, Lab};
@@ -95,6 +95,24 @@ impl Rebuilt {
     ) -> Result<Vec<Answer>, String> {
         let program = env!("CARGO_BIN_EXE_tsim-detailed");
         Self::answers(self.command(program, plan, world, from), plan)
+    }
+
+    /// Has a shell run what the environment names in `TSIM_CHAINS_LOOK`, while the chain and its lab
+    /// stand: `$CHAIN` and `$LAB` are what their namespaces begin with, and `$ASK` asks.
+    pub(super) fn show(&self, plan: &Plan, chain: &Chain, world: &World, why: &str) {
+        let Ok(text) = env::var("TSIM_CHAINS_LOOK") else {
+            return;
+        };
+        let mut ask = self.command(env!("CARGO_BIN_EXE_tsim-quick"), plan, world, None);
+        ask.args(["--probe-dscp", &plan.dscp.to_string()]);
+        let words = std::iter::once(ask.get_program()).chain(ask.get_args());
+        let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &text]).env("WHY", why);
+        shell.env("CHAIN", chain.bed.lab.as_str());
+        shell.env("LAB", self.bed.lab.as_str());
+        let ended = shell.env("ASK", words.join(" ")).status().unwrap();
+        assert!(ended.success(), "TSIM_CHAINS_LOOK: {ended}");
     }
 
     fn command(&self, program: &str, plan: &Plan, world: &World, from: Option<&str>) -> Command {

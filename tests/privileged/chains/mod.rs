@@ -19,7 +19,14 @@ mod truth;
 mod verdict;
 mod world;
 
-use std::{collections::BTreeMap, env, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    env,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 pub(crate) use self::truth::{Fence, stay_here};
 use self::{
@@ -32,6 +39,8 @@ use crate::beside;
 /// How many chains a plain test run tries; each has ten services.
 const CHAINS: u64 = 30;
 const THREADS: usize = 2;
+/// After so many chains each a line says how far it is.
+const STEP: u64 = 10;
 /// What a walk can be made to forget, so that this test is known to notice.
 const FORGOTTEN: [&str; 3] = ["nat", "dscp", "policy"];
 /// So many pairs have to be wrong then.
@@ -51,6 +60,9 @@ fn chains_are_answered_as_plain_hosts_see_them() {
 trait Outcome: Default + Send {
     fn figures(&self) -> String;
 
+    /// How many pairs there were, and how many of them are UNKNOWN.
+    fn counts(&self) -> [usize; 2];
+
     /// Chains that were answered wrongly, in words.
     fn wrong(&self) -> &[String];
 
@@ -62,7 +74,7 @@ trait Outcome: Default + Send {
 /// times as many as the environment says.
 #[allow(
     clippy::print_stdout,
-    reason = "shown with the test that fails, to try its seeds again"
+    reason = "shown with the test that fails, to try its seeds again, and as it goes where asked for"
 )]
 fn try_chains<T: Outcome>(usual: u64, share: u64, one: impl Fn(u64, &Mutex<T>) + Sync) {
     let count = number("TSIM_CHAINS").map_or(usual, |chains| chains * share);
@@ -70,7 +82,18 @@ fn try_chains<T: Outcome>(usual: u64, share: u64, one: impl Fn(u64, &Mutex<T>) +
     println!("seeds {first} to {}", first + count - 1);
     let outcome = Mutex::new(T::default());
     let seeds: Vec<u64> = (first..first + count).collect();
-    beside::each(THREADS, &seeds, |seed| one(*seed, &outcome));
+    let tried = AtomicU64::new(0);
+    beside::each(THREADS, &seeds, |seed| {
+        one(*seed, &outcome);
+        let tried = tried.fetch_add(1, Ordering::Relaxed) + 1;
+        if tried.is_multiple_of(STEP) {
+            let outcome = outcome.lock().unwrap();
+            let ([pairs, unknown], wrong) = (outcome.counts(), outcome.wrong().len());
+            println!(
+                "{tried} of {count} chains: {pairs} pairs, {unknown} UNKNOWN, {wrong} chains wrong"
+            );
+        }
+    });
     let outcome = outcome.into_inner().unwrap();
     println!("{}", outcome.figures());
     assert!(
@@ -123,6 +146,10 @@ impl Outcome for Tally {
             "{pairs} pairs: {lost} do not get through, {unknown} UNKNOWN, {proven} in detail; wrong without \
              {FORGOTTEN:?}: {noticed:?}; chains with {features:?}"
         )
+    }
+
+    fn counts(&self) -> [usize; 2] {
+        [self.pairs, self.unknown]
     }
 
     fn wrong(&self) -> &[String] {

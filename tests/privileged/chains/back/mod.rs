@@ -104,6 +104,10 @@ impl Outcome for Tally {
         )
     }
 
+    fn counts(&self) -> [usize; 2] {
+        [self.pairs, self.unknown.len()]
+    }
+
     fn wrong(&self) -> &[String] {
         &self.wrong
     }
@@ -170,5 +174,6 @@ fn compare(plan: &Plan) -> Result<Vec<Compared>, String> {
         detailed,
         answered: answered.iter().map(|by| by[number]).collect(),
     });
-    if_right(compared.collect(), Compared::wrong)
+    let compared = if_right(compared.collect(), Compared::wrong);
+    compared.inspect_err(|why| rebuilt.show(plan, &chain, &world, why))
 }
