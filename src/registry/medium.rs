@@ -236,6 +236,14 @@ impl Directory {
         }
     }
 
+    /// Opens the file `name` for reading and writing anywhere in it, made if it is missing.
+    pub(crate) fn record_file(&self, name: &str) -> Result<File, RegistryError> {
+        match self.open_checked(name, OFlag::O_RDWR | OFlag::O_CREAT)? {
+            Some((file, _)) => Ok(file),
+            None => Err(self.error("open", name, io::ErrorKind::NotFound)),
+        }
+    }
+
     /// The names in the directory, in no order.
     pub(crate) fn names(&self) -> Result<Vec<OsString>, RegistryError> {
         let fail = |e: Errno| self.error("list", ".", e);

@@ -9,5 +9,6 @@ pub mod nftnl;
 pub mod readable;
 pub mod seccomp;
 pub mod socket_filter;
+pub mod socket_option;
 pub mod time_zone;
 pub mod xtables;

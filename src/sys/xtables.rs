@@ -1,10 +1,8 @@
 //! What the kernel holds of a table of iptables-legacy, as bytes.
-#![allow(unsafe_code)]
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::{io, os::fd::AsFd};
+
+use super::socket_option::get;
 
 /// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`, linux/netfilter_ipv4/ip_tables.h; those of
 /// ip6_tables are the same, below `SOL_IPV6`.
@@ -50,26 +48,5 @@ pub fn entries(socket: &impl AsFd, v6: bool, name: &str) -> io::Result<Option<Ve
         // Another size by now.
         Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-fn get(socket: &impl AsFd, level: i32, option: i32, bytes: &mut [u8]) -> io::Result<()> {
-    let mut length = bytes.len() as libc::socklen_t;
-    let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: `bytes` is writable memory of `length` bytes, borrowed for the length of the call, and
-    // the kernel writes no more than that many.
-    let result = unsafe {
-        libc::getsockopt(
-            fd,
-            level,
-            option,
-            bytes.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
     }
 }

@@ -48,6 +48,7 @@ mod netlink;
 mod netns;
 mod owner;
 mod packet_size;
+mod plain;
 mod quick;
 mod quick_cli;
 mod registry;

@@ -64,6 +64,17 @@ pub struct Census {
 }
 
 impl Census {
+    /// Whether nothing was found that makes a plain measurement doubtful, whoever sends.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let plain = Self {
+            nature: self.nature,
+            asks_sender: self.asks_sender,
+            ..Self::default()
+        };
+        *self == plain
+    }
+
     /// Looks through the chains and rules that packets of `family` may meet, tsim's own left out. Other
     /// routers may have `rewritten` some of what they ask for.
     ///

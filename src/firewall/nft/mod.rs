@@ -26,6 +26,7 @@ pub mod inventory;
 pub mod list;
 pub mod nature;
 pub mod orphans;
+pub mod plain;
 mod probe;
 mod render;
 pub mod socket;

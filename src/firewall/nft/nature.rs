@@ -46,6 +46,24 @@ impl Nature {
         proxies: false,
     };
 
+    /// One bit each, in the order of the fields.
+    pub(super) fn bits(self) -> u8 {
+        let bits = [self.changes, self.stateful, self.link, self.proxies].into_iter();
+        bits.zip(0..)
+            .fold(0, |bits, (bit, at)| bits | u8::from(bit) << at)
+    }
+
+    /// What [`Self::bits`] gave.
+    pub(super) fn of_bits(bits: u8) -> Self {
+        let bit = |at: u8| bits >> at & 1 == 1;
+        Self {
+            changes: bit(0),
+            stateful: bit(1),
+            link: bit(2),
+            proxies: bit(3),
+        }
+    }
+
     /// That of one rule, as NFT_MSG_GETRULE tells of it.
     pub(super) fn of(rule: Attributes<'_>) -> Self {
         let mut nature = Self::default();

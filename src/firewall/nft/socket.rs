@@ -10,7 +10,11 @@ use netlink_sys::Socket;
 use thiserror::Error;
 
 use super::wire::{Attributes, HEADER, Messages, WireMessage, array, request};
-use crate::{firewall::netfilter_socket, netlink::buffers, sys::nftnl::Encoder};
+use crate::{
+    firewall::netfilter_socket,
+    netlink::buffers,
+    sys::{nftnl::Encoder, socket_option::netns_cookie},
+};
 
 /// Dumps come in datagrams as large as the reader's buffer, up to 32 KiB (netlink_dump()).
 const RECEIVE_BUFFER: usize = 64 * 1024;
@@ -153,6 +157,31 @@ impl NftSocket {
             None if acknowledged => Ok(()),
             None => Err(NftError::NoAck(what)),
         }
+    }
+
+    /// Waits until every transaction that has begun is over, and told of. One without a message takes
+    /// its turn (`commit_mutex`, which nf_tables_commit() holds until it has told of everything) and
+    /// changes nothing, not even the generation.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub(super) fn settle(&mut self) -> Result<(), NftError> {
+        let what = "waiting for transactions";
+        let mut nothing = self.encoder();
+        nothing.begin();
+        nothing.end();
+        self.sequence = nothing.next_sequence();
+        self.socket
+            .send(nothing.bytes(), 0)
+            .map_err(|source| NftError::Send { what, source })?;
+        // Since Linux 6.10 the markers are acknowledged.
+        while self.receive(libc::MSG_DONTWAIT, what)? {}
+        Ok(())
+    }
+
+    /// The number of its namespace ([`netns_cookie`]).
+    pub(super) fn netns_cookie(&self) -> io::Result<u64> {
+        netns_cookie(&self.socket)
     }
 
     /// Asks for a dump of objects selected by string attributes and gives each to `each`.

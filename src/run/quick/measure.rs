@@ -25,6 +25,7 @@ use crate::{
             census::Census,
             inventory::support_here,
             nature::Nature,
+            plain::PlainRulesets,
             watch::{RulesetChanges, RulesetWatch},
         },
         rule::Rewritten,
@@ -51,6 +52,8 @@ pub(super) struct ProbeQuestion<'a> {
     pub(super) backend: Backend,
     pub(super) tools: &'a Tools,
     pub(super) shelf: Option<&'a LazyShelf>,
+    /// Rulesets that need no census; none in a copy, whose rules nobody measures again.
+    pub(super) plain: Option<&'a PlainRulesets>,
     pub(super) owner: &'a OwnerMark,
     /// Where taps in this router are noted; none in a copy, which goes with the job.
     pub(super) notes: Option<&'a Arc<dyn Notebook>>,
@@ -73,6 +76,8 @@ pub(super) struct Probing<'a> {
     probes: ProbeSocket,
     /// Whether the router has tables of iptables-legacy.
     legacy: bool,
+    /// The census, until somebody changes the rules.
+    census: Option<Census>,
 }
 
 /// Where probes come from.
@@ -164,6 +169,7 @@ impl<'a> Probing<'a> {
             watch,
             probes,
             legacy,
+            census: None,
         })
     }
 
@@ -191,9 +197,11 @@ impl<'a> Probing<'a> {
     pub(super) fn census(&mut self) -> Result<Census, QuickError> {
         let rewritten = self.question.rewritten;
         let family = self.question.taps.family;
-        let census = match &mut self.nft {
-            Some(socket) => Census::read(socket, family, rewritten),
-            None => self.router.enter(|| {
+        let plain = self.plain();
+        let census = match (&mut self.nft, plain) {
+            (Some(socket), Some(plain)) => plain.census(socket, family),
+            (Some(socket), None) => Census::read(socket, family, rewritten),
+            (None, _) => self.router.enter(|| {
                 if matches!(support_here(), Support::No(_)) {
                     return Ok(Census::default());
                 }
@@ -201,7 +209,27 @@ impl<'a> Probing<'a> {
                     .and_then(|mut socket| Census::read(&mut socket, family, rewritten))
             })?,
         };
-        census.map_err(|e| self.failed(e.into()))
+        let census = census.map_err(|e| self.failed(e.into()))?;
+        self.census = Some(census.clone());
+        Ok(census)
+    }
+
+    /// Rulesets that need no census; none where the census has to know what other routers rewrote.
+    fn plain(&self) -> Option<&'a PlainRulesets> {
+        let ProbeQuestion {
+            plain, rewritten, ..
+        } = self.question;
+        plain.filter(|_| rewritten.is_empty())
+    }
+
+    /// Spares the next job the census, where nobody has changed the rules since this one's.
+    fn remember(&mut self) {
+        let (plain, family) = (self.plain(), self.question.taps.family);
+        if let (Some(plain), Some(census), Some(socket), Some(watch)) =
+            (plain, &self.census, &mut self.nft, &mut self.watch)
+        {
+            plain.remember(census, family, (socket, watch));
+        }
     }
 
     /// What makes verdicts doubtful that a plain measurement gave, if it gave any.
@@ -231,8 +259,9 @@ impl<'a> Probing<'a> {
         }
     }
 
-    /// The sockets that are left to close.
-    pub(super) fn into_closing(self) -> impl Iterator<Item = QuickClosing> {
+    /// Ends the measurement: the sockets that are left to close.
+    pub(super) fn into_closing(mut self) -> impl Iterator<Item = QuickClosing> {
+        self.remember();
         let nft = self.nft.map(QuickClosing::Nft);
         nft.into_iter().chain(self.watch.map(QuickClosing::Watch))
     }
@@ -249,6 +278,7 @@ impl<'a> Probing<'a> {
             RulesetChanges::None => return Ok(first),
             changes => changes,
         };
+        self.census = None;
         let mut second = self.measure_once(indexes, true)?;
         second.spent.add(first.spent);
         second.doubts.push(match self.changes()? {

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -29,7 +29,7 @@ use crate::{
         Notebook, TagSpace, Taps,
         backend::{Backend, BackendChoice, TapSite, choose},
         iptables::{OwnerMark, feature},
-        nft::{NftSocket, census::Census, nature::Nature},
+        nft::{NftSocket, census::Census, nature::Nature, plain::PlainRulesets},
         rule::{Field, OpenPorts, Packet, Rewritten, Rule},
         ruletext::RuleText,
         taps::ProbeWays,
@@ -66,6 +66,8 @@ pub(super) struct Plan {
     pub(super) tools: Tools,
     /// Where texts of rules are kept.
     shelf: LazyShelf,
+    /// Opened when the first router is measured.
+    plain: OnceLock<Option<PlainRulesets>>,
     owner: OwnerMark,
     /// Where taps that outlive the job are noted.
     notes: Option<TapNotes>,
@@ -208,6 +210,7 @@ impl Plan {
             most: (EXPLAIN_AUTO_MAX, EXPLAIN_AUTO_MAX),
             tools: Tools::new(config.tool_dirs.clone()),
             shelf: lazy_shelf(config, &terms.lab),
+            plain: OnceLock::new(),
             owner: OwnerMark::from(&owner),
             notes: grant.notes(terms),
             patience: terms.lock_timeout,
@@ -733,6 +736,15 @@ impl Plan {
         Some(notes.about(&visit.at.router, &visit.netns))
     }
 
+    /// The rulesets that need no census.
+    fn plain(&self, visit: &Visit) -> Option<&PlainRulesets> {
+        if visit.copied || self.backend != Backend::Nft {
+            return None;
+        }
+        let beside = || PlainRulesets::beside(LazyLock::force(&self.shelf).as_deref()?);
+        self.plain.get_or_init(beside).as_ref()
+    }
+
     fn question<'a>(
         &'a self,
         visit: &'a Visit,
@@ -745,6 +757,7 @@ impl Plan {
             backend: self.backend,
             tools: &self.tools,
             shelf: (!visit.copied).then_some(&self.shelf),
+            plain: self.plain(visit),
             owner: &self.owner,
             notes,
             patience: self.patience,
