@@ -169,16 +169,23 @@ impl Omitted {
         };
         let reach = reach.get_or_init(|| Reach::of(&self.rulesets, &missing(), family));
         let reach = reach.as_ref()?;
+        // What was stopped was on its way to the router itself, or through it. A rule that may give it
+        // another destination ends the walk as open.
+        let to_router = seen.planned.as_ref().map(|out| out.as_str() == "lo");
+        let towards = to_router.map(|itself| match itself {
+            true => Endpoints::Delivered,
+            false => Endpoints::Forwarded,
+        });
         let planned = seen
             .planned
             .as_ref()
-            .filter(|_| !reach.may_lead_elsewhere());
+            .filter(|_| to_router == Some(false) && !reach.may_lead_elsewhere());
         if let Some(out) = planned
             && packet.devices(Field::Outgoing).is_none()
         {
             packet = packet.with_device(Field::Outgoing, out.as_str());
         }
-        reach.met(&packet, seen.course, seen.outcome)
+        reach.met(&packet, seen.course.or(towards), seen.outcome)
     }
 
     /// What is known of the packet: where a rule may have given it another destination that is not

@@ -36,9 +36,28 @@ enum Target {
     Unknown,
 }
 
+/// Which packets a ruleset is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hook {
+    Forward,
+    Input,
+}
+
+impl Hook {
+    fn name(self, nft: bool) -> &'static str {
+        match (self, nft) {
+            (Self::Forward, true) => "forward",
+            (Self::Forward, false) => "FORWARD",
+            (Self::Input, true) => "input",
+            (Self::Input, false) => "INPUT",
+        }
+    }
+}
+
 /// A ruleset in which one rule is to be replaced.
 struct Ruleset {
     nft: bool,
+    hook: Hook,
     /// With `{}` where the rule stands.
     text: String,
     /// What it asks that is known.
@@ -49,35 +68,37 @@ struct Ruleset {
 impl Ruleset {
     fn random(random: &mut Random) -> Self {
         let nft = random.chance(50);
+        let hook = random.one(&[Hook::Forward, Hook::Forward, Hook::Input]);
         let target = random.one(&[Target::Accept, Target::Drop, Target::Drop, Target::Unknown]);
         // What an unknown target does may be more than to accept or to drop, and what another table
         // drops it might lead elsewhere before.
         let several = target != Target::Unknown && random.chance(50);
-        let mut chains = vec![("sub", None), ("forward", Some(0))];
+        let mut chains = vec![("sub", false), ("main", true)];
         if several {
-            chains.push(("early", Some(-150)));
+            chains.push(("early", true));
         }
         let place = random.below(chains.len());
         let mut text = String::new();
         let mut asks = String::new();
         let mut bodies = Vec::new();
-        for (at, (name, hook)) in chains.iter().enumerate() {
+        for (at, (name, is_base)) in chains.iter().enumerate() {
             let mut rules: Vec<String> = Vec::new();
             for _ in 0..1 + random.below(5) {
-                rules.push(rule(random, nft, hook.is_some() && *name == "forward"));
+                rules.push(rule(random, (nft, hook), *is_base && *name == "main"));
             }
             if at == place {
-                asks = matches(random, nft);
+                asks = matches(random, (nft, hook));
                 rules.insert(random.below(rules.len() + 1), "{}".to_owned());
             }
-            bodies.push((*name, hook.is_some() && random.chance(40), rules));
+            bodies.push((*name, *is_base && random.chance(40), rules));
         }
         match nft {
-            true => nft_text(&bodies, &mut text),
-            false => iptables_text(&bodies, &mut text),
+            true => nft_text(hook, &bodies, &mut text),
+            false => iptables_text(hook, &bodies, &mut text),
         }
         Self {
             nft,
+            hook,
             text,
             asks,
             target,
@@ -120,8 +141,8 @@ impl Ruleset {
     }
 }
 
-fn matches(random: &mut Random, nft: bool) -> String {
-    let all: &[(&str, &str)] = &[
+fn matches(random: &mut Random, (nft, hook): (bool, Hook)) -> String {
+    let everywhere: &[(&str, &str)] = &[
         ("", ""),
         ("-p tcp", "meta l4proto tcp"),
         ("-p udp", "meta l4proto udp"),
@@ -139,8 +160,6 @@ fn matches(random: &mut Random, nft: bool) -> String {
         ("-s 192.0.2.0/24", "ip saddr 192.0.2.0/24"),
         ("-i in", "iifname \"in\""),
         ("-i other", "iifname \"other\""),
-        ("-o out", "oifname \"out\""),
-        ("! -o out", "oifname != \"out\""),
         ("-m conntrack --ctstate NEW", "ct state new"),
         (
             "-m conntrack --ctstate RELATED,ESTABLISHED",
@@ -149,12 +168,21 @@ fn matches(random: &mut Random, nft: bool) -> String {
         ("-m conntrack --ctstate INVALID", "ct state invalid"),
         ("-p tcp --syn", "tcp flags & (fin | syn | rst | ack) == syn"),
     ];
-    let (iptables, of_nft) = random.one(all);
+    // iptables refuses to ask for the outgoing interface in INPUT.
+    let forwarded = [
+        ("-o out", "oifname \"out\""),
+        ("! -o out", "oifname != \"out\""),
+    ];
+    let all = match hook {
+        Hook::Forward => [everywhere, &forwarded].concat(),
+        Hook::Input => everywhere.to_vec(),
+    };
+    let (iptables, of_nft) = random.one(&all);
     if nft { of_nft } else { iptables }.to_owned()
 }
 
 /// A rule that everybody knows, without its chain.
-fn rule(random: &mut Random, nft: bool, may_jump: bool) -> String {
+fn rule(random: &mut Random, (nft, hook): (bool, Hook), may_jump: bool) -> String {
     let verdicts: &[(&str, &str)] = match may_jump {
         true => &[
             ("-j sub", "jump sub"),
@@ -174,24 +202,25 @@ fn rule(random: &mut Random, nft: bool, may_jump: bool) -> String {
     };
     let (iptables, of_nft) = random.one(verdicts);
     let verdict = if nft { of_nft } else { iptables };
-    format!("{} {verdict}", matches(random, nft))
+    format!("{} {verdict}", matches(random, (nft, hook)))
 }
 
 type Bodies<'a> = [(&'a str, bool, Vec<String>)];
 
-fn nft_text(chains: &Bodies<'_>, text: &mut String) {
+fn nft_text(hook: Hook, chains: &Bodies<'_>, text: &mut String) {
     text.push_str("table inet t {\n");
     for (name, drops, rules) in chains {
         text.push_str(&format!("\tchain {name} {{\n"));
         let priority = match *name {
-            "forward" => Some("filter"),
+            "main" => Some("filter"),
             "early" => Some("mangle"),
             _ => None,
         };
         if let Some(priority) = priority {
             let policy = if *drops { "drop" } else { "accept" };
             text.push_str(&format!(
-                "\t\ttype filter hook forward priority {priority}; policy {policy};\n"
+                "\t\ttype filter hook {} priority {priority}; policy {policy};\n",
+                hook.name(true)
             ));
         }
         for rule in rules {
@@ -202,9 +231,16 @@ fn nft_text(chains: &Bodies<'_>, text: &mut String) {
     text.push_str("}\n");
 }
 
-fn iptables_text(chains: &Bodies<'_>, text: &mut String) {
+fn iptables_text(hook: Hook, chains: &Bodies<'_>, text: &mut String) {
     let policy = |drops| if drops { "DROP" } else { "ACCEPT" };
-    let chain = |name: &str| if name == "sub" { "sub" } else { "FORWARD" }.to_owned();
+    let chain = |name: &str| {
+        if name == "sub" {
+            "sub"
+        } else {
+            hook.name(false)
+        }
+        .to_owned()
+    };
     for table in ["filter", "mangle"] {
         let own = |name: &str| (name == "early") == (table == "mangle");
         let own: Vec<_> = chains.iter().filter(|(name, ..)| own(name)).collect();
@@ -240,8 +276,12 @@ fn write_router(dir: &Path, name: &str, number: usize, nft: bool, rules: &str) {
 }
 
 /// The verdicts of a router's services.
-fn verdicts(lab: &TestLab, name: &str, number: usize, trust: bool) -> Vec<Verdict> {
-    let (source, to) = (format!("10.{number}.1.10"), format!("10.{number}.2.10"));
+fn verdicts(lab: &TestLab, (name, number): (&str, usize), hook: Hook, trust: bool) -> Vec<Verdict> {
+    let source = format!("10.{number}.1.10");
+    let to = match hook {
+        Hook::Forward => format!("10.{number}.2.10"),
+        Hook::Input => format!("10.{number}.1.1"),
+    };
     let mut job = lab.job(name, &source, &to, SERVICES);
     job.trust_facts = trust;
     job.explain = ExplainMode::Never;
@@ -288,7 +328,7 @@ fn try_some(seeds: std::ops::Range<u64>, count: &mut Count) {
     for (seed, ruleset) in &rulesets {
         let ask = |what, trust| {
             let (name, number) = &routers[&(*seed, what)];
-            verdicts(&lab, name, *number, trust)
+            verdicts(&lab, (name, *number), ruleset.hook, trust)
         };
         let without = ask("lacking", true);
         let with: Vec<_> = ruleset.variants().iter().map(|v| ask(v, false)).collect();
