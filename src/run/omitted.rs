@@ -169,31 +169,41 @@ impl Omitted {
         };
         let reach = reach.get_or_init(|| Reach::of(&self.rulesets, &missing(), family));
         let reach = reach.as_ref()?;
-        // What was stopped was on its way to the router itself, or through it. A rule that may give it
-        // another destination ends the walk as open.
-        let to_router = seen.planned.as_ref().map(|out| out.as_str() == "lo");
-        let towards = to_router.map(|itself| match itself {
-            true => Endpoints::Delivered,
-            false => Endpoints::Forwarded,
-        });
         let planned = seen
             .planned
             .as_ref()
-            .filter(|_| to_router == Some(false) && !reach.may_lead_elsewhere());
+            .filter(|out| out.as_str() != "lo" && !reach.may_lead_elsewhere());
         if let Some(out) = planned
             && packet.devices(Field::Outgoing).is_none()
         {
             packet = packet.with_device(Field::Outgoing, out.as_str());
         }
-        reach.met(&packet, seen.course.or(towards), seen.outcome)
+        reach.met(&packet, &self.courses(seen), seen.outcome)
+    }
+
+    /// The courses that it can have been on. What was stopped was where its headers led it, or where a rule
+    /// did that gave it another destination.
+    fn courses(&self, seen: &KnownPacket) -> Vec<Endpoints> {
+        let to_router = seen.planned.as_ref().map(|out| out.as_str() == "lo");
+        match (seen.course, to_router) {
+            (Some(course), _) => vec![course],
+            (None, _) if seen.outcome == PacketOutcome::Passed => Vec::new(),
+            (None, Some(false)) if !self.may_redirect(seen) => vec![Endpoints::Forwarded],
+            (None, Some(true)) if !self.may_redirect(seen) => vec![Endpoints::Delivered],
+            (None, _) => vec![Endpoints::Forwarded, Endpoints::Delivered],
+        }
+    }
+
+    fn may_redirect(&self, seen: &KnownPacket) -> bool {
+        let redirects = |rule: &Rule| rule.concerns(&seen.packet);
+        self.redirecting.iter().any(redirects)
     }
 
     /// What is known of the packet: where a rule may have given it another destination that is not
     /// known, no destination is.
     fn packet(&self, seen: &KnownPacket) -> Packet {
         let mut packet = seen.packet.clone();
-        let redirects = |rule: &Rule| rule.concerns(&seen.packet);
-        if !seen.behind_nat && self.redirecting.iter().any(redirects) {
+        if !seen.behind_nat && self.may_redirect(seen) {
             packet.forget(Field::Destination);
             packet.forget(Field::DestinationPort);
             packet.forget(Field::Outgoing);

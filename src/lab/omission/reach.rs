@@ -19,7 +19,10 @@ use crate::{
         place::HookPoint,
         rule::{
             Field, Packet, Rule, TrackingState,
-            walk::{Base, ChainRules, Program, RoutedTo, RuleNumber, SeenPacket, Suppose, WalkEnd},
+            walk::{
+                Base, ChainRules, Program, RoutedTo, RuleNumber, SeenPacket, Suppose, WalkEnd,
+                WayEnds,
+            },
         },
     },
     lab::topology::{Origin, Ruleset, RulesetKind},
@@ -83,6 +86,14 @@ impl Met {
         self.same && self.places.contains(place)
     }
 
+    /// What it can have met in this way or in that one.
+    fn or(mut self, other: Self) -> Self {
+        self.met.extend(other.met);
+        self.same &= other.same;
+        self.keeps &= other.keeps;
+        self
+    }
+
     /// Whether a packet that gets through leaves as it came, whatever rules match.
     #[must_use]
     pub fn keeps(&self) -> bool {
@@ -128,21 +139,36 @@ impl Reach {
             .any(|field| self.here.contains(field))
     }
 
-    /// What `packet`, as it came in, can have met on its way; none where its way by the rules is not
-    /// the one that was measured.
+    /// What `packet`, as it came in, can have met on one of these courses; none where its way by the rules
+    /// is not the one that was measured.
     #[must_use]
     pub(crate) fn met(
         &self,
         packet: &Packet,
-        course: Option<Endpoints>,
+        courses: &[Endpoints],
         outcome: PacketOutcome,
     ) -> Option<Met> {
-        let end = match (course, outcome) {
-            (Some(Endpoints::Forwarded), PacketOutcome::Passed) => WalkEnd::Out,
-            (Some(Endpoints::Delivered), PacketOutcome::Passed) => WalkEnd::Local,
-            (Some(Endpoints::Sent), _) | (None, PacketOutcome::Passed) => return None,
-            (_, PacketOutcome::Stopped(_)) => WalkEnd::Stopped,
-        };
+        let mut all: Option<Met> = None;
+        for &course in courses {
+            let end = end_of(course, outcome)?;
+            let ways = self.walk(packet, course);
+            if ways.kept.contains(&WalkEnd::Open) {
+                return None;
+            }
+            // On another course it would not have ended so.
+            if !ways.kept.contains(&end) {
+                continue;
+            }
+            let met = self.met_on(&ways, end);
+            all = Some(match all {
+                Some(other) => other.or(met),
+                None => met,
+            });
+        }
+        all
+    }
+
+    fn walk(&self, packet: &Packet, course: Endpoints) -> WayEnds {
         let state = match self.changed.contains(&Field::Tracking) {
             true => packet
                 .clone()
@@ -153,21 +179,21 @@ impl Reach {
         let seen = SeenPacket {
             by_router: false,
             packet: state,
-            local: course == Some(Endpoints::Delivered),
+            local: course == Endpoints::Delivered,
             sent: false,
             ended_by: None,
             changed: self.changed.clone(),
         };
         let mut route = |_: &Packet| RoutedTo::Open;
-        let ways = (self.program).walk(&seen, Suppose::Anything, &mut route);
-        if ways.kept.contains(&WalkEnd::Open) || !ways.kept.contains(&end) {
-            return None;
-        }
+        (self.program).walk(&seen, Suppose::Anything, &mut route)
+    }
+
+    fn met_on(&self, ways: &WayEnds, end: WalkEnd) -> Met {
         let met = self
             .places
             .iter()
             .filter(|(_, rule)| ways.met.contains(rule));
-        Some(Met {
+        Met {
             places: self.places.keys().cloned().collect(),
             met: met.map(|(place, _)| place.clone()).collect(),
             keeps: !self.changed.iter().any(|field| field.is_sent()),
@@ -175,7 +201,17 @@ impl Reach {
                 .fates
                 .iter()
                 .all(|fate| *fate == WalkEnd::Same || *fate == end),
-        })
+        }
+    }
+}
+
+/// How a walk ends that is like what was measured; none where that is not known.
+fn end_of(course: Endpoints, outcome: PacketOutcome) -> Option<WalkEnd> {
+    match (course, outcome) {
+        (Endpoints::Sent, _) => None,
+        (_, PacketOutcome::Stopped(_)) => Some(WalkEnd::Stopped),
+        (Endpoints::Forwarded, PacketOutcome::Passed) => Some(WalkEnd::Out),
+        (Endpoints::Delivered, PacketOutcome::Passed) => Some(WalkEnd::Local),
     }
 }
 
@@ -520,7 +556,7 @@ mod tests {
     const STOPPED: PacketOutcome = PacketOutcome::Stopped(None);
 
     fn met(reach: &Reach, port: u16, outcome: PacketOutcome) -> Option<Met> {
-        reach.met(&packet(port), Some(Endpoints::Forwarded), outcome)
+        reach.met(&packet(port), &[Endpoints::Forwarded], outcome)
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
         rule::{Field, Packet, PortChoice, TrackingState},
     },
     lab::omission::{AskedBridge, Endpoints, PacketOutcome},
-    model::{Protocol, Service},
+    model::{IfName, Protocol, Service},
     netlink::object::Family,
     run::{
         bridged::FIRST_CLIENT_PORT,
@@ -102,14 +102,17 @@ fn seen(
         Direction::Request => (from, toward),
         Direction::Answer => (toward, from),
     };
+    let course = course(test, direction);
     for (field, name) in [(Field::Incoming, iif), (Field::Outgoing, oif)] {
-        if let Some(name) = name {
+        let contradicts =
+            |name: &&IfName| name.as_str() == "lo" && course == Some(Endpoints::Forwarded);
+        if let Some(name) = name.filter(|name| !contradicts(name)) {
             packet = packet.with_device(field, name.as_str());
         }
     }
     KnownPacket {
         packet,
-        course: course(test, direction),
+        course,
         outcome: outcome(test, direction),
         // The trace shows what was rewritten; without one, nothing is known of that.
         behind_nat: !test.trace.is_empty(),
@@ -206,10 +209,18 @@ fn course(test: &RouterTest, direction: Direction) -> Option<Endpoints> {
         .iface_out
         .as_ref()
         .is_some_and(|out| out.as_str() == "lo");
+    let stopped = match outcome(test, direction) {
+        PacketOutcome::Stopped(at) => at,
+        PacketOutcome::Passed => None,
+    };
     // What came in by no interface is the router's own.
     let from_router = test.iface_in.is_none();
     match (direction, to_router) {
         _ if test.trace.is_empty() => None,
+        // Where it was stopped goes before the look-up, which was for where it was on its way to before a
+        // rule gave it another destination.
+        _ if stopped == Some(HookPoint::Forward) => Some(Endpoints::Forwarded),
+        _ if stopped == Some(HookPoint::Input) => Some(Endpoints::Delivered),
         (Direction::Request, false) if from_router => Some(Endpoints::Sent),
         (Direction::Answer, false) if from_router => Some(Endpoints::Delivered),
         (_, false) => Some(Endpoints::Forwarded),

@@ -468,7 +468,7 @@ impl Walk<'_> {
         };
         for goal in goals {
             let mut one = state.clone();
-            translate(&mut one, translation.source, goal);
+            translate(&mut one, translation, goal);
             self.hook(at + 1, one);
         }
     }
@@ -594,7 +594,8 @@ fn set(state: &mut State, field: Field, mask: u32, value: Option<u32>) {
 }
 
 /// Makes a packet one that goes to `goal`, or comes from there; none where that is not known.
-fn translate(state: &mut State, source: bool, goal: Option<&Goal>) {
+fn translate(state: &mut State, by: &Translation, goal: Option<&Goal>) {
+    let source = by.source;
     let (address, port) = if source {
         (Field::Source, Field::SourcePort)
     } else {
@@ -608,7 +609,8 @@ fn translate(state: &mut State, source: bool, goal: Option<&Goal>) {
     if let Some((first, last)) = goal.and_then(|goal| goal.ports) {
         packet.forget(port);
         *packet = std::mem::take(packet).within(port, u32::from(first), u32::from(last));
-    } else if source {
+    } else if source || goal.is_none() && !by.here {
+        // A map that is not known may give a port, too.
         packet.forget(port);
     }
     if state.left {
