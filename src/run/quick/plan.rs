@@ -134,6 +134,12 @@ fn questions(pairs: &[Pair]) -> (Catalogue, Vec<u32>, Vec<usize>) {
     (catalogue, pair_of, begins)
 }
 
+/// Of pairs that are all of one.
+fn family(pairs: &[Pair]) -> Family {
+    let first = pairs.first();
+    first.map_or(Family::V4, |pair| Family::of(pair.destination))
+}
+
 /// The taps of a visit, which each router gets as it needs them.
 fn taps(terms: &Terms, family: Family, tags: TagSpace, catalogue: &Catalogue) -> Taps {
     let services = (catalogue.len(), catalogue.runs().clone());
@@ -178,9 +184,7 @@ impl Plan {
     ) -> Result<Self, QuickError> {
         let owner = this_process()?;
         let (catalogue, pair_of, begins) = questions(pairs);
-        let family = pairs
-            .first()
-            .map_or(Family::V4, |pair| Family::of(pair.destination));
+        let family = family(pairs);
         let seed = terms.pass_on.map_or_else(random, Ok)?;
         let tags = TagSpace::new(Dscp::DEFAULT, seed);
         let taps = taps(terms, family, tags, &catalogue);
