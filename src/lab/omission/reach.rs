@@ -159,7 +159,7 @@ impl Reach {
             if !ways.kept.contains(&end) {
                 continue;
             }
-            let met = self.met_on(&ways, end);
+            let met = self.met_on(&ways, &end);
             all = Some(match all {
                 Some(other) => other.or(met),
                 None => met,
@@ -188,7 +188,7 @@ impl Reach {
         (self.program).walk(&seen, Suppose::Anything, &mut route)
     }
 
-    fn met_on(&self, ways: &WayEnds, end: WalkEnd) -> Met {
+    fn met_on(&self, ways: &WayEnds, end: &WalkEnd) -> Met {
         let met = self
             .places
             .iter()
@@ -200,7 +200,7 @@ impl Reach {
             same: ways
                 .fates
                 .iter()
-                .all(|fate| *fate == WalkEnd::Same || *fate == end),
+                .all(|fate| *fate == WalkEnd::Same || fate == end),
         }
     }
 }
