@@ -99,6 +99,10 @@ pub(super) fn nft(text: &str, saved: &ShownTables) -> PreparedRuleset {
         } else if rewrites_what_is_not_told(line) {
             let reason = "nft lists so what sets the type or code of ICMP, and not whether it does";
             prepared.lost.push((at, reason.to_owned()));
+        } else if let Some(asked) = asks_of_devices(line) {
+            let reason =
+                format!("`{asked}` asks what device an interface is, and labs have others");
+            prepared.lost.push((at, reason));
         } else if let Some(others) = without_owner(line) {
             prepared.text.push_str(&others);
         } else {
@@ -171,6 +175,17 @@ fn rewrites_what_is_not_told(line: &str) -> bool {
     let tells = |test: &Match| test.test.reads().iter().any(|of| OF_PROTOCOLS.contains(of));
     line.contains("th sport set th sport & ")
         && !Rule::of_nft(line.trim()).matches.iter().any(tells)
+}
+
+/// What a rule asks of an interface's device that a lab cannot tell: all of a lab are of type veth, and
+/// their frames those of Ethernet.
+fn asks_of_devices(line: &str) -> Option<&str> {
+    let outside = line.split('"').step_by(2).flat_map(str::split_whitespace);
+    let words: Vec<&str> = outside.collect();
+    let is_rule = !matches!(words.first(), Some(&("typeof" | "type" | "elements")));
+    let asked = ["iifkind", "oifkind", "iiftype", "oiftype"];
+    let mut asked = words.iter().filter(|word| asked.contains(word));
+    asked.next().copied().filter(|_| is_rule)
 }
 
 /// A line of `nft -a` without its handle, which says nothing.
@@ -702,6 +717,30 @@ mod tests {
                 lost,
                 "{line}"
             );
+        }
+    }
+
+    #[test]
+    fn rules_that_ask_what_device_an_interface_is_are_lost() {
+        for (line, asked) in [
+            (
+                "meta iifkind \"bridge\" tcp dport 80 accept",
+                Some("iifkind"),
+            ),
+            (
+                "tcp dport 80 meta oifkind != { \"bridge\", \"vlan\" } drop",
+                Some("oifkind"),
+            ),
+            ("meta iifkind vmap { \"bridge\" : drop }", Some("iifkind")),
+            ("meta iiftype ppp accept", Some("iiftype")),
+            ("meta iiftype ether tcp dport 22 accept", Some("iiftype")),
+            ("typeof meta iifkind . tcp dport", None),
+            (
+                "iifname \"wan\" accept comment \"by iifkind no more\"",
+                None,
+            ),
+        ] {
+            assert_eq!(asks_of_devices(&format!("\t\t{line}")), asked, "{line}");
         }
     }
 
