@@ -158,7 +158,7 @@ impl Rule {
 
     /// The same, whatever else the rule asks: the kernel's form has tests that are not understood.
     fn adds_first(&self) -> Option<&str> {
-        let set = self.remembers()?.strip_prefix("set ")?;
+        let set = self.remembers().next()?.strip_prefix("set ")?;
         let acts = |does: &Does| !matches!(does, Does::Remember(_) | Does::Note);
         self.does.iter().any(acts).then_some(set)
     }

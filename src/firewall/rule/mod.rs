@@ -301,10 +301,9 @@ impl Rule {
         self.takes() || self.verdicts().any(passes)
     }
 
-    /// Where it remembers a packet: a set, or a list of `recent`.
-    #[must_use]
-    pub fn remembers(&self) -> Option<&str> {
-        self.does.iter().find_map(|does| match does {
+    /// Where it remembers a packet: sets, or lists of `recent`.
+    pub fn remembers(&self) -> impl Iterator<Item = &str> {
+        self.does.iter().filter_map(|does| match does {
             Does::Remember(place) => Some(place.as_str()),
             _ => None,
         })
@@ -333,7 +332,7 @@ impl Rule {
             let any = OpenPorts::Translated(PortChoice::OF_ROUTERS);
             self.tells_ports_apart(any) && (self.decides() || self.changes_any())
         };
-        self.remembers().is_some()
+        self.remembers().next().is_some()
             || self.forgets().is_some()
             || self.copies()
             || self.caveat().is_some()
@@ -395,10 +394,8 @@ pub fn entries<'a>(
     for (at, rule) in rules.iter().enumerate() {
         let concerned = rule.concerns(packet) && (at < asked || uncertain);
         let varies = concerned && rule.varying().next().is_some();
-        if let Some(place) = rule.remembers()
-            && (matched(at) || varies || (concerned && uncertain))
-        {
-            found.push((at, place));
+        if matched(at) || varies || (concerned && uncertain) {
+            found.extend(rule.remembers().map(|place| (at, place)));
         }
         uncertain |= varies && rule.decides();
     }

@@ -43,24 +43,32 @@ fn a_rejecting_rule_says_with_what() {
 #[test]
 fn a_rule_that_remembers_packets_says_where() {
     for (text, want) in [
-        ("-A f -j SET --add-set bad src", Some("set bad")),
+        ("-A f -j SET --add-set bad src", vec!["set bad"]),
         (
             "-A f -m recent --set --name ssh --rsource",
-            Some("recent list ssh"),
+            vec!["recent list ssh"],
         ),
-        ("-A f -m recent --rcheck --name ssh -j DROP", None),
-        ("-A f -m recent --update --name ssh -j DROP", None),
+        ("-A f -m recent --rcheck --name ssh -j DROP", vec![]),
+        ("-A f -m recent --update --name ssh -j DROP", vec![]),
         (
             "update @seen { ip saddr timeout 1m } accept",
-            Some("set seen"),
+            vec!["set seen"],
         ),
         (
             "update @m { ip saddr limit rate 1/second burst 3 packets } log",
-            Some("set m"),
+            vec!["set m"],
         ),
-        ("ip saddr @seen drop", None),
+        (
+            "add @m { ip saddr limit rate over 1/second } add @d { ip saddr } drop",
+            vec!["set m", "set d"],
+        ),
+        ("ip saddr @seen drop", vec![]),
     ] {
-        assert_eq!(Rule::of(text).remembers(), want, "{text}");
+        assert_eq!(
+            Rule::of(text).remembers().collect::<Vec<_>>(),
+            want,
+            "{text}"
+        );
     }
 }
 

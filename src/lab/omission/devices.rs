@@ -167,7 +167,7 @@ impl RulesetMap {
         let matters = |field: Field| !matches!(field, Field::Priority | Field::TcpOptions);
         rule.verdicts().any(leads)
             || rule.changes().any(matters)
-            || rule.remembers().is_some()
+            || rule.remembers().next().is_some()
             || ends_unread(rule)
     }
 }

@@ -212,7 +212,7 @@ fn effect(rule: &Rule, filters: bool) -> Effect {
     }
     // What a packet carries or is noted in may be asked for elsewhere, by rules and by routes.
     let matters = |field: Field| !matches!(field, Field::Priority | Field::TcpOptions);
-    if rule.changes().any(matters) || rule.remembers().is_some() {
+    if rule.changes().any(matters) || rule.remembers().next().is_some() {
         effect = ANYTHING;
     }
     effect

@@ -372,7 +372,7 @@ impl<'a> Clerk<'a> {
 
     /// Notes a rule that remembers the packets that it matched.
     fn note_entry(&mut self, rule: &RuleText) {
-        if let Some(where_to) = rule.parsed().remembers() {
+        for where_to in rule.parsed().remembers() {
             let note = format!("the job's packets left an entry in {where_to}, by {rule}");
             self.notes.insert(note);
         }
