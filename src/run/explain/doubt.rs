@@ -461,19 +461,41 @@ fn led(decision: &TraceDecision) -> Option<Led> {
     })
 }
 
-/// Whether the packet came back to the chain from which a rule sent it to the one at `place`: all that
-/// stands there was asked by then.
+/// Whether the packet came back from the chain at `place` to the one from which a rule sent it there, or to
+/// one before that: all that stands there was asked by then.
 fn came_back(steps: &[TraceStep], place: &RulePlace) -> bool {
     let call = steps.iter().rposition(|step| calls(step, place));
     let behind = call.map(|at| steps.split_at(at));
-    let Some((_, [call, behind @ ..])) = behind else {
+    let Some((before, [call, behind @ ..])) = behind else {
         return false;
     };
-    let is_there = |step: &TraceStep| {
-        let (there, from) = (&step.place, &call.place);
-        (there.family, &there.table, &there.chain) == (from.family, &from.table, &from.chain)
+    let of_call = |step: &&TraceStep| {
+        (step.hook, step.place.family, &step.place.table)
+            == (call.hook, call.place.family, &call.place.table)
     };
-    behind.iter().any(is_there)
+    let open = callers(before.iter().chain([call]).filter(of_call));
+    let mut behind = behind.iter().filter(of_call);
+    behind.any(|step| open.contains(&step.place.chain.as_str()))
+}
+
+/// The chains that are to be gone on with behind the last of `steps`, all of one hook and table, which leads
+/// to another one.
+fn callers<'s>(steps: impl Iterator<Item = &'s TraceStep>) -> Vec<&'s str> {
+    let mut open: Vec<&str> = Vec::new();
+    for step in steps {
+        let chain = step.place.chain.as_str();
+        match open.iter().position(|known| *known == chain) {
+            Some(at) => open.truncate(at),
+            None => open.clear(),
+        }
+        match &step.decision {
+            TraceDecision::Jump(to) => open.extend([chain, to.as_str()]),
+            TraceDecision::Goto(to) => open.push(to),
+            _ => open.push(chain),
+        }
+    }
+    open.pop();
+    open
 }
 
 /// Whether the way through the table of a chain ended by a rule of another chain: then what stands
