@@ -250,14 +250,15 @@ impl<'a> Joiner<'a> {
         ends.filter(|(_, end)| end.facts.segment.is_none())
     }
 
-    /// Ends that stay alone because another end has all their addresses already.
+    /// Ends that stay alone because another end has all their addresses already. Whom a server of PPP and the
+    /// like calls itself may be the same towards all of its peers.
     fn duplicates(&self, warnings: &mut Vec<Warning>) -> BTreeSet<usize> {
-        let mut owner: BTreeMap<IpNet, &LinkEnd> = BTreeMap::new();
+        let mut owner: BTreeMap<(IpNet, Option<IpNet>), &LinkEnd> = BTreeMap::new();
         let mut alone = BTreeSet::new();
         for (index, end) in self.unnamed() {
             let taken: Vec<_> = end
                 .addresses()
-                .filter_map(|a| Some((a.local, *owner.get(&a.local)?)))
+                .filter_map(|a| Some((a.local, *owner.get(&(a.local, a.peer))?)))
                 .collect();
             if let Some((address, other)) = taken.first() {
                 let all = taken.len() == end.addresses().count();
@@ -268,7 +269,7 @@ impl<'a> Joiner<'a> {
                 }
             }
             for address in end.addresses() {
-                owner.entry(address.local).or_insert(end);
+                owner.entry((address.local, address.peer)).or_insert(end);
             }
         }
         alone
