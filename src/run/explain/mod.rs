@@ -432,6 +432,8 @@ impl Found<'_> {
         mut reader: RuleReader<'_>,
     ) -> Result<(Vec<Explained>, RuleBook, BTreeSet<String>), ExplainError> {
         let chains = &question.scrutiny.census.behind;
+        let mut open = question.scrutiny.varying.iter();
+        let copies = open.any(|(place, rule)| place.is_none() || rule.copies());
         let mut rules = None;
         let mut reasons = Vec::with_capacity(question.probes.len());
         for probe in question.probes {
@@ -468,6 +470,9 @@ impl Found<'_> {
             );
             if let Some(trail) = trail.filter(|_| stopped) {
                 explained.led = self.lost.observer().led_by_mark(&trail.head)?;
+                if copies {
+                    explained.copied = reader.matched(trail, |_, rule| rule.copies())?;
+                }
             }
             reasons.push(explained);
         }

@@ -126,6 +126,7 @@ impl<'a> RuleReader<'a> {
             behind: None,
             alone: false,
             doubt: None,
+            copied: None,
             led: None,
             steps: trail.map_or_else(Vec::new, |trail| trail.steps.clone()),
         })

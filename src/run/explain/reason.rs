@@ -188,6 +188,8 @@ pub struct Explained {
     /// What rules that depend on more than the packet have to do with its end; none where no such
     /// rule concerns it, or where its way is not known well enough.
     pub doubt: Option<Doubt>,
+    /// The rule that sent a copy of it elsewhere before it was stopped.
+    pub copied: Option<RuleText>,
     /// By which interface it was to leave when it was stopped, and its mark, where that mark led it
     /// another way than it would go without.
     pub led: Option<(IfName, u32)>,

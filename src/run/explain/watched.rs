@@ -86,6 +86,7 @@ fn found(
         behind: None,
         alone: false,
         doubt: None,
+        copied: None,
         led: None,
         steps: Vec::new(),
     };

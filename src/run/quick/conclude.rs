@@ -229,6 +229,7 @@ mod tests {
             behind: None,
             alone: false,
             doubt: None,
+            copied: None,
             led: None,
             steps: Vec::new(),
         }

@@ -386,6 +386,7 @@ mod tests {
                 lots: Some(lots),
                 ..Doubt::default()
             }),
+            copied: None,
             led: None,
             steps: Vec::new(),
         }

@@ -15,6 +15,7 @@ mod bridges;
 mod builder;
 mod client_port;
 mod conclude;
+mod copied;
 mod course;
 mod desk;
 mod digest;

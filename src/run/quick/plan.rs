@@ -15,6 +15,7 @@ use super::{
     EXPLAIN_AUTO_MAX, EXPLAIN_IN_BURST, ExplainMode, Pair, QuickClosing, QuickError, Terms,
     client_port::{fresh_port, random},
     conclude::conclude,
+    copied::Copies,
     grant::Grant,
     lots::Urn,
     measure::{self, LazyShelf, ProbeQuestion, Probing, RouterMeasured, Spent, step},
@@ -88,6 +89,8 @@ pub(super) struct Plan {
     rewritten: Rewritten,
     /// The rules of each router that choose source ports, as text.
     choosing: Vec<(RouterName, Vec<String>)>,
+    /// Whom copies of packets may reach.
+    copies: Copies,
     /// As the source sends them.
     pub(super) probes: Vec<Probe>,
     pub(super) catalogue: Catalogue,
@@ -149,6 +152,14 @@ fn taps(terms: &Terms, family: Family, tags: TagSpace, catalogue: &Catalogue) ->
     }
 }
 
+/// The same for probes of a router itself.
+fn of_itself(taps: &Taps) -> Taps {
+    Taps {
+        from_itself: true,
+        ..taps.clone()
+    }
+}
+
 fn this_process() -> Result<Owner, QuickError> {
     Owner::current().map_err(|source| QuickError::System {
         what: "tell who this process is",
@@ -182,7 +193,6 @@ impl Plan {
         lab: &Lab,
         (config, grant): (&Config, &Grant),
     ) -> Result<Self, QuickError> {
-        let owner = this_process()?;
         let (catalogue, pair_of, begins) = questions(pairs);
         let family = family(pairs);
         let seed = terms.pass_on.map_or_else(random, Ok)?;
@@ -215,20 +225,18 @@ impl Plan {
             tools: Tools::new(config.tool_dirs.clone()),
             shelf: lazy_shelf(config, &terms.lab),
             plain: OnceLock::new(),
-            owner: OwnerMark::from(&owner),
+            owner: OwnerMark::from(&this_process()?),
             notes: grant.notes(terms),
             patience: terms.lock_timeout,
             kept: Mutex::new(None),
             workers: AtomicUsize::new(0),
-            own_taps: Taps {
-                from_itself: true,
-                ..taps.clone()
-            },
+            own_taps: of_itself(&taps),
             taps,
             seed,
             any_port: terms.source_port.is_none(),
             rewritten: rewritten(lab),
             choosing: choosing(lab),
+            copies: Copies::within(lab),
             probes,
             catalogue,
             pair_of,
@@ -416,7 +424,7 @@ impl Plan {
         let explain = begin.elapsed();
         closing.extend(probing.into_closing());
         // What was found out later goes before what the trace told.
-        let mut reasons = self.told(&explained, &findings);
+        let mut reasons = self.told(visit, &explained, &findings);
         reasons.extend(unsent);
         reasons.extend(taken);
         reasons.extend(self.unlooked(visit, &asked, &scrutiny));
@@ -444,12 +452,17 @@ impl Plan {
     /// What the traces tell of each probe.
     fn told(
         &self,
+        visit: &Visit,
         explained: &Explanation,
         findings: &Findings,
     ) -> BTreeMap<u32, (Verdict, String)> {
         let told = explained.reasons.iter().filter_map(|e| {
             let told = conclude(findings.get(e.index)?, e)?;
-            Some((e.index, self.of_long_segment(e).unwrap_or(told)))
+            let told = self.of_long_segment(e).unwrap_or(told);
+            let probe = position(&visit.probes, e.index, |p| p.index);
+            let probe = probe.and_then(|at| visit.probes.get(at));
+            let copied = probe.and_then(|p| self.copies.told(&p.headers, e, &told));
+            Some((e.index, copied.unwrap_or(told)))
         });
         told.collect()
     }
