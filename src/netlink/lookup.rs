@@ -245,6 +245,11 @@ fn meaning(query: &LookupQuery, error: &NetlinkError) -> Option<LookupKind> {
         Errno::EINVAL if ext_ack.is_some() => None,
         Errno::EINVAL if checked => Some(LookupKind::Refused),
         Errno::EINVAL => Some(LookupKind::Blackhole),
+        // Of a packet that comes in for a group of IPv6 and that nobody forwards, the kernel has no answer
+        // (`rt6_fill_node()`).
+        Errno::EMSGSIZE if query.to.is_ipv6() && query.to.is_multicast() => {
+            Some(LookupKind::Multicast)
+        }
         _ => None,
     }
 }
@@ -375,7 +380,13 @@ mod tests {
             iif: Some("eth0".parse().unwrap()),
             ..sent.clone()
         };
+        let to_group = LookupQuery {
+            to: "ff0e::1".parse().unwrap(),
+            ..coming.clone()
+        };
         for (query, errno, want) in [
+            (&to_group, Errno::EMSGSIZE, Some(LookupKind::Multicast)),
+            (&coming, Errno::EMSGSIZE, None),
             (&sent, Errno::ENETUNREACH, Some(LookupKind::NoRoute)),
             (&sent, Errno::EINVAL, Some(LookupKind::Blackhole)),
             (&coming, Errno::EINVAL, Some(LookupKind::Refused)),

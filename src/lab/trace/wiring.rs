@@ -223,6 +223,13 @@ impl Wiring {
         self.plugs.iter().find(is_it)
     }
 
+    /// Whether routers have `address` only as the one of all routers of a subnet.
+    #[must_use]
+    pub fn is_anycast(&self, address: IpAddr) -> bool {
+        let own = || self.plugs.iter().flat_map(|plug| &plug.addresses);
+        own().any(|own| anycast(*own) == Some(address)) && own().all(|own| own.addr() != address)
+    }
+
     /// The routers that have `address` themselves.
     #[must_use]
     pub fn owners(&self, address: IpAddr) -> Vec<&RouterName> {

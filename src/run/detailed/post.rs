@@ -332,6 +332,13 @@ impl<'a> Post<'a> {
         }
     }
 
+    /// Forgets what packets made known of paths, as far as the kernel does.
+    pub(super) fn forget_paths(&self) {
+        if let Some(known) = &self.exceptions {
+            _ = known.forget_new(&self.station.netns);
+        }
+    }
+
     /// Ends the trace, and leaves no connections behind that were not there.
     pub(super) fn stop(&mut self, addresses: &HashSet<IpAddr>) -> Result<(), DetailedError> {
         self.notes.extend(self.clerk.notes());
@@ -358,6 +365,16 @@ impl<'a> Post<'a> {
         if let Some(Err(error)) = struck {
             tracing::warn!("{}", crate::model::WithCauses(&error));
         }
+    }
+
+    /// Whether the router asks for the hardware address of a neighbour and was not told.
+    pub(super) fn asks_in_vain(&mut self, interface: &IfName, address: IpAddr) -> bool {
+        let is_it = |n: &Neighbour| n.dev == *interface && n.address == address;
+        let now = self.netlink.neighbours(self.family);
+        now.is_ok_and(|all| {
+            all.iter()
+                .any(|n| is_it(n) && n.state & NUD_UNANSWERED != 0)
+        })
     }
 
     /// Deletes neighbour entries that came meanwhile: all, or those of whom nobody answered. The

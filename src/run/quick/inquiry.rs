@@ -112,6 +112,29 @@ impl<'a> Inquiry<'a> {
         begun.collect()
     }
 
+    /// How a question ends whose addresses settle it.
+    fn settled(&self, source: IpAddr, destination: IpAddr) -> Option<Ending> {
+        if destination.is_multicast() {
+            let reason = format!("{destination} is a multicast address: who gets it is not known");
+            let end = Ending::new(Verdict::Unknown, EndKind::Multicast, reason);
+            return Some(end);
+        }
+        if self.wiring.is_anycast(source) {
+            let reason = format!(
+                "{source} is an anycast address of a subnet's routers (RFC 4291 section 2.6.1), which nobody \
+                 sends from"
+            );
+            let end = Ending::new(Verdict::Unknown, EndKind::NotKnown, reason);
+            return Some(end);
+        }
+        if matches!(destination, IpAddr::V4(v4) if v4.is_broadcast()) {
+            let reason = format!("{destination} is for all on one link: no router hands it on");
+            let end = Ending::new(Verdict::No, EndKind::Broadcast, reason);
+            return Some(end);
+        }
+        None
+    }
+
     /// Where the packets of a pair enter.
     fn begin(
         &self,
@@ -121,14 +144,7 @@ impl<'a> Inquiry<'a> {
         probe: Option<&Probe>,
     ) -> Result<Beginning, ResolveError> {
         let (source, destination) = (pair.source, pair.destination);
-        if destination.is_multicast() {
-            let reason = format!("{destination} is a multicast address: who gets it is not known");
-            let end = Ending::new(Verdict::Unknown, EndKind::Multicast, reason);
-            return Ok(Beginning::Settled(end));
-        }
-        if matches!(destination, IpAddr::V4(v4) if v4.is_broadcast()) {
-            let reason = format!("{destination} is for all on one link: no router hands it on");
-            let end = Ending::new(Verdict::No, EndKind::Broadcast, reason);
+        if let Some(end) = self.settled(source, destination) {
             return Ok(Beginning::Settled(end));
         }
         let packet = packet(source, destination, probe);

@@ -47,6 +47,14 @@ impl<'a> Listening<'a> {
         })
     }
 
+    /// The host's namespace, where it is one's.
+    pub(super) fn host(&self) -> Option<&NetnsFd> {
+        match self {
+            Self::Host(netns) => Some(netns),
+            Self::Router(_) => None,
+        }
+    }
+
     pub(super) fn netns(&self) -> &NetnsFd {
         match self {
             Self::Host(netns) => netns,
@@ -100,7 +108,7 @@ impl Bench<'_> {
     }
 
     /// On the router itself a service of its own may have the port; that one answers then, as the
-    /// kernel does where the address is none that programs can have.
+    /// kernel does where the address is none that programs can have, as that of a group on a link.
     fn bound(
         &self,
         listener: Option<std::io::Result<Bound>>,
@@ -109,7 +117,7 @@ impl Bench<'_> {
             Some(Err(error))
                 if matches!(
                     error.kind(),
-                    ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable
+                    ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable | ErrorKind::InvalidInput
                 ) && matches!(self.listening, Some(Listening::Router(_))) =>
             {
                 Ok(None)

@@ -122,6 +122,12 @@ impl Bench<'_> {
             }
             Some(proxy) => request = with_listener(proxy, request),
         }
+        if request == PacketFate::Passed
+            && (tried.arrived.is_none() && tried.experience.is_none())
+            && let Some(why) = self.unheard(seen)
+        {
+            request = PacketFate::Unheard(why);
+        }
         let (mut answer, mut back) = overall(seen, evidence, Direction::Answer);
         if answer == PacketFate::NotSeen {
             back = at;
@@ -152,6 +158,27 @@ impl Bench<'_> {
                 .collect(),
             proxied,
         }
+    }
+
+    /// Whom the last router of the request asks in vain for a hardware address, in words; none where it does
+    /// not, or nobody knows.
+    fn unheard(&mut self, seen: &SeenPackets) -> Option<String> {
+        let (at, packet) = *seen.first(Direction::Request).last()?;
+        let left = self.departure(at, packet)?;
+        let asks = self
+            .posts
+            .get_mut(at)?
+            .asks_in_vain(&left.interface, left.hop);
+        let protocol = match left.hop {
+            IpAddr::V4(_) => "ARP",
+            IpAddr::V6(_) => "neighbour discovery",
+        };
+        asks.then(|| {
+            format!(
+                "no answer: {} asks for {} by {protocol} on {}, and nobody answers",
+                left.router, left.hop, left.interface
+            )
+        })
     }
 
     /// The answer's end, if it left the last router for somewhere where the source host is not.

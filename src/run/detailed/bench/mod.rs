@@ -77,6 +77,8 @@ struct Bench<'a> {
     /// What the source host knew of paths before.
     exceptions: Option<KnownExceptions>,
     listening: Option<Listening<'a>>,
+    /// What the namespace in which services listen knew of paths before, where that is a host's.
+    exceptions_there: Option<KnownExceptions>,
     /// The addresses between which the job's connections are.
     addresses: HashSet<IpAddr>,
     result: ChainMeasurement,
@@ -155,7 +157,10 @@ impl<'a> Bench<'a> {
         let source = site.source_netns(setup.dir)?;
         let listening = Listening::open(setup, site)?;
         let witnesses = witnesses(site, listening.as_ref())?;
-        let exceptions = KnownExceptions::of(setup, &source, Family::of(site.from()));
+        let family = Family::of(site.from());
+        let exceptions = KnownExceptions::of(setup, &source, family);
+        let host = listening.as_ref().and_then(Listening::host);
+        let exceptions_there = host.and_then(|host| KnownExceptions::of(setup, host, family));
         let clean = exceptions.as_ref().filter(|known| known.are_none());
         let mut client = clean.map(|_| source.id());
         let posts = site.stations.iter();
@@ -172,6 +177,7 @@ impl<'a> Bench<'a> {
             exceptions,
             source,
             listening,
+            exceptions_there,
             addresses: ends
                 .into_iter()
                 .chain([site.target.sink.address()])
@@ -219,6 +225,24 @@ impl<'a> Bench<'a> {
             result = result.and(post.stop(&self.addresses));
         }
         result
+    }
+
+    /// Forgets what packets of earlier services made known of paths. Where that does not work, it is said in
+    /// the end.
+    fn forget_paths(&self) {
+        let there = self.listening.as_ref().and_then(Listening::host);
+        for (known, netns) in [
+            (&self.exceptions, Some(&*self.source)),
+            (&self.exceptions_there, there),
+        ] {
+            _ = known
+                .as_ref()
+                .zip(netns)
+                .map(|(known, netns)| known.forget_new(netns));
+        }
+        for post in &self.posts {
+            post.forget_paths();
+        }
     }
 
     /// What others changed meanwhile.
@@ -314,6 +338,7 @@ impl<'a> Bench<'a> {
 
     async fn attempt(&mut self, task: Task, ends: ServiceEnds) -> Result<Tried, DetailedError> {
         fault::step("detailed.attempt").map_err(DetailedError::system("connect"))?;
+        self.forget_paths();
         let listener = serve(ends.listener)?;
         let what = self.setup.attempt(self.site, &task, false);
         let protocol = task.service.protocol;
