@@ -33,5 +33,6 @@ pub(crate) mod resolve;
 pub(crate) mod sentence;
 mod source_port;
 pub(crate) mod undo;
+mod unseen_entries;
 pub(crate) mod verdict;
 pub(crate) mod way;

@@ -239,6 +239,12 @@ impl Wiring {
         routers
     }
 
+    /// Whether a router has `address`, or a link of the lab a subnet with it.
+    #[must_use]
+    pub fn is_within(&self, address: IpAddr) -> bool {
+        !self.owners(address).is_empty() || !self.neighbours(address).is_empty()
+    }
+
     /// Routers without facts, any of which may be where packets from `source` come in, beside those of
     /// the lab; none where it is a router's own address, or the gateways of its segment were said.
     #[must_use]

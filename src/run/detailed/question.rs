@@ -35,6 +35,7 @@ use crate::{
         omitted::Omitted,
         report::{EndKind, Verdict},
         resolve::{self, RouterChoice},
+        unseen_entries::{UnseenEntry, unseen_entries},
     },
 };
 
@@ -83,7 +84,7 @@ pub(super) struct Question<'a> {
     /// Source and destination are on one link.
     shared: Option<SharedLink>,
     /// Routers without facts by which packets may come in, too.
-    unheard: Vec<RouterName>,
+    unheard: Vec<UnseenEntry>,
     /// Why a service cannot be asked about, by its place.
     refused: BTreeMap<usize, String>,
 }
@@ -107,11 +108,11 @@ impl<'a> Asking<'a> {
         let shared = planner.map.wiring.shared_link(job.source, job.destination);
         let chosen = job.from.is_some() || !matches!(job.routers, RouterChoice::Trace);
         let unheard = match chosen || job.trust_facts {
-            true => &[],
-            false => planner.map.wiring.unheard(job.source),
+            true => Vec::new(),
+            false => unseen_entries(self.lab, &planner.map.wiring, job.source, job.destination),
         };
         let mut question = Question {
-            unheard: unheard.to_vec(),
+            unheard,
             job,
             lab: self.lab,
             there: caretaker.hosts().lab(&job.lab)?.list()?,
@@ -637,14 +638,10 @@ impl Question<'_> {
                 keep(&mut list, test);
             }
         }
-        ends.extend(self.unheard.iter().map(|router| {
-            let source = self.job.source;
-            let mut end = DetailedEndToEnd::unknown(format!(
-                "the lab has no facts of {router}, which may be a gateway of {source}, too; name the \
-                 one that it uses with --from"
-            ));
+        ends.extend(self.unheard.iter().map(|unseen| {
+            let mut end = DetailedEndToEnd::unknown(unseen.reason.clone());
             end.kind = EndKind::Absent;
-            (router.to_string(), end)
+            (unseen.router.to_string(), end)
         }));
         for own in self.own.iter().filter(|own| own.services.contains(&at)) {
             let test = own.test(at, tests);

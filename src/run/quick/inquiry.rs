@@ -30,6 +30,7 @@ use crate::{
         probe::WireSocket,
         report::{EndKind, Verdict},
         resolve::{self, ResolveError, RouterChoice},
+        unseen_entries::{UnseenEntry, unseen_entries},
     },
 };
 
@@ -61,8 +62,8 @@ enum Beginning {
 pub(super) struct Prepared {
     /// Where the packets of each pair enter.
     pub(super) starts: Vec<Vec<Entry>>,
-    /// For each pair, routers without facts, which may be entries, too.
-    pub(super) unheard: Vec<Vec<RouterName>>,
+    /// For each pair, routers which may be entries, too.
+    pub(super) unheard: Vec<Vec<UnseenEntry>>,
     pub(super) visits: Vec<Visit>,
     pub(super) hosts: Vec<HostSpec>,
     /// Routers to be locked.
@@ -388,18 +389,18 @@ impl<'a> Inquiry<'a> {
         senders
     }
 
-    /// Routers without facts that the packets of a pair may enter by; none where an entry was chosen.
-    fn unheard(&self, pair: &Pair, there: &[HostState]) -> Result<Vec<RouterName>, ResolveError> {
+    /// Where else the packets of a pair may enter; none where an entry was chosen.
+    fn unheard(&self, pair: &Pair, there: &[HostState]) -> Result<Vec<UnseenEntry>, ResolveError> {
         let Inquiry { terms, wiring, .. } = self;
         let open = terms.from.is_none() && matches!(terms.routers, RouterChoice::Trace);
-        let all = match open && !terms.trust_facts {
-            true => wiring.unheard(pair.source),
-            false => &[],
-        };
+        if !open || terms.trust_facts {
+            return Ok(Vec::new());
+        }
+        let all = unseen_entries(self.lab, wiring, pair.source, pair.destination);
         if all.is_empty() || !resolve::placed_by_hand(&terms.lab, pair.source, there)?.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(all.to_vec())
+        Ok(all)
     }
 
     /// The source host for a place. None where the router has one with that address at another

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -31,6 +30,7 @@ use crate::{
         probe::WireSocket,
         report::{EndKind, Verdict},
         resolve::ResolveError,
+        unseen_entries::UnseenEntry,
     },
 };
 
@@ -145,14 +145,14 @@ impl Inquiry<'_> {
     fn weigh(
         &self,
         plan: &Plan,
-        unheard: &[Vec<RouterName>],
+        unheard: &[Vec<UnseenEntry>],
         sockets: &mut RouterSockets,
         through: &mut Through,
     ) {
         for (probe, ways) in plan.probes.iter().zip(&mut through.ways) {
             let unheard = unheard.get(plan.pair_of(probe.index));
             let unheard = unheard.into_iter().flatten();
-            ways.extend(unheard.map(|router| by_unheard(router, probe.headers.source)));
+            ways.extend(unheard.map(by_unseen));
         }
         if self.named().is_none() {
             back::weigh(
@@ -374,12 +374,9 @@ fn unmet(packets: Vec<(Entry, Probe)>, visited: &[Visited]) -> Vec<(Entry, Probe
     packets
 }
 
-/// The way by a router without facts, of which it is not known whether the source uses it.
-fn by_unheard(router: &RouterName, source: IpAddr) -> WayEnd {
-    let reason = format!(
-        "the lab has no facts of {router}, which may be a gateway of {source}, too; name the one that \
-         it uses with --from"
-    );
+/// The way by a router of which it is not known whether the packets enter there.
+fn by_unseen(unseen: &UnseenEntry) -> WayEnd {
+    let UnseenEntry { router, reason } = unseen;
     WayEnd {
         entry: Entry {
             router: router.clone(),
@@ -387,7 +384,7 @@ fn by_unheard(router: &RouterName, source: IpAddr) -> WayEnd {
         },
         verdict: Verdict::Unknown,
         kind: EndKind::Absent,
-        reason: Some(reason.into()),
+        reason: Some(reason.as_str().into()),
         router: Some(router.clone()),
         legs: Vec::new(),
         branches: Vec::new(),
