@@ -1,6 +1,9 @@
 //! Which hooks a chain of a ruleset can be reached from, read in the ruleset's text.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +120,8 @@ pub(super) struct Chains {
     leads: BTreeMap<String, BTreeSet<String>>,
     /// Led to from a map, which any rule may use.
     mapped: BTreeSet<String>,
+    /// What each chain can be reached from, once it was asked for.
+    reached: OnceCell<BTreeMap<String, Hooks>>,
 }
 
 impl Chains {
@@ -136,6 +141,7 @@ impl Chains {
     }
 
     pub(super) fn add_base(&mut self, chain: &str, hooks: Hooks, filters: bool) {
+        self.reached.take();
         self.hooks.insert(chain.to_owned(), hooks);
         if !filters {
             self.others.insert(chain.to_owned());
@@ -148,6 +154,7 @@ impl Chains {
     }
 
     pub(super) fn add_jump(&mut self, from: Option<&str>, to: &str) {
+        self.reached.take();
         match from {
             Some(from) => {
                 self.leads
@@ -163,20 +170,77 @@ impl Chains {
 
     /// The hooks that `chain` can be reached from; none where no chain of a hook leads to it.
     pub(super) fn of(&self, chain: &str) -> Hooks {
-        let mut hooks = Hooks::default();
-        let mut seen = BTreeSet::new();
-        let mut pending = vec![chain];
-        while let Some(chain) = pending.pop() {
-            if !seen.insert(chain) {
+        let reached = self.reached.get_or_init(|| self.follow());
+        reached.get(chain).copied().unwrap_or_default()
+    }
+
+    /// What each chain can be reached from. A chain is looked at again only where that adds a hook to it, so
+    /// that the time grows with the jumps and not with their square.
+    fn follow(&self) -> BTreeMap<String, Hooks> {
+        let mut reached: BTreeMap<&str, Hooks> = BTreeMap::new();
+        let based = self.hooks.iter().map(|(chain, hooks)| (chain, *hooks));
+        let mapped = self.mapped.iter().map(|chain| (chain, Hooks::ALL));
+        let mut pending: Vec<(&str, Hooks)> = based
+            .chain(mapped)
+            .map(|(chain, hooks)| (chain.as_str(), hooks))
+            .collect();
+        while let Some((chain, hooks)) = pending.pop() {
+            let known = reached.entry(chain).or_default();
+            let all = known.with(hooks);
+            if *known == all {
                 continue;
             }
-            if self.mapped.contains(chain) {
-                return Hooks::ALL;
-            }
-            hooks = hooks.with(self.hooks.get(chain).copied().unwrap_or_default());
-            let callers = self.leads.iter().filter(|(_, to)| to.contains(chain));
-            pending.extend(callers.map(|(from, _)| from.as_str()));
+            *known = all;
+            let next = self.leads.get(chain).into_iter().flatten();
+            pending.extend(next.map(|to| (to.as_str(), all)));
         }
-        hooks
+        let reached = reached.into_iter();
+        reached.map(|(chain, at)| (chain.to_owned(), at)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+
+    use super::*;
+
+    fn table() -> Chains {
+        let mut chains = Chains::default();
+        chains.add_base("FORWARD", Hooks::named("forward"), true);
+        chains.add_base("INPUT", Hooks::named("input"), true);
+        for (from, to) in [("FORWARD", "a"), ("a", "b"), ("b", "a"), ("b", "c")] {
+            chains.add_jump(Some(from), to);
+        }
+        chains.add_jump(Some("INPUT"), "b");
+        chains.add_jump(Some("orphan"), "leaf");
+        chains
+    }
+
+    #[test]
+    fn hooks_follow_jumps_in_circles_and_from_several_chains() {
+        let chains = table();
+        let both = Hooks::named("forward").with(Hooks::named("input"));
+        for chain in ["a", "b", "c"] {
+            assert_eq!(chains.of(chain), both, "{chain}");
+        }
+        assert_eq!(chains.of("INPUT"), Hooks::named("input"));
+        for chain in ["orphan", "leaf", "nosuch"] {
+            assert!(chains.of(chain).is_empty(), "{chain}");
+        }
+    }
+
+    #[test]
+    fn the_ways_of_a_table_are_followed_once_and_again_where_one_is_added() {
+        let mut chains = table();
+        assert!(chains.of("leaf").is_empty());
+        let first = chains.reached.get().map(ptr::from_ref);
+        assert!(first.is_some() && !chains.of("c").is_empty());
+        assert_eq!(chains.reached.get().map(ptr::from_ref), first);
+        assert_eq!(chains.follow().len(), 5, "only what is reached is kept");
+        chains.add_jump(None, "orphan");
+        assert_eq!(chains.of("leaf"), Hooks::ALL);
+        chains.add_base("new", Hooks::named("output"), true);
+        assert_eq!(chains.of("new"), Hooks::named("output"));
     }
 }
