@@ -167,7 +167,10 @@ impl Stat {
 }
 
 /// One for as long as the kernel runs.
-fn boot_id() -> io::Result<String> {
+///
+/// # Errors
+/// When /proc cannot be read.
+pub(crate) fn boot_id() -> io::Result<String> {
     static BOOT: OnceLock<String> = OnceLock::new();
     if let Some(known) = BOOT.get() {
         return Ok(known.clone());

@@ -306,6 +306,12 @@ impl Encoder {
         self.marker(libc::NFNL_MSG_BATCH_END);
     }
 
+    /// A transaction without a message. Nobody acknowledges it.
+    pub fn nothing(&mut self) {
+        self.marker(libc::NFNL_MSG_BATCH_BEGIN);
+        self.marker(libc::NFNL_MSG_BATCH_END);
+    }
+
     /// A batch marker: `struct nfgenmsg` with the subsystem as resource id (nfnetlink.h).
     fn marker(&mut self, kind: libc::c_int) {
         self.last = self.bytes.len();

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     firewall::rule::Rewritten,
-    model::{Owner, fnv1a},
+    model::{fnv1a, owner::boot_id},
     netlink::object::Family,
     registry::medium::Directory,
 };
@@ -83,8 +83,7 @@ impl PlainRulesets {
     /// # Errors
     /// [`NftError`].
     pub fn census(&self, socket: &mut NftSocket, family: Family) -> Result<Census, NftError> {
-        let remembered = Ruleset::now(socket, family).and_then(|ruleset| self.find(ruleset));
-        match remembered {
+        match self.remembered(socket, family) {
             Some(census) => Ok(census),
             None => Census::read(socket, family, &Rewritten::default()),
         }
@@ -114,20 +113,36 @@ impl PlainRulesets {
         }
     }
 
-    fn find(&self, ruleset: Ruleset) -> Option<Census> {
+    /// Most namespaces without an entry have rules that are not plain, and are asked for no more.
+    fn remembered(&self, socket: &mut NftSocket, family: Family) -> Option<Census> {
+        let netns = socket.netns_cookie().ok()?;
+        let (then, census) = self.find(netns, family)?;
+        (generation(socket).ok()? == then).then_some(census)
+    }
+
+    /// The generation at which the rules of a namespace were plain, and their census.
+    fn find(&self, netns: u64, family: Family) -> Option<(u32, Census)> {
         let mut entry = [0; ENTRY];
-        self.file.read_exact_at(&mut entry, ruleset.place()).ok()?;
+        let at = place(netns, family);
+        self.file.read_exact_at(&mut entry, at).ok()?;
+        let [.., a, b, c, d] = *entry.first_chunk::<12>()?;
+        let ruleset = Ruleset {
+            netns,
+            family,
+            generation: u32::from_le_bytes([a, b, c, d]),
+        };
         let census = Census {
             nature: Nature::of_bits(entry[13] >> 1),
             asks_sender: entry[13] & 1 == 1,
             ..Census::default()
         };
-        (entry == self.entry(ruleset, &census)).then_some(census)
+        (entry == self.entry(ruleset, &census)).then_some((ruleset.generation, census))
     }
 
     fn write(&self, ruleset: Ruleset, census: &Census) -> io::Result<()> {
         let entry = self.entry(ruleset, census);
-        self.file.write_all_at(&entry, ruleset.place())
+        self.file
+            .write_all_at(&entry, place(ruleset.netns, ruleset.family))
     }
 
     fn entry(&self, ruleset: Ruleset, census: &Census) -> [u8; ENTRY] {
@@ -151,18 +166,18 @@ impl Ruleset {
             generation: generation(socket).ok()?,
         })
     }
+}
 
-    /// Where its entry begins in the file.
-    fn place(self) -> u64 {
-        let number = self.netns.wrapping_mul(2) + u64::from(self.family == Family::V6);
-        number % PLACES * STRIDE
-    }
+/// Where the entry of a namespace's rules for a family begins in the file.
+fn place(netns: u64, family: Family) -> u64 {
+    let number = netns.wrapping_mul(2) + u64::from(family == Family::V6);
+    number % PLACES * STRIDE
 }
 
 /// What tells this boot of the kernel and this build of tsim from others.
 fn seed() -> io::Result<Vec<u8>> {
     let program = fs::metadata("/proc/self/exe")?;
-    let boot = Owner::current()?.boot_id.unwrap_or_default();
+    let boot = boot_id()?;
     let numbers = [
         program.dev(),
         program.ino(),
@@ -200,18 +215,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_found_at_its_generation_alone() {
+    fn what_is_remembered_is_found_with_its_generation() {
         let rulesets = rulesets();
-        assert_eq!(rulesets.find(RULESET), None);
-        for census in censuses() {
-            rulesets.write(RULESET, &census).unwrap();
-            assert_eq!(rulesets.find(RULESET), Some(census));
+        let found = |ruleset: Ruleset| rulesets.find(ruleset.netns, ruleset.family);
+        assert_eq!(found(RULESET), None);
+        for (generation, census) in (7..).zip(censuses()) {
+            let ruleset = Ruleset {
+                generation,
+                ..RULESET
+            };
+            rulesets.write(ruleset, &census).unwrap();
+            assert_eq!(found(RULESET), Some((generation, census)));
         }
         for other in [
-            Ruleset {
-                generation: 8,
-                ..RULESET
-            },
             Ruleset {
                 family: Family::V6,
                 ..RULESET
@@ -226,31 +242,30 @@ mod tests {
                 ..RULESET
             },
         ] {
-            assert_eq!(rulesets.find(other), None, "{other:?}");
+            assert_eq!(found(other), None, "{other:?}");
         }
     }
 
     #[test]
     fn what_is_damaged_or_of_another_boot_or_build_is_none() {
         let rulesets = rulesets();
+        let at = place(RULESET.netns, RULESET.family);
+        let find = |rulesets: &PlainRulesets| rulesets.find(RULESET.netns, RULESET.family);
         let census = censuses().last().unwrap();
         rulesets.write(RULESET, &census).unwrap();
         let whole = rulesets.entry(RULESET, &census);
-        for at in 0..ENTRY {
+        for byte in 0..ENTRY {
             let mut damaged = whole;
-            damaged[at] ^= 4;
-            rulesets
-                .file
-                .write_all_at(&damaged, RULESET.place())
-                .unwrap();
-            assert_eq!(rulesets.find(RULESET), None, "{at}");
+            damaged[byte] ^= 4;
+            rulesets.file.write_all_at(&damaged, at).unwrap();
+            assert_eq!(find(&rulesets), None, "{byte}");
         }
-        rulesets.file.write_all_at(&whole, RULESET.place()).unwrap();
+        rulesets.file.write_all_at(&whole, at).unwrap();
         let later = PlainRulesets {
             file: rulesets.file.try_clone().unwrap(),
             seed: b"next".to_vec(),
         };
-        assert_eq!(later.find(RULESET), None);
-        assert_eq!(rulesets.find(RULESET), Some(census));
+        assert_eq!(find(&later), None);
+        assert_eq!(find(&rulesets), Some((RULESET.generation, census)));
     }
 }

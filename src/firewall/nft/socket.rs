@@ -91,6 +91,7 @@ pub struct NftSocket {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    netns: Option<u64>,
 }
 
 impl NftSocket {
@@ -107,6 +108,7 @@ impl NftSocket {
                 socket,
                 sequence: 1,
                 buffer: Vec::with_capacity(RECEIVE_BUFFER),
+                netns: None,
             })
         };
         open().map_err(NftError::Open)
@@ -143,6 +145,10 @@ impl NftSocket {
                     _ => {}
                 }
             }
+            // Asked for with the last message, it comes behind whatever was refused.
+            if acknowledged {
+                break;
+            }
         }
         match refused {
             Some((nth, errno, ext_ack)) => {
@@ -168,20 +174,20 @@ impl NftSocket {
     pub(super) fn settle(&mut self) -> Result<(), NftError> {
         let what = "waiting for transactions";
         let mut nothing = self.encoder();
-        nothing.begin();
-        nothing.end();
+        nothing.nothing();
         self.sequence = nothing.next_sequence();
         self.socket
             .send(nothing.bytes(), 0)
             .map_err(|source| NftError::Send { what, source })?;
-        // Since Linux 6.10 the markers are acknowledged.
-        while self.receive(libc::MSG_DONTWAIT, what)? {}
         Ok(())
     }
 
-    /// The number of its namespace ([`netns_cookie`]).
-    pub(super) fn netns_cookie(&self) -> io::Result<u64> {
-        netns_cookie(&self.socket)
+    /// The number of its namespace ([`netns_cookie`]), asked for once.
+    pub(super) fn netns_cookie(&mut self) -> io::Result<u64> {
+        match self.netns {
+            Some(known) => Ok(known),
+            None => Ok(*self.netns.insert(netns_cookie(&self.socket)?)),
+        }
     }
 
     /// Asks for a dump of objects selected by string attributes and gives each to `each`.
