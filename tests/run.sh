@@ -96,7 +96,7 @@ stage_system() {
 }
 
 # What differs without root's rights: namespaces, netlink, buffers, loaders, locks, taps, traces.
-USER_PART=(buffers:: doors:: hosts:: iptables:: netlink:: netns:: owner:: quick registry:: trace:: vacate:: way::)
+USER_PART=(buffers:: doors:: hosts:: iptables:: netlink:: netns:: owner:: plain_rulesets:: quick registry:: trace:: vacate:: way::)
 # Take rights outside of a user namespace: other user ids (one as a rule's uidrange), and settings of a
 # device's queues; so does lldpd(8), which changes to a user of its own. Three hundred damaged facts are no
 # other without root.
@@ -143,7 +143,7 @@ stage_bench() {
 
 # What kernels differ in: features, namespaces, netlink, taps, traces, locks. Left out is what takes
 # minutes on an emulated processor (the case table, crowds, kills at every step, soaks).
-VM_PART=(by_hand::modules kinds::networks_of_kinds kernels:: netns:: netlink:: owner:: registry:: hosts:: trace:: vacate:: quick:: doubts::)
+VM_PART=(by_hand::modules kinds::networks_of_kinds kernels:: netns:: netlink:: owner:: registry:: hosts:: trace:: vacate:: quick:: doubts:: plain_rulesets::)
 
 stage_vm() {
     ./vagrant/provision.sh vm

@@ -48,7 +48,7 @@ mod netlink;
 mod netns;
 mod owner;
 mod packet_size;
-mod plain;
+mod plain_rulesets;
 mod quick;
 mod quick_cli;
 mod registry;

@@ -1,6 +1,6 @@
 //! A ruleset that was found plain is not read again, until anybody changes it.
 
-use std::fs;
+use std::{fs, net::UdpSocket};
 
 use tsim::{
     firewall::nft::{NftSocket, plain::PlainRulesets, watch::RulesetWatch},
@@ -8,6 +8,7 @@ use tsim::{
     model::RouterId,
     netlink::object::Family,
     run::{quick, report::Verdict},
+    sys::socket_option::netns_cookie,
 };
 
 use crate::quick::TestLab;
@@ -28,6 +29,12 @@ fn entries(lab: &TestLab) -> Vec<u8> {
     fs::read(lab.config.labs_dir.join(lab.bed.lab.as_str()).join("plain")).unwrap()
 }
 
+/// Whether the kernel numbers namespaces, which it does since Linux 5.14; without, all rules are read.
+fn are_remembered() -> bool {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    netns_cookie(&socket).is_ok()
+}
+
 #[test]
 fn a_rule_that_comes_behind_a_census_is_found_by_the_next_job() {
     let lab = TestLab::up("small3");
@@ -38,7 +45,7 @@ fn a_rule_that_comes_behind_a_census_is_found_by_the_next_job() {
     assert_eq!(entries(&lab), plain, "rules with chance are remembered");
     lab.nft("r1", "delete table inet dice");
     assert_eq!(verdicts(&lab), [Verdict::Yes; 3]);
-    assert_ne!(entries(&lab), plain);
+    assert_eq!(entries(&lab) != plain, are_remembered());
     // A file that anybody damaged costs a census.
     let file = lab.config.labs_dir.join(lab.bed.lab.as_str()).join("plain");
     fs::write(&file, vec![0xff; plain.len()]).unwrap();
@@ -74,6 +81,9 @@ fn what_changes_while_a_job_measures_is_not_remembered() {
     rulesets.remember(&plain, Family::V4, (&mut socket, &mut watch));
     assert!(entries(&lab).is_empty());
 
+    if !are_remembered() {
+        return;
+    }
     // Whoever lies to the file is believed: the rules are not read.
     lab.nft("r1", CHANCE);
     let (mut socket, mut watch) = sockets(&lab);
