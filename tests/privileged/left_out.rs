@@ -233,13 +233,9 @@ fn nft_text(hook: Hook, chains: &Bodies<'_>, text: &mut String) {
 
 fn iptables_text(hook: Hook, chains: &Bodies<'_>, text: &mut String) {
     let policy = |drops| if drops { "DROP" } else { "ACCEPT" };
-    let chain = |name: &str| {
-        if name == "sub" {
-            "sub"
-        } else {
-            hook.name(false)
-        }
-        .to_owned()
+    let chain = |name: &str| match name {
+        "sub" => "sub",
+        _ => hook.name(false),
     };
     for table in ["filter", "mangle"] {
         let own = |name: &str| (name == "early") == (table == "mangle");

@@ -113,7 +113,8 @@ impl PlainRulesets {
         }
     }
 
-    /// Most namespaces without an entry have rules that are not plain, and are asked for no more.
+    /// The entry is read first: where there is none, mostly because the rules are not plain, the kernel need
+    /// not be asked for the generation.
     fn remembered(&self, socket: &mut NftSocket, family: Family) -> Option<Census> {
         let netns = socket.netns_cookie().ok()?;
         let (then, census) = self.find(netns, family)?;

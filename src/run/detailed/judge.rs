@@ -56,7 +56,7 @@ pub(super) enum PacketFate {
     /// All went on behind the router's last chain, or to the router itself.
     Passed,
     /// All went on so, and nobody tells a router the hardware address of the next one, in words.
-    Unheard(String),
+    Unanswered(String),
     /// One left by this interface, and the source host is at another one.
     Astray(IfName),
     /// One left the lab by this interface, towards this neighbour; the source is outside the lab.
@@ -304,7 +304,7 @@ fn silence(facts: &Observation<'_>) -> Judged {
                            own address as its sender, and hosts drop that";
             Judged::new(ServiceStatus::Timeout, message)
         }
-        PacketFate::Unheard(why) => Judged::new(ServiceStatus::Unknown, why.clone()),
+        PacketFate::Unanswered(why) => Judged::new(ServiceStatus::Unknown, why.clone()),
         PacketFate::Passed => {
             let message = "the request left the router and did not reach the destination host";
             Judged::new(ServiceStatus::Unknown, message)
@@ -334,7 +334,7 @@ fn half_way(facts: &Observation<'_>) -> Judged {
         return Judged::new(ServiceStatus::Unknown, message);
     }
     let why = match &facts.answer {
-        PacketFate::Unheard(why) => why.clone(),
+        PacketFate::Unanswered(why) => why.clone(),
         PacketFate::Stopped { by, .. } => format!("the answer was stopped by {by}"),
         PacketFate::Proxied(proxied) => format!("the answer: {proxied}"),
         PacketFate::Untaken(rule) => format!("the answer: {}", untaken(rule)),

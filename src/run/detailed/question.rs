@@ -83,8 +83,8 @@ pub(super) struct Question<'a> {
     own: Vec<Own>,
     /// Source and destination are on one link.
     shared: Option<SharedLink>,
-    /// Routers without facts by which packets may come in, too.
-    unheard: Vec<UnseenEntry>,
+    /// Where packets may come in, too.
+    unseen: Vec<UnseenEntry>,
     /// Why a service cannot be asked about, by its place.
     refused: BTreeMap<usize, String>,
 }
@@ -107,12 +107,12 @@ impl<'a> Asking<'a> {
         let named = matches!(job.routers, RouterChoice::Named(_));
         let shared = planner.map.wiring.shared_link(job.source, job.destination);
         let chosen = job.from.is_some() || !matches!(job.routers, RouterChoice::Trace);
-        let unheard = match chosen || job.trust_facts {
+        let unseen = match chosen || job.trust_facts {
             true => Vec::new(),
             false => unseen_entries(self.lab, &planner.map.wiring, job.source, job.destination),
         };
         let mut question = Question {
-            unheard,
+            unseen,
             job,
             lab: self.lab,
             there: caretaker.hosts().lab(&job.lab)?.list()?,
@@ -123,7 +123,7 @@ impl<'a> Asking<'a> {
             refused: self.refused(),
         };
         if !resolve::placed_by_hand(&job.lab, job.source, &question.there)?.is_empty() {
-            question.unheard.clear();
+            question.unseen.clear();
         }
         if let RouterChoice::Named(names) = &job.routers {
             for name in names {
@@ -638,9 +638,9 @@ impl Question<'_> {
                 keep(&mut list, test);
             }
         }
-        ends.extend(self.unheard.iter().map(|unseen| {
+        ends.extend(self.unseen.iter().map(|unseen| {
             let mut end = DetailedEndToEnd::unknown(unseen.reason.clone());
-            end.kind = EndKind::Absent;
+            end.kind = unseen.kind;
             (unseen.router.to_string(), end)
         }));
         for own in self.own.iter().filter(|own| own.services.contains(&at)) {

@@ -62,8 +62,8 @@ enum Beginning {
 pub(super) struct Prepared {
     /// Where the packets of each pair enter.
     pub(super) starts: Vec<Vec<Entry>>,
-    /// For each pair, routers which may be entries, too.
-    pub(super) unheard: Vec<Vec<UnseenEntry>>,
+    /// For each pair, where its packets may enter, too.
+    pub(super) unseen: Vec<Vec<UnseenEntry>>,
     pub(super) visits: Vec<Visit>,
     pub(super) hosts: Vec<HostSpec>,
     /// Routers to be locked.
@@ -268,13 +268,13 @@ impl<'a> Inquiry<'a> {
         let translators = &mut Translators::new(self.lab);
         let starting_at = starting(starts, plan);
         let mut course = Course::plan(&mut tables, starting_at, &allowed, translators)?;
-        let unheard = self
+        let unseen = self
             .pairs
             .iter()
-            .map(|pair| self.unheard(pair, there.unwrap_or_default()));
+            .map(|pair| self.unseen(pair, there.unwrap_or_default()));
         let mut prepared = Prepared {
             starts: starts.to_vec(),
-            unheard: unheard.collect::<Result<_, _>>()?,
+            unseen: unseen.collect::<Result<_, _>>()?,
             visits: Vec::new(),
             hosts: Vec::new(),
             routers: course.routers(),
@@ -390,7 +390,7 @@ impl<'a> Inquiry<'a> {
     }
 
     /// Where else the packets of a pair may enter; none where an entry was chosen.
-    fn unheard(&self, pair: &Pair, there: &[HostState]) -> Result<Vec<UnseenEntry>, ResolveError> {
+    fn unseen(&self, pair: &Pair, there: &[HostState]) -> Result<Vec<UnseenEntry>, ResolveError> {
         let Inquiry { terms, wiring, .. } = self;
         let open = terms.from.is_none() && matches!(terms.routers, RouterChoice::Trace);
         if !open || terms.trust_facts {

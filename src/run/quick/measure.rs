@@ -76,8 +76,8 @@ pub(super) struct Probing<'a> {
     probes: ProbeSocket,
     /// Whether the router has tables of iptables-legacy.
     legacy: bool,
-    /// The census, until somebody changes the rules.
-    census: Option<Census>,
+    /// The census of plain rules, until somebody changes them.
+    plain: Option<Census>,
 }
 
 /// Where probes come from.
@@ -169,7 +169,7 @@ impl<'a> Probing<'a> {
             watch,
             probes,
             legacy,
-            census: None,
+            plain: None,
         })
     }
 
@@ -197,9 +197,9 @@ impl<'a> Probing<'a> {
     pub(super) fn census(&mut self) -> Result<Census, QuickError> {
         let rewritten = self.question.rewritten;
         let family = self.question.taps.family;
-        let plain = self.plain();
-        let census = match (&mut self.nft, plain) {
-            (Some(socket), Some(plain)) => plain.census(socket, family),
+        let remembered = self.remembered();
+        let census = match (&mut self.nft, remembered) {
+            (Some(socket), Some(rulesets)) => rulesets.census(socket, family),
             (Some(socket), None) => Census::read(socket, family, rewritten),
             (None, _) => self.router.enter(|| {
                 if matches!(support_here(), Support::No(_)) {
@@ -210,12 +210,12 @@ impl<'a> Probing<'a> {
             })?,
         };
         let census = census.map_err(|e| self.failed(e.into()))?;
-        self.census = Some(census.clone());
+        self.plain = census.is_plain().then(|| census.clone());
         Ok(census)
     }
 
     /// Rulesets that need no census; none where the census has to know what other routers rewrote.
-    fn plain(&self) -> Option<&'a PlainRulesets> {
+    fn remembered(&self) -> Option<&'a PlainRulesets> {
         let ProbeQuestion {
             plain, rewritten, ..
         } = self.question;
@@ -224,11 +224,11 @@ impl<'a> Probing<'a> {
 
     /// Spares the next job the census, where nobody has changed the rules since this one's.
     fn remember(&mut self) {
-        let (plain, family) = (self.plain(), self.question.taps.family);
-        if let (Some(plain), Some(census), Some(socket), Some(watch)) =
-            (plain, &self.census, &mut self.nft, &mut self.watch)
+        let (rulesets, family) = (self.remembered(), self.question.taps.family);
+        if let (Some(rulesets), Some(census), Some(socket), Some(watch)) =
+            (rulesets, &self.plain, &mut self.nft, &mut self.watch)
         {
-            plain.remember(census, family, (socket, watch));
+            rulesets.remember(census, family, (socket, watch));
         }
     }
 
@@ -278,7 +278,7 @@ impl<'a> Probing<'a> {
             RulesetChanges::None => return Ok(first),
             changes => changes,
         };
-        self.census = None;
+        self.plain = None;
         let mut second = self.measure_once(indexes, true)?;
         second.spent.add(first.spent);
         second.doubts.push(match self.changes()? {

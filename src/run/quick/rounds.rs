@@ -26,10 +26,7 @@ use crate::{
     lab::{sockets::RouterSockets, trace::Entry},
     model::RouterName,
     run::{
-        packet::Probe,
-        probe::WireSocket,
-        report::{EndKind, Verdict},
-        resolve::ResolveError,
+        packet::Probe, probe::WireSocket, report::Verdict, resolve::ResolveError,
         unseen_entries::UnseenEntry,
     },
 };
@@ -117,7 +114,7 @@ impl Inquiry<'_> {
             }
             visits = self.again(tables.sockets, packets, &mut through.wire)?;
         }
-        self.weigh(plan, &prepared.unheard, sockets, &mut through);
+        self.weigh(plan, &prepared.unseen, sockets, &mut through);
         Ok(InquiryOutcome::Through(through))
     }
 
@@ -145,14 +142,13 @@ impl Inquiry<'_> {
     fn weigh(
         &self,
         plan: &Plan,
-        unheard: &[Vec<UnseenEntry>],
+        unseen: &[Vec<UnseenEntry>],
         sockets: &mut RouterSockets,
         through: &mut Through,
     ) {
         for (probe, ways) in plan.probes.iter().zip(&mut through.ways) {
-            let unheard = unheard.get(plan.pair_of(probe.index));
-            let unheard = unheard.into_iter().flatten();
-            ways.extend(unheard.map(by_unseen));
+            let of_pair = unseen.get(plan.pair_of(probe.index));
+            ways.extend(of_pair.into_iter().flatten().map(by_unseen));
         }
         if self.named().is_none() {
             back::weigh(
@@ -376,14 +372,18 @@ fn unmet(packets: Vec<(Entry, Probe)>, visited: &[Visited]) -> Vec<(Entry, Probe
 
 /// The way by a router of which it is not known whether the packets enter there.
 fn by_unseen(unseen: &UnseenEntry) -> WayEnd {
-    let UnseenEntry { router, reason } = unseen;
+    let UnseenEntry {
+        router,
+        reason,
+        kind,
+    } = unseen;
     WayEnd {
         entry: Entry {
             router: router.clone(),
             iface_in: None,
         },
         verdict: Verdict::Unknown,
-        kind: EndKind::Absent,
+        kind: *kind,
         reason: Some(reason.as_str().into()),
         router: Some(router.clone()),
         legs: Vec::new(),

@@ -124,9 +124,9 @@ impl Bench<'_> {
         }
         if request == PacketFate::Passed
             && (tried.arrived.is_none() && tried.experience.is_none())
-            && let Some(why) = self.unheard(seen)
+            && let Some(why) = self.unanswered(seen)
         {
-            request = PacketFate::Unheard(why);
+            request = PacketFate::Unanswered(why);
         }
         let (mut answer, mut back) = overall(seen, evidence, Direction::Answer);
         if answer == PacketFate::NotSeen {
@@ -162,7 +162,7 @@ impl Bench<'_> {
 
     /// Whom the last router of the request asks in vain for a hardware address, in words; none where it does
     /// not, or nobody knows.
-    fn unheard(&mut self, seen: &SeenPackets) -> Option<String> {
+    fn unanswered(&mut self, seen: &SeenPackets) -> Option<String> {
         let (at, packet) = *seen.first(Direction::Request).last()?;
         let left = self.departure(at, packet)?;
         let asks = self
