@@ -4,7 +4,9 @@
 //! inside the namespace.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
     path::{Component, Path, PathBuf},
 };
 
@@ -16,6 +18,11 @@ use crate::netns::{NetnsError, NetnsFd};
 const ROOT: &str = "/proc/sys";
 /// Only this part is per namespace; a write elsewhere would change the machine.
 const PART: &str = "net";
+/// Nearly all settings are shorter.
+const PAGE: usize = 4096;
+/// Every second of 65,536 ports, each five digits and a comma, is shorter, and the kernel takes no larger
+/// buffer than 4 MiB (`KMALLOC_MAX_SIZE` in `proc_sys_call_handler()`).
+const LONGEST: usize = 1 << 20;
 
 /// A sysctl could not be read or written.
 #[derive(Debug, Error)]
@@ -101,7 +108,8 @@ fn write_one(netns: &str, path: &str, value: &str) -> Result<(), SysctlError> {
     let file = file(path)?;
     fs::write(&file, value).or_else(|source| {
         // Some can only be read (`mc_forwarding`), and are as they are wanted.
-        let is_so = fs::read_to_string(&file).is_ok_and(|there| there.trim_end() == value);
+        let there = File::open(&file).and_then(|file| value_of(&file));
+        let is_so = there.is_ok_and(|there| there == value);
         match is_so {
             true => Ok(()),
             false => Err(SysctlError::Write {
@@ -124,14 +132,40 @@ pub fn read<P: AsRef<str> + Sync>(
 ) -> Result<Vec<String>, SysctlError> {
     let one = |path: &P| {
         let path = path.as_ref();
-        let text = fs::read_to_string(file(path)?).map_err(|source| SysctlError::Read {
+        let read = File::open(file(path)?).and_then(|file| value_of(&file));
+        read.map_err(|source| SysctlError::Read {
             path: path.to_owned(),
             netns: netns.name().to_string(),
             source,
-        })?;
-        Ok(text.trim_end().to_owned())
+        })
     };
     netns.enter(|| paths.iter().map(one).collect())?
+}
+
+/// What the open file of a setting says, without white space at its end.
+///
+/// It is read at once, since some settings say nothing but at their beginning: `ip_local_reserved_ports`
+/// gives as much as there is room for in the first read (`proc_do_large_bitmap()`), and is at its end
+/// in the next.
+///
+/// # Errors
+/// When it cannot be read, or is longer than any setting is.
+pub fn value_of(file: &File) -> io::Result<String> {
+    let mut page = [0; PAGE];
+    let length = file.read_at(&mut page, 0)?;
+    if length < PAGE {
+        return text(page.get(..length).unwrap_or_default());
+    }
+    let mut long = vec![0; LONGEST];
+    match file.read_at(&mut long, 0)? {
+        length if length < LONGEST => text(long.get(..length).unwrap_or_default()),
+        _ => Err(io::ErrorKind::FileTooLarge.into()),
+    }
+}
+
+fn text(bytes: &[u8]) -> io::Result<String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(text.trim_end().to_owned())
 }
 
 fn file(path: &str) -> Result<PathBuf, SysctlError> {

@@ -7,7 +7,7 @@ use tsim::{
     config::Config,
     lab::copy::RouterCopy,
     model::RouterName,
-    netlink::{Netlink, object::Family},
+    netlink::{Netlink, object::Family, sysctl},
     netns::{NetnsFd, tool::Tools},
 };
 
@@ -164,4 +164,31 @@ fn a_route_with_two_next_hops_can_be_cut_to_one() {
         assert_eq!(left.iter().map(|h| h.via).collect::<Vec<_>>(), [hop.via]);
     }
     assert_eq!(default(&original), both);
+}
+
+/// Every second port, which is more than any page holds.
+fn many_ports() -> String {
+    let ports: Vec<String> = (1..=20_000).map(|n| (2 * n + 1).to_string()).collect();
+    ports.join(",")
+}
+
+#[test]
+fn settings_of_any_length_are_copied_whole() {
+    let lab = TestLab::up("small3");
+    let original = router(&lab, "r3");
+    let few = (40_000..40_020).step_by(2).map(|port| port.to_string());
+    let few = few.collect::<Vec<_>>().join(",");
+    for ports in [few, many_ports()] {
+        let file = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+        let say = || std::fs::write(file, &ports);
+        original.enter(say).unwrap().unwrap();
+        let copy = RouterCopy::of(&original, &tools()).unwrap();
+        assert_eq!(copy.differences(), Vec::<String>::new());
+        let read = |netns: &NetnsFd| {
+            let key = ["net/ipv4/ip_local_reserved_ports"];
+            sysctl::read(netns, &key).unwrap().remove(0)
+        };
+        assert_eq!(read(&original), ports);
+        assert_eq!(read(copy.netns()), ports);
+    }
 }
