@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod conntrack;
+pub mod ipset;
 pub mod iptables;
 pub mod layout;
 pub(crate) mod netfilter_socket;

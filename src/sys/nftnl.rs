@@ -328,6 +328,24 @@ impl Encoder {
         self.sequence += 1;
     }
 
+    /// A message whose attributes are encoded already: `kind` is one of `NFT_MSG_*`, `family` of
+    /// `NFPROTO_*`, `flags` what `NLM_F_REQUEST` is joined by.
+    pub fn raw(&mut self, kind: u16, family: u8, flags: u16, attributes: &[u8]) {
+        self.last = self.bytes.len();
+        let length = (20 + attributes.len()) as u32;
+        let kind = ((libc::NFNL_SUBSYS_NFTABLES as u16) << 8) | kind;
+        self.bytes.extend_from_slice(&length.to_ne_bytes());
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
+        self.bytes.extend_from_slice(&self.sequence.to_ne_bytes());
+        self.bytes.extend_from_slice(&0u32.to_ne_bytes());
+        self.bytes.extend_from_slice(&[family, 0, 0, 0]);
+        self.bytes.extend_from_slice(attributes);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        self.sequence += 1;
+    }
+
     /// A table. `flags` are `NFT_TABLE_F_*`.
     ///
     /// # Errors

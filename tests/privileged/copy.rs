@@ -5,8 +5,9 @@ use std::{net::UdpSocket, time::Instant};
 
 use tsim::{
     config::Config,
+    firewall::nft::{NftSocket, transcript::Transcript},
     lab::copy::RouterCopy,
-    model::RouterName,
+    model::{NetnsName, RouterName},
     netlink::{Netlink, object::Family, sysctl},
     netns::{NetnsFd, tool::Tools},
 };
@@ -191,4 +192,129 @@ fn settings_of_any_length_are_copied_whole() {
         assert_eq!(read(&original), ports);
         assert_eq!(read(copy.netns()), ports);
     }
+}
+
+/// Tables with all that messages take over, and rules of iptables in them.
+const OF_ALL_KINDS: &str = r#"
+table inet every {
+    comment "of all kinds"
+    counter seen { comment "named" }
+    quota some { over 25 mbytes }
+    limit slow { rate 400/minute }
+    ct helper ftp { type "ftp" protocol tcp; }
+    set plain { type ipv4_addr; elements = { 192.0.2.1 comment "one", 192.0.2.7 }; }
+    set ranges { type ipv4_addr; flags interval; elements = { 0.0.0.0/8, 10.0.0.0/8, 11.0.0.0-11.0.0.9, 255.255.255.0/24 }; }
+    set pairs { type ipv4_addr . inet_service; flags interval; elements = { 10.0.0.0/8 . 22-23, 192.0.2.1 . 443 }; }
+    set known { type ipv4_addr; size 100; flags dynamic,timeout; timeout 1h; elements = { 192.0.2.3 } }
+    map to { type inet_service : ipv4_addr . inet_service; elements = { 80 : 192.0.2.8 . 8080 }; }
+    map ways { type inet_service : verdict; flags interval; elements = { 1-21 : drop, 22 : jump more, 8000-9000 : goto more }; }
+    map counts { type ipv4_addr : counter; elements = { 192.0.2.1 : "seen" }; }
+    chain more { counter name "seen" limit name "slow" ct state { established, related } accept; return; }
+    chain in {
+        type filter hook forward priority filter; policy drop;
+        ip saddr @ranges ip daddr . tcp dport @pairs accept comment "both"
+        tcp dport vmap @ways
+        tcp flags & (syn|ack) == syn update @known { ip saddr limit rate 3/second }
+        iifname { "a*", "dst" } meta mark set numgen inc mod 3 map { 0 : 1, 1 : 2, 2 : 3 }
+        ip protocol tcp ct helper set "ftp"
+        quota name "some" drop
+        counter name ip saddr map @counts
+        log prefix "left " level info flags all
+        reject with icmpx type admin-prohibited
+    }
+    chain nat { type nat hook prerouting priority dstnat; dnat ip addr . port to tcp dport map @to; }
+}
+table netdev n {
+    chain c {
+        type filter hook ingress device "dst" priority 0;
+        ip ttl 1 drop
+    }
+}
+table bridge b {
+    chain c {
+        type filter hook forward priority 0;
+        ether type arp accept
+    }
+}
+table ip6 v6 {
+    chain c {
+        type route hook output priority mangle;
+        ip6 daddr fd00::/8 meta mark set 0x7
+    }
+}
+"#;
+
+const OF_IPTABLES: &str = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [7:300]\n:OUTPUT ACCEPT [0:0]\n:mine - [0:0]\n\
+    -A FORWARD -p tcp -m multiport --dports 22,80:90 -m conntrack --ctstate NEW -m comment --comment \"a b\" -j mine\n\
+    -A FORWARD ! -p tcp -m length --length 100:200 -m limit --limit 3/sec -j RETURN\n\
+    -A FORWARD -p sctp -m sctp --dport 5 -m statistic --mode nth --every 3 --packet 1 -j ACCEPT\n\
+    -A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu\n\
+    -A mine -p tcp -m recent --name r --set -j REJECT --reject-with tcp-reset\n\
+    -A mine -p udp -m string --string abc --algo bm -m hashlimit --hashlimit-upto 5/sec --hashlimit-name h -j LOG\n\
+    COMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
+    -A PREROUTING -p tcp -m tcp --dport 8080 -j DNAT --to-destination 192.0.2.1-192.0.2.4:80 --random\n\
+    -A POSTROUTING -o dst -j MASQUERADE\nCOMMIT\n";
+
+/// Without what nft(8) counts down.
+fn without_times(lines: Vec<String>) -> Vec<String> {
+    let cut = |line: String| {
+        line.split(" expires ")
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    lines.into_iter().map(cut).collect()
+}
+
+#[test]
+fn tables_with_all_that_there_is_are_taken_over() {
+    let lab = TestLab::up("small3");
+    let original = router(&lab, "r3");
+    let load = |tool: &str, args: &[&str], text: &str| {
+        let ran = original.enter(|| tools().run(tool, args, text.as_bytes()));
+        ran.unwrap().unwrap();
+    };
+    load("nft", &["-f", "-"], OF_ALL_KINDS);
+    load("iptables-nft-restore", &[], OF_IPTABLES);
+    let told = original.enter(|| {
+        let mut socket = NftSocket::open_here().unwrap();
+        Transcript::read(&mut socket).unwrap()
+    });
+    let told = told.unwrap().expect("can be told");
+    let copy = RouterCopy::of(&original, &tools()).unwrap();
+    assert_eq!(copy.differences(), Vec::<String>::new());
+    let all = |netns| without_times(printed(netns, "nft", &["-s", "list", "ruleset"]));
+    assert_eq!(all(&original), all(copy.netns()));
+    let saved = |netns| without_counts(printed(netns, "iptables-nft-save", &[]));
+    assert_eq!(saved(&original), saved(copy.netns()));
+    // The copy is what was told, not what tools made of it.
+    let empty = NetnsFd::unnamed(NetnsName::new("empty").unwrap()).unwrap();
+    let made = empty.enter(|| {
+        tools().run("ip", &["link", "add", "dst", "type", "veth"], &[])?;
+        Ok::<_, tsim::netns::tool::ToolError>(NftSocket::open_here().map(|mut s| told.make(&mut s)))
+    });
+    assert!(made.unwrap().unwrap().unwrap().unwrap());
+}
+
+#[test]
+fn rules_that_ask_for_sets_by_number_are_copied_by_tools() {
+    let original = NetnsFd::unnamed(NetnsName::new("original").unwrap()).unwrap();
+    let run = |tool: &str, args: &[&str], text: &str| {
+        let ran = original.enter(|| tools().run(tool, args, text.as_bytes()));
+        ran.unwrap().unwrap();
+    };
+    // The second set's number is 1 here, and 0 in a copy.
+    run(
+        "ipset",
+        &["restore"],
+        "create gone hash:ip\ncreate kept hash:ip\nadd kept 192.0.2.1\ndestroy gone\n",
+    );
+    run(
+        "iptables-nft-restore",
+        &[],
+        "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A FORWARD -m set --match-set kept src -j DROP\nCOMMIT\n",
+    );
+    let copy = RouterCopy::of(&original, &tools()).unwrap();
+    assert_eq!(copy.differences(), Vec::<String>::new());
+    assert_alike(&original, copy.netns());
 }

@@ -106,17 +106,17 @@ impl HeldTables {
         self.bytes.extend(payload);
     }
 
-    fn without(&mut self, attributes: Attributes<'_>, left_out: &[u16]) {
+    pub(super) fn without(&mut self, attributes: Attributes<'_>, left_out: &[u16]) {
         for (kind, payload) in attributes.filter(|(kind, _)| !left_out.contains(kind)) {
             self.attribute(kind, payload);
         }
     }
 
-    fn chain(&mut self, attributes: Attributes<'_>) {
+    pub(super) fn chain(&mut self, attributes: Attributes<'_>) {
         self.without(attributes, &[attr::CHAIN_USE, attr::CHAIN_COUNTERS]);
     }
 
-    fn rule(&mut self, attributes: Attributes<'_>) {
+    pub(super) fn rule(&mut self, attributes: Attributes<'_>) {
         self.without(attributes, &[attr::RULE_EXPRESSIONS]);
         let list = attributes.nested(attr::RULE_EXPRESSIONS);
         for (_, expression) in list.into_iter().flatten() {
@@ -135,7 +135,7 @@ impl HeldTables {
         }
     }
 
-    fn object(&mut self, attributes: Attributes<'_>) {
+    pub(super) fn object(&mut self, attributes: Attributes<'_>) {
         self.without(attributes, &[attr::OBJ_DATA, attr::OBJ_USE]);
         let data = attributes.nested(attr::OBJ_DATA).unwrap_or(Attributes(&[]));
         match attributes.be32(attr::OBJ_TYPE) {

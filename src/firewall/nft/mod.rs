@@ -32,6 +32,7 @@ mod render;
 pub mod socket;
 pub mod support;
 pub mod trace;
+pub mod transcript;
 pub mod watch;
 pub(super) mod wire;
 

@@ -121,7 +121,7 @@ impl RouterCopy {
         let netns = NetnsFd::unnamed(beside(router, "-copy")?)?;
         let saved = std::thread::scope(|scope| {
             // Tools take longest; what netlink knows is copied meanwhile.
-            let saving = scope.spawn(|| rulesets::RulesetTexts::read(router, tools));
+            let saving = scope.spawn(|| rulesets::Rulesets::read(router, tools));
             let made = objects::copy(router, &netns, (&outside, ends));
             let saved = saving
                 .join()
@@ -130,7 +130,7 @@ impl RouterCopy {
         });
         let (made, saved) = saved?;
         let mut differences = made.differences;
-        differences.extend(saved.load(&netns, tools)?);
+        differences.extend(saved.load(router, &netns, tools)?);
         // Those of connection tracking come into being with the rules.
         differences.extend(settings::copy(
             router,

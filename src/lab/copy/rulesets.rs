@@ -1,13 +1,18 @@
-//! Rulesets, by the tools that save and load them.
+//! Rulesets: nf_tables as the kernel tells of them ([`Transcript`]), all else by the tools that save and load
+//! it.
 //!
-//! iptables-nft keeps its rules in tables of nf_tables, and nft(8) cannot say what some of them
-//! match: what iptables-save prints in full goes by that, all others by nft, for of a table with one of its
-//! names (`ip filter`) which nft made iptables-save leaves out what only nft can say. Sets of ipset come first, as rules
-//! refer to them.
+//! Where messages alone cannot tell nf_tables, tools do that, too. iptables-nft keeps its rules in tables of
+//! nf_tables, and nft(8) cannot say what some of them match: what iptables-save prints in full goes by
+//! that, all others by nft, for of a table with one of its names (`ip filter`) which nft made iptables-save
+//! leaves out what only nft can say. Sets of ipset come first, as rules refer to them.
 
 use super::CopyError;
 use crate::{
-    firewall::iptables::trace::has_tables_here,
+    firewall::{
+        ipset,
+        iptables::trace::has_tables_here,
+        nft::{NftSocket, inventory::asked_here, transcript::Transcript},
+    },
     netlink::object::Family,
     netns::{
         NetnsError, NetnsFd,
@@ -63,43 +68,129 @@ const LEGACY: [(Family, Xtables); 2] = [
     ),
 ];
 
-/// A router's rulesets as text.
-pub(super) struct RulesetTexts {
+/// What the tool of this name shall load, with these arguments.
+type Loading = (&'static str, &'static [&'static str], String);
+
+/// A router's rulesets.
+pub(super) struct Rulesets {
     sets: Vec<u8>,
-    /// Tool, its arguments, and what it shall load.
-    xtables: Vec<(&'static str, &'static [&'static str], String)>,
+    legacy: Vec<Loading>,
+    tables: Tables,
+}
+
+/// The tables of nf_tables.
+enum Tables {
+    /// As the kernel tells of them.
+    Told(Transcript),
+    /// As the tools do.
+    Printed(TableTexts),
+}
+
+/// The tables of nf_tables as text.
+struct TableTexts {
+    xtables: Vec<Loading>,
     nft: String,
     differences: Vec<String>,
 }
 
-impl RulesetTexts {
+impl Rulesets {
     /// Saves the rulesets of `router`.
     pub(super) fn read(router: &NetnsFd, tools: &Tools) -> Result<Self, CopyError> {
         router.enter(|| Self::read_here(tools))?
     }
 
     fn read_here(tools: &Tools) -> Result<Self, CopyError> {
+        let sets = match ipset::has_sets_here() {
+            Ok(false) => String::new(),
+            // Without ipset in the kernel, or its tool, no rule can refer to a set.
+            Ok(true) | Err(_) => print(tools, "ipset", &["save"]).unwrap_or_default(),
+        };
+        let mut legacy = Vec::new();
+        for (family, tool) in LEGACY {
+            if has_tables_here(family) {
+                let text = without_ours(&print(tools, tool.save, &[])?);
+                legacy.push((tool.restore, tool.arguments, text));
+            }
+        }
+        let told = asked_here()
+            .1
+            .map(|mut socket| Transcript::read(&mut socket));
+        let tables = match told {
+            Some(Ok(Some(told))) => Tables::Told(told),
+            _ => Tables::Printed(TableTexts::read_here(tools)?),
+        };
+        Ok(Self {
+            sets: sets.into_bytes(),
+            legacy,
+            tables,
+        })
+    }
+
+    /// Loads them into `copy`; returns what cannot be loaded.
+    pub(super) fn load(
+        self,
+        router: &NetnsFd,
+        copy: &NetnsFd,
+        tools: &Tools,
+    ) -> Result<Vec<String>, CopyError> {
+        let run_all = |all: &[Loading]| {
+            let mut all = all.iter();
+            all.try_for_each(|(tool, arguments, text)| {
+                tools.run(tool, arguments, text.as_bytes()).map(drop)
+            })
+        };
+        let first: Result<Result<(), ToolError>, NetnsError> = copy.enter(|| {
+            if !self.sets.is_empty() {
+                tools.run("ipset", &["restore"], &self.sets)?;
+            }
+            match &self.tables {
+                Tables::Told(_) => {}
+                Tables::Printed(texts) => run_all(&texts.xtables)?,
+            }
+            run_all(&self.legacy)
+        });
+        first??;
+        let texts = match self.tables {
+            Tables::Told(told) if make(&told, copy)? => return Ok(Vec::new()),
+            Tables::Told(_) => {
+                let texts = router.enter(|| TableTexts::read_here(tools))??;
+                let again: Result<Result<(), ToolError>, NetnsError> = copy.enter(|| {
+                    tools.run("nft", &["flush", "ruleset"], &[])?;
+                    run_all(&texts.xtables)
+                });
+                again??;
+                texts
+            }
+            Tables::Printed(texts) => texts,
+        };
+        if !texts.nft.is_empty() {
+            copy.enter(|| tools.run("nft", &["-f", "-"], texts.nft.as_bytes()))??;
+        }
+        Ok(texts.differences)
+    }
+}
+
+/// Whether the tables are in `copy` now as they were told of.
+fn make(told: &Transcript, copy: &NetnsFd) -> Result<bool, NetnsError> {
+    copy.enter(|| {
+        let made = NftSocket::open_here().and_then(|mut socket| told.make(&mut socket));
+        made.unwrap_or(false)
+    })
+}
+
+impl TableTexts {
+    fn read_here(tools: &Tools) -> Result<Self, ToolError> {
         let ruleset = match print(tools, "nft", &["list", "ruleset"]) {
             // No nft and no nf_tables: there is nothing that it could list.
             Err(ToolError::NotFound { .. }) => String::new(),
             other => other?,
         };
         let mut saved = Self {
-            // Without ipset in the kernel, or its tool, no rule can refer to a set.
-            sets: print(tools, "ipset", &["save"])
-                .unwrap_or_default()
-                .into_bytes(),
             xtables: Vec::new(),
             nft: String::new(),
             differences: Vec::new(),
         };
         let managed = saved.take_xtables(&ruleset, tools)?;
-        for (family, tool) in LEGACY {
-            if has_tables_here(family) {
-                let text = without_ours(&print(tools, tool.save, &[])?);
-                saved.xtables.push((tool.restore, tool.arguments, text));
-            }
-        }
         for table in tables(&ruleset) {
             let head = table.lines().next().unwrap_or_default();
             if managed.iter().any(|managed| managed == head) || is_owned(table) {
@@ -143,24 +234,6 @@ impl RulesetTexts {
             }
         }
         Ok(managed)
-    }
-
-    /// Loads them into `copy`; returns what cannot be loaded.
-    pub(super) fn load(self, copy: &NetnsFd, tools: &Tools) -> Result<Vec<String>, CopyError> {
-        let loaded: Result<Result<(), ToolError>, NetnsError> = copy.enter(|| {
-            if !self.sets.is_empty() {
-                tools.run("ipset", &["restore"], &self.sets)?;
-            }
-            for (tool, arguments, text) in &self.xtables {
-                tools.run(tool, arguments, text.as_bytes())?;
-            }
-            if !self.nft.is_empty() {
-                tools.run("nft", &["-f", "-"], self.nft.as_bytes())?;
-            }
-            Ok(())
-        });
-        loaded??;
-        Ok(self.differences)
     }
 }
 
