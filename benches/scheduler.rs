@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Then the same with real quick jobs: ten services over one router whose source host somebody keeps,
-//! their verdicts checked, and what they cost with the scheduler and all. That needs root.
+//! their verdicts checked, and what they cost with the scheduler and all. That needs root. `--real` does
+//! this part alone, with more lines of the table `[scheduler]` from `TSIM_BENCH_SCHEDULER`.
 //!
 //! Latencies are from a job's own time stamps: submitted, and taken from the queue right before its
 //! runner is started.
@@ -68,7 +69,9 @@ struct Bench {
 fn main() {
     let test = std::env::args().any(|arg| arg == "--test");
     let (single, many) = if test { (3, 20) } else { (200, 1000) };
-    stubs(single, many);
+    if !std::env::args().any(|arg| arg == "--real") {
+        stubs(single, many);
+    }
     if nix::unistd::geteuid().is_root() {
         real(if test { 10 } else { 2000 });
     } else {
@@ -115,9 +118,10 @@ fn real(many: u32) {
     let runner = Path::new(env!("CARGO_BIN_EXE_tsim-quick"));
     let mut file = fs::File::options().append(true).open(&lab.file).unwrap();
     let dir = runner.parent().unwrap().display();
+    let more = std::env::var("TSIM_BENCH_SCHEDULER").unwrap_or_default();
     writeln!(
         file,
-        "[scheduler]\nrunner_dir = \"{dir}\"\nlisten = \"127.0.0.1:0\""
+        "[scheduler]\nrunner_dir = \"{dir}\"\nlisten = \"127.0.0.1:0\"\n{more}"
     )
     .unwrap();
     let routers = vec![router.parse().unwrap()];
@@ -233,17 +237,20 @@ impl Bench {
         );
     }
 
-    /// The CPU time of the scheduler and of the runners that it has waited for, in seconds, proc(5).
+    /// The CPU time of the scheduler, of its children, and of all that those have waited for, in
+    /// seconds, proc(5).
     fn cpu(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon.id())).unwrap();
-        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
-        let ticks: f64 = fields
-            .skip(11)
-            .take(4)
-            .map(|n| n.parse::<f64>().unwrap())
-            .sum();
-        let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap();
-        ticks / per_second as f64
+        let own = self.daemon.id().to_string();
+        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap();
+        let ticks = |process: &str| {
+            // One that ended meanwhile is counted in who waited for it.
+            let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+            let fields = stat.rsplit(')').next().unwrap_or_default();
+            let times = fields.split_whitespace().skip(11).take(4);
+            times.map(|n| n.parse::<f64>().unwrap()).sum::<f64>()
+        };
+        let all = ticks(&own) + children.split_whitespace().map(ticks).sum::<f64>();
+        all / sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as f64
     }
 
     fn submit(&self, name: &str) {

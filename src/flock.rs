@@ -89,17 +89,23 @@ pub(crate) fn exclusive(
     }
 }
 
-/// A process in words: its number and its command line.
+/// A process in words: its number and its command line, behind its name where that is no part of it, as of
+/// one that was forked and goes on as another program.
 pub(crate) fn described(pid: Option<u32>) -> String {
     let Some(pid) = pid else {
         return "another process".to_owned();
     };
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let read = |file| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let line = read("cmdline");
     let words = line.split(|b| *b == 0).take(4);
     let words: Vec<_> = words.map(String::from_utf8_lossy).collect();
-    match words.join(" ").trim() {
-        "" => format!("process {pid}"),
-        words => format!("process {pid} ({})", printable(words)),
+    let words = words.join(" ");
+    let name = read("comm");
+    let name = String::from_utf8_lossy(&name);
+    match (words.trim(), name.trim()) {
+        ("", _) => format!("process {pid}"),
+        (words, name) if words.contains(name) => format!("process {pid} ({})", printable(words)),
+        (words, name) => format!("process {pid} ({}: {})", printable(name), printable(words)),
     }
 }
 

@@ -103,6 +103,6 @@ pub mod programs {
 
     /// The scheduler.
     pub fn tsimd() -> ! {
-        cli::main::<cli::tsimd::Tsimd>(std::env::args_os())
+        cli::tsimd::main(std::env::args_os())
     }
 }

@@ -1,7 +1,9 @@
 //! `tsimd`, the scheduler and viewer.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
+    iter,
     sync::Arc,
     time::Duration,
 };
@@ -10,6 +12,7 @@ use clap::{Parser, ValueEnum};
 
 use super::{
     CommandLine, Context, EXIT_CODES, Exit, Failure, Global, KernelNeeds, LogOptions, Run,
+    quick::TsimQuick,
 };
 use crate::{
     config::{self, Config},
@@ -20,6 +23,7 @@ use crate::{
     sched::{
         daemon::Daemon,
         door::{Door, DoorPlan},
+        nursery,
         resources::{Reconcile, RegistryResources},
     },
 };
@@ -67,6 +71,19 @@ pub struct Tsimd {
 const UNIT: &str = include_str!("../sched/dist/tsimd.service");
 /// What makes it root's.
 const ROOT: &str = include_str!("../sched/dist/root.conf");
+
+/// The scheduler; under the name of its nursery, the process that forks its runners of quick jobs.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ! {
+    let mut args = args.into_iter().peekable();
+    if args.peek().is_some_and(|name| *name == nursery::NAME) {
+        nursery::run(|arguments| {
+            let name = iter::once("tsim-quick".to_owned());
+            let args = name.chain(arguments).map(OsString::from);
+            super::main::<TsimQuick>(args)
+        });
+    }
+    super::main::<Tsimd>(args)
+}
 
 impl CommandLine for Tsimd {
     fn global(&self) -> &Global {

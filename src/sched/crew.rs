@@ -194,7 +194,12 @@ impl Scheduler {
         };
         self.watches.forget(run_id);
         let left = live.left;
-        let crashed = killed || left.as_ref().is_some_and(|left| left.crashed);
+        // One whose end nobody saw may have been killed, too.
+        let unseen = |left: &Left| !left.complete && left.exit_code.is_none();
+        let crashed = killed
+            || left
+                .as_ref()
+                .is_some_and(|left| left.crashed || unseen(left));
         self.conclude(live.job, left.as_ref(), cause)?;
         if crashed {
             self.reconcile(run_id.clone());

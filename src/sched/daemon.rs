@@ -18,7 +18,7 @@ use super::{
     leader::Leadership,
     notify::notify,
     resources::Resources,
-    runner::Runners,
+    runner::{QuickNursery, Runners},
     spool::{Spool, SpoolError},
     web::{
         self, Site,
@@ -157,15 +157,20 @@ fn runners(config: &Config, config_file: Option<PathBuf>) -> Result<Runners, Dae
             source,
         })?,
     };
-    let runners = Runners {
+    let mut runners = Runners {
         dir,
         config_file,
         max_output: config.scheduler.max_output_bytes,
+        nursery: None,
     };
     // Better no scheduler than one that fails every job.
     let program = runners.program(Mode::Quick);
     if !program.is_file() {
         return Err(DaemonError::NoRunner(program));
+    }
+    match QuickNursery::beside(&runners.dir) {
+        Ok(nursery) => runners.nursery = nursery.map(Arc::new),
+        Err(error) => tracing::warn!(%error, "runners of quick jobs are executed, not forked"),
     }
     Ok(runners)
 }

@@ -13,6 +13,8 @@
 //! | [`history`] | finished jobs and their index |
 //! | [`leader`] | one scheduler at a time |
 //! | [`runner`] | runner processes: start, find again, signal, reap |
+//! | [`nursery`] | a process that forks runners of quick jobs |
+//! | `line` | messages to such a process, and to the one at the [`door`] |
 //! | [`progress`] | what a running job says of itself |
 //! | [`outcome`] | how a job ended |
 //! | [`answer`] | a result as people are shown it: from end to end, then by page |
@@ -37,9 +39,11 @@ pub mod events;
 pub mod history;
 pub mod job;
 pub mod leader;
+mod line;
 mod list;
 pub mod metrics;
 pub mod notify;
+pub mod nursery;
 pub mod options;
 pub mod outcome;
 pub mod policy;

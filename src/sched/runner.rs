@@ -7,6 +7,9 @@
 //! that it has open and not by a pid that may have been reused. That a runner was started is noted in
 //! the file's times, since on a full disk a runner leaves no byte.
 //!
+//! Quick jobs' runners are forked by the [nursery] where there is one; all others, and those where that
+//! cannot be, are executed.
+//!
 //! A runner gets an empty environment, a process group of its own (a Ctrl-C on the scheduler's
 //! terminal is not for it) and a limit on the size of each file that it writes.
 
@@ -15,7 +18,7 @@ use std::{
     fs::{self, File, FileTimes, Metadata},
     io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::{
             fs::MetadataExt,
             process::{CommandExt, ExitStatusExt},
@@ -23,6 +26,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -35,15 +39,18 @@ use thiserror::Error;
 
 use super::{
     job::{Mode, RunningJob},
+    nursery::{Cradle, NoRunner, Nursery},
     spool::{Spool, SpoolError, write_json},
 };
 use crate::{
     bulk::addresses::AskedAddresses,
     model::{LabName, RunId},
-    registry::RegistryError,
+    registry::{RegistryError, medium::Directory},
     sys::limits,
 };
 
+/// The program that runs quick jobs.
+const QUICK: &str = "tsim-quick";
 /// The runner's standard input, locked while it lives.
 const ALIVE: &str = "alive";
 /// The trace that the runner is given, where the job has one.
@@ -123,6 +130,54 @@ pub struct Runners {
     pub config_file: Option<PathBuf>,
     /// Most bytes per file.
     pub max_output: u64,
+    /// Forks runners of quick jobs.
+    pub nursery: Option<Arc<QuickNursery>>,
+}
+
+/// A nursery that stands for the `tsim-quick` of the scheduler's own installation.
+#[derive(Debug)]
+pub struct QuickNursery {
+    nursery: Nursery,
+    /// That program when the nursery was started: one that was put in its place since is executed.
+    program: Installed,
+}
+
+/// What tells one content of a program's file from another.
+#[derive(Debug, PartialEq, Eq)]
+struct Installed {
+    file: FileId,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Installed {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::metadata(path)?;
+        Ok(Self {
+            file: (found.dev(), found.ino()),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
+    }
+}
+
+impl QuickNursery {
+    /// For the runners in `dir`; none where they are not those of this program's own installation, which
+    /// has them beside it.
+    ///
+    /// # Errors
+    /// When the nursery cannot be started.
+    pub fn beside(dir: &Path) -> io::Result<Option<Self>> {
+        let own = std::env::current_exe()?;
+        let own_dir = own.parent().ok_or(io::ErrorKind::NotFound)?;
+        if fs::canonicalize(dir)? != fs::canonicalize(own_dir)? {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            program: Installed::of(&dir.join(QUICK))?,
+            nursery: Nursery::start()?,
+        }))
+    }
 }
 
 /// A runner that was started or adopted.
@@ -130,7 +185,26 @@ pub struct Runners {
 pub struct Process {
     pid: Pid,
     pidfd: OwnedFd,
-    child: Option<Child>,
+    parent: Parent,
+}
+
+/// Who can wait for a runner.
+#[derive(Debug)]
+enum Parent {
+    /// This process.
+    Us(Child),
+    /// The nursery.
+    Nursery(Arc<QuickNursery>),
+    /// Nobody: an earlier scheduler started it.
+    Gone,
+}
+
+/// The run directory, and what is the runner's standard input, output and error.
+struct RunFiles<'a> {
+    run: &'a Directory,
+    alive: File,
+    result: File,
+    words: File,
 }
 
 impl Runners {
@@ -156,33 +230,110 @@ impl Runners {
         if let Some(trace) = &job.params.options.trace {
             write_json(run, TRACE, trace)?;
         }
+        let files = RunFiles {
+            run,
+            alive,
+            result: open(RESULT)?,
+            words: open(STDERR)?,
+        };
+        match self.nursery_for(job.mode) {
+            Some(nursery) => self.fork(job, spool, nursery, files),
+            None => self.execute(job, files),
+        }
+    }
+
+    /// The nursery that starts runners of this mode, as long as it stands for the program that is there.
+    fn nursery_for(&self, mode: Mode) -> Option<&Arc<QuickNursery>> {
+        let nursery = self.nursery.as_ref().filter(|_| mode == Mode::Quick)?;
+        let there = Installed::of(&self.program(mode)).ok()?;
+        (there == nursery.program).then_some(nursery)
+    }
+
+    fn fork(
+        &self,
+        job: &RunningJob,
+        spool: &Spool,
+        nursery: &Arc<QuickNursery>,
+        files: RunFiles<'_>,
+    ) -> Result<Process, StartError> {
+        let command = self.command(job);
+        let arguments = command
+            .get_args()
+            .map(|one| one.to_str().map(str::to_owned));
+        let Some(arguments) = arguments.collect() else {
+            return self.execute(job, files);
+        };
+        let cradle = Cradle {
+            arguments,
+            max_output: self.max_output,
+            files: [
+                files.run.fd().as_fd(),
+                files.alive.as_fd(),
+                files.result.as_fd(),
+                files.words.as_fd(),
+            ],
+        };
+        match nursery.nursery.runner(cradle) {
+            Ok((pid, pidfd)) => {
+                mark_started(&files.alive);
+                Ok(Process {
+                    pid,
+                    pidfd,
+                    parent: Parent::Nursery(Arc::clone(nursery)),
+                })
+            }
+            Err(NoRunner::NotAsked) => self.execute(job, files),
+            Err(NoRunner::Refused(source)) => Err(self.not_spawned(job.mode, source)),
+            Err(NoRunner::Lost(source)) => {
+                // The lock is on what these have open.
+                drop(files);
+                match find_one(spool, &job.run_id, &mut None)? {
+                    FoundRunner::Alive(process) => Ok(process),
+                    FoundRunner::Ended => Err(self.not_spawned(job.mode, source)),
+                    // It goes back to the queue, and is executed the next time.
+                    FoundRunner::NeverRan => {
+                        let again = io::Error::from_raw_os_error(libc::EAGAIN);
+                        Err(self.not_spawned(job.mode, again))
+                    }
+                }
+            }
+        }
+    }
+
+    fn execute(&self, job: &RunningJob, files: RunFiles<'_>) -> Result<Process, StartError> {
         let mut command = self.command(job);
-        let mark = alive
+        let mark = files
+            .alive
             .try_clone()
             .map_err(SpoolError::io("mark", Path::new(ALIVE)))?;
         // Names below a directory that the runner is put into: whatever its path leads to by now,
         // the runner writes where the scheduler has looked.
         command
-            .current_dir(format!("/proc/self/fd/{}", run.fd().as_raw_fd()))
-            .stdin(alive)
-            .stdout(open(RESULT)?)
-            .stderr(open(STDERR)?);
-        let spawn_error = |source| StartError::Spawn {
-            program: self.program(job.mode),
-            source,
-        };
+            .current_dir(format!("/proc/self/fd/{}", files.run.fd().as_raw_fd()))
+            .stdin(files.alive)
+            .stdout(files.result)
+            .stderr(files.words);
         let limited = limits::file_size(&mut command, self.max_output);
-        let child = limited.and_then(Command::spawn).map_err(spawn_error)?;
-        let process = Process::of_child(child).map_err(spawn_error)?;
+        let child = limited.and_then(Command::spawn);
+        let process = child
+            .and_then(Process::of_child)
+            .map_err(|source| self.not_spawned(job.mode, source))?;
         mark_started(&mark);
         Ok(process)
+    }
+
+    fn not_spawned(&self, mode: Mode, source: io::Error) -> StartError {
+        StartError::Spawn {
+            program: self.program(mode),
+            source,
+        }
     }
 
     /// The executable for a mode.
     #[must_use]
     pub fn program(&self, mode: Mode) -> PathBuf {
         self.dir.join(match mode {
-            Mode::Quick => "tsim-quick",
+            Mode::Quick => QUICK,
             Mode::Detailed => "tsim-detailed",
             Mode::Check | Mode::Matrix | Mode::Diff => "tsim",
         })
@@ -252,7 +403,7 @@ impl Process {
             Ok((pid, pidfd)) => Ok(Self {
                 pid,
                 pidfd,
-                child: Some(child),
+                parent: Parent::Us(child),
             }),
             Err(error) => {
                 // Without a pidfd nobody would see it end: it must not run at all.
@@ -306,12 +457,16 @@ impl Process {
     }
 
     /// How the process ended: call when its pidfd is readable. None for an adopted one, whose
-    /// status only its first scheduler could have had.
+    /// status only its first scheduler could have had, and for one whose nursery is lost.
     ///
     /// # Errors
     /// When the kernel has no status to give.
     pub fn reap(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.as_mut().map(Child::wait).transpose()
+        match &mut self.parent {
+            Parent::Us(child) => child.wait().map(Some),
+            Parent::Nursery(nursery) => Ok(nursery.nursery.reap(self.pid)),
+            Parent::Gone => Ok(None),
+        }
     }
 }
 
@@ -437,7 +592,7 @@ fn adopt(pid: Pid, file: FileId) -> Option<Process> {
     (stdin_of(pid)? == file).then_some(Process {
         pid,
         pidfd,
-        child: None,
+        parent: Parent::Gone,
     })
 }
 

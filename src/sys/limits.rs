@@ -13,14 +13,27 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// # Errors
 /// When the kernel does not say what this process itself may.
 pub fn file_size(command: &mut Command, bytes: u64) -> io::Result<&mut Command> {
-    // Raising a hard limit takes a capability.
-    let (_, own) = getrlimit(Resource::RLIMIT_FSIZE)?;
-    let most = bytes.min(own);
+    let most = at_most(bytes)?;
     let limit = move || Ok(setrlimit(Resource::RLIMIT_FSIZE, most, most)?);
     // SAFETY: between fork and exec only the calling thread exists, so the closure must neither
     // allocate nor lock: it makes one system call with two integers, and an Errno becomes an
     // io::Error without allocation.
     Ok(unsafe { command.pre_exec(limit) })
+}
+
+/// The same for this process itself.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn file_size_here(bytes: u64) -> io::Result<()> {
+    let most = at_most(bytes)?;
+    Ok(setrlimit(Resource::RLIMIT_FSIZE, most, most)?)
+}
+
+fn at_most(bytes: u64) -> io::Result<u64> {
+    // Raising a hard limit takes a capability.
+    let (_, own) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    Ok(bytes.min(own))
 }
 
 /// Lets this process, and what it starts, open as many files as it may ask for. The 1,024 that a

@@ -13,6 +13,7 @@ mod crash;
 mod http;
 mod jobs;
 mod lab;
+mod nursery;
 mod people;
 mod real;
 mod soak;
