@@ -119,6 +119,8 @@ pub struct Translation {
     pub source: bool,
     /// What they become, one of these; nothing where that is not known.
     pub to: Vec<Goal>,
+    /// Whether the key of a map chooses among `to` by what a question fixes: always the same one.
+    pub fixed: bool,
     /// Whether the packet goes to the router itself (REDIRECT).
     pub here: bool,
     /// Whether the port is drawn, even where the packet's own would do.

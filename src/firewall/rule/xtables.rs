@@ -562,6 +562,7 @@ pub(super) fn translation(action: TargetAction, text: &str) -> Translation {
             .then_some(goal)
             .into_iter()
             .collect(),
+        fixed: false,
         here: action == TargetAction::Redirect,
         random: false,
     }

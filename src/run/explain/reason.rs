@@ -1,6 +1,10 @@
 //! Why a service was blocked, in types and in words.
 
-use std::{collections::BTreeSet, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use crate::{
     firewall::{
@@ -162,8 +166,25 @@ impl Lots {
     /// How many targets these are, each port of a range by itself.
     pub fn count(targets: &BTreeSet<WalkTarget>) -> usize {
         let ports = |(first, last): (u32, u32)| (last.saturating_sub(first) + 1) as usize;
-        let each = targets.iter().map(|target| target.ports.map_or(1, ports));
-        each.sum()
+        Self::sum(targets, |target| target.ports.map_or(1, ports))
+    }
+
+    /// The sum of `count` over the targets. Where a rule always chooses the same one of several, only one
+    /// counts, and since which one is not known, it is the one with the lowest count.
+    pub fn sum(targets: &BTreeSet<WalkTarget>, count: impl Fn(&WalkTarget) -> usize) -> usize {
+        let mut drawn = 0;
+        let mut chosen: BTreeMap<_, BTreeMap<_, usize>> = BTreeMap::new();
+        for target in targets {
+            match target.chosen {
+                None => drawn += count(target),
+                Some(rule) => {
+                    let ends = chosen.entry(rule).or_default();
+                    *ends.entry((target.destination, target.ports)).or_default() += count(target);
+                }
+            }
+        }
+        let lowest = chosen.values().filter_map(|ends| ends.values().min());
+        drawn + lowest.sum::<usize>()
     }
 }
 

@@ -121,7 +121,7 @@ impl Sample {
                 .filter(|p| !is_seen(target, Some(*p)))
                 .count(),
         };
-        targets.iter().map(unseen).sum()
+        Lots::sum(targets, unseen)
     }
 }
 
@@ -357,6 +357,7 @@ mod tests {
             source: None,
             destination: to.parse().unwrap(),
             ports: Some((80, 80)),
+            chosen: None,
         }
     }
 
@@ -441,6 +442,27 @@ mod tests {
         assert_eq!(told, "YES: through to all 2 targets");
         // Chance has a part in whether, too: what was said before stays.
         assert_eq!(judged(&explained(lots(false), false), &[A, B]).0, None);
+    }
+
+    #[test]
+    fn of_targets_that_a_question_fixes_one_is_enough() {
+        let chosen = |to| WalkTarget {
+            chosen: Some((0, 0)),
+            ..target(to)
+        };
+        let lots = |drawn: Option<&str>| Lots {
+            targets: Some(
+                [chosen("10.1.0.1/32"), chosen("10.1.0.2/32")]
+                    .into_iter()
+                    .chain(drawn.map(target))
+                    .collect(),
+            ),
+            only_where: true,
+        };
+        assert_eq!(judged(&explained(lots(None), true), &[A; 32]), (None, 0));
+        assert_eq!(wanted(&sample(&[A; 32]), Some(&lots(None))), None);
+        let (told, _) = judged(&explained(lots(Some("10.1.0.3/32")), true), &[A; 32]);
+        assert!(told.unwrap().contains("one of 2 targets, 1 of which"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub(crate) use self::values::nets;
 pub(super) use self::varying::by_name;
 use self::{
     values::reads,
-    varying::{NUMBER_SOURCES, held, is_drawn, quota, rate},
+    varying::{NUMBER_SOURCES, held, is_drawn, is_fixed, quota, rate},
 };
 use super::{
     Alone, Caveat, Does, Field, Goal, Rule, RuleVerdict, Test,
@@ -262,7 +262,7 @@ impl<'a> Reader<'a> {
                     self.at += 1;
                     found = translation(action, word.trim_start_matches(':'));
                 }
-                None => found.to = self.mapped(),
+                None => (found.to, found.fixed) = self.mapped(),
             }
         }
         let flags = self.at;
@@ -298,15 +298,17 @@ impl<'a> Reader<'a> {
             )
     }
 
-    /// `KEY map { value : address [. port], … }`: what it holds; nothing where that is not all there.
-    fn mapped(&mut self) -> Vec<Goal> {
+    /// `KEY map { value : address [. port], … }`: what it holds, nothing where that is not all there, and
+    /// whether a question fixes the key.
+    fn mapped(&mut self) -> (Vec<Goal>, bool) {
         let begin = self.at;
         while self.next().is_some_and(|word| word != "map") {}
         let end = self.at.saturating_sub(1).max(begin);
         self.draw(begin, end);
+        let fixed = is_fixed(&self.words.get(begin..end).unwrap_or_default().join(" "));
         if self.peek() != Some("{") {
             _ = self.next();
-            return Vec::new();
+            return (Vec::new(), fixed);
         }
         let elements = self.braces();
         let values = elements.split(|word| *word == ",");
@@ -319,10 +321,8 @@ impl<'a> Reader<'a> {
             let net = Some(net(words.get(at + 1)?)?);
             Some(Goal { net, ports })
         };
-        values
-            .map(one)
-            .collect::<Option<Vec<_>>>()
-            .unwrap_or_default()
+        let goals = values.map(one).collect::<Option<Vec<_>>>();
+        (goals.unwrap_or_default(), fixed)
     }
 
     /// `KEY map @MAP`, wherever a value is computed: of a packet that the map has no element for, the kernel

@@ -135,10 +135,24 @@ pub(super) fn about(key: &str) -> About {
     }
 }
 
+/// Whether a question fixes all parts of a key, so that a map has one and the same value for its packets.
+pub(super) fn is_fixed(key: &str) -> bool {
+    match key.split(' ').next() {
+        Some(first) if NUMBER_SOURCES.contains(&first) => !is_drawn(key),
+        _ => key.split(" . ").all(is_of_question),
+    }
+}
+
+/// Whether a question fixes this part of a key: its ends, its protocol and the port asked for.
+fn is_of_question(part: &str) -> bool {
+    const FIXED: [&str; 5] = ["saddr", "daddr", "dport", "protocol", "l4proto"];
+    let last = part.rsplit(' ').next();
+    last.is_some_and(|field| FIXED.contains(&field))
+}
+
 /// Whether a number is one of chance. It is not where there is only one (`mod 1`), and where it is a
 /// hash with a seed of its own over what a question fixes. Without a seed the kernel draws one.
 pub(super) fn is_drawn(source: &str) -> bool {
-    const FIXED: [&str; 5] = ["saddr", "daddr", "dport", "protocol", "l4proto"];
     let words: Vec<&str> = source.split(' ').collect();
     let behind = |word: &str| {
         let at = words.iter().position(|w| *w == word)?;
@@ -153,12 +167,7 @@ pub(super) fn is_drawn(source: &str) -> bool {
     let Some((over, _)) = over.filter(|_| behind("seed").is_some()) else {
         return true;
     };
-    let fixed = |part: &str| {
-        FIXED
-            .iter()
-            .any(|field| part.ends_with(&format!(" {field}")))
-    };
-    !over.split(" . ").all(fixed)
+    !over.split(" . ").all(is_of_question)
 }
 
 /// Whether a map from numbers below N has all N of them.

@@ -42,6 +42,7 @@ pub(super) fn follow(
         left: false,
         local: false,
         sets: BTreeSet::new(),
+        chosen: None,
     };
     walk.hook(0, begin);
     while let Some((at, stack, state)) = walk.todo.pop() {
@@ -73,6 +74,8 @@ struct State {
     local: bool,
     /// Sets and lists that it was put into.
     sets: BTreeSet<String>,
+    /// The rule that sent it to one of several addresses, where what a question fixes chose it.
+    chosen: Option<RuleNumber>,
 }
 
 /// Where in the chains a packet is: the next rule, behind those that wait for it to come back.
@@ -103,12 +106,12 @@ impl Walk<'_> {
         self.keep(plain, state);
         let mut packet = state.packet.clone();
         packet.forget(Field::Source);
-        self.end_as(fate, &packet);
+        self.end_as(fate, &packet, state.chosen);
     }
 
-    fn end_as(&mut self, fate: WalkEnd, packet: &Packet) {
+    fn end_as(&mut self, fate: WalkEnd, packet: &Packet, chosen: Option<RuleNumber>) {
         self.ways.fates.insert(fate);
-        match target(packet) {
+        match target(packet, chosen) {
             Some(target) => _ = self.ways.targets.insert(target),
             None => self.ways.elsewhere = true,
         }
@@ -218,7 +221,7 @@ impl Walk<'_> {
             WalkEnd::Out
         };
         self.keep(plain, state);
-        self.end_as(fate, &state.packet);
+        self.end_as(fate, &state.packet, state.chosen);
     }
 
     /// Goes on at the top of the stack, in the base chain number `at`.
@@ -423,7 +426,7 @@ impl Walk<'_> {
                         .any(|v| matches!(v.caveat, Caveat::Random(_)));
                     // Of a map that is not known, chance may give anything.
                     self.ways.elsewhere |= lots && translation.to.is_empty();
-                    self.translate(at, translation, &state);
+                    self.translate(at, id, translation, &state);
                     return None;
                 }
                 Does::Decide(verdict) => {
@@ -461,13 +464,16 @@ impl Walk<'_> {
     }
 
     /// Goes on behind a nat chain, once for each address that a packet may get there.
-    fn translate(&mut self, at: usize, translation: &Translation, state: &State) {
+    fn translate(&mut self, at: usize, id: RuleNumber, translation: &Translation, state: &State) {
         let goals: Vec<Option<&Goal>> = match translation.to.as_slice() {
             [] => vec![None],
             goals => goals.iter().map(Some).collect(),
         };
         for goal in goals {
             let mut one = state.clone();
+            if translation.fixed && translation.to.len() > 1 {
+                one.chosen = Some(id);
+            }
             translate(&mut one, translation, goal);
             self.hook(at + 1, one);
         }
@@ -621,7 +627,7 @@ fn translate(state: &mut State, by: &Translation, goal: Option<&Goal>) {
 }
 
 /// Where a packet is on its way to; none where that is not known.
-fn target(packet: &Packet) -> Option<WalkTarget> {
+fn target(packet: &Packet, chosen: Option<RuleNumber>) -> Option<WalkTarget> {
     let net = |field| match packet.addresses(field) {
         Some([net]) => Some(*net),
         _ => None,
@@ -634,5 +640,6 @@ fn target(packet: &Packet) -> Option<WalkTarget> {
             Some([ports]) => Some(*ports),
             _ => None,
         },
+        chosen,
     })
 }

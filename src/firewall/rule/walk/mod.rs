@@ -142,6 +142,8 @@ pub struct WalkTarget {
     pub destination: IpNet,
     /// First and last of the ports that it may go to; none where it has no port.
     pub ports: Option<(u32, u32)>,
+    /// The rule that sends it here or to another of its addresses, always to the same one.
+    pub chosen: Option<RuleNumber>,
 }
 
 /// What the packet was like and how it ended when it was seen.
