@@ -134,6 +134,13 @@ impl Rule {
         self.adds_first().is_some() || self.matches.iter().any(|test| set(test).is_some())
     }
 
+    /// Whether it asks that the packet is in a set, in these words: a rule that then adds it to the same set
+    /// adds nothing.
+    pub(super) fn asks_to_be_in(&self, words: &str) -> bool {
+        let is_it = |test: &Test| matches!(test, Test::Other { text, .. } if text == words);
+        self.matches.iter().any(|m| !m.negated && is_it(&m.test))
+    }
+
     /// Whether it asks for a set of ipset(8).
     #[must_use]
     pub fn asks_for_ipsets(&self) -> bool {
@@ -200,6 +207,41 @@ fn is_ipset(test: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_to_be_in_a_set_is_not_added_to_it() {
+        for (rule, fills) in [
+            (
+                "ip saddr @ban update @ban { ip saddr timeout 1h } drop",
+                false,
+            ),
+            (
+                "ip saddr . tcp dport @ban add @ban { ip saddr . tcp dport counter } drop",
+                false,
+            ),
+            (
+                "ip saddr @ban update @ban { ip daddr timeout 1h } drop",
+                true,
+            ),
+            ("ip saddr @ban update @other { ip saddr } drop", true),
+            ("ip saddr != @ban update @ban { ip saddr } drop", true),
+            ("update @ban { ip saddr ct count over 3 } drop", true),
+            (
+                "-m set --match-set ban src -j SET --add-set ban src --exist --timeout 60",
+                false,
+            ),
+            (
+                "-m set ! --match-set ban src -j SET --add-set ban src --exist",
+                true,
+            ),
+            (
+                "-m set --match-set ban src -j SET --add-set ban dst --exist",
+                true,
+            ),
+        ] {
+            assert_eq!(Rule::of(rule).changes_sets(), fills, "{rule}");
+        }
+    }
 
     #[test]
     fn a_list_changes_with_its_members_and_they_with_it() {

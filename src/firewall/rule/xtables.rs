@@ -365,6 +365,7 @@ impl<'a> Reader<'a> {
             TargetAction::Copy => Does::Copy,
             TargetAction::Note | TargetAction::CountRate => Does::Note,
             TargetAction::Remember => match get("--add-set").or(get("--del-set")) {
+                Some(_) if self.renews(options) => Does::Note,
                 Some(set) if get("--add-set").is_some() => Does::Remember(format!("set {set}")),
                 Some(set) => Does::Forget(format!("set {set}")),
                 None if options.is_empty() => Does::Remember("a set".to_owned()),
@@ -377,6 +378,13 @@ impl<'a> Reader<'a> {
         }
         self.vary(target, action, &does);
         self.rule.does.push(does);
+    }
+
+    /// Whether SET adds what the rule asks for already, so that it only renews an entry's time.
+    fn renews(&self, options: &[Given<'_>]) -> bool {
+        let added = options.iter().find(|option| option.name == "--add-set");
+        let asked = |added: &Given<'_>| format!("set --match-set {}", added.values.join(" "));
+        added.is_some_and(|added| self.rule.asks_to_be_in(&asked(added)))
     }
 
     /// Notes where a target does not do the same with every packet.

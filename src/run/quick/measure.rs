@@ -247,8 +247,10 @@ impl<'a> Probing<'a> {
         let census = if findings.iter().any(|(_, finding)| plain(finding)) {
             census
         } else {
+            // What stopped a probe may have been an entry that another probe of this job left in a set.
             Census {
                 nature: census.nature,
+                asks_changed_sets: census.asks_changed_sets,
                 ..Census::default()
             }
         };

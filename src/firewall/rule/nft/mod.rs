@@ -8,7 +8,7 @@ pub(crate) use self::values::nets;
 pub(super) use self::varying::by_name;
 use self::{
     values::reads,
-    varying::{NUMBER_SOURCES, held, is_drawn, is_fixed, quota, rate},
+    varying::{NUMBER_SOURCES, held, is_drawn, is_fixed, key_of, quota, rate},
 };
 use super::{
     Alone, Caveat, Does, Field, Goal, Rule, RuleVerdict, Test,
@@ -402,11 +402,16 @@ impl<'a> Reader<'a> {
     /// `add @SET { KEY [limit …] }`.
     fn dynamic(&mut self, word: &str) {
         let set = self.next().unwrap_or_default().trim_start_matches('@');
-        if let Some(held) = held(self.braces()) {
+        let element = self.braces();
+        if let Some(held) = held(element) {
             self.rule.ask(Test::Varies(held), false);
         }
+        let renews = self
+            .rule
+            .asks_to_be_in(&format!("{} @{set}", key_of(element)));
         self.rule.does.push(match word {
             "delete" => Does::Forget(format!("set {set}")),
+            _ if renews => Does::Note,
             _ => Does::Remember(format!("set {set}")),
         });
     }

@@ -24,6 +24,16 @@ pub(super) fn held(words: &[&str]) -> Option<Varying> {
     Some(Caveat::History(words[count..].join(" ")).alone(alone))
 }
 
+/// The key of what such a statement holds: all words before its time or another statement.
+pub(super) fn key_of(element: &[&str]) -> String {
+    const BEHIND: [&str; 6] = ["timeout", "expires", "counter", "limit", "quota", "last"];
+    let is_count = |at: usize| element.get(at..at + 2) == Some(&["ct", "count"]);
+    let mut words = element.iter().enumerate();
+    let end = words.position(|(at, word)| BEHIND.contains(word) || is_count(at));
+    let key = element.get(..end.unwrap_or(element.len()));
+    key.unwrap_or_default().join(" ")
+}
+
 /// `limit rate [over] N/unit [burst N packets|bytes]`, `limit name "x"`.
 pub(super) fn rate(words: &[&str]) -> Varying {
     let mut rest = words.iter().copied().skip(1);
