@@ -33,6 +33,7 @@ pub(crate) mod resolve;
 pub(crate) mod sentence;
 mod source_port;
 pub(crate) mod undo;
+mod unjoined;
 mod unseen_entries;
 pub(crate) mod verdict;
 pub(crate) mod way;

@@ -16,6 +16,7 @@ use super::{
     plan::{Planned, Planner},
     result::{
         CameBy, DetailedEndToEnd, RouterTest, RouterWay, ServiceResult, ServiceStatus, ServiceTest,
+        TakenLeg,
     },
     rounds::Rounds,
     site::{Connector, Stretch, StretchService},
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     config::Config,
     lab::{
-        self, Bridges, Lab,
+        self, Bridges, Lab, LabState,
         hosts::HostState,
         sockets::RouterSockets,
         trace::{self, Entry, EntryName, Hop, SharedLink, TraceError, TracePacket},
@@ -35,6 +36,7 @@ use crate::{
         omitted::Omitted,
         report::{EndKind, Verdict},
         resolve::{self, RouterChoice},
+        unjoined::{ReachedLink, unjoined},
         unseen_entries::{UnseenEntry, unseen_entries},
     },
 };
@@ -643,6 +645,7 @@ impl Question<'_> {
             end.kind = unseen.kind;
             (unseen.router.to_string(), end)
         }));
+        doubt_unjoined(self.lab, &mut ends);
         for own in self.own.iter().filter(|own| own.services.contains(&at)) {
             let test = own.test(at, tests);
             if !list.iter().any(|known| known.router == test.router) {
@@ -820,6 +823,34 @@ fn keep(list: &mut Vec<RouterTest>, test: RouterTest) {
         Some(_) => {}
         None => list.push(test),
     }
+}
+
+/// Leaves open what ways deliver to one address on segments that are not joined.
+fn doubt_unjoined(lab: &LabState, ends: &mut [(String, DetailedEndToEnd)]) {
+    let all = ends.iter().filter_map(|(_, end)| reached_link(end));
+    let all: Vec<ReachedLink<'_>> = all.collect();
+    let Some(why) = unjoined(lab, &all) else {
+        return;
+    };
+    for (_, end) in ends.iter_mut() {
+        if reached_link(end).is_some() {
+            (end.result, end.status) = (Verdict::Unknown, ServiceStatus::Unknown);
+            end.kind = EndKind::Disagree;
+            end.reason = Some(why.clone());
+        }
+    }
+}
+
+/// Where a way gets through to, if that is on a link of its last router.
+fn reached_link(end: &DetailedEndToEnd) -> Option<ReachedLink<'_>> {
+    let delivered = end.result == Verdict::Yes && end.kind == EndKind::Delivered;
+    let routed = |leg: &&TakenLeg| leg.bridged.is_none();
+    let last = end.way.iter().rfind(routed).filter(|_| delivered)?;
+    Some(ReachedLink {
+        router: &last.router,
+        interface: last.iface_out.as_ref()?,
+        destination: last.headers.destination,
+    })
 }
 
 /// One result of all ways into the lab: theirs where they agree, else it is not known.

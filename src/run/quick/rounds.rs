@@ -23,10 +23,14 @@ use super::{
 };
 use crate::{
     firewall::taps::{Departed, ProbeWays},
-    lab::{sockets::RouterSockets, trace::Entry},
+    lab::{LabState, sockets::RouterSockets, trace::Entry},
     model::RouterName,
     run::{
-        packet::Probe, probe::WireSocket, report::Verdict, resolve::ResolveError,
+        packet::Probe,
+        probe::WireSocket,
+        report::{EndKind, Verdict},
+        resolve::ResolveError,
+        unjoined::{ReachedLink, unjoined},
         unseen_entries::UnseenEntry,
     },
 };
@@ -149,6 +153,7 @@ impl Inquiry<'_> {
         for (probe, ways) in plan.probes.iter().zip(&mut through.ways) {
             let of_pair = unseen.get(plan.pair_of(probe.index));
             ways.extend(of_pair.into_iter().flatten().map(by_unseen));
+            doubt_unjoined(self.lab, ways);
         }
         if self.named().is_none() {
             back::weigh(
@@ -368,6 +373,32 @@ fn unmet(packets: Vec<(Entry, Probe)>, visited: &[Visited]) -> Vec<(Entry, Probe
     let mut packets = packets;
     packets.retain(|(at, probe)| !met.contains(&(&at.router, probe.index)));
     packets
+}
+
+/// Leaves open what ways deliver to one address on segments that are not joined.
+fn doubt_unjoined(lab: &LabState, ways: &mut [WayEnd]) {
+    let links: Vec<ReachedLink<'_>> = ways.iter().filter_map(reached_link).collect();
+    let Some(why) = unjoined(lab, &links) else {
+        return;
+    };
+    let why: Arc<str> = why.into();
+    for way in ways.iter_mut() {
+        if reached_link(way).is_some() {
+            (way.verdict, way.kind) = (Verdict::Unknown, EndKind::Disagree);
+            way.reason = Some(Arc::clone(&why));
+        }
+    }
+}
+
+/// Where a way gets through to, if that is on a link of its last router.
+fn reached_link(way: &WayEnd) -> Option<ReachedLink<'_>> {
+    let delivered = way.verdict == Verdict::Yes && way.kind == EndKind::Delivered;
+    let last = way.legs.last().filter(|_| delivered)?;
+    Some(ReachedLink {
+        router: &last.hop.router,
+        interface: last.hop.iface_out.as_ref()?,
+        destination: last.destination,
+    })
 }
 
 /// The way by a router of which it is not known whether the packets enter there.
