@@ -334,8 +334,25 @@ fn without_tables(section: &Section<'_>, sections: &[Section<'_>]) -> Option<Str
         words.any(|word| word == table)
     };
     let mut tables = [("local", "255"), ("main", "254")].into_iter();
-    let (table, _) = tables.find(|(name, number)| !leads_to(name) && !leads_to(number))?;
-    Some(format!("no rule leads to table {table}"))
+    if let Some((table, _)) = tables.find(|(name, number)| !leads_to(name) && !leads_to(number)) {
+        return Some(format!("no rule leads to table {table}"));
+    }
+    let lines: Vec<&str> = section.body.iter().map(|(_, line)| line.trim()).collect();
+    let is_json = lines.first().is_some_and(|line| line.starts_with('['));
+    let all = is_json || lines.iter().any(|line| leads_all_to_main(line));
+    (!all).then(|| "no rule leads all packets to table main".to_owned())
+}
+
+/// Whether a line of `ip rule` is the one behind all others, which the kernel makes.
+fn leads_all_to_main(line: &str) -> bool {
+    let rule = line.split_once(':').map(|(_, rule)| rule);
+    let words: Vec<&str> = rule.unwrap_or_default().split_whitespace().collect();
+    match words.as_slice() {
+        ["from", "all", "lookup" | "table", "main" | "254", rest @ ..] => {
+            matches!(rest, [] | ["proto" | "protocol", _])
+        }
+        _ => false,
+    }
 }
 
 /// Why `nft list ruleset` shows less than there is.

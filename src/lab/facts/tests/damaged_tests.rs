@@ -30,6 +30,7 @@ fn lists_that_were_cut_are_told_by_what_every_router_has() {
     let (main, local) = (&RULES[25..], &RULES[..24]);
     let link_local = "fe80::/64 dev eth0 proto kernel metric 256 pref medium";
     let routes = section("ipv6_routing_table", "", link_local);
+    let cut = RULES.replace("from all lookup main", "from all ipproto udp lookup main");
     for (name, body, before, want) in [
         ("nft_ruleset", "", &save, Some("lacks `table ip filter`")),
         (
@@ -49,6 +50,13 @@ fn lists_that_were_cut_are_told_by_what_every_router_has() {
         ("policy_rules", main, &routes, Some("table local")),
         ("policy_rules", local, &routes, Some("table main")),
         ("policy_rules", &RULES.replace("main", "254"), &routes, None),
+        ("policy_rules", &cut, &routes, Some("all packets")),
+        (
+            "policy_rules",
+            &format!("{RULES} proto kernel"),
+            &routes,
+            None,
+        ),
         ("ipv6_policy_rules", "", &routes, Some("table local")),
         ("ipv6_policy_rules", "", &save, None),
     ] {
