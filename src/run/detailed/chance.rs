@@ -267,7 +267,7 @@ impl Clerk<'_> {
             true => &mut self.book_of_translated,
             false => &mut self.book,
         };
-        let varies = explain::varies(source, book, &mut self.observer, &watched)?;
+        let varies = explain::varies(source, (book, &mut self.sets), &mut self.observer, &watched)?;
         Ok(varies)
     }
 

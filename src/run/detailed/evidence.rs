@@ -33,7 +33,7 @@ use crate::{
     netns::{NetnsFd, tool::Tools},
     run::{
         chosen_port::PortRules,
-        explain::ExplainError,
+        explain::{ExplainError, WatchedSets},
         outside::{Counters, Observer, OutsideReason, judge},
     },
 };
@@ -60,6 +60,7 @@ pub(super) struct Clerk<'a> {
     pub(super) book: RuleBook,
     /// For packets to which a router has given a source port.
     pub(super) book_of_translated: RuleBook,
+    pub(super) sets: WatchedSets,
     chains: HashMap<RulePlace, BaseChain>,
     pub(super) observer: Observer<'a>,
     /// Whether the question leaves the source port open.
@@ -114,6 +115,7 @@ impl<'a> Clerk<'a> {
                 .of_open_ports(OpenPorts::as_sent(any_port))
                 .of_any_sender(any_sender),
             book_of_translated: RuleBook::new().of_any_sender(any_sender),
+            sets: WatchedSets::default(),
             chains,
             observer: Observer::new(netns)?,
             any_port,

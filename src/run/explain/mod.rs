@@ -27,7 +27,7 @@ use thiserror::Error;
 
 pub(in crate::run) use self::reason::notes;
 pub use self::reason::{Doubt, EndingAction, Explained, Lots, Reason};
-pub(in crate::run) use self::watched::{Watched, by_open_port, proxy, varies};
+pub(in crate::run) use self::watched::{Watched, WatchedSets, by_open_port, proxy, varies};
 use self::{
     behind::behind,
     doubt::{RouterRules, SeenProbe},

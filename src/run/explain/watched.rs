@@ -38,25 +38,51 @@ pub(in crate::run) struct Watched<'a> {
     pub(in crate::run) lost: Option<OutsideReason>,
 }
 
+/// What was found out of a router's rules, and is the same for all packets.
+#[derive(Debug, Default)]
+pub(in crate::run) struct WatchedSets {
+    /// Whether rules that packets of a family meet ask for sets that rules change.
+    asks_changed: Vec<(Family, bool)>,
+}
+
+impl WatchedSets {
+    /// Reading all rules takes as long as a connection does, so it is done once.
+    fn asks_changed(
+        &mut self,
+        reader: &mut RuleReader<'_>,
+        family: Family,
+    ) -> Result<bool, ExplainError> {
+        let known = self.asks_changed.iter().find(|(of, _)| *of == family);
+        if let Some((_, asks)) = known {
+            return Ok(*asks);
+        }
+        let census = Census::read(reader.socket(), family, &Rewritten::NOTHING)?;
+        self.asks_changed.push((family, census.asks_changed_sets));
+        Ok(census.asks_changed_sets)
+    }
+}
+
 /// The rules by which a packet like this one may end otherwise, in words; none where it ends alike
-/// whatever they say, or where it ended as one that comes alone does.
+/// whatever they say, or where it ended as one that comes alone does. `book` and `sets` are kept as long as
+/// the router's rules are the same.
 ///
 /// # Errors
 /// [`ExplainError`] when the router's rules cannot be read.
 pub(in crate::run) fn varies(
     source: RuleSource<'_>,
-    book: &mut RuleBook,
+    (book, sets): (&mut RuleBook, &mut WatchedSets),
     observer: &mut Observer<'_>,
     watched: &Watched<'_>,
 ) -> Result<Option<String>, ExplainError> {
     let mut reader = RuleReader::new(std::mem::take(book), source);
-    let found = found(&mut reader, observer, watched);
+    let found = found(&mut reader, sets, observer, watched);
     *book = reader.finish().0;
     Ok(found?.filter(|words| !words.is_empty()))
 }
 
 fn found(
     reader: &mut RuleReader<'_>,
+    sets: &mut WatchedSets,
     observer: &mut Observer<'_>,
     watched: &Watched<'_>,
 ) -> Result<Option<String>, ExplainError> {
@@ -71,8 +97,7 @@ fn found(
     if !asks {
         return Ok(None);
     }
-    let nothing = Rewritten::NOTHING;
-    if caveats.is_empty() && !Census::read(reader.socket(), family, &nothing)?.asks_changed_sets {
+    if caveats.is_empty() && !sets.asks_changed(reader, family)? {
         return Ok(None);
     }
     let reason = match &watched.lost {
