@@ -247,6 +247,35 @@ fn each_service_is_judged_on_its_own_way() {
     }
 }
 
+/// `a` has two routers behind it, and leads to `c` by port, which a plan knows, and by mark.
+#[test]
+fn named_routers_that_are_on_no_way_are_measured_beside_it() {
+    let lab = TestLab::up("reports/routed-by-port-and-mark");
+    let asked = |services: &str| {
+        let routers = ["a", "b", "c"];
+        run(
+            &lab,
+            &job(&lab, &routers, "10.1.0.9", "10.9.0.50", services),
+        )
+    };
+    let reach = |report: &DetailedReport, name: &str, router: &str| {
+        let router = RouterName::new(router).unwrap();
+        let test = service(report, name).at(&router);
+        test.map(|test| (test.reach, test.status.verdict()))
+    };
+    let there = |verdict| Some((CameBy::Reached, verdict));
+    let report = asked("22,443");
+    assert_eq!(said(&report, "22/tcp"), "YES");
+    assert!(said(&report, "443/tcp").starts_with("NO c: no answer: dropped by rule 1"));
+    assert_eq!(reach(&report, "443/tcp", "c"), there(Verdict::No));
+    assert_eq!(reach(&report, "22/tcp", "c"), None);
+    let report = asked("22");
+    assert_eq!(said(&report, "22/tcp"), "YES");
+    assert_eq!(reach(&report, "22/tcp", "b"), there(Verdict::Yes));
+    let apart = Some((CameBy::NotOnTheWay, Verdict::No));
+    assert_eq!(reach(&report, "22/tcp", "c"), apart);
+}
+
 #[test]
 fn where_packets_come_in_can_be_said() {
     let lab = TestLab::up("reports/two-uplinks");

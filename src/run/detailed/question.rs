@@ -341,26 +341,57 @@ impl Question<'_> {
         Ok(Ok((self.stretches.len() - 1, planned)))
     }
 
-    /// Measures everything: the ways, then the routers that nothing reached.
+    /// Measures everything: the ways and beside them the named routers that are on none, then the
+    /// routers that nothing reached.
     pub(super) fn measure<P: Fn(&str)>(
         &mut self,
         rounds: &mut Rounds<'_, P>,
         job: Job<Unlocked>,
     ) -> Result<(), DetailedError> {
+        self.plan_apart(rounds)?;
         rounds.reconcile(&job, &self.stretches);
         let (job, result) = rounds.run(job, &mut self.stretches);
         result?;
         let job = self.measure_spread(rounds, job)?;
-        self.plan_own(rounds)?;
-        if self.own.is_empty() {
+        let beside = std::mem::take(&mut self.own);
+        self.plan_own(rounds, beside)?;
+        if self.stretches.iter().all(|s| s.pending.is_empty()) {
             return Ok(());
         }
         rounds.reconcile(&job, &self.stretches);
         rounds.run(job, &mut self.stretches).1
     }
 
-    /// Plans the routers that no packet reached.
-    fn plan_own<P: Fn(&str)>(&mut self, rounds: &mut Rounds<'_, P>) -> Result<(), DetailedError> {
+    /// Plans the named routers that are on no planned way, so that they need not wait for what becomes of
+    /// the packets there.
+    fn plan_apart<P: Fn(&str)>(&mut self, rounds: &mut Rounds<'_, P>) -> Result<(), DetailedError> {
+        let RouterChoice::Named(names) = &self.job.routers else {
+            return Ok(());
+        };
+        for name in names {
+            let planned = self.ways.iter().flat_map(|way| &way.planned);
+            let mut hops = planned.flat_map(|planned| &planned.hops);
+            let expected = hops.any(|hop| hop.router == *name);
+            if !expected && !self.is_met(name, rounds) {
+                self.apart(rounds, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans the routers that no packet reached. `beside` are those that were measured on their own beside the
+    /// ways; where packets came to one nevertheless, what became of these is the answer.
+    fn plan_own<P: Fn(&str)>(
+        &mut self,
+        rounds: &mut Rounds<'_, P>,
+        mut beside: Vec<Own>,
+    ) -> Result<(), DetailedError> {
+        let of_beside: BTreeSet<usize> =
+            beside.iter().flat_map(|own| own.stretch.clone()).collect();
+        let is_beside = |(stretch, _): &StretchService| of_beside.contains(stretch);
+        let tests = std::mem::take(&mut rounds.tests).into_iter();
+        let (kept, of_ways): (BTreeMap<_, _>, _) = tests.partition(|(of, _)| is_beside(of));
+        rounds.tests = of_ways;
         let mut groups: Vec<Behind> = Vec::new();
         for way in &self.ways {
             let Ok(stretch) = way.stretch else { continue };
@@ -384,12 +415,25 @@ impl Question<'_> {
         for (hop, ends, services) in groups {
             self.own(rounds, hop, ends, services, CameBy::NotReached)?;
         }
-        if let RouterChoice::Named(names) = &self.job.routers {
-            for name in names {
-                if !self.is_met(name, rounds) {
-                    self.apart(rounds, name)?;
-                }
+        let RouterChoice::Named(names) = &self.job.routers else {
+            return Ok(());
+        };
+        for name in names {
+            if self.is_met(name, rounds) {
+                continue;
             }
+            let Some(at) = beside.iter().position(|own| own.router.name == *name) else {
+                self.apart(rounds, name)?;
+                continue;
+            };
+            let own = beside.swap_remove(at);
+            let tests = kept
+                .iter()
+                .filter(|((of, _), _)| own.stretch.as_ref() == Ok(of));
+            rounds
+                .tests
+                .extend(tests.map(|(of, test)| (*of, test.clone())));
+            self.own.push(own);
         }
         Ok(())
     }
