@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4AddrRange, Ipv6AddrRange};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::lab::{LabState, topology::InterfaceKind};
+use crate::lab::{LabState, topology::InterfaceKind, trace::anycast};
 
 /// More addresses than these are not meant by one entry: every one of them is asked about.
 pub const MOST: usize = 65_536;
@@ -221,7 +221,9 @@ pub fn end_networks(lab: &LabState) -> Vec<EndNetwork> {
     let own: Vec<IpAddr> = all
         .clone()
         .flat_map(|(_, interface)| &interface.addresses)
-        .map(|address| address.local.addr())
+        // Of a subnet of IPv6 the lowest is an address of its routers: no host has it.
+        .flat_map(|address| [Some(address.local.addr()), anycast(address.local)])
+        .flatten()
         .collect();
     let mut routers_at: BTreeMap<usize, usize> = BTreeMap::new();
     for (_, interface) in all.clone() {

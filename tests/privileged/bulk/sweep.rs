@@ -1,7 +1,7 @@
 //! The sweep, which asks many pairs at once, against the quick job, which asks one.
 
 use tsim::{
-    bulk::answers::Cell,
+    bulk::{addresses::end_networks, answers::Cell},
     model::{Protocol, Service, ServiceLimits, parse_services},
     run::{
         quick::{self, DscpChoice, Pair, QuickJob, RouterChoice, Terms, sweep::Sweep},
@@ -132,4 +132,18 @@ fn rules_that_change_between_bursts_are_said() {
     let warnings = sweep.close().warnings;
     let said = |warning: &String| warning.starts_with("r1: table later changed during the sweep");
     assert!(warnings.iter().any(said), "{warnings:?}");
+}
+
+#[test]
+fn what_stands_for_a_network_of_ipv6_is_a_hosts_address() {
+    let lab = TestLab::up("small3");
+    let hosts = end_networks(&lab.lab).into_iter().map(|end| end.host);
+    let hosts: Vec<String> = hosts.map(|host| host.to_string()).collect();
+    let want = [
+        "10.81.1.2",
+        "10.81.3.2",
+        "2001:db8:81:1::2",
+        "2001:db8:81:3::2",
+    ];
+    assert_eq!(hosts, want);
 }
