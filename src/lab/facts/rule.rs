@@ -217,6 +217,9 @@ mod tests {
         assert_eq!(r.iif.unwrap().as_str(), "eth0");
         assert_eq!(r.oif.unwrap().as_str(), "wg0");
         assert_eq!(r.ip_proto, Some(6));
+        // As `ip -N rule` has it.
+        let numbered = rule("100: from all ipproto ipproto-17 lookup 100").unwrap();
+        assert_eq!(numbered.ip_proto, Some(17));
         assert_eq!(
             r.sport,
             Some(PortRange {

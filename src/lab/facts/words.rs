@@ -200,5 +200,7 @@ pub(super) fn tos(word: &str) -> Option<u8> {
 
 /// IP protocol by name or number, /etc/protocols.
 pub(super) fn ip_protocol(word: &str) -> Option<u8> {
-    protocol_number(word).or_else(|| word.parse().ok())
+    // `ip -N rule` writes the number behind the word.
+    let number = word.strip_prefix("ipproto-").unwrap_or(word);
+    protocol_number(word).or_else(|| number.parse().ok())
 }

@@ -65,15 +65,17 @@ pub(super) fn element(value: &Value) -> Text {
         },
         Value::Object(of) if of.contains_key("elem") => {
             let of = object(member(of, "elem")?)?;
+            super::statement::known(of, &["val", "counter", "timeout", "expires", "comment"])?;
             let mut text = side(member(of, "val")?)?;
-            for (key, value) in of {
-                match key.as_str() {
-                    "val" | "expires" => {}
-                    "timeout" => text += &format!(" timeout {}s", word(value)?),
-                    "comment" => text += &format!(" comment {}", quoted(value)?),
-                    "counter" => text += " counter",
-                    other => return Err(unknown(other)),
-                }
+            // nft(8) reads what an element counts before its options only.
+            if of.contains_key("counter") {
+                text += " counter";
+            }
+            if let Some(timeout) = of.get("timeout") {
+                text += &format!(" timeout {}s", word(timeout)?);
+            }
+            if let Some(comment) = of.get("comment") {
+                text += &format!(" comment {}", quoted(comment)?);
             }
             Ok(text)
         }

@@ -395,4 +395,16 @@ mod tests {
         let lost: Vec<_> = converted.lost.iter().map(|(_, why)| why).collect();
         assert!(lost.len() == 1 && lost[0].contains("map bad"), "{lost:?}");
     }
+
+    #[test]
+    fn what_an_element_counts_stands_before_its_options() {
+        let json = r#"{"nftables": [{"table": {"family": "ip", "name": "x", "handle": 1}},
+            {"set": {"family": "ip", "name": "s", "table": "x", "type": "ipv4_addr", "handle": 2,
+            "flags": ["timeout"], "stmt": [{"counter": null}], "elem": [{"elem": {"val": "10.1.0.9",
+            "comment": "a note", "counter": {"packets": 1, "bytes": 2}, "timeout": 60, "expires": 5}}]}}]}"#;
+        let converted = convert(json).unwrap();
+        assert!(converted.lost.is_empty(), "{:?}", converted.lost);
+        let want = "elements = { 10.1.0.9 counter timeout 60s comment \"a note\" }";
+        assert!(converted.text.contains(want), "{}", converted.text);
+    }
 }

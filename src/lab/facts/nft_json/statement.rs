@@ -63,7 +63,7 @@ fn get(of: &Object, key: &str) -> Text {
 }
 
 /// Refuses what has other keys: a word that is passed over may be what matters.
-fn known(of: &Object, keys: &[&str]) -> Result<(), Unknown> {
+pub(super) fn known(of: &Object, keys: &[&str]) -> Result<(), Unknown> {
     match of.keys().find(|key| !keys.contains(&key.as_str())) {
         Some(other) => Err(unknown(other)),
         None => Ok(()),
