@@ -63,6 +63,7 @@ use crate::{
 
 mod addr;
 mod addr_forms;
+mod all_tables;
 mod arp;
 mod busybox;
 mod connected;

@@ -391,6 +391,12 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// Whether a line goes on with the route before it.
+pub(super) fn is_more(line: &str) -> bool {
+    let first = line.split_ascii_whitespace().next().unwrap_or_default();
+    ["nexthop", "cache"].contains(&first.trim_start_matches('\\'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use std::{
 use ipnet::{IpNet, Ipv6Net};
 
 use super::{
-    FactsError, LostRoute, LostRule, RouterFacts, addr, busybox, connected,
+    FactsError, LostRoute, LostRule, RouterFacts, addr, all_tables, busybox, connected,
     firewall::{self, PreparedRuleset},
     ip_json, link_layer, links, listing,
     nexthops::{self, NextHops},
@@ -58,7 +58,9 @@ const CLOCK: &str = "clock";
 /// # Errors
 /// [`FactsError`] when the text is no facts file or was cut.
 pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFacts, FactsError> {
-    let mut sections = sections(file, text)?;
+    let sections = sections(file, text)?;
+    let parts = all_tables::parts(&sections);
+    let mut sections = all_tables::in_parts(sections, &parts);
     let dumps = sections.iter_mut().filter(|s| s.name == "nft_ruleset");
     for (_, line) in dumps.flat_map(|section| &mut section.body) {
         *line = firewall::without_handle(line);
@@ -881,7 +883,7 @@ fn joined(body: &[(usize, &str)]) -> Vec<(usize, String)> {
     for &(line, text) in body.iter().filter(|(_, l)| !noise(l)) {
         match routes.last_mut() {
             // Any other line that is set off is a route, of a listing that was pasted.
-            Some((_, route)) if text.starts_with([' ', '\t']) && is_more(text) => {
+            Some((_, route)) if text.starts_with([' ', '\t']) && route::is_more(text) => {
                 route.push(' ');
                 route.push_str(text.trim());
             }
@@ -889,12 +891,6 @@ fn joined(body: &[(usize, &str)]) -> Vec<(usize, String)> {
         }
     }
     routes
-}
-
-/// Whether a line goes on with the route before it.
-fn is_more(line: &str) -> bool {
-    let first = line.split_ascii_whitespace().next().unwrap_or_default();
-    ["nexthop", "cache"].contains(&first.trim_start_matches('\\'))
 }
 
 /// The router that a file is named after: `hq-gw_facts.txt` and `hq-gw.txt` are both hq-gw.
