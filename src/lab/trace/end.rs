@@ -173,6 +173,9 @@ pub struct SharedLink {
     /// Routers that have the destination elsewhere, and do not answer for it on the link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub silent: Vec<RouterName>,
+    /// Routers with several interfaces that have the prefix, of which none is known to have both behind it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub between: Vec<RouterName>,
     /// Other segments with the same prefix, on which either may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub or_on: Vec<String>,
@@ -187,6 +190,7 @@ impl SharedLink {
             &self.proxied_by,
             &self.isolated_by,
             &self.silent,
+            &self.between,
         ];
         self.or_on.is_empty() && doubts.iter().all(|routers| routers.is_empty())
     }
@@ -204,6 +208,13 @@ impl SharedLink {
                 "{source} and {destination} may each be on segment {segment} or {}, which have the \
                  same prefix and are not joined",
                 self.or_on.join(", ")
+            );
+        }
+        if !self.between.is_empty() {
+            return format!(
+                "{source} and {destination} are both in {segment}, which several interfaces of {} have: \
+                 no neighbour table of the facts says that one of them has both behind it",
+                names(&self.between)
             );
         }
         let both = format!("{source} and {destination} are both on segment {segment}");

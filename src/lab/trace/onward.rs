@@ -336,8 +336,22 @@ impl Wiring {
             proxied_by,
             isolated_by,
             silent: owners.into_iter().cloned().collect(),
+            between: self.with_twins(&near, [source, destination]),
             or_on,
         })
+    }
+
+    /// Routers with several interfaces of `near`, which have the prefix of both hosts, and of which none is
+    /// known to have both behind it: a router may stand between them, and answer each for the other.
+    fn with_twins(&self, near: &[&Plug], hosts: [IpAddr; 2]) -> Vec<RouterName> {
+        let has_both = |plug: &&&Plug| hosts.iter().all(|host| self.twins(plug, *host).is_empty());
+        let mut routers: Vec<RouterName> = near.iter().map(|plug| plug.router.clone()).collect();
+        routers.dedup();
+        routers.retain(|router| {
+            let own = near.iter().filter(|plug| plug.router == *router);
+            own.filter(has_both).count() == 0
+        });
+        routers
     }
 }
 

@@ -94,6 +94,8 @@ pub(super) struct Observation<'a> {
     pub(super) arrived: bool,
     /// The address that the destination host has.
     pub(super) destination: IpAddr,
+    /// The address that the client calls.
+    pub(super) called: IpAddr,
     /// Addresses of the routers.
     pub(super) routers: Vec<&'a IpAddr>,
     /// Whether the request is sent back to the source itself.
@@ -333,6 +335,12 @@ fn half_way(facts: &Observation<'_>) -> Judged {
         let message = format!("the request arrived; {}", outside(interface, *hop));
         return Judged::new(ServiceStatus::Unknown, message);
     }
+    if facts.answer == PacketFate::Direct && facts.called == facts.destination {
+        let message = "the request arrived; the server answers the client directly, past the routers: \
+                       whether these pass on the rest of a connection whose answer they missed is not \
+                       measured";
+        return Judged::new(ServiceStatus::Unknown, message);
+    }
     let why = match &facts.answer {
         PacketFate::Unanswered(why) => why.clone(),
         PacketFate::Stopped { by, .. } => format!("the answer was stopped by {by}"),
@@ -387,6 +395,7 @@ mod tests {
             own_left: false,
             arrived: false,
             destination: HOST,
+            called: ROUTER,
             routers: vec![&ROUTER],
             turns_back: false,
             itself: false,
@@ -469,6 +478,19 @@ mod tests {
             assert_eq!(judged.status, status, "{facts:?}");
             assert!(judged.message.contains(words), "{judged:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_from_the_address_that_was_called_needs_no_router() {
+        let facts = Observation {
+            answer: PacketFate::Direct,
+            arrived: true,
+            called: HOST,
+            ..facts(None)
+        };
+        let judged = judge(&facts);
+        assert_eq!(judged.status, ServiceStatus::Unknown);
+        assert!(judged.message.contains("past the routers"), "{judged:?}");
     }
 
     #[test]

@@ -228,6 +228,7 @@ impl Bench<'_> {
             own_left: found.own_left,
             arrived: tried.arrived.is_some(),
             destination: self.site.target.sink.address().unwrap_or(self.site.to),
+            called: self.site.to,
             routers: self.posts.iter().flat_map(|p| &p.addresses).collect(),
             turns_back: self.site.turns_back,
             itself: self.site.source.host().is_none(),
