@@ -6,6 +6,8 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
+
 use super::{Behind, Heard, InterfaceKind, MasterKind, Router, end::LinkEnd, tags};
 use crate::{
     lab::links::{Links, split},
@@ -194,8 +196,9 @@ impl Evidence<'_> {
 
     /// Routes by next hops in no subnet of their interface: `via fe80::…`, as BGP unnumbered makes
     /// them, and `via 10.255.0.2 onlink` between addresses of whole length. Two ends join when each is
-    /// the only one that can be the other's next hop, or when one is by an address that is made of its
-    /// hardware address and so is no other's.
+    /// the only one that can be the other's next hop, when one is by an address that is made of its
+    /// hardware address and so is no other's, or when an end with addresses of whole length has its gateway
+    /// there, in whose subnet these are, as hosts of clouds do.
     fn by_unnumbered_next_hops(&self) -> Vec<(usize, usize)> {
         let owners = self.owners();
         let mut chosen = BTreeSet::new();
@@ -210,6 +213,9 @@ impl Evidence<'_> {
                     ([other], _) => {
                         chosen.insert((index, *other));
                     }
+                    ([], [other]) if self.lies_within(index, *other, &owners) => {
+                        pairs.push((index, *other));
+                    }
                     _ => {}
                 }
             }
@@ -217,6 +223,26 @@ impl Evidence<'_> {
         let both = chosen.iter().copied();
         pairs.extend(both.filter(|(one, other)| chosen.contains(&(*other, *one))));
         pairs
+    }
+
+    /// Whether the end `one` has addresses of whole length alone, and no other router those that are in a
+    /// subnet of `other`.
+    fn lies_within(&self, one: usize, other: usize, owners: &BTreeMap<IpAddr, Vec<usize>>) -> bool {
+        let own = || self.end(one).into_iter().flat_map(LinkEnd::addresses);
+        let is_whole = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+        let inside = |address: &IpAddr| {
+            let nets = self.end(other).into_iter().flat_map(LinkEnd::addresses);
+            let mut nets = nets.map(|net| net.local).filter(|net| !is_whole(net));
+            nets.any(|net| net.contains(address))
+        };
+        let alone = |address: &IpAddr| {
+            let mut having = owners.get(address).into_iter().flatten();
+            having.all(|end| !self.apart(one, *end))
+        };
+        let addresses: Vec<IpAddr> = own().map(|own| own.local.addr()).filter(inside).collect();
+        own().all(|own| own.peer.is_none() && is_whole(&own.local))
+            && !addresses.is_empty()
+            && addresses.iter().all(alone)
     }
 
     /// The ends that have each address.

@@ -248,6 +248,25 @@ fn link_local_next_hops_join_ends_that_are_each_others_and_nobody_elses() {
 }
 
 #[test]
+fn an_address_of_whole_length_is_where_its_gateways_subnet_has_it() {
+    let gateway = router("w", &port("eth0", 1, &["10.0.0.1/24"]), "", &[]);
+    let host = |name: &str, own: &str, via: &str| {
+        let ports = port("eth0", 2, &[own]) + &port("vmbr0", 3, &[own]);
+        let routes = format!("{via} dev eth0 scope link\ndefault via {via} dev eth0 onlink");
+        router(name, &ports, &routes, &[])
+    };
+    let h = |via: &str| host("h", "10.0.0.5/32", via);
+    let with = |more: Vec<RouterFacts>| joined(&build([vec![gateway.clone()], more].concat()));
+    assert_eq!(with(vec![h("10.0.0.1")]), ["w:eth0 h:eth0"]);
+    // The gateway is another, or the address somebody else's as well.
+    assert_eq!(with(vec![h("10.0.0.2")]), [""; 0]);
+    let other = host("x", "10.0.0.5/32", "10.0.0.9");
+    assert_eq!(with(vec![h("10.0.0.1"), other]), [""; 0]);
+    let outside = host("h", "10.7.0.5/32", "10.0.0.1");
+    assert_eq!(with(vec![outside]), [""; 0]);
+}
+
+#[test]
 fn a_borrowed_address_puts_a_tunnel_on_no_subnet() {
     let end = |name: &str, own: u8, route: &str| {
         let lan = port("eth0", own, &[&format!("10.{own}.0.1/24")]);

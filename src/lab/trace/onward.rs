@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{End, Entry, Plug, SharedLink, Wiring};
 use crate::{
     lab::topology::{InterfaceKind, WireGuardPeer},
@@ -110,9 +112,15 @@ impl Wiring {
             return Onward::End(End::Absent { segment, ends });
         }
         let owners = self.owners(next_hop);
-        let far = plug.kind == InterfaceKind::Ethernet && plug.prefix(next_hop).is_none();
+        // An address of whole length (/32, /128) is of no subnet, and its router may be on any link.
+        let whole =
+            |own: &IpNet| own.addr() == next_hop && own.prefix_len() == own.max_prefix_len();
+        let is_whole = |other: &Plug| other.addresses.iter().any(whole);
+        let free = plug.prefix(next_hop).is_none() || self.plugs.iter().any(is_whole);
+        let far = plug.kind == InterfaceKind::Ethernet && free;
         if let Some(owner) = owners.first().filter(|_| far && places.is_empty()) {
-            // A gateway that the interface has no subnet of (`onlink`), and another router has it.
+            // A gateway that the interface has no subnet of (`onlink`), or an address without one, and another
+            // router has it.
             let ends = vec![format!(
                 "whoever has {next_hop} on segment {segment}, an address that {owner} has on another"
             )];
