@@ -289,13 +289,12 @@ fn section<'s>(save: &'s str, name: &str) -> Option<&'s str> {
 }
 
 /// Whether iptables-save printed all of a table: each chain as the base chain that it is or is not, and
-/// as many rules.
+/// as many rules. It prints all built-in chains, also those that iptables has not made yet, since they
+/// had no rules: these accept.
 fn says_all(section: &str, table: &str) -> bool {
-    let mut printed: Vec<(&str, bool)> = section
+    let heads = section
         .lines()
-        .filter_map(|line| line.strip_prefix(':')?.split_once(' '))
-        .map(|(name, policy)| (name, !policy.starts_with('-')))
-        .collect();
+        .filter_map(|line| line.strip_prefix(':')?.split_once(' '));
     let rules = section.lines().filter(|line| line.starts_with("-A "));
     let mut chains: Vec<(&str, bool)> = Vec::new();
     let mut own_rules = 0;
@@ -315,6 +314,11 @@ fn says_all(section: &str, table: &str) -> bool {
         }
     }
     chains.retain(|(chain, _)| !chain.contains(OURS));
+    let is_there = |name: &str| chains.iter().any(|(chain, _)| *chain == name);
+    let mut printed: Vec<(&str, bool)> = heads
+        .filter(|(name, policy)| is_there(name) || !policy.starts_with("ACCEPT "))
+        .map(|(name, policy)| (name, !policy.starts_with('-')))
+        .collect();
     printed.sort_unstable();
     chains.sort_unstable();
     printed == chains && rules.count() == own_rules
@@ -377,6 +381,10 @@ mod tests {
         assert_eq!(name_in("ip6", &own), None);
         assert!(says_all(filter, &own));
         assert!(!says_all(filter, &chain("FORWARD", &rule.repeat(2))));
+        let with = |more: &str| filter.replace(":FORWARD", &format!("{more}\n:FORWARD"));
+        assert!(says_all(&with(":INPUT ACCEPT [0:0]"), &own));
+        assert!(!says_all(&with(":INPUT DROP [0:0]"), &own));
+        assert!(!says_all(&with(":mine - [0:0]"), &own));
         // A base chain of another name is none to iptables.
         let native = filter.replace(":FORWARD ACCEPT", ":forward -");
         assert!(!says_all(&native, &chain("forward", rule)));
