@@ -164,8 +164,12 @@ impl Lab {
         let output = Command::new("ip").args(["netns", "list"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let names = text.lines().filter_map(|line| line.split(' ').next());
-        let own = names.filter(|name| name.starts_with(&self.name));
-        own.map(str::to_owned).collect()
+        // Those of lab 12 are not lab 1's.
+        let is_own = |name: &&str| {
+            let rest = name.strip_prefix(&self.name);
+            rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        names.filter(is_own).map(str::to_owned).collect()
     }
 
     /// That no job left anything: in the kernel, in the registry, in the routers' rulesets.
