@@ -322,6 +322,11 @@ fn why_refused(error: &io::Error) -> String {
             format!("the source host has no route to the destination: {error}")
         }
         Some(libc::ENETDOWN) => format!("the source host's interface is down: {error}"),
+        Some(libc::EMSGSIZE) => "the probe exceeds the MTU of the source host's link".to_owned(),
+        // A wire of the lab discards what its other end is too narrow for.
+        Some(libc::ENOBUFS) => {
+            "the probe exceeds the MTU of the router's interface, or a queue is full".to_owned()
+        }
         _ => format!("the source host could not send: {error}"),
     }
 }

@@ -153,7 +153,9 @@ pub(super) fn judge(facts: &Observation<'_>) -> Judged {
             let message = format!("the router has no way for it: {why}");
             Judged::new(ServiceStatus::Unreachable, message)
         }
-        Some(Experience::NotSent(errno)) => Judged::new(ServiceStatus::Unknown, not_sent(*errno)),
+        Some(Experience::NotSent(errno) | Experience::Failed(errno @ Errno::EMSGSIZE)) => {
+            Judged::new(ServiceStatus::Unknown, not_sent(*errno))
+        }
         Some(Experience::Failed(errno)) => {
             let message = format!("the client's socket failed: {}", errno.desc());
             Judged::new(ServiceStatus::Unknown, message)
@@ -253,6 +255,7 @@ fn reset(facts: &Observation<'_>) -> Judged {
 fn not_sent(errno: Errno) -> String {
     match errno {
         Errno::EPERM => "the source host's own firewall drops the request".to_owned(),
+        Errno::EMSGSIZE => "the request exceeds the MTU of the source host's link".to_owned(),
         errno => format!("the source host could not send: {}", errno.desc()),
     }
 }
