@@ -21,8 +21,8 @@ pub fn exit_leaving_descriptors(code: i32) -> ! {
     // until this process has closed everything, which its pidfd tells (pidfd_open(2), Linux 5.3).
     if let Ok(parent) = pidfd_open(getpid(), PidfdFlags::empty()) {
         // SAFETY: other threads may hold any lock at this moment, also that of the allocator. The
-        // child calls nothing but close(2), poll(2) and _exit(2), which are async-signal-safe
-        // (signal-safety(7)).
+        // child calls nothing but close(2), poll(2), clock_gettime(2) and _exit(2), which are
+        // async-signal-safe (signal-safety(7)).
         if let Ok(ForkResult::Child) = unsafe { fork() } {
             outlive(&parent);
         }
@@ -30,7 +30,7 @@ pub fn exit_leaving_descriptors(code: i32) -> ! {
     process::exit(code)
 }
 
-/// Waits until the process that `pidfd` stands for has ended, and ends.
+/// Waits until the process that `pidfd` stands for has ended and others close their sockets, too, and ends.
 fn outlive(pidfd: &impl AsRawFd) -> ! {
     for standard in 0..3 {
         // It may have been closed before.
@@ -44,6 +44,29 @@ fn outlive(pidfd: &impl AsRawFd) -> ! {
     // SAFETY: one descriptor is announced, and there is one. An error ends the wait early, which
     // only means that the parent may have to wait.
     unsafe { libc::poll(&raw mut ended, 1, -1) };
+    wait_for_others();
     // SAFETY: ends the process without running anything of it.
     unsafe { libc::_exit(0) }
+}
+
+/// How often processes close what was left to them, in milliseconds; a part of a second.
+const TICK_MS: libc::c_long = 50;
+
+/// Waits until the next moment at which all such processes close what they have.
+///
+/// Closing a netfilter socket, the kernel holds the lock of the namespace's rulesets until what was removed
+/// before is settled, and other jobs on the router wait with their transactions. It has nothing to settle
+/// where that is some time ago, or where another one that closes has just waited for it: so all close
+/// at once, and seldom.
+fn wait_for_others() {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the time is written into `now`; an error leaves the beginning of a second there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let past = now.tv_nsec / 1_000_000 % TICK_MS;
+    // SAFETY: no descriptor is announced and there is none: poll(2) is a sleep that signal-safety(7) has. A
+    // signal ends it early, which only costs others time.
+    unsafe { libc::poll(std::ptr::null_mut(), 0, (TICK_MS - past) as i32) };
 }
