@@ -12,7 +12,7 @@ use std::{
 
 use netlink_sys::Socket;
 
-use super::nft::wire::{Attributes, HEADER, Messages, WireMessage, array};
+use super::nft::wire::{Attributes, HEADER, Messages, WireMessage, append, array};
 use crate::{
     firewall::netfilter_socket,
     model::{Protocol, fnv1a},
@@ -402,10 +402,8 @@ fn request(kind: u16, flags: i32, family: u8, attributes: &[u8]) -> Vec<u8> {
 }
 
 fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
-    let length = (4 + payload.len()) as u16;
-    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-    bytes.extend_from_slice(payload);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let mut bytes = Vec::new();
+    append(&mut bytes, kind, payload);
     bytes
 }
 

@@ -4,7 +4,7 @@ use std::io;
 
 use super::{
     netfilter_socket,
-    nft::wire::{HEADER, Messages, array},
+    nft::wire::{HEADER, Messages, append, array},
 };
 
 /// `NFNL_SUBSYS_IPSET` and `IPSET_CMD_LIST`.
@@ -48,12 +48,8 @@ fn request() -> Vec<u8> {
     // Sequence and port; then the family, of which there has to be one.
     bytes.extend([0; 8]);
     bytes.extend([libc::AF_INET as u8, 0, 0, 0]);
-    bytes.extend(5u16.to_ne_bytes());
-    bytes.extend(PROTOCOL.0.to_ne_bytes());
-    bytes.extend([PROTOCOL.1, 0, 0, 0]);
-    bytes.extend(8u16.to_ne_bytes());
-    bytes.extend(FLAGS.0.to_ne_bytes());
-    bytes.extend(FLAGS.1.to_be_bytes());
+    append(&mut bytes, PROTOCOL.0, &[PROTOCOL.1]);
+    append(&mut bytes, FLAGS.0, &FLAGS.1.to_be_bytes());
     bytes
 }
 

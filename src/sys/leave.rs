@@ -3,7 +3,7 @@
 //! Closing a netlink socket that owned a table waits until the kernel has settled its removal, 8 to
 //! 16 ms, though nothing is left to do: a whole quick job takes less. A process that exits closes
 //! what it has open before its parent learns of the end. So the last descriptors are left to a
-//! child that does nothing but close them and end.
+//! child that does nothing but close them, when others close theirs, and end.
 #![allow(unsafe_code)]
 
 use std::{os::fd::AsRawFd, process};

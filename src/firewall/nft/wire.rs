@@ -93,6 +93,15 @@ pub(in crate::firewall) fn array<const N: usize>(bytes: &[u8], offset: usize) ->
     bytes.get(offset..offset + N)?.try_into().ok()
 }
 
+/// Appends an attribute, padded to four bytes.
+pub(in crate::firewall) fn append(bytes: &mut Vec<u8>, kind: u16, payload: &[u8]) {
+    let length = 4 + payload.len();
+    bytes.extend_from_slice(&(length as u16).to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(payload);
+    bytes.resize(bytes.len() + length.next_multiple_of(4) - length, 0);
+}
+
 /// A request with string attributes, such as the table and the set to dump.
 pub(super) fn request(
     message: u16,

@@ -16,7 +16,7 @@ use super::{
     held::HeldTables,
     is_own,
     socket::Dumped,
-    wire::{Attributes, WireMessage},
+    wire::{Attributes, WireMessage, append},
 };
 use crate::sys::nftnl::Encoder;
 
@@ -62,15 +62,21 @@ const OUR_TABLES: &[u8] = b"TSIM_KSMS=";
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`, in whose tables taps of iptables are.
 const IPTABLES: [u8; 2] = [2, 10];
 
-/// What a dump says of each kind beside what it takes to make one: uses, numbers that the kernel gives.
+/// What a dump says of each kind beside what it takes to make one: uses, numbers that the kernel gives
+/// (linux/netfilter/nf_tables.h).
 fn only_told(kind: u16) -> &'static [u16] {
     match kind {
+        // `NFTA_TABLE_USE`, `NFTA_TABLE_HANDLE`.
         get::TABLE => &[3, 4],
+        // `NFTA_CHAIN_HANDLE`, `NFTA_CHAIN_USE`.
         get::CHAIN => &[2, 6],
+        // `NFTA_RULE_HANDLE`, `NFTA_RULE_POSITION`.
         get::RULE => &[3, 6],
+        // `NFTA_OBJ_USE`, `NFTA_OBJ_HANDLE`.
         get::OBJECT => &[5, 6],
+        // `NFTA_FLOWTABLE_USE`, `NFTA_FLOWTABLE_HANDLE`.
         get::FLOWTABLE => &[4, 5],
-        // The handle, the back end's name, and how many elements there are.
+        // `NFTA_SET_HANDLE`, `NFTA_SET_TYPE` (the back end's name), `NFTA_SET_COUNT`.
         get::SET => &[16, 19, 20],
         _ => &[],
     }
@@ -325,13 +331,4 @@ fn without(mut bytes: &[u8], left_out: &[u16]) -> Vec<u8> {
         bytes = behind;
     }
     kept
-}
-
-/// Appends an attribute.
-fn append(bytes: &mut Vec<u8>, kind: u16, payload: &[u8]) {
-    let length = 4 + payload.len();
-    bytes.extend_from_slice(&(length as u16).to_ne_bytes());
-    bytes.extend_from_slice(&kind.to_ne_bytes());
-    bytes.extend_from_slice(payload);
-    bytes.resize(bytes.len() + length.next_multiple_of(4) - length, 0);
 }
