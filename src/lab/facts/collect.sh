@@ -35,9 +35,21 @@ optional() {
     command -v "$2" >/dev/null 2>&1 && section "$@"
 }
 
+# What sysctl(8) of procps prints, also where it is not installed: a name has dots for slashes, and slashes for
+# the dots of an interface.
+settings() {
+    if command -v sysctl >/dev/null 2>&1; then
+        sysctl -a 2>/dev/null
+        return
+    fi
+    find /proc/sys/net/bridge /proc/sys/net/ipv4 /proc/sys/net/ipv6 /proc/sys/net/netfilter -type f 2>/dev/null |
+        while IFS= read -r file; do
+            read -r value <"$file" && printf '%s = %s\n' "${file#/proc/sys/}" "$value"
+        done 2>/dev/null | sed -e 'h; s/ = .*//; y#./#/.#; G; s/\n[^=]*=/ =/'
+}
+
 sysctls() {
-    sysctl -a 2>/dev/null | grep -E '^net\.(bridge|ipv4|ipv6|netfilter)\.' | grep -v -e secret -e _key
-    return 0
+    settings | grep -E '^net\.(bridge|ipv4|ipv6|netfilter)\.' | grep -v -e secret -e _key
 }
 
 table_names() {
@@ -151,8 +163,12 @@ for six in '' 6; do
     fi
 done
 optional ipset_save ipset save
-# nft(8) prints hours and dates in the time zone of who asks.
-command -v nft >/dev/null 2>&1 && section nft_ruleset env TZ=UTC0 nft -s list ruleset
+# nft(8) prints hours and dates in the time zone of who asks. With -s it tells not when elements of sets expire,
+# which would happen in a lab, and not how much of a quota is used, which decides.
+case $(nft -s list ruleset 2>/dev/null) in
+    *quota*) section nft_ruleset env TZ=UTC0 nft list ruleset ;;
+    *) command -v nft >/dev/null 2>&1 && section nft_ruleset env TZ=UTC0 nft -s list ruleset ;;
+esac
 section clock clock
 # Whether nf_tables is there at all, for where no nft(8) is.
 [ -s /proc/modules ] && section loaded_modules cut -d ' ' -f 1 /proc/modules
@@ -165,6 +181,7 @@ bpftool net show >/dev/null 2>&1 && section bpftool_net bpftool net show
 optional ipvs ipvsadm -Sn
 # The ip(8) of busybox knows nothing of IPsec.
 ip xfrm policy >/dev/null 2>&1 && section xfrm_policy ip xfrm policy
+ip xfrm policy getdefault >/dev/null 2>&1 && section xfrm_default ip xfrm policy getdefault
 optional wireguard wg show
 section neighbours ip neigh show
 # Without its daemon lldpctl(8) tells nothing.

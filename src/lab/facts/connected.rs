@@ -209,7 +209,7 @@ pub(super) fn doubt_broadcasts(facts: &mut RouterFacts) {
 }
 
 /// Whether an interface's addresses are in the table of a VRF.
-fn is_of_vrf(interface: &InterfaceFacts) -> bool {
+pub(super) fn is_of_vrf(interface: &InterfaceFacts) -> bool {
     let master = interface.link.master.as_ref();
     let port = master.is_some_and(|master| master.kind == MasterKind::Vrf);
     interface.link.vrf_table.is_some() || port

@@ -3,6 +3,7 @@
 use super::{
     section::Section,
     shared::{Shared, ShownTables, shared},
+    sysctl,
 };
 use crate::{
     firewall::rule::{Field, Match, Rule},
@@ -350,13 +351,14 @@ pub(super) fn without(text: &str, lost: &[(usize, String)]) -> String {
 }
 
 /// Sections of the collector that no lab can have; they were looked at, and mostly hold nothing.
-pub(super) const LOOKED_AT: [&str; 7] = [
+pub(super) const LOOKED_AT: [&str; 8] = [
     "bpftool_net",
     "iptables_legacy_save",
     "ip6tables_legacy_save",
     "ebtables_save",
     "ipvs",
     "tc_filters",
+    "xfrm_default",
     "xfrm_policy",
 ];
 
@@ -396,6 +398,14 @@ fn held(section: &Section<'_>) -> Option<(&'static str, Omission)> {
         Some(("IPVS, which is not modelled", feature(services)))
     } else if named("xfrm_state") {
         None
+    } else if named("xfrm_default") || named("getdefault") {
+        // `fwd: block`, of ip-xfrm(8): what no policy selects is dropped.
+        let blocks = lines.any(|line| line.ends_with("block"));
+        let omission = Omission::of_everything(OmissionKind::Feature).of_passed();
+        blocks.then_some((
+            "a default of IPsec that blocks, which is not modelled",
+            omission,
+        ))
     } else if named("xfrm") || named("ipsec") {
         Some(("IPsec, which is not modelled", feature(policies(section))))
     } else if section.name.starts_with("tc") || section.command.starts_with("tc ") {
@@ -421,11 +431,39 @@ fn held(section: &Section<'_>) -> Option<(&'static str, Omission)> {
         // `eth0(2) driver id 15`, `ip forward prio 1 prog_id 15`
         let programs = lines.any(|line| line.contains(" id ") || line.contains("_id "));
         everything("programs (BPF), which no lab has", programs)
-    } else if named("nft") || lines.any(looks_like_firewall) {
-        Some((firewall, Omission::of_everything(OmissionKind::Section)))
     } else {
-        None
+        let lines = || section.body.iter().map(|(_, line)| line.trim());
+        let found = match () {
+            () if named("nft") || lines().any(looks_like_firewall) => firewall,
+            () if lines().any(is_policy_rule) => "policy rules, which `policy_rules` would have",
+            () if lines().any(is_deciding_setting) => "settings, which `sysctl` would have",
+            () => return None,
+        };
+        Some((found, Omission::of_everything(OmissionKind::Section)))
     }
+}
+
+/// Whether a line is a rule as ip-rule(8) prints it, and none that every kernel has.
+fn is_policy_rule(line: &str) -> bool {
+    let Some((priority, rule)) = line.split_once(':') else {
+        return false;
+    };
+    let rule = rule.trim();
+    let own = ["local", "main", "default"];
+    let of_kernel = rule
+        .strip_prefix("from all lookup ")
+        .is_some_and(|table| own.contains(&table));
+    let is_rule = rule.starts_with("from ") || rule.starts_with("not from ");
+    priority.parse::<u32>().is_ok() && is_rule && !of_kernel
+}
+
+/// Whether a line is a setting as sysctl(8) prints it, and one that a lab takes over.
+fn is_deciding_setting(line: &str) -> bool {
+    let setting = line.split_once(" = ").map(|(name, _)| name);
+    setting.is_some_and(|name| {
+        let of_network = ["net.ipv4.", "net.ipv6.", "net.bridge.", "net.netfilter."];
+        of_network.iter().any(|start| name.starts_with(start)) && sysctl::names_one(name)
+    })
 }
 
 /// Whether a section of ebtables has a rule, or a policy that drops.

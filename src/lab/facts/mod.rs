@@ -82,9 +82,11 @@ mod nexthops;
 mod nft_json;
 mod proxy;
 mod realms;
+mod return_path;
 mod route;
 mod rule;
 mod section;
+mod sets;
 mod shared;
 mod signs;
 mod sysctl;
@@ -379,8 +381,10 @@ fn facts_files(dir: &Path) -> Result<Vec<PathBuf>, FactsError> {
     for entry in fs::read_dir(dir).map_err(refuse)? {
         let path = entry.map_err(refuse)?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+        // Hidden files are what other programs leave beside: `._r1_facts.txt`, `.~lock.r1_facts.txt`.
         let is_facts = |n: String| {
-            n.ends_with(".txt") || (n.ends_with(".json") && !n.ends_with(".schema.json"))
+            let is_json = n.ends_with(".json") && !n.ends_with(".schema.json");
+            !n.starts_with('.') && (n.ends_with(".txt") || is_json)
         };
         if name.is_some_and(is_facts) {
             files.push(path);
@@ -501,6 +505,20 @@ fn decode(file: &str, bytes: Vec<u8>) -> Result<String, FactsError> {
         return Err(refuse(at, &bytes, "binary data,"));
     }
     let text = String::from_utf8(bytes).unwrap_or_else(|error| with_latin1(error.as_bytes()));
+    if let Some(at) = text
+        .find("&lt;LOOPBACK")
+        .or_else(|| text.find("&lt;BROADCAST"))
+    {
+        let before = text.get(..at).unwrap_or_default();
+        return Err(FactsError::NotText {
+            origin: Origin {
+                file: file.to_owned(),
+                line: 1 + before.matches('\n').count(),
+            },
+            found: "HTML, in which &lt; stands for <: save the collector's output as plain text"
+                .to_owned(),
+        });
+    }
     Ok(match text.strip_prefix('\u{feff}') {
         Some(rest) => rest.to_owned(),
         None => text,

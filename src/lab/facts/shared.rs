@@ -16,8 +16,8 @@ pub(super) type ShownTables = BTreeMap<(Family, String), SavedTable>;
 /// A table that iptables-save shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct SavedTable {
-    /// Its chains, each with the number of its rules.
-    chains: BTreeMap<String, usize>,
+    /// Its chains.
+    chains: BTreeMap<String, ShownChain>,
     /// Whether iptables-legacy saved it; in the kernel nf_tables has none of it then.
     legacy: bool,
     /// Whether iptables-nft says that it did.
@@ -82,10 +82,12 @@ pub(super) fn saved(sections: &[Section<'_>]) -> ShownTables {
             let Some(known) = table.as_ref().and_then(|key| saved.get_mut(key)) else {
                 continue;
             };
+            let second = words.next();
             if let Some(chain) = first.strip_prefix(':') {
-                known.chains.entry(chain.to_owned()).or_default();
-            } else if let ("-A" | "-I", Some(chain)) = (first, words.next()) {
-                *known.chains.entry(chain.to_owned()).or_default() += 1;
+                let chain = known.chains.entry(chain.to_owned()).or_default();
+                chain.drops |= second == Some("DROP");
+            } else if let ("-A" | "-I", Some(chain)) = (first, second) {
+                known.chains.entry(chain.to_owned()).or_default().rules += 1;
             }
         }
     }
@@ -164,8 +166,8 @@ pub(super) fn shared(lines: &[&str], at: usize, saved: &ShownTables) -> Shared {
         .iter()
         .filter_map(|(name, chain)| Some((chain, known.chains.get(name)?)));
     let mut both = both.peekable();
-    if both.any(|(chain, rules)| chain.rules != *rules) {
-        return Shared::Differs("it has not the rules that iptables-save shows of it");
+    if both.any(|(chain, saved)| chain != saved) {
+        return Shared::Differs("it has not the rules and policies that iptables-save shows of it");
     }
     let known: Vec<String> = native
         .keys()
@@ -178,16 +180,19 @@ pub(super) fn shared(lines: &[&str], at: usize, saved: &ShownTables) -> Shared {
     }
 }
 
-#[derive(Debug, Default)]
-struct Native {
+/// A chain as either tool shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct ShownChain {
+    /// The number of its rules.
     rules: usize,
+    /// Whether its policy is to drop.
     drops: bool,
 }
 
 /// The chains of a table of an nft dump, of which these are the lines behind its head.
-fn chains(lines: &[&str]) -> BTreeMap<String, Native> {
+fn chains(lines: &[&str]) -> BTreeMap<String, ShownChain> {
     let mut found = BTreeMap::new();
-    let mut open: Option<(String, Native)> = None;
+    let mut open: Option<(String, ShownChain)> = None;
     let mut depth = 0_usize;
     for line in lines.iter().take_while(|line| **line != "}") {
         let text = line.trim();
@@ -199,7 +204,9 @@ fn chains(lines: &[&str]) -> BTreeMap<String, Native> {
             &mut open,
             text.split_whitespace().collect::<Vec<_>>().as_slice(),
         ) {
-            (None, ["chain", name, "{"]) => open = Some(((*name).to_owned(), Native::default())),
+            (None, ["chain", name, "{"]) => {
+                open = Some(((*name).to_owned(), ShownChain::default()))
+            }
             (None, _) => {}
             (Some(_), ["}"]) if depth == 0 => found.extend(open.take()),
             (Some((_, chain)), ["type", ..]) => chain.drops |= text.contains("policy drop"),
@@ -269,5 +276,10 @@ mod tests {
         assert_eq!(said(&legacy, bare), Shared::Whole, "it does nothing");
         let fewer = SAVE.replace("[1:2] -A FORWARD -j mine\n", "");
         assert!(matches!(said(&fewer, &dump("")), Shared::Differs(_)));
+        let without_policy = SAVE.replace(":FORWARD DROP [0:0]\n", "");
+        assert!(matches!(
+            said(&without_policy, &dump("")),
+            Shared::Differs(_)
+        ));
     }
 }

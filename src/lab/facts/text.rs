@@ -12,8 +12,9 @@ use super::{
     firewall::{self, PreparedRuleset},
     ip_json, link_layer, links, listing,
     nexthops::{self, NextHops},
-    nft_json, proxy, route, rule,
+    nft_json, proxy, return_path, route, rule,
     section::{Section, routing_table, sections},
+    sets,
     shared::{self, ShownTables},
     signs::{doubt, without_nft},
     sysctl, vrf,
@@ -579,6 +580,9 @@ impl Reader {
             },
         };
         self.lost_lines(&ruleset, &prepared.lost);
+        if kind == RulesetKind::Nft && whole::is_stateless(section.command) {
+            self.doubt_quotas(&ruleset);
+        }
         ruleset.text = prepared.text;
         if kind == RulesetKind::Nft {
             let older = firewall::older_tables(&section.body, &self.saved);
@@ -604,6 +608,21 @@ impl Reader {
             };
             let line = ruleset.origin_of(*at).line;
             self.omit(line, format!("not loaded: {reason}: {text}"), omission);
+        }
+    }
+
+    /// Says which packets the rules with a quota can concern of which `nft -s` does not tell how much is used.
+    fn doubt_quotas(&mut self, ruleset: &Ruleset) {
+        let maps = RulesetMaps::new(std::slice::from_ref(ruleset));
+        for (at, line) in ruleset.text.lines().enumerate() {
+            let rule = line.trim();
+            // `quota NAME {` makes one, which rules name.
+            let asks = rule.split_whitespace().any(|word| word == "quota") && !rule.ends_with('{');
+            if asks && !rule.contains(" used ") && !rule.starts_with('#') {
+                let omission = maps.omission(ruleset, &[at]);
+                let message = format!("`nft -s` tells not how much of the quota is used: {rule}");
+                self.omit(ruleset.origin_of(at).line, message, omission);
+            }
         }
     }
 
@@ -807,6 +826,8 @@ impl Reader {
         connected::doubt_broadcasts(&mut self.facts);
         connected::doubt_disowned(&mut self.facts);
         connected::doubt_lost(&mut self.facts);
+        sets::doubt_cut(&mut self.facts, sections);
+        return_path::doubt_unknown_filter(&mut self.facts, sections);
         proxy::model(&mut self.facts, sections);
     }
 }

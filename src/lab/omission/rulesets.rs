@@ -50,13 +50,22 @@ impl<'a> RulesetMaps<'a> {
     fn of_set_line(&self, sets: &Ruleset, line: &str) -> Omission {
         let words: Vec<&str> = line.split_whitespace().collect();
         let concern = match words[..] {
-            ["add", set, ..] => self.users_of(&with_lists(&sets.text, set)),
+            ["add", set, ..] => return self.of_set(sets, set),
             ["create", ..] => Concern::default(),
             _ => Concern::everything(),
         };
         Omission {
             kind: OmissionKind::Set,
             concern,
+        }
+    }
+
+    /// What is missing where a set of `sets` lacks elements.
+    #[must_use]
+    pub(crate) fn of_set(&self, sets: &Ruleset, set: &str) -> Omission {
+        Omission {
+            kind: OmissionKind::Set,
+            concern: self.users_of(&with_lists(&sets.text, set)),
         }
     }
 

@@ -158,6 +158,11 @@ fn lost(facts: &mut RouterFacts) {
         omission.is_some_and(|omission| omission.kind == OmissionKind::Interface)
     };
     let unread = facts.warnings.iter().any(of_interface);
+    // That main has one over it shows that the interface did not go: the list of interfaces was cut.
+    let is_of_main = |route: &&Route| route.table == Route::MAIN;
+    let left_out = facts.lost_routes.iter();
+    let of_main = left_out.filter_map(|lost| lost.route.as_ref().filter(is_of_main));
+    let still: BTreeSet<&IfName> = of_main.flat_map(devices).collect();
     let mut lost = Vec::new();
     for LostRoute {
         line,
@@ -168,8 +173,8 @@ fn lost(facts: &mut RouterFacts) {
         // A kernel drops the routes over an interface that goes.
         let gone = |route: &&Route| {
             let dev = |dev: &IfName| facts.interfaces.iter().any(|i| i.name == *dev);
-            let mut devices = route.next_hops.iter().filter_map(|hop| hop.dev.as_ref());
-            route.table != Route::MAIN && !unread && devices.any(|name| !dev(name))
+            let mut gone = devices(route).filter(|name| !dev(name));
+            route.table != Route::MAIN && !unread && gone.any(|name| !still.contains(name))
         };
         let omission = match route {
             Some(route) if gone(&route) => tables.of_route(route, &named, &made).of_passed(),
@@ -192,9 +197,13 @@ fn lost(facts: &mut RouterFacts) {
     facts.lost_rules.clear();
 }
 
+/// The interfaces that a route names.
+fn devices(route: &Route) -> impl Iterator<Item = &IfName> {
+    route.next_hops.iter().filter_map(|hop| hop.dev.as_ref())
+}
+
 fn unusable(facts: &RouterFacts, route: &Route) -> Option<String> {
-    let devices = route.next_hops.iter().filter_map(|hop| hop.dev.as_ref());
-    for dev in devices {
+    for dev in devices(route) {
         match facts.interfaces.iter().find(|i| i.name == *dev) {
             None => return Some(format!("the router has no interface {dev}")),
             Some(interface) if !interface.up => return Some(format!("interface {dev} is down")),
