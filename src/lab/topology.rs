@@ -19,7 +19,9 @@ mod evidence;
 mod join;
 mod link;
 mod places;
+mod strangers;
 mod tags;
+mod tunnels;
 
 pub use self::{
     join::{build, build_with},

@@ -74,8 +74,8 @@ pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
     }
     while let Some(word) = words.next() {
         let value = match word {
-            "remote" | "local" | "table" | "id" | "key" | "ikey" | "vlan_filtering"
-            | "stp_state" => words.next(),
+            "remote" | "local" | "table" | "id" | "key" | "ikey" | "okey" | "dstport"
+            | "vlan_filtering" | "stp_state" => words.next(),
             _ => continue,
         };
         let Some(value) = value else { return };
@@ -83,6 +83,8 @@ pub(super) fn detail(kind: &str, words: &mut Words<'_>, link: &mut LinkFacts) {
             "remote" => link.remote = value.parse().ok(),
             "local" => link.local = value.parse().ok(),
             "table" => link.vrf_table = number(value),
+            "dstport" => link.outer_port = value.parse().ok(),
+            "okey" => link.sent_key = key(value),
             "vlan_filtering" => link.heeds_vlans = value == "1",
             "stp_state" => link.spans = value == "1",
             _ => link.key = key(value),

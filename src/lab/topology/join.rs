@@ -18,7 +18,7 @@ use ipnet::IpNet;
 
 use super::{
     Interface, InterfaceKind, LinkFacts, Router, Segment, Topology, Warning, alone, between, check,
-    end::LinkEnd, evidence, places::VlanPlaces, tags,
+    end::LinkEnd, evidence, places::VlanPlaces, strangers, tags, tunnels,
 };
 use crate::{
     lab::{facts::RouterFacts, links::Links},
@@ -52,6 +52,12 @@ pub fn build_with(facts: Vec<RouterFacts>, links: &Links) -> Topology {
     topology
         .warnings
         .extend(places.doubts(&ends, &told, &groups));
+    let strangers = strangers::doubts(&ends, &groups, &told);
+    topology.warnings.extend(strangers);
+    let twins = strangers::twins((&ends, &topology.routers), &groups, &told);
+    topology.warnings.extend(twins);
+    let apart = tunnels::doubts((&ends, &topology.routers), &groups, &told);
+    topology.warnings.extend(apart);
     for group in groups {
         add_segment(&group, &ends, &mut topology);
     }

@@ -31,6 +31,12 @@ pub struct LinkFacts {
     /// What tells tunnels between the same addresses apart: a VXLAN network identifier or a key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<u32>,
+    /// The key that a tunnel sends, where its facts tell both (`ikey 0.0.0.1 okey 0.0.0.2`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sent_key: Option<u32>,
+    /// The UDP port that a VXLAN or GENEVE sends to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outer_port: Option<u16>,
     /// The routing table of a VRF, of the device itself and of its ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vrf_table: Option<u32>,
@@ -46,6 +52,10 @@ pub struct LinkFacts {
     /// Whether it is a bridge and what it bridges meets rules of its router.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub filters_bridged: bool,
+    /// Whether it is a bridge and connections over it are tracked as routed ones are (br_netfilter): what is
+    /// translated in one direction is translated back in the other.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tracks_bridged: bool,
     /// The rules that what it bridges meets between its ports.
     #[serde(skip_serializing_if = "FrameRules::is_empty")]
     pub frame_rules: FrameRules,
