@@ -234,6 +234,7 @@ fn a_host_sends_to_a_router_of_its_own_subnet_directly_and_to_other_hosts_withou
     );
     let link = SharedLink {
         segment: "0".to_owned(),
+        tracked_by: Vec::new(),
         filtered_by: Vec::new(),
         proxied_by: Vec::new(),
         isolated_by: Vec::new(),

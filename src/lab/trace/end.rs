@@ -164,6 +164,9 @@ pub struct SharedLink {
     /// Routers whose bridge the segment is and that filter what they bridge.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filtered_by: Vec<RouterName>,
+    /// Routers whose bridge the segment is and that track the connections over it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tracked_by: Vec<RouterName>,
     /// Routers that answer for hosts of the link, and may pass on what is for these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub proxied_by: Vec<RouterName>,

@@ -83,6 +83,10 @@ impl Finder<'_> {
             .filter_map(|hop| Some(at(router, hop.dev?)))
             .collect();
         facing.dedup();
+        let uplinks = self.uplinks(router)?.into_iter().collect();
+        if let Some(direct) = self.on_the_destinations_link(&uplinks) {
+            return Ok(direct);
+        }
         if facing.is_empty() {
             return Err(TraceError::NotFacing {
                 router: router.clone(),
@@ -157,29 +161,73 @@ impl Finder<'_> {
             .collect()
     }
 
-    /// Every interface by which a router sends to the source out of the lab.
+    /// Every interface by which a router sends to the source out of the lab; only those on the destination's
+    /// own link, where there are such.
     fn edges(&mut self) -> Result<Vec<Entry>, TraceError> {
         let source = self.packet.source;
         let routers = self.wiring.routers();
         self.sockets.open_all(&routers)?;
         let mut edges = BTreeSet::new();
+        let mut uplinks = BTreeSet::new();
         for router in routers {
             let mut hops = self.own_next_hops(router)?;
             let netlink = self.sockets.router(router)?;
             hops.extend(by_other_tables(netlink, source)?);
-            for hop in hops {
-                let Some(dev) = hop.dev else { continue };
-                let next_hop = hop.via.unwrap_or(source);
-                let end = self.wiring.onward(router, &dev, next_hop, source);
-                // Of routers whose facts lack something it is not known whether they are on the segment.
-                let lost = !self.wiring.missing.is_empty() || !self.wiring.partly_seen.is_empty();
-                let maybe = lost && matches!(end, Onward::End(End::Absent { .. }));
-                if maybe || matches!(end, Onward::End(End::Leaves { .. } | End::SomeEnd { .. })) {
-                    edges.insert(at(router, dev));
-                }
-            }
+            edges.extend(self.leaving(router, hops));
+            uplinks.extend(self.uplinks(router)?);
         }
-        Ok(edges.into_iter().collect())
+        let direct = self.on_the_destinations_link(&uplinks);
+        Ok(direct.unwrap_or_else(|| edges.into_iter().collect()))
+    }
+
+    /// The interfaces by which `hops` leave the lab.
+    fn leaving(&self, router: &RouterName, hops: Vec<NextHop>) -> BTreeSet<Entry> {
+        let source = self.packet.source;
+        let leaves = |hop: NextHop| {
+            let dev = hop.dev?;
+            let next_hop = hop.via.unwrap_or(source);
+            let end = self.wiring.onward(router, &dev, next_hop, source);
+            // Of routers whose facts lack something it is not known whether they are on the segment.
+            let lost = !self.wiring.missing.is_empty() || !self.wiring.partly_seen.is_empty();
+            let maybe = lost && matches!(end, Onward::End(End::Absent { .. }));
+            let leaves = matches!(end, Onward::End(End::Leaves { .. } | End::SomeEnd { .. }));
+            (maybe || leaves).then(|| at(router, dev))
+        };
+        hops.into_iter().filter_map(leaves).collect()
+    }
+
+    /// The interfaces by which any route of `router` leads to the source out of the lab, those included that
+    /// wait for a better one to go: a second uplink. None where the destination is on no link of it.
+    fn uplinks(&mut self, router: &RouterName) -> Result<BTreeSet<Entry>, TraceError> {
+        let source = self.packet.source;
+        let links = self.wiring.neighbours(self.packet.destination);
+        if !links.iter().any(|plug| plug.router == *router) {
+            return Ok(BTreeSet::new());
+        }
+        let netlink = self.sockets.router(router)?;
+        let mut routes = netlink.routes(Family::of(source), None)?;
+        let leads = |route: &Route| {
+            route.kind == RouteKind::Unicast
+                && route.table != Route::LOCAL
+                && route.destination.contains(&source)
+        };
+        routes.retain(leads);
+        let hops = routes.into_iter().flat_map(|route| route.next_hops);
+        Ok(self.leaving(router, hops.collect()))
+    }
+
+    /// Of `uplinks` those in whose subnet the destination is, and of these its owner's: who is outside sends
+    /// there what is for that network, by whichever of its interfaces the router would answer.
+    fn on_the_destinations_link(&self, uplinks: &BTreeSet<Entry>) -> Option<Vec<Entry>> {
+        let destination = self.packet.destination;
+        let near = self.wiring.neighbours(destination).into_iter();
+        let on_link = near.filter(|plug| uplinks.contains(&plug.entry()));
+        let on_link: Vec<&Plug> = on_link.collect();
+        let own = on_link.iter().filter(|plug| plug.has(destination));
+        let own: Vec<Entry> = own.map(|plug| plug.entry()).collect();
+        let all = on_link.into_iter().map(Plug::entry).collect();
+        let chosen: Vec<Entry> = if own.is_empty() { all } else { own };
+        (!chosen.is_empty()).then_some(chosen)
     }
 
     /// How `router` sends to the source: as its answers to this packet go, and as what is of

@@ -1,6 +1,6 @@
 //! Who gets what a router sends out: the other end of the wire, by the lab's wiring alone.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -316,6 +316,9 @@ impl Wiring {
         let filters = near.iter().filter(|plug| plug.link.filters_bridged);
         let mut filtered_by: Vec<RouterName> = filters.map(|plug| plug.router.clone()).collect();
         filtered_by.dedup();
+        let tracks = near.iter().filter(|plug| plug.link.tracks_bridged);
+        let mut tracked_by: Vec<RouterName> = tracks.map(|plug| plug.router.clone()).collect();
+        tracked_by.dedup();
         let all = near
             .iter()
             .all(|plug| plug.kind != InterfaceKind::Tunnel && shares(plug));
@@ -333,6 +336,13 @@ impl Wiring {
         let isolate = near.iter().filter(|plug| plug.link.isolates);
         let mut isolated_by: Vec<RouterName> = isolate.map(|plug| plug.router.clone()).collect();
         isolated_by.dedup();
+        // A narrower subnet has the destination on a link where the source does not look for it.
+        let narrowest = self.neighbours(destination);
+        let here = narrowest
+            .iter()
+            .any(|plug| near.iter().any(|n| n.segment == plug.segment));
+        let elsewhere = narrowest.iter().filter(|_| !here).map(|plug| &plug.router);
+        let silent: BTreeSet<&RouterName> = owners.into_iter().chain(elsewhere).collect();
         let others = near.iter().filter(|plug| plug.segment != first.segment);
         let mut or_on: Vec<String> = others
             .filter_map(|plug| Some(self.segment(plug)?.to_owned()))
@@ -341,9 +351,10 @@ impl Wiring {
         Some(SharedLink {
             segment: self.segment(first)?.to_owned(),
             filtered_by,
+            tracked_by,
             proxied_by,
             isolated_by,
-            silent: owners.into_iter().cloned().collect(),
+            silent: silent.into_iter().cloned().collect(),
             between: self.with_twins(&near, [source, destination]),
             or_on,
         })
