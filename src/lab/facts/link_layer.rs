@@ -16,14 +16,14 @@
 
 use std::collections::BTreeSet;
 
-use super::{RouterFacts, device_hooks, firewall, section::Section};
+use super::{InterfaceFacts, RouterFacts, device_hooks, firewall, section::Section};
 use crate::{
     lab::{
         omission::{
             self, Extent, Filters, Hooks, Omission, OmissionKind, PacketSet, RuleExtent,
             RulesetMaps,
         },
-        topology::{FrameRules, MasterKind, Ruleset, RulesetKind, Warning},
+        topology::{At, FrameRules, MasterKind, Ruleset, RulesetKind, Warning},
     },
     model::IfName,
     netlink::object::Family,
@@ -41,6 +41,8 @@ pub(super) fn model(facts: &mut RouterFacts, sections: &[Section<'_>]) {
     let with_ip_rules = meets_ip_rules(facts, sections);
     let rules = rules_of_frames(facts, sections, with_ip_rules);
     mark_filtering(facts, &masters, &rules);
+    let flows = by_flows(facts);
+    facts.warnings.extend(flows);
     if masters.is_empty() {
         return;
     }
@@ -147,6 +149,7 @@ fn mark_filtering(facts: &mut RouterFacts, masters: &BTreeSet<IfName>, rules: &F
         let has_ports = masters.contains(&interface.name);
         let link = &mut interface.value.link;
         link.filters_bridged = filters && (is_bridge || has_ports);
+        link.tracks_bridged = rules.of_ip && (is_bridge || has_ports);
         if filters && has_ports {
             link.frame_rules = rules.clone();
         }
@@ -211,6 +214,22 @@ fn held_back(facts: &RouterFacts, masters: &BTreeSet<IfName>) -> Vec<Warning> {
         warnings.push(Warning::omission(origin, &facts.name, message, omission));
     }
     warnings
+}
+
+/// Devices of Open vSwitch, which decides by its flow table what passes them (ovs-vswitchd(8)).
+fn by_flows(facts: &RouterFacts) -> Vec<Warning> {
+    let interfaces = facts.interfaces.iter();
+    let switches = interfaces.filter(|i| i.link.kind.as_deref() == Some("openvswitch"));
+    let doubt = |interface: &At<InterfaceFacts>| {
+        let message = format!(
+            "{} is a device of Open vSwitch, whose flows are not among the facts",
+            interface.name
+        );
+        let packets = [PacketSet::by(interface.name.clone())];
+        let omission = Omission::of_packets(OmissionKind::Feature, packets).of_passed();
+        Warning::omission(facts.origin(interface.line), &facts.name, message, omission)
+    };
+    switches.map(doubt).collect()
 }
 
 /// Tables of nftables that see the frames of packets that are routed.

@@ -12,7 +12,7 @@ use super::{
     result::{Refuser, ServiceStatus},
 };
 use crate::{
-    model::IfName,
+    model::{IfName, RouterName},
     run::{outside::OutsideReason, probe::no_way, sentence::untaken},
 };
 
@@ -59,10 +59,15 @@ pub(super) enum PacketFate {
     Unanswered(String),
     /// One left by this interface, and the source host is at another one.
     Astray(IfName),
+    /// One left towards this neighbour, to whom requests go, too: one host of the job stands for it, and not both.
+    Ambiguous(IpAddr),
     /// One left the lab by this interface, towards this neighbour; the source is outside the lab.
     Outside(IfName, IpAddr),
     /// It went over the link that client and server share, past all routers.
-    Direct,
+    Direct {
+        /// The router whose bridge the link is, where that may translate the answer back.
+        tracked_by: Option<RouterName>,
+    },
     /// It was for this address on the server's own link, and nobody there has it.
     Unowned(IpAddr),
     /// A rule or policy ended one.
@@ -172,8 +177,9 @@ pub(super) fn is_settled(facts: &Observation<'_>) -> bool {
             _,
             PacketFate::Stopped { .. }
             | PacketFate::Astray(_)
+            | PacketFate::Ambiguous(_)
             | PacketFate::Outside(..)
-            | PacketFate::Direct,
+            | PacketFate::Direct { .. },
         ) => true,
         (_, PacketFate::Unowned(_)) => true,
         (PacketFate::Lost(reason), _) if facts.experience.is_none() => reason.is_known(),
@@ -332,13 +338,34 @@ fn outside(interface: &IfName, hop: IpAddr) -> String {
     )
 }
 
+fn ambiguous(hop: IpAddr) -> String {
+    format!(
+        "the answer goes to {hop}, as the request does: whether it gets to the source from there is not known"
+    )
+}
+
 /// The request arrived, the answer did not.
 fn half_way(facts: &Observation<'_>) -> Judged {
     if let PacketFate::Outside(interface, hop) = &facts.answer {
         let message = format!("the request arrived; {}", outside(interface, *hop));
         return Judged::new(ServiceStatus::Unknown, message);
     }
-    if facts.answer == PacketFate::Direct && facts.called == facts.destination {
+    if let PacketFate::Ambiguous(hop) = &facts.answer {
+        let message = format!("the request arrived; {}", ambiguous(*hop));
+        return Judged::new(ServiceStatus::Unknown, message);
+    }
+    if let PacketFate::Direct {
+        tracked_by: Some(router),
+    } = &facts.answer
+    {
+        let message = format!(
+            "the request arrived; the server answers the client over the bridge of {router}, which tracks \
+             connections over it (br_netfilter) and may translate the answer back: the lab has no ports \
+             in the bridge"
+        );
+        return Judged::new(ServiceStatus::Unknown, message);
+    }
+    if matches!(facts.answer, PacketFate::Direct { .. }) && facts.called == facts.destination {
         let message = "the request arrived; the server answers the client directly, past the routers: \
                        whether these pass on the rest of a connection whose answer they missed is not \
                        measured";
@@ -355,7 +382,8 @@ fn half_way(facts: &Observation<'_>) -> Judged {
         }
         PacketFate::Astray(interface) => astray(interface),
         PacketFate::Outside(interface, hop) => outside(interface, *hop),
-        PacketFate::Direct => format!(
+        PacketFate::Ambiguous(hop) => ambiguous(*hop),
+        PacketFate::Direct { .. } => format!(
             "the server answers the client directly, from {}, an address that the client did not \
              call",
             facts.destination
@@ -465,7 +493,7 @@ mod tests {
             (None, passed(), passed(), true, ServiceStatus::Partial, "did not reach the source host"),
             (None, passed(), astray(), true, ServiceStatus::Partial, "left the router by wan"),
             (None, passed(), outside(), true, ServiceStatus::Unknown, "leaves the lab by wan"),
-            (None, passed(), PacketFate::Direct, true, ServiceStatus::Partial, "directly, from 10.9.0.9"),
+            (None, passed(), PacketFate::Direct { tracked_by: None }, true, ServiceStatus::Partial, "directly, from 10.9.0.9"),
             (None, passed(), unowned(), true, ServiceStatus::Partial, "nobody there has that address"),
             (None, passed(), none(), false, ServiceStatus::Unknown, "did not reach"),
             (Some(&mute), passed(), stopped(None), true, ServiceStatus::Partial, "connection was made"),
@@ -486,7 +514,7 @@ mod tests {
     #[test]
     fn an_answer_from_the_address_that_was_called_needs_no_router() {
         let facts = Observation {
-            answer: PacketFate::Direct,
+            answer: PacketFate::Direct { tracked_by: None },
             arrived: true,
             called: HOST,
             ..facts(None)

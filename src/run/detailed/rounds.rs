@@ -321,10 +321,12 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         let routers = routers.into_iter().map(|(address, _, mac)| (address, mac));
         let routers = routers.collect();
         let has_source = beside.is_some_and(|host| subnet.contains(&host.address.addr()));
+        let mut tracking = map.plugged(segment).filter(|(_, i)| i.link.tracks_bridged);
         Some(HostLink {
             subnet,
             routers,
             has_source,
+            tracked_by: tracking.next().map(|(name, _)| name.clone()),
         })
     }
 

@@ -266,6 +266,8 @@ pub(super) struct HostLink {
     pub(super) routers: Vec<(IpAddr, Mac)>,
     /// Whether the source host is in it, on the same segment.
     pub(super) has_source: bool,
+    /// The router whose bridge it is, where that tracks the connections over it (br_netfilter).
+    pub(super) tracked_by: Option<RouterName>,
 }
 
 /// Who stands in for the hosts of a stretch on copies of its routers.

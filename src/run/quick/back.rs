@@ -231,13 +231,25 @@ impl Answer<'_> {
             && let Some(shared) = self.wiring.shared_link(to, from)
             && shared.or_on.is_empty()
         {
+            let translators = self.translators();
+            let bridging = shared.tracked_by.iter().map(RouterName::as_str);
+            let bridging: Vec<&str> = bridging.filter(|r| translators.contains(r)).collect();
+            let missed = match bridging.is_empty() {
+                true => format!(
+                    "misses {}, which translated the request",
+                    translators.join(", ")
+                ),
+                false => format!(
+                    "is bridged by {}, which translated the request and may translate the answer \
+                     back (br_netfilter)",
+                    bridging.join(", ")
+                ),
+            };
             let link = shared.segment;
             let why = format!(
-                "{from} answers {to} directly, since both are on segment {link}, and the answer \
-                 misses {}, which translated the request",
-                self.translators().join(", ")
+                "{from} answers {to} directly, since both are on segment {link}, and the answer {missed}"
             );
-            return (!self.translators().is_empty()).then(|| Finding::Misses(why.into()));
+            return (!translators.is_empty()).then(|| Finding::Misses(why.into()));
         }
         let answer = self.packet(last, (from, to));
         let start = match self.kind {

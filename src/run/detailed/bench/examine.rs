@@ -135,7 +135,9 @@ impl Bench<'_> {
                 && link.loses(peer.ip())
             {
                 answer = if link.has_source && peer.ip() == self.site.from() {
-                    PacketFate::Direct
+                    PacketFate::Direct {
+                        tracked_by: link.tracked_by.clone(),
+                    }
                 } else {
                     PacketFate::Unowned(peer.ip())
                 };
@@ -193,6 +195,13 @@ impl Bench<'_> {
                 && key.interface == left.interface
                 && key.address == left.hop
         });
+        // What goes to the server's neighbour entry comes to the server's host.
+        let to_server = self.site.destination.is_some()
+            && matches!(&self.site.target.sink, Sink::Host { router, interface, hop, .. }
+                if *router == left.router && *interface == left.interface && *hop == left.hop);
+        if home && to_server {
+            return Some(PacketFate::Ambiguous(left.hop));
+        }
         let held = match &left.onward {
             Onward::Routers(routers) => {
                 routers.iter().any(|r| self.site.place(&r.router).is_some())
