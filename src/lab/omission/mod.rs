@@ -22,8 +22,8 @@ pub(crate) use place::Hooks;
 pub(crate) use reach::{FactsPlace, Met, Reach};
 pub(crate) use rule::RuleExtent;
 pub(crate) use rulesets::{
-    RulesetMaps, asking_port_sets, asks_hardware_addresses, redirecting, rewrites_tcp_options,
-    rewriting, rules, stopping_frames, translating,
+    PlacedRule, RulesetMaps, asking_port_sets, asks_hardware_addresses, placed_rules, redirecting,
+    rewrites_tcp_options, rewriting, rules, stopping_frames, translating,
 };
 pub(crate) use stops::{BridgedFrame, Filters, PossibleStop, Stop, StopQuery, with_sets_of};
 pub(crate) use tables::{TableRules, no_kernel_uses};

@@ -54,6 +54,21 @@ impl Hooks {
         hooks
     }
 
+    /// The hooks at which what a router hands on goes out by the interface that it was routed to: all
+    /// rules of FORWARD, and those of `nat` at POSTROUTING, where the rest sees the router's own as well.
+    pub(crate) fn of_forwarded(nat: bool) -> Self {
+        Self {
+            forward: true,
+            postrouting: nat,
+            ..Self::default()
+        }
+    }
+
+    /// Whether there are none but these.
+    pub(crate) fn is_within(self, others: Self) -> bool {
+        self.with(others) == others
+    }
+
     fn with(self, other: Self) -> Self {
         Self {
             ingress: self.ingress || other.ingress,
@@ -70,7 +85,7 @@ impl Hooks {
         self.ingress || self.prerouting || self.output
     }
 
-    pub(super) fn is_empty(self) -> bool {
+    pub(crate) fn is_empty(self) -> bool {
         self == Self::default()
     }
 
@@ -151,6 +166,12 @@ impl Chains {
     /// Whether no base chain of the table does more than to filter.
     pub(super) fn filter(&self) -> bool {
         self.others.is_empty()
+    }
+
+    /// Whether the chain is a hook's own and does more than to filter: of the hooks that packets pass on
+    /// their way through the router, these are the chains of nat.
+    pub(super) fn translates(&self, chain: &str) -> bool {
+        self.others.contains(chain)
     }
 
     pub(super) fn add_jump(&mut self, from: Option<&str>, to: &str) {

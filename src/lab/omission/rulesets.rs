@@ -253,6 +253,80 @@ pub(crate) fn rules(rulesets: &[Ruleset]) -> impl Iterator<Item = (String, Rule)
     })
 }
 
+/// A rule and where packets of IP meet it.
+#[derive(Debug)]
+pub(crate) struct PlacedRule {
+    /// As the ruleset has it.
+    pub(crate) text: String,
+    /// The rule.
+    pub(crate) rule: Rule,
+    /// The hooks that it can be reached from; none where it sees frames alone.
+    pub(crate) hooks: Hooks,
+    /// Whether only the first packet of a connection asks it, and that once.
+    pub(crate) of_nat: bool,
+    /// Whether all chains that it leads to are chains: in text of iptables a target may look like one.
+    pub(crate) to_chains: bool,
+}
+
+/// Each rule of the rulesets with its place, and the lines that say what sets and the like are and hold.
+pub(crate) fn placed_rules(rulesets: &[Ruleset]) -> (Vec<PlacedRule>, Vec<String>) {
+    let (mut rules, mut others) = (Vec::new(), Vec::new());
+    for ruleset in rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset) {
+        let map = RulesetMap::read(ruleset.kind, &ruleset.text);
+        if map.is_crowded() {
+            let statements = map.lines.iter().flat_map(|line| crowded(&line.text));
+            for statement in statements {
+                others.push(statement.text.clone());
+                rules.push(statement);
+            }
+            continue;
+        }
+        for line in &map.lines {
+            match (&line.chain, map.xtables) {
+                (Some(chain), _) => rules.extend(map.placed(line, chain)),
+                (None, false) => others.push(line.text.trim().to_owned()),
+                (None, true) => {}
+            }
+        }
+    }
+    (rules, others)
+}
+
+/// The statements on a line, written by hand, on which several things stand: each may be a rule of any
+/// chain, or say what a set holds.
+fn crowded(line: &str) -> impl Iterator<Item = PlacedRule> {
+    let statements = line.split(';').map(|statement| {
+        let mut rest = statement.trim();
+        while let Some((head, behind)) = rest.split_once('{') {
+            if !head.starts_with("table ") && !head.starts_with("chain ") {
+                break;
+            }
+            rest = behind.trim();
+        }
+        rest.trim_start_matches(['}', ' '])
+    });
+    let rules = statements.filter(|text| is_rule(text, false));
+    rules.map(|text| PlacedRule {
+        text: text.to_owned(),
+        rule: Rule::of_nft(text),
+        hooks: Hooks::ALL,
+        of_nat: false,
+        to_chains: true,
+    })
+}
+
+/// Whether what stands in a chain is a rule, and not a part of what says which chain it is.
+fn is_rule(text: &str, xtables: bool) -> bool {
+    let first = text.split_whitespace().next().unwrap_or_default();
+    match xtables {
+        true => first.starts_with('-'),
+        false => !matches!(
+            first,
+            "" | "chain" | "type" | "policy" | "comment" | "devices" | "}" | "#"
+        ),
+    }
+}
+
 /// `set` and the lists of sets that hold it.
 fn with_lists<'a>(text: &'a str, set: &'a str) -> BTreeSet<&'a str> {
     let mut names = BTreeSet::from([set]);
@@ -318,6 +392,41 @@ impl RulesetMap {
             RulesetKind::Ip6tables => xtables(text, Family::V6),
             RulesetKind::Iptables | RulesetKind::Ipset => xtables(text, Family::V4),
         }
+    }
+
+    /// Whether it is one of nft(8) written by hand, with several things on one line.
+    fn is_crowded(&self) -> bool {
+        let crowded = |line: &str| line.contains("chain ") && line.contains("hook ");
+        !self.xtables && self.lines.iter().any(|line| crowded(&line.text))
+    }
+
+    /// The rule on `line` of `chain`, if there is one.
+    fn placed(&self, line: &RulesetLine, chain: &str) -> Option<PlacedRule> {
+        let text = line.text.trim();
+        let table = line.table.and_then(|at| self.tables.get(at))?;
+        if !is_rule(text, self.xtables) {
+            return None;
+        }
+        let rule = line.rule(self.xtables);
+        let chains = &table.chains;
+        let hooks = chains.of(chain);
+        let to_chains = !self.xtables || rule.called().all(|to| chains.has(to));
+        Some(PlacedRule {
+            text: text.to_owned(),
+            rule,
+            hooks: match table.layer {
+                Layer::Ip if self.xtables && hooks.is_empty() && !chains.has(chain) => {
+                    undeclared(chain, &table.name)
+                }
+                Layer::Ip => hooks,
+                Layer::Bridge | Layer::Device | Layer::Arp => Hooks::default(),
+            },
+            of_nat: match self.xtables {
+                true => table.name == "nat",
+                false => chains.translates(chain),
+            },
+            to_chains,
+        })
     }
 
     /// What is missing where these lines of `ruleset`, of which this is the map, are left out.
@@ -473,6 +582,14 @@ fn hooks_of_table(name: &str) -> Hooks {
             ..none
         },
         _ => Hooks::ALL,
+    }
+}
+
+/// The hooks of a chain of iptables(8) that a ruleset does not declare.
+fn undeclared(chain: &str, table: &str) -> Hooks {
+    match Hooks::named(chain) {
+        Hooks::ALL => hooks_of_table(table),
+        hooks => hooks,
     }
 }
 

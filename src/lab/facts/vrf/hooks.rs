@@ -3,300 +3,158 @@
 //! What comes in by a port meets PREROUTING once with the port and once with the VRF as the interface
 //! that it came in by, FORWARD and INPUT with the VRF alone (`l3mdev_ip_rcv()`), and leaves by a port.
 
-use crate::lab::topology::{Ruleset, RulesetKind};
-
-/// The chain that a rule is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Prerouting,
-    Forward,
-    Postrouting,
-    /// Of another hook, which nothing that comes in meets before it is routed.
-    Elsewhere,
-    /// Another chain, which several may lead to, or a set.
-    Anywhere,
-}
-
-/// A rule, or an element of a set.
-struct Line<'a> {
-    text: &'a str,
-    place: Place,
-    /// Whether only the first packet of a connection asks it, and that once.
-    of_nat: bool,
-    of_nft: bool,
-    /// Whether it leads to another chain.
-    jumps: bool,
-}
+use crate::{
+    firewall::rule::{Caveat, Does, Field, Rule, RuleVerdict, Test, pieces},
+    lab::{
+        omission::{Hooks, PlacedRule, placed_rules},
+        topology::Ruleset,
+    },
+};
 
 /// Whether rules tell by which interface a packet came in, or by which one the router's own leave, and
 /// `named` says that they mean it.
 pub(super) fn tell_incoming(rulesets: &[Ruleset], named: impl Fn(&str) -> bool) -> bool {
-    lines(rulesets).iter().any(|line| {
-        let forwarded = match line.place {
-            Place::Forward => true,
-            Place::Postrouting => line.of_nat,
-            _ => false,
-        };
-        match forwarded {
-            true => named(&without_outgoing(line.text)),
-            false => named(line.text),
-        }
-    })
+    let (rules, others) = placed_rules(rulesets);
+    // A line that names a set or a limit is no more than that, though it has such a word.
+    let held = |line: &&String| !line.ends_with('{');
+    others.iter().filter(held).any(|line| named(line))
+        || rules.iter().any(|rule| tells(rule, &named))
+}
+
+fn tells(placed: &PlacedRule, named: impl Fn(&str) -> bool) -> bool {
+    let same_way_out = leaves_by_port(placed);
+    let asks = |test: &Test| match test.itself() {
+        Test::Device { of, .. } if *of == Field::Outgoing && same_way_out => false,
+        Test::Device { names, .. } => names.iter().any(|name| named(name)),
+        Test::Other { text, .. } => named(text),
+        _ => false,
+    };
+    let mut matches = placed.rule.matches.iter();
+    matches.any(|one| asks(&one.test)) || mapped(&placed.text).is_some_and(|held| named(&held))
+}
+
+/// Whether all that comes to a rule goes out by a port, with a VRF of the kernel as well as without.
+fn leaves_by_port(placed: &PlacedRule) -> bool {
+    let forwarded = Hooks::of_forwarded(placed.of_nat);
+    !placed.hooks.is_empty() && placed.hooks.is_within(forwarded)
+}
+
+/// What stands in the maps of a rule, whose elements it does not keep.
+fn mapped(text: &str) -> Option<String> {
+    let pieces = pieces(text);
+    let at = pieces
+        .iter()
+        .position(|word| ["map", "vmap"].contains(word))?;
+    Some(pieces.get(at..)?.join(" "))
 }
 
 /// Whether a packet that passed PREROUTING may fare otherwise there the second time.
 pub(super) fn differ_the_second_time(rulesets: &[Ruleset]) -> bool {
-    let all = lines(rulesets);
-    let met = |line: &&Line<'_>| matches!(line.place, Place::Prerouting | Place::Anywhere);
-    let (of_nat, repeated): (Vec<&Line<'_>>, Vec<&Line<'_>>) =
-        all.iter().filter(met).partition(|line| line.of_nat);
-    let changes = |line: &&Line<'_>| line.effect() == Effect::Changes;
-    if repeated.iter().any(changes) {
+    let (rules, others) = placed_rules(rulesets);
+    if others.iter().any(|line| counts(line)) {
+        return true;
+    }
+    let met = rules.iter().filter(|placed| placed.hooks.prerouting);
+    let (of_nat, repeated): (Vec<&PlacedRule>, Vec<&PlacedRule>) =
+        met.partition(|placed| placed.of_nat);
+    let leaves = |effect| move |placed: &&&PlacedRule| left_by(placed) == effect;
+    let changes = leaves(LeftByRule::Changes);
+    if repeated.iter().any(|placed| changes(&placed)) {
         return true;
     }
     // What translates an address does so before the others are asked again.
-    if of_nat.iter().any(changes) && !repeated.is_empty() {
+    if of_nat.iter().any(|placed| changes(&placed)) && !repeated.is_empty() {
         return true;
     }
-    let marks = |line: &&Line<'_>| line.effect() == Effect::Marks;
-    let mut repeated_marks = repeated.iter().chain(&of_nat).filter(|line| marks(line));
-    repeated_marks.next().is_some() && repeated.iter().any(|line| line.asks_for_marks())
+    let mut all = repeated.iter().chain(&of_nat);
+    all.any(|placed| leaves(LeftByRule::Marks)(&placed))
+        && repeated.iter().any(|placed| asks_for_marks(&placed.rule))
 }
 
 /// What a rule leaves behind that another, or itself the next time, can see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Effect {
+enum LeftByRule {
     Nothing,
     /// A mark, the same one however often it is set.
     Marks,
     Changes,
 }
 
-impl Line<'_> {
-    fn effect(&self) -> Effect {
-        match self.of_nft {
-            true => of_nft(self.text),
-            false => of_iptables(self.text, self.jumps),
-        }
-    }
-
-    fn asks_for_marks(&self) -> bool {
-        let words: Vec<&str> = self.text.split_ascii_whitespace().collect();
-        let of_nft = words.windows(3).any(|three| match three {
-            ["meta" | "ct", "mark", next] => *next != "set",
-            _ => false,
-        });
-        of_nft || words.contains(&"--mark")
-    }
-}
-
-fn of_iptables(rule: &str, jumps: bool) -> Effect {
-    const COUNTING: [&str; 10] = [
-        "recent",
-        "limit",
-        "hashlimit",
-        "statistic",
-        "quota",
-        "connlimit",
-        "connbytes",
-        "rateest",
-        "bpf",
-        "u32",
-    ];
-    let words: Vec<&str> = rule.split_ascii_whitespace().collect();
-    let behind = |option: &str| {
-        // The last one: a comment, which stands before the target, may hold another.
-        let mut pairs = words.windows(2).rev();
-        let pair = pairs.find(|pair| pair.first() == Some(&option))?;
-        pair.get(1).copied()
-    };
-    let mut matches = words.windows(2);
-    if matches.any(|pair| matches!(pair, ["-m", name] if COUNTING.contains(name))) {
-        return Effect::Changes;
-    }
-    match behind("-j") {
-        Some("MARK") => match behind("--set-xmark").or(behind("--set-mark")) {
-            Some(value) if is_kept(value) => Effect::Marks,
-            _ => Effect::Changes,
-        },
-        None | Some("ACCEPT" | "DROP" | "RETURN" | "LOG" | "NFLOG" | "TRACE") => Effect::Nothing,
-        Some(_) if jumps => Effect::Nothing,
-        Some(_) => Effect::Changes,
-    }
-}
-
-/// Whether a mark with a mask, `0x1/0xff`, is the same however often it is set: bits beside the mask are
-/// turned over.
-fn is_kept(value: &str) -> bool {
-    let number = |text: &str| match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    };
-    let (value, mask) = value.split_once('/').unwrap_or((value, "0xffffffff"));
-    match (number(value), number(mask)) {
-        (Some(value), Some(mask)) => value & !mask == 0,
+fn left_by(placed: &PlacedRule) -> LeftByRule {
+    let rule = &placed.rule;
+    let counts = |caveat: &Caveat| match caveat {
+        Caveat::RateLimited(_)
+        | Caveat::Quota(_)
+        | Caveat::Random(_)
+        | Caveat::History(_)
+        | Caveat::Contents(_) => true,
+        // A program that reads what packets carry may keep something.
+        Caveat::Content(text) => text.contains("bpf"),
         _ => false,
-    }
-}
-
-fn of_nft(rule: &str) -> Effect {
-    const CHANGING: [&str; 17] = [
-        "set", "limit", "quota", "numgen", "add", "update", "delete", "meter", "dnat", "redirect",
-        "tproxy", "notrack", "queue", "dup", "fwd", "count", "synproxy",
-    ];
-    let words: Vec<&str> = rule.split_ascii_whitespace().collect();
-    let marks = words.windows(4).find_map(|four| match four {
-        ["meta", "mark", "set", value] => Some(is_kept(value)),
-        _ => None,
-    });
-    let changing = words.iter().filter(|word| CHANGING.contains(word)).count();
-    match (changing, marks) {
-        (0, _) => Effect::Nothing,
-        (1, Some(true)) => Effect::Marks,
-        _ => Effect::Changes,
-    }
-}
-
-/// A rule without the names of interfaces that packets leave by.
-fn without_outgoing(rule: &str) -> String {
-    let mut kept = Vec::new();
-    let mut words = rule.split_ascii_whitespace().peekable();
-    let mut before = "";
-    while let Some(word) = words.next() {
-        // Of a concatenation, the names of both stand together.
-        let outgoing = matches!(word, "-o" | "--out-interface" | "oifname" | "oif");
-        if outgoing && before != "." {
-            let _ = words.next_if_eq(&"!=");
-            match words.peek() {
-                Some(&"{") if word.starts_with("oif") => {
-                    while words.next().is_some_and(|word| word != "}") {}
-                }
-                Some(next) if !matches!(*next, "." | "vmap" | "map") => {
-                    words.next();
-                }
-                _ => {}
-            }
-        } else {
-            kept.push(word);
-        }
-        before = word;
-    }
-    kept.join(" ")
-}
-
-fn lines(rulesets: &[Ruleset]) -> Vec<Line<'_>> {
-    let mut lines = Vec::new();
-    for ruleset in rulesets {
-        match ruleset.kind {
-            RulesetKind::Ipset => {}
-            RulesetKind::Iptables | RulesetKind::Ip6tables => iptables(&ruleset.text, &mut lines),
-            RulesetKind::Nft => nft(&ruleset.text, &mut lines),
-        }
-    }
-    lines
-}
-
-fn iptables<'a>(text: &'a str, lines: &mut Vec<Line<'a>>) {
-    let mut table = "filter";
-    let declared = |line: &'a str| {
-        let name = line.strip_prefix(':').or(line.strip_prefix("-N "))?;
-        name.split_ascii_whitespace().next()
     };
-    let chains: Vec<&str> = text.lines().map(str::trim).filter_map(declared).collect();
-    for line in text.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix('*') {
-            table = name;
-        }
-        // Counters may stand before a rule.
-        let Some((_, rule)) = line.split_once("-A ") else {
-            continue;
-        };
-        let chain = rule.split_ascii_whitespace().next();
-        let place = match chain {
-            Some("PREROUTING") => Place::Prerouting,
-            Some("FORWARD") => Place::Forward,
-            Some("POSTROUTING") => Place::Postrouting,
-            Some("INPUT" | "OUTPUT") => Place::Elsewhere,
-            // Nothing leads from PREROUTING to chains of this table.
-            _ if table == "filter" => Place::Elsewhere,
-            _ => Place::Anywhere,
-        };
-        lines.push(Line {
-            text: rule,
-            place,
-            of_nat: table == "nat",
-            of_nft: false,
-            jumps: rule.split_once(" -j ").is_some_and(|(_, to)| {
-                let target = to.rsplit(" -j ").next().unwrap_or(to);
-                let target = target.split_ascii_whitespace().next();
-                target.is_some_and(|target| chains.contains(&target))
-            }),
-        });
+    if rule.varying().any(|varying| counts(&varying.caveat)) || !placed.to_chains {
+        return LeftByRule::Changes;
+    }
+    let effects = rule.does.iter().map(|does| match does {
+        Does::Decide(verdict) => left_by_verdict(verdict),
+        // Of a map that is declared elsewhere the verdicts are not known, but all of them are plain ones.
+        Does::Choose(_) | Does::Note => LeftByRule::Nothing,
+        // Bits beside the mask are turned over each time.
+        Does::Set {
+            field: Field::Mark,
+            mask,
+            value: Some(value),
+        } if value & !mask == 0 => LeftByRule::Marks,
+        Does::Set { .. }
+        | Does::Translate(_)
+        | Does::Remember(_)
+        | Does::Forget(_)
+        | Does::Copy => LeftByRule::Changes,
+    });
+    effects.fold(LeftByRule::Nothing, |left, effect| match (left, effect) {
+        (LeftByRule::Nothing, effect) => effect,
+        (left, LeftByRule::Nothing) => left,
+        // Two marks of one rule may be in each other's way.
+        _ => LeftByRule::Changes,
+    })
+}
+
+fn left_by_verdict(verdict: &RuleVerdict) -> LeftByRule {
+    match verdict {
+        RuleVerdict::Accept
+        | RuleVerdict::Drop
+        | RuleVerdict::Reject(_)
+        | RuleVerdict::Return
+        | RuleVerdict::Jump(_)
+        | RuleVerdict::Goto(_) => LeftByRule::Nothing,
+        RuleVerdict::Queue { .. }
+        | RuleVerdict::Proxy { .. }
+        | RuleVerdict::AnswerItself
+        | RuleVerdict::SendOn
+        | RuleVerdict::Unknown(_) => LeftByRule::Changes,
     }
 }
 
-fn nft<'a>(text: &'a str, lines: &mut Vec<Line<'a>>) {
-    let (mut place, mut of_nat, mut is_ip) = (Place::Anywhere, false, true);
-    // Written by hand, several things may stand on one line.
-    let crowded = |line: &str| line.contains("chain ") && line.contains("hook ");
-    let crowded = text.lines().any(crowded);
-    for line in text.lines().map(str::trim) {
-        let mut words = line.split_ascii_whitespace();
-        match words.next() {
-            Some("table") => {
-                let family = words.next();
-                is_ip = !matches!(family, Some("bridge" | "netdev" | "arp"));
-            }
-            Some("chain" | "set" | "map" | "flowtable") => {
-                (place, of_nat) = (Place::Anywhere, false);
-            }
-            _ => {}
-        }
-        // What names a set or a limit is no rule, though it has such a word.
-        let names = |word| {
-            let of = [
-                "table",
-                "chain",
-                "set",
-                "map",
-                "flowtable",
-                "limit",
-                "quota",
-                "counter",
-                "ct",
-            ];
-            of.contains(&word)
-        };
-        let first = line.split_ascii_whitespace().next();
-        if line.ends_with('{') && !crowded && first.is_some_and(names) {
-            continue;
-        }
-        if let Some((_, hook)) = line.split_once(" hook ").filter(|_| !crowded) {
-            of_nat = line.contains("type nat ");
-            place = match hook.split_ascii_whitespace().next() {
-                Some("prerouting") if is_ip => Place::Prerouting,
-                Some("forward") => Place::Forward,
-                Some("postrouting") => Place::Postrouting,
-                _ => Place::Elsewhere,
-            };
-        }
-        lines.push(Line {
-            text: line,
-            place: if is_ip || crowded {
-                place
-            } else {
-                Place::Elsewhere
-            },
-            of_nat,
-            of_nft: true,
-            jumps: false,
-        });
-    }
+fn asks_for_marks(rule: &Rule) -> bool {
+    let reads = |test: &Test| test.reads().contains(&Field::Mark);
+    let chosen = rule.does.iter().flat_map(|does| match does {
+        Does::Choose(list) => list.iter().filter_map(|(test, _)| test.as_ref()).collect(),
+        _ => Vec::new(),
+    });
+    let mut asked = rule.matches.iter().map(|one| &one.test).chain(chosen);
+    asked.any(reads)
+}
+
+/// Whether a line that says what a set is or holds makes its elements count packets.
+fn counts(line: &str) -> bool {
+    let counting = |word: &&str| ["limit", "quota", "count"].contains(word);
+    !line.ends_with('{') && pieces(line).iter().any(counting)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::topology::RulesetKind;
 
     fn iptables(text: &str) -> [Ruleset; 1] {
         [Ruleset::for_test(RulesetKind::Iptables, text)]
