@@ -1,6 +1,6 @@
 //! What the kernels offer is what the table in `vagrant/kernels.toml` says.
 
-use std::{collections::BTreeMap, fs, process::Command, sync::LazyLock};
+use std::{collections::BTreeMap, fs, net::UdpSocket, process::Command, sync::LazyLock};
 
 use serde::Deserialize;
 use tsim::{
@@ -12,6 +12,7 @@ use tsim::{
     },
     model::{Dscp, Protocol, RunId},
     netlink::object::Family,
+    netns,
 };
 
 use crate::support::Bed;
@@ -54,6 +55,33 @@ pub(crate) fn owner_tables() -> bool {
 /// Whether the running kernel is one of Debian's, whose modules are known.
 pub(crate) fn is_debian() -> bool {
     report().kernel_version.contains("Debian")
+}
+
+/// Whether the running kernel lets rules write this part of IP's header, `ip6 flowlabel`: a packet that a rule
+/// drops behind such a write comes to nobody.
+pub(crate) fn lets_write(part: &str) -> bool {
+    let (table, itself) = match part.split(' ').next() {
+        Some("ip") => ("ip", "127.0.0.1:0"),
+        _ => ("ip6", "[::1]:0"),
+    };
+    // Of one byte and the header of UDP.
+    let rule = format!("udp length 9 {part} set 0 drop");
+    let rules =
+        format!("table {table} t {{ chain c {{ type filter hook input priority 0; {rule}; }}; }}");
+    let try_out = || {
+        for (tool, arguments) in [("ip", &["link", "set", "lo", "up"][..]), ("nft", &[&rules])] {
+            let run = Command::new(tool).args(arguments).output().unwrap();
+            assert!(run.status.success(), "{run:?}");
+        }
+        let socket = UdpSocket::bind(itself).unwrap();
+        for packet in [&[1][..], &[1, 2]] {
+            let sent = socket.send_to(packet, socket.local_addr().unwrap());
+            assert_eq!(sent.unwrap(), packet.len());
+        }
+        // The second one comes whatever becomes of the first.
+        socket.recv(&mut [0; 2]).unwrap() == 2
+    };
+    netns::in_scratch(try_out).unwrap()
 }
 
 /// Unloads modules of tunnels. Tests behind that make namespaces that have but their loopback, and while

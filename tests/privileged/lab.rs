@@ -23,7 +23,10 @@ use tsim::{
     netns::{NetnsFd, tool::Tools},
 };
 
-use crate::support::{Bed, ifname, mounts};
+use crate::{
+    kernels,
+    support::{Bed, ifname, mounts},
+};
 
 /// A lab of one test: its name, and a place for its files.
 pub(crate) struct Place {
@@ -560,6 +563,30 @@ fn assert_bad_rules_left_out(options: UpOptions, save: &str) {
     let ports: Vec<_> = rules_of(&saved);
     assert_eq!(ports.len(), 3, "{saved}");
     assert!(saved.contains(":FORWARD DROP"), "{saved}");
+}
+
+#[test]
+fn a_rule_that_this_kernel_cuts_short_is_as_one_that_is_missing() {
+    let place = Place::new();
+    let facts = place.facts(&[(
+        "r",
+        "\"nft\": [\n\"table ip6 t {\",\n\"chain c {\",\n\
+         \"type filter hook forward priority filter; policy accept;\",\n\
+         \"tcp dport 80 ip6 hoplimit set 9 drop\",\n\
+         \"tcp dport 81 ip6 flowlabel set 0 drop\",\n\"}\",\n\"}\"]",
+    )]);
+    let up = place.up(&facts);
+    let warnings = &up.lab.warnings;
+    if kernels::lets_write("ip6 flowlabel") {
+        assert_eq!(*warnings, []);
+        return;
+    }
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(warnings[0].origin.line, 7);
+    let told = "without effect: this machine's kernel lets no rule write ip6 flowlabel";
+    assert!(warnings[0].message.starts_with(told), "{warnings:?}");
+    let omission = warnings[0].omission.as_ref().unwrap();
+    assert!(!omission.concern.is_nothing(), "{omission:?}");
 }
 
 #[test]

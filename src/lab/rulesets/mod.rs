@@ -13,6 +13,7 @@ mod lasting;
 mod search;
 mod shares;
 mod tools;
+mod writes;
 
 use std::collections::BTreeSet;
 
@@ -42,7 +43,35 @@ pub(super) fn load_here(
     if router.rulesets.is_empty() {
         return Ok(Vec::new());
     }
-    shut_in(loaders.dirs(), || load_shut_in(router, loaders, progress))?
+    let mut warnings = shut_in(loaders.dirs(), || load_shut_in(router, loaders, progress))??;
+    warnings.extend(without_effect(router, loaders));
+    Ok(warnings)
+}
+
+/// The rules that are loaded and end where this kernel lets them write no more: what they do on the router is
+/// missing as if they were not there.
+fn without_effect(router: &Router, loaders: &Loaders) -> Vec<Warning> {
+    let maps = RulesetMaps::new(&router.rulesets);
+    let mut found = Vec::new();
+    for ruleset in router
+        .rulesets
+        .iter()
+        .filter(|r| r.kind == RulesetKind::Nft)
+    {
+        for (at, line) in ruleset.text.lines().enumerate() {
+            let Some(part) = writes::refused_write(line, loaders) else {
+                continue;
+            };
+            let message = format!(
+                "without effect: this machine's kernel lets no rule write {part}: {}",
+                line.trim()
+            );
+            let omission = maps.omission(ruleset, &[at]);
+            let origin = ruleset.origin_of(at);
+            found.push(Warning::omission(origin, &router.name, message, omission));
+        }
+    }
+    found
 }
 
 fn load_shut_in(

@@ -10,6 +10,8 @@ use tsim::{
     run::report::Verdict,
 };
 
+use crate::kernels;
+
 /// What a file says.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -58,6 +60,8 @@ struct Exception {
     rules: Option<Loader>,
     by: Option<Backend>,
     family: Option<u8>,
+    /// Only where the kernel lets rules write this part of IP's header, as nft(8) names it.
+    writes: Option<String>,
     expect: Option<String>,
     warns: Option<Vec<String>>,
     #[expect(dead_code, reason = "for readers of the file, who must be given one")]
@@ -195,6 +199,7 @@ impl CaseFile {
             except.rules.is_none_or(|rules| rules == run.loader)
                 && except.by.is_none_or(|by| by == run.backend)
                 && except.family.is_none_or(|n| n == number(run.family))
+                && except.writes.as_deref().is_none_or(kernels::lets_write)
         })
     }
 
