@@ -9,6 +9,7 @@
 #   --binary PATH     run this test program instead of building the suite
 #   --build-only      build the suite, print the files that it needs, and end
 #   --limit SECONDS   for each machine (3600: all tests, emulated, beside another)
+#   --memory MIB      for each machine (1024; a test program that is not optimised takes 3072)
 #   --at-once N       as many machines at a time (1)
 #   --user            not as root but as an ordinary user, by tests/as-user.sh, who finds the modules of
 #                     iptables-legacy loaded
@@ -23,7 +24,7 @@ vagrant=$(cd "$(dirname "$0")" && pwd -P)
 root=$(dirname "$vagrant")
 results=$root/target/vm/results
 
-kernels='' userland=host binary='' limit=3600 at_once=1 as_user=''
+kernels='' userland=host binary='' limit=3600 memory=1024 at_once=1 as_user=''
 
 usage() {
     sed -n '4p' "$0" | cut -c 3- >&2
@@ -43,6 +44,7 @@ parse() {
                 exit
                 ;;
             --limit) limit=${2-} ;;
+            --memory) memory=${2-} ;;
             --at-once) at_once=${2-} ;;
             --user)
                 as_user="$root/tests/as-user.sh --load"
@@ -99,7 +101,7 @@ start() {
     [ "$at_once" -eq 1 ] || set -- --prefix "$kernel: " "$@"
     echo "--- kernel $kernel" >&2
     setpriv --pdeathsig TERM "$vagrant/qemu/run.sh" --kernel "$kernel" --userland "$userland" \
-        --limit "$limit" --results "$results/$kernel" "$@" &
+        --limit "$limit" --memory "$memory" --results "$results/$kernel" "$@" &
     running="$running $kernel:$!"
 }
 
