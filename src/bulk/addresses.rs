@@ -9,6 +9,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4AddrRange, Ipv6AddrRange};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -100,8 +101,12 @@ impl Addresses {
 }
 
 /// Entries by commas, as one text in files and in the API; at most [`MOST`] addresses in all.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(
+    with = "String",
+    description = "Addresses, ranges and networks by commas; at most 65,536 addresses in all."
+)]
 pub struct AskedAddresses(Vec<Addresses>);
 
 impl AskedAddresses {

@@ -1,10 +1,14 @@
 //! A result in the form in which all reports are written, whatever was asked: a head, sections with what
 //! is to be looked at, a table.
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::run::report::Verdict;
 
 /// How something stands to what was wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// Not as wanted.
     Bad,

@@ -5,6 +5,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -61,8 +62,9 @@ impl fmt::Display for Backend {
 }
 
 /// Which back end somebody wants.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("enum" = ["auto", "nft", "iptables-nft", "iptables-legacy"]))]
 pub enum BackendChoice {
     /// The first that the kernel supports.
     #[default]

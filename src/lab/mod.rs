@@ -45,7 +45,9 @@ mod vacate;
 
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 pub(crate) use self::{
     bridged::{Bridges, Crossing, Passing, WireEnd, bridged},
@@ -245,17 +247,20 @@ pub fn topology_of(config: &Config, name: &LabName) -> Result<topology::Topology
 }
 
 /// How a lab is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LabStatus {
     /// The lab as its file has it.
     pub state: LabState,
     /// Its namespaces that are gone or were replaced by others; empty for a sound lab.
     pub missing: Vec<NetnsName>,
-    /// Routers that are not as they were made.
+    /// By router, what is not as it was made.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<RouterName, Map<String, Value>>")]
     pub drift: BTreeMap<RouterName, Drift>,
-    /// What of its facts is not what it was made of; none where all is.
+    /// Routers whose facts are not what the lab was made of: added, removed, changed, rewired; none where
+    /// all are.
     #[serde(default)]
+    #[schemars(with = "Option<Map<String, Value>>")]
     pub facts: Option<ChangedFacts>,
     /// Why its facts cannot be compared, where they cannot.
     #[serde(default)]

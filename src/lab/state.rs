@@ -23,6 +23,7 @@ use std::{
 };
 
 use nix::{fcntl::Flock, sys::stat::fstat};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
@@ -56,7 +57,7 @@ const LOCK: &str = "lock";
 const NEW: &str = ".new";
 
 /// How far a lab has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LabPhase {
     /// `up` is at work, or was interrupted.
@@ -66,7 +67,8 @@ pub enum LabPhase {
 }
 
 /// A lab, as `lab.json` has it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(with = "serde_json::Map<String, serde_json::Value>")]
 pub struct LabState {
     pub(super) version: u32,
     /// Its name.

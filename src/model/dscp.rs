@@ -2,12 +2,16 @@
 
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A DSCP value, 0 to 63.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "u8", into = "u8")]
+#[schemars(with = "u8", extend("maximum" = 63))]
 pub struct Dscp(u8);
 
 /// A DSCP value or range was refused.

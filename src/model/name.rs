@@ -13,8 +13,14 @@
 //! corp10..segments   the hidden namespace with the lab's bridges
 //! ```
 
-use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
+use std::{
+    borrow::{Borrow, Cow},
+    fmt,
+    str::FromStr,
+    sync::Arc,
+};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
@@ -48,6 +54,22 @@ struct Rule {
 }
 
 impl Rule {
+    /// The same for programs: that `..` is not allowed is said by none of it.
+    fn schema(&self) -> Schema {
+        let extra = self.extra.replace('-', r"\-");
+        let first: String = self
+            .extra
+            .chars()
+            .filter(|c| !self.not_first.contains(*c))
+            .collect();
+        json_schema!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": self.max,
+            "pattern": format!("^[A-Za-z0-9{first}][A-Za-z0-9{extra}]*$"),
+        })
+    }
+
     fn check(&self, value: &str) -> Result<(), NameError> {
         let refuse = |reason: String| {
             Err(NameError {
@@ -95,14 +117,15 @@ macro_rules! name_type {
         pub struct $name(Arc<str>);
 
         impl $name {
+            const RULE: Rule = $rule;
+
             /// Checks `value` and wraps it.
             ///
             /// # Errors
             /// [`NameError`] when the value is not allowed; it says what is.
             pub fn new(value: impl Into<String>) -> Result<Self, NameError> {
-                const RULE: Rule = $rule;
                 let value = value.into();
-                RULE.check(&value)?;
+                Self::RULE.check(&value)?;
                 Ok(Self(value.into()))
             }
 
@@ -116,6 +139,16 @@ macro_rules! name_type {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                Self::RULE.schema()
             }
         }
 
@@ -189,8 +222,11 @@ name_type!(
 ///
 /// Made from checked parts ([`RouterId::netns`], [`HostId::netns`], [`NetnsName::segments`]), or
 /// checked itself where an operator names one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", description = "A network namespace below /run/netns.")]
 pub struct NetnsName(String);
 
 impl TryFrom<String> for NetnsName {

@@ -16,6 +16,7 @@ use nix::{
     unistd::{UnlinkatFlags, mkfifoat, unlinkat},
 };
 use rustix::fs::SeekFrom;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -36,7 +37,8 @@ const NEW: &str = ".new";
 const SWEEP: usize = 64;
 
 /// Who holds a lock, or waits for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "Holder")]
 pub struct LockHolder {
     /// The job.
     pub run_id: RunId,

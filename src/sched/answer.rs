@@ -12,8 +12,9 @@ use std::{
     sync::Arc,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     job::Verdicts,
@@ -84,13 +85,16 @@ fn yes() -> bool {
     true
 }
 
-/// What is said first: who was asked, what became of each service, what to know beside it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// A result for people, from end to end first: who was asked, what became of each service, what to know
+/// beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Answer")]
 pub struct AnswerHead {
     /// What measured; none for a detailed job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// What the verdicts from end to end are about.
+    /// What the verdicts from end to end are about: the whole way, or the way through the routers that were
+    /// named.
     pub scope: VerdictScope,
     /// The verdicts counted.
     pub verdicts: Verdicts,
@@ -108,7 +112,8 @@ pub struct AnswerHead {
 }
 
 /// Services that end alike.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "End")]
 pub struct AlikeServices {
     /// The verdict.
     pub result: Verdict,
@@ -120,6 +125,7 @@ pub struct AlikeServices {
     /// The services, neighbours folded and long lists cut.
     pub services: String,
     /// How many there are.
+    #[schemars(range(min = 1))]
     pub count: usize,
     /// The rest of the sentence, such as `stops first at gw: dropped by …`.
     pub text: String,
@@ -128,8 +134,9 @@ pub struct AlikeServices {
 }
 
 /// Legs of a way as the runner wrote them.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(with = "Option<Vec<Map<String, Value>>>", inline)]
 pub struct RawLegs(Option<Arc<RawValue>>);
 
 impl PartialEq for RawLegs {
@@ -140,7 +147,7 @@ impl PartialEq for RawLegs {
 }
 
 /// A router of the matrix.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Column {
     /// The router.
     pub name: RouterName,
@@ -155,7 +162,7 @@ pub struct Column {
 }
 
 /// What became of a service at a router.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 pub struct ServiceCell {
     /// The verdict.
     pub result: Verdict,
@@ -167,7 +174,7 @@ pub struct ServiceCell {
 }
 
 /// Neighbouring services with the same answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct MatrixLine {
     /// Such as `22/tcp` or `8000-8100/tcp`.
     pub services: String,
@@ -184,13 +191,14 @@ pub struct MatrixLine {
 }
 
 /// Some lines of the matrix.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "MatrixPage")]
 pub struct MatrixSlice {
     /// How many lines fit what was asked for.
     pub total: usize,
     /// Those of the page.
     pub lines: Vec<MatrixLine>,
-    /// The reasons that they name, by number.
+    /// The reasons, by the number that cells name.
     pub reasons: HashMap<u32, Arc<str>>,
 }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
@@ -33,12 +34,14 @@ const KEPT_BYTES: usize = 4 << 20;
 const LISTED: usize = 100;
 
 /// A running job as viewers see it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "RunningJob")]
 pub struct RunningView {
     /// The job.
     #[serde(flatten)]
     pub job: RunningJob,
     /// How much is done, 0 to 100.
+    #[schemars(range(max = 100))]
     pub percent: u8,
     /// What is being done.
     pub phase: String,
@@ -47,7 +50,8 @@ pub struct RunningView {
 }
 
 /// The queue as viewers see it.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, JsonSchema)]
+#[schemars(rename = "Queue")]
 pub struct QueueView {
     /// How many quick jobs wait.
     pub quick: usize,
@@ -56,15 +60,18 @@ pub struct QueueView {
     /// How many checks, matrices and diffs wait.
     pub check: usize,
     /// The first of them, in the order of the queue.
+    #[schemars(length(max = LISTED))]
     pub first: Vec<Arc<QueuedJob>>,
 }
 
 /// The scheduler itself as viewers see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "Scheduler")]
 pub struct SchedulerView {
     /// Its process id.
     pub pid: u32,
     /// Since when it leads.
+    #[schemars(extend("format" = "date-time"))]
     pub since: String,
     /// Whether it was asked to stop and starts nothing new.
     pub draining: bool,
@@ -81,7 +88,7 @@ pub struct SchedulerView {
 }
 
 /// Everything, for a viewer that starts.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Snapshot {
     /// The scheduler.
     pub scheduler: SchedulerView,
@@ -92,8 +99,8 @@ pub struct Snapshot {
 }
 
 /// What changed since the last event; what did not is left out.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
-struct Update {
+#[derive(Debug, Clone, PartialEq, Default, Serialize, JsonSchema)]
+pub(super) struct Update {
     #[serde(skip_serializing_if = "Option::is_none")]
     scheduler: Option<SchedulerView>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -104,6 +111,7 @@ struct Update {
     queue: Option<QueueView>,
     /// Whether locks, leases or DSCP allocations changed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(extend("const" = true))]
     registry: bool,
 }
 

@@ -3,6 +3,7 @@
 use std::{fmt, io, net::IpAddr, str::FromStr};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -51,9 +52,10 @@ impl RefusedJob {
     }
 }
 
-/// Who submitted a job; any text without control characters. Escape it where it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Who submitted a job: any printable text; escape it where it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("minLength" = 1, "maxLength" = USER_MAX))]
 pub struct UserName(String);
 
 impl UserName {
@@ -109,15 +111,17 @@ impl fmt::Display for UserName {
 }
 
 /// What is known of a policy without its text, which is in a file of the run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyAbout {
     /// The name of its file.
     pub name: String,
     /// Tells its text from any other.
     pub identity: String,
     /// How many rules it has.
+    #[schemars(range(min = 1))]
     pub rules: usize,
     /// How many questions it asks.
+    #[schemars(range(min = 1))]
     pub questions: usize,
 }
 
@@ -143,32 +147,34 @@ impl PolicyAbout {
     }
 }
 
-/// What a job asks; becomes the runner's arguments.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What a job asks: source, destination and ports, or a policy; becomes the runner's arguments. May have
+/// fields of other programs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Params {
     /// The lab to measure in.
     pub lab: LabName,
-    /// The lab that it is compared with; of a diff alone.
+    /// Diffs: the lab that `lab` is compared with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<LabName>,
-    /// Source address, of a matrix or diff several; none where a policy says them.
+    /// An IP address; of a matrix or diff addresses, ranges (10.1.1.10-10.1.1.20) and networks (10.1.1.0/28)
+    /// by commas, at most 65,536 addresses. None where a policy says them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<AskedAddresses>,
-    /// Destination, likewise.
+    /// As the source, of the same version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<AskedAddresses>,
-    /// Whether the lab's end networks are asked about where source or destination is not given; of a
-    /// matrix or diff.
+    /// Matrices and diffs: the lab's end networks where source or destination is left out.
     #[serde(default, skip_serializing_if = "is_false")]
     pub networks: bool,
-    /// Services as typed, e.g. `22,80,443/tcp,53/udp`; none where a policy says them.
+    /// For example 22,443/tcp,53/udp,8000-8100; none where a policy says them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<String>,
     /// What is checked, or compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyAbout>,
-    /// The routers to measure; the runner traces the path when they are not named.
+    /// The routers to measure; without, the path is traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = ROUTERS_MAX))]
     pub routers: Option<Vec<RouterName>>,
     /// What it is told beside that.
     #[serde(flatten)]
@@ -378,7 +384,7 @@ pub struct NewJob {
 }
 
 /// A job in `queue.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct QueuedJob {
     /// Its name.
     pub run_id: RunId,
@@ -387,6 +393,7 @@ pub struct QueuedJob {
     /// When it was submitted.
     pub created_at: Timestamp,
     /// Always `QUEUED`.
+    #[schemars(extend("const" = "QUEUED"))]
     pub status: Status,
     /// What it asks.
     pub params: Params,
@@ -398,13 +405,15 @@ pub struct QueuedJob {
 }
 
 /// A job in `current.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ListedJob")]
 pub struct RunningJob {
     /// Its name.
     pub run_id: RunId,
     /// Who wants it.
     pub username: UserName,
     /// Always `RUNNING`.
+    #[schemars(extend("const" = "RUNNING"))]
     pub status: Status,
     /// Quick or detailed.
     #[serde(rename = "type")]
@@ -459,7 +468,9 @@ impl RunningJob {
 }
 
 /// Where a job stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
     /// Waiting.
@@ -515,7 +526,7 @@ impl fmt::Display for Status {
 }
 
 /// How many services got which verdict from end to end.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdicts {
     /// Services that pass.
     pub yes: u64,
@@ -540,13 +551,14 @@ impl FromIterator<Verdict> for Verdicts {
 }
 
 /// A job that is over: one line of the history, and `job.json` in its run directory.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FinishedJob {
     /// Its name.
     pub run_id: RunId,
     /// Who wanted it.
     pub username: UserName,
     /// How it ended.
+    #[schemars(extend("enum" = ["DONE", "FAILED", "CANCELLED", "TIMED_OUT"]))]
     pub status: Status,
     /// Quick or detailed.
     #[serde(rename = "type")]

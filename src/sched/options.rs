@@ -3,7 +3,9 @@
 
 use std::{num::NonZeroU16, path::Path, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::refused::{Mode, RefusedJob};
 use crate::{
@@ -19,39 +21,44 @@ const TRACE_MAX: usize = 64 * 1024;
 const SECONDS_MAX: f64 = 24.0 * 3600.0;
 
 /// What a job is told beside its question; what is not set is as the runner has it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobOptions {
-    /// Where its packets enter the lab.
+    /// ROUTER or ROUTER:INTERFACE where the packets enter the lab; without, wherever they may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<EntryName>,
     /// Verdicts also where the lab lacks something of the facts that can change them.
     #[serde(default, skip_serializing_if = "is_false")]
     pub trust_facts: bool,
-    /// The protocol of services that name none.
+    /// Protocol of services that name none; tcp unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["tcp", "udp", "sctp"]))]
     pub default_proto: Option<Protocol>,
     /// The source port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sport: Option<NonZeroU16>,
     /// Seconds to wait for router locks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = SECONDS_MAX))]
     pub lock_timeout: Option<f64>,
-    /// The way as `tsim trace --json` prints it: the content, never the name of a file.
+    /// The way, as `tsim trace --json` prints it: the content, never the name of a file; at most 64 KiB, and
+    /// not beside routers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Map<String, Value>>")]
     pub trace: Option<Box<Trace>>,
-    /// When to look for reasons; quick jobs and checks only.
+    /// All but detailed jobs: when to look for reasons.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explain: Option<ExplainMode>,
-    /// What measures; quick jobs and checks only.
+    /// All but detailed jobs: what measures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<BackendChoice>,
-    /// The DSCP value that the routers' own rules see; quick jobs and checks only.
+    /// All but detailed jobs: the DSCP value that the routers' own rules see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_dscp: Option<Dscp>,
-    /// Seconds to wait for an answer of which nothing is known; detailed jobs only.
+    /// Detailed jobs: seconds to wait for an answer of which nothing is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = SECONDS_MAX), extend("exclusiveMinimum" = 0))]
     pub timeout: Option<f64>,
-    /// Whether to wait that long for every answer; detailed jobs only.
+    /// Detailed jobs: wait that long for every answer.
     #[serde(default, skip_serializing_if = "is_false")]
     pub patient: bool,
 }
@@ -157,7 +164,7 @@ mod tests {
     use super::*;
     use crate::cli::{detailed::TsimDetailed, quick::TsimQuick, tsim::Tsim};
 
-    fn options(value: serde_json::Value) -> JobOptions {
+    fn options(value: Value) -> JobOptions {
         serde_json::from_value(value).unwrap()
     }
 

@@ -5,6 +5,7 @@
 use std::{borrow::Cow, collections::HashSet, mem, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -89,13 +90,14 @@ impl QueueLimits {
 }
 
 /// A job that is in the queue, or was already.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Submitted {
     /// Its name.
     pub run_id: RunId,
     /// Where it stands.
     pub status: Status,
     /// Its place among the waiting jobs of its mode, the first being 1; none when it does not wait.
+    #[schemars(range(min = 1))]
     pub position: Option<usize>,
     /// Whether this call put it there; otherwise it was there already.
     pub new: bool,
@@ -134,15 +136,18 @@ impl Jobs {
 }
 
 /// What `tsim queue` lists.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Listing")]
 pub struct QueueListing {
     /// Whether a scheduler runs.
+    #[schemars(extend("const" = true))]
     pub scheduler: bool,
     /// The running jobs.
     pub running: Vec<RunningJob>,
     /// How many jobs wait.
     pub waiting: usize,
     /// The first of them.
+    #[schemars(length(max = 1000))]
     pub queued: Vec<Arc<QueuedJob>>,
     /// The latest that are over.
     pub history: Vec<FinishedJob>,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt, os::fd::OwnedFd, thread};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::job::UserName;
@@ -15,7 +16,7 @@ use crate::{
 pub type ResourceError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Who holds what just now.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct Held {
     /// DSCP values.
     pub dscp: Vec<HeldDscp>,
@@ -28,7 +29,7 @@ pub struct Held {
 }
 
 /// A router or host that somebody holds or waits for.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct HeldLock {
     /// `LAB.ROUTER` or `LAB@HOST`.
     pub name: String,
@@ -37,7 +38,8 @@ pub struct HeldLock {
 }
 
 /// A host or neighbour entry that somebody leases.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Lease")]
 pub struct HeldLease {
     /// The host, or `ROUTER|INTERFACE|ADDRESS`.
     pub name: String,
@@ -48,7 +50,7 @@ pub struct HeldLease {
 }
 
 /// A DSCP value that is held.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct HeldDscp {
     /// The value.
     pub dscp: Dscp,

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
 use crate::model::RunId;
 
 /// Where a job stands; one line of what `tsim watch` prints.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stand {
     /// The job.
     pub run_id: RunId,
@@ -21,9 +22,11 @@ pub struct Stand {
     pub status: Status,
     /// Its place among the waiting ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub position: Option<usize>,
     /// How much is done, 0 to 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
     pub percent: Option<u8>,
     /// What is being done.
     #[serde(default, skip_serializing_if = "Option::is_none")]

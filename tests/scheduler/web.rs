@@ -174,6 +174,8 @@ fn every_described_operation_answers_as_described() {
     let (site, daemon) = serve("quick_jobs = 1");
     let client = client(&daemon);
     let document = Description(client.get("/api/v1/openapi.json").json());
+    // Descriptions are doc comments, and the links of those lead nowhere here.
+    assert!(!document.0.to_string().contains("[`"));
 
     let created = client.post("/api/v1/jobs", &submission("r1", "any"));
     document.check("post", "/api/v1/jobs", &created);
@@ -310,6 +312,14 @@ fn options_reach_the_runner_and_a_bad_one_is_said_at_its_field() {
         assert_eq!(answer.status, 400, "{fields}");
         let refused = answer.json();
         assert_eq!(refused["field"].as_str(), field, "{fields}: {refused}");
+    }
+    // Every field that is described is read.
+    let described = &document.0["components"]["schemas"]["Submission"]["properties"];
+    for field in described.as_object().unwrap().keys() {
+        let refused = client
+            .post("/api/v1/jobs", &with(&json!({field: [[]]})))
+            .json();
+        assert_eq!(refused["field"].as_str(), Some(&**field), "{refused}");
     }
     let answer = client.post("/api/v1/jobs", &with(&told));
     assert_eq!(answer.status, 201, "{}", answer.json());

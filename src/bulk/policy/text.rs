@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::file;
@@ -16,13 +17,15 @@ pub const MOST_TEXT: usize = 512 * 1024;
 /// Longest name of a policy's file in bytes.
 const NAME_MAX: usize = 128;
 
-/// All files of a policy, by names as they are written in one another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A policy with every file that it includes or that has a list of its services: nothing that it names is
+/// looked for elsewhere. At most 512 KiB.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyText {
-    /// The file that includes the others; its ending says what is written in it.
+    /// The file that includes the others; ends with .toml, .yaml, .yml or .json.
+    #[schemars(length(min = 1, max = NAME_MAX))]
     pub name: String,
-    /// Their texts.
+    /// The texts of all files, by names as they are written in one another.
     pub files: BTreeMap<String, String>,
 }
 

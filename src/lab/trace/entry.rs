@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -27,8 +28,9 @@ impl fmt::Display for Entry {
 
 /// Where a question's packet enters the lab, as the user names it: `ROUTER` or
 /// `ROUTER:INTERFACE`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct EntryName {
     /// The router.
     pub router: RouterName,

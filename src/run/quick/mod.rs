@@ -45,6 +45,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -222,10 +223,10 @@ impl FromStr for DscpChoice {
 }
 
 /// When to look for reasons.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExplainMode {
-    /// For blocked services, up to [`EXPLAIN_AUTO_MAX`] per router.
+    /// For blocked services, up to a thousand per router.
     Auto,
     /// For every blocked service.
     Always,

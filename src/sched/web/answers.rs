@@ -7,6 +7,7 @@ use std::{
 };
 
 use axum::{Extension, Json, extract::State, http::StatusCode, response::Response};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
@@ -65,6 +66,10 @@ fn find(site: &Site, rights: &Rights, id: RunId) -> Result<Arc<Answer>, ApiError
     Ok(answer)
 }
 
+fn lines() -> usize {
+    LINES
+}
+
 pub(super) async fn head(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
@@ -75,14 +80,20 @@ pub(super) async fn head(
     blocking(&site, head).await
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MatrixPage {
+    /// The first line.
     #[serde(default)]
     offset: usize,
-    limit: Option<usize>,
+    /// Most lines; more than 500 means 500.
+    #[serde(default = "lines")]
+    #[schemars(range(min = 1, max = LINES_MAX))]
+    limit: usize,
+    /// Words that a line must have: a port, a protocol, a router that stops it, part of a reason.
     #[serde(default)]
     find: String,
+    /// A verdict that a line must have, from end to end or at a router that was reached.
     result: Option<Verdict>,
 }
 
@@ -97,15 +108,16 @@ pub(super) async fn matrix(
         find: page.find,
         result: page.result,
         offset: page.offset,
-        limit: page.limit.unwrap_or(LINES).clamp(1, LINES_MAX),
+        limit: page.limit.clamp(1, LINES_MAX),
     };
     let lines = move |site: &Site| Ok(Json(find(site, &rights, id)?.page(&wanted)));
     blocking(&site, lines).await
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EvidenceOf {
+    /// Such as 443/tcp.
     service: String,
 }
 

@@ -9,8 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::{
     Shared, Site,
@@ -73,23 +73,37 @@ fn no_such_job(run_id: &RunId) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, format!("there is no job {run_id}"))
 }
 
-pub(super) async fn healthz() -> Json<Value> {
-    Json(json!({"status": "ok"}))
+fn page() -> usize {
+    PAGE
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Health {
+    #[schemars(extend("const" = "ok"))]
+    status: &'static str,
+}
+
+pub(super) async fn healthz() -> Json<Health> {
+    Json(Health { status: "ok" })
 }
 
 pub(super) async fn state(State(site): State<Shared>) -> Json<Snapshot> {
     Json(site.board.snapshot())
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct QueuePage {
+    /// How many waiting jobs are passed over.
     #[serde(default)]
     offset: usize,
-    limit: Option<usize>,
+    /// Most entries; more than 500 means 500.
+    #[serde(default = "page")]
+    #[schemars(range(min = 1, max = PAGE_MAX))]
+    limit: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct QueueAnswer {
     total: usize,
     jobs: Vec<Arc<QueuedJob>>,
@@ -100,7 +114,7 @@ pub(super) async fn queue(
     UrlQuery(page): UrlQuery<QueuePage>,
 ) -> Json<QueueAnswer> {
     let jobs = site.board.jobs();
-    let limit = page.limit.unwrap_or(PAGE).min(PAGE_MAX);
+    let limit = page.limit.min(PAGE_MAX);
     let part = jobs.queued.iter().skip(page.offset).take(limit);
     Json(QueueAnswer {
         total: jobs.queued.len(),
@@ -108,19 +122,25 @@ pub(super) async fn queue(
     })
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HistoryPage {
+    /// `next` of the page before.
     before: Option<u64>,
-    limit: Option<usize>,
+    /// Most entries; more than 500 means 500.
+    #[serde(default = "page")]
+    #[schemars(range(min = 1, max = PAGE_MAX))]
+    limit: usize,
+    /// Words that a job must have in its name, user, status, mode, lab, question or reason.
     #[serde(default)]
     find: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct HistoryAnswer {
     jobs: Vec<FinishedJob>,
     /// Pass it as `before` to go on.
+    #[schemars(range(min = 1))]
     next: Option<u64>,
 }
 
@@ -129,7 +149,7 @@ pub(super) async fn history(
     Extension(rights): Extension<Rights>,
     UrlQuery(page): UrlQuery<HistoryPage>,
 ) -> Result<Json<HistoryAnswer>, ApiError> {
-    let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+    let limit = page.limit.clamp(1, PAGE_MAX);
     blocking(&site, move |site| {
         let page = site.spool.search(page.before, limit, &page.find)?;
         Ok(Json(HistoryAnswer {
@@ -149,9 +169,10 @@ pub(super) fn seen(jobs: Vec<FinishedJob>, rights: &Rights) -> Vec<FinishedJob> 
     jobs.into_iter().map(seen).collect()
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListingPage {
+    /// How many jobs that are over, at most 500.
     #[serde(default)]
     history: usize,
 }
@@ -190,7 +211,8 @@ pub(super) async fn registry(State(site): State<Shared>) -> Result<Json<Held>, A
 }
 
 /// A job wherever it stands; fields that do not apply are null.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Job")]
 pub(super) struct JobAnswer {
     run_id: RunId,
     username: UserName,
@@ -202,7 +224,9 @@ pub(super) struct JobAnswer {
     started_at: Option<Timestamp>,
     finished_at: Option<Timestamp>,
     dscp: Option<crate::model::Dscp>,
+    #[schemars(range(min = 1))]
     position: Option<usize>,
+    #[schemars(range(max = 100))]
     percent: Option<u8>,
     phase: Option<String>,
     verdicts: Option<crate::sched::job::Verdicts>,
@@ -302,10 +326,20 @@ pub(super) async fn job(
     blocking(&site, move |site| find(site, &rights, &id).map(Json)).await
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Cancellation {
+    /// On whose behalf; by the socket the caller, unless an administrator says another.
     username: Option<UserName>,
+}
+
+/// What became of the wish to end a job.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Cancelled")]
+pub(super) struct CancelAnswer {
+    run_id: RunId,
+    #[schemars(extend("enum" = ["RUNNING", "CANCELLED"]))]
+    status: Status,
 }
 
 pub(super) async fn cancel(
@@ -313,7 +347,7 @@ pub(super) async fn cancel(
     Extension(rights): Extension<Rights>,
     Name(id): Name,
     Body(cancellation): Body<Cancellation>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
+) -> Result<(StatusCode, Json<CancelAnswer>), ApiError> {
     let id = run_id(id)?;
     blocking(&site, move |site| {
         let by = rights.name(cancellation.username)?;
@@ -333,7 +367,7 @@ pub(super) async fn cancel(
             }
             Cancelled::Unknown => return Err(no_such_job(&id)),
         };
-        Ok((code, Json(json!({"run_id": id, "status": status}))))
+        Ok((code, Json(CancelAnswer { run_id: id, status })))
     })
     .await
 }

@@ -10,6 +10,7 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -47,19 +48,30 @@ const LOOKED: usize = 2000;
 /// How many results of a policy or matrix are listed.
 const LATEST: usize = 10;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DocumentPart {
+    /// The first section, and the first row.
     #[serde(default)]
     offset: usize,
-    limit: Option<usize>,
+    /// Most sections, and most rows; more than 500 means 500.
+    #[serde(default = "part")]
+    #[schemars(range(min = 1, max = PART_MAX))]
+    limit: usize,
+    /// Words that a section or row must have, together.
     #[serde(default)]
     find: String,
 }
 
-/// A document, of which one part is shown.
-#[derive(Serialize)]
+fn part() -> usize {
+    PART
+}
+
+/// A result as a report, one part of it.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Document")]
 pub(super) struct ShownDocument {
+    #[schemars(extend("enum" = ["check", "matrix", "diff", "quick", "detailed"]))]
     kind: &'static str,
     title: String,
     summary: String,
@@ -74,38 +86,32 @@ pub(super) struct ShownDocument {
     rows: Vec<ShownRow>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ShownSection {
     name: String,
-    outcome: &'static str,
+    outcome: Outcome,
+    /// What the outcome is called here.
     word: &'static str,
     about: Vec<(&'static str, String)>,
     questions: usize,
+    #[schemars(length(max = ITEMS))]
     items: Vec<ShownItem>,
     /// How many more items there are.
     more: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ShownItem {
     what: String,
-    outcome: &'static str,
+    outcome: Outcome,
     answer: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ShownRow {
     source: String,
     destination: String,
     cells: Vec<Option<Verdict>>,
-}
-
-fn class(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Bad => "bad",
-        Outcome::Open => "open",
-        Outcome::Good => "good",
-    }
 }
 
 impl ShownDocument {
@@ -113,7 +119,7 @@ impl ShownDocument {
         let find = part.find.to_lowercase();
         let fits = |text: &str| text.to_lowercase().contains(&find);
         let words = document.words;
-        let (offset, limit) = (part.offset, part.limit.unwrap_or(PART).clamp(1, PART_MAX));
+        let (offset, limit) = (part.offset, part.limit.clamp(1, PART_MAX));
         let mut sections = document.sections;
         sections.retain(|section| {
             let of_item = |item: &Item| fits(&item.what);
@@ -127,7 +133,7 @@ impl ShownDocument {
         let section = |section: DocumentSection| ShownSection {
             more: section.items.len().saturating_sub(ITEMS),
             word: words[section.outcome as usize],
-            outcome: class(section.outcome),
+            outcome: section.outcome,
             name: section.name,
             about: section.about,
             questions: section.questions,
@@ -170,7 +176,7 @@ impl ShownItem {
     fn of(item: Item) -> Self {
         Self {
             what: item.what,
-            outcome: class(item.outcome),
+            outcome: item.outcome,
             answer: item.answer,
         }
     }
@@ -254,7 +260,7 @@ pub(super) async fn difference(
 }
 
 /// A policy or matrix with its latest results in one lab.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct PolicyRuns {
     lab: LabName,
     /// The name of a policy, or what a matrix asks.
@@ -262,10 +268,12 @@ pub(super) struct PolicyRuns {
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<PolicyAbout>,
     /// Latest first.
+    #[schemars(length(max = LATEST))]
     runs: Vec<FinishedJob>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Policies")]
 pub(super) struct PolicyList {
     policies: Vec<PolicyRuns>,
 }

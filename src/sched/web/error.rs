@@ -6,6 +6,8 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 
 /// A request that was refused or failed.
@@ -49,13 +51,23 @@ impl ApiError {
     }
 }
 
+/// Why a request was refused or failed.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(super) struct ErrorAnswer {
+    error: String,
+    /// The field of the body that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'static str>,
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = match self.field {
-            Some(field) => Json(json!({"error": self.message, "field": field})),
-            None => Json(json!({"error": self.message})),
+        let body = ErrorAnswer {
+            error: self.message,
+            field: self.field,
         };
-        let mut response = (self.status, body).into_response();
+        let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, const { value("Bearer") });

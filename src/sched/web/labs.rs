@@ -1,6 +1,7 @@
 //! The labs: what there is, and one of them with its routers and segments.
 
 use axum::{Json, extract::State, http::StatusCode};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Shared, Site, api::blocking, ask::Name, error::ApiError};
@@ -10,7 +11,7 @@ use crate::{
 };
 
 /// A lab in the list of labs.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct LabEntry {
     lab: LabName,
     phase: LabPhase,
@@ -19,45 +20,48 @@ pub(super) struct LabEntry {
 }
 
 /// A lab as it is drawn.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Lab")]
 pub(super) struct LabAnswer {
     lab: LabName,
     phase: LabPhase,
     created_at: String,
+    /// Namespaces that are gone.
     missing: Vec<String>,
+    /// What of its routers and facts is not as it was made, a sentence each, with what to do.
     drift: Vec<String>,
     routers: Vec<RouterAnswer>,
     segments: Vec<SegmentAnswer>,
     warnings: Vec<WarningAnswer>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct RouterAnswer {
     name: RouterName,
     ruleset_incomplete: bool,
     interfaces: Vec<InterfaceAnswer>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct InterfaceAnswer {
     name: IfName,
     up: bool,
     addresses: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct SegmentAnswer {
     name: String,
     members: Vec<MemberAnswer>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct MemberAnswer {
     router: RouterName,
     interface: IfName,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct WarningAnswer {
     r#where: String,
     message: String,

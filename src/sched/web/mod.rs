@@ -24,7 +24,7 @@ use axum::{
     extract::{DefaultBodyLimit, Request, State},
     middleware::{self, Next},
     response::Response,
-    routing::{get, post},
+    routing::get,
 };
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -53,6 +53,7 @@ mod documents;
 mod error;
 mod labs;
 mod openapi;
+mod operations;
 mod pages;
 mod rate;
 mod read;
@@ -60,6 +61,7 @@ mod rights;
 mod sse;
 mod stand;
 mod submit;
+mod typed;
 mod who;
 
 /// Most bytes of a request's body.
@@ -131,44 +133,11 @@ impl Site {
 }
 
 fn router(site: Shared) -> Router {
-    let api = Router::new()
-        .route("/state", get(api::state))
-        .route("/events", get(sse::events))
-        .route("/queue", get(api::queue))
-        .route("/listing", get(api::listing))
-        .route("/whoami", get(who::whoami))
-        .route("/token", get(who::token))
-        .route("/history", get(api::history))
-        .route("/registry", get(api::registry))
-        .route(
-            "/jobs",
-            post(submit::submit).layer(DefaultBodyLimit::max(JOB_MAX)),
-        )
-        .route("/jobs/{run_id}", get(api::job))
-        .route("/jobs/{run_id}/answer", get(answers::head))
-        .route("/jobs/{run_id}/matrix", get(answers::matrix))
-        .route("/jobs/{run_id}/evidence", get(answers::evidence))
-        .route("/jobs/{run_id}/document", get(documents::document))
-        .route("/jobs/{run_id}/table", get(documents::table))
-        .route("/jobs/{run_id}/since/{before}", get(documents::difference))
-        .route("/policies", get(documents::policies))
-        .route("/jobs/{run_id}/result", get(read::result))
-        .route("/jobs/{run_id}/report", get(read::report))
-        .route("/jobs/{run_id}/text", get(read::text))
-        .route("/jobs/{run_id}/measured", get(read::measured))
-        .route("/jobs/{run_id}/stderr", get(read::stderr))
-        .route("/jobs/{run_id}/watch", get(stand::watch))
-        .route("/jobs/{run_id}/cancel", post(api::cancel))
-        .route("/labs", get(labs::list))
-        .route("/labs/{lab}", get(labs::one))
-        .route("/lab-states", get(labs::states))
-        .route("/lab-states/{lab}", get(labs::state));
-    Router::new()
-        .nest("/api/v1", api)
-        .route("/api/v1/openapi.json", get(openapi::document))
-        .route("/healthz", get(api::healthz))
-        .route("/metrics", get(api::metrics))
-        .route("/", get(pages::queue))
+    let api = operations::all().into_iter();
+    let api = api.fold(Router::new(), |router, operation| {
+        router.route(operation.path, operation.serve)
+    });
+    api.route("/", get(pages::queue))
         .route("/job/{run_id}", get(pages::job))
         .route("/policies", get(pages::policies))
         .route("/job/{run_id}/table", get(pages::document))

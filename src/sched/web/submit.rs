@@ -3,11 +3,11 @@
 use axum::{
     Extension, Json,
     extract::State,
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{HeaderName, HeaderValue, StatusCode, header},
 };
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
+use schemars::JsonSchema;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::{Shared, Site, api::blocking, ask::Body, error::ApiError, rights::Rights};
@@ -25,8 +25,8 @@ use crate::{
 pub(super) async fn submit(
     State(site): State<Shared>,
     Extension(rights): Extension<Rights>,
-    Body(fields): Body<Map<String, Value>>,
-) -> Result<Response, ApiError> {
+    Body(fields): Body<Fields>,
+) -> Result<(StatusCode, [(HeaderName, HeaderValue); 1], Json<Submitted>), ApiError> {
     let submission = Submission::read(fields, &rights)?;
     let submitted = blocking(&site, |site| enqueue(site, submission)).await?;
     let status = if submitted.new {
@@ -35,25 +35,30 @@ pub(super) async fn submit(
         StatusCode::OK
     };
     let location = HeaderValue::try_from(format!("/api/v1/jobs/{}", submitted.run_id));
-    let mut response = (status, Json(submitted)).into_response();
-    if let Ok(location) = location {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+    let location = location.map_err(|e| ApiError::ours(&e))?;
+    Ok((status, [(header::LOCATION, location)], Json(submitted)))
 }
 
+/// Quick and detailed jobs need source, destination and ports, a check needs policy and none of them. A
+/// matrix needs ports, and source and destination or networks. A diff needs before, and policy or what a
+/// matrix needs. Routers are for quick and detailed jobs.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
 struct Submission {
     mode: Mode,
     run_id: Option<RunId>,
+    /// Needed by TCP; by the socket it is the caller, and another only for administrators. Any printable
+    /// text; escape it where it is shown.
+    #[schemars(with = "Option<UserName>")]
     username: UserName,
+    #[schemars(flatten)]
     params: Params,
     policy: Option<PolicyText>,
 }
 
 impl Submission {
     /// Takes the fields out one by one, so that what is wrong is said of its field.
-    fn read(fields: Map<String, Value>, rights: &Rights) -> Result<Self, ApiError> {
-        let mut fields = Fields(fields);
+    fn read(mut fields: Fields, rights: &Rights) -> Result<Self, ApiError> {
         let submission = Self {
             mode: fields.needed("mode")?,
             run_id: fields.take("run_id")?,
@@ -90,7 +95,9 @@ impl Submission {
 }
 
 /// The fields of a body that nobody has taken yet.
-struct Fields(Map<String, Value>);
+#[derive(Deserialize, JsonSchema)]
+#[schemars(with = "Submission", rename = "Submission", description = "")]
+pub(super) struct Fields(Map<String, Value>);
 
 impl Fields {
     /// A field that may be left out, or be null.

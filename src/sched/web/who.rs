@@ -1,13 +1,14 @@
 //! Who asks, as the scheduler sees them; and the token, for those who may have it.
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Shared, error::ApiError, rights::Rights};
 use crate::sched::job::UserName;
 
 /// What a client may offer its user.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct WhoAmI {
     /// The user, where the kernel says who it is.
     username: Option<UserName>,
@@ -28,7 +29,7 @@ pub(super) async fn whoami(Extension(rights): Extension<Rights>) -> Json<WhoAmI>
     })
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct TokenAnswer {
     token: String,
 }
