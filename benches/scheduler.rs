@@ -163,8 +163,8 @@ fn params(lab: &str, ports: &str, routers: Option<Vec<RouterName>>) -> Params {
     Params {
         lab: LabName::new(lab).unwrap(),
         before: None,
-        source: Some(SOURCE.to_owned().try_into().unwrap()),
-        destination: Some(DESTINATION.to_owned().try_into().unwrap()),
+        source: Some(SOURCE.parse().unwrap()),
+        destination: Some(DESTINATION.parse().unwrap()),
         networks: false,
         ports: Some(ports.to_owned()),
         policy: None,

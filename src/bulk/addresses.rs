@@ -10,10 +10,12 @@ use std::{
 
 use ipnet::{IpNet, Ipv4AddrRange, Ipv6AddrRange};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::lab::{LabState, topology::InterfaceKind, trace::anycast};
+use crate::{
+    lab::{LabState, topology::InterfaceKind, trace::anycast},
+    model::text_in_json,
+};
 
 /// More addresses than these are not meant by one entry: every one of them is asked about.
 pub const MOST: usize = 65_536;
@@ -101,8 +103,7 @@ impl Addresses {
 }
 
 /// Entries by commas, as one text in files and in the API; at most [`MOST`] addresses in all.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
 #[schemars(
     with = "String",
     description = "Addresses, ranges and networks by commas; at most 65,536 addresses in all."
@@ -151,16 +152,12 @@ impl From<IpAddr> for AskedAddresses {
     }
 }
 
-impl TryFrom<String> for AskedAddresses {
-    type Error = AddressError;
-    fn try_from(text: String) -> Result<Self, AddressError> {
-        Self::new(text.split(',').map(|entry| entry.trim().parse()))
-    }
-}
+text_in_json!(AskedAddresses);
 
-impl From<AskedAddresses> for String {
-    fn from(list: AskedAddresses) -> Self {
-        list.to_string()
+impl FromStr for AskedAddresses {
+    type Err = AddressError;
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        Self::new(text.split(',').map(|entry| entry.trim().parse()))
     }
 }
 
@@ -286,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_list_reads_back_as_it_was_written_and_has_an_end() {
-        let list = |text: &str| AskedAddresses::try_from(text.to_owned());
+        let list = |text: &str| text.parse::<AskedAddresses>();
         let some = list("10.0.0.1, 10.0.0.4-10.0.0.6,10.1.0.0/30").unwrap();
         assert_eq!(some.to_string(), "10.0.0.1,10.0.0.4-10.0.0.6,10.1.0.0/30");
         assert_eq!(list(&some.to_string()), Ok(some.clone()));

@@ -15,6 +15,7 @@ use crate::{
         iptables::{IptablesError, IptablesTaps, OwnerMark, Variant},
         nft::{NftError, NftSocket, NftTaps},
     },
+    model::text_in_json,
     netns::{NetnsError, NetnsFd, tool::Tools},
 };
 
@@ -62,8 +63,7 @@ impl fmt::Display for Backend {
 }
 
 /// Which back end somebody wants.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(with = "String", extend("enum" = ["auto", "nft", "iptables-nft", "iptables-legacy"]))]
 pub enum BackendChoice {
     /// The first that the kernel supports.
@@ -90,18 +90,7 @@ impl FromStr for BackendChoice {
     }
 }
 
-impl TryFrom<String> for BackendChoice {
-    type Error = BackendChoiceError;
-    fn try_from(text: String) -> Result<Self, BackendChoiceError> {
-        text.parse()
-    }
-}
-
-impl From<BackendChoice> for String {
-    fn from(choice: BackendChoice) -> Self {
-        choice.to_string()
-    }
-}
+text_in_json!(BackendChoice);
 
 impl fmt::Display for BackendChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,6 +7,7 @@ pub mod dscp;
 mod fnv;
 pub mod groups;
 pub(crate) mod icmp;
+mod in_json;
 pub mod name;
 pub mod owner;
 pub mod printable;
@@ -19,6 +20,7 @@ pub use causes::WithCauses;
 pub use dscp::{Dscp, DscpRange};
 pub(crate) use fnv::fnv1a;
 pub use groups::{GroupError, Groups, read as read_list};
+pub(crate) use in_json::text_in_json;
 pub use name::{
     HostId, HostName, IfName, LabName, NameError, NetnsName, RouterId, RouterName, RunId,
 };

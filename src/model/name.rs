@@ -24,6 +24,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
+use super::text_in_json;
+
 /// Longest lab name in bytes; with [`LONG_MAX`] it keeps a namespace name within `NAME_MAX`.
 const LAB_MAX: usize = 32;
 /// Longest router, host or run id in bytes.
@@ -222,23 +224,16 @@ name_type!(
 ///
 /// Made from checked parts ([`RouterId::netns`], [`HostId::netns`], [`NetnsName::segments`]), or
 /// checked itself where an operator names one.
-#[derive(
-    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
 #[schemars(with = "String", description = "A network namespace below /run/netns.")]
 pub struct NetnsName(String);
 
-impl TryFrom<String> for NetnsName {
-    type Error = NameError;
-    fn try_from(value: String) -> Result<Self, NameError> {
-        Self::new(value)
-    }
-}
+text_in_json!(NetnsName);
 
-impl From<NetnsName> for String {
-    fn from(name: NetnsName) -> Self {
-        name.0
+impl FromStr for NetnsName {
+    type Err = NameError;
+    fn from_str(value: &str) -> Result<Self, NameError> {
+        Self::new(value)
     }
 }
 
@@ -284,8 +279,7 @@ impl fmt::Display for NetnsName {
 }
 
 /// One router of one lab; its text form is its namespace's name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouterId {
     /// The lab.
     pub lab: LabName,
@@ -331,8 +325,7 @@ impl FromStr for RouterId {
 }
 
 /// One host of one lab; its text form is its namespace's name and its key in the registry.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostId {
     /// The lab.
     pub lab: LabName,
@@ -371,25 +364,7 @@ impl FromStr for HostId {
     }
 }
 
-/// In JSON an id is its text.
-macro_rules! id_as_text {
-    ($($id:ident),*) => {$(
-        impl TryFrom<String> for $id {
-            type Error = NameError;
-            fn try_from(value: String) -> Result<Self, NameError> {
-                value.parse()
-            }
-        }
-
-        impl From<$id> for String {
-            fn from(id: $id) -> Self {
-                id.to_string()
-            }
-        }
-    )*};
-}
-
-id_as_text!(RouterId, HostId);
+text_in_json!(RouterId, HostId);
 
 fn split<'a>(
     value: &'a str,

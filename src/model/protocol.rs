@@ -3,9 +3,8 @@
 use std::{fmt, str::FromStr};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::ServiceError;
+use super::{ServiceError, text_in_json};
 
 /// Protocols by the names that iptables, nft and ip print, `/etc/protocols`.
 const NAMES: &[(&str, u8)] = &[
@@ -41,10 +40,7 @@ pub(crate) fn protocol_number(name: &str) -> Option<u8> {
 }
 
 /// Protocol of a service.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
 #[schemars(with = "String")]
 pub enum Protocol {
     /// RFC 9293.
@@ -138,19 +134,7 @@ impl FromStr for Protocol {
     }
 }
 
-impl TryFrom<String> for Protocol {
-    type Error = ServiceError;
-
-    fn try_from(text: String) -> Result<Self, ServiceError> {
-        text.parse()
-    }
-}
-
-impl From<Protocol> for String {
-    fn from(protocol: Protocol) -> Self {
-        protocol.to_string()
-    }
-}
+text_in_json!(Protocol);
 
 #[cfg(test)]
 mod tests {

@@ -8,11 +8,10 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{IfName, fnv1a};
+use crate::model::{IfName, fnv1a, text_in_json};
 
 /// An Ethernet hardware address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
 
 impl std::fmt::Display for Mac {
@@ -71,18 +70,7 @@ impl std::str::FromStr for Mac {
     }
 }
 
-impl TryFrom<String> for Mac {
-    type Error = MacError;
-    fn try_from(text: String) -> Result<Self, MacError> {
-        text.parse()
-    }
-}
-
-impl From<Mac> for String {
-    fn from(mac: Mac) -> Self {
-        mac.to_string()
-    }
-}
+text_in_json!(Mac);
 
 /// Address family of an object that carries no address of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

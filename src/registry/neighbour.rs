@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    model::{IfName, NameError, RouterId, RunId},
+    model::{IfName, NameError, RouterId, RunId, text_in_json},
     netlink::object::{Mac, Neighbour},
     registry::{
         Collided, Lease, RegistryError,
@@ -16,8 +16,7 @@ use crate::{
 };
 
 /// A neighbour entry; its text is `ROUTER|INTERFACE|ADDRESS`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NeighbourKey {
     /// The router that has the entry.
     pub router: RouterId,
@@ -56,18 +55,7 @@ impl FromStr for NeighbourKey {
     }
 }
 
-impl TryFrom<String> for NeighbourKey {
-    type Error = NameError;
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
-}
-
-impl From<NeighbourKey> for String {
-    fn from(key: NeighbourKey) -> Self {
-        key.to_string()
-    }
-}
+text_in_json!(NeighbourKey);
 
 /// The leases of one neighbour entry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -17,6 +17,7 @@ use crate::{
     lab::LabState,
     model::{
         Dscp, Groups, LabName, Protocol, RouterName, RunId, Service, ServiceLimits, parse_services,
+        text_in_json,
     },
     run::report::Verdict,
 };
@@ -53,8 +54,7 @@ impl RefusedJob {
 }
 
 /// Who submitted a job: any printable text; escape it where it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
 #[schemars(with = "String", extend("minLength" = 1, "maxLength" = USER_MAX))]
 pub struct UserName(String);
 
@@ -84,18 +84,7 @@ fn is_unprintable(c: char) -> bool {
     c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-impl TryFrom<String> for UserName {
-    type Error = RefusedJob;
-    fn try_from(name: String) -> Result<Self, RefusedJob> {
-        Self::new(name)
-    }
-}
-
-impl From<UserName> for String {
-    fn from(name: UserName) -> Self {
-        name.0
-    }
-}
+text_in_json!(UserName);
 
 impl FromStr for UserName {
     type Err = RefusedJob;
@@ -620,8 +609,8 @@ mod tests {
         Params {
             lab: LabName::new("corp10").unwrap(),
             before: None,
-            source: Some(source.to_owned().try_into().unwrap()),
-            destination: Some(destination.to_owned().try_into().unwrap()),
+            source: Some(source.parse().unwrap()),
+            destination: Some(destination.parse().unwrap()),
             networks: false,
             ports: Some(ports.to_owned()),
             policy: None,

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::model::{IfName, NameError, RouterName};
+use crate::model::{IfName, NameError, RouterName, text_in_json};
 
 /// A packet about to be routed: in which router, and where it came in.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -28,8 +28,7 @@ impl fmt::Display for Entry {
 
 /// Where a question's packet enters the lab, as the user names it: `ROUTER` or
 /// `ROUTER:INTERFACE`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
 #[schemars(with = "String")]
 pub struct EntryName {
     /// The router.
@@ -67,18 +66,7 @@ impl FromStr for EntryName {
     }
 }
 
-impl TryFrom<String> for EntryName {
-    type Error = EntryNameError;
-    fn try_from(text: String) -> Result<Self, EntryNameError> {
-        text.parse()
-    }
-}
-
-impl From<EntryName> for String {
-    fn from(name: EntryName) -> Self {
-        name.to_string()
-    }
-}
+text_in_json!(EntryName);
 
 impl fmt::Display for EntryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
