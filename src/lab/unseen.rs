@@ -7,7 +7,7 @@
 //! When a lab is made, routers are asked about answers of which little is known ([`unseen`]); a
 //! detailed job knows all of its answer, and asks again ([`AnswerRules`]).
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{cell::LazyCell, collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ pub(super) fn unseen(router: &Router) -> Vec<Unseen> {
     if router.rulesets.is_empty() {
         return Vec::new();
     }
-    let filters = Filters::of(&router.rulesets);
+    let filters = LazyCell::new(|| Filters::of(&router.rulesets));
     let mut found = Vec::new();
     let hosts = |kind| kind == InterfaceKind::Ethernet;
     for interface in router.interfaces.iter().filter(|i| i.up && hosts(i.kind)) {

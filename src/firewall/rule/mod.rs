@@ -415,8 +415,11 @@ pub fn rule_of(text: Option<&str>) -> Rule {
 /// them.
 #[must_use]
 pub(crate) fn may_translate(text: &str) -> bool {
-    let mut words = text.split_ascii_whitespace();
-    words.any(|word| table::translates(word.trim_matches(['"', ';', '}'])))
+    let named = |name: &str| {
+        let mut words = text.split_ascii_whitespace();
+        text.contains(name) && words.any(|word| word.trim_matches(['"', ';', '}']) == name)
+    };
+    table::translating().any(named)
 }
 
 impl Rule {

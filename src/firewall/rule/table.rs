@@ -225,8 +225,8 @@ pub(super) fn action(name: &str) -> Option<TargetAction> {
     row.map(|(_, action)| *action)
 }
 
-/// Whether the target or statement `name` rewrites addresses or ports.
-pub(super) fn translates(name: &str) -> bool {
+/// The targets and statements that rewrite addresses or ports.
+pub(super) fn translating() -> impl Iterator<Item = &'static str> {
     use TargetAction::{Redirect, TranslateDestination, TranslateEither, TranslateSource};
     let rewriting = [
         TranslateSource,
@@ -234,10 +234,10 @@ pub(super) fn translates(name: &str) -> bool {
         TranslateEither,
         Redirect,
     ];
-    let mut rows = ACTIONS
+    let rows = ACTIONS
         .iter()
-        .filter(|(_, action)| rewriting.contains(action));
-    rows.any(|(names, _)| names.contains(&name))
+        .filter(move |(_, action)| rewriting.contains(action));
+    rows.flat_map(|(names, _)| names.iter().copied())
 }
 
 /// What the match or expression `name` is about; all there is where it is not known.

@@ -14,6 +14,7 @@
 //! - Interfaces without ARP (`ip link set arp off`).
 
 use std::{
+    cell::LazyCell,
     collections::BTreeMap,
     net::{IpAddr, Ipv6Addr},
 };
@@ -56,7 +57,7 @@ fn by_rules(facts: &RouterFacts) -> Vec<Warning> {
     if facts.rulesets.is_empty() {
         return Vec::new();
     }
-    let filters = Filters::of(&facts.rulesets);
+    let filters = LazyCell::new(|| Filters::of(&facts.rulesets));
     let mut found: BTreeMap<(Stop, &str), Stopped> = BTreeMap::new();
     let mut note = |stop: Option<Stop>, what, interface: &IfName, packets: &PacketSet| {
         let Some(stop) = stop else { return };

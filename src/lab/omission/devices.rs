@@ -54,8 +54,8 @@ pub(crate) fn at_devices(
 }
 
 /// What each base chain sees at devices.
-fn sights(map: &RulesetMap, carried: impl Fn(&str) -> BTreeSet<IfName>) -> Vec<Sight> {
-    let sight = |line: &RulesetLine| {
+fn sights(map: &RulesetMap<'_>, carried: impl Fn(&str) -> BTreeSet<IfName>) -> Vec<Sight> {
+    let sight = |line: &RulesetLine<'_>| {
         let mut words = line.text.split_whitespace();
         words.find(|word| *word == "hook")?;
         let leaving = match words.next()? {
@@ -63,10 +63,10 @@ fn sights(map: &RulesetMap, carried: impl Fn(&str) -> BTreeSet<IfName>) -> Vec<S
             "egress" => true,
             _ => return None,
         };
-        let carried = carried(&line.text);
+        let carried = carried(line.text);
         (!carried.is_empty()).then_some(Sight {
             table: line.table?,
-            chain: line.chain.clone()?,
+            chain: line.chain?.to_owned(),
             leaving,
             carried,
         })
@@ -74,11 +74,11 @@ fn sights(map: &RulesetMap, carried: impl Fn(&str) -> BTreeSet<IfName>) -> Vec<S
     map.lines.iter().filter_map(sight).collect()
 }
 
-impl RulesetMap {
+impl RulesetMap<'_> {
     fn at_devices_of(&self, table: usize, sights: &[Sight]) -> DeviceTable {
         let first = self.lines.iter().position(|line| line.table == Some(table));
         let first = first.unwrap_or(0);
-        let head = self.lines.get(first).map_or("", |line| line.text.as_str());
+        let head = self.lines.get(first).map_or("", |line| line.text);
         let mut found = DeviceTable {
             line: first,
             head: head.trim_end_matches([' ', '{']).to_owned(),
@@ -86,7 +86,7 @@ impl RulesetMap {
             extents: Vec::new(),
         };
         for line in self.lines.iter().filter(|line| line.table == Some(table)) {
-            let Some(chain) = &line.chain else { continue };
+            let Some(chain) = line.chain else { continue };
             let sees = |sight: &&Sight| sight.table == table && self.leads_to(sight, chain);
             for sight in sights.iter().filter(sees) {
                 let extents = self.at_device(line, sight);
@@ -102,7 +102,7 @@ impl RulesetMap {
     /// Whether the table has rules of a chain.
     fn has_chain(&self, table: usize, chain: &str) -> bool {
         let mut lines = self.lines.iter();
-        lines.any(|line| line.table == Some(table) && line.chain.as_deref() == Some(chain))
+        lines.any(|line| line.table == Some(table) && line.chain == Some(chain))
     }
 
     /// Whether what a base chain sees at a device may come to `chain`.
@@ -122,7 +122,7 @@ impl RulesetMap {
     }
 
     /// What a line does to the packets that come by it at a device.
-    fn at_device(&self, line: &RulesetLine, sight: &Sight) -> Vec<Extent> {
+    fn at_device(&self, line: &RulesetLine<'_>, sight: &Sight) -> Vec<Extent> {
         let Some(table) = self.tables.get(sight.table) else {
             return Vec::new();
         };

@@ -178,10 +178,12 @@ impl Chains {
         self.reached.take();
         match from {
             Some(from) => {
-                self.leads
-                    .entry(from.to_owned())
-                    .or_default()
-                    .insert(to.to_owned());
+                // Thousands of rules lead to the same few chains and targets.
+                let noted = self.leads.get(from).is_some_and(|led| led.contains(to));
+                if !noted {
+                    let led = self.leads.entry(from.to_owned()).or_default();
+                    led.insert(to.to_owned());
+                }
             }
             None => {
                 self.mapped.insert(to.to_owned());

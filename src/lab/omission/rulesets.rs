@@ -19,7 +19,7 @@ use crate::{
 /// is first needed.
 #[derive(Debug)]
 pub(crate) struct RulesetMaps<'a> {
-    all: Vec<(&'a Ruleset, OnceCell<RulesetMap>)>,
+    all: Vec<(&'a Ruleset, OnceCell<RulesetMap<'a>>)>,
 }
 
 impl<'a> RulesetMaps<'a> {
@@ -38,10 +38,12 @@ impl<'a> RulesetMaps<'a> {
             let line = ruleset.text.lines().nth(first).unwrap_or_default();
             return self.of_set_line(ruleset, line);
         }
-        let read = || RulesetMap::read(ruleset.kind, &ruleset.text);
         match self.all.iter().find(|(other, _)| *other == ruleset) {
-            Some((_, map)) => map.get_or_init(read).omission(ruleset, lines),
-            None => read().omission(ruleset, lines),
+            Some((own, map)) => {
+                let map = map.get_or_init(|| RulesetMap::read(own.kind, &own.text));
+                map.omission(ruleset, lines)
+            }
+            None => RulesetMap::read(ruleset.kind, &ruleset.text).omission(ruleset, lines),
         }
     }
 
@@ -86,7 +88,7 @@ impl<'a> RulesetMaps<'a> {
             }
             let map = map.get_or_init(|| RulesetMap::read(ruleset.kind, &ruleset.text));
             for at in 0..map.lines.len() {
-                if map.lines.get(at).is_some_and(|line| refers(&line.text)) {
+                if map.lines.get(at).is_some_and(|line| refers(line.text)) {
                     let omission = map.omission(ruleset, &[at]);
                     concern.0.extend(omission.concern.0);
                 }
@@ -153,7 +155,8 @@ pub(crate) fn rewriting(rulesets: &[Ruleset]) -> Vec<String> {
     found
 }
 
-/// The texts of the rules that are `wanted`; only those are read whose text says that they `may` be.
+/// The texts of the rules that are `wanted`; only those are read whose text says that they `may` be, and what
+/// says so of a line says so of each text that has the line.
 fn texts(
     rulesets: &[Ruleset],
     may: impl Fn(&str) -> bool,
@@ -161,9 +164,13 @@ fn texts(
 ) -> Vec<String> {
     let mut found = Vec::new();
     for ruleset in rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset) {
+        // Most rulesets have no such line.
+        if !may(&ruleset.text) {
+            continue;
+        }
         let map = RulesetMap::read(ruleset.kind, &ruleset.text);
         let rules = map.lines.iter().filter(|line| line.chain.is_some());
-        let rules = rules.filter(|line| may(&line.text));
+        let rules = rules.filter(|line| may(line.text));
         let rules = rules.filter(|line| wanted(&line.rule(map.xtables)));
         found.extend(rules.map(|line| line.text.trim().to_owned()));
     }
@@ -231,7 +238,7 @@ pub(crate) fn stopping_frames(rulesets: &[Ruleset], ip_rules: bool) -> Vec<RuleE
     for ruleset in rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset) {
         let map = RulesetMap::read(ruleset.kind, &ruleset.text);
         let lines = map.lines.iter();
-        let chains = lines.filter_map(|line| Some((line.table?, line.chain.as_deref()?)));
+        let chains = lines.filter_map(|line| Some((line.table?, line.chain?)));
         let chains: BTreeSet<_> = chains.collect();
         let lines = 0..map.lines.len();
         found.extend(lines.filter_map(|at| map.on_frames(at, &chains, ip_rules)));
@@ -248,7 +255,7 @@ pub(crate) fn rules(rulesets: &[Ruleset]) -> impl Iterator<Item = (String, Rule)
         let rules = map.lines.into_iter().filter(|line| line.chain.is_some());
         rules.map(move |line| {
             let rule = line.rule(xtables);
-            (line.text, rule)
+            (line.text.to_owned(), rule)
         })
     })
 }
@@ -343,14 +350,14 @@ fn with_lists<'a>(text: &'a str, set: &'a str) -> BTreeSet<&'a str> {
 
 /// One line and where it stands.
 #[derive(Debug, Default)]
-pub(super) struct RulesetLine {
-    pub(super) text: String,
+pub(super) struct RulesetLine<'a> {
+    pub(super) text: &'a str,
     /// Index of the table.
     pub(super) table: Option<usize>,
-    pub(super) chain: Option<String>,
+    pub(super) chain: Option<&'a str>,
 }
 
-impl RulesetLine {
+impl RulesetLine<'_> {
     fn rule(&self, xtables: bool) -> Rule {
         Rule::of_text(self.text.trim(), xtables)
     }
@@ -379,14 +386,14 @@ pub(super) enum Layer {
 
 /// The tables of a ruleset and where each line stands.
 #[derive(Debug)]
-pub(super) struct RulesetMap {
+pub(super) struct RulesetMap<'a> {
     pub(super) xtables: bool,
-    pub(super) lines: Vec<RulesetLine>,
+    pub(super) lines: Vec<RulesetLine<'a>>,
     pub(super) tables: Vec<RulesetTable>,
 }
 
-impl RulesetMap {
-    pub(super) fn read(kind: RulesetKind, text: &str) -> Self {
+impl<'a> RulesetMap<'a> {
+    pub(super) fn read(kind: RulesetKind, text: &'a str) -> Self {
         match kind {
             RulesetKind::Nft => nft(text),
             RulesetKind::Ip6tables => xtables(text, Family::V6),
@@ -440,7 +447,7 @@ impl RulesetMap {
             return Omission::of_everything(OmissionKind::Rule);
         };
         let keyword = line.text.split_whitespace().next().unwrap_or_default();
-        let (kind, extent) = match (keyword, &line.chain) {
+        let (kind, extent) = match (keyword, line.chain) {
             ("table", _) => (OmissionKind::Table, whole(table, Hooks::ALL)),
             (word, _) if word.starts_with('*') => (
                 OmissionKind::Table,
@@ -483,7 +490,7 @@ impl RulesetMap {
         ip_rules: bool,
     ) -> Option<RuleExtent> {
         let line = self.lines.get(at)?;
-        let (number, chain) = (line.table?, line.chain.as_deref()?);
+        let (number, chain) = (line.table?, line.chain?);
         let table = self.tables.get(number)?;
         let sees = match table.layer {
             Layer::Ip => ip_rules,
@@ -593,7 +600,7 @@ fn undeclared(chain: &str, table: &str) -> Hooks {
     }
 }
 
-fn xtables(text: &str, family: Family) -> RulesetMap {
+fn xtables(text: &str, family: Family) -> RulesetMap<'_> {
     let mut map = RulesetMap {
         xtables: true,
         lines: Vec::new(),
@@ -613,7 +620,7 @@ fn xtables(text: &str, family: Family) -> RulesetMap {
         }
         let chain = map.tables.last_mut().and_then(|t| xtables_line(rule, t));
         map.lines.push(RulesetLine {
-            text: rule.to_owned(),
+            text: rule,
             table: map.tables.len().checked_sub(1),
             chain,
         });
@@ -622,7 +629,7 @@ fn xtables(text: &str, family: Family) -> RulesetMap {
 }
 
 /// Notes what the line says about chains; returns the chain that it is about.
-fn xtables_line(rule: &str, table: &mut RulesetTable) -> Option<String> {
+fn xtables_line<'a>(rule: &'a str, table: &mut RulesetTable) -> Option<&'a str> {
     if let Some(head) = rule.strip_prefix(':') {
         let mut words = head.split_whitespace();
         let (chain, policy) = (words.next()?, words.next()?);
@@ -631,58 +638,58 @@ fn xtables_line(rule: &str, table: &mut RulesetTable) -> Option<String> {
             let filters = matches!(table.name.as_str(), "filter" | "security");
             table.chains.add_base(chain, Hooks::named(chain), filters);
         }
-        return Some(chain.to_owned());
+        return Some(chain);
     }
     let rest = rule
         .strip_prefix("-A ")
         .or_else(|| rule.strip_prefix("-I "))?;
     let chain = rest.split_whitespace().next()?;
     // A target leads to no chain. To read all of a rule for this takes longer than to load it.
-    let words: Vec<&str> = rule
+    let mut words = rule
         .split('"')
         .step_by(2)
         .flat_map(str::split_whitespace)
-        .collect();
-    for pair in words.windows(2) {
-        if let ["-j" | "-g" | "--jump" | "--goto", to] = *pair {
+        .peekable();
+    while let Some(word) = words.next() {
+        if let ("-j" | "-g" | "--jump" | "--goto", Some(to)) = (word, words.peek()) {
             table.chains.add_jump(Some(chain), to);
         }
     }
-    Some(chain.to_owned())
+    Some(chain)
 }
 
-fn nft(text: &str) -> RulesetMap {
+fn nft(text: &str) -> RulesetMap<'_> {
     let mut map = RulesetMap {
         xtables: false,
         lines: Vec::new(),
         tables: Vec::new(),
     };
     // Braces that are open, each with the chain that it began, if it was one.
-    let mut open: Vec<Option<String>> = Vec::new();
+    let mut open: Vec<Option<&str>> = Vec::new();
     for text in text.lines() {
         let words: Vec<&str> = without_strings(text);
         if open.is_empty() && words.first() == Some(&"table") {
             map.tables.push(nft_table(&words));
         }
-        let mut chain = open.iter().rev().find_map(Clone::clone);
+        let mut chain = open.iter().rev().find_map(|chain| *chain);
         let begun = match words[..] {
-            ["chain", name, "{", ..] if open.len() == 1 => Some(name.to_owned()),
+            ["chain", name, "{", ..] if open.len() == 1 => Some(name),
             _ => None,
         };
         if begun.is_some() {
-            chain.clone_from(&begun);
+            chain = begun;
         }
         if let Some(table) = map.tables.last_mut() {
-            nft_line(&words, chain.as_deref(), table);
+            nft_line(&words, chain, table);
         }
         map.lines.push(RulesetLine {
-            text: text.to_owned(),
+            text,
             table: map.tables.len().checked_sub(1),
             chain,
         });
         for word in &words {
             match *word {
-                word if word.ends_with('{') => open.push(begun.clone()),
+                word if word.ends_with('{') => open.push(begun),
                 word if word.starts_with('}') => {
                     open.pop();
                 }

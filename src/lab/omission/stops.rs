@@ -414,7 +414,12 @@ fn verdict<'r>(rule: &'r Rule, asked: StopQuery<'_>) -> Option<&'r RuleVerdict> 
 }
 
 /// The tables without their chains.
-fn empty_tables(ruleset: usize, map: &RulesetMap, ipsets: &KnownSets, text: &str) -> Vec<Table> {
+fn empty_tables(
+    ruleset: usize,
+    map: &RulesetMap<'_>,
+    ipsets: &KnownSets,
+    text: &str,
+) -> Vec<Table> {
     let mut tables: Vec<Table> = map
         .tables
         .iter()
@@ -442,14 +447,19 @@ fn tables(ruleset: usize, of: &Ruleset, ipsets: &KnownSets) -> Vec<Table> {
     // A rule with braces may go on in the next line.
     let mut open: Option<(usize, String)> = None;
     for (at, line) in map.lines.iter().enumerate() {
-        let (Some(number), Some(name)) = (line.table, &line.chain) else {
+        let (Some(number), Some(name)) = (line.table, line.chain) else {
             continue;
         };
         let translates = map.xtables && map.tables.get(number).is_some_and(|t| t.name == "nat");
         let Some(table) = tables.get_mut(number) else {
             continue;
         };
-        let chain = table.chains.entry(name.clone()).or_default();
+        if !table.chains.contains_key(name) {
+            table.chains.insert(name.to_owned(), Chain::default());
+        }
+        let Some(chain) = table.chains.get_mut(name) else {
+            continue;
+        };
         let text = line.text.trim();
         let written = |line, text: String| Written {
             line,
@@ -485,7 +495,7 @@ fn tables(ruleset: usize, of: &Ruleset, ipsets: &KnownSets) -> Vec<Table> {
 }
 
 /// Adds the sets of nft(8) to their tables.
-fn add_sets(tables: &mut [Table], map: &RulesetMap, all: &str) {
+fn add_sets(tables: &mut [Table], map: &RulesetMap<'_>, all: &str) {
     let mut open: Vec<&str> = Vec::new();
     for line in &map.lines {
         let text = line.text.trim();
