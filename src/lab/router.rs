@@ -8,7 +8,7 @@ use super::{
     LabError, UpProgress, kernel_settings,
     omission::{self, Omission, OmissionKind, PacketSet},
     plan,
-    rulesets::{self, Loaders},
+    rulesets::{self, Loaders, RouterRulesets},
     segments::write_known,
     state::RouterState,
     topology::{At, Router, Warning},
@@ -108,6 +108,7 @@ pub(super) struct RouterJob<'a> {
     pub(super) router: &'a Router,
     pub(super) state: &'a RouterState,
     pub(super) netns: &'a NetnsFd,
+    pub(super) rulesets: &'a RouterRulesets<'a>,
     pub(super) loaders: &'a Loaders,
     pub(super) progress: &'a dyn UpProgress,
 }
@@ -145,7 +146,11 @@ fn fill_here(job: &RouterJob<'_>) -> Result<Vec<Warning>, LabError> {
         mut warnings,
         ..
     } = filler;
-    warnings.extend(rulesets::load_here(job.router, job.loaders, job.progress)?);
+    warnings.extend(rulesets::load_here(
+        job.rulesets,
+        job.loaders,
+        job.progress,
+    )?);
     let conntrack = global_settings(job.router).filter(|(key, _)| is_conntrack(key));
     warnings.extend(write(job.router, netns, &conntrack.collect::<Vec<_>>()));
     // The kernel had the time of the rulesets to take notice of links and addresses.

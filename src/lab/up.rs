@@ -14,7 +14,7 @@ use super::{
     omission, plan, pool,
     progress::{UpProgress, UpStep},
     router::{self, RouterJob},
-    rulesets::{self, Loaders},
+    rulesets::{self, Loaders, RouterRulesets},
     segments,
     state::{InterfaceState, LabDir, LabPhase, LabState, LockedLab, boot_id},
     swap,
@@ -114,17 +114,29 @@ pub fn up(
             timing: Vec::new(),
         });
     }
+    let rulesets: Vec<_> = topology.routers.iter().map(RouterRulesets::new).collect();
     let builder = Builder {
         dir: NetnsDir::default().patient(config.lock_timeout),
         tool_dirs: &config.tool_dirs,
         topology,
         loaders,
+        rulesets: &rulesets,
         options,
         progress,
         timing: Vec::new(),
         name: RouterId::netns,
     };
-    builder.run(locked, name, state)
+    // While namespaces are made, and then beside the loaders, which are programs of their own that
+    // use one processor each.
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            rulesets.iter().for_each(RouterRulesets::make_ready);
+            read_rules(topology)
+        });
+        builder.run(locked, name, state, || {
+            reader.join().map_err(|_| LabError::Worker)
+        })
+    })
 }
 
 /// Makes the routers of `topology` aside, as `state` has them and beside what is in the lab's
@@ -137,11 +149,13 @@ pub(super) fn make_aside(
     progress: &dyn UpProgress,
 ) -> Result<(), LabError> {
     let kinds = topology.routers.iter().flat_map(rulesets::kinds);
+    let rulesets: Vec<_> = topology.routers.iter().map(RouterRulesets::new).collect();
     let builder = Builder {
         dir: NetnsDir::default().patient(config.lock_timeout),
         tool_dirs: &config.tool_dirs,
         topology,
         loaders: Loaders::find(&config.tool_dirs, kinds, options.legacy)?,
+        rulesets: &rulesets,
         options,
         progress,
         timing: Vec::new(),
@@ -213,6 +227,8 @@ struct Builder<'a> {
     tool_dirs: &'a [PathBuf],
     topology: &'a Topology,
     loaders: Loaders,
+    /// Those of each router, in order.
+    rulesets: &'a [RouterRulesets<'a>],
     options: UpOptions,
     progress: &'a dyn UpProgress,
     timing: Vec<(&'static str, Duration)>,
@@ -221,13 +237,22 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// Builds, or undoes what was built.
-    fn run(mut self, locked: LockedLab, name: &LabName, state: LabState) -> Result<Up, LabError> {
+    /// Builds, or undoes what was built. `read` waits for what the rules tell.
+    fn run(
+        mut self,
+        locked: LockedLab,
+        name: &LabName,
+        state: LabState,
+        read: impl FnOnce() -> Result<Vec<RulesRead>, LabError>,
+    ) -> Result<Up, LabError> {
         let intent = state.clone();
         // Before the intent is written, which would claim them.
         let free = self.check_free(&state);
         self.loaders.load_modules();
-        let built = free.and_then(|()| self.build(&locked, state).map_err(|e| (true, e)));
+        let built = free.and_then(|()| {
+            let built = self.build(&locked, state, read);
+            built.map_err(|error| (true, error))
+        });
         let (made, cause) = match built {
             Ok(state) => {
                 return Ok(Up {
@@ -275,7 +300,12 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn build(&mut self, locked: &LockedLab, mut state: LabState) -> Result<LabState, LabError> {
+    fn build(
+        &mut self,
+        locked: &LockedLab,
+        mut state: LabState,
+        read: impl FnOnce() -> Result<Vec<RulesRead>, LabError>,
+    ) -> Result<LabState, LabError> {
         let mut clock = Instant::now();
         let mut lap = |timing: &mut Vec<_>, what| {
             timing.push((what, clock.elapsed()));
@@ -297,13 +327,8 @@ impl Builder<'_> {
         lap(&mut self.timing, "segments");
 
         self.progress.step(UpStep::Routers(routers.len()));
-        // The loaders are programs of their own that use one processor each.
-        let read = thread::scope(|scope| {
-            let reader = scope.spawn(|| read_rules(self.topology));
-            self.fill(&mut state, &routers)?;
-            reader.join().map_err(|_| LabError::Worker)
-        })?;
-        note_lacks(&mut state, self.topology, read);
+        self.fill(&mut state, &routers)?;
+        note_lacks(&mut state, self.topology, read()?);
         segments::settle(&state, &hidden)?;
         drift::keep(locked, &state, |_| true)?;
         lap(&mut self.timing, "routers");
@@ -379,11 +404,13 @@ impl Builder<'_> {
             .iter()
             .zip(&state.routers)
             .zip(netns)
-            .map(|((router, planned), netns)| RouterJob {
+            .zip(self.rulesets)
+            .map(|(((router, planned), netns), rulesets)| RouterJob {
                 lab: &state.lab,
                 router,
                 state: planned,
                 netns,
+                rulesets,
                 loaders: &self.loaders,
                 progress: self.progress,
             })

@@ -15,6 +15,16 @@ const NEVER: &str = "0";
 /// Blocks of a table that have elements.
 const SETS: [&str; 3] = ["set ", "map ", "meter "];
 
+/// Whether a ruleset of this `text` may have elements that time out.
+pub(super) fn may_end(kind: RulesetKind, text: &str) -> bool {
+    let words: &[&str] = match kind {
+        RulesetKind::Ipset => &["timeout "],
+        RulesetKind::Nft => &["timeout ", "expires "],
+        RulesetKind::Iptables | RulesetKind::Ip6tables => &["--add-set "],
+    };
+    words.iter().any(|word| text.contains(word))
+}
+
 /// Lets no element of the ruleset in these `lines` time out.
 pub(super) fn lasting(kind: RulesetKind, lines: &mut [String]) {
     match kind {
@@ -117,6 +127,9 @@ mod tests {
     use super::*;
 
     fn changed(kind: RulesetKind, text: &str) -> String {
+        if !may_end(kind, text) {
+            return text.to_owned();
+        }
         let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
         lasting(kind, &mut lines);
         lines.join("\n")

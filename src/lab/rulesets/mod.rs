@@ -15,7 +15,7 @@ mod shares;
 mod tools;
 mod writes;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::OnceLock};
 
 use super::{
     LabError, UpProgress, UpStep,
@@ -30,21 +30,79 @@ use crate::{
 
 pub(super) use tools::{Loaders, Trial};
 
-/// Loads all rulesets of `router` into the namespace of the calling thread; returns a warning for
+/// The rulesets of a router, made ready for their loaders when that is first asked for.
+#[derive(Debug)]
+pub(super) struct RouterRulesets<'a> {
+    router: &'a Router,
+    ready: OnceLock<Vec<Ready>>,
+}
+
+/// A ruleset as it goes to its loader.
+#[derive(Debug)]
+struct Ready {
+    /// As many lines as the ruleset has; those that were left out are empty.
+    text: String,
+    left_out: Vec<filter::LeftOut>,
+}
+
+impl<'a> RouterRulesets<'a> {
+    /// Those of `router`, of which nothing is read yet.
+    pub(super) fn new(router: &'a Router) -> Self {
+        let ready = OnceLock::new();
+        Self { router, ready }
+    }
+
+    /// Sifts them; pure, so that it can be done while the namespace is made.
+    pub(super) fn make_ready(&self) {
+        self.ready();
+    }
+
+    fn ready(&self) -> &[Ready] {
+        let all = || self.router.rulesets.iter().map(ready).collect();
+        self.ready.get_or_init(all)
+    }
+}
+
+fn ready(ruleset: &Ruleset) -> Ready {
+    let sifted = filter::sift(ruleset.kind, &ruleset.text, clock_here(ruleset));
+    let text = match lasting::may_end(ruleset.kind, &ruleset.text) {
+        true => {
+            let mut lines: Vec<String> = sifted.lines.iter().map(|l| (*l).to_owned()).collect();
+            lasting::lasting(ruleset.kind, &mut lines);
+            joined(&lines)
+        }
+        false => joined(&sifted.lines),
+    };
+    let left_out = sifted.left_out;
+    Ready { text, left_out }
+}
+
+/// `lines` as one text, which has them again.
+fn joined(lines: &[impl AsRef<str>]) -> String {
+    let length = lines.iter().map(|line| line.as_ref().len() + 1).sum();
+    let mut text = String::with_capacity(length);
+    for line in lines {
+        text.push_str(line.as_ref());
+        text.push('\n');
+    }
+    text
+}
+
+/// Loads all `rulesets` of a router into the namespace of the calling thread; returns a warning for
 /// each rule that is left out.
 ///
 /// # Errors
 /// [`LabError`] when a tool cannot be run, or fails and no line is to blame.
 pub(super) fn load_here(
-    router: &Router,
+    rulesets: &RouterRulesets<'_>,
     loaders: &Loaders,
     progress: &dyn UpProgress,
 ) -> Result<Vec<Warning>, LabError> {
-    if router.rulesets.is_empty() {
+    if rulesets.router.rulesets.is_empty() {
         return Ok(Vec::new());
     }
-    let mut warnings = shut_in(loaders.dirs(), || load_shut_in(router, loaders, progress))??;
-    warnings.extend(without_effect(router, loaders));
+    let mut warnings = shut_in(loaders.dirs(), || load_shut_in(rulesets, loaders, progress))??;
+    warnings.extend(without_effect(rulesets.router, loaders));
     Ok(warnings)
 }
 
@@ -75,26 +133,25 @@ fn without_effect(router: &Router, loaders: &Loaders) -> Vec<Warning> {
 }
 
 fn load_shut_in(
-    router: &Router,
+    rulesets: &RouterRulesets<'_>,
     loaders: &Loaders,
     progress: &dyn UpProgress,
 ) -> Result<Vec<Warning>, LabError> {
+    let router = rulesets.router;
     let mut warnings = Vec::new();
     let maps = RulesetMaps::new(&router.rulesets);
-    for ruleset in &router.rulesets {
-        let mut sifted = filter::sift(ruleset.kind, &ruleset.text, clock_here(ruleset));
-        lasting::lasting(ruleset.kind, &mut sifted.lines);
-        warnings.extend(not_let_through(router, ruleset, &maps, &sifted.left_out));
+    for (ruleset, ready) in router.rulesets.iter().zip(rulesets.ready()) {
+        warnings.extend(not_let_through(router, ruleset, &maps, &ready.left_out));
         let mut loader = Loader {
             router,
             ruleset,
             maps: &maps,
             loaders,
             progress,
-            lines: sifted.lines,
+            lines: Vec::new(),
             warnings: Vec::new(),
         };
-        loader.load()?;
+        loader.load(&ready.text)?;
         warnings.append(&mut loader.warnings);
     }
     Ok(warnings)
@@ -112,22 +169,25 @@ fn clock_here(ruleset: &Ruleset) -> Clock {
 #[must_use]
 pub fn strange_lines(router: &Router) -> Vec<Warning> {
     let maps = RulesetMaps::new(&router.rulesets);
-    let of = |ruleset: &Ruleset| {
+    let of = |ruleset: &Ruleset| -> Vec<Warning> {
         let left_out = filter::sift(ruleset.kind, &ruleset.text, clock_here(ruleset)).left_out;
-        not_let_through(router, ruleset, &maps, &left_out).collect::<Vec<_>>()
+        not_let_through(router, ruleset, &maps, &left_out)
     };
     router.rulesets.iter().flat_map(of).collect()
 }
 
 /// What the filter left out, each with its first line.
-fn not_let_through<'a>(
-    router: &'a Router,
-    ruleset: &'a Ruleset,
-    maps: &'a RulesetMaps<'a>,
-    left_out: &'a [filter::LeftOut],
-) -> impl Iterator<Item = Warning> + 'a {
+fn not_let_through(
+    router: &Router,
+    ruleset: &Ruleset,
+    maps: &RulesetMaps<'_>,
+    left_out: &[filter::LeftOut],
+) -> Vec<Warning> {
+    if left_out.is_empty() {
+        return Vec::new();
+    }
     let lines: Vec<&str> = ruleset.text.lines().collect();
-    left_out.iter().map(move |out| {
+    let warning = |out: &filter::LeftOut| {
         let text = lines.get(out.first).copied().unwrap_or_default();
         let message = message(&out.reason, text, out.last - out.first);
         let origin = ruleset.origin_of(out.first);
@@ -137,7 +197,8 @@ fn not_let_through<'a>(
         let lines: Vec<usize> = (out.first..=out.last).collect();
         let omission = maps.omission(ruleset, &lines);
         Warning::omission(origin, &router.name, message, omission)
-    })
+    };
+    left_out.iter().map(warning).collect()
 }
 
 /// That `text` and the `more` lines behind it are left out.
@@ -155,6 +216,7 @@ struct Loader<'a> {
     maps: &'a RulesetMaps<'a>,
     loaders: &'a Loaders,
     progress: &'a dyn UpProgress,
+    /// The lines of the text that was refused last; none yet where none was.
     lines: Vec<String>,
     warnings: Vec<Warning>,
 }
@@ -163,9 +225,13 @@ struct Loader<'a> {
 const ROUNDS: usize = 3;
 
 impl Loader<'_> {
-    fn load(&mut self) -> Result<(), LabError> {
+    fn load(&mut self, text: &str) -> Result<(), LabError> {
+        let Err(mut said) = self.attempt(text, Trial::Load)? else {
+            return Ok(());
+        };
+        self.lines = text.lines().map(ToOwned::to_owned).collect();
         let mut rounds = 0;
-        while let Err(said) = self.attempt(&self.lines, Trial::Load)? {
+        loop {
             rounds += 1;
             let blamed = if rounds % ROUNDS == 0 {
                 // It goes on like this for a while.
@@ -186,8 +252,11 @@ impl Loader<'_> {
                 self.leave_out(&culprit, &said);
             }
             self.progress.step(UpStep::Refused);
+            match self.attempt(&joined(&self.lines), Trial::Load)? {
+                Ok(()) => return Ok(()),
+                Err(again) => said = again,
+            }
         }
-        Ok(())
     }
 
     /// The rules that are refused each by itself. None where the ruleset does not load without any
@@ -202,7 +271,7 @@ impl Loader<'_> {
                     line.clear();
                 }
             }
-            self.attempt(&lines, Trial::Check)
+            self.attempt(&joined(&lines), Trial::Check)
         };
         if rules.is_empty() || only(&BTreeSet::new())?.is_err() {
             return Ok(Vec::new());
@@ -220,7 +289,7 @@ impl Loader<'_> {
                     slot.clone_from(line);
                 }
             }
-            if let Err(said) = self.attempt(&alone, Trial::Check)? {
+            if let Err(said) = self.attempt(&joined(&alone), Trial::Check)? {
                 bad.push(blame::Culprit {
                     lines: part,
                     reason: Some(said),
@@ -230,8 +299,8 @@ impl Loader<'_> {
         Ok(bad)
     }
 
-    /// Hands `lines` to the tool; what it said if it refused.
-    fn attempt(&self, lines: &[String], trial: Trial) -> Result<Result<(), String>, LabError> {
+    /// Hands `text` to the tool; what it said if it refused.
+    fn attempt(&self, text: &str, trial: Trial) -> Result<Result<(), String>, LabError> {
         let run = |source| LabError::Run {
             router: self.router.name.clone(),
             source,
@@ -243,11 +312,8 @@ impl Loader<'_> {
                 source,
             })
         })?;
-        let text = lines
-            .iter()
-            .fold(String::new(), |text, line| text + line + "\n");
         self.loaders
-            .run(self.ruleset.kind, &text, trial)
+            .run(self.ruleset.kind, text, trial)
             .map_err(run)
     }
 

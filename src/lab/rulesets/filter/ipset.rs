@@ -16,7 +16,7 @@ const MOST_BYTES: usize = 1000;
 /// Options of `create` whose values are addresses, which ipset would look up.
 const ADDRESSES: [&str; 5] = ["range", "from", "to", "netmask", "bitmask"];
 
-pub(super) fn refused(lines: &[String]) -> Vec<LeftOut> {
+pub(super) fn refused(lines: &[&str]) -> Vec<LeftOut> {
     // The type of each set says what its elements are made of.
     let mut types: BTreeMap<&str, &str> = BTreeMap::new();
     let mut refused = Vec::new();

@@ -48,16 +48,16 @@ impl LeftOut {
 
 /// A ruleset without what no saved ruleset contains.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Sifted {
+pub(super) struct Sifted<'a> {
     /// All lines; those that were left out are empty.
-    pub(super) lines: Vec<String>,
+    pub(super) lines: Vec<&'a str>,
     /// What was left out, in the order of the lines. Ranges may overlap.
     pub(super) left_out: Vec<LeftOut>,
 }
 
 /// Sifts `text`, a ruleset of `kind`, whose rules about the time go by `clock`.
-pub(super) fn sift(kind: RulesetKind, text: &str, clock: Clock) -> Sifted {
-    let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+pub(super) fn sift(kind: RulesetKind, text: &str, clock: Clock) -> Sifted<'_> {
+    let mut lines: Vec<&str> = text.lines().collect();
     let mut left_out = match kind {
         RulesetKind::Ipset => ipset::refused(&lines),
         RulesetKind::Iptables | RulesetKind::Ip6tables => xtables::refused(&lines, clock),
@@ -66,14 +66,17 @@ pub(super) fn sift(kind: RulesetKind, text: &str, clock: Clock) -> Sifted {
     left_out.sort_by_key(|out| (out.first, out.last));
     for out in &left_out {
         let range = lines.get_mut(out.first..=out.last);
-        range.into_iter().flatten().for_each(String::clear);
+        range.unwrap_or_default().fill("");
     }
     Sifted { lines, left_out }
 }
 
 /// Why `line` cannot be passed on whatever it says.
 fn unfit(line: &str, most_bytes: usize) -> Option<String> {
-    if let Some(c) = line.chars().find(|c| c.is_control() && *c != '\t') {
+    // Most lines are plain, and this is asked of each.
+    let plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t'));
+    let mut control = line.chars().filter(|c| c.is_control() && *c != '\t');
+    if let Some(c) = (!plain).then(|| control.next()).flatten() {
         return Some(format!(
             "it has a control character ({})",
             c.escape_default()

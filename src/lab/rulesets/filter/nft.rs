@@ -76,7 +76,7 @@ struct Sieve<'a> {
     clock: Clock,
 }
 
-pub(super) fn refused(lines: &[String], clock: Clock) -> Vec<LeftOut> {
+pub(super) fn refused(lines: &[&str], clock: Clock) -> Vec<LeftOut> {
     let mut sieve = Sieve {
         clock,
         ..Sieve::default()
@@ -470,18 +470,12 @@ mod tests {
 
     #[test]
     fn a_flush_before_everything_takes_nothing_away() {
-        let sifted = sift(
-            RulesetKind::Nft,
-            &format!("#!/usr/sbin/nft -f\n\nflush ruleset\n{LISTING}"),
-            Clock::UTC,
-        );
+        let first = format!("#!/usr/sbin/nft -f\n\nflush ruleset\n{LISTING}");
+        let sifted = sift(RulesetKind::Nft, &first, Clock::UTC);
         assert_eq!(sifted.left_out.len(), 1);
         assert!(!sifted.left_out[0].matters);
-        let sifted = sift(
-            RulesetKind::Nft,
-            &format!("{LISTING}flush ruleset\n"),
-            Clock::UTC,
-        );
+        let last = format!("{LISTING}flush ruleset\n");
+        let sifted = sift(RulesetKind::Nft, &last, Clock::UTC);
         assert!(sifted.left_out[0].matters);
     }
 }

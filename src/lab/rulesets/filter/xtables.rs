@@ -108,7 +108,7 @@ const ADDRESSES: [&str; 20] = [
 /// audit log.
 const OUTSIDE: [&str; 3] = ["LED", "IDLETIMER", "AUDIT"];
 
-pub(super) fn refused(lines: &[String], clock: Clock) -> Vec<LeftOut> {
+pub(super) fn refused(lines: &[&str], clock: Clock) -> Vec<LeftOut> {
     let mut refused = Vec::new();
     let mut table: Option<Table> = None;
     for (at, line) in lines.iter().enumerate() {
@@ -214,20 +214,26 @@ fn check_rule(line: &str, clock: Clock) -> Result<(), String> {
     }
     let mut before = chain;
     for word in words {
-        if !TEXTS.contains(&before) {
+        if !is_among(before, &TEXTS) {
             if word == "--kerneltz" && !clock.kernel_in_utc {
                 return Err(BY_KERNELS_ZONE.to_owned());
             }
             check_word(before, word)?;
         }
-        let long = LONG.iter().find(|(long, _)| *long == word);
+        let mut long = LONG.iter().filter(|_| word.starts_with("--"));
+        let long = long.find(|(long, _)| *long == word);
         before = long.map_or(word, |(_, short)| short);
     }
     Ok(())
 }
 
+/// Whether `word` is one of these `options`; most words are values.
+fn is_among(word: &str, options: &[&str]) -> bool {
+    word.starts_with('-') && options.contains(&word)
+}
+
 fn check_word(before: &str, word: &str) -> Result<(), String> {
-    if ADDRESSES.contains(&before) {
+    if is_among(before, &ADDRESSES) {
         return if is_numeric(word) {
             Ok(())
         } else {
@@ -282,14 +288,17 @@ fn is_extension(word: &str) -> bool {
 /// meant as it is between quotes.
 fn words(rule: &str) -> Result<Vec<Cow<'_, str>>, String> {
     const BLANKS: [char; 2] = [' ', '\t'];
+    // More than most rules have.
+    const WORDS: usize = 24;
+    let is_blank = |byte| matches!(byte, b' ' | b'\t');
     let unclear = || "a quote stays open, or stands within a word".to_owned();
-    let mut words = Vec::new();
+    let mut words = Vec::with_capacity(WORDS);
     let mut rest = rule.trim_start_matches(BLANKS);
     while !rest.is_empty() {
         let (word, behind) = match rest.strip_prefix('"') {
             Some(inner) => quoted(inner).ok_or_else(unclear)?,
             None => {
-                let end = rest.find(BLANKS).unwrap_or(rest.len());
+                let end = rest.bytes().position(is_blank).unwrap_or(rest.len());
                 let (word, behind) = rest.split_at(end);
                 if word.contains('"') {
                     return Err(unclear());
