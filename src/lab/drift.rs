@@ -35,8 +35,10 @@ const KERNEL: u8 = 2;
 struct Imprint {
     /// Interfaces, addresses, routes and policy rules.
     objects: BTreeSet<String>,
-    /// Of its firewall rules; none where they change all the time.
-    rules: Option<u64>,
+    /// Of its firewall rules; none where they change all the time. It has to be there: releases before had
+    /// another sum, `rules`.
+    #[serde(deserialize_with = "Option::deserialize")]
+    firewall: Option<u64>,
 }
 
 /// How a router differs from what was made.
@@ -81,7 +83,7 @@ impl Imprint {
         }
         Ok(Self {
             objects,
-            rules: sum_held(netns),
+            firewall: sum_held(netns),
         })
     }
 }
@@ -203,7 +205,7 @@ pub(super) fn drift(dir: &LabDir, state: &LabState) -> Vec<(RouterName, Drift)> 
         Some(Drift {
             gone: only(then, &now),
             added: only(&now, then),
-            firewall: then.rules != now.rules,
+            firewall: then.firewall != now.firewall,
             unknown: false,
         })
     });
@@ -212,4 +214,16 @@ pub(super) fn drift(dir: &LabDir, state: &LabState) -> Vec<(RouterName, Drift)> 
     drifted
         .filter_map(|(name, drift)| Some((name, drift.filter(|d| *d != Drift::default())?)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_release_kept_is_none() {
+        let read = serde_json::from_str::<Made>;
+        assert!(read(r#"{"4.5": {"objects": [], "rules": 7}}"#).is_err());
+        assert!(read(r#"{"4.5": {"objects": [], "firewall": null}}"#).is_ok());
+    }
 }

@@ -17,12 +17,23 @@ const MOST: u32 = 64 << 20;
 /// size of the entries.
 const INFO: usize = 32 + 13 * 4;
 
+/// The entries of a table, behind what the kernel was told to find them by.
+#[derive(Debug)]
+pub struct Entries(Vec<u8>);
+
+impl Entries {
+    /// The entries alone, one behind the other.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        self.0.get_mut(ENTRIES..).unwrap_or_default()
+    }
+}
+
 /// The entries of the table `name` as ip_tables or ip6_tables (`v6`) hand them out, through a raw
 /// socket in the namespace that is asked; none where it changed meanwhile.
 ///
 /// # Errors
 /// When the kernel has no such table, or refuses.
-pub fn entries(socket: &impl AsFd, v6: bool, name: &str) -> io::Result<Option<Vec<u8>>> {
+pub fn entries(socket: &impl AsFd, v6: bool, name: &str) -> io::Result<Option<Entries>> {
     let level = if v6 { libc::SOL_IPV6 } else { libc::SOL_IP };
     let mut title = [0; 32];
     let end = title.len() - 1;
@@ -44,7 +55,7 @@ pub fn entries(socket: &impl AsFd, v6: bool, name: &str) -> io::Result<Option<Ve
     bytes[..title.len()].copy_from_slice(&title);
     bytes[title.len()..title.len() + 4].copy_from_slice(&size.to_ne_bytes());
     match get(socket, level, GET_ENTRIES, &mut bytes) {
-        Ok(()) => Ok(Some(bytes.split_off(ENTRIES))),
+        Ok(()) => Ok(Some(Entries(bytes))),
         // Another size by now.
         Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(None),
         Err(error) => Err(error),

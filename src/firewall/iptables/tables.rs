@@ -28,6 +28,19 @@ const V6: Layout = Layout {
 /// # Errors
 /// When a table cannot be read.
 pub(in crate::firewall) fn held_here(family: Family) -> io::Result<Option<Vec<u8>>> {
+    let mut held = Vec::new();
+    let whole = pieces_here(family, |piece| held.extend_from_slice(piece))?;
+    Ok(whole.then_some(held))
+}
+
+/// The same piece by piece, since a large table has megabytes; false where it is none.
+///
+/// # Errors
+/// As [`held_here`].
+pub(in crate::firewall) fn pieces_here(
+    family: Family,
+    mut take: impl FnMut(&[u8]),
+) -> io::Result<bool> {
     let (names, domain, layout) = match family {
         Family::V4 => (
             "/proc/thread-self/net/ip_tables_names",
@@ -47,20 +60,20 @@ pub(in crate::firewall) fn held_here(family: Family) -> io::Result<Option<Vec<u8
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::Raw,
     )?;
-    let mut held = Vec::new();
     for name in names.lines() {
         let Some(mut entries) = xtables::entries(&raw, family == Family::V6, name)? else {
-            return Ok(None);
+            return Ok(false);
         };
-        if !clear_counters(&mut entries, &layout) {
-            return Ok(None);
+        let entries = entries.bytes();
+        if !clear_counters(entries, &layout) {
+            return Ok(false);
         }
-        held.extend(name.as_bytes());
-        held.push(0);
-        held.extend((entries.len() as u64).to_ne_bytes());
-        held.extend(entries);
+        take(name.as_bytes());
+        take(&[0]);
+        take(&(entries.len() as u64).to_ne_bytes());
+        take(entries);
     }
-    Ok(Some(held))
+    Ok(true)
 }
 
 /// Sets the counters of all entries to 0; false where the entries do not follow each other.

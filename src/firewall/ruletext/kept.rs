@@ -155,23 +155,45 @@ pub(in crate::firewall) fn legacy<E>(
 /// cannot be read, or change all the time.
 pub(crate) fn sum_held(netns: &NetnsFd) -> Option<u64> {
     let read = || {
-        let mut all = match support_here() {
-            Support::No(_) => Vec::new(),
-            _ => held(&mut NftSocket::open_here().ok()?).ok()??.bytes,
-        };
-        for family in [Family::V4, Family::V6] {
-            // There is no list of tables where the kernel has no ip_tables.
-            all.extend(
-                tables::held_here(family)
-                    .ok()
-                    .flatten()
-                    .into_iter()
-                    .flatten(),
-            );
+        let mut sum = Sum::NONE;
+        if !matches!(support_here(), Support::No(_)) {
+            sum.add(&held(&mut NftSocket::open_here().ok()?).ok()??.bytes);
         }
-        Some(fnv1a(&all))
+        for family in [Family::V4, Family::V6] {
+            // There is no list of tables where the kernel has no ip_tables. What is not whole counts for
+            // nothing.
+            let mut with = sum;
+            if tables::pieces_here(family, |piece| with.add(piece)).is_ok_and(|whole| whole) {
+                sum = with;
+            }
+        }
+        Some(sum.0)
     };
     netns.enter(read).ok()?
+}
+
+/// A sum of megabytes, eight bytes at a time. It spreads what differs by chance, and what differs tells it
+/// where it was cut: all that is added has its length in it, or ends where the next kind of thing begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sum(u64);
+
+impl Sum {
+    /// Of nothing; not 0, of which zeros make 0 again.
+    const NONE: Self = Self(0xcbf2_9ce4_8422_2325);
+
+    fn add(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let mut last = [0; 8];
+        for (to, from) in last.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        let words = words.iter().chain((!rest.is_empty()).then_some(&last));
+        for word in words {
+            // An odd number whose bits are half ones, by the golden ratio.
+            self.0 = (self.0.rotate_left(23) ^ u64::from_le_bytes(*word))
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
 }
 
 /// What the kernel holds now.
@@ -267,5 +289,25 @@ mod tests {
         std::os::unix::fs::symlink(elsewhere.path(), dir.path().join(&kept.file)).unwrap();
         assert_eq!(read(&kept.shelf, &kept.file).unwrap(), None);
         assert_eq!(read(&kept.shelf, "rules.nowhere").unwrap(), None);
+    }
+
+    #[test]
+    fn a_sum_tells_what_differs_anywhere() {
+        let sum = |bytes: &[u8]| {
+            let mut sum = Sum::NONE;
+            sum.add(bytes);
+            sum
+        };
+        let bytes: Vec<u8> = (0..100).collect();
+        let whole = sum(&bytes);
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut other = bytes.clone();
+                other[at] ^= 1 << bit;
+                assert_ne!(sum(&other), whole, "{at} {bit}");
+            }
+        }
+        assert_ne!(sum(&[0; 8]), Sum::NONE);
+        assert_ne!(sum(&[0; 8]), sum(&[0; 16]));
     }
 }
