@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Needs root. Beside each ruleset stands what its own tool takes to load what is good of it, in an
-//! empty namespace.
+//! empty namespace: medians of pairs in turn.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -29,10 +29,13 @@ use tsim::{
     netns,
 };
 
+/// How often a lab is made, and its rules loaded alone.
+const PAIRS: usize = 20;
+
 fn main() {
     assert!(nix::unistd::geteuid().is_root(), "this bench needs root");
     println!(
-        "facts (milliseconds)                          read       up   loader alone   left out"
+        "facts (milliseconds)                          read       up   loader alone   ratio   left out"
     );
     for routes in [20_000, 100_000] {
         let dir = tempfile::tempdir().unwrap();
@@ -47,12 +50,8 @@ fn main() {
     }
     for legacy in [false, true] {
         let variant = if legacy { "legacy" } else { "nft" };
-        bench(
-            &format!("5,000 rules, 1,640 refused, {variant}"),
-            legacy,
-            5_000,
-            true,
-        );
+        let refused = format!("5,000 rules, 1,640 refused, {variant}");
+        bench(&refused, legacy, 5_000, true);
         bench(&format!("20,000 rules, {variant}"), legacy, 20_000, false);
     }
 }
@@ -118,19 +117,33 @@ fn bench(what: &str, legacy: bool, count: usize, refused: bool) {
         legacy,
         ..UpOptions::default()
     };
-    let begin = Instant::now();
-    let up = lab::up_from(&config, &name, &facts, options, &()).unwrap();
-    let took = begin.elapsed();
-    lab::down(&config, &name).unwrap();
     let good = whole(rules.iter().filter(|rule| rule.ends_with("ACCEPT")));
-    let alone = netns::in_scratch(|| load(legacy, &good)).unwrap();
+    let mut left_out = 0;
+    let mut pair = || {
+        let begin = Instant::now();
+        let up = lab::up_from(&config, &name, &facts, options, &()).unwrap();
+        let took = begin.elapsed();
+        lab::down(&config, &name).unwrap();
+        left_out = up.lab.warnings.len();
+        let alone = netns::in_scratch(|| load(legacy, &good)).unwrap();
+        (took, alone)
+    };
+    let pairs: Vec<_> = (0..PAIRS).map(|_| pair()).collect();
+    let of = |time: fn(&(Duration, Duration)) -> Duration| median(pairs.iter().map(time));
+    let ratio = |(up, alone): &(Duration, Duration)| up.as_secs_f64() / alone.as_secs_f64();
     println!(
-        "{what:<40} {:>9} {} {:>14} {:>10}",
+        "{what:<40} {:>9} {} {:>14} {:7.2} {left_out:>10}",
         "",
-        shown(took),
-        shown(alone),
-        up.lab.warnings.len()
+        shown(of(|pair| pair.0)),
+        shown(of(|pair| pair.1)),
+        median(pairs.iter().map(ratio)),
     );
+}
+
+fn median<T: PartialOrd + Copy>(all: impl Iterator<Item = T>) -> T {
+    let mut all: Vec<T> = all.collect();
+    all.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    all[all.len() / 2]
 }
 
 fn load(legacy: bool, text: &str) -> Duration {

@@ -362,3 +362,31 @@ pub(super) fn kinds(router: &Router) -> impl Iterator<Item = RulesetKind> {
 
 #[cfg(test)]
 mod silence_tests;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_to_a_loader_has_the_lines_of_the_ruleset() {
+        let rules =
+            "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -M /tmp/x\n\n-A FORWARD -j ACCEPT\r\nCOMMIT";
+        let left = ready(&Ruleset::for_test(RulesetKind::Iptables, rules));
+        let want = "*filter\n:FORWARD DROP [0:0]\n\n\n-A FORWARD -j ACCEPT\nCOMMIT\n";
+        assert_eq!(left.text, want);
+        assert_eq!(left.left_out.len(), 1);
+        let lines: Vec<&str> = left.text.lines().collect();
+        assert_eq!(joined(&lines), left.text);
+    }
+
+    #[test]
+    fn no_element_that_goes_to_a_loader_times_out() {
+        let text = |kind, text| ready(&Ruleset::for_test(kind, text)).text;
+        let sets = "create a hash:ip timeout 9\nquit\nadd a 10.0.0.1 timeout 4\n";
+        let want = "create a hash:ip timeout 9\n\nadd a 10.0.0.1 timeout 0\n";
+        assert_eq!(text(RulesetKind::Ipset, sets), want);
+        let table = "table ip x {\n\tset a {\n\t\ttype ipv4_addr\n\t\tflags timeout\n\
+            \t\telements = { 10.0.0.1 expires 3s }\n\t}\n}\n";
+        assert!(!text(RulesetKind::Nft, table).contains("expires"));
+    }
+}
