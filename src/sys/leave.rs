@@ -50,7 +50,7 @@ fn outlive(pidfd: &impl AsRawFd) -> ! {
 }
 
 /// How often processes close what was left to them, in milliseconds; a part of a second.
-const TICK_MS: libc::c_long = 50;
+const TICK_MS: libc::c_long = 250;
 
 /// Waits until the next moment at which all such processes close what they have.
 ///
