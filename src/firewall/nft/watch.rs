@@ -73,6 +73,15 @@ impl RulesetWatch {
         })
     }
 
+    /// Hears of no more changes: until a socket that does is closed, the kernel copies all that jobs put in
+    /// and take out for it.
+    pub fn end(&self) {
+        // One that stays is a cost and no fault.
+        if let Err(error) = self.socket.drop_membership(GROUP) {
+            tracing::debug!("still listening to changes: {error}");
+        }
+    }
+
     /// What was changed by others since the watch was opened or last asked. Does not wait.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use netlink_sys::Socket;
 use thiserror::Error;
 
 pub(in crate::run) use self::reason::notes;
@@ -42,7 +43,7 @@ use crate::{
     firewall::{
         Notebook, RulePlace, TagSpace,
         nft::{
-            NftError,
+            NftError, NftSocket,
             census::{Census, LaterChain},
             generation,
             trace::{TraceSockets, TraceSpec, Tracer, turn::TraceTurn},
@@ -54,7 +55,7 @@ use crate::{
     },
     model::{IfName, Protocol, RunId},
     netlink::{NetlinkError, object::Family},
-    netns::{NetnsError, NetnsFd, NetnsId, tool::Tools},
+    netns::{NetnsError, NetnsFd, NetnsId, tool::Tools, visit},
     run::{
         outside::OutsideReason,
         packet::{Headers, Probe},
@@ -266,7 +267,36 @@ pub struct Explainer {
     shelf: Option<Shelf>,
     /// Books with the generation at which each is right.
     books: HashMap<NetnsId, (u32, RuleBook)>,
-    closing: Vec<(TraceSockets, RulesetWatch)>,
+    closing: Vec<Closing>,
+}
+
+/// Sockets that are left to close.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held until nobody waits")]
+enum Closing {
+    Events(Socket),
+    Own(NftSocket, RulesetWatch),
+}
+
+/// What talks to a router's nf_tables, and what hears of their changes.
+#[derive(Debug)]
+pub(in crate::run) struct RulesetSockets {
+    /// For requests.
+    pub(in crate::run) nft: NftSocket,
+    /// Not asked for changes yet, but for those of which `changed` tells.
+    pub(in crate::run) watch: RulesetWatch,
+    /// Whether it has told of changes.
+    pub(in crate::run) changed: bool,
+}
+
+impl RulesetSockets {
+    fn open_here() -> Result<Self, NftError> {
+        Ok(Self {
+            nft: NftSocket::open_here()?,
+            watch: RulesetWatch::open_here()?,
+            changed: false,
+        })
+    }
 }
 
 impl Explainer {
@@ -299,29 +329,74 @@ impl Explainer {
         question: &ExplainQuestion<'_>,
         send: &mut SendAgain<'_>,
     ) -> Result<Explanation, ExplainError> {
+        let mut sockets = None;
+        let explained = self.explain_by(question, &mut sockets, send);
+        if let Some(RulesetSockets { nft, watch, .. }) = sockets {
+            watch.end();
+            self.closing.push(Closing::Own(nft, watch));
+        }
+        explained
+    }
+
+    /// As [`Explainer::explain`], by sockets that are open already, if there are any. Unless it is why nothing
+    /// can be explained, they are left in their place, or those that were opened instead.
+    ///
+    /// # Errors
+    /// As [`Explainer::explain`].
+    pub(in crate::run) fn explain_by(
+        &mut self,
+        question: &ExplainQuestion<'_>,
+        sockets: &mut Option<RulesetSockets>,
+        send: &mut SendAgain<'_>,
+    ) -> Result<Explanation, ExplainError> {
         if question.probes.is_empty() {
             return Ok(Explanation::default());
         }
-        let open = || {
+        // What need not be done while others wait for their turn is done before.
+        let lost = Lost::new(question)?;
+        let opened = visit(&[question.netns], |_| {
             let turn = TraceTurn::wait_here(TURN_PATIENCE);
-            Ok::<_, NftError>((turn, TraceSockets::open_here()?, RulesetWatch::open_here()?))
+            let mut own = match sockets.take() {
+                Some(open) => open,
+                None => RulesetSockets::open_here()?,
+            };
+            // What was changed before the first probe is sent again matters to whoever measured.
+            own.changed |= own.watch.changes()? != RulesetChanges::None;
+            let RulesetSockets {
+                nft,
+                watch,
+                changed,
+            } = own;
+            Ok::<_, NftError>((turn, TraceSockets::beside(nft)?, watch, changed))
+        })?;
+        let Some(opened) = opened.into_iter().next() else {
+            return Ok(Explanation::default());
         };
-        let (turn, mut sockets, mut watch) = question.netns.enter(open)??;
-        let before = generation(sockets.control())?;
-        let mut tracer = Tracer::start(sockets, &trace_spec(question))?;
+        let (turn, mut traced, mut watch, mut changed) = opened?;
+        let before = generation(traced.control())?;
+        let mut tracer = Tracer::start(traced, &trace_spec(question))?;
         let explained = self
-            .with_tracer(question, &mut tracer, before, send, turn)
+            .with_tracer((question, lost), &mut tracer, before, send, turn)
             .and_then(|mut explanation| {
                 match watch.changes()? {
                     RulesetChanges::None => {}
-                    changes => explanation.warnings.push(format!(
-                        "{changes} changed while blocked services were explained"
-                    )),
+                    changes => {
+                        changed = true;
+                        explanation.warnings.push(format!(
+                            "{changes} changed while blocked services were explained"
+                        ));
+                    }
                 }
                 Ok(explanation)
             });
-        let (sockets, stopped) = tracer.stop();
-        self.closing.push((sockets, watch));
+        let (traced, stopped) = tracer.stop();
+        let (nft, events) = traced.into_parts();
+        self.closing.push(Closing::Events(events));
+        *sockets = Some(RulesetSockets {
+            nft,
+            watch,
+            changed,
+        });
         match stopped {
             Ok(()) => explained,
             Err(source) => Err(ExplainError::Stop {
@@ -333,7 +408,7 @@ impl Explainer {
 
     fn with_tracer(
         &mut self,
-        question: &ExplainQuestion<'_>,
+        (question, mut lost): (&ExplainQuestion<'_>, Lost<'_>),
         tracer: &mut Tracer,
         before: u32,
         send: &mut SendAgain<'_>,
@@ -341,7 +416,6 @@ impl Explainer {
     ) -> Result<Explanation, ExplainError> {
         let indexes: Vec<u32> = question.probes.iter().map(|probe| probe.index).collect();
         let mut followed = follow(tracer, &indexes, send)?;
-        let mut lost = Lost::new(question)?;
         let outside = lost.explain(tracer, &mut followed, send)?;
         let legacy = LegacyReports::follow(
             question,
@@ -351,6 +425,7 @@ impl Explainer {
             send,
         )?;
         // The tools need longer than all of this, and few probes are sent after them.
+        tracer.pause();
         drop(turn);
         let found = Found {
             followed,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    thread,
+    mem, thread,
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,8 @@ pub(super) const AT_MOST: Duration = Duration::from_millis(1500);
 /// On top of the time that the rate asks for: xt_limit counts in jiffies.
 const MARGIN: Duration = Duration::from_millis(5);
 
-/// Sends each of `services` that a rate may have stopped again, alone, and returns their ways.
+/// Sends each of `services` that a rate may have stopped again, alone, and returns their ways; the tracer was
+/// paused.
 /// Nothing tells when a rate allows a packet, so this waits for as long as the rule says.
 pub(super) fn wait_and_send(
     services: &[Explained],
@@ -23,6 +24,7 @@ pub(super) fn wait_and_send(
 ) -> Result<HashMap<u32, Trail>, ExplainError> {
     let begun = Instant::now();
     let mut trails = HashMap::new();
+    let mut listens = false;
     for explained in services {
         let Some(interval) = explained.waits_for() else {
             continue;
@@ -32,6 +34,9 @@ pub(super) fn wait_and_send(
             continue;
         }
         thread::sleep(pause);
+        if !mem::replace(&mut listens, true) {
+            tracer.listen()?;
+        }
         send(&[explained.index]).map_err(ExplainError::Send)?;
         let mut drained = tracer.drain()?;
         let trail = drained.trails.remove(&explained.index);

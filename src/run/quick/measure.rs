@@ -34,7 +34,7 @@ use crate::{
     },
     netns::{NetnsFd, tool::Tools, visit},
     run::{
-        explain::Scrutiny,
+        explain::{RulesetSockets, Scrutiny},
         packet::Probe,
         probe::{ProbeSocket, RefusedProbes},
         verdict::{Finding, Findings, Observed, doubts, judge},
@@ -261,9 +261,38 @@ impl<'a> Probing<'a> {
         }
     }
 
+    /// Its sockets to the router's rules, for the reasons.
+    pub(super) fn lend(&mut self) -> Option<RulesetSockets> {
+        let both = self.nft.take().zip(self.watch.take());
+        both.map(|(nft, watch)| RulesetSockets {
+            nft,
+            watch,
+            changed: false,
+        })
+    }
+
+    /// Takes back what was lent.
+    pub(super) fn take_back(&mut self, sockets: Option<RulesetSockets>) {
+        let Some(RulesetSockets {
+            nft,
+            watch,
+            changed,
+        }) = sockets
+        else {
+            return;
+        };
+        (self.nft, self.watch) = (Some(nft), Some(watch));
+        if changed {
+            self.plain = None;
+        }
+    }
+
     /// Ends the measurement: the sockets that are left to close.
     pub(super) fn into_closing(mut self) -> impl Iterator<Item = QuickClosing> {
         self.remember();
+        if let Some(watch) = &self.watch {
+            watch.end();
+        }
         let nft = self.nft.map(QuickClosing::Nft);
         nft.into_iter().chain(self.watch.map(QuickClosing::Watch))
     }

@@ -407,7 +407,7 @@ impl Plan {
         let begin = Instant::now();
         let scrutiny = probing.scrutiny(census, &findings);
         let asked = self.worth_explaining(&visit.probes, &findings, &scrutiny);
-        let explained = self.reasons(visit, &probing, &asked, &scrutiny, &mut closing)?;
+        let explained = self.reasons(visit, &mut probing, &asked, &scrutiny, &mut closing)?;
         let mut taken = BTreeMap::new();
         let proxied = proxied(&explained, &visit.probes);
         if !proxied.is_empty() {
@@ -471,7 +471,7 @@ impl Plan {
     fn reasons(
         &self,
         visit: &Visit,
-        probing: &Probing<'_>,
+        probing: &mut Probing<'_>,
         asked: &Asked,
         scrutiny: &Scrutiny,
         closing: &mut Vec<QuickClosing>,
@@ -651,7 +651,7 @@ impl Plan {
         &self,
         explainer: &mut Explainer,
         visit: &Visit,
-        probing: &Probing<'_>,
+        probing: &mut Probing<'_>,
         probes: &[Probe],
         scrutiny: &Scrutiny,
     ) -> Result<Explanation, QuickError> {
@@ -681,7 +681,7 @@ impl Plan {
         &self,
         explainer: &mut Explainer,
         visit: &Visit,
-        probing: &Probing<'_>,
+        probing: &mut Probing<'_>,
         (probes, open_ports): (&[Probe], OpenPorts),
         scrutiny: &Scrutiny,
     ) -> Result<Explanation, QuickError> {
@@ -708,21 +708,27 @@ impl Plan {
         let again = u16::from(self.taps.pass_on && self.any_port);
         let mut sendings = 0;
         let mut looked_into = 0;
+        let mut sockets = probing.lend();
+        let sender = &*probing;
         let mut send = |indexes: &[u32]| {
             looked_into = asked.min(looked_into + indexes.len());
             tracing::trace!(target: PHASE, done = looked_into as u64, total = asked as u64);
             sendings += again;
-            match probing.send_again(indexes, sendings).into_values().next() {
+            match sender.send_again(indexes, sendings).into_values().next() {
                 None => Ok(()),
                 Some(why) => Err(io::Error::other(why)),
             }
         };
-        explainer
-            .explain(&question, &mut send)
-            .map_err(|source| QuickError::Explain {
-                router: visit.netns.name().to_string(),
-                source,
-            })
+        let explained = match &mut sockets {
+            // The iptables back ends have none.
+            None => explainer.explain(&question, &mut send),
+            lent => explainer.explain_by(&question, lent, &mut send),
+        };
+        probing.take_back(sockets);
+        explained.map_err(|source| QuickError::Explain {
+            router: visit.netns.name().to_string(),
+            source,
+        })
     }
 
     /// What routers may have rewritten of these probes on their way: each takes one from the TTL.

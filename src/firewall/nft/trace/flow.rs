@@ -420,6 +420,7 @@ impl FlowTracer {
     /// # Errors
     /// [`NftError`]; closing the sockets removes owned tables even then.
     pub fn stop(mut self) -> (TraceSockets, Result<(), NftError>) {
+        self.sockets.leave();
         let result = self.delete_tables();
         (self.sockets, result)
     }

@@ -120,13 +120,20 @@ impl TraceSockets {
     /// # Errors
     /// [`NftError::Open`].
     pub fn open_here() -> Result<Self, NftError> {
+        Self::beside(NftSocket::open_here()?)
+    }
+
+    /// The same, where one for requests is open in that namespace.
+    ///
+    /// # Errors
+    /// [`NftError::Open`].
+    pub fn beside(control: NftSocket) -> Result<Self, NftError> {
         let open = || -> io::Result<(Socket, usize)> {
             let socket = netfilter_socket::open_here()?;
             let room = buffers::receive(&socket, RECEIVE_BUFFER)?;
             socket.add_membership(TRACE_GROUP)?;
             Ok((socket, room))
         };
-        let control = NftSocket::open_here()?;
         let (events, room) = open().map_err(NftError::Open)?;
         Ok(Self {
             control,
@@ -135,9 +142,20 @@ impl TraceSockets {
         })
     }
 
+    /// The socket for requests, and the one for events, which is left to close.
+    #[must_use]
+    pub fn into_parts(self) -> (NftSocket, Socket) {
+        (self.control, self.events)
+    }
+
     /// The socket for requests.
     pub fn control(&mut self) -> &mut NftSocket {
         &mut self.control
+    }
+
+    /// Hears of no more events: the kernel copies each for every socket that does, until it is closed.
+    fn leave(&self) {
+        leave(&self.events);
     }
 }
 
@@ -240,6 +258,21 @@ impl Tracer {
         }
     }
 
+    /// Hears of no more events until [`Tracer::listen`]: while a socket does, it costs all others that trace
+    /// on the router.
+    pub fn pause(&self) {
+        leave(&self.events);
+    }
+
+    /// Hears of events again.
+    ///
+    /// # Errors
+    /// [`NftError::Open`].
+    pub fn listen(&self) -> Result<(), NftError> {
+        let joined = self.events.add_membership(TRACE_GROUP);
+        joined.map_err(NftError::Open)
+    }
+
     /// The control socket, to ask about the ruleset.
     pub fn control(&mut self) -> &mut NftSocket {
         &mut self.control
@@ -250,6 +283,7 @@ impl Tracer {
     /// # Errors
     /// [`NftError`]; closing the sockets removes owned tables even then.
     pub fn stop(mut self) -> (TraceSockets, Result<(), NftError>) {
+        self.pause();
         let result = self.delete_tables();
         let Self {
             control,
@@ -277,6 +311,14 @@ impl Tracer {
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
+    }
+}
+
+/// Takes a socket out of the group of those that hear of events.
+fn leave(events: &Socket) {
+    // One that stays in it is a cost and no fault.
+    if let Err(error) = events.drop_membership(TRACE_GROUP) {
+        tracing::debug!("still listening to traces: {error}");
     }
 }
 
