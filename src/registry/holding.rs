@@ -462,8 +462,8 @@ impl Holding {
         let mut leases = registry.open_file::<LeasesLevel, _>(&mut token)?;
         let (token, table) = leases.parts();
         let mut census = OwnerCensus::default();
-        let liveness = &mut |owner: &Owner| census.ask(owner);
         for host in made {
+            let liveness = &mut until_one_lives(&mut census);
             match lease::release_host(table, host, &self.run_id, liveness) {
                 Ok(left) => {
                     given.unused.extend((left == 0).then_some(*host));
@@ -474,6 +474,7 @@ impl Holding {
         }
         for Found { host, managed_by } in std::mem::take(&mut self.found) {
             let before = table.clone();
+            let liveness = &mut until_one_lives(&mut census);
             match lease::release_host(table, &host, &self.run_id, liveness) {
                 Ok(0) if managed_by == ManagedBy::Job => {
                     *table = before;
@@ -513,6 +514,19 @@ impl Holding {
         let dscp = dscp::release(&mut values.table, &self.run_id)?;
         registry.save(&values)?;
         Ok(self.entry("dscp.release", json!({"dscp": dscp})))
+    }
+}
+
+/// Looks whether owners live until one does: then the host stays. Whoever comes next looks at them all.
+fn until_one_lives(census: &mut OwnerCensus) -> impl FnMut(&Owner) -> Liveness {
+    let mut lives = false;
+    move |owner| {
+        if lives {
+            return Liveness::Unknown;
+        }
+        let found = census.ask(owner);
+        lives = found != Liveness::Gone;
+        found
     }
 }
 
