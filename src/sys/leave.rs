@@ -6,10 +6,16 @@
 //! child that does nothing but close them, when others close theirs, and end.
 #![allow(unsafe_code)]
 
-use std::{os::fd::AsRawFd, process};
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    process,
+};
 
-use nix::unistd::{ForkResult, close, fork};
+use nix::unistd::close;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+/// What the child runs on: it calls a few functions of the C library.
+const STACK: usize = 64 << 10;
 
 /// Ends this process with `code`, at once. What it has open is closed a moment later, by a child
 /// that first lets go of standard input, output and error, so that nobody waits for it there.
@@ -20,24 +26,30 @@ pub fn exit_leaving_descriptors(code: i32) -> ! {
     // Of two processes that have a socket open, the last one to close it waits. So the child stays
     // until this process has closed everything, which its pidfd tells (pidfd_open(2), Linux 5.3).
     if let Ok(parent) = pidfd_open(getpid(), PidfdFlags::empty()) {
-        // SAFETY: other threads may hold any lock at this moment, also that of the allocator. The
-        // child calls nothing but close(2), poll(2), clock_gettime(2) and _exit(2), which are
-        // async-signal-safe (signal-safety(7)).
-        if let Ok(ForkResult::Child) = unsafe { fork() } {
-            outlive(&parent);
-        }
+        // Never freed: the child is on it when this function is long left.
+        let stack = Vec::leak(vec![0_u128; STACK / size_of::<u128>()]);
+        let top = stack.as_mut_ptr_range().end;
+        let pidfd = std::ptr::without_provenance_mut(parent.as_raw_fd() as usize);
+        // SAFETY: the stack is the child's alone, and grows down from its end, which is aligned. The child
+        // has the same memory and descriptors of its own, so that no page table is copied: that took longer
+        // than all that this process does at its end. Both go on side by side: the child calls nothing but
+        // close(2), poll(2), clock_gettime(2) and _exit(2), which are async-signal-safe (signal-safety(7)),
+        // take no lock and use nothing of this thread's but errno, which nobody reads from here on; and the
+        // memory stays until both have ended. Should this fail, nobody is on the stack.
+        unsafe { libc::clone(outlive, top.cast(), libc::CLONE_VM | libc::SIGCHLD, pidfd) };
     }
     process::exit(code)
 }
 
-/// Waits until the process that `pidfd` stands for has ended and others close their sockets, too, and ends.
-fn outlive(pidfd: &impl AsRawFd) -> ! {
+/// Waits until the process that `pidfd`, a number, stands for has ended and others close their sockets, too, and
+/// ends.
+extern "C" fn outlive(pidfd: *mut libc::c_void) -> i32 {
     for standard in 0..3 {
         // It may have been closed before.
         let _ = close(standard);
     }
     let mut ended = libc::pollfd {
-        fd: pidfd.as_raw_fd(),
+        fd: pidfd.addr() as RawFd,
         events: libc::POLLIN,
         revents: 0,
     };
