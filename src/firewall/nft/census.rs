@@ -57,6 +57,8 @@ pub struct Census {
     pub asks_changed_sets: bool,
     /// Chains behind the last taps, if they have rules or drop.
     pub behind: Vec<LaterChain>,
+    /// Whether a chain with rules, or one that drops, sees packets before IP, also one of the family inet.
+    pub at_ingress: bool,
     /// What rules may do with packets beside letting them through or not.
     pub nature: Nature,
     /// Rules that take packets away (`NF_STOLEN`), which not every kernel's trace shows.
@@ -90,11 +92,15 @@ impl Census {
         let all = TableFamily(0).0;
         for _ in 0..DUMP_ATTEMPTS {
             census.behind.clear();
+            let mut at_ingress = false;
             let dumped =
                 socket.dump_messages(inventory::kernel::GET_CHAIN, all, &[], what, |message| {
                     let (at, chain) = (family_of(message.body), message.attributes());
                     census.behind.extend(behind(at, chain, family));
+                    at_ingress |= sees(at, family) && is_at_ingress(at, chain);
                 })?;
+            // One that was not seen may be there.
+            census.at_ingress = at_ingress || dumped != Dumped::Whole;
             if dumped == Dumped::Whole {
                 break;
             }
@@ -204,6 +210,13 @@ fn sees(table: TableFamily, family: Family) -> bool {
         Family::V6 => TableFamily::IP6,
     };
     [own, TableFamily::INET, TableFamily::NETDEV].contains(&table)
+}
+
+/// Whether a chain of the router's sees packets before IP, and does anything with them.
+fn is_at_ingress(at: TableFamily, attributes: Attributes<'_>) -> bool {
+    let idle = |chain: &inventory::InventoryChain| chain.used == 0 && !chain.policy_drops;
+    let busy = inventory::chain(attributes).is_some_and(|chain| !idle(&chain));
+    busy && base(at, attributes).is_some_and(|base| base.hook == HookPoint::Ingress)
 }
 
 fn behind(at: TableFamily, attributes: Attributes<'_>, family: Family) -> Option<LaterChain> {
@@ -375,5 +388,29 @@ mod tests {
         let one = found(TableFamily::NETDEV, &ingress).unwrap();
         assert_eq!(one.hook, HookPoint::Ingress);
         assert_eq!(one.devices, Some(vec!["in".to_owned()]));
+    }
+
+    #[test]
+    fn chains_before_ip_are_found_also_of_inet() {
+        /// `NF_INET_INGRESS`.
+        const INET_INGRESS: u32 = 5;
+        let netdev = chain("edge", INGRESS, 0, 2, Some("in"));
+        assert!(is_at_ingress(TableFamily::NETDEV, Attributes(&netdev)));
+        let inet = chain("edge", INET_INGRESS, 0, 1, Some("in"));
+        assert!(is_at_ingress(TableFamily::INET, Attributes(&inet)));
+        for other in [
+            (TableFamily::NETDEV, chain("edge", EGRESS, 0, 2, Some("in"))),
+            (
+                TableFamily::NETDEV,
+                chain("edge", INGRESS, 0, 0, Some("in")),
+            ),
+            (
+                TableFamily::NETDEV,
+                chain("tsim_r1", INGRESS, 0, 2, Some("in")),
+            ),
+            (TableFamily::INET, chain("edge", 0, 0, 2, None)),
+        ] {
+            assert!(!is_at_ingress(other.0, Attributes(&other.1)), "{other:?}");
+        }
     }
 }

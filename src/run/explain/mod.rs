@@ -127,6 +127,9 @@ pub struct Scrutiny {
     pub varying: Vec<(Option<RulePlace>, Rule)>,
     /// Whether iptables-legacy has a rule that decides by more than the packet.
     pub legacy: bool,
+    /// Whether all probes came past the chains before IP, and there are none that decide about them: then
+    /// nothing there is traced.
+    pub past_ingress: bool,
 }
 
 impl Scrutiny {
@@ -564,7 +567,10 @@ fn trace_spec(question: &ExplainQuestion<'_>) -> TraceSpec {
         tags: question.tags,
         protocols: question.protocols(),
         from_itself: question.from_itself,
-        ingress: question.ingress.cloned(),
+        ingress: question
+            .ingress
+            .filter(|_| !question.scrutiny.past_ingress)
+            .cloned(),
         pass_on: question.pass_on,
     }
 }

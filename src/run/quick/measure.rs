@@ -244,6 +244,9 @@ impl<'a> Probing<'a> {
         let legacy = self.legacy && (census.volatile || varies());
         let plain = |finding: &_| matches!(finding, Finding::Passed | Finding::Delivered);
         let varying = census.open.clone();
+        let came_in = |finding: &_| plain(finding) || *finding == Finding::Stopped;
+        let past_ingress =
+            !census.at_ingress && findings.iter().all(|(_, finding)| came_in(finding));
         let census = if findings.iter().any(|(_, finding)| plain(finding)) {
             census
         } else {
@@ -258,6 +261,7 @@ impl<'a> Probing<'a> {
             census,
             varying,
             legacy,
+            past_ingress,
         }
     }
 
