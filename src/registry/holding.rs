@@ -451,9 +451,7 @@ impl Holding {
         let mut given = GivenBack::default();
         let leased = !(self.found.is_empty() && made.is_empty());
         if !leased {
-            if dscp {
-                failed.extend(self.release_dscp().err());
-            }
+            failed.extend(dscp.then(|| self.release_dscp()).and_then(Result::err));
             return Ok(given);
         }
         let registry = self.registry.clone();

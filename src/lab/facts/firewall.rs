@@ -409,24 +409,7 @@ fn held(section: &Section<'_>) -> Option<(&'static str, Omission)> {
     } else if named("xfrm") || named("ipsec") {
         Some(("IPsec, which is not modelled", feature(policies(section))))
     } else if section.name.starts_with("tc") || section.command.starts_with("tc ") {
-        let filters = |line: &str| match named("tc_filters") {
-            true => decides(line),
-            false => line.contains("filter") || line.contains("action"),
-        };
-        let all = || section.body.iter().map(|(_, line)| line.trim());
-        let mut queues = all().filter_map(|line| Some(line.split_once("qdisc")?.1));
-        let queue = queues.any(|words| drops(words.trim_start_matches([':', ' '])));
-        match lines.any(filters) {
-            true => everything("filters of tc, which are not modelled", true),
-            // Packets that are stopped get no farther for that.
-            false => queue.then(|| {
-                let omission = Omission::of_everything(OmissionKind::Feature).of_passed();
-                (
-                    "queues of tc that drop packets, which are not modelled",
-                    omission,
-                )
-            }),
-        }
+        queueing(section, named("tc_filters"))
     } else if named("bpftool") {
         // `eth0(2) driver id 15`, `ip forward prio 1 prog_id 15`
         let programs = lines.any(|line| line.contains(" id ") || line.contains("_id "));
@@ -441,6 +424,28 @@ fn held(section: &Section<'_>) -> Option<(&'static str, Omission)> {
         };
         Some((found, Omission::of_everything(OmissionKind::Section)))
     }
+}
+
+/// What tc(8) shows of filters (`of_filters`) and queues that drop packets.
+fn queueing(section: &Section<'_>, of_filters: bool) -> Option<(&'static str, Omission)> {
+    let filters = |line: &str| match of_filters {
+        true => decides(line),
+        false => line.contains("filter") || line.contains("action"),
+    };
+    let all = || section.body.iter().map(|(_, line)| line.trim());
+    if all().any(filters) {
+        let omission = Omission::of_everything(OmissionKind::Feature);
+        return Some(("filters of tc, which are not modelled", omission));
+    }
+    let mut queues = all().filter_map(|line| Some(line.split_once("qdisc")?.1));
+    // Packets that are stopped get no farther for that.
+    let omission = Omission::of_everything(OmissionKind::Feature).of_passed();
+    queues
+        .any(|words| drops(words.trim_start_matches([':', ' '])))
+        .then_some((
+            "queues of tc that drop packets, which are not modelled",
+            omission,
+        ))
 }
 
 /// Whether a line is a rule as ip-rule(8) prints it, and none that every kernel has.

@@ -205,7 +205,7 @@ fn chains(lines: &[&str]) -> BTreeMap<String, ShownChain> {
             text.split_whitespace().collect::<Vec<_>>().as_slice(),
         ) {
             (None, ["chain", name, "{"]) => {
-                open = Some(((*name).to_owned(), ShownChain::default()))
+                open = Some(((*name).to_owned(), ShownChain::default()));
             }
             (None, _) => {}
             (Some(_), ["}"]) if depth == 0 => found.extend(open.take()),

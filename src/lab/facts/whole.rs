@@ -176,9 +176,10 @@ fn snipped(section: &Section<'_>) -> Option<String> {
     Some(format!("`{found}`"))
 }
 
-/// The chain whose policy iptables-save(8) does not show: it prints a line for each chain of a table that the
-/// kernel calls, also where iptables-nft never made that chain. A ruleset that people wrote, without the
-/// tool's first line, has the policies that it names and accepts otherwise.
+/// The chain whose policy iptables-save(8) does not show although it has rules, or although the table has no
+/// policy at all: the tool prints a line for each chain of a table that the kernel calls, also where
+/// iptables-nft never made that chain. A ruleset that people wrote, without the tool's first line, has the
+/// policies that it names and accepts otherwise.
 fn without_policies(section: &Section<'_>) -> Option<String> {
     const BUILT_IN: [(&str, &[&str]); 2] = [
         ("filter", &["INPUT", "FORWARD", "OUTPUT"]),
@@ -199,7 +200,13 @@ fn without_policies(section: &Section<'_>) -> Option<String> {
         let declared: Vec<&str> = policies
             .filter_map(|line| line.split_whitespace().next())
             .collect();
-        let missing = chains.iter().find(|chain| !declared.contains(chain))?;
+        let has_rules = |chain: &str| {
+            let rule = format!("-A {chain} ");
+            inside.iter().any(|line| line.contains(&rule))
+        };
+        let none = !chains.iter().any(|chain| declared.contains(chain));
+        let mut missing = chains.iter().filter(|chain| !declared.contains(chain));
+        let missing = missing.find(|chain| none || has_rules(chain))?;
         Some(format!("table {table} has no line `:{missing} POLICY`"))
     })
 }

@@ -281,7 +281,7 @@ pub(crate) fn placed_rules(rulesets: &[Ruleset]) -> (Vec<PlacedRule>, Vec<String
     for ruleset in rulesets.iter().filter(|r| r.kind != RulesetKind::Ipset) {
         let map = RulesetMap::read(ruleset.kind, &ruleset.text);
         if map.is_crowded() {
-            let statements = map.lines.iter().flat_map(|line| crowded(&line.text));
+            let statements = map.lines.iter().flat_map(|line| crowded(line.text));
             for statement in statements {
                 others.push(statement.text.clone());
                 rules.push(statement);
@@ -404,7 +404,7 @@ impl<'a> RulesetMap<'a> {
     /// Whether it is one of nft(8) written by hand, with several things on one line.
     fn is_crowded(&self) -> bool {
         let crowded = |line: &str| line.contains("chain ") && line.contains("hook ");
-        !self.xtables && self.lines.iter().any(|line| crowded(&line.text))
+        !self.xtables && self.lines.iter().any(|line| crowded(line.text))
     }
 
     /// The rule on `line` of `chain`, if there is one.

@@ -344,32 +344,33 @@ fn ambiguous(hop: IpAddr) -> String {
     )
 }
 
+/// The request arrived, the answer did not, and the lab cannot tell what becomes of such an answer.
+fn not_known(facts: &Observation<'_>) -> Option<String> {
+    match &facts.answer {
+        PacketFate::Outside(interface, hop) => Some(outside(interface, *hop)),
+        PacketFate::Ambiguous(hop) => Some(ambiguous(*hop)),
+        PacketFate::Direct {
+            tracked_by: Some(router),
+        } => Some(format!(
+            "the server answers the client over the bridge of {router}, which tracks connections over it \
+             (br_netfilter) and may translate the answer back: the lab has no ports in the bridge"
+        )),
+        PacketFate::Direct { .. } if facts.called == facts.destination => Some(
+            "the server answers the client directly, past the routers: whether these pass on the rest \
+             of a connection whose answer they missed is not measured"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
 /// The request arrived, the answer did not.
 fn half_way(facts: &Observation<'_>) -> Judged {
-    if let PacketFate::Outside(interface, hop) = &facts.answer {
-        let message = format!("the request arrived; {}", outside(interface, *hop));
-        return Judged::new(ServiceStatus::Unknown, message);
-    }
-    if let PacketFate::Ambiguous(hop) = &facts.answer {
-        let message = format!("the request arrived; {}", ambiguous(*hop));
-        return Judged::new(ServiceStatus::Unknown, message);
-    }
-    if let PacketFate::Direct {
-        tracked_by: Some(router),
-    } = &facts.answer
-    {
-        let message = format!(
-            "the request arrived; the server answers the client over the bridge of {router}, which tracks \
-             connections over it (br_netfilter) and may translate the answer back: the lab has no ports \
-             in the bridge"
+    if let Some(why) = not_known(facts) {
+        return Judged::new(
+            ServiceStatus::Unknown,
+            format!("the request arrived; {why}"),
         );
-        return Judged::new(ServiceStatus::Unknown, message);
-    }
-    if matches!(facts.answer, PacketFate::Direct { .. }) && facts.called == facts.destination {
-        let message = "the request arrived; the server answers the client directly, past the routers: \
-                       whether these pass on the rest of a connection whose answer they missed is not \
-                       measured";
-        return Judged::new(ServiceStatus::Unknown, message);
     }
     let why = match &facts.answer {
         PacketFate::Unanswered(why) => why.clone(),

@@ -302,6 +302,26 @@ impl RulesetSockets {
     }
 }
 
+/// The turn to trace in the namespace of the calling thread, and the sockets for it: those of the measurement,
+/// or new ones.
+fn take_turn(
+    sockets: &mut Option<RulesetSockets>,
+) -> Result<(Option<TraceTurn>, TraceSockets, RulesetWatch, bool), NftError> {
+    let turn = TraceTurn::wait_here(TURN_PATIENCE);
+    let mut own = match sockets.take() {
+        Some(open) => open,
+        None => RulesetSockets::open_here()?,
+    };
+    // What was changed before the first probe is sent again matters to whoever measured.
+    own.changed |= own.watch.changes()? != RulesetChanges::None;
+    let RulesetSockets {
+        nft,
+        watch,
+        changed,
+    } = own;
+    Ok((turn, TraceSockets::beside(nft)?, watch, changed))
+}
+
 impl Explainer {
     /// Rules are printed by `tools`.
     #[must_use]
@@ -357,21 +377,7 @@ impl Explainer {
         }
         // What need not be done while others wait for their turn is done before.
         let lost = Lost::new(question)?;
-        let opened = visit(&[question.netns], |_| {
-            let turn = TraceTurn::wait_here(TURN_PATIENCE);
-            let mut own = match sockets.take() {
-                Some(open) => open,
-                None => RulesetSockets::open_here()?,
-            };
-            // What was changed before the first probe is sent again matters to whoever measured.
-            own.changed |= own.watch.changes()? != RulesetChanges::None;
-            let RulesetSockets {
-                nft,
-                watch,
-                changed,
-            } = own;
-            Ok::<_, NftError>((turn, TraceSockets::beside(nft)?, watch, changed))
-        })?;
+        let opened = visit(&[question.netns], |_| take_turn(sockets))?;
         let Some(opened) = opened.into_iter().next() else {
             return Ok(Explanation::default());
         };
