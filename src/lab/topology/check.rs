@@ -31,11 +31,17 @@ fn warning(facts: &RouterFacts, line: usize, message: String) -> Warning {
 
 fn interfaces(facts: &mut RouterFacts) {
     let mut seen: BTreeSet<IfName> = BTreeSet::new();
-    let mut kept = Vec::new();
+    let mut kept: Vec<At<InterfaceFacts>> = Vec::new();
     for mut interface in std::mem::take(&mut facts.interfaces) {
+        let first = kept.iter().position(|first| first.name == interface.name);
+        let first = first.and_then(|at| kept.get_mut(at));
         if seen.insert(interface.name.clone()) {
             interface_values(facts, &mut interface);
             kept.push(interface);
+        } else if let Some(first) = first.filter(|first| is_other_family_of(first, &interface)) {
+            interface_values(facts, &mut interface);
+            first.value.mac = first.value.mac.or(interface.value.mac);
+            first.value.addresses.append(&mut interface.value.addresses);
         } else {
             let message = format!("a second interface {}; left out", interface.name);
             let omission = Omission::of_everything(OmissionKind::Interface);
@@ -45,6 +51,19 @@ fn interfaces(facts: &mut RouterFacts) {
         }
     }
     facts.interfaces = kept;
+}
+
+/// Whether one is what `ip -4 addr` and the other what `ip -6 addr` shows of the same interface.
+fn is_other_family_of(one: &InterfaceFacts, other: &InterfaceFacts) -> bool {
+    let families = |interface: &InterfaceFacts| -> BTreeSet<Family> {
+        let addresses = interface.addresses.iter();
+        addresses.map(|a| Family::of(a.local.addr())).collect()
+    };
+    let (first, second) = (families(one), families(other));
+    first.len() <= 1
+        && second.len() == 1
+        && first != second
+        && (one.kind, one.mtu, one.up) == (other.kind, other.mtu, other.up)
 }
 
 /// Says that a router whose interfaces are all lost, though its routes name some, may be anywhere, as

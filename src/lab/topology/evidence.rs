@@ -152,7 +152,7 @@ impl Evidence<'_> {
     fn outer_addresses_meet(&self, a: &LinkEnd, b: &LinkEnd) -> bool {
         let (a, b) = (&a.facts.link, &b.facts.link);
         let sends = |from: Option<IpAddr>, to: Option<IpAddr>| from.is_some() && from == to;
-        a.kind == b.kind && a.key == b.key && sends(a.remote, b.local) && sends(b.remote, a.local)
+        a.kind == b.kind && a.has_keys_of(b) && sends(a.remote, b.local) && sends(b.remote, a.local)
     }
 
     /// Each router has a route to the other end's address into the tunnel: /32 ends, and the pairs

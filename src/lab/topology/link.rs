@@ -263,6 +263,20 @@ pub struct WireGuardPeer {
 }
 
 impl LinkFacts {
+    /// The keys that this tunnel sends and the other one takes, and the other way round.
+    pub(super) fn keys_between(&self, other: &Self) -> [(Option<u32>, Option<u32>); 2] {
+        let ways = [(self, other), (other, self)];
+        ways.map(|(from, to)| (from.sent_key.or(from.key), to.key))
+    }
+
+    /// Whether packets of one tunnel are the other's by their keys and ports.
+    pub(super) fn has_keys_of(&self, other: &Self) -> bool {
+        let ports = self.outer_port.zip(other.outer_port);
+        let keys = self.keys_between(other);
+        keys.iter().all(|(sent, taken)| sent == taken)
+            && ports.is_none_or(|(own, others)| own == others)
+    }
+
     /// Whether nothing is known.
     #[must_use]
     pub fn is_unknown(&self) -> bool {

@@ -781,3 +781,97 @@ fn a_vrf_is_a_rule_for_each_of_its_ports_and_what_that_cannot_do_is_an_omission(
     );
     assert_eq!(unknown.lost_rules.len(), 1);
 }
+
+#[test]
+fn tunnels_in_one_subnet_that_contradict_each_other_are_doubted() {
+    let end = |name: &str, own: &str, outer: &str, details: &str| {
+        let shown = tunnel("t0", &[own]);
+        let outer = port("eth0", u8::from(name == "b"), &[outer]);
+        let links = format!("{shown}    {details}");
+        router(name, &(shown.clone() + &outer), "", &[("links", &links)])
+    };
+    let doubted = |a: &str, b: &str| {
+        let a = end("a", "10.0.0.1/24", "192.0.2.1/24", a);
+        let b = end("b", "10.0.0.2/24", "198.51.100.1/24", b);
+        let built = build(vec![a, b]);
+        let mut all = built.warnings.iter();
+        all.any(|w| w.matters() && w.message.contains("ends of one tunnel"))
+    };
+    let to = |remote: &str, local: &str| format!("remote {remote} local {local}");
+    let (there, back) = (
+        to("198.51.100.1", "192.0.2.1"),
+        to("192.0.2.1", "198.51.100.1"),
+    );
+    for (a, b, want) in [
+        (
+            format!("gre {there} ttl 64"),
+            format!("gre {back} ttl 64"),
+            false,
+        ),
+        (
+            format!("gre {there} ikey 0.0.0.1 okey 0.0.0.2"),
+            format!("gre {back} ikey 0.0.0.2 okey 0.0.0.1"),
+            false,
+        ),
+        (
+            format!("gre {there} ikey 0.0.0.1 okey 0.0.0.1"),
+            format!("gre {back} ikey 0.0.0.2 okey 0.0.0.2"),
+            true,
+        ),
+        (
+            format!("gre {there} key 1"),
+            format!("gre {back} ttl 64"),
+            true,
+        ),
+        (format!("gre {there}"), format!("ipip {back}"), true),
+        (
+            format!("gre {}", to("203.0.113.77", "192.0.2.1")),
+            format!("gre {}", to("203.0.113.88", "198.51.100.1")),
+            true,
+        ),
+        (
+            format!("vxlan id 10 {there} dstport 4789"),
+            format!("vxlan id 10 {back} dstport 8472"),
+            true,
+        ),
+        (
+            "vxlan id 10 local 192.0.2.1 dstport 4789".to_owned(),
+            "vxlan id 4000 local 198.51.100.1 dstport 4789".to_owned(),
+            true,
+        ),
+        (
+            "vxlan id 10 local 192.0.2.1 dstport 4789".to_owned(),
+            "vxlan id 10 local 198.51.100.1 dstport 4789".to_owned(),
+            false,
+        ),
+    ] {
+        assert_eq!(doubted(&a, &b), want, "{a}; {b}");
+    }
+}
+
+#[test]
+fn a_next_hop_that_routers_of_two_segments_have_is_doubted() {
+    let of = |name: &str, mac: u8, own: &[&str], routes: &str, more: &[(&str, &str)]| {
+        router(name, &port("eth0", mac, own), routes, more)
+    };
+    let route = "10.2.0.0/24 via 10.0.0.1 dev eth0";
+    let doubted = |neighbours: &str| {
+        let all = vec![
+            of(
+                "r0",
+                1,
+                &["10.0.0.9/24"],
+                route,
+                &[("neighbours", neighbours)],
+            ),
+            of("r1", 2, &["10.0.0.1/24"], "", &[]),
+            of("r2", 3, &["10.0.0.1/24"], "", &[]),
+        ];
+        let built = build(all);
+        let mut all = built.warnings.iter();
+        all.any(|w| w.matters() && w.message.contains("next hop 10.0.0.1 of r0:eth0"))
+    };
+    assert!(doubted(""));
+    let first = "10.0.0.1 dev eth0 lladdr 52:54:00:00:00:02 REACHABLE";
+    assert!(!doubted(first), "its hardware address tells");
+}

@@ -312,3 +312,22 @@ fn a_route_left_out_concerns_what_a_rule_leads_to_its_table() {
         }}]),
     );
 }
+
+#[test]
+fn what_ip_shows_of_each_family_by_itself_is_one_interface() {
+    let both = |first: &[&str], second: &[&str]| {
+        let interfaces = [interface("e", first, ""), interface("e", second, "")].join(",");
+        build(vec![router("a", &interfaces, "")])
+    };
+    let built = both(&["10.0.0.1/24"], &["fd00::1/64"]);
+    let interfaces = &built.routers[0].interfaces;
+    let own = interfaces.iter().filter(|i| i.name.as_str() == "e");
+    // The third is the link-local one, which is made up for facts in JSON.
+    assert_eq!(own.map(|i| i.addresses.len()).collect::<Vec<_>>(), [3]);
+    assert!(said(&built, Severity::Warning).is_empty());
+    let twice = both(&["10.0.0.1/24"], &["10.0.0.2/24"]);
+    assert_eq!(
+        said(&twice, Severity::Warning),
+        ["a second interface e; left out"]
+    );
+}

@@ -65,8 +65,7 @@ fn differ(routers: &[Router], one: &LinkEnd, other: &LinkEnd) -> Option<String> 
     if kinds.0 != kinds.1 {
         return Some(format!("one is {} and one {}", kinds.0, kinds.1));
     }
-    let ways = [(a, b), (b, a)];
-    let keys = ways.map(|(from, to)| (from.sent_key.or(from.key), to.key));
+    let keys = a.keys_between(b);
     if let Some((sent, taken)) = keys.iter().find(|(sent, taken)| sent != taken)
         && KEYED.contains(&kinds.0)
     {
