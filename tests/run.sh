@@ -108,6 +108,10 @@ as_user() {
         test --locked --test privileged -- "$@"
 }
 
+# but_chance FILE: verdicts without what their reasons say that chance decides, that is by which of two rules a
+# service is stopped in any case: a rate goes by how long the machine took.
+but_chance() { sed -E 's/ NO .*(; by which rule, depends: )/ NO\1/' "$1"; }
+
 stage_user() {
     ulimit -Sn 1024
     if [ "$(id -u)" -ne 0 ]; then
@@ -122,7 +126,7 @@ stage_user() {
     verdicts=$(mktemp)
     chmod 666 "$verdicts"
     TSIM_VERDICTS=$verdicts as_user every_case_has
-    diff "$root_verdicts" "$verdicts"
+    diff <(but_chance "$root_verdicts") <(but_chance "$verdicts")
     echo "as an ordinary user: $(wc -l <"$verdicts") verdicts with their reasons, as root's"
     rm "$verdicts"
 }
