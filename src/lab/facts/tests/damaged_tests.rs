@@ -760,3 +760,81 @@ fn ports_of_a_bridge_that_keep_frames_back_are_doubted() {
         );
     }
 }
+
+#[test]
+fn what_stands_in_another_section_or_is_shown_in_part_is_doubted() {
+    let routes = format!("{CONNECTED}default via 10.0.0.254 dev eth0\n");
+    let sets = "create ports bitmap:port range 0-65535\nadd ports 22";
+    let rules = section(
+        "iptables_save",
+        "",
+        "*filter\n:FORWARD ACCEPT\n-A FORWARD -m set --match-set ports dst -j DROP\n\
+         -A FORWARD -m set --match-set nets dst -j DROP\nCOMMIT",
+    );
+    let quota = "table ip f {\n\tchain c {\n\t\ttype filter hook forward priority 0; policy accept;\n\t\t\
+                 quota over 100 bytes drop\n\t}\n}";
+    for (name, command, body, before, want) in [
+        (
+            "ipset_save",
+            "ipset save",
+            sets,
+            rules.as_str(),
+            Some("set ports, the last"),
+        ),
+        (
+            "ip_rules",
+            "ip rule",
+            "901:\tfrom 10.1.0.66 blackhole",
+            "",
+            Some("policy rules"),
+        ),
+        ("ip_rules", "ip rule", RULES, "", None),
+        (
+            "sysctls",
+            "x",
+            "net.ipv4.conf.all.rp_filter = 1",
+            "",
+            Some("settings"),
+        ),
+        ("sysctls", "x", "net.ipv4.tcp_rmem = 1", "", None),
+        (
+            "xfrm_default",
+            "x",
+            "Default policies:\n in: accept\n fwd: block",
+            "",
+            Some("IPsec"),
+        ),
+        (
+            "xfrm_default",
+            "x",
+            "Default policies:\n in: accept\n fwd: accept",
+            "",
+            None,
+        ),
+        (
+            "nft_ruleset",
+            "nft -s list ruleset",
+            quota,
+            "",
+            Some("quota is used"),
+        ),
+        ("nft_ruleset", "nft list ruleset", quota, "", None),
+        ("sysctl", "sysctls", "", "", Some("rp_filter of eth0")),
+        (
+            "sysctl",
+            "sysctls",
+            "net.ipv4.conf.eth0.rp_filter = 0\nnet.ipv4.conf.eth1.rp_filter = 0",
+            "",
+            None,
+        ),
+    ] {
+        let section = section(name, "", body).replace("COMMAND: x", &format!("COMMAND: {command}"));
+        let plain = doubts(&read(&(minimal(&routes) + before)));
+        let mut found = doubts(&read(&(minimal(&routes) + before + &section)));
+        found.retain(|doubt| !plain.contains(doubt));
+        match want {
+            Some(want) => assert!(found.iter().any(|d| d.contains(want)), "{name}: {found:?}"),
+            None => assert_eq!(found, Vec::<String>::new(), "{name} {body}"),
+        }
+    }
+}
