@@ -2,7 +2,7 @@
 //!
 //! With 1 a router drops what comes in by an interface that its way back to the source does not use,
 //! and kernels of most distributions have 1 or 2. Facts without a section of settings are taken as they are,
-//! with 0, as README says; a section that is empty, or ends before an interface's own value, was cut.
+//! with 0, as docs/facts.md says; a section that is empty, or ends before an interface's own value, was cut.
 
 use std::collections::BTreeSet;
 

@@ -2,7 +2,7 @@
 
 use super::{Origin, Warning};
 use crate::{
-    lab::facts::InterfaceFacts,
+    lab::{facts::InterfaceFacts, omission::Omission},
     model::RouterName,
     netlink::object::{Address, Scope},
 };
@@ -21,11 +21,19 @@ pub(super) struct LinkEnd {
 impl LinkEnd {
     /// A warning about it, with its place in the facts.
     pub(super) fn warning(&self, message: String) -> Warning {
-        let origin = Origin {
+        Warning::new(self.origin(), &self.router, message)
+    }
+
+    /// The same, where the lab lacks `omission` because of it.
+    pub(super) fn omission(&self, message: String, omission: Omission) -> Warning {
+        Warning::omission(self.origin(), &self.router, message, omission)
+    }
+
+    fn origin(&self) -> Origin {
+        Origin {
             file: self.file.clone(),
             line: self.line,
-        };
-        Warning::new(origin, &self.router, message)
+        }
     }
 
     /// `ROUTER:INTERFACE`.

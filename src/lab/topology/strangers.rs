@@ -11,7 +11,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Origin, Router, Warning, end::LinkEnd};
+use super::{Router, Warning, end::LinkEnd};
 use crate::{
     lab::omission::{Omission, OmissionKind, PacketSet},
     model::RouterName,
@@ -131,14 +131,7 @@ fn twin_warning(
         other.label()
     );
     let omission = Omission::of_packets(OmissionKind::Interface, packets);
-    Warning::omission(origin(end), &end.router, message, omission)
-}
-
-fn origin(end: &LinkEnd) -> Origin {
-    Origin {
-        file: end.file.clone(),
-        line: end.line,
-    }
+    end.omission(message, omission)
 }
 
 /// The ends of a segment that have each address.
@@ -161,5 +154,5 @@ fn warning(end: &LinkEnd, (other, address, mac): (&LinkEnd, IpAddr, Mac)) -> War
     );
     let packets = [PacketSet::by(end.facts.name.clone())];
     let omission = Omission::of_packets(OmissionKind::Interface, packets);
-    Warning::omission(origin(end), &end.router, message, omission)
+    end.omission(message, omission)
 }

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use super::{Origin, Router, Warning, end::LinkEnd};
+use super::{Router, Warning, end::LinkEnd};
 use crate::lab::omission::{Omission, OmissionKind, PacketSet};
 
 /// Types of links whose packets are told apart by a key, as ip-link(8) calls them.
@@ -116,9 +116,5 @@ fn warning(end: &LinkEnd, other: &LinkEnd, why: &str) -> Warning {
     );
     let packets = [PacketSet::by(end.facts.name.clone())];
     let omission = Omission::of_packets(OmissionKind::Interface, packets);
-    let origin = Origin {
-        file: end.file.clone(),
-        line: end.line,
-    };
-    Warning::omission(origin, &end.router, message, omission)
+    end.omission(message, omission)
 }

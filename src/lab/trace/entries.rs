@@ -83,7 +83,7 @@ impl Finder<'_> {
             .filter_map(|hop| Some(at(router, hop.dev?)))
             .collect();
         facing.dedup();
-        let uplinks = self.uplinks(router)?.into_iter().collect();
+        let uplinks = self.uplinks(router)?;
         if let Some(direct) = self.on_the_destinations_link(&uplinks) {
             return Ok(direct);
         }
