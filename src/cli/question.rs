@@ -139,7 +139,9 @@ impl TypedQuestion {
         }
         // A quick job may ask what becomes of a broadcast or multicast address.
         check_address("source", self.source).map_err(Failure::usage)?;
-        if self.destination.is_loopback() || self.destination.is_unspecified() {
+        let for_many = self.destination.is_multicast()
+            || matches!(self.destination, IpAddr::V4(v4) if v4.is_broadcast());
+        if !for_many {
             check_address("destination", self.destination).map_err(Failure::usage)?;
         }
         let v6 = self.destination.is_ipv6();

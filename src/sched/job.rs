@@ -38,6 +38,7 @@ impl RefusedJob {
             Self::Services(_) => "ports",
             Self::Families { .. } | Self::ToItself(_) | Self::NoPair => "destination",
             Self::Address { what, .. }
+            | Self::Mapped { what, .. }
             | Self::TooLong { what, .. }
             | Self::Several { what, .. } => what,
             Self::SameLab(_) => "before",
@@ -338,8 +339,11 @@ fn too_long(what: &'static str, found: usize, max: usize, unit: &'static str) ->
 /// Whether packets between routers can have this address.
 ///
 /// # Errors
-/// [`RefusedJob::Address`], which calls it `what`.
+/// [`RefusedJob::Address`] or [`RefusedJob::Mapped`], which call it `what`.
 pub fn check_address(what: &'static str, address: IpAddr) -> Result<(), RefusedJob> {
+    if address.to_canonical() != address {
+        return Err(RefusedJob::Mapped { what, address });
+    }
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     if address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast {
         return Err(RefusedJob::Address { what, address });

@@ -81,6 +81,14 @@ pub enum RefusedJob {
         /// The value.
         address: IpAddr,
     },
+    /// An IPv4 address in the form of an IPv6 address, RFC 4291 section 2.5.5.2, which no packet between hosts has.
+    #[error("{what} {address} is an IPv4-mapped address, which no packet has: ask about {}", address.to_canonical())]
+    Mapped {
+        /// `source` or `destination`.
+        what: &'static str,
+        /// The value.
+        address: IpAddr,
+    },
     /// More text or names than a job may have.
     #[error("{what} has {found} {unit}, at most {max} are allowed")]
     TooLong {

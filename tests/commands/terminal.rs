@@ -130,6 +130,32 @@ fn addresses_that_cannot_be_meant_are_refused() {
         (
             vec![
                 "tsim",
+                "quick",
+                "-s",
+                "::ffff:10.81.1.10",
+                "-d",
+                "::ffff:10.81.3.10",
+                "-P",
+                "80",
+            ],
+            "ask about 10.81.1.10",
+        ),
+        (
+            vec![
+                "tsim",
+                "detailed",
+                "-s",
+                "fd81::10",
+                "-d",
+                "::ffff:10.81.3.10",
+                "-P",
+                "80",
+            ],
+            "ask about 10.81.3.10",
+        ),
+        (
+            vec![
+                "tsim",
                 "host",
                 "add",
                 "--router",
@@ -144,6 +170,15 @@ fn addresses_that_cannot_be_meant_are_refused() {
         assert_eq!(code, Some(2), "{line:?}: {said}");
         assert!(said.contains(word), "{line:?}: {said}");
     }
+    let to_a_link = [
+        "tsim", "quick", "--lab", lab, "-s", "fd81::10", "-d", "fe80::1", "-P", "80",
+    ];
+    let (code, answer, _) = text(&site, &to_a_link);
+    assert_eq!(code, Some(3), "{answer}");
+    assert!(
+        answer.contains("fe80::1 is a link-local address"),
+        "{answer}"
+    );
     let way = [
         "tsim",
         "trace",

@@ -100,7 +100,8 @@ fn a_lab_of_another_registry_is_called_so() {
     place.assert_nothing_left();
 }
 
-/// A place whose users wait for somewhat more than the second after which they say for whom.
+/// A place whose users wait for longer than the second after which they say for whom; by enough that a busy
+/// machine lets them say it.
 fn of_little_patience() -> (Place, PathBuf) {
     let place = Place::new();
     let config = place.config_file();
@@ -110,7 +111,7 @@ fn of_little_patience() -> (Place, PathBuf) {
         .unwrap();
     let results = place.dir.path().join("results");
     let text = format!(
-        "lock_timeout_seconds = 1.2\nresults_dir = {results:?}\n[scheduler]\n\
+        "lock_timeout_seconds = 3\nresults_dir = {results:?}\n[scheduler]\n\
          listen = \"127.0.0.1:0\"\nrunner_dir = {runners:?}\n"
     );
     file.write_all(text.as_bytes()).unwrap();
@@ -143,7 +144,7 @@ fn stopped(config: &Path, step: &str, arguments: &[&str]) -> Stopped {
 /// whom it waits: a process or a job.
 fn assert_all_give_up(config: &Path, holder: &Stopped, commands: &[&[&str]]) {
     let started = commands.iter().map(|arguments| {
-        let mut command = tsim(config, &["--lock-timeout", "1.2"]);
+        let mut command = tsim(config, &["--lock-timeout", "3"]);
         command.args(*arguments).stdout(Stdio::null());
         command.stderr(Stdio::piped()).spawn().unwrap()
     });

@@ -128,6 +128,14 @@ impl<'a> Inquiry<'a> {
             let end = Ending::new(Verdict::Unknown, EndKind::NotKnown, reason);
             return Some(end);
         }
+        if matches!(destination, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            let reason = format!(
+                "{destination} is a link-local address, which may be another host's on each link: no router \
+                 forwards packets to it"
+            );
+            let end = Ending::new(Verdict::Unknown, EndKind::NotKnown, reason);
+            return Some(end);
+        }
         if matches!(destination, IpAddr::V4(v4) if v4.is_broadcast()) {
             let reason = format!("{destination} is for all on one link: no router hands it on");
             let end = Ending::new(Verdict::No, EndKind::Broadcast, reason);

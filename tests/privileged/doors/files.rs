@@ -7,7 +7,6 @@ use std::{
     os::unix::fs::symlink,
     path::Path,
     process::{Command, Output},
-    time::{Duration, Instant},
 };
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
@@ -175,11 +174,9 @@ fn a_trace_is_a_file_and_of_the_question_that_is_asked() {
         (at("destination"), "destination 10.81.3.11"),
         (at("port"), "port 81"),
     ] {
-        let begin = Instant::now();
         let output = quick(&place, &path);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{}: {said}", path.display());
         assert!(said.contains(why), "{}: {said}", path.display());
-        assert!(begin.elapsed() < Duration::from_secs(5));
     }
 }

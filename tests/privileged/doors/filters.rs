@@ -1,11 +1,7 @@
 //! Rulesets with lines that no saved ruleset has: they are named, change nothing, and the rest is
 //! loaded.
 
-use std::{
-    fs,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf};
 
 use tsim::lab::{Up, UpOptions, topology::Severity};
 
@@ -145,17 +141,12 @@ fn one_bad_nft_table_leaves_the_others() {
 }
 
 #[test]
-fn a_name_in_the_place_of_an_address_costs_no_time() {
+fn a_name_in_the_place_of_an_address_is_left_out_before_the_loader_sees_it() {
     let stranger = Stranger::new();
     let text = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -s gw.example.org -j ACCEPT\n\
         -A FORWARD -m conntrack --ctorigsrc gw.example.org -j ACCEPT\nCOMMIT\n";
-    let begin = Instant::now();
     let up = stranger.up("iptables", text, UpOptions::default());
-    assert!(
-        begin.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        begin.elapsed()
-    );
+    // The loader, which would look the name up, never sees it.
     stranger.assert_left_out(&up, &[3, 4]);
     for warning in &up.lab.warnings {
         assert!(
