@@ -37,11 +37,11 @@ pub(crate) fn await_stop(child: &Child) {
     assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
 }
 
-/// A lab name that no other test and no other process has.
+/// A lab name that no other test and no other process has, nor begins with.
 pub(crate) fn lab_name() -> LabName {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    LabName::new(format!("t{}x{number}", process::id())).unwrap()
+    LabName::new(format!("t{}x{number:04}", process::id())).unwrap()
 }
 
 pub(crate) fn ifname(name: &str) -> IfName {
