@@ -4,22 +4,27 @@
 //! <labs_dir>/<lab>/made.json   by the identities of namespaces, <dev>.<ino>
 //! ```
 //!
-//! Addresses, routes and policy rules are kept as ip(8) has them, firewall rules as a sum of what
-//! the kernel holds. What packets change (counters, elements of sets) and what the kernel makes
+//! Addresses, routes and policy rules are kept as ip(8) has them. Firewall rules are kept as a sum of what
+//! the kernel holds, from the first time on that somebody asks ([`rule_sum`]). What packets change (counters, elements of sets) and what the kernel makes
 //! after its own time (routes of IPv6's addresses) or in every namespace (tunnels' devices, with a
 //! module that is loaded) is left out, as is what tsim's jobs put in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    LabError, LabStatus, fallback, pool,
+    LabError, LabStatus, fallback, pool, rule_sum,
     state::{LabDir, LabState, LockedLab, RouterState},
+    topology::Router,
 };
 use crate::{
+    config::Config,
     firewall::ruletext::sum_held,
-    model::{RouterId, RouterName},
+    model::{RouterId, RouterName, WithCauses},
     netlink::{
         Netlink, NetlinkErrors,
         object::{Family, Route},
@@ -35,8 +40,8 @@ const KERNEL: u8 = 2;
 struct Imprint {
     /// Interfaces, addresses, routes and policy rules.
     objects: BTreeSet<String>,
-    /// Of its firewall rules; none where they change all the time. It has to be there: releases before had
-    /// another sum, `rules`.
+    /// Of its firewall rules; none until somebody asked. It has to be there: releases before had another
+    /// sum, `rules`.
     #[serde(deserialize_with = "Option::deserialize")]
     firewall: Option<u64>,
 }
@@ -50,7 +55,8 @@ pub struct Drift {
     pub added: Vec<String>,
     /// Whether its firewall rules are others.
     pub firewall: bool,
-    /// Whether nobody knows what was made, since an older release of tsim did.
+    /// Whether nobody knows what was made: an older release of tsim did, or its rulesets cannot be loaded
+    /// once more.
     pub unknown: bool,
 }
 
@@ -83,7 +89,7 @@ impl Imprint {
         }
         Ok(Self {
             objects,
-            firewall: sum_held(netns),
+            firewall: None,
         })
     }
 }
@@ -172,12 +178,19 @@ pub(super) fn text(status: &LabStatus) -> Vec<String> {
 }
 
 impl Drift {
+    /// Whether something is another, as far as that is known.
+    pub(super) fn differs(&self) -> bool {
+        self.firewall || !self.gone.is_empty() || !self.added.is_empty()
+    }
+
     /// What it is, a sentence each.
     fn text(&self, router: &RouterName) -> Vec<String> {
         let gone = self.gone.iter().map(|what| format!("{what} is gone"));
         let added = self.added.iter().map(|what| format!("{what} came"));
         let firewall = "its firewall rules are others".to_owned();
-        let unknown = "not known, an older tsim made it".to_owned();
+        let unknown =
+            "not known: an older tsim made it, or its rulesets cannot be loaded once more"
+                .to_owned();
         gone.chain(added)
             .chain(self.firewall.then_some(firewall))
             .chain(self.unknown.then_some(unknown))
@@ -187,33 +200,114 @@ impl Drift {
 }
 
 /// How the routers of a lab that are there differ from what was made; those alone that do.
-pub(super) fn drift(dir: &LabDir, state: &LabState) -> Vec<(RouterName, Drift)> {
-    let netns = NetnsDir::default();
-    let made: Made = dir.made().ok().flatten().unwrap_or_default();
-    let drifts = pool::each(&state.routers, |router| {
-        let now = imprint(&netns, state, router).ok()?;
-        let Some(then) = made.get(&key(router.netns?)) else {
-            return Some(Drift {
-                unknown: true,
-                ..Drift::default()
-            });
+pub(super) fn drift(config: &Config, dir: &LabDir, state: &LabState) -> Vec<(RouterName, Drift)> {
+    let topology = dir.topology().ok().flatten();
+    let look = Look {
+        tool_dirs: &config.tool_dirs,
+        netns: NetnsDir::default(),
+        state,
+        routers: topology
+            .map(|topology| topology.routers)
+            .unwrap_or_default(),
+        made: dir.made().ok().flatten().unwrap_or_default(),
+    };
+    let drifts = pool::each(&state.routers, |router| look.at(router));
+    let (mut found, mut learnt) = (Vec::new(), BTreeMap::new());
+    for (router, drift) in state.routers.iter().zip(drifts) {
+        let Some((drift, sum)) = drift.flatten() else {
+            continue;
+        };
+        learnt.extend(router.netns.map(key).zip(sum));
+        found.extend((drift != Drift::default()).then(|| (router.name.clone(), drift)));
+    }
+    if !learnt.is_empty()
+        && let Err(error) = remember(dir, &learnt)
+    {
+        tracing::debug!("sums of firewall rules are made once more next time: {error}");
+    }
+    found
+}
+
+/// Keeps `sums` of firewall rules, by namespace, if nobody is at the lab.
+fn remember(dir: &LabDir, sums: &BTreeMap<String, u64>) -> Result<(), LabError> {
+    // Whoever takes it down removes its directory, which the lock would make again.
+    if dir.existing()?.is_none() {
+        return Ok(());
+    }
+    let Some(locked) = dir.lock_now()? else {
+        return Ok(());
+    };
+    if locked.state()?.is_none() {
+        return locked.remove();
+    }
+    let mut all: Made = locked.made()?.unwrap_or_default();
+    for (id, sum) in sums {
+        if let Some(imprint) = all.get_mut(id) {
+            imprint.firewall = Some(*sum);
+        }
+    }
+    locked.write_made(&all)
+}
+
+/// Looks at the routers of a lab.
+struct Look<'a> {
+    tool_dirs: &'a [PathBuf],
+    netns: NetnsDir,
+    state: &'a LabState,
+    /// What they were made of.
+    routers: Vec<Router>,
+    made: Made,
+}
+
+impl Look<'_> {
+    /// How a router differs, and the sum of its firewall rules as they were made where that was not known before;
+    /// none if the router is not there.
+    fn at(&self, router: &RouterState) -> Option<(Drift, Option<u64>)> {
+        let id = RouterId::new(self.state.lab.clone(), router.name.clone());
+        let netns = self.netns.open(&id.netns()).ok()?;
+        let now = Imprint::of(&netns).ok()?;
+        let unknown = true;
+        let Some(then) = self.made.get(&key(router.netns?)) else {
+            let nothing = Drift::default();
+            return Some((Drift { unknown, ..nothing }, None));
         };
         let only = |one: &Imprint, other: &Imprint| {
             let only = one.objects.difference(&other.objects);
             only.cloned().collect()
         };
-        Some(Drift {
+        let objects = Drift {
             gone: only(then, &now),
             added: only(&now, then),
-            firewall: then.firewall != now.firewall,
-            unknown: false,
-        })
-    });
-    let named = state.routers.iter().map(|router| router.name.clone());
-    let drifted = named.zip(drifts.into_iter().map(Option::flatten));
-    drifted
-        .filter_map(|(name, drift)| Some((name, drift.filter(|d| *d != Drift::default())?)))
-        .collect()
+            ..Drift::default()
+        };
+        let learnt = match then.firewall {
+            Some(_) => None,
+            None => match self.sum_as_made(router) {
+                Some(sum) => sum,
+                None => return Some((Drift { unknown, ..objects }, None)),
+            },
+        };
+        let firewall = then.firewall.or(learnt) != sum_held(&netns);
+        Some((
+            Drift {
+                firewall,
+                ..objects
+            },
+            learnt,
+        ))
+    }
+
+    /// As [`rule_sum::sum_as_made`]; none where the rulesets cannot be loaded once more.
+    fn sum_as_made(&self, made: &RouterState) -> Option<Option<u64>> {
+        let router = self.routers.iter().find(|one| one.name == made.name)?;
+        match rule_sum::sum_as_made(self.tool_dirs, self.state, (router, made)) {
+            Ok(sum) => Some(sum),
+            Err(error) => {
+                tracing::debug!("rules of router {}: {}", made.name, WithCauses(&error));
+                None
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod pool;
 mod progress;
 mod replace;
 mod router;
+mod rule_sum;
 mod rulesets;
 mod segments;
 #[cfg(not(feature = "internals"))]
@@ -271,7 +272,7 @@ impl LabStatus {
     /// Whether its routers or its facts are not what the lab was made of.
     #[must_use]
     pub fn has_drifted(&self) -> bool {
-        self.facts.is_some() || self.drift.values().any(|drift| !drift.unknown)
+        self.facts.is_some() || self.drift.values().any(Drift::differs)
     }
 
     /// What is not as it was when the lab was made, a sentence each, with what to do.
@@ -297,7 +298,10 @@ pub fn status(config: &Config, name: &LabName) -> Result<LabStatus, LabError> {
     }
     let here = state.phase == LabPhase::Up && state.boot_id == state::boot_id()?;
     let dir = LabDir::new(config, name);
-    let drift = here.then(|| drift::drift(&dir, &state));
+    let drift = match here {
+        true => drift::drift(config, &dir, &state),
+        false => Vec::new(),
+    };
     let facts = match state.phase {
         LabPhase::Up => replace::facts_since(&dir, &state),
         LabPhase::Building => Ok(None),
@@ -305,7 +309,7 @@ pub fn status(config: &Config, name: &LabName) -> Result<LabStatus, LabError> {
     Ok(LabStatus {
         state,
         missing,
-        drift: drift.into_iter().flatten().collect(),
+        drift: drift.into_iter().collect(),
         facts_problem: facts
             .as_ref()
             .err()
