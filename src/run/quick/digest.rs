@@ -217,8 +217,8 @@ fn hop(at: &Entry, out: Option<IfName>, next_hop: Option<IpAddr>) -> Arc<LegHop>
 }
 
 /// What probes that take the same way out have in common: what routing looked at, the policy rules
-/// by port that select them, interface, next hop and mark.
-type Key = (Headers, Vec<bool>, u32, Option<IpAddr>, u32);
+/// by port that select them; interface, next hop, mark, and the port of what was sent to the router itself.
+type Key = (Headers, Vec<bool>, (u32, Option<IpAddr>, u32, Option<u16>));
 
 struct Digest<'a, 't> {
     lab: &'a LabState,
@@ -318,7 +318,11 @@ impl Digest<'_, '_> {
         };
         let by_port = self.rules.iter().filter(|rule| looks_at_ports(rule));
         let selected = by_port.map(|rule| selects(rule, &asked)).collect();
-        let key = (routed(&asked), selected, left.oif, left.next_hop, left.mark);
+        let sent_here = left.oif == 0 && probe.headers.destination != left.destination;
+        // What is said of it names the port.
+        let port = sent_here.then_some(asked.destination_port);
+        let how = (left.oif, left.next_hop, left.mark, port);
+        let key = (routed(&asked), selected, how);
         if let Some((last, exit)) = &self.last
             && *last == key
         {
@@ -331,7 +335,7 @@ impl Digest<'_, '_> {
         // Of copies for which lots are drawn one may have ended here and another gone on: the way tells, and
         // not what became of the first.
         let exit = if left.oif == 0 {
-            self.local(&asked, probe.headers.destination != left.destination)?
+            self.local(&asked, sent_here)?
         } else {
             self.noted_out(&asked, left)?
         };
