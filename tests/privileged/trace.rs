@@ -240,6 +240,8 @@ fn a_host_sends_to_a_router_of_its_own_subnet_directly_and_to_other_hosts_withou
         isolated_by: Vec::new(),
         silent: Vec::new(),
         between: Vec::new(),
+        translated_by: Vec::new(),
+        to_all: false,
         or_on: Vec::new(),
     };
     let trace = way(&lab, "10.0.0.9", "10.0.0.8");

@@ -26,6 +26,57 @@ pub(super) fn doubts(facts: &RouterFacts) -> Vec<Warning> {
         .collect()
 }
 
+/// Names the devices that hooks of nf_tables have by the beginning of their names (`devices = { "eth*" }`), as
+/// kernels since 6.16 and their nft(8) let them: others take such a name for that of one device.
+pub(super) fn name_devices(facts: &mut RouterFacts) {
+    let interfaces = facts.interfaces.iter();
+    let known: Vec<&str> = interfaces
+        .map(|interface| interface.name.as_str())
+        .collect();
+    for ruleset in &mut facts.rulesets {
+        if ruleset.kind != RulesetKind::Nft || !ruleset.text.contains('*') {
+            continue;
+        }
+        let lines = ruleset.text.split_inclusive('\n');
+        let lines = lines.map(|line| with_names(line, &known).unwrap_or_else(|| line.to_owned()));
+        ruleset.text = lines.collect();
+    }
+}
+
+/// `line` with the names of all `known` devices in the place of the beginnings of names that it has; none where it
+/// has none, or no device is called so.
+fn with_names(line: &str, known: &[&str]) -> Option<String> {
+    let begins = ["type ", "devices = {"];
+    let hooks = begins
+        .iter()
+        .any(|word| line.trim_start().starts_with(word));
+    let (before, behind) = line
+        .split_once(" device")
+        .or_else(|| line.split_once("device"))?;
+    let (list, rest) = match behind.strip_prefix("s = {") {
+        Some(list) => list.split_once('}')?,
+        None => {
+            let one = behind.strip_prefix(' ')?;
+            one.split_at(one.find([' ', ';'])?)
+        }
+    };
+    let all = list.split(',').map(|name| name.trim().trim_matches('"'));
+    let all = all.flat_map(|name| match name.strip_suffix('*') {
+        Some(beginning) => known
+            .iter()
+            .filter(|name| name.starts_with(beginning))
+            .copied()
+            .collect(),
+        None => vec![name],
+    });
+    let all: BTreeSet<String> = all.map(|name| format!("\"{name}\"")).collect();
+    let space = if before.trim().is_empty() { "" } else { " " };
+    (hooks && list.contains('*') && !all.is_empty()).then(|| {
+        let all: Vec<String> = all.into_iter().collect();
+        format!("{before}{space}devices = {{ {} }}{rest}", all.join(", "))
+    })
+}
+
 /// A program of an interface (XDP), which may stop what comes in.
 fn by_program(facts: &RouterFacts, interface: &At<InterfaceFacts>) -> Warning {
     let mut all = carried(facts, &interface.name);
@@ -113,6 +164,30 @@ fn listed(names: &BTreeSet<IfName>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_beginning_of_names_stands_for_all_devices_that_are_called_so() {
+        let known = ["lo", "eth0", "eth1", "wan"];
+        let named = |line: &str| with_names(line, &known);
+        let both = Some("\t\ttype filter hook ingress devices = { \"eth0\", \"eth1\" } priority 0; policy drop;\n".to_owned());
+        for devices in [
+            "device \"eth*\"",
+            "devices = { \"eth*\" }",
+            "devices = { eth*, eth1 }",
+        ] {
+            let line = format!("\t\ttype filter hook ingress {devices} priority 0; policy drop;\n");
+            assert_eq!(named(&line), both, "{line}");
+        }
+        let table = Some("\t\tdevices = { \"lo\", \"wan\" }\n".to_owned());
+        assert_eq!(named("\t\tdevices = { \"lo\", \"w*\" }\n"), table);
+        for line in [
+            "\t\ttype filter hook ingress device \"eth0\" priority 0; policy drop;",
+            "\t\ttype filter hook ingress device \"ppp*\" priority 0; policy drop;",
+            "\t\tmeta iifname \"eth*\" accept comment \"device x*\"",
+        ] {
+            assert_eq!(named(line), None, "{line}");
+        }
+    }
     use crate::{
         lab::{facts::text, omission::Extent},
         model::RouterName,

@@ -334,8 +334,10 @@ impl Reader<'_> {
                 });
             }
         }
+        super::device_hooks::name_devices(&mut self.facts);
         self.facts.add_kernels_rules();
         super::proxy::model(&mut self.facts, &[]);
+        super::away::model(&mut self.facts);
         Ok(())
     }
 

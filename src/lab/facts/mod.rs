@@ -65,6 +65,7 @@ mod addr;
 mod addr_forms;
 mod all_tables;
 mod arp;
+mod away;
 mod busybox;
 mod connected;
 mod device_hooks;

@@ -8,14 +8,16 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::{InterfaceFacts, RouterFacts, connected::is_of_vrf, section::Section};
+use super::{
+    InterfaceFacts, RouterFacts, away::tables_of_all, connected::is_of_vrf, section::Section,
+};
 use crate::{
     lab::{
         omission::{Nets, Omission, OmissionKind, PacketSet},
         topology::{InterfaceKind, Warning},
     },
     model::IfName,
-    netlink::object::{Family, PolicyRule, Route, RuleAction},
+    netlink::object::Family,
 };
 
 /// Prefixes that would be doubted one by one, at most; beyond, what leads to an interface is not looked at.
@@ -104,17 +106,7 @@ fn returns_by(facts: &RouterFacts, name: &IfName) -> Vec<PacketSet> {
 
 /// Where routes of IPv4 lead by interface `name`, and where by others only.
 fn ways(facts: &RouterFacts, name: &IfName) -> (BTreeSet<IpNet>, BTreeSet<IpNet>) {
-    let selects_all = |rule: &PolicyRule| {
-        *rule == PolicyRule::new(Family::V4, rule.priority, rule.action.clone())
-    };
-    let rules = facts.rules.iter().filter(|rule| selects_all(&rule.value));
-    let mut tables: BTreeSet<u32> = rules
-        .filter_map(|rule| match rule.action {
-            RuleAction::Table(table) => Some(table),
-            _ => None,
-        })
-        .collect();
-    tables.insert(Route::MAIN);
+    let tables = tables_of_all(facts, Family::V4);
     let (mut here, mut elsewhere) = (BTreeSet::new(), BTreeSet::new());
     let mut sort = |net: IpNet, leads_here: bool| match leads_here {
         true => here.insert(net),

@@ -8,7 +8,8 @@ use std::{
 use ipnet::{IpNet, Ipv6Net};
 
 use super::{
-    FactsError, LostRoute, LostRule, RouterFacts, addr, all_tables, busybox, connected,
+    FactsError, LostRoute, LostRule, RouterFacts, addr, all_tables, away, busybox, connected,
+    device_hooks,
     firewall::{self, PreparedRuleset},
     ip_json, link_layer, links, listing,
     nexthops::{self, NextHops},
@@ -89,6 +90,7 @@ pub(super) fn read(name: RouterName, file: &str, text: &str) -> Result<RouterFac
         kernel_in_utc: kernel_in_utc(&sections),
         empty: BTreeSet::new(),
         broadcasts: Vec::new(),
+        broadcast_routes: Vec::new(),
         told: BTreeMap::new(),
     };
     reader.check_hostname(text)?;
@@ -180,6 +182,8 @@ struct Reader {
     empty: BTreeSet<RulesetKind>,
     /// Broadcast addresses of IPv4 that the router has, with their lines.
     broadcasts: Vec<(usize, IpAddr)>,
+    /// The routes of table local to them, each with its line.
+    broadcast_routes: Vec<(usize, IpAddr, String)>,
     /// Settings that a section told, by path.
     told: BTreeMap<String, String>,
 }
@@ -461,8 +465,10 @@ impl Reader {
     fn own_route(&mut self, line: usize, family: Family, text: &str) {
         let broadcast = text.strip_prefix("broadcast ");
         let broadcast = broadcast.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-        self.broadcasts
-            .extend(broadcast.map(|address| (line, address)));
+        if let Some(address) = broadcast {
+            self.broadcasts.push((line, address));
+            self.broadcast_routes.push((line, address, text.to_owned()));
+        }
         let own = own_address(text).map(|own| At::new(line, own));
         self.facts.own.extend(own);
         if text.starts_with("local ") {
@@ -793,6 +799,23 @@ impl Reader {
         }
     }
 
+    /// Kernels before 5.14 make a broadcast route to the first address of a subnet, too, where later ones let a host
+    /// have it. The lab gets what the router has.
+    fn first_addresses(&mut self) {
+        let told = std::mem::take(&mut self.broadcast_routes);
+        let interfaces = self.facts.interfaces.iter();
+        let nets = interfaces.flat_map(|interface| &interface.addresses);
+        let nets: Vec<IpNet> = nets.map(|address| address.local).collect();
+        let is_first = |address: IpAddr| {
+            let mut nets = nets.iter().filter(|net| net.prefix_len() < 31);
+            nets.any(|net| net.network() == address)
+        };
+        let told = told.into_iter();
+        for (line, _, text) in told.filter(|(_, address, _)| is_first(*address)) {
+            self.route(line, &text, (Family::V4, Route::LOCAL), false);
+        }
+    }
+
     /// Says what a router usually has and this file does not, and puts in what that means.
     fn complete(&mut self, sections: &[Section<'_>]) {
         let key = "net/ipv6/conf/all/forwarding";
@@ -813,10 +836,12 @@ impl Reader {
             self.omit(line, message, omission);
         }
         self.given_broadcasts();
+        self.first_addresses();
         self.strange_settings();
         self.rulesets_there(sections);
         self.without_rules();
         self.without_routes();
+        device_hooks::name_devices(&mut self.facts);
         self.facts.order_rulesets();
         self.facts.add_kernels_rules();
         links::complete(&mut self.facts, sections);
@@ -829,6 +854,7 @@ impl Reader {
         sets::doubt_cut(&mut self.facts, sections);
         return_path::doubt_unknown_filter(&mut self.facts, sections);
         proxy::model(&mut self.facts, sections);
+        away::model(&mut self.facts);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Packets by what they look like.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,12 @@ impl From<IpNet> for Nets {
 }
 
 impl Nets {
+    /// Whether `address` is meant.
+    #[must_use]
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        self.within.contains(&address) && !self.except.iter().any(|net| net.contains(&address))
+    }
+
     /// Whether one of `addresses` is meant; they may be anything where they are not known.
     fn may_hold(&self, addresses: Option<&[IpNet]>) -> bool {
         addresses.is_none_or(|all| all.iter().any(|net| self.meets(net)))

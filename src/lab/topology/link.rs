@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    lab::omission::RuleExtent,
+    lab::omission::{Nets, RuleExtent},
     model::{IfName, RouterName},
     netlink::object::{Family, Mac},
 };
@@ -110,6 +110,9 @@ pub struct LinkFacts {
     /// Addresses that are the router's own by a route of table local to this interface alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub own: Vec<IpNet>,
+    /// What of its subnets the router has narrower routes for that lead elsewhere.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routed_away: Vec<Nets>,
     /// For which other addresses the router answers who looks for a neighbour there.
     #[serde(skip_serializing_if = "ProxyAddresses::is_none")]
     pub proxy: ProxyAddresses,
@@ -217,6 +220,21 @@ impl ProxyAddresses {
             all.map(IpNet::prefix_len).max()
         };
         self.single.contains(&address) || longest(&self.elsewhere) > longest(&self.here)
+    }
+
+    /// The networks inside `subnet` for which it answers, and those inside them for which it does not; the
+    /// longer prefix counts.
+    pub fn inside(&self, subnet: IpNet) -> impl Iterator<Item = (IpNet, bool)> {
+        let single = self
+            .single
+            .iter()
+            .map(|address| (IpNet::from(*address), true));
+        let elsewhere = self.elsewhere.iter();
+        let elsewhere = elsewhere.filter(|net| !self.here.contains(net));
+        let elsewhere = elsewhere.map(|net| (*net, true));
+        let here = self.here.iter().map(|net| (*net, false));
+        let all = single.chain(elsewhere).chain(here);
+        all.filter(move |(net, _)| subnet.contains(net) && *net != subnet)
     }
 }
 

@@ -179,6 +179,12 @@ pub struct SharedLink {
     /// Routers with several interfaces that have the prefix, of which none is known to have both behind it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub between: Vec<RouterName>,
+    /// Routers that translate packets to the destination alone, and do not answer for it on the link.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub translated_by: Vec<RouterName>,
+    /// Whether the destination is the broadcast address of their subnet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub to_all: bool,
     /// Other segments with the same prefix, on which either may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub or_on: Vec<String>,
@@ -194,8 +200,9 @@ impl SharedLink {
             &self.isolated_by,
             &self.silent,
             &self.between,
+            &self.translated_by,
         ];
-        self.or_on.is_empty() && doubts.iter().all(|routers| routers.is_empty())
+        !self.to_all && self.or_on.is_empty() && doubts.iter().all(|routers| routers.is_empty())
     }
 
     /// What becomes of packets from `source` to `destination`, as a sentence.
@@ -206,6 +213,12 @@ impl SharedLink {
             let names: Vec<&str> = routers.iter().map(RouterName::as_str).collect();
             names.join(", ")
         };
+        if self.to_all {
+            return format!(
+                "{destination} is the broadcast address of segment {segment}: nobody makes a connection to it, and \
+                 which hosts take a datagram is not known"
+            );
+        }
         if !self.or_on.is_empty() {
             return format!(
                 "{source} and {destination} may each be on segment {segment} or {}, which have the \
@@ -247,6 +260,13 @@ impl SharedLink {
                 "{source} looks for {destination} on segment {segment}, and {}, which has it \
                  elsewhere, does not answer there",
                 names(&self.silent)
+            );
+        }
+        if !self.translated_by.is_empty() {
+            return format!(
+                "{source} looks for {destination} on segment {segment}, and {}, which translates it, does not answer \
+                 there",
+                names(&self.translated_by)
             );
         }
         format!("{both}: no router is passed")

@@ -197,7 +197,8 @@ impl Finder<'_> {
     }
 
     /// The interfaces by which any route of `router` leads to the source out of the lab, those included that
-    /// wait for a better one to go: a second uplink. None where the destination is on no link of it.
+    /// wait for an equally narrow one to go: a second uplink. A wider route is none, since the network that
+    /// the narrowest names is not where that leads. None where the destination is on no link of it.
     fn uplinks(&mut self, router: &RouterName) -> Result<BTreeSet<Entry>, TraceError> {
         let source = self.packet.source;
         let links = self.wiring.neighbours(self.packet.destination);
@@ -212,6 +213,9 @@ impl Finder<'_> {
                 && route.destination.contains(&source)
         };
         routes.retain(leads);
+        let length = |route: &Route| route.destination.prefix_len();
+        let narrowest = routes.iter().map(length).max();
+        routes.retain(|route| Some(length(route)) == narrowest);
         let hops = routes.into_iter().flat_map(|route| route.next_hops);
         Ok(self.leaving(router, hops.collect()))
     }

@@ -85,6 +85,14 @@ impl Wiring {
         let mut places = self.places(destination, here);
         if here.is_some() {
             places.extend(self.twins(plug, destination));
+            let mut translators = self.translators(plug, destination).into_iter();
+            let other = translators.find(|router| **router != plug.router);
+            if let Some(router) = other.filter(|_| places.is_empty()) {
+                let ends = vec![format!(
+                    "whoever has {destination} on segment {segment}, which {router} translates and does not answer for"
+                )];
+                return Onward::End(End::Absent { segment, ends });
+            }
             return match places.is_empty() {
                 true => Onward::End(End::Delivered { segment }),
                 false => self.out(plug, segment, places),
@@ -103,6 +111,15 @@ impl Wiring {
                     });
                 }
                 ends => return Onward::Routers(entries(ends)),
+            }
+        }
+        // The route that led here takes it for a neighbour, and another router of the link knows better.
+        if next_hop == destination && plug.prefix(destination).is_some() {
+            if let Some((router, _)) = self.away(plug, destination) {
+                let ends = vec![format!(
+                    "whoever has {destination} on segment {segment}, which {router} has elsewhere"
+                )];
+                return Onward::End(End::Absent { segment, ends });
             }
         }
         let answers_for_some = |end: &&Plug| !end.link.proxy.elsewhere.is_empty();
@@ -236,7 +253,7 @@ impl Wiring {
     fn prefix_on(&self, plug: &Plug, address: IpAddr) -> Option<u8> {
         let near = self.plugs.iter();
         let near = near.filter(|other| other.up && other.segment == plug.segment);
-        near.filter_map(|other| other.prefix(address)).max()
+        near.filter_map(|other| self.subnet(other, address)).max()
     }
 
     /// Other interfaces of the router of `plug` that have the prefix of `address`: the kernel takes one
@@ -273,7 +290,8 @@ impl Wiring {
                 .filter(|other| other.segment == plug.segment);
             near.any(|other| other.up && other.link.proxy.answers_for(address))
         };
-        let has = |plug: &&Plug| plug.up && plug.prefix(address) > longer_than && !answered(plug);
+        let has =
+            |plug: &&Plug| plug.up && self.subnet(plug, address) > longer_than && !answered(plug);
         let plugs: Vec<&Plug> = self.plugs.iter().filter(has).collect();
         entries(&plugs)
     }
@@ -342,7 +360,10 @@ impl Wiring {
             .iter()
             .any(|plug| near.iter().any(|n| n.segment == plug.segment));
         let elsewhere = narrowest.iter().filter(|_| !here).map(|plug| &plug.router);
-        let silent: BTreeSet<&RouterName> = owners.into_iter().chain(elsewhere).collect();
+        let away = near.iter().filter_map(|plug| self.away(plug, destination));
+        let away = away.map(|(router, _)| router);
+        let silent: BTreeSet<&RouterName> =
+            owners.into_iter().chain(elsewhere).chain(away).collect();
         let others = near.iter().filter(|plug| plug.segment != first.segment);
         let mut or_on: Vec<String> = others
             .filter_map(|plug| Some(self.segment(plug)?.to_owned()))
@@ -356,6 +377,12 @@ impl Wiring {
             isolated_by,
             silent: silent.into_iter().cloned().collect(),
             between: self.with_twins(&near, [source, destination]),
+            translated_by: self
+                .translators(first, destination)
+                .into_iter()
+                .cloned()
+                .collect(),
+            to_all: near.iter().any(|plug| plug.is_broadcast(destination)),
             or_on,
         })
     }

@@ -1,18 +1,22 @@
 //! Which router interface is plugged into which segment: what a trace must know beside the
 //! routers' own tables.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 
 use super::Entry;
 use crate::{
+    firewall::rule::{Field, Packet, Rule},
     lab::{
-        LabState,
+        LabState, RouterState,
         topology::{InterfaceKind, LinkFacts, Segment, Topology, Warning},
     },
     model::{IfName, RouterName},
-    netlink::object::{Address, Mac},
+    netlink::object::{Address, Family, Mac},
 };
 
 /// A router interface.
@@ -86,6 +90,20 @@ impl Plug {
             .filter(|mac| !mac.0.starts_with(&[0, 0, 0x5e, 0]))
     }
 
+    /// How long the narrowest prefix is by which the router leads `address` elsewhere, though it is in a subnet of
+    /// this interface.
+    fn away(&self, address: IpAddr) -> Option<u8> {
+        let nets = self.link.routed_away.iter();
+        let away = nets.filter(|nets| nets.contains(address));
+        away.map(|nets| nets.within.prefix_len()).max()
+    }
+
+    /// Whether `address` is the broadcast address of a subnet of this interface; /31 and /32 have none (RFC 3021).
+    pub(super) fn is_broadcast(&self, address: IpAddr) -> bool {
+        let mut nets = self.addresses.iter();
+        nets.any(|net| matches!(net, IpNet::V4(net) if net.prefix_len() < 31 && net.broadcast() == address))
+    }
+
     /// The length of the longest prefix on this interface that holds `address`.
     pub(super) fn prefix(&self, address: IpAddr) -> Option<u8> {
         let nets = self.addresses.iter().chain(&self.peers);
@@ -118,6 +136,8 @@ pub struct Wiring {
     pub missing: Vec<RouterName>,
     /// Routers of which some interfaces cannot be read: they may have addresses that nobody knows.
     pub partly_seen: Vec<RouterName>,
+    /// The rules that translate addresses, as text; of labs only.
+    pub translating: Vec<(RouterName, Vec<String>)>,
 }
 
 impl From<&Topology> for Wiring {
@@ -146,7 +166,13 @@ impl From<&LabState> for Wiring {
                 ..plug(&router.name, &i.name, i.kind, &i.addresses, &i.link)
             })
         });
-        Self::new(plugs, &lab.segments, &lab.warnings)
+        let translating = lab.routers.iter();
+        let translating = translating.filter(|router| !router.translating.is_empty());
+        let texts = |router: &RouterState| (router.name.clone(), router.translating.clone());
+        Self {
+            translating: translating.map(texts).collect(),
+            ..Self::new(plugs, &lab.segments, &lab.warnings)
+        }
     }
 }
 
@@ -204,6 +230,7 @@ impl Wiring {
             absent: absent.collect(),
             missing: routers_with(Warning::is_of_router),
             partly_seen: routers_with(Warning::hides_addresses),
+            translating: Vec::new(),
         }
     }
 }
@@ -294,12 +321,11 @@ impl Wiring {
     /// The interfaces that are up, in a subnet with `address`, and on a segment that has it by as
     /// narrow a subnet as there is.
     pub(super) fn neighbours(&self, address: IpAddr) -> Vec<&Plug> {
-        let near = |plug: &&Plug| plug.up && plug.segment.is_some();
         let plugs: Vec<(&Plug, u8)> = self
             .plugs
             .iter()
-            .filter(near)
-            .filter_map(|plug| Some((plug, plug.prefix(address)?)))
+            .filter(|plug| plug.up && plug.segment.is_some())
+            .filter_map(|plug| Some((plug, self.subnet(plug, address)?)))
             .collect();
         let longest = plugs.iter().map(|(_, length)| *length).max();
         let narrow = plugs.iter().filter(|(_, length)| Some(*length) == longest);
@@ -309,6 +335,42 @@ impl Wiring {
             .filter(|(plug, _)| segments.contains(&plug.segment))
             .map(|(plug, _)| plug)
             .collect()
+    }
+
+    /// The length of the longest prefix by which `address` is on the link of `plug`: none where a router of that
+    /// link has a narrower route that leads elsewhere.
+    pub(super) fn subnet(&self, plug: &Plug, address: IpAddr) -> Option<u8> {
+        let length = plug.prefix(address)?;
+        let away = self.away(plug, address);
+        away.is_none_or(|(_, narrower)| narrower <= length)
+            .then_some(length)
+    }
+
+    /// The router on the segment of `plug` that leads `address` elsewhere by the narrowest route, and how long its
+    /// prefix is.
+    pub(super) fn away(&self, plug: &Plug, address: IpAddr) -> Option<(&RouterName, u8)> {
+        let on_segment = |other: &&Plug| other.up && other.segment == plug.segment;
+        let others = self.plugs.iter().filter(on_segment);
+        let away = others.filter_map(|other| Some((&other.router, other.away(address)?)));
+        away.max_by_key(|(_, length)| *length)
+    }
+
+    /// The routers with an interface on the segment of `plug` and a rule for packets to `address` alone which gives them
+    /// another destination: who says so means to get them, and nobody else is likely to have that address.
+    pub(super) fn translators(&self, plug: &Plug, address: IpAddr) -> BTreeSet<&RouterName> {
+        let name = address.to_string();
+        let named = |text: &&String| text.contains(&name);
+        let on_segment = |other: &&Plug| other.up && other.segment == plug.segment;
+        let translates = |other: &&Plug| {
+            let mut all = self.translating.iter();
+            let texts = all.find(|(router, _)| *router == other.router);
+            let mut texts = texts
+                .into_iter()
+                .flat_map(|(_, texts)| texts.iter().filter(named));
+            texts.any(|text| is_translated_alone(text, &other.interface, address))
+        };
+        let found = self.plugs.iter().filter(on_segment).filter(translates);
+        found.map(|other| &other.router).collect()
     }
 
     /// Other interfaces of routers that are `near` an address, on the same segment and with a whole address
@@ -467,4 +529,21 @@ impl Wiring {
     pub(super) fn segment(&self, plug: &Plug) -> Option<&str> {
         Some(self.segments.get(plug.segment?)?.as_str())
     }
+}
+
+/// Whether the rule `text` gives packets that come in by `interface` another destination if they are for `address`,
+/// and not if they are for the address beside it.
+fn is_translated_alone(text: &str, interface: &IfName, address: IpAddr) -> bool {
+    let rule = Rule::of(text);
+    let beside = match address {
+        IpAddr::V4(v4) => IpAddr::from(Ipv4Addr::from_bits(v4.to_bits() ^ 1)),
+        IpAddr::V6(v6) => IpAddr::from(Ipv6Addr::from_bits(v6.to_bits() ^ 1)),
+    };
+    let matches = |to: IpAddr| {
+        let packet = Packet::of(Family::of(to))
+            .with_device(Field::Incoming, interface.as_str())
+            .with_address(Field::Destination, to);
+        rule.concerns(&packet)
+    };
+    rule.translation().is_some_and(|to| !to.source) && matches(address) && !matches(beside)
 }

@@ -82,6 +82,40 @@ impl<'a> LabMap<'a> {
             .max_by_key(IpNet::prefix_len)
     }
 
+    /// The networks in `subnet` for which `router` answers on its `interface` there, beside the addresses that this
+    /// has, each with the router's address; none for those inside of which it does not answer.
+    pub(super) fn answered(
+        &self,
+        router: &RouterName,
+        interface: &InterfaceState,
+        subnet: IpNet,
+    ) -> Vec<(IpNet, Option<IpAddr>)> {
+        let mut own = interface.addresses.iter().map(|a| a.local.addr());
+        let Some(via) = own.find(|address| subnet.contains(address)) else {
+            return Vec::new();
+        };
+        let link = &interface.link;
+        let proxied = link.proxy.inside(subnet);
+        let proxied = proxied.map(|(net, answers)| (net, answers.then_some(via)));
+        // ARP is answered for whatever is the router's own, neighbour discovery only where it is.
+        let answers_elsewhere = subnet.addr().is_ipv4() && !link.arp.is_strict();
+        let others = self.interfaces(router).iter();
+        let others = others.filter(|other| answers_elsewhere && other.name != interface.name);
+        let elsewhere = others.flat_map(|other| {
+            let addresses = other.addresses.iter().map(|a| a.local.addr().into());
+            addresses.chain(other.link.own.iter().copied())
+        });
+        let by_route = link.own.iter().copied().filter(|_| answers_elsewhere);
+        let own = elsewhere.chain(by_route).filter(|net| subnet.contains(net));
+        let own = own.filter(|net| {
+            !interface
+                .addresses
+                .iter()
+                .any(|a| IpNet::from(a.local.addr()) == *net)
+        });
+        proxied.chain(own.map(|net| (net, Some(via)))).collect()
+    }
+
     /// The interfaces that are plugged into a segment, with their routers.
     pub(super) fn plugged(
         &self,

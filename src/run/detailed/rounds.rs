@@ -301,16 +301,16 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         Ok(site)
     }
 
-    /// What the host at a sink knows of its link. A router that answers there for addresses of
-    /// other links (proxy_arp) is not asked for.
+    /// What the host at a sink knows of its link.
     fn link(&self, sink: &Sink, beside: Option<&HostSpec>) -> Option<HostLink> {
         let map = self.setup.map;
         let (router, interface) = sink.exit()?;
         let address = sink.address()?;
         let subnet = map.subnet(router, interface, address)?;
         let segment = map.segment(router, interface)?;
-        let mut routers = Vec::new();
+        let (mut routers, mut answered) = (Vec::new(), Vec::new());
         for (name, interface) in map.plugged(segment).filter(|(_, i)| i.up) {
+            answered.extend(map.answered(name, interface, subnet));
             let inside = interface.addresses.iter().map(|a| a.local.addr());
             let inside = inside.filter(|a| subnet.contains(a) && *a != address);
             routers.extend(inside.filter_map(|a| Some((a, name != router, interface.mac?))));
@@ -325,6 +325,7 @@ impl<'a, P: Fn(&str)> Rounds<'a, P> {
         Some(HostLink {
             subnet,
             routers,
+            answered,
             has_source,
             tracked_by: tracking.next().map(|(name, _)| name.clone()),
         })

@@ -264,6 +264,9 @@ pub(super) struct HostLink {
     pub(super) subnet: IpNet,
     /// The routers in it that it reaches.
     pub(super) routers: Vec<(IpAddr, Mac)>,
+    /// Networks in it for which a router answers in the place of who has the address, with that router's address;
+    /// none for what nobody answers for. The longer prefix counts.
+    pub(super) answered: Vec<(IpNet, Option<IpAddr>)>,
     /// Whether the source host is in it, on the same segment.
     pub(super) has_source: bool,
     /// The router whose bridge it is, where that tracks the connections over it (br_netfilter).

@@ -112,6 +112,11 @@ fn one_prefix_on_two_wires() {
 }
 
 #[test]
+fn addresses_of_a_subnet_that_are_elsewhere() {
+    assert_right("away");
+}
+
+#[test]
 fn firewalls_that_are_only_bridged_through() {
     assert_right("bridges");
 }

@@ -2,7 +2,8 @@
 //!
 //! A host sends everything to its router (`lab::hosts`), also what is for its own subnet. A real
 //! one does not ask a gateway for that: what is for a neighbour goes there directly, past the
-//! router that it came from. So answers to other routers of the subnet go to them, and those to
+//! router that it came from. So answers to other routers of the subnet go to them, those for which one of
+//! these answers in ARP or neighbour discovery go to that one, and those to
 //! anybody else in it go nowhere: to the client itself they would come from an address that it did
 //! not call (the request was translated, or it would not have passed a router), and of others
 //! nobody in the lab has the address.
@@ -51,29 +52,40 @@ pub(super) fn teach(
     for (address, mac) in &link.routers {
         let neighbour = Neighbour::permanent(eth0.clone(), *address, *mac);
         batch.replace_neighbour(&neighbour);
-        let route = on_link(*address, eth0.clone());
+        let route = by(IpNet::from(*address), None, eth0.clone());
+        batch.add_route(&route).tolerate(Errno::EEXIST);
+    }
+    for (net, via) in &link.answered {
+        let route = match via {
+            Some(router) => by(*net, Some(*router), eth0.clone()),
+            None => Route::without_hops(*net, RouteKind::Blackhole),
+        };
         batch.add_route(&route).tolerate(Errno::EEXIST);
     }
     let sent = batch.send();
     sent.map_err(|error| fail(MeasureError::Undo(error)))
 }
 
-fn on_link(address: IpAddr, dev: IfName) -> Route {
+fn by(destination: IpNet, via: Option<IpAddr>, dev: IfName) -> Route {
     let hop = NextHop {
-        via: None,
+        via,
         dev: Some(dev),
         weight: 1,
         onlink: false,
     };
     Route {
         next_hops: vec![hop],
-        ..Route::without_hops(IpNet::from(address), RouteKind::Unicast)
+        ..Route::without_hops(destination, RouteKind::Unicast)
     }
 }
 
 impl HostLink {
     /// Whether an answer to `peer` stays on the link and finds nobody there but the source.
     pub(in crate::run::detailed) fn loses(&self, peer: IpAddr) -> bool {
-        self.subnet.contains(&peer) && !self.routers.iter().any(|(address, _)| *address == peer)
+        let answered = self.answered.iter().filter(|(net, _)| net.contains(&peer));
+        let narrowest = answered.max_by_key(|(net, _)| net.prefix_len());
+        self.subnet.contains(&peer)
+            && !self.routers.iter().any(|(address, _)| *address == peer)
+            && narrowest.is_none_or(|(_, router)| router.is_none())
     }
 }

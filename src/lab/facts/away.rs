@@ -1,0 +1,81 @@
+//! Addresses within a link's subnet of which the router itself says that they are elsewhere.
+//!
+//! A router on 10.1.0.0/16 may have a route for 10.1.5.0/24 by a tunnel, or by a gateway on the same link: hosts
+//! with these addresses are not on the link, though its subnet has them (a VPN's clients with addresses of
+//! the LAN, a site that was moved). They come in by that route's way, and who looks for them on the link
+//! finds them only where a router answers in their place.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::{InterfaceFacts, RouterFacts};
+use crate::{
+    lab::omission::Nets,
+    netlink::object::{Family, NextHop, PolicyRule, Route, RouteKind, RuleAction},
+};
+
+/// Notes for each interface what of its subnets the router's routes lead elsewhere.
+pub(super) fn model(facts: &mut RouterFacts) {
+    let of_all = [Family::V4, Family::V6].map(|family| tables_of_all(facts, family));
+    let found = facts
+        .interfaces
+        .iter()
+        .map(|interface| routed_away(facts, interface, &of_all));
+    let found: Vec<Vec<Nets>> = found.collect();
+    for (interface, nets) in facts.interfaces.iter_mut().zip(found) {
+        interface.value.link.routed_away = nets;
+    }
+}
+
+/// The tables that packets of `family` are led by whatever they are.
+pub(super) fn tables_of_all(facts: &RouterFacts, family: Family) -> BTreeSet<u32> {
+    let selects_all =
+        |rule: &PolicyRule| *rule == PolicyRule::new(family, rule.priority, rule.action.clone());
+    let rules = facts.rules.iter().filter(|rule| selects_all(&rule.value));
+    let tables = rules.filter_map(|rule| match rule.action {
+        RuleAction::Table(table) => Some(table),
+        _ => None,
+    });
+    tables.chain([Route::MAIN]).collect()
+}
+
+fn routed_away(
+    facts: &RouterFacts,
+    interface: &InterfaceFacts,
+    of_all: &[BTreeSet<u32>; 2],
+) -> Vec<Nets> {
+    let subnets = interface.addresses.iter();
+    let subnets = subnets.map(|address| address.peer.unwrap_or(address.local).trunc());
+    let subnets: Vec<IpNet> = subnets.collect();
+    let asked = |route: &Route| match interface.link.vrf_table {
+        Some(table) => route.table == table,
+        None => of_all.iter().any(|tables| tables.contains(&route.table)),
+    };
+    let narrower = |route: &&Route| {
+        let (net, mut subnets) = (route.destination, subnets.iter());
+        subnets.any(|subnet| subnet.contains(&net) && *subnet != net)
+    };
+    // A gateway that is the destination itself is only another way to say that it is on the link.
+    let on_link = |route: &Route, hop: &NextHop| {
+        let whole = route.destination.prefix_len() == route.destination.max_prefix_len();
+        let itself = |via| whole && via == route.destination.addr();
+        hop.dev.as_ref() == Some(&interface.name) && hop.via.is_none_or(itself)
+    };
+    let routes = facts.routes.iter().map(|route| &route.value);
+    let routes = routes.filter(|route| route.kind == RouteKind::Unicast && asked(route));
+    let (here, away): (Vec<&Route>, Vec<&Route>) = routes
+        .filter(|route| route.from.is_none() && route.tos == 0)
+        .filter(narrower)
+        .partition(|route| route.next_hops.iter().any(|hop| on_link(route, hop)));
+    let away: BTreeSet<IpNet> = away.iter().map(|route| route.destination).collect();
+    let nets = away.into_iter().map(|within| Nets {
+        within,
+        except: here
+            .iter()
+            .map(|route| route.destination)
+            .filter(|net| within.contains(net))
+            .collect(),
+    });
+    nets.collect()
+}
