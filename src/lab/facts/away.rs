@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::{InterfaceFacts, RouterFacts};
 use crate::{
     lab::omission::Nets,
+    model::IfName,
     netlink::object::{Family, NextHop, PolicyRule, Route, RouteKind, RuleAction},
 };
 
@@ -45,9 +46,7 @@ fn routed_away(
     interface: &InterfaceFacts,
     of_all: &[BTreeSet<u32>; 2],
 ) -> Vec<Nets> {
-    let subnets = interface.addresses.iter();
-    let subnets = subnets.map(|address| address.peer.unwrap_or(address.local).trunc());
-    let subnets: Vec<IpNet> = subnets.collect();
+    let subnets = subnets(interface);
     let asked = |route: &Route| match interface.link.vrf_table {
         Some(table) => route.table == table,
         None => of_all.iter().any(|tables| tables.contains(&route.table)),
@@ -56,11 +55,18 @@ fn routed_away(
         let (net, mut subnets) = (route.destination, subnets.iter());
         subnets.any(|subnet| subnet.contains(&net) && *subnet != net)
     };
+    // Of two interfaces with one subnet either may have the link, whichever of them a route names.
+    let has_link = |dev: &IfName, to: &IpNet| {
+        let mut others = facts.interfaces.iter().filter(|other| other.name == *dev);
+        let both = |net: &IpNet| net.contains(to) && subnets.contains(net);
+        *dev == interface.name || others.any(|other| self::subnets(other).iter().any(both))
+    };
     // A gateway that is the destination itself is only another way to say that it is on the link.
     let on_link = |route: &Route, hop: &NextHop| {
-        let whole = route.destination.prefix_len() == route.destination.max_prefix_len();
-        let itself = |via| whole && via == route.destination.addr();
-        hop.dev.as_ref() == Some(&interface.name) && hop.via.is_none_or(itself)
+        let to = &route.destination;
+        let itself = |via| to.prefix_len() == to.max_prefix_len() && via == to.addr();
+        let there = hop.dev.as_ref().is_some_and(|dev| has_link(dev, to));
+        there && hop.via.is_none_or(itself)
     };
     let routes = facts.routes.iter().map(|route| &route.value);
     let routes = routes.filter(|route| route.kind == RouteKind::Unicast && asked(route));
@@ -77,5 +83,12 @@ fn routed_away(
             .filter(|net| within.contains(net))
             .collect(),
     });
+    nets.collect()
+}
+
+/// The networks that are on the link of an interface by its addresses.
+fn subnets(interface: &InterfaceFacts) -> Vec<IpNet> {
+    let addresses = interface.addresses.iter();
+    let nets = addresses.map(|address| address.peer.unwrap_or(address.local).trunc());
     nets.collect()
 }
