@@ -155,7 +155,8 @@ impl<'a> Asking<'a> {
         refused.collect()
     }
 
-    /// Where packets enter. Who put a source host on an interface by hand has decided that.
+    /// Where packets enter: of named routers the one that they come to, as a quick job has it, or else the first
+    /// that was named. Who put a source host on an interface by hand has decided that.
     fn entries(
         &self,
         planner: &mut Planner<'_>,
@@ -171,22 +172,28 @@ impl<'a> Asking<'a> {
         };
         let wiring = &planner.map.wiring;
         let sockets = &mut planner.sockets;
-        let first = match &job.routers {
-            RouterChoice::Named(names) => names.first().cloned().map(EntryName::from),
+        let named = match &job.routers {
+            RouterChoice::Named(names) => names.as_slice(),
             RouterChoice::Traced(trace) if job.from.is_none() => return Ok(traced(trace)),
-            _ => None,
+            _ => &[],
         };
-        let one = first.is_some();
-        let from = job.from.clone().or(first);
-        let found = trace::entries(wiring, sockets, &packet, from.as_ref());
-        let mut entries = match (found, &from) {
-            // The result says that nothing comes in there.
-            (Err(TraceError::NotFacing { router, .. }), _) if one => vec![Entry {
-                router,
-                iface_in: None,
-            }],
-            (found, _) => found?,
+        let one = !named.is_empty();
+        let mut entries = match trace::entries(wiring, sockets, &packet, job.from.as_ref()) {
+            Err(TraceError::NoStart { .. }) if one => Vec::new(),
+            found => found?,
         };
+        entries.retain(|entry| !one || named.contains(&entry.router));
+        if let Some(first) = named.first().filter(|_| entries.is_empty()) {
+            let first = EntryName::from(first.clone());
+            entries = match trace::entries(wiring, sockets, &packet, Some(&first)) {
+                // The result says that nothing comes in there.
+                Err(TraceError::NotFacing { router, .. }) => vec![Entry {
+                    router,
+                    iface_in: None,
+                }],
+                found => found?,
+            };
+        }
         if job.from.is_none() {
             self.heed_hosts(&mut entries, there)?;
         }
