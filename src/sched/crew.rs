@@ -24,7 +24,7 @@ use super::{
     outcome::Left,
     policy::{EndCause, Event, NotStarted},
     progress::ProgressReader,
-    runner::{self, FoundRunner, PROGRESS, Process},
+    runner::{self, FoundRunner, PROGRESS, Process, RESULT},
     spool::SpoolError,
 };
 use crate::model::{Dscp, RunId, WithCauses};
@@ -214,6 +214,12 @@ impl Scheduler {
         cause: Option<EndCause>,
     ) -> Result<(), SchedulerError> {
         self.release(&job.run_id, job.dscp);
+        // A result that was cut serves nobody, and on a full disk the job's end has no room beside it.
+        if left.is_some_and(|left| left.damaged)
+            && let Err(error) = self.spool.drop_run_file(&job.run_id, RESULT)
+        {
+            tracing::warn!(run_id = %job.run_id, %error, "cannot remove a damaged result");
+        }
         let concluded = left.map(|left| left.conclude(cause, job.cancelled_by.as_ref()));
         let (status, reason) = concluded.unwrap_or((Status::Failed, None));
         let mut finished = finished(job, Timestamp::now(), status, reason);

@@ -344,11 +344,15 @@ pub fn check_address(what: &'static str, address: IpAddr) -> Result<(), RefusedJ
     if address.to_canonical() != address {
         return Err(RefusedJob::Mapped { what, address });
     }
-    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast {
+    if address.is_unspecified() || address.is_loopback() || is_for_many(address) {
         return Err(RefusedJob::Address { what, address });
     }
     Ok(())
+}
+
+/// Whether an address is not one host's: a quick job tells what becomes of such.
+pub fn is_for_many(address: IpAddr) -> bool {
+    address.is_multicast() || matches!(address, IpAddr::V4(v4) if v4.is_broadcast())
 }
 
 /// The first router that is named a second time.

@@ -22,6 +22,7 @@
 //! left in both counts as further on.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io,
     os::fd::OwnedFd,
@@ -172,6 +173,17 @@ impl Spool {
             Some(inner) => Ok(inner.open_file(name)?),
             None => Ok(None),
         }
+    }
+
+    /// Removes `name` from the directory of a run, if it is there.
+    ///
+    /// # Errors
+    /// [`SpoolError::Registry`] when it cannot be removed.
+    pub(super) fn drop_run_file(&self, run_id: &RunId, name: &str) -> Result<(), SpoolError> {
+        if let Some(run) = self.runs.sub_existing(run_id.as_str())? {
+            run.remove_file(OsStr::new(name))?;
+        }
+        Ok(())
     }
 
     /// Opens a lock file, which nobody ever removes.
