@@ -44,7 +44,10 @@ const FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
-/// Reads the regular file `path` of at most `most` bytes, which the user named.
+/// U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Reads the regular file `path` of at most `most` bytes, which the user named, without a byte order mark.
 ///
 /// # Errors
 /// [`ReadError`].
@@ -87,6 +90,10 @@ fn read_regular(file: File, most: u64) -> Result<Vec<u8>, ReadError> {
     }
     if size > most || bytes.len() as u64 > most {
         return Err(ReadError::TooLarge { most });
+    }
+    // Editors and shells of Windows begin a text so, and nothing that reads it knows the mark.
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
     }
     Ok(bytes)
 }

@@ -19,7 +19,7 @@ use crate::{
         interrupt::Interrupt,
         quick::{self, ExplainMode, RouterChoice},
     },
-    sched::job::{check_address, twice},
+    sched::job::{check_address, is_for_many, twice},
 };
 
 /// A job's question as typed.
@@ -139,9 +139,7 @@ impl TypedQuestion {
         }
         // A quick job may ask what becomes of a broadcast or multicast address.
         check_address("source", self.source).map_err(Failure::usage)?;
-        let for_many = self.destination.is_multicast()
-            || matches!(self.destination, IpAddr::V4(v4) if v4.is_broadcast());
-        if !for_many {
+        if !is_for_many(self.destination) {
             check_address("destination", self.destination).map_err(Failure::usage)?;
         }
         let v6 = self.destination.is_ipv6();

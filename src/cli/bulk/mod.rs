@@ -81,6 +81,16 @@ pub(super) struct How {
 }
 
 impl How {
+    /// The options that verdicts depend on, as they are typed.
+    pub(super) fn options(&self) -> String {
+        let from = self.from.as_ref().map(|from| format!("--from {from}"));
+        let trust = self.trust_facts.then(|| "--trust-facts".to_owned());
+        let dscp =
+            (self.probe_dscp != Dscp::DEFAULT).then(|| format!("--probe-dscp {}", self.probe_dscp));
+        let all = from.into_iter().chain(trust).chain(dscp);
+        all.collect::<Vec<_>>().join(" ")
+    }
+
     /// The terms for so many questions put to `lab`.
     pub(super) fn terms(
         &self,

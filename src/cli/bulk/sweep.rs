@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{How, services, write_json};
 use crate::{
-    bulk::answers::{Cell, VERSION, VerdictCounts},
+    bulk::answers::{Cell, QuestionKey, VERSION, VerdictCounts},
     cli::{Context, Exit, Failure, Run},
-    model::{LabName, Service},
+    model::{LabName, Service, fnv1a},
     run::quick::{Pair, sweep::Sweep as Sweeping},
+    sched::job::{check_address, is_for_many},
 };
 
 const EXAMPLES: &str = "Examples:
@@ -60,6 +61,50 @@ struct Header {
     lab: LabName,
     /// When the lab was made.
     made: String,
+    /// The options that verdicts depend on, as they were typed.
+    #[serde(default)]
+    options: String,
+}
+
+/// The answers that an interrupted run left.
+#[derive(Debug, Default)]
+struct Answered {
+    counts: VerdictCounts,
+    asked: QuestionSum,
+}
+
+/// A sum of questions in their order, by which answers are known for those of this list.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct QuestionSum(u64);
+
+impl QuestionSum {
+    fn add(&mut self, (source, destination, service): QuestionKey) {
+        let text = format!("{} {source} {destination} {service}", self.0);
+        self.0 = fnv1a(text.as_bytes());
+    }
+}
+
+/// Leaves out the questions that are answered already.
+struct Skip {
+    left: u64,
+    passed: QuestionSum,
+    answered: QuestionSum,
+}
+
+impl Skip {
+    /// What is left of a pair; none where the answers are of other questions.
+    fn behind(&mut self, mut pair: Pair) -> Option<Pair> {
+        let services = pair.services.len();
+        let many = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(services);
+        for service in pair.services.drain(..many) {
+            self.passed.add((pair.source, pair.destination, service));
+        }
+        self.left -= many as u64;
+        let last = many > 0 && self.left == 0;
+        (!last || self.passed == self.answered).then_some(pair)
+    }
 }
 
 impl Run for SweepCommand {
@@ -72,6 +117,7 @@ impl Run for SweepCommand {
             kind: "answers".to_owned(),
             lab: self.lab.clone(),
             made: sweep.lab().created_at.clone(),
+            options: self.how.options(),
         };
         let asked = self.ask(context, &mut sweep, &header, total);
         let swept = sweep.close();
@@ -92,19 +138,35 @@ impl SweepCommand {
         total: Option<u64>,
     ) -> Result<VerdictCounts, Failure> {
         let (mut out, done) = self.open_output(header)?;
-        let mut counts = done;
+        let mut counts = done.counts;
         let before = counts.yes + counts.no + counts.unknown;
         let mut failed = None;
-        let mut skip = before;
+        let mut skip = Skip {
+            left: before,
+            passed: QuestionSum::default(),
+            answered: done.asked,
+        };
+        let others = || {
+            let shown = self.output.as_deref().unwrap_or(Path::new("-")).display();
+            Failure::usage(format!(
+                "{shown} cannot be gone on with: its {before} answers are of other questions than the first of {}",
+                self.questions.display()
+            ))
+        };
         let pairs = Questions::open(&self.questions, context)?;
         let pairs = pairs.map_while(|pair| match pair {
-            Ok(pair) => Some(pair),
+            Ok(pair) => {
+                let rest = skip.behind(pair);
+                if rest.is_none() {
+                    failed = Some(others());
+                }
+                rest
+            }
             Err(failure) => {
                 failed = Some(failure);
                 None
             }
         });
-        let pairs = pairs.map(|pair| behind(pair, &mut skip));
         let mut meter = self.how.meter(total)?;
         let asked = sweep.ask(
             pairs,
@@ -118,10 +180,17 @@ impl SweepCommand {
         meter.finish();
         asked?;
         flushed?;
-        match failed {
-            Some(failure) => Err(failure),
-            None => Ok(counts),
+        if let Some(failure) = failed {
+            return Err(failure);
         }
+        if skip.left > 0 {
+            return Err(others());
+        }
+        if counts == VerdictCounts::default() {
+            let name = self.questions.display();
+            return Err(Failure::usage(format!("{name} has no question")));
+        }
+        Ok(counts)
     }
 
     /// Reads all questions of a file before any is put: a wrong line changes nothing. What comes by a
@@ -141,11 +210,11 @@ impl SweepCommand {
     fn open_output(
         &self,
         header: &Header,
-    ) -> Result<(BufWriter<Box<dyn Write>>, VerdictCounts), Failure> {
+    ) -> Result<(BufWriter<Box<dyn Write>>, Answered), Failure> {
         let Some(path) = &self.output else {
             let mut out: BufWriter<Box<dyn Write>> = BufWriter::new(Box::new(io::stdout()));
             write_json(&mut out, header)?;
-            return Ok((out, VerdictCounts::default()));
+            return Ok((out, Answered::default()));
         };
         let shown = path.display();
         let failed = |e| Failure::cannot_run(format!("cannot write {shown}: {e}"));
@@ -153,24 +222,24 @@ impl SweepCommand {
             let file = File::create(path).map_err(failed)?;
             let mut out: BufWriter<Box<dyn Write>> = BufWriter::new(Box::new(file));
             write_json(&mut out, header)?;
-            return Ok((out, VerdictCounts::default()));
+            return Ok((out, Answered::default()));
         }
         let open = OpenOptions::new().read(true).write(true).open(path);
         let mut file = open.map_err(failed)?;
-        let (counts, end) = answered(&mut file, header)
+        let (done, end) = answered(&mut file, header)
             .map_err(|why| Failure::usage(format!("{shown} cannot be gone on with: {why}")))?;
         file.set_len(end).map_err(failed)?;
         file.seek(SeekFrom::Start(end)).map_err(failed)?;
-        Ok((BufWriter::new(Box::new(file)), counts))
+        Ok((BufWriter::new(Box::new(file)), done))
     }
 }
 
-/// VerdictCounts the whole lines of answers in a file with this header; returns where they end.
-fn answered(file: &mut File, header: &Header) -> Result<(VerdictCounts, u64), String> {
+/// The whole lines of answers in a file with this header, and where they end.
+fn answered(file: &mut File, header: &Header) -> Result<(Answered, u64), String> {
     let mut reader = BufReader::new(file);
     let mut line = String::new();
     let mut end = 0;
-    let mut counts = VerdictCounts::default();
+    let mut done = Answered::default();
     let mut first = true;
     loop {
         line.clear();
@@ -181,6 +250,12 @@ fn answered(file: &mut File, header: &Header) -> Result<(VerdictCounts, u64), St
         if first {
             let found: Header = serde_json::from_str(&line)
                 .map_err(|_| "its first line is not that of `tsim sweep`".to_owned())?;
+            if found.options != header.options {
+                return Err(format!(
+                    "it was asked with the options `{}`, and not with `{}`",
+                    found.options, header.options
+                ));
+            }
             if found != *header {
                 return Err(format!(
                     "it is of lab {} made {}, and this is lab {} made {}",
@@ -191,23 +266,15 @@ fn answered(file: &mut File, header: &Header) -> Result<(VerdictCounts, u64), St
         } else {
             let cell: Cell =
                 serde_json::from_str(&line).map_err(|e| format!("a damaged line: {e}"))?;
-            counts.add(cell.end.result);
+            done.counts.add(cell.end.result);
+            done.asked.add(cell.key());
         }
         end += read as u64;
     }
     match first {
         true => Err("it is empty".to_owned()),
-        false => Ok((counts, end)),
+        false => Ok((done, end)),
     }
-}
-
-/// What is left of a pair behind the first `skip` questions.
-fn behind(mut pair: Pair, skip: &mut u64) -> Pair {
-    let services = pair.services.len();
-    let leave_out = usize::try_from(*skip).unwrap_or(usize::MAX).min(services);
-    pair.services.drain(..leave_out);
-    *skip -= leave_out as u64;
-    pair
 }
 
 /// The questions of a file, read one after the other.
@@ -257,6 +324,10 @@ impl<'a> Questions<'a> {
         if source.is_ipv4() != destination.is_ipv4() {
             return Err(self.refuse("source and destination are of two families"));
         }
+        check_address("source", source).map_err(|error| self.refuse(error))?;
+        if !is_for_many(destination) {
+            check_address("destination", destination).map_err(|error| self.refuse(error))?;
+        }
         if source == destination {
             return Err(self.refuse("packets to oneself pass no router"));
         }
@@ -291,6 +362,10 @@ impl Iterator for Questions<'_> {
             let line = match self.lines.next()? {
                 Ok(line) => line,
                 Err(error) => return Some(Err(self.refuse(error))),
+            };
+            let line = match self.number {
+                1 => line.trim_start_matches('\u{feff}'),
+                _ => &line,
             };
             let line = line.split('#').next().unwrap_or_default().trim();
             if !line.is_empty() {

@@ -114,6 +114,34 @@ fn a_list_of_questions_is_answered_line_by_line_and_gone_on_with() {
     let same = [whole.status.code().unwrap()];
     desk.ends_with(&same, "sweep LAB q.txt -o b.jsonl --resume");
     assert_eq!(verdicts("b.jsonl"), all);
+    // Answers to other questions, or to these with other options, are no beginning.
+    desk.write("o.txt", &questions.replace("10.81.1.11", "10.81.1.12"));
+    for (line, said) in [
+        (
+            "sweep LAB o.txt -o b.jsonl --resume",
+            "are of other questions than the first of",
+        ),
+        (
+            "sweep LAB q.txt -o b.jsonl --resume --from r1",
+            "it was asked with the options ``, and not with `--from r1`",
+        ),
+    ] {
+        let refused = text(&desk.ends_with(&[2], line));
+        assert!(refused.contains(said), "{line}: {refused}");
+    }
+    assert_eq!(verdicts("b.jsonl"), all);
+    desk.write("n.txt", "# nothing\n");
+    let nothing = text(&desk.ends_with(&[2], "sweep LAB n.txt"));
+    assert!(nothing.contains("n.txt has no question"), "{nothing}");
+    desk.write("l.txt", "10.81.1.10 127.0.0.1 80\n");
+    let loopback = text(&desk.ends_with(&[2], "sweep LAB l.txt"));
+    assert!(
+        loopback.contains("l.txt:1: destination 127.0.0.1"),
+        "{loopback}"
+    );
+    // A text that Windows wrote.
+    desk.write("m.txt", "\u{feff}10.81.1.10 10.81.3.10 22\r\n");
+    desk.ends_with(&[0, 1], "sweep LAB m.txt");
     // A wrong line is named, and nothing is written.
     desk.write("w.txt", "10.81.1.10 10.81.3.10 80\n10.81.1.10 x 80\n");
     let wrong = text(&desk.ends_with(&[2], "sweep LAB w.txt -o w.jsonl"));
