@@ -109,7 +109,9 @@ fn section(source: IpAddr, destination: IpAddr, cells: &[&Cell], names: &Names) 
         (false, true) => Outcome::Open,
         (false, false) => Outcome::Good,
     };
-    let not_plain = |cell: &&&Cell| cell.end.result != Verdict::Yes || cell.end.reason.is_some();
+    // Beside what is stopped, nobody looks for what arrives, and after how long.
+    let noted = |cell: &Cell| outcome == Outcome::Good && cell.end.reason.is_some();
+    let not_plain = |cell: &&&Cell| cell.end.result != Verdict::Yes || noted(cell);
     let items = fold(cells.iter().filter(not_plain).copied());
     DocumentSection {
         name: format!("{} → {}", label(source, names), label(destination, names)),

@@ -25,7 +25,7 @@ pub enum LabError {
     /// The lab is up, and from something else.
     #[error(
         "lab {lab} is up already, from other facts or options ({facts}): replace it with \
-        `tsim lab up {lab} --replace`, or choose another name"
+        `tsim lab up {lab} --facts DIR --replace`, or choose another name"
     )]
     Exists {
         /// The lab.
