@@ -12,6 +12,11 @@ pub(super) const SEND_BYTES: usize = 512 << 10;
 const SEND_REQUESTS: usize = 4096;
 /// What a reply takes of the receive buffer at most: an error a good kilobyte, a link four.
 const REPLY_BYTES: usize = 4 << 10;
+/// So many requests and their replies fit the buffers that every socket has: 208 KiB each, unless somebody set
+/// `net.core.wmem_default` or `rmem_default` to a few pages.
+const FEW: usize = 8;
+/// What these are long at most, together.
+const FEW_BYTES: usize = 8 << 10;
 /// Requests are padded to this (`NLMSG_ALIGNTO`).
 pub(super) const ALIGN: usize = 4;
 
@@ -23,6 +28,14 @@ pub(super) struct PerCall {
 }
 
 impl PerCall {
+    /// What any socket takes.
+    pub(super) fn few() -> Self {
+        Self {
+            bytes: FEW_BYTES,
+            requests: FEW,
+        }
+    }
+
     /// What a socket takes whose calls send at most `send` bytes, and whose replies have room in
     /// `receive` bytes: a reply that finds none is lost.
     pub(super) fn fitting(send: usize, receive: usize) -> Self {
@@ -53,6 +66,11 @@ pub(super) struct Request {
 impl Requests {
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// Whether they need no larger buffers. One always fits.
+    pub(super) fn are_few(&self) -> bool {
+        self.list.len() < 2 || (self.list.len() <= FEW && self.bytes.len() <= FEW_BYTES)
     }
 
     pub(super) fn push(&mut self, what: String, flags: u16, message: RouteNetlinkMessage) {
@@ -153,7 +171,7 @@ mod tests {
         let chunks = list.chunks(PerCall::fitting(usize::MAX, usize::MAX));
         assert_eq!(chunks, [0..SEND_REQUESTS, SEND_REQUESTS..SEND_REQUESTS + 1]);
         let bytes = list.number(&chunks[0], 7, false).to_vec();
-        let numbers: Vec<u32> = messages(&bytes, 0)
+        let numbers: Vec<u32> = messages(&bytes, None)
             .map(|m| m.unwrap().unwrap().header.sequence_number)
             .collect();
         let want: Vec<u32> = (7..7 + u32::try_from(SEND_REQUESTS).unwrap()).collect();
@@ -183,10 +201,10 @@ mod tests {
     fn a_datagram_that_is_cut_is_an_error_not_a_panic() {
         let bytes = requests(2).bytes;
         for cut in 0..bytes.len() {
-            let _ = messages(&bytes[..cut], 0).collect::<Vec<_>>();
+            let _ = messages(&bytes[..cut], None).collect::<Vec<_>>();
         }
         let mut lies = bytes.clone();
         lies[0] = 3;
-        assert!(messages(&lies, 0).next().unwrap().is_err());
+        assert!(messages(&lies, None).next().unwrap().is_err());
     }
 }

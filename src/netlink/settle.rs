@@ -19,6 +19,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressHeaderFlags, AddressMessage},
 };
+use netlink_sys::SocketAddr;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -150,6 +151,9 @@ impl Netlink {
     }
 
     fn listen(&mut self, on: bool) -> Result<(), NetlinkError> {
+        if self.port.is_none() {
+            self.port = Some(self.own_port()?);
+        }
         for group in [LINKS, IPV6_ROUTES] {
             let done = if on {
                 self.socket.add_membership(group)
@@ -162,5 +166,15 @@ impl Netlink {
             })?;
         }
         Ok(())
+    }
+    /// The socket's address, by which replies are told from news.
+    fn own_port(&self) -> Result<u32, NetlinkError> {
+        let mut address = SocketAddr::new(0, 0);
+        let asked = self.socket.get_address(&mut address);
+        asked.map_err(|e| {
+            let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
+            self.socket_error("ask for the address of", errno)
+        })?;
+        Ok(address.port_number())
     }
 }

@@ -1,10 +1,10 @@
 //! The rtnetlink socket of one namespace: requests out, replies in, names to indexes.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, os::fd::AsFd as _};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
 use super::{
@@ -16,14 +16,13 @@ use super::{
 use crate::{
     model::IfName,
     netns::{NetnsError, NetnsFd, visit},
+    sys::mmsg::{Inbox, Reading},
 };
 
 /// Send buffer; the kernel takes one call's bytes only if they fit.
 const SEND_BUFFER: usize = 2 * SEND_BYTES;
 /// Receive buffer.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// Bytes read at a time; the kernel fills at most 32 KiB of a dump at once.
-const READ_BYTES: usize = 64 << 10;
 /// How often a list is read again because it changed meanwhile.
 const DUMP_ATTEMPTS: usize = 16;
 
@@ -31,14 +30,14 @@ const DUMP_ATTEMPTS: usize = 16;
 #[derive(Debug)]
 pub struct Netlink {
     pub(super) socket: Socket,
-    /// The socket's address; replies carry it.
-    port: u32,
+    /// The socket's address, which replies carry. It is asked for when other messages may come, too, which are
+    /// those of a group: before that everything is a reply.
+    pub(super) port: Option<u32>,
     netns: String,
     sequence: u32,
     /// What fits the buffers that the kernel grants, once larger ones were asked for.
     per_call: Option<PerCall>,
-    /// What was received last.
-    read: Vec<u8>,
+    inbox: Inbox,
     /// Something came that was no reply: news of a group that [`Netlink::await_settled`] joins.
     pub(super) news: bool,
     pub(super) indexes: HashMap<IfName, u32>,
@@ -91,22 +90,20 @@ impl Netlink {
                 errno: errno_from(&error),
             }
         };
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(fail("open"))?;
-        let port = socket.bind_auto().map_err(fail("bind"))?.port_number();
-        socket
-            .connect(&SocketAddr::new(0, 0))
-            .map_err(fail("connect"))?;
+        // It needs neither bind(2) nor connect(2): the first request gives it an address, whatever names no
+        // address goes to the kernel, and nobody without root's rights can send it anything
+        // (`netlink_sendmsg()`).
+        let socket = Socket::new(NETLINK_ROUTE).map_err(fail("open"))?;
         let set = |done: io::Result<()>| done.map_err(fail("set an option of"));
         set(socket.set_ext_ack(true))?;
-        set(socket.set_cap_ack(true))?;
         set(socket.set_netlink_get_strict_chk(true))?;
         Ok(Self {
             socket,
-            port,
+            port: None,
             netns: netns.to_owned(),
             sequence: 1,
             per_call: None,
-            read: Vec::with_capacity(READ_BYTES),
+            inbox: Inbox::default(),
             news: false,
             indexes: HashMap::new(),
         })
@@ -176,7 +173,7 @@ impl Netlink {
             .unwrap_or(Err(NetlinkError::NoReply { what }))
     }
 
-    /// How much is sent at a time. One request and its reply fit any buffer; larger ones are asked for
+    /// How much is sent at a time. A few requests and their replies fit any buffer; larger ones are asked for
     /// when there are more.
     fn per_call(&mut self, requests: &Requests) -> Result<PerCall, NetlinkError> {
         let size = |done: io::Result<usize>| {
@@ -184,8 +181,10 @@ impl Netlink {
         };
         match self.per_call {
             Some(known) => Ok(known),
-            None if requests.list.len() < 2 => Ok(PerCall::fitting(SEND_BYTES, 1)),
+            None if requests.are_few() => Ok(PerCall::few()),
             None => {
+                // Many errors have room without the requests that they are about.
+                size(self.socket.set_cap_ack(true).map(|()| 0))?;
                 let send = size(buffers::send(&self.socket, SEND_BUFFER))?;
                 let receive = size(buffers::receive(&self.socket, RECEIVE_BUFFER))?;
                 Ok(*self.per_call.insert(PerCall::fitting(send, receive)))
@@ -232,7 +231,7 @@ impl Netlink {
         let mut replies: Vec<Option<Reply>> = requests.iter().map(|_| None).collect();
         let netns = self.netns.clone();
         while replies.last().is_some_and(Option::is_none) && self.receive()? {
-            for message in messages(&self.read, self.port) {
+            for message in messages(self.inbox.datagram(), self.port) {
                 let message = message
                     .map_err(|reason| malformed(&format!("a request in {netns}"), reason))?;
                 let Some((header, payload)) = message.map(KernelMessage::into_parts) else {
@@ -242,7 +241,7 @@ impl Netlink {
                 let at = header.sequence_number.wrapping_sub(first) as usize;
                 // Anything else is the late reply to an exchange that was given up.
                 if let Some(slot) = replies.get_mut(at) {
-                    *slot = reply(payload).or(slot.take());
+                    *slot = reply(header.flags, payload).or(slot.take());
                 }
             }
         }
@@ -281,7 +280,7 @@ impl Netlink {
         let mut list = Vec::new();
         let mut torn = false;
         while self.receive()? {
-            for message in messages(&self.read, self.port) {
+            for message in messages(self.inbox.datagram(), self.port) {
                 let message = message.map_err(|e| malformed(what, e))?;
                 let Some((header, payload)) = message.map(KernelMessage::into_parts) else {
                     self.news = true;
@@ -302,7 +301,7 @@ impl Netlink {
                             ext_ack: ext_ack(&done.extended_ack),
                         });
                     }
-                    other => match reply(other) {
+                    other => match reply(header.flags, other) {
                         Some(Reply::Object(object)) => list.push(*object),
                         Some(Reply::Refused(errno, ext_ack)) => {
                             return Err(NetlinkError::Refused {
@@ -321,26 +320,18 @@ impl Netlink {
         })
     }
 
-    /// Reads one datagram into `self.read`; false when there is none.
+    /// Goes on to the next datagram; false when there is none.
     ///
     /// Never waits: the kernel queues the replies before the request's system call returns, and
     /// the rest of a list as soon as what is queued of it has been read.
     pub(super) fn receive(&mut self) -> Result<bool, NetlinkError> {
         loop {
-            self.read.clear();
-            let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-            match self.socket.recv(&mut self.read, flags) {
-                Ok(length) if length > self.read.len() => {
-                    self.read.reserve(length.next_multiple_of(READ_BYTES));
-                    return Err(self.socket_error("read from", Errno::EMSGSIZE));
-                }
-                Ok(_) => return Ok(true),
+            match self.inbox.advance(self.socket.as_fd(), Reading::Poll) {
+                Ok(there) => return Ok(there),
                 Err(e) => match errno_from(&e) {
-                    Errno::EAGAIN => return Ok(false),
                     // The receive buffer overflowed. What it still holds can be read; who misses
                     // a reply will say so.
                     Errno::ENOBUFS => self.news = true,
-                    Errno::EINTR => {}
                     errno => return Err(self.socket_error("read from", errno)),
                 },
             }

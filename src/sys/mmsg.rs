@@ -1,9 +1,10 @@
-//! sendmmsg(2): many datagrams of one size to one destination with few system calls.
+//! sendmmsg(2) and recvmmsg(2): many datagrams with few system calls.
 #![allow(unsafe_code)]
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    ops::Range,
     os::fd::{AsRawFd, BorrowedFd},
     ptr,
 };
@@ -122,13 +123,150 @@ impl Address {
 }
 
 fn header(vector: &mut libc::iovec, address: &Address) -> libc::mmsghdr {
-    // SAFETY: all-zero is a valid value of this struct of numbers and pointers.
-    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    let mut header = bare_header(vector);
     header.msg_hdr.msg_name = address.as_ptr().cast_mut();
     header.msg_hdr.msg_namelen = address.len();
+    header
+}
+
+/// One that names no address.
+fn bare_header(vector: &mut libc::iovec) -> libc::mmsghdr {
+    // SAFETY: all-zero is a valid value of this struct of numbers and pointers.
+    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
     header.msg_hdr.msg_iov = vector;
     header.msg_hdr.msg_iovlen = 1;
     header
+}
+
+/// The most datagrams that one call reads: a list of the kernel's comes as one and its end as another,
+/// and questions that are put together have one answer each.
+const AT_ONCE: usize = 4;
+/// How long a datagram may be at first. The kernel fills at most 32 KiB with a list at once
+/// (`netlink_dump()`), and no other answer is known to be longer.
+const ROOM: usize = 64 << 10;
+
+/// Whether a datagram is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// The call returns when there is one.
+    Wait,
+    /// It returns at once.
+    Poll,
+}
+
+/// What one socket received: several datagrams are read with one call, and looked at one by one.
+#[derive(Debug)]
+pub struct Inbox {
+    /// Room for [`AT_ONCE`] datagrams, one behind the other; the kernel writes into its spare capacity.
+    memory: Vec<u8>,
+    room: usize,
+    /// Where the datagrams are that were read and not looked at yet, the next one last.
+    unread: Vec<Range<usize>>,
+    /// The one that is looked at.
+    current: Range<usize>,
+    /// The room that a datagram would have needed which was longer.
+    needed: usize,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self {
+            memory: Vec::with_capacity(AT_ONCE * ROOM),
+            room: ROOM,
+            unread: Vec::with_capacity(AT_ONCE),
+            current: 0..0,
+            needed: ROOM,
+        }
+    }
+}
+
+impl Inbox {
+    /// The datagram that [`Inbox::advance`] came to.
+    #[must_use]
+    pub fn datagram(&self) -> &[u8] {
+        // SAFETY: the kernel wrote these bytes: `read` made the range of what it said to have written, which is
+        // within the capacity, and nothing has been written there since.
+        unsafe {
+            std::slice::from_raw_parts(
+                self.memory.as_ptr().add(self.current.start),
+                self.current.len(),
+            )
+        }
+    }
+
+    /// Goes on to the next datagram; false when none has come.
+    ///
+    /// # Errors
+    /// `EMSGSIZE` for one that was longer than there was room: it is lost, and there is more room for what is
+    /// read from now on. Otherwise what recvmmsg(2) says, but for `EINTR`.
+    pub fn advance(&mut self, socket: BorrowedFd<'_>, reading: Reading) -> io::Result<bool> {
+        self.current = 0..0;
+        if self.unread.is_empty() {
+            match self.read(socket, reading) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                other => other?,
+            }
+        }
+        let Some(next) = self.unread.pop() else {
+            return Ok(false);
+        };
+        if next.len() > self.room {
+            self.needed = self.needed.max(next.len().next_multiple_of(ROOM));
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        self.current = next;
+        Ok(true)
+    }
+
+    fn read(&mut self, socket: BorrowedFd<'_>, reading: Reading) -> io::Result<()> {
+        self.room = self.room.max(self.needed);
+        self.memory.reserve(AT_ONCE * self.room);
+        let spare = self.memory.spare_capacity_mut();
+        let mut vectors: Vec<libc::iovec> = spare
+            .chunks_exact_mut(self.room)
+            .take(AT_ONCE)
+            .map(|room| libc::iovec {
+                iov_base: room.as_mut_ptr().cast(),
+                iov_len: room.len(),
+            })
+            .collect();
+        let mut headers: Vec<libc::mmsghdr> = vectors.iter_mut().map(bare_header).collect();
+        // The whole length is told of a datagram that was cut.
+        let flags = libc::MSG_TRUNC
+            | match reading {
+                Reading::Wait => libc::MSG_WAITFORONE,
+                Reading::Poll => libc::MSG_DONTWAIT,
+            };
+        let read = loop {
+            // SAFETY: there are as many headers as are announced; each points to one vector, and that to a part
+            // of the spare capacity of its own, all of which is borrowed for longer than the call.
+            let read = unsafe {
+                libc::recvmmsg(
+                    socket.as_raw_fd(),
+                    headers.as_mut_ptr(),
+                    headers.len() as libc::c_uint,
+                    flags,
+                    ptr::null_mut(),
+                )
+            };
+            match usize::try_from(read) {
+                Ok(read) => break read,
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        let datagrams = headers.iter().take(read).enumerate();
+        let ranges = datagrams.map(|(at, header)| {
+            let start = at * self.room;
+            start..start + header.msg_len as usize
+        });
+        self.unread.extend(ranges.rev());
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -148,5 +286,31 @@ mod tests {
             .map(|(i, e)| (*i, e.raw_os_error()))
             .collect();
         assert_eq!(indexes, [0, 1, 2].map(|i| (i, Some(libc::EINVAL))));
+    }
+    #[test]
+    fn datagrams_come_in_order_and_one_that_is_too_long_is_told_of_and_fits_the_next_time() {
+        let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let mut inbox = Inbox::default();
+        let next = |inbox: &mut Inbox| inbox.advance(far.as_fd(), Reading::Poll);
+        assert!(!next(&mut inbox).unwrap());
+        let long = vec![7; ROOM + 1];
+        for datagram in [&b"one"[..], b"", &long, b"four", b"five"] {
+            near.send(datagram).unwrap();
+        }
+        assert!(next(&mut inbox).unwrap());
+        assert_eq!(inbox.datagram(), b"one");
+        assert!(next(&mut inbox).unwrap());
+        assert_eq!(inbox.datagram(), b"");
+        let error = next(&mut inbox).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        for rest in [b"four", b"five"] {
+            assert!(next(&mut inbox).unwrap());
+            assert_eq!(inbox.datagram(), rest);
+        }
+        near.send(&long).unwrap();
+        assert!(inbox.advance(far.as_fd(), Reading::Wait).unwrap());
+        assert_eq!(inbox.datagram(), long);
+        assert!(!next(&mut inbox).unwrap());
+        assert_eq!(inbox.datagram(), b"");
     }
 }

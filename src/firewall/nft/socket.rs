@@ -4,7 +4,7 @@
 //! transaction is in the receive buffer. So replies are drained without waiting, and a missing
 //! ACK is an error instead of a hang.
 
-use std::io;
+use std::{io, os::fd::AsFd as _};
 
 use netlink_sys::Socket;
 use thiserror::Error;
@@ -13,11 +13,13 @@ use super::wire::{Attributes, HEADER, Messages, WireMessage, array, request};
 use crate::{
     firewall::netfilter_socket,
     netlink::buffers,
-    sys::{nftnl::Encoder, socket_option::netns_cookie},
+    sys::{
+        mmsg::{Inbox, Reading},
+        nftnl::Encoder,
+        socket_option::netns_cookie,
+    },
 };
 
-/// Dumps come in datagrams as large as the reader's buffer, up to 32 KiB (netlink_dump()).
-const RECEIVE_BUFFER: usize = 64 * 1024;
 /// A transaction above this size needs a larger send buffer than the default of 208 KiB.
 const DEFAULT_SEND_BUFFER: usize = 150 * 1024;
 /// `NLMSGERR_ATTR_MSG`, linux/netlink.h.
@@ -90,7 +92,7 @@ impl NftError {
 pub struct NftSocket {
     socket: Socket,
     sequence: u32,
-    buffer: Vec<u8>,
+    inbox: Inbox,
     netns: Option<u64>,
 }
 
@@ -101,13 +103,14 @@ impl NftSocket {
     /// [`NftError::Open`].
     pub fn open_here() -> Result<Self, NftError> {
         let open = || {
-            let socket = netfilter_socket::connect_here()?;
+            // What names no address goes to the kernel, without connect(2), too.
+            let socket = netfilter_socket::open_here()?;
             socket.set_cap_ack(true)?;
             socket.set_ext_ack(true)?;
             Ok(Self {
                 socket,
                 sequence: 1,
-                buffer: Vec::with_capacity(RECEIVE_BUFFER),
+                inbox: Inbox::default(),
                 netns: None,
             })
         };
@@ -135,8 +138,8 @@ impl NftSocket {
             .map_err(|source| NftError::Send { what, source })?;
         let mut acknowledged = false;
         let mut refused = None;
-        while self.receive(libc::MSG_DONTWAIT, what)? {
-            for message in Messages(&self.buffer) {
+        while self.receive(Reading::Poll, what)? {
+            for message in Messages(self.inbox.datagram()) {
                 match error_of(&message) {
                     Some((0, _)) => acknowledged = true,
                     Some((errno, ext_ack)) if refused.is_none() => {
@@ -226,8 +229,8 @@ impl NftSocket {
             .map_err(|source| NftError::Send { what, source })?;
         let mut dumped = Dumped::Whole;
         loop {
-            self.receive(0, what)?;
-            for message in Messages(&self.buffer).filter(|m| m.sequence == sequence) {
+            self.receive(Reading::Wait, what)?;
+            for message in Messages(self.inbox.datagram()).filter(|m| m.sequence == sequence) {
                 if message.flags & libc::NLM_F_DUMP_INTR as u16 != 0 {
                     dumped = Dumped::Interrupted;
                 }
@@ -268,8 +271,8 @@ impl NftSocket {
         self.socket
             .send(&bytes, 0)
             .map_err(|source| NftError::Send { what, source })?;
-        while self.receive(libc::MSG_DONTWAIT, what)? {
-            for message in Messages(&self.buffer).filter(|m| m.sequence == sequence) {
+        while self.receive(Reading::Poll, what)? {
+            for message in Messages(self.inbox.datagram()).filter(|m| m.sequence == sequence) {
                 match error_of(&message) {
                     Some((errno, ext_ack)) => {
                         let source = io::Error::from_raw_os_error(errno);
@@ -296,17 +299,10 @@ impl NftSocket {
         self.sequence
     }
 
-    /// Reads one datagram into the buffer; false when none waits.
-    fn receive(&mut self, flags: libc::c_int, what: &'static str) -> Result<bool, NftError> {
-        loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, flags) {
-                Ok(_) => return Ok(true),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(NftError::Receive { what, source }),
-            }
-        }
+    /// Goes on to the next datagram; false when none waits.
+    fn receive(&mut self, reading: Reading, what: &'static str) -> Result<bool, NftError> {
+        let there = self.inbox.advance(self.socket.as_fd(), reading);
+        there.map_err(|source| NftError::Receive { what, source })
     }
 }
 
