@@ -245,23 +245,20 @@ impl NetnsDir {
     /// [`NetnsError::NotFound`], [`NetnsError::NotANamespace`] or [`NetnsError::Open`].
     pub fn open(&self, name: &NetnsName) -> Result<NetnsFd, NetnsError> {
         let path = self.path(name);
-        let fail = |source| NetnsError::Open {
-            netns: name.clone(),
-            source,
-        };
-        // Looked at first, because the file that a crash leaves has mode 0 and might be anything.
-        if !self.exists(name)? {
-            return Err(match path.symlink_metadata() {
-                Ok(_) => NetnsError::NotANamespace { path },
-                Err(_) => NetnsError::NotFound {
-                    netns: name.clone(),
-                },
-            });
+        let opened = open_namespace(&path).and_then(|file| NetnsFd::from_file(file, name.clone()));
+        match opened {
+            Ok(Some(netns)) => Ok(netns),
+            Ok(None) => Err(NetnsError::NotANamespace { path }),
+            Err(_) if path.symlink_metadata().is_err() => Err(NetnsError::NotFound {
+                netns: name.clone(),
+            }),
+            // The file that a crash leaves has mode 0.
+            Err(_) if !self.exists(name)? => Err(NetnsError::NotANamespace { path }),
+            Err(source) => Err(NetnsError::Open {
+                netns: name.clone(),
+                source,
+            }),
         }
-        let file = File::open(&path).map_err(fail)?;
-        NetnsFd::from_file(file, name.clone())
-            .map_err(fail)?
-            .ok_or(NetnsError::NotANamespace { path })
     }
 
     /// Whether `name` still stands for the namespace `fd`, which is held, so that no other one has its
@@ -378,6 +375,14 @@ impl NetnsDir {
         let dir = self.dir.clone();
         move |source| NetnsError::PrepareDir { dir, step, source }
     }
+}
+
+/// Opens what has a namespace's name, and waits for nobody there: what a crash leaves might be anything.
+fn open_namespace(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
 }
 
 /// Without `MS_REC`, which iproute2 adds: what is mounted below a shared mount from now on is

@@ -3,22 +3,20 @@
 use std::{
     any::Any,
     cell::RefCell,
-    fs::{File, Metadata},
+    fs::{self, File, Metadata},
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
+    sync::OnceLock,
     thread,
 };
 
 use nix::{
     errno::Errno,
     sched::{CloneFlags, setns, unshare},
-    sys::{
-        socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
-        statfs::{NSFS_MAGIC, fstatfs},
-    },
+    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
 };
 
 use serde::{Deserialize, Serialize};
@@ -63,11 +61,8 @@ pub struct NetnsFd {
 impl NetnsFd {
     /// Wraps `file`; none when it is not on the nsfs.
     pub(super) fn from_file(file: File, name: NetnsName) -> io::Result<Option<Self>> {
-        if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
-            return Ok(None);
-        }
         let id = NetnsId::of(&file.metadata()?);
-        Ok(Some(Self { file, name, id }))
+        Ok((id.dev == nsfs()?).then_some(Self { file, name, id }))
     }
 
     /// Makes a namespace that no directory names: it goes with this value and with what was opened
@@ -136,6 +131,18 @@ impl NetnsFd {
             netns: self.name.clone(),
             source: errno.into(),
         })
+    }
+}
+
+/// The device of the nsfs, of which the kernel has one: that of the process's own namespace is on it.
+fn nsfs() -> io::Result<u64> {
+    static DEVICE: OnceLock<u64> = OnceLock::new();
+    match DEVICE.get() {
+        Some(device) => Ok(*device),
+        None => {
+            let device = fs::metadata(OWN_NETNS)?.dev();
+            Ok(*DEVICE.get_or_init(|| device))
+        }
     }
 }
 
