@@ -7,8 +7,9 @@ use std::{
 
 use thiserror::Error;
 
+use super::state::LabState;
 use crate::{
-    model::{LabName, NetnsName, RouterId, RouterName},
+    model::{IfName, LabName, NetnsName, RouterId, RouterName},
     netlink::{Netlink, NetlinkError},
     netns::{NetnsDir, NetnsError, NetnsFd},
 };
@@ -40,6 +41,8 @@ pub struct RouterSockets {
     lab: LabName,
     open: HashMap<RouterName, Netlink>,
     namespaces: HashMap<RouterName, Arc<NetnsFd>>,
+    /// The interfaces of routers, as far as somebody knew them.
+    interfaces: HashMap<RouterName, Vec<(IfName, u32)>>,
 }
 
 impl RouterSockets {
@@ -51,7 +54,19 @@ impl RouterSockets {
             lab: lab.clone(),
             open: HashMap::new(),
             namespaces: HashMap::new(),
+            interfaces: HashMap::new(),
         }
+    }
+
+    /// Takes the names and indexes of the routers' interfaces from the lab's state, which spares asking each
+    /// router for them. For whoever works with the lab as it is by that state, and fails where it is changed.
+    pub(crate) fn know(&mut self, lab: &LabState) {
+        let known = lab.routers.iter().map(|router| {
+            let interfaces = router.interfaces.iter();
+            let interfaces = interfaces.map(|i| (i.name.clone(), i.index));
+            (router.name.clone(), interfaces.collect())
+        });
+        self.interfaces = known.collect();
     }
 
     /// The lab.
@@ -76,7 +91,9 @@ impl RouterSockets {
             Entry::Vacant(free) => {
                 let places = (&self.dir, &self.lab);
                 let netns = netns_of(&mut self.namespaces, places, router)?;
-                Ok(free.insert(Netlink::open(&netns)?))
+                let mut socket = Netlink::open(&netns)?;
+                learn(&mut socket, self.interfaces.get(router));
+                Ok(free.insert(socket))
             }
         }
     }
@@ -119,8 +136,10 @@ impl RouterSockets {
             return Ok(());
         }
         let sockets = Netlink::open_all(&namespaces)?;
-        let names = missing.into_iter().map(|(router, _)| router.clone());
-        self.open.extend(names.zip(sockets));
+        for ((router, _), mut socket) in missing.into_iter().zip(sockets) {
+            learn(&mut socket, self.interfaces.get(router));
+            self.open.insert(router.clone(), socket);
+        }
         Ok(())
     }
 
@@ -132,6 +151,12 @@ impl RouterSockets {
         let name = NetnsName::segments(&self.lab);
         let netns = open(&self.dir, &self.lab, &name, "segments")?;
         Ok(Netlink::open(&netns)?)
+    }
+}
+
+fn learn(socket: &mut Netlink, interfaces: Option<&Vec<(IfName, u32)>>) {
+    for (name, index) in interfaces.into_iter().flatten() {
+        socket.learn(name.clone(), *index);
     }
 }
 

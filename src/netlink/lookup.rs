@@ -22,7 +22,7 @@ use crate::model::IfName;
 /// With [`LookupQuery::iif`] it is a packet that comes in there, and the kernel decides as for one
 /// that is forwarded: policy rules, forwarding switched off, and for IPv4 the check of the source
 /// address (`rp_filter`, martians) count. Without, it is one that the router sends itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LookupQuery {
     /// Destination.
     pub to: IpAddr,
@@ -286,32 +286,42 @@ impl Netlink {
         Ok(answers)
     }
 
-    /// Asks the kernel for all next hops of the route that the packet matches.
+    /// Asks the kernel, for many packets at once, for all next hops of the route that each matches.
     pub(super) fn ask_next_hops(
         &mut self,
-        query: &LookupQuery,
-    ) -> Result<Vec<NextHop>, NetlinkError> {
-        let query = LookupQuery {
-            fib_match: true,
-            ..query.clone()
-        };
-        let (what, message) = self.question(&query)?;
+        queries: &[LookupQuery],
+    ) -> Result<Vec<Vec<NextHop>>, NetlinkError> {
         let mut requests = Requests::default();
-        requests.push(what, 0, RouteNetlinkMessage::GetRoute(message));
-        let message = match self.query(requests)?.pop() {
-            Some(Ok(RouteNetlinkMessage::NewRoute(message))) => message,
-            Some(Err(error)) if meaning(&query, &error).is_none() => return Err(error),
-            _ => return Ok(Vec::new()),
-        };
-        if message.header.kind != RouteType::Unicast {
-            return Ok(Vec::new());
+        for query in queries {
+            let query = LookupQuery {
+                fib_match: true,
+                ..query.clone()
+            };
+            let (what, message) = self.question(&query)?;
+            requests.push(what, 0, RouteNetlinkMessage::GetRoute(message));
         }
-        let hops = next_hops(&message, &self.known_names());
-        if hops.iter().all(|hop| hop.dev.is_some()) {
+        let mut routes = Vec::with_capacity(queries.len());
+        for (query, reply) in queries.iter().zip(self.query(requests)?) {
+            routes.push(match reply {
+                Ok(RouteNetlinkMessage::NewRoute(message)) => {
+                    Some(message).filter(|route| route.header.kind == RouteType::Unicast)
+                }
+                Err(error) if meaning(query, &error).is_none() => return Err(error),
+                _ => None,
+            });
+        }
+        let read = |names: &HashMap<u32, IfName>| -> Vec<Vec<NextHop>> {
+            let hops = |route: &Option<RouteMessage>| {
+                let route = route.as_ref();
+                route.map_or_else(Vec::new, |route| next_hops(route, names))
+            };
+            routes.iter().map(hops).collect()
+        };
+        let hops = read(&self.known_names());
+        if hops.iter().flatten().all(|hop| hop.dev.is_some()) {
             return Ok(hops);
         }
-        let names = self.names()?;
-        Ok(next_hops(&message, &names))
+        Ok(read(&self.names()?))
     }
 
     fn question(&mut self, query: &LookupQuery) -> Result<(String, RouteMessage), NetlinkError> {
@@ -355,7 +365,8 @@ impl Netlink {
         Ok(Ok(from_message(&message, names, query.fib_match)))
     }
 
-    fn known_names(&self) -> HashMap<u32, IfName> {
+    /// The names of the interfaces that were asked about so far or [learned](Netlink::learn), by index.
+    pub(super) fn known_names(&self) -> HashMap<u32, IfName> {
         let turn = |(name, index): (&IfName, &u32)| (*index, name.clone());
         self.indexes.iter().map(turn).collect()
     }

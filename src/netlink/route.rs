@@ -342,14 +342,21 @@ impl Netlink {
             Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(Vec::new()),
             other => other?,
         };
-        let names = self.names()?;
-        let read = |message: &RouteNetlinkMessage| match message {
-            RouteNetlinkMessage::NewRoute(message) if !is_exception(message) => {
-                from_message(message, &names)
-            }
-            _ => None,
+        let read = |names: &HashMap<u32, IfName>| -> Vec<Route> {
+            let routes = list.iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRoute(message) if !is_exception(message) => {
+                    from_message(message, names)
+                }
+                _ => None,
+            });
+            routes.collect()
         };
-        Ok(list.iter().filter_map(read).collect())
+        let routes = read(&self.known_names());
+        let mut hops = routes.iter().flat_map(|route| &route.next_hops);
+        if hops.all(|hop| hop.dev.is_some()) {
+            return Ok(routes);
+        }
+        Ok(read(&self.names()?))
     }
 }
 

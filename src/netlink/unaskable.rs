@@ -139,13 +139,36 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::lookup`].
     pub fn next_hops(&mut self, query: &LookupQuery) -> Result<Vec<NextHop>, NetlinkError> {
-        match Tables::default().otherwise(self, query)? {
-            None => self.ask_next_hops(query),
-            Some(Otherwise { whole, .. }) if whole.kind() == LookupKind::Unicast => {
-                Ok(whole.route.map(|route| route.next_hops).unwrap_or_default())
+        let hops = self.all_next_hops(std::slice::from_ref(query))?.pop();
+        Ok(hops.unwrap_or_default())
+    }
+
+    /// The same for many packets at once.
+    ///
+    /// # Errors
+    /// As [`Netlink::lookup`].
+    pub fn all_next_hops(
+        &mut self,
+        queries: &[LookupQuery],
+    ) -> Result<Vec<Vec<NextHop>>, NetlinkError> {
+        let mut tables = Tables::default();
+        let mut otherwise = Vec::with_capacity(queries.len());
+        let mut asked = Vec::with_capacity(queries.len());
+        for query in queries {
+            otherwise.push(tables.otherwise(self, query)?);
+            if let Some(None) = otherwise.last() {
+                asked.push(query.clone());
             }
-            Some(_) => Ok(Vec::new()),
         }
+        let mut answers = self.ask_next_hops(&asked)?.into_iter();
+        let hops = otherwise.into_iter().map(|otherwise| match otherwise {
+            None => answers.next().unwrap_or_default(),
+            Some(Otherwise { whole, .. }) if whole.kind() == LookupKind::Unicast => {
+                whole.route.map(|route| route.next_hops).unwrap_or_default()
+            }
+            Some(_) => Vec::new(),
+        });
+        Ok(hops.collect())
     }
 }
 

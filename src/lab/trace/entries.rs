@@ -245,13 +245,12 @@ impl Finder<'_> {
             dport: self.packet.source_port,
             ..plain.clone()
         });
+        let queries: Vec<LookupQuery> = of_protocol.into_iter().chain([plain]).collect();
         let netlink = self.sockets.router(router)?;
         let mut hops = Vec::new();
-        for query in of_protocol.iter().chain([&plain]) {
-            for hop in netlink.next_hops(query)? {
-                if !hops.contains(&hop) {
-                    hops.push(hop);
-                }
+        for hop in netlink.all_next_hops(&queries)?.into_iter().flatten() {
+            if !hops.contains(&hop) {
+                hops.push(hop);
             }
         }
         Ok(hops)

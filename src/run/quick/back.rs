@@ -391,20 +391,21 @@ impl Answer<'_> {
         let rules = rules.unwrap_or_default();
         let marks = rules.iter().filter_map(|rule| rule.fwmark);
         let marks: BTreeSet<u32> = marks.map(|(mark, mask)| mark & mask).collect();
+        let marks: Vec<u32> = marks.into_iter().filter(|mark| *mark != 0).collect();
+        let query = |mark: &u32| LookupQuery {
+            from: Some(packet.source),
+            iif: hop.iface_in.clone(),
+            mark: *mark,
+            ip_proto: packet.protocol.map(Protocol::number),
+            sport: packet.source_port,
+            dport: packet.destination_port,
+            ..LookupQuery::to(packet.destination)
+        };
+        let queries: Vec<LookupQuery> = marks.iter().map(query).collect();
+        let looked = netlink.lookup(&queries).unwrap_or_default();
         let mut found = Vec::new();
-        for mark in marks.into_iter().filter(|mark| *mark != 0) {
-            let query = LookupQuery {
-                from: Some(packet.source),
-                iif: hop.iface_in.clone(),
-                mark,
-                ip_proto: packet.protocol.map(Protocol::number),
-                sport: packet.source_port,
-                dport: packet.destination_port,
-                ..LookupQuery::to(packet.destination)
-            };
-            let looked = self.sockets.router(&hop.router).ok();
-            let looked = looked.and_then(|netlink| netlink.lookup_one(&query).ok());
-            let Some((out, via)) = looked.and_then(|way| Some((way.dev?, way.via))) else {
+        for (mark, looked) in marks.into_iter().zip(looked) {
+            let Some((out, via)) = looked.ok().and_then(|way| Some((way.dev?, way.via))) else {
                 continue;
             };
             let next_hop = via.unwrap_or(packet.destination);

@@ -4,7 +4,7 @@
 //! at the outgoing interface, and masquerading, see only the one that was taken, so each is measured
 //! in a [copy of the router](crate::lab::copy) whose route has that next hop alone.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use super::{
     QuickError, lots,
@@ -111,21 +111,19 @@ pub(super) fn forks(
     probes: &[Probe],
 ) -> Result<Vec<Fork>, ResolveError> {
     let rules = tables.rules(&at.router)?;
-    let marks = rules.iter().filter_map(|rule| Some(rule.fwmark?.0));
-    let marks: BTreeSet<u32> = [0].into_iter().chain(marks).collect();
     let mut fib = None;
     let mut forks = Vec::new();
     for class in classes(&rules, probes) {
         let Some(first) = class.first() else { continue };
-        for mark in &marks {
-            if !leaves_open(tables, at, &first.headers, *mark)? {
+        for mark in tables.ask_with_marks(at, &first.headers)? {
+            if !leaves_open(tables, at, &first.headers, mark)? {
                 continue;
             }
             let fib = match &mut fib {
                 Some(fib) => fib,
                 None => fib.insert(tables.fib(&at.router)?),
             };
-            let decision = fib.decide(&query(at, &first.headers, *mark));
+            let decision = fib.decide(&query(at, &first.headers, mark));
             if let Some(route) = decision.route.filter(several_devs) {
                 add(&mut forks, route, class.into_owned());
                 break;

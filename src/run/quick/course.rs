@@ -215,9 +215,7 @@ impl Planner<'_, '_, '_> {
     /// Follows such a packet with every mark that policy rules know, and without, to places that
     /// are not planned.
     fn follow_marked(&mut self, at: &Entry, headers: &Headers) -> Result<(), ResolveError> {
-        let rules = self.tables.rules(&at.router)?;
-        let marks = rules.iter().filter_map(|rule| Some(rule.fwmark?.0));
-        let marks: BTreeSet<u32> = marks.chain([0]).collect();
+        let marks = self.tables.ask_with_marks(at, headers)?;
         for mark in marks {
             for (next, _) in self.next(at, headers, mark)? {
                 let planned = self.course.stops.iter().any(|stop| stop.at == next);

@@ -1,7 +1,12 @@
 //! What the routers' own tables say of a packet: which of several look the same to policy rules,
 //! and where a router sends it.
 
-use std::{borrow::Cow, collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use crate::{
     lab::{
@@ -25,8 +30,9 @@ pub(super) struct Tables<'a> {
     pub(super) sockets: &'a mut RouterSockets,
     family: Family,
     rules: HashMap<RouterName, Arc<[PolicyRule]>>,
-    /// What was asked before.
-    outs: HashMap<(Entry, Headers, u32), Vec<Out>>,
+    /// What was asked before, by router.
+    outs: HashMap<(RouterName, LookupQuery), Vec<Out>>,
+    lookups: HashMap<(RouterName, LookupQuery), Lookup>,
 }
 
 /// One way out of a router: the interface, and the gateway if there is one.
@@ -40,6 +46,7 @@ impl<'a> Tables<'a> {
             family,
             rules: HashMap::new(),
             outs: HashMap::new(),
+            lookups: HashMap::new(),
         }
     }
 
@@ -56,20 +63,26 @@ impl<'a> Tables<'a> {
 
     /// The router's policy rules and routes themselves.
     pub(super) fn fib(&mut self, router: &RouterName) -> Result<Fib, ResolveError> {
-        let netlink = self.sockets.router(router)?;
-        Fib::read(netlink, self.family).map_err(lookup_failed)
+        let rules = self.rules(router)?.to_vec();
+        let routes = self.sockets.router(router)?.routes(self.family, None);
+        Ok(Fib::new(rules, routes.map_err(lookup_failed)?))
     }
 
-    /// How the kernel of the router at `at` routes a packet that comes in there.
+    /// How the kernel of the router at `at` routes a packet that comes in there, asked once.
     pub(super) fn lookup(
         &mut self,
         at: &Entry,
         headers: &Headers,
         mark: u32,
     ) -> Result<Lookup, ResolveError> {
+        let asked = (at.router.clone(), query(at, headers, mark));
+        if let Some(known) = self.lookups.get(&asked) {
+            return Ok(known.clone());
+        }
         let netlink = self.sockets.router(&at.router)?;
-        let query = query(at, headers, mark);
-        netlink.lookup_one(&query).map_err(lookup_failed)
+        let found = netlink.lookup_one(&asked.1).map_err(lookup_failed)?;
+        self.lookups.insert(asked, found.clone());
+        Ok(found)
     }
 
     /// All ways out that the route of such a packet has, asked once; none where it goes nowhere.
@@ -79,16 +92,49 @@ impl<'a> Tables<'a> {
         headers: &Headers,
         mark: u32,
     ) -> Result<Vec<Out>, ResolveError> {
-        let asked = (at.clone(), *headers, mark);
-        if let Some(outs) = self.outs.get(&asked) {
-            return Ok(outs.clone());
+        self.ask(at, headers, [mark])?;
+        let asked = (at.router.clone(), query(at, headers, mark));
+        Ok(self.outs.get(&asked).cloned().unwrap_or_default())
+    }
+
+    /// Asks the router, at once, for the ways out of such a packet with every mark that its policy rules know, and
+    /// without; returns the marks.
+    pub(super) fn ask_with_marks(
+        &mut self,
+        at: &Entry,
+        headers: &Headers,
+    ) -> Result<BTreeSet<u32>, ResolveError> {
+        let rules = self.rules(&at.router)?;
+        let marks = rules.iter().filter_map(|rule| Some(rule.fwmark?.0));
+        let marks: BTreeSet<u32> = marks.chain([0]).collect();
+        self.ask(at, headers, marks.iter().copied())?;
+        Ok(marks)
+    }
+
+    /// Asks the router, at once, for the ways out of such a packet with each of these marks.
+    fn ask(
+        &mut self,
+        at: &Entry,
+        headers: &Headers,
+        marks: impl IntoIterator<Item = u32>,
+    ) -> Result<(), ResolveError> {
+        let queries = marks.into_iter().map(|mark| query(at, headers, mark));
+        let asked = queries.map(|query| (at.router.clone(), query));
+        let new: Vec<_> = asked
+            .filter(|asked| !self.outs.contains_key(asked))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
         }
+        let queries: Vec<LookupQuery> = new.iter().map(|(_, query)| query.clone()).collect();
         let netlink = self.sockets.router(&at.router)?;
-        let hops = netlink.next_hops(&query(at, headers, mark));
-        let hops = hops.map_err(lookup_failed)?.into_iter();
-        let outs: Vec<Out> = hops.filter_map(|hop| Some((hop.dev?, hop.via))).collect();
-        self.outs.insert(asked, outs.clone());
-        Ok(outs)
+        let hops = netlink.all_next_hops(&queries).map_err(lookup_failed)?;
+        let outs = hops.into_iter().map(|hops| {
+            let hops = hops.into_iter();
+            hops.filter_map(|hop| Some((hop.dev?, hop.via))).collect()
+        });
+        self.outs.extend(new.into_iter().zip(outs));
+        Ok(())
     }
 }
 
