@@ -75,6 +75,7 @@ use crate::{
     firewall::ruletext::Shelf,
     model::{Known, LabName, NetnsName, RouterId, RouterName, WithCauses},
     netns::{NetnsDir, NetnsFd},
+    registry::medium::Directory,
 };
 
 /// A lab that is up.
@@ -83,6 +84,8 @@ pub struct Lab {
     state: LabState,
     /// Its file as it was before it was read.
     stamp: Option<Stamp>,
+    /// Its directory, where it was read from there.
+    dir: Option<Shelf>,
 }
 
 impl PartialEq for Lab {
@@ -100,7 +103,11 @@ impl Deref for Lab {
 
 impl Lab {
     fn new(state: LabState) -> Self {
-        Self { state, stamp: None }
+        Self {
+            state,
+            stamp: None,
+            dir: None,
+        }
     }
 
     /// Opens lab `name` from its own file; no facts are needed.
@@ -108,8 +115,10 @@ impl Lab {
     /// # Errors
     /// [`LabError`] when there is no such lab, or its `up` was interrupted.
     pub fn open(config: &Config, name: &LabName) -> Result<Self, LabError> {
-        let stamp = LabDir::new(config, name).stamp();
-        match settled(config, name)? {
+        let of_lab = LabDir::new(config, name);
+        let stamp = of_lab.stamp();
+        let dir = of_lab.existing()?.map(Arc::new);
+        match settled_in(config, &of_lab, dir.as_deref())? {
             None => Err(not_found(config, name)),
             Some(state) if state.phase != LabPhase::Up => {
                 Err(LabError::HalfMade { lab: name.clone() })
@@ -117,8 +126,13 @@ impl Lab {
             Some(state) if state.boot_id != state::boot_id()? => {
                 Err(LabError::Gone { lab: name.clone() })
             }
-            Some(state) => Ok(Self { state, stamp }),
+            Some(state) => Ok(Self { state, stamp, dir }),
         }
+    }
+
+    /// As [`shelf`], without opening the lab's directory again.
+    pub(crate) fn open_shelf(&self) -> Option<Shelf> {
+        self.dir.clone()
     }
 
     /// Makes sure that the lab is still the one that was opened: none of its routers was made anew.
@@ -163,7 +177,16 @@ impl Lab {
 /// The lab's file, after what an interrupted change of it has left to do was done.
 fn settled(config: &Config, name: &LabName) -> Result<Option<LabState>, LabError> {
     let dir = LabDir::new(config, name);
-    let state = dir.state()?;
+    settled_in(config, &dir, dir.existing()?.as_ref())
+}
+
+/// The same in the lab's directory, which is open if there is one.
+fn settled_in(
+    config: &Config,
+    dir: &LabDir,
+    open: Option<&Directory>,
+) -> Result<Option<LabState>, LabError> {
+    let state = open.map_or(Ok(None), state::read_state)?;
     let Some(decided) = state.as_ref().and_then(interrupted) else {
         return Ok(state);
     };

@@ -428,7 +428,8 @@ impl LabDir {
     }
 }
 
-fn read_state(dir: &Directory) -> Result<Option<LabState>, LabError> {
+/// What is kept in the directory of a lab; none where there is no lab.
+pub(super) fn read_state(dir: &Directory) -> Result<Option<LabState>, LabError> {
     let state: Option<LabState> = read(dir, STATE)?;
     match &state {
         Some(state) if state.version != VERSION => Err(LabError::Format {

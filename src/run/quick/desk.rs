@@ -77,6 +77,8 @@ pub(super) struct Burst {
     pub(super) timing: Timing,
     /// How long routers were held to be asked.
     pub(super) held: Duration,
+    /// The sockets in the lab, which are only to be closed.
+    pub(super) sockets: Option<LabHosts>,
 }
 
 impl<'a> Desk<'a> {
@@ -97,9 +99,10 @@ impl<'a> Desk<'a> {
         })
     }
 
-    /// Gives the DSCP value back.
-    pub(super) fn close(self) -> Option<UndoError> {
-        self.grant.give_back()
+    /// Gives the DSCP value back. What it was held by is returned, and only to be closed.
+    pub(super) fn close(mut self) -> (Option<UndoError>, Grant) {
+        let failed = self.grant.give_back();
+        (failed, self.grant)
     }
 
     /// Asks all services of all `pairs`, which are of one family.
@@ -128,6 +131,7 @@ impl<'a> Desk<'a> {
         let plan = Plan::new(terms, pairs, lab, (self.config, &self.grant))?.of_many(inquiry.many);
         let mut burst = Burst::new(plan);
         let hosts = kernel.lab(&terms.lab).map_err(ResolveError::from)?;
+        hosts.routers().know(lab);
         let there = hosts.list().map_err(ResolveError::from)?;
         let begun = inquiry.begin_all(hosts.routers(), &there, &burst.plan)?;
         let (starts, settled): (Vec<_>, Vec<_>) = begun.into_iter().unzip();
@@ -144,7 +148,10 @@ impl<'a> Desk<'a> {
             interrupt: &self.interrupt,
             started,
         };
-        round.until_through((&mut self.grant, &mut kernel), &there, burst, (lone, enter))
+        let hands = (&mut self.grant, &mut kernel);
+        let mut burst = round.until_through(hands, &there, burst, (lone, enter))?;
+        burst.sockets = Some(kernel);
+        Ok(burst)
     }
 }
 
@@ -160,6 +167,7 @@ impl Burst {
             left: Vec::new(),
             timing: Timing::default(),
             held: Duration::ZERO,
+            sockets: None,
         }
     }
 }

@@ -62,8 +62,8 @@ impl Grant {
     }
 
     /// Gives the value back, if it is held still.
-    pub(super) fn give_back(self) -> Option<UndoError> {
-        let Self::Registered(mut holding) = self else {
+    pub(super) fn give_back(&mut self) -> Option<UndoError> {
+        let Self::Registered(holding) = self else {
             return None;
         };
         let dscp = holding.dscp()?;

@@ -38,6 +38,7 @@ mod visited;
 mod walk;
 
 use std::{
+    any::Any,
     fmt, io,
     net::IpAddr,
     path::PathBuf,
@@ -52,6 +53,7 @@ use thiserror::Error;
 pub use self::builder::Quick;
 use self::{
     desk::{Burst, Desk, Lone},
+    plan::Plan,
     report::Frame,
     visited::Ending,
 };
@@ -65,7 +67,7 @@ use crate::{
         backend::{BackendChoice, ChooseError, TapsError},
         nft::{NftSocket, watch::RulesetWatch},
     },
-    lab::{Lab, LabError, trace::EntryName},
+    lab::{Lab, LabError, hosts::LabHosts, trace::EntryName},
     model::{Dscp, DscpRange, LabName, RunId, Service, WithCauses, dscp::DscpError},
     netns::NetnsError,
     registry::{KernelError, RegistryError},
@@ -355,6 +357,10 @@ pub struct QuickAnswer {
     pub report: QuickReport,
     /// The sockets.
     pub closing: Vec<QuickClosing>,
+    /// Other sockets and files, and memory: all that the job has no more use for. A process that ends with the
+    /// answer need not let go of it piece by piece.
+    #[allow(dead_code, reason = "it is only to be dropped")]
+    rest: Option<Box<dyn Any + Send>>,
 }
 
 /// A socket that takes its time to close.
@@ -397,10 +403,12 @@ fn run_telling(
         progress.enter(phase);
     });
     let answered = answered.map(|burst| answered_by(job, &desk.terms, &lab, burst));
-    let mut left: Vec<UndoError> = desk.close().into_iter().collect();
+    let (failed, grant) = desk.close();
+    let mut left: Vec<UndoError> = failed.into_iter().collect();
     match answered {
-        Ok((mut answered, more)) => {
+        Ok((mut answered, more, rest)) => {
             left.splice(..0, more);
+            answered.rest = Some(Box::new((rest, grant, lab)));
             answered
                 .report
                 .warnings
@@ -416,13 +424,13 @@ fn run_telling(
     }
 }
 
-/// Puts the answer together, with what could not be undone.
+/// Puts the answer together, with what could not be undone, and what is left to be dropped.
 fn answered_by(
     job: &QuickJob,
     terms: &Terms,
     lab: &Lab,
     burst: Burst,
-) -> (QuickAnswer, Vec<UndoError>) {
+) -> (QuickAnswer, Vec<UndoError>, (Plan, Option<LabHosts>)) {
     let frame = Frame {
         job,
         lab,
@@ -439,7 +447,7 @@ fn answered_by(
         }
         (None, None) => report::settled(frame, &nothing_asked()),
     };
-    (answered, burst.left)
+    (answered, burst.left, (burst.plan, burst.sockets))
 }
 
 /// How a question ends that was never put.

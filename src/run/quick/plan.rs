@@ -36,7 +36,7 @@ use crate::{
         taps::ProbeWays,
     },
     lab::{self, Lab},
-    model::{Dscp, LabName, Protocol, RouterName, Service},
+    model::{Dscp, Protocol, RouterName, Service},
     netlink::object::Family,
     netns::{NetnsDir, NetnsFd, NetnsId, tool::Tools},
     processors,
@@ -100,9 +100,11 @@ pub(super) struct Plan {
     begins: Vec<usize>,
 }
 
-fn lazy_shelf(config: &Config, name: &LabName) -> LazyShelf {
-    let (config, name) = (config.clone(), name.clone());
-    LazyLock::new(Box::new(move || lab::shelf(&config, &name)))
+fn lazy_shelf(config: &Config, lab: &Lab) -> LazyShelf {
+    let (config, name, open) = (config.clone(), lab.lab.clone(), lab.open_shelf());
+    LazyLock::new(Box::new(move || {
+        open.or_else(|| lab::shelf(&config, &name))
+    }))
 }
 
 /// The services that are looked at more closely.
@@ -223,7 +225,7 @@ impl Plan {
             explain: terms.explain,
             most: (EXPLAIN_AUTO_MAX, EXPLAIN_AUTO_MAX),
             tools: Tools::new(config.tool_dirs.clone()),
-            shelf: lazy_shelf(config, &terms.lab),
+            shelf: lazy_shelf(config, lab),
             plain: OnceLock::new(),
             owner: OwnerMark::from(&this_process()?),
             notes: grant.notes(terms),

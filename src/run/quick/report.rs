@@ -43,6 +43,7 @@ pub(super) fn settled(frame: Frame<'_>, ending: &Ending) -> QuickAnswer {
     QuickAnswer {
         report: frame.report(end_to_end, Vec::new(), Vec::new()),
         closing: Vec::new(),
+        rest: None,
     }
 }
 
@@ -137,6 +138,7 @@ pub(super) fn assemble(
     QuickAnswer {
         report: frame.report(end_to_end, rows, warnings),
         closing,
+        rest: None,
     }
 }
 

@@ -236,7 +236,7 @@ impl<'a> Sweep<'a> {
                 .warnings
                 .push("there was more to say than is listed here".to_owned());
         }
-        let left: Vec<UndoError> = self.desk.close().into_iter().collect();
+        let left: Vec<UndoError> = self.desk.close().0.into_iter().collect();
         log(&left);
         self.swept
             .warnings
