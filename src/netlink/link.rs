@@ -254,8 +254,12 @@ impl Netlink {
             let message = without_statistics(named(name));
             requests.push(what, 0, RouteNetlinkMessage::GetLink(message));
         }
-        let replies = self.query(requests)?;
-        replies.into_iter().map(link_or_none).collect()
+        let replies = self.query(requests)?.into_iter().map(link_or_none);
+        let links: Vec<Option<KernelLink>> = replies.collect::<Result<_, _>>()?;
+        for link in links.iter().flatten() {
+            self.learn(link.name.clone(), link.index);
+        }
+        Ok(links)
     }
 
     /// Takes `index` for the index of link `name` from now on. For whoever knows that it is, for

@@ -17,6 +17,7 @@ use crate::{
 
 /// The interface in a host.
 const ETH0: &str = "eth0";
+
 /// What [`Hosts::add`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Added {
@@ -182,9 +183,12 @@ impl Hosts {
         plug_in(&mut self.segments, what, drafts)
     }
 
-    /// Notes at each port what its host is: from now on it counts as made.
+    /// Leads to each host what is for it, and notes at its port what it is: from now on it counts as made.
     fn note(&mut self, drafts: &[Draft<'_>]) -> Result<(), HostError> {
         let mut batch = self.segments.batch(format!("lab {}", self.routers.lab()));
+        for draft in drafts {
+            batch.add_forwarding(&draft.place.port, draft.plan.mac);
+        }
         for draft in drafts {
             let alias = HostState::of(draft.plan).to_alias();
             let change = LinkChange {
@@ -213,7 +217,8 @@ fn namespace(
     Ok(made?)
 }
 
-/// Joins each host to its bridge of `segments` by a veth.
+/// Joins each host to its bridge of `segments` by a veth. Nothing is led there yet: that needs the port's
+/// number, which whoever waits for the port to forward learns by the way.
 fn plug_in(segments: &mut Netlink, what: String, drafts: &[Draft<'_>]) -> Result<(), HostError> {
     let eth0 = IfName::new(ETH0)?;
     let mut batch = segments.batch(what);
@@ -239,10 +244,10 @@ fn plug_in(segments: &mut Netlink, what: String, drafts: &[Draft<'_>]) -> Result
     };
     for draft in drafts {
         batch.set_port(&draft.place.port, quiet);
-        batch.add_forwarding(&draft.place.port, draft.plan.mac);
     }
     Ok(batch.send()?)
 }
+
 /// A host like those of a lab, in a namespace without a name, on a bridge of `wires`: it goes with its
 /// descriptor. `gateway` is the hardware address of its router there, and the MTU of that link.
 ///
@@ -279,11 +284,14 @@ pub fn unnamed(
         netns,
         netlink,
     }];
-    plug_in(&mut segments, format!("host {}", plan.id), &drafts)?;
-    for draft in &mut drafts {
-        draft.configure()?;
-        segments.await_forwarding(&[&draft.place.port])?;
-    }
+    let what = format!("host {}", plan.id);
+    plug_in(&mut segments, what.clone(), &drafts)?;
+    let [draft] = &mut drafts;
+    draft.configure()?;
+    segments.await_forwarding(&[&draft.place.port])?;
+    let mut batch = segments.batch(what);
+    batch.add_forwarding(&draft.place.port, draft.plan.mac);
+    batch.send()?;
     let [draft] = drafts;
     Ok(draft.netns)
 }
@@ -359,10 +367,8 @@ fn quiet(netns: &str, family: Family) -> Result<(), HostError> {
         // No link-local address: nobody would need it.
         ("net/ipv6/conf/default/addr_gen_mode", "1"),
     ];
-    const NO_V6: &[(&str, &str)] = &[
-        ("net/ipv6/conf/all/disable_ipv6", "1"),
-        ("net/ipv6/conf/default/disable_ipv6", "1"),
-    ];
+    // It sets `default`, too (`addrconf_disable_ipv6()`).
+    const NO_V6: &[(&str, &str)] = &[("net/ipv6/conf/all/disable_ipv6", "1")];
     let mut errors = sysctl::write_here(netns, V4).err().unwrap_or_default();
     match family {
         Family::V6 => errors.extend(sysctl::write_here(netns, V6).err().unwrap_or_default()),
