@@ -9,12 +9,11 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI32, Ordering},
     },
-    thread,
 };
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::registry::Cancel;
+use crate::{registry::Cancel, sys::bare_thread};
 
 /// The one that watches: a signal is for the whole process.
 static WATCHING: Mutex<Option<Interrupt>> = Mutex::new(None);
@@ -66,9 +65,8 @@ impl Interrupt {
         }
         let interrupt = Self::unset()?;
         let watcher = interrupt.clone();
-        thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(move || watcher.wait(signals))?;
+        // It watches for as long as the process lives.
+        bare_thread::start(Box::leak(Box::new(move || watcher.wait(signals))))?;
         *watching = Some(interrupt.clone());
         Ok(interrupt)
     }

@@ -1,5 +1,6 @@
 //! The only unsafe code, one fenced file per kernel or library interface.
 
+pub mod bare_thread;
 pub mod fork;
 pub mod heap;
 pub mod in_flight;
