@@ -15,10 +15,24 @@ const ATTEMPTS: u32 = 8;
 
 /// Opens a socket in the calling thread's network namespace.
 pub(crate) fn open_here() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    bind(Socket::new(NETLINK_NETFILTER)?, 0)
+}
+
+/// Opens one that hears of what a multicast group is told, below 32, and does with it what `prepare` needs to be
+/// done before.
+pub(super) fn listen_here(
+    group: u32,
+    prepare: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<Socket> {
+    let socket = Socket::new(NETLINK_NETFILTER)?;
+    prepare(&socket)?;
+    bind(socket, 1 << (group - 1))
+}
+
+fn bind(mut socket: Socket, groups: u32) -> io::Result<Socket> {
     let mut taken = io::Error::from(Errno::EADDRINUSE);
     for _ in 0..ATTEMPTS {
-        match socket.bind(&SocketAddr::new(random_port()?, 0)) {
+        match socket.bind(&SocketAddr::new(random_port()?, groups)) {
             Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => taken = error,
             other => return other.map(|()| socket),
         }

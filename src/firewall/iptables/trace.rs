@@ -15,7 +15,13 @@
 //! A job that is killed meanwhile leaves that setting, and has noted before what it was: whoever
 //! comes next puts it back ([`restore_logger`]).
 
-use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read as _},
+    sync::Arc,
+    time::Duration,
+};
 
 use thiserror::Error;
 
@@ -267,7 +273,9 @@ pub fn has_tables_here(family: Family) -> bool {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    fs::read_to_string(names).is_ok_and(|names| !names.is_empty())
+    // The first octet says it.
+    let first = File::open(names).and_then(|mut names| names.read(&mut [0]));
+    first.is_ok_and(|read| read > 0)
 }
 
 /// The service whose probe a report is about.

@@ -60,15 +60,12 @@ impl RulesetWatch {
     /// # Errors
     /// [`NftError::Open`].
     pub fn open_here() -> Result<Self, NftError> {
-        let open = || -> io::Result<Socket> {
-            let socket = netfilter_socket::open_here()?;
-            buffers::receive(&socket, RECEIVE_BUFFER)?;
-            socket_filter::keep_out(&socket, &own_objects())?;
-            socket.add_membership(GROUP)?;
-            Ok(socket)
-        };
+        let socket = netfilter_socket::listen_here(GROUP, |socket| {
+            buffers::receive(socket, RECEIVE_BUFFER)?;
+            socket_filter::keep_out(socket, &own_objects())
+        });
         Ok(Self {
-            socket: open().map_err(NftError::Open)?,
+            socket: socket.map_err(NftError::Open)?,
             buffer: Vec::with_capacity(BUFFER),
         })
     }
