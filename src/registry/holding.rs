@@ -421,7 +421,10 @@ impl Holding {
         let queues = job.enter_queues(&mut mine, wait, &mut failed);
         let last = match self.give_back(&mine, dscp, &mut failed) {
             Ok(GivenBack { unused, last }) => {
-                failed.extend(job.remove_and_forget(&unused, kernel).err());
+                match job.remove_and_forget_unrecorded(&unused, kernel) {
+                    Ok(log) => self.log.extend(log),
+                    Err(error) => failed.push(error),
+                }
                 last
             }
             Err(error) => {

@@ -293,7 +293,18 @@ impl Job<Unlocked> {
         unused: &[&HostId],
         kernel: &mut impl HostKernel,
     ) -> Result<(), RegistryError> {
-        remove_all(unused, kernel).and_then(|()| self.forget_hosts(unused))
+        let log = self.remove_and_forget_unrecorded(unused, kernel)?;
+        self.registry.record_all(&log);
+        Ok(())
+    }
+
+    /// The same; what the log is to say of it is returned.
+    pub(crate) fn remove_and_forget_unrecorded(
+        &mut self,
+        unused: &[&HostId],
+        kernel: &mut impl HostKernel,
+    ) -> Result<Vec<log::LogEntry>, RegistryError> {
+        remove_all(unused, kernel).and_then(|()| self.forget_unrecorded(unused))
     }
 
     fn host_queue(&self, host: &HostId, wait: &Wait) -> Result<QueueLock, RegistryError> {
@@ -309,24 +320,26 @@ impl Job<Unlocked> {
         let by = self.registrant(ManagedBy::Job);
         let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
         let (token, table) = hosts.parts();
-        let leases = self.registry.lock_file::<HostLeases, _>(token)?;
         let mut found = Found::default();
+        let mut known: Vec<(&HostSpec, HostRecord)> = Vec::new();
         for &spec in specs {
-            let key = spec.id.to_string();
-            let record: Option<HostRecord> = table.get(&key)?;
-            let Some(record) = record else {
-                found.new.push(spec);
-                continue;
-            };
-            let leased: Option<Leases> = self.registry.one(&leases, &key)?;
-            if is_made(&record, leased.as_ref()) {
-                host::check_same(&record, spec)?;
-                found.made.push(spec);
-            } else {
-                found.unfinished.push(spec);
+            match table.get(&spec.id.to_string())? {
+                Some(record) => known.push((spec, record)),
+                None => found.new.push(spec),
             }
         }
-        drop(leases);
+        if !known.is_empty() {
+            let leases = self.registry.lock_file::<HostLeases, _>(token)?;
+            for (spec, record) in known {
+                let leased: Option<Leases> = self.registry.one(&leases, &spec.id.to_string())?;
+                if is_made(&record, leased.as_ref()) {
+                    host::check_same(&record, spec)?;
+                    found.made.push(spec);
+                } else {
+                    found.unfinished.push(spec);
+                }
+            }
+        }
         if !found.new.is_empty() {
             for spec in &found.new {
                 host::register(table, spec, &by, time::now())?;
@@ -507,8 +520,14 @@ impl Job<Unlocked> {
 
     /// Removes the records of hosts that have no lease.
     fn forget_hosts(&mut self, gone: &[&HostId]) -> Result<(), RegistryError> {
+        let log = self.forget_unrecorded(gone)?;
+        self.registry.record_all(&log);
+        Ok(())
+    }
+
+    fn forget_unrecorded(&mut self, gone: &[&HostId]) -> Result<Vec<log::LogEntry>, RegistryError> {
         if gone.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let mut hosts = self.registry.open_file::<Hosts, _>(&mut self.token)?;
         for host in gone {
@@ -516,8 +535,7 @@ impl Job<Unlocked> {
         }
         self.registry.save(&hosts)?;
         drop(hosts);
-        self.notes("host.unregister", gone);
-        Ok(())
+        Ok(self.entries("host.unregister", gone))
     }
 
     /// Removes an operator's host whose making was cut short, or whose namespace somebody has
