@@ -29,13 +29,20 @@ const DESTINATION: &str = "10.2.1.50";
 
 const RUNS: usize = 5;
 
-/// Ten services, one router, its source host made by somebody else; 410 to 461 were counted.
-const KEPT: u64 = 480;
-/// The same with a host that the job makes and removes; 601 to 652.
-const MADE: u64 = 680;
-/// Ten named routers, to nine of which the hidden sender sends; 1,699 to 1,842, the most of them as an
-/// ordinary user; where threads of the job wait for each other, 30 are those of the thread that wakes them.
-const TEN: u64 = 1850;
+// A debug build of the standard library asks with fcntl(2) whether a descriptor is open before it closes it: 22
+// calls of a job over one router. Users do not make them, but what is counted is what was built: release builds
+// are that far below these limits.
+
+/// Ten services, one router, its source host made by somebody else; 355 to 359 were counted, the most of them as
+/// an ordinary user; 334 of a release build.
+const KEPT: u64 = 380;
+/// The same with a host that the job makes and removes; 511 to 515, and 477.
+const MADE: u64 = 540;
+/// Ten named routers, to eight of which the hidden sender sends, and two hosts that the job makes; 1,376 to 1,401,
+/// and 1,310. Where threads of the job wait for each other, 30 are those of the thread that wakes them.
+const TEN: u64 = 1460;
+/// What each further router costs where the job makes no host; 84 to 86, and 81.
+const FURTHER: u64 = 95;
 
 /// The calls of a job over `routers`, the least of some runs: other tests that run beside it can only
 /// add some.
@@ -150,9 +157,13 @@ fn a_quick_job_makes_no_more_system_calls_than_were_counted() {
     let ten_made = calls(&lab, ten);
     keep_hosts(&lab, &[one]);
     let kept = calls(&lab, one);
-    let found = format!("kept {kept}, made {made}, ten routers {ten_made}");
+    keep_hosts(&lab, &["hq-core"]);
+    let further = (calls(&lab, ten) - kept) / 9;
+    let found =
+        format!("kept {kept}, made {made}, ten routers {ten_made}, each further router {further}");
     println!("{found}");
     assert!(kept <= KEPT, "{found}");
     assert!(made <= MADE, "{found}");
     assert!(ten_made <= TEN, "{found}");
+    assert!(further <= FURTHER, "{found}");
 }
