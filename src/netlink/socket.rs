@@ -16,7 +16,7 @@ use super::{
 use crate::{
     model::IfName,
     netns::{NetnsError, NetnsFd, visit},
-    sys::mmsg::{Inbox, Reading},
+    sys::mmsg::{Inbox, WhenEmpty},
 };
 
 /// Send buffer; the kernel takes one call's bytes only if they fit.
@@ -326,7 +326,7 @@ impl Netlink {
     /// the rest of a list as soon as what is queued of it has been read.
     pub(super) fn receive(&mut self) -> Result<bool, NetlinkError> {
         loop {
-            match self.inbox.advance(self.socket.as_fd(), Reading::Poll) {
+            match self.inbox.advance(self.socket.as_fd(), WhenEmpty::Return) {
                 Ok(there) => return Ok(there),
                 Err(e) => match errno_from(&e) {
                     // The receive buffer overflowed. What it still holds can be read; who misses

@@ -145,13 +145,13 @@ const AT_ONCE: usize = 4;
 /// (`netlink_dump()`), and no other answer is known to be longer.
 const ROOM: usize = 64 << 10;
 
-/// Whether a datagram is waited for.
+/// What a call does when no datagram has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reading {
-    /// The call returns when there is one.
+pub enum WhenEmpty {
+    /// It waits for one.
     Wait,
-    /// It returns at once.
-    Poll,
+    /// It returns.
+    Return,
 }
 
 /// What one socket received: several datagrams are read with one call, and looked at one by one.
@@ -199,10 +199,10 @@ impl Inbox {
     /// # Errors
     /// `EMSGSIZE` for one that was longer than there was room: it is lost, and there is more room for what is
     /// read from now on. Otherwise what recvmmsg(2) says, but for `EINTR`.
-    pub fn advance(&mut self, socket: BorrowedFd<'_>, reading: Reading) -> io::Result<bool> {
+    pub fn advance(&mut self, socket: BorrowedFd<'_>, empty: WhenEmpty) -> io::Result<bool> {
         self.current = 0..0;
         if self.unread.is_empty() {
-            match self.read(socket, reading) {
+            match self.read(socket, empty) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 other => other?,
             }
@@ -218,7 +218,7 @@ impl Inbox {
         Ok(true)
     }
 
-    fn read(&mut self, socket: BorrowedFd<'_>, reading: Reading) -> io::Result<()> {
+    fn read(&mut self, socket: BorrowedFd<'_>, empty: WhenEmpty) -> io::Result<()> {
         self.room = self.room.max(self.needed);
         self.memory.reserve(AT_ONCE * self.room);
         let spare = self.memory.spare_capacity_mut();
@@ -233,9 +233,9 @@ impl Inbox {
         let mut headers: Vec<libc::mmsghdr> = vectors.iter_mut().map(bare_header).collect();
         // The whole length is told of a datagram that was cut.
         let flags = libc::MSG_TRUNC
-            | match reading {
-                Reading::Wait => libc::MSG_WAITFORONE,
-                Reading::Poll => libc::MSG_DONTWAIT,
+            | match empty {
+                WhenEmpty::Wait => libc::MSG_WAITFORONE,
+                WhenEmpty::Return => libc::MSG_DONTWAIT,
             };
         let read = loop {
             // SAFETY: there are as many headers as are announced; each points to one vector, and that to a part
@@ -291,7 +291,7 @@ mod tests {
     fn datagrams_come_in_order_and_one_that_is_too_long_is_told_of_and_fits_the_next_time() {
         let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
         let mut inbox = Inbox::default();
-        let next = |inbox: &mut Inbox| inbox.advance(far.as_fd(), Reading::Poll);
+        let next = |inbox: &mut Inbox| inbox.advance(far.as_fd(), WhenEmpty::Return);
         assert!(!next(&mut inbox).unwrap());
         let long = vec![7; ROOM + 1];
         for datagram in [&b"one"[..], b"", &long, b"four", b"five"] {
@@ -308,7 +308,7 @@ mod tests {
             assert_eq!(inbox.datagram(), rest);
         }
         near.send(&long).unwrap();
-        assert!(inbox.advance(far.as_fd(), Reading::Wait).unwrap());
+        assert!(inbox.advance(far.as_fd(), WhenEmpty::Wait).unwrap());
         assert_eq!(inbox.datagram(), long);
         assert!(!next(&mut inbox).unwrap());
         assert_eq!(inbox.datagram(), b"");

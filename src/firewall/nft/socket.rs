@@ -14,7 +14,7 @@ use crate::{
     firewall::netfilter_socket,
     netlink::buffers,
     sys::{
-        mmsg::{Inbox, Reading},
+        mmsg::{Inbox, WhenEmpty},
         nftnl::Encoder,
         socket_option::netns_cookie,
     },
@@ -138,7 +138,7 @@ impl NftSocket {
             .map_err(|source| NftError::Send { what, source })?;
         let mut acknowledged = false;
         let mut refused = None;
-        while self.receive(Reading::Poll, what)? {
+        while self.receive(WhenEmpty::Return, what)? {
             for message in Messages(self.inbox.datagram()) {
                 match error_of(&message) {
                     Some((0, _)) => acknowledged = true,
@@ -229,7 +229,7 @@ impl NftSocket {
             .map_err(|source| NftError::Send { what, source })?;
         let mut dumped = Dumped::Whole;
         loop {
-            self.receive(Reading::Wait, what)?;
+            self.receive(WhenEmpty::Wait, what)?;
             for message in Messages(self.inbox.datagram()).filter(|m| m.sequence == sequence) {
                 if message.flags & libc::NLM_F_DUMP_INTR as u16 != 0 {
                     dumped = Dumped::Interrupted;
@@ -271,7 +271,7 @@ impl NftSocket {
         self.socket
             .send(&bytes, 0)
             .map_err(|source| NftError::Send { what, source })?;
-        while self.receive(Reading::Poll, what)? {
+        while self.receive(WhenEmpty::Return, what)? {
             for message in Messages(self.inbox.datagram()).filter(|m| m.sequence == sequence) {
                 match error_of(&message) {
                     Some((errno, ext_ack)) => {
@@ -300,8 +300,8 @@ impl NftSocket {
     }
 
     /// Goes on to the next datagram; false when none waits.
-    fn receive(&mut self, reading: Reading, what: &'static str) -> Result<bool, NftError> {
-        let there = self.inbox.advance(self.socket.as_fd(), reading);
+    fn receive(&mut self, empty: WhenEmpty, what: &'static str) -> Result<bool, NftError> {
+        let there = self.inbox.advance(self.socket.as_fd(), empty);
         there.map_err(|source| NftError::Receive { what, source })
     }
 }

@@ -48,10 +48,7 @@ pub(super) fn digest(
     let omitted = lab.router(&at.router);
     let omitted = omitted.map_or_else(|_| Omitted::default(), |r| Omitted::of(lab, r, trust));
     let rules = tables.rules(&at.router)?;
-    if let Some(first) = probes.first() {
-        // Most of what is asked for here and behind the router, in one go.
-        tables.ask_with_marks(at, &first.headers)?;
-    }
+    tables.ask_ahead(at, probes)?;
     let mut digest = Digest {
         lab,
         tables,

@@ -92,8 +92,10 @@ impl<'a> Tables<'a> {
         headers: &Headers,
         mark: u32,
     ) -> Result<Vec<Out>, ResolveError> {
-        self.ask(at, headers, [mark])?;
         let asked = (at.router.clone(), query(at, headers, mark));
+        if !self.outs.contains_key(&asked) {
+            self.ask(at, headers, [mark])?;
+        }
         Ok(self.outs.get(&asked).cloned().unwrap_or_default())
     }
 
@@ -109,6 +111,14 @@ impl<'a> Tables<'a> {
         let marks: BTreeSet<u32> = marks.chain([0]).collect();
         self.ask(at, headers, marks.iter().copied())?;
         Ok(marks)
+    }
+
+    /// Asks the router, at once, for most of what is to be known of the ways of such probes.
+    pub(super) fn ask_ahead(&mut self, at: &Entry, probes: &[Probe]) -> Result<(), ResolveError> {
+        match probes.first() {
+            Some(first) => self.ask_with_marks(at, &first.headers).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Asks the router, at once, for the ways out of such a packet with each of these marks.
