@@ -1,6 +1,9 @@
 //! Jobs whose sockets hold no more than an ordinary user's may, and far less.
 
-use std::process::{Command, Output};
+use std::{
+    process::{Command, Output},
+    thread,
+};
 
 use serde_json::Value;
 
@@ -42,6 +45,25 @@ fn small_buffers_change_no_answer() {
             assert!(large == small, "{back_end}, {bytes}: {large:#} {small:#}");
         }
     }
+}
+
+#[test]
+fn jobs_at_once_with_small_buffers_give_the_reasons_of_one_alone() {
+    let lab = TestLab::up("corp10");
+    // Each needs longer than the others wait for its turn to trace before they go on beside it.
+    let ask = ["-P", "1-4000/tcp", "--lock-timeout", "60"];
+    let routers = |more: &[&str]| answers(&lab, &[&ask[..], more].concat())[0].take();
+    let alone = routers(&[]);
+    thread::scope(|scope| {
+        let small = |_| scope.spawn(|| routers(&["--socket-buffers", SMALL[1]]));
+        let jobs: Vec<_> = (0..4).map(small).collect();
+        for job in jobs {
+            assert!(
+                job.join().unwrap() == alone,
+                "a job beside others says something else"
+            );
+        }
+    });
 }
 
 #[test]

@@ -209,7 +209,12 @@ impl Row {
     }
 
     fn send(&self, probes: &[Probe]) -> io::Result<()> {
-        for packets in packets(self.tags, probes, &[]) {
+        self.send_as(self.tags, probes)
+    }
+
+    /// Sends probes of the job that has these tags.
+    fn send_as(&self, tags: TagSpace, probes: &[Probe]) -> io::Result<()> {
+        for packets in packets(tags, probes, &[]) {
             let to = Target::Address(packets.destination);
             let socket = self.socket.as_fd();
             let refused = send_each(socket, &packets.bytes, packets.size, to);
@@ -222,6 +227,16 @@ impl Row {
     }
 
     fn explain_with(&self, explainer: &mut Explainer, services: &[(u32, Service)]) -> Explanation {
+        self.explain_beside(explainer, services, &mut || ())
+    }
+
+    /// Does something `before` probes are sent again, each time.
+    fn explain_beside(
+        &self,
+        explainer: &mut Explainer,
+        services: &[(u32, Service)],
+        before: &mut dyn FnMut(),
+    ) -> Explanation {
         let ingress = ifname("i0");
         let probes = self.probes(services);
         let question = ExplainQuestion {
@@ -239,6 +254,7 @@ impl Row {
             patience: Duration::from_secs(20),
         };
         let mut send = |indexes: &[u32]| {
+            before();
             let wanted: Vec<_> = probes
                 .iter()
                 .copied()
@@ -692,11 +708,16 @@ fn probes_that_do_not_come_in_are_not_called_dropped() {
 
 /// A tracer in the router, without the layers above.
 fn tracer(row: &Row) -> Tracer {
+    tracer_of(row, row.run_id.clone(), row.tags)
+}
+
+/// The same of the job with this name and these tags.
+fn tracer_of(row: &Row, run_id: RunId, tags: TagSpace) -> Tracer {
     let spec = TraceSpec {
         pass_on: false,
-        run_id: row.run_id.clone(),
+        run_id,
         family: Family::of(row.headers.destination),
-        tags: row.tags,
+        tags,
         protocols: vec![Protocol::Tcp, Protocol::Udp],
         from_itself: false,
         ingress: None,
@@ -750,6 +771,31 @@ fn probes_with_many_events_are_sent_again_in_smaller_batches() {
         let rules = explained.steps.iter().filter(|s| s.kind == StepKind::Rule);
         assert_eq!(rules.count(), 100, "{:#?}", explained.steps);
     }
+}
+
+#[test]
+fn events_of_another_job_that_leave_no_room_are_waited_for() {
+    let row = Row::v4();
+    row.run("iptables-nft -P FORWARD DROP");
+    let tags = TagSpace::new(Dscp::new(41).unwrap(), 0x1234_5678_9abc_def2);
+    let other = tracer_of(&row, RunId::new("other").unwrap(), tags);
+    let theirs = row.probes(&many(6_000));
+    let mut times = 0;
+    let mut before = || {
+        times += 1;
+        if times <= 3 {
+            row.send_as(tags, &theirs).unwrap();
+        }
+    };
+    let mut explainer = Explainer::new(row.tools.clone());
+    let explanation = row.explain_beside(&mut explainer, &many(1), &mut before);
+    assert_eq!(explanation.warnings, Vec::<String>::new());
+    assert_eq!(
+        explanation.reasons[0].to_string(),
+        "dropped by the policy of chain FORWARD (table filter)"
+    );
+    assert_eq!(times, 4, "their events did not leave too little room");
+    other.stop().1.unwrap();
 }
 
 #[test]

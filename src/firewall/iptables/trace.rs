@@ -124,6 +124,17 @@ fn turn(netns: &NetnsFd, patience: Duration) -> Result<IptablesTurn, LegacyTrace
 /// The ways of probes by index of the service.
 pub type LegacyTrails = HashMap<u32, Vec<LegacyStep>>;
 
+/// What was reported of the probes that were sent.
+#[derive(Debug)]
+pub enum LegacyDrained {
+    /// All of it.
+    Whole(LegacyTrails),
+    /// Reports were lost: the probes are to be sent again, fewer at a time.
+    Overrun,
+    /// The same, and reports of other jobs' probes were among those that came.
+    Crowded,
+}
+
 /// Follows the probes of one job through the legacy tables of one router.
 #[derive(Debug)]
 pub struct LegacyTrace<'a> {
@@ -220,22 +231,30 @@ impl<'a> LegacyTrace<'a> {
         (self.notes.room() / STEPS_PER_PROBE).max(1)
     }
 
-    /// Reads what was reported of the probes that were sent since the last call; none when reports
-    /// were lost, so that the probes are to be sent again, fewer at a time.
+    /// Reads what was reported of the probes that were sent since the last call.
     ///
     /// # Errors
     /// [`LegacyTraceError::Socket`].
-    pub fn drain(&mut self) -> Result<Option<LegacyTrails>, LegacyTraceError> {
+    pub fn drain(&mut self) -> Result<LegacyDrained, LegacyTraceError> {
         let mut trails = LegacyTrails::new();
+        let mut crowded = false;
         let tags = self.tags;
         let whole = self.notes.drain(&mut |note| {
-            if let (Some(index), Some(step)) = (index(&note, tags), LegacyStep::read(&note)) {
+            let Some(index) = index(&note, tags) else {
+                crowded = true;
+                return;
+            };
+            if let Some(step) = LegacyStep::read(&note) {
                 trails.entry(index).or_default().push(step);
             }
         });
         let step = "receive";
         let whole = whole.map_err(|source| LegacyTraceError::Socket { step, source })?;
-        Ok(whole.then_some(trails))
+        Ok(match (whole, crowded) {
+            (true, _) => LegacyDrained::Whole(trails),
+            (false, true) => LegacyDrained::Crowded,
+            (false, false) => LegacyDrained::Overrun,
+        })
     }
 
     /// Ends the trace: the namespace's logger is what it was.

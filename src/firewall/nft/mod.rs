@@ -98,7 +98,7 @@ pub fn table_name(run_id: &RunId) -> String {
 }
 
 /// How the names of tables begin that tsim's jobs make.
-const OWN: [&str; 3] = ["tsim_", "tsimtrace_", "tsimflow_"];
+const OWN: [&str; 3] = ["tsim_", trace::TRACE_TABLES, "tsimflow_"];
 
 /// Whether a table is one that tsim makes: its taps, traces and counters.
 #[must_use]

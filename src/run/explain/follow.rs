@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use super::{ExplainError, SendAgain};
-use crate::firewall::nft::trace::{StoppedBy, Tracer, Trail};
+use super::{ExplainError, crowd::Tracing};
+use crate::firewall::nft::trace::{StoppedBy, Trail};
 
 /// By how much a batch shrinks when its events did not fit.
 const SHRINK: usize = 8;
@@ -20,29 +20,34 @@ const LATE: Duration = Duration::from_millis(20);
 pub(super) struct Followed {
     /// The ways of probes by index.
     pub(super) trails: HashMap<u32, Trail>,
-    /// Probes that caused more events than fit although each was sent alone.
+    /// Probes whose events did not fit although each was sent alone.
     pub(super) overrun: HashSet<u32>,
 }
 
 /// Sends each of the probes and follows it. Where events were lost, the same probes are sent again,
-/// fewer at a time.
+/// fewer at a time or when other jobs leave them room.
 pub(super) fn follow(
-    tracer: &mut Tracer,
+    tracing: &mut Tracing<'_, '_>,
     indexes: &[u32],
-    send: &mut SendAgain<'_>,
 ) -> Result<Followed, ExplainError> {
     let mut followed = Followed::default();
     let mut rest = indexes;
     let mut most = usize::MAX;
     while !rest.is_empty() {
-        let size = tracer.probes_at_once().min(most);
+        let size = tracing.tracer.probes_at_once().min(most);
         let (batch, behind) = rest.split_at(size.min(rest.len()));
-        send(batch).map_err(ExplainError::Send)?;
-        let mut drained = tracer.drain()?;
-        while drained.trails.len() < batch.len() && !drained.overrun && tracer.await_events(LATE)? {
-            let more = tracer.drain()?;
+        let mut drained = tracing.send(batch)?;
+        while drained.trails.len() < batch.len()
+            && !drained.overrun
+            && tracing.tracer.await_events(LATE)?
+        {
+            let more = tracing.tracer.drain()?;
             drained.overrun |= more.overrun;
+            drained.crowded |= more.crowded;
             drained.trails.extend(more.trails);
+        }
+        if drained.overrun && drained.crowded && tracing.gives_way(batch.len() == 1)? {
+            continue;
         }
         if drained.overrun && batch.len() > 1 {
             most = (batch.len() / SHRINK).max(1);
@@ -54,6 +59,7 @@ pub(super) fn follow(
             followed.trails.extend(drained.trails);
         }
         rest = behind;
+        most = most.saturating_mul(2);
     }
     Ok(followed)
 }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    ExplainError, ExplainQuestion, SendAgain,
+    ExplainError, ExplainQuestion,
+    crowd::Tracing,
     follow::Followed,
     read::{queues, subject},
     reason::{EndingAction, Explained, Reason},
@@ -12,9 +13,11 @@ use crate::{
     firewall::{
         iptables::{
             step::LegacyStep,
-            trace::{LegacyRules, LegacyStop, LegacyTrace, LegacyTraceError, LegacyTrails},
+            trace::{
+                LegacyDrained, LegacyRules, LegacyStop, LegacyTrace, LegacyTraceError, LegacyTrails,
+            },
         },
-        nft::trace::{PROBES_PER_DRAIN, StoppedBy, Tracer, Trail},
+        nft::trace::{PROBES_PER_DRAIN, StoppedBy, Trail},
         place::HookPoint,
         rule::Rule,
         ruletext::Shelf,
@@ -37,13 +40,13 @@ pub(super) struct LegacyReports {
 
 impl LegacyReports {
     /// Sends the probes that were lost within a hook again, and all of them where legacy rules
-    /// decide by more than the packet, while the router's legacy tables report what they do. `tracer` marks them as traced.
+    /// decide by more than the packet, while the router's legacy tables report what they do. `tracing` marks
+    /// them as traced.
     pub(super) fn follow(
         question: &ExplainQuestion<'_>,
         tools: (&Tools, Option<&Shelf>),
-        tracer: &mut Tracer,
+        tracing: &mut Tracing<'_, '_>,
         followed: &Followed,
-        send: &mut SendAgain<'_>,
     ) -> Result<Self, ExplainError> {
         let lost = followed.trails.iter().filter_map(|(index, trail)| {
             let StoppedBy::Within(hook) = trail.stopped_by() else {
@@ -63,7 +66,7 @@ impl LegacyReports {
         let indexes: Vec<u32> = all
             .filter(|index| every || legacy.lost.contains_key(index))
             .collect();
-        match listen(question, tools, tracer, &indexes, send)? {
+        match listen(question, tools, tracing, &indexes)? {
             Ok(found) => legacy.found = found,
             Err(error) => {
                 let warning = format!("no reasons from iptables-legacy: {error}");
@@ -153,9 +156,8 @@ type Found = Option<(LegacyRules, LegacyTrails)>;
 fn listen(
     question: &ExplainQuestion<'_>,
     tools: (&Tools, Option<&Shelf>),
-    tracer: &mut Tracer,
+    tracing: &mut Tracing<'_, '_>,
     indexes: &[u32],
-    send: &mut SendAgain<'_>,
 ) -> Result<Result<Found, LegacyTraceError>, ExplainError> {
     let (family, tags) = (question.family(), question.tags);
     let terms = (question.notes, question.patience);
@@ -165,7 +167,7 @@ fn listen(
         Ok(None) => return Ok(Ok(None)),
         Err(error) => return Ok(Err(error)),
     };
-    let trails = batches(&mut trace, tracer, indexes, send);
+    let trails = batches(&mut trace, tracing, indexes);
     let stopped = trace.stop();
     let read = || {
         let rules = LegacyRules::read(question.netns, tools, family);
@@ -181,30 +183,32 @@ fn listen(
 /// As many probes at a time as the reports have room for.
 fn batches(
     trace: &mut LegacyTrace<'_>,
-    tracer: &mut Tracer,
+    tracing: &mut Tracing<'_, '_>,
     indexes: &[u32],
-    send: &mut SendAgain<'_>,
 ) -> Result<Result<LegacyTrails, LegacyTraceError>, ExplainError> {
     let mut trails = LegacyTrails::new();
     let mut rest = indexes;
     let mut most = trace.probes_at_once();
     while !rest.is_empty() {
-        let size = tracer.probes_at_once().min(most);
+        let size = tracing.tracer.probes_at_once().min(most);
         let (batch, behind) = rest.split_at(size.min(rest.len()));
-        send(batch).map_err(ExplainError::Send)?;
         // These events are known already; they only must not fill the buffer.
-        tracer.drain()?;
+        tracing.send(batch)?;
+        let alone = batch.len() == 1;
         match trace.drain() {
-            Ok(Some(found)) => trails.extend(found),
-            Ok(None) if batch.len() > 1 => {
+            Ok(LegacyDrained::Whole(found)) => trails.extend(found),
+            // No wait for the turn to trace: whoever has it may wait for this one.
+            Ok(LegacyDrained::Crowded) if tracing.insists(alone) => continue,
+            Ok(LegacyDrained::Crowded | LegacyDrained::Overrun) if !alone => {
                 most = (batch.len() / SHRINK).max(1);
                 continue;
             }
             // One alone has more than fit; it stays without a reason.
-            Ok(None) => {}
+            Ok(LegacyDrained::Crowded | LegacyDrained::Overrun) => {}
             Err(error) => return Ok(Err(error)),
         }
         rest = behind;
+        most = most.saturating_mul(2);
     }
     Ok(Ok(trails))
 }

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{ExplainError, ExplainQuestion, SendAgain, follow::Followed};
+use super::{ExplainError, ExplainQuestion, crowd::Tracing, follow::Followed};
 use crate::{
     firewall::{
-        nft::trace::{PacketHead, StoppedBy, Tracer, Trail},
+        nft::trace::{PacketHead, StoppedBy, Trail},
         place::HookPoint,
     },
     model::IfName,
@@ -80,9 +80,8 @@ impl<'a> Lost<'a> {
     /// this time, its trail is replaced instead.
     pub(super) fn explain(
         &mut self,
-        tracer: &mut Tracer,
+        tracing: &mut Tracing<'_, '_>,
         followed: &mut Followed,
-        send: &mut SendAgain<'_>,
     ) -> Result<BTreeMap<u32, OutsideReason>, ExplainError> {
         let mut known: HashMap<Kind, OutsideReason> = HashMap::new();
         let mut reasons = BTreeMap::new();
@@ -90,7 +89,7 @@ impl<'a> Lost<'a> {
             let kind = case.kind();
             let reason = match known.get(&kind) {
                 Some(reason) => Some(reason.clone()),
-                None => self.alone(&case, tracer, followed, send)?,
+                None => self.alone(&case, tracing, followed)?,
             };
             if let Some(reason) = reason {
                 known.insert(kind, reason.clone());
@@ -144,25 +143,32 @@ impl<'a> Lost<'a> {
         }
     }
 
-    /// Sends a probe again, alone, and judges what happened; none when it was not lost this time.
+    /// Sends a probe again, alone, and judges what happened; none when it was not lost this time, or when its
+    /// events did not fit.
     fn alone(
         &mut self,
         case: &Case,
-        tracer: &mut Tracer,
+        tracing: &mut Tracing<'_, '_>,
         followed: &mut Followed,
-        send: &mut SendAgain<'_>,
     ) -> Result<Option<OutsideReason>, ExplainError> {
-        let before = self.observer.counters().map_err(ExplainError::Counters)?;
-        send(&[case.index]).map_err(ExplainError::Send)?;
-        let mut drained = tracer.drain()?;
-        let after = self.observer.counters().map_err(ExplainError::Counters)?;
+        let (rose, mut drained) = loop {
+            let before = self.observer.counters().map_err(ExplainError::Counters)?;
+            let drained = tracing.send(&[case.index])?;
+            let after = self.observer.counters().map_err(ExplainError::Counters)?;
+            if !(drained.overrun && drained.crowded && tracing.gives_way(true)?) {
+                break (after.since(&before), drained);
+            }
+        };
+        if drained.overrun {
+            followed.overrun.insert(case.index);
+            return Ok(None);
+        }
         if let Some(trail) = drained.trails.remove(&case.index) {
             followed.trails.insert(case.index, trail);
         }
         if !followed.is_lost(case.index) {
             return Ok(None);
         }
-        let rose = after.since(&before);
         let way = case.way.as_ref();
         let observed = self.observer.observe(case.after, case.head, way, rose)?;
         Ok(Some(judge(&observed)))

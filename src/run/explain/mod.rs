@@ -6,6 +6,7 @@
 //! sent again, alone, while the router's counters are watched, and judged by look-ups and settings.
 
 mod behind;
+mod crowd;
 mod doubt;
 mod follow;
 mod legacy;
@@ -31,6 +32,7 @@ pub use self::reason::{Doubt, EndingAction, Explained, Lots, Reason};
 pub(in crate::run) use self::watched::{Watched, WatchedSets, by_open_port, proxy, varies};
 use self::{
     behind::behind,
+    crowd::Tracing,
     doubt::{RouterRules, SeenProbe},
     follow::{Followed, follow},
     legacy::LegacyReports,
@@ -63,7 +65,7 @@ use crate::{
 };
 
 /// How long to let other jobs trace first on a router: 32 that explain a hundred services each are
-/// done in a fraction of it.
+/// done in a fraction of it. Whose events then find no room beside theirs waits once more.
 const TURN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is to be explained.
@@ -92,7 +94,8 @@ pub struct ExplainQuestion<'a> {
     pub pass_on: bool,
     /// Where what a trace sets is noted; none where the router goes with the job.
     pub notes: Option<&'a Arc<dyn Notebook>>,
-    /// How long to wait while another job traces in the router's iptables.
+    /// How long to wait while another job traces in the router's iptables, and for others whose events leave no
+    /// room for this one's.
     pub patience: Duration,
 }
 
@@ -424,18 +427,14 @@ impl Explainer {
         turn: Option<TraceTurn>,
     ) -> Result<Explanation, ExplainError> {
         let indexes: Vec<u32> = question.probes.iter().map(|probe| probe.index).collect();
-        let mut followed = follow(tracer, &indexes, send)?;
-        let outside = lost.explain(tracer, &mut followed, send)?;
-        let legacy = LegacyReports::follow(
-            question,
-            (&self.tools, self.shelf.as_ref()),
-            tracer,
-            &followed,
-            send,
-        )?;
+        let mut tracing = Tracing::new(question, tracer, send, turn);
+        let mut followed = follow(&mut tracing, &indexes)?;
+        let outside = lost.explain(&mut tracing, &mut followed)?;
+        let tools = (&self.tools, self.shelf.as_ref());
+        let legacy = LegacyReports::follow(question, tools, &mut tracing, &followed)?;
         // The tools need longer than all of this, and few probes are sent after them.
+        let (tracer, send) = tracing.end_turn();
         tracer.pause();
-        drop(turn);
         let found = Found {
             followed,
             outside,

@@ -60,6 +60,8 @@ use crate::{
 const TRACE_GROUP: u32 = 9;
 /// Asked of the socket; the kernel doubles it.
 const RECEIVE_BUFFER: usize = 16 << 20;
+/// How the names of all traces' tables begin.
+pub(super) const TRACE_TABLES: &str = "tsimtrace_";
 /// What the kernel charges for an event: an allocation of 1 KiB and the `struct sk_buff`.
 const EVENT_BYTES: usize = 1_536;
 /// Events per probe that the first batch leaves room for.
@@ -167,6 +169,9 @@ pub struct Drained {
     /// Whether the kernel lost events because the buffer was full. Then the ways are not to be
     /// trusted; the probes are to be sent again, fewer at a time.
     pub overrun: bool,
+    /// Whether other jobs caused some of those that were read: by packets of theirs, or by tables in which
+    /// they trace, which every packet passes.
+    pub crowded: bool,
 }
 
 /// Follows the probes of one job through one router.
@@ -197,8 +202,7 @@ impl Tracer {
             room,
         } = sockets;
         let table = trace_table_name(&spec.run_id);
-        let render = |batch, flags| render(batch, spec, &table, flags);
-        make_tables(&mut control, render, "installing a trace")?;
+        install(&mut control, spec, &table)?;
         let own = Own {
             table: table.clone(),
             taps: super::table_name(&spec.run_id),
@@ -230,15 +234,20 @@ impl Tracer {
     pub fn drain(&mut self) -> Result<Drained, NftError> {
         let trails = &mut self.trails;
         let mut events = 0;
+        let mut crowded = false;
         let overrun = read_events(&self.events, &mut self.buffer, |event| {
             events += 1;
-            trails.add(event);
+            crowded |= !trails.add(event);
         })?;
         let trails = self.trails.take();
         if !overrun && !trails.is_empty() {
             self.events_per_probe = CAUTION * usize::div_ceil(events, trails.len());
         }
-        Ok(Drained { trails, overrun })
+        Ok(Drained {
+            trails,
+            overrun,
+            crowded,
+        })
     }
 
     /// Waits until events are there, at most for `limit`; false when none came.
@@ -262,6 +271,25 @@ impl Tracer {
     /// on the router.
     pub fn pause(&self) {
         leave(&self.events);
+    }
+
+    /// Leaves the router to other jobs' traces until [`Tracer::resume`].
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn suspend(&mut self) -> Result<(), NftError> {
+        self.pause();
+        self.delete_tables()
+    }
+
+    /// Goes on with what it was started for, `spec`. What was not read before is forgotten.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn resume(&mut self, spec: &TraceSpec) -> Result<(), NftError> {
+        self.drain()?;
+        install(&mut self.control, spec, &self.table)?;
+        self.listen()
     }
 
     /// Hears of events again.
@@ -314,6 +342,12 @@ impl Tracer {
     }
 }
 
+/// Makes the tables of a trace.
+fn install(control: &mut NftSocket, spec: &TraceSpec, table: &str) -> Result<(), NftError> {
+    let render = |batch, flags| render(batch, spec, table, flags);
+    make_tables(control, render, "installing a trace").map(drop)
+}
+
 /// Takes a socket out of the group of those that hear of events.
 fn leave(events: &Socket) {
     // One that stays in it is a cost and no fault.
@@ -359,7 +393,7 @@ impl AsFd for Tracer {
 
 /// The name of the tables that a trace makes. A run id cannot make it a tap's.
 fn trace_table_name(run_id: &RunId) -> String {
-    format!("tsimtrace_{run_id}")
+    format!("{TRACE_TABLES}{run_id}")
 }
 
 /// The hooks of IP behind the first, with what the last chain there does.

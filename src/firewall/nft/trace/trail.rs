@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
+    TRACE_TABLES,
     event::{StepKind, TraceDecision, TraceEvent},
     head::PacketHead,
 };
@@ -142,13 +143,16 @@ impl Trails {
         std::mem::take(&mut self.by_index)
     }
 
-    pub(super) fn add(&mut self, event: &TraceEvent<'_>) {
+    /// Takes an event in; false where it comes from other jobs: it is about a packet that is none of this
+    /// one's probes, or about a chain of another one's trace.
+    pub(super) fn add(&mut self, event: &TraceEvent<'_>) -> bool {
         let head = PacketHead::of(event, self.tags);
         let index = head.map(|(_, index)| index);
         let Some(index) = index.or_else(|| self.by_id.get(&event.id).copied()) else {
-            return;
+            return false;
         };
         self.by_id.insert(event.id, index);
+        let ours = event.table == self.own.table || !event.table.starts_with(TRACE_TABLES);
         let marker = (event.table == self.own.table).then(|| marker(event.chain));
         if let (Some(Some(reached)), Some((head, _))) = (marker, head)
             && self.begins(index, event.id, reached)
@@ -156,11 +160,11 @@ impl Trails {
             self.by_index.insert(index, Trail::begin(event.id, head));
         }
         let Some(trail) = self.by_index.get_mut(&index) else {
-            return;
+            return ours;
         };
         if trail.id != event.id {
             trail.copies += u32::from(marker == Some(LEAVING));
-            return;
+            return ours;
         }
         if let Some((head, _)) = head {
             trail.head = head;
@@ -171,6 +175,7 @@ impl Trails {
             None if event.table == self.own.taps => trail.tap(event),
             None => trail.step(event),
         }
+        ours
     }
 
     /// Whether a packet seen at `reached` is a new one. The first chain of PREROUTING, or of OUTPUT

@@ -79,7 +79,9 @@ fn trails() -> Trails {
 /// The trail of service 3 after these events.
 fn trail<'a>(events: impl IntoIterator<Item = TraceEvent<'a>>) -> Trail {
     let mut trails = trails();
-    events.into_iter().for_each(|event| trails.add(&event));
+    for event in events {
+        assert!(trails.add(&event));
+    }
     trails.take().remove(&3).unwrap()
 }
 
@@ -99,6 +101,26 @@ fn how_far_a_probe_came_says_where_it_was_lost() {
         trail(all.to_vec()).stopped_by(),
         StoppedBy::Within(HookPoint::Forward)
     );
+}
+
+#[test]
+fn what_other_jobs_send_is_told_apart() {
+    let mut trails = trails();
+    let ours = Packet::new(3, 1);
+    let mut theirs = Packet::new(3, 2);
+    theirs.transport[4] ^= 0xff;
+    assert!(trails.add(&ours.marker("prerouting_first")));
+    assert!(!trails.add(&theirs.marker("prerouting_first")));
+    // Later events of a packet may show no headers.
+    let mut later = ours.rule(TraceDecision::Drop);
+    (later.network, later.transport) = (None, None);
+    assert!(trails.add(&later));
+    later.id = theirs.id;
+    assert!(!trails.add(&later));
+    later.id = ours.id;
+    later.table = "tsimtrace_other";
+    assert!(!trails.add(&later));
+    assert_eq!(trails.take().len(), 1);
 }
 
 #[test]
@@ -190,7 +212,9 @@ fn numbers_of_packets_may_be_used_again() {
     let (first, second) = (Packet::new(3, 1), Packet::new(4, 1));
     let mut trails = trails();
     for p in [&first, &second] {
-        p.forwarded().iter().for_each(|event| trails.add(event));
+        for event in &p.forwarded() {
+            trails.add(event);
+        }
         let mut end = p.event("filter", "FORWARD", StepKind::Policy, TraceDecision::Drop);
         (end.network, end.transport) = (None, None);
         trails.add(&end);
@@ -223,6 +247,8 @@ fn foreign_packets_are_ignored() {
     let mut p = Packet::new(3, 1);
     p.transport[4] ^= 0x80;
     let mut trails = trails();
-    p.forwarded().iter().for_each(|event| trails.add(event));
+    for event in &p.forwarded() {
+        trails.add(event);
+    }
     assert!(trails.take().is_empty());
 }
