@@ -17,8 +17,8 @@ user=48213
 
 if [ "${1-}" = --load ]; then
     shift
-    modprobe -a iptable_raw iptable_mangle iptable_nat iptable_filter \
-        ip6table_raw ip6table_mangle ip6table_nat ip6table_filter
+    modprobe -a iptable_raw iptable_mangle iptable_nat iptable_filter iptable_security \
+        ip6table_raw ip6table_mangle ip6table_nat ip6table_filter ip6table_security
 fi
 
 # Programs may lie where only root may look (a checkout below /root). Then they are shown at the

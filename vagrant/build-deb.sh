@@ -40,7 +40,7 @@ tsim=$tree/usr/bin/tsim
 "$tree/usr/bin/tsimd" --print-unit | install -Dm644 /dev/stdin "$tree/usr/lib/systemd/system/tsimd.service"
 # Kernels load these for root; for an ordinary user's network namespace some do not.
 printf '%s\n' '# Rulesets of iptables-legacy in labs of ordinary users, see README.' \
-    iptable_{raw,mangle,nat,filter} ip6table_{raw,mangle,nat,filter} |
+    iptable_{raw,mangle,nat,filter,security} ip6table_{raw,mangle,nat,filter,security} |
     install -Dm644 /dev/stdin "$tree/usr/lib/modules-load.d/tsim.conf"
 
 "$tsim" generate man "$tree/usr/share/man/man1" >/dev/null

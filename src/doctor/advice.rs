@@ -171,7 +171,8 @@ static TABLE: [Advice; 33] = [
         "no fall-back where nf_tables is absent; rulesets that ask for it cannot be loaded",
         "a kernel with CONFIG_IP_NF_IPTABLES_LEGACY; the package iptables; without root, kernels that do \
         not load its modules for an ordinary user want root to: modprobe -a iptable_raw iptable_mangle \
-        iptable_nat iptable_filter ip6table_raw ip6table_mangle ip6table_nat ip6table_filter",
+        iptable_nat iptable_filter iptable_security ip6table_raw ip6table_mangle ip6table_nat ip6table_filter \
+        ip6table_security",
     ),
     useful(
         Area::Kernel,

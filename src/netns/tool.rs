@@ -34,7 +34,8 @@ const MOST_SAID: usize = 4 << 20;
 /// What to do where iptables-legacy finds no tables.
 pub const LOAD_LEGACY_TABLES: &str = "this kernel has no tables of iptables-legacy, or does not load their \
      modules for an ordinary user, and then root does: modprobe -a iptable_raw iptable_mangle iptable_nat \
-     iptable_filter ip6table_raw ip6table_mangle ip6table_nat ip6table_filter";
+     iptable_filter iptable_security ip6table_raw ip6table_mangle ip6table_nat ip6table_filter \
+     ip6table_security";
 
 /// What a tool said, with what to do about it where that is known.
 #[must_use]
