@@ -1,6 +1,7 @@
 //! Jobs whose sockets hold no more than an ordinary user's may, and far less.
 
 use std::{
+    path::Path,
     process::{Command, Output},
     thread,
 };
@@ -20,9 +21,8 @@ fn run(program: &str, args: &[&str]) -> Output {
     output
 }
 
-/// What a quick job answers, without what is another each time.
-fn answers(lab: &TestLab, more: &[&str]) -> Value {
-    let file = lab.config_file();
+/// What a quick job answers by this configuration, without what is another each time.
+fn answers(lab: &TestLab, file: &Path, more: &[&str]) -> Value {
     let config = ["--config", file.to_str().unwrap(), "--json"];
     let question = ["-s", "10.3.10.50", "-d", "10.2.1.60", "--explain", "always"];
     let name = ["--lab", lab.bed.lab.as_str()];
@@ -37,11 +37,16 @@ fn answers(lab: &TestLab, more: &[&str]) -> Value {
 #[test]
 fn small_buffers_change_no_answer() {
     let lab = TestLab::up("corp10");
+    let file = lab.config_file();
     for back_end in ["nft", "iptables-nft", "iptables-legacy"] {
         let ask = ["-P", "1-1500/tcp,33400-33450/udp", "--backend", back_end];
-        let large = answers(&lab, &ask);
+        let large = answers(&lab, &file, &ask);
         for bytes in SMALL {
-            let small = answers(&lab, &[&ask[..], &["--socket-buffers", bytes]].concat());
+            let small = answers(
+                &lab,
+                &file,
+                &[&ask[..], &["--socket-buffers", bytes]].concat(),
+            );
             assert!(large == small, "{back_end}, {bytes}: {large:#} {small:#}");
         }
     }
@@ -50,9 +55,10 @@ fn small_buffers_change_no_answer() {
 #[test]
 fn jobs_at_once_with_small_buffers_give_the_reasons_of_one_alone() {
     let lab = TestLab::up("corp10");
+    let file = lab.config_file();
     // Each needs longer than the others wait for its turn to trace before they go on beside it.
     let ask = ["-P", "1-4000/tcp", "--lock-timeout", "60"];
-    let routers = |more: &[&str]| answers(&lab, &[&ask[..], more].concat())[0].take();
+    let routers = |more: &[&str]| answers(&lab, &file, &[&ask[..], more].concat())[0].take();
     let alone = routers(&[]);
     thread::scope(|scope| {
         let small = |_| scope.spawn(|| routers(&["--socket-buffers", SMALL[1]]));
