@@ -5,16 +5,16 @@
 #   userland.sh SUITE      made of the packages of a Debian suite (trixie, sid)
 #
 # Both are the same small system: dash as /bin/sh (busybox's shell prefers its
-# own applets to the programs under test), the tools that the tests drive, and
+# own applets to the programs under test), bash, the tools that the tests drive, and
 # busybox for the rest.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd -P)
 # shellcheck source-path=SCRIPTDIR
 . "$here/common.sh"
 
-programs='dash busybox kmod modprobe ip tc ss bridge nft ipset setpriv flock unshare wg'
-packages='dash busybox-static kmod iproute2 nftables ipset iptables netbase
-    libc6 libgcc-s1 libmnl0 libnftnl11 util-linux wireguard-tools'
+programs='dash bash busybox kmod modprobe ip tc ss bridge nft ipset setpriv flock unshare wg'
+packages='dash bash busybox-static kmod iproute2 nftables ipset iptables netbase
+    libc6 libgcc-s1 libmnl0 libnftnl11 libtinfo6 util-linux wireguard-tools'
 
 from_host() {
     for name in $programs; do
