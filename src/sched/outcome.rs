@@ -316,7 +316,11 @@ mod tests {
             assert_eq!(left(result, "", code(4)).damaged, damaged, "{result}");
         }
         let (_dir, spool) = temporary();
-        let none = Left::look(&spool, &RunId::new("run").unwrap(), code(4));
+        let none = Left::look(
+            &spool,
+            &RunId::new("run").unwrap(),
+            code(4).map(ExitStatus::from_raw),
+        );
         assert!(!none.damaged);
     }
 

@@ -146,19 +146,12 @@ impl SweepCommand {
             passed: QuestionSum::default(),
             answered: done.asked,
         };
-        let others = || {
-            let shown = self.output.as_deref().unwrap_or(Path::new("-")).display();
-            Failure::usage(format!(
-                "{shown} cannot be gone on with: its {before} answers are of other questions than the first of {}",
-                self.questions.display()
-            ))
-        };
         let pairs = Questions::open(&self.questions, context)?;
         let pairs = pairs.map_while(|pair| match pair {
             Ok(pair) => {
                 let rest = skip.behind(pair);
                 if rest.is_none() {
-                    failed = Some(others());
+                    failed = Some(self.of_others(before));
                 }
                 rest
             }
@@ -184,13 +177,22 @@ impl SweepCommand {
             return Err(failure);
         }
         if skip.left > 0 {
-            return Err(others());
+            return Err(self.of_others(before));
         }
         if counts == VerdictCounts::default() {
             let name = self.questions.display();
             return Err(Failure::usage(format!("{name} has no question")));
         }
         Ok(counts)
+    }
+
+    /// That the answers that there are, so many, are not those to the first questions.
+    fn of_others(&self, answers: u64) -> Failure {
+        let shown = self.output.as_deref().unwrap_or(Path::new("-")).display();
+        let questions = self.questions.display();
+        Failure::usage(format!(
+            "{shown} cannot be gone on with: its {answers} answers are of other questions than the first of {questions}"
+        ))
     }
 
     /// Reads all questions of a file before any is put: a wrong line changes nothing. What comes by a

@@ -215,8 +215,7 @@ impl SharedLink {
         };
         if self.to_all {
             return format!(
-                "{destination} is the broadcast address of segment {segment}: nobody makes a connection to it, and \
-                 which hosts take a datagram is not known"
+                "{destination} is the broadcast address of segment {segment}: nobody makes a connection to it, and who takes a datagram is not known"
             );
         }
         if !self.or_on.is_empty() {
@@ -255,21 +254,16 @@ impl SharedLink {
                 names(&self.isolated_by)
             );
         }
-        if !self.silent.is_empty() {
-            return format!(
-                "{source} looks for {destination} on segment {segment}, and {}, which has it \
-                 elsewhere, does not answer there",
-                names(&self.silent)
-            );
+        let silent = (&self.silent, "has it elsewhere");
+        let in_vain = [silent, (&self.translated_by, "translates it")];
+        let mut in_vain = in_vain.iter().filter(|(routers, _)| !routers.is_empty());
+        match in_vain.next() {
+            Some((routers, what)) => format!(
+                "{source} looks for {destination} on segment {segment}, and {}, which {what}, does not answer there",
+                names(routers)
+            ),
+            None => format!("{both}: no router is passed"),
         }
-        if !self.translated_by.is_empty() {
-            return format!(
-                "{source} looks for {destination} on segment {segment}, and {}, which translates it, does not answer \
-                 there",
-                names(&self.translated_by)
-            );
-        }
-        format!("{both}: no router is passed")
     }
 }
 

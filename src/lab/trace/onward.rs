@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{End, Entry, Plug, SharedLink, Wiring};
 use crate::{
-    lab::topology::{InterfaceKind, WireGuardPeer},
+    lab::topology::{InterfaceKind, LinkFacts, WireGuardPeer},
     model::{IfName, RouterName},
     netlink::object::Mac,
 };
@@ -85,18 +85,7 @@ impl Wiring {
         let mut places = self.places(destination, here);
         if here.is_some() {
             places.extend(self.twins(plug, destination));
-            let mut translators = self.translators(plug, destination).into_iter();
-            let other = translators.find(|router| **router != plug.router);
-            if let Some(router) = other.filter(|_| places.is_empty()) {
-                let ends = vec![format!(
-                    "whoever has {destination} on segment {segment}, which {router} translates and does not answer for"
-                )];
-                return Onward::End(End::Absent { segment, ends });
-            }
-            return match places.is_empty() {
-                true => Onward::End(End::Delivered { segment }),
-                false => self.out(plug, segment, places),
-            };
+            return self.to_host(plug, segment, destination, places);
         }
         let others = self.other_ends(plug);
         if plug.kind == InterfaceKind::Tunnel {
@@ -113,37 +102,64 @@ impl Wiring {
                 ends => return Onward::Routers(entries(ends)),
             }
         }
-        // The route that led here takes it for a neighbour, and another router of the link knows better.
-        if next_hop == destination && plug.prefix(destination).is_some() {
-            if let Some((router, _)) = self.away(plug, destination) {
-                let ends = vec![format!(
-                    "whoever has {destination} on segment {segment}, which {router} has elsewhere"
-                )];
-                return Onward::End(End::Absent { segment, ends });
-            }
-        }
-        let answers_for_some = |end: &&Plug| !end.link.proxy.elsewhere.is_empty();
-        if next_hop == destination && places.is_empty() && others.iter().any(answers_for_some) {
-            // Those of the lab that answer for others do not for this one.
-            let ends = vec![format!("whoever answers ARP for {destination}")];
+        let doubt = self.doubted(plug, &segment, (next_hop, destination), places.is_empty());
+        if let Some(end) = doubt {
+            let ends = vec![end];
             return Onward::End(End::Absent { segment, ends });
         }
-        let owners = self.owners(next_hop);
+        self.out(plug, segment, places)
+    }
+
+    /// To a host of the link itself; `places` are where else it may be.
+    fn to_host(&self, plug: &Plug, segment: String, host: IpAddr, places: Vec<Entry>) -> Onward {
+        if !places.is_empty() {
+            return self.out(plug, segment, places);
+        }
+        let mut translators = self.translators(plug, host).into_iter();
+        let Some(router) = translators.find(|router| **router != plug.router) else {
+            return Onward::End(End::Delivered { segment });
+        };
+        let ends = vec![format!(
+            "whoever has {host} on segment {segment}, which {router} translates and does not answer for"
+        )];
+        Onward::End(End::Absent { segment, ends })
+    }
+
+    /// Who would have to take a packet to `next_hop` on the link of `plug`, where somebody's facts speak against that
+    /// there is such a one; `nowhere` where no subnet of the lab has the destination.
+    fn doubted(
+        &self,
+        plug: &Plug,
+        segment: &str,
+        (next_hop, destination): (IpAddr, IpAddr),
+        nowhere: bool,
+    ) -> Option<String> {
+        let direct = next_hop == destination;
+        // The route that led here takes it for a neighbour, and another router of the link knows better.
+        let near = direct && plug.prefix(destination).is_some();
+        if let Some((router, _)) = self.away(plug, destination).filter(|_| near) {
+            return Some(format!(
+                "whoever has {destination} on segment {segment}, which {router} has elsewhere"
+            ));
+        }
+        let answers_for_some = |end: &&Plug| !end.link.proxy.elsewhere.is_empty();
+        if direct && nowhere && self.other_ends(plug).iter().any(answers_for_some) {
+            // Those of the lab that answer for others do not for this one.
+            return Some(format!("whoever answers ARP for {destination}"));
+        }
         // An address of whole length (/32, /128) is of no subnet, and its router may be on any link.
         let whole =
             |own: &IpNet| own.addr() == next_hop && own.prefix_len() == own.max_prefix_len();
         let is_whole = |other: &Plug| other.addresses.iter().any(whole);
         let free = plug.prefix(next_hop).is_none() || self.plugs.iter().any(is_whole);
         let far = plug.kind == InterfaceKind::Ethernet && free;
-        if let Some(owner) = owners.first().filter(|_| far && places.is_empty()) {
-            // A gateway that the interface has no subnet of (`onlink`), or an address without one, and another
-            // router has it.
-            let ends = vec![format!(
-                "whoever has {next_hop} on segment {segment}, an address that {owner} has on another"
-            )];
-            return Onward::End(End::Absent { segment, ends });
-        }
-        self.out(plug, segment, places)
+        let owners = self.owners(next_hop);
+        let owner = owners.first().filter(|_| far && nowhere)?;
+        // A gateway that the interface has no subnet of (`onlink`), or an address without one, and another router
+        // has it.
+        Some(format!(
+            "whoever has {next_hop} on segment {segment}, an address that {owner} has on another"
+        ))
     }
 
     /// The permanent neighbour entries of a router that lead elsewhere than to who has the address, or
@@ -331,12 +347,12 @@ impl Wiring {
             return None;
         }
         let shares = |plug: &&Plug| plug.shares(source, destination);
-        let filters = near.iter().filter(|plug| plug.link.filters_bridged);
-        let mut filtered_by: Vec<RouterName> = filters.map(|plug| plug.router.clone()).collect();
-        filtered_by.dedup();
-        let tracks = near.iter().filter(|plug| plug.link.tracks_bridged);
-        let mut tracked_by: Vec<RouterName> = tracks.map(|plug| plug.router.clone()).collect();
-        tracked_by.dedup();
+        let with = |what: fn(&LinkFacts) -> bool| {
+            let some = near.iter().filter(|plug| what(&plug.link));
+            let mut routers: Vec<RouterName> = some.map(|plug| plug.router.clone()).collect();
+            routers.dedup();
+            routers
+        };
         let all = near
             .iter()
             .all(|plug| plug.kind != InterfaceKind::Tunnel && shares(plug));
@@ -347,13 +363,8 @@ impl Wiring {
         {
             return None;
         }
-        let proxies = near.iter().filter(|plug| plug.link.proxy.same_link);
-        let mut proxied_by: Vec<RouterName> = proxies.map(|plug| plug.router.clone()).collect();
-        proxied_by.dedup();
+        let mut proxied_by = with(|link| link.proxy.same_link);
         proxied_by.retain(|_| destination.is_ipv4());
-        let isolate = near.iter().filter(|plug| plug.link.isolates);
-        let mut isolated_by: Vec<RouterName> = isolate.map(|plug| plug.router.clone()).collect();
-        isolated_by.dedup();
         // A narrower subnet has the destination on a link where the source does not look for it.
         let narrowest = self.neighbours(destination);
         let here = narrowest
@@ -371,10 +382,10 @@ impl Wiring {
         or_on.dedup();
         Some(SharedLink {
             segment: self.segment(first)?.to_owned(),
-            filtered_by,
-            tracked_by,
+            filtered_by: with(|link| link.filters_bridged),
+            tracked_by: with(|link| link.tracks_bridged),
             proxied_by,
-            isolated_by,
+            isolated_by: with(|link| link.isolates),
             silent: silent.into_iter().cloned().collect(),
             between: self.with_twins(&near, [source, destination]),
             translated_by: self

@@ -115,7 +115,7 @@ fn a_list_of_questions_is_answered_line_by_line_and_gone_on_with() {
     desk.ends_with(&same, "sweep LAB q.txt -o b.jsonl --resume");
     assert_eq!(verdicts("b.jsonl"), all);
     // Answers to other questions, or to these with other options, are no beginning.
-    desk.write("o.txt", &questions.replace("10.81.1.11", "10.81.1.12"));
+    desk.write("o.txt", questions.replace("10.81.1.11", "10.81.1.12"));
     for (line, said) in [
         (
             "sweep LAB o.txt -o b.jsonl --resume",
