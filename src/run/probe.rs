@@ -14,7 +14,9 @@ use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, socket},
 };
-use rustix::net::sockopt::{Ipv6PathMtuDiscovery, set_ipv6_mtu_discover};
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+};
 
 use crate::{
     firewall::{Runs, TagSpace},
@@ -186,9 +188,10 @@ impl ProbeSocket {
     /// When the kernel refuses, for want of CAP_NET_RAW for example.
     pub fn open_here(family: Family) -> io::Result<Self> {
         let socket = Self::open(family)?;
-        if family == Family::V6 {
-            // What the host learned of the path from one probe would keep the next one back.
-            set_ipv6_mtu_discover(&socket.socket, Ipv6PathMtuDiscovery::PROBE)?;
+        // What the host learned of the path from one probe would keep the next one back.
+        match family {
+            Family::V4 => set_ip_mtu_discover(&socket.socket, Ipv4PathMtuDiscovery::PROBE)?,
+            Family::V6 => set_ipv6_mtu_discover(&socket.socket, Ipv6PathMtuDiscovery::PROBE)?,
         }
         Ok(socket)
     }
