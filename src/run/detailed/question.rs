@@ -620,7 +620,7 @@ impl Question<'_> {
         all.map(|(at, _)| at).filter(|at| forks(*at)).collect()
     }
 
-    /// The routers in the order in which packets were expected to pass them.
+    /// The routers in the order in which packets were expected to pass them; if they were named, in that order.
     fn planned_routers(&self) -> Vec<RouterWay> {
         let mut routers: Vec<RouterWay> = Vec::new();
         let entries = self.ways.iter().map(|way| RouterWay {
@@ -641,6 +641,9 @@ impl Question<'_> {
             if !routers.iter().any(|known| known.name == way.name) {
                 routers.push(way);
             }
+        }
+        if let RouterChoice::Named(names) = &self.job.routers {
+            routers.sort_by_key(|way| names.iter().position(|name| *name == way.name));
         }
         routers
     }
