@@ -214,12 +214,6 @@ impl Scheduler {
         cause: Option<EndCause>,
     ) -> Result<(), SchedulerError> {
         self.release(&job.run_id, job.dscp);
-        // A result that was cut serves nobody, and on a full disk the job's end has no room beside it.
-        if left.is_some_and(|left| left.damaged)
-            && let Err(error) = self.spool.drop_run_file(&job.run_id, RESULT)
-        {
-            tracing::warn!(run_id = %job.run_id, %error, "cannot remove a damaged result");
-        }
         let concluded = left.map(|left| left.conclude(cause, job.cancelled_by.as_ref()));
         let (status, reason) = concluded.unwrap_or((Status::Failed, None));
         let mut finished = finished(job, Timestamp::now(), status, reason);
@@ -268,7 +262,15 @@ impl Scheduler {
 
     /// Records a job that is over; the next [`Self::start`] takes it off the running ones.
     fn record(&mut self, job: &FinishedJob) -> Result<(), SpoolError> {
-        let closed = self.spool.lock().and_then(|lock| lock.close(job));
+        let close = || self.spool.lock().and_then(|lock| lock.close(job));
+        let mut closed = close();
+        // What was cut serves nobody, and on a full disk it has the room that the job's end needs.
+        if closed.is_err()
+            && job.status != Status::Done
+            && self.spool.drop_run_file(&job.run_id, RESULT).is_ok()
+        {
+            closed = close();
+        }
         let why = closed.as_ref().err().map(|error| {
             let (status, error) = (job.status, WithCauses(error));
             format!("it is over ({status}), and that cannot be written down: {error}; the scheduler tries again")

@@ -42,8 +42,6 @@ pub struct Left {
     pub reason: Option<String>,
     /// How often a service was measured and written down, if it did not.
     pub measured: usize,
-    /// Whether what it left for a result is none, as where the disk was full.
-    pub damaged: bool,
     /// Whether it was ended by a signal, so that nothing was undone.
     pub crashed: bool,
     /// How many bytes its directory has on disk.
@@ -72,11 +70,9 @@ impl Left {
             true => 0,
             false => open(MEASURED).and_then(count_lines).unwrap_or_default(),
         };
-        let nothing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         Self {
             exit_code,
             complete,
-            damaged: verdicts.as_ref().is_err_and(|error| !nothing(error)),
             verdicts: verdicts.ok().flatten().filter(|_| complete),
             reason,
             crashed,
@@ -308,20 +304,6 @@ mod tests {
             let verdicts = left(counted, "", code(1)).verdicts.unwrap();
             assert_eq!((verdicts.yes, verdicts.no, verdicts.unknown), (4, 1, 2));
         }
-    }
-
-    #[test]
-    fn a_result_that_was_cut_is_damaged() {
-        for (result, damaged) in [(RESULT_TEXT, false), ("", true), ("{\"routers\":[", true)] {
-            assert_eq!(left(result, "", code(4)).damaged, damaged, "{result}");
-        }
-        let (_dir, spool) = temporary();
-        let none = Left::look(
-            &spool,
-            &RunId::new("run").unwrap(),
-            code(4).map(ExitStatus::from_raw),
-        );
-        assert!(!none.damaged);
     }
 
     #[test]
