@@ -155,8 +155,7 @@ impl<'a> Asking<'a> {
         refused.collect()
     }
 
-    /// Where packets enter: of named routers the one that they come to, as a quick job has it, or else the first
-    /// that was named. Who put a source host on an interface by hand has decided that.
+    /// Where packets enter. Who put a source host on an interface by hand has decided that.
     fn entries(
         &self,
         planner: &mut Planner<'_>,
@@ -172,28 +171,22 @@ impl<'a> Asking<'a> {
         };
         let wiring = &planner.map.wiring;
         let sockets = &mut planner.sockets;
-        let named = match &job.routers {
-            RouterChoice::Named(names) => names.as_slice(),
+        let first = match &job.routers {
+            RouterChoice::Named(names) => names.first().cloned().map(EntryName::from),
             RouterChoice::Traced(trace) if job.from.is_none() => return Ok(traced(trace)),
-            _ => &[],
+            _ => None,
         };
-        let one = !named.is_empty();
-        let mut entries = match trace::entries(wiring, sockets, &packet, job.from.as_ref()) {
-            Err(TraceError::NoStart { .. }) if one => Vec::new(),
-            found => found?,
+        let one = first.is_some();
+        let from = job.from.clone().or(first);
+        let found = trace::entries(wiring, sockets, &packet, from.as_ref());
+        let mut entries = match (found, &from) {
+            // The result says that nothing comes in there.
+            (Err(TraceError::NotFacing { router, .. }), _) if one => vec![Entry {
+                router,
+                iface_in: None,
+            }],
+            (found, _) => found?,
         };
-        entries.retain(|entry| !one || named.contains(&entry.router));
-        if let Some(first) = named.first().filter(|_| entries.is_empty()) {
-            let first = EntryName::from(first.clone());
-            entries = match trace::entries(wiring, sockets, &packet, Some(&first)) {
-                // The result says that nothing comes in there.
-                Err(TraceError::NotFacing { router, .. }) => vec![Entry {
-                    router,
-                    iface_in: None,
-                }],
-                found => found?,
-            };
-        }
         if job.from.is_none() {
             self.heed_hosts(&mut entries, there)?;
         }
@@ -620,7 +613,7 @@ impl Question<'_> {
         all.map(|(at, _)| at).filter(|at| forks(*at)).collect()
     }
 
-    /// The routers in the order in which packets were expected to pass them; if they were named, in that order.
+    /// The routers in the order in which packets were expected to pass them.
     fn planned_routers(&self) -> Vec<RouterWay> {
         let mut routers: Vec<RouterWay> = Vec::new();
         let entries = self.ways.iter().map(|way| RouterWay {
@@ -641,9 +634,6 @@ impl Question<'_> {
             if !routers.iter().any(|known| known.name == way.name) {
                 routers.push(way);
             }
-        }
-        if let RouterChoice::Named(names) = &self.job.routers {
-            routers.sort_by_key(|way| names.iter().position(|name| *name == way.name));
         }
         routers
     }
