@@ -5,9 +5,10 @@
 //! ```
 //!
 //! Addresses, routes and policy rules are kept as ip(8) has them. Firewall rules are kept as a sum of what
-//! the kernel holds, from the first time on that somebody asks ([`rule_sum`]). What packets change (counters, elements of sets) and what the kernel makes
-//! after its own time (routes of IPv6's addresses) or in every namespace (tunnels' devices, with a
-//! module that is loaded) is left out, as is what tsim's jobs put in.
+//! the kernel holds, from the first time on that somebody asks ([`rule_sum`]). What packets change
+//! (counters, elements of sets) and what the kernel makes after its own time (routes of IPv6's addresses)
+//! or in every namespace (tunnels' devices, with a module that is loaded) is left out, as is what tsim's
+//! jobs put in.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

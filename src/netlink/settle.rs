@@ -167,6 +167,7 @@ impl Netlink {
         }
         Ok(())
     }
+
     /// The socket's address, by which replies are told from news.
     fn own_port(&self) -> Result<u32, NetlinkError> {
         let mut address = SocketAddr::new(0, 0);

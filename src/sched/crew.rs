@@ -265,7 +265,7 @@ impl Scheduler {
         let close = || self.spool.lock().and_then(|lock| lock.close(job));
         let mut closed = close();
         // What was cut serves nobody, and on a full disk it has the room that the job's end needs.
-        if closed.is_err()
+        if closed.as_ref().is_err_and(SpoolError::is_for_want_of_room)
             && job.status != Status::Done
             && self.spool.drop_run_file(&job.run_id, RESULT).is_ok()
         {

@@ -45,7 +45,7 @@ use super::{
 use crate::{
     bulk::addresses::AskedAddresses,
     model::{LabName, RunId},
-    registry::{RegistryError, medium::Directory},
+    registry::medium::Directory,
     sys::limits,
 };
 
@@ -110,14 +110,12 @@ impl StartError {
             libc::EDQUOT,
         ];
         let source = match self {
-            Self::Spawn { source, .. }
-            | Self::Spool(
-                SpoolError::Io { source, .. }
-                | SpoolError::Registry(RegistryError::Io { source, .. }),
-            ) => source,
-            _ => return false,
+            Self::Spawn { source, .. } => Some(source),
+            Self::Spool(error) => error.cause(),
+            _ => None,
         };
-        source.raw_os_error().is_some_and(|e| busy.contains(&e))
+        let errno = source.and_then(io::Error::raw_os_error);
+        errno.is_some_and(|errno| busy.contains(&errno))
     }
 }
 

@@ -91,6 +91,23 @@ pub enum SpoolError {
 }
 
 impl SpoolError {
+    /// What the system said, where that was the cause.
+    pub(super) fn cause(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { source, .. } | Self::Registry(RegistryError::Io { source, .. }) => {
+                Some(source)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the disk, or somebody's share of it, is full.
+    pub(super) fn is_for_want_of_room(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        self.cause()
+            .is_some_and(|error| full.contains(&error.kind()))
+    }
+
     pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io {
             what,

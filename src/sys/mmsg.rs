@@ -287,6 +287,7 @@ mod tests {
             .collect();
         assert_eq!(indexes, [0, 1, 2].map(|i| (i, Some(libc::EINVAL))));
     }
+
     #[test]
     fn datagrams_come_in_order_and_one_that_is_too_long_is_told_of_and_fits_the_next_time() {
         let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();

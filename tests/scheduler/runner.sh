@@ -49,6 +49,7 @@ case $lab in
         [ -z "${out:-}" ] || echo '{"port":80,"result":"YES"}' >"$out/measured.jsonl"
         kill -KILL $$
         ;;
+    brim) while echo '"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"'; do :; done; exit 4 ;;
     talk) while :; do echo '"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"'; done ;;
     env) env >SITE/env ;;
     args) echo "$args" >SITE/args ;;

@@ -89,6 +89,17 @@ fn a_full_disk_neither_ends_it_nor_keeps_it_from_starting() {
     assert_eq!(site.starts()["r1"], 1);
 }
 
+#[test]
+fn half_of_a_result_that_fills_the_disk_makes_room_for_its_jobs_end() {
+    let disk = SmallDisk::new();
+    let site = Site::below(disk.path(), "");
+    let _daemon = site.daemon();
+    site.quick("large", "brim");
+    assert_eq!(site.until_finished("large").status, Status::Failed);
+    site.quick("next", "any");
+    assert_eq!(site.until_finished("next").status, Status::Done);
+}
+
 /// `tsim watch`, and what it says.
 fn watch(site: &Site, job: &str) -> (Child, impl Iterator<Item = String>) {
     let mut watch = Command::new(env!("CARGO_BIN_EXE_tsim"))

@@ -28,7 +28,7 @@ A question is a line `SOURCE DESTINATION SERVICES`, as in `10.1.1.100 10.2.1.50 
 comment. The first line of the answers says what was asked of which lab; then comes a line for each \
 service, in the order of the questions, as it is known. Memory does not grow with their number. Routers are \
 held for about half a second at a time, so detailed jobs get their turn. --resume goes on behind the last \
-whole line of a file that an interrupted run left, of the same lab. Exit code 0: everything arrives; 1: some \
+whole line of a file that an interrupted run left, of the same lab, questions and options. Exit code 0: everything arrives; 1: some \
 does not; 3: some is not known.";
 
 /// Ask any number of questions from a list; answers are JSON lines

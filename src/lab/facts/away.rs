@@ -5,7 +5,7 @@
 //! the LAN, a site that was moved). They come in by that route's way, and who looks for them on the link
 //! finds them only where a router answers in their place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
@@ -18,11 +18,10 @@ use crate::{
 
 /// Notes for each interface what of its subnets the router's routes lead elsewhere.
 pub(super) fn model(facts: &mut RouterFacts) {
-    let of_all = [Family::V4, Family::V6].map(|family| tables_of_all(facts, family));
-    let found = facts
-        .interfaces
-        .iter()
-        .map(|interface| routed_away(facts, interface, &of_all));
+    let of_all = [Family::V4, Family::V6].map(|family| (family, tables_of_all(facts, family)));
+    let of_all = BTreeMap::from(of_all);
+    let interfaces = facts.interfaces.iter();
+    let found = interfaces.map(|interface| routed_away(facts, interface, &of_all));
     let found: Vec<Vec<Nets>> = found.collect();
     for (interface, nets) in facts.interfaces.iter_mut().zip(found) {
         interface.value.link.routed_away = nets;
@@ -44,12 +43,15 @@ pub(super) fn tables_of_all(facts: &RouterFacts, family: Family) -> BTreeSet<u32
 fn routed_away(
     facts: &RouterFacts,
     interface: &InterfaceFacts,
-    of_all: &[BTreeSet<u32>; 2],
+    of_all: &BTreeMap<Family, BTreeSet<u32>>,
 ) -> Vec<Nets> {
     let subnets = subnets(interface);
     let asked = |route: &Route| match interface.link.vrf_table {
         Some(table) => route.table == table,
-        None => of_all.iter().any(|tables| tables.contains(&route.table)),
+        None => {
+            let tables = of_all.get(&Family::of(route.destination.addr()));
+            tables.is_some_and(|tables| tables.contains(&route.table))
+        }
     };
     let narrower = |route: &&Route| {
         let (net, mut subnets) = (route.destination, subnets.iter());

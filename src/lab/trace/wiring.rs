@@ -92,7 +92,7 @@ impl Plug {
 
     /// How long the narrowest prefix is by which the router leads `address` elsewhere, though it is in a subnet of
     /// this interface.
-    fn away(&self, address: IpAddr) -> Option<u8> {
+    fn leads_away(&self, address: IpAddr) -> Option<u8> {
         let nets = self.link.routed_away.iter();
         let away = nets.filter(|nets| nets.contains(address));
         away.map(|nets| nets.within.prefix_len()).max()
@@ -351,7 +351,7 @@ impl Wiring {
     pub(super) fn away(&self, plug: &Plug, address: IpAddr) -> Option<(&RouterName, u8)> {
         let on_segment = |other: &&Plug| other.up && other.segment == plug.segment;
         let others = self.plugs.iter().filter(on_segment);
-        let away = others.filter_map(|other| Some((&other.router, other.away(address)?)));
+        let away = others.filter_map(|other| Some((&other.router, other.leads_away(address)?)));
         away.max_by_key(|(_, length)| *length)
     }
 

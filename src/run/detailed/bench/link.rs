@@ -2,9 +2,9 @@
 //!
 //! A host sends everything to its router (`lab::hosts`), also what is for its own subnet. A real
 //! one does not ask a gateway for that: what is for a neighbour goes there directly, past the
-//! router that it came from. So answers to other routers of the subnet go to them, those for which one of
-//! these answers in ARP or neighbour discovery go to that one, and those to
-//! anybody else in it go nowhere: to the client itself they would come from an address that it did
+//! router that it came from. So answers to other routers of the subnet go to them, those to whom one
+//! of these answers for in ARP or neighbour discovery go to that one, and those to anybody else in it go
+//! nowhere: to the client itself they would come from an address that it did
 //! not call (the request was translated, or it would not have passed a router), and of others
 //! nobody in the lab has the address.
 
@@ -52,12 +52,12 @@ pub(super) fn teach(
     for (address, mac) in &link.routers {
         let neighbour = Neighbour::permanent(eth0.clone(), *address, *mac);
         batch.replace_neighbour(&neighbour);
-        let route = by(IpNet::from(*address), None, eth0.clone());
+        let route = route_by(IpNet::from(*address), None, eth0.clone());
         batch.add_route(&route).tolerate(Errno::EEXIST);
     }
     for (net, via) in &link.answered {
         let route = match via {
-            Some(router) => by(*net, Some(*router), eth0.clone()),
+            Some(router) => route_by(*net, Some(*router), eth0.clone()),
             None => Route::without_hops(*net, RouteKind::Blackhole),
         };
         batch.add_route(&route).tolerate(Errno::EEXIST);
@@ -66,7 +66,7 @@ pub(super) fn teach(
     sent.map_err(|error| fail(MeasureError::Undo(error)))
 }
 
-fn by(destination: IpNet, via: Option<IpAddr>, dev: IfName) -> Route {
+fn route_by(destination: IpNet, via: Option<IpAddr>, dev: IfName) -> Route {
     let hop = NextHop {
         via,
         dev: Some(dev),
